@@ -1,0 +1,54 @@
+"""The errors a user may meet; each says what is wrong, what was received, what is allowed and what to do."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class TrajnoteError(Exception):
+    """Base of every error that is the user's business; printed as one line, without a traceback.
+
+    Args:
+        problem: what is wrong, with the value received and the values allowed.
+        hint: what to do about it, as a sentence or a command.
+    """
+
+    exit_code: ClassVar[int] = 1
+
+    def __init__(self, problem: str, hint: str = "") -> None:
+        super().__init__(problem)
+        self.problem = problem
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return f"{self.problem} {self.hint}".strip()
+
+
+class BadInput(TrajnoteError):
+    """The command, file or value given cannot be used; retrying the same thing cannot help."""
+
+    exit_code = 2
+
+
+class Prerequisite(TrajnoteError):
+    """Something has to be done first; the hint names the command."""
+
+    exit_code = 3
+
+
+class DamagedStore(TrajnoteError):
+    """A file of the store is missing, truncated or not what was written."""
+
+    exit_code = 4
+
+
+class CatalogLocked(TrajnoteError):
+    """Another process holds the catalog; the same command succeeds once it has finished."""
+
+    exit_code = 5
+
+
+class ProviderFailed(TrajnoteError):
+    """A language model's server refused or could not be reached; the hint says whether a retry makes sense."""
+
+    exit_code = 6

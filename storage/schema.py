@@ -1,0 +1,133 @@
+"""The shapes that all rooms share: spaces, episodes, manifests and annotations. No file is touched here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field
+
+Array = NDArray[Any]
+SCHEMA_VERSION = 1
+
+
+class Frozen(BaseModel):
+    """A value that is validated once, refuses unknown fields, and never changes."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Space(Frozen):
+    """A flat observation or action space, as Gymnasium means it, without Gymnasium.
+
+    A discrete space is stored as one int64 per step; a box as `size` numbers of `dtype`.
+    """
+
+    kind: Literal["box", "discrete"]
+    dtype: str = Field(description="NumPy dtype of one component, for example float32 or int64")
+    size: int = Field(ge=1, description="components of one value: the box's length, or 1 when discrete")
+    n: int | None = Field(default=None, description="number of values when discrete")
+    start: int = Field(default=0, description="smallest value when discrete")
+    low: tuple[float, ...] | None = Field(default=None, description="lower bounds when box, (size,)")
+    high: tuple[float, ...] | None = Field(default=None, description="upper bounds when box, (size,)")
+
+    @property
+    def is_discrete(self) -> bool:
+        """Whether values are integers `start .. start + n - 1`."""
+        return self.kind == "discrete"
+
+
+@dataclass(frozen=True)
+class Episode:
+    """One episode of T steps; `observations` has T+1 rows, the last being the final one (Minari's semantics)."""
+
+    episode_id: int
+    seed: int | None
+    observations: Array  # (T+1, n) in the environment's own dtype; (T+1,) int64 when discrete
+    actions: Array  # (T,) int64 when discrete, else (T, m) in the environment's own dtype
+    rewards: NDArray[np.float64]  # (T,)
+    terminated: bool  # of the last step
+    truncated: bool  # of the last step
+    policy_outputs: NDArray[np.float32] | None = None  # (T, k): logits, or the mean of the action
+
+    def __len__(self) -> int:
+        return len(self.rewards)
+
+    @property
+    def return_(self) -> float:
+        """Undiscounted sum of rewards."""
+        return float(np.sum(self.rewards))
+
+
+class Shard(Frozen):
+    """One Parquet file of a dataset."""
+
+    name: str
+    sha256: str
+    bytes: int
+    rows: int
+    first_episode: int
+    last_episode: int
+
+
+class Manifest(Frozen):
+    """What a dataset is and how it came to be; `rollouts/<dataset_id>/manifest.json`."""
+
+    schema_version: int = SCHEMA_VERSION
+    dataset_id: str
+    source: Literal["collect", "import"]
+    env_id: str | None = Field(description="Gymnasium id; null when the rows came without an environment")
+    env_kwargs: Mapping[str, Any] = Field(default_factory=dict)
+    observation_space: Space
+    action_space: Space
+    component_names: tuple[str, ...] = Field(description="names of the observation's components, from the card")
+    action_names: tuple[str, ...] = Field(description="names of the actions (discrete) or of their dimensions (box)")
+    policy: str | None = Field(default=None, description="specification of the policy that acted")
+    policy_sha256: str | None = None
+    policy_mode: Literal["greedy", "sampled"] | None = None
+    policy_output: Literal["logits", "q_values", "mean"] | None = None
+    seed: int | None = Field(default=None, description="seed of the first episode; episode i has seed + i")
+    max_steps: int | None = Field(default=None, description="cut of an episode's length beyond the environment's own")
+    episodes: int
+    steps: int
+    versions: Mapping[str, str] = Field(default_factory=dict)
+    shards: tuple[Shard, ...]
+    created_at: str
+
+
+@dataclass(frozen=True)
+class Annotation:
+    """One note in the margin: what one annotator said about one step."""
+
+    annotation_id: str
+    run_id: str
+    request_id: str | None
+    dataset_id: str
+    episode_id: int
+    step: int
+    critical: bool
+    suggested_action: tuple[float, ...] | None
+    suggested_label: str | None
+    implicit_reward: float | None  # in [-1, 1]
+    confidence: float | None  # in [0, 1]
+    rationale: str | None
+    model: str
+    prompt_version: str | None
+
+
+@dataclass(frozen=True)
+class Rejection:
+    """Something an annotator said that breaks a rule, kept with its reason and its raw text."""
+
+    rejection_id: str
+    run_id: str
+    request_id: str | None
+    dataset_id: str
+    episode_id: int | None
+    step: int | None
+    reason: str  # a short code, e.g. unknown_step
+    detail: str
+    raw: str
