@@ -1,0 +1,318 @@
+"""Environment cards: what the numbers and actions of an environment mean, in words a newcomer can act on.
+
+A card is read and compared with spaces here; whether its words are true is checked in flows, where the simulator is.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import tomllib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field, StringConstraints, ValidationError, model_validator
+
+from storage.errors import BadInput
+from storage.schema import Array, Frozen, Space
+
+from .claims import Claim, EffectClaim, LawClaim, RangeClaim, RateClaim, RewardClaim, TerminationClaim
+from .expressions import names_in
+
+PLACEHOLDER = "TODO"
+_FOLDER = Path(__file__).parent / "cards"
+
+Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
+Name = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]*$", max_length=40)]
+
+
+class Component(Frozen):
+    """One number of the observation."""
+
+    name: Name = Field(description="SQL identifier in snake_case; the column of the views and of the prompt's table")
+    unit: str = Field(default="", description="unit, empty for a pure number")
+    meaning: Text = Field(description="what it measures and what its sign says")
+    decimals: int = Field(default=2, ge=0, le=9, description="decimals in tables")
+    show: bool = Field(default=True, description="false leaves it out of tables, for constants and unknown bytes")
+
+
+class Action(Frozen):
+    """One discrete action, or one dimension of a continuous one (then it has bounds)."""
+
+    name: Name
+    meaning: Text = Field(description="what it does to the system, with the sign")
+    unit: str = ""
+    low: float | None = Field(default=None, description="lower bound, continuous only")
+    high: float | None = Field(default=None, description="upper bound, continuous only")
+    decimals: int = Field(default=2, ge=0, le=9, description="decimals in tables, continuous only")
+
+    @model_validator(mode="after")
+    def _both_bounds(self) -> Action:
+        if (self.low is None) != (self.high is None):
+            raise ValueError("a continuous dimension has both low and high, a discrete action neither")
+        if self.low is not None and self.high is not None and self.low >= self.high:
+            raise ValueError(f"low = {self.low} is not below high = {self.high}")
+        return self
+
+
+class Event(Frozen):
+    """Something that makes a step worth a row of a table."""
+
+    component: str
+    kind: Literal["change", "crosses"] = Field(description="any change of value, or passing `value` either way")
+    value: float | None = Field(default=None, description="the threshold of `crosses`")
+    text: Text = Field(description="what has happened, in words")
+
+    @model_validator(mode="after")
+    def _threshold(self) -> Event:
+        if (self.kind == "crosses") != (self.value is not None):
+            raise ValueError("`crosses` needs a value, `change` has none")
+        return self
+
+
+class Card(Frozen):
+    """What an annotator is told about an environment."""
+
+    env_id: Text = Field(description="Gymnasium id")
+    env_kwargs: Mapping[str, Any] = Field(default_factory=dict, description="arguments of make that this card needs")
+    title: Text
+    goal: Text = Field(description="what a good episode is")
+    termination: Text = Field(description="when an episode ends")
+    reward: Text = Field(description="what is rewarded, with magnitudes")
+    seconds_per_step: float | None = Field(default=None, gt=0, description="simulated time between actions, if any")
+    advice: tuple[Text, ...] = Field(default=(), description="facts of the physics; never what to do")
+    components: tuple[Component, ...] = Field(min_length=1)
+    actions: tuple[Action, ...] = Field(min_length=1)
+    events: tuple[Event, ...] = ()
+    claims: tuple[Claim, ...] = ()
+
+    @property
+    def component_names(self) -> tuple[str, ...]:
+        """Names of all components, in the observation's order."""
+        return tuple(component.name for component in self.components)
+
+    @property
+    def shown_components(self) -> tuple[Component, ...]:
+        """The components that belong into a table."""
+        return tuple(component for component in self.components if component.show)
+
+    @property
+    def action_names(self) -> tuple[str, ...]:
+        """Names of the discrete actions, or of the dimensions of a continuous one."""
+        return tuple(action.name for action in self.actions)
+
+    @property
+    def is_discrete(self) -> bool:
+        """Whether an action is one of a list rather than a vector."""
+        return self.actions[0].low is None
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Card:
+        _refuse_duplicates("component", self.component_names)
+        _refuse_duplicates("action", self.action_names)
+        if any((action.low is None) != self.is_discrete for action in self.actions):
+            raise ValueError("either every action has low and high (continuous) or none has (discrete)")
+        if not self.shown_components:
+            raise ValueError("every component has show = false")
+        for event in self.events:
+            _refuse_unknown("events", event.component, self.component_names)
+        for index, claim in enumerate(self.claims):
+            _check_claim(f"claims[{index}]", claim, self)
+        return self
+
+
+def event_rows(card: Card, observations: Array) -> NDArray[np.bool_]:
+    """Which rows of a trajectory show an event that the row before did not.
+
+    Args:
+        card: says what an event is.
+        observations: (N, n), or (N,) for a single component.
+
+    Returns:
+        (N,); the first row is never an event.
+    """
+    rows = observations.reshape(len(observations), -1).astype(np.float64)
+    found = np.zeros(len(rows), dtype=np.bool_)
+    for event in card.events:
+        column = rows[:, card.component_names.index(event.component)]
+        state = column if event.value is None else column > event.value
+        found[1:] |= state[1:] != state[:-1]
+    return found
+
+
+def packaged_cards() -> list[Path]:
+    """The card files that come with trajnote."""
+    return sorted(_FOLDER.glob("*.toml"))
+
+
+def load_card(source: str | Path, env_kwargs: Mapping[str, Any] | None = None) -> Card:
+    """Read a card from a TOML file, or the packaged card of an environment.
+
+    Args:
+        source: path of a TOML file (it ends in .toml), or a Gymnasium id.
+        env_kwargs: the environment's arguments; a packaged card matches if it asks for nothing else, and the one that
+            asks for most of them wins.
+
+    Raises:
+        BadInput: if there is no such card, or the file is not a complete and consistent card; names file and field.
+    """
+    if isinstance(source, Path) or source.endswith(".toml"):
+        return _read_card(Path(source))
+    given = dict(env_kwargs or {})
+    cards = [card for card in map(_read_card, packaged_cards()) if card.env_id == source]
+    matching = [card for card in cards if card.env_kwargs.items() <= given.items()]
+    if not matching:
+        raise BadInput(_no_card(source, given, cards), f"Write one with `trajnote card new {source}`.")
+    return max(matching, key=lambda card: len(card.env_kwargs))
+
+
+def check_card_against_spaces(card: Card, observation_space: Space, action_space: Space) -> None:
+    """Compare a card's components and actions with the spaces of its environment.
+
+    Raises:
+        BadInput: naming what differs: counts, kind or bounds.
+    """
+    problem = _observation_mismatch(card, observation_space) or _action_mismatch(card, action_space)
+    if problem:
+        raise BadInput(f"The card of {card.env_id} does not fit the environment: {problem}.", "Correct the card.")
+
+
+def card_sha256(card: Card) -> str:
+    """Hash of a card's content; comments and layout of its file do not count."""
+    text = json.dumps(card.model_dump(mode="json"), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _read_card(path: Path) -> Card:
+    try:
+        fields = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise BadInput(f"The card {path} cannot be read: {error.strerror}.") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise BadInput(f"{path} is not TOML: {_one_line(str(error))}.") from error
+    unfinished = list(_placeholders(fields))
+    if unfinished:
+        places = ", ".join(unfinished)
+        raise BadInput(f"{path}: {len(unfinished)} places still say {PLACEHOLDER}: {places}.", "Fill them in.")
+    try:
+        return Card.model_validate(fields)
+    except ValidationError as error:
+        raise BadInput(f"{path}: {_first_problem(error)}.") from error
+
+
+def _placeholders(value: object, place: str = "") -> Iterable[str]:
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield from _placeholders(inner, f"{place}.{key}" if place else str(key))
+    elif isinstance(value, list):
+        for index, inner in enumerate(value):
+            yield from _placeholders(inner, f"{place}[{index}]")
+    elif isinstance(value, str) and PLACEHOLDER in value:
+        yield place
+
+
+def _first_problem(error: ValidationError) -> str:
+    first, *others = error.errors(include_url=False)
+    place = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in first["loc"]).lstrip(".")
+    received = first["input"]
+    shown = f" (received {received!r})" if isinstance(received, str | int | float) else ""
+    more = f"; and {len(others)} more" if others else ""
+    message = _one_line(first["msg"].removeprefix("Value error, "))
+    return f"{place}: {message}{shown}{more}" if place else f"{message}{more}"
+
+
+def _no_card(env_id: str, given: Mapping[str, Any], cards: list[Card]) -> str:
+    if cards:
+        needed = " or ".join(json.dumps(dict(card.env_kwargs)) for card in cards)
+        return f"The card of {env_id} is for {needed}, not for {json.dumps(given, default=str)}."
+    known = sorted({_read_card(path).env_id for path in packaged_cards()})
+    return f"There is no card for {env_id!r}; there are cards for {', '.join(known)}."
+
+
+def _observation_mismatch(card: Card, space: Space) -> str:
+    names = ", ".join(card.component_names)
+    if len(card.components) != space.size:
+        return f"it has {len(card.components)} components ({names}), an observation has {space.size}"
+    return ""
+
+
+def _action_mismatch(card: Card, space: Space) -> str:
+    names = ", ".join(card.action_names)
+    if card.is_discrete != space.is_discrete:
+        kinds = ("discrete", "continuous") if card.is_discrete else ("continuous", "discrete")
+        return f"its actions ({names}) are {kinds[0]}, the environment's are {kinds[1]}"
+    count = (space.n or 0) if space.is_discrete else space.size
+    if len(card.actions) != count:
+        return f"it has {len(card.actions)} actions ({names}), the environment has {count}"
+    if not space.is_discrete:
+        return _bounds_mismatch(card, space)
+    return ""
+
+
+def _bounds_mismatch(card: Card, space: Space) -> str:
+    for action, low, high in zip(card.actions, space.low or (), space.high or (), strict=False):
+        if not (_close(action.low, low) and _close(action.high, high)):
+            return f"{action.name} goes from {action.low} to {action.high}, in the environment from {low} to {high}"
+    return ""
+
+
+def _close(mine: float | None, theirs: float) -> bool:
+    return mine is not None and math.isclose(mine, theirs, rel_tol=1e-6)
+
+
+def _check_claim(place: str, claim: Claim, card: Card) -> None:
+    match claim:
+        case EffectClaim():
+            _refuse_unknown(f"{place}.component", claim.component, card.component_names)
+            for name in (claim.action, claim.dimension, claim.versus):
+                if isinstance(name, str):
+                    _refuse_unknown(place, name, card.action_names)
+            if (claim.action is not None) != card.is_discrete:
+                raise ValueError(f"{place}: a discrete action has `action`, a continuous one `dimension` and `value`")
+            expressions = (claim.when,)
+        case RangeClaim():
+            _refuse_unknown(f"{place}.component", claim.component, card.component_names)
+            expressions = ()
+        case RateClaim():
+            _refuse_unknown(f"{place}.component", claim.component, card.component_names)
+            _refuse_unknown(f"{place}.follows", claim.follows, card.component_names)
+            expressions = ()
+        case LawClaim():
+            expressions = (claim.holds, claim.when)
+        case TerminationClaim():
+            expressions = (claim.exactly, claim.whenever)
+        case RewardClaim():
+            expressions = (claim.equals, claim.when)
+    _check_names(place, expressions, card)
+
+
+def _check_names(place: str, expressions: Iterable[str | None], card: Card) -> None:
+    known = (
+        set(card.component_names)
+        | {f"next_{name}" for name in card.component_names}
+        | {f"action_{name}" for name in card.action_names}
+    )
+    for expression in expressions:
+        for name in names_in(expression) if expression else ():
+            _refuse_unknown(place, name, sorted(known))
+
+
+def _refuse_unknown(place: str, name: str, known: Iterable[str]) -> None:
+    if name not in known:
+        raise ValueError(f"{place}: {name!r} is none of {', '.join(known)}")
+
+
+def _refuse_duplicates(what: str, names: Iterable[str]) -> None:
+    seen: set[str] = set()
+    for name in names:
+        if name in seen:
+            raise ValueError(f"two {what}s are called {name!r}")
+        seen.add(name)
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split()).rstrip(".")
