@@ -1,0 +1,134 @@
+"""What is asked, of which model, about which episode: canonical requests and their content-made names.
+
+It sends nothing and stores nothing. A request is exactly the parameters of a Messages call; its id is a hash of their
+JSON text in the order they are built in (the order of a schema's properties is the order a model answers in, so it
+counts), so any change of prompt, model, card, schema or data is a new request and equal content has an equal id.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import Field, model_validator
+
+from storage.schema import Episode, Frozen
+
+from .cards import Card
+from .prompts import Kind, render_episode, render_system
+from .schemas import reply_schema
+from .statistics import DatasetStatistics
+from .tables import Table, render_table
+
+DEFAULT_MODEL = "claude-sonnet-5-5"
+
+
+class AnnotateConfig(Frozen):
+    """How a dataset is annotated; every field changes what is asked."""
+
+    model: str = Field(default=DEFAULT_MODEL, min_length=1, description="name of the model, as its provider calls it")
+    windows: int = Field(default=8, ge=1, le=64, description="labels asked for in an episode, one for each window")
+    rows: int = Field(default=40, ge=4, le=2000, description="rows of an episode's table; five for each window")
+    median_rows: int = Field(default=16, ge=4, le=2000, description="rows of the median episode's table")
+    max_tokens: int = Field(default=12_000, ge=256, description="cap on a reply, room for a model's thinking included")
+    two_stage: bool = Field(
+        default=False, description="identify critical steps first, suggest actions in a second call"
+    )
+    samples: int = Field(default=1, ge=1, le=100, description="independent answers asked for each episode")
+
+    @model_validator(mode="after")
+    def _choice(self) -> AnnotateConfig:
+        if self.rows < 3 * self.windows:
+            raise ValueError(
+                f"{self.rows} rows leave no choice in {self.windows} windows; give 3 rows a window or more"
+            )
+        return self
+
+
+@dataclass(frozen=True)
+class Request:
+    """One call to a model."""
+
+    request_id: str
+    kind: Kind
+    params: Mapping[str, Any]  # of a Messages call
+
+    @property
+    def model(self) -> str:
+        """The model asked."""
+        return str(self.params["model"])
+
+    @property
+    def body(self) -> str:
+        """The canonical JSON text that the id is made of."""
+        return canonical_body(self.params)
+
+
+@dataclass(frozen=True)
+class Question:
+    """A request, and what its reply may speak about."""
+
+    request: Request
+    episode_id: int
+    sample: int
+    steps: frozenset[int]  # the steps shown, which a label may name
+
+
+def canonical_body(params: Mapping[str, Any]) -> str:
+    """The JSON text of a call's parameters: as built, without spaces, not escaped."""
+    return json.dumps(params, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+
+
+def request_id_of(params: Mapping[str, Any], sample: int = 0) -> str:
+    """`r_` and a hash of the call's parameters; samples after the first get names of their own."""
+    text = canonical_body(params) + (f"#{sample}" if sample else "")
+    return f"r_{hashlib.sha256(text.encode()).hexdigest()[:48]}"
+
+
+class Questioner:
+    """Writes the questions of one run; they share their system prompt, byte by byte."""
+
+    def __init__(self, card: Card, config: AnnotateConfig, statistics: DatasetStatistics, median: Episode) -> None:
+        self.card = card
+        self.config = config
+        self.statistics = statistics
+        kinds: tuple[Kind, ...] = ("identify", "suggest") if config.two_stage else ("mark",)
+        self.systems: Mapping[Kind, str] = {
+            kind: render_system(card, statistics, median, kind=kind, median_rows=config.median_rows) for kind in kinds
+        }
+
+    def ask_first(self, episode: Episode) -> list[Question]:
+        """The questions an episode starts with, one for each sample."""
+        table = self.table(episode)
+        kind: Kind = "identify" if self.config.two_stage else "mark"
+        text = render_episode(self.card, self.statistics, episode, table)
+        return [self._question(kind, episode, text, table.steps, n) for n in range(self.config.samples)]
+
+    def ask_second(self, episode: Episode, marks: Sequence[tuple[int, str]], sample: int) -> Question:
+        """The second stage: what to do at the steps that the first one found.
+
+        Args:
+            episode: the same episode.
+            marks: steps with their rationales, from the validated first reply; at least one.
+            sample: which of the first stage's samples they come from.
+        """
+        text = render_episode(self.card, self.statistics, episode, self.table(episode), marks=marks)
+        return self._question("suggest", episode, text, [step for step, _ in marks], sample)
+
+    def table(self, episode: Episode) -> Table:
+        """The table of an episode, as its questions show it."""
+        return render_table(episode, self.card, rows=self.config.rows, windows=self.config.windows)
+
+    def _question(self, kind: Kind, episode: Episode, text: str, steps: Sequence[int], sample: int) -> Question:
+        params = {
+            "model": self.config.model,
+            "max_tokens": self.config.max_tokens,
+            "system": self.systems[kind],
+            "messages": [{"role": "user", "content": text}],
+            "output_config": {"format": {"type": "json_schema", "schema": reply_schema(kind, self.card)}},
+        }
+        request = Request(request_id_of(params, sample), kind, params)
+        return Question(request, episode.episode_id, sample, frozenset(steps))

@@ -1,0 +1,135 @@
+"""What a dataset looks like as a whole, in few numbers: the cure for fixing on one vivid failure.
+
+It reads no files and writes no prompt text. Quantiles are actual values of the data (no interpolation) and shares are
+ratios of counts, so equal data gives equal numbers on any machine.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from storage.schema import Array, Episode
+
+from .cards import Card
+from .tables import observation_rows
+
+RETURN_QUANTILES = (0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0)
+RANGE_QUANTILES = (0.05, 0.5, 0.95)
+
+
+@dataclass(frozen=True)
+class Usage:
+    """How often an action was taken (discrete), or what values a dimension took (box)."""
+
+    name: str
+    share: float | None  # of all steps, when discrete
+    quantiles: tuple[float, ...] | None  # at RANGE_QUANTILES, when box
+
+
+@dataclass(frozen=True)
+class Spread:
+    """The values of one component; a component of zeros and ones is summed up by its share of ones."""
+
+    name: str
+    decimals: int
+    quantiles: tuple[float, ...] | None  # at RANGE_QUANTILES
+    share: float | None  # of ones
+
+
+@dataclass(frozen=True)
+class Group:
+    """Some episodes taken together."""
+
+    title: str
+    episodes: int
+    returns: tuple[float, ...]  # at RETURN_QUANTILES
+    lengths: tuple[int, ...]  # at RETURN_QUANTILES
+    terminated: float  # share
+    last_reward: float  # median reward of the last step
+    actions: tuple[Usage, ...]
+    components: tuple[Spread, ...]
+    final: tuple[Spread, ...]  # components in the final state
+
+
+@dataclass(frozen=True)
+class DatasetStatistics:
+    """The whole dataset, its lower and its upper third by return, and which episode is the median one."""
+
+    everything: Group
+    worse: Group | None  # None when all returns are alike or there are under six episodes
+    better: Group | None
+    median_episode: int  # episode_id
+    sorted_returns: tuple[float, ...]
+
+    def rank(self, return_: float) -> tuple[int, int]:
+        """How many episodes have a lower return, and how many there are."""
+        return int(np.searchsorted(np.asarray(self.sorted_returns), return_, side="left")), len(self.sorted_returns)
+
+
+def exact_return(episode: Episode) -> float:
+    """The sum of the rewards, correctly rounded, so that it does not depend on the order of summation."""
+    return math.fsum(episode.rewards.tolist())
+
+
+def describe_dataset(episodes: Sequence[Episode], card: Card) -> DatasetStatistics:
+    """Statistics of all episodes.
+
+    Args:
+        episodes: at least one, in any order.
+        card: names the components and actions.
+    """
+    ranked = sorted(episodes, key=lambda episode: (exact_return(episode), episode.episode_id))
+    returns = tuple(exact_return(episode) for episode in ranked)
+    third = len(ranked) // 3
+    telling = third >= 2 and returns[third - 1] < returns[-third]
+    return DatasetStatistics(
+        everything=_describe("all episodes", ranked, card),
+        worse=_describe("third with the lowest returns", ranked[:third], card) if telling else None,
+        better=_describe("third with the highest returns", ranked[-third:], card) if telling else None,
+        median_episode=ranked[(len(ranked) - 1) // 2].episode_id,
+        sorted_returns=returns,
+    )
+
+
+def _describe(title: str, episodes: Sequence[Episode], card: Card) -> Group:
+    states = np.concatenate([observation_rows(episode)[:-1] for episode in episodes])
+    finals = np.concatenate([observation_rows(episode)[-1:] for episode in episodes])
+    return Group(
+        title=title,
+        episodes=len(episodes),
+        returns=_quantiles([exact_return(episode) for episode in episodes], RETURN_QUANTILES),
+        lengths=tuple(int(n) for n in _quantiles([len(episode) for episode in episodes], RETURN_QUANTILES)),
+        terminated=sum(episode.terminated for episode in episodes) / len(episodes),
+        last_reward=_quantiles([float(episode.rewards[-1]) for episode in episodes], (0.5,))[0],
+        actions=describe_actions(np.concatenate([episode.actions for episode in episodes]), card),
+        components=_describe_components(states, card),
+        final=_describe_components(finals, card),
+    )
+
+
+def describe_actions(actions: Array, card: Card) -> tuple[Usage, ...]:
+    """How often each action occurs in (N,) indices, or how each dimension of (N, m) vectors is spread."""
+    if actions.ndim == 1:
+        counts = [int(np.count_nonzero(actions == i)) for i in range(len(card.actions))]
+        return tuple(Usage(a.name, n / len(actions), None) for a, n in zip(card.actions, counts, strict=True))
+    return tuple(Usage(a.name, None, _quantiles(actions[:, i], RANGE_QUANTILES)) for i, a in enumerate(card.actions))
+
+
+def _describe_components(states: Array, card: Card) -> tuple[Spread, ...]:
+    return tuple(_spread(states[:, i], c.name, c.decimals) for i, c in enumerate(card.components) if c.show)
+
+
+def _spread(values: Array, name: str, decimals: int) -> Spread:
+    if bool(np.isin(values, (0, 1)).all()):
+        return Spread(name, decimals, None, int(np.count_nonzero(values)) / len(values))
+    return Spread(name, decimals, _quantiles(values, RANGE_QUANTILES), None)
+
+
+def _quantiles(values: Array | Sequence[float], at: Sequence[float]) -> tuple[float, ...]:
+    found: NDArray[np.float64] = np.quantile(np.asarray(values, dtype=np.float64), at, method="inverted_cdf")
+    return tuple(float(value) for value in found)
