@@ -73,8 +73,8 @@ class Shard(Frozen):
     last_episode: int
 
 
-class Manifest(Frozen):
-    """What a dataset is and how it came to be; `rollouts/<dataset_id>/manifest.json`."""
+class ManifestDraft(Frozen):
+    """What a dataset is going to be, known before its first episode is written."""
 
     schema_version: int = SCHEMA_VERSION
     dataset_id: str
@@ -91,9 +91,14 @@ class Manifest(Frozen):
     policy_output: Literal["logits", "q_values", "mean"] | None = None
     seed: int | None = Field(default=None, description="seed of the first episode; episode i has seed + i")
     max_steps: int | None = Field(default=None, description="cut of an episode's length beyond the environment's own")
+    versions: Mapping[str, str] = Field(default_factory=dict)
+
+
+class Manifest(ManifestDraft):
+    """What a dataset is and how it came to be; `rollouts/<dataset_id>/manifest.json`."""
+
     episodes: int
     steps: int
-    versions: Mapping[str, str] = Field(default_factory=dict)
     shards: tuple[Shard, ...]
     created_at: str
 

@@ -1,0 +1,249 @@
+"""The DuckDB catalog: short-lived connections, one writer at a time, and a bounded wait for the file's lock.
+
+It does not know the tables (`migrations.py`), the views (`views.py`) or what the rows mean.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Literal
+
+import duckdb
+import pyarrow as pa
+from tenacity import Retrying, retry_if_exception, stop_after_delay, wait_random
+
+from .errors import BadInput, CatalogLocked, DamagedStore
+from .identity import canonical_json
+from .latch import LatchTimeoutError, latch_of
+
+Connection = duckdb.DuckDBPyConnection
+OnConflict = Literal["ignore", "replace", "error"]
+
+WAIT_VARIABLE = "TRAJNOTE_LOCK_WAIT"
+DEFAULT_WAIT_S = 30.0
+
+_SETTINGS: Mapping[str, str] = {"autoinstall_known_extensions": "false", "TimeZone": "UTC"}
+_IN_OTHER_PROCESS = "Could not set lock on file"
+_IN_THIS_PROCESS = "different configuration than existing connections"
+_ARROW_TYPES: Mapping[str, pa.DataType] = {
+    "VARCHAR": pa.string(),
+    "JSON": pa.string(),
+    "BIGINT": pa.int64(),
+    "INTEGER": pa.int32(),
+    "DOUBLE": pa.float64(),
+    "BOOLEAN": pa.bool_(),
+    "TIMESTAMP WITH TIME ZONE": pa.timestamp("us", tz="UTC"),
+    "VARCHAR[]": pa.list_(pa.string()),
+    "DOUBLE[]": pa.list_(pa.float64()),
+}
+_INSERT = {"ignore": "INSERT OR IGNORE INTO", "replace": "INSERT OR REPLACE INTO", "error": "INSERT INTO"}
+
+
+class Catalog:
+    """One DuckDB file, opened only for as long as a `with` block lasts.
+
+    DuckDB lets one process write, or several read, never both. Whoever comes second waits here, then gets a
+    `CatalogLocked` that names the process in the way. Threads of one process take turns in the same manner.
+
+    Args:
+        path: the file, which must exist before it is read or written (see `Store.create`).
+        wait_s: seconds to wait for the lock; `TRAJNOTE_LOCK_WAIT` or 30 when None.
+    """
+
+    def __init__(self, path: Path, wait_s: float | None = None) -> None:
+        self.path = path
+        self.wait_s = _wait_from_environment() if wait_s is None else wait_s
+
+    @contextmanager
+    def read(self) -> Generator[Connection]:
+        """A read-only connection; inside this thread's own `write()` it is that connection, and sees its changes.
+
+        Fetch what is needed (`fetchall`, `to_arrow_table`) before the block ends.
+
+        Raises:
+            CatalogLocked: if another process or thread keeps writing for longer than `wait_s`.
+            DamagedStore: if the file is missing or is not a catalog.
+        """
+        latch = latch_of(self.path)
+        if latch.is_mine:
+            yield latch.held
+            return
+        with self._turn(exclusive=False), self._connected(read_only=True) as con:
+            yield con
+
+    @contextmanager
+    def write(self) -> Generator[Connection]:
+        """One transaction: committed when the block ends, rolled back when it raises.
+
+        Raises:
+            CatalogLocked: if another process or thread keeps the file open for longer than `wait_s`.
+            DamagedStore: if the file is missing or is not a catalog.
+            RuntimeError: inside a `read()` or `write()` of the same thread, which could never end.
+        """
+        latch = latch_of(self.path)
+        with self._turn(exclusive=True), self._connected(read_only=False) as con:
+            latch.held = con
+            con.begin()
+            try:
+                yield con
+                con.commit()
+            except BaseException:
+                with suppress(duckdb.Error):
+                    con.rollback()
+                raise
+            finally:
+                latch.held = None
+
+    @contextmanager
+    def read_alone(self, settings: Mapping[str, str]) -> Generator[Connection]:
+        """A read-only connection with settings of its own, while no other thread of this process has the file open.
+
+        Args:
+            settings: DuckDB configuration, which holds for the whole file within a process.
+
+        Raises:
+            CatalogLocked, DamagedStore: as for `read`.
+        """
+        with self._turn(exclusive=True), self._connected(read_only=True, settings=settings) as con:
+            yield con
+
+    @contextmanager
+    def _turn(self, *, exclusive: bool) -> Generator[None]:
+        latch = latch_of(self.path)
+        with _translated_timeout(self.path, self.wait_s):
+            turn = latch.exclusive(self.wait_s) if exclusive else latch.shared(self.wait_s)
+            turn.__enter__()
+        try:
+            yield
+        finally:
+            turn.__exit__(None, None, None)
+
+    @contextmanager
+    def _connected(self, *, read_only: bool, settings: Mapping[str, str] | None = None) -> Generator[Connection]:
+        con = self._connect(read_only, {**_SETTINGS, **(settings or {})})
+        try:
+            yield con
+        finally:
+            con.close()
+
+    def _connect(self, read_only: bool, settings: dict[str, str]) -> Connection:
+        if not self.path.is_file():
+            raise DamagedStore(f"The catalog {self.path} is missing.", "Restore it from a backup of the store.")
+        attempts = Retrying(
+            retry=retry_if_exception(_is_locked),
+            wait=wait_random(0.02, 0.2),
+            stop=stop_after_delay(self.wait_s),
+            reraise=True,
+        )
+        try:
+            return attempts(duckdb.connect, str(self.path), read_only=read_only, config=settings)
+        except duckdb.Error as error:
+            raise _explain(error, self.path, self.wait_s) from error
+
+
+def create_file(path: Path) -> None:
+    """Make an empty catalog file."""
+    duckdb.connect(str(path)).close()
+
+
+def insert_rows(
+    con: Connection, table: str, rows: Sequence[Mapping[str, object]], *, on_conflict: OnConflict = "ignore"
+) -> int:
+    """Insert rows by column name, all in one statement; columns that no row names get their default.
+
+    Mappings and sequences in JSON columns become canonical JSON; times are datetimes or ISO 8601 texts.
+
+    Args:
+        con: a connection of `Catalog.write`.
+        table: the table's name.
+        rows: column name -> value; a row that lacks a column which another row has gets null there.
+        on_conflict: what happens to a row whose primary key exists: "ignore" it, "replace" the old one, or an "error".
+
+    Returns:
+        How many rows were inserted or replaced.
+
+    Raises:
+        BadInput: if a row has a column that the table lacks, or a value breaks one of the table's rules.
+    """
+    if not rows:
+        return 0
+    types = _column_types(con, table)
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    if unknown := [name for name in names if name not in types]:
+        raise BadInput(f"The table {table} has no column {unknown}.", f"It has {', '.join(types)}.")
+    columns = {name: _arrow_column([row.get(name) for row in rows], types[name]) for name in names}
+    con.register("incoming_rows", pa.table(columns))
+    try:
+        counted = con.execute(f"{_INSERT[on_conflict]} {table} BY NAME SELECT * FROM incoming_rows").fetchone()
+    except duckdb.ConstraintException as error:
+        raise BadInput(f"A row does not fit into the table {table}: {error_line(error)}") from error
+    finally:
+        con.unregister("incoming_rows")
+    return int(counted[0]) if counted else 0
+
+
+def error_line(error: Exception) -> str:
+    """The first line of an error's text: what the reader needs, without DuckDB's picture of the statement."""
+    return str(error).strip().split("\n", 1)[0]
+
+
+def _column_types(con: Connection, table: str) -> dict[str, str]:
+    described = con.execute(
+        """SELECT column_name, data_type FROM duckdb_columns()
+           WHERE table_name = ? AND NOT internal ORDER BY column_index""",
+        [table],
+    ).fetchall()
+    if not described:
+        raise BadInput(f"The catalog has no table {table!r}.")
+    return dict(described)
+
+
+def _arrow_column(values: list[Any], kind: str) -> pa.Array:
+    if kind == "JSON":
+        values = [value if value is None or isinstance(value, str) else canonical_json(value) for value in values]
+    if kind.startswith("TIMESTAMP"):
+        values = [datetime.fromisoformat(value) if isinstance(value, str) else value for value in values]
+    return pa.array(values, _ARROW_TYPES[kind])
+
+
+def _wait_from_environment() -> float:
+    text = os.environ.get(WAIT_VARIABLE, "")
+    try:
+        wait_s = float(text or DEFAULT_WAIT_S)
+    except ValueError:
+        wait_s = -1.0
+    if not 0 <= wait_s < float("inf"):
+        raise BadInput(f"{WAIT_VARIABLE} is {text!r}.", "It has to be a number of seconds, for example 30.")
+    return wait_s
+
+
+def _is_locked(error: BaseException) -> bool:
+    return isinstance(error, duckdb.Error) and (_IN_OTHER_PROCESS in str(error) or _IN_THIS_PROCESS in str(error))
+
+
+def _explain(error: duckdb.Error, path: Path, wait_s: float) -> CatalogLocked | DamagedStore:
+    if not _is_locked(error):
+        return DamagedStore(f"The catalog {path} cannot be opened: {error_line(error)}.", "Restore it from a backup.")
+    holder = re.search(r"PID (\d+)", str(error))
+    return _locked(path, wait_s, int(holder[1]) if holder else os.getpid())
+
+
+def _locked(path: Path, wait_s: float, pid: int) -> CatalogLocked:
+    who = "another part of this process" if pid == os.getpid() else f"process {pid}"
+    return CatalogLocked(
+        f"The catalog {path} is in use by {who}; waited {wait_s:g} s.",
+        f"Wait until it has finished (`ps {pid}` shows it), then run this again; {WAIT_VARIABLE}=SECONDS waits longer.",
+    )
+
+
+@contextmanager
+def _translated_timeout(path: Path, wait_s: float) -> Generator[None]:
+    try:
+        yield
+    except LatchTimeoutError as error:
+        raise _locked(path, wait_s, os.getpid()) from error

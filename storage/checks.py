@@ -1,0 +1,77 @@
+"""Whether an episode is what its dataset says: shapes, number types, lengths and actions. Nothing is converted."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from .columns import DTYPES, output_size
+from .errors import BadInput
+from .schema import Array, Episode, ManifestDraft, Space
+
+
+def check_draft(draft: ManifestDraft) -> None:
+    """Refuse a dataset whose spaces and names cannot be stored.
+
+    Raises:
+        BadInput: naming the field, the value received and the values allowed.
+    """
+    for what, space in (("observation", draft.observation_space), ("action", draft.action_space)):
+        if space.is_discrete and (not space.n or space.size != 1):
+            raise BadInput(f"The discrete {what} space has n={space.n} and size={space.size}; it needs n >= 1, size 1.")
+        if not space.is_discrete and space.dtype not in DTYPES:
+            raise BadInput(f"The {what} space has dtype {space.dtype!r}.", f"Storable are {', '.join(DTYPES)}.")
+    _check_names("component_names", draft.component_names, draft.observation_space.size)
+    actions = draft.action_space
+    _check_names("action_names", draft.action_names, (actions.n or 0) if actions.is_discrete else actions.size)
+
+
+def check_episode(episode: Episode, draft: ManifestDraft) -> None:
+    """Refuse an episode that would not come back exactly as it is.
+
+    Raises:
+        BadInput: naming the episode, what is wrong, and what its dataset expects.
+    """
+    where = f"Episode {episode.episode_id}"
+    length = len(episode)
+    if length < 1:
+        raise BadInput(f"{where} has no steps.")
+    if not (episode.terminated or episode.truncated):
+        raise BadInput(f"{where} is neither terminated nor truncated at its last step.")
+    if episode.rewards.dtype != np.float64:
+        raise BadInput(f"{where} has rewards of dtype {episode.rewards.dtype}; they are kept as float64.")
+    _check_values(f"{where}: observations", episode.observations, draft.observation_space, length + 1)
+    _check_values(f"{where}: actions", episode.actions, draft.action_space, length)
+    _check_outputs(where, episode, draft)
+
+
+def _check_names(field: str, names: tuple[str, ...], count: int) -> None:
+    if len(names) != count:
+        raise BadInput(f"{field} has {len(names)} names for {count} values.")
+    folded = [name.lower() for name in names]
+    if twice := sorted({name for name in folded if folded.count(name) > 1}):
+        raise BadInput(f"{field} has {twice[0]!r} more than once.", "Upper and lower case count as the same.")
+    if "" in folded:
+        raise BadInput(f"{field} has an empty name.")
+
+
+def _check_values(what: str, values: Array, space: Space, rows: int) -> None:
+    shape = (rows,) if space.is_discrete else (rows, space.size)
+    if values.shape != shape:
+        raise BadInput(f"{what} have shape {values.shape}; expected {shape}.")
+    dtype = "int64" if space.is_discrete else space.dtype
+    if values.dtype != np.dtype(dtype):
+        raise BadInput(f"{what} have dtype {values.dtype}; the space says {dtype}.")
+    if space.is_discrete and space.n is not None:
+        last = space.start + space.n - 1
+        wrong = np.flatnonzero((values < space.start) | (values > last))
+        if wrong.size:
+            raise BadInput(f"{what}: step {wrong[0]} has {values[wrong[0]]}; allowed are {space.start} to {last}.")
+
+
+def _check_outputs(where: str, episode: Episode, draft: ManifestDraft) -> None:
+    outputs = episode.policy_outputs
+    if (outputs is None) != (draft.policy_output is None):
+        raise BadInput(f"{where} has {'no ' if outputs is None else ''}policy outputs; expected {draft.policy_output}.")
+    expected = (len(episode), output_size(draft))
+    if outputs is not None and (outputs.shape != expected or outputs.dtype != np.float32):
+        raise BadInput(f"{where} has policy outputs {outputs.dtype} {outputs.shape}; expected float32 {expected}.")

@@ -1,0 +1,267 @@
+"""How the catalog's tables came to be: ordered steps, one transaction each, recorded in `schema_migrations`.
+
+A step that was released is never edited; a change is a new step at the end. Views are not here (`views.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from .catalog import Catalog, Connection
+from .errors import Prerequisite
+
+_FIRST_TABLES = """
+CREATE TABLE datasets (
+    dataset_id VARCHAR PRIMARY KEY,
+    source VARCHAR NOT NULL,
+    env_id VARCHAR,
+    env_kwargs JSON,
+    policy VARCHAR,
+    policy_sha256 VARCHAR,
+    policy_mode VARCHAR,
+    policy_output VARCHAR,
+    observation_space JSON NOT NULL,
+    action_space JSON NOT NULL,
+    component_names VARCHAR[] NOT NULL,
+    action_names VARCHAR[] NOT NULL,
+    episodes BIGINT NOT NULL,
+    steps BIGINT NOT NULL,
+    manifest_sha256 VARCHAR NOT NULL,
+    created_at TIMESTAMPTZ NOT NULL DEFAULT now()
+);
+CREATE TABLE episodes (
+    dataset_id VARCHAR NOT NULL,
+    episode_id BIGINT NOT NULL,
+    seed BIGINT,
+    length INTEGER NOT NULL,
+    return_ DOUBLE NOT NULL,
+    terminated BOOLEAN NOT NULL,
+    truncated BOOLEAN NOT NULL,
+    shard VARCHAR NOT NULL,
+    PRIMARY KEY (dataset_id, episode_id)
+);
+CREATE TABLE annotation_runs (
+    run_id VARCHAR PRIMARY KEY,
+    dataset_id VARCHAR NOT NULL,
+    provider VARCHAR NOT NULL,
+    model VARCHAR,
+    prompt_version VARCHAR,
+    card_sha256 VARCHAR,
+    config JSON,
+    state VARCHAR NOT NULL DEFAULT 'open' CHECK (state IN ('open', 'done')),
+    recorded BOOLEAN,
+    created_at TIMESTAMPTZ NOT NULL DEFAULT now(),
+    finished_at TIMESTAMPTZ
+);
+CREATE TABLE requests (
+    request_id VARCHAR PRIMARY KEY,
+    kind VARCHAR NOT NULL CHECK (kind IN ('mark', 'identify', 'suggest')),
+    model VARCHAR,
+    prompt_version VARCHAR,
+    body JSON,
+    state VARCHAR NOT NULL DEFAULT 'pending' CHECK (state IN ('pending', 'in_batch', 'done', 'failed')),
+    attempts INTEGER NOT NULL DEFAULT 0,
+    input_tokens_estimate INTEGER,
+    error VARCHAR,
+    created_at TIMESTAMPTZ NOT NULL DEFAULT now(),
+    updated_at TIMESTAMPTZ
+);
+CREATE TABLE run_requests (
+    run_id VARCHAR NOT NULL,
+    request_id VARCHAR NOT NULL,
+    dataset_id VARCHAR NOT NULL,
+    episode_id BIGINT,
+    sample INTEGER,
+    PRIMARY KEY (run_id, request_id)
+);
+CREATE TABLE batches (
+    batch_id VARCHAR PRIMARY KEY,
+    provider VARCHAR NOT NULL,
+    remote_id VARCHAR,
+    state VARCHAR NOT NULL DEFAULT 'intent' CHECK (state IN ('intent', 'submitted', 'ingested', 'abandoned')),
+    requests INTEGER NOT NULL,
+    created_at TIMESTAMPTZ NOT NULL DEFAULT now(),
+    submitted_at TIMESTAMPTZ,
+    ended_at TIMESTAMPTZ
+);
+CREATE TABLE batch_items (
+    batch_id VARCHAR NOT NULL,
+    request_id VARCHAR NOT NULL,
+    outcome VARCHAR,
+    PRIMARY KEY (batch_id, request_id)
+);
+CREATE TABLE responses (
+    response_id VARCHAR PRIMARY KEY,
+    request_id VARCHAR NOT NULL,
+    batch_id VARCHAR,
+    provider VARCHAR,
+    model VARCHAR,
+    file VARCHAR NOT NULL,
+    line INTEGER NOT NULL,
+    stop_reason VARCHAR,
+    input_tokens BIGINT,
+    cache_write_tokens BIGINT,
+    cache_read_tokens BIGINT,
+    output_tokens BIGINT,
+    cost_usd DOUBLE,
+    recorded BOOLEAN,
+    provenance JSON,
+    received_at TIMESTAMPTZ NOT NULL DEFAULT now()
+);
+CREATE TABLE annotations (
+    annotation_id VARCHAR PRIMARY KEY,
+    run_id VARCHAR NOT NULL,
+    request_id VARCHAR,
+    dataset_id VARCHAR NOT NULL,
+    episode_id BIGINT NOT NULL,
+    step INTEGER NOT NULL,
+    critical BOOLEAN NOT NULL,
+    suggested_action DOUBLE[],
+    suggested_label VARCHAR,
+    implicit_reward DOUBLE CHECK (implicit_reward BETWEEN -1 AND 1),
+    confidence DOUBLE CHECK (confidence BETWEEN 0 AND 1),
+    rationale VARCHAR,
+    model VARCHAR NOT NULL,
+    prompt_version VARCHAR,
+    created_at TIMESTAMPTZ NOT NULL DEFAULT now()
+);
+CREATE TABLE rejections (
+    rejection_id VARCHAR PRIMARY KEY,
+    run_id VARCHAR NOT NULL,
+    request_id VARCHAR,
+    dataset_id VARCHAR NOT NULL,
+    episode_id BIGINT,
+    step INTEGER,
+    reason VARCHAR NOT NULL,
+    detail VARCHAR,
+    raw VARCHAR,
+    model VARCHAR,
+    prompt_version VARCHAR,
+    created_at TIMESTAMPTZ NOT NULL DEFAULT now()
+);
+CREATE TABLE policies (
+    policy_id VARCHAR PRIMARY KEY,
+    kind VARCHAR NOT NULL CHECK (kind IN ('baseline', 'refined')),
+    env_id VARCHAR,
+    sha256 VARCHAR NOT NULL,
+    dataset_id VARCHAR,
+    baseline_id VARCHAR,
+    run_ids VARCHAR[],
+    config JSON,
+    created_at TIMESTAMPTZ NOT NULL DEFAULT now()
+);
+CREATE TABLE refinements (
+    refinement_id VARCHAR PRIMARY KEY,
+    comparison_id VARCHAR,
+    dataset_id VARCHAR NOT NULL,
+    baseline_id VARCHAR,
+    arm VARCHAR NOT NULL,
+    mode VARCHAR,
+    config JSON,
+    run_ids VARCHAR[],
+    labels INTEGER,
+    seed BIGINT,
+    state VARCHAR NOT NULL DEFAULT 'open' CHECK (state IN ('open', 'done')),
+    accepted BOOLEAN,
+    policy_id VARCHAR,
+    reason VARCHAR,
+    created_at TIMESTAMPTZ NOT NULL DEFAULT now(),
+    finished_at TIMESTAMPTZ
+);
+CREATE TABLE evaluations (
+    evaluation_id VARCHAR PRIMARY KEY,
+    policy_id VARCHAR,
+    refinement_id VARCHAR,
+    env_id VARCHAR,
+    env_kwargs JSON,
+    purpose VARCHAR NOT NULL CHECK (purpose IN ('select', 'accept', 'report', 'evaluate')),
+    mode VARCHAR NOT NULL CHECK (mode IN ('greedy', 'sampled')),
+    first_seed BIGINT,
+    episodes INTEGER NOT NULL,
+    returns DOUBLE[] NOT NULL,
+    return_ DOUBLE NOT NULL,
+    low DOUBLE,
+    high DOUBLE,
+    created_at TIMESTAMPTZ NOT NULL DEFAULT now()
+);
+CREATE TABLE replays (
+    replay_id VARCHAR PRIMARY KEY,
+    dataset_id VARCHAR NOT NULL,
+    episode_id BIGINT NOT NULL,
+    exact BOOLEAN NOT NULL,
+    steps INTEGER NOT NULL,
+    first_mismatch INTEGER,
+    detail VARCHAR,
+    created_at TIMESTAMPTZ NOT NULL DEFAULT now()
+);
+"""
+
+_BOOK = """
+CREATE TABLE IF NOT EXISTS schema_migrations (
+    version INTEGER PRIMARY KEY, name VARCHAR NOT NULL, applied_at TIMESTAMPTZ NOT NULL DEFAULT now()
+)
+"""
+
+
+class Migration(NamedTuple):
+    """One step: its number, its name, and what it does to the catalog."""
+
+    version: int
+    name: str
+    apply: Callable[[Connection], object]
+
+
+def _create_first_tables(con: Connection) -> None:
+    con.execute(_FIRST_TABLES)
+
+
+MIGRATIONS: tuple[Migration, ...] = (Migration(1, "first tables", _create_first_tables),)
+
+
+def migrate(catalog: Catalog, migrations: tuple[Migration, ...] = MIGRATIONS) -> list[Migration]:
+    """Bring a catalog to the newest version; a step that fails leaves the catalog as it was before that step.
+
+    Args:
+        catalog: its file must exist.
+        migrations: in order of their versions, which are 1, 2, 3 ...
+
+    Returns:
+        The steps that were applied now; none when there was nothing to do.
+
+    Raises:
+        Prerequisite: if the catalog was written by a newer trajnote.
+    """
+    with catalog.read() as con:
+        pending = _pending(con, catalog, migrations)
+    return [step for step in pending if _apply(catalog, step, migrations)]
+
+
+def _apply(catalog: Catalog, step: Migration, migrations: tuple[Migration, ...]) -> bool:
+    with catalog.write() as con:
+        if step not in _pending(con, catalog, migrations):
+            return False
+        con.execute(_BOOK)
+        step.apply(con)
+        con.execute("INSERT INTO schema_migrations (version, name) VALUES (?, ?)", [step.version, step.name])
+        return True
+
+
+def _pending(con: Connection, catalog: Catalog, migrations: tuple[Migration, ...]) -> list[Migration]:
+    version = catalog_version(con)
+    newest = migrations[-1].version
+    if version > newest:
+        raise Prerequisite(
+            f"The catalog {catalog.path} has version {version}; this trajnote knows versions up to {newest}.",
+            "Upgrade trajnote to the version that wrote it.",
+        )
+    return [step for step in migrations if step.version > version]
+
+
+def catalog_version(con: Connection) -> int:
+    """The version of the newest step that was applied; 0 for an empty file."""
+    there = con.execute("SELECT 1 FROM duckdb_tables() WHERE table_name = 'schema_migrations'").fetchone()
+    if there is None:
+        return 0
+    found = con.execute("SELECT max(version) FROM schema_migrations").fetchone()
+    return int(found[0] or 0) if found else 0

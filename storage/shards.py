@@ -1,0 +1,158 @@
+"""Parquet shards and the manifest beside them: written once, checked cheaply each time they are read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pydantic import ValidationError
+
+from .columns import COLUMNS
+from .errors import BadInput, DamagedStore
+from .files import TEMPORARY, sync_file, sync_folder
+from .identity import sha256_file
+from .schema import Manifest, Shard
+from .store import Store
+
+ROW_GROUP = 65_536
+_FORMAT: Mapping[str, Any] = {
+    "row_group_size": ROW_GROUP,
+    "compression": "zstd",
+    "compression_level": 1,
+    "use_dictionary": ["episode_id", "step", "terminated", "truncated", "seed"],
+    "write_statistics": ["episode_id", "step"],
+    "write_page_checksum": True,
+}
+_VERIFY = "`trajnote store verify` names everything that is damaged; restore the file or make the dataset again."
+
+
+class FinishedShard(NamedTuple):
+    """A shard on the disk, and what the manifest's totals need of it."""
+
+    shard: Shard
+    episodes: int
+
+
+def shard_name(number: int) -> str:
+    """The file name of a dataset's n-th shard, counted from 0."""
+    return f"steps-{number:05d}.parquet"
+
+
+def write_shard(folder: Path, name: str, table: pa.Table) -> FinishedShard:
+    """Write whole episodes to a temporary name, have them on the disk, and rename.
+
+    Numbers are stored plainly, without dictionaries, so that every bit pattern survives; pages carry checksums.
+    """
+    temporary = folder / (name + TEMPORARY)
+    pq.write_table(table, temporary, **_FORMAT)
+    sync_file(temporary)
+    temporary.rename(folder / name)
+    sync_folder(folder)
+    return describe_shard(folder, name)
+
+
+def describe_shard(folder: Path, name: str) -> FinishedShard:
+    """What the manifest will say about a finished file, and how many episodes it holds.
+
+    Raises:
+        DamagedStore: if the file cannot be read.
+    """
+    path = folder / name
+    ids = np.asarray(_read(path, _open(path), ["episode_id"], None)["episode_id"])
+    shard = Shard(
+        name=name,
+        sha256=sha256_file(path),
+        bytes=path.stat().st_size,
+        rows=len(ids),
+        first_episode=int(ids[0]),
+        last_episode=int(ids[-1]),
+    )
+    return FinishedShard(shard, len(np.unique(ids)))
+
+
+def read_shard(
+    folder: Path, shard: Shard, columns: Sequence[str] = COLUMNS, episodes: tuple[int, int] | None = None
+) -> pa.Table:
+    """The rows of a shard, after a cheap check of its size and its footer.
+
+    Args:
+        folder: the dataset's folder.
+        shard: its entry in the manifest.
+        columns: the columns wanted.
+        episodes: first and last episode wanted; only row groups that hold some of them are read.
+
+    Raises:
+        DamagedStore: if the file is missing, or is not what was written.
+    """
+    path = folder / shard.name
+    file = check_shard(folder, shard)
+    if episodes is None:
+        return _read(path, file, columns, None)
+    table = _read(path, file, columns, _groups(file, *episodes))
+    ids = np.asarray(table["episode_id"])
+    low, high = np.searchsorted(ids, episodes[0], "left"), np.searchsorted(ids, episodes[1], "right")
+    return table.slice(low, high - low)
+
+
+def check_shard(folder: Path, shard: Shard) -> pq.ParquetFile:
+    """Compare a shard's size, footer and number of rows with the manifest; the content is not read.
+
+    Raises:
+        DamagedStore: if they differ.
+    """
+    path = folder / shard.name
+    if not path.is_file():
+        raise DamagedStore(f"{path} is missing.", _VERIFY)
+    if (size := path.stat().st_size) != shard.bytes:
+        raise DamagedStore(f"{path} has {size} bytes; {shard.bytes} were written.", _VERIFY)
+    file = _open(path)
+    if (rows := file.metadata.num_rows) != shard.rows:
+        raise DamagedStore(f"{path} has {rows} rows; {shard.rows} were written.", _VERIFY)
+    return file
+
+
+def read_manifest(store: Store, dataset_id: str) -> Manifest:
+    """What a dataset is.
+
+    Raises:
+        BadInput: if there is no such dataset.
+        DamagedStore: if its manifest is missing or cannot be read.
+    """
+    path = store.manifest_path(dataset_id)
+    if not path.parent.is_dir():
+        raise BadInput(f"There is no dataset {dataset_id!r} in {store.root}.", "`trajnote store list` shows what is.")
+    try:
+        return Manifest.model_validate_json(path.read_bytes())
+    except (OSError, ValidationError) as error:
+        raise DamagedStore(f"{path} is missing or not a manifest.", _VERIFY) from error
+
+
+def _open(path: Path) -> pq.ParquetFile:
+    try:
+        file = pq.ParquetFile(path, page_checksum_verification=True)
+    except (pa.ArrowException, OSError) as error:
+        raise DamagedStore(f"{path} is not a Parquet file any more.", _VERIFY) from error
+    if missing := set(COLUMNS) - set(file.schema_arrow.names):
+        raise DamagedStore(f"{path} lacks the columns {sorted(missing)}.", _VERIFY)
+    return file
+
+
+def _read(path: Path, file: pq.ParquetFile, columns: Sequence[str], groups: Sequence[int] | None) -> pa.Table:
+    try:
+        return file.read(list(columns)) if groups is None else file.read_row_groups(list(groups), list(columns))
+    except (pa.ArrowException, OSError) as error:
+        raise DamagedStore(f"{path} is damaged inside: {error}.", _VERIFY) from error
+
+
+def _groups(file: pq.ParquetFile, first: int, last: int) -> list[int]:
+    """The row groups that may hold one of the episodes."""
+    found: list[int] = []
+    for group in range(file.metadata.num_row_groups):
+        bounds = file.metadata.row_group(group).column(0).statistics
+        if bounds.min <= last and first <= bounds.max:
+            found.append(group)
+    return found

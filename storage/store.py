@@ -1,0 +1,137 @@
+"""Where everything is: the one place that knows the paths of a store. It does not know what is in the files."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from .catalog import Catalog, create_file
+from .errors import BadInput, Prerequisite
+from .files import owned, sync_folder
+from .migrations import migrate
+
+CATALOG = "catalog.duckdb"
+MANIFEST = "manifest.json"
+DRAFT = "draft.json"
+_FOLDERS = ("rollouts", "policies", "responses", "reports")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+
+
+class Store:
+    """One folder with a catalog and the files it speaks of; make one with `Store.create` or `Store.open`.
+
+    Args:
+        root: the store's folder, absolute.
+        catalog: the DuckDB file in it.
+    """
+
+    def __init__(self, root: Path, catalog: Catalog) -> None:
+        self.root = root
+        self.catalog = catalog
+
+    @classmethod
+    def create(cls, root: Path | str) -> Store:
+        """The store in a folder, which is made if it does not exist; an existing store is opened as it is.
+
+        Raises:
+            BadInput: if the path is a file, or a folder with something else in it.
+            Prerequisite: if its catalog was written by a newer trajnote.
+        """
+        path = Path(root).expanduser().absolute()
+        _refuse_foreign(path)
+        for name in _FOLDERS:
+            (path / name).mkdir(parents=True, exist_ok=True)
+        if not (path / CATALOG).exists():
+            _create_catalog(path / CATALOG)
+        return cls.open(path)
+
+    @classmethod
+    def open(cls, root: Path | str) -> Store:
+        """The store in a folder; its catalog is brought up to date.
+
+        Raises:
+            Prerequisite: if there is no store, or its catalog was written by a newer trajnote.
+            CatalogLocked: if another process keeps the catalog for too long.
+        """
+        path = Path(root).expanduser().absolute()
+        if not (path / CATALOG).is_file():
+            raise Prerequisite(
+                f"There is no store in {path}.", "Make one with `trajnote collect`, or name another one with --store."
+            )
+        store = cls(path, Catalog(path / CATALOG))
+        migrate(store.catalog)
+        return store
+
+    @property
+    def rollouts_dir(self) -> Path:
+        """The folder with one folder per dataset."""
+        return self.root / "rollouts"
+
+    @property
+    def policies_dir(self) -> Path:
+        """The folder with one folder per policy."""
+        return self.root / "policies"
+
+    @property
+    def reports_dir(self) -> Path:
+        """The folder of the HTML reports."""
+        return self.root / "reports"
+
+    def dataset_dir(self, dataset_id: str) -> Path:
+        """The folder of a dataset's manifest and Parquet shards."""
+        return self.rollouts_dir / _checked(dataset_id, "dataset")
+
+    def partial_dir(self, dataset_id: str) -> Path:
+        """The folder where a dataset is written until it is finished."""
+        return self.rollouts_dir / f".partial-{_checked(dataset_id, 'dataset')}"
+
+    def manifest_path(self, dataset_id: str) -> Path:
+        """The file that says what a dataset is."""
+        return self.dataset_dir(dataset_id) / MANIFEST
+
+    def policy_dir(self, policy_id: str) -> Path:
+        """The folder of a policy's files."""
+        return self.policies_dir / _checked(policy_id, "policy")
+
+    def responses_dir(self, run_id: str) -> Path:
+        """The folder of the raw replies that an annotation run received."""
+        return self.root / "responses" / _checked(run_id, "run")
+
+
+def _checked(name: str, kind: str) -> str:
+    """A name that cannot lead out of its folder."""
+    if not _NAME.fullmatch(name):
+        raise BadInput(
+            f"{name!r} cannot be the name of a {kind}.",
+            "A name has up to 128 letters, digits, dots, dashes and underscores, and starts with a letter or a digit.",
+        )
+    return name
+
+
+def _refuse_foreign(path: Path) -> None:
+    if path.is_file():
+        raise BadInput(f"{path} is a file, not a folder.", "Name a new or empty folder with --store.")
+    if path.is_dir() and not (path / CATALOG).exists():
+        strangers = sorted(item.name for item in path.iterdir() if not _belongs(item.name))
+        if strangers:
+            raise BadInput(
+                f"{path} is not a store: it holds {', '.join(strangers[:3])}.",
+                "Name a new or empty folder with --store.",
+            )
+
+
+def _belongs(name: str) -> bool:
+    return name in _FOLDERS or name.startswith(CATALOG)
+
+
+def _create_catalog(path: Path) -> None:
+    """Make the catalog under another name and rename it: whoever comes second waits, and finds a whole one."""
+    new = path.with_name(f"{CATALOG}.new")
+    with owned(path.parent, "the store", wait=True):
+        if path.exists():
+            return
+        new.unlink(missing_ok=True)
+        create_file(new)
+        migrate(Catalog(new))
+        new.rename(path)
+        sync_folder(path.parent)
