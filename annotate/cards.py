@@ -20,8 +20,7 @@ from pydantic import Field, StringConstraints, ValidationError, model_validator
 from storage.errors import BadInput
 from storage.schema import Array, Frozen, Space
 
-from .claims import Claim, EffectClaim, LawClaim, RangeClaim, RateClaim, RewardClaim, TerminationClaim
-from .expressions import names_in
+from .claims import OUTCOMES, Claim, EffectClaim, unknown_name
 
 PLACEHOLDER = "TODO"
 _FOLDER = Path(__file__).parent / "cards"
@@ -84,6 +83,9 @@ class Card(Frozen):
     termination: Text = Field(description="when an episode ends")
     reward: Text = Field(description="what is rewarded, with magnitudes")
     seconds_per_step: float | None = Field(default=None, gt=0, description="simulated time between actions, if any")
+    probe_resets: tuple[Mapping[str, Any], ...] = Field(
+        default=(), description="options of reset that lead to states worth checking, rare by chance"
+    )
     advice: tuple[Text, ...] = Field(default=(), description="facts of the physics; never what to do")
     components: tuple[Component, ...] = Field(min_length=1)
     actions: tuple[Action, ...] = Field(min_length=1)
@@ -111,17 +113,22 @@ class Card(Frozen):
         return self.actions[0].low is None
 
     @model_validator(mode="after")
-    def _consistent(self) -> Card:
-        _refuse_duplicates("component", self.component_names)
+    def _checked(self) -> Card:
+        _refuse_duplicates("component", (*OUTCOMES, *self.component_names))
         _refuse_duplicates("action", self.action_names)
         if any((action.low is None) != self.is_discrete for action in self.actions):
             raise ValueError("either every action has low and high (continuous) or none has (discrete)")
         if not self.shown_components:
             raise ValueError("every component has show = false")
-        for event in self.events:
-            _refuse_unknown("events", event.component, self.component_names)
+        for index, event in enumerate(self.events):
+            if event.component not in self.component_names:
+                known = ", ".join(self.component_names)
+                raise ValueError(f"events[{index}].component: {event.component!r} is none of {known}")
         for index, claim in enumerate(self.claims):
-            _check_claim(f"claims[{index}]", claim, self)
+            if problem := unknown_name(claim, self.component_names, self.action_names):
+                raise ValueError(f"claims[{index}]: {problem}")
+            if isinstance(claim, EffectClaim) and (claim.action is not None) != self.is_discrete:
+                raise ValueError(f"claims[{index}]: discrete cards compare `action`, continuous ones `dimension`")
         return self
 
 
@@ -182,8 +189,9 @@ def check_card_against_spaces(card: Card, observation_space: Space, action_space
 
 
 def card_sha256(card: Card) -> str:
-    """Hash of a card's content; comments and layout of its file do not count."""
-    text = json.dumps(card.model_dump(mode="json"), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    """Hash of what a card tells an annotator; its claims and the layout of its file do not count."""
+    told = card.model_dump(mode="json", exclude={"claims", "probe_resets"})
+    text = json.dumps(told, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -262,48 +270,6 @@ def _bounds_mismatch(card: Card, space: Space) -> str:
 
 def _close(mine: float | None, theirs: float) -> bool:
     return mine is not None and math.isclose(mine, theirs, rel_tol=1e-6)
-
-
-def _check_claim(place: str, claim: Claim, card: Card) -> None:
-    match claim:
-        case EffectClaim():
-            _refuse_unknown(f"{place}.component", claim.component, card.component_names)
-            for name in (claim.action, claim.dimension, claim.versus):
-                if isinstance(name, str):
-                    _refuse_unknown(place, name, card.action_names)
-            if (claim.action is not None) != card.is_discrete:
-                raise ValueError(f"{place}: a discrete action has `action`, a continuous one `dimension` and `value`")
-            expressions = (claim.when,)
-        case RangeClaim():
-            _refuse_unknown(f"{place}.component", claim.component, card.component_names)
-            expressions = ()
-        case RateClaim():
-            _refuse_unknown(f"{place}.component", claim.component, card.component_names)
-            _refuse_unknown(f"{place}.follows", claim.follows, card.component_names)
-            expressions = ()
-        case LawClaim():
-            expressions = (claim.holds, claim.when)
-        case TerminationClaim():
-            expressions = (claim.exactly, claim.whenever)
-        case RewardClaim():
-            expressions = (claim.equals, claim.when)
-    _check_names(place, expressions, card)
-
-
-def _check_names(place: str, expressions: Iterable[str | None], card: Card) -> None:
-    known = (
-        set(card.component_names)
-        | {f"next_{name}" for name in card.component_names}
-        | {f"action_{name}" for name in card.action_names}
-    )
-    for expression in expressions:
-        for name in names_in(expression) if expression else ():
-            _refuse_unknown(place, name, sorted(known))
-
-
-def _refuse_unknown(place: str, name: str, known: Iterable[str]) -> None:
-    if name not in known:
-        raise ValueError(f"{place}: {name!r} is none of {', '.join(known)}")
 
 
 def _refuse_duplicates(what: str, names: Iterable[str]) -> None:

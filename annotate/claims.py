@@ -1,20 +1,23 @@
 """The kinds of statement about an environment that a machine can check; a card lists them beside its words.
 
-Nothing is checked here: that takes the environment itself.
+Whether they are true is not checked here: that takes the environment itself.
 
-Names in expressions: a component before the step (`vx`), after it (`next_vx`), and the action (`action_NAME`: 1 or 0
-for a discrete action taken or not, the number for a dimension of a continuous one).
+Names in expressions: a component before the step (`vx`) and after it (`next_vx`), the action (`action_NAME`: 1 or 0 for
+a discrete action taken or not, the number for a dimension of a continuous one), `reward` and `terminated`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
 from storage.schema import Frozen
 
-from .expressions import Expression
+from .expressions import Expression, names_in
+
+OUTCOMES = ("reward", "terminated")
 
 
 class _Claim(Frozen):
@@ -22,7 +25,7 @@ class _Claim(Frozen):
 
 
 class EffectClaim(_Claim):
-    """An action moves a component up or down, compared with another action from the very same state."""
+    """An action moves a component up or down (or not at all), compared with another action from the very same state."""
 
     kind: Literal["effect"]
     action: str | None = Field(default=None, description="name of a discrete action")
@@ -30,11 +33,11 @@ class EffectClaim(_Claim):
     value: float | None = Field(default=None, description="the dimension's value; the others are 0")
     versus: str | float = Field(description="the action or value it is compared with")
     component: str = Field(description="the component whose difference is looked at")
-    effect: Literal["increases", "decreases"]
+    effect: Literal["increases", "decreases", "keeps"] = Field(description="`keeps`: makes no difference at all")
     steps: int = Field(default=1, ge=1, le=100, description="steps for which the action is held")
-    when: Expression | None = Field(default=None, description="starting states that count; all when absent")
+    when: Expression | None = Field(default=None, description="starting states that count (components only)")
     prefix: Literal["random", "reset"] = Field(
-        default="random", description="start after up to 40 random actions, or right after the reset"
+        default="random", description="start after up to 60 random actions, or right after the reset"
     )
     share: float = Field(default=0.95, gt=0.5, le=1, description="smallest share of trials with the claimed sign")
 
@@ -64,17 +67,18 @@ class RangeClaim(_Claim):
 
 
 class RateClaim(_Claim):
-    """A component changes at the rate of another one: `next_component - component = rate * next_follows`.
+    """A component changes at the rate of another one: `next_component - component = rate * follows` in every step.
 
-    This is what checks units: positions in metres with velocities in metres per second have `rate` = seconds per step.
-    Without `rate`, only the signs have to agree.
+    This is what checks units and signs: a position in metres with its speed in metres per second has the seconds per
+    step as its rate. `follows` may be taken before or after the step, or anything in between.
     """
 
     kind: Literal["rate"]
     component: str
     follows: str
-    rate: float | None = None
-    tolerance: float = Field(default=0.05, gt=0, description="allowed relative error of the rate")
+    rate: float = Field(description="change of the component per step and unit of the other; negative if opposed")
+    when: Expression | None = Field(default=None, description="steps that count; all when absent")
+    tolerance: float = Field(default=0.05, gt=0, description="allowed relative error")
     share: float = Field(default=0.95, gt=0.5, le=1, description="smallest share of steps that agree")
 
 
@@ -112,7 +116,6 @@ class RewardClaim(_Claim):
     kind: Literal["reward"]
     equals: Expression
     when: Expression | None = Field(default=None, description="steps that count; all when absent")
-    terminated: bool | None = Field(default=None, description="count only steps that do (or do not) terminate")
     tolerance: float = Field(default=1e-4, gt=0, description="allowed absolute difference, in units of reward")
     share: float = Field(default=1.0, gt=0.5, le=1, description="smallest share of steps on which it holds")
 
@@ -120,3 +123,38 @@ class RewardClaim(_Claim):
 Claim = Annotated[
     EffectClaim | RangeClaim | RateClaim | LawClaim | TerminationClaim | RewardClaim, Field(discriminator="kind")
 ]
+
+
+def names_of_a_step(components: Iterable[str], actions: Iterable[str]) -> list[str]:
+    """All names that an expression may use."""
+    before = list(components)
+    return [*before, *(f"next_{name}" for name in before), *(f"action_{name}" for name in actions), *OUTCOMES]
+
+
+def unknown_name(claim: Claim, components: Sequence[str], actions: Sequence[str]) -> str:
+    """What a claim refers to and its card does not have, in words; empty if all is known."""
+    match claim:
+        case EffectClaim():
+            acts = [name for name in (claim.action, claim.dimension, claim.versus) if isinstance(name, str)]
+            return _unknown([claim.component], components) or _unknown(acts, actions) or _stray(claim.when, components)
+        case RangeClaim():
+            return _unknown([claim.component], components)
+        case RateClaim():
+            strangers = _unknown([claim.component, claim.follows], components)
+            return strangers or _stray(claim.when, names_of_a_step(components, actions))
+        case LawClaim():
+            expressions = (claim.holds, claim.when)
+        case TerminationClaim():
+            expressions = (claim.exactly, claim.whenever)
+        case RewardClaim():
+            expressions = (claim.equals, claim.when)
+    known = names_of_a_step(components, actions)
+    return next(filter(None, (_stray(expression, known) for expression in expressions)), "")
+
+
+def _stray(expression: str | None, known: Sequence[str]) -> str:
+    return _unknown(sorted(names_in(expression)), known) if expression else ""
+
+
+def _unknown(names: Iterable[str], known: Sequence[str]) -> str:
+    return next((f"{name!r} is none of {', '.join(known)}" for name in names if name not in known), "")
