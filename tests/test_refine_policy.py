@@ -226,6 +226,6 @@ def test_observations_of_another_width_are_refused() -> None:
 
 def test_acting_loads_no_learner() -> None:
     learners = "print(sorted({'torch', 'd3rlpy', 'gym'} & set(sys.modules)))"
-    code = f"import sys, refine.policy; {learners}"
+    code = f"import sys, refine.policy, refine.labels, refine.relabel, refine.gate; {learners}"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "[]"
