@@ -92,6 +92,24 @@ class StepArrays:
         return self.starts[place] + within
 
 
+def steps_schema(draft: ManifestDraft) -> pa.Schema:
+    """The Arrow types of the steps schema for a dataset's spaces."""
+    observations, actions = draft.observation_space, draft.action_space
+    outputs = pa.list_(pa.float32(), output_size(draft)) if draft.policy_output else pa.list_(pa.float32())
+    types = (
+        pa.int64(),
+        pa.int32(),
+        pa.list_(_arrow_type(observations), observations.size),
+        pa.int64() if actions.is_discrete else pa.list_(_arrow_type(actions), actions.size),
+        pa.float64(),
+        pa.bool_(),
+        pa.bool_(),
+        outputs,
+        pa.int64(),
+    )
+    return pa.schema(list(zip(COLUMNS, types, strict=True)))
+
+
 def encode_episodes(episodes: Sequence[Episode], draft: ManifestDraft) -> pa.Table:
     """Episodes as rows of the steps schema, in the order given.
 
@@ -154,6 +172,10 @@ def output_size(draft: ManifestDraft) -> int:
     """Numbers in one policy output: one per action when discrete, one per dimension otherwise."""
     space = draft.action_space
     return (space.n or 0) if space.is_discrete else space.size
+
+
+def _arrow_type(space: Space) -> pa.DataType:
+    return pa.int64() if space.is_discrete else pa.from_numpy_dtype(np.dtype(space.dtype))
 
 
 def _cut(rows: StepArrays, start: int, length: int, seed: int | None, draft: ManifestDraft) -> Episode:

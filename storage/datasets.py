@@ -138,18 +138,18 @@ def _dataset_row(manifest: Manifest, manifest_sha256: str) -> dict[str, object]:
 
 def _episode_rows(store: Store, manifest: Manifest) -> Iterator[dict[str, object]]:
     for shard in manifest.shards:
-        yield from _summarise(store, manifest.dataset_id, shard)
+        yield from _summarise(store, manifest, shard)
 
 
-def _summarise(store: Store, dataset_id: str, shard: Shard) -> Iterator[dict[str, object]]:
-    table = read_shard(store.dataset_dir(dataset_id), shard, _SUMMED)
+def _summarise(store: Store, manifest: Manifest, shard: Shard) -> Iterator[dict[str, object]]:
+    table = read_shard(store, manifest, shard, columns=_SUMMED)
     ids, ended, cut = (np.asarray(table[name]) for name in ("episode_id", "terminated", "truncated"))
     rewards = table["reward"].to_numpy()
     starts = np.flatnonzero(np.diff(ids, prepend=ids[0] - 1))
     seeds = table["seed"].take(starts).to_pylist()
     for start, stop, seed in zip(starts, [*starts[1:], len(ids)], seeds, strict=True):
         yield {
-            "dataset_id": dataset_id,
+            "dataset_id": manifest.dataset_id,
             "episode_id": int(ids[start]),
             "seed": seed,
             "length": int(stop - start - 1),

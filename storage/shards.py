@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import ValidationError
 
-from .columns import COLUMNS
+from .columns import COLUMNS, steps_schema
 from .errors import BadInput, DamagedStore
 from .files import TEMPORARY, sync_file, sync_folder
 from .identity import sha256_file
@@ -27,6 +27,7 @@ _FORMAT: Mapping[str, Any] = {
     "write_statistics": ["episode_id", "step"],
     "write_page_checksum": True,
 }
+_UNREADABLE = (pa.ArrowException, OSError, ValueError)
 _VERIFY = "`trajnote store verify` names everything that is damaged; restore the file or make the dataset again."
 
 
@@ -75,21 +76,27 @@ def describe_shard(folder: Path, name: str) -> FinishedShard:
 
 
 def read_shard(
-    folder: Path, shard: Shard, columns: Sequence[str] = COLUMNS, episodes: tuple[int, int] | None = None
+    store: Store,
+    manifest: Manifest,
+    shard: Shard,
+    *,
+    columns: Sequence[str] = COLUMNS,
+    episodes: tuple[int, int] | None = None,
 ) -> pa.Table:
     """The rows of a shard, after a cheap check of its size and its footer.
 
     Args:
-        folder: the dataset's folder.
-        shard: its entry in the manifest.
+        store: the store.
+        manifest: the dataset's.
+        shard: one of its shards.
         columns: the columns wanted.
         episodes: first and last episode wanted; only row groups that hold some of them are read.
 
     Raises:
         DamagedStore: if the file is missing, or is not what was written.
     """
-    path = folder / shard.name
-    file = check_shard(folder, shard)
+    file = check_shard(store, manifest, shard)
+    path = store.dataset_dir(manifest.dataset_id) / shard.name
     if episodes is None:
         return _read(path, file, columns, None)
     table = _read(path, file, columns, _groups(file, *episodes))
@@ -98,13 +105,13 @@ def read_shard(
     return table.slice(low, high - low)
 
 
-def check_shard(folder: Path, shard: Shard) -> pq.ParquetFile:
-    """Compare a shard's size, footer and number of rows with the manifest; the content is not read.
+def check_shard(store: Store, manifest: Manifest, shard: Shard) -> pq.ParquetFile:
+    """Compare a shard's size, columns and number of rows with the manifest; the content is not read.
 
     Raises:
         DamagedStore: if they differ.
     """
-    path = folder / shard.name
+    path = store.dataset_dir(manifest.dataset_id) / shard.name
     if not path.is_file():
         raise DamagedStore(f"{path} is missing.", _VERIFY)
     if (size := path.stat().st_size) != shard.bytes:
@@ -112,6 +119,9 @@ def check_shard(folder: Path, shard: Shard) -> pq.ParquetFile:
     file = _open(path)
     if (rows := file.metadata.num_rows) != shard.rows:
         raise DamagedStore(f"{path} has {rows} rows; {shard.rows} were written.", _VERIFY)
+    for column in steps_schema(manifest):
+        if column.name not in file.schema_arrow.names or file.schema_arrow.field(column.name).type != column.type:
+            raise DamagedStore(f"{path} has no column {column.name} of type {column.type}.", _VERIFY)
     return file
 
 
@@ -133,18 +143,15 @@ def read_manifest(store: Store, dataset_id: str) -> Manifest:
 
 def _open(path: Path) -> pq.ParquetFile:
     try:
-        file = pq.ParquetFile(path, page_checksum_verification=True)
-    except (pa.ArrowException, OSError) as error:
+        return pq.ParquetFile(path, page_checksum_verification=True)
+    except _UNREADABLE as error:
         raise DamagedStore(f"{path} is not a Parquet file any more.", _VERIFY) from error
-    if missing := set(COLUMNS) - set(file.schema_arrow.names):
-        raise DamagedStore(f"{path} lacks the columns {sorted(missing)}.", _VERIFY)
-    return file
 
 
 def _read(path: Path, file: pq.ParquetFile, columns: Sequence[str], groups: Sequence[int] | None) -> pa.Table:
     try:
         return file.read(list(columns)) if groups is None else file.read_row_groups(list(groups), list(columns))
-    except (pa.ArrowException, OSError) as error:
+    except _UNREADABLE as error:
         raise DamagedStore(f"{path} is damaged inside: {error}.", _VERIFY) from error
 
 

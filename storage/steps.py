@@ -6,7 +6,6 @@ from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from itertools import groupby
 from operator import itemgetter
-from pathlib import Path
 
 import numpy as np
 import polars as pl
@@ -53,9 +52,8 @@ def iterate_episodes(store: Store, dataset_id: str, episode_ids: Sequence[int] |
         DamagedStore: if a shard is damaged.
     """
     manifest = read_manifest(store, dataset_id)
-    folder = store.dataset_dir(dataset_id)
     for shard, wanted in _plan(manifest, episode_ids):
-        episodes = decode_episodes(_read_wanted(folder, shard, wanted), manifest)
+        episodes = decode_episodes(_read_wanted(store, manifest, shard, wanted), manifest)
         if wanted is None:
             yield from episodes
         else:
@@ -71,11 +69,10 @@ def read_steps(store: Store, dataset_id: str, *, episode_ids: Sequence[int] | No
         DamagedStore: if a shard is damaged.
     """
     manifest = read_manifest(store, dataset_id)
-    folder = store.dataset_dir(dataset_id)
     ids = None if episode_ids is None else sorted(set(episode_ids))
-    tables = [_read_wanted(folder, shard, wanted) for shard, wanted in _plan(manifest, ids)]
+    tables = [_read_wanted(store, manifest, shard, wanted) for shard, wanted in _plan(manifest, ids)]
     if not tables:
-        tables = [read_shard(folder, manifest.shards[0]).slice(0, 0)]
+        tables = [read_shard(store, manifest, manifest.shards[0]).slice(0, 0)]
     return decode_steps(pa.concat_tables(tables), manifest)
 
 
@@ -89,7 +86,7 @@ def scan_steps(store: Store, dataset_id: str) -> pl.LazyFrame:
     manifest = read_manifest(store, dataset_id)
     folder = store.dataset_dir(dataset_id)
     for shard in manifest.shards:
-        check_shard(folder, shard)
+        check_shard(store, manifest, shard)
     return pl.scan_parquet([folder / shard.name for shard in manifest.shards], glob=False)
 
 
@@ -107,10 +104,10 @@ def _plan(manifest: Manifest, episode_ids: Sequence[int] | None) -> Iterator[tup
         yield shards[place], [episode_id for _, episode_id in pairs]
 
 
-def _read_wanted(folder: Path, shard: Shard, wanted: list[int] | None) -> pa.Table:
+def _read_wanted(store: Store, manifest: Manifest, shard: Shard, wanted: list[int] | None) -> pa.Table:
     if wanted is None:
-        return read_shard(folder, shard)
-    table = read_shard(folder, shard, episodes=(min(wanted), max(wanted)))
+        return read_shard(store, manifest, shard)
+    table = read_shard(store, manifest, shard, episodes=(min(wanted), max(wanted)))
     ids = np.asarray(table["episode_id"])
     if missing := np.setdiff1d(wanted, ids).tolist():
         raise _unknown(missing[0], [shard])
