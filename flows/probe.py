@@ -135,10 +135,11 @@ def _probe_rate(claim: RateClaim, named: Mapping[str, Array]) -> Finding:
     change = named[f"next_{claim.component}"] - named[claim.component]
     expected = claim.rate * np.stack([named[claim.follows], named[f"next_{claim.follows}"]])
     slack = claim.tolerance * np.abs(expected).max(axis=0) + _ROUNDING
-    moving = np.abs(expected[1]) > _ROUNDING
     agree = (change >= expected.min(axis=0) - slack) & (change <= expected.max(axis=0) + slack)
-    measured = claim.rate * float(np.median(change[moving] / expected[1][moving])) if moving.any() else 0.0
-    return _judge_share(claim, agree[_counted(claim.when, named)], claim.share, f"measured rate {measured:.4g}")
+    counted = _counted(claim.when, named)
+    middle = expected.mean(axis=0)[counted]
+    measured = claim.rate * float(np.sum(change[counted] * middle)) / max(float(np.sum(middle**2)), 1e-12)
+    return _judge_share(claim, agree[counted], claim.share, f"measured rate {measured:.4g}")
 
 
 def _probe_law(claim: LawClaim, named: Mapping[str, Array]) -> Finding:
