@@ -1,0 +1,86 @@
+"""What requests and replies cost: tokens counted or estimated, and their price in dollars.
+
+Prices come from `genai-prices`, which brings its list with it and asks no network. It caps and stops nothing.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from genai_prices import Usage as PricedUsage
+from genai_prices import calc_price
+
+from .requests import Request
+
+CHARACTERS_PER_TOKEN = 3.5
+"""Tables of short numbers and English instructions come to 3.2 to 3.8 characters a token."""
+OUTPUT_TOKENS_PER_LABEL = 110
+"""A label of the reply's schema with a one-sentence rationale."""
+ASSESSMENT_TOKENS = 150
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Tokens of one or many calls; cached input is not contained in `input`."""
+
+    input: int = 0
+    cache_write: int = 0
+    cache_read: int = 0
+    output: int = 0
+
+    def __add__(self, other: Tokens) -> Tokens:
+        return Tokens(
+            self.input + other.input,
+            self.cache_write + other.cache_write,
+            self.cache_read + other.cache_read,
+            self.output + other.output,
+        )
+
+
+def estimate_tokens(text: str) -> int:
+    """Tokens of a text, from its length."""
+    return math.ceil(len(text) / CHARACTERS_PER_TOKEN)
+
+
+def estimate_input(request: Request) -> int:
+    """Input tokens of a request: its system part, its messages and its schema."""
+    return estimate_tokens(request.body)
+
+
+def estimate_calls(requests: Iterable[Request], labels: int) -> Tokens:
+    """Tokens of calls that were not made yet, as if nothing were cached.
+
+    Args:
+        requests: the calls.
+        labels: labels that each of them asks for.
+    """
+    output = ASSESSMENT_TOKENS + labels * OUTPUT_TOKENS_PER_LABEL
+    return sum((Tokens(input=estimate_input(request), output=output) for request in requests), Tokens())
+
+
+def tokens_of(usage: Mapping[str, int] | None) -> Tokens | None:
+    """The tokens that a reply says it took; None if it does not say."""
+    if usage is None or not {"input_tokens", "output_tokens"} <= usage.keys():
+        return None
+    return Tokens(
+        input=usage["input_tokens"],
+        cache_write=usage.get("cache_creation_input_tokens", 0),
+        cache_read=usage.get("cache_read_input_tokens", 0),
+        output=usage["output_tokens"],
+    )
+
+
+def price(model: str, tokens: Tokens) -> float | None:
+    """Dollars for tokens of a model at list price; None for a model without a known price, such as a local one."""
+    usage = PricedUsage(
+        input_tokens=tokens.input + tokens.cache_write + tokens.cache_read,
+        cache_write_tokens=tokens.cache_write,
+        cache_read_tokens=tokens.cache_read,
+        output_tokens=tokens.output,
+    )
+    try:
+        return float(calc_price(usage, model, provider_id="anthropic").total_price)
+    except LookupError:
+        return None

@@ -1,0 +1,50 @@
+"""The one small protocol behind which language models stand. A new provider is one file with one class.
+
+A provider touches neither catalog nor store: it takes requests and yields what came back, in any order; the ledger is
+the only one who writes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from ..requests import Request
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What came back for one request: a raw message, or an error."""
+
+    request_id: str
+    raw: str | None  # the message as it came, JSON of the Messages API if all went well; None with an error
+    error: str | None = None
+    final: bool = False  # of an error: asking the same again cannot help
+    provenance: Mapping[str, Any] = field(default_factory=dict)  # who answered, when, from where
+
+
+class Provider(Protocol):
+    """Answers requests."""
+
+    name: str
+    recorded: bool
+    """Whether the answers were given earlier, so that nothing is paid for now."""
+
+    def prepare(self, known: Collection[str], pending: Collection[str], *, complete: bool) -> None:
+        """Refuse what cannot work, before anything is written.
+
+        Args:
+            known: ids of all requests of the run, as far as they are known.
+            pending: those of them that `answer` will be called with.
+            complete: false if more requests will follow from the answers to these.
+        """
+        ...
+
+    def answer(self, requests: Sequence[Request]) -> Iterator[Reply]:
+        """Yield at most one reply for each request; one that gets none stays pending."""
+        ...
+
+    def late(self) -> list[Reply]:
+        """Replies that came in after the iterator of `answer` was given up; they are paid for, so they are kept."""
+        ...
