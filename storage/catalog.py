@@ -27,7 +27,7 @@ OnConflict = Literal["ignore", "replace", "error"]
 WAIT_VARIABLE = "TRAJNOTE_LOCK_WAIT"
 DEFAULT_WAIT_S = 30.0
 
-_SETTINGS: Mapping[str, str] = {"autoinstall_known_extensions": "false", "TimeZone": "UTC"}
+_SETTINGS: Mapping[str, str] = {"autoinstall_known_extensions": "false"}
 _IN_OTHER_PROCESS = "Could not set lock on file"
 _IN_THIS_PROCESS = "different configuration than existing connections"
 _ARROW_TYPES: Mapping[str, pa.DataType] = {
@@ -127,6 +127,7 @@ class Catalog:
     def _connected(self, *, read_only: bool, settings: Mapping[str, str] | None = None) -> Generator[Connection]:
         con = self._connect(read_only, {**_SETTINGS, **(settings or {})})
         try:
+            con.execute("SET TimeZone = 'UTC'")
             yield con
         finally:
             con.close()
@@ -154,14 +155,14 @@ def create_file(path: Path) -> None:
 def insert_rows(
     con: Connection, table: str, rows: Sequence[Mapping[str, object]], *, on_conflict: OnConflict = "ignore"
 ) -> int:
-    """Insert rows by column name, all in one statement; columns that no row names get their default.
+    """Insert rows by column name, all alike in one statement; columns that a row does not name get their default.
 
     Mappings and sequences in JSON columns become canonical JSON; times are datetimes or ISO 8601 texts.
 
     Args:
         con: a connection of `Catalog.write`.
         table: the table's name.
-        rows: column name -> value; a row that lacks a column which another row has gets null there.
+        rows: column name -> value.
         on_conflict: what happens to a row whose primary key exists: "ignore" it, "replace" the old one, or an "error".
 
     Returns:
@@ -170,26 +171,35 @@ def insert_rows(
     Raises:
         BadInput: if a row has a column that the table lacks, or a value breaks one of the table's rules.
     """
-    if not rows:
-        return 0
     types = _column_types(con, table)
-    names = list(dict.fromkeys(name for row in rows for name in row))
-    if unknown := [name for name in names if name not in types]:
-        raise BadInput(f"The table {table} has no column {unknown}.", f"It has {', '.join(types)}.")
-    columns = {name: _arrow_column([row.get(name) for row in rows], types[name]) for name in names}
-    con.register("incoming_rows", pa.table(columns))
-    try:
-        counted = con.execute(f"{_INSERT[on_conflict]} {table} BY NAME SELECT * FROM incoming_rows").fetchone()
-    except duckdb.ConstraintException as error:
-        raise BadInput(f"A row does not fit into the table {table}: {error_line(error)}") from error
-    finally:
-        con.unregister("incoming_rows")
-    return int(counted[0]) if counted else 0
+    groups: dict[tuple[str, ...], list[Mapping[str, object]]] = {}
+    for row in rows:
+        groups.setdefault(tuple(row), []).append(row)
+    for name in {name for names in groups for name in names}:
+        if name not in types:
+            raise BadInput(f"The table {table} has no column {name!r}.", f"It has {', '.join(types)}.")
+    return sum(
+        _insert_alike(con, f"{_INSERT[on_conflict]} {table}", group, {name: types[name] for name in names})
+        for names, group in groups.items()
+    )
 
 
 def error_line(error: Exception) -> str:
     """The first line of an error's text: what the reader needs, without DuckDB's picture of the statement."""
     return str(error).strip().split("\n", 1)[0]
+
+
+def _insert_alike(con: Connection, start: str, rows: Sequence[Mapping[str, object]], types: Mapping[str, str]) -> int:
+    columns = {name: _arrow_column([row[name] for row in rows], kind) for name, kind in types.items()}
+    con.register("incoming_rows", pa.table(columns))
+    try:
+        counted = con.execute(f"{start} BY NAME SELECT * FROM incoming_rows").fetchone()
+    except duckdb.ConstraintException as error:
+        raise BadInput(f"A row does not fit into a table ({start}): {error_line(error)}") from error
+    finally:
+        with suppress(duckdb.Error):  # a failed statement has aborted the transaction
+            con.unregister("incoming_rows")
+    return int(counted[0]) if counted else 0
 
 
 def _column_types(con: Connection, table: str) -> dict[str, str]:

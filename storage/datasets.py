@@ -13,6 +13,7 @@ from .identity import canonical_json, sha256_file
 from .schema import Manifest, ManifestDraft, Shard
 from .shards import read_manifest, read_shard
 from .store import DRAFT, Store
+from .views import refresh_views
 
 _SUMMED = ("episode_id", "reward", "terminated", "truncated", "seed")
 
@@ -46,6 +47,7 @@ def register_dataset(store: Store, manifest: Manifest) -> None:
         with store.catalog.write() as con:
             insert_rows(con, "datasets", [_dataset_row(manifest, written)])
             insert_rows(con, "episodes", episodes)
+            refresh_views(con, store.rollouts_dir)
     elif registered != written:
         raise DamagedStore(
             f"{store.manifest_path(manifest.dataset_id)} is not the manifest that was registered.",

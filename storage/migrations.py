@@ -258,6 +258,11 @@ def _pending(con: Connection, catalog: Catalog, migrations: tuple[Migration, ...
     return [step for step in migrations if step.version > version]
 
 
+def is_newest(con: Connection) -> bool:
+    """Whether a catalog has exactly the tables that this trajnote knows."""
+    return catalog_version(con) == MIGRATIONS[-1].version
+
+
 def catalog_version(con: Connection) -> int:
     """The version of the newest step that was applied; 0 for an empty file."""
     there = con.execute("SELECT 1 FROM duckdb_tables() WHERE table_name = 'schema_migrations'").fetchone()

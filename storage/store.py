@@ -8,7 +8,8 @@ from pathlib import Path
 from .catalog import Catalog, create_file
 from .errors import BadInput, Prerequisite
 from .files import owned, sync_folder
-from .migrations import migrate
+from .migrations import is_newest, migrate
+from .views import are_current, refresh_views
 
 CATALOG = "catalog.duckdb"
 MANIFEST = "manifest.json"
@@ -34,7 +35,7 @@ class Store:
         """The store in a folder, which is made if it does not exist; an existing store is opened as it is.
 
         Raises:
-            BadInput: if the path is a file, or a folder with something else in it.
+            BadInput: if the path is a file, a folder with something else in it, or has a question mark.
             Prerequisite: if its catalog was written by a newer trajnote.
         """
         path = Path(root).expanduser().absolute()
@@ -47,7 +48,7 @@ class Store:
 
     @classmethod
     def open(cls, root: Path | str) -> Store:
-        """The store in a folder; its catalog is brought up to date.
+        """The store in a folder; its catalog is brought up to date, and its views if the folder has moved.
 
         Raises:
             Prerequisite: if there is no store, or its catalog was written by a newer trajnote.
@@ -59,7 +60,7 @@ class Store:
                 f"There is no store in {path}.", "Make one with `trajnote collect`, or name another one with --store."
             )
         store = cls(path, Catalog(path / CATALOG))
-        migrate(store.catalog)
+        store._bring_up_to_date()
         return store
 
     @property
@@ -97,6 +98,15 @@ class Store:
         """The folder of the raw replies that an annotation run received."""
         return self.root / "responses" / _checked(run_id, "run")
 
+    def _bring_up_to_date(self) -> None:
+        """Migrate the catalog, and make the views again if the store has moved or they are made otherwise now."""
+        with self.catalog.read() as con:
+            if is_newest(con) and are_current(con, self.rollouts_dir):
+                return
+        migrate(self.catalog)
+        with self.catalog.write() as con:
+            refresh_views(con, self.rollouts_dir)
+
 
 def _checked(name: str, kind: str) -> str:
     """A name that cannot lead out of its folder."""
@@ -109,6 +119,10 @@ def _checked(name: str, kind: str) -> str:
 
 
 def _refuse_foreign(path: Path) -> None:
+    if "?" in str(path):
+        raise BadInput(
+            f"{path} has a question mark, which DuckDB takes for the start of options.", "Name another folder."
+        )
     if path.is_file():
         raise BadInput(f"{path} is a file, not a folder.", "Name a new or empty folder with --store.")
     if path.is_dir() and not (path / CATALOG).exists():

@@ -1,0 +1,65 @@
+"""The views that need nothing but the catalog's own tables and `annotated_steps`: one row per run, or per arm."""
+
+from __future__ import annotations
+
+_SPENDING = """
+CREATE OR REPLACE VIEW spending AS
+WITH asked AS (
+    SELECT run_id, count(*) AS requests FROM run_requests GROUP BY ALL
+), answered AS (  -- a reply belongs to the run in whose folder it lies, so that it is paid for once
+    SELECT split_part(file, '/', 2) AS run_id, count(*) AS responses, any_value(model) AS model,
+        sum(input_tokens)::BIGINT AS input_tokens, sum(cache_write_tokens)::BIGINT AS cache_write_tokens,
+        sum(cache_read_tokens)::BIGINT AS cache_read_tokens, sum(output_tokens)::BIGINT AS output_tokens,
+        sum(cost_usd) AS cost_usd
+    FROM responses GROUP BY ALL
+), accepted AS (
+    SELECT run_id, count(*) AS annotations FROM annotations GROUP BY ALL
+), refused AS (
+    SELECT run_id, count(*) AS rejections FROM rejections GROUP BY ALL
+)
+SELECT run_id, dataset_id, provider, coalesce(annotation_runs.model, answered.model) AS model,
+    coalesce(requests, 0) AS requests, coalesce(responses, 0) AS responses,
+    coalesce(input_tokens, 0) AS input_tokens, coalesce(cache_write_tokens, 0) AS cache_write_tokens,
+    coalesce(cache_read_tokens, 0) AS cache_read_tokens, coalesce(output_tokens, 0) AS output_tokens,
+    coalesce(cost_usd, 0) AS cost_usd,
+    coalesce(annotations, 0) AS annotations, coalesce(rejections, 0) AS rejections,
+    cost_usd / annotations AS cost_per_label
+FROM annotation_runs
+LEFT JOIN asked USING (run_id)
+LEFT JOIN answered USING (run_id)
+LEFT JOIN accepted USING (run_id)
+LEFT JOIN refused USING (run_id)
+"""
+
+_LABEL_QUALITY = """
+CREATE OR REPLACE VIEW label_quality AS
+WITH accepted AS (
+    SELECT run_id, count(*) AS annotations, avg(critical::DOUBLE) AS critical_share,
+        avg(agrees::DOUBLE) AS confirmation_share, avg(confidence) AS confidence,
+        count(DISTINCT episode_id) AS episodes, avg(step / greatest(length - 1, 1)) AS relative_position
+    FROM annotated_steps GROUP BY ALL
+), refused AS (
+    SELECT run_id, sum(n)::BIGINT AS rejections, map_from_entries(list((reason, n) ORDER BY reason)) AS reasons
+    FROM (SELECT run_id, reason, count(*) AS n FROM rejections GROUP BY ALL) GROUP BY run_id
+)
+SELECT run_id, dataset_id, provider, model, coalesce(annotations, 0) AS annotations, critical_share,
+    confirmation_share, confidence, coalesce(episodes, 0) AS episodes, relative_position,
+    coalesce(rejections, 0) AS rejections, reasons AS rejection_reasons
+FROM annotation_runs
+LEFT JOIN accepted USING (run_id)
+LEFT JOIN refused USING (run_id)
+"""
+
+_LEADERBOARD = """
+CREATE OR REPLACE VIEW leaderboard AS
+SELECT comparison_id, arm, evaluations.env_id, dataset_id, refinements.mode AS recipe, labels,
+    evaluations.mode AS mode, evaluations.return_, low, high, evaluations.episodes, accepted, reason,
+    evaluations.policy_id, refinement_id, evaluations.created_at
+FROM refinements
+JOIN evaluations USING (refinement_id)
+WHERE purpose = 'report'
+ORDER BY comparison_id, mode, evaluations.return_ DESC
+"""
+
+SUMMARIES = (_SPENDING, _LABEL_QUALITY, _LEADERBOARD)
+"""Statements that make these views, in an order in which each finds what it needs."""

@@ -1,0 +1,204 @@
+"""The views that people query: steps over the Parquet files, annotations joined to them, and summaries per run.
+
+They are text made from the `datasets` table and the store's absolute path, so they are made again when either changes.
+What cannot depend on a dataset is in `summaries.py`.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from .catalog import Connection
+from .identity import sha256_bytes
+from .schema import Space
+from .summaries import SUMMARIES
+
+MAX_NAMED_COMPONENTS = 512
+"""A dataset with more components than this has them only as `observation[i]`."""
+
+AGREEMENT_SHARE = 0.05
+"""A suggested number agrees with the logged one within this share of its range."""
+
+_STEP_TYPES = {
+    "observation": "DOUBLE[]",
+    "action": "BIGINT",
+    "action_vector": "DOUBLE[]",
+    "action_name": "VARCHAR",
+    "reward": "DOUBLE",
+    "terminated": "BOOLEAN",
+    "truncated": "BOOLEAN",
+    "policy_output": "FLOAT[]",
+    "seed": "BIGINT",
+}
+_KEY_TYPES = {"dataset_id": "VARCHAR", "episode_id": "BIGINT", "step": "INTEGER"}
+_NOTE_TYPES = {
+    "annotation_id": "VARCHAR",
+    "run_id": "VARCHAR",
+    "request_id": "VARCHAR",
+    **_KEY_TYPES,
+    "critical": "BOOLEAN",
+    "suggested_action": "DOUBLE[]",
+    "suggested_label": "VARCHAR",
+    "implicit_reward": "DOUBLE",
+    "confidence": "DOUBLE",
+    "rationale": "VARCHAR",
+    "model": "VARCHAR",
+    "prompt_version": "VARCHAR",
+    "created_at": "TIMESTAMPTZ",
+}
+_JOINED_TYPES = {"agrees": "BOOLEAN", "return_": "DOUBLE", "length": "INTEGER"}
+
+
+@dataclass(frozen=True)
+class _Dataset:
+    """What a view needs to know of one dataset."""
+
+    dataset_id: str
+    files: list[Path]
+    observation_space: Space
+    action_space: Space
+    component_names: list[str]
+    action_names: list[str]
+
+
+def refresh_views(con: Connection, rollouts: Path) -> None:
+    """Make all views again.
+
+    Args:
+        con: a connection of `Catalog.write`.
+        rollouts: the absolute folder with one folder per dataset.
+    """
+    script = _script(con, rollouts)
+    con.execute(script)
+    con.execute(f"COMMENT ON VIEW steps IS {_text(_mark(script))}")
+
+
+def are_current(con: Connection, rollouts: Path) -> bool:
+    """Whether the views fit the datasets that are registered and the place where the store lies now."""
+    found = con.execute("SELECT comment FROM duckdb_views() WHERE view_name = 'steps' AND NOT internal").fetchone()
+    return found is not None and found[0] == _mark(_script(con, rollouts))
+
+
+def component_columns(names: Sequence[str]) -> list[str]:
+    """The columns of `annotated_steps` that hold an observation's components, in their order.
+
+    A name becomes an SQL identifier; one that is a column of the view already gets the prefix `obs_`.
+    """
+    taken = {*_NOTE_TYPES, *_STEP_TYPES, *_JOINED_TYPES}
+    columns: list[str] = []
+    for name in names[:MAX_NAMED_COMPONENTS] if len(names) <= MAX_NAMED_COMPONENTS else []:
+        plain = re.sub(r"\W+", "_", name)
+        column = f"obs_{plain}" if plain.lower() in taken or not re.match(r"[^\W\d]", plain) else plain
+        while column.lower() in taken:
+            column += "_"
+        taken.add(column.lower())
+        columns.append(column)
+    return columns
+
+
+def _script(con: Connection, rollouts: Path) -> str:
+    datasets = _datasets(con, rollouts)
+    return ";\n".join(
+        [
+            _view("steps", [_no_rows(_KEY_TYPES | _STEP_TYPES), *map(_steps_of, datasets)]),
+            _view(
+                "annotated_steps",
+                [_no_rows(_NOTE_TYPES | _STEP_TYPES | _JOINED_TYPES), *map(_annotated_steps_of, datasets)],
+            ),
+            *SUMMARIES,
+        ]
+    )
+
+
+def _datasets(con: Connection, rollouts: Path) -> list[_Dataset]:
+    rows = con.execute(
+        """SELECT dataset_id, observation_space, action_space, component_names, action_names, shards
+           FROM datasets
+           JOIN (SELECT dataset_id, list(DISTINCT shard ORDER BY shard) AS shards FROM episodes GROUP BY ALL)
+           USING (dataset_id)
+           ORDER BY created_at, dataset_id"""
+    ).fetchall()
+    return [
+        _Dataset(
+            dataset_id=dataset_id,
+            files=[rollouts / dataset_id / shard for shard in shards],
+            observation_space=Space.model_validate_json(observation_space),
+            action_space=Space.model_validate_json(action_space),
+            component_names=component_names,
+            action_names=action_names,
+        )
+        for dataset_id, observation_space, action_space, component_names, action_names, shards in rows
+    ]
+
+
+def _steps_of(dataset: _Dataset) -> str:
+    actions = dataset.action_space
+    if actions.is_discrete:
+        names = ", ".join(map(_text, dataset.action_names))
+        action, name = "action", f"[{names}][action - {actions.start} + 1]"
+        vector = "CASE WHEN action IS NOT NULL THEN [action::DOUBLE] END"
+    else:
+        action, name, vector = "NULL::BIGINT", "NULL::VARCHAR", "action::DOUBLE[]"
+    files = ", ".join(_text(str(path)) for path in dataset.files)
+    return f"""SELECT {_text(dataset.dataset_id)} AS dataset_id, episode_id, step, observation::DOUBLE[] AS observation,
+    {action} AS action, {vector} AS action_vector, {name} AS action_name, reward, terminated, truncated,
+    policy_output::FLOAT[] AS policy_output, seed
+FROM read_parquet([{files}])"""
+
+
+def _annotated_steps_of(dataset: _Dataset) -> str:
+    notes = ", ".join(f"notes.{name}" for name in _NOTE_TYPES)
+    steps = ", ".join(f"logged.{name}" for name in _STEP_TYPES)
+    components = "".join(
+        f",\n    logged.observation[{place}] AS {_identifier(column)}"
+        for place, column in enumerate(component_columns(dataset.component_names), 1)
+    )
+    return f"""SELECT {notes},
+    {steps},
+    {_agreement(dataset.action_space)} AS agrees, episodes.return_, episodes.length{components}
+FROM annotations AS notes
+JOIN ({_steps_of(dataset)}) AS logged USING (dataset_id, episode_id, step)
+JOIN episodes USING (dataset_id, episode_id)
+WHERE notes.dataset_id = {_text(dataset.dataset_id)}"""
+
+
+def _agreement(actions: Space) -> str:
+    """Whether the suggestion confirms the logged action; null where there is no suggestion."""
+    if actions.is_discrete:
+        return "notes.suggested_action[1] = logged.action"
+    return " AND ".join(
+        f"abs(notes.suggested_action[{place}] - logged.action_vector[{place}]) <= {_tolerance(actions, place)}"
+        for place in range(1, actions.size + 1)
+    )
+
+
+def _tolerance(actions: Space, place: int) -> str:
+    low, high = (bounds[place - 1] if bounds else math.inf for bounds in (actions.low, actions.high))
+    if math.isfinite(low) and math.isfinite(high):
+        return repr(AGREEMENT_SHARE * (high - low))
+    return f"{AGREEMENT_SHARE} * greatest(1, abs(logged.action_vector[{place}]))"
+
+
+def _view(name: str, selects: Sequence[str]) -> str:
+    return f"CREATE OR REPLACE VIEW {name} AS\n" + "\nUNION ALL BY NAME\n".join(selects)
+
+
+def _no_rows(types: dict[str, str]) -> str:
+    """What gives a view its columns while there is no dataset."""
+    return "SELECT " + ", ".join(f"NULL::{kind} AS {name}" for name, kind in types.items()) + " WHERE false"
+
+
+def _mark(script: str) -> str:
+    return f"made from {sha256_bytes(script.encode())}"
+
+
+def _text(value: str) -> str:
+    return "'" + value.replace("'", "''") + "'"
+
+
+def _identifier(name: str) -> str:
+    return '"' + name.replace('"', '""') + '"'
