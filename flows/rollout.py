@@ -1,0 +1,174 @@
+"""Playing episodes: many environments side by side, one batched policy call per tick, every episode its own seed.
+
+An episode depends on its environment, policy, seed and mode, and on nothing else: not on how many run beside it, not on
+what ran before it. Processes are in `workers.py`; files in `collect.py`.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from refine.policy import Mode
+from storage.schema import Array, Episode
+
+from .actors import Actor
+from .environments import Environment, spaces_of
+from .tape import Tape
+
+ENVIRONMENTS = 16
+_ACTING = 0x7261  # keeps a policy's chance apart from its environment's, which has the bare seed
+
+
+def rollout(
+    make_env: Callable[[], Environment],
+    policy: Actor,
+    seeds: Sequence[int],
+    *,
+    mode: Mode = "greedy",
+    envs: int = ENVIRONMENTS,
+    max_steps: int | None = None,
+    first_id: int = 0,
+) -> Generator[Episode]:
+    """Play one episode per seed.
+
+    Args:
+        make_env: makes one environment; called at most `envs` times, closed at the end.
+        policy: what acts.
+        seeds: seed of each episode, for `reset(seed=...)` and for the policy's own chance.
+        mode: `greedy` or `sampled`.
+        envs: environments side by side; more is faster up to a point, and never another result.
+        max_steps: cut longer episodes there, as truncated; None leaves it to the environment.
+        first_id: `episode_id` of the first seed; the next ones count up.
+
+    Yields:
+        Episodes in the order of the seeds.
+    """
+    environments = [make_env() for _ in range(max(1, min(envs, len(seeds))))]
+    try:
+        yield from play(environments, policy, seeds, mode=mode, max_steps=max_steps, first_id=first_id)
+    finally:
+        for environment in environments:
+            environment.close()
+
+
+def play(
+    environments: Sequence[Environment],
+    policy: Actor,
+    seeds: Sequence[int],
+    *,
+    mode: Mode = "greedy",
+    max_steps: int | None = None,
+    first_id: int = 0,
+) -> Generator[Episode]:
+    """Play as `rollout` does, in environments that the caller made and closes."""
+    stage = _Stage(environments, seeds, max_steps, first_id)
+    finished: dict[int, Episode] = {}
+    following = 0
+    while following < len(seeds):
+        for index, episode in stage.tick(policy, mode):
+            finished[index] = episode
+        while following in finished:
+            yield finished.pop(following)
+            following += 1
+
+
+def returns_of(
+    make_env: Callable[[], Environment],
+    policy: Actor,
+    seeds: Sequence[int],
+    *,
+    mode: Mode = "greedy",
+    envs: int = ENVIRONMENTS,
+    max_steps: int | None = None,
+) -> Array:
+    """Undiscounted return of one episode per seed, (S,) float64, in this process."""
+    episodes = rollout(make_env, policy, seeds, mode=mode, envs=envs, max_steps=max_steps)
+    return np.array([episode.return_ for episode in episodes], dtype=np.float64)
+
+
+def acting_generator(seed: int) -> np.random.Generator:
+    """The generator from which a policy draws in the episode of this seed."""
+    return np.random.default_rng(np.random.SeedSequence([seed, _ACTING]))
+
+
+@dataclass
+class _Lane:
+    """One environment and the episode that it is in."""
+
+    slot: int
+    environment: Environment
+    step: Callable[[Any], tuple[Any, Any, bool, bool, dict[str, Any]]]
+    index: int = 0  # of the episode's seed
+    first: int = 0  # tick of the episode's first step
+    last: int = sys.maxsize  # tick at which it is cut
+    rng: np.random.Generator = field(default_factory=np.random.default_rng)
+
+
+class _Stage:
+    """All lanes, the tape of what they did, and the seeds that wait for a free one."""
+
+    def __init__(
+        self, environments: Sequence[Environment], seeds: Sequence[int], max_steps: int | None, first_id: int
+    ) -> None:
+        self._seeds, self._max_steps, self._first_id = seeds, max_steps, first_id
+        self._waiting = iter(range(len(seeds)))
+        self._tape = Tape(len(environments), *spaces_of(environments[0]))
+        lanes = [_Lane(slot, environment, environment.step) for slot, environment in enumerate(environments)]
+        self._lanes = [lane for lane in lanes if self._start(lane)]
+        self._slots = self._list_slots()
+
+    def tick(self, policy: Actor, mode: Mode) -> list[tuple[int, Episode]]:
+        """One step in every lane; returns the episodes that it ended, each with the index of its seed."""
+        lanes, tape = self._lanes, self._tape
+        tape.make_room(min(lane.first for lane in lanes))
+        acts = policy.act(tape.observations(self._slots), mode=mode, rngs=[lane.rng for lane in lanes])
+        following, rewards = tape.act(acts, self._slots)
+        actions = acts.actions.tolist() if acts.actions.ndim == 1 else acts.actions
+        ended: list[tuple[_Lane, bool, bool]] = []
+        tick = tape.tick
+        for lane, action in zip(lanes, actions, strict=True):
+            observation, reward, terminated, truncated, _ = lane.step(action)
+            following[lane.slot] = observation
+            rewards[lane.slot] = reward
+            if terminated or truncated or tick == lane.last:
+                ended.append((lane, bool(terminated), bool(truncated) or not terminated))
+        tape.tick = tick + 1
+        return [self._end(*each) for each in ended] if ended else []
+
+    def _start(self, lane: _Lane) -> bool:
+        """Begin the next waiting episode in a lane; False when none waits."""
+        index = next(self._waiting, None)
+        if index is None:
+            return False
+        seed = int(self._seeds[index])
+        observation, _ = lane.environment.reset(seed=seed)
+        self._tape.begin(lane.slot, observation)
+        lane.index, lane.first, lane.rng = index, self._tape.tick, acting_generator(seed)
+        lane.last = sys.maxsize if self._max_steps is None else lane.first + self._max_steps - 1
+        return True
+
+    def _end(self, lane: _Lane, terminated: bool, truncated: bool) -> tuple[int, Episode]:
+        """Take the finished episode off the tape, and give its lane to the next seed."""
+        index = lane.index
+        columns = self._tape.cut(lane.slot, lane.first)
+        if not self._start(lane):
+            self._lanes = [other for other in self._lanes if other is not lane]
+            self._slots = self._list_slots()
+        episode = Episode(
+            episode_id=self._first_id + index,
+            seed=int(self._seeds[index]),
+            terminated=terminated,
+            truncated=truncated,
+            **columns,
+        )
+        return index, episode
+
+    def _list_slots(self) -> Array | None:
+        """The running lanes; None when that is all of them, which spares a copy per tick."""
+        slots = np.array([lane.slot for lane in self._lanes], dtype=np.intp)
+        return None if len(slots) == self._tape.lanes else slots

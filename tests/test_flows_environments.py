@@ -1,0 +1,171 @@
+"""Environments: what is made, how spaces are described, and what is refused in which words."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+
+import gymnasium
+import numpy as np
+import pytest
+from gymnasium import spaces
+
+from flows.environments import (
+    make_environment,
+    package_versions,
+    parse_env_kwargs,
+    parse_json_object,
+    spaces_of,
+    to_space,
+)
+from storage.errors import BadInput, Prerequisite
+from storage.schema import Space
+
+
+def test_cartpole_is_a_box_of_four_float32_and_two_actions() -> None:
+    observation, action = spaces_of(make_environment("CartPole-v1"))
+    assert (observation.kind, observation.dtype, observation.size) == ("box", "float32", 4)
+    assert observation.low is not None
+    assert observation.low[0] == pytest.approx(-4.8)
+    assert observation.low[1] == -np.inf
+    assert action == Space(kind="discrete", dtype="int64", size=1, n=2, start=0)
+
+
+def test_a_discrete_observation_and_a_shifted_action_keep_their_start() -> None:
+    assert to_space(spaces.Discrete(16), "observation") == Space(kind="discrete", dtype="int64", size=1, n=16)
+    assert to_space(spaces.Discrete(3, start=-1), "action") == Space(
+        kind="discrete", dtype="int64", size=1, n=3, start=-1
+    )
+
+
+def test_a_float64_observation_and_a_continuous_action_keep_their_types_and_bounds() -> None:
+    observation, action = spaces_of(make_environment("LunarLander-v3", {"continuous": True}))
+    assert (observation.size, observation.dtype) == (8, "float32")
+    assert (action.low, action.high) == ((-1.0, -1.0), (1.0, 1.0))
+    assert to_space(spaces.Box(-1, 1, (2,), np.float64), "observation").dtype == "float64"
+    assert to_space(spaces.Box(0, 255, (128,), np.uint8), "observation").high == (255.0,) * 128
+
+
+def test_arguments_reach_the_environment() -> None:
+    environment = make_environment("CartPole-v1", {"max_episode_steps": 7, "sutton_barto_reward": True})
+    environment.reset(seed=0)
+    steps = [environment.step(step % 2) for step in range(7)]
+    assert [step[3] for step in steps] == [False] * 6 + [True]
+    assert steps[0][1] == 0.0
+
+
+@pytest.mark.parametrize(
+    ("space", "named"),
+    [
+        (spaces.Dict({"a": spaces.Discrete(2)}), "Dict('a': Discrete(2))"),
+        (spaces.Tuple([spaces.Discrete(2)]), "Tuple(Discrete(2))"),
+        (spaces.MultiDiscrete([2, 3]), "MultiDiscrete([2 3])"),
+        (spaces.MultiBinary(3), "MultiBinary(3)"),
+        (spaces.Box(0, 255, (4, 4, 3), np.uint8), "Box of shape (4, 4, 3) and dtype uint8"),
+        (spaces.Box(-1, 1, (), np.float32), "Box of shape () and dtype float32"),
+    ],
+)
+def test_any_other_space_is_refused_by_name_with_what_is_allowed(space: spaces.Space, named: str) -> None:
+    with pytest.raises(BadInput) as caught:
+        to_space(space, "observation", "Flatten it.")
+    assert caught.value.problem == (
+        f"The observation space is {named}; allowed is a Discrete space or a flat Box, shape (n,)."
+    )
+    assert caught.value.hint == "Flatten it."
+
+
+def test_blackjack_is_refused_with_the_wrapper_that_helps() -> None:
+    with pytest.raises(BadInput, match=r"Tuple\(Discrete\(32\).*FlattenObservation"):
+        spaces_of(make_environment("Blackjack-v1"))
+
+
+@pytest.mark.parametrize(
+    ("env_id", "near"),
+    [("CartPole", "CartPole-v1"), ("lunarlander-v2", "LunarLander-v3"), ("Taxi-v3", "Taxi-v4")],
+)
+def test_an_unknown_id_names_the_near_ones(env_id: str, near: str) -> None:
+    with pytest.raises(BadInput) as caught:
+        make_environment(env_id)
+    assert caught.value.problem.startswith(f"Unknown environment {env_id!r}; did you mean {near}")
+
+
+def test_an_id_like_no_other_says_so() -> None:
+    with pytest.raises(BadInput, match="none of them alike"):
+        make_environment("Xqzzjk")
+
+
+def test_arguments_that_an_environment_refuses_are_named() -> None:
+    with pytest.raises(BadInput, match=r'CartPole-v1 cannot be made with \{"gravity": 1\}: TypeError'):
+        make_environment("CartPole-v1", {"gravity": 1})
+
+
+def test_an_environment_of_ones_own_is_found_beside_the_caller(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "own_envs.py").write_text(
+        "import gymnasium\n"
+        "from gymnasium.envs.classic_control import CartPoleEnv\n"
+        "class Mine(CartPoleEnv):\n    pass\n"
+        "gymnasium.register('Mine-v0', entry_point=Mine, max_episode_steps=3)\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    environment = make_environment("own_envs:Mine-v0")
+    assert type(environment.unwrapped).__name__ == "Mine"
+    assert gymnasium.spec("Mine-v0").max_episode_steps == 3
+    del gymnasium.registry["Mine-v0"]
+
+
+def test_a_module_that_cannot_be_imported_is_named_with_its_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "broken_envs.py").write_text("1 / 0\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    with pytest.raises(BadInput, match=r"'broken_envs'.*ZeroDivisionError: division by zero"):
+        make_environment("broken_envs:Mine-v0")
+    with pytest.raises(BadInput, match=r"'absent_envs'.*No module named 'absent_envs'"):
+        make_environment("absent_envs:Mine-v0")
+
+
+def test_a_missing_physics_engine_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in sys.modules if name.startswith(("gymnasium.envs.box2d", "Box2D"))]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "Box2D", None)
+    with pytest.raises(Prerequisite) as caught:
+        make_environment("LunarLander-v3")
+    assert caught.value.hint == "pip install 'trajnote[envs]'"
+
+
+def test_a_missing_emulator_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "ale_py" else find(name))
+    for name in [name for name in gymnasium.registry if name.startswith("ALE/")]:
+        monkeypatch.delitem(gymnasium.registry, name)
+    with pytest.raises(Prerequisite) as caught:
+        make_environment("ALE/Pong-v5")
+    assert caught.value.hint == "pip install 'trajnote[atari]'"
+
+
+def test_pong_fits_by_its_memory_and_its_screen_is_refused_with_the_way_there() -> None:
+    pytest.importorskip("ale_py")
+    observation, action = spaces_of(make_environment("ALE/Pong-v5", {"obs_type": "ram"}))
+    assert (observation.size, observation.dtype, action.n) == (128, "uint8", 6)
+    with pytest.raises(BadInput, match='"obs_type": "ram"'):
+        spaces_of(make_environment("ALE/Pong-v5"))
+
+
+def test_versions_are_those_of_the_environment_not_of_the_process() -> None:
+    lander = package_versions(make_environment("LunarLander-v3"))
+    cart = package_versions(make_environment("CartPole-v1"))
+    assert sorted(cart) == ["gymnasium", "numpy", "python"]
+    assert sorted(lander.keys() - cart.keys()) == ["box2d"]
+    assert cart["numpy"] == np.__version__
+
+
+def test_env_kwargs_are_a_json_object() -> None:
+    assert parse_env_kwargs('{"continuous": true}') == {"continuous": True}
+    assert parse_env_kwargs(None) == parse_env_kwargs("") == {}
+    with pytest.raises(BadInput, match="--env-kwargs is not a JSON object: '\\[1\\]'"):
+        parse_env_kwargs("[1]")
+    with pytest.raises(BadInput, match="--ppo is not JSON"):
+        parse_json_object("{a}", "--ppo")
