@@ -5,7 +5,6 @@ A card is read and compared with spaces here; whether its words are true is chec
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import tomllib
@@ -13,12 +12,11 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import numpy as np
-from numpy.typing import NDArray
 from pydantic import Field, StringConstraints, ValidationError, model_validator
 
 from storage.errors import BadInput
-from storage.schema import Array, Frozen, Space
+from storage.identity import canonical_json, sha256_bytes
+from storage.schema import Frozen, Space
 
 from .claims import OUTCOMES, Claim, EffectClaim, unknown_name
 
@@ -132,25 +130,6 @@ class Card(Frozen):
         return self
 
 
-def event_rows(card: Card, observations: Array) -> NDArray[np.bool_]:
-    """Which rows of a trajectory show an event that the row before did not.
-
-    Args:
-        card: says what an event is.
-        observations: (N, n), or (N,) for a single component.
-
-    Returns:
-        (N,); the first row is never an event.
-    """
-    rows = observations.reshape(len(observations), -1).astype(np.float64)
-    found = np.zeros(len(rows), dtype=np.bool_)
-    for event in card.events:
-        column = rows[:, card.component_names.index(event.component)]
-        state = column if event.value is None else column > event.value
-        found[1:] |= state[1:] != state[:-1]
-    return found
-
-
 def packaged_cards() -> list[Path]:
     """The card files that come with trajnote."""
     return sorted(_FOLDER.glob("*.toml"))
@@ -161,20 +140,27 @@ def load_card(source: str | Path, env_kwargs: Mapping[str, Any] | None = None) -
 
     Args:
         source: path of a TOML file (it ends in .toml), or a Gymnasium id.
-        env_kwargs: the environment's arguments; a packaged card matches if it asks for nothing else, and the one that
-            asks for most of them wins.
+        env_kwargs: the environment's arguments, to choose among packaged cards.
 
     Raises:
         BadInput: if there is no such card, or the file is not a complete and consistent card; names file and field.
     """
     if isinstance(source, Path) or source.endswith(".toml"):
         return _read_card(Path(source))
+    card = find_card(source, env_kwargs)
+    if card is None:
+        raise BadInput(_no_card(source, env_kwargs or {}), f"Write one with `trajnote card new {source}`.")
+    return card
+
+
+def find_card(env_id: str, env_kwargs: Mapping[str, Any] | None = None) -> Card | None:
+    """The packaged card of an environment, if there is one.
+
+    A card matches if every argument it asks for is given; the one that asks for most wins.
+    """
     given = dict(env_kwargs or {})
-    cards = [card for card in map(_read_card, packaged_cards()) if card.env_id == source]
-    matching = [card for card in cards if card.env_kwargs.items() <= given.items()]
-    if not matching:
-        raise BadInput(_no_card(source, given, cards), f"Write one with `trajnote card new {source}`.")
-    return max(matching, key=lambda card: len(card.env_kwargs))
+    cards = [card for card in _packaged(env_id) if card.env_kwargs.items() <= given.items()]
+    return max(cards, key=lambda card: len(card.env_kwargs), default=None)
 
 
 def check_card_against_spaces(card: Card, observation_space: Space, action_space: Space) -> None:
@@ -190,9 +176,7 @@ def check_card_against_spaces(card: Card, observation_space: Space, action_space
 
 def card_sha256(card: Card) -> str:
     """Hash of what a card tells an annotator; its claims and the layout of its file do not count."""
-    told = card.model_dump(mode="json", exclude={"claims", "probe_resets"})
-    text = json.dumps(told, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-    return hashlib.sha256(text.encode()).hexdigest()
+    return sha256_bytes(canonical_json(card.model_dump(exclude={"claims", "probe_resets"})).encode())
 
 
 def _read_card(path: Path) -> Card:
@@ -233,10 +217,15 @@ def _first_problem(error: ValidationError) -> str:
     return f"{place}: {message}{shown}{more}" if place else f"{message}{more}"
 
 
-def _no_card(env_id: str, given: Mapping[str, Any], cards: list[Card]) -> str:
+def _packaged(env_id: str) -> list[Card]:
+    return [card for card in map(_read_card, packaged_cards()) if card.env_id == env_id]
+
+
+def _no_card(env_id: str, given: Mapping[str, Any]) -> str:
+    cards = _packaged(env_id)
     if cards:
         needed = " or ".join(json.dumps(dict(card.env_kwargs)) for card in cards)
-        return f"The card of {env_id} is for {needed}, not for {json.dumps(given, default=str)}."
+        return f"The card of {env_id} is for {needed}, not for {json.dumps(dict(given), default=str)}."
     known = sorted({_read_card(path).env_id for path in packaged_cards()})
     return f"There is no card for {env_id!r}; there are cards for {', '.join(known)}."
 

@@ -44,6 +44,7 @@ _FUNCTIONS: Mapping[str, tuple[int, Callable[..., Array]]] = {
     "max": (2, np.maximum),
 }
 _MAX_LENGTH = 1000
+_MAX_DEPTH = 50
 
 
 def names_in(expression: str) -> frozenset[str]:
@@ -66,7 +67,8 @@ def evaluate(expression: str, values: Mapping[str, Array]) -> Array:
         values: an array of shape (N,) for each name.
 
     Returns:
-        An array of shape (N,), boolean for a comparison; a scalar if the expression has no names.
+        An array of shape (N,), boolean for a comparison; of shape () if the expression has no names. Nothing is raised
+        for a division by zero; the result is infinite or not a number there.
 
     Raises:
         ValueError: if the text is not an expression of this language, or a name has no value.
@@ -74,7 +76,8 @@ def evaluate(expression: str, values: Mapping[str, Array]) -> Array:
     missing = names_in(expression) - values.keys()
     if missing:
         raise ValueError(f"{expression!r} uses {', '.join(sorted(missing))}; known are {', '.join(sorted(values))}")
-    return np.asarray(_value(_parse(expression), values))
+    with np.errstate(all="ignore"):
+        return np.asarray(_value(_parse(expression), values))
 
 
 def _checked(expression: str) -> str:
@@ -93,11 +96,13 @@ def _parse(expression: str) -> ast.expr:
         tree = ast.parse(expression, mode="eval").body
     except (SyntaxError, RecursionError, MemoryError) as error:
         raise ValueError(f"{expression!r} is not an expression") from error
-    _check(tree, expression)
+    _check(tree, expression, _MAX_DEPTH)
     return tree
 
 
-def _check(node: ast.expr, expression: str) -> None:
+def _check(node: ast.expr, expression: str, depth: int) -> None:
+    if depth == 0:
+        raise ValueError(f"{expression!r} is nested too deeply")
     match node:
         case ast.Constant(value=bool() | int() | float()) | ast.Name():
             return
@@ -116,7 +121,7 @@ def _check(node: ast.expr, expression: str) -> None:
         case _:
             raise ValueError(f"{ast.unparse(node)!r} in {expression!r} is not allowed in a card's expression")
     for child in children:
-        _check(child, expression)
+        _check(child, expression, depth - 1)
 
 
 def _value(node: ast.expr, values: Mapping[str, Array]) -> Array:

@@ -5,7 +5,7 @@ What the outcomes are good for is not decided here.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +17,8 @@ from annotate.cards import Card
 from storage.errors import BadInput
 from storage.schema import Array
 
-MakeEnv = Callable[[], gymnasium.Env[Any, Any]]
+from .environments import Environment
+
 _LONGEST_HOLD = 30
 _LONGEST_PREFIX = 60
 
@@ -44,7 +45,7 @@ class Steps:
         return before | after | acts | {"reward": self.rewards, "terminated": self.terminated}
 
 
-def wander(env: gymnasium.Env[Any, Any], *, steps: int, resets: Sequence[Mapping[str, Any]] = ()) -> Steps:
+def wander(env: Environment, *, steps: int, resets: Sequence[Mapping[str, Any]] = ()) -> Steps:
     """Act at random for a number of steps, in episodes of seeds 0, 1, 2, ...
 
     Every other episode holds each random action for up to 30 steps, which reaches states that shivering does not.
@@ -67,70 +68,70 @@ def wander(env: gymnasium.Env[Any, Any], *, steps: int, resets: Sequence[Mapping
     return Steps(flat[0], flat[1], acts, np.asarray(rewards, dtype=np.float64), np.asarray(terminated, dtype=np.bool_))
 
 
-@dataclass(frozen=True)
-class Life:
-    """What followed from one moment."""
-
-    start: NDArray[np.float64]  # (n,) the observation of the moment
-    end: NDArray[np.float64] | None  # (n,) the observation afterwards; None if the episode ended on the way
-
-
 class Twins:
     """The same moment again and again, with different actions after it.
 
     Trial i resets with seed i and takes up to 60 random actions; the environment is deterministic given both, so that
-    any difference afterwards is the action's doing.
+    any difference afterwards is the action's doing. Every outcome is lived once and remembered.
+
+    Args:
+        env: the environment.
+        wandered: whether random actions come first; otherwise the moment is right after the reset.
     """
 
-    def __init__(self, env: gymnasium.Env[Any, Any]) -> None:
+    def __init__(self, env: Environment, *, wandered: bool) -> None:
         self._env = env
-        self._known: dict[tuple[object, ...], Life | None] = {}
+        self._wandered = wandered
+        self._moments: dict[int, Array | None] = {}
+        self._outcomes: dict[tuple[int, int, bytes], Array | None] = {}
 
-    def outcome(self, trial: int, action: Array, *, steps: int, wandered: bool) -> Life | None:
-        """What follows from holding an action at a moment.
+    def moment(self, trial: int) -> Array | None:
+        """The observation of a moment, (n,); None if the episode was over before."""
+        if trial not in self._moments:
+            self._moments[trial] = self._live_until(trial)
+        return self._moments[trial]
+
+    def outcome(self, trial: int, action: Array, *, steps: int) -> Array | None:
+        """The observation after holding an action, (n,); None if the episode ended on the way.
 
         Args:
             trial: number of the moment.
             action: what is held: () for a discrete action's index, (m,) for a continuous one.
             steps: for how many steps.
-            wandered: whether random actions come before; otherwise the moment is right after the reset.
 
-        Returns:
-            None if the episode was over before the moment came.
+        Raises:
+            BadInput: if the moment is not the one seen before, so that there is nothing to compare.
         """
-        key = (trial, action.tobytes(), steps, wandered)
-        if key not in self._known:
-            self._known[key] = self._live(trial, action, steps, wandered)
-        return self._known[key]
+        key = (trial, steps, action.tobytes())
+        if key not in self._outcomes:
+            self._outcomes[key] = self._live_on(trial, action, steps)
+        return self._outcomes[key]
 
-    def _live(self, trial: int, action: Array, steps: int, wandered: bool) -> Life | None:
+    def _live_until(self, trial: int) -> Array | None:
         env, rng = self._env, np.random.default_rng([trial, 1])
         observation, _ = env.reset(seed=trial)
-        for act in _acts(env, rng, hold=8, count=int(rng.integers(_LONGEST_PREFIX)) if wandered else 0):
-            observation, _, terminated, truncated, _ = env.step(act)
+        for action in _acts(env, rng, hold=8, count=int(rng.integers(_LONGEST_PREFIX)) if self._wandered else 0):
+            observation, _, terminated, truncated, _ = env.step(action)
             if terminated or truncated:
                 return None
-        start = _flat(observation)
-        held = action.astype(env.action_space.dtype)
+        return _flat(observation)
+
+    def _live_on(self, trial: int, action: Array, steps: int) -> Array | None:
+        moment, again = self.moment(trial), self._live_until(trial)
+        if moment is None or again is None:
+            return None
+        if not np.array_equal(moment, again):
+            raise BadInput("The environment cannot be replayed: one seed and one course of actions gave two states.")
+        observation: Any = moment
         for _ in range(steps):
-            observation, _, terminated, truncated, _ = env.step(held + _start(env) if _is_discrete(env) else held)
+            observation, _, terminated, truncated, _ = self._env.step(_native(self._env, action))
             if terminated or truncated:
-                return Life(start, None)
-        return Life(start, _flat(observation))
-
-
-def same_moment(a: Array, b: Array) -> None:
-    """Refuse twins that were not twins.
-
-    Raises:
-        BadInput: if two runs of the same seed and actions reached different observations.
-    """
-    if not np.array_equal(a, b):
-        raise BadInput("The environment is not reproducible: the same seed and actions led to different observations.")
+                return None
+        return _flat(observation)
 
 
 def _episode(
-    env: gymnasium.Env[Any, Any], seed: int, options: Mapping[str, Any] | None, hold: int, *, limit: int
+    env: Environment, seed: int, options: Mapping[str, Any] | None, hold: int, *, limit: int
 ) -> Iterator[tuple[Array, Array, Array, float, bool]]:
     before, _ = env.reset(seed=seed, options=None if options is None else dict(options))
     for action in _acts(env, np.random.default_rng([seed, 0]), hold=hold, count=limit):
@@ -141,7 +142,7 @@ def _episode(
         before = np.array(after)
 
 
-def _acts(env: gymnasium.Env[Any, Any], rng: np.random.Generator, *, hold: int, count: int) -> Iterator[Any]:
+def _acts(env: Environment, rng: np.random.Generator, *, hold: int, count: int) -> Iterator[Any]:
     """`count` actions: each drawn uniformly and held for 1 to `hold` steps."""
     left, action = 0, None
     for _ in range(count):
@@ -151,20 +152,27 @@ def _acts(env: gymnasium.Env[Any, Any], rng: np.random.Generator, *, hold: int, 
         yield action
 
 
-def _draw(env: gymnasium.Env[Any, Any], rng: np.random.Generator) -> Any:
+def _draw(env: Environment, rng: np.random.Generator) -> Any:
     space = env.action_space
     if isinstance(space, gymnasium.spaces.Discrete):
         return space.start + rng.integers(space.n)
     if isinstance(space, gymnasium.spaces.Box):
-        return rng.uniform(space.low, space.high).astype(space.dtype)
+        low, high = np.nan_to_num(space.low, neginf=-1.0), np.nan_to_num(space.high, posinf=1.0)
+        return rng.uniform(low, high).astype(space.dtype)
     raise BadInput(f"Actions of the kind {type(space).__name__} are not supported; only Box and Discrete are.")
 
 
-def _is_discrete(env: gymnasium.Env[Any, Any]) -> bool:
+def _native(env: Environment, action: Array) -> Any:
+    """An action as the environment takes it, from a discrete action's index or a vector."""
+    native = action.astype(env.action_space.dtype)
+    return native + _start(env) if _is_discrete(env) else native
+
+
+def _is_discrete(env: Environment) -> bool:
     return isinstance(env.action_space, gymnasium.spaces.Discrete)
 
 
-def _start(env: gymnasium.Env[Any, Any]) -> int:
+def _start(env: Environment) -> int:
     return int(env.action_space.start) if isinstance(env.action_space, gymnasium.spaces.Discrete) else 0
 
 

@@ -16,10 +16,11 @@ from annotate.claims import Claim, EffectClaim, LawClaim, RangeClaim, RateClaim,
 from annotate.expressions import evaluate
 from storage.schema import Array
 
-from .environments import make_environment, spaces_of
-from .experiments import MakeEnv, Twins, same_moment, wander
+from .environments import Environment, make_environment, spaces_of
+from .experiments import Twins, wander
 
 _ROUNDING = 1e-6
+_PATIENCE = 10  # moments looked at per trial wanted
 
 
 @dataclass(frozen=True)
@@ -31,12 +32,12 @@ class Finding:
     evidence: str
 
 
-def probe_card(card: Card, *, make: MakeEnv | None = None, steps: int = 4000, trials: int = 40) -> list[Finding]:
+def probe_card(card: Card, *, env: Environment | None = None, steps: int = 4000, trials: int = 40) -> list[Finding]:
     """Check every claim of a card.
 
     Args:
         card: the card; its spaces are compared first.
-        make: makes the environment, by default the one the card names.
+        env: the environment, closed afterwards; by default a fresh one of the card's id and arguments.
         steps: random steps that ranges, rates, laws, rewards and terminations are checked on.
         trials: twin experiments per effect; a claim that finds less than half as many did not hold.
 
@@ -46,20 +47,20 @@ def probe_card(card: Card, *, make: MakeEnv | None = None, steps: int = 4000, tr
     Raises:
         BadInput: if there is no such environment, it does not fit the card, or it cannot be replayed.
     """
-    env = make() if make else make_environment(card.env_id, dict(card.env_kwargs))
+    env = env or make_environment(card.env_id, card.env_kwargs)
     try:
         check_card_against_spaces(card, *spaces_of(env))
         named = wander(env, steps=steps, resets=card.probe_resets).named(card)
-        twins = Twins(env)
+        twins = {"random": Twins(env, wandered=True), "reset": Twins(env, wandered=False)}
         return [_probe(claim, card, named, twins, trials) for claim in card.claims]
     finally:
         env.close()
 
 
-def _probe(claim: Claim, card: Card, named: Mapping[str, Array], twins: Twins, trials: int) -> Finding:
+def _probe(claim: Claim, card: Card, named: Mapping[str, Array], twins: Mapping[str, Twins], trials: int) -> Finding:
     match claim:
         case EffectClaim():
-            return _probe_effect(claim, card, twins, trials)
+            return _probe_effect(claim, card, twins[claim.prefix], trials)
         case RangeClaim():
             return _probe_range(claim, named)
         case RateClaim():
@@ -77,16 +78,12 @@ def _probe_effect(claim: EffectClaim, card: Card, twins: Twins, trials: int) -> 
     one, other = _held(claim, card)
     column = card.component_names.index(claim.component)
     differences: list[float] = []
-    for trial in range(10 * trials):
-        lives = [
-            twins.outcome(trial, act, steps=claim.steps, wandered=claim.prefix == "random") for act in (one, other)
-        ]
-        a, b = lives
-        if a is None or b is None:
+    for trial in range(_PATIENCE * trials):
+        if not _counts(claim, card, twins.moment(trial)):
             continue
-        same_moment(a.start, b.start)
-        if a.end is not None and b.end is not None and _counts(claim, card, a.start):
-            differences.append(float(a.end[column] - b.end[column]))
+        a, b = (twins.outcome(trial, action, steps=claim.steps) for action in (one, other))
+        if a is not None and b is not None:
+            differences.append(float(a[column] - b[column]))
         if len(differences) == trials:
             break
     return _judge_effect(claim, np.asarray(differences), trials)
@@ -102,10 +99,10 @@ def _held(claim: EffectClaim, card: Card) -> tuple[Array, Array]:
     return acts[0], acts[1]
 
 
-def _counts(claim: EffectClaim, card: Card, start: Array) -> bool:
-    if claim.when is None:
-        return True
-    return bool(evaluate(claim.when, dict(zip(card.component_names, start, strict=True))))
+def _counts(claim: EffectClaim, card: Card, moment: Array | None) -> bool:
+    if moment is None or claim.when is None:
+        return moment is not None
+    return bool(evaluate(claim.when, dict(zip(card.component_names, moment, strict=True))))
 
 
 def _judge_effect(claim: EffectClaim, differences: NDArray[np.float64], trials: int) -> Finding:
