@@ -27,7 +27,7 @@ OnConflict = Literal["ignore", "replace", "error"]
 WAIT_VARIABLE = "TRAJNOTE_LOCK_WAIT"
 DEFAULT_WAIT_S = 30.0
 
-_SETTINGS: Mapping[str, str] = {"autoinstall_known_extensions": "false"}
+_SETTINGS: dict[str, str | bool | int | float | list[str]] = {"autoinstall_known_extensions": "false"}
 _IN_OTHER_PROCESS = "Could not set lock on file"
 _IN_THIS_PROCESS = "different configuration than existing connections"
 _ARROW_TYPES: Mapping[str, pa.DataType] = {
@@ -100,16 +100,15 @@ class Catalog:
                 latch.held = None
 
     @contextmanager
-    def read_alone(self, settings: Mapping[str, str]) -> Generator[Connection]:
-        """A read-only connection with settings of its own, while no other thread of this process has the file open.
+    def read_alone(self) -> Generator[Connection]:
+        """A read-only connection while no other thread of this process has the file open.
 
-        Args:
-            settings: DuckDB configuration, which holds for the whole file within a process.
+        For DuckDB's global settings, which hold for all connections of a process to the file until the last one closes.
 
         Raises:
             CatalogLocked, DamagedStore: as for `read`.
         """
-        with self._turn(exclusive=True), self._connected(read_only=True, settings=settings) as con:
+        with self._turn(exclusive=True), self._connected(read_only=True) as con:
             yield con
 
     @contextmanager
@@ -124,15 +123,16 @@ class Catalog:
             turn.__exit__(None, None, None)
 
     @contextmanager
-    def _connected(self, *, read_only: bool, settings: Mapping[str, str] | None = None) -> Generator[Connection]:
-        con = self._connect(read_only, {**_SETTINGS, **(settings or {})})
+    def _connected(self, *, read_only: bool) -> Generator[Connection]:
+        con = self._connect(read_only)
         try:
             con.execute("SET TimeZone = 'UTC'")
+            con.execute("SET python_enable_replacements = false")
             yield con
         finally:
             con.close()
 
-    def _connect(self, read_only: bool, settings: dict[str, str]) -> Connection:
+    def _connect(self, read_only: bool) -> Connection:
         if not self.path.is_file():
             raise DamagedStore(f"The catalog {self.path} is missing.", "Restore it from a backup of the store.")
         attempts = Retrying(
@@ -142,7 +142,7 @@ class Catalog:
             reraise=True,
         )
         try:
-            return attempts(duckdb.connect, str(self.path), read_only=read_only, config=settings)
+            return attempts(duckdb.connect, str(self.path), read_only=read_only, config=_SETTINGS)
         except duckdb.Error as error:
             raise _explain(error, self.path, self.wait_s) from error
 

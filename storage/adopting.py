@@ -1,0 +1,57 @@
+"""Taking over the folder of a dataset that another store made: copied, hashed and registered, bit for bit the same."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from .datasets import register_dataset
+from .errors import BadInput, DamagedStore
+from .files import owned, publish_folder, sync_file
+from .identity import sha256_file
+from .schema import Manifest
+from .shards import load_manifest
+from .store import MANIFEST, Store
+
+
+def adopt_dataset(store: Store, folder: Path) -> Manifest:
+    """Copy the folder of a dataset (`rollouts/<dataset_id>/` of any store) into a store.
+
+    A second call says the same and copies nothing.
+
+    Args:
+        store: where it goes.
+        folder: holds `manifest.json` and the shards that it lists.
+
+    Raises:
+        BadInput: if the folder holds no dataset, or another dataset of that name is in the store.
+        DamagedStore: if a shard is missing or is not what the manifest says; nothing is kept then.
+    """
+    manifest = load_manifest(folder / MANIFEST)
+    final = store.dataset_dir(manifest.dataset_id)
+    if not final.exists():
+        _check_hashes(folder, manifest)
+        _copy(store, folder, manifest)
+    elif sha256_file(final / MANIFEST) != sha256_file(folder / MANIFEST):
+        raise BadInput(f"The store has another dataset {manifest.dataset_id}.", "Use another store.")
+    register_dataset(store, manifest)
+    return manifest
+
+
+def _check_hashes(folder: Path, manifest: Manifest) -> None:
+    for shard in manifest.shards:
+        path = folder / shard.name
+        if not path.is_file():
+            raise DamagedStore(f"{path} is missing.", "Copy the whole folder.")
+        if sha256_file(path) != shard.sha256:
+            raise DamagedStore(f"{path} is not what its manifest says: its hash differs.", "Copy the folder again.")
+
+
+def _copy(store: Store, folder: Path, manifest: Manifest) -> None:
+    partial = store.partial_dir(manifest.dataset_id)
+    partial.mkdir(parents=True, exist_ok=True)
+    with owned(partial, f"the dataset {manifest.dataset_id}"):
+        for name in (*(shard.name for shard in manifest.shards), MANIFEST):
+            shutil.copyfile(folder / name, partial / name)
+            sync_file(partial / name)
+        publish_folder(partial, store.dataset_dir(manifest.dataset_id))

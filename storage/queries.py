@@ -1,0 +1,93 @@
+"""Questions in SQL from anyone: one statement that can read the catalog and the store's Parquet files, no more."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import duckdb
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from .catalog import Connection
+from .errors import BadInput, DamagedStore, TrajnoteError
+from .store import Store
+
+_ALLOWED = "Allowed are SELECT, WITH, FROM, EXPLAIN, DESCRIBE, SHOW and SUMMARIZE."
+_EXPLAIN = re.compile(r"\s*explain\s+(analyze\s+)?(\([^)]*\)\s*)?", re.IGNORECASE)
+_HELPFUL = re.compile(r"^(Did you mean|Candidate bindings).*", re.MULTILINE)
+_WHOLE_NUMBER = pa.decimal128(38, 0)
+
+
+def run_query(store: Store, sql: str) -> pa.Table:
+    """The answer to one question.
+
+    It cannot change anything: the file is opened for reading only, one reading statement is taken, and neither other
+    files, the network, extensions nor settings can be reached.
+
+    Args:
+        store: the store to ask.
+        sql: one statement in DuckDB's SQL.
+
+    Raises:
+        BadInput: if it is not one reading statement, or DuckDB does not accept it.
+        DamagedStore: if a Parquet file that it needs is missing or damaged.
+    """
+    _require_one_reading_statement(sql)
+    with store.catalog.read_alone() as con:
+        _shut_in(con, store.rollouts_dir)
+        try:
+            answer = con.sql(sql)
+            return _with_plain_sums(answer.to_arrow_table())
+        except duckdb.Error as error:
+            raise _explain(error, store.rollouts_dir) from error
+
+
+def _require_one_reading_statement(sql: str) -> None:
+    kinds = _kinds(sql)
+    if kinds == ["EXPLAIN"]:
+        kinds = _kinds(_EXPLAIN.sub("", sql, count=1))
+    if len(kinds) != 1:
+        raise BadInput(f"A query is one statement; received {len(kinds)}.", _ALLOWED)
+    if kinds != ["SELECT"]:
+        raise BadInput(f"A query only reads; received a statement of kind {kinds[0]}.", _ALLOWED)
+
+
+def _kinds(sql: str) -> list[str]:
+    try:
+        return [statement.type.name for statement in duckdb.extract_statements(sql)]
+    except duckdb.Error as error:
+        raise BadInput(_one_line(error)) from error
+
+
+def _shut_in(con: Connection, rollouts: Path) -> None:
+    """Leave a connection nothing but the catalog and the folder of the rollouts, for good."""
+    folders = ", ".join("'" + str(path).replace("'", "''") + "/'" for path in {rollouts, rollouts.resolve()})
+    con.execute(f"SET allowed_directories = [{folders}]")
+    con.execute("SET enable_external_access = false")
+    con.execute("SET lock_configuration = true")
+
+
+def _explain(error: duckdb.Error, rollouts: Path) -> TrajnoteError:
+    line = _one_line(error)
+    if str(rollouts) in line and not isinstance(error, duckdb.PermissionException):
+        return DamagedStore(line, "`trajnote store verify` names everything that is damaged.")
+    if isinstance(error, duckdb.PermissionException):
+        return BadInput(line, "A query reaches only this store's tables and views.")
+    return BadInput(line)
+
+
+def _one_line(error: duckdb.Error) -> str:
+    text = str(error).strip()
+    return " ".join([text.split("\n", 1)[0], *(hint.group() for hint in _HELPFUL.finditer(text))])
+
+
+def _with_plain_sums(table: pa.Table) -> pa.Table:
+    """DuckDB's sums of whole numbers have 128 bits; those that fit become ordinary int64 columns."""
+    for place, field in enumerate(table.schema):
+        if field.type == _WHOLE_NUMBER:
+            try:
+                table = table.set_column(place, field.name, pc.cast(table.column(place), pa.int64()))
+            except pa.ArrowInvalid:
+                continue
+    return table

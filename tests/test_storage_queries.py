@@ -1,0 +1,142 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+from toy_datasets import make_draft, make_episode, write
+
+from storage.catalog import insert_rows
+from storage.errors import BadInput, DamagedStore
+from storage.queries import run_query
+from storage.store import Store
+
+
+@pytest.fixture(scope="module")
+def filled(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    """A store that nothing in this file may change."""
+    return fill(Store.create(tmp_path_factory.mktemp("queries") / "store"))
+
+
+def fill(store: Store) -> Store:
+    write(store, make_draft(), [make_episode(0, 3)])
+    with store.catalog.write() as con:
+        insert_rows(con, "annotation_runs", [{"run_id": "run", "dataset_id": "d1", "provider": "file"}])
+    return store
+
+
+@pytest.mark.parametrize(
+    ("sql", "answer"),
+    [
+        ("SELECT count(*) AS n FROM steps", [{"n": 4}]),
+        ("WITH t AS (SELECT 2 AS a) SELECT a FROM t;", [{"a": 2}]),
+        ("FROM steps SELECT step WHERE action IS NULL -- the final row", [{"step": 3}]),
+        ("SELECT sum(step) AS n FROM steps", [{"n": 6}]),
+        ("SELECT run_id FROM annotation_runs", [{"run_id": "run"}]),
+        ("SELECT 1 WHERE false", []),
+    ],
+)
+def test_a_question_is_answered(filled: Store, sql: str, answer: list[dict[str, object]]) -> None:
+    assert run_query(filled, sql).to_pylist() == answer
+
+
+@pytest.mark.parametrize(
+    "sql", ["EXPLAIN SELECT 1", "EXPLAIN ANALYZE FROM steps", "DESCRIBE steps", "SHOW TABLES", "SUMMARIZE datasets"]
+)
+def test_looking_around_is_allowed(filled: Store, sql: str) -> None:
+    assert run_query(filled, sql).num_rows > 0
+
+
+def test_whole_sums_are_ordinary_integers_when_they_fit(filled: Store) -> None:
+    assert run_query(filled, "SELECT sum(step) AS n FROM steps").schema.field("n").type == pa.int64()
+    assert run_query(filled, "SELECT 2::HUGEINT ** 100::HUGEINT AS n, 1::HUGEINT << 100 AS m").num_rows == 1
+
+
+WRITING = [
+    "INSERT INTO replays (replay_id) VALUES ('x')",
+    "WITH t AS (INSERT INTO replays BY NAME SELECT 'x' AS replay_id RETURNING replay_id) FROM t",
+    "EXPLAIN ANALYZE INSERT INTO replays (replay_id) VALUES ('x')",
+    "DELETE FROM annotations",
+    "DROP VIEW steps",
+    "CREATE TEMP TABLE t AS SELECT 1",
+    "COPY datasets TO '{rollouts}/stolen.csv'",
+    "EXPLAIN ANALYZE COPY datasets TO '{rollouts}/stolen.csv'",
+    "explain /* quietly */ analyze COPY datasets TO '{rollouts}/stolen.csv'",
+    "EXPORT DATABASE '{rollouts}/stolen'",
+    "ATTACH '{outside}/other.duckdb'",
+    "INSTALL httpfs",
+    "LOAD httpfs",
+    "PRAGMA database_list",
+    "SET threads = 1",
+    "RESET enable_external_access",
+    "CALL enable_logging()",
+    "CHECKPOINT",
+    "PREPARE q AS SELECT 1",
+    "SELECT 1; SELECT 2",
+    "SELECT 1; DROP VIEW steps",
+    "",
+    "-- nothing",
+]
+READING_ELSEWHERE = [
+    "FROM read_csv('/etc/passwd')",
+    "FROM '/etc/passwd'",
+    "FROM read_text('{outside}/secret.txt')",
+    "FROM read_text('{rollouts}/../../secret.txt')",
+    "FROM read_text('{rollouts}/link.txt')",
+    "FROM read_blob('/proc/self/environ')",
+    "FROM glob('/etc/*')",
+    "FROM parquet_metadata('{outside}/secret.txt')",
+    "FROM read_parquet('https://example.com/x.parquet')",
+    "FROM query('FROM read_text(''{outside}/secret.txt'')')",
+    "SELECT (SELECT content FROM read_text('{outside}/secret.txt'))",
+    "SELECT getenv('HOME')",
+    "FROM duckdb_secrets()",
+    "FROM enable_logging(storage = 'file', storage_path = '{outside}/log')",
+    "FROM filled",
+    "SELEC 1",
+    "SELECT nothing FROM steps",
+]
+
+
+@pytest.mark.parametrize("sql", WRITING + READING_ELSEWHERE)
+def test_nothing_else_can_be_done_or_seen(filled: Store, sql: str) -> None:
+    outside, link = filled.root.parent, filled.rollouts_dir / "link.txt"
+    (outside / "secret.txt").write_text("secret")
+    if not link.exists():
+        link.symlink_to(outside / "secret.txt")
+    before = sorted(outside.rglob("*"))
+    with pytest.raises(BadInput) as caught:
+        run_query(filled, sql.format(rollouts=filled.rollouts_dir, outside=outside))
+    assert "\n" not in str(caught.value)
+    assert sorted(outside.rglob("*")) == before
+
+
+def test_a_misspelt_column_is_answered_in_one_line_with_the_nearest(filled: Store) -> None:
+    with pytest.raises(BadInput, match=r'"rewad" not found.*Candidate bindings.*"reward"'):
+        run_query(filled, "SELECT rewad FROM steps")
+
+
+def test_a_damaged_shard_is_named(store: Store) -> None:
+    fill(store)
+    path = store.dataset_dir("d1") / "steps-00000.parquet"
+    path.write_bytes(path.read_bytes()[:200])
+    with pytest.raises(DamagedStore, match=r"steps-00000\.parquet"):
+        run_query(store, "SELECT sum(reward) FROM steps")
+    path.unlink()
+    with pytest.raises(DamagedStore, match=r"steps-00000\.parquet"):
+        run_query(store, "FROM steps")
+
+
+def test_a_question_leaves_the_catalog_usable(store: Store) -> None:
+    fill(store)
+    run_query(store, "FROM steps")
+    with store.catalog.write() as con:
+        assert con.execute("SELECT count(*) FROM read_text(?)", [__file__]).fetchone() == (1,)
+
+
+def test_a_store_behind_a_link_can_be_asked(store: Store, tmp_path: Path) -> None:
+    fill(store)
+    link = tmp_path / "link"
+    link.symlink_to(store.root)
+    assert run_query(Store.open(link), "SELECT count(*) AS n FROM steps").to_pylist() == [{"n": 4}]
+    assert run_query(Store.open(store.root), "SELECT count(*) AS n FROM steps").to_pylist() == [{"n": 4}]
