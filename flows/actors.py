@@ -124,7 +124,7 @@ class RandomActor:
         return Acts(np.stack([self._draw_box(rng) for rng in rngs]), nothing)
 
     def _draw_box(self, rng: np.random.Generator) -> Array:
-        low, high = self._bounds
+        low, high, is_integer = self._bounds
         below, above = np.isfinite(low), np.isfinite(high)
         drawn = rng.standard_normal(len(low))
         tail = rng.exponential(size=len(low))
@@ -133,14 +133,16 @@ class RandomActor:
         drawn = np.where(above, high - tail, drawn)
         both = below & above
         drawn[both] = low[both] + (high[both] - low[both]) * share[both]
-        if np.dtype(self.action_space.dtype).kind in "iu":
-            drawn = np.minimum(np.floor(drawn), high)
-        return drawn.astype(self.action_space.dtype)
+        return (np.floor(drawn) if is_integer else drawn).astype(self.action_space.dtype)
 
     @cached_property
-    def _bounds(self) -> tuple[Array, Array]:
-        low, high = action_bounds(self.action_space)
-        return low.astype(np.float64), high.astype(np.float64)
+    def _bounds(self) -> tuple[Array, Array, bool]:
+        """Bounds, (m,) float64 each, and whether numbers are whole; an upper bound that is whole is itself drawn."""
+        space = self.action_space
+        is_integer = np.dtype(space.dtype).kind in "iu"
+        low = np.full(space.size, -np.inf) if space.low is None else np.array(space.low)
+        high = np.full(space.size, np.inf) if space.high is None else np.array(space.high)
+        return low, high + is_integer, is_integer
 
 
 class Answer(NamedTuple):

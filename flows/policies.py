@@ -1,0 +1,71 @@
+"""Policies by name: `policy:ID`, `sb3:PPO:model.zip`, `d3rlpy:model.d3`, `onnx:PATH`, `py:module:name`, `random`.
+
+How the files of other libraries are read is `foreign.py`; what acts in the end is `actors.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from refine.policy import MlpPolicy
+from storage.errors import BadInput
+from storage.policies import policy_files, resolve_policy
+from storage.store import Store
+
+from .actors import NetworkActor, Policy, RandomActor
+from .environments import Spaces
+from .foreign import check_spaces, open_d3rlpy, open_onnx, open_py, open_sb3
+
+FORMS = "random, policy:PATH_OR_ID, d3rlpy:PATH, sb3:ALGO:PATH, onnx:PATH, py:MODULE:CALLABLE"
+
+_OPENERS: Mapping[str, Callable[[str, Spaces], Policy]] = {
+    "d3rlpy": open_d3rlpy,
+    "sb3": open_sb3,
+    "onnx": open_onnx,
+    "py": open_py,
+}
+
+
+def load_policy(spec: str, spaces: Spaces, store: Store | None = None) -> Policy:
+    """Load a policy for an environment.
+
+    - `random`: uniformly random actions.
+    - `policy:PATH_OR_ID`: a folder with `policy.json` and `weights.npz`, or a policy of the store.
+    - `d3rlpy:PATH`: a `.d3` file, or a folder of d3rlpy's logger, whose newest model acts. A pickle: trust it first.
+    - `sb3:ALGO:PATH`: a zip of Stable-Baselines3; ALGO is PPO, A2C, DQN, SAC, TD3 or DDPG. Holds pickles too.
+    - `onnx:PATH`: see `foreign.open_onnx` for its inputs and outputs.
+    - `py:MODULE:CALLABLE`: a function from observations to actions; see `foreign.open_py`.
+
+    Args:
+        spec: one of these forms.
+        spaces: of the environment.
+        store: where `policy:ID` is looked up.
+
+    Raises:
+        BadInput: for another form, a file or module that cannot be loaded, or a policy for other spaces.
+        Prerequisite: when an extra has to be installed.
+        DamagedStore: when the files of a `policy:` are not what was written.
+    """
+    kind, _, rest = spec.partition(":")
+    if spec == "random":
+        return RandomActor(spaces.action)
+    if kind == "policy" and rest:
+        return _open_portable(spec, rest, spaces, store)
+    if kind in _OPENERS and rest:
+        return _OPENERS[kind](spec, spaces)
+    hint = f"Did you mean policy:{spec}?" if Path(spec).is_dir() else ""
+    raise BadInput(f"Unknown policy {spec!r}; allowed are {FORMS}.", hint)
+
+
+def _open_portable(spec: str, name: str, spaces: Spaces, store: Store | None) -> Policy:
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        files = {file.name: file.read_bytes() for file in sorted(folder.iterdir()) if file.is_file()}
+    elif store is not None:
+        files = policy_files(store, resolve_policy(store, name))
+    else:
+        raise BadInput(f"{name!r} of {spec!r} is no folder.", "Name one that holds policy.json and weights.npz.")
+    network = MlpPolicy.from_files(files)
+    check_spaces(spec, Spaces(network.observation_space, network.action_space), spaces)
+    return NetworkActor(spec, network)
