@@ -1,0 +1,146 @@
+"""Playing a stored episode again from its seed and its actions, and comparing every number bit for bit.
+
+A replay is evidence about a dataset; it changes nothing but the catalog's table `replays`.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+
+from storage.catalog import insert_rows
+from storage.errors import BadInput
+from storage.identity import content_id
+from storage.schema import Array, Episode, Manifest
+from storage.steps import read_episode, read_manifest
+from storage.store import Store
+
+from .environments import Environment, make_environment, package_versions
+
+
+@dataclass(frozen=True)
+class Replay:
+    """What came of playing one episode again."""
+
+    dataset_id: str
+    episode_id: int
+    exact: bool  # every observation, reward and flag has the same bits
+    steps: int  # steps of the logged episode
+    first_mismatch: int | None  # step of the first difference; step t's observation is what action t was chosen from
+    detail: str  # in words: what was compared, or the first difference and its likely cause
+
+
+def replay_episode(store: Store, dataset_id: str, episode_id: int) -> Replay:
+    """Play one episode of a dataset again in a fresh environment, and record the result in the catalog.
+
+    Args:
+        store: the store.
+        dataset_id: a dataset that was collected from an environment, with seeds.
+        episode_id: one of its episodes.
+
+    Raises:
+        BadInput: for an unknown dataset or episode, or one without environment or seed.
+        Prerequisite: when the environment needs a package that is not installed.
+    """
+    manifest = read_manifest(store, dataset_id)
+    episode = read_episode(store, dataset_id, episode_id)
+    if manifest.env_id is None or episode.seed is None:
+        missing = "an environment" if manifest.env_id is None else "a seed"
+        raise BadInput(
+            f"Episode {episode_id} of {dataset_id} cannot be replayed: it was recorded without {missing}.",
+            "Episodes made by `trajnote collect` can be.",
+        )
+    environment = make_environment(manifest.env_id, manifest.env_kwargs)
+    try:
+        difference = next(_differences(environment, episode, manifest), None)
+        versions = package_versions(environment)
+    finally:
+        environment.close()
+    replay = _judge(manifest, episode, difference, versions)
+    _record(store, replay)
+    return replay
+
+
+@dataclass(frozen=True)
+class _Difference:
+    """The logged and the replayed value of one thing at one step."""
+
+    step: int
+    what: str
+    logged: object
+    replayed: object
+
+
+def _differences(environment: Environment, episode: Episode, manifest: Manifest) -> Iterator[_Difference]:
+    """Differences as they appear; what comes after the first one follows from it."""
+    shown, _ = environment.reset(seed=episode.seed)
+    yield from _compare_observations(0, episode, shown, manifest)
+    for step in range(len(episode)):
+        shown, reward, terminated, truncated, _ = environment.step(_as_executed(episode, step))
+        yield from _compare_observations(step + 1, episode, shown, manifest)
+        if struct.pack("<d", float(reward)) != struct.pack("<d", float(episode.rewards[step])):
+            yield _Difference(step, "reward", float(episode.rewards[step]), float(reward))
+        is_last = step == len(episode) - 1
+        cut = is_last and manifest.max_steps == len(episode) and not terminated
+        logged = (episode.terminated, episode.truncated) if is_last else (False, False)
+        for what, was, now in zip(("terminated", "truncated"), logged, (terminated, truncated or cut), strict=True):
+            if bool(was) != bool(now):
+                yield _Difference(step, what, bool(was), bool(now))
+
+
+def _as_executed(episode: Episode, step: int) -> Any:
+    """The action in the form in which a rollout gave it: a Python integer, or a vector of its own."""
+    return int(episode.actions[step]) if episode.actions.ndim == 1 else episode.actions[step].copy()
+
+
+def _compare_observations(step: int, episode: Episode, shown: Any, manifest: Manifest) -> Iterator[_Difference]:
+    logged = np.atleast_1d(episode.observations[step])
+    replayed = np.atleast_1d(np.asarray(shown, dtype=logged.dtype))
+    for place in np.flatnonzero(_bits(logged) != _bits(replayed)):
+        yield _Difference(step, f"observation {manifest.component_names[place]}", logged[place], replayed[place])
+
+
+def _bits(numbers: Array) -> Array:
+    """Numbers as integers of the same bits, so that -0.0 is not 0.0 and NaN is itself."""
+    return np.ascontiguousarray(numbers).view(f"u{numbers.dtype.itemsize}")
+
+
+def _judge(manifest: Manifest, episode: Episode, difference: _Difference | None, versions: Mapping[str, str]) -> Replay:
+    where = f"seed {episode.seed}, {len(episode)} steps of {manifest.env_id}"
+    if difference is None:
+        detail = f"exact: {where}; every observation, reward and flag has the same bits"
+    else:
+        values = f"logged {difference.logged!s}, replayed {difference.replayed!s}"
+        cause = _likely_cause(manifest.versions, versions)
+        detail = f"step {difference.step}, {difference.what}: {values} ({where}); {cause}"
+    return Replay(
+        dataset_id=manifest.dataset_id,
+        episode_id=episode.episode_id,
+        exact=difference is None,
+        steps=len(episode),
+        first_mismatch=None if difference is None else difference.step,
+        detail=detail,
+    )
+
+
+def _likely_cause(logged: Mapping[str, str], here: Mapping[str, str]) -> str:
+    changed = [
+        f"{name} {logged.get(name, 'absent')} then, {here.get(name, 'absent')} now"
+        for name in sorted(logged.keys() | here.keys())
+        if logged.get(name) != here.get(name)
+    ]
+    if changed:
+        return "likely because of " + "; ".join(changed)
+    return "the versions are the same, so the environment may draw chance from elsewhere than its seed"
+
+
+def _record(store: Store, replay: Replay) -> None:
+    row: dict[str, object] = dict(vars(replay))
+    row |= {"replay_id": content_id("replay_", row), "created_at": datetime.now(UTC)}
+    with store.catalog.write() as con:
+        insert_rows(con, "replays", [row])
