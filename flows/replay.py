@@ -47,23 +47,35 @@ def replay_episode(store: Store, dataset_id: str, episode_id: int) -> Replay:
         BadInput: for an unknown dataset or episode, or one without environment or seed.
         Prerequisite: when the environment needs a package that is not installed.
     """
-    manifest = read_manifest(store, dataset_id)
-    episode = read_episode(store, dataset_id, episode_id)
+    replay = play_again(read_episode(store, dataset_id, episode_id), read_manifest(store, dataset_id))
+    _record(store, replay)
+    return replay
+
+
+def play_again(episode: Episode, manifest: Manifest) -> Replay:
+    """Play an episode again in a fresh environment and compare; nothing is read or recorded.
+
+    Args:
+        episode: with the seed and the actions to play.
+        manifest: of its dataset, which says in which environment.
+
+    Raises:
+        BadInput: when there is no environment or no seed.
+        Prerequisite: when the environment needs a package that is not installed.
+    """
     if manifest.env_id is None or episode.seed is None:
         missing = "an environment" if manifest.env_id is None else "a seed"
+        name = f"Episode {episode.episode_id} of {manifest.dataset_id}"
         raise BadInput(
-            f"Episode {episode_id} of {dataset_id} cannot be replayed: it was recorded without {missing}.",
+            f"{name} cannot be replayed: it was recorded without {missing}.",
             "Episodes made by `trajnote collect` can be.",
         )
     environment = make_environment(manifest.env_id, manifest.env_kwargs)
     try:
         difference = next(_differences(environment, episode, manifest), None)
-        versions = package_versions(environment)
+        return _judge(manifest, episode, difference, package_versions(environment))
     finally:
         environment.close()
-    replay = _judge(manifest, episode, difference, versions)
-    _record(store, replay)
-    return replay
 
 
 @dataclass(frozen=True)
