@@ -21,6 +21,7 @@ from storage.schema import Frozen, Space
 from .claims import OUTCOMES, Claim, EffectClaim, unknown_name
 
 PLACEHOLDER = "TODO"
+_HARMLESS = ("render_mode", "max_episode_steps")  # arguments of make that change no word of a card
 _FOLDER = Path(__file__).parent / "cards"
 
 Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
@@ -149,18 +150,16 @@ def load_card(source: str | Path, env_kwargs: Mapping[str, Any] | None = None) -
         return _read_card(Path(source))
     card = find_card(source, env_kwargs)
     if card is None:
-        raise BadInput(_no_card(source, env_kwargs or {}), f"Write one with `trajnote card new {source}`.")
+        raise BadInput(_no_card(source, env_kwargs), f"Write one with `trajnote card new {source}`.")
     return card
 
 
 def find_card(env_id: str, env_kwargs: Mapping[str, Any] | None = None) -> Card | None:
-    """The packaged card of an environment, if there is one.
+    """The packaged card of an environment with exactly these arguments, if there is one.
 
-    A card matches if every argument it asks for is given; the one that asks for most wins.
+    Other arguments may well make a card's words untrue (gravity, wind, another map), so there is no nearest match.
     """
-    given = dict(env_kwargs or {})
-    cards = [card for card in _packaged(env_id) if card.env_kwargs.items() <= given.items()]
-    return max(cards, key=lambda card: len(card.env_kwargs), default=None)
+    return next((card for card in _packaged(env_id) if card.env_kwargs == _telling(env_kwargs)), None)
 
 
 def check_card_against_spaces(card: Card, observation_space: Space, action_space: Space) -> None:
@@ -221,11 +220,16 @@ def _packaged(env_id: str) -> list[Card]:
     return [card for card in map(_read_card, packaged_cards()) if card.env_id == env_id]
 
 
-def _no_card(env_id: str, given: Mapping[str, Any]) -> str:
+def _telling(env_kwargs: Mapping[str, Any] | None) -> dict[str, Any]:
+    return {name: value for name, value in (env_kwargs or {}).items() if name not in _HARMLESS}
+
+
+def _no_card(env_id: str, env_kwargs: Mapping[str, Any] | None) -> str:
     cards = _packaged(env_id)
     if cards:
-        needed = " or ".join(json.dumps(dict(card.env_kwargs)) for card in cards)
-        return f"The card of {env_id} is for {needed}, not for {json.dumps(dict(given), default=str)}."
+        there = " and ".join(json.dumps(dict(card.env_kwargs)) for card in cards)
+        given = json.dumps(_telling(env_kwargs), default=str)
+        return f"There are cards of {env_id} for the arguments {there}, but none for {given}."
     known = sorted({_read_card(path).env_id for path in packaged_cards()})
     return f"There is no card for {env_id!r}; there are cards for {', '.join(known)}."
 

@@ -117,11 +117,12 @@ def _plain(what: str, count: int) -> list[Entry]:
 
 def _unique(entries: list[Entry]) -> list[Entry]:
     """The same entries; a name that others have too, or that is taken, gets a number."""
-    names = [entry.name for entry in entries]
-    taken: set[str] = set()
-    for index, name in enumerate(names):
-        if names.count(name) > 1 or name in taken:
+    given = [entry.name for entry in entries]
+    names: list[str] = []
+    for index, name in enumerate(given):
+        if given.count(name) > 1 or name in names:
             stem = name[: _LONGEST_NAME - 5]
-            names[index] = next(new for n in range(index, index + 1000) if (new := f"{stem}_{n}") not in taken)
-        taken.add(names[index])
+            taken = {*given, *names}
+            name = next(new for n in range(index, index + 1000) if (new := f"{stem}_{n}") not in taken)
+        names.append(name)
     return [Entry(name, entry.unit, entry.text) for name, entry in zip(names, entries, strict=True)]

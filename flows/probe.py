@@ -134,9 +134,17 @@ def _probe_rate(claim: RateClaim, named: Mapping[str, Array]) -> Finding:
     slack = claim.tolerance * np.abs(expected).max(axis=0) + _ROUNDING
     agree = (change >= expected.min(axis=0) - slack) & (change <= expected.max(axis=0) + slack)
     counted = _counted(claim.when, named)
-    middle = expected.mean(axis=0)[counted]
-    measured = claim.rate * float(np.sum(change[counted] * middle)) / max(float(np.sum(middle**2)), 1e-12)
+    measured = claim.rate * _slope(expected[:, counted], change[counted])
     return _judge_share(claim, agree[counted], claim.share, f"measured rate {measured:.4g}")
+
+
+def _slope(ends: NDArray[np.float64], change: NDArray[np.float64]) -> float:
+    """The slope of `change` over the expected change: before the step, after it or between, whichever fits best."""
+    fits: list[tuple[float, float]] = []
+    for expected in (*ends, ends.mean(axis=0)):
+        slope = float(np.sum(change * expected)) / max(float(np.sum(expected**2)), 1e-12)
+        fits.append((float(np.sum((change - slope * expected) ** 2)), slope))
+    return min(fits)[1]
 
 
 def _probe_law(claim: LawClaim, named: Mapping[str, Array]) -> Finding:
