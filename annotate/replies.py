@@ -15,7 +15,7 @@ from typing import Any
 from .cards import Card
 from .messages import MAX_RAW, Entry, Message, Trouble, clean_text, find_entries, read_message
 from .prompts import Kind
-from .tables import format_fixed
+from .tables import label_vector
 
 MAX_RATIONALE = 1_000
 """Characters of a rationale that are kept; the prompt asks for one sentence."""
@@ -171,17 +171,7 @@ def _read_action(action: object, card: Card) -> tuple[tuple[float, ...], str]:
         _read_number(action, dimension.name, dimension.low, dimension.high, "illegal_action")
         for dimension in card.actions
     )
-    return values, label_of_vector(values, card)
-
-
-def label_of_vector(values: tuple[float, ...], card: Card) -> str:
-    """A continuous action in words, for example `main=0.50 side=-0.20`."""
-    return " ".join(f"{a.name}={format_padded(x, a.decimals)}" for x, a in zip(values, card.actions, strict=True))
-
-
-def format_padded(value: float, decimals: int) -> str:
-    """A number with all its decimals, but no negative zero."""
-    return f"{0.0 if format_fixed(value, decimals) == '0' else value:.{decimals}f}"
+    return values, label_vector(card.action_names, values, [a.decimals for a in card.actions])
 
 
 def _read_number(

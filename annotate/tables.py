@@ -65,6 +65,13 @@ def format_significant(value: float, digits: int = 3) -> str:
     return format_fixed(value, max(0, digits - 1 - exponent))
 
 
+def label_vector(names: Sequence[str], values: Sequence[float], decimals: Sequence[int]) -> str:
+    """A continuous action as one text, for example `main=0.50 side=-0.20`."""
+    return " ".join(
+        f"{n}={x + 0.0 if round(x, d) else 0.0:.{d}f}" for n, x, d in zip(names, values, decimals, strict=True)
+    )
+
+
 def observation_rows(episode: Episode) -> Array:
     """The observations as (T+1, n), also where the space is discrete."""
     return episode.observations.reshape(len(episode) + 1, -1)

@@ -22,6 +22,7 @@ import zstandard
 
 from storage.errors import BadInput
 
+from ..messages import clean_text
 from .protocol import Reply
 from .scripted import text_message
 
@@ -86,7 +87,7 @@ def parse_answer(text: str) -> Reply:
     if len(given) != 1:
         raise ValueError(f"it needs exactly one of {', '.join(_CONTENT)}; it has {', '.join(given) or 'none'}")
     hidden = {"request_id", "custom_id", given[0]}
-    provenance = {str(key): value for key, value in line.items() if key not in hidden}
+    provenance = {clean_text(key, 60): _plain(value) for key, value in line.items() if key not in hidden}
     return _reply(request_id, given[0], line[given[0]], provenance)
 
 
@@ -122,8 +123,16 @@ def _batch_result(request_id: str, result: Any, provenance: Mapping[str, Any]) -
     raise ValueError("its result is none of succeeded (with a message), errored, canceled and expired")
 
 
+def _plain(value: Any) -> str | float | bool | None:
+    """A piece of provenance that any table can hold."""
+    if isinstance(value, bool | int | float) or value is None:
+        return value
+    return clean_text(value if isinstance(value, str) else _dump(value), 1000)
+
+
 def _dump(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False)
+    """JSON with every unusual character escaped, so that it can be stored whatever it is."""
+    return json.dumps(value)
 
 
 def _lines(path: Path) -> Iterator[str]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from datetime import UTC, datetime
 from typing import Any
@@ -76,7 +76,7 @@ class AnthropicProvider:
     def prepare(self, known: Collection[str], pending: Collection[str], *, complete: bool) -> None:
         """A server says itself what it refuses."""
 
-    def answer(self, requests: Sequence[Request]) -> Iterator[Reply]:
+    def answer(self, requests: Sequence[Request]) -> Generator[Reply]:
         """Replies in the order in which they arrive.
 
         The first request goes alone: it shows whether the server accepts the key, and fills the cache of the shared
@@ -105,7 +105,7 @@ class AnthropicProvider:
             http_client=anthropic.DefaultHttpxClient(follow_redirects=False),
         )
 
-    def _ask_side_by_side(self, client: anthropic.Anthropic, requests: Sequence[Request]) -> Iterator[Reply]:
+    def _ask_side_by_side(self, client: anthropic.Anthropic, requests: Sequence[Request]) -> Generator[Reply]:
         """Never more under way than `concurrency`, so that giving up loses little."""
         waiting = list(reversed(requests))
         running: set[Future[Reply]] = set()

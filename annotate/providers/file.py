@@ -6,7 +6,7 @@ The exported lines are requests of Anthropic's Message Batches, so they can be s
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Generator, Iterable, Sequence
 from pathlib import Path
 
 from storage.errors import BadInput
@@ -59,7 +59,7 @@ class FileProvider:
                 "Use the dataset, model and options that the requests were exported with; nothing was read in.",
             )
 
-    def answer(self, requests: Sequence[Request]) -> Iterator[Reply]:
+    def answer(self, requests: Sequence[Request]) -> Generator[Reply]:
         """The answers that the file has."""
         for request in requests:
             if request.request_id in self._answers:

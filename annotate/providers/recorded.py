@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Generator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -48,7 +48,7 @@ class RecordedProvider:
                 f"Export them with `{self._export_command}`, have a model answer them, and add the answers.",
             )
 
-    def answer(self, requests: Sequence[Request]) -> Iterator[Reply]:
+    def answer(self, requests: Sequence[Request]) -> Generator[Reply]:
         """The recorded answers."""
         ids = [request.request_id for request in requests]
         self.prepare(ids, ids, complete=False)

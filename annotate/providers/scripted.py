@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Generator, Sequence
 
 from ..requests import Request
 from .protocol import Reply
@@ -32,7 +32,7 @@ class ScriptedProvider:
     def prepare(self, known: Collection[str], pending: Collection[str], *, complete: bool) -> None:
         """Anything can be answered."""
 
-    def answer(self, requests: Sequence[Request]) -> Iterator[Reply]:
+    def answer(self, requests: Sequence[Request]) -> Generator[Reply]:
         """One reply after the other."""
         for request in requests:
             self.asked.append(request.request_id)

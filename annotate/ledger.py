@@ -1,0 +1,321 @@
+"""The ledger: which requests were asked, what came back, and what follows from it; each verb is all or nothing.
+
+Money is spent once because of the order: a raw reply is on the disk before anything reads it, then one small
+transaction writes the response, its labels and the state of its request. Killed between the two, `recover` finds the
+reply in its file. No verb asks a model; validation is in `replies.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, Literal
+
+from storage.annotations import insert_annotations, insert_rejections
+from storage.catalog import Connection, insert_rows
+from storage.identity import content_id
+from storage.responses import append_response, iterate_responses
+from storage.schema import Annotation, Frozen, Rejection
+from storage.store import Store
+
+from .costs import Tokens, estimate_input, price, tokens_of
+from .messages import read_message
+from .providers.protocol import Provider, Reply
+from .replies import Reading
+from .requests import Question
+
+State = Literal["pending", "in_batch", "done", "failed"]
+
+
+@dataclass(frozen=True)
+class Run:
+    """One annotation run: what was asked about a dataset, of which model, in which words."""
+
+    run_id: str
+    dataset_id: str
+    model: str
+    prompt_version: str
+    card_sha256: str
+    config: Mapping[str, Any]
+    first_action: int = 0  # the environment's value of the card's first discrete action
+
+
+@dataclass(frozen=True)
+class Landed:
+    """A raw reply that is on the disk."""
+
+    file: str  # relative to the store
+    line: int
+    record: RawReply
+
+
+class RawReply(Frozen):
+    """One line of a file of raw replies."""
+
+    request_id: str
+    provider: str
+    recorded: bool
+    received_at: str  # ISO 8601, UTC
+    provenance: Mapping[str, Any]
+    raw: str
+
+
+@dataclass(frozen=True)
+class Standing:
+    """How far a request is."""
+
+    state: State
+    error: str | None
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it may be asked now; a request in a batch is under way."""
+        return self.state in ("pending", "failed")
+
+
+@dataclass(frozen=True)
+class Totals:
+    """What a run has brought and cost."""
+
+    labels: int
+    rejections: int
+    tokens: Tokens
+    cost_usd: float
+
+
+def open_run(con: Connection, run: Run, provider: str, *, recorded: bool) -> None:
+    """Enter a run; entering it again opens it again."""
+    row = {
+        "run_id": run.run_id,
+        "dataset_id": run.dataset_id,
+        "provider": provider,
+        "model": run.model,
+        "prompt_version": run.prompt_version,
+        "card_sha256": run.card_sha256,
+        "config": run.config,
+        "recorded": recorded,
+    }
+    insert_rows(con, "annotation_runs", [row])
+    con.execute("UPDATE annotation_runs SET state = 'open', finished_at = NULL WHERE run_id = ?", [run.run_id])
+
+
+def close_run(con: Connection, run_id: str) -> None:
+    """Note that everything a run asked is answered."""
+    con.execute("UPDATE annotation_runs SET state = 'done', finished_at = now() WHERE run_id = ?", [run_id])
+
+
+def is_done(con: Connection, run_id: str) -> bool:
+    """Whether a run was finished earlier."""
+    return (
+        con.execute("SELECT 1 FROM annotation_runs WHERE run_id = ? AND state = 'done'", [run_id]).fetchone()
+        is not None
+    )
+
+
+def add_questions(con: Connection, run: Run, questions: Sequence[Question]) -> None:
+    """Enter what a run asks; requests that the store knows already keep their state."""
+    requests = [
+        {
+            "request_id": question.request.request_id,
+            "kind": question.request.kind,
+            "model": question.request.model,
+            "prompt_version": run.prompt_version,
+            "body": question.request.body,
+            "input_tokens_estimate": estimate_input(question.request),
+        }
+        for question in questions
+    ]
+    asked = [
+        {
+            "run_id": run.run_id,
+            "request_id": question.request.request_id,
+            "dataset_id": run.dataset_id,
+            "episode_id": question.episode_id,
+            "sample": question.sample,
+        }
+        for question in questions
+    ]
+    insert_rows(con, "requests", requests)
+    insert_rows(con, "run_requests", asked)
+
+
+def unanswered(con: Connection, questions: Sequence[Question]) -> dict[str, Standing]:
+    """Those of some requests that have no reply in the store, whichever run it was for."""
+    ids = [question.request.request_id for question in questions]
+    rows = con.execute(
+        "SELECT request_id, state, error FROM requests WHERE request_id IN (SELECT unnest(?))", [ids]
+    ).fetchall()
+    known = {request_id: Standing(state, error) for request_id, state, error in rows}
+    standings = {request_id: known.get(request_id, Standing("pending", None)) for request_id in ids}
+    return {request_id: standing for request_id, standing in standings.items() if standing.state != "done"}
+
+
+def total_run(con: Connection, run_id: str) -> Totals:
+    """The sums of a run, as the view `spending` has them."""
+    row = con.execute(
+        """SELECT annotations, rejections, input_tokens, cache_write_tokens, cache_read_tokens, output_tokens, cost_usd
+           FROM spending WHERE run_id = ?""",
+        [run_id],
+    ).fetchone()
+    return Totals(row[0], row[1], Tokens(*row[2:6]), row[6]) if row else Totals(0, 0, Tokens(), 0.0)
+
+
+def digested(con: Connection, run_id: str) -> set[str]:
+    """Requests whose replies have left labels or rejections in a run."""
+    rows = con.execute(
+        """SELECT request_id FROM annotations WHERE run_id = $run
+           UNION SELECT request_id FROM rejections WHERE run_id = $run""",
+        {"run": run_id},
+    ).fetchall()
+    return {request_id for (request_id,) in rows}
+
+
+def land_reply(store: Store, run_id: str, provider: Provider, reply: Reply) -> Landed:
+    """Put a raw reply on the disk, before anything reads it."""
+    record = RawReply(
+        request_id=reply.request_id,
+        provider=provider.name,
+        recorded=provider.recorded or bool(reply.provenance.get("recorded")),
+        received_at=datetime.now(UTC).isoformat(),
+        provenance=reply.provenance,
+        raw=(reply.raw or "").encode("utf-8", "replace").decode(),  # a lone surrogate is no text
+    )
+    file, line = append_response(store, run_id, record.model_dump(mode="json"))
+    return Landed(file, line, record)
+
+
+def record_reply(con: Connection, landed: Landed) -> None:
+    """Enter a landed reply; its request is done. Entering it again changes nothing."""
+    record = landed.record
+    message = read_message(record.raw)
+    tokens = tokens_of(message.usage)
+    asked = con.execute("SELECT model FROM requests WHERE request_id = ?", [record.request_id]).fetchone()
+    model = message.model or (asked[0] if asked else None)
+    row = {
+        "response_id": content_id("s_", [record.request_id, landed.file, landed.line]),
+        "request_id": record.request_id,
+        "provider": record.provider,
+        "model": model,
+        "file": landed.file,
+        "line": landed.line,
+        "stop_reason": message.stop_reason,
+        "cost_usd": price(model, tokens) if model and tokens and not record.recorded else None,
+        "recorded": record.recorded,
+        "provenance": record.provenance,
+        "received_at": record.received_at,
+    }
+    if tokens:
+        row |= {
+            "input_tokens": tokens.input,
+            "cache_write_tokens": tokens.cache_write,
+            "cache_read_tokens": tokens.cache_read,
+            "output_tokens": tokens.output,
+        }
+    if insert_rows(con, "responses", [row]):
+        con.execute(
+            """UPDATE requests SET state = 'done', error = NULL, attempts = attempts + 1, updated_at = now()
+               WHERE request_id = ?""",
+            [record.request_id],
+        )
+
+
+def record_error(con: Connection, reply: Reply) -> None:
+    """Note why a request has no reply; it fails if asking the same again cannot help, and stays pending otherwise."""
+    con.execute(
+        """UPDATE requests SET state = ?, error = ?, attempts = attempts + 1, updated_at = now()
+           WHERE request_id = ? AND state <> 'done'""",
+        ["failed" if reply.final else "pending", reply.error, reply.request_id],
+    )
+
+
+def record_reading(con: Connection, run: Run, question: Question, reading: Reading) -> None:
+    """Enter the labels and rejections of one reply; their ids come from their content, so twice is once."""
+    if question.request.kind != "identify":
+        insert_annotations(con, _annotations(run, question, reading))
+    model = reading.message.model or run.model
+    insert_rejections(con, _rejections(run, question, reading), model=model, prompt_version=run.prompt_version)
+
+
+def recover(store: Store) -> int:
+    """Enter the replies that landed but were not entered, because an earlier command was killed in between.
+
+    Returns:
+        How many there were.
+    """
+    with store.catalog.read() as con:
+        runs = con.execute("SELECT run_id FROM annotation_runs WHERE state = 'open'").fetchall()
+        known = set(con.execute("SELECT file, line FROM responses").fetchall())
+    found = [
+        landed for (run_id,) in runs for landed in read_landed(store, run_id) if (landed.file, landed.line) not in known
+    ]
+    if found:
+        with store.catalog.write() as con:
+            for landed in found:
+                record_reply(con, landed)
+    return len(found)
+
+
+def read_landed(store: Store, run_id: str) -> Iterable[Landed]:
+    """All raw replies of a run's files, in the order in which they landed."""
+    for stored in iterate_responses(store, run_id):
+        yield Landed(stored.file, stored.line, RawReply.model_validate(stored.record))
+
+
+def find_replies(store: Store, request_ids: Iterable[str]) -> dict[str, str]:
+    """The raw replies that count for some requests: the earliest of each, whichever run it was for."""
+    with store.catalog.read() as con:
+        rows = con.execute(
+            """SELECT file, line FROM responses WHERE request_id IN (SELECT unnest(?))
+               QUALIFY row_number() OVER (PARTITION BY request_id ORDER BY received_at, response_id) = 1""",
+            [list(request_ids)],
+        ).fetchall()
+    places: set[tuple[str, int]] = set(rows)
+    runs = sorted({file.split("/")[1] for file, _ in places})
+    return {
+        landed.record.request_id: landed.record.raw
+        for run_id in runs
+        for landed in read_landed(store, run_id)
+        if (landed.file, landed.line) in places
+    }
+
+
+def _annotations(run: Run, question: Question, reading: Reading) -> list[Annotation]:
+    request_id = question.request.request_id
+    return [
+        Annotation(
+            annotation_id=content_id("n_", [run.run_id, request_id, question.episode_id, label.step]),
+            run_id=run.run_id,
+            request_id=request_id,
+            dataset_id=run.dataset_id,
+            episode_id=question.episode_id,
+            step=label.step,
+            critical=label.critical,
+            suggested_action=None if label.action is None else tuple(x + run.first_action for x in label.action),
+            suggested_label=label.action_label,
+            implicit_reward=label.implicit_reward,
+            confidence=label.confidence,
+            rationale=label.rationale,
+            model=reading.message.model or run.model,
+            prompt_version=run.prompt_version,
+        )
+        for label in reading.labels
+    ]
+
+
+def _rejections(run: Run, question: Question, reading: Reading) -> list[Rejection]:
+    request_id = question.request.request_id
+    return [
+        Rejection(
+            rejection_id=content_id("x_", [run.run_id, request_id, refused.position, refused.reason]),
+            run_id=run.run_id,
+            request_id=request_id,
+            dataset_id=run.dataset_id,
+            episode_id=question.episode_id,
+            step=refused.step,
+            reason=refused.reason,
+            detail=refused.detail,
+            raw=refused.raw,
+        )
+        for refused in reading.refused
+    ]

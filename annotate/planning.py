@@ -1,0 +1,129 @@
+"""What a run would ask: the dataset read, its statistics taken, all questions written. Nothing is sent or stored."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from storage.errors import BadInput
+from storage.identity import content_id
+from storage.schema import Episode, Manifest
+from storage.steps import iterate_episodes, read_manifest
+from storage.store import Store
+
+from . import ledger
+from .cards import Card, card_sha256, check_card_against_spaces
+from .costs import Tokens, estimate_calls, price
+from .ledger import Run
+from .prompts import prompt_version
+from .requests import AnnotateConfig, Question, Questioner, Request
+from .statistics import describe_dataset
+
+
+@dataclass(frozen=True)
+class RunPlan:
+    """A run, and everything needed to ask its questions and to understand the replies."""
+
+    run: Run
+    card: Card
+    config: AnnotateConfig
+    questioner: Questioner
+    episodes: Mapping[int, Episode]  # asked about; discrete actions are indices into the card's list
+    questions: tuple[Question, ...]  # of the first stage
+
+    @property
+    def requests(self) -> list[Request]:
+        """The requests of the first stage."""
+        return [question.request for question in self.questions]
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What is left to ask, and what that will cost at most."""
+
+    requests: int
+    answered: int  # requests that need not be asked, because the store has their replies
+    tokens: Tokens
+    cost_usd: float | None  # at list price and without a cache; None for a model without a known price
+
+
+def plan_run(
+    store: Store, dataset_id: str, card: Card, config: AnnotateConfig | None = None, *, limit: int | None = None
+) -> RunPlan:
+    """Write the questions of a run.
+
+    The run's id comes from all that is asked, so the same arguments always mean the same run; `limit` does not count.
+
+    Args:
+        store: holds the dataset.
+        dataset_id: the dataset.
+        card: of its environment.
+        config: model, number of labels and the like.
+        limit: episodes to ask about, the first ones; all when None.
+
+    Raises:
+        BadInput: if there is no such dataset, or the card is not one for it.
+        DamagedStore: if the dataset is damaged.
+    """
+    config = config or AnnotateConfig()
+    manifest = read_manifest(store, dataset_id)
+    _check_card(card, manifest)
+    first_action = manifest.action_space.start
+    episodes = [_with_action_indices(episode, first_action) for episode in iterate_episodes(store, dataset_id)]
+    statistics = describe_dataset(episodes, card)
+    median = next(episode for episode in episodes if episode.episode_id == statistics.median_episode)
+    questioner = Questioner(card, config, statistics, median)
+    asked = {episode.episode_id: episode for episode in episodes[:limit]}
+    return RunPlan(
+        run=_name_run(dataset_id, questioner, first_action),
+        card=card,
+        config=config,
+        questioner=questioner,
+        episodes=asked,
+        questions=tuple(question for episode in asked.values() for question in questioner.ask_first(episode)),
+    )
+
+
+def unanswered_requests(store: Store, plan: RunPlan, questions: Sequence[Question] | None = None) -> list[Request]:
+    """The requests of a plan that no reply in the store answers."""
+    asked = plan.questions if questions is None else questions
+    with store.catalog.read() as con:
+        pending = ledger.unanswered(con, asked)
+    return [question.request for question in asked if question.request.request_id in pending]
+
+
+def estimate_run(store: Store, plan: RunPlan) -> Estimate:
+    """What the rest of a run will cost; of a run in two stages, the first stage and a second one of equal length."""
+    pending = unanswered_requests(store, plan)
+    tokens = estimate_calls(pending, plan.config.windows)
+    if plan.config.two_stage:
+        tokens += tokens
+    return Estimate(len(pending), len(plan.questions) - len(pending), tokens, price(plan.config.model, tokens))
+
+
+def _check_card(card: Card, manifest: Manifest) -> None:
+    if manifest.env_id is not None and card.env_id != manifest.env_id:
+        raise BadInput(
+            f"The card is for {card.env_id}, the dataset {manifest.dataset_id} is of {manifest.env_id}.",
+            "Name the right card with --card.",
+        )
+    check_card_against_spaces(card, manifest.observation_space, manifest.action_space)
+
+
+def _with_action_indices(episode: Episode, first_action: int) -> Episode:
+    return replace(episode, actions=episode.actions - first_action) if first_action else episode
+
+
+def _name_run(dataset_id: str, questioner: Questioner, first_action: int) -> Run:
+    """A run is named by what it says and how it chooses rows; a card's claims say nothing to a model."""
+    card, config = questioner.card, questioner.config
+    told = [questioner.systems, card.model_dump(mode="json", exclude={"claims"}), config.model_dump(mode="json")]
+    return Run(
+        run_id=content_id("a_", [dataset_id, prompt_version(), *told]),
+        dataset_id=dataset_id,
+        model=config.model,
+        prompt_version=prompt_version(),
+        card_sha256=card_sha256(card),
+        config=config.model_dump(mode="json"),
+        first_action=first_action,
+    )

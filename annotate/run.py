@@ -1,0 +1,215 @@
+"""One annotation run from plan to finish: what is still open is asked, what was answered before is used again.
+
+It is the way from a dataset to a model's labels. The catalog's verbs are in `ledger.py`, the words in `prompts.py`; who
+answers is behind `providers/protocol.py`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+
+from storage.files import owned
+from storage.store import Store
+
+from . import ledger
+from .ledger import Landed, Totals
+from .planning import RunPlan
+from .providers.protocol import Provider, Reply
+from .replies import Reading, read_reply
+from .requests import Question
+
+Report = Callable[[str, int, int | None], None]
+_CHUNK = 50
+"""Replies entered in one transaction at most."""
+FLUSH_S = 1.0
+"""Seconds for which landed replies may wait for others, to be entered together; a killed command loses none of them."""
+
+
+@dataclass(frozen=True)
+class RunSummary:
+    """What a run has come to."""
+
+    run_id: str
+    dataset_id: str
+    model: str
+    episodes: int
+    was_done: bool  # there was nothing left to do
+    done: bool
+    reused: int  # requests that were answered before this command
+    asked: int  # requests that went to the provider now
+    answered: int  # of those, how many got a reply
+    pending: int  # requests without a reply; the same command asks them again
+    failed: int  # of those, how many were refused by the server
+    errors: Mapping[str, int]  # what was said about requests without a reply, and how often
+    totals: Totals  # labels, rejections, tokens and dollars of the whole run
+
+
+def annotate_run(store: Store, plan: RunPlan, provider: Provider, report: Report | None = None) -> RunSummary:
+    """Ask what is open of a plan, and enter labels and rejections; the same call again goes on where this one stopped.
+
+    Args:
+        store: holds the plan's dataset.
+        plan: from `plan_run`.
+        provider: who answers.
+        report: told of the progress.
+
+    Raises:
+        BadInput: if the provider cannot answer; nothing is written then.
+        ProviderFailed: if the server refuses everything; what was answered before is kept.
+        CatalogLocked: if another process works on this run.
+    """
+    ledger.recover(store)
+    worker = _Worker(store, plan, provider, report or _silent)
+    with store.catalog.read() as con:
+        was_done = ledger.is_done(con, plan.run.run_id) and not ledger.unanswered(con, plan.questions)
+    if not was_done:
+        worker.work()
+    return worker.summarise(was_done=was_done)
+
+
+class _Worker:
+    """Carries one command through its rounds: one for a plain run, two for a run in two stages."""
+
+    def __init__(self, store: Store, plan: RunPlan, provider: Provider, report: Report) -> None:
+        self.store = store
+        self.plan = plan
+        self.provider = provider
+        self.report = report
+        self.questions: list[Question] = []
+        self.asked = 0
+        self.answered = 0
+        self.landed: list[tuple[Question, Landed]] = []
+        self.entered_at = time.monotonic()
+
+    def work(self) -> None:
+        """Both rounds, then the run is closed if nothing is open."""
+        self._round(self.plan.questions, complete=not self.plan.config.two_stage)
+        if self.plan.config.two_stage:
+            self._round(self._second_questions(), complete=True)
+        with self.store.catalog.write() as con:
+            if not ledger.unanswered(con, self.questions):
+                ledger.close_run(con, self.plan.run.run_id)
+
+    def summarise(self, *, was_done: bool) -> RunSummary:
+        """The state of the run, read from the catalog."""
+        with self.store.catalog.read() as con:
+            questions = self.questions or self.plan.questions
+            unanswered = ledger.unanswered(con, questions)
+            totals = ledger.total_run(con, self.plan.run.run_id)
+            done = ledger.is_done(con, self.plan.run.run_id)
+        return RunSummary(
+            run_id=self.plan.run.run_id,
+            dataset_id=self.plan.run.dataset_id,
+            model=self.plan.run.model,
+            episodes=len(self.plan.episodes),
+            was_done=was_done,
+            done=done,
+            reused=len(questions) - len(unanswered) - self.answered,
+            asked=self.asked,
+            answered=self.answered,
+            pending=len(unanswered),
+            failed=sum(standing.state == "failed" for standing in unanswered.values()),
+            errors=Counter(standing.error for standing in unanswered.values() if standing.error),
+            totals=totals,
+        )
+
+    def _round(self, questions: Sequence[Question], *, complete: bool) -> None:
+        self.questions += questions
+        known = [question.request.request_id for question in self.questions]
+        with self.store.catalog.read() as con:
+            pending = ledger.unanswered(con, questions)
+        self.provider.prepare(known, list(pending), complete=complete)
+        folder = self.store.responses_dir(self.plan.run.run_id)
+        folder.mkdir(parents=True, exist_ok=True)
+        with owned(folder, f"the answers of {self.plan.run.run_id}"):
+            with self.store.catalog.write() as con:
+                ledger.open_run(con, self.plan.run, self.provider.name, recorded=self.provider.recorded)
+                ledger.add_questions(con, self.plan.run, questions)
+                pending = ledger.unanswered(con, questions)
+            self._use_again([q for q in questions if q.request.request_id not in pending])
+            self._ask(
+                [q for q in questions if q.request.request_id in pending and pending[q.request.request_id].is_open]
+            )
+
+    def _use_again(self, questions: Sequence[Question]) -> None:
+        """Enter what earlier replies say, where this run has not done so yet."""
+        with self.store.catalog.read() as con:
+            digested = ledger.digested(con, self.plan.run.run_id)
+        fresh = [question for question in questions if question.request.request_id not in digested]
+        for start in range(0, len(fresh), _CHUNK):
+            chunk = fresh[start : start + _CHUNK]
+            readings = list(self._earlier_readings(chunk))
+            with self.store.catalog.write() as con:
+                for question, reading in readings:
+                    ledger.record_reading(con, self.plan.run, question, reading)
+
+    def _ask(self, questions: Sequence[Question]) -> None:
+        """Ask; a reply that is under way when this is interrupted is waited for and kept."""
+        waiting = {question.request.request_id: question for question in questions}
+        self.asked += len(waiting)
+        self.report("asking", 0, len(questions))
+        try:
+            with closing(self.provider.answer([question.request for question in questions])) as replies:
+                for reply in replies:
+                    self._take(reply, waiting)
+                    self.report("asking", len(questions) - len(waiting), len(questions))
+        finally:
+            for reply in self.provider.late():
+                self._take(reply, waiting)
+            self._enter()
+
+    def _take(self, reply: Reply, waiting: dict[str, Question]) -> None:
+        """Land one reply at once; what follows from it is entered soon, with that of its neighbours."""
+        question = waiting.pop(reply.request_id, None)
+        if question is None:
+            return
+        if reply.raw is None:
+            with self.store.catalog.write() as con:
+                ledger.record_error(con, reply)
+            return
+        landed = ledger.land_reply(self.store, self.plan.run.run_id, self.provider, reply)
+        self.landed.append((question, landed))
+        self.answered += 1
+        if len(self.landed) >= _CHUNK or time.monotonic() - self.entered_at >= FLUSH_S:
+            self._enter()
+
+    def _enter(self) -> None:
+        """One transaction: replies, labels, rejections and the state of the requests."""
+        landed, self.landed = self.landed, []
+        self.entered_at = time.monotonic()
+        if landed:
+            with self.store.catalog.write() as con:
+                for question, reply in landed:
+                    ledger.record_reply(con, reply)
+                    ledger.record_reading(con, self.plan.run, question, self._read(question, reply.record.raw))
+
+    def _second_questions(self) -> list[Question]:
+        """What to ask about the steps that the first stage found; episodes without any are finished."""
+        with self.store.catalog.read() as con:
+            unanswered = ledger.unanswered(con, self.plan.questions)
+        first = [question for question in self.plan.questions if question.request.request_id not in unanswered]
+        marks = (
+            (question, [(label.step, label.rationale) for label in reading.labels])
+            for question, reading in self._earlier_readings(first)
+        )
+        return [
+            self.plan.questioner.ask_second(self.plan.episodes[question.episode_id], found, question.sample)
+            for question, found in marks
+            if found
+        ]
+
+    def _earlier_readings(self, questions: Sequence[Question]) -> Iterable[tuple[Question, Reading]]:
+        raw = ledger.find_replies(self.store, [question.request.request_id for question in questions])
+        for question in questions:
+            yield question, self._read(question, raw[question.request.request_id])
+
+    def _read(self, question: Question, raw: str) -> Reading:
+        return read_reply(raw, question.request.kind, self.plan.card, question.steps)
+
+
+def _silent(description: str, done: int, total: int | None) -> None:
+    """Nobody is told."""
