@@ -169,6 +169,44 @@ CREATE TABLE refinements (
     created_at TIMESTAMPTZ NOT NULL DEFAULT now(),
     finished_at TIMESTAMPTZ
 );
+CREATE TABLE comparisons (
+    comparison_id VARCHAR PRIMARY KEY,
+    dataset_id VARCHAR NOT NULL,
+    env_id VARCHAR NOT NULL,
+    baseline_id VARCHAR NOT NULL,
+    policy_id VARCHAR NOT NULL,
+    recipe VARCHAR NOT NULL,
+    accepted BOOLEAN NOT NULL,
+    reason VARCHAR NOT NULL,
+    better BOOLEAN NOT NULL,
+    better_reason VARCHAR NOT NULL,
+    credit BOOLEAN NOT NULL,
+    credit_reason VARCHAR NOT NULL,
+    created_at TIMESTAMPTZ NOT NULL DEFAULT now()
+);
+CREATE TABLE arms (
+    comparison_id VARCHAR NOT NULL,
+    arm VARCHAR NOT NULL,
+    mode VARCHAR NOT NULL CHECK (mode IN ('greedy', 'sampled')),
+    labels INTEGER NOT NULL,
+    draws INTEGER NOT NULL,
+    accepted INTEGER NOT NULL,
+    episodes INTEGER NOT NULL,
+    return_ DOUBLE NOT NULL,
+    low DOUBLE NOT NULL,
+    high DOUBLE NOT NULL,
+    PRIMARY KEY (comparison_id, arm, mode)
+);
+CREATE TABLE candidates (
+    refinement_id VARCHAR NOT NULL,
+    number INTEGER NOT NULL,
+    policy_id VARCHAR NOT NULL,
+    step INTEGER NOT NULL,
+    beta DOUBLE NOT NULL,
+    return_ DOUBLE NOT NULL,
+    chosen BOOLEAN NOT NULL,
+    PRIMARY KEY (refinement_id, number)
+);
 CREATE TABLE evaluations (
     evaluation_id VARCHAR PRIMARY KEY,
     policy_id VARCHAR,

@@ -52,13 +52,10 @@ LEFT JOIN refused USING (run_id)
 
 _LEADERBOARD = """
 CREATE OR REPLACE VIEW leaderboard AS
-SELECT comparison_id, arm, evaluations.env_id, dataset_id, refinements.mode AS recipe, labels,
-    evaluations.mode AS mode, evaluations.return_, low, high, evaluations.episodes, accepted, reason,
-    evaluations.policy_id, refinement_id, evaluations.created_at
-FROM refinements
-JOIN evaluations USING (refinement_id)
-WHERE purpose = 'report'
-ORDER BY comparison_id, mode, evaluations.return_ DESC
+SELECT comparison_id, arm, env_id, dataset_id, recipe, mode, labels, return_, low, high, episodes, draws,
+    arms.accepted AS accepted_draws, better, credit, created_at
+FROM arms JOIN comparisons USING (comparison_id)
+ORDER BY env_id, comparison_id, mode, return_ DESC
 """
 
 SUMMARIES = (_SPENDING, _LABEL_QUALITY, _LEADERBOARD)

@@ -237,22 +237,17 @@ def test_label_quality_is_one_row_per_run(store: Store) -> None:
     assert rows(store, query) == [(2, 0.5, 0.5, 0.75, 1, 0.5, 3, {"bad_action": 1, "unknown_step": 2})]
 
 
-def test_the_leaderboard_shows_only_reported_returns(store: Store) -> None:
+def test_the_leaderboard_is_one_row_per_arm_and_mode_with_both_verdicts(store: Store) -> None:
+    judged = {"dataset_id": "push", "env_id": "Toy-v0", "baseline_id": "b", "policy_id": "p", "recipe": "A"}
+    verdicts = {"accepted": True, "reason": "r", "better": True, "better_reason": "r"}
+    arm = {"comparison_id": "c", "mode": "greedy", "labels": 8, "draws": 1, "accepted": 1, "episodes": 9}
     with store.catalog.write() as con:
-        arm = {"comparison_id": "c", "dataset_id": "push", "state": "done", "labels": 8, "accepted": True, "mode": "A"}
-        insert_rows(con, "refinements", [arm | {"refinement_id": name, "arm": name} for name in ("labels", "random")])
-        played = {"env_id": "Toy-v0", "mode": "greedy", "episodes": 2, "returns": [1.0, 3.0], "low": 1.0, "high": 3.0}
-        results = [("labels", "report", 2.0), ("labels", "select", 9.0), ("random", "report", 1.5)]
-        insert_rows(
-            con,
-            "evaluations",
-            [
-                played | {"evaluation_id": f"e{i}", "refinement_id": name, "purpose": purpose, "return_": value}
-                for i, (name, purpose, value) in enumerate(results)
-            ],
-        )
-    query = "SELECT comparison_id, arm, env_id, recipe, mode, labels, return_, low, high, accepted FROM leaderboard"
+        claim = {"comparison_id": "c", "credit": False, "credit_reason": "r"}
+        insert_rows(con, "comparisons", [judged | verdicts | claim])
+        returns = [("random", 1.5), ("labels", 2.0)]
+        insert_rows(con, "arms", [arm | {"arm": a, "return_": r, "low": r - 1, "high": r + 1} for a, r in returns])
+    query = "SELECT arm, env_id, recipe, mode, labels, return_, low, high, better, credit FROM leaderboard"
     assert rows(store, query) == [
-        ("c", "labels", "Toy-v0", "A", "greedy", 8, 2.0, 1.0, 3.0, True),
-        ("c", "random", "Toy-v0", "A", "greedy", 8, 1.5, 1.0, 3.0, True),
+        ("labels", "Toy-v0", "A", "greedy", 8, 2.0, 1.0, 3.0, True, False),
+        ("random", "Toy-v0", "A", "greedy", 8, 1.5, 0.5, 2.5, True, False),
     ]
