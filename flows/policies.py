@@ -62,10 +62,11 @@ def _open_portable(spec: str, name: str, spaces: Spaces, store: Store | None) ->
     folder = Path(name).expanduser()
     if folder.is_dir():
         files = {file.name: file.read_bytes() for file in sorted(folder.iterdir()) if file.is_file()}
-    elif store is not None:
+    elif store is not None and "/" not in name:
         files = policy_files(store, resolve_policy(store, name))
     else:
-        raise BadInput(f"{name!r} of {spec!r} is no folder.", "Name one that holds policy.json and weights.npz.")
+        hint = "Name one that holds policy.json and weights.npz."
+        raise BadInput(f"There is no folder {name!r}, which {spec!r} names.", hint)
     network = MlpPolicy.from_files(files)
     check_spaces(spec, Spaces(network.observation_space, network.action_space), spaces)
     return NetworkActor(spec, network)
