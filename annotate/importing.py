@@ -18,7 +18,6 @@ from pydantic import ConfigDict, Field, StringConstraints, ValidationError
 
 from storage.annotations import insert_annotations
 from storage.catalog import insert_rows
-from storage.datasets import list_datasets
 from storage.errors import BadInput
 from storage.identity import content_id
 from storage.schema import Annotation, Frozen, Manifest
@@ -71,7 +70,8 @@ class _Datasets:
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self._known = {dataset.dataset_id for dataset in list_datasets(store)}
+        with store.catalog.read() as con:
+            self._known = {row[0] for row in con.execute("SELECT dataset_id FROM datasets").fetchall()}
         self._manifests: dict[str, Manifest] = {}
         self._lengths: dict[str, dict[int, int]] = {}
 
@@ -158,13 +158,13 @@ def _read_line(text: str, number: int, datasets: _Datasets, batch: _Batch) -> No
     row = _parse(text)
     manifest = datasets.manifest(row.dataset_id)
     datasets.check_step(row)
+    if row.suggested_action is None and row.implicit_reward is None:
+        raise ValueError("it has neither suggested_action nor implicit_reward")
+    action, action_label = _read_action(row.suggested_action, manifest)
     model = clean_text(row.model or DEFAULT_MODEL, 200)
     key = (row.dataset_id, model, row.episode_id, row.step)
     if key in batch.seen:
         raise ValueError(f"{model} has labelled step {row.step} of episode {row.episode_id} in line {batch.seen[key]}")
-    if row.suggested_action is None and row.implicit_reward is None:
-        raise ValueError("it has neither suggested_action nor implicit_reward")
-    action, action_label = _read_action(row.suggested_action, manifest)
     batch.seen[key] = number
     batch.labels.setdefault((row.dataset_id, model), []).append(
         {
