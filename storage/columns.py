@@ -163,7 +163,17 @@ def decode_steps(table: pa.Table, draft: ManifestDraft) -> StepArrays:
 def decode_episodes(table: pa.Table, draft: ManifestDraft) -> Iterator[Episode]:
     """Rows of the steps schema as episodes, in the order of the rows."""
     rows = decode_steps(table, draft)
-    seeds = table["seed"].take(pa.array(rows.starts)).to_pylist()
+    return cut_episodes(rows, table["seed"].take(pa.array(rows.starts)).to_pylist(), draft)
+
+
+def cut_episodes(rows: StepArrays, seeds: Sequence[int | None], draft: ManifestDraft) -> Iterator[Episode]:
+    """Flat columns as episodes, in the order of the rows.
+
+    Args:
+        rows: whole episodes.
+        seeds: one for each of them.
+        draft: the dataset's manifest, for its spaces.
+    """
     for start, length, seed in zip(rows.starts, rows.lengths, seeds, strict=True):
         yield _cut(rows, int(start), int(length), seed, draft)
 

@@ -38,7 +38,7 @@ def save_policy(store: Store, policy_id: str, files: Mapping[str, bytes], record
     final, sha256 = store.policy_dir(policy_id), files_sha256(files)
     if not final.exists():
         _publish(store, policy_id, {**files, RECORD: canonical_json(record).encode()})
-    if files_sha256(_read_folder(final)) != sha256:
+    if files_sha256(read_folder(final)) != sha256:
         raise BadInput(f"There is another policy named {policy_id!r}.", "Give the new one another name.")
     with store.catalog.write() as con:
         insert_rows(con, "policies", [{**record, "policy_id": policy_id, "sha256": sha256}])
@@ -53,7 +53,7 @@ def policy_files(store: Store, policy_id: str) -> dict[str, bytes]:
         DamagedStore: if a file is missing or is not what was saved.
     """
     expected = str(policy_record(store, policy_id)["sha256"])
-    files = _read_folder(store.policy_dir(policy_id))
+    files = read_folder(store.policy_dir(policy_id))
     if files_sha256(files) != expected:
         raise DamagedStore(
             f"The files in {store.policy_dir(policy_id)} are not those that were saved.",
@@ -98,6 +98,13 @@ def files_sha256(files: Mapping[str, bytes]) -> str:
     )
 
 
+def read_folder(folder: Path) -> dict[str, bytes]:
+    """The files of a policy's folder, without the record beside them; none if there is no folder."""
+    if not folder.is_dir():
+        return {}
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path.is_file() and path.name != RECORD}
+
+
 def _publish(store: Store, policy_id: str, files: Mapping[str, bytes]) -> None:
     partial = store.policies_dir / f".partial-{policy_id}"
     partial.mkdir(parents=True, exist_ok=True)
@@ -110,9 +117,3 @@ def _publish(store: Store, policy_id: str, files: Mapping[str, bytes]) -> None:
             publish_folder(partial, store.policy_dir(policy_id))
         except FileExistsError:
             shutil.rmtree(partial)
-
-
-def _read_folder(folder: Path) -> dict[str, bytes]:
-    if not folder.is_dir():
-        return {}
-    return {path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path.is_file() and path.name != RECORD}

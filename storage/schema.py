@@ -92,6 +92,7 @@ class ManifestDraft(Frozen):
     seed: int | None = Field(default=None, description="seed of the first episode; episode i has seed + i")
     max_steps: int | None = Field(default=None, description="cut of an episode's length beyond the environment's own")
     versions: Mapping[str, str] = Field(default_factory=dict)
+    source_sha256: str | None = Field(default=None, description="hash of the rows when they were imported")
 
 
 class Manifest(ManifestDraft):

@@ -1,0 +1,177 @@
+"""Whether everything in a store is what was written: hashes, row counts, raw replies. It repairs nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .errors import TrajnoteError
+from .identity import sha256_file
+from .policies import files_sha256, read_folder
+from .responses import read_frames
+from .schema import Manifest, Shard
+from .shards import check_shard, read_manifest
+from .store import Store
+
+_RESTORE = "Restore it from a backup."
+_RECOLLECT = "Restore it from a backup, or remove the dataset's folder and make it again."
+
+
+@dataclass(frozen=True)
+class Damage:
+    """One thing that is not what was written."""
+
+    file: str  # relative to the store
+    problem: str
+    remedy: str
+
+    def __str__(self) -> str:
+        return f"{self.file}: {self.problem}. {self.remedy}"
+
+
+def verify_store(store: Store, progress: Callable[[str], None] | None = None) -> list[Damage]:
+    """Read everything and compare it with the manifests and the catalog.
+
+    Args:
+        store: the store.
+        progress: called with the name of each file before it is read.
+
+    Returns:
+        What is damaged, empty when nothing is. Unfinished datasets and replies of killed runs are no damage: the next
+        run goes on from them.
+    """
+    tell = progress or (lambda _: None)
+    return [
+        *_check_datasets(store, tell),
+        *_check_policies(store, tell),
+        *_check_responses(store, tell),
+        *_check_annotations(store),
+    ]
+
+
+def _check_datasets(store: Store, tell: Callable[[str], None]) -> Iterator[Damage]:
+    registered = dict(_rows(store, "SELECT dataset_id, manifest_sha256 FROM datasets ORDER BY dataset_id"))
+    for dataset_id, sha256 in registered.items():
+        yield from _check_dataset(store, dataset_id, sha256, tell)
+    for folder in _strangers(store.rollouts_dir, set(registered)):
+        yield Damage(
+            _name(store, folder),
+            "the catalog does not know this dataset",
+            "Run the command that made it again: it will be registered.",
+        )
+
+
+def _check_dataset(store: Store, dataset_id: str, sha256: str, tell: Callable[[str], None]) -> Iterator[Damage]:
+    path = store.manifest_path(dataset_id)
+    tell(_name(store, path))
+    if not path.is_file():
+        yield Damage(_name(store, path), "the manifest is missing", _RECOLLECT)
+        return
+    if sha256_file(path) != sha256:
+        yield Damage(_name(store, path), "the manifest is not the one that was registered", _RESTORE)
+    try:
+        manifest = read_manifest(store, dataset_id)
+    except TrajnoteError as error:
+        yield Damage(_name(store, path), error.problem, _RECOLLECT)
+        return
+    for shard in manifest.shards:
+        tell(_name(store, path.parent / shard.name))
+        yield from _check_shard(store, manifest, shard)
+    yield from _check_counts(store, manifest)
+
+
+def _check_shard(store: Store, manifest: Manifest, shard: Shard) -> Iterator[Damage]:
+    path = store.dataset_dir(manifest.dataset_id) / shard.name
+    try:
+        check_shard(store, manifest, shard)
+    except TrajnoteError as error:
+        yield Damage(_name(store, path), error.problem.replace(f"{path} ", "the file "), _RECOLLECT)
+        return
+    if (found := sha256_file(path)) != shard.sha256:
+        problem = f"the content has sha256 {found[:12]}..., {shard.sha256[:12]}... was written"
+        yield Damage(_name(store, path), problem, _RECOLLECT)
+
+
+def _check_counts(store: Store, manifest: Manifest) -> Iterator[Damage]:
+    found = _rows(
+        store,
+        """SELECT datasets.episodes, datasets.steps, count(length), coalesce(sum(length), 0)::BIGINT
+           FROM datasets LEFT JOIN episodes USING (dataset_id) WHERE dataset_id = ? GROUP BY ALL""",
+        manifest.dataset_id,
+    )
+    expected = (manifest.episodes, manifest.steps) * 2
+    if found and found[0] != expected:
+        yield Damage(
+            "catalog.duckdb",
+            f"dataset {manifest.dataset_id} has episodes and steps {found[0]} in the tables datasets and episodes, "
+            f"{expected} in its manifest",
+            _RESTORE,
+        )
+
+
+def _check_policies(store: Store, tell: Callable[[str], None]) -> Iterator[Damage]:
+    registered = dict(_rows(store, "SELECT policy_id, sha256 FROM policies ORDER BY policy_id"))
+    for policy_id, sha256 in registered.items():
+        folder = store.policy_dir(policy_id)
+        tell(_name(store, folder))
+        if not folder.is_dir():
+            yield Damage(_name(store, folder), "the policy's folder is missing", _RESTORE)
+        elif files_sha256(read_folder(folder)) != sha256:
+            yield Damage(_name(store, folder), "the policy's files are not those that were saved", _RESTORE)
+    for folder in _strangers(store.policies_dir, set(registered)):
+        yield Damage(
+            _name(store, folder),
+            "the catalog does not know this policy",
+            "Run the command that made it again: it will be registered.",
+        )
+
+
+def _check_responses(store: Store, tell: Callable[[str], None]) -> Iterator[Damage]:
+    whole: dict[str, int] = {}
+    for path in sorted((store.root / "responses").glob("*/*.jsonl.zst")):
+        name = _name(store, path)
+        tell(name)
+        frames = read_frames(path)
+        whole[name] = len(frames.lines)
+        for line in frames.damaged:
+            yield Damage(name, f"line {line} is damaged", _RESTORE)
+    for file, last in _rows(store, "SELECT file, max(line) FROM responses GROUP BY file ORDER BY file"):
+        if file not in whole:
+            yield Damage(file, "the file of raw replies is missing", _RESTORE)
+        elif last > whole[file]:
+            yield Damage(file, f"the file ends after line {whole[file]}; line {last} was written", _RESTORE)
+
+
+def _check_annotations(store: Store) -> Iterator[Damage]:
+    lost = _rows(
+        store,
+        """SELECT run_id, count(*) FROM annotations ANTI JOIN responses USING (request_id)
+           WHERE request_id IS NOT NULL GROUP BY run_id ORDER BY run_id""",
+    )
+    for run_id, count in lost:
+        problem = f"{count} annotations of run {run_id} lead back to no raw reply"
+        yield Damage("catalog.duckdb", problem, _RESTORE)
+    stray = _rows(
+        store,
+        """SELECT dataset_id, count(*) FROM annotations LEFT JOIN episodes USING (dataset_id, episode_id)
+           WHERE length IS NULL OR step >= length GROUP BY dataset_id ORDER BY dataset_id""",
+    )
+    for dataset_id, count in stray:
+        problem = f"{count} annotations of dataset {dataset_id} speak of steps that do not exist"
+        yield Damage("catalog.duckdb", problem, _RESTORE)
+
+
+def _strangers(folder: Path, known: set[str]) -> list[Path]:
+    """Finished folders that the catalog does not know."""
+    return sorted(path for path in folder.iterdir() if not path.name.startswith(".") and path.name not in known)
+
+
+def _rows(store: Store, sql: str, *parameters: object) -> list[Any]:
+    with store.catalog.read() as con:
+        return con.execute(sql, list(parameters)).fetchall()
+
+
+def _name(store: Store, path: Path) -> str:
+    return path.relative_to(store.root).as_posix()
