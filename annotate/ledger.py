@@ -7,81 +7,23 @@ reply in its file. No verb asks a model; validation is in `replies.py`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
-from typing import Any, Literal
 
 from storage.annotations import insert_annotations, insert_rejections
 from storage.catalog import Connection, insert_rows
+from storage.errors import DamagedStore
 from storage.identity import content_id
 from storage.responses import append_response, iterate_responses
-from storage.schema import Annotation, Frozen, Rejection
+from storage.schema import Annotation, Rejection
 from storage.store import Store
 
 from .costs import Tokens, estimate_input, price, tokens_of
 from .messages import read_message
 from .providers.protocol import Provider, Reply
+from .records import Landed, RawReply, Run, Standing, Totals
 from .replies import Reading
 from .requests import Question
-
-State = Literal["pending", "in_batch", "done", "failed"]
-
-
-@dataclass(frozen=True)
-class Run:
-    """One annotation run: what was asked about a dataset, of which model, in which words."""
-
-    run_id: str
-    dataset_id: str
-    model: str
-    prompt_version: str
-    card_sha256: str
-    config: Mapping[str, Any]
-    first_action: int = 0  # the environment's value of the card's first discrete action
-
-
-@dataclass(frozen=True)
-class Landed:
-    """A raw reply that is on the disk."""
-
-    file: str  # relative to the store
-    line: int
-    record: RawReply
-
-
-class RawReply(Frozen):
-    """One line of a file of raw replies."""
-
-    request_id: str
-    provider: str
-    recorded: bool
-    received_at: str  # ISO 8601, UTC
-    provenance: Mapping[str, Any]
-    raw: str
-
-
-@dataclass(frozen=True)
-class Standing:
-    """How far a request is."""
-
-    state: State
-    error: str | None
-
-    @property
-    def is_open(self) -> bool:
-        """Whether it may be asked now; a request in a batch is under way."""
-        return self.state in ("pending", "failed")
-
-
-@dataclass(frozen=True)
-class Totals:
-    """What a run has brought and cost."""
-
-    labels: int
-    rejections: int
-    tokens: Tokens
-    cost_usd: float
 
 
 def open_run(con: Connection, run: Run, provider: str, *, recorded: bool) -> None:
@@ -144,7 +86,7 @@ def unanswered(con: Connection, questions: Sequence[Question]) -> dict[str, Stan
     """Those of some requests that have no reply in the store, whichever run it was for."""
     ids = [question.request.request_id for question in questions]
     rows = con.execute(
-        "SELECT request_id, state, error FROM requests WHERE request_id IN (SELECT unnest(?))", [ids]
+        "SELECT request_id, state, error FROM requests WHERE request_id IN (SELECT unnest(?::VARCHAR[]))", [ids]
     ).fetchall()
     known = {request_id: Standing(state, error) for request_id, state, error in rows}
     standings = {request_id: known.get(request_id, Standing("pending", None)) for request_id in ids}
@@ -262,22 +204,31 @@ def read_landed(store: Store, run_id: str) -> Iterable[Landed]:
         yield Landed(stored.file, stored.line, RawReply.model_validate(stored.record))
 
 
-def find_replies(store: Store, request_ids: Iterable[str]) -> dict[str, str]:
-    """The raw replies that count for some requests: the earliest of each, whichever run it was for."""
+def find_replies(store: Store, request_ids: Sequence[str]) -> dict[str, str]:
+    """The raw replies that count for some requests: the earliest of each, whichever run it was for.
+
+    Raises:
+        DamagedStore: if a reply that the catalog knows is not in its file.
+    """
     with store.catalog.read() as con:
         rows = con.execute(
-            """SELECT file, line FROM responses WHERE request_id IN (SELECT unnest(?))
+            """SELECT file, line FROM responses WHERE request_id IN (SELECT unnest(?::VARCHAR[]))
                QUALIFY row_number() OVER (PARTITION BY request_id ORDER BY received_at, response_id) = 1""",
             [list(request_ids)],
         ).fetchall()
     places: set[tuple[str, int]] = set(rows)
-    runs = sorted({file.split("/")[1] for file, _ in places})
-    return {
+    replies = {
         landed.record.request_id: landed.record.raw
-        for run_id in runs
+        for run_id in sorted({file.split("/")[1] for file, _ in places})
         for landed in read_landed(store, run_id)
         if (landed.file, landed.line) in places
     }
+    if missing := [request_id for request_id in request_ids if request_id not in replies]:
+        raise DamagedStore(
+            f"The raw replies to {len(missing)} requests are missing, the first to {missing[0]}.",
+            "`trajnote store verify` names the damaged file; restore it from a backup.",
+        )
+    return replies
 
 
 def _annotations(run: Run, question: Question, reading: Reading) -> list[Annotation]:

@@ -14,8 +14,8 @@ from storage.store import Store
 from . import ledger
 from .cards import Card, card_sha256, check_card_against_spaces
 from .costs import Tokens, estimate_calls, price
-from .ledger import Run
 from .prompts import prompt_version
+from .records import Run
 from .requests import AnnotateConfig, Question, Questioner, Request
 from .statistics import describe_dataset
 

@@ -156,8 +156,8 @@ def _action_form(card: Card) -> str:
 def _action_bounds(action: Action) -> str:
     if action.low is None or action.high is None:
         return ""
-    unit = f" {action.unit}" if action.unit else ""
-    return f" [{format_significant(action.low)} to {format_significant(action.high)}{unit}]"
+    unit = f", in {action.unit}" if action.unit else ""
+    return f" ({format_significant(action.low)} to {format_significant(action.high)}{unit})"
 
 
 def _render(template: str, **values: object) -> str:

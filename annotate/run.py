@@ -16,11 +16,13 @@ from storage.files import owned
 from storage.store import Store
 
 from . import ledger
-from .ledger import Landed, Totals
-from .planning import RunPlan
+from .planning import RunPlan, estimate_run, plan_run, unanswered_requests
 from .providers.protocol import Provider, Reply
+from .records import Landed, Totals
 from .replies import Reading, read_reply
 from .requests import Question
+
+__all__ = ["RunPlan", "RunSummary", "annotate_run", "estimate_run", "plan_run", "unanswered_requests"]
 
 Report = Callable[[str, int, int | None], None]
 _CHUNK = 50
@@ -137,14 +139,15 @@ class _Worker:
 
     def _use_again(self, questions: Sequence[Question]) -> None:
         """Enter what earlier replies say, where this run has not done so yet."""
+        if not questions:
+            return
         with self.store.catalog.read() as con:
             digested = ledger.digested(con, self.plan.run.run_id)
         fresh = [question for question in questions if question.request.request_id not in digested]
-        for start in range(0, len(fresh), _CHUNK):
-            chunk = fresh[start : start + _CHUNK]
-            readings = list(self._earlier_readings(chunk))
+        readings = list(self._earlier_readings(fresh))
+        for start in range(0, len(readings), _CHUNK):
             with self.store.catalog.write() as con:
-                for question, reading in readings:
+                for question, reading in readings[start : start + _CHUNK]:
                     ledger.record_reading(con, self.plan.run, question, reading)
 
     def _ask(self, questions: Sequence[Question]) -> None:

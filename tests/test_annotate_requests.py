@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from annotate.cards import Card, load_card
+from annotate.cards import Action, Card, load_card
 from annotate.prompts import prompt_version
 from annotate.requests import AnnotateConfig, Questioner, canonical_body, request_id_of
 from annotate.statistics import describe_dataset
@@ -125,3 +126,19 @@ def test_too_few_rows_for_the_windows_are_refused() -> None:
 def test_the_prompt_version_is_a_hash_of_the_templates() -> None:
     assert prompt_version().startswith("p_")
     assert len(prompt_version()) == 14
+
+
+def test_a_continuous_action_is_asked_for_as_one_number_for_each_dimension() -> None:
+    thrust = (
+        Action(name="main", meaning="main engine", low=-1, high=1, unit="100 N"),
+        Action(name="side", meaning="side engine", low=-2, high=2),
+    )
+    card = load_card("CartPole-v1").model_copy(update={"actions": thrust, "claims": ()})
+    data = [replace(episode, actions=np.zeros((100, 2))) for episode in episodes()]
+    asked = Questioner(card, AnnotateConfig(), describe_dataset(data, card), data[0]).ask_first(data[0])[0].request
+    assert "- main (-1 to 1, in 100 N): main engine" in asked.params["system"]
+    assert '"suggested_action": {"main": number, "side": number}' in asked.params["system"]
+    assert "not a change to the agent's action" in asked.params["system"]
+    label = asked.params["output_config"]["format"]["schema"]["properties"]["labels"]["items"]["properties"]
+    assert label["suggested_action"]["required"] == ["main", "side"]
+    assert label["suggested_action"]["properties"] == {"main": {"type": "number"}, "side": {"type": "number"}}

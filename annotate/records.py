@@ -1,0 +1,69 @@
+"""What the ledger speaks of: a run, a raw reply on the disk, how far a request is, and what a run came to."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from storage.schema import Frozen
+
+from .costs import Tokens
+
+State = Literal["pending", "in_batch", "done", "failed"]
+
+
+@dataclass(frozen=True)
+class Run:
+    """One annotation run: what was asked about a dataset, of which model, in which words."""
+
+    run_id: str
+    dataset_id: str
+    model: str
+    prompt_version: str
+    card_sha256: str
+    config: Mapping[str, Any]
+    first_action: int = 0  # the environment's value of the card's first discrete action
+
+
+@dataclass(frozen=True)
+class Landed:
+    """A raw reply that is on the disk."""
+
+    file: str  # relative to the store
+    line: int
+    record: RawReply
+
+
+class RawReply(Frozen):
+    """One line of a file of raw replies."""
+
+    request_id: str
+    provider: str
+    recorded: bool
+    received_at: str  # ISO 8601, UTC
+    provenance: Mapping[str, Any]
+    raw: str
+
+
+@dataclass(frozen=True)
+class Standing:
+    """How far a request is."""
+
+    state: State
+    error: str | None
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it may be asked now; a request in a batch is under way."""
+        return self.state in ("pending", "failed")
+
+
+@dataclass(frozen=True)
+class Totals:
+    """What a run has brought and cost."""
+
+    labels: int
+    rejections: int
+    tokens: Tokens
+    cost_usd: float
