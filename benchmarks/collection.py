@@ -1,0 +1,193 @@
+"""Collection speed: steps per second of one policy, played in several ways, as parts of what `env.step` alone does.
+
+    python benchmarks/collection.py
+
+`raw env.step` plays recorded actions again in one environment and does nothing else: no faster collection is possible
+in one process. The ways take turns, so that a machine that slows down slows all of them, and the median of each way's
+ratios is printed. `predict per step` is the loop of Stable-Baselines3's documentation, with a policy of the same shape.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import itertools
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from statistics import median
+from typing import Any, NamedTuple
+
+import gymnasium
+import numpy as np
+
+from flows.collect import CollectConfig, collect
+from flows.environments import Environment, Spaces, make_environment, spaces_of
+from flows.rollout import rollout
+from refine.policy import MlpPolicy
+from storage.schema import Episode
+from storage.store import Store
+
+STEPS = {"CartPole-v1": 60_000, "LunarLander-v3": 20_000, "Hopper-v5": 8_000}
+HIDDEN = (64, 64)  # what Stable-Baselines3 makes
+SIDE_BY_SIDE = 16
+
+
+class Scene(NamedTuple):
+    """An environment, a policy for it, and episodes of about as many steps as are wanted."""
+
+    make: Callable[[], Environment]
+    env_id: str
+    policy: MlpPolicy
+    episodes: list[Episode]
+
+    @property
+    def steps(self) -> int:
+        """Steps of all episodes."""
+        return sum(map(len, self.episodes))
+
+
+def random_network(spaces: Spaces) -> MlpPolicy:
+    """A policy of the usual size; its weights are chance, its cost is not."""
+    rng = np.random.default_rng(0)
+    sizes = (spaces.observation.size, *HIDDEN, spaces.action.n or spaces.action.size)
+    shapes = list(itertools.pairwise(sizes))
+    return MlpPolicy(
+        *spaces,
+        tuple(rng.standard_normal(shape) / np.sqrt(shape[0]) for shape in shapes),
+        tuple(np.zeros(width) for _, width in shapes),
+        "tanh",
+        "logits" if spaces.action.is_discrete else "clip",
+        log_std=None if spaces.action.is_discrete else np.zeros(spaces.action.size),
+    )
+
+
+def set_scene(env_id: str, steps: int) -> Scene:
+    make = partial(make_environment, env_id)
+    policy = random_network(spaces_of(make()))
+    episodes: list[Episode] = []
+    for episode in rollout(make, policy, range(100_000), mode="sampled"):
+        episodes.append(episode)
+        if sum(map(len, episodes)) >= steps:
+            break
+    return Scene(make, env_id, policy, episodes)
+
+
+def play_raw(scene: Scene) -> int:
+    environment = scene.make()
+    for episode in scene.episodes:
+        environment.reset(seed=episode.seed)
+        for action in episode.actions.tolist() if episode.actions.ndim == 1 else episode.actions:
+            environment.step(action)
+    return scene.steps
+
+
+def play_ours(scene: Scene, envs: int) -> int:
+    seeds = range(len(scene.episodes))
+    return sum(len(episode) for episode in rollout(scene.make, scene.policy, seeds, mode="sampled", envs=envs))
+
+
+def collect_ours(scene: Scene, folder: Path, number: Iterator[int]) -> int:
+    config = CollectConfig(
+        env_id=scene.env_id,
+        policy=f"policy:{folder / 'policy'}",
+        mode="sampled",
+        episodes=len(scene.episodes),
+        envs=SIDE_BY_SIDE,
+        dataset=f"collected-{next(number)}",
+    )
+    return collect(Store.open(folder / "store"), config).steps
+
+
+def play_synchronous(scene: Scene) -> int:
+    """Gymnasium's own vector environment with the same batched policy; it keeps nothing of what it plays."""
+    environments = gymnasium.vector.SyncVectorEnv([scene.make] * SIDE_BY_SIDE)
+    observations, _ = environments.reset(seed=0)
+    ticks = scene.steps // SIDE_BY_SIDE
+    rngs = [np.random.default_rng(lane) for lane in range(SIDE_BY_SIDE)]
+    for _ in range(ticks):
+        observations, *_ = environments.step(scene.policy.act(observations, mode="sampled", rngs=rngs).actions)
+    environments.close()
+    return ticks * SIDE_BY_SIDE
+
+
+def play_predict(scene: Scene, model: Any) -> int:
+    environment = scene.make()
+    observation, _ = environment.reset(seed=0)
+    steps = max(1, scene.steps // 10)
+    for _ in range(steps):
+        action, _ = model.predict(observation)
+        observation, _, terminated, truncated, _ = environment.step(action)
+        if terminated or truncated:
+            observation, _ = environment.reset()
+    return steps
+
+
+def list_ways(scene: Scene, folder: Path) -> dict[str, Callable[[], int]]:
+    ways: dict[str, Callable[[], int]] = {
+        "raw env.step": partial(play_raw, scene),
+        f"rollout, {SIDE_BY_SIDE} side by side": partial(play_ours, scene, SIDE_BY_SIDE),
+        "rollout, one environment": partial(play_ours, scene, 1),
+        "collect into a store": partial(collect_ours, scene, folder, itertools.count()),
+        "SyncVectorEnv, the same policy": partial(play_synchronous, scene),
+    }
+    if importlib.util.find_spec("stable_baselines3"):
+        from refine.baselines import use_one_thread
+
+        use_one_thread()
+        from stable_baselines3 import PPO
+
+        model = PPO("MlpPolicy", scene.make(), device="cpu", n_steps=64)
+        ways["SB3, predict per step"] = partial(play_predict, scene, model)
+    return ways
+
+
+def prepare(scene: Scene, folder: Path) -> None:
+    """A store and the policy's folder, made before the clock runs."""
+    Store.create(folder / "store")
+    (folder / "policy").mkdir()
+    for name, content in scene.policy.to_files().items():
+        (folder / "policy" / name).write_bytes(content)
+
+
+def measure(scene: Scene, repeats: int) -> dict[str, list[float]]:
+    """Steps per second of each way, (repeats,) each; the first round warms up and is not counted."""
+    with tempfile.TemporaryDirectory() as folder:
+        prepare(scene, Path(folder))
+        return take_turns(list_ways(scene, Path(folder)), repeats)
+
+
+def take_turns(ways: dict[str, Callable[[], int]], repeats: int) -> dict[str, list[float]]:
+    rates: dict[str, list[float]] = {name: [] for name in ways}
+    for turn in range(repeats + 1):
+        for name, play in ways.items():
+            start = time.perf_counter()
+            steps = play()
+            if turn:
+                rates[name].append(steps / (time.perf_counter() - start))
+    return rates
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--env", action="append", help="Gymnasium id; may be given again; default: all three")
+    parser.add_argument("--repeats", type=int, default=5)
+    arguments = parser.parse_args()
+    for env_id in arguments.env or STEPS:
+        try:
+            scene = set_scene(env_id, STEPS.get(env_id, 10_000))
+        except Exception as error:  # an engine that is not installed leaves its row out
+            print(f"{env_id}: left out, {error}")
+            continue
+        rates = measure(scene, arguments.repeats)
+        print(f"\n{env_id}, {scene.steps} steps, {arguments.repeats} rounds")
+        for name, measured in rates.items():
+            ratios = [rate / raw for rate, raw in zip(measured, rates["raw env.step"], strict=True)]
+            spread = f"{min(ratios):.2f} to {max(ratios):.2f}"
+            print(f"  {name:30} {median(measured):9,.0f} steps/s  {median(ratios):5.2f} of raw  ({spread})")
+
+
+if __name__ == "__main__":
+    main()
