@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.signal import lfilter
 
 from storage.steps import StepArrays
 
@@ -56,6 +57,25 @@ def relabel_potential(steps: StepArrays, labels: Labels, *, weight: float, gamma
     shaping = np.zeros(len(steps))
     shaping[:-1] = gamma * potential[1:] - potential[:-1]
     return steps.reward + np.where(steps.is_final, 0.0, shaping)
+
+
+def scale_of_returns(steps: StepArrays, rewards: Rewards, *, gamma: float) -> float:
+    """Root mean square of the discounted return to go over all steps, by which a critic may divide its rewards.
+
+    Args:
+        steps: N rows.
+        rewards: (N,), relabelled or not.
+        gamma: discount factor per step.
+
+    Returns:
+        A positive number; 1 when all rewards are 0.
+    """
+    squares = 0.0
+    for start, length in zip(steps.starts, steps.lengths, strict=True):
+        backwards = rewards[start : start + length][::-1]
+        squares += float(np.sum(np.square(lfilter([1.0], [1.0, -gamma], backwards))))
+    mean = squares / max(int(np.sum(steps.lengths)), 1)
+    return mean**0.5 if mean > 0 else 1.0
 
 
 def _mean_rewards(labels: Labels) -> tuple[NDArray[np.int64], Rewards]:

@@ -50,3 +50,15 @@ def action_bounds(space: Space) -> tuple[Array, Array]:
     low = np.full(space.size, -np.inf) if space.low is None else np.asarray(space.low)
     high = np.full(space.size, np.inf) if space.high is None else np.asarray(space.high)
     return low.astype(np.float32), high.astype(np.float32)
+
+
+def action_units(space: Space) -> tuple[Array, Array]:
+    """Middle and half width of a continuous action space, (m,) float32 each.
+
+    A network's own unit is `(action - middle) / half`, so that the bounds are -1 and 1. A dimension without finite
+    bounds keeps the environment's unit: middle 0, half width 1.
+    """
+    low, high = action_bounds(space)
+    bounded = np.isfinite(low) & np.isfinite(high)
+    low, high = np.where(bounded, low, np.float32(-1)), np.where(bounded, high, np.float32(1))
+    return (low + high) / 2, (high - low) / 2

@@ -1,0 +1,122 @@
+"""Which d3rlpy algorithm a refinement uses, configured so that it starts exactly at the baseline."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import nn
+
+from storage.errors import BadInput
+from storage.schema import Array
+
+from .cloning import AnnotatedBCConfig, AnnotatedDiscreteBCConfig
+from .config import RefineConfig
+from .continuous_critic import AnnotatedTD3PlusBCConfig
+from .discrete_critic import AnnotatedDiscreteCQLConfig
+from .door import LearnableConfig, MultiplyRewardScaler, QLearningAlgoBase
+from .networks import action_scaler_of, encoder_of, load_weights, observation_scaler_of
+from .policy import MlpPolicy
+from .spaces import action_bounds, action_units, network_inputs, output_size
+
+Algorithm = QLearningAlgoBase[Any, Any]
+
+TARGET_INTERVAL = 100
+"""Steps between copies of the discrete critic to its target; d3rlpy's 8,000 is more than a whole refinement."""
+CONSERVATISM = 0.1
+"""Weight of the conservative term; small, because the actor stays close to the baseline, which made the data."""
+
+
+def create_algorithm(baseline: MlpPolicy, config: RefineConfig, beta: float, *, return_scale: float = 1.0) -> Algorithm:
+    """Build the algorithm of a mode and an action space, with the baseline's weights in its policy.
+
+    Args:
+        baseline: with a head of logits when discrete.
+        config: the refinement.
+        beta: weight of the distance to the baseline.
+        return_scale: typical size of a return, by which the critic divides rewards; not used in mode A.
+
+    Raises:
+        BadInput: when the baseline has no hidden layer, or its actions are unbounded and the mode needs a critic.
+    """
+    fields: dict[str, Any] = {
+        "batch_size": config.batch_size,
+        "stay_close": beta,
+        "observation_scaler": observation_scaler_of(baseline),
+        "action_scaler": action_scaler_of(baseline),
+    }
+    if not baseline.action_space.is_discrete:
+        fields["clipped"] = baseline.head == "clip"
+    build = _cloning if config.mode == "A" else _actor_critic
+    algorithm = cast("Algorithm", build(fields, baseline, config, return_scale).create())
+    algorithm.create_impl((baseline.input_size,), output_size(baseline.action_space))
+    _start_at(algorithm, baseline)
+    return algorithm
+
+
+def policy_module(algorithm: Algorithm) -> nn.Module:
+    """The network of an algorithm that acts."""
+    impl = algorithm.impl
+    if impl is None:
+        raise BadInput("The algorithm has no network yet; create it with `create_algorithm`.")
+    return cast("nn.Module", impl.policy)
+
+
+def network_outputs(algorithm: Algorithm, observations: Array, baseline: MlpPolicy) -> Array:
+    """What the algorithm's network says: log-probabilities, or the mean in the action's unit.
+
+    Args:
+        algorithm: of `create_algorithm`.
+        observations: (N, n) as the environment gives them.
+        baseline: which the algorithm was created from.
+    """
+    inputs = torch.from_numpy(network_inputs(observations, baseline.observation_space))
+    scaler = algorithm.observation_scaler
+    with torch.no_grad():
+        output = policy_module(algorithm)(inputs if scaler is None else scaler.transform(inputs))
+        if baseline.action_space.is_discrete:
+            return output.logits.numpy()
+        middle, half = action_units(baseline.action_space)
+        return (output.mu if baseline.head == "clip" else output.squashed_mu).numpy() * half + middle
+
+
+def _cloning(fields: dict[str, Any], baseline: MlpPolicy, config: RefineConfig, return_scale: float) -> LearnableConfig:
+    fields |= {"learning_rate": config.learning_rate, "encoder_factory": encoder_of(baseline)}
+    return AnnotatedDiscreteBCConfig(**fields) if baseline.action_space.is_discrete else AnnotatedBCConfig(**fields)
+
+
+def _actor_critic(
+    fields: dict[str, Any], baseline: MlpPolicy, config: RefineConfig, return_scale: float
+) -> LearnableConfig:
+    fields |= {
+        "gamma": config.gamma,
+        "critic_steps": config.critic_steps,
+        "improvement": config.improvement,
+        "reward_scaler": MultiplyRewardScaler(1.0 / return_scale),
+        "actor_learning_rate": config.learning_rate,
+        "actor_encoder_factory": encoder_of(baseline),
+    }
+    if baseline.action_space.is_discrete:
+        return AnnotatedDiscreteCQLConfig(
+            **fields,
+            learning_rate=config.learning_rate,
+            encoder_factory=encoder_of(baseline),
+            target_update_interval=TARGET_INTERVAL,
+            alpha=CONSERVATISM,
+        )
+    if not np.isfinite(action_bounds(baseline.action_space)).all():
+        raise BadInput(f"Mode {config.mode} needs bounded actions.", "Use mode A, or give the action space bounds.")
+    return AnnotatedTD3PlusBCConfig(
+        **fields,
+        critic_learning_rate=config.learning_rate,
+        critic_encoder_factory=encoder_of(baseline),
+        update_actor_interval=1,  # a snapshot's step is a step of the actor
+    )
+
+
+def _start_at(algorithm: Algorithm, baseline: MlpPolicy) -> None:
+    load_weights(policy_module(algorithm), baseline)
+    target = cast("Any", algorithm.impl).modules.get_torch_modules().get("targ_policy")
+    if target is not None:
+        load_weights(target, baseline)

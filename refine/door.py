@@ -1,0 +1,114 @@
+"""The one door to d3rlpy: what this room uses of it, without its banner and its log lines.
+
+Importing it takes seconds (torch, d3rlpy), so only the modules that learn import it.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Generator
+from contextlib import contextmanager
+
+import structlog
+from gym_notices.notices import notices
+
+notices.clear()  # the legacy gym, which d3rlpy imports, prints one on its first import
+
+# ruff: noqa: E402
+from d3rlpy.algos import (
+    BC,
+    BCConfig,
+    DiscreteBC,
+    DiscreteBCConfig,
+    DiscreteCQL,
+    DiscreteCQLConfig,
+    QLearningAlgoBase,
+    TD3PlusBC,
+    TD3PlusBCConfig,
+)
+from d3rlpy.algos.qlearning.torch.bc_impl import BCImpl, BCModules, DiscreteBCImpl, DiscreteBCModules
+from d3rlpy.algos.qlearning.torch.cql_impl import DiscreteCQLImpl
+from d3rlpy.algos.qlearning.torch.ddpg_impl import DDPGModules
+from d3rlpy.algos.qlearning.torch.dqn_impl import DQNModules
+from d3rlpy.algos.qlearning.torch.td3_plus_bc_impl import TD3PlusBCActorLoss, TD3PlusBCImpl
+from d3rlpy.base import DeviceArg, LearnableConfig, load_learnable, register_learnable
+from d3rlpy.constants import ActionSpace
+from d3rlpy.dataclass_utils import asdict_as_float
+from d3rlpy.dataset import (
+    DatasetInfo,
+    ReplayBufferBase,
+    Signature,
+    Transition,
+    TransitionMiniBatch,
+)
+from d3rlpy.logging import NoopAdapterFactory
+from d3rlpy.models import VectorEncoderFactory
+from d3rlpy.models.builders import create_categorical_policy
+from d3rlpy.models.encoders import EncoderFactory, make_encoder_field
+from d3rlpy.models.torch import ActionOutput, CategoricalPolicy, ImitationLoss, Policy
+from d3rlpy.optimizers.optimizers import OptimizerFactory, OptimizerWrapper, make_optimizer_field
+from d3rlpy.preprocessing import MinMaxActionScaler, MultiplyRewardScaler, StandardObservationScaler
+from d3rlpy.torch_utility import TorchMiniBatch
+from d3rlpy.types import Shape, TorchObservation
+
+__all__ = [
+    "BC",
+    "ActionOutput",
+    "ActionSpace",
+    "BCConfig",
+    "BCImpl",
+    "BCModules",
+    "CategoricalPolicy",
+    "DDPGModules",
+    "DQNModules",
+    "DatasetInfo",
+    "DeviceArg",
+    "DiscreteBC",
+    "DiscreteBCConfig",
+    "DiscreteBCImpl",
+    "DiscreteBCModules",
+    "DiscreteCQL",
+    "DiscreteCQLConfig",
+    "DiscreteCQLImpl",
+    "EncoderFactory",
+    "ImitationLoss",
+    "LearnableConfig",
+    "MinMaxActionScaler",
+    "MultiplyRewardScaler",
+    "NoopAdapterFactory",
+    "OptimizerFactory",
+    "OptimizerWrapper",
+    "Policy",
+    "QLearningAlgoBase",
+    "ReplayBufferBase",
+    "Shape",
+    "Signature",
+    "StandardObservationScaler",
+    "TD3PlusBC",
+    "TD3PlusBCActorLoss",
+    "TD3PlusBCConfig",
+    "TD3PlusBCImpl",
+    "TorchMiniBatch",
+    "TorchObservation",
+    "Transition",
+    "TransitionMiniBatch",
+    "VectorEncoderFactory",
+    "asdict_as_float",
+    "create_categorical_policy",
+    "load_learnable",
+    "make_encoder_field",
+    "make_optimizer_field",
+    "quiet",
+    "register_learnable",
+]
+
+
+@contextmanager
+def quiet() -> Generator[None]:
+    """Keep d3rlpy's log lines, which go to standard output, to errors; the former set-up returns afterwards."""
+    before = structlog.get_config()
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
+    try:
+        yield
+    finally:
+        structlog.configure(**before)

@@ -1,0 +1,136 @@
+"""Refinement: a baseline, logged steps and labels in; candidates out. Nothing is simulated and nothing is written.
+
+Which candidate is kept is decided elsewhere, on episodes that this module never sees.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+from scipy.special import log_softmax
+
+from storage.errors import BadInput
+from storage.schema import Array
+from storage.steps import StepArrays
+
+from .algorithms import Algorithm, create_algorithm, network_outputs, policy_module
+from .buffer import AnnotatedBuffer
+from .config import RefineConfig, Snapshot
+from .door import NoopAdapterFactory, quiet
+from .labels import Labels, check_labels
+from .networks import as_logits, read_weights, reproducible
+from .packing import build_buffer
+from .policy import MlpPolicy
+from .relabel import Rewards, relabel_additive, relabel_potential, scale_of_returns
+
+__all__ = ["Progress", "RefineConfig", "Snapshot", "refine"]
+
+Progress = Callable[[int, int], None]
+"""Called with the training steps done and those in all."""
+
+EXPORT_TOLERANCE = 1e-5
+PROBES = 64
+
+
+def refine(
+    steps: StepArrays,
+    labels: Labels,
+    baseline: MlpPolicy,
+    config: RefineConfig | None = None,
+    *,
+    progress: Progress | None = None,
+) -> list[Snapshot]:
+    """Train candidates from a baseline, one short training per beta.
+
+    Equal arguments give equal bits on one machine. A baseline of Q values is taken as logits, see `networks.as_logits`.
+
+    Args:
+        steps: the logged steps.
+        labels: of these steps.
+        baseline: where every training starts and what it stays close to.
+        config: the refinement; the defaults when None.
+        progress: told about every step.
+
+    Returns:
+        One snapshot per beta and step count, betas in the given order.
+
+    Raises:
+        BadInput: for labels that do not fit, no label that counts, spaces that do not fit, or a training that
+            diverged.
+    """
+    config = (config or RefineConfig()).completed(baseline.action_space)
+    betas, stops = config.betas or (), config.snapshots or ()
+    check_labels(labels, steps, baseline.action_space)
+    start = as_logits(baseline, steps.observation) if baseline.head == "q_values" else baseline
+    rewards = steps.reward if config.mode == "A" else _relabel(steps, labels, config)
+    scale = scale_of_returns(steps, rewards, gamma=config.gamma)
+    quota, counted = config.annotated_per_batch, config.mode != "R"
+    buffer = build_buffer(steps, labels, start, rewards=rewards, suggestions=counted, quota=quota)
+    probe = steps.observation[np.linspace(0, len(steps) - 1, PROBES).astype(np.int64)]
+    tick = _count_steps(progress, len(betas) * (_waiting(config) + max(stops)))
+    snapshots: list[Snapshot] = []
+    for beta in betas:
+        with reproducible(config.seed), quiet():
+            buffer.reseed(config.seed)
+            algorithm = create_algorithm(start, config, beta, return_scale=scale)
+            for step in _train(algorithm, buffer, stops, waiting=_waiting(config), tick=tick):
+                snapshots.append(Snapshot(_export(algorithm, start, probe, step), step, beta))
+    return snapshots
+
+
+def _train(
+    algorithm: Algorithm, buffer: AnnotatedBuffer, stops: Sequence[int], *, waiting: int, tick: Callable[..., None]
+) -> Iterator[int]:
+    """Train from stop to stop, yielding each; a critic gets its `waiting` steps before the first."""
+    done = -waiting
+    for step in stops:
+        algorithm.fit(
+            buffer,
+            n_steps=step - done,
+            n_steps_per_epoch=step - done,  # d3rlpy trains whole epochs only
+            logger_adapter=NoopAdapterFactory(),
+            show_progress=False,
+            callback=tick,
+        )
+        done = step
+        yield step
+
+
+def _waiting(config: RefineConfig) -> int:
+    return 0 if config.mode == "A" else config.critic_steps
+
+
+def _relabel(steps: StepArrays, labels: Labels, config: RefineConfig) -> Rewards:
+    if config.shaping == "potential":
+        return relabel_potential(steps, labels, weight=config.reward_weight, gamma=config.gamma)
+    return relabel_additive(steps, labels, weight=config.reward_weight)
+
+
+def _export(algorithm: Algorithm, start: MlpPolicy, probe: Array, step: int) -> MlpPolicy:
+    """The network as a portable policy, checked to say the same as the network."""
+    try:
+        policy = read_weights(policy_module(algorithm), start)
+    except BadInput as error:
+        raise BadInput(
+            f"The training diverged before step {step}: {error.problem}", "Lower the learning rate or lambda."
+        ) from error
+    exported, trained = policy.forward(probe), network_outputs(algorithm, probe, start)
+    exported = log_softmax(exported, axis=1) if policy.action_space.is_discrete else exported
+    error = float(np.max(np.abs(exported - trained) / np.maximum(1.0, np.abs(trained))))
+    if not error <= EXPORT_TOLERANCE:
+        raise RuntimeError(f"The exported policy differs from the trained network by {error:.2g} at step {step}.")
+    return policy
+
+
+def _count_steps(progress: Progress | None, total: int) -> Callable[..., None]:
+    """A d3rlpy callback that counts steps over all trainings."""
+    done = 0
+
+    def tick(*_: object) -> None:
+        nonlocal done
+        done += 1
+        if progress is not None:
+            progress(done, total)
+
+    return tick
