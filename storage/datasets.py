@@ -81,10 +81,10 @@ def list_datasets(store: Store) -> list[DatasetSummary]:
     """All datasets of the catalog, the oldest first."""
     with store.catalog.read() as con:
         rows = con.execute(
-            """SELECT dataset_id, source, env_id, policy, policy_mode, datasets.episodes, steps, avg(return_),
+            """SELECT dataset_id, source, env_id, policy, policy_mode, episodes, steps,
+                      (SELECT avg(return_) FROM episodes WHERE episodes.dataset_id = datasets.dataset_id),
                       strftime(created_at, '%Y-%m-%dT%H:%M:%SZ')
-               FROM datasets LEFT JOIN episodes USING (dataset_id)
-               GROUP BY ALL ORDER BY created_at, dataset_id"""
+               FROM datasets ORDER BY created_at, dataset_id"""
         ).fetchall()
     return [DatasetSummary(*row) for row in rows]
 
