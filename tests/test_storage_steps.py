@@ -79,7 +79,7 @@ def datasets(draw: st.DrawFn) -> tuple[ManifestDraft, list[Episode]]:
     return draft, episodes
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(made=datasets(), shard_bytes=st.integers(1, 400))
 def test_any_dataset_comes_back_bit_for_bit(
     tmp_path_factory: pytest.TempPathFactory, made: tuple[ManifestDraft, list[Episode]], shard_bytes: int

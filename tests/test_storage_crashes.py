@@ -1,0 +1,23 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PROGRAM = Path(__file__).with_name("crash_points.py")
+
+
+@pytest.mark.parametrize(("scenario", "every"), [("create", 4), ("collect", 4), ("keep_policy", 5), ("reply", 6)])
+def test_a_run_killed_anywhere_and_run_again_ends_like_an_uninterrupted_one(
+    tmp_path: Path, scenario: str, every: int
+) -> None:
+    command = [sys.executable, str(PROGRAM), scenario, str(tmp_path), str(every)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=PROGRAM.parents[1], check=False)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["finished"], done.stderr
+    assert found["wrong"] == []
+    assert found["places"] > 10
