@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -20,6 +21,7 @@ from storage.steps import read_episode
 from storage.store import Store
 
 Cartpole = tuple[Episode, Manifest]
+NEEDS_ATARI = pytest.mark.skipif(importlib.util.find_spec("ale_py") is None, reason="needs the extra atari")
 NAMES = ("x", "dx", "angle", "dangle")
 
 
@@ -45,7 +47,7 @@ def replays_of(store: Store) -> list[tuple[Any, ...]]:
         ("LunarLander-v3", {"continuous": True, "enable_wind": True}),
         ("FrozenLake-v1", {}),
         ("Hopper-v5", {}),
-        ("ALE/Pong-v5", {"obs_type": "ram"}),
+        pytest.param("ALE/Pong-v5", {"obs_type": "ram"}, marks=NEEDS_ATARI),
     ],
 )
 def test_an_episode_replays_to_the_last_bit(store: Store, env_id: str, env_kwargs: dict[str, Any]) -> None:
