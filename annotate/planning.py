@@ -16,6 +16,7 @@ from .cards import Card, card_sha256, check_card_against_spaces
 from .costs import Tokens, estimate_calls, price
 from .prompts import prompt_version
 from .records import Run
+from .replies import Reading, read_reply
 from .requests import AnnotateConfig, Question, Questioner, Request
 from .statistics import describe_dataset
 
@@ -41,7 +42,7 @@ class RunPlan:
 class Estimate:
     """What is left to ask, and what that will cost at most."""
 
-    requests: int
+    requests: int  # those that are known; a second stage's follow from the first one's answers
     answered: int  # requests that need not be asked, because the store has their replies
     tokens: Tokens
     cost_usd: float | None  # at list price and without a cache; None for a model without a known price
@@ -84,21 +85,53 @@ def plan_run(
     )
 
 
-def unanswered_requests(store: Store, plan: RunPlan, questions: Sequence[Question] | None = None) -> list[Request]:
-    """The requests of a plan that no reply in the store answers."""
-    asked = plan.questions if questions is None else questions
+def unanswered_requests(store: Store, plan: RunPlan) -> list[Request]:
+    """The requests that no reply in the store answers; a second stage's as soon as the first is answered."""
+    return _sort_out(store, plan)[0]
+
+
+def second_questions(store: Store, plan: RunPlan) -> list[Question]:
+    """What to ask about the steps that the first stage found so far; episodes without any are finished."""
     with store.catalog.read() as con:
-        pending = ledger.unanswered(con, asked)
-    return [question.request for question in asked if question.request.request_id in pending]
+        unanswered = ledger.unanswered(con, plan.questions)
+    first = [question for question in plan.questions if question.request.request_id not in unanswered]
+    return [
+        plan.questioner.ask_second(
+            plan.episodes[question.episode_id],
+            [(label.step, label.rationale) for label in reading.labels],
+            question.sample,
+        )
+        for question, reading in earlier_readings(store, plan, first)
+        if reading.labels
+    ]
+
+
+def earlier_readings(store: Store, plan: RunPlan, questions: Sequence[Question]) -> list[tuple[Question, Reading]]:
+    """What the store's replies to some answered questions say."""
+    raw = ledger.find_replies(store, [question.request.request_id for question in questions])
+    return [(question, read_question(plan, question, raw[question.request.request_id])) for question in questions]
+
+
+def read_question(plan: RunPlan, question: Question, raw: str) -> Reading:
+    """Validate a raw reply to a question."""
+    return read_reply(raw, question.request.kind, plan.card, question.steps)
 
 
 def estimate_run(store: Store, plan: RunPlan) -> Estimate:
-    """What the rest of a run will cost; of a run in two stages, the first stage and a second one of equal length."""
-    pending = unanswered_requests(store, plan)
-    tokens = estimate_calls(pending, plan.config.windows)
-    if plan.config.two_stage:
-        tokens += tokens
-    return Estimate(len(pending), len(plan.questions) - len(pending), tokens, price(plan.config.model, tokens))
+    """What the rest of a run will cost; each first stage that is open counts for a second one of equal length too."""
+    pending, answered = _sort_out(store, plan)
+    later = [request for request in pending if request.kind == "identify"]
+    tokens = estimate_calls([*pending, *later], plan.config.windows)
+    return Estimate(len(pending), answered, tokens, price(plan.config.model, tokens))
+
+
+def _sort_out(store: Store, plan: RunPlan) -> tuple[list[Request], int]:
+    """Of all requests known so far, those without a reply, and how many have one."""
+    asked = [*plan.questions, *(second_questions(store, plan) if plan.config.two_stage else ())]
+    with store.catalog.read() as con:
+        unanswered = ledger.unanswered(con, asked)
+    pending = [question.request for question in asked if question.request.request_id in unanswered]
+    return pending, len(asked) - len(pending)
 
 
 def _check_card(card: Card, manifest: Manifest) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 
@@ -16,10 +16,17 @@ from storage.files import owned
 from storage.store import Store
 
 from . import ledger
-from .planning import RunPlan, estimate_run, plan_run, unanswered_requests
+from .planning import (
+    RunPlan,
+    earlier_readings,
+    estimate_run,
+    plan_run,
+    read_question,
+    second_questions,
+    unanswered_requests,
+)
 from .providers.protocol import Provider, Reply
 from .records import Landed, Totals
-from .replies import Reading, read_reply
 from .requests import Question
 
 __all__ = ["RunPlan", "RunSummary", "annotate_run", "estimate_run", "plan_run", "unanswered_requests"]
@@ -91,7 +98,7 @@ class _Worker:
         """Both rounds, then the run is closed if nothing is open."""
         self._round(self.plan.questions, complete=not self.plan.config.two_stage)
         if self.plan.config.two_stage:
-            self._round(self._second_questions(), complete=True)
+            self._round(second_questions(self.store, self.plan), complete=True)
         with self.store.catalog.write() as con:
             if not ledger.unanswered(con, self.questions):
                 ledger.close_run(con, self.plan.run.run_id)
@@ -144,7 +151,7 @@ class _Worker:
         with self.store.catalog.read() as con:
             digested = ledger.digested(con, self.plan.run.run_id)
         fresh = [question for question in questions if question.request.request_id not in digested]
-        readings = list(self._earlier_readings(fresh))
+        readings = earlier_readings(self.store, self.plan, fresh)
         for start in range(0, len(readings), _CHUNK):
             with self.store.catalog.write() as con:
                 for question, reading in readings[start : start + _CHUNK]:
@@ -188,30 +195,9 @@ class _Worker:
             with self.store.catalog.write() as con:
                 for question, reply in landed:
                     ledger.record_reply(con, reply)
-                    ledger.record_reading(con, self.plan.run, question, self._read(question, reply.record.raw))
-
-    def _second_questions(self) -> list[Question]:
-        """What to ask about the steps that the first stage found; episodes without any are finished."""
-        with self.store.catalog.read() as con:
-            unanswered = ledger.unanswered(con, self.plan.questions)
-        first = [question for question in self.plan.questions if question.request.request_id not in unanswered]
-        marks = (
-            (question, [(label.step, label.rationale) for label in reading.labels])
-            for question, reading in self._earlier_readings(first)
-        )
-        return [
-            self.plan.questioner.ask_second(self.plan.episodes[question.episode_id], found, question.sample)
-            for question, found in marks
-            if found
-        ]
-
-    def _earlier_readings(self, questions: Sequence[Question]) -> Iterable[tuple[Question, Reading]]:
-        raw = ledger.find_replies(self.store, [question.request.request_id for question in questions])
-        for question in questions:
-            yield question, self._read(question, raw[question.request.request_id])
-
-    def _read(self, question: Question, raw: str) -> Reading:
-        return read_reply(raw, question.request.kind, self.plan.card, question.steps)
+                    ledger.record_reading(
+                        con, self.plan.run, question, read_question(self.plan, question, reply.record.raw)
+                    )
 
 
 def _silent(description: str, done: int, total: int | None) -> None:

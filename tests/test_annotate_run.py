@@ -287,6 +287,25 @@ def test_in_two_stages_steps_are_found_first_and_judged_then(toys: Store) -> Non
     assert kinds == [("identify", 5), ("suggest", 4)]
 
 
+def test_the_second_stage_can_be_exported_once_the_first_is_answered(toys: Store, tmp_path: Path) -> None:
+    asked = plan(toys, two_stage=True, limit=2)
+    first = unanswered_requests(toys, asked)
+    assert [request.kind for request in first] == ["identify", "identify"]
+    path = tmp_path / "answers.jsonl"
+    found = {"assessment": "", "steps": [{"step": 1, "rationale": "here"}]}
+    path.write_text("".join(json.dumps({"request_id": r.request_id, "reply": found}) + "\n" for r in first))
+    assert annotate_run(toys, asked, FileProvider(path)).done is False
+    second = unanswered_requests(toys, asked)
+    assert [request.kind for request in second] == ["suggest", "suggest"]
+    assert (estimate_run(toys, asked).requests, estimate_run(toys, asked).answered) == (2, 2)
+    with path.open("a") as file:
+        file.writelines(
+            json.dumps({"request_id": r.request_id, "message": json.loads(answer(r))}) + "\n" for r in second
+        )
+    summary = annotate_run(toys, asked, FileProvider(path))
+    assert (summary.done, summary.totals.labels) == (True, 2)
+
+
 def test_a_first_stage_that_finds_nothing_ends_the_run(toys: Store) -> None:
     nothing = text_message(json.dumps({"assessment": "", "steps": []}))
     summary = run(toys, ScriptedProvider(lambda _: nothing), two_stage=True)

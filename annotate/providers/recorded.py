@@ -45,7 +45,8 @@ class RecordedProvider:
             raise BadInput(
                 f"{self._path} has no answer to {len(missing)} of {len(pending)} requests, the first being "
                 f"{missing[0]}: the data, the prompt, the card, the model or an option differs from the recording.",
-                f"Export them with `{self._export_command}`, have a model answer them, and add the answers.",
+                f"Export them with `{self._export_command}` and the same dataset and options, have a model answer "
+                "them, and add the answers.",
             )
 
     def answer(self, requests: Sequence[Request]) -> Generator[Reply]:
