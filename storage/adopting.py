@@ -5,12 +5,13 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+from pydantic import ValidationError
+
 from .datasets import register_dataset
 from .errors import BadInput, DamagedStore
 from .files import owned, publish_folder, sync_file
 from .identity import sha256_file
 from .schema import Manifest
-from .shards import load_manifest
 from .store import MANIFEST, Store
 
 
@@ -27,7 +28,7 @@ def adopt_dataset(store: Store, folder: Path) -> Manifest:
         BadInput: if the folder holds no dataset, or another dataset of that name is in the store.
         DamagedStore: if a shard is missing or is not what the manifest says; nothing is kept then.
     """
-    manifest = load_manifest(folder / MANIFEST)
+    manifest = _read_manifest(folder)
     final = store.dataset_dir(manifest.dataset_id)
     if not final.exists():
         _check_hashes(folder, manifest)
@@ -35,6 +36,17 @@ def adopt_dataset(store: Store, folder: Path) -> Manifest:
     elif sha256_file(final / MANIFEST) != sha256_file(folder / MANIFEST):
         raise BadInput(f"The store has another dataset {manifest.dataset_id}.", "Use another store.")
     register_dataset(store, manifest)
+    return manifest
+
+
+def _read_manifest(folder: Path) -> Manifest:
+    try:
+        manifest = Manifest.model_validate_json((folder / MANIFEST).read_bytes())
+    except (OSError, ValidationError) as error:
+        raise BadInput(f"{folder} holds no dataset: {MANIFEST} is missing or not a manifest.") from error
+    strange = [shard.name for shard in manifest.shards if Path(shard.name).name != shard.name]
+    if strange:
+        raise BadInput(f"{folder / MANIFEST} lists the shard {strange[0]!r}, which is not a plain file name.")
     return manifest
 
 

@@ -1,0 +1,68 @@
+"""The policy that a refinement starts from: found again from what a dataset's manifest says, or distilled.
+
+How a policy's files are read is `policies.py`; how one is distilled is `refine/distil.py`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from refine.distil import distil
+from refine.policy import MlpPolicy
+from storage.errors import TrajnoteError
+from storage.schema import Manifest
+from storage.steps import StepArrays
+from storage.store import Store
+
+from .actors import NetworkActor, Policy
+from .environments import Spaces
+from .lineage import find_recorded_baseline
+from .policies import load_policy
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """A portable baseline, and how it was obtained."""
+
+    policy: MlpPolicy
+    origin: str
+
+
+def find_baseline(store: Store, manifest: Manifest, steps: StepArrays, spec: str | None = None) -> Baseline:
+    """The policy that made a dataset, as a portable network.
+
+    Its own weights are used wherever they can be read exactly; otherwise a network is distilled from the dataset's
+    `policy_output`, or from the logged actions if it has none.
+
+    Args:
+        store: where policies are looked up.
+        manifest: of the dataset.
+        steps: of the dataset, for distillation.
+        spec: another baseline than the one that the manifest names; see `policies.load_policy`.
+
+    Raises:
+        BadInput: if the policy named cannot be loaded or is for other spaces.
+    """
+    spaces = Spaces(manifest.observation_space, manifest.action_space)
+    if spec is not None:
+        return _distilled_if_needed(load_policy(spec, spaces, store), manifest, steps)
+    kept = find_recorded_baseline(store, manifest.policy_sha256) if manifest.policy_sha256 else None
+    if kept is not None:
+        return Baseline(kept, "the weights that the dataset was collected with")
+    return _distilled_if_needed(_load_named(store, manifest, spaces), manifest, steps)
+
+
+def _load_named(store: Store, manifest: Manifest, spaces: Spaces) -> Policy | None:
+    """The policy that the manifest names, if it is still there and still the same."""
+    try:
+        policy = load_policy(manifest.policy or "", spaces, store)
+    except TrajnoteError:
+        return None
+    return policy if policy.sha256 == manifest.policy_sha256 else None
+
+
+def _distilled_if_needed(policy: Policy | None, manifest: Manifest, steps: StepArrays) -> Baseline:
+    if isinstance(policy, NetworkActor):
+        return Baseline(policy.network, f"{policy.spec}, its own weights")
+    made = distil(steps, manifest.observation_space, manifest.action_space, output_kind=manifest.policy_output)
+    return Baseline(made.policy, f"distilled from {made.source}, {made.agreement:.1%} agreement on held-out steps")

@@ -1,0 +1,59 @@
+"""The command `trajnote`: its commands, and how its errors reach a terminal.
+
+No work is done here; heavy libraries are imported by the command that needs them.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+from pydantic import ValidationError
+from rich.console import Console
+from rich.text import Text
+
+from storage.errors import BadInput, TrajnoteError
+
+from .commands import annotating, collecting, improving, querying
+
+INTERRUPTED = 130
+
+app = typer.Typer(
+    name="trajnote",
+    help="Notes in the margins of trajectories: collect, annotate, query, refine, judge.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+for group in (collecting, annotating, improving, querying):
+    group.register(app)
+
+
+def main() -> None:
+    """Run the command line; a user's error is one line on standard error and an exit code that is not 0."""
+    try:
+        app()
+    except TrajnoteError as error:
+        _fail(f"error: {error}", error.exit_code)
+    except ValidationError as error:
+        _fail(f"error: {_first_problem(error)}", BadInput.exit_code)
+    except SystemExit as leaving:
+        if leaving.code == INTERRUPTED:
+            _fail("interrupted: run the same command again and it goes on", INTERRUPTED)
+        raise
+
+
+def _fail(line: str, exit_code: int) -> None:
+    Console(stderr=True, soft_wrap=True).print(Text(" ".join(line.split()), style="red"))
+    sys.exit(exit_code)
+
+
+def _first_problem(error: ValidationError) -> str:
+    """The first field that does not fit, the value received, and what is allowed."""
+    first = error.errors(include_url=False)[0]
+    place = ".".join(str(part) for part in first["loc"])
+    return f"{place}: {first['msg']} (received {first['input']!r})" if place else first["msg"]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""The commands of `trajnote`, grouped as a user meets them; each parses, calls a plain function and prints."""

@@ -1,0 +1,169 @@
+"""`annotate` and `annotations`: asking a language model, and taking in labels from anywhere else."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from .options import DEFAULT_STORE, DatasetOption, JsonOption, ProviderOption, StoreOption
+from .output import print_json, print_lines, progress_bars
+
+if TYPE_CHECKING:
+    from annotate.run import RunSummary
+
+    from ..label import Planned
+
+annotations_app = typer.Typer(name="annotations", help="Labels that exist already.", no_args_is_help=True)
+
+
+def register(app: typer.Typer) -> None:
+    """Add this group's commands."""
+    app.command()(annotate)
+    app.add_typer(annotations_app)
+
+
+def annotate(
+    store: StoreOption = DEFAULT_STORE,
+    dataset: DatasetOption = None,
+    provider: ProviderOption = "anthropic",
+    model: Annotated[str | None, typer.Option(help="Model to ask, as its server calls it.")] = None,
+    answers: Annotated[
+        Path | None, typer.Option("--answers", help="file: replies to take in; recorded: file or folder of answers.")
+    ] = None,
+    export: Annotated[
+        Path | None, typer.Option("--export", help="file: write the unanswered requests here, and stop.")
+    ] = None,
+    labels: Annotated[int, typer.Option(min=1, help="Labels asked for per episode, one for each window.")] = 8,
+    rows: Annotated[
+        int | None, typer.Option(min=4, help="Rows of an episode's table; default: five per label.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Annotate only the first episodes.")] = None,
+    two_stage: Annotated[
+        bool, typer.Option("--two-stage", help="Identify critical steps first, suggest actions in a second call.")
+    ] = False,
+    samples: Annotated[int, typer.Option(min=1, help="Independent answers per episode.")] = 1,
+    card: Annotated[
+        str | None, typer.Option("--card", help="TOML card; default: the environment's packaged one.")
+    ] = None,
+    base_url: Annotated[
+        str | None, typer.Option(help="Server that speaks the Messages API: Ollama, vLLM, llama.cpp, LiteLLM.")
+    ] = None,
+    concurrency: Annotated[int, typer.Option(min=1, max=64, help="Requests under way at once.")] = 4,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be asked and cost; send nothing.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Ask a language model for critical steps, better actions and grades; asked again, only what is open is asked."""
+    from annotate.requests import AnnotateConfig
+    from storage.datasets import resolve_dataset
+    from storage.store import Store
+
+    from ..label import LabelConfig
+    from ..label import export as write_requests
+    from ..label import label as run
+    from ..label import plan as make_plan
+
+    asked: dict[str, Any] = {"windows": labels, "rows": rows or 5 * labels, "two_stage": two_stage, "samples": samples}
+    config = LabelConfig(
+        provider=provider,
+        annotate=AnnotateConfig.model_validate(asked | ({"model": model} if model else {})),
+        card=card,
+        limit=limit,
+        answers=answers,
+        base_url=base_url,
+        concurrency=concurrency,
+    )
+    opened = Store.open(store)
+    dataset_id = resolve_dataset(opened, dataset)
+    if dry_run:
+        _tell_plan(make_plan(opened, dataset_id, config), as_json)
+    elif export is not None:
+        _tell_export(write_requests(opened, dataset_id, config, export), export, as_json)
+    else:
+        with progress_bars() as bars:
+            summary = run(opened, dataset_id, config, bars)
+        _tell_run(summary, as_json)
+
+
+@annotations_app.command("import")
+def annotations_import(
+    path: Annotated[Path, typer.Argument(help="JSON lines of dataset_id, episode_id, step, suggested_action, ...")],
+    store: StoreOption = DEFAULT_STORE,
+    as_json: JsonOption = False,
+) -> None:
+    """Take in labels of any labeller; every line is checked first, and one bad line keeps all of them out.
+
+    Fields: dataset_id, episode_id, step, suggested_action (number, list or name), implicit_reward in [-1, 1],
+    confidence in [0, 1], rationale; optional: critical, model.
+    """
+    from annotate.importing import import_annotations
+    from storage.store import Store
+
+    summary = import_annotations(Store.open(store), path)
+    if as_json:
+        print_json({"run_ids": list(summary.run_ids), "lines": summary.lines, "labels": summary.labels})
+    else:
+        already = "" if summary.labels or not summary.lines else "; they were imported before"
+        print_lines(f"{summary.labels} new labels from {summary.lines} lines{already}: {', '.join(summary.run_ids)}")
+
+
+def _tell_plan(planned: Planned, as_json: bool) -> None:
+    estimate = planned.estimate
+    told: dict[str, Any] = {
+        "run_id": planned.plan.run.run_id,
+        "dataset_id": planned.plan.run.dataset_id,
+        "model": planned.plan.run.model,
+        "requests": estimate.requests,
+        "answered": estimate.answered,
+        "input_tokens": estimate.tokens.input,
+        "output_tokens": estimate.tokens.output,
+        "cost_usd": estimate.cost_usd,
+    }
+    if as_json:
+        print_json(told)
+        return
+    dollars = "no list price is known" if estimate.cost_usd is None else f"about ${estimate.cost_usd:.2f} at list price"
+    print_lines(
+        f"{told['run_id']}: {estimate.requests} requests to {told['model']}, {estimate.answered} answered before",
+        f"about {estimate.tokens.input} input and {estimate.tokens.output} output tokens, {dollars}; nothing was sent",
+    )
+
+
+def _tell_export(count: int, path: Path, as_json: bool) -> None:
+    if as_json:
+        print_json({"requests": count, "path": str(path)})
+    else:
+        print_lines(f"{count} requests in {path}")
+
+
+def _tell_run(summary: RunSummary, as_json: bool) -> None:
+    if as_json:
+        print_json(
+            {
+                "run_id": summary.run_id,
+                "dataset_id": summary.dataset_id,
+                "model": summary.model,
+                "done": summary.done,
+                "was_done": summary.was_done,
+                "episodes": summary.episodes,
+                "asked": summary.asked,
+                "answered": summary.answered,
+                "reused": summary.reused,
+                "pending": summary.pending,
+                "failed": summary.failed,
+                "labels": summary.totals.labels,
+                "rejections": summary.totals.rejections,
+                "input_tokens": summary.totals.tokens.input,
+                "output_tokens": summary.totals.tokens.output,
+                "cost_usd": summary.totals.cost_usd,
+            }
+        )
+        return
+    state = "was done before" if summary.was_done else "is done" if summary.done else "is open: run the command again"
+    print_lines(
+        f"{summary.run_id} of {summary.dataset_id} {state}",
+        f"{summary.totals.labels} labels, {summary.totals.rejections} rejections from {summary.episodes} episodes; "
+        f"{summary.answered} requests answered now, {summary.reused} before, {summary.pending} open",
+        *(f"{count} times: {error}" for error, count in summary.errors.items()),
+    )

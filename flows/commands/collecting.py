@@ -1,0 +1,114 @@
+"""`collect`, `import` and `replay`: how trajectories get into the store, and the proof that they are exact."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .options import DEFAULT_STORE, ActingOption, DatasetOption, JsonOption, StoreOption
+from .output import print_json, print_lines, progress_bars
+
+
+def register(app: typer.Typer) -> None:
+    """Add this group's commands."""
+    app.command()(collect)
+    app.command("import")(import_rows)
+    app.command()(replay)
+
+
+def collect(
+    env: Annotated[str, typer.Option("--env", help="Gymnasium id, or module:EnvId for one of your own.")],
+    policy: Annotated[
+        str,
+        typer.Option(
+            "--policy",
+            help="random, policy:PATH_OR_ID, d3rlpy:PATH, sb3:ALGO:PATH, onnx:PATH or py:MODULE:CALLABLE. "
+            "Files of d3rlpy and SB3 are pickles: load only what you trust.",
+        ),
+    ],
+    store: StoreOption = DEFAULT_STORE,
+    episodes: Annotated[int, typer.Option(min=1, help="How many episodes.")] = 30,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the first episode; episode i has seed + i.")] = 0,
+    mode: ActingOption = "sampled",
+    env_kwargs: Annotated[str | None, typer.Option(help="Arguments of gymnasium.make, as JSON.")] = None,
+    max_steps: Annotated[int | None, typer.Option(min=1, help="Cut longer episodes there.")] = None,
+    envs: Annotated[int, typer.Option(min=1, help="Environments side by side; never changes the result.")] = 16,
+    dataset: Annotated[str | None, typer.Option("--dataset", help="Name; default: made from the content.")] = None,
+    card: Annotated[str | None, typer.Option("--card", help="TOML card that names components and actions.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Play episodes of a policy and keep them, bit for bit and replayable; interrupted runs go on where they were."""
+    from storage.store import Store
+
+    from ..collect import CollectConfig
+    from ..environments import parse_env_kwargs
+    from ..gather import gather
+
+    config = CollectConfig(
+        env_id=env,
+        env_kwargs=parse_env_kwargs(env_kwargs),
+        policy=policy,
+        mode=mode,
+        episodes=episodes,
+        seed=seed,
+        envs=envs,
+        max_steps=max_steps,
+        dataset=dataset,
+    )
+    with progress_bars() as report:
+        manifest = gather(Store.create(store), config, card=card, report=report)
+    if as_json:
+        print_json({"dataset_id": manifest.dataset_id, "episodes": manifest.episodes, "steps": manifest.steps})
+    else:
+        print_lines(f"{manifest.dataset_id}: {manifest.episodes} episodes, {manifest.steps} steps in {store}")
+
+
+def import_rows(
+    path: Annotated[
+        Path, typer.Argument(help="Parquet file in the steps schema, or a dataset folder of another store.")
+    ],
+    store: StoreOption = DEFAULT_STORE,
+    dataset: Annotated[str | None, typer.Option("--dataset", help="Name; default: made from the content.")] = None,
+    env: Annotated[str | None, typer.Option("--env", help="Gymnasium id of the environment, if there is one.")] = None,
+    env_kwargs: Annotated[str | None, typer.Option(help="Arguments of gymnasium.make, as JSON.")] = None,
+    card: Annotated[str | None, typer.Option("--card", help="TOML card that names components and actions.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Take in steps that were recorded elsewhere; everything is checked before anything is written."""
+    from storage.store import Store
+
+    from ..environments import parse_env_kwargs
+    from ..gather import take_in
+
+    kwargs = parse_env_kwargs(env_kwargs)
+    manifest = take_in(Store.create(store), path, dataset_id=dataset, env_id=env, env_kwargs=kwargs, card=card)
+    if as_json:
+        print_json({"dataset_id": manifest.dataset_id, "episodes": manifest.episodes, "steps": manifest.steps})
+    else:
+        print_lines(f"{manifest.dataset_id}: {manifest.episodes} episodes, {manifest.steps} steps in {store}")
+
+
+def replay(
+    episode: Annotated[int, typer.Option("--episode", min=0, help="Episode of the dataset.")],
+    store: StoreOption = DEFAULT_STORE,
+    dataset: DatasetOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Play a stored episode again from its seed and actions, and say whether every bit is the same."""
+    from dataclasses import asdict
+
+    from storage.datasets import resolve_dataset
+    from storage.store import Store
+
+    from ..replay import replay_episode
+
+    opened = Store.open(store)
+    result = replay_episode(opened, resolve_dataset(opened, dataset), episode)
+    if as_json:
+        print_json(asdict(result))
+    else:
+        print_lines(f"episode {episode} of {result.dataset_id}: {result.detail}")
+    if not result.exact:
+        raise typer.Exit(1)

@@ -1,0 +1,207 @@
+"""`refine`, `evaluate`, `pipeline` and `demo`: better policies, and the evidence that they are."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from ..prefect_defaults import quieten_prefect
+from .options import (
+    DEFAULT_STORE,
+    ActingOption,
+    DatasetOption,
+    JsonOption,
+    ProviderOption,
+    StoreOption,
+    WorkersOption,
+)
+from .output import print_json, print_lines, print_table, progress_bars
+
+if TYPE_CHECKING:
+    from ..improve import ImproveConfig, Outcome
+
+ModeOption = Annotated[
+    Literal["A", "R", "RA"],
+    typer.Option("--mode", help="A: suggestions; R: implicit rewards; RA: both (arXiv 2505.20671)."),
+]
+RunOption = Annotated[
+    list[str] | None, typer.Option("--run", help="Annotation run whose labels count; repeatable; default: all.")
+]
+BaselineOption = Annotated[
+    str | None, typer.Option("--baseline", help="Another baseline than the policy that made the dataset.")
+]
+FirstSeedOption = Annotated[int, typer.Option(min=0, help="First of the gate's seeds: select, accept, report follow.")]
+SelectOption = Annotated[int, typer.Option("--select", min=2, help="Episodes per candidate that choose among them.")]
+AcceptOption = Annotated[int, typer.Option("--accept", min=10, help="Episodes that accept or reject the winner.")]
+ReportOption = Annotated[int, typer.Option("--report", min=10, help="Episodes that are reported.")]
+DrawsOption = Annotated[int, typer.Option("--draws", min=1, help="Draws of the shuffled and the random arm.")]
+GateModeOption = Annotated[
+    Literal["greedy", "sampled"], typer.Option("--gate-mode", help="How policies act while the gate chooses.")
+]
+SeedOption = Annotated[int, typer.Option("--seed", min=0, help="Seed of the training and of the placebos.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add this group's commands."""
+    app.command()(refine)
+    app.command()(evaluate)
+    app.command()(pipeline)
+    app.command()(demo)
+
+
+def refine(
+    store: StoreOption = DEFAULT_STORE,
+    dataset: DatasetOption = None,
+    run: RunOption = None,
+    baseline: BaselineOption = None,
+    mode: ModeOption = "A",
+    seed: SeedOption = 0,
+    first_seed: FirstSeedOption = 1_000_000,
+    select: SelectOption = 24,
+    accept: AcceptOption = 60,
+    report: ReportOption = 100,
+    draws: DrawsOption = 3,
+    gate_mode: GateModeOption = "greedy",
+    workers: WorkersOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Refine a dataset's policy with its annotations, beside all controls, and let the gate judge every arm."""
+    from storage.datasets import resolve_dataset
+    from storage.store import Store
+
+    from ..improve import improve
+
+    config = _configure(
+        refine={"mode": mode, "seed": seed},
+        gate={
+            "first_seed": first_seed,
+            "select": select,
+            "accept": accept,
+            "report": report,
+            "mode": gate_mode,
+            "placebo_draws": draws,
+        },
+        workers=workers,
+    )
+    opened = Store.open(store)
+    with progress_bars() as bars:
+        outcome = improve(opened, resolve_dataset(opened, dataset), config, run_ids=run, baseline=baseline, report=bars)
+    _tell(outcome, as_json)
+
+
+def evaluate(
+    policy: Annotated[str, typer.Argument(help="Policy id of the store, or a specification as for collect --policy.")],
+    store: StoreOption = DEFAULT_STORE,
+    env: Annotated[str | None, typer.Option("--env", help="Gymnasium id; default: the one the policy is for.")] = None,
+    env_kwargs: Annotated[str | None, typer.Option(help="Arguments of gymnasium.make, as JSON.")] = None,
+    episodes: Annotated[int, typer.Option(min=2, help="How many episodes.")] = 100,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the first episode.")] = 5_000_000,
+    mode: ActingOption = "greedy",
+    workers: WorkersOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Play a policy on fresh seeds: mean return with its 95% bootstrap interval."""
+    from storage.store import Store
+
+    from ..environments import parse_env_kwargs
+    from ..evaluate import EvaluateConfig
+    from ..evaluate import evaluate as play
+
+    config = EvaluateConfig(
+        policy=policy,
+        env_id=env,
+        env_kwargs=parse_env_kwargs(env_kwargs),
+        episodes=episodes,
+        seed=seed,
+        mode=mode,
+        workers=workers,
+    )
+    with progress_bars() as bars:
+        result = play(Store.create(store), config, bars)
+    if as_json:
+        print_json(result)
+    else:
+        print_lines(
+            f"{result['policy_id']}: {result['return']:.1f} [{result['low']:.1f}, {result['high']:.1f}] "
+            f"({mode}, {episodes} episodes of {result['env_id']}, seeds from {seed})"
+        )
+
+
+def pipeline(
+    env: Annotated[str, typer.Option("--env", help="Gymnasium id.")],
+    policy: Annotated[str, typer.Option("--policy", help="As for collect.")],
+    store: StoreOption = DEFAULT_STORE,
+    episodes: Annotated[int, typer.Option(min=1, help="Episodes to collect.")] = 30,
+    seed: SeedOption = 0,
+    provider: ProviderOption = "anthropic",
+    answers: Annotated[Path | None, typer.Option("--answers", help="Recorded answers, or replies to import.")] = None,
+    model: Annotated[str | None, typer.Option(help="Model to ask.")] = None,
+    mode: ModeOption = "A",
+    workers: WorkersOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Collect, annotate, refine and judge in one Prefect flow; each step resumes what an interruption left."""
+    quieten_prefect()
+    from annotate.requests import AnnotateConfig
+
+    from ..collect import CollectConfig
+    from ..label import LabelConfig
+    from ..pipeline import PipelineConfig, pipeline_flow
+    from ..progress import listening
+
+    asked = AnnotateConfig(model=model) if model else AnnotateConfig()
+    config = PipelineConfig(
+        store=store,
+        collect=CollectConfig(env_id=env, policy=policy, episodes=episodes, seed=seed, mode="sampled"),
+        label=LabelConfig(provider=provider, answers=answers, annotate=asked),
+        improve=_configure(refine={"mode": mode, "seed": seed}, gate={}, workers=workers),
+    )
+    with progress_bars() as bars, listening(bars):
+        outcome = pipeline_flow(config)
+    _tell(outcome, as_json)
+
+
+def demo(
+    store: StoreOption = DEFAULT_STORE,
+    workers: WorkersOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Run the shipped LunarLander example end to end, with recorded answers: no key, no network, no cost."""
+    quieten_prefect()
+    from ..demo import run_demo
+    from ..progress import listening
+
+    with progress_bars() as bars, listening(bars):
+        result = run_demo(store, workers)
+    replay = result.replay
+    if as_json:
+        _tell(result.outcome, as_json, {"seconds": result.seconds, "replay_exact": replay.exact})
+        return
+    _tell(result.outcome, as_json)
+    print_lines(f"replay of episode {replay.episode_id}: {replay.detail}", f"{result.seconds:.0f} seconds")
+
+
+def _configure(refine: dict[str, Any], gate: dict[str, Any], workers: int | None) -> ImproveConfig:
+    from refine.config import RefineConfig
+
+    from ..contest import GateConfig
+    from ..improve import ImproveConfig
+
+    return ImproveConfig(
+        refine=RefineConfig.model_validate(refine), gate=GateConfig.model_validate(gate), workers=workers
+    )
+
+
+def _tell(outcome: Outcome, as_json: bool, extra: dict[str, Any] | None = None) -> None:
+    from ..outcome import as_json as to_json
+    from ..outcome import sentences, table_rows
+
+    if as_json:
+        print_json({**to_json(outcome), **(extra or {})})
+        return
+    print_table(
+        f"{outcome.dataset_id}: {outcome.n_labels} labels; baseline: {outcome.baseline.origin}", table_rows(outcome)
+    )
+    print_lines(*sentences(outcome), *(f"{name}: {value}" for name, value in (extra or {}).items()))

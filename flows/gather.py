@@ -1,0 +1,104 @@
+"""Datasets with their card: collecting or importing one under the names that its environment's card gives.
+
+Playing is `collect.py`; checking rows is `storage/importing.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from annotate.cards import Card, check_card_against_spaces, find_card, load_card
+from storage.adopting import adopt_dataset
+from storage.importing import import_rows
+from storage.schema import Manifest
+from storage.store import Store
+
+from .actors import NetworkActor
+from .collect import CollectConfig, collect
+from .environments import Spaces, make_environment, spaces_of
+from .lineage import record_baseline
+from .policies import load_policy
+from .progress import Report, silent
+
+
+def gather(store: Store, config: CollectConfig, *, card: str | None = None, report: Report = silent) -> Manifest:
+    """Collect a dataset with the card's names, and keep the policy that acted, for it is the baseline of refinements.
+
+    Args:
+        store: where it goes.
+        config: what to collect.
+        card: path of a card; the packaged one of the environment, if there is one, when None.
+        report: shown the progress.
+
+    Raises:
+        BadInput: as `collect` does, or if the card does not fit the environment.
+    """
+    spaces = _spaces(config.env_id, config.env_kwargs)
+    fitting = fitting_card(card, config.env_id, config.env_kwargs, spaces)
+    manifest = collect(
+        store,
+        config,
+        report,
+        component_names=fitting.component_names if fitting else None,
+        action_names=fitting.action_names if fitting else None,
+    )
+    policy = load_policy(config.policy, spaces, store)
+    if isinstance(policy, NetworkActor):
+        record_baseline(store, policy.network, env_id=config.env_id, dataset_id=manifest.dataset_id)
+    return manifest
+
+
+def take_in(
+    store: Store,
+    path: Path,
+    *,
+    dataset_id: str | None = None,
+    env_id: str | None = None,
+    env_kwargs: Mapping[str, Any] | None = None,
+    card: str | None = None,
+) -> Manifest:
+    """Import a file of rows in the steps schema, or adopt the folder of a dataset as it is.
+
+    Raises:
+        BadInput: naming what is wrong with the rows, the environment or the card; nothing was written then.
+        DamagedStore: if a shard of the folder is not what its manifest says.
+    """
+    if path.is_dir():
+        return adopt_dataset(store, path)
+    spaces = _spaces(env_id, env_kwargs or {}) if env_id else None
+    fitting = fitting_card(card, env_id, env_kwargs or {}, spaces)
+    return import_rows(
+        store,
+        path,
+        dataset_id=dataset_id,
+        env_id=env_id,
+        env_kwargs=env_kwargs or {},
+        observation_space=spaces.observation if spaces else None,
+        action_space=spaces.action if spaces else None,
+        component_names=fitting.component_names if fitting else None,
+        action_names=fitting.action_names if fitting else None,
+    )
+
+
+def fitting_card(
+    card: str | None, env_id: str | None, env_kwargs: Mapping[str, Any], spaces: Spaces | None
+) -> Card | None:
+    """The card that was named, or the packaged one of the environment; None if neither is there.
+
+    Raises:
+        BadInput: if it does not fit the spaces.
+    """
+    found = load_card(card) if card else find_card(env_id, env_kwargs) if env_id else None
+    if found is not None and spaces is not None:
+        check_card_against_spaces(found, *spaces)
+    return found
+
+
+def _spaces(env_id: str, env_kwargs: Mapping[str, Any]) -> Spaces:
+    environment = make_environment(env_id, env_kwargs)
+    try:
+        return spaces_of(environment)
+    finally:
+        environment.close()

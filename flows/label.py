@@ -1,0 +1,99 @@
+"""`annotate`: which dataset, which card, which provider; the run itself is `annotate/run.py`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+
+from annotate.cards import Card, load_card
+from annotate.planning import Estimate, RunPlan, estimate_run, plan_run, unanswered_requests
+from annotate.providers.file import FileProvider, export_requests
+from annotate.providers.protocol import Provider
+from annotate.providers.recorded import RecordedProvider
+from annotate.requests import AnnotateConfig
+from annotate.run import RunSummary, annotate_run
+from storage.errors import BadInput, Prerequisite
+from storage.schema import Frozen
+from storage.steps import read_manifest
+from storage.store import Store
+
+from .progress import Report, silent
+
+ProviderName = Literal["anthropic", "file", "recorded"]
+
+
+class LabelConfig(Frozen):
+    """What is asked, and who answers."""
+
+    provider: ProviderName = Field(default="anthropic", description="who answers")
+    annotate: AnnotateConfig = Field(default_factory=AnnotateConfig)
+    card: str | None = Field(default=None, description="path of a card; the environment's packaged one when null")
+    limit: int | None = Field(default=None, ge=1, description="annotate only the first episodes")
+    answers: Path | None = Field(default=None, description="file: replies to take in; recorded: file or folder")
+    base_url: str | None = Field(default=None, description="server that speaks the Messages API; Anthropic's when null")
+    concurrency: int = Field(default=4, ge=1, le=64, description="requests under way at once")
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A run that could be started, and what it would cost."""
+
+    plan: RunPlan
+    estimate: Estimate
+
+
+def plan(store: Store, dataset_id: str, config: LabelConfig) -> Planned:
+    """Write the questions and price them; nothing is sent or stored.
+
+    Raises:
+        BadInput: if there is no such dataset or card, or they do not fit each other.
+    """
+    made = plan_run(store, dataset_id, _card_of(store, dataset_id, config), config.annotate, limit=config.limit)
+    return Planned(made, estimate_run(store, made))
+
+
+def label(store: Store, dataset_id: str, config: LabelConfig, report: Report = silent) -> RunSummary:
+    """Annotate a dataset; running it again asks only what has no answer yet.
+
+    Raises:
+        BadInput: if there is no such dataset or card, or a recorded answer is missing.
+        Prerequisite: if the provider needs a key or a file that was not given.
+        ProviderFailed: if the server refuses everything.
+    """
+    provider = make_provider(config)
+    return annotate_run(store, plan(store, dataset_id, config).plan, provider, report)
+
+
+def export(store: Store, dataset_id: str, config: LabelConfig, path: Path) -> int:
+    """Write the questions without an answer into a file, for any model that anybody runs; returns how many."""
+    return export_requests(path, unanswered_requests(store, plan(store, dataset_id, config).plan))
+
+
+def make_provider(config: LabelConfig) -> Provider:
+    """The provider that a configuration names.
+
+    Raises:
+        Prerequisite: if it needs a key or a file that was not given.
+    """
+    if config.provider == "anthropic":
+        from annotate.providers.anthropic import AnthropicProvider  # the SDK takes a second to load
+
+        return AnthropicProvider(base_url=config.base_url, concurrency=config.concurrency)
+    if config.answers is None:
+        raise Prerequisite(
+            f"The provider {config.provider} needs a file of answers.",
+            "Name it with --answers; requests are written with --provider file --export FILE.",
+        )
+    return FileProvider(config.answers) if config.provider == "file" else RecordedProvider(config.answers)
+
+
+def _card_of(store: Store, dataset_id: str, config: LabelConfig) -> Card:
+    manifest = read_manifest(store, dataset_id)
+    if config.card is not None:
+        return load_card(config.card)
+    if manifest.env_id is None:
+        raise BadInput(f"The dataset {dataset_id} has no environment.", "Name its card with --card FILE.toml.")
+    return load_card(manifest.env_id, manifest.env_kwargs)

@@ -1,0 +1,148 @@
+"""What the catalog keeps of a comparison: policies with their parents, refinements with their reasons, candidates.
+
+Rows are named by content, so writing them again changes nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from refine.policy import MlpPolicy
+from storage.catalog import insert_rows
+from storage.identity import content_id
+from storage.policies import policy_files, save_policy
+from storage.store import Store
+
+from .contest import Comparison, Contest, Trial
+from .judge import Contestant
+
+
+def record_baseline(store: Store, policy: MlpPolicy, *, env_id: str, dataset_id: str | None = None) -> str:
+    """Keep a policy that others start from, named by its content; returns its id."""
+    policy_id = Contestant.of(policy, "baseline").policy_id
+    record = {"kind": "baseline", "env_id": env_id, "dataset_id": dataset_id}
+    save_policy(store, policy_id, policy.to_files(), record)
+    return policy_id
+
+
+def find_recorded_baseline(store: Store, sha256: str) -> MlpPolicy | None:
+    """The baseline that a manifest names by its hash, if it was kept."""
+    with store.catalog.read() as con:
+        kept = con.execute("SELECT policy_id FROM policies WHERE kind = 'baseline'").fetchall()
+    policies = (
+        MlpPolicy.from_files(policy_files(store, policy_id)) for (policy_id,) in kept if sha256[:12] in policy_id
+    )
+    return next((policy for policy in policies if policy.sha256 == sha256), None)
+
+
+def record_comparison(contest: Contest, comparison: Comparison, run_ids: Sequence[str]) -> str:
+    """Write the accepted policies and every arm's refinement into the store; returns the comparison's id."""
+    store, material = contest.judge.store, contest.material
+    comparison_id = content_id("c_", [material.content_id, contest.gate])
+    record_baseline(store, material.baseline, env_id=contest.judge.env_id, dataset_id=material.dataset_id)
+    for trial in comparison.trials:
+        if trial.decision.accepted:
+            _save_refined(contest, trial, run_ids)
+    ids = {trial.draw.name: content_id("f_", [comparison_id, trial.draw.name]) for trial in comparison.trials}
+    with store.catalog.write() as con:
+        insert_rows(con, "comparisons", [_comparison_row(contest, comparison) | {"comparison_id": comparison_id}])
+        insert_rows(con, "arms", [row | {"comparison_id": comparison_id} for row in _arm_rows(comparison)])
+        rows = [_refinement_row(contest, trial, run_ids) for trial in comparison.trials]
+        for row, trial in zip(rows, comparison.trials, strict=True):
+            row |= {"refinement_id": ids[trial.draw.name], "comparison_id": comparison_id}
+        insert_rows(con, "refinements", rows)
+        insert_rows(con, "candidates", [c for trial in comparison.trials for c in _candidate_rows(trial, ids)])
+    return comparison_id
+
+
+def _save_refined(contest: Contest, trial: Trial, run_ids: Sequence[str]) -> None:
+    material, winner = contest.material, trial.snapshots[trial.winner]
+    record: dict[str, Any] = {
+        "kind": "refined",
+        "env_id": contest.judge.env_id,
+        "dataset_id": material.dataset_id,
+        "baseline_id": contest.baseline.policy_id,
+        "run_ids": list(run_ids),
+        "config": {
+            "arm": trial.draw.arm,
+            "draw": trial.draw.number,
+            "step": winner.step,
+            "beta": winner.beta,
+            "refine": material.config.model_dump(mode="json"),
+            "gate": contest.gate.model_dump(mode="json"),
+        },
+    }
+    save_policy(contest.judge.store, trial.kept.policy_id, winner.policy.to_files(), record)
+
+
+def _comparison_row(contest: Contest, comparison: Comparison) -> dict[str, Any]:
+    return {
+        "dataset_id": contest.material.dataset_id,
+        "env_id": contest.judge.env_id,
+        "baseline_id": contest.baseline.policy_id,
+        "policy_id": comparison.policy_id,
+        "recipe": contest.material.config.mode,
+        "accepted": comparison.decision.accepted,
+        "reason": comparison.decision.reason,
+        "better": comparison.improvement.holds,
+        "better_reason": comparison.improvement.reason,
+        "credit": comparison.credit.holds,
+        "credit_reason": comparison.credit.reason,
+    }
+
+
+def _arm_rows(comparison: Comparison) -> list[dict[str, Any]]:
+    return [
+        {
+            "arm": arm.arm,
+            "mode": mode,
+            "labels": arm.labels,
+            "draws": arm.draws,
+            "accepted": arm.accepted,
+            "episodes": returns.n,
+            "return_": returns.mean,
+            "low": returns.low,
+            "high": returns.high,
+        }
+        for arm in comparison.arms
+        for mode, returns in (("greedy", arm.greedy), ("sampled", arm.sampled))
+        if returns is not None
+    ]
+
+
+def _refinement_row(contest: Contest, trial: Trial, run_ids: Sequence[str]) -> dict[str, Any]:
+    material = contest.material
+    return {
+        "dataset_id": material.dataset_id,
+        "baseline_id": contest.baseline.policy_id,
+        "arm": trial.draw.arm,
+        "mode": material.config.mode,
+        "config": {"refine": material.config, "gate": contest.gate, "draw": trial.draw.number},
+        "run_ids": list(run_ids),
+        "labels": len(material.labels),
+        "seed": material.config.seed,
+        "state": "done",
+        "accepted": trial.decision.accepted,
+        "policy_id": trial.kept.policy_id,
+        "reason": trial.decision.reason,
+        "finished_at": datetime.now(UTC),
+    }
+
+
+def _candidate_rows(trial: Trial, refinement_ids: dict[str, str]) -> list[dict[str, Any]]:
+    return [
+        {
+            "refinement_id": refinement_ids[trial.draw.name],
+            "number": number,
+            "policy_id": candidate.policy_id,
+            "step": snapshot.step,
+            "beta": snapshot.beta,
+            "return_": mean,
+            "chosen": number == trial.winner,
+        }
+        for number, (candidate, snapshot, mean) in enumerate(
+            zip(trial.candidates, trial.snapshots, trial.selection, strict=True)
+        )
+    ]

@@ -1,0 +1,72 @@
+"""A judged refinement in the forms in which it is told: table rows, sentences, JSON."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from refine.gate import Interval
+
+from .contest import ArmResult
+from .improve import Outcome
+
+_NAMES = {
+    "baseline": "baseline",
+    "labels": "refined (labels)",
+    "no_labels": "no labels",
+    "shuffled": "shuffled labels",
+    "random": "random suggestions",
+}
+
+
+def table_rows(outcome: Outcome) -> list[dict[str, str]]:
+    """One row per arm: how many labels, how often the gate accepted, and the returns on the report seeds."""
+    return [_row(arm) for arm in outcome.comparison.arms]
+
+
+def sentences(outcome: Outcome) -> list[str]:
+    """The gate's decision and the two verdicts, which are different claims."""
+    comparison = outcome.comparison
+    return [
+        f"gate: {comparison.decision.reason}",
+        f"better than the baseline? {_yes(comparison.improvement.holds)}: {comparison.improvement.reason}",
+        f"did the labels do it? {_yes(comparison.credit.holds)}: {comparison.credit.reason}",
+        f"in force: {comparison.policy_id}",
+    ]
+
+
+def as_json(outcome: Outcome) -> dict[str, Any]:
+    """Everything above as plain values; `refined` is the arm with the annotator's labels."""
+    comparison = outcome.comparison
+    arms = {("refined" if arm.arm == "labels" else arm.arm): arm for arm in comparison.arms}
+    return {
+        **{name: _interval(arm.greedy) for name, arm in arms.items()},
+        "sampled": {name: _interval(arm.sampled) for name, arm in arms.items() if arm.sampled is not None},
+        "accepted": comparison.decision.accepted,
+        "reason": comparison.decision.reason,
+        "better_than_baseline": comparison.improvement.holds,
+        "labels_did_it": comparison.credit.holds,
+        "verdicts": [comparison.improvement.reason, comparison.credit.reason],
+        "n_labels": outcome.n_labels,
+        "policy_id": comparison.policy_id,
+        "comparison_id": outcome.comparison_id,
+        "dataset_id": outcome.dataset_id,
+        "baseline_origin": outcome.baseline.origin,
+    }
+
+
+def _row(arm: ArmResult) -> dict[str, str]:
+    return {
+        "arm": _NAMES[arm.arm],
+        "labels": str(arm.labels),
+        "gate": f"{arm.accepted} of {arm.draws}" if arm.draws else "",
+        "greedy [95%]": str(arm.greedy),
+        "sampled [95%]": str(arm.sampled) if arm.sampled else "",
+    }
+
+
+def _interval(interval: Interval) -> dict[str, float]:
+    return {"return": interval.mean, "low": interval.low, "high": interval.high}
+
+
+def _yes(holds: bool) -> str:
+    return "yes" if holds else "no"

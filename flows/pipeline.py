@@ -1,0 +1,85 @@
+"""The Prefect flows: collect, label, improve, and the pipeline of all three; each only calls a plain function.
+
+What a run did is in the store; Prefect says when it ran. A run killed half-way is finished by the next one.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from prefect import flow, task
+from pydantic import Field, model_validator
+
+from storage.errors import BadInput
+from storage.schema import Frozen
+from storage.store import Store
+
+from .collect import CollectConfig
+from .gather import gather
+from .improve import ImproveConfig, Outcome, improve
+from .label import LabelConfig, label
+from .outcome import as_json
+from .progress import listener
+
+STORE = Path("trajnote-store")
+
+
+class PipelineConfig(Frozen):
+    """One pass to a judged refinement, from an environment and a policy or from a dataset that is there."""
+
+    store: Path = Field(default=STORE, description="folder of the store")
+    collect: CollectConfig | None = Field(default=None, description="what to collect")
+    dataset_id: str | None = Field(default=None, description="the dataset, where nothing is to be collected")
+    label: LabelConfig
+    improve: ImproveConfig = Field(default_factory=ImproveConfig)
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> PipelineConfig:
+        if (self.collect is None) == (self.dataset_id is None):
+            raise BadInput("A pipeline either collects a dataset or names one.")
+        return self
+
+
+@task(name="collect", persist_result=False)
+def collect_task(store: Path, config: CollectConfig) -> str:
+    """Collect a dataset; returns its id."""
+    return gather(Store.create(store), config, report=listener()).dataset_id
+
+
+@task(name="label", persist_result=False)
+def label_task(store: Path, dataset_id: str, config: LabelConfig) -> str:
+    """Annotate a dataset; returns the id of the run."""
+    return label(Store.open(store), dataset_id, config, listener()).run_id
+
+
+@task(name="improve", persist_result=False)
+def improve_task(store: Path, dataset_id: str, run_ids: list[str], config: ImproveConfig) -> Outcome:
+    """Refine and judge."""
+    return improve(Store.open(store), dataset_id, config, run_ids=run_ids, report=listener())
+
+
+@flow(name="collect", persist_result=False)
+def collect_flow(config: CollectConfig, store: Path = STORE) -> str:
+    """Collect a dataset; returns its id."""
+    return collect_task(store, config)
+
+
+@flow(name="label", persist_result=False)
+def label_flow(dataset_id: str, config: LabelConfig, store: Path = STORE) -> str:
+    """Annotate a dataset; returns the id of the run."""
+    return label_task(store, dataset_id, config)
+
+
+@flow(name="improve", persist_result=False)
+def improve_flow(dataset_id: str, run_ids: list[str], config: ImproveConfig, store: Path = STORE) -> dict[str, Any]:
+    """Refine and judge; returns the outcome as plain values."""
+    return as_json(improve_task(store, dataset_id, run_ids, config))
+
+
+@flow(name="pipeline", persist_result=False)
+def pipeline_flow(config: PipelineConfig) -> Outcome:
+    """Collect, label, improve."""
+    dataset_id = collect_task(config.store, config.collect) if config.collect else str(config.dataset_id)
+    run_id = label_task(config.store, dataset_id, config.label)
+    return improve_task(config.store, dataset_id, [run_id], config.improve)
