@@ -59,6 +59,7 @@ def distil(
     *,
     output_kind: OutputKind | None = None,
     seed: int = 0,
+    training_steps: int = TRAINING_STEPS,
 ) -> Distilled:
     """Clone the policy that made a dataset.
 
@@ -72,6 +73,7 @@ def distil(
         action_space: of the environment.
         output_kind: what `steps.policy_output` holds, from the manifest; None when there is none.
         seed: of initialisation and sampling.
+        training_steps: of Adam, 256 states each.
 
     Raises:
         BadInput: for fewer than 10 steps, or an output that does not fit the action space.
@@ -83,7 +85,7 @@ def distil(
     held_out = _hold_out(steps, acted)
     blank = _blank_policy(lesson.inputs[~held_out], observation_space, action_space)
     with reproducible(seed):
-        module = _fit(lesson, ~held_out, blank, np.random.default_rng(seed))
+        module = _fit(lesson, ~held_out, blank, np.random.default_rng(seed), training_steps)
     policy = _with_spread(read_weights(module, blank), steps, acted, lesson)
     said = policy.forward(steps.observation[acted[held_out]])
     agreement = _agreement(said, lesson.targets[held_out], action_space)
@@ -140,15 +142,17 @@ def _blank_policy(inputs: Array, observations: Space, actions: Space) -> MlpPoli
     )
 
 
-def _fit(lesson: _Lesson, used: NDArray[np.bool_], blank: MlpPolicy, rng: np.random.Generator) -> nn.Module:
+def _fit(
+    lesson: _Lesson, used: NDArray[np.bool_], blank: MlpPolicy, rng: np.random.Generator, training_steps: int
+) -> nn.Module:
     inputs = torch.from_numpy(((lesson.inputs[used] - blank.shift) / blank.scale).astype(np.float32))
     targets = torch.from_numpy(lesson.targets[used])
     layers = [part for weight in blank.weights for part in (nn.Linear(*weight.shape), nn.Tanh())]
     module = nn.Sequential(*layers[:-1])
     optimizer = torch.optim.Adam(module.parameters(), lr=LEARNING_RATE)
-    schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.01, TRAINING_STEPS)
+    schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.01, training_steps)
     error = cross_entropy if blank.action_space.is_discrete else mse_loss
-    for _ in range(TRAINING_STEPS):
+    for _ in range(training_steps):
         batch = torch.from_numpy(rng.integers(0, len(inputs), BATCH))
         optimizer.zero_grad()
         error(module(inputs[batch]), targets[batch]).backward()

@@ -5,7 +5,8 @@ Which candidate is kept is decided elsewhere, on episodes that this module never
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 from scipy.special import log_softmax
@@ -31,6 +32,7 @@ Progress = Callable[[int, int], None]
 
 EXPORT_TOLERANCE = 1e-5
 PROBES = 64
+_INVALID = "invalid values"  # torch's words for logits that are not finite
 
 
 def refine(
@@ -85,14 +87,15 @@ def _train(
     """Train from stop to stop, yielding each; a critic gets its `waiting` steps before the first."""
     done = -waiting
     for step in stops:
-        algorithm.fit(
-            buffer,
-            n_steps=step - done,
-            n_steps_per_epoch=step - done,  # d3rlpy trains whole epochs only
-            logger_adapter=NoopAdapterFactory(),
-            show_progress=False,
-            callback=tick,
-        )
+        with _refusing_divergence(step):
+            algorithm.fit(
+                buffer,
+                n_steps=step - done,
+                n_steps_per_epoch=step - done,  # d3rlpy trains whole epochs only
+                logger_adapter=NoopAdapterFactory(),
+                show_progress=False,
+                callback=tick,
+            )
         done = step
         yield step
 
@@ -109,18 +112,30 @@ def _relabel(steps: StepArrays, labels: Labels, config: RefineConfig) -> Rewards
 
 def _export(algorithm: Algorithm, start: MlpPolicy, probe: Array, step: int) -> MlpPolicy:
     """The network as a portable policy, checked to say the same as the network."""
-    try:
-        policy = read_weights(policy_module(algorithm), start)
-    except BadInput as error:
-        raise BadInput(
-            f"The training diverged before step {step}: {error.problem}", "Lower the learning rate or lambda."
-        ) from error
-    exported, trained = policy.forward(probe), network_outputs(algorithm, probe, start)
+    with _refusing_divergence(step):
+        trained = network_outputs(algorithm, probe, start)
+        if not np.isfinite(trained).all():
+            raise ValueError(_INVALID)
+    policy = read_weights(policy_module(algorithm), start)
+    exported = policy.forward(probe)
     exported = log_softmax(exported, axis=1) if policy.action_space.is_discrete else exported
     error = float(np.max(np.abs(exported - trained) / np.maximum(1.0, np.abs(trained))))
-    if not error <= EXPORT_TOLERANCE:
+    if error > EXPORT_TOLERANCE:
         raise RuntimeError(f"The exported policy differs from the trained network by {error:.2g} at step {step}.")
     return policy
+
+
+@contextmanager
+def _refusing_divergence(step: int) -> Generator[None]:
+    """Say in one line what torch says when a distribution's logits are not finite."""
+    try:
+        yield
+    except ValueError as error:
+        if _INVALID not in str(error):
+            raise
+        raise BadInput(
+            f"The training diverged before step {step}.", "Choose a lower learning rate or reward weight."
+        ) from error
 
 
 def _count_steps(progress: Progress | None, total: int) -> Callable[..., None]:
