@@ -7,83 +7,76 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .options import DEFAULT_STORE, DatasetOption, JsonOption, ProviderOption, StoreOption
+from storage.errors import BadInput
+
+from .asking import asks
+from .options import DEFAULT_STORE, DatasetOption, JsonOption, StoreOption
 from .output import print_json, print_lines, progress_bars
 
 if TYPE_CHECKING:
     from annotate.run import RunSummary
 
-    from ..label import Planned
+    from ..label import LabelConfig, Planned
 
+ExportOption = Annotated[
+    Path | None, typer.Option("--export", help="file: write the unanswered requests here, and stop.")
+]
+annotate_app = typer.Typer(name="annotate", invoke_without_command=True, subcommand_metavar="[COMMAND]")
 annotations_app = typer.Typer(name="annotations", help="Labels that exist already.", no_args_is_help=True)
 
 
 def register(app: typer.Typer) -> None:
     """Add this group's commands."""
-    app.command()(annotate)
+    app.add_typer(annotate_app)
     app.add_typer(annotations_app)
 
 
+@annotate_app.callback()
+@asks
 def annotate(
+    context: typer.Context,
+    config: LabelConfig,
     store: StoreOption = DEFAULT_STORE,
     dataset: DatasetOption = None,
-    provider: ProviderOption = "anthropic",
-    model: Annotated[str | None, typer.Option(help="Model to ask, as its server calls it.")] = None,
-    answers: Annotated[
-        Path | None, typer.Option("--answers", help="file: replies to take in; recorded: file or folder of answers.")
-    ] = None,
-    export: Annotated[
-        Path | None, typer.Option("--export", help="file: write the unanswered requests here, and stop.")
-    ] = None,
-    labels: Annotated[int, typer.Option(min=1, help="Labels asked for per episode, one for each window.")] = 8,
-    rows: Annotated[
-        int | None, typer.Option(min=4, help="Rows of an episode's table; default: five per label.")
-    ] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Annotate only the first episodes.")] = None,
-    two_stage: Annotated[
-        bool, typer.Option("--two-stage", help="Identify critical steps first, suggest actions in a second call.")
-    ] = False,
-    samples: Annotated[int, typer.Option(min=1, help="Independent answers per episode.")] = 1,
-    card: Annotated[
-        str | None, typer.Option("--card", help="TOML card; default: the environment's packaged one.")
-    ] = None,
-    base_url: Annotated[
-        str | None, typer.Option(help="Server that speaks the Messages API: Ollama, vLLM, llama.cpp, LiteLLM.")
-    ] = None,
-    concurrency: Annotated[int, typer.Option(min=1, max=64, help="Requests under way at once.")] = 4,
+    export: ExportOption = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be asked and cost; send nothing.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Ask a language model for critical steps, better actions and grades; asked again, only what is open is asked."""
-    from annotate.requests import AnnotateConfig
-    from storage.datasets import resolve_dataset
-    from storage.store import Store
+    """Ask a language model for critical steps, better actions and grades; asked again, only what is open is asked.
 
-    from ..label import LabelConfig
-    from ..label import export as write_requests
-    from ..label import label as run
-    from ..label import plan as make_plan
-
-    asked: dict[str, Any] = {"windows": labels, "rows": rows or 5 * labels, "two_stage": two_stage, "samples": samples}
-    config = LabelConfig(
-        provider=provider,
-        annotate=AnnotateConfig.model_validate(asked | ({"model": model} if model else {})),
-        card=card,
-        limit=limit,
-        answers=answers,
-        base_url=base_url,
-        concurrency=concurrency,
-    )
-    opened = Store.open(store)
-    dataset_id = resolve_dataset(opened, dataset)
-    if dry_run:
-        _tell_plan(make_plan(opened, dataset_id, config), as_json)
-    elif export is not None:
-        _tell_export(write_requests(opened, dataset_id, config, export), export, as_json)
+    Without a command this is `annotate run`.
+    """
+    if context.invoked_subcommand is not None:
+        _refuse_stray_options(context)
+    elif dry_run:
+        _plan(config, store, dataset, as_json=as_json)
     else:
-        with progress_bars() as bars:
-            summary = run(opened, dataset_id, config, bars)
-        _tell_run(summary, as_json)
+        _run(config, store, dataset, export, as_json=as_json)
+
+
+@annotate_app.command("plan")
+@asks
+def annotate_plan(
+    config: LabelConfig,
+    store: StoreOption = DEFAULT_STORE,
+    dataset: DatasetOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Say what would be asked and what it would cost; nothing is sent."""
+    _plan(config, store, dataset, as_json=as_json)
+
+
+@annotate_app.command("run")
+@asks
+def annotate_run(
+    config: LabelConfig,
+    store: StoreOption = DEFAULT_STORE,
+    dataset: DatasetOption = None,
+    export: ExportOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Ask what is open, wait for the answers, and enter the labels."""
+    _run(config, store, dataset, export, as_json=as_json)
 
 
 @annotations_app.command("import")
@@ -106,6 +99,45 @@ def annotations_import(
     else:
         already = "" if summary.labels or not summary.lines else "; they were imported before"
         print_lines(f"{summary.labels} new labels from {summary.lines} lines{already}: {', '.join(summary.run_ids)}")
+
+
+def _refuse_stray_options(context: typer.Context) -> None:
+    stray = [
+        name for name in context.params if str(context.get_parameter_source(name)) == "ParameterSource.COMMANDLINE"
+    ]
+    if stray:
+        options = " and ".join(f"--{name.replace('_', '-')}" for name in stray)
+        raise BadInput(
+            f"{options} stands before the command {context.invoked_subcommand}.",
+            f"Write options after it: `trajnote annotate {context.invoked_subcommand} {options} ...`.",
+        )
+
+
+def _plan(config: LabelConfig, store: Path, dataset: str | None, *, as_json: bool) -> None:
+    from storage.datasets import resolve_dataset
+    from storage.store import Store
+
+    from ..label import plan
+
+    opened = Store.open(store)
+    _tell_plan(plan(opened, resolve_dataset(opened, dataset), config), as_json)
+
+
+def _run(config: LabelConfig, store: Path, dataset: str | None, export: Path | None, *, as_json: bool) -> None:
+    from storage.datasets import resolve_dataset
+    from storage.store import Store
+
+    from ..label import export as write_requests
+    from ..label import label
+
+    opened = Store.open(store)
+    dataset_id = resolve_dataset(opened, dataset)
+    if export is not None:
+        _tell_export(write_requests(opened, dataset_id, config, export), export, as_json)
+        return
+    with progress_bars() as bars:
+        summary = label(opened, dataset_id, config, bars)
+    _tell_run(summary, as_json)
 
 
 def _tell_plan(planned: Planned, as_json: bool) -> None:

@@ -1,0 +1,81 @@
+"""The options that say what is asked and who answers, once for all commands of `annotate`.
+
+A command that is wrapped by `asks` gets them as one `LabelConfig`; a new option is one parameter of `_configure`.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from .options import ProviderOption
+
+if TYPE_CHECKING:
+    from ..label import LabelConfig
+
+
+def asks(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command these options; it receives them as its parameter `config`."""
+    own = [name for name in inspect.signature(command).parameters if name != "config"]
+    options = inspect.signature(_configure).parameters
+
+    def wrapped(**given: Any) -> None:
+        config = _configure(**{name: given.pop(name) for name in options})
+        command(config=config, **given)
+
+    parameters = [*(_parameter(command, name) for name in own), *(_parameter(_configure, name) for name in options)]
+    vars(wrapped)["__signature__"] = inspect.Signature(parameters)
+    wrapped.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    wrapped.__name__, wrapped.__doc__ = command.__name__, command.__doc__
+    return wrapped
+
+
+def _parameter(function: Callable[..., Any], name: str) -> inspect.Parameter:
+    """A parameter with its annotation evaluated, as keyword."""
+    parameter = inspect.signature(function).parameters[name]
+    names = vars(inspect.getmodule(function))
+    annotation = eval(parameter.annotation, names) if isinstance(parameter.annotation, str) else parameter.annotation
+    return parameter.replace(annotation=annotation, kind=inspect.Parameter.KEYWORD_ONLY)
+
+
+def _configure(
+    provider: ProviderOption = "anthropic",
+    model: Annotated[str | None, typer.Option(help="Model to ask, as its server calls it.")] = None,
+    answers: Annotated[
+        Path | None, typer.Option("--answers", help="file: replies to take in; recorded: file or folder of answers.")
+    ] = None,
+    labels: Annotated[int, typer.Option(min=1, help="Labels asked for per episode, one for each window.")] = 8,
+    rows: Annotated[
+        int | None, typer.Option(min=4, help="Rows of an episode's table; default: five per label.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Annotate only the first episodes.")] = None,
+    two_stage: Annotated[
+        bool, typer.Option("--two-stage", help="Identify critical steps first, suggest actions in a second call.")
+    ] = False,
+    samples: Annotated[int, typer.Option(min=1, help="Independent answers per episode.")] = 1,
+    card: Annotated[
+        str | None, typer.Option("--card", help="TOML card; default: the environment's packaged one.")
+    ] = None,
+    base_url: Annotated[
+        str | None, typer.Option(help="Server that speaks the Messages API: Ollama, vLLM, llama.cpp, LiteLLM.")
+    ] = None,
+    concurrency: Annotated[int, typer.Option(min=1, max=64, help="Requests under way at once.")] = 4,
+) -> LabelConfig:
+    from annotate.requests import AnnotateConfig
+
+    from ..label import LabelConfig
+
+    asked: dict[str, Any] = {"windows": labels, "rows": rows or 5 * labels, "two_stage": two_stage, "samples": samples}
+    return LabelConfig(
+        provider=provider,
+        annotate=AnnotateConfig.model_validate(asked | ({"model": model} if model else {})),
+        card=card,
+        limit=limit,
+        answers=answers,
+        base_url=base_url,
+        concurrency=concurrency,
+    )
