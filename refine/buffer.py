@@ -86,7 +86,7 @@ class AnnotatedBuffer(ReplayBufferBase):
 
     def rows(self, indices: NDArray[np.int64]) -> AnnotatedMiniBatch:
         """The given rows of the table as a batch."""
-        packed = self._table[indices]
+        packed = self._table.take(indices, axis=0)
         fields = {name: packed[:, columns] for name, columns in self._columns.items()}
         return AnnotatedMiniBatch(**fields, intervals=np.ones((len(packed), 1), np.float32), transitions=())
 

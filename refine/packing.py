@@ -52,7 +52,9 @@ def build_buffer(
             f"None of the {len(labels)} labels has a suggestion with confidence above 0.",
             "Annotate more episodes, or refine from rewards only (mode R).",
         )
-    plain = np.setdiff1d(np.flatnonzero(~steps.is_final), labels.rows[used])
+    is_plain = ~steps.is_final
+    is_plain[labels.rows[used]] = False
+    plain = np.flatnonzero(is_plain)
     rows = np.concatenate([plain, labels.rows[used]])
     blocks = {
         **_logged(steps, rows, rewards, baseline),

@@ -36,7 +36,7 @@ def hash_network(description: Mapping[str, Any], arrays: Mapping[str, Array]) ->
 def encode_network(description: Mapping[str, Any], arrays: Mapping[str, Array]) -> dict[str, bytes]:
     """Encode a description and its arrays; equal networks give equal bytes."""
     buffer = io.BytesIO()
-    np.savez(buffer, allow_pickle=False, **cast("dict[str, Any]", arrays))
+    np.savez(buffer, **cast("dict[str, Any]", arrays))
     spec = {
         "description": description,
         "format": FORMAT,
