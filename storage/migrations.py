@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from .catalog import Catalog, Connection
 from .errors import Prerequisite
+from .evidence_table import LABEL_REPLAYS
 
 _FIRST_TABLES = """
 CREATE TABLE datasets (
@@ -254,7 +255,14 @@ def _create_first_tables(con: Connection) -> None:
     con.execute(_FIRST_TABLES)
 
 
-MIGRATIONS: tuple[Migration, ...] = (Migration(1, "first tables", _create_first_tables),)
+def _create_label_replays(con: Connection) -> None:
+    con.execute(LABEL_REPLAYS)
+
+
+MIGRATIONS: tuple[Migration, ...] = (
+    Migration(1, "first tables", _create_first_tables),
+    Migration(2, "replays of labels", _create_label_replays),
+)
 
 
 def migrate(catalog: Catalog, migrations: tuple[Migration, ...] = MIGRATIONS) -> list[Migration]:

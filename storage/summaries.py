@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from .quality_view import LABEL_QUALITY
+
 _SPENDING = """
 CREATE OR REPLACE VIEW spending AS
 WITH asked AS (
@@ -31,25 +33,6 @@ LEFT JOIN accepted USING (run_id)
 LEFT JOIN refused USING (run_id)
 """
 
-_LABEL_QUALITY = """
-CREATE OR REPLACE VIEW label_quality AS
-WITH accepted AS (
-    SELECT run_id, count(*) AS annotations, avg(critical::DOUBLE) AS critical_share,
-        avg(agrees::DOUBLE) AS confirmation_share, avg(confidence) AS confidence,
-        count(DISTINCT episode_id) AS episodes, avg(step / greatest(length - 1, 1)) AS relative_position
-    FROM annotated_steps GROUP BY ALL
-), refused AS (
-    SELECT run_id, sum(n)::BIGINT AS rejections, map_from_entries(list((reason, n) ORDER BY reason)) AS reasons
-    FROM (SELECT run_id, reason, count(*) AS n FROM rejections GROUP BY ALL) GROUP BY run_id
-)
-SELECT run_id, dataset_id, provider, model, coalesce(annotations, 0) AS annotations, critical_share,
-    confirmation_share, confidence, coalesce(episodes, 0) AS episodes, relative_position,
-    coalesce(rejections, 0) AS rejections, reasons AS rejection_reasons
-FROM annotation_runs
-LEFT JOIN accepted USING (run_id)
-LEFT JOIN refused USING (run_id)
-"""
-
 _LEADERBOARD = """
 CREATE OR REPLACE VIEW leaderboard AS
 SELECT comparison_id, arm, env_id, dataset_id, recipe, mode, labels, return_, low, high, episodes, draws,
@@ -58,5 +41,5 @@ FROM arms JOIN comparisons USING (comparison_id)
 ORDER BY env_id, comparison_id, mode, return_ DESC
 """
 
-SUMMARIES = (_SPENDING, _LABEL_QUALITY, _LEADERBOARD)
+SUMMARIES = (_SPENDING, LABEL_QUALITY, _LEADERBOARD)
 """Statements that make these views, in an order in which each finds what it needs."""

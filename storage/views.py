@@ -6,7 +6,6 @@ What cannot depend on a dataset is in `summaries.py`.
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,14 +13,12 @@ from pathlib import Path
 
 from .catalog import Connection
 from .identity import sha256_bytes
+from .opinions import opinion_views, same_action
 from .schema import Space
 from .summaries import SUMMARIES
 
 MAX_NAMED_COMPONENTS = 512
 """A dataset with more components than this has them only as `observation[i]`."""
-
-AGREEMENT_SHARE = 0.05
-"""A suggested number agrees with the logged one within this share of its range."""
 
 _STEP_TYPES = {
     "observation": "DOUBLE[]",
@@ -109,6 +106,7 @@ def _script(con: Connection, rollouts: Path) -> str:
                 "annotated_steps",
                 [_no_rows(_NOTE_TYPES | _STEP_TYPES | _JOINED_TYPES), *map(_annotated_steps_of, datasets)],
             ),
+            *opinion_views([(dataset.dataset_id, dataset.action_space) for dataset in datasets]),
             *SUMMARIES,
         ]
     )
@@ -157,30 +155,14 @@ def _annotated_steps_of(dataset: _Dataset) -> str:
         f",\n    logged.observation[{place}] AS {_identifier(column)}"
         for place, column in enumerate(component_columns(dataset.component_names), 1)
     )
+    agreement = same_action(dataset.action_space, "notes.suggested_action", "logged.action_vector")
     return f"""SELECT {notes},
     {steps},
-    {_agreement(dataset.action_space)} AS agrees, episodes.return_, episodes.length{components}
+    {agreement} AS agrees, episodes.return_, episodes.length{components}
 FROM annotations AS notes
 JOIN ({_steps_of(dataset)}) AS logged USING (dataset_id, episode_id, step)
 JOIN episodes USING (dataset_id, episode_id)
 WHERE notes.dataset_id = {_text(dataset.dataset_id)}"""
-
-
-def _agreement(actions: Space) -> str:
-    """Whether the suggestion confirms the logged action; null where there is no suggestion."""
-    if actions.is_discrete:
-        return "notes.suggested_action[1] = logged.action"
-    return " AND ".join(
-        f"abs(notes.suggested_action[{place}] - logged.action_vector[{place}]) <= {_tolerance(actions, place)}"
-        for place in range(1, actions.size + 1)
-    )
-
-
-def _tolerance(actions: Space, place: int) -> str:
-    low, high = (bounds[place - 1] if bounds else math.inf for bounds in (actions.low, actions.high))
-    if math.isfinite(low) and math.isfinite(high):
-        return repr(AGREEMENT_SHARE * (high - low))
-    return f"{AGREEMENT_SHARE} * greatest(1, abs(logged.action_vector[{place}]))"
 
 
 def _view(name: str, selects: Sequence[str]) -> str:

@@ -279,8 +279,11 @@ def test_a_migration_that_fails_leaves_the_catalog_as_it_was(store: Store) -> No
 
 
 def test_a_catalog_newer_than_the_code_is_refused(store: Store) -> None:
-    migrate(store.catalog, (*MIGRATIONS, Migration(len(MIGRATIONS) + 1, "colour", _add_colour)))
-    with pytest.raises(Prerequisite, match=r"has version 2; this trajnote knows versions up to 1\. Upgrade"):
+    newest = len(MIGRATIONS)
+    migrate(store.catalog, (*MIGRATIONS, Migration(newest + 1, "colour", _add_colour)))
+    with pytest.raises(
+        Prerequisite, match=rf"has version {newest + 1}; this trajnote knows versions up to {newest}\. Upgrade"
+    ):
         Store.open(store.root)
 
 

@@ -1,0 +1,133 @@
+"""Views of several opinions about the same step: every pair of them, and what most of them say.
+
+Nothing is overwritten by a majority: annotations stay rows of their own, and these are questions about them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from .schema import Space
+
+AGREEMENT_SHARE = 0.05
+"""A suggested number agrees with another one within this share of its range."""
+
+_PAIR_TYPES = (
+    "dataset_id VARCHAR, episode_id BIGINT, step INTEGER, annotation_id VARCHAR, run_id VARCHAR, model VARCHAR, "
+    "confidence DOUBLE, other_id VARCHAR, other_run_id VARCHAR, other_model VARCHAR, agree BOOLEAN"
+)
+_STEP_TYPES = "dataset_id VARCHAR, episode_id BIGINT, step INTEGER, majority_action DOUBLE[], majority_label VARCHAR"
+
+_LABEL_AGREEMENT = """
+CREATE OR REPLACE VIEW label_agreement AS
+WITH counted AS (
+    SELECT dataset_id, episode_id, step, count(*) AS opinions, count(DISTINCT run_id) AS runs,
+        count(DISTINCT model) AS models, avg(confidence) AS confidence, avg(agrees::DOUBLE) AS confirmation_share
+    FROM annotated_steps WHERE suggested_action IS NOT NULL GROUP BY ALL
+), compared AS (
+    SELECT dataset_id, episode_id, step, avg(agree::DOUBLE) AS agreement FROM opinion_pairs GROUP BY ALL
+), followed AS (
+    SELECT dataset_id, episode_id, step, avg(with_majority::DOUBLE) AS majority_share
+    FROM majority_votes GROUP BY ALL
+)
+SELECT dataset_id, episode_id, step, opinions, runs, models, agreement, majority_label, majority_action,
+    majority_share, confirmation_share, confidence
+FROM counted
+LEFT JOIN compared USING (dataset_id, episode_id, step)
+LEFT JOIN majorities USING (dataset_id, episode_id, step)
+LEFT JOIN followed USING (dataset_id, episode_id, step)
+"""
+
+
+def opinion_views(spaces: Sequence[tuple[str, Space]]) -> list[str]:
+    """Statements that make `opinion_pairs`, `majorities`, `majority_votes` and `label_agreement`, in this order.
+
+    - `opinion_pairs`: each two suggestions for one step, in both orders, and whether they agree.
+    - `majorities`: per step the suggestion of most (ties: higher summed confidence), or the median of each number.
+    - `majority_votes`: per suggestion whether it agrees with that.
+    - `label_agreement`: one row per annotated step, which is what people query.
+
+    Args:
+        spaces: id and action space of every dataset.
+    """
+    pairs = [_no_rows(_PAIR_TYPES), *(_pairs(name, space) for name, space in spaces)]
+    majorities = [_no_rows(_STEP_TYPES), *(_majority(name, space) for name, space in spaces)]
+    votes = [_no_rows("annotation_id VARCHAR, " + _STEP_TYPES + ", with_majority BOOLEAN")]
+    votes += [_votes(name, space) for name, space in spaces]
+    return [
+        _view("opinion_pairs", pairs),
+        _view("majorities", majorities),
+        _view("majority_votes", votes),
+        _LABEL_AGREEMENT,
+    ]
+
+
+def same_action(space: Space, left: str, right: str) -> str:
+    """SQL that says whether two actions, each a DOUBLE[], agree.
+
+    Args:
+        space: of the actions.
+        left: SQL of the first.
+        right: SQL of the second; where a number has no bounds, its size sets the tolerance.
+    """
+    if space.is_discrete:
+        return f"{left}[1] = {right}[1]"
+    return " AND ".join(
+        f"abs({left}[{place}] - {right}[{place}]) <= {_tolerance(space, place, right)}"
+        for place in range(1, space.size + 1)
+    )
+
+
+def _pairs(dataset_id: str, space: Space) -> str:
+    agree = same_action(space, "one.suggested_action", "other.suggested_action")
+    return f"""SELECT dataset_id, episode_id, step, one.annotation_id, one.run_id, one.model, one.confidence,
+    other.annotation_id AS other_id, other.run_id AS other_run_id, other.model AS other_model, {agree} AS agree
+FROM annotations AS one JOIN annotations AS other USING (dataset_id, episode_id, step)
+WHERE dataset_id = {_text(dataset_id)} AND one.annotation_id <> other.annotation_id
+    AND one.suggested_action IS NOT NULL AND other.suggested_action IS NOT NULL"""
+
+
+def _majority(dataset_id: str, space: Space) -> str:
+    suggested = f"annotations WHERE dataset_id = {_text(dataset_id)} AND suggested_action IS NOT NULL"
+    if space.is_discrete:
+        return f"""SELECT dataset_id, episode_id, step, suggested_action AS majority_action,
+    any_value(suggested_label) AS majority_label
+FROM {suggested}
+GROUP BY dataset_id, episode_id, step, suggested_action
+QUALIFY row_number() OVER (
+    PARTITION BY dataset_id, episode_id, step
+    ORDER BY count(*) DESC, sum(coalesce(confidence, 1)) DESC, suggested_action
+) = 1"""
+    medians = ", ".join(f"median(suggested_action[{place}])" for place in range(1, space.size + 1))
+    return f"""SELECT dataset_id, episode_id, step, [{medians}] AS majority_action, NULL::VARCHAR AS majority_label
+FROM {suggested}
+GROUP BY dataset_id, episode_id, step"""
+
+
+def _votes(dataset_id: str, space: Space) -> str:
+    agree = same_action(space, "annotations.suggested_action", "majorities.majority_action")
+    return f"""SELECT annotations.annotation_id, dataset_id, episode_id, step, majority_action, majority_label,
+    {agree} AS with_majority
+FROM annotations JOIN majorities USING (dataset_id, episode_id, step)
+WHERE dataset_id = {_text(dataset_id)} AND suggested_action IS NOT NULL"""
+
+
+def _tolerance(space: Space, place: int, reference: str) -> str:
+    low, high = (bounds[place - 1] if bounds else math.inf for bounds in (space.low, space.high))
+    if math.isfinite(low) and math.isfinite(high):
+        return repr(AGREEMENT_SHARE * (high - low))
+    return f"{AGREEMENT_SHARE} * greatest(1, abs({reference}[{place}]))"
+
+
+def _no_rows(columns: str) -> str:
+    typed = (column.rsplit(" ", 1) for column in columns.split(", "))
+    return "SELECT " + ", ".join(f"NULL::{kind} AS {name}" for name, kind in typed) + " WHERE false"
+
+
+def _view(name: str, selects: Sequence[str]) -> str:
+    return f"CREATE OR REPLACE VIEW {name} AS\n" + "\nUNION ALL BY NAME\n".join(selects)
+
+
+def _text(value: str) -> str:
+    return "'" + value.replace("'", "''") + "'"
