@@ -29,6 +29,7 @@ DEFAULT_WAIT_S = 30.0
 
 _SETTINGS: dict[str, str | bool | int | float | list[str]] = {"autoinstall_known_extensions": "false"}
 _IN_OTHER_PROCESS = "Could not set lock on file"
+_CORRUPT = "Corrupt database file"
 _IN_THIS_PROCESS = "different configuration than existing connections"
 _ARROW_TYPES: Mapping[str, pa.DataType] = {
     "VARCHAR": pa.string(),
@@ -129,6 +130,10 @@ class Catalog:
             con.execute("SET TimeZone = 'UTC'")
             con.execute("SET python_enable_replacements = false")
             yield con
+        except duckdb.Error as error:
+            if _CORRUPT in str(error):
+                raise _explain(error, self.path, self.wait_s) from error
+            raise
         finally:
             con.close()
 
@@ -186,15 +191,15 @@ def insert_rows(
 
 def error_line(error: Exception) -> str:
     """The first line of an error's text: what the reader needs, without DuckDB's picture of the statement."""
-    return str(error).strip().split("\n", 1)[0]
+    return str(error).strip().split("\n", 1)[0].rstrip(".!")
 
 
 def _insert_alike(con: Connection, start: str, rows: Sequence[Mapping[str, object]], types: Mapping[str, str]) -> int:
-    columns = {name: _arrow_column([row[name] for row in rows], kind) for name, kind in types.items()}
+    columns = {name: _arrow_column(name, [row[name] for row in rows], kind) for name, kind in types.items()}
     con.register("incoming_rows", pa.table(columns))
     try:
         counted = con.execute(f"{start} BY NAME SELECT * FROM incoming_rows").fetchone()
-    except duckdb.ConstraintException as error:
+    except (duckdb.ConstraintException, duckdb.ConversionException) as error:
         raise BadInput(f"A row does not fit into a table ({start}): {error_line(error)}") from error
     finally:
         with suppress(duckdb.Error):  # a failed statement has aborted the transaction
@@ -213,12 +218,17 @@ def _column_types(con: Connection, table: str) -> dict[str, str]:
     return dict(described)
 
 
-def _arrow_column(values: list[Any], kind: str) -> pa.Array:
-    if kind == "JSON":
-        values = [value if value is None or isinstance(value, str) else canonical_json(value) for value in values]
-    if kind.startswith("TIMESTAMP"):
-        values = [datetime.fromisoformat(value) if isinstance(value, str) else value for value in values]
-    return pa.array(values, _ARROW_TYPES[kind])
+def _arrow_column(name: str, values: list[Any], kind: str) -> pa.Array:
+    try:
+        if kind == "JSON":
+            values = [value if value is None or isinstance(value, str) else canonical_json(value) for value in values]
+        if kind.startswith("TIMESTAMP"):
+            values = [datetime.fromisoformat(value) if isinstance(value, str) else value for value in values]
+        return pa.array(values, _ARROW_TYPES[kind])
+    except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
+        raise BadInput(
+            f"The column {name} cannot hold one of its values: {error}.", f"It is of type {kind}."
+        ) from error
 
 
 def _wait_from_environment() -> float:
@@ -238,7 +248,7 @@ def _is_locked(error: BaseException) -> bool:
 
 def _explain(error: duckdb.Error, path: Path, wait_s: float) -> CatalogLocked | DamagedStore:
     if not _is_locked(error):
-        return DamagedStore(f"The catalog {path} cannot be opened: {error_line(error)}.", "Restore it from a backup.")
+        return DamagedStore(f"The catalog {path} cannot be read: {error_line(error)}.", "Restore it from a backup.")
     holder = re.search(r"PID (\d+)", str(error))
     return _locked(path, wait_s, int(holder[1]) if holder else os.getpid())
 

@@ -6,7 +6,7 @@ An episode of T steps is T+1 rows: the last row has the final observation, a nul
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -139,30 +139,25 @@ def encode_episodes(episodes: Sequence[Episode], draft: ManifestDraft) -> pa.Tab
     return pa.table(columns)
 
 
-def decode_steps(table: pa.Table, draft: ManifestDraft) -> StepArrays:
+def decode_steps(tables: Iterable[pa.Table], rows: int, draft: ManifestDraft) -> StepArrays:
     """Rows of the steps schema as flat columns; the inverse of `encode_episodes`, but for the seeds.
 
     Args:
-        table: whole episodes, in ascending order.
+        tables: whole episodes, in ascending order; each table is let go before the next one is asked for.
+        rows: how many there are in all tables together.
         draft: the dataset's manifest, for its spaces.
     """
-    action = table["action"]
-    return StepArrays(
-        episode_id=_numbers(table["episode_id"]),
-        step=_numbers(table["step"]),
-        observation=_matrix(table["observation"], draft.observation_space.size),
-        action=_numbers(action) if draft.action_space.is_discrete else _matrix(action, draft.action_space.size),
-        reward=_numbers(table["reward"]),
-        terminated=_numbers(table["terminated"]),
-        truncated=_numbers(table["truncated"]),
-        is_final=table["reward"].is_null().to_numpy(),
-        policy_output=_matrix(table["policy_output"], output_size(draft)) if draft.policy_output else None,
-    )
+    filled = _allocate(rows, draft)
+    done = 0
+    for table in tables:
+        _fill(filled, slice(done, done + table.num_rows), table)
+        done += table.num_rows
+    return filled
 
 
 def decode_episodes(table: pa.Table, draft: ManifestDraft) -> Iterator[Episode]:
     """Rows of the steps schema as episodes, in the order of the rows."""
-    rows = decode_steps(table, draft)
+    rows = decode_steps([table], table.num_rows, draft)
     return cut_episodes(rows, table["seed"].take(pa.array(rows.starts)).to_pylist(), draft)
 
 
@@ -201,6 +196,34 @@ def _cut(rows: StepArrays, start: int, length: int, seed: int | None, draft: Man
         truncated=bool(rows.truncated[acted][-1]),
         policy_outputs=None if rows.policy_output is None else rows.policy_output[acted],
     )
+
+
+def _allocate(rows: int, draft: ManifestDraft) -> StepArrays:
+    observations, actions = draft.observation_space, draft.action_space
+    return StepArrays(
+        episode_id=np.empty(rows, np.int64),
+        step=np.empty(rows, np.int32),
+        observation=np.empty((rows, observations.size), observations.dtype),
+        action=np.empty(rows, np.int64) if actions.is_discrete else np.empty((rows, actions.size), actions.dtype),
+        reward=np.empty(rows, np.float64),
+        terminated=np.empty(rows, np.bool_),
+        truncated=np.empty(rows, np.bool_),
+        is_final=np.empty(rows, np.bool_),
+        policy_output=np.empty((rows, output_size(draft)), np.float32) if draft.policy_output else None,
+    )
+
+
+def _fill(rows: StepArrays, place: slice, table: pa.Table) -> None:
+    for name in ("episode_id", "step", "reward", "terminated", "truncated"):
+        getattr(rows, name)[place] = _numbers(table[name])
+    rows.is_final[place] = table["reward"].is_null().to_numpy()
+    _fill_lists(rows.observation[place], table["observation"])
+    if rows.action.ndim == 1:
+        rows.action[place] = _numbers(table["action"])
+    else:
+        _fill_lists(rows.action[place], table["action"])
+    if rows.policy_output is not None:
+        _fill_lists(rows.policy_output[place], table["policy_output"])
 
 
 def _actions(episodes: Sequence[Episode], space: Space, is_final: Array) -> pa.Array:
@@ -245,16 +268,15 @@ def _numbers(column: pa.ChunkedArray) -> Array:
     return filled.to_numpy()
 
 
-def _matrix(column: pa.ChunkedArray, size: int) -> Array:
-    """A column of lists of `size` numbers as (N, size); null lists become zeros."""
-    out = np.empty((len(column), size), column.type.value_type.to_pandas_dtype())
+def _fill_lists(out: Array, column: pa.ChunkedArray) -> None:
+    """Put a column of lists into an array, (N, size); null lists become zeros."""
+    size = out.shape[1]
     done = 0
     for chunk in column.chunks:
         values = chunk.values.slice(chunk.offset * size, len(chunk) * size)
         values = pc.fill_null(values, 0) if values.null_count else values
         out[done : done + len(chunk)] = values.to_numpy().reshape(-1, size)
         done += len(chunk)
-    return out
 
 
 def _range(what: str, ids: NDArray[np.int64]) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ def canonical_json(value: Any) -> str:
     Infinity and NaN become the strings `"Infinity"`, `"-Infinity"` and `"NaN"`, which pydantic reads back as numbers.
 
     Args:
-        value: a pydantic model, or mappings, sequences, strings, numbers, booleans and None.
+        value: a pydantic model, or mappings, lists, tuples, strings, numbers, booleans and None.
     """
     return json.dumps(_plain(value), sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
 
@@ -53,7 +53,7 @@ def _plain(value: Any) -> Any:
         return value
     if isinstance(value, float):
         return value if math.isfinite(value) else _spell(value)
-    if isinstance(value, Iterable):
+    if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
     raise TypeError(f"{type(value).__name__} has no canonical JSON: {value!r}")
 

@@ -62,8 +62,8 @@ def _kinds(sql: str) -> list[str]:
 
 def _shut_in(con: Connection, rollouts: Path) -> None:
     """Leave a connection nothing but the catalog and the folder of the rollouts, for good."""
-    folders = ", ".join("'" + str(path).replace("'", "''") + "/'" for path in {rollouts, rollouts.resolve()})
-    con.execute(f"SET allowed_directories = [{folders}]")
+    folder = str(rollouts).replace("'", "''")
+    con.execute(f"SET allowed_directories = ['{folder}/']")
     con.execute("SET enable_external_access = false")
     con.execute("SET lock_configuration = true")
 

@@ -17,7 +17,7 @@ SCHEMA_VERSION = 1
 class Frozen(BaseModel):
     """A value that is validated once, refuses unknown fields, and never changes."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
 
 
 class Space(Frozen):

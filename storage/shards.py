@@ -18,7 +18,7 @@ from .identity import sha256_file
 from .schema import Manifest, Shard
 from .store import Store
 
-ROW_GROUP = 65_536
+ROW_GROUP = 16_384
 _FORMAT: Mapping[str, Any] = {
     "row_group_size": ROW_GROUP,
     "compression": "zstd",
@@ -134,7 +134,9 @@ def read_manifest(store: Store, dataset_id: str) -> Manifest:
     """
     path = store.manifest_path(dataset_id)
     if not path.parent.is_dir():
-        raise BadInput(f"There is no dataset {dataset_id!r} in {store.root}.", "`trajnote store list` shows what is.")
+        raise BadInput(
+            f"There is no dataset {dataset_id!r} in {store.root}.", "`trajnote store info` lists those there are."
+        )
     try:
         return Manifest.model_validate_json(path.read_bytes())
     except (OSError, ValidationError) as error:

@@ -69,11 +69,12 @@ def read_steps(store: Store, dataset_id: str, *, episode_ids: Sequence[int] | No
         DamagedStore: if a shard is damaged.
     """
     manifest = read_manifest(store, dataset_id)
-    ids = None if episode_ids is None else sorted(set(episode_ids))
-    tables = [_read_wanted(store, manifest, shard, wanted) for shard, wanted in _plan(manifest, ids)]
-    if not tables:
-        tables = [read_shard(store, manifest, manifest.shards[0]).slice(0, 0)]
-    return decode_steps(pa.concat_tables(tables), manifest)
+    if episode_ids is None:
+        everything = (read_shard(store, manifest, shard) for shard in manifest.shards)
+        return decode_steps(everything, manifest.steps + manifest.episodes, manifest)
+    plan = _plan(manifest, sorted(set(episode_ids)))
+    tables = [_read_wanted(store, manifest, shard, wanted) for shard, wanted in plan]
+    return decode_steps(tables, sum(table.num_rows for table in tables), manifest)
 
 
 def scan_steps(store: Store, dataset_id: str) -> pl.LazyFrame:

@@ -22,7 +22,7 @@ class Store:
     """One folder with a catalog and the files it speaks of; make one with `Store.create` or `Store.open`.
 
     Args:
-        root: the store's folder, absolute.
+        root: the store's folder, absolute and without links, so that it is spelled in one way only.
         catalog: the DuckDB file in it.
     """
 
@@ -38,7 +38,7 @@ class Store:
             BadInput: if the path is a file, a folder with something else in it, or has a question mark.
             Prerequisite: if its catalog was written by a newer trajnote.
         """
-        path = Path(root).expanduser().absolute()
+        path = Path(root).expanduser().resolve()
         _refuse_foreign(path)
         for name in _FOLDERS:
             (path / name).mkdir(parents=True, exist_ok=True)
@@ -54,7 +54,7 @@ class Store:
             Prerequisite: if there is no store, or its catalog was written by a newer trajnote.
             CatalogLocked: if another process keeps the catalog for too long.
         """
-        path = Path(root).expanduser().absolute()
+        path = Path(root).expanduser().resolve()
         if not (path / CATALOG).is_file():
             raise Prerequisite(
                 f"There is no store in {path}.", "Make one with `trajnote collect`, or name another one with --store."

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .errors import TrajnoteError
+from .errors import DamagedStore, TrajnoteError
 from .identity import sha256_file
 from .policies import files_sha256, read_folder
 from .responses import read_frames
@@ -43,12 +43,23 @@ def verify_store(store: Store, progress: Callable[[str], None] | None = None) ->
         run goes on from them.
     """
     tell = progress or (lambda _: None)
+    try:
+        _read_every_table(store)
+    except DamagedStore as error:
+        return [Damage(store.catalog.path.name, error.problem, _RESTORE)]
     return [
         *_check_datasets(store, tell),
         *_check_policies(store, tell),
         *_check_responses(store, tell),
         *_check_annotations(store),
     ]
+
+
+def _read_every_table(store: Store) -> None:
+    """Have DuckDB compare the checksum of every block that holds rows."""
+    with store.catalog.read() as con:
+        for (table,) in con.execute("SELECT table_name FROM duckdb_tables() WHERE NOT internal").fetchall():
+            con.execute(f'SELECT bit_xor(hash(rows)) FROM "{table}" AS rows').fetchall()
 
 
 def _check_datasets(store: Store, tell: Callable[[str], None]) -> Iterator[Damage]:

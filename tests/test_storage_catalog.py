@@ -199,7 +199,7 @@ def test_there_is_no_store_where_there_is_none(tmp_path: Path) -> None:
 
 def test_a_catalog_that_is_not_one_is_named(store: Store) -> None:
     store.catalog.path.write_bytes(b"not a database" * 1000)
-    with pytest.raises(DamagedStore, match=r"catalog\.duckdb cannot be opened"):
+    with pytest.raises(DamagedStore, match=r"catalog\.duckdb cannot be read"):
         Store.open(store.root)
 
 
@@ -243,6 +243,9 @@ def test_what_happens_to_a_row_that_is_there_is_a_choice(store: Store) -> None:
         ("replays", {"replay": "a"}, "has no column 'replay'"),
         ("players", {"a": 1}, "has no table 'players'"),
         ("annotations", {"annotation_id": "a", "implicit_reward": 1.5}, "does not fit into a table .*annotations"),
+        ("policies", {"policy_id": "p", "kind": "baseline", "sha256": "x", "config": "{broken"}, "does not fit"),
+        ("episodes", {"episode_id": "first"}, "The column episode_id cannot hold"),
+        ("policies", {"config": {1, 2}}, "The column config cannot hold"),
     ],
 )
 def test_a_row_that_does_not_fit_is_refused(store: Store, table: str, row: dict[str, object], message: str) -> None:

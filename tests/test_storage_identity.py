@@ -29,3 +29,6 @@ def test_infinite_bounds_are_valid_json_and_come_back() -> None:
 def test_what_has_no_canonical_form_is_refused() -> None:
     with pytest.raises(TypeError, match="object has no canonical JSON"):
         canonical_json({"a": object()})
+    for unordered in ({1, 2}, b"bytes", {1: 2}.keys()):
+        with pytest.raises(TypeError, match="has no canonical JSON"):
+            canonical_json(unordered)

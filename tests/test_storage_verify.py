@@ -10,6 +10,7 @@ from toy_datasets import make_draft, make_episode, write
 
 from storage.annotations import insert_annotations
 from storage.catalog import insert_rows
+from storage.errors import DamagedStore
 from storage.policies import save_policy
 from storage.responses import append_response
 from storage.schema import Annotation
@@ -106,6 +107,24 @@ def test_a_catalog_that_does_not_fit_the_files_is_named(full: Store, statement: 
     with full.catalog.write() as con:
         con.execute(statement)
     assert [damage for damage in verify_store(full) if re.search(problem, damage.problem)]
+
+
+def test_a_damaged_catalog_is_named(full: Store) -> None:
+    rows = [{"run_id": f"r{i}", "dataset_id": "d1", "provider": "file", "model": "m" * 200} for i in range(3000)]
+    with full.catalog.write() as con:
+        insert_rows(con, "annotation_runs", rows)
+    content = full.catalog.path.read_bytes()
+    harmless = 0
+    for place in range(10_000, len(content), len(content) // 12):
+        flip(full.catalog.path, place)
+        try:
+            found = verify_store(full)
+            harmless += not found
+            assert [damage for damage in found if damage.file != "catalog.duckdb"] == []
+        except DamagedStore:
+            pass
+        full.catalog.path.write_bytes(content)
+    assert harmless < 9
 
 
 def test_what_a_killed_run_left_behind_is_no_damage(full: Store) -> None:
