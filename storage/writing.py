@@ -128,7 +128,7 @@ class StepsWriter:
             episodes=episodes,
             steps=sum(shard.rows for shard in shards) - episodes,
             shards=shards,
-            created_at=datetime.now(UTC).isoformat(timespec="seconds"),
+            created_at=datetime.now(UTC).isoformat(timespec="microseconds"),
         )
 
 
