@@ -9,17 +9,11 @@ from refine.gate import Interval
 from .contest import ArmResult
 from .improve import Outcome
 
-_NAMES = {
-    "baseline": "baseline",
-    "labels": "refined (labels)",
-    "no_labels": "no labels",
-    "shuffled": "shuffled labels",
-    "random": "random suggestions",
-}
+_WHOLE_FROM = 1000  # returns of this size are told without decimals, so that the table keeps to 80 columns
 
 
-def table_rows(outcome: Outcome) -> list[dict[str, str]]:
-    """One row per arm: how many labels, how often the gate accepted, and the returns on the report seeds."""
+def table_rows(outcome: Outcome) -> list[dict[str, object]]:
+    """One row per arm: how many labels, how many of its draws the gate accepted, and returns on the report seeds."""
     return [_row(arm) for arm in outcome.comparison.arms]
 
 
@@ -54,14 +48,21 @@ def as_json(outcome: Outcome) -> dict[str, Any]:
     }
 
 
-def _row(arm: ArmResult) -> dict[str, str]:
+def _row(arm: ArmResult) -> dict[str, object]:
     return {
-        "arm": _NAMES[arm.arm],
-        "labels": str(arm.labels),
-        "gate": f"{arm.accepted} of {arm.draws}" if arm.draws else "",
-        "greedy [95%]": str(arm.greedy),
-        "sampled [95%]": str(arm.sampled) if arm.sampled else "",
+        "arm": "refined" if arm.arm == "labels" else arm.arm,
+        "labels": arm.labels,
+        "accepted": f"{arm.accepted} of {arm.draws}" if arm.draws else "",
+        "greedy [95%]": _short(arm.greedy),
+        "sampled [95%]": _short(arm.sampled) if arm.sampled else "",
     }
+
+
+def _short(interval: Interval) -> str:
+    """As the gate writes it, without decimals where the numbers are large."""
+    if max(abs(interval.low), abs(interval.high)) < _WHOLE_FROM:
+        return str(interval)
+    return f"{interval.mean:.0f} [{interval.low:.0f}, {interval.high:.0f}]"
 
 
 def _interval(interval: Interval) -> dict[str, float]:

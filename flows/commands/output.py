@@ -1,4 +1,7 @@
-"""How a command speaks: people read tables, programs read one JSON line, progress goes to standard error."""
+"""How a command speaks: people read tables, programs read one JSON line, progress goes to standard error.
+
+What it says is made elsewhere; nothing here knows a dataset or a policy.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ import json
 import math
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
+from datetime import datetime
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
@@ -15,6 +19,10 @@ from rich.table import Table
 from rich.text import Text
 
 from ..progress import Report
+
+_UNBROKEN = 26  # characters; a column whose cells are no longer than this is never broken over lines
+_PROSE = 24  # characters that a column of longer cells needs at least, to be read as prose
+_GAP = 2  # spaces between columns
 
 
 @contextmanager
@@ -33,28 +41,71 @@ def progress_bars() -> Generator[Report]:
 
 
 def print_table(title: str, rows: Sequence[Mapping[str, object]]) -> None:
-    """Print rows as one table; nothing in them is read as markup, for they may come from a language model."""
-    table = Table(title=Text(title), title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
-    for name in rows[0] if rows else ():
-        table.add_column(name, overflow="fold")
-    for row in rows:
-        table.add_row(*(Text(format_cell(value)) for value in row.values()))
-    Console().print(table)
+    """Print rows as one table, or one under the other where the terminal is too narrow for their columns.
+
+    Short cells are never broken. Nothing in them is read as markup, for they may come from a language model.
+    """
+    console = Console()
+    print_lines(title)
+    if not rows:
+        return
+    cells = {name: [format_cell(row[name]) for row in rows] for name in rows[0]}
+    widths = {name: max(len(text) for text in [name, *texts]) for name, texts in cells.items()}
+    if sum(min(width, _PROSE if width > _UNBROKEN else width) + _GAP for width in widths.values()) > console.width:
+        _print_records(console, rows)
+        return
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False, collapse_padding=True)
+    for name, width in widths.items():
+        short, number = width <= _UNBROKEN, any(_is_number(row[name]) for row in rows)
+        table.add_column(Text(name), overflow="fold", no_wrap=short, justify="right" if number else "left")
+    for texts in zip(*cells.values(), strict=True):
+        table.add_row(*map(Text, texts))
+    console.print(table)
+    print_lines("")
+
+
+def _print_records(console: Console, rows: Sequence[Mapping[str, object]]) -> None:
+    """One line per value; a long value goes on under its beginning."""
+    longest = max(map(len, rows[0]))
+    for number, row in enumerate(rows, 1):
+        console.print(Text(f"{number}", style="bold"))
+        values = Table.grid(padding=(0, _GAP))
+        values.add_column(min_width=longest, no_wrap=True)
+        values.add_column(overflow="fold")
+        for name, value in row.items():
+            values.add_row(Text(name), Text(format_cell(value)))
+        console.print(values)
 
 
 def format_cell(value: object) -> str:
-    """One value as a person reads it: numbers to four significant digits, nothing for null."""
+    """One value as a person reads it: numbers to four significant digits, times to the second, nothing for null."""
     if value is None:
         return ""
     if isinstance(value, float):
         return f"{value:.4g}" if math.isfinite(value) else str(value)
+    if isinstance(value, datetime):
+        return f"{value:%Y-%m-%d %H:%M:%S}"
+    if isinstance(value, list | tuple):
+        return ", ".join(map(_format_item, value))
     return str(value)
 
 
+def _format_item(value: object) -> str:
+    """One item of a list; the pairs of a map are `key: value`."""
+    if isinstance(value, tuple) and len(value) == 2:
+        return f"{format_cell(value[0])}: {format_cell(value[1])}"
+    return f"[{format_cell(value)}]" if isinstance(value, list | tuple) else format_cell(value)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
 def print_lines(*lines: str) -> None:
-    """Print plain lines, unwrapped and without markup."""
+    """Print plain lines without markup; a terminal gets them broken between words, a file or a pipe whole."""
+    console = Console(highlight=False)
     for line in lines:
-        Console(soft_wrap=True).print(Text(line))
+        console.print(Text(line), soft_wrap=not console.is_terminal)
 
 
 def print_json(result: Mapping[str, object]) -> None:

@@ -1,11 +1,11 @@
-"""`sql`, `store` and `card`: asking what is there."""
+"""`sql`, `figures`, `store` and `card`: asking what is there."""
 
 from __future__ import annotations
 
 import sys
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -32,6 +32,7 @@ class Format(StrEnum):
 def register(app: typer.Typer) -> None:
     """Add this group's commands."""
     app.command()(sql)
+    app.command()(figures)
     app.add_typer(store_app)
     app.add_typer(card_app)
 
@@ -65,7 +66,7 @@ def write_rows(rows: pa.Table, format_: Format, output: Path | None) -> None:
     from storage.errors import BadInput
 
     if format_ is Format.TABLE and output is None:
-        print_table(f"{rows.num_rows} rows", rows.to_pylist())
+        print_table("1 row" if rows.num_rows == 1 else f"{rows.num_rows} rows", rows.to_pylist())
         return
     if format_ is Format.PARQUET and output is None and sys.stdout.isatty():
         raise BadInput("Parquet is not for a terminal.", "Add --output FILE, or send it into a pipe.")
@@ -100,6 +101,27 @@ def _list_text(values: pl.Series) -> str:
     import json
 
     return json.dumps(values.to_list())
+
+
+def figures(
+    store: StoreOption = DEFAULT_STORE,
+    out: Annotated[Path, typer.Option("--out", help="Folder of the pictures; made if need be.")] = Path(),
+    comparison: Annotated[
+        str | None, typer.Option("--comparison", help="Comparison id or its beginning; default: the newest one.")
+    ] = None,
+    picture_format: Annotated[Literal["svg", "png"], typer.Option("--format", help="Kind of picture.")] = "svg",
+    as_json: JsonOption = False,
+) -> None:
+    """Draw a comparison: arms.svg has the arms with their intervals, candidates.svg what the gate chose from."""
+    from storage.store import Store
+
+    from ..figures import draw_figures
+
+    files = draw_figures(Store.open(store), out, comparison=comparison, picture_format=picture_format)
+    if as_json:
+        print_json({"files": [str(file) for file in files]})
+    else:
+        print_lines(*map(str, files))
 
 
 @store_app.command("verify")

@@ -1,0 +1,157 @@
+"""Pictures of one comparison, from the catalog: the arms with their intervals, and the candidates of every arm.
+
+Nothing is computed here that the catalog does not hold; the report for people is elsewhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from storage.errors import Prerequisite
+from storage.files import write_whole
+from storage.store import Store
+
+PictureFormat = Literal["svg", "png"]
+
+# Okabe and Ito's colours, which people with any kind of colour blindness can tell apart.
+_COLOURS = {
+    "baseline": "#000000",
+    "refined": "#0072B2",
+    "no_labels": "#009E73",
+    "shuffled": "#E69F00",
+    "random": "#CC79A7",
+}
+_WIDTH, _ROW, _CURVE_HEIGHT = 300, 26, 220  # pixels
+_PNG_SCALE = 2.0
+
+_ARMS = """
+SELECT CASE arm WHEN 'labels' THEN 'refined' ELSE arm END AS arm, mode, return_, low, high
+FROM arms WHERE comparison_id = ?
+"""
+_CANDIDATES = """
+SELECT CASE arm WHEN 'labels' THEN 'refined' ELSE arm END AS arm, refinement_id, step, beta, candidates.return_, chosen
+FROM candidates JOIN refinements USING (refinement_id)
+WHERE comparison_id = ? ORDER BY refinement_id, number
+"""
+_NEWEST = """
+SELECT comparison_id, env_id, dataset_id FROM comparisons
+WHERE starts_with(comparison_id, ?) ORDER BY created_at DESC, comparison_id LIMIT 1
+"""
+
+
+def draw_figures(
+    store: Store, folder: Path, *, comparison: str | None = None, picture_format: PictureFormat = "svg"
+) -> list[Path]:
+    """Draw `arms` and `candidates` of a comparison; equal comparisons give equal pictures.
+
+    Args:
+        store: with a comparison, that is, after `refine`.
+        folder: where the pictures go; made if need be.
+        comparison: id or its beginning; the newest one when None.
+        picture_format: `svg` or `png`.
+
+    Returns:
+        The files.
+
+    Raises:
+        Prerequisite: if there is no such comparison, or the extra `plots` is not installed.
+    """
+    comparison_id, env_id, dataset_id = _find(store, comparison)
+    charts = {
+        "arms": _draw_arms(_rows(store, _ARMS, comparison_id), f"{env_id}, {dataset_id}"),
+        "candidates": _draw_candidates(_rows(store, _CANDIDATES, comparison_id), f"{env_id}, {dataset_id}"),
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    return [_write(chart, folder / f"{name}.{picture_format}", picture_format) for name, chart in charts.items()]
+
+
+def _find(store: Store, comparison: str | None) -> tuple[str, str, str]:
+    with store.catalog.read() as con:
+        found = con.execute(_NEWEST, [comparison or ""]).fetchone()
+    if found is None:
+        named = f"comparison {comparison}" if comparison else "comparison"
+        raise Prerequisite(f"The store has no {named}.", "Run `trajnote refine` first.")
+    return found
+
+
+def _rows(store: Store, query: str, comparison_id: str) -> list[dict[str, Any]]:
+    with store.catalog.read() as con:
+        found = con.execute(query, [comparison_id])
+        names = [column[0] for column in found.description or ()]
+        return [dict(zip(names, row, strict=True)) for row in found.fetchall()]
+
+
+def _draw_arms(rows: Sequence[dict[str, Any]], subject: str) -> Any:
+    """Mean returns as points on their intervals, one row per arm, greedy and sampled side by side."""
+    alt = _altair()
+    arms = list(_COLOURS)
+    shared = alt.Chart(alt.Data(values=list(rows))).encode(
+        y=alt.Y("arm:N", sort=arms, title=None),
+        color=alt.Color("arm:N", scale=_scale(alt), legend=None),
+    )
+    intervals = shared.mark_rule(strokeWidth=2).encode(
+        x=alt.X("low:Q", title="return per episode (sum of rewards)", scale=alt.Scale(zero=False)), x2="high:Q"
+    )
+    points = shared.mark_point(filled=True, size=45, opacity=1).encode(x="return_:Q")
+    return (
+        alt.layer(intervals, points)
+        .properties(width=_WIDTH, height=alt.Step(_ROW))
+        .facet(column=alt.Column("mode:N", title=None))
+        .properties(title=_title(alt, "Mean return on the report seeds, 95% bootstrap intervals", subject))
+    )
+
+
+def _draw_candidates(rows: Sequence[dict[str, Any]], subject: str) -> Any:
+    """Selection returns of every snapshot over the training, one line per draw and beta; the chosen ones are ringed."""
+    alt = _altair()
+    shared = alt.Chart(alt.Data(values=list(rows))).encode(
+        x=alt.X("step:Q", title="optimizer steps of the refinement"),
+        y=alt.Y("return_:Q", title="mean return on the selection seeds"),
+        color=alt.Color("arm:N", scale=_scale(alt, "baseline"), title="arm"),
+    )
+    dashes = alt.StrokeDash("beta:N", title="beta", legend=alt.Legend(symbolType="stroke", symbolSize=400))
+    lines = shared.mark_line(strokeWidth=1.5).encode(detail="refinement_id:N", strokeDash=dashes)
+    points = shared.mark_point(filled=True, size=25, opacity=1)
+    chosen = shared.mark_point(size=160, strokeWidth=2).transform_filter("datum.chosen")
+    return alt.layer(lines, points, chosen).properties(
+        width=2 * _WIDTH,
+        height=_CURVE_HEIGHT,
+        title=_title(alt, "Candidates of every arm; the gate tests the ringed ones", subject),
+    )
+
+
+def _title(alt: Any, text: str, subject: str) -> Any:
+    return alt.TitleParams(text, subtitle=subject, anchor="start")
+
+
+def _scale(alt: Any, without: str = "") -> Any:
+    shown = {arm: colour for arm, colour in _COLOURS.items() if arm != without}
+    return alt.Scale(domain=list(shown), range=list(shown.values()))
+
+
+def _write(chart: Any, path: Path, picture_format: PictureFormat) -> Path:
+    try:
+        import vl_convert
+    except ImportError as error:
+        raise _missing() from error
+    specification = chart.configure(background="white").to_json()
+    if picture_format == "svg":
+        content = vl_convert.vegalite_to_svg(specification).encode()
+    else:
+        content = vl_convert.vegalite_to_png(specification, scale=_PNG_SCALE)
+    write_whole(path, content)
+    return path
+
+
+def _altair() -> Any:
+    try:
+        import altair
+    except ImportError as error:
+        raise _missing() from error
+    return altair
+
+
+def _missing() -> Prerequisite:
+    return Prerequisite("Pictures need Altair and vl-convert.", "pip install 'trajnote[plots]'")
