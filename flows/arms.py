@@ -1,6 +1,6 @@
 """The arms of a comparison: which labels each one gets, and the candidates that come of them.
 
-Training one arm is one call that any process can make; judging the candidates is in `improve.py`.
+Training one arm is one call that any process can make; judging the candidates is in `contest.py`.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ import numpy as np
 from refine.config import RefineConfig, Snapshot
 from refine.labels import Arm, Labels, arm_labels
 from refine.policy import MlpPolicy
-from refine.train import refine
 from storage.identity import content_id
 from storage.steps import read_steps
 from storage.store import Store
 
+PLACEBOS: tuple[Arm, ...] = ("no_labels", "shuffled", "random")
 _PLACEBO_STREAM = 0x9AC  # keeps the placebos' chance apart from the learner's
 
 
@@ -67,6 +67,8 @@ def train_draw(material: Material, draw: Draw) -> list[Snapshot]:
     Returns:
         The candidates, in the order of training.
     """
+    from refine.train import refine  # seconds: d3rlpy and torch, which only the processes that train need
+
     steps = read_steps(Store.open(material.store_root), material.dataset_id)
     rng = np.random.default_rng([material.config.seed, _PLACEBO_STREAM, draw.number])
     labels = arm_labels(draw.arm, material.labels, steps, material.baseline.action_space, rng)

@@ -7,9 +7,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from refine.distil import distil
 from refine.policy import MlpPolicy
-from storage.errors import TrajnoteError
+from storage.errors import BadInput, TrajnoteError
 from storage.schema import Manifest
 from storage.steps import StepArrays
 from storage.store import Store
@@ -41,15 +40,27 @@ def find_baseline(store: Store, manifest: Manifest, steps: StepArrays, spec: str
         spec: another baseline than the one that the manifest names; see `policies.load_policy`.
 
     Raises:
-        BadInput: if the policy named cannot be loaded or is for other spaces.
+        BadInput: if the policy named cannot be loaded, is for other spaces, or has neither weights that can be read
+            exactly nor steps in this dataset that it could be distilled from.
     """
     spaces = Spaces(manifest.observation_space, manifest.action_space)
     if spec is not None:
-        return _distilled_if_needed(load_policy(spec, spaces, store), manifest, steps)
+        return _distilled_if_needed(_load_other(spec, spaces, store, manifest), manifest, steps)
     kept = find_recorded_baseline(store, manifest.policy_sha256) if manifest.policy_sha256 else None
     if kept is not None:
         return Baseline(kept, "the weights that the dataset was collected with")
     return _distilled_if_needed(_load_named(store, manifest, spaces), manifest, steps)
+
+
+def _load_other(spec: str, spaces: Spaces, store: Store, manifest: Manifest) -> Policy:
+    """The policy that the user names; one without readable weights must be the one that the dataset shows."""
+    policy = load_policy(spec, spaces, store)
+    if not isinstance(policy, NetworkActor) and policy.sha256 != manifest.policy_sha256:
+        raise BadInput(
+            f"{spec} has no weights that can be read exactly, and the steps of {manifest.dataset_id} are not its own.",
+            "Collect a dataset with it; a refinement of that one distils it.",
+        )
+    return policy
 
 
 def _load_named(store: Store, manifest: Manifest, spaces: Spaces) -> Policy | None:
@@ -64,5 +75,7 @@ def _load_named(store: Store, manifest: Manifest, spaces: Spaces) -> Policy | No
 def _distilled_if_needed(policy: Policy | None, manifest: Manifest, steps: StepArrays) -> Baseline:
     if isinstance(policy, NetworkActor):
         return Baseline(policy.network, f"{policy.spec}, its own weights")
+    from refine.distil import distil  # seconds: torch, which a baseline that has weights does not need
+
     made = distil(steps, manifest.observation_space, manifest.action_space, output_kind=manifest.policy_output)
     return Baseline(made.policy, f"distilled from {made.source}, {made.agreement:.1%} agreement on held-out steps")

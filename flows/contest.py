@@ -7,10 +7,10 @@ the catalog keeps of it in `lineage.py`.
 
 from __future__ import annotations
 
-import multiprocessing
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 from pydantic import Field
@@ -31,10 +31,10 @@ from refine.policy import Mode
 from storage.errors import BadInput
 from storage.schema import Frozen
 
-from .arms import Draw, Material, list_draws, train_draw
+from .arms import PLACEBOS, Draw, Material, list_draws, train_draw
 from .judge import Contestant, Judge, Purpose, Returns
+from .processes import core_count, share_out
 from .progress import Report, silent
-from .workers import core_count
 
 
 class GateConfig(Frozen):
@@ -45,7 +45,9 @@ class GateConfig(Frozen):
     accept: int = Field(default=60, ge=10, description="episodes that accept the winner, paired with the baseline's")
     report: int = Field(default=100, ge=10, description="episodes that are reported and that judge the verdicts")
     mode: Mode = Field(default="greedy", description="how policies act while they are chosen and accepted")
-    placebo_draws: int = Field(default=3, ge=1, description="draws of the shuffled and of the random arm")
+    placebo_draws: int = Field(
+        default=3, ge=2, description="draws of the shuffled and of the random arm; their spread is part of the verdict"
+    )
 
     @property
     def seeds(self) -> SeedPlan:
@@ -121,30 +123,37 @@ class Contest:
         Equal questions were remembered, so running it again plays nothing twice and ends the same.
 
         Raises:
-            BadInput: without labels.
+            BadInput: without labels, or if the gate is to draw from a baseline that has no distribution.
         """
-        if not len(self.material.labels):
-            raise BadInput("There are no labels to refine with.", "Annotate the dataset first: trajnote annotate.")
+        self._check()
         draws = list_draws(self.gate.placebo_draws)
         trained = self._train(draws)
         trials = self._accept(draws, trained, self._select(trained))
         greedy = self._report(trials, "greedy")
         sampled = self._report(trials, "sampled") if self.material.baseline.is_stochastic else None
-        judged = sampled if self.gate.mode == "sampled" and sampled else greedy
+        judged = greedy if sampled is None or self.gate.mode == "greedy" else sampled
         return self._conclude(trials, greedy, sampled, judged)
 
-    def _train(self, draws: Sequence[Draw]) -> list[list[Snapshot]]:
-        workers = min(self.judge.workers or core_count(), len(draws))
-        if workers == 1:
-            return [self._tick(n, len(draws), train_draw(self.material, draw)) for n, draw in enumerate(draws)]
-        context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(workers, mp_context=context) as pool:
-            futures = [pool.submit(train_draw, self.material, draw) for draw in draws]
-            return [self._tick(n, len(draws), future.result()) for n, future in enumerate(futures)]
+    def _check(self) -> None:
+        if not len(self.material.labels):
+            raise BadInput("There are no labels to refine with.", "Annotate the dataset first: trajnote annotate.")
+        baseline = self.material.baseline
+        if self.gate.mode == "sampled" and not baseline.is_stochastic:
+            raise BadInput(
+                f"The baseline has {baseline.output_kind} without a distribution, so the gate cannot draw its actions.",
+                "Use --gate-mode greedy.",
+            )
 
-    def _tick(self, number: int, total: int, snapshots: list[Snapshot]) -> list[Snapshot]:
-        self.report("train the arms", number + 1, total)
-        return snapshots
+    def _train(self, draws: Sequence[Draw]) -> list[list[Snapshot]]:
+        """The candidates of every draw; each is trained in one thread of one process, whatever their number."""
+        train, workers = partial(train_draw, self.material), self.judge.workers or core_count()
+        trained: list[list[Snapshot]] = []
+        with closing(share_out(train, draws, workers)) as arriving:
+            self.report("train the arms", 0, len(draws))
+            for snapshots in arriving:
+                trained.append(snapshots)
+                self.report("train the arms", len(trained), len(draws))
+        return trained
 
     def _select(self, trained: Sequence[Sequence[Snapshot]]) -> list[list[Returns]]:
         """Selection returns of every candidate of every draw."""
@@ -195,11 +204,11 @@ class Contest:
         judged: Mapping[str, Returns],
     ) -> Comparison:
         labels = trials[0]
-        placebos = {trial.draw.name: judged[trial.draw.name] for trial in trials[1:]}
+        placebos = {arm: [judged[trial.draw.name] for trial in trials if trial.draw.arm == arm] for arm in PLACEBOS}
         return Comparison(
             arms=[self._arm_result(arm, trials, greedy, sampled) for arm in ("baseline", *_arms_of(trials))],
             decision=labels.decision,
-            improvement=judge_improvement(judged["labels"], judged["baseline"]),
+            improvement=judge_improvement(judged["labels"], judged["baseline"], accepted=labels.decision.accepted),
             credit=judge_labels(judged["labels"], placebos, accepted=labels.decision.accepted),
             trials=trials,
         )

@@ -21,6 +21,7 @@ from .label import LabelConfig
 from .lineage import record_baseline
 from .pipeline import PipelineConfig, pipeline_flow
 from .policies import load_policy
+from .prefect_server import Server, served
 from .replay import Replay, replay_episode
 
 EXAMPLE = Path(__file__).resolve().parent.parent / "examples" / "lunarlander"
@@ -36,12 +37,13 @@ class DemoResult:
     seconds: float
 
 
-def run_demo(store_root: Path, workers: int | None = None) -> DemoResult:
+def run_demo(store_root: Path, workers: int | None = None, server: Server | None = None) -> DemoResult:
     """Run the shipped LunarLander example; a second run finds everything done and says the same.
 
     Args:
         store_root: folder of the store; made if need be.
         workers: processes; one per core when None.
+        server: Prefect's, that may still be starting; the one of Prefect's settings when None.
     """
     started = time.monotonic()
     store = Store.create(store_root)
@@ -53,7 +55,8 @@ def run_demo(store_root: Path, workers: int | None = None) -> DemoResult:
         label=LabelConfig(provider="recorded", answers=EXAMPLE / "answers.jsonl", annotate=asked),
         improve=ImproveConfig(workers=workers),
     )
-    outcome = pipeline_flow(config)
+    with served(server):
+        outcome = pipeline_flow(config)
     replay = replay_episode(store, manifest.dataset_id, 0)
     return DemoResult(outcome, replay, time.monotonic() - started)
 
@@ -64,5 +67,11 @@ def take_example(store: Store, folder: Path) -> Manifest:
     spaces = Spaces(manifest.observation_space, manifest.action_space)
     baseline = load_policy(f"policy:{folder / 'baseline'}", spaces, store)
     if isinstance(baseline, NetworkActor):
-        record_baseline(store, baseline.network, env_id=str(manifest.env_id), dataset_id=manifest.dataset_id)
+        record_baseline(
+            store,
+            baseline.network,
+            env_id=str(manifest.env_id),
+            dataset_id=manifest.dataset_id,
+            origin=f"{baseline.spec}, its own weights",
+        )
     return manifest

@@ -103,6 +103,20 @@ def spaces_of(environment: Environment) -> Spaces:
     return Spaces(to_space(observation, "observation", hint), to_space(action, "action", _ACTION_HINT))
 
 
+def look_up_spaces(env_id: str, env_kwargs: Mapping[str, Any] | None = None) -> Spaces:
+    """The spaces of an environment that is made for this question only.
+
+    Raises:
+        BadInput: as `make_environment` and `spaces_of` do.
+        Prerequisite: as `make_environment` does.
+    """
+    environment = make_environment(env_id, env_kwargs)
+    try:
+        return spaces_of(environment)
+    finally:
+        environment.close()
+
+
 def to_space(space: spaces.Space[Any], role: str, hint: str = "") -> Space:
     """Describe one Gymnasium space.
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 from pydantic import Field
 
@@ -16,7 +17,7 @@ from storage.steps import read_manifest
 from storage.store import Store
 
 from .actors import check_mode
-from .environments import Spaces, make_environment, spaces_of
+from .environments import look_up_spaces
 from .judge import Contestant, Judge
 from .policies import load_policy
 from .progress import Report, silent
@@ -36,6 +37,14 @@ class EvaluateConfig(Frozen):
     workers: int | None = Field(default=None, ge=1)
 
 
+class _Home(NamedTuple):
+    """Where a policy is played."""
+
+    env_id: str
+    env_kwargs: Mapping[str, Any]
+    max_steps: int | None = None
+
+
 def evaluate(store: Store, config: EvaluateConfig, report: Report = silent) -> dict[str, Any]:
     """Play a policy; equal questions are answered from the catalog.
 
@@ -45,25 +54,23 @@ def evaluate(store: Store, config: EvaluateConfig, report: Report = silent) -> d
     Raises:
         BadInput: for an unknown policy or environment, or a policy that is for other spaces.
     """
-    spec, env_id, env_kwargs = _resolve(store, config)
-    environment = make_environment(env_id, env_kwargs)
-    try:
-        spaces = spaces_of(environment)
-    finally:
-        environment.close()
-    contestant = _contestant(store, spec, spaces, config.mode)
-    (returns,) = Judge(store, env_id, env_kwargs, config.workers).returns(
+    spec, home = _resolve(store, config)
+    policy = load_policy(spec, look_up_spaces(home.env_id, home.env_kwargs), store)
+    mode = check_mode(policy, config.mode)
+    contestant = Contestant(spec.removeprefix("policy:"), policy.sha256, policy)
+    judge = Judge(store, home.env_id, home.env_kwargs, config.workers, home.max_steps)
+    (returns,) = judge.returns(
         [contestant],
         range(config.seed, config.seed + config.episodes),
-        mode=config.mode,
+        mode=mode,
         purpose="evaluate",
         advance=lambda done, total: report(f"play {contestant.policy_id}", done, total),
     )
     estimate = interval(returns)
     return {
         "policy_id": contestant.policy_id,
-        "env_id": env_id,
-        "mode": config.mode,
+        "env_id": home.env_id,
+        "mode": mode,
         "episodes": config.episodes,
         "seed": config.seed,
         "return": estimate.mean,
@@ -72,29 +79,24 @@ def evaluate(store: Store, config: EvaluateConfig, report: Report = silent) -> d
     }
 
 
-def _resolve(store: Store, config: EvaluateConfig) -> tuple[str, str, Mapping[str, Any]]:
-    """The policy's specification and its environment; a policy of the store knows the environment it is for."""
-    if ":" in config.policy or config.policy == "random":
+def _resolve(store: Store, config: EvaluateConfig) -> tuple[str, _Home]:
+    """The policy's specification and where it is played; a policy of the store knows the environment it is for."""
+    name = config.policy.removeprefix("policy:")
+    if ":" in name or name == "random" or Path(name).is_dir():
         if config.env_id is None:
             raise BadInput(f"Which environment is {config.policy} for?", "Name it with --env ENV_ID.")
-        return config.policy, config.env_id, config.env_kwargs
-    policy_id = resolve_policy(store, config.policy)
+        return config.policy, _Home(config.env_id, config.env_kwargs)
+    policy_id = resolve_policy(store, name)
     if config.env_id is not None:
-        return f"policy:{policy_id}", config.env_id, config.env_kwargs
-    return f"policy:{policy_id}", *_home_of(store, policy_id)
+        return f"policy:{policy_id}", _Home(config.env_id, config.env_kwargs)
+    home = _home_of(store, policy_id)
+    return f"policy:{policy_id}", home._replace(env_kwargs=config.env_kwargs) if config.env_kwargs else home
 
 
-def _home_of(store: Store, policy_id: str) -> tuple[str, Mapping[str, Any]]:
+def _home_of(store: Store, policy_id: str) -> _Home:
     """The environment of the dataset that a stored policy came from."""
     dataset_id = policy_record(store, policy_id)["dataset_id"]
     manifest = read_manifest(store, dataset_id) if dataset_id else None
     if manifest is None or manifest.env_id is None:
         raise BadInput(f"The store does not know which environment {policy_id} is for.", "Name it with --env ENV_ID.")
-    return manifest.env_id, manifest.env_kwargs
-
-
-def _contestant(store: Store, spec: str, spaces: Spaces, mode: Mode) -> Contestant:
-    policy = load_policy(spec, spaces, store)
-    check_mode(policy, mode)
-    kind, _, name = spec.partition(":")
-    return Contestant(name if kind == "policy" else spec, policy.sha256, policy)
+    return _Home(manifest.env_id, manifest.env_kwargs, manifest.max_steps)

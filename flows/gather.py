@@ -17,7 +17,7 @@ from storage.store import Store
 
 from .actors import NetworkActor
 from .collect import CollectConfig, collect
-from .environments import Spaces, make_environment, spaces_of
+from .environments import Spaces, look_up_spaces
 from .lineage import record_baseline
 from .policies import load_policy
 from .progress import Report, silent
@@ -35,7 +35,7 @@ def gather(store: Store, config: CollectConfig, *, card: str | None = None, repo
     Raises:
         BadInput: as `collect` does, or if the card does not fit the environment.
     """
-    spaces = _spaces(config.env_id, config.env_kwargs)
+    spaces = look_up_spaces(config.env_id, config.env_kwargs)
     fitting = fitting_card(card, config.env_id, config.env_kwargs, spaces)
     manifest = collect(
         store,
@@ -46,7 +46,13 @@ def gather(store: Store, config: CollectConfig, *, card: str | None = None, repo
     )
     policy = load_policy(config.policy, spaces, store)
     if isinstance(policy, NetworkActor):
-        record_baseline(store, policy.network, env_id=config.env_id, dataset_id=manifest.dataset_id)
+        record_baseline(
+            store,
+            policy.network,
+            env_id=config.env_id,
+            dataset_id=manifest.dataset_id,
+            origin=f"{policy.spec}, its own weights",
+        )
     return manifest
 
 
@@ -67,7 +73,7 @@ def take_in(
     """
     if path.is_dir():
         return adopt_dataset(store, path)
-    spaces = _spaces(env_id, env_kwargs or {}) if env_id else None
+    spaces = look_up_spaces(env_id, env_kwargs) if env_id else None
     fitting = fitting_card(card, env_id, env_kwargs or {}, spaces)
     return import_rows(
         store,
@@ -94,11 +100,3 @@ def fitting_card(
     if found is not None and spaces is not None:
         check_card_against_spaces(found, *spaces)
     return found
-
-
-def _spaces(env_id: str, env_kwargs: Mapping[str, Any]) -> Spaces:
-    environment = make_environment(env_id, env_kwargs)
-    try:
-        return spaces_of(environment)
-    finally:
-        environment.close()

@@ -11,13 +11,15 @@ from refine.config import RefineConfig
 from refine.labels import labels_from_annotations
 from storage.annotations import load_annotations
 from storage.errors import BadInput, Prerequisite
-from storage.schema import Frozen
+from storage.schema import Frozen, Manifest
 from storage.steps import read_manifest, read_steps
 from storage.store import Store
 
 from .arms import Material
 from .baselines import Baseline, find_baseline
 from .contest import Comparison, Contest, GateConfig
+from .environments import Spaces, look_up_spaces
+from .foreign import check_spaces
 from .judge import Judge
 from .lineage import record_comparison
 from .progress import Report, silent
@@ -68,24 +70,35 @@ def improve(
         BadInput: if it has no environment, or its seeds are among the gate's.
     """
     manifest = read_manifest(store, dataset_id)
-    if manifest.env_id is None:
-        raise BadInput(
-            f"The dataset {dataset_id} has no environment, so nothing can judge a refinement.",
-            "Import it with --env ENV_ID if there is a simulator of it.",
-        )
+    env_id = _home_of(manifest)
     notes = load_annotations(store, dataset_id, run_ids)
     if not notes:
-        raise Prerequisite(f"The dataset {dataset_id} has no annotations.", "Run `trajnote annotate` first.")
-    steps = read_steps(store, dataset_id)
+        asked = f" of {', '.join(run_ids)}" if run_ids else ""
+        raise Prerequisite(f"The dataset {dataset_id} has no annotations{asked}.", "Run `trajnote annotate` first.")
     _refuse_shared_seeds(store, dataset_id, config.gate)
+    steps = read_steps(store, dataset_id)
     start = find_baseline(store, manifest, steps, baseline)
     labels = labels_from_annotations(notes, steps, manifest.action_space)
-    material = Material(store.root, dataset_id, labels, start.policy, config.refine)
-    judge = Judge(store, manifest.env_id, manifest.env_kwargs, config.workers)
+    recipe = config.refine.completed(manifest.action_space)
+    material = Material(store.root, dataset_id, labels, start.policy, recipe)
+    judge = Judge(store, env_id, manifest.env_kwargs, config.workers, manifest.max_steps)
     contest = Contest(material, judge, config.gate, report)
     comparison = contest.run()
     used = sorted({note.run_id for note in notes})
-    return Outcome(record_comparison(contest, comparison, used), dataset_id, start, comparison, len(labels))
+    comparison_id = record_comparison(contest, comparison, used, start.origin)
+    return Outcome(comparison_id, dataset_id, start, comparison, len(labels))
+
+
+def _home_of(manifest: Manifest) -> str:
+    """The environment that can judge a refinement: the dataset's, if it is still what it was."""
+    if manifest.env_id is None:
+        raise BadInput(
+            f"The dataset {manifest.dataset_id} has no environment, so nothing can judge a refinement.",
+            "Import it with --env ENV_ID if there is a simulator of it.",
+        )
+    logged = Spaces(manifest.observation_space, manifest.action_space)
+    check_spaces(f"The dataset {manifest.dataset_id}", logged, look_up_spaces(manifest.env_id, manifest.env_kwargs))
+    return manifest.env_id
 
 
 def _refuse_shared_seeds(store: Store, dataset_id: str, gate: GateConfig) -> None:

@@ -5,9 +5,11 @@ It measures and remembers; what the numbers prove is in `refine/gate.py`.
 
 from __future__ import annotations
 
-import json
+import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -20,11 +22,11 @@ from storage.identity import content_id
 from storage.store import Store
 
 from .actors import Actor
-from .workers import evaluate_returns
+from .workers import play_policies
 
 Returns = NDArray[np.float64]
 Purpose = Literal["select", "accept", "report", "evaluate"]
-_BATCH = 8  # policies whose returns are committed together, so that an interruption costs little
+_COMMIT_S = 2.0  # seconds of playing that are committed together, so that an interruption costs little
 
 
 @dataclass(frozen=True)
@@ -43,12 +45,21 @@ class Contestant:
 
 @dataclass(frozen=True)
 class Judge:
-    """Plays policies in one environment; equal questions are played once, over all commands and interruptions."""
+    """Plays policies in one environment; equal questions are played once, over all commands and interruptions.
+
+    Args:
+        store: remembers what was played.
+        env_id: as for `make_environment`.
+        env_kwargs: as for `make_environment`.
+        workers: processes; one per core when None. They never change a return.
+        max_steps: longer episodes are cut there, as those of the dataset were; never when None.
+    """
 
     store: Store
     env_id: str
     env_kwargs: Mapping[str, Any]
     workers: int | None = None
+    max_steps: int | None = None
 
     def returns(
         self,
@@ -70,27 +81,41 @@ class Judge:
         """
         ids = [self._evaluation_id(contestant, seeds, mode) for contestant in contestants]
         known = self._remembered(ids)
-        missing = list({id_: c for id_, c in zip(ids, contestants, strict=True) if id_ not in known}.items())
-        total = len(missing) * len(seeds)
-        for start in range(0, len(missing), _BATCH):
-            batch, before = missing[start : start + _BATCH], start * len(seeds)
-            found = evaluate_returns(
-                self.env_id,
-                self.env_kwargs,
-                [contestant.actor for _, contestant in batch],
-                seeds,
-                mode,
-                self.workers,
-                advance=lambda done, _, before=before: advance(before + done, total),
-            )
-            rows = {id_: values for (id_, _), values in zip(batch, found, strict=True)}
-            self._remember(batch, rows, seeds, mode, purpose)
-            known |= rows
+        missing = {id_: c for id_, c in zip(ids, contestants, strict=True) if id_ not in known}
+        if missing:
+            known |= self._play(missing, seeds, mode, purpose, advance)
         return [known[id_] for id_ in ids]
+
+    def _play(
+        self,
+        missing: Mapping[str, Contestant],
+        seeds: range,
+        mode: Mode,
+        purpose: Purpose,
+        advance: Callable[[int, int], None],
+    ) -> dict[str, Returns]:
+        """Play what is not known yet; what was finished when it is interrupted is kept."""
+        found: dict[str, Returns] = {}
+        rows: list[dict[str, Any]] = []
+        committed = time.monotonic()
+        actors = [contestant.actor for contestant in missing.values()]
+        play = partial(play_policies, self.env_id, self.env_kwargs, actors, seeds, mode, self.workers)
+        try:
+            with closing(play(max_steps=self.max_steps, advance=advance)) as played:
+                for (id_, contestant), returns in zip(missing.items(), played, strict=True):
+                    found[id_] = returns
+                    rows.append(self._row(id_, contestant, returns, seeds, mode=mode, purpose=purpose))
+                    if time.monotonic() - committed > _COMMIT_S:
+                        self._remember(rows)
+                        rows, committed = [], time.monotonic()
+        finally:
+            self._remember(rows)
+        return found
 
     def _evaluation_id(self, contestant: Contestant, seeds: range, mode: Mode) -> str:
         played = [contestant.sha256, self.env_id, dict(self.env_kwargs), mode, seeds.start, len(seeds)]
-        return content_id("e_", played, 24)
+        cut = [] if self.max_steps is None else [self.max_steps]
+        return content_id("e_", played + cut, 24)
 
     def _remembered(self, ids: Sequence[str]) -> dict[str, Returns]:
         with self.store.catalog.read() as con:
@@ -99,33 +124,26 @@ class Judge:
             ).fetchall()
         return {id_: np.array(returns, dtype=np.float64) for id_, returns in rows}
 
-    def _remember(
-        self,
-        played: Sequence[tuple[str, Contestant]],
-        found: Mapping[str, Returns],
-        seeds: range,
-        mode: Mode,
-        purpose: Purpose,
-    ) -> None:
-        rows = [
-            {
-                "evaluation_id": id_,
-                "policy_id": contestant.policy_id,
-                "env_id": self.env_id,
-                "env_kwargs": json.dumps(dict(self.env_kwargs), sort_keys=True),
-                "purpose": purpose,
-                "mode": mode,
-                "first_seed": seeds.start,
-                "episodes": len(seeds),
-                "returns": found[id_].tolist(),
-                **_summary(found[id_]),
-            }
-            for id_, contestant in played
-        ]
-        with self.store.catalog.write() as con:
-            insert_rows(con, "evaluations", rows)
+    def _row(
+        self, id_: str, contestant: Contestant, returns: Returns, seeds: range, *, mode: Mode, purpose: Purpose
+    ) -> dict[str, Any]:
+        estimate = interval(returns)
+        return {
+            "evaluation_id": id_,
+            "policy_id": contestant.policy_id,
+            "env_id": self.env_id,
+            "env_kwargs": dict(self.env_kwargs),
+            "purpose": purpose,
+            "mode": mode,
+            "first_seed": seeds.start,
+            "episodes": len(seeds),
+            "returns": returns.tolist(),
+            "return_": estimate.mean,
+            "low": estimate.low,
+            "high": estimate.high,
+        }
 
-
-def _summary(returns: Returns) -> dict[str, float]:
-    estimate = interval(returns)
-    return {"return_": estimate.mean, "low": estimate.low, "high": estimate.high}
+    def _remember(self, rows: Sequence[dict[str, Any]]) -> None:
+        if rows:
+            with self.store.catalog.write() as con:
+                insert_rows(con, "evaluations", rows)

@@ -5,6 +5,7 @@ Rows are named by content, so writing them again changes nothing.
 
 from __future__ import annotations
 
+import importlib.metadata
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
@@ -19,10 +20,18 @@ from .contest import Comparison, Contest, Trial
 from .judge import Contestant
 
 
-def record_baseline(store: Store, policy: MlpPolicy, *, env_id: str, dataset_id: str | None = None) -> str:
-    """Keep a policy that others start from, named by its content; returns its id."""
+def record_baseline(store: Store, policy: MlpPolicy, *, env_id: str, dataset_id: str, origin: str) -> str:
+    """Keep a policy that others start from, named by its content; returns its id.
+
+    Args:
+        store: where it is kept.
+        policy: the network.
+        env_id: of its dataset.
+        dataset_id: the first dataset that it acted in, or that it was distilled from.
+        origin: where the weights came from, in words.
+    """
     policy_id = Contestant.of(policy, "baseline").policy_id
-    record = {"kind": "baseline", "env_id": env_id, "dataset_id": dataset_id}
+    record = {"kind": "baseline", "env_id": env_id, "dataset_id": dataset_id, "config": {"origin": origin}}
     save_policy(store, policy_id, policy.to_files(), record)
     return policy_id
 
@@ -37,11 +46,22 @@ def find_recorded_baseline(store: Store, sha256: str) -> MlpPolicy | None:
     return next((policy for policy in policies if policy.sha256 == sha256), None)
 
 
-def record_comparison(contest: Contest, comparison: Comparison, run_ids: Sequence[str]) -> str:
-    """Write the accepted policies and every arm's refinement into the store; returns the comparison's id."""
+def record_comparison(contest: Contest, comparison: Comparison, run_ids: Sequence[str], origin: str) -> str:
+    """Write the accepted policies and every arm's refinement into the store.
+
+    Args:
+        contest: what was asked.
+        comparison: what came of it.
+        run_ids: the annotation runs whose labels were used.
+        origin: where the baseline's weights came from, in words.
+
+    Returns:
+        The comparison's id, which is that of its content.
+    """
     store, material = contest.judge.store, contest.material
     comparison_id = content_id("c_", [material.content_id, contest.gate])
-    record_baseline(store, material.baseline, env_id=contest.judge.env_id, dataset_id=material.dataset_id)
+    home = {"env_id": contest.judge.env_id, "dataset_id": material.dataset_id}
+    record_baseline(store, material.baseline, **home, origin=origin)
     for trial in comparison.trials:
         if trial.decision.accepted:
             _save_refined(contest, trial, run_ids)
@@ -72,9 +92,14 @@ def _save_refined(contest: Contest, trial: Trial, run_ids: Sequence[str]) -> Non
             "beta": winner.beta,
             "refine": material.config.model_dump(mode="json"),
             "gate": contest.gate.model_dump(mode="json"),
+            "versions": _learner_versions(),
         },
     }
     save_policy(contest.judge.store, trial.kept.policy_id, winner.policy.to_files(), record)
+
+
+def _learner_versions() -> dict[str, str]:
+    return {name: importlib.metadata.version(name) for name in ("d3rlpy", "torch", "numpy")}
 
 
 def _comparison_row(contest: Contest, comparison: Comparison) -> dict[str, Any]:

@@ -42,9 +42,9 @@ class PipelineConfig(Frozen):
 
 
 @task(name="collect", persist_result=False)
-def collect_task(store: Path, config: CollectConfig) -> str:
-    """Collect a dataset; returns its id."""
-    return gather(Store.create(store), config, report=listener()).dataset_id
+def collect_task(store: Path, config: CollectConfig, card: str | None = None) -> str:
+    """Collect a dataset under its card's names; returns its id."""
+    return gather(Store.create(store), config, card=card, report=listener()).dataset_id
 
 
 @task(name="label", persist_result=False)
@@ -60,9 +60,9 @@ def improve_task(store: Path, dataset_id: str, run_ids: list[str], config: Impro
 
 
 @flow(name="collect", persist_result=False)
-def collect_flow(config: CollectConfig, store: Path = STORE) -> str:
-    """Collect a dataset; returns its id."""
-    return collect_task(store, config)
+def collect_flow(config: CollectConfig, store: Path = STORE, card: str | None = None) -> str:
+    """Collect a dataset under its card's names; returns its id."""
+    return collect_task(store, config, card)
 
 
 @flow(name="label", persist_result=False)
@@ -80,6 +80,8 @@ def improve_flow(dataset_id: str, run_ids: list[str], config: ImproveConfig, sto
 @flow(name="pipeline", persist_result=False)
 def pipeline_flow(config: PipelineConfig) -> Outcome:
     """Collect, label, improve."""
-    dataset_id = collect_task(config.store, config.collect) if config.collect else str(config.dataset_id)
+    dataset_id = config.dataset_id or ""
+    if config.collect is not None:
+        dataset_id = collect_task(config.store, config.collect, config.label.card)
     run_id = label_task(config.store, dataset_id, config.label)
     return improve_task(config.store, dataset_id, [run_id], config.improve)

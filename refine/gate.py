@@ -185,13 +185,20 @@ def decide_acceptance(returns: ArrayLike, baseline: ArrayLike, *, tested: int = 
     return Decision(False, f"rejected: {sentence}, {_shortfall(gain)}", gain)
 
 
-def judge_improvement(refined: ArrayLike, baseline: ArrayLike) -> Verdict:
+def judge_improvement(refined: ArrayLike, baseline: ArrayLike, *, accepted: bool = True) -> Verdict:
     """First verdict: is the refined policy better than the baseline, on the report seeds?
+
+    Args:
+        refined: (n,) returns on the report seeds of the policy that is in force.
+        baseline: (n,) the baseline's on the same seeds.
+        accepted: whether the gate accepted a refined policy; if not, the baseline is in force.
 
     Raises:
         BadInput: as in `paired_difference`.
     """
     gain = paired_difference(refined, baseline)
+    if not accepted:
+        return Verdict(False, "the refinement was rejected, so the baseline is in force", {"baseline": gain})
     if _is_proven(gain):
         return Verdict(True, f"the refined policy is better than the baseline by {gain}", {"baseline": gain})
     reason = f"the refined policy is not shown to be better than the baseline: {gain}, {_shortfall(gain)}"
@@ -202,14 +209,17 @@ def judge_labels(refined: ArrayLike, placebos: Mapping[str, ArrayLike], *, accep
     """Second verdict: did the labels do it, that is, better than every placebo that went through the same gate?
 
     A placebo that the gate rejected is represented by the baseline's returns, for that is the policy it leaves behind.
-    All placebos must be beaten, each at the full confidence: an intersection-union test (Berger, Technometrics 1982)
-    keeps its error rate without a correction. The claim is about the policies at hand: one lucky draw of labels can
-    make a truly better policy. Against that, give several draws of an arm as several placebos; labels no better than
-    K exchangeable draws come out on top of all of them with probability 1 / (K + 1).
+
+    1. Every draw of every placebo must be beaten, each at the full confidence: an intersection-union test (Berger,
+       Technometrics 1982) keeps its error rate without a correction. This is about the policies at hand.
+    2. One lucky draw of labels can make a truly better policy. So the mean return must also lie above the one-sided
+       prediction bound for one more draw of each placebo that was drawn several times (Hahn and Meeker, "Statistical
+       Intervals", 1991): `mean + t * s * sqrt(1 + 1 / K)` over the means of its K draws, t with K - 1 degrees of
+       freedom. Labels that are no better than the placebo pass it with probability 0.05.
 
     Args:
         refined: (n,) returns on the report seeds of the policy that the labels led to.
-        placebos: arm -> (n,) returns on the same seeds.
+        placebos: arm -> (n,) returns on the same seeds, or (K, n) of its draws.
         accepted: whether the gate accepted the labels' policy; if not, there is nothing to credit.
 
     Raises:
@@ -217,15 +227,38 @@ def judge_labels(refined: ArrayLike, placebos: Mapping[str, ArrayLike], *, accep
     """
     if not placebos:
         raise BadInput("Without a placebo arm nothing can be said about the labels.")
-    differences = {arm: paired_difference(refined, returns) for arm, returns in placebos.items()}
+    draws = {arm: np.atleast_2d(np.asarray(returns, dtype=np.float64)) for arm, returns in placebos.items()}
+    differences = {
+        arm if len(rows) == 1 else f"{arm} {number}": paired_difference(refined, row)
+        for arm, rows in draws.items()
+        for number, row in enumerate(rows, start=1)
+    }
     if not accepted:
         return Verdict(False, "the labels earn no credit: their refinement was rejected", differences)
-    unbeaten = [arm for arm, difference in differences.items() if not _is_proven(difference)]
-    if not unbeaten:
-        listed = ", ".join(f"{arm} by {difference}" for arm, difference in differences.items())
-        return Verdict(True, f"the labels did it: better than {listed}", differences)
-    listed = ", ".join(f"{arm} ({differences[arm]})" for arm in unbeaten)
-    return Verdict(False, f"the labels are not shown to have done it: not better than {listed}", differences)
+    beaten = sum(_is_proven(difference) for difference in differences.values())
+    closest = min(differences, key=lambda arm: differences[arm].low)
+    evidence = (
+        f"better than {beaten} of {len(differences)} placebos; "
+        f"the closest one is {closest}, behind by {differences[closest]}"
+    )
+    reached = float(_checked(refined).mean())
+    bounds = {arm: _bound_next_draw(rows.mean(axis=1)) for arm, rows in draws.items()}
+    in_reach = [arm for arm, bound in bounds.items() if bound >= reached]
+    if beaten == len(differences) and not in_reach:
+        return Verdict(True, f"the labels did it: {evidence}", differences)
+    if beaten == len(differences):
+        again = max(in_reach, key=lambda arm: bounds[arm])
+        evidence += f"; but {len(draws[again])} draws leave open that another {again} one reaches {bounds[again]:.1f}"
+    return Verdict(False, f"the labels are not shown to have done it: {evidence}", differences)
+
+
+def _bound_next_draw(means: Returns) -> float:
+    """The return that one more draw exceeds with probability 0.05; a single draw tells nothing beyond itself."""
+    count = len(means)
+    if count < 2:
+        return float(means.mean())
+    spread = float(means.std(ddof=1)) * np.sqrt(1 + 1 / count)
+    return float(means.mean() + stats.t.ppf(CONFIDENCE, count - 1) * spread)
 
 
 def _bootstrap(values: Returns, method: Literal["BCa", "percentile"], confidence: float) -> tuple[float, float]:

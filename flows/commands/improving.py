@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from ..prefect_defaults import quieten_prefect
+from ..prefect_server import served, start_server
 from .options import (
     DEFAULT_STORE,
     ActingOption,
@@ -36,7 +37,7 @@ FirstSeedOption = Annotated[int, typer.Option(min=0, help="First of the gate's s
 SelectOption = Annotated[int, typer.Option("--select", min=2, help="Episodes per candidate that choose among them.")]
 AcceptOption = Annotated[int, typer.Option("--accept", min=10, help="Episodes that accept or reject the winner.")]
 ReportOption = Annotated[int, typer.Option("--report", min=10, help="Episodes that are reported.")]
-DrawsOption = Annotated[int, typer.Option("--draws", min=1, help="Draws of the shuffled and the random arm.")]
+DrawsOption = Annotated[int, typer.Option("--draws", min=2, help="Draws of the shuffled and the random arm.")]
 GateModeOption = Annotated[
     Literal["greedy", "sampled"], typer.Option("--gate-mode", help="How policies act while the gate chooses.")
 ]
@@ -138,12 +139,16 @@ def pipeline(
     provider: ProviderOption = "anthropic",
     answers: Annotated[Path | None, typer.Option("--answers", help="Recorded answers, or replies to import.")] = None,
     model: Annotated[str | None, typer.Option(help="Model to ask.")] = None,
+    card: Annotated[
+        str | None, typer.Option("--card", help="TOML card; default: the environment's packaged one.")
+    ] = None,
     mode: ModeOption = "A",
     workers: WorkersOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Collect, annotate, refine and judge in one Prefect flow; each step resumes what an interruption left."""
     quieten_prefect()
+    server = start_server()
     from annotate.requests import AnnotateConfig
 
     from ..collect import CollectConfig
@@ -155,10 +160,10 @@ def pipeline(
     config = PipelineConfig(
         store=store,
         collect=CollectConfig(env_id=env, policy=policy, episodes=episodes, seed=seed, mode="sampled"),
-        label=LabelConfig(provider=provider, answers=answers, annotate=asked),
+        label=LabelConfig(provider=provider, answers=answers, annotate=asked, card=card),
         improve=_configure(refine={"mode": mode, "seed": seed}, gate={}, workers=workers),
     )
-    with progress_bars() as bars, listening(bars):
+    with progress_bars() as bars, listening(bars), served(server):
         outcome = pipeline_flow(config)
     _tell(outcome, as_json)
 
@@ -170,11 +175,12 @@ def demo(
 ) -> None:
     """Run the shipped LunarLander example end to end, with recorded answers: no key, no network, no cost."""
     quieten_prefect()
+    server = start_server()
     from ..demo import run_demo
     from ..progress import listening
 
     with progress_bars() as bars, listening(bars):
-        result = run_demo(store, workers)
+        result = run_demo(store, workers, server)
     replay = result.replay
     if as_json:
         _tell(result.outcome, as_json, {"seconds": result.seconds, "replay_exact": replay.exact})

@@ -1,0 +1,97 @@
+"""Prefect's server for the flows of one command: it starts while the command loads, and ends when the command does.
+
+Prefect can start one by itself, but does so when the first flow runs, and a `kill -9` of the command leaves it behind.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
+from urllib.error import URLError
+from urllib.request import urlopen
+
+from storage.errors import TrajnoteError
+
+_START_S = 120.0  # seconds; on a fresh machine it makes its database first
+_ENVIRONMENT = {"PREFECT__SERVER_EPHEMERAL": "1", "PREFECT__SERVER_FINAL": "1", "PREFECT_UI_ENABLED": "0"}
+
+
+class Server:
+    """A server in a process of its own, for as long as this process lives.
+
+    It is out of the reach of the terminal's Ctrl-C, so that a flow that is interrupted can still say so.
+    """
+
+    def __init__(self) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", __name__],
+            stdin=subprocess.PIPE,  # the rope: it is closed when this process ends, in whatever way
+            stdout=subprocess.PIPE,
+            env={**os.environ, **_ENVIRONMENT},
+            cwd=Path(__file__).parent.parent,
+            start_new_session=True,
+            text=True,
+        )
+
+    def wait(self) -> str:
+        """The address of its API, once it answers.
+
+        Raises:
+            TrajnoteError: if it does not start.
+        """
+        port = self._process.stdout.readline().strip() if self._process.stdout else ""
+        address = f"http://127.0.0.1:{port}/api"
+        try:
+            with urlopen(f"{address}/health", timeout=_START_S):
+                return address
+        except (URLError, OSError, ValueError) as error:
+            raise TrajnoteError(
+                f"Prefect's server did not start: {error}.",
+                "Set PREFECT_API_URL to a server that runs, or try `prefect server start`.",
+            ) from error
+
+
+def start_server() -> Server | None:
+    """Start a server, unless the user's settings name one."""
+    from prefect.settings import PREFECT_API_URL
+
+    return None if PREFECT_API_URL.value() else Server()
+
+
+@contextmanager
+def served(server: Server | None) -> Generator[None]:
+    """Have the flows inside this block report to a server, once it answers; to the user's own when None."""
+    from prefect.settings import PREFECT_API_URL, temporary_settings
+
+    if server is None:
+        yield
+        return
+    with temporary_settings({PREFECT_API_URL: server.wait()}):
+        yield
+
+
+def _serve() -> None:
+    """Be the server: say the port at once, answer when all is loaded, end with the standard input."""
+    listening = socket.create_server(("127.0.0.1", 0))
+    print(listening.getsockname()[1], flush=True)
+    threading.Thread(target=_hang_on, daemon=True).start()
+
+    import uvicorn
+
+    config = uvicorn.Config("prefect.server.api.server:create_app", factory=True, log_level="error", lifespan="on")
+    uvicorn.Server(config).run(sockets=[listening])
+
+
+def _hang_on() -> None:
+    sys.stdin.buffer.read()
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    _serve()
