@@ -14,7 +14,7 @@ import numpy as np
 
 from annotate.quality import Quality, assess_run
 from annotate.verdict import Judgement, judge
-from storage.annotations import load_annotations
+from storage.annotations import list_runs, load_annotations
 from storage.datasets import pick
 from storage.errors import Prerequisite
 from storage.evidence import load_label_replays
@@ -42,7 +42,7 @@ def check_labels(store: Store, dataset_id: str, run_ids: Sequence[str] | None = 
         Prerequisite: if the dataset has no annotation run.
         BadInput: for an unknown run.
     """
-    known = _runs(store, dataset_id)
+    known = list_runs(store, dataset_id)
     if not known:
         raise Prerequisite(f"The dataset {dataset_id} has no annotation run.", "Label it with `trajnote annotate`.")
     wanted = known if run_ids is None else [pick(name, known, "annotation run") for name in run_ids]
@@ -72,14 +72,6 @@ def _plain(value: object) -> Any:
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _runs(store: Store, dataset_id: str) -> list[str]:
-    with store.catalog.read() as con:
-        rows = con.execute(
-            "SELECT run_id FROM annotation_runs WHERE dataset_id = ? ORDER BY created_at, run_id", [dataset_id]
-        ).fetchall()
-    return [run_id for (run_id,) in rows]
 
 
 def _rejections(store: Store) -> dict[str, dict[str, int]]:

@@ -63,14 +63,7 @@ def play_again(episode: Episode, manifest: Manifest) -> Replay:
         BadInput: when there is no environment or no seed.
         Prerequisite: when the environment needs a package that is not installed.
     """
-    if manifest.env_id is None or episode.seed is None:
-        missing = "an environment" if manifest.env_id is None else "a seed"
-        name = f"Episode {episode.episode_id} of {manifest.dataset_id}"
-        raise BadInput(
-            f"{name} cannot be replayed: it was recorded without {missing}.",
-            "Episodes made by `trajnote collect` can be.",
-        )
-    environment = make_environment(manifest.env_id, manifest.env_kwargs)
+    environment = make_replayable(episode, manifest)
     try:
         difference = next(_differences(environment, episode, manifest), None)
         return _judge(manifest, episode, difference, package_versions(environment))
@@ -78,8 +71,25 @@ def play_again(episode: Episode, manifest: Manifest) -> Replay:
         environment.close()
 
 
+def make_replayable(episode: Episode, manifest: Manifest) -> Environment:
+    """The environment in which an episode can be played again; the caller closes it.
+
+    Raises:
+        BadInput: when there is no environment or no seed.
+        Prerequisite: when the environment needs a package that is not installed.
+    """
+    if manifest.env_id is None or episode.seed is None:
+        missing = "an environment" if manifest.env_id is None else "a seed"
+        name = f"Episode {episode.episode_id} of {manifest.dataset_id}"
+        raise BadInput(
+            f"{name} cannot be replayed: it was recorded without {missing}.",
+            "Episodes made by `trajnote collect` can be.",
+        )
+    return make_environment(manifest.env_id, manifest.env_kwargs)
+
+
 @dataclass(frozen=True)
-class _Difference:
+class Difference:
     """The logged and the replayed value of one thing at one step."""
 
     step: int
@@ -88,21 +98,32 @@ class _Difference:
     replayed: object
 
 
-def _differences(environment: Environment, episode: Episode, manifest: Manifest) -> Iterator[_Difference]:
+def play_until(environment: Environment, episode: Episode, manifest: Manifest, step: int) -> Difference | None:
+    """Bring an environment to the state in which action `step` was chosen, comparing every bit on the way.
+
+    Returns:
+        None when the environment is there; otherwise the first difference, behind which it stopped.
+    """
+    return next(_differences(environment, episode, manifest, step), None)
+
+
+def _differences(
+    environment: Environment, episode: Episode, manifest: Manifest, stop: int | None = None
+) -> Iterator[Difference]:
     """Differences as they appear; what comes after the first one follows from it."""
     shown, _ = environment.reset(seed=episode.seed)
     yield from _compare_observations(0, episode, shown, manifest)
-    for step in range(len(episode)):
+    for step in range(len(episode) if stop is None else stop):
         shown, reward, terminated, truncated, _ = environment.step(_as_executed(episode, step))
         yield from _compare_observations(step + 1, episode, shown, manifest)
         if struct.pack("<d", float(reward)) != struct.pack("<d", float(episode.rewards[step])):
-            yield _Difference(step, "reward", float(episode.rewards[step]), float(reward))
+            yield Difference(step, "reward", float(episode.rewards[step]), float(reward))
         is_last = step == len(episode) - 1
         cut = is_last and manifest.max_steps == len(episode) and not terminated
         logged = (episode.terminated, episode.truncated) if is_last else (False, False)
         for what, was, now in zip(("terminated", "truncated"), logged, (terminated, truncated or cut), strict=True):
             if bool(was) != bool(now):
-                yield _Difference(step, what, bool(was), bool(now))
+                yield Difference(step, what, bool(was), bool(now))
 
 
 def _as_executed(episode: Episode, step: int) -> Any:
@@ -110,11 +131,11 @@ def _as_executed(episode: Episode, step: int) -> Any:
     return int(episode.actions[step]) if episode.actions.ndim == 1 else episode.actions[step].copy()
 
 
-def _compare_observations(step: int, episode: Episode, shown: Any, manifest: Manifest) -> Iterator[_Difference]:
+def _compare_observations(step: int, episode: Episode, shown: Any, manifest: Manifest) -> Iterator[Difference]:
     logged = np.atleast_1d(episode.observations[step])
     replayed = np.atleast_1d(np.asarray(shown, dtype=logged.dtype))
     for place in np.flatnonzero(_bits(logged) != _bits(replayed)):
-        yield _Difference(step, f"observation {manifest.component_names[place]}", logged[place], replayed[place])
+        yield Difference(step, f"observation {manifest.component_names[place]}", logged[place], replayed[place])
 
 
 def _bits(numbers: Array) -> Array:
@@ -122,7 +143,7 @@ def _bits(numbers: Array) -> Array:
     return np.ascontiguousarray(numbers).view(f"u{numbers.dtype.itemsize}")
 
 
-def _judge(manifest: Manifest, episode: Episode, difference: _Difference | None, versions: Mapping[str, str]) -> Replay:
+def _judge(manifest: Manifest, episode: Episode, difference: Difference | None, versions: Mapping[str, str]) -> Replay:
     where = f"seed {episode.seed}, {len(episode)} steps of {manifest.env_id}"
     if difference is None:
         detail = f"exact: {where}; every observation, reward and flag has the same bits"

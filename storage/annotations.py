@@ -95,6 +95,15 @@ def load_annotations(store: Store, dataset_id: str, run_ids: Sequence[str] | Non
     return [_annotation(row) for row in rows]
 
 
+def list_runs(store: Store, dataset_id: str) -> list[str]:
+    """The ids of a dataset's annotation runs, the oldest first."""
+    with store.catalog.read() as con:
+        rows = con.execute(
+            "SELECT run_id FROM annotation_runs WHERE dataset_id = ? ORDER BY created_at, run_id", [dataset_id]
+        ).fetchall()
+    return [run_id for (run_id,) in rows]
+
+
 def _annotation(row: tuple[object, ...]) -> Annotation:
     values = {field.name: value for field, value in zip(fields(Annotation), row, strict=True)}
     suggestion = values["suggested_action"]

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from .annotating import annotate_app
+from .annotating import annotate_app, annotations_app
 from .options import DEFAULT_STORE, DatasetOption, JsonOption, StoreOption
-from .output import print_json, print_lines, print_table
+from .output import print_json, print_lines, print_table, progress_bars
 
 if TYPE_CHECKING:
     from ..health import Checkup
@@ -44,6 +44,49 @@ def annotate_quality(
         return
     for checkup in found:
         _tell_checkup(checkup)
+
+
+@annotations_app.command("replay")
+def annotations_replay(
+    store: StoreOption = DEFAULT_STORE,
+    dataset: DatasetOption = None,
+    run: RunOption = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Labels at most, drawn by a fixed shuffle.")] = None,
+    policy: Annotated[
+        str | None, typer.Option("--policy", help="Who goes on afterwards; default: the policy that made the dataset.")
+    ] = None,
+    mode: Annotated[
+        Literal["greedy", "sampled"] | None, typer.Option("--mode", help="How it acts; default: as in the dataset.")
+    ] = None,
+    continuations: Annotated[int, typer.Option(min=1, help="Pairs for each label, where it acts by chance.")] = 4,
+    horizon: Annotated[int | None, typer.Option(min=1, help="Steps of a continuation at most.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Take each suggestion once from its exact state and let the policy go on: its measured advantage.
+
+    It is evidence, in the table label_replays and in `annotate quality`; no label is dropped because of it.
+    """
+    from storage.datasets import resolve_dataset
+    from storage.store import Store
+
+    from ..advantage import ReplayConfig, replay_labels
+
+    config = ReplayConfig(limit=limit, policy=policy, mode=mode, continuations=continuations, horizon=horizon)
+    opened = Store.open(store)
+    with progress_bars() as bars:
+        found = replay_labels(opened, resolve_dataset(opened, dataset), config, run_ids=run, report=bars)
+    if as_json:
+        print_json(vars(found))
+        return
+    print_lines(
+        f"{found.labels} suggestions, {found.confirmations} of them what was done; {found.replayed} replayed exactly, "
+        f"{found.inexact} not, {found.fresh} of them now in {found.environment_steps} environment steps"
+    )
+    if found.advantage is not None:
+        print_lines(
+            f"mean advantage {found.advantage:+.4g}: {found.better:.0%} better than the logged action, "
+            f"{found.worse:.0%} worse"
+        )
 
 
 def _tell_checkup(checkup: Checkup) -> None:
