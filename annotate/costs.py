@@ -6,7 +6,8 @@ Prices come from `genai-prices`, which brings its list with it and asks no netwo
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from genai_prices import Usage as PricedUsage
@@ -19,6 +20,10 @@ CHARACTERS_PER_TOKEN = 3.5
 OUTPUT_TOKENS_PER_LABEL = 110
 """A label of the reply's schema with a one-sentence rationale."""
 ASSESSMENT_TOKENS = 150
+HIDDEN_TOKENS = 2_000
+"""Input that a server adds to a request on its own, such as instructions for structured output, at most."""
+LEAST_CACHED_TOKENS = 1024
+"""A shorter shared prefix is not cached by Anthropic; some models want 4,096."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +65,24 @@ def estimate_calls(requests: Iterable[Request], labels: int) -> Tokens:
     return sum((Tokens(input=estimate_input(request), output=output) for request in requests), Tokens())
 
 
+def estimate_cached_calls(requests: Sequence[Request], labels: int) -> Tokens:
+    """As `estimate_calls`, if every call but the first of each shared prefix finds that prefix in the cache."""
+    plain = estimate_calls(requests, labels)
+    prefixes = Counter(str(request.params.get("system", "")) for request in requests)
+    sizes = [(estimate_tokens(prefix), count) for prefix, count in prefixes.items()]
+    kept = [(size, count) for size, count in sizes if size >= LEAST_CACHED_TOKENS]
+    written = sum(size for size, _ in kept)
+    read = sum(size * (count - 1) for size, count in kept)
+    return Tokens(plain.input - written - read, written, read, plain.output)
+
+
+def most_tokens(request: Request) -> Tokens:
+    """More than a call can take: a token for each byte sent, all of it written to the cache, and the longest reply."""
+    return Tokens(
+        cache_write=len(request.body.encode()) + HIDDEN_TOKENS, output=int(request.params.get("max_tokens", 0))
+    )
+
+
 def tokens_of(usage: Mapping[str, int] | None) -> Tokens | None:
     """The tokens that a reply says it took; None if it does not say."""
     if usage is None or not {"input_tokens", "output_tokens"} <= usage.keys():
@@ -72,15 +95,23 @@ def tokens_of(usage: Mapping[str, int] | None) -> Tokens | None:
     )
 
 
-def price(model: str, tokens: Tokens) -> float | None:
-    """Dollars for tokens of a model at list price; None for a model without a known price, such as a local one."""
+def price(model: str, tokens: Tokens, *, batch: bool = False) -> float | None:
+    """Dollars for tokens of a model at list price; None for a model without a known price, such as a local one.
+
+    Args:
+        model: as its server calls it.
+        tokens: cached input is priced as such.
+        batch: at the price of Message Batches, where the shared prefix is kept in the cache for an hour.
+    """
     usage = PricedUsage(
         input_tokens=tokens.input + tokens.cache_write + tokens.cache_read,
         cache_write_tokens=tokens.cache_write,
+        cache_write_1h_tokens=tokens.cache_write if batch else 0,
         cache_read_tokens=tokens.cache_read,
         output_tokens=tokens.output,
     )
+    context = {"processing": "batch"} if batch else None
     try:
-        return float(calc_price(usage, model, provider_id="anthropic").total_price)
+        return float(calc_price(usage, model, provider_id="anthropic", price_context=context).total_price)
     except LookupError:
         return None

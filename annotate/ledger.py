@@ -1,8 +1,8 @@
 """The ledger: which requests were asked, what came back, and what follows from it; each verb is all or nothing.
 
 Money is spent once because of the order: a raw reply is on the disk before anything reads it, then one small
-transaction writes the response, its labels and the state of its request. Killed between the two, `recover` finds the
-reply in its file. No verb asks a model; validation is in `replies.py`.
+transaction writes the response, its labels and the state of its request. Killed between the two, `recovery.py`
+finds the reply in its file. No verb asks a model; requests under way are in `batches.py`, validation in `replies.py`.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from storage.responses import append_response, iterate_responses
 from storage.schema import Annotation, Rejection
 from storage.store import Store
 
+from .cards import Card
 from .costs import Tokens, estimate_input, price, tokens_of
 from .messages import read_message
 from .providers.protocol import Provider, Reply
@@ -26,8 +27,8 @@ from .replies import Reading
 from .requests import Question
 
 
-def open_run(con: Connection, run: Run, provider: str, *, recorded: bool) -> None:
-    """Enter a run; entering it again opens it again."""
+def open_run(con: Connection, run: Run, card: Card, provider: str, *, recorded: bool) -> None:
+    """Enter a run and what its replies are read with; entering it again opens it again."""
     row = {
         "run_id": run.run_id,
         "dataset_id": run.dataset_id,
@@ -35,6 +36,7 @@ def open_run(con: Connection, run: Run, provider: str, *, recorded: bool) -> Non
         "model": run.model,
         "prompt_version": run.prompt_version,
         "card_sha256": run.card_sha256,
+        "card": card.model_dump(mode="json"),
         "config": run.config,
         "recorded": recorded,
     }
@@ -45,6 +47,16 @@ def open_run(con: Connection, run: Run, provider: str, *, recorded: bool) -> Non
 def close_run(con: Connection, run_id: str) -> None:
     """Note that everything a run asked is answered."""
     con.execute("UPDATE annotation_runs SET state = 'done', finished_at = now() WHERE run_id = ?", [run_id])
+
+
+def is_waiting(con: Connection, run_id: str) -> bool:
+    """Whether a run has asked something that has no reply."""
+    found = con.execute(
+        """SELECT 1 FROM run_requests JOIN requests USING (request_id)
+           WHERE run_id = ? AND requests.state <> 'done' LIMIT 1""",
+        [run_id],
+    ).fetchone()
+    return found is not None
 
 
 def is_done(con: Connection, run_id: str) -> bool:
@@ -75,6 +87,7 @@ def add_questions(con: Connection, run: Run, questions: Sequence[Question]) -> N
             "dataset_id": run.dataset_id,
             "episode_id": question.episode_id,
             "sample": question.sample,
+            "steps": sorted(question.steps),
         }
         for question in questions
     ]
@@ -93,6 +106,16 @@ def unanswered(con: Connection, questions: Sequence[Question]) -> dict[str, Stan
     return {request_id: standing for request_id, standing in standings.items() if standing.state != "done"}
 
 
+def reopen_failed(con: Connection, questions: Sequence[Question]) -> None:
+    """Let requests that have failed be asked again, as if for the first time."""
+    ids = [question.request.request_id for question in questions]
+    con.execute(
+        """UPDATE requests SET state = 'pending', attempts = 0, updated_at = now()
+           WHERE state = 'failed' AND request_id IN (SELECT unnest(?::VARCHAR[]))""",
+        [ids],
+    )
+
+
 def total_run(con: Connection, run_id: str) -> Totals:
     """The sums of a run, as the view `spending` has them."""
     row = con.execute(
@@ -101,6 +124,12 @@ def total_run(con: Connection, run_id: str) -> Totals:
         [run_id],
     ).fetchone()
     return Totals(row[0], row[1], Tokens(*row[2:6]), row[6]) if row else Totals(0, 0, Tokens(), 0.0)
+
+
+def estimated_usd(con: Connection, run_id: str) -> float | None:
+    """What the answered requests of a run were expected to cost when they were sent."""
+    row = con.execute("SELECT estimated_usd FROM spending WHERE run_id = ?", [run_id]).fetchone()
+    return row[0] if row else None
 
 
 def digested(con: Connection, run_id: str) -> set[str]:
@@ -113,7 +142,7 @@ def digested(con: Connection, run_id: str) -> set[str]:
     return {request_id for (request_id,) in rows}
 
 
-def land_reply(store: Store, run_id: str, provider: Provider, reply: Reply) -> Landed:
+def land_reply(store: Store, run_id: str, provider: Provider, reply: Reply, *, batch_id: str | None = None) -> Landed:
     """Put a raw reply on the disk, before anything reads it."""
     record = RawReply(
         request_id=reply.request_id,
@@ -122,6 +151,7 @@ def land_reply(store: Store, run_id: str, provider: Provider, reply: Reply) -> L
         received_at=datetime.now(UTC).isoformat(),
         provenance=reply.provenance,
         raw=(reply.raw or "").encode("utf-8", "replace").decode(),  # a lone surrogate is no text
+        batch_id=batch_id,
     )
     file, line = append_response(store, run_id, record.model_dump(mode="json"))
     return Landed(file, line, record)
@@ -130,19 +160,21 @@ def land_reply(store: Store, run_id: str, provider: Provider, reply: Reply) -> L
 def record_reply(con: Connection, landed: Landed) -> None:
     """Enter a landed reply; its request is done. Entering it again changes nothing."""
     record = landed.record
-    message = read_message(record.raw)
+    message = read_message(record.message)
     tokens = tokens_of(message.usage)
     asked = con.execute("SELECT model FROM requests WHERE request_id = ?", [record.request_id]).fetchone()
     model = message.model or (asked[0] if asked else None)
+    cost = price(model, tokens, batch=record.is_result_line) if model and tokens and not record.recorded else None
     row = {
         "response_id": content_id("s_", [record.request_id, landed.file, landed.line]),
         "request_id": record.request_id,
+        "batch_id": record.batch_id,
         "provider": record.provider,
         "model": model,
         "file": landed.file,
         "line": landed.line,
         "stop_reason": message.stop_reason,
-        "cost_usd": price(model, tokens) if model and tokens and not record.recorded else None,
+        "cost_usd": cost,
         "recorded": record.recorded,
         "provenance": record.provenance,
         "received_at": record.received_at,
@@ -179,25 +211,6 @@ def record_reading(con: Connection, run: Run, question: Question, reading: Readi
     insert_rejections(con, _rejections(run, question, reading), model=model, prompt_version=run.prompt_version)
 
 
-def recover(store: Store) -> int:
-    """Enter the replies that landed but were not entered, because an earlier command was killed in between.
-
-    Returns:
-        How many there were.
-    """
-    with store.catalog.read() as con:
-        runs = con.execute("SELECT run_id FROM annotation_runs WHERE state = 'open'").fetchall()
-        known = set(con.execute("SELECT file, line FROM responses").fetchall())
-    found = [
-        landed for (run_id,) in runs for landed in read_landed(store, run_id) if (landed.file, landed.line) not in known
-    ]
-    if found:
-        with store.catalog.write() as con:
-            for landed in found:
-                record_reply(con, landed)
-    return len(found)
-
-
 def read_landed(store: Store, run_id: str) -> Iterable[Landed]:
     """All raw replies of a run's files, in the order in which they landed."""
     for stored in iterate_responses(store, run_id):
@@ -218,7 +231,7 @@ def find_replies(store: Store, request_ids: Sequence[str]) -> dict[str, str]:
         ).fetchall()
     places: set[tuple[str, int]] = set(rows)
     replies = {
-        landed.record.request_id: landed.record.raw
+        landed.record.request_id: landed.record.message
         for run_id in sorted({file.split("/")[1] for file, _ in places})
         for landed in read_landed(store, run_id)
         if (landed.file, landed.line) in places

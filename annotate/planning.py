@@ -90,6 +90,11 @@ def unanswered_requests(store: Store, plan: RunPlan) -> list[Request]:
     return _sort_out(store, plan)[0]
 
 
+def all_questions(store: Store, plan: RunPlan) -> list[Question]:
+    """The questions of a plan as far as they are known: those of a second stage follow from the first one's answers."""
+    return [*plan.questions, *(second_questions(store, plan) if plan.config.two_stage else ())]
+
+
 def second_questions(store: Store, plan: RunPlan) -> list[Question]:
     """What to ask about the steps that the first stage found so far; episodes without any are finished."""
     with store.catalog.read() as con:
@@ -127,7 +132,7 @@ def estimate_run(store: Store, plan: RunPlan) -> Estimate:
 
 def _sort_out(store: Store, plan: RunPlan) -> tuple[list[Request], int]:
     """Of all requests known so far, those without a reply, and how many have one."""
-    asked = [*plan.questions, *(second_questions(store, plan) if plan.config.two_stage else ())]
+    asked = all_questions(store, plan)
     with store.catalog.read() as con:
         unanswered = ledger.unanswered(con, asked)
     pending = [question.request for question in asked if question.request.request_id in unanswered]

@@ -9,7 +9,10 @@ from typing import Any, Literal
 from storage.schema import Frozen
 
 from .costs import Tokens
+from .providers.answers import parse_answer
 
+BATCH = "batch"
+"""The name of the provider whose raw replies are lines of a batch's results."""
 State = Literal["pending", "in_batch", "done", "failed"]
 
 
@@ -43,7 +46,23 @@ class RawReply(Frozen):
     recorded: bool
     received_at: str  # ISO 8601, UTC
     provenance: Mapping[str, Any]
-    raw: str
+    raw: str  # exactly as it came: a message, or a line of a batch's results
+    batch_id: str | None = None  # the catalog's, of a request that was entered before it was sent
+
+    @property
+    def is_result_line(self) -> bool:
+        """Whether the raw text is a line of a batch's results."""
+        return self.provider == BATCH
+
+    @property
+    def message(self) -> str:
+        """The model's message; empty if the reply is an error."""
+        if not self.is_result_line:
+            return self.raw
+        try:
+            return parse_answer(self.raw).raw or ""
+        except ValueError:
+            return ""
 
 
 @dataclass(frozen=True)

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 
 from storage.files import owned
 from storage.store import Store
 
-from . import ledger
+from . import batches, ledger
+from .calls import CallBook
 from .planning import (
     RunPlan,
     earlier_readings,
@@ -27,7 +28,8 @@ from .planning import (
 )
 from .providers.protocol import Provider, Reply
 from .records import Landed, Totals
-from .requests import Question
+from .recovery import enter_landed, recover
+from .requests import Question, Request
 
 __all__ = ["RunPlan", "RunSummary", "annotate_run", "estimate_run", "plan_run", "unanswered_requests"]
 
@@ -54,10 +56,14 @@ class RunSummary:
     pending: int  # requests without a reply; the same command asks them again
     failed: int  # of those, how many were refused by the server
     errors: Mapping[str, int]  # what was said about requests without a reply, and how often
+    stopped: str | None  # why no further request was sent, if a budget ended
+    estimated_usd: float | None  # what the answered requests were expected to cost when they were sent
     totals: Totals  # labels, rejections, tokens and dollars of the whole run
 
 
-def annotate_run(store: Store, plan: RunPlan, provider: Provider, report: Report | None = None) -> RunSummary:
+def annotate_run(
+    store: Store, plan: RunPlan, provider: Provider, report: Report | None = None, *, budget_usd: float | None = None
+) -> RunSummary:
     """Ask what is open of a plan, and enter labels and rejections; the same call again goes on where this one stopped.
 
     Args:
@@ -65,14 +71,15 @@ def annotate_run(store: Store, plan: RunPlan, provider: Provider, report: Report
         plan: from `plan_run`.
         provider: who answers.
         report: told of the progress.
+        budget_usd: dollars that the run may cost over all its commands, where the provider is paid.
 
     Raises:
-        BadInput: if the provider cannot answer; nothing is written then.
+        BadInput: if the provider cannot answer, or there is a budget and no list price to hold against it.
         ProviderFailed: if the server refuses everything; what was answered before is kept.
         CatalogLocked: if another process works on this run.
     """
-    ledger.recover(store)
-    worker = _Worker(store, plan, provider, report or _silent)
+    recover(store)
+    worker = _Worker(store, plan, provider, report or _silent, budget_usd)
     with store.catalog.read() as con:
         was_done = ledger.is_done(con, plan.run.run_id) and not ledger.unanswered(con, plan.questions)
     if not was_done:
@@ -83,11 +90,15 @@ def annotate_run(store: Store, plan: RunPlan, provider: Provider, report: Report
 class _Worker:
     """Carries one command through its rounds: one for a plain run, two for a run in two stages."""
 
-    def __init__(self, store: Store, plan: RunPlan, provider: Provider, report: Report) -> None:
+    def __init__(
+        self, store: Store, plan: RunPlan, provider: Provider, report: Report, budget_usd: float | None
+    ) -> None:
         self.store = store
         self.plan = plan
         self.provider = provider
         self.report = report
+        self.budget_usd = budget_usd
+        self.book: CallBook | None = None
         self.questions: list[Question] = []
         self.asked = 0
         self.answered = 0
@@ -109,6 +120,7 @@ class _Worker:
             questions = self.questions or self.plan.questions
             unanswered = ledger.unanswered(con, questions)
             totals = ledger.total_run(con, self.plan.run.run_id)
+            estimated = ledger.estimated_usd(con, self.plan.run.run_id)
             done = ledger.is_done(con, self.plan.run.run_id)
         return RunSummary(
             run_id=self.plan.run.run_id,
@@ -123,6 +135,8 @@ class _Worker:
             pending=len(unanswered),
             failed=sum(standing.state == "failed" for standing in unanswered.values()),
             errors=Counter(standing.error for standing in unanswered.values() if standing.error),
+            stopped=self.book.stopped if self.book else None,
+            estimated_usd=estimated,
             totals=totals,
         )
 
@@ -136,7 +150,7 @@ class _Worker:
         folder.mkdir(parents=True, exist_ok=True)
         with owned(folder, f"the answers of {self.plan.run.run_id}"):
             with self.store.catalog.write() as con:
-                ledger.open_run(con, self.plan.run, self.provider.name, recorded=self.provider.recorded)
+                ledger.open_run(con, self.plan.run, self.plan.card, self.provider.name, recorded=self.provider.recorded)
                 ledger.add_questions(con, self.plan.run, questions)
                 pending = ledger.unanswered(con, questions)
             self._use_again([q for q in questions if q.request.request_id not in pending])
@@ -160,28 +174,54 @@ class _Worker:
     def _ask(self, questions: Sequence[Question]) -> None:
         """Ask; a reply that is under way when this is interrupted is waited for and kept."""
         waiting = {question.request.request_id: question for question in questions}
-        self.asked += len(waiting)
         self.report("asking", 0, len(questions))
+        if not self.provider.paid:
+            self.asked += len(waiting)
+            self._exchange([question.request for question in questions], waiting)
+            return
+        self.book = self._new_book()
         try:
-            with closing(self.provider.answer([question.request for question in questions])) as replies:
+            while self._ask_paid(self.book, waiting):
+                pass
+        finally:
+            self.asked += self.book.handed_out
+            self.book.close()
+
+    def _ask_paid(self, book: CallBook, waiting: dict[str, Question]) -> bool:
+        """Ask what the budget allows; true if calls that came out cheaper than they might have leave room for more."""
+        before = book.handed_out
+        self._exchange(book.hand_out([question.request for question in waiting.values()]), waiting)
+        return book.stopped is not None and book.handed_out > before
+
+    def _exchange(self, requests: Iterable[Request], waiting: dict[str, Question]) -> None:
+        total = len(waiting)
+        try:
+            with closing(self.provider.answer(requests)) as replies:
                 for reply in replies:
                     self._take(reply, waiting)
-                    self.report("asking", len(questions) - len(waiting), len(questions))
+                    self.report("asking", total - len(waiting), total)
         finally:
             for reply in self.provider.late():
                 self._take(reply, waiting)
             self._enter()
+
+    def _new_book(self) -> CallBook:
+        plan = self.plan
+        return CallBook(self.store, plan.run.run_id, self.provider.name, plan.config.windows, self.budget_usd)
 
     def _take(self, reply: Reply, waiting: dict[str, Question]) -> None:
         """Land one reply at once; what follows from it is entered soon, with that of its neighbours."""
         question = waiting.pop(reply.request_id, None)
         if question is None:
             return
+        batch_id = self.book.batch_id if self.book else None
         if reply.raw is None:
             with self.store.catalog.write() as con:
                 ledger.record_error(con, reply)
+                if batch_id is not None:
+                    batches.end_item(con, batch_id, reply.request_id, "unknown" if reply.unknown else "errored")
             return
-        landed = ledger.land_reply(self.store, self.plan.run.run_id, self.provider, reply)
+        landed = ledger.land_reply(self.store, self.plan.run.run_id, self.provider, reply, batch_id=batch_id)
         self.landed.append((question, landed))
         self.answered += 1
         if len(self.landed) >= _CHUNK or time.monotonic() - self.entered_at >= FLUSH_S:
@@ -194,7 +234,7 @@ class _Worker:
         if landed:
             with self.store.catalog.write() as con:
                 for question, reply in landed:
-                    ledger.record_reply(con, reply)
+                    enter_landed(con, reply)
                     ledger.record_reading(
                         con, self.plan.run, question, read_question(self.plan, question, reply.record.raw)
                     )

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
+from .batch_tables import BATCH_COLUMNS
 from .catalog import Catalog, Connection
 from .errors import Prerequisite
 from .evidence_table import LABEL_REPLAYS
@@ -259,9 +260,14 @@ def _create_label_replays(con: Connection) -> None:
     con.execute(LABEL_REPLAYS)
 
 
+def _add_batch_columns(con: Connection) -> None:
+    con.execute(BATCH_COLUMNS)
+
+
 MIGRATIONS: tuple[Migration, ...] = (
     Migration(1, "first tables", _create_first_tables),
     Migration(2, "replays of labels", _create_label_replays),
+    Migration(3, "requests under way", _add_batch_columns),
 )
 
 

@@ -10,7 +10,7 @@ import fcntl
 import json
 import os
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -52,25 +52,29 @@ class Frames(NamedTuple):
 
 
 def append_response(store: Store, run_id: str, record: Mapping[str, Any]) -> tuple[str, int]:
-    """Put one raw reply on the disk; when this returns, it is there.
+    """Put one raw reply on the disk; when this returns, it is there. See `append_responses`."""
+    return append_responses(store, run_id, [record])[0]
+
+
+def append_responses(store: Store, run_id: str, records: Sequence[Mapping[str, Any]]) -> list[tuple[str, int]]:
+    """Put raw replies on the disk; when this returns, they are all there.
 
     An unfinished line that a killed process left at the end is moved to a file beside it first.
 
     Args:
         store: the store.
-        run_id: the annotation run that received it.
-        record: anything that JSON can say.
+        run_id: the annotation run that received them.
+        records: anything that JSON can say; at least one.
 
     Returns:
-        The file, relative to the store, and the line in it, counted from 1.
+        For each the file, relative to the store, and the line in it, counted from 1.
     """
-    text = json.dumps(record, ensure_ascii=False, separators=(",", ":")) + "\n"
-    frame = zstandard.ZstdCompressor(level=3, write_checksum=True).compress(text.encode())
     folder = store.responses_dir(run_id)
     folder.mkdir(parents=True, exist_ok=True)
     with _appending:
-        path, line = _append(folder, frame)
-    return path.relative_to(store.root).as_posix(), line
+        path, first = _append(folder, [_frame(record) for record in records])
+    name = path.relative_to(store.root).as_posix()
+    return [(name, first + place) for place in range(len(records))]
 
 
 def iterate_responses(store: Store, run_id: str) -> Iterator[StoredResponse]:
@@ -136,15 +140,21 @@ def read_frames(path: Path) -> Frames:
     return Frames(lines, end, len(content))
 
 
-def _append(folder: Path, frame: bytes) -> tuple[Path, int]:
+def _frame(record: Mapping[str, Any]) -> bytes:
+    text = json.dumps(record, ensure_ascii=False, separators=(",", ":")) + "\n"
+    return zstandard.ZstdCompressor(level=3, write_checksum=True).compress(text.encode())
+
+
+def _append(folder: Path, frames: Sequence[bytes]) -> tuple[Path, int]:
+    """The file, and the number of the first line written."""
     path = _last_file(folder)
     is_new = not path.exists()
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
         lines = _whole_lines(path, descriptor)
-        _write_all(descriptor, frame)
-        _lines_known[path] = (os.fstat(descriptor).st_size, lines + 1)
+        _write_all(descriptor, b"".join(frames))
+        _lines_known[path] = (os.fstat(descriptor).st_size, lines + len(frames))
     finally:
         os.close(descriptor)
     if is_new:
@@ -153,12 +163,12 @@ def _append(folder: Path, frame: bytes) -> tuple[Path, int]:
     return path, lines + 1
 
 
-def _write_all(descriptor: int, frame: bytes) -> None:
-    """Append a frame and have it on the disk, or leave the file as it was (a full disk takes only a part)."""
+def _write_all(descriptor: int, content: bytes) -> None:
+    """Append and have it on the disk, or leave the file as it was (a full disk takes only a part)."""
     before = os.fstat(descriptor).st_size
-    if (written := os.write(descriptor, frame)) != len(frame):
+    if (written := os.write(descriptor, content)) != len(content):
         os.ftruncate(descriptor, before)
-        raise OSError(f"Only {written} of {len(frame)} bytes could be written; is the disk full?")
+        raise OSError(f"Only {written} of {len(content)} bytes could be written; is the disk full?")
     os.fsync(descriptor)
 
 

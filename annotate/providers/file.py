@@ -6,7 +6,7 @@ The exported lines are requests of Anthropic's Message Batches, so they can be s
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Generator, Iterable, Sequence
+from collections.abc import Collection, Generator, Iterable
 from pathlib import Path
 
 from storage.errors import BadInput
@@ -41,6 +41,7 @@ class FileProvider:
 
     name = "file"
     recorded = False
+    paid = False
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -59,7 +60,7 @@ class FileProvider:
                 "Use the dataset, model and options that the requests were exported with; nothing was read in.",
             )
 
-    def answer(self, requests: Sequence[Request]) -> Generator[Reply]:
+    def answer(self, requests: Iterable[Request]) -> Generator[Reply]:
         """The answers that the file has."""
         for request in requests:
             if request.request_id in self._answers:

@@ -6,7 +6,7 @@ the only one who writes.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Generator, Mapping, Sequence
+from collections.abc import Collection, Generator, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -21,6 +21,7 @@ class Reply:
     raw: str | None  # the message as it came, JSON of the Messages API if all went well; None with an error
     error: str | None = None
     final: bool = False  # of an error: asking the same again cannot help
+    unknown: bool = False  # of an error: the server may have answered all the same, and may bill it
     provenance: Mapping[str, Any] = field(default_factory=dict)  # who answered, when, from where
 
 
@@ -30,6 +31,9 @@ class Provider(Protocol):
     name: str
     recorded: bool
     """Whether the answers were given earlier, so that nothing is paid for now."""
+    paid: bool
+    """Whether each request may cost money: it is then entered before it is sent, held against the budget, and never
+    asked by two commands at once."""
 
     def prepare(self, known: Collection[str], pending: Collection[str], *, complete: bool) -> None:
         """Refuse what cannot work, before anything is written.
@@ -41,8 +45,11 @@ class Provider(Protocol):
         """
         ...
 
-    def answer(self, requests: Sequence[Request]) -> Generator[Reply]:
-        """Yield at most one reply for each request; one that gets none stays pending."""
+    def answer(self, requests: Iterable[Request]) -> Generator[Reply]:
+        """Yield at most one reply for each request; one that gets none stays pending.
+
+        A provider that is paid takes a request from `requests` only when it sends it.
+        """
         ...
 
     def late(self) -> list[Reply]:

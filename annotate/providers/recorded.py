@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Generator, Sequence
+from collections.abc import Collection, Generator, Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -28,6 +28,7 @@ class RecordedProvider:
 
     name = "recorded"
     recorded = True
+    paid = False
 
     def __init__(self, path: Path, export_command: str = EXPORT_COMMAND) -> None:
         self._path = path
@@ -49,8 +50,9 @@ class RecordedProvider:
                 "them, and add the answers.",
             )
 
-    def answer(self, requests: Sequence[Request]) -> Generator[Reply]:
+    def answer(self, requests: Iterable[Request]) -> Generator[Reply]:
         """The recorded answers."""
+        requests = list(requests)
         ids = [request.request_id for request in requests]
         self.prepare(ids, ids, complete=False)
         for request in requests:

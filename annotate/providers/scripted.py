@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection, Generator, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable
 
 from ..requests import Request
 from .protocol import Reply
@@ -24,6 +24,7 @@ class ScriptedProvider:
 
     name = "scripted"
     recorded = False
+    paid = False
 
     def __init__(self, script: Callable[[Request], str | None]) -> None:
         self._script = script
@@ -32,7 +33,7 @@ class ScriptedProvider:
     def prepare(self, known: Collection[str], pending: Collection[str], *, complete: bool) -> None:
         """Anything can be answered."""
 
-    def answer(self, requests: Sequence[Request]) -> Generator[Reply]:
+    def answer(self, requests: Iterable[Request]) -> Generator[Reply]:
         """One reply after the other."""
         for request in requests:
             self.asked.append(request.request_id)

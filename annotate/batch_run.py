@@ -1,0 +1,104 @@
+"""One run through Message Batches from plan to finish: submit, wait, ingest, until nothing is open.
+
+It is the four verbs in a loop; killed, the same call goes on, and so does any of the verbs on its own.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Collection, Generator, Iterable
+from dataclasses import replace
+
+from storage.store import Store
+
+from . import ledger
+from .fetching import ingest
+from .planning import RunPlan, all_questions
+from .providers.batch import BatchServer, ServerBusyError
+from .providers.protocol import Reply
+from .records import BATCH
+from .requests import Request
+from .run import RunSummary, annotate_run
+from .shipping import BatchConfig, submit
+
+Report = Callable[[str, int, int | None], None]
+_PATIENCE = 20
+"""Rounds in a row in which the server may be out of reach."""
+
+
+class _Nobody:
+    """Answers nothing: what is to be known of a run that went by batches is in the store."""
+
+    name = BATCH
+    recorded = False
+    paid = False
+
+    def prepare(self, known: Collection[str], pending: Collection[str], *, complete: bool) -> None:
+        """Nothing can go wrong."""
+
+    def answer(self, requests: Iterable[Request]) -> Generator[Reply]:
+        """No replies."""
+        yield from ()
+
+    def late(self) -> list[Reply]:
+        """None."""
+        return []
+
+
+def run_batches(
+    store: Store,
+    plan: RunPlan,
+    server: BatchServer,
+    config: BatchConfig,
+    report: Report | None = None,
+    *,
+    poll_s: float = 30.0,
+) -> RunSummary:
+    """Ask what is open of a plan in batches, wait for them, and enter labels and rejections.
+
+    Args:
+        store: holds the plan's dataset.
+        plan: from `plan_run`.
+        server: where the batches go.
+        config: their size, number and budget.
+        report: told of the progress.
+        poll_s: seconds between two looks at the server while nothing happens.
+
+    Raises:
+        ProviderFailed: if the server refuses, or is out of reach for long; everything so far is kept.
+        CatalogLocked: if another process works on this run.
+        BadInput: if there is a budget and no list price to hold against it.
+    """
+    asked = answered = troubles = 0
+    stopped: str | None = None
+    while states := _states(store, plan):
+        if report:
+            report("answers", states["done"], states.total())
+        try:
+            submission = submit(store, plan, server, config)
+            ingested = ingest(store, server, config)
+        except ServerBusyError:
+            troubles += 1
+            if troubles == _PATIENCE:
+                raise
+            server.sleep(poll_s)
+            continue
+        troubles = 0
+        asked, answered = asked + submission.requests, answered + ingested.answered
+        stopped = submission.stopped
+        after = _states(store, plan)
+        if not after["in_batch"] and (stopped or not after["pending"]):
+            break
+        if not submission.batch_ids and not ingested.batches:
+            server.sleep(poll_s)
+    summary = annotate_run(store, plan, _Nobody())
+    return replace(summary, asked=asked, answered=answered, reused=summary.reused - answered, stopped=stopped)
+
+
+def _states(store: Store, plan: RunPlan) -> Counter[str]:
+    """How many questions of a plan, as far as they are known, are in which state."""
+    questions = all_questions(store, plan)
+    with store.catalog.read() as con:
+        standings = ledger.unanswered(con, questions)
+    states = Counter(standing.state for standing in standings.values())
+    return states + Counter(done=len(questions) - len(standings))

@@ -1,0 +1,225 @@
+"""The ledger of requests under way: each is entered with its price before it is sent, and takes effect once.
+
+A batch is what one command sends: one POST of Message Batches, or the single calls of a synchronous run. Its life is
+intent -> submitted -> ingested | abandoned; a request that is in one is asked by nobody else. It talks to no server
+(`shipping.py`, `calls.py`), and every verb is part of the caller's transaction.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Literal
+
+from storage.catalog import Connection, insert_rows
+
+from . import ledger
+from .costs import estimate_calls, most_tokens, price
+from .providers.answers import parse_answer
+from .providers.protocol import Reply
+from .records import BATCH, Landed
+from .requests import Request
+
+End = Literal["refused", "released", "lost", "unknown"]
+"""How an item ends without a result: nothing was created, nothing was found, results vanished, or nobody knows. The
+last two may have been billed and count with the most they can have cost."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One row of the catalog's `batches`."""
+
+    batch_id: str
+    run_id: str
+    base_url: str
+    remote_id: str | None
+    state: str
+    requests: int
+    marker: datetime | None
+    unsure_since: datetime | None
+    submitted_at: datetime | None
+    ended_at: datetime | None
+
+
+@dataclass(frozen=True)
+class Priced:
+    """A request with what it will cost, as far as its model has a list price."""
+
+    request: Request
+    estimated_usd: float | None
+    worst_usd: float | None
+
+
+def price_request(request: Request, labels: int, *, batch: bool) -> Priced:
+    """What a request is expected to cost, without a cache, and what it costs at most."""
+    estimate, most = estimate_calls([request], labels), most_tokens(request)
+    return Priced(request, price(request.model, estimate, batch=batch), price(request.model, most, batch=batch))
+
+
+def add_batch(con: Connection, run_id: str, provider: str, base_url: str, marker: datetime | None = None) -> str:
+    """Enter a batch without items; a synchronous one is under way from the start."""
+    batch_id = f"b_{secrets.token_hex(12)}"
+    row = {
+        "batch_id": batch_id,
+        "run_id": run_id,
+        "provider": provider,
+        "base_url": base_url,
+        "state": "intent" if provider == BATCH else "submitted",
+        "requests": 0,
+        "marker": marker,
+    }
+    insert_rows(con, "batches", [row], on_conflict="error")
+    return batch_id
+
+
+def claim(con: Connection, batch_id: str, asked: Sequence[Priced], states: Collection[str]) -> list[Request]:
+    """Put requests into a batch, if they are still in one of some states; nobody else can ask them then.
+
+    Returns:
+        Those that could be had, in order.
+    """
+    ids = [priced.request.request_id for priced in asked]
+    rows = con.execute(
+        """UPDATE requests SET state = 'in_batch', updated_at = now()
+           WHERE request_id IN (SELECT unnest(?::VARCHAR[])) AND state IN (SELECT unnest(?::VARCHAR[]))
+           RETURNING request_id""",
+        [ids, list(states)],
+    ).fetchall()
+    had = {request_id for (request_id,) in rows}
+    items = [
+        {
+            "batch_id": batch_id,
+            "request_id": priced.request.request_id,
+            "estimated_usd": priced.estimated_usd,
+            "worst_usd": priced.worst_usd,
+        }
+        for priced in asked
+        if priced.request.request_id in had
+    ]
+    insert_rows(con, "batch_items", items, on_conflict="replace")
+    con.execute("UPDATE batches SET requests = requests + ? WHERE batch_id = ?", [len(items), batch_id])
+    return [priced.request for priced in asked if priced.request.request_id in had]
+
+
+def mark_submitted(con: Connection, batch_id: str, remote_id: str, submitted_at: datetime) -> None:
+    """Note that the server has a batch, under which name and since when."""
+    con.execute(
+        """UPDATE batches SET state = 'submitted', remote_id = ?, submitted_at = ?
+           WHERE batch_id = ? AND state = 'intent'""",
+        [remote_id, submitted_at, batch_id],
+    )
+
+
+def mark_unsure(con: Connection, batch_id: str, since: datetime | None, error: str | None = None) -> None:
+    """Note that nobody knows whether the server has a batch; only the first time counts."""
+    con.execute(
+        """UPDATE batches SET unsure_since = coalesce(unsure_since, ?), error = coalesce(?, error)
+           WHERE batch_id = ? AND state = 'intent'""",
+        [since, error, batch_id],
+    )
+
+
+def mark_ended(con: Connection, batch_id: str, ended_at: datetime) -> None:
+    """Note that the server has finished a batch, so that its results can be fetched."""
+    con.execute("UPDATE batches SET ended_at = ? WHERE batch_id = ? AND ended_at IS NULL", [ended_at, batch_id])
+
+
+def end_items(con: Connection, batch_id: str, outcome: End, error: str | None, *, failed: bool = False) -> int:
+    """End all items of a batch that have no result, and free their requests; returns how many there were."""
+    open_items = "SELECT request_id FROM batch_items WHERE batch_id = ? AND outcome IS NULL"
+    con.execute(
+        f"""UPDATE requests SET state = ?, error = ?, updated_at = now()
+            WHERE state = 'in_batch' AND request_id IN ({open_items})""",
+        ["failed" if failed else "pending", error, batch_id],
+    )
+    return len(
+        con.execute(
+            "UPDATE batch_items SET outcome = ? WHERE batch_id = ? AND outcome IS NULL RETURNING request_id",
+            [outcome, batch_id],
+        ).fetchall()
+    )
+
+
+def close_batch(con: Connection, batch_id: str, state: Literal["ingested", "abandoned"], error: str | None) -> None:
+    """A batch is finished with; its items are ended already."""
+    con.execute(
+        "UPDATE batches SET state = ?, error = ?, ended_at = coalesce(ended_at, now()) WHERE batch_id = ?",
+        [state, error, batch_id],
+    )
+
+
+def end_item(con: Connection, batch_id: str, request_id: str, outcome: str) -> bool:
+    """Note the outcome of one item; false if it has one, for each takes effect once."""
+    return bool(
+        con.execute(
+            """UPDATE batch_items SET outcome = ? WHERE batch_id = ? AND request_id = ? AND outcome IS NULL
+               RETURNING request_id""",
+            [outcome, batch_id, request_id],
+        ).fetchall()
+    )
+
+
+def take_landed(con: Connection, landed: Landed, most_attempts: int) -> bool:
+    """Enter a raw reply of a batch that is on the disk; the second time, and for an unknown item, nothing happens."""
+    record = landed.record
+    if record.batch_id is None:
+        return False
+    reply = None
+    if record.is_result_line:
+        try:
+            reply = parse_answer(record.raw)
+        except ValueError as error:
+            reply = Reply(record.request_id, None, f"unknown: {error}")
+    outcome = "succeeded" if reply is None or reply.raw is not None else _first_word(reply.error)
+    if not end_item(con, record.batch_id, record.request_id, outcome):
+        return False
+    if reply is None or reply.raw is not None:
+        ledger.record_reply(con, landed)
+    else:
+        _give_back(con, record.request_id, reply.error, final=reply.final, most_attempts=most_attempts)
+    return True
+
+
+def _first_word(error: str | None) -> str:
+    """What kind of a result it was: errored, canceled, expired or unknown."""
+    return (error or "unknown").split(" ", 1)[0].rstrip(":")
+
+
+def _give_back(con: Connection, request_id: str, error: str | None, *, final: bool, most_attempts: int) -> None:
+    """A request that came back without a reply is asked again, a bounded number of times."""
+    con.execute(
+        """UPDATE requests SET error = $error, attempts = attempts + 1, updated_at = now(),
+               state = CASE WHEN $final OR attempts + 1 >= $most THEN 'failed' ELSE 'pending' END
+           WHERE request_id = $request AND state = 'in_batch'""",
+        {"error": error, "final": final, "most": most_attempts, "request": request_id},
+    )
+
+
+def find_batches(con: Connection, states: Collection[str], *, provider: str | None = BATCH) -> list[Batch]:
+    """Batches in some states, the oldest first; of all providers but Message Batches when `provider` is None."""
+    rows = con.execute(
+        f"""SELECT batch_id, run_id, base_url, remote_id, state, requests, marker, unsure_since, submitted_at, ended_at
+            FROM batches WHERE state IN (SELECT unnest(?::VARCHAR[])) AND provider {"=" if provider else "<>"} ?
+            ORDER BY created_at, batch_id""",
+        [list(states), provider or BATCH],
+    ).fetchall()
+    return [Batch(*row) for row in rows]
+
+
+def known_remotes(con: Connection) -> set[str]:
+    """All names of batches that the server gave us."""
+    rows = con.execute("SELECT remote_id FROM batches WHERE remote_id IS NOT NULL").fetchall()
+    return {remote_id for (remote_id,) in rows}
+
+
+def item_outcomes(con: Connection, batch_id: str) -> dict[str, str | None]:
+    """The requests of a batch and what became of each."""
+    return dict(con.execute("SELECT request_id, outcome FROM batch_items WHERE batch_id = ?", [batch_id]).fetchall())
+
+
+def committed_usd(con: Connection, run_id: str) -> float:
+    """Dollars that a run has cost, and those it may still cost by what is under way or was lost, at most."""
+    row = con.execute("SELECT cost_usd + under_way_usd + lost_usd FROM spending WHERE run_id = ?", [run_id]).fetchone()
+    return float(row[0]) if row else 0.0

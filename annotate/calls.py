@@ -1,0 +1,101 @@
+"""Single calls under way: each is entered, and held against the budget, before it is sent; it asks nobody itself."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from storage.errors import BadInput
+from storage.store import Store
+
+from . import batches
+from .requests import Request
+
+STATES = ("pending", "failed")
+"""States from which a single call may be made."""
+
+
+class CallBook:
+    """The calls of one command.
+
+    Args:
+        store: holds the ledger.
+        run_id: the run; its folder of responses is owned by this process.
+        provider: who is asked, for the ledger.
+        labels: labels that a request asks for.
+        budget_usd: dollars that the run may cost over all its commands; no limit when None.
+    """
+
+    def __init__(self, store: Store, run_id: str, provider: str, labels: int, budget_usd: float | None) -> None:
+        self._store = store
+        self._run_id = run_id
+        self._provider = provider
+        self._labels = labels
+        self._budget_usd = budget_usd
+        self.batch_id: str | None = None
+        self.handed_out = 0
+        self.stopped: str | None = None  # why no further call was allowed
+
+    def hand_out(self, requests: Sequence[Request]) -> Iterator[Request]:
+        """Give requests away one by one, each entered before; stop where the budget ends.
+
+        Requests that another command has under way are passed over.
+
+        Raises:
+            BadInput: if there is a budget, and the model has no list price to hold against it.
+        """
+        self.stopped = None
+        for request in requests:
+            claimed = self._claim(request)
+            if self.stopped is not None:
+                return
+            if claimed:
+                self.handed_out += 1
+                yield request
+
+    def close(self) -> None:
+        """End the book; a call without an outcome may have been billed."""
+        if self.batch_id is None:
+            return
+        with self._store.catalog.write() as con:
+            batches.end_items(con, self.batch_id, "unknown", "the command ended before the reply came")
+            batches.close_batch(con, self.batch_id, "ingested", None)
+
+    def _claim(self, request: Request) -> bool:
+        priced = batches.price_request(request, self._labels, batch=False)
+        with self._store.catalog.write() as con:
+            spent = batches.committed_usd(con, self._run_id)
+            self.stopped = refuse_over_budget(spent, [priced], self._budget_usd)
+            if self.stopped is not None:
+                return False
+            if self.batch_id is None:
+                self.batch_id = batches.add_batch(con, self._run_id, self._provider, "")
+            return bool(batches.claim(con, self.batch_id, [priced], STATES))
+
+
+def refuse_over_budget(spent: float, asked: Sequence[batches.Priced], budget_usd: float | None) -> str | None:
+    """Why some requests may not be sent, or None if they may.
+
+    Args:
+        spent: dollars spent, and under way at most.
+        asked: what would be sent.
+        budget_usd: the cap.
+
+    Raises:
+        BadInput: if there is a cap and a request has no price.
+    """
+    if budget_usd is None:
+        return None
+    dollars = 0.0
+    for priced in asked:
+        if priced.worst_usd is None:
+            raise BadInput(
+                f"The model {priced.request.model} has no known list price, so a budget cannot be kept.",
+                "Leave --budget away for a model of your own, or name a model with a price.",
+            )
+        dollars += priced.worst_usd
+    if spent + dollars <= budget_usd:
+        return None
+    return (
+        f"the budget of ${budget_usd:.2f} ends here: ${spent:.4f} are spent or under way, "
+        f"the next {len(asked)} cost ${dollars:.4f} at most"
+    )

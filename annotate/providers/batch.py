@@ -1,0 +1,258 @@
+"""Anthropic's Message Batches: one method for each of its verbs, and for each error what it says about the batch.
+
+It keeps nothing, decides nothing and repeats only what reads: creating a batch is never repeated here, because the API
+knows no idempotency key.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from typing import Any
+from urllib.parse import urljoin, urlsplit
+
+import anthropic
+import httpx2
+from anthropic.types.messages import MessageBatch
+from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_attempt
+
+from storage.errors import ProviderFailed
+
+from ..messages import clean_text
+from ..requests import Request
+from .connection import ANTHROPIC_URL, connect, hide_key, mark_prefix, pause_after, read_key
+
+MOST_REQUESTS = 100_000
+MOST_BYTES = 256_000_000
+RESULTS_KEPT_DAYS = 29
+NOTHING_CREATED = (400, 401, 402, 403, 404, 413, 422, 429)
+_PAGE = 100
+_MOST_PAGES = 1_000
+
+
+class ServerBusyError(ProviderFailed):
+    """The server is busy or out of reach; the same command succeeds later."""
+
+
+class NothingCreatedError(Exception):
+    """The server has certainly not created a batch.
+
+    Args:
+        problem: what it said.
+        pause_s: seconds to wait before it makes sense to try again; None if that makes no sense.
+    """
+
+    def __init__(self, problem: str, pause_s: float | None) -> None:
+        super().__init__(problem)
+        self.problem = problem
+        self.pause_s = pause_s
+
+
+class OutcomeUnknownError(Exception):
+    """The server may have created the batch, or not."""
+
+
+class NotThereError(Exception):
+    """The server does not show a batch or its results now; that may pass."""
+
+
+class BrokenOffError(Exception):
+    """The results stopped before their end."""
+
+
+@dataclass(frozen=True)
+class RemoteBatch:
+    """A batch as the server sees it."""
+
+    remote_id: str
+    ended: bool
+    requests: int
+    counts: dict[str, int]
+    created_at: datetime
+    ended_at: datetime | None
+    vanished: bool  # its results are not kept any more
+    results_url: str | None
+
+
+class BatchServer:
+    """A server with Message Batches.
+
+    Args:
+        base_url: Anthropic's own when None.
+        timeout_s: seconds of silence after which a call counts as lost.
+        attempts: how often something is read while the server is busy or cannot be reached.
+        sleep: waits between attempts; tests pass their own.
+
+    Raises:
+        Prerequisite: if Anthropic is to be asked and there is no key.
+    """
+
+    def __init__(
+        self,
+        base_url: str | None = None,
+        *,
+        timeout_s: float = 600.0,
+        attempts: int = 6,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self._key = read_key(base_url)
+        self.base_url = (base_url or ANTHROPIC_URL).rstrip("/")
+        self._http = anthropic.DefaultHttpxClient(follow_redirects=False, timeout=timeout_s)
+        self._client = connect(self._key, self.base_url, timeout_s, self._http)
+        self._attempts = attempts
+        self.sleep = sleep
+
+    def close(self) -> None:
+        """Let go of the connection."""
+        self._client.close()
+
+    def now(self) -> datetime:
+        """The server's clock; ours if it does not tell."""
+        listed = self._ask_list(lambda: self._client.messages.batches.with_raw_response.list(limit=1))
+        try:
+            return parsedate_to_datetime(listed.headers["date"]).astimezone(UTC)
+        except (KeyError, ValueError, TypeError):
+            return datetime.now(UTC)
+
+    def create(self, requests: Sequence[Request]) -> RemoteBatch:
+        """Create a batch; sent once and never again.
+
+        Raises:
+            NothingCreatedError: if there is certainly no batch.
+            OutcomeUnknownError: if there may be one.
+        """
+        body: Any = [{"custom_id": r.request_id, "params": mark_prefix(r.params, "1h")} for r in requests]
+        try:
+            return _remote(self._client.messages.batches.create(requests=body))
+        except anthropic.APIStatusError as error:
+            said = self._said(error)
+            if error.status_code in NOTHING_CREATED:
+                raise NothingCreatedError(said, pause_after(error, 1) if error.status_code == 429 else None) from error
+            raise OutcomeUnknownError(said) from error
+        except anthropic.AnthropicError as error:
+            raise OutcomeUnknownError(self._said(error)) from error
+
+    def newer_than(self, marker: datetime) -> list[RemoteBatch]:
+        """Batches created at or after a time of the server's clock, the newest first.
+
+        It ends whatever the server does: at a page that brings nothing new too, since some servers ignore the cursor.
+        """
+        found: dict[str, RemoteBatch] = {}
+        after: str | None = None
+        for _ in range(_MOST_PAGES):
+            page = self._list(after)
+            fresh = [batch for batch in map(_remote, page.data) if batch.remote_id not in found]
+            found |= {batch.remote_id: batch for batch in fresh}
+            if not fresh or not page.has_more or min(batch.created_at for batch in fresh) < marker:
+                break
+            after = page.data[-1].id
+        return [batch for batch in found.values() if batch.created_at >= marker]
+
+    def retrieve(self, remote_id: str) -> RemoteBatch:
+        """A batch as it is now.
+
+        Raises:
+            NotThereError: if the server does not know it now.
+        """
+        return _remote(self._read(lambda: self._client.messages.batches.retrieve(remote_id)))
+
+    def results(self, batch: RemoteBatch) -> Iterator[str]:
+        """The lines of a batch's results, as they come, once from their beginning.
+
+        Raises:
+            NotThereError: if there are none now.
+            BrokenOffError: if the connection ends before they do.
+        """
+        url = self._results_url(batch)
+        headers = {**self._client.auth_headers, "anthropic-version": "2023-06-01"}
+        try:
+            with self._http.stream("GET", url, headers=headers) as response:
+                if response.status_code != 200:
+                    raise NotThereError(f"results of {batch.remote_id}: status {response.status_code}")
+                yield from (line for line in _lines(response.iter_bytes()) if line.strip())
+        except httpx2.HTTPError as error:
+            raise BrokenOffError(f"results of {batch.remote_id}: {type(error).__name__}") from error
+
+    def _results_url(self, batch: RemoteBatch) -> str:
+        """Where the results are, at this server and nowhere else: the key goes to no other host."""
+        own = f"{self.base_url}/v1/messages/batches/{batch.remote_id}/results"
+        told = urljoin(own, batch.results_url or own)
+        here, there = urlsplit(self.base_url), urlsplit(told)
+        return told if (there.scheme, there.netloc) == (here.scheme, here.netloc) else own
+
+    def _list(self, after: str | None) -> Any:
+        cursor = after or anthropic.omit
+        return self._ask_list(lambda: self._client.messages.batches.list(limit=_PAGE, after_id=cursor))
+
+    def _ask_list(self, ask: Callable[[], Any]) -> Any:
+        try:
+            return self._read(ask)
+        except NotThereError as error:
+            raise ProviderFailed(
+                f"{self.base_url} has no Message Batches: {error}.", "Use --provider anthropic for single calls."
+            ) from error
+
+    def _read(self, ask: Callable[[], Any]) -> Any:
+        """Ask for something that changes nothing, again while the server is busy or out of reach."""
+        attempts = Retrying(
+            retry=retry_if_exception(_may_pass),
+            wait=_pause,
+            stop=stop_after_attempt(self._attempts),
+            sleep=self.sleep,
+            reraise=True,
+        )
+        try:
+            return attempts(ask)
+        except anthropic.NotFoundError as error:
+            raise NotThereError(self._said(error)) from error
+        except anthropic.AnthropicError as error:
+            said = f"The server did not answer: {self._said(error)}."
+            if _may_pass(error):
+                raise ServerBusyError(said, "Run the same command again later; nothing was lost.") from error
+            raise ProviderFailed(said, "Check the key and --base-url.") from error
+
+    def _said(self, error: Exception) -> str:
+        return hide_key(self._key, clean_text(str(error), 500))
+
+
+def _remote(batch: MessageBatch) -> RemoteBatch:
+    counts = batch.request_counts.model_dump()
+    return RemoteBatch(
+        remote_id=batch.id,
+        ended=batch.processing_status == "ended",
+        requests=sum(int(count) for count in counts.values() if isinstance(count, int)),
+        counts=counts,
+        created_at=_utc(batch.created_at),
+        ended_at=_utc(batch.ended_at) if batch.ended_at else None,
+        vanished=batch.archived_at is not None,
+        results_url=batch.results_url,
+    )
+
+
+def _utc(moment: datetime) -> datetime:
+    return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
+
+
+def _lines(pieces: Iterator[bytes]) -> Iterator[str]:
+    """Whole lines, broken at line feeds only; bytes that are no text are replaced."""
+    rest = b""
+    for piece in pieces:
+        *whole, rest = (rest + piece).split(b"\n")
+        yield from (line.decode("utf-8", "replace") for line in whole)
+    yield rest.decode("utf-8", "replace")
+
+
+def _status(error: BaseException) -> int | None:
+    return error.status_code if isinstance(error, anthropic.APIStatusError) else None
+
+
+def _may_pass(error: BaseException) -> bool:
+    status = _status(error)
+    return isinstance(error, anthropic.APIConnectionError) or (status is not None and (status == 429 or status >= 500))
+
+
+def _pause(state: RetryCallState) -> float:
+    return pause_after(state.outcome.exception() if state.outcome else None, state.attempt_number)

@@ -1,0 +1,91 @@
+"""How a server that speaks Anthropic's API is reached: the key, the client, what its errors mean. It asks nothing."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import anthropic
+import httpx2
+from pydantic import Field, SecretStr
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from storage.errors import Prerequisite
+
+ANTHROPIC_URL = "https://api.anthropic.com"
+HOPELESS = (401, 402, 403, 404)
+"""Statuses that every other request would get too."""
+BUSY = (429, 529)
+REFUSED = (400, 413, 422)
+_LONGEST_WAIT_S = 120.0
+
+
+class Credentials(BaseSettings):
+    """The key, from the environment and from nowhere else; it prints as stars."""
+
+    model_config = SettingsConfigDict(frozen=True)
+
+    key: SecretStr | None = Field(default=None, validation_alias="ANTHROPIC_API_KEY")
+
+
+def read_key(base_url: str | None) -> SecretStr:
+    """The key; a server of one's own may need none.
+
+    Raises:
+        Prerequisite: if Anthropic is to be asked and there is no key.
+    """
+    key = Credentials().key
+    if key is not None and key.get_secret_value().strip():
+        return SecretStr(key.get_secret_value().strip())
+    if base_url is None:
+        raise Prerequisite(
+            "There is no key for Anthropic's API.",
+            "Set ANTHROPIC_API_KEY, or use --provider recorded, --provider file, or --base-url with your own server.",
+        )
+    return SecretStr("none")
+
+
+def connect(
+    key: SecretStr, base_url: str | None, timeout_s: float, http: httpx2.Client | None = None
+) -> anthropic.Anthropic:
+    """A client that repeats nothing by itself and follows no redirect, for a redirect would carry the key away."""
+    return anthropic.Anthropic(
+        api_key=key.get_secret_value(),
+        base_url=base_url,
+        max_retries=0,
+        timeout=timeout_s,
+        open_telemetry=False,
+        http_client=http or anthropic.DefaultHttpxClient(follow_redirects=False),
+    )
+
+
+def hide_key(key: SecretStr, text: str) -> str:
+    """The text without the key, which a server may repeat in its errors."""
+    secret = key.get_secret_value()
+    return text.replace(secret, "***") if len(secret) >= 8 else text
+
+
+def mark_prefix(params: Mapping[str, Any], ttl: Literal["5m", "1h"]) -> dict[str, Any]:
+    """The request with its shared prefix marked for the provider's cache; that changes the bill, not the answer."""
+    control = {"type": "ephemeral"} | ({"ttl": ttl} if ttl != "5m" else {})
+    return {**params, "system": [{"type": "text", "text": params["system"], "cache_control": control}]}
+
+
+def never_began(error: BaseException) -> bool:
+    """Whether the server certainly did not start to answer, so that asking again cannot be billed twice."""
+    if isinstance(error, anthropic.APIStatusError):
+        return error.status_code in BUSY
+    return isinstance(error, anthropic.APIConnectionError) and isinstance(
+        error.__cause__, httpx2.ConnectError | httpx2.ConnectTimeout | httpx2.PoolTimeout
+    )
+
+
+def pause_after(error: BaseException | None, attempt: int) -> float:
+    """Seconds to wait before the next attempt: what the server asks for, else 1, 2, 4 ... and a random part."""
+    asked = error.response.headers.get("retry-after") if isinstance(error, anthropic.APIStatusError) else None
+    try:
+        wait_s = float(asked or "")
+    except ValueError:
+        wait_s = 2.0 ** (attempt - 1) * random.uniform(1, 1.5)
+    return min(max(wait_s, 0.0), _LONGEST_WAIT_S)

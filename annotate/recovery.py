@@ -1,0 +1,71 @@
+"""What an earlier command left behind when it was killed: replies that landed but were not entered, and dead calls."""
+
+from __future__ import annotations
+
+from storage.catalog import Connection
+from storage.errors import CatalogLocked
+from storage.files import owned
+from storage.store import Store
+
+from . import batches, ledger
+from .records import Landed
+
+MOST_ATTEMPTS = 5
+"""How often a batch may return a request without a reply before it counts as failed."""
+
+
+def recover(store: Store, most_attempts: int = MOST_ATTEMPTS) -> int:
+    """Enter replies that landed but were not entered, then free requests whose command has died.
+
+    Returns:
+        How many replies there were.
+    """
+    found = _find_landed(store)
+    if found:
+        with store.catalog.write() as con:
+            for landed in found:
+                enter_landed(con, landed, most_attempts)
+    _free_dead_calls(store)
+    return len(found)
+
+
+def enter_landed(con: Connection, landed: Landed, most_attempts: int = MOST_ATTEMPTS) -> None:
+    """Enter a landed reply; a second time changes nothing."""
+    if landed.record.batch_id is None:
+        ledger.record_reply(con, landed)
+    else:
+        batches.take_landed(con, landed, most_attempts)
+
+
+def _find_landed(store: Store) -> list[Landed]:
+    """Landed replies that are neither responses nor results of an item."""
+    with store.catalog.read() as con:
+        runs = con.execute(
+            """SELECT run_id FROM annotation_runs WHERE state = 'open'
+               UNION SELECT run_id FROM batches WHERE state IN ('intent', 'submitted')"""
+        ).fetchall()
+        places = set(con.execute("SELECT file, line FROM responses").fetchall())
+        waiting = set(con.execute("SELECT batch_id, request_id FROM batch_items WHERE outcome IS NULL").fetchall())
+    return [
+        landed
+        for (run_id,) in runs
+        for landed in ledger.read_landed(store, run_id)
+        if (landed.file, landed.line) not in places
+        and (landed.record.batch_id is None or (landed.record.batch_id, landed.record.request_id) in waiting)
+    ]
+
+
+def _free_dead_calls(store: Store) -> None:
+    """Calls whose command was killed may have been answered and billed; nobody will know, so they are asked anew."""
+    with store.catalog.read() as con:
+        left = batches.find_batches(con, ["submitted"], provider=None)
+    for batch in left:
+        try:
+            with (
+                owned(store.responses_dir(batch.run_id), f"the answers of {batch.run_id}"),
+                store.catalog.write() as con,
+            ):
+                batches.end_items(con, batch.batch_id, "lost", "its command was killed before the reply came")
+                batches.close_batch(con, batch.batch_id, "abandoned", "its command was killed")
+        except CatalogLocked:  # its command is alive
+            continue

@@ -1,0 +1,218 @@
+"""Requests into Message Batches: what is open of a plan is entered as an intent, then sent once.
+
+The order makes it safe: an intent with its items is committed before the POST, and the POST is never repeated. What it
+leaves unknown is settled from the server's own list (`settling.py`); results are fetched by `fetching.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from pydantic import Field
+
+from storage.errors import ProviderFailed
+from storage.schema import Frozen
+from storage.store import Store
+
+from . import batches, ledger
+from .batches import Priced
+from .calls import refuse_over_budget
+from .planning import RunPlan, all_questions
+from .providers.batch import (
+    MOST_BYTES,
+    MOST_REQUESTS,
+    BatchServer,
+    NothingCreatedError,
+    OutcomeUnknownError,
+    ServerBusyError,
+)
+from .records import BATCH
+from .recovery import MOST_ATTEMPTS, recover
+from .requests import Question, Request
+from .settling import owned_run, reconcile
+
+_ENVELOPE_BYTES = 500
+"""What a request takes in a batch beside its canonical text: its id and the mark of the cached prefix."""
+_BUSY_ATTEMPTS = 6
+
+
+class BatchConfig(Frozen):
+    """How requests travel in Message Batches."""
+
+    size: int = Field(default=1_000, ge=1, le=MOST_REQUESTS, description="requests in a batch, at most")
+    in_flight: int = Field(default=4, ge=1, le=100, description="batches of a run under way at once")
+    budget_usd: float | None = Field(default=None, ge=0, description="dollars a run may cost over all its commands")
+    grace_s: float = Field(
+        default=180.0, ge=0, description="seconds that a lost batch has to show up on the server's list; 120 or more"
+    )
+    attempts: int = Field(default=MOST_ATTEMPTS, ge=1, description="how often a request may come back unanswered")
+    retry_failed: bool = Field(default=False, description="ask again what was refused or came back too often")
+
+
+@dataclass(frozen=True)
+class Submission:
+    """What a submit has done."""
+
+    run_id: str
+    batch_ids: tuple[str, ...]  # created now
+    requests: int  # in them
+    open: int  # requests that still have to be sent
+    under_way: int  # requests in batches, of this run or another one
+    failed: int  # requests that were refused, or came back too often
+    unknown: int  # batches of which nobody knows yet whether the server has them
+    stopped: str | None  # why nothing further is sent, if a budget ended
+    warnings: tuple[str, ...] = ()
+
+
+def submit(store: Store, plan: RunPlan, server: BatchServer, config: BatchConfig) -> Submission:
+    """Send what is open of a plan, as far as the limits and the budget allow.
+
+    Raises:
+        ProviderFailed: if the server refuses; nothing is under way then that was not before.
+        CatalogLocked: if another process works on this run.
+        BadInput: if there is a budget and no list price to hold against it.
+    """
+    recover(store, config.attempts)
+    warnings = reconcile(store, server, config.grace_s)
+    questions = all_questions(store, plan)
+    sent: list[_Sent] = []
+    with owned_run(store, plan.run.run_id):
+        _enter_questions(store, plan, questions, config)
+        for chunk in _chunks(_open_priced(store, plan, questions), config.size):
+            if _in_flight(store, plan.run.run_id) >= config.in_flight:
+                break
+            sent.append(_send(store, plan.run.run_id, server, config, chunk))
+            if sent[-1].batch_id is None or sent[-1].stopped:
+                break
+    return _tell(store, plan, questions, sent, warnings)
+
+
+def _enter_questions(store: Store, plan: RunPlan, questions: Sequence[Question], config: BatchConfig) -> None:
+    with store.catalog.write() as con:
+        ledger.open_run(con, plan.run, plan.card, BATCH, recorded=False)
+        ledger.add_questions(con, plan.run, questions)
+        if config.retry_failed:
+            ledger.reopen_failed(con, questions)
+
+
+def _open_priced(store: Store, plan: RunPlan, questions: Sequence[Question]) -> list[Priced]:
+    with store.catalog.read() as con:
+        standings = ledger.unanswered(con, questions)
+    return [
+        batches.price_request(question.request, plan.config.windows, batch=True)
+        for question in questions
+        if question.request.request_id in standings and standings[question.request.request_id].state == "pending"
+    ]
+
+
+def _chunks(asked: Sequence[Priced], size: int) -> Iterator[list[Priced]]:
+    """Parts that a server takes as one batch."""
+    chunk: list[Priced] = []
+    taken = 0
+    for priced in asked:
+        length = len(priced.request.body.encode()) + _ENVELOPE_BYTES
+        if chunk and (len(chunk) >= size or taken + length > MOST_BYTES):
+            yield chunk
+            chunk, taken = [], 0
+        chunk.append(priced)
+        taken += length
+    if chunk:
+        yield chunk
+
+
+def _in_flight(store: Store, run_id: str) -> int:
+    with store.catalog.read() as con:
+        return sum(batch.run_id == run_id for batch in batches.find_batches(con, ["intent", "submitted"]))
+
+
+class _Sent(NamedTuple):
+    """What became of a batch that was to be sent."""
+
+    batch_id: str | None = None
+    requests: int = 0
+    stopped: str | None = None  # what the budget says
+
+
+def _send(store: Store, run_id: str, server: BatchServer, config: BatchConfig, chunk: Sequence[Priced]) -> _Sent:
+    """Send one batch, cut to what the budget allows; a busy server is asked again.
+
+    Raises:
+        ProviderFailed: if the server refuses it, or stays busy.
+    """
+    for attempt in range(1, _BUSY_ATTEMPTS + 1):
+        batch_id, claimed, stopped = _enter_intent(store, run_id, server, config, chunk)
+        if batch_id is None:
+            return _Sent(stopped=stopped)
+        try:
+            remote = server.create(claimed)
+        except NothingCreatedError as error:
+            with store.catalog.write() as con:
+                batches.end_items(con, batch_id, "refused", None)
+                batches.close_batch(con, batch_id, "abandoned", error.problem)
+            if error.pause_s is None:
+                raise ProviderFailed(f"The server refused a batch: {error.problem}.", "It was not created.") from error
+            if attempt == _BUSY_ATTEMPTS:
+                raise ServerBusyError(f"The server stays busy: {error.problem}.", "Run it again later.") from error
+            server.sleep(error.pause_s)
+        except OutcomeUnknownError as error:
+            with store.catalog.write() as con:
+                batches.mark_unsure(con, batch_id, None, str(error))
+            return _Sent(stopped=stopped)
+        else:
+            with store.catalog.write() as con:
+                batches.mark_submitted(con, batch_id, remote.remote_id, remote.created_at)
+            return _Sent(batch_id, len(claimed), stopped)
+    return _Sent()
+
+
+def _enter_intent(
+    store: Store, run_id: str, server: BatchServer, config: BatchConfig, chunk: Sequence[Priced]
+) -> tuple[str | None, list[Request], str | None]:
+    """One transaction: the budget is checked, the requests are claimed, the batch and its items are entered."""
+    marker = server.now()
+    with store.catalog.write() as con:
+        allowed, stopped = _cut_to_budget(batches.committed_usd(con, run_id), chunk, config.budget_usd)
+        if not allowed:
+            return None, [], stopped
+        batch_id = batches.add_batch(con, run_id, BATCH, server.base_url, marker)
+        claimed = batches.claim(con, batch_id, allowed, ["pending"])
+        if not claimed:
+            batches.close_batch(con, batch_id, "abandoned", "another command has asked its requests")
+            return None, [], None
+    return batch_id, claimed, stopped
+
+
+def _cut_to_budget(
+    spent: float, chunk: Sequence[Priced], budget_usd: float | None
+) -> tuple[Sequence[Priced], str | None]:
+    """The longest beginning of a chunk that the budget allows, and why it is not all of it."""
+    stopped = refuse_over_budget(spent, chunk, budget_usd)
+    if stopped is None:
+        return chunk, None
+    low, high = 0, len(chunk)
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if refuse_over_budget(spent, chunk[:middle], budget_usd) is None else (low, middle)
+    return chunk[:low], stopped
+
+
+def _tell(
+    store: Store, plan: RunPlan, questions: Sequence[Question], sent: Sequence[_Sent], warnings: Sequence[str]
+) -> Submission:
+    with store.catalog.read() as con:
+        standings = ledger.unanswered(con, questions)
+        unknown = batches.find_batches(con, ["intent"])
+    states = [standing.state for standing in standings.values()]
+    return Submission(
+        run_id=plan.run.run_id,
+        batch_ids=tuple(batch.batch_id for batch in sent if batch.batch_id),
+        requests=sum(batch.requests for batch in sent),
+        open=states.count("pending"),
+        under_way=states.count("in_batch"),
+        failed=states.count("failed"),
+        unknown=sum(batch.run_id == plan.run.run_id for batch in unknown),
+        stopped=next((batch.stopped for batch in sent if batch.stopped), None),
+        warnings=tuple(warnings),
+    )
