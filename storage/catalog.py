@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
@@ -152,9 +152,12 @@ class Catalog:
             raise _explain(error, self.path, self.wait_s) from error
 
 
-def create_file(path: Path) -> None:
-    """Make an empty catalog file."""
-    duckdb.connect(str(path)).close()
+def create_file(path: Path, fill: Callable[[Connection], None]) -> None:
+    """Make a catalog file and fill it, in one transaction."""
+    with duckdb.connect(str(path), config=_SETTINGS) as con:
+        con.begin()
+        fill(con)
+        con.commit()
 
 
 def insert_rows(

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import re
+from functools import partial
 from pathlib import Path
 
-from .catalog import Catalog, create_file
+from .catalog import Catalog, Connection, create_file
 from .errors import BadInput, Prerequisite
 from .files import owned, sync_folder
-from .migrations import is_newest, migrate
+from .migrations import create_tables, is_newest, migrate
 from .views import are_current, refresh_views
 
 CATALOG = "catalog.duckdb"
 MANIFEST = "manifest.json"
 DRAFT = "draft.json"
-_FOLDERS = ("rollouts", "policies", "responses", "reports")
+ROLLOUTS = "rollouts"
+_FOLDERS = (ROLLOUTS, "policies", "responses", "reports")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 
@@ -66,7 +68,7 @@ class Store:
     @property
     def rollouts_dir(self) -> Path:
         """The folder with one folder per dataset."""
-        return self.root / "rollouts"
+        return self.root / ROLLOUTS
 
     @property
     def policies_dir(self) -> Path:
@@ -145,7 +147,11 @@ def _create_catalog(path: Path) -> None:
         if path.exists():
             return
         new.unlink(missing_ok=True)
-        create_file(new)
-        migrate(Catalog(new))
+        create_file(new, partial(_fill_catalog, path.parent / ROLLOUTS))
         new.rename(path)
         sync_folder(path.parent)
+
+
+def _fill_catalog(rollouts: Path, con: Connection) -> None:
+    create_tables(con)
+    refresh_views(con, rollouts)
