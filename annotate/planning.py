@@ -14,10 +14,12 @@ from storage.store import Store
 from . import ledger
 from .cards import Card, card_sha256, check_card_against_spaces
 from .costs import Tokens, estimate_calls, price
+from .frames import FrameSource
 from .prompts import prompt_version
 from .records import Run
 from .replies import Reading, read_reply
 from .requests import AnnotateConfig, Question, Questioner, Request
+from .selection import Method, select_episodes
 from .statistics import describe_dataset
 
 
@@ -49,18 +51,30 @@ class Estimate:
 
 
 def plan_run(
-    store: Store, dataset_id: str, card: Card, config: AnnotateConfig | None = None, *, limit: int | None = None
+    store: Store,
+    dataset_id: str,
+    card: Card,
+    config: AnnotateConfig | None = None,
+    *,
+    limit: int | None = None,
+    select: Method = "first",
+    select_seed: int = 0,
+    frames: FrameSource | None = None,
 ) -> RunPlan:
     """Write the questions of a run.
 
-    The run's id comes from all that is asked, so the same arguments always mean the same run; `limit` does not count.
+    The run's id comes from all that is asked, so the same arguments always mean the same run; which episodes are asked
+    about does not count.
 
     Args:
         store: holds the dataset.
         dataset_id: the dataset.
         card: of its environment.
         config: model, number of labels and the like.
-        limit: episodes to ask about, the first ones; all when None.
+        limit: episodes to ask about; all when None.
+        select: how they are chosen, see `selection.select_episodes`.
+        select_seed: of that choice.
+        frames: renders critical steps, where the configuration asks for frames.
 
     Raises:
         BadInput: if there is no such dataset, or the card is not one for it.
@@ -73,8 +87,9 @@ def plan_run(
     episodes = [_with_action_indices(episode, first_action) for episode in iterate_episodes(store, dataset_id)]
     statistics = describe_dataset(episodes, card)
     median = next(episode for episode in episodes if episode.episode_id == statistics.median_episode)
-    questioner = Questioner(card, config, statistics, median)
-    asked = {episode.episode_id: episode for episode in episodes[:limit]}
+    questioner = Questioner(card, config, statistics, median, frames)
+    chosen = select_episodes(episodes, limit, method=select, seed=select_seed)
+    asked = {episode.episode_id: episode for episode in chosen}
     return RunPlan(
         run=_name_run(dataset_id, questioner, first_action),
         card=card,
@@ -155,13 +170,13 @@ def _with_action_indices(episode: Episode, first_action: int) -> Episode:
 def _name_run(dataset_id: str, questioner: Questioner, first_action: int) -> Run:
     """A run is named by what it says and how it chooses rows; a card's claims say nothing to a model."""
     card, config = questioner.card, questioner.config
-    told = [questioner.systems, card.model_dump(mode="json", exclude={"claims"}), config.model_dump(mode="json")]
+    told = [questioner.systems, card.model_dump(mode="json", exclude={"claims"}), config.told]
     return Run(
         run_id=content_id("a_", [dataset_id, prompt_version(), *told]),
         dataset_id=dataset_id,
         model=config.model,
         prompt_version=prompt_version(),
         card_sha256=card_sha256(card),
-        config=config.model_dump(mode="json"),
+        config=config.told,
         first_action=first_action,
     )

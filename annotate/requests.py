@@ -15,9 +15,11 @@ from typing import Any
 
 from pydantic import Field, model_validator
 
+from storage.errors import BadInput
 from storage.schema import Episode, Frozen
 
 from .cards import Card
+from .frames import FrameSource, with_frames
 from .prompts import Kind, render_episode, render_system
 from .schemas import reply_schema
 from .statistics import DatasetStatistics
@@ -38,6 +40,7 @@ class AnnotateConfig(Frozen):
         default=False, description="identify critical steps first, suggest actions in a second call"
     )
     samples: int = Field(default=1, ge=1, le=100, description="independent answers asked for each episode")
+    frames: bool = Field(default=False, description="show a picture of the critical steps in the second stage")
 
     @model_validator(mode="after")
     def _choice(self) -> AnnotateConfig:
@@ -45,7 +48,14 @@ class AnnotateConfig(Frozen):
             raise ValueError(
                 f"{self.rows} rows leave no choice in {self.windows} windows; give 3 rows a window or more"
             )
+        if self.frames and not self.two_stage:
+            raise ValueError("frames show the critical steps, which only the second stage knows; add --two-stage")
         return self
+
+    @property
+    def told(self) -> dict[str, Any]:
+        """What a run is named by; an option that was added later counts only where it is used."""
+        return self.model_dump(mode="json", exclude=set() if self.frames else {"frames"})
 
 
 @dataclass(frozen=True)
@@ -91,7 +101,17 @@ def request_id_of(params: Mapping[str, Any], sample: int = 0) -> str:
 class Questioner:
     """Writes the questions of one run; they share their system prompt, byte by byte."""
 
-    def __init__(self, card: Card, config: AnnotateConfig, statistics: DatasetStatistics, median: Episode) -> None:
+    def __init__(
+        self,
+        card: Card,
+        config: AnnotateConfig,
+        statistics: DatasetStatistics,
+        median: Episode,
+        frames: FrameSource | None = None,
+    ) -> None:
+        if config.frames and frames is None:
+            raise BadInput("Frames are asked for, but nothing renders them.", "Leave the option frames out.")
+        self.frames = frames if config.frames else None
         self.card = card
         self.config = config
         self.statistics = statistics
@@ -116,18 +136,22 @@ class Questioner:
             sample: which of the first stage's samples they come from.
         """
         text = render_episode(self.card, self.statistics, episode, self.table(episode), marks=marks)
-        return self._question("suggest", episode, text, [step for step, _ in marks], sample)
+        steps = [step for step, _ in marks]
+        shown = text if self.frames is None else with_frames(text, self.frames(episode.episode_id, steps), steps)
+        return self._question("suggest", episode, shown, steps, sample)
 
     def table(self, episode: Episode) -> Table:
         """The table of an episode, as its questions show it."""
         return render_table(episode, self.card, rows=self.config.rows, windows=self.config.windows)
 
-    def _question(self, kind: Kind, episode: Episode, text: str, steps: Sequence[int], sample: int) -> Question:
+    def _question(
+        self, kind: Kind, episode: Episode, content: str | list[dict[str, Any]], steps: Sequence[int], sample: int
+    ) -> Question:
         params = {
             "model": self.config.model,
             "max_tokens": self.config.max_tokens,
             "system": self.systems[kind],
-            "messages": [{"role": "user", "content": text}],
+            "messages": [{"role": "user", "content": content}],
             "output_config": {"format": {"type": "json_schema", "schema": reply_schema(kind, self.card)}},
         }
         request = Request(request_id_of(params, sample), kind, params)

@@ -15,11 +15,13 @@ from annotate.providers.protocol import Provider
 from annotate.providers.recorded import RecordedProvider
 from annotate.requests import AnnotateConfig
 from annotate.run import RunSummary, annotate_run
+from annotate.selection import Method
 from storage.errors import BadInput, Prerequisite
 from storage.schema import Frozen
 from storage.steps import read_manifest
 from storage.store import Store
 
+from .frames import FrameRenderer
 from .progress import Report, silent
 
 ProviderName = Literal["anthropic", "file", "recorded"]
@@ -31,7 +33,9 @@ class LabelConfig(Frozen):
     provider: ProviderName = Field(default="anthropic", description="who answers")
     annotate: AnnotateConfig = Field(default_factory=AnnotateConfig)
     card: str | None = Field(default=None, description="path of a card; the environment's packaged one when null")
-    limit: int | None = Field(default=None, ge=1, description="annotate only the first episodes")
+    limit: int | None = Field(default=None, ge=1, description="annotate only so many episodes")
+    select: Method = Field(default="first", description="which ones: first, stratified or novel")
+    select_seed: int = Field(default=0, ge=0, description="seed of that choice")
     answers: Path | None = Field(default=None, description="file: replies to take in; recorded: file or folder")
     base_url: str | None = Field(default=None, description="server that speaks the Messages API; Anthropic's when null")
     concurrency: int = Field(default=4, ge=1, le=64, description="requests under way at once")
@@ -51,7 +55,16 @@ def plan(store: Store, dataset_id: str, config: LabelConfig) -> Planned:
     Raises:
         BadInput: if there is no such dataset or card, or they do not fit each other.
     """
-    made = plan_run(store, dataset_id, _card_of(store, dataset_id, config), config.annotate, limit=config.limit)
+    made = plan_run(
+        store,
+        dataset_id,
+        _card_of(store, dataset_id, config),
+        config.annotate,
+        limit=config.limit,
+        select=config.select,
+        select_seed=config.select_seed,
+        frames=FrameRenderer(store, dataset_id) if config.annotate.frames else None,
+    )
     return Planned(made, estimate_run(store, made))
 
 

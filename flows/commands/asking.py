@@ -8,7 +8,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -52,11 +52,21 @@ def _configure(
     rows: Annotated[
         int | None, typer.Option(min=4, help="Rows of an episode's table; default: five per label.")
     ] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Annotate only the first episodes.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Annotate only so many episodes.")] = None,
+    select: Annotated[
+        Literal["first", "stratified", "novel"],
+        typer.Option(
+            help="Which episodes, with --limit: the first ones, evenly over returns and lengths, or unlike states."
+        ),
+    ] = "first",
+    select_seed: Annotated[int, typer.Option(min=0, help="Seed of that choice.")] = 0,
     two_stage: Annotated[
         bool, typer.Option("--two-stage", help="Identify critical steps first, suggest actions in a second call.")
     ] = False,
     samples: Annotated[int, typer.Option(min=1, help="Independent answers per episode.")] = 1,
+    frames: Annotated[
+        bool, typer.Option("--frames", help="Show a picture of the critical steps in the second stage.")
+    ] = False,
     card: Annotated[
         str | None, typer.Option("--card", help="TOML card; default: the environment's packaged one.")
     ] = None,
@@ -69,12 +79,20 @@ def _configure(
 
     from ..label import LabelConfig
 
-    asked: dict[str, Any] = {"windows": labels, "rows": rows or 5 * labels, "two_stage": two_stage, "samples": samples}
+    asked: dict[str, Any] = {
+        "windows": labels,
+        "rows": rows or 5 * labels,
+        "two_stage": two_stage,
+        "samples": samples,
+        "frames": frames,
+    }
     return LabelConfig(
         provider=provider,
         annotate=AnnotateConfig.model_validate(asked | ({"model": model} if model else {})),
         card=card,
         limit=limit,
+        select=select,
+        select_seed=select_seed,
         answers=answers,
         base_url=base_url,
         concurrency=concurrency,
