@@ -109,8 +109,13 @@ class Catalog:
         Raises:
             CatalogLocked, DamagedStore: as for `read`.
         """
+        latch = latch_of(self.path)
         with self._turn(exclusive=True), self._connected(read_only=True) as con:
-            yield con
+            latch.held = con
+            try:
+                yield con
+            finally:
+                latch.held = None
 
     @contextmanager
     def _turn(self, *, exclusive: bool) -> Generator[None]:

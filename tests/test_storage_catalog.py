@@ -153,6 +153,15 @@ def test_a_read_inside_a_write_sees_its_changes_and_other_nesting_is_refused(sto
             store.catalog.write().__enter__()
 
 
+def test_a_read_inside_a_read_alone_uses_its_connection(store: Store) -> None:
+    with store.catalog.read_alone() as con:
+        con.execute("SET lock_configuration = true")
+        with store.catalog.read() as inner:
+            assert replays(inner) == []
+    with store.catalog.read() as con:
+        con.execute("SET threads = 1")
+
+
 def test_a_forked_child_is_not_held_up_by_its_parents_threads(store: Store) -> None:
     with latch_of(store.catalog.path).exclusive(1):
         child = os.fork()
