@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,14 @@ import pytest
 from storage.store import Store
 
 
+@pytest.fixture(scope="session")
+def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of an empty store, made once; tests get copies of it."""
+    return Store.create(tmp_path_factory.mktemp("template") / "store").root
+
+
 @pytest.fixture
-def store(tmp_path: Path) -> Store:
+def store(tmp_path: Path, empty_store: Path) -> Store:
     """A fresh, empty store."""
-    return Store.create(tmp_path / "store")
+    shutil.copytree(empty_store, tmp_path / "store")
+    return Store.open(tmp_path / "store")
