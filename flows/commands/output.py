@@ -10,6 +10,7 @@ import math
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
+from decimal import Decimal
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
@@ -51,7 +52,8 @@ def print_table(title: str, rows: Sequence[Mapping[str, object]]) -> None:
         return
     cells = {name: [format_cell(row[name]) for row in rows] for name in rows[0]}
     widths = {name: max(len(text) for text in [name, *texts]) for name, texts in cells.items()}
-    if sum(min(width, _PROSE if width > _UNBROKEN else width) + _GAP for width in widths.values()) > console.width:
+    needed = sum((width if width <= _UNBROKEN else _PROSE) + _GAP for width in widths.values()) - _GAP
+    if needed > console.width:
         _print_records(console, rows)
         return
     table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False, collapse_padding=True)
@@ -110,4 +112,9 @@ def print_lines(*lines: str) -> None:
 
 def print_json(result: Mapping[str, object]) -> None:
     """Print one JSON object on one line of standard output."""
-    Console(soft_wrap=True, highlight=False).print(Text(json.dumps(result, default=str)), soft_wrap=True)
+    Console(soft_wrap=True, highlight=False).print(Text(json.dumps(result, default=_plain)), soft_wrap=True)
+
+
+def _plain(value: object) -> object:
+    """What JSON has no form for: decimals become numbers, everything else text."""
+    return float(value) if isinstance(value, Decimal) else str(value)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -55,10 +56,20 @@ def sql(
     from storage.store import Store
 
     rows = run_query(Store.open(store), query)
+    if format_ is not Format.PARQUET:
+        rows = _with_plain_numbers(rows)
     if as_json:
         print_json({"columns": rows.column_names, "rows": rows.to_pylist()})
     else:
         write_rows(rows, format_, output)
+
+
+def _with_plain_numbers(rows: pa.Table) -> pa.Table:
+    """SQL's decimal numbers, such as `0.9` in a query, as doubles: JSON has no others."""
+    import pyarrow as pa
+
+    plain = [pa.field(field.name, pa.float64()) if pa.types.is_decimal(field.type) else field for field in rows.schema]
+    return rows.cast(pa.schema(plain))
 
 
 def write_rows(rows: pa.Table, format_: Format, output: Path | None) -> None:
@@ -177,7 +188,14 @@ def card_list(as_json: JsonOption = False) -> None:
     if as_json:
         print_json({"cards": rows})
     else:
-        print_table("packaged cards", rows)
+        print_table(f"{len(rows)} packaged cards", [_told(row) for row in rows])
+
+
+def _told(card: Mapping[str, Any]) -> dict[str, object]:
+    """A card's row with the arguments of its environment beside the id, for they are rare."""
+    arguments = "".join(f" {name}={value}" for name, value in card["env_kwargs"].items())
+    rest = {name: value for name, value in card.items() if name not in ("env_id", "env_kwargs")}
+    return {"env_id": card["env_id"] + arguments, **rest}
 
 
 @card_app.command("show")
