@@ -12,14 +12,16 @@ from dataclasses import replace
 from storage.store import Store
 
 from . import ledger
+from .batch_config import BatchConfig
 from .fetching import ingest
 from .planning import RunPlan, all_questions
 from .providers.batch import BatchServer, ServerBusyError
 from .providers.protocol import Reply
 from .records import BATCH
+from .recovery import recover
 from .requests import Request
 from .run import RunSummary, annotate_run
-from .shipping import BatchConfig, submit
+from .shipping import submit
 
 Report = Callable[[str, int, int | None], None]
 _PATIENCE = 20
@@ -52,6 +54,7 @@ def run_batches(
     config: BatchConfig,
     report: Report | None = None,
     *,
+    budget_usd: float | None = None,
     poll_s: float = 30.0,
 ) -> RunSummary:
     """Ask what is open of a plan in batches, wait for them, and enter labels and rejections.
@@ -60,8 +63,9 @@ def run_batches(
         store: holds the plan's dataset.
         plan: from `plan_run`.
         server: where the batches go.
-        config: their size, number and budget.
+        config: their size and number.
         report: told of the progress.
+        budget_usd: dollars that the run may cost over all its commands.
         poll_s: seconds between two looks at the server while nothing happens.
 
     Raises:
@@ -71,11 +75,16 @@ def run_batches(
     """
     asked = answered = troubles = 0
     stopped: str | None = None
-    while states := _states(store, plan):
+    recover(store, config.attempts)
+    while True:
+        states = _states(store, plan)
         if report:
             report("answers", states["done"], states.total())
+        sendable = states["pending"] + (states["failed"] if config.retry_failed else 0)
+        if not states["in_batch"] and (stopped or not sendable):
+            break
         try:
-            submission = submit(store, plan, server, config)
+            submission = submit(store, plan, server, config, budget_usd=budget_usd)
             ingested = ingest(store, server, config)
         except ServerBusyError:
             troubles += 1
@@ -86,13 +95,18 @@ def run_batches(
         troubles = 0
         asked, answered = asked + submission.requests, answered + ingested.answered
         stopped = submission.stopped
-        after = _states(store, plan)
-        if not after["in_batch"] and (stopped or not after["pending"]):
-            break
+        config = config.model_copy(update={"retry_failed": False})
         if not submission.batch_ids and not ingested.batches:
             server.sleep(poll_s)
     summary = annotate_run(store, plan, _Nobody())
-    return replace(summary, asked=asked, answered=answered, reused=summary.reused - answered, stopped=stopped)
+    return replace(
+        summary,
+        was_done=summary.was_done and not answered,
+        asked=asked,
+        answered=answered,
+        reused=summary.reused - answered,
+        stopped=stopped,
+    )
 
 
 def _states(store: Store, plan: RunPlan) -> Counter[str]:

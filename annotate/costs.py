@@ -22,6 +22,8 @@ OUTPUT_TOKENS_PER_LABEL = 110
 ASSESSMENT_TOKENS = 150
 HIDDEN_TOKENS = 2_000
 """Input that a server adds to a request on its own, such as instructions for structured output, at most."""
+PICTURE_TOKENS = 1_600
+MOST_PICTURE_TOKENS = 5_000
 LEAST_CACHED_TOKENS = 1024
 """A shorter shared prefix is not cached by Anthropic; some models want 4,096."""
 
@@ -50,8 +52,9 @@ def estimate_tokens(text: str) -> int:
 
 
 def estimate_input(request: Request) -> int:
-    """Input tokens of a request: its system part, its messages and its schema."""
-    return estimate_tokens(request.body)
+    """Input tokens of a request: its system part, its messages with their pictures, and its schema."""
+    pictures = _picture_sizes(request)
+    return math.ceil((len(request.body) - sum(pictures)) / CHARACTERS_PER_TOKEN) + PICTURE_TOKENS * len(pictures)
 
 
 def estimate_calls(requests: Iterable[Request], labels: int) -> Tokens:
@@ -78,9 +81,9 @@ def estimate_cached_calls(requests: Sequence[Request], labels: int) -> Tokens:
 
 def most_tokens(request: Request) -> Tokens:
     """More than a call can take: a token for each byte sent, all of it written to the cache, and the longest reply."""
-    return Tokens(
-        cache_write=len(request.body.encode()) + HIDDEN_TOKENS, output=int(request.params.get("max_tokens", 0))
-    )
+    pictures = _picture_sizes(request)
+    sent = len(request.body.encode()) - sum(pictures) + MOST_PICTURE_TOKENS * len(pictures)
+    return Tokens(cache_write=sent + HIDDEN_TOKENS, output=int(request.params.get("max_tokens", 0)))
 
 
 def tokens_of(usage: Mapping[str, int] | None) -> Tokens | None:
@@ -115,3 +118,10 @@ def price(model: str, tokens: Tokens, *, batch: bool = False) -> float | None:
         return float(calc_price(usage, model, provider_id="anthropic", price_context=context).total_price)
     except LookupError:
         return None
+
+
+def _picture_sizes(request: Request) -> list[int]:
+    """Characters of each picture in a request, whose price does not come from its length."""
+    contents = [message.get("content") for message in request.params.get("messages", ())]
+    blocks = [block for content in contents if isinstance(content, list) for block in content]
+    return [len(block["source"]["data"]) for block in blocks if block.get("type") == "image"]

@@ -19,6 +19,19 @@ from .replies import read_reply
 from .requests import Question, Request
 
 _CHUNK = 50
+_OPEN_RUNS = """
+SELECT run_id, dataset_id, model, prompt_version, card_sha256, config, card, action_space
+FROM annotation_runs JOIN datasets USING (dataset_id)
+WHERE state = 'open' AND card IS NOT NULL ORDER BY run_id
+"""
+_UNREAD = """
+SELECT run_id, request_id, requests.kind, requests.body, episode_id, sample, steps
+FROM run_requests JOIN requests USING (request_id) JOIN annotation_runs USING (run_id)
+WHERE annotation_runs.state = 'open' AND requests.state = 'done' AND steps IS NOT NULL
+    AND (run_id, request_id) NOT IN (SELECT (run_id, request_id) FROM annotations WHERE request_id IS NOT NULL)
+    AND (run_id, request_id) NOT IN (SELECT (run_id, request_id) FROM rejections WHERE request_id IS NOT NULL)
+ORDER BY run_id, episode_id, request_id
+"""
 
 
 def digest(store: Store) -> int:
@@ -30,27 +43,25 @@ def digest(store: Store) -> int:
         How many replies were read.
     """
     with store.catalog.read() as con:
-        runs = con.execute(
-            """SELECT run_id, dataset_id, model, prompt_version, card_sha256, config, card, action_space
-               FROM annotation_runs JOIN datasets USING (dataset_id)
-               WHERE state = 'open' AND card IS NOT NULL ORDER BY run_id"""
-        ).fetchall()
-    return sum(_digest_run(store, row) for row in runs)
+        runs = [(_read_run(row), Card.model_validate_json(row[6])) for row in con.execute(_OPEN_RUNS).fetchall()]
+        unread = con.execute(_UNREAD).fetchall()
+        waiting = {run.run_id for run, _ in runs if ledger.is_waiting(con, run.run_id)}
+    for run, card in runs:
+        _digest_run(store, run, card, [row[1:] for row in unread if row[0] == run.run_id])
+        if run.run_id not in waiting and not run.config.get("two_stage"):
+            with store.catalog.write() as con:
+                if not ledger.is_waiting(con, run.run_id):
+                    ledger.close_run(con, run.run_id)
+    return len(unread)
 
 
-def _digest_run(store: Store, row: Sequence[Any]) -> int:
-    run, card = _read_run(row), Card.model_validate_json(row[6])
-    questions = _answered_questions(store, run.run_id)
-    raw = ledger.find_replies(store, [question.request.request_id for question in questions])
-    for start in range(0, len(questions), _CHUNK):
+def _digest_run(store: Store, run: Run, card: Card, rows: Sequence[Sequence[Any]]) -> None:
+    raw = ledger.find_replies(store, [row[0] for row in rows]) if rows else {}
+    for start in range(0, len(rows), _CHUNK):
         with store.catalog.write() as con:
-            for question in questions[start : start + _CHUNK]:
+            for question in map(_read_question, rows[start : start + _CHUNK]):
                 reading = read_reply(raw[question.request.request_id], question.request.kind, card, question.steps)
                 ledger.record_reading(con, run, question, reading)
-    with store.catalog.write() as con:
-        if not run.config.get("two_stage") and not ledger.is_waiting(con, run.run_id):
-            ledger.close_run(con, run.run_id)
-    return len(questions)
 
 
 def _read_run(row: Sequence[Any]) -> Run:
@@ -59,18 +70,6 @@ def _read_run(row: Sequence[Any]) -> Run:
     return Run(run_id, dataset_id, model, prompt_version, card_sha256, json.loads(config), first_action)
 
 
-def _answered_questions(store: Store, run_id: str) -> list[Question]:
-    """Questions of a run whose replies have not left anything in it yet."""
-    with store.catalog.read() as con:
-        digested = ledger.digested(con, run_id)
-        rows = con.execute(
-            """SELECT request_id, kind, body, episode_id, sample, steps
-               FROM run_requests JOIN requests USING (request_id)
-               WHERE run_id = ? AND requests.state = 'done' AND steps IS NOT NULL ORDER BY episode_id, request_id""",
-            [run_id],
-        ).fetchall()
-    return [
-        Question(Request(request_id, kind, json.loads(body)), episode_id, sample, frozenset(json.loads(steps)))
-        for request_id, kind, body, episode_id, sample, steps in rows
-        if request_id not in digested
-    ]
+def _read_question(row: Sequence[Any]) -> Question:
+    request_id, kind, body, episode_id, sample, steps = row
+    return Question(Request(request_id, kind, json.loads(body)), episode_id, sample, frozenset(json.loads(steps)))

@@ -16,13 +16,13 @@ from storage.responses import append_responses
 from storage.store import Store
 
 from . import batches
+from .batch_config import BatchConfig
 from .batches import Batch
 from .digest import digest
 from .providers.batch import RESULTS_KEPT_DAYS, BatchServer, BrokenOffError, NotThereError, RemoteBatch
 from .records import BATCH, Landed, RawReply
 from .recovery import recover
 from .settling import find_shipped, owned_run, read_ids, reconcile
-from .shipping import BatchConfig
 
 WARN_DAYS = 7
 """Days before a server throws results away, from which on that is said."""

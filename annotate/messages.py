@@ -16,7 +16,8 @@ MAX_TEXT = 1_000_000
 MAX_RAW = 4_000
 """Characters of a rejected piece that are kept beside its reason; the whole reply stays in the raw file."""
 _MAX_STARTS = 200
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ufeff]+")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u2069\ufeff]+")
+"""Control characters, and those that break lines, turn text around or are never seen."""
 _DECODER = json.JSONDecoder()
 
 Entry = Any
@@ -92,7 +93,7 @@ def find_entries(text: str, key: str) -> Entries:
 
 
 def clean_text(text: str, limit: int) -> str:
-    """Text that any terminal, database and web page can hold: no control characters, no lone surrogates."""
+    """Text that any terminal, database and web page can hold: nothing that controls, hides or turns around, no lone surrogates."""
     text = _CONTROL.sub(" ", text[: 4 * limit]).encode("utf-8", "replace").decode("utf-8").strip()
     return text if len(text) <= limit else text[: limit - 1] + "…"
 

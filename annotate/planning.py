@@ -13,7 +13,7 @@ from storage.store import Store
 
 from . import ledger
 from .cards import Card, card_sha256, check_card_against_spaces
-from .costs import Tokens, estimate_calls, price
+from .estimates import Counter, Estimate, correct_by_count, correct_by_replies, estimate_requests
 from .frames import FrameSource
 from .prompts import prompt_version
 from .records import Run
@@ -38,16 +38,6 @@ class RunPlan:
     def requests(self) -> list[Request]:
         """The requests of the first stage."""
         return [question.request for question in self.questions]
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """What is left to ask, and what that will cost at most."""
-
-    requests: int  # those that are known; a second stage's follow from the first one's answers
-    answered: int  # requests that need not be asked, because the store has their replies
-    tokens: Tokens
-    cost_usd: float | None  # at list price and without a cache; None for a model without a known price
 
 
 def plan_run(
@@ -137,12 +127,26 @@ def read_question(plan: RunPlan, question: Question, raw: str) -> Reading:
     return read_reply(raw, question.request.kind, plan.card, question.steps)
 
 
-def estimate_run(store: Store, plan: RunPlan) -> Estimate:
-    """What the rest of a run will cost; each first stage that is open counts for a second one of equal length too."""
+def estimate_run(store: Store, plan: RunPlan, *, batch: bool = False, count: Counter | None = None) -> Estimate:
+    """What the rest of a run will cost; each first stage that is open counts for a second one of equal length too.
+
+    Args:
+        store: holds the plan's dataset.
+        plan: from `plan_run`.
+        batch: at the price of Message Batches.
+        count: counts the tokens of some requests, where a server can be asked.
+    """
     pending, answered = _sort_out(store, plan)
-    later = [request for request in pending if request.kind == "identify"]
-    tokens = estimate_calls([*pending, *later], plan.config.windows)
-    return Estimate(len(pending), answered, tokens, price(plan.config.model, tokens))
+    with store.catalog.read() as con:
+        known = correct_by_replies(con, plan.config.model, plan.config.windows)
+    return estimate_requests(
+        pending,
+        [request for request in pending if request.kind == "identify"],
+        answered=answered,
+        labels=plan.config.windows,
+        batch=batch,
+        known=known if count is None else correct_by_count(pending, count),
+    )
 
 
 def _sort_out(store: Store, plan: RunPlan) -> tuple[list[Request], int]:

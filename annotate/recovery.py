@@ -8,10 +8,14 @@ from storage.files import owned
 from storage.store import Store
 
 from . import batches, ledger
+from .batch_config import MOST_ATTEMPTS
+from .batches import Batch
 from .records import Landed
 
-MOST_ATTEMPTS = 5
-"""How often a batch may return a request without a reply before it counts as failed."""
+_LIVE_RUNS = """
+SELECT run_id FROM annotation_runs WHERE state = 'open'
+UNION SELECT run_id FROM batches WHERE state IN ('intent', 'submitted')
+"""
 
 
 def recover(store: Store, most_attempts: int = MOST_ATTEMPTS) -> int:
@@ -20,12 +24,24 @@ def recover(store: Store, most_attempts: int = MOST_ATTEMPTS) -> int:
     Returns:
         How many replies there were.
     """
-    found = _find_landed(store)
+    with store.catalog.read() as con:
+        runs = [run_id for (run_id,) in con.execute(_LIVE_RUNS).fetchall()]
+        entered = set(con.execute("SELECT file, line FROM responses").fetchall())
+        waiting = set(con.execute("SELECT batch_id, request_id FROM batch_items WHERE outcome IS NULL").fetchall())
+        calls = batches.find_batches(con, ["submitted"], provider=None)
+    found = [
+        landed
+        for run_id in runs
+        for landed in ledger.read_landed(store, run_id)
+        if (landed.file, landed.line) not in entered
+        and (landed.record.batch_id is None or (landed.record.batch_id, landed.record.request_id) in waiting)
+    ]
     if found:
         with store.catalog.write() as con:
             for landed in found:
                 enter_landed(con, landed, most_attempts)
-    _free_dead_calls(store)
+    for batch in calls:
+        _free_dead_calls(store, batch)
     return len(found)
 
 
@@ -37,35 +53,11 @@ def enter_landed(con: Connection, landed: Landed, most_attempts: int = MOST_ATTE
         batches.take_landed(con, landed, most_attempts)
 
 
-def _find_landed(store: Store) -> list[Landed]:
-    """Landed replies that are neither responses nor results of an item."""
-    with store.catalog.read() as con:
-        runs = con.execute(
-            """SELECT run_id FROM annotation_runs WHERE state = 'open'
-               UNION SELECT run_id FROM batches WHERE state IN ('intent', 'submitted')"""
-        ).fetchall()
-        places = set(con.execute("SELECT file, line FROM responses").fetchall())
-        waiting = set(con.execute("SELECT batch_id, request_id FROM batch_items WHERE outcome IS NULL").fetchall())
-    return [
-        landed
-        for (run_id,) in runs
-        for landed in ledger.read_landed(store, run_id)
-        if (landed.file, landed.line) not in places
-        and (landed.record.batch_id is None or (landed.record.batch_id, landed.record.request_id) in waiting)
-    ]
-
-
-def _free_dead_calls(store: Store) -> None:
+def _free_dead_calls(store: Store, batch: Batch) -> None:
     """Calls whose command was killed may have been answered and billed; nobody will know, so they are asked anew."""
-    with store.catalog.read() as con:
-        left = batches.find_batches(con, ["submitted"], provider=None)
-    for batch in left:
-        try:
-            with (
-                owned(store.responses_dir(batch.run_id), f"the answers of {batch.run_id}"),
-                store.catalog.write() as con,
-            ):
-                batches.end_items(con, batch.batch_id, "lost", "its command was killed before the reply came")
-                batches.close_batch(con, batch.batch_id, "abandoned", "its command was killed")
-        except CatalogLocked:  # its command is alive
-            continue
+    try:
+        with owned(store.responses_dir(batch.run_id), f"the answers of {batch.run_id}"), store.catalog.write() as con:
+            batches.end_items(con, batch.batch_id, "lost", "its command was killed before the reply came")
+            batches.close_batch(con, batch.batch_id, "abandoned", "its command was killed")
+    except CatalogLocked:  # its command is alive, or the next one frees them
+        return

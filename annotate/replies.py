@@ -184,7 +184,10 @@ def _read_number(
         raise _Broken("not_finite", f"{name} is {value}")
     if (low is not None and value < low) or (high is not None and value > high):
         raise _Broken(reason, f"{name} is {_show(value)}; {low} to {high} is allowed")
-    return float(value)
+    try:
+        return float(value)
+    except OverflowError:
+        raise _Broken("not_finite", f"{name} has {len(str(abs(value)))} digits") from None
 
 
 def _field(entry: Mapping[str, Any], name: str) -> object:

@@ -10,45 +10,29 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from pydantic import Field
-
 from storage.errors import ProviderFailed
-from storage.schema import Frozen
 from storage.store import Store
 
 from . import batches, ledger
+from .batch_config import BatchConfig
 from .batches import Priced
 from .calls import refuse_over_budget
 from .planning import RunPlan, all_questions
 from .providers.batch import (
     MOST_BYTES,
-    MOST_REQUESTS,
     BatchServer,
     NothingCreatedError,
     OutcomeUnknownError,
     ServerBusyError,
 )
 from .records import BATCH
-from .recovery import MOST_ATTEMPTS, recover
+from .recovery import recover
 from .requests import Question, Request
 from .settling import owned_run, reconcile
 
 _ENVELOPE_BYTES = 500
 """What a request takes in a batch beside its canonical text: its id and the mark of the cached prefix."""
 _BUSY_ATTEMPTS = 6
-
-
-class BatchConfig(Frozen):
-    """How requests travel in Message Batches."""
-
-    size: int = Field(default=1_000, ge=1, le=MOST_REQUESTS, description="requests in a batch, at most")
-    in_flight: int = Field(default=4, ge=1, le=100, description="batches of a run under way at once")
-    budget_usd: float | None = Field(default=None, ge=0, description="dollars a run may cost over all its commands")
-    grace_s: float = Field(
-        default=180.0, ge=0, description="seconds that a lost batch has to show up on the server's list; 120 or more"
-    )
-    attempts: int = Field(default=MOST_ATTEMPTS, ge=1, description="how often a request may come back unanswered")
-    retry_failed: bool = Field(default=False, description="ask again what was refused or came back too often")
 
 
 @dataclass(frozen=True)
@@ -66,8 +50,18 @@ class Submission:
     warnings: tuple[str, ...] = ()
 
 
-def submit(store: Store, plan: RunPlan, server: BatchServer, config: BatchConfig) -> Submission:
+def submit(
+    store: Store, plan: RunPlan, server: BatchServer, config: BatchConfig, *, budget_usd: float | None = None
+) -> Submission:
     """Send what is open of a plan, as far as the limits and the budget allow.
+
+    Args:
+        store: holds the plan's dataset.
+        plan: from `plan_run`.
+        server: where the batches go.
+        config: their size and number.
+        budget_usd: dollars that the run may cost over all its commands; what is under way counts with the most it can
+            cost, and so does what would be sent.
 
     Raises:
         ProviderFailed: if the server refuses; nothing is under way then that was not before.
@@ -83,7 +77,7 @@ def submit(store: Store, plan: RunPlan, server: BatchServer, config: BatchConfig
         for chunk in _chunks(_open_priced(store, plan, questions), config.size):
             if _in_flight(store, plan.run.run_id) >= config.in_flight:
                 break
-            sent.append(_send(store, plan.run.run_id, server, config, chunk))
+            sent.append(_send(store, plan.run.run_id, server, budget_usd, chunk))
             if sent[-1].batch_id is None or sent[-1].stopped:
                 break
     return _tell(store, plan, questions, sent, warnings)
@@ -135,14 +129,14 @@ class _Sent(NamedTuple):
     stopped: str | None = None  # what the budget says
 
 
-def _send(store: Store, run_id: str, server: BatchServer, config: BatchConfig, chunk: Sequence[Priced]) -> _Sent:
+def _send(store: Store, run_id: str, server: BatchServer, budget_usd: float | None, chunk: Sequence[Priced]) -> _Sent:
     """Send one batch, cut to what the budget allows; a busy server is asked again.
 
     Raises:
         ProviderFailed: if the server refuses it, or stays busy.
     """
     for attempt in range(1, _BUSY_ATTEMPTS + 1):
-        batch_id, claimed, stopped = _enter_intent(store, run_id, server, config, chunk)
+        batch_id, claimed, stopped = _enter_intent(store, run_id, server, budget_usd, chunk)
         if batch_id is None:
             return _Sent(stopped=stopped)
         try:
@@ -168,12 +162,12 @@ def _send(store: Store, run_id: str, server: BatchServer, config: BatchConfig, c
 
 
 def _enter_intent(
-    store: Store, run_id: str, server: BatchServer, config: BatchConfig, chunk: Sequence[Priced]
+    store: Store, run_id: str, server: BatchServer, budget_usd: float | None, chunk: Sequence[Priced]
 ) -> tuple[str | None, list[Request], str | None]:
     """One transaction: the budget is checked, the requests are claimed, the batch and its items are entered."""
     marker = server.now()
     with store.catalog.write() as con:
-        allowed, stopped = _cut_to_budget(batches.committed_usd(con, run_id), chunk, config.budget_usd)
+        allowed, stopped = _cut_to_budget(batches.committed_usd(con, run_id), chunk, budget_usd)
         if not allowed:
             return None, [], stopped
         batch_id = batches.add_batch(con, run_id, BATCH, server.base_url, marker)

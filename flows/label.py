@@ -8,8 +8,10 @@ from typing import Literal
 
 from pydantic import Field
 
+from annotate.batch_config import BatchConfig
 from annotate.cards import Card, load_card
-from annotate.planning import Estimate, RunPlan, estimate_run, plan_run, unanswered_requests
+from annotate.estimates import Counter, Estimate
+from annotate.planning import RunPlan, estimate_run, plan_run, unanswered_requests
 from annotate.providers.file import FileProvider, export_requests
 from annotate.providers.protocol import Provider
 from annotate.providers.recorded import RecordedProvider
@@ -24,7 +26,7 @@ from storage.store import Store
 from .frames import FrameRenderer
 from .progress import Report, silent
 
-ProviderName = Literal["anthropic", "file", "recorded"]
+ProviderName = Literal["anthropic", "batch", "file", "recorded"]
 
 
 class LabelConfig(Frozen):
@@ -39,6 +41,10 @@ class LabelConfig(Frozen):
     answers: Path | None = Field(default=None, description="file: replies to take in; recorded: file or folder")
     base_url: str | None = Field(default=None, description="server that speaks the Messages API; Anthropic's when null")
     concurrency: int = Field(default=4, ge=1, le=64, description="requests under way at once")
+    count: bool = Field(default=False, description="have the server count the tokens of some requests for a plan")
+    budget_usd: float | None = Field(default=None, ge=0, description="dollars a run may cost over all its commands")
+    batch: BatchConfig = Field(default_factory=BatchConfig, description="size and number of batches")
+    poll_s: float = Field(default=30.0, gt=0, description="seconds between two looks at batches under way")
 
 
 @dataclass(frozen=True)
@@ -55,7 +61,13 @@ def plan(store: Store, dataset_id: str, config: LabelConfig) -> Planned:
     Raises:
         BadInput: if there is no such dataset or card, or they do not fit each other.
     """
-    made = plan_run(
+    made = write_questions(store, dataset_id, config)
+    return Planned(made, estimate_run(store, made, batch=config.provider == "batch", count=_counter(config)))
+
+
+def write_questions(store: Store, dataset_id: str, config: LabelConfig) -> RunPlan:
+    """The questions that a configuration asks about a dataset."""
+    return plan_run(
         store,
         dataset_id,
         _card_of(store, dataset_id, config),
@@ -65,7 +77,6 @@ def plan(store: Store, dataset_id: str, config: LabelConfig) -> Planned:
         select_seed=config.select_seed,
         frames=FrameRenderer(store, dataset_id) if config.annotate.frames else None,
     )
-    return Planned(made, estimate_run(store, made))
 
 
 def label(store: Store, dataset_id: str, config: LabelConfig, report: Report = silent) -> RunSummary:
@@ -76,13 +87,18 @@ def label(store: Store, dataset_id: str, config: LabelConfig, report: Report = s
         Prerequisite: if the provider needs a key or a file that was not given.
         ProviderFailed: if the server refuses everything.
     """
+    if config.provider == "batch":
+        from .batching import run  # the SDK takes a second to load
+
+        return run(store, dataset_id, config, report)
     provider = make_provider(config)
-    return annotate_run(store, plan(store, dataset_id, config).plan, provider, report)
+    made = write_questions(store, dataset_id, config)
+    return annotate_run(store, made, provider, report, budget_usd=config.budget_usd)
 
 
 def export(store: Store, dataset_id: str, config: LabelConfig, path: Path) -> int:
     """Write the questions without an answer into a file, for any model that anybody runs; returns how many."""
-    return export_requests(path, unanswered_requests(store, plan(store, dataset_id, config).plan))
+    return export_requests(path, unanswered_requests(store, write_questions(store, dataset_id, config)))
 
 
 def make_provider(config: LabelConfig) -> Provider:
@@ -91,6 +107,8 @@ def make_provider(config: LabelConfig) -> Provider:
     Raises:
         Prerequisite: if it needs a key or a file that was not given.
     """
+    if config.provider == "batch":
+        raise BadInput("Batches are not answered one by one.", "Use --provider anthropic, or `trajnote annotate run`.")
     if config.provider == "anthropic":
         from annotate.providers.anthropic import AnthropicProvider  # the SDK takes a second to load
 
@@ -101,6 +119,15 @@ def make_provider(config: LabelConfig) -> Provider:
             "Name it with --answers; requests are written with --provider file --export FILE.",
         )
     return FileProvider(config.answers) if config.provider == "file" else RecordedProvider(config.answers)
+
+
+def _counter(config: LabelConfig) -> Counter | None:
+    """What counts tokens, if that is asked for."""
+    if not config.count:
+        return None
+    from annotate.providers.anthropic import AnthropicProvider  # the SDK takes a second to load
+
+    return AnthropicProvider(base_url=config.base_url).count_tokens
 
 
 def _card_of(store: Store, dataset_id: str, config: LabelConfig) -> Card:

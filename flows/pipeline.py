@@ -5,6 +5,7 @@ What a run did is in the store; Prefect says when it ran. A run killed half-way 
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from storage.store import Store
 from .collect import CollectConfig
 from .gather import gather
 from .improve import ImproveConfig, Outcome, improve
-from .label import LabelConfig, label
+from .label import LabelConfig, label, plan
 from .outcome import as_json
 from .progress import listener
 
@@ -53,6 +54,37 @@ def label_task(store: Path, dataset_id: str, config: LabelConfig) -> str:
     return label(Store.open(store), dataset_id, config, listener()).run_id
 
 
+@task(name="annotate plan", persist_result=False)
+def plan_task(store: Path, dataset_id: str, config: LabelConfig) -> dict[str, Any]:
+    """Say what a run would ask and cost; nothing is sent."""
+    return asdict(plan(Store.open(store), dataset_id, config).estimate)
+
+
+@task(name="annotate submit", persist_result=False)
+def submit_task(store: Path, dataset_id: str, config: LabelConfig) -> dict[str, Any]:
+    """Send what is open in batches."""
+    from .batching import submit  # the SDK takes a second to load
+
+    return asdict(submit(Store.open(store), dataset_id, config))
+
+
+@task(name="annotate poll", persist_result=False)
+def poll_task(store: Path, base_url: str | None) -> list[dict[str, Any]]:
+    """Ask how far the batches are."""
+    from .batching import poll
+
+    found, _ = poll(Store.open(store), base_url)
+    return [{"batch_id": batch.batch_id, "run_id": batch.run_id, "ended": batch.ended} for batch in found]
+
+
+@task(name="annotate ingest", persist_result=False)
+def ingest_task(store: Path, base_url: str | None) -> dict[str, Any]:
+    """Enter what has ended."""
+    from .batching import ingest
+
+    return asdict(ingest(Store.open(store), base_url))
+
+
 @task(name="improve", persist_result=False)
 def improve_task(store: Path, dataset_id: str, run_ids: list[str], config: ImproveConfig) -> Outcome:
     """Refine and judge."""
@@ -69,6 +101,30 @@ def collect_flow(config: CollectConfig, store: Path = STORE, card: str | None = 
 def label_flow(dataset_id: str, config: LabelConfig, store: Path = STORE) -> str:
     """Annotate a dataset; returns the id of the run."""
     return label_task(store, dataset_id, config)
+
+
+@flow(name="annotate plan", persist_result=False)
+def plan_flow(dataset_id: str, config: LabelConfig, store: Path = STORE) -> dict[str, Any]:
+    """Say what a run would ask and cost; nothing is sent."""
+    return plan_task(store, dataset_id, config)
+
+
+@flow(name="annotate submit", persist_result=False)
+def submit_flow(dataset_id: str, config: LabelConfig, store: Path = STORE) -> dict[str, Any]:
+    """Send what is open in batches and end; `ingest_flow` collects, hours later or on the next day."""
+    return submit_task(store, dataset_id, config)
+
+
+@flow(name="annotate poll", persist_result=False)
+def poll_flow(store: Path = STORE, base_url: str | None = None) -> list[dict[str, Any]]:
+    """Ask how far the batches of all runs are."""
+    return poll_task(store, base_url)
+
+
+@flow(name="annotate ingest", persist_result=False)
+def ingest_flow(store: Path = STORE, base_url: str | None = None) -> dict[str, Any]:
+    """Enter what has ended, of all runs, with the labels that follow."""
+    return ingest_task(store, base_url)
 
 
 @flow(name="improve", persist_result=False)

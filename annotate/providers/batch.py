@@ -25,7 +25,6 @@ from ..messages import clean_text
 from ..requests import Request
 from .connection import ANTHROPIC_URL, connect, hide_key, mark_prefix, pause_after, read_key
 
-MOST_REQUESTS = 100_000
 MOST_BYTES = 256_000_000
 RESULTS_KEPT_DAYS = 29
 NOTHING_CREATED = (400, 401, 402, 403, 404, 413, 422, 429)

@@ -14,6 +14,7 @@ from .options import DEFAULT_STORE, DatasetOption, JsonOption, StoreOption
 from .output import print_json, print_lines, progress_bars
 
 if TYPE_CHECKING:
+    from annotate.estimates import Estimate
     from annotate.run import RunSummary
 
     from ..label import LabelConfig, Planned
@@ -151,15 +152,33 @@ def _tell_plan(planned: Planned, as_json: bool) -> None:
         "input_tokens": estimate.tokens.input,
         "output_tokens": estimate.tokens.output,
         "cost_usd": estimate.cost_usd,
+        "cached_input_tokens": estimate.cached.cache_read,
+        "cached_usd": estimate.cached_usd,
+        "worst_usd": estimate.worst_usd,
+        "batch": estimate.batch,
+        "basis": estimate.basis,
     }
     if as_json:
         print_json(told)
         return
-    dollars = "no list price is known" if estimate.cost_usd is None else f"about ${estimate.cost_usd:.2f} at list price"
     print_lines(
         f"{told['run_id']}: {estimate.requests} requests to {told['model']}, {estimate.answered} answered before",
-        f"about {estimate.tokens.input} input and {estimate.tokens.output} output tokens, {dollars}; nothing was sent",
+        f"about {estimate.tokens.input} input tokens, {estimate.cached.cache_read} of them from the cache if it holds, "
+        f"and {estimate.tokens.output} output tokens",
+        *_tell_dollars(estimate),
+        f"how good: {estimate.basis}",
+        "nothing was sent",
     )
+
+
+def _tell_dollars(estimate: Estimate) -> list[str]:
+    if estimate.cost_usd is None or estimate.cached_usd is None or estimate.worst_usd is None:
+        return ["no list price is known for this model"]
+    what = "in batches, at their discount" if estimate.batch else "in single calls; --provider batch costs about half"
+    return [
+        f"about ${estimate.cached_usd:.2f} to ${estimate.cost_usd:.2f} {what}",
+        f"at most ${estimate.worst_usd:.2f}: a token a byte, and the longest replies allowed; --budget caps it lower",
+    ]
 
 
 def _tell_export(count: int, path: Path, as_json: bool) -> None:
@@ -189,6 +208,8 @@ def _tell_run(summary: RunSummary, as_json: bool) -> None:
                 "input_tokens": summary.totals.tokens.input,
                 "output_tokens": summary.totals.tokens.output,
                 "cost_usd": summary.totals.cost_usd,
+                "estimated_usd": summary.estimated_usd,
+                "stopped": summary.stopped,
             }
         )
         return
@@ -197,5 +218,17 @@ def _tell_run(summary: RunSummary, as_json: bool) -> None:
         f"{summary.run_id} of {summary.dataset_id} {state}",
         f"{summary.totals.labels} labels, {summary.totals.rejections} rejections from {summary.episodes} episodes; "
         f"{summary.answered} requests answered now, {summary.reused} before, {summary.pending} open",
+        *_tell_bill(summary),
+        *((f"stopped: {summary.stopped}",) if summary.stopped else ()),
         *(f"{count} times: {error}" for error, count in summary.errors.items()),
     )
+
+
+def _tell_bill(summary: RunSummary) -> list[str]:
+    """The bill beside what was expected when the requests were sent."""
+    cost, expected = summary.totals.cost_usd, summary.estimated_usd
+    if not cost:
+        return []
+    if not expected:
+        return [f"cost: ${cost:.4f}"]
+    return [f"cost: ${cost:.4f}, {cost / expected:.0%} of the ${expected:.4f} estimated without a cache"]

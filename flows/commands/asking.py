@@ -74,7 +74,19 @@ def _configure(
         str | None, typer.Option(help="Server that speaks the Messages API: Ollama, vLLM, llama.cpp, LiteLLM.")
     ] = None,
     concurrency: Annotated[int, typer.Option(min=1, max=64, help="Requests under way at once.")] = 4,
+    budget: Annotated[
+        float | None, typer.Option(min=0.0, help="Dollars this run may cost over all its commands, at most.")
+    ] = None,
+    batch_size: Annotated[int, typer.Option(min=1, max=100_000, help="batch: requests in each, at most.")] = 1_000,
+    batches: Annotated[int, typer.Option(min=1, max=100, help="batch: under way at once.")] = 4,
+    retry_failed: Annotated[
+        bool, typer.Option("--retry-failed", help="batch: ask again what was refused or came back too often.")
+    ] = False,
+    count: Annotated[
+        bool, typer.Option("--count", help="plan: let the server count the tokens of some requests, for free.")
+    ] = False,
 ) -> LabelConfig:
+    from annotate.batch_config import BatchConfig
     from annotate.requests import AnnotateConfig
 
     from ..label import LabelConfig
@@ -96,4 +108,7 @@ def _configure(
         answers=answers,
         base_url=base_url,
         concurrency=concurrency,
+        budget_usd=budget,
+        batch=BatchConfig(size=batch_size, in_flight=batches, retry_failed=retry_failed),
+        count=count,
     )

@@ -15,7 +15,9 @@ DatasetOption = Annotated[
     str | None, typer.Option("--dataset", help="Dataset id or a unique beginning of it; default: the newest one.")
 ]
 WorkersOption = Annotated[int | None, typer.Option("--workers", min=1, help="Processes; default: one per core.")]
-ProviderOption = Annotated[Literal["anthropic", "file", "recorded"], typer.Option("--provider", help="Who answers.")]
+ProviderOption = Annotated[
+    Literal["anthropic", "batch", "file", "recorded"], typer.Option("--provider", help="Who answers.")
+]
 ActingOption = Annotated[
     Literal["greedy", "sampled"],
     typer.Option("--mode", help="The likeliest action, or one drawn from the distribution."),
