@@ -31,7 +31,8 @@ def record_baseline(store: Store, policy: MlpPolicy, *, env_id: str, dataset_id:
         origin: where the weights came from, in words.
     """
     policy_id = Contestant.of(policy, "baseline").policy_id
-    record = {"kind": "baseline", "env_id": env_id, "dataset_id": dataset_id, "config": {"origin": origin}}
+    config = {"origin": origin, "policy_sha256": policy.sha256}
+    record = {"kind": "baseline", "env_id": env_id, "dataset_id": dataset_id, "config": config}
     save_policy(store, policy_id, policy.to_files(), record)
     return policy_id
 
@@ -39,11 +40,10 @@ def record_baseline(store: Store, policy: MlpPolicy, *, env_id: str, dataset_id:
 def find_recorded_baseline(store: Store, sha256: str) -> MlpPolicy | None:
     """The baseline that a manifest names by its hash, if it was kept."""
     with store.catalog.read() as con:
-        kept = con.execute("SELECT policy_id FROM policies WHERE kind = 'baseline'").fetchall()
-    policies = (
-        MlpPolicy.from_files(policy_files(store, policy_id)) for (policy_id,) in kept if sha256[:12] in policy_id
-    )
-    return next((policy for policy in policies if policy.sha256 == sha256), None)
+        kept = con.execute(
+            "SELECT policy_id FROM policies WHERE kind = 'baseline' AND config ->> 'policy_sha256' = ?", [sha256]
+        ).fetchone()
+    return MlpPolicy.from_files(policy_files(store, kept[0])) if kept else None
 
 
 def record_comparison(contest: Contest, comparison: Comparison, run_ids: Sequence[str], origin: str) -> str:
@@ -93,6 +93,7 @@ def _save_refined(contest: Contest, trial: Trial, run_ids: Sequence[str]) -> Non
             "refine": material.config.model_dump(mode="json"),
             "gate": contest.gate.model_dump(mode="json"),
             "versions": _learner_versions(),
+            "policy_sha256": trial.kept.sha256,
         },
     }
     save_policy(contest.judge.store, trial.kept.policy_id, winner.policy.to_files(), record)

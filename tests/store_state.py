@@ -1,0 +1,57 @@
+"""Everything in a store but the times of the clock, so that two stores, or one before and after, can be compared."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from storage.responses import iterate_responses
+from storage.store import Store
+
+TIMELY = ("datasets", "manifest_sha256")  # a manifest says when it was made
+
+
+def state_of(root: Path) -> dict[str, Any]:
+    """All rows of all tables, all files by their hash, manifests and raw replies without their times."""
+    store = Store.open(root)
+    files = {path.relative_to(root).as_posix(): path for path in sorted(root.rglob("*")) if path.is_file()}
+    return {
+        "tables": tables_of(store),
+        "files": {name: _content(path) for name, path in files.items() if _is_plain(name)},
+        "replies": {run.name: _replies(store, run.name) for run in sorted((root / "responses").iterdir())},
+    }
+
+
+def tables_of(store: Store) -> dict[str, list[tuple[Any, ...]]]:
+    with store.catalog.read() as con:
+        columns: dict[str, list[str]] = {}
+        for table, column, kind in con.execute(
+            "SELECT table_name, column_name, data_type FROM duckdb_columns() JOIN duckdb_tables() USING (table_name)"
+            " ORDER BY table_name, column_index"
+        ).fetchall():
+            if not kind.startswith("TIMESTAMP") and (table, column) != TIMELY:
+                columns.setdefault(table, []).append(column)
+        return {
+            table: con.execute(f"SELECT {', '.join(names)} FROM {table} ORDER BY ALL").fetchall()
+            for table, names in columns.items()
+        }
+
+
+def counts_of(store: Store) -> dict[str, int]:
+    return {table: len(rows) for table, rows in tables_of(store).items()}
+
+
+def _is_plain(name: str) -> bool:
+    return not name.startswith(("catalog.duckdb", "responses/"))
+
+
+def _content(path: Path) -> Any:
+    if path.name == "manifest.json":
+        return json.loads(path.read_text()) | {"created_at": ""}
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _replies(store: Store, run_id: str) -> list[dict[str, Any]]:
+    return [stored.record | {"received_at": ""} for stored in iterate_responses(store, run_id)]

@@ -1,0 +1,182 @@
+"""The contest on worlds whose best policies are known: right labels are credited, labels of chance are not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from toy_environment import REACH, TOY, gather_toys, small_config, write_labels
+
+from annotate.importing import import_annotations
+from flows.arms import Draw, Material, list_draws
+from flows.baselines import find_baseline
+from flows.contest import Comparison, Contest, GateConfig
+from flows.judge import Judge
+from refine.gate import interval
+from refine.labels import labels_from_annotations
+from refine.policy import Head
+from storage.annotations import load_annotations
+from storage.errors import BadInput
+from storage.steps import read_steps
+from storage.store import Store
+
+LABELS = 96
+NAMES = ["labels", "no_labels", *(f"{arm} {n}" for arm in ("shuffled", "random") for n in (1, 2, 3))]
+
+
+def make_contest(
+    folder: Path, env_id: str = TOY, answer: Any = "right", *, head: Head | None = None, **changes: Any
+) -> Contest:
+    store = Store.create(folder / "store")
+    mode = "greedy" if head == "q_values" else "sampled"
+    manifest = gather_toys(store, folder, env_id, head, mode=mode)
+    import_annotations(store, write_labels(store, manifest.dataset_id, folder / "labels.jsonl", answer, env_id))
+    config = small_config(**changes)
+    steps = read_steps(store, manifest.dataset_id)
+    labels = labels_from_annotations(load_annotations(store, manifest.dataset_id), steps, manifest.action_space)
+    baseline = find_baseline(store, manifest, steps).policy
+    recipe = config.refine.completed(manifest.action_space)
+    material = Material(store.root, manifest.dataset_id, labels, baseline, recipe)
+    return Contest(material, Judge(store, env_id, {}, workers=1), config.gate)
+
+
+Judged = Callable[[str], tuple[Contest, Comparison]]
+
+
+@pytest.fixture(scope="module")
+def judged(tmp_path_factory: pytest.TempPathFactory) -> Judged:
+    """A contest with right labels, and what came of it; run once per environment."""
+
+    @cache
+    def run(env_id: str) -> tuple[Contest, Comparison]:
+        contest = make_contest(tmp_path_factory.mktemp("contest"), env_id)
+        return contest, contest.run()
+
+    return run
+
+
+def by_arm(comparison: Comparison) -> dict[str, Any]:
+    return {arm.arm: arm for arm in comparison.arms}
+
+
+def test_the_arms_are_the_labels_plain_cloning_and_several_draws_of_chance() -> None:
+    assert [draw.name for draw in list_draws(3)] == NAMES
+    assert list_draws(2)[-1] == Draw("random", 1)
+
+
+def test_the_gates_seeds_follow_each_other_and_are_never_shared() -> None:
+    plan = GateConfig(first_seed=50, select=5, accept=10, report=20).seeds
+    assert plan.purposes() == {"select": range(50, 55), "accept": range(55, 65), "report": range(65, 85)}
+    with pytest.raises(BadInput, match="Seed 64 is among the dataset seeds and the accept seeds"):
+        plan.check_unused([7, 64])
+
+
+@pytest.mark.parametrize(("env_id", "before", "after"), [(TOY, 1.9, 7.6), (REACH, -5.8, 0.0)])
+def test_right_labels_lead_to_a_better_policy_and_earn_both_verdicts(
+    judged: Judged, env_id: str, before: float, after: float
+) -> None:
+    _, comparison = judged(env_id)
+    arms = by_arm(comparison)
+    assert comparison.decision.accepted
+    assert comparison.improvement.holds
+    assert comparison.credit.holds
+    assert arms["baseline"].greedy.mean == pytest.approx(before, abs=0.1)
+    assert arms["labels"].greedy.mean == pytest.approx(after, abs=0.1)
+    assert (arms["labels"].labels, arms["labels"].draws, arms["labels"].accepted) == (LABELS, 1, 1)
+    assert (arms["no_labels"].labels, arms["no_labels"].draws) == (0, 1)
+    assert (arms["shuffled"].draws, arms["random"].draws) == (3, 3)
+    assert list(comparison.credit.differences) == NAMES[1:]
+    assert comparison.policy_id == comparison.trials[0].kept.policy_id
+    assert comparison.policy_id.startswith("refined-")
+
+
+@pytest.mark.parametrize("env_id", [TOY, REACH])
+def test_labels_of_chance_are_rejected_and_leave_the_baseline_in_force_with_a_reason(
+    tmp_path: Path, env_id: str
+) -> None:
+    contest = make_contest(tmp_path, env_id, "chance")
+    comparison = contest.run()
+    arms = by_arm(comparison)
+    assert not comparison.decision.accepted
+    assert comparison.decision.reason.startswith("rejected: the best candidate's gain on the acceptance seeds is -")
+    assert not comparison.improvement.holds
+    assert not comparison.credit.holds
+    assert comparison.policy_id == contest.baseline.policy_id
+    assert arms["labels"].greedy == arms["baseline"].greedy
+    assert comparison.improvement.reason == "the refinement was rejected, so the baseline is in force"
+
+
+def test_the_winner_was_best_on_the_selection_seeds_and_only_it_was_tested(judged: Judged) -> None:
+    contest, comparison = judged(TOY)
+    for trial in comparison.trials:
+        assert [(s.beta, s.step) for s in trial.snapshots] == [(0.1, 40), (0.1, 120)]
+        assert trial.selection[trial.winner] == max(trial.selection)
+    with contest.judge.store.catalog.read() as con:
+        uses = con.execute(
+            """SELECT purpose, mode, first_seed, episodes, count(*) FROM evaluations
+               GROUP BY ALL ORDER BY first_seed, mode"""
+        ).fetchall()
+    tested = {trial.candidates[trial.winner].policy_id for trial in comparison.trials}
+    kept = {trial.kept.policy_id for trial in comparison.trials} | {contest.baseline.policy_id}
+    first = contest.gate.first_seed
+    assert uses == [
+        ("select", "greedy", first, 10, len({c.policy_id for trial in comparison.trials for c in trial.candidates})),
+        ("accept", "greedy", first + 10, 20, len(tested) + 1),
+        ("report", "greedy", first + 30, 30, len(kept)),
+        ("report", "sampled", first + 30, 30, len(kept)),
+    ]
+
+
+def test_an_arms_interval_is_over_seeds_of_the_mean_over_its_draws(judged: Judged) -> None:
+    contest, comparison = judged(REACH)
+    with contest.judge.store.catalog.read() as con:
+        returns = dict(
+            con.execute(
+                "SELECT policy_id, returns FROM evaluations WHERE purpose = 'report' AND mode = 'greedy'"
+            ).fetchall()
+        )
+    draws = [returns[trial.kept.policy_id] for trial in comparison.trials if trial.draw.arm == "shuffled"]
+    assert len({tuple(draw) for draw in draws}) > 1
+    assert by_arm(comparison)["shuffled"].greedy == interval(np.mean(draws, axis=0))
+
+
+def test_relabelled_rewards_go_through_the_same_gate_and_claim_nothing_that_plain_learning_does_too(
+    tmp_path: Path,
+) -> None:
+    comparison = make_contest(tmp_path, REACH, mode="R").run()
+    arms = by_arm(comparison)
+    assert [trial.draw.name for trial in comparison.trials] == NAMES
+    assert comparison.decision.accepted
+    assert comparison.improvement.holds
+    assert arms["no_labels"].greedy.mean == pytest.approx(-0.4, abs=0.2)  # the logged rewards alone
+    assert not comparison.credit.holds
+
+
+def test_suggestions_and_relabelled_rewards_together_go_through_the_same_gate(tmp_path: Path) -> None:
+    comparison = make_contest(tmp_path, mode="RA").run()
+    assert [trial.draw.name for trial in comparison.trials] == NAMES
+    assert comparison.improvement.holds
+    assert by_arm(comparison)["labels"].greedy.mean == pytest.approx(7.6, abs=0.2)
+
+
+def test_a_gate_that_draws_actions_judges_what_it_drew(tmp_path: Path) -> None:
+    comparison = make_contest(tmp_path, gate={"mode": "sampled"}).run()
+    arms = by_arm(comparison)
+    gain = comparison.improvement.differences["baseline"]
+    assert comparison.decision.accepted
+    assert gain.mean == pytest.approx(arms["labels"].sampled.mean - arms["baseline"].sampled.mean)
+    assert gain.mean != pytest.approx(arms["labels"].greedy.mean - arms["baseline"].greedy.mean)
+
+
+def test_a_baseline_of_q_values_is_refined_greedily_and_never_drawn_from(tmp_path: Path) -> None:
+    contest = make_contest(tmp_path, head="q_values")
+    comparison = contest.run()
+    assert comparison.improvement.holds
+    assert {arm.sampled for arm in comparison.arms} == {None}
+    drawing = Contest(contest.material, contest.judge, contest.gate.model_copy(update={"mode": "sampled"}))
+    with pytest.raises(BadInput, match=r"q_values without a distribution.*--gate-mode greedy"):
+        drawing.run()

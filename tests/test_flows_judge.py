@@ -1,0 +1,122 @@
+"""The judge: right returns, each question played once, and nothing lost by an interruption."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from toy_environment import REACH, TOY, make_baseline
+
+from flows import judge as judging
+from flows.environments import make_environment
+from flows.judge import Contestant, Judge
+from flows.rollout import returns_of
+from refine.gate import interval
+from refine.policy import MlpPolicy
+from storage.store import Store
+
+SEEDS = range(500, 510)
+
+
+@pytest.fixture
+def played(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many policies each call plays."""
+    counts: list[int] = []
+    play = judging.play_policies
+
+    def spy(env_id: str, env_kwargs: Any, policies: Any, *rest: Any, **options: Any) -> Generator[Any]:
+        counts.append(len(policies))
+        return play(env_id, env_kwargs, policies, *rest, **options)
+
+    monkeypatch.setattr(judging, "play_policies", spy)
+    return counts
+
+
+def contestants(count: int = 4) -> list[Contestant]:
+    """Policies that push in one direction for ever, each in its own."""
+    base = make_baseline()
+    spaces = base.observation_space, base.action_space
+    biases = [(np.zeros(8), np.eye(4)[direction]) for direction in range(count)]
+    return [Contestant.of(MlpPolicy(*spaces, base.weights, bias, "tanh", "logits"), "refined") for bias in biases]
+
+
+def rows(store: Store, sql: str) -> list[tuple[Any, ...]]:
+    with store.catalog.read() as con:
+        return con.execute(sql).fetchall()
+
+
+def test_returns_are_those_of_the_episodes_and_their_row_says_how_they_were_played(store: Store) -> None:
+    east, north = contestants(2)
+    judge = Judge(store, TOY, {}, workers=1)
+    found = judge.returns([east, north], SEEDS, mode="sampled", purpose="accept")
+    for contestant, returns in zip((east, north), found, strict=True):
+        expected = returns_of(partial(make_environment, TOY), contestant.actor, SEEDS, mode="sampled")
+        assert returns.tobytes() == expected.tobytes()
+    estimate = interval(found[1])
+    assert rows(
+        store,
+        f"""SELECT env_id, env_kwargs, purpose, mode, first_seed, episodes, returns, return_, low, high
+            FROM evaluations WHERE policy_id = '{north.policy_id}'""",
+    ) == [(TOY, "{}", "accept", "sampled", 500, 10, found[1].tolist(), estimate.mean, estimate.low, estimate.high)]
+
+
+def test_equal_questions_are_played_once_and_different_ones_are_not_confused(store: Store, played: list[int]) -> None:
+    east, north = contestants(2)
+    judge = Judge(store, TOY, {}, workers=1)
+    first = judge.returns([east, north, east], SEEDS, mode="greedy", purpose="select")
+    assert played == [2]
+    assert first[0].tobytes() == first[2].tobytes()
+    again = judge.returns([north, east], SEEDS, mode="greedy", purpose="report")
+    assert played == [2]
+    assert [returns.tolist() for returns in again] == [first[1].tolist(), first[0].tolist()]
+    judge.returns([east], range(501, 511), mode="greedy", purpose="select")
+    judge.returns([east], SEEDS, mode="sampled", purpose="select")
+    Judge(store, TOY, {}, workers=1, max_steps=3).returns([east], SEEDS, mode="greedy", purpose="select")
+    Judge(store, TOY, {"max_episode_steps": 5}, workers=1).returns([east], SEEDS, mode="greedy", purpose="select")
+    assert played == [2, 1, 1, 1, 1]
+    assert len(rows(store, "SELECT 1 FROM evaluations")) == 6
+
+
+def test_an_endless_environment_is_cut_where_the_dataset_was(store: Store) -> None:
+    (east,) = contestants(1)
+    judge = Judge(store, "toy_environment:ToyEndless-v0", {}, workers=1, max_steps=20)
+    (returns,) = judge.returns([east], range(2), mode="greedy", purpose="select")
+    assert np.all((returns >= 0) & (returns <= 20))
+
+
+@pytest.mark.parametrize("pause", [0.0, 1e9])
+def test_policies_that_were_played_before_an_interruption_are_not_played_again(
+    store: Store, played: list[int], monkeypatch: pytest.MonkeyPatch, pause: float
+) -> None:
+    monkeypatch.setattr(judging, "_COMMIT_S", pause)
+    four, judge = contestants(), Judge(store, TOY, {}, workers=1)
+
+    def interrupt(done: int, total: int) -> None:
+        assert total == 40
+        if done > 20:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        judge.returns(four, SEEDS, mode="greedy", purpose="select", advance=interrupt)
+    assert len(rows(store, "SELECT 1 FROM evaluations")) == 2
+    told: list[tuple[int, int]] = []
+    found = judge.returns(four, SEEDS, mode="greedy", purpose="select", advance=lambda *line: told.append(line))
+    assert played == [4, 2]
+    assert told == [(8, 20), (10, 20), (18, 20), (20, 20)]
+    assert sum(map(np.sum, found)) == 80  # every step pays one of the four directions
+    assert len(rows(store, "SELECT 1 FROM evaluations")) == 4
+
+
+def test_the_number_of_processes_does_not_change_a_bit(tmp_path: Path) -> None:
+    base = Contestant.of(make_baseline(REACH), "baseline")
+    found = [
+        Judge(Store.create(tmp_path / str(workers)), REACH, {}, workers).returns(
+            [base], range(40), mode="sampled", purpose="report"
+        )[0]
+        for workers in (1, 2)
+    ]
+    assert found[0].tobytes() == found[1].tobytes()
