@@ -1,0 +1,96 @@
+"""The report: one HTML file about a refinement, a comparison, a run or a dataset, made from the store alone.
+
+It opens from the disk, asks no network, and holds everything that it shows. The parts are in `reporting/`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from annotate.cards import Card, load_card
+from storage.errors import BadInput, Prerequisite
+from storage.files import write_whole
+from storage.schema import Manifest
+from storage.store import Store
+
+from .health import check_labels
+from .progress import Report, silent
+
+PICTURES = 1_600
+"""Pictures of single steps in one report, unless another number is asked for."""
+_STATES = 1_500  # points of the state space without a label, and at most so many with one
+
+
+@dataclass(frozen=True)
+class Written:
+    """A report on the disk."""
+
+    path: Path
+    bytes: int
+    dataset_id: str
+    comparison_id: str | None
+    labels: int
+    episodes: int  # in its viewer
+    pictures: int
+
+
+def write_report(
+    store: Store,
+    name: str | None = None,
+    *,
+    out: Path | None = None,
+    pictures: int = PICTURES,
+    report: Report = silent,
+) -> Written:
+    """Write the report of what a name means; an older one of the same name is replaced.
+
+    Args:
+        store: the store.
+        name: id of a refinement, comparison, run or dataset, or its beginning; the newest comparison when None.
+        out: the file; `reports/<id>.html` of the store when None.
+        pictures: pictures of single steps at most; 0 renders nothing.
+        report: shown the progress.
+
+    Raises:
+        BadInput: if nothing, or more than one thing, has this name.
+        Prerequisite: if the store is empty, or the extra `plots` is not installed.
+    """
+    try:
+        from .reporting import assets, charts, episodes, facts, labels, page, story, subject
+    except ImportError as error:
+        raise Prerequisite(
+            f"A report needs Altair, vl-convert and Pillow ({error}).", "pip install 'trajnote[plots]'"
+        ) from error
+    about = subject.find_subject(store, name)
+    known = facts.gather_facts(store, about)
+    found = labels.load_labels(store, about)
+    limits = episodes.Limits(pictures=pictures)
+    viewer = episodes.build_viewer(store, known, found, limits, units=_units(known.manifest), report=report)
+    visited = labels.sample_states(store, about.dataset_id, _STATES) if found else []
+    states = labels.state_rows(found, visited, len(viewer.components), _STATES)
+    checkups = check_labels(store, about.dataset_id, about.run_ids) if found else []
+    told = story.tell(known, found, checkups)
+    drawn = charts.draw_all(known, found, checkups=checkups, components=viewer.components, states=states)
+    content = page.render_page(told, drawn, viewer, library=assets.vega_bundle()).encode()
+    path = out or store.reports_dir / f"{about.name}.html"
+    write_whole(path, content)
+    return Written(
+        path, len(content), about.dataset_id, about.comparison_id, len(found), len(viewer.entries), viewer.picture_count
+    )
+
+
+def _units(manifest: Manifest) -> Mapping[str, str]:
+    """The unit of each component, from the environment's packaged card if there is one."""
+    card = _card(manifest)
+    return {component.name: component.unit for component in card.components} if card else {}
+
+
+def _card(manifest: Manifest) -> Card | None:
+    if manifest.env_id is None:
+        return None
+    try:
+        return load_card(manifest.env_id, manifest.env_kwargs)
+    except BadInput:
+        return None

@@ -1,0 +1,52 @@
+"""The refined policy in the seeds of logged episodes, so that both can be looked at side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+
+from refine.policy import Mode
+from storage.schema import Episode, Manifest
+from storage.store import Store
+
+from ..environments import Spaces, make_environment
+from ..policies import load_policy
+from ..rollout import rollout
+from .facts import Facts
+
+
+@dataclass(frozen=True)
+class Opponent:
+    """The policy that plays beside the logged one."""
+
+    policy_id: str
+    mode: Mode
+
+
+def find_opponent(facts: Facts) -> Opponent | None:
+    """The policy that the gate accepted, acting as the gate judged it; None when there is none."""
+    judged = facts.judged
+    if judged is None or not judged["accepted"] or facts.manifest.env_id is None:
+        return None
+    return Opponent(judged["policy_id"], "greedy")
+
+
+def play_rematch(store: Store, manifest: Manifest, opponent: Opponent, seeds: Sequence[int]) -> dict[int, Episode]:
+    """Play one episode per seed, by seed.
+
+    Args:
+        store: holds the policy.
+        manifest: of the dataset, which says in which environment, and for how long.
+        opponent: who plays.
+        seeds: those of the logged episodes.
+
+    Raises:
+        TrajnoteError: if the policy or the environment cannot be loaded here.
+    """
+    spaces = Spaces(manifest.observation_space, manifest.action_space)
+    policy = load_policy(f"policy:{opponent.policy_id}", spaces, store)
+    make = partial(make_environment, str(manifest.env_id), manifest.env_kwargs)
+    distinct = list(dict.fromkeys(seeds))
+    episodes = rollout(make, policy, distinct, mode=opponent.mode, max_steps=manifest.max_steps)
+    return dict(zip(distinct, episodes, strict=True))

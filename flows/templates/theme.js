@@ -1,0 +1,59 @@
+
+// Light and dark: one palette in CSS, read from there by whatever draws.
+const root = document.documentElement;
+const listeners = [];
+const probe = document.createElement("span");
+probe.hidden = true;
+document.body.append(probe);
+
+function colour(name) {
+  probe.style.color = `var(--${name})`;
+  return getComputedStyle(probe).color;
+}
+
+function isDark() {
+  const chosen = root.style.colorScheme;
+  return chosen ? chosen === "dark" : matchMedia("(prefers-color-scheme: dark)").matches;
+}
+
+// Replace "@name" by the colour of that name, everywhere in a specification.
+function paint(value) {
+  if (typeof value === "string") return value.startsWith("@") ? colour(value.slice(1)) : value;
+  if (Array.isArray(value)) return value.map(paint);
+  if (value && typeof value === "object") {
+    return Object.fromEntries(Object.entries(value).map(([key, item]) => [key, key === "values" ? item : paint(item)]));
+  }
+  return value;
+}
+
+function config() {
+  const [ink, muted, rule] = ["ink", "muted", "rule"].map(colour);
+  const font = getComputedStyle(document.body).fontFamily;
+  return {
+    background: "transparent",
+    font,
+    view: { stroke: null },
+    axis: {
+      labelColor: muted, titleColor: muted, gridColor: rule, domainColor: rule, tickColor: rule,
+      labelFontSize: 11.5, titleFontSize: 11.5, titleFontWeight: "normal", labelFont: font, titleFont: font, titlePadding: 8,
+    },
+    axisY: { domain: false, ticks: false },
+    legend: {
+      labelColor: ink, titleColor: muted, labelFontSize: 11.5, titleFontSize: 11.5, titleFontWeight: "normal",
+      orient: "bottom", direction: "horizontal", columns: narrow() ? 2 : 5,
+      labelLimit: 220, symbolStrokeWidth: 2,
+      layout: { bottom: { anchor: "start", direction: narrow() ? "vertical" : "horizontal", margin: 12 } },
+    },
+    title: { color: muted, fontWeight: "normal", font },
+  };
+}
+
+const narrow = () => matchMedia("(max-width: 30rem)").matches;
+const changed = () => listeners.forEach((listener) => listener());
+matchMedia("(prefers-color-scheme: dark)").addEventListener("change", changed);
+document.getElementById("theme").addEventListener("click", () => {
+  root.style.colorScheme = isDark() ? "light" : "dark";
+  changed();
+});
+
+window.trajnote = { paint, config, narrow, read: (id) => JSON.parse(document.getElementById(id).textContent), onTheme: (listener) => listeners.push(listener) };

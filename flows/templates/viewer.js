@@ -1,0 +1,289 @@
+
+// The episode viewer: one episode unpacked at a time, one step looked at, both sides moved together.
+// Everything that a model wrote enters the page as text, never as markup.
+const { paint, config, narrow, read, onTheme } = window.trajnote;
+const viewer = document.getElementById("viewer");
+const byId = (id) => document.getElementById(id);
+const number = (value, digits = 2) => (value === null || value === undefined ? "–" : value.toFixed(digits).replace("-", "−"));
+const stance = (note) => (note.agrees === null ? "none" : note.agrees ? "confirms" : "corrects");
+
+if (viewer) start();
+
+async function start() {
+  const listed = read("viewer-data");
+  const kept = new Map();
+  const state = { place: 0, index: 0, episode: null, view: null };
+
+  async function unpack(place) {
+    if (!kept.has(place)) {
+      const bytes = Uint8Array.from(atob(byId(`pack-${place}`).textContent), (letter) => letter.charCodeAt(0));
+      const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("deflate"));
+      kept.set(place, JSON.parse(await new Response(stream).text()));
+      if (kept.size > 8) kept.delete(kept.keys().next().value);
+    }
+    return kept.get(place);
+  }
+
+  const rows = (run) => (run ? run.t.map((t, n) => {
+    const row = { t, r: run.r[n], g: run.g[n] };
+    run.c.forEach((column, place) => { row[`c${place}`] = column[n]; });
+    return row;
+  }) : []);
+
+  async function embedLanes() {
+    const spec = read("charts-data").specs.timeline;
+    const width = Math.max(160, byId("lanes").clientWidth - 66);
+    for (const lane of spec.vconcat) {
+      lane.width = width;
+      if (narrow()) lane.height = 36;
+    }
+    const empty = { t: 0, g: 0, r: 0, stance: "none", ...Object.fromEntries(listed.components.map((_, place) => [`c${place}`, 0])) };
+    spec.datasets = { logged: [empty, { ...empty, t: 1 }], rematch: [empty], notes: [empty], cursor: [empty] };
+    const made = await window.vegaEmbed(byId("lanes"), paint(spec), { actions: false, ast: true, renderer: "canvas", config: config() });
+    state.view = made.view;
+    const left = made.view.origin()[0];
+    Object.assign(byId("slider").style, { marginLeft: `${left - 8}px`, width: `${width + 16}px` });
+    if (state.episode) fillLanes();
+  }
+
+  function fillLanes() {
+    const { episode, view } = state;
+    view.data("logged", rows(episode)).data("rematch", rows(episode.rematch));
+    view.data("notes", episode.notes.map((note) => ({ t: note.step, stance: stance(note) === "none" ? "no suggestion" : stance(note) })));
+    view.data("cursor", [{ t: step() }]).run();
+  }
+
+  const step = () => state.episode.t[state.index];
+
+  async function openEpisode(place, wanted) {
+    state.place = Math.min(Math.max(place, 0), listed.episodes.length - 1);
+    state.episode = await unpack(state.place);
+    byId("episode").value = String(state.place);
+    viewer.dataset.episode = String(listed.episodes[state.place].id);
+    byId("slider").max = String(state.episode.t.length - 1);
+    fillChips();
+    state.index = nearest(wanted ?? firstCorrection(state.episode.notes));
+    fillLanes();
+    show();
+  }
+
+  function firstCorrection(notes) {
+    return (notes.find((note) => note.agrees === false && note.step > 0) ?? notes[0])?.step ?? 0;
+  }
+
+  function nearest(wanted) {
+    const steps = state.episode.t;
+    let best = 0;
+    steps.forEach((value, place) => { if (Math.abs(value - wanted) < Math.abs(steps[best] - wanted)) best = place; });
+    return best;
+  }
+
+  function goTo(index) {
+    const last = state.episode.t.length - 1;
+    state.index = Math.min(Math.max(index, 0), last);
+    state.view.data("cursor", [{ t: step() }]).run();
+    show();
+  }
+
+  function goToNote(direction) {
+    const steps = [...new Set(state.episode.notes.map((note) => note.step))].sort((a, b) => a - b);
+    const now = step();
+    const target = direction > 0 ? steps.find((value) => value > now) : steps.findLast((value) => value < now);
+    if (target !== undefined) goTo(nearest(target));
+  }
+
+  function show() {
+    const { episode, index } = state;
+    const now = step();
+    const notes = episode.notes.filter((note) => note.step === now);
+    viewer.dataset.step = String(now);
+    byId("slider").value = String(index);
+    byId("slider").setAttribute("aria-valuetext", `step ${now} of ${episode.length}`);
+    byId("where").textContent = `step ${now} of ${episode.length}`;
+    showSide("logged", episode, now, index);
+    if (episode.rematch) showSide("rematch", episode.rematch, now, null);
+    else if (listed.opponent) emptySide("rematch", "not played from this seed");
+    byId("margin").replaceChildren(...(notes.length ? notes.map(card) : [nothingSaid()]));
+    for (const chip of byId("chips").children) chip.setAttribute("aria-current", String(Number(chip.value) === now));
+    history.replaceState(null, "", `#episode=${viewer.dataset.episode}&step=${now}`);
+  }
+
+  function showSide(side, run, now, known) {
+    const over = now > run.length;
+    let index = known ?? run.t.findLastIndex((value) => value <= now);
+    if (over) index = run.t.length - 1;
+    showPicture(byId(`frame-${side}`), run, run.t[index], side);
+    const facts = [
+      ["action", over || run.t[index] === run.length ? run.end : run.a[index]],
+      ["reward", number(run.r[index], 3)],
+      ["return so far", number(run.g[index], 1)],
+      ["in the end", `${number(run.return, 1)} after ${run.length}`],
+    ];
+    byId(`facts-${side}`).replaceChildren(...facts.flatMap(([name, value]) => [element("dt", name), element("dd", value)]));
+  }
+
+  function emptySide(side, why) {
+    byId(`frame-${side}`).replaceChildren(element("p", why));
+    byId(`facts-${side}`).replaceChildren();
+  }
+
+  function showPicture(frame, run, now, side) {
+    const steps = Object.keys(run.pictures).map(Number);
+    if (!steps.length) {
+      frame.replaceChildren(element("p", "no picture"));
+      return;
+    }
+    const shown = steps.reduce((best, value) => (Math.abs(value - now) < Math.abs(best - now) ? value : best));
+    let image = frame.querySelector("img");
+    if (!image) {
+      image = element("img");
+      frame.replaceChildren(image, element("span"));
+    }
+    const source = `data:image/webp;base64,${run.pictures[shown]}`;
+    if (image.src !== source) image.src = source;
+    image.alt = `${side === "logged" ? "Logged" : "Refined"} episode, rendered at step ${shown}`;
+    frame.querySelector("span").textContent = shown === now ? `step ${shown}` : `nearest picture: step ${shown}`;
+  }
+
+  function nothingSaid() {
+    const steps = state.episode.notes.map((note) => note.step);
+    const next = steps.filter((value) => value > step()).sort((a, b) => a - b)[0];
+    const text = !steps.length ? "No notes on this episode." : next === undefined ? "No note on this step." : `No note on this step; the next one is on step ${next}.`;
+    return element("p", text);
+  }
+
+  function card(note) {
+    const made = element("article");
+    made.className = "card";
+    const change = element("p");
+    change.className = "change";
+    const words = { confirms: "confirms", corrects: "corrects to", none: "suggests nothing beside" };
+    const verb = element("span", `${words[stance(note)]} `);
+    verb.className = stance(note);
+    if (stance(note) === "corrects") change.append(element("b", note.logged), " ", verb, element("b", note.suggested ?? "–"));
+    else change.append(verb, element("b", note.logged));
+    const said = element("p", note.rationale ?? "(no reason given)");
+    said.className = "said";
+    said.dir = "auto";
+    const facts = element("dl");
+    facts.append(fact("implicit reward", number(note.grade), meter(note.grade, -1)), fact("confidence", number(note.confidence), meter(note.confidence, 0)));
+    facts.append(fact("critical", note.critical ? "yes" : "no"));
+    if (note.advantage !== null) {
+      const error = note.error === null ? "" : ` ± ${number(note.error, 1)}`;
+      facts.append(fact("replay advantage", `${number(note.advantage, 1)}${error} (${note.pairs} pairs)`));
+    }
+    facts.append(fact("annotator", note.model));
+    made.append(change, said, facts);
+    const reply = state.episode.replies[note.request];
+    if (reply) made.append(replyOf(reply));
+    return made;
+  }
+
+  function replyOf(reply) {
+    const made = element("details");
+    const text = element("pre", reply.text);
+    text.dir = "auto";
+    made.append(element("summary", "the raw reply"), element("p", `${reply.file}, line ${reply.line}`), text);
+    return made;
+  }
+
+  function fact(name, value, extra) {
+    const made = element("div");
+    const content = element("dd", value);
+    if (extra) content.append(extra);
+    made.append(element("dt", name), content);
+    return made;
+  }
+
+  function meter(value, low) {
+    if (value === null) return "";
+    const made = element("div");
+    made.className = "meter";
+    const bar = element("i");
+    const place = (number) => (100 * (number - low)) / (1 - low);
+    bar.style.left = `${Math.min(place(0), place(value))}%`;
+    bar.style.width = `${Math.abs(place(value) - place(0))}%`;
+    made.append(bar);
+    return made;
+  }
+
+  function element(tag, text) {
+    const made = document.createElement(tag);
+    if (text !== undefined) made.textContent = text;
+    return made;
+  }
+
+  function fillChips() {
+    const found = new Map();
+    for (const note of state.episode.notes) found.set(note.step, found.get(note.step) === "corrects" ? "corrects" : stance(note));
+    byId("chips").replaceChildren(...[...found].map(([at, kind]) => {
+      const chip = element("button", String(at));
+      chip.type = "button";
+      chip.value = String(at);
+      chip.className = kind;
+      chip.setAttribute("aria-label", `note on step ${at}, ${kind}`);
+      chip.addEventListener("click", () => goTo(nearest(at)));
+      return chip;
+    }));
+  }
+
+  function listEpisodes() {
+    byId("episode").append(...listed.episodes.map((row, place) => {
+      const notes = row.labels ? ` · ${row.labels} notes` : "";
+      const after = row.rematch === null ? "" : ` → ${number(row.rematch, 0)}`;
+      return new Option(`${row.id} · return ${number(row.return, 0)}${after} · ${row.length} steps${notes}`, String(place));
+    }));
+    byId("episode").addEventListener("change", (event) => openEpisode(Number(event.target.value)));
+  }
+
+  const moves = {
+    "back": () => goTo(state.index - 1), "on": () => goTo(state.index + 1),
+    "note-back": () => goToNote(-1), "note-on": () => goToNote(1),
+  };
+  for (const button of viewer.querySelectorAll("[data-go]")) button.addEventListener("click", moves[button.dataset.go]);
+  byId("slider").addEventListener("input", (event) => goTo(Number(event.target.value)));
+
+  viewer.addEventListener("keydown", (event) => {
+    if (event.altKey || event.ctrlKey || event.metaKey || ["SELECT", "PRE"].includes(event.target.tagName)) return;
+    const keys = {
+      ArrowLeft: event.shiftKey ? moves["note-back"] : moves.back, ArrowRight: event.shiftKey ? moves["note-on"] : moves.on,
+      ArrowUp: () => openEpisode(state.place - 1), ArrowDown: () => openEpisode(state.place + 1),
+      Home: () => goTo(0), End: () => goTo(Infinity),
+    };
+    if (!keys[event.key]) return;
+    event.preventDefault();
+    keys[event.key]();
+  });
+
+  let scrubbing = false;
+  function scrub(event) {
+    const bounds = byId("lanes").querySelector("canvas").getBoundingClientRect();
+    const scale = state.view.scale("x");
+    goTo(nearest(scale.invert(event.clientX - bounds.left - state.view.origin()[0])));
+  }
+  byId("lanes").addEventListener("pointerdown", (event) => { scrubbing = true; scrub(event); });
+  addEventListener("pointerup", () => { scrubbing = false; });
+  byId("lanes").addEventListener("pointermove", (event) => { if (scrubbing) scrub(event); });
+
+  let waiting = 0;
+  let width = innerWidth;
+  addEventListener("resize", () => {
+    clearTimeout(waiting);
+    if (innerWidth !== width) waiting = setTimeout(() => { width = innerWidth; embedLanes(); }, 150);
+  });
+  onTheme(embedLanes);
+  listEpisodes();
+  await embedLanes();
+  const asked = new URLSearchParams(location.hash.slice(1));
+  const place = listed.episodes.findIndex((row) => String(row.id) === asked.get("episode"));
+  await openEpisode(place < 0 ? mostTelling(listed.episodes) : place, asked.has("step") ? Number(asked.get("step")) : undefined);
+  viewer.dataset.ready = "yes";
+}
+
+// The episode to open first: the one with notes where the refined policy does best by comparison.
+function mostTelling(episodes) {
+  const gain = (row) => (row.rematch === null ? row.corrections : row.rematch - row.return);
+  let best = 0;
+  episodes.forEach((row, place) => { if (gain(row) > gain(episodes[best])) best = place; });
+  return best;
+}
