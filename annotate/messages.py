@@ -93,7 +93,7 @@ def find_entries(text: str, key: str) -> Entries:
 
 
 def clean_text(text: str, limit: int) -> str:
-    """Text that any terminal, database and web page can hold: nothing that controls, hides or turns around, no lone surrogates."""
+    """Text that any terminal, database and page can hold: no control characters, nothing hidden, no lone surrogates."""
     text = _CONTROL.sub(" ", text[: 4 * limit]).encode("utf-8", "replace").decode("utf-8").strip()
     return text if len(text) <= limit else text[: limit - 1] + "…"
 

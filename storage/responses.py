@@ -140,9 +140,16 @@ def read_frames(path: Path) -> Frames:
     return Frames(lines, end, len(content))
 
 
+def _json_line(record: Mapping[str, Any]) -> bytes:
+    """A record as a line of JSON; only one with half a character (a lone surrogate) has to be escaped throughout."""
+    try:
+        return f"{json.dumps(record, ensure_ascii=False, separators=(',', ':'))}\n".encode()
+    except UnicodeEncodeError:
+        return f"{json.dumps(record, separators=(',', ':'))}\n".encode()
+
+
 def _frame(record: Mapping[str, Any]) -> bytes:
-    text = json.dumps(record, ensure_ascii=False, separators=(",", ":")) + "\n"
-    return zstandard.ZstdCompressor(level=3, write_checksum=True).compress(text.encode())
+    return zstandard.ZstdCompressor(level=3, write_checksum=True).compress(_json_line(record))
 
 
 def _append(folder: Path, frames: Sequence[bytes]) -> tuple[Path, int]:

@@ -248,7 +248,7 @@ def test_whatever_the_entries_are_only_lawful_labels_come_through(entries: list[
         assert found.action in ((0.0,), (1.0,))
         assert -1 <= (found.implicit_reward or 0) <= 1
         assert 0 <= (found.confidence or 0) <= 1
-        assert found.rationale.encode()
+        assert found.rationale.encode().decode() == found.rationale
     assert len(reading.labels) + len(reading.refused) >= len(entries)
 
 

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from storage.errors import BadInput
+
 from .annotating import annotate_app, annotations_app
+from .asking import asks
 from .options import DEFAULT_STORE, DatasetOption, JsonOption, StoreOption
 from .output import print_json, print_lines, print_table, progress_bars
 
 if TYPE_CHECKING:
+    from annotate.relatives import Explanation
+
     from ..health import Checkup
+    from ..label import LabelConfig
 
 RunOption = Annotated[
     list[str] | None,
@@ -44,6 +51,52 @@ def annotate_quality(
         return
     for checkup in found:
         _tell_checkup(checkup)
+
+
+@annotate_app.command("why")
+@asks
+def annotate_why(
+    config: LabelConfig,
+    request_id: Annotated[
+        str | None, typer.Argument(metavar="[REQUEST_ID]", help="Request of the store, or the beginning of its id.")
+    ] = None,
+    miss: Annotated[
+        bool, typer.Option("--miss", help="Explain what a run with these options would have to ask anew.")
+    ] = False,
+    show: Annotated[int, typer.Option(min=1, help="Explanations at most, with --miss.")] = 3,
+    store: StoreOption = DEFAULT_STORE,
+    dataset: DatasetOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Say in which field a request differs from its nearest relative in the store: why it is not answered yet."""
+    from annotate.relatives import explain_misses, explain_request
+    from storage.datasets import resolve_dataset
+    from storage.store import Store
+
+    from ..label import plan
+
+    if (request_id is None) != miss:
+        raise BadInput("`annotate why` takes a request's id or --miss.", "--miss takes the options of `annotate`.")
+    opened = Store.open(store)
+    if request_id is not None:
+        found, missing = [explain_request(opened, request_id)], None
+    else:
+        planned = plan(opened, resolve_dataset(opened, dataset), config).plan
+        found, missing = explain_misses(opened, planned, show)
+    if as_json:
+        print_json({"unanswered": missing, "explained": [asdict(each) | {"words": each.words} for each in found]})
+        return
+    if missing is not None:
+        print_lines(f"{missing} requests have no answer in {store}" + (f"; the first {len(found)}:" if found else ""))
+    for each in found:
+        _tell_explanation(each)
+
+
+def _tell_explanation(explanation: Explanation) -> None:
+    about = "" if explanation.episode_id is None else f", about episode {explanation.episode_id}"
+    print_lines(f"{explanation.request_id} ({explanation.state}{about}): {explanation.words}")
+    for difference in explanation.differences:
+        print_lines(f"  {difference.field}, {difference.kind}:", *(f"    {line}" for line in difference.diff))
 
 
 @annotations_app.command("replay")
