@@ -86,7 +86,10 @@ def resolve_policy(store: Store, name: str | None = None) -> str:
     with store.catalog.read() as con:
         rows = con.execute("SELECT policy_id FROM policies ORDER BY created_at, policy_id").fetchall()
     if not rows:
-        raise Prerequisite(f"There is no policy in {store.root}.", "Make one with `trajnote refine`.")
+        named = f" {name!r}" if name else ""
+        raise Prerequisite(
+            f"There is no policy{named} in {store.root}: it has none.", "Make one with `trajnote refine`."
+        )
     known = [policy_id for (policy_id,) in rows]
     return known[-1] if name is None else pick(name, known, "policy")
 

@@ -50,13 +50,11 @@ def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> 
     def call(words: list[str]) -> str:
         capsys.readouterr()
         monkeypatch.setattr(sys, "argv", ["trajnote", *words])
-        try:
+        with pytest.raises(SystemExit) as leaving:
             cli.main()
-        except SystemExit as leaving:
-            said = capsys.readouterr()
-            assert not leaving.code, f"trajnote {shlex.join(words)} ended with {leaving.code}: {said.err}"
-            return said.out
-        return capsys.readouterr().out
+        said = capsys.readouterr()
+        assert not leaving.value.code, f"trajnote {shlex.join(words)} ended with {leaving.value.code}: {said.err}"
+        return said.out
 
     return call
 
@@ -76,9 +74,8 @@ def test_the_blocks_of_the_readme_run_in_order_and_print_what_it_says(folder: Pa
     for block in BLOCKS:
         if block.is_run:
             printed = _play(block, run)
-        elif block.language == "text" and not block.note:
-            if _shows_output(block):
-                assert _trimmed(printed) == block.content, f"README.md, line {block.line}"
+        elif block.language == "text" and not block.note and _shows_output(block):
+            assert _trimmed(printed) == block.content, f"README.md, line {block.line}"
     assert (folder / "labels.jsonl").is_file()
 
 

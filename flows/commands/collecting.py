@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from storage.errors import BadInput
+
 from .options import DEFAULT_STORE, ActingOption, DatasetOption, JsonOption, StoreOption
 from .output import print_json, print_lines, progress_bars
 
@@ -44,7 +46,7 @@ def collect(
 
     from ..collect import CollectConfig
     from ..environments import parse_env_kwargs
-    from ..gather import gather
+    from ..gather import check_origin, gather
 
     config = CollectConfig(
         env_id=env,
@@ -57,6 +59,7 @@ def collect(
         max_steps=max_steps,
         dataset=dataset,
     )
+    check_origin(store, config)
     with progress_bars() as report:
         manifest = gather(Store.create(store), config, card=card, report=report)
     if as_json:
@@ -83,6 +86,8 @@ def import_rows(
     from ..gather import take_in
 
     kwargs = parse_env_kwargs(env_kwargs)
+    if not path.exists():
+        raise BadInput(f"There is no file or folder {path}.", "Name a Parquet file, or the folder of a dataset.")
     manifest = take_in(Store.create(store), path, dataset_id=dataset, env_id=env, env_kwargs=kwargs, card=card)
     if as_json:
         print_json({"dataset_id": manifest.dataset_id, "episodes": manifest.episodes, "steps": manifest.steps})

@@ -28,17 +28,26 @@ _GAP = 2  # spaces between columns
 
 @contextmanager
 def progress_bars() -> Generator[Report]:
-    """Progress bars on standard error, one per description, kept apart from what the command prints."""
+    """Progress bars on standard error, one per description, kept apart from what the command prints.
+
+    Nothing is shown before the first report, so that a command that is refused says one line only.
+    """
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True)) as bars:
-        known: dict[str, Any] = {}
+    bars = Progress(*columns, console=Console(stderr=True))
+    known: dict[str, Any] = {}
 
-        def report(description: str, done: int, total: int | None) -> None:
-            if description not in known:
-                known[description] = bars.add_task(description, total=total)
-            bars.update(known[description], completed=done, total=total)
+    def report(description: str, done: int, total: int | None) -> None:
+        if not known:
+            bars.start()
+        if description not in known:
+            known[description] = bars.add_task(description, total=total)
+        bars.update(known[description], completed=done, total=total)
 
+    try:
         yield report
+    finally:
+        if known:
+            bars.stop()
 
 
 def print_table(title: str, rows: Sequence[Mapping[str, object]]) -> None:
