@@ -1,0 +1,81 @@
+"""Tables keep to the terminal: short cells are never broken, and rows too wide for it stand one under the other."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from types import SimpleNamespace
+from typing import cast
+
+import pytest
+
+from flows.commands.output import format_cell, print_json, print_lines, print_table, progress_bars
+from flows.contest import ArmResult
+from flows.improve import Outcome
+from flows.outcome import table_rows
+from refine.gate import Interval
+
+ARMS = ("baseline", "labels", "no_labels", "shuffled", "random")
+
+
+@pytest.mark.parametrize("mean", [-987.6, 240.5, 3124.4])
+def test_the_table_of_arms_fits_eighty_columns_with_intervals_unbroken(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, mean: float
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    returns = Interval(mean, mean - 10, mean + 10, 100)
+    arms = [ArmResult(arm, 288, 3, 3, returns, returns) for arm in ARMS]
+    rows = table_rows(cast("Outcome", SimpleNamespace(comparison=SimpleNamespace(arms=arms))))
+    print_table("arms", rows)
+    printed = capsys.readouterr().out.splitlines()
+    assert max(map(len, printed)) <= 80
+    interval = str(rows[0]["greedy [95%]"])
+    assert [line.count(interval) for line in printed if interval in line] == [2] * 5
+
+
+def test_rows_that_are_too_wide_stand_one_under_the_other(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "60")
+    print_table("2 rows", [{f"column_{n}": f"value {row} of {n}" for n in range(6)} for row in (1, 2)])
+    lines = [line.rstrip() for line in capsys.readouterr().out.splitlines()]
+    assert lines[:3] == ["2 rows", "1", "column_0  value 1 of 0"]
+    assert lines.index("2") == 8
+
+
+def test_numbers_are_aligned_to_the_right_and_prose_is_wrapped(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "60")
+    print_table("rows", [{"n": 5, "why": "a reason of many words " * 4}, {"n": 1000, "why": "none"}])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[3].startswith("   5  a reason")
+    assert any(line.startswith("1000  none") for line in lines)
+    assert max(map(len, lines)) <= 60
+
+
+def test_cells_are_short_and_no_markup(capsys: pytest.CaptureFixture[str]) -> None:
+    print_table("1 row", [{"said": "[red]stop[/red]"}])
+    assert "[red]stop[/red]" in capsys.readouterr().out
+    assert format_cell(None) == ""
+    assert format_cell(0.123456789) == "0.1235"
+    assert format_cell(float("nan")) == "nan"
+    assert format_cell([1.0, 0.3333333]) == "1, 0.3333"
+    assert format_cell([("illegal", 2), ("late", 1)]) == "illegal: 2, late: 1"
+    assert format_cell(datetime(2026, 1, 2, 3, 4, 5, 678, UTC)) == "2026-01-02 03:04:05"
+
+
+def test_lines_and_json_are_whole_when_they_go_into_a_pipe(capsys: pytest.CaptureFixture[str]) -> None:
+    print_lines("word " * 60)
+    print_json({"text": "word " * 60, "when": datetime(2026, 1, 2, tzinfo=UTC)})
+    printed = capsys.readouterr().out.splitlines()
+    assert len(printed) == 2
+    assert printed[0] == "word " * 60
+
+
+def test_nothing_is_said_of_progress_before_there_is_any(capsys: pytest.CaptureFixture[str]) -> None:
+    with progress_bars():
+        pass
+    assert capsys.readouterr().err == ""
+    with progress_bars() as report:
+        report("collect", 3, 3)
+    assert "collect" in capsys.readouterr().err
