@@ -8,7 +8,7 @@ intent -> submitted -> ingested | abandoned; a request that is in one is asked b
 from __future__ import annotations
 
 import secrets
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Literal
@@ -40,7 +40,6 @@ class Batch:
     marker: datetime | None
     unsure_since: datetime | None
     submitted_at: datetime | None
-    ended_at: datetime | None
 
 
 @dataclass(frozen=True)
@@ -121,11 +120,6 @@ def mark_unsure(con: Connection, batch_id: str, since: datetime | None, error: s
     )
 
 
-def mark_ended(con: Connection, batch_id: str, ended_at: datetime) -> None:
-    """Note that the server has finished a batch, so that its results can be fetched."""
-    con.execute("UPDATE batches SET ended_at = ? WHERE batch_id = ? AND ended_at IS NULL", [ended_at, batch_id])
-
-
 def end_items(con: Connection, batch_id: str, outcome: End, error: str | None, *, failed: bool = False) -> int:
     """End all items of a batch that have no result, and free their requests; returns how many there were."""
     open_items = "SELECT request_id FROM batch_items WHERE batch_id = ? AND outcome IS NULL"
@@ -142,65 +136,85 @@ def end_items(con: Connection, batch_id: str, outcome: End, error: str | None, *
     )
 
 
-def close_batch(con: Connection, batch_id: str, state: Literal["ingested", "abandoned"], error: str | None) -> None:
-    """A batch is finished with; its items are ended already."""
+def close_batch(
+    con: Connection,
+    batch_id: str,
+    state: Literal["ingested", "abandoned"],
+    error: str | None,
+    ended_at: datetime | None = None,
+) -> None:
+    """A batch is finished with, its items are ended already; `ended_at` is the server's word, or now."""
     con.execute(
-        "UPDATE batches SET state = ?, error = ?, ended_at = coalesce(ended_at, now()) WHERE batch_id = ?",
-        [state, error, batch_id],
+        "UPDATE batches SET state = ?, error = ?, ended_at = coalesce(?, now()) WHERE batch_id = ?",
+        [state, error, ended_at, batch_id],
     )
 
 
 def end_item(con: Connection, batch_id: str, request_id: str, outcome: str) -> bool:
     """Note the outcome of one item; false if it has one, for each takes effect once."""
-    return bool(
-        con.execute(
-            """UPDATE batch_items SET outcome = ? WHERE batch_id = ? AND request_id = ? AND outcome IS NULL
-               RETURNING request_id""",
-            [outcome, batch_id, request_id],
-        ).fetchall()
-    )
+    return bool(_note_outcomes(con, batch_id, {request_id: outcome}))
 
 
-def take_landed(con: Connection, landed: Landed, most_attempts: int) -> bool:
-    """Enter a raw reply of a batch that is on the disk; the second time, and for an unknown item, nothing happens."""
+def take_landed(con: Connection, batch_id: str, landed: Sequence[Landed], most_attempts: int) -> list[Landed]:
+    """Enter raw replies of a batch that are on the disk; the second time, and for an unknown item, nothing happens.
+
+    Returns:
+        Those that took effect now.
+    """
+    first = {reply.record.request_id: (reply, _understand(reply)) for reply in reversed(landed)}
+    fresh = _note_outcomes(con, batch_id, {key: _outcome(reply) for key, (_, reply) in first.items()})
+    taken = [first[key] for key in first if key in fresh]
+    if answers := [landed for landed, reply in taken if reply.raw is not None]:
+        ledger.record_replies(con, answers)
+    for _, reply in taken:
+        if reply.raw is None:
+            _give_back(con, reply, most_attempts)
+    return [landed for landed, _ in taken]
+
+
+def _note_outcomes(con: Connection, batch_id: str, outcomes: Mapping[str, str]) -> set[str]:
+    """Note outcomes of items that have none; which they were."""
+    rows = con.execute(
+        """UPDATE batch_items SET outcome = told.outcome
+           FROM (SELECT unnest($keys::VARCHAR[]) AS request_id, unnest($outcomes::VARCHAR[]) AS outcome) AS told
+           WHERE batch_items.batch_id = $batch AND batch_items.request_id = told.request_id
+               AND batch_items.outcome IS NULL
+           RETURNING batch_items.request_id""",
+        {"keys": list(outcomes), "outcomes": list(outcomes.values()), "batch": batch_id},
+    ).fetchall()
+    return {request_id for (request_id,) in rows}
+
+
+def _understand(landed: Landed) -> Reply:
+    """A raw reply as a message or an error."""
     record = landed.record
-    if record.batch_id is None:
-        return False
-    reply = None
-    if record.is_result_line:
-        try:
-            reply = parse_answer(record.raw)
-        except ValueError as error:
-            reply = Reply(record.request_id, None, f"unknown: {error}")
-    outcome = "succeeded" if reply is None or reply.raw is not None else _first_word(reply.error)
-    if not end_item(con, record.batch_id, record.request_id, outcome):
-        return False
-    if reply is None or reply.raw is not None:
-        ledger.record_reply(con, landed)
-    else:
-        _give_back(con, record.request_id, reply.error, final=reply.final, most_attempts=most_attempts)
-    return True
+    if not record.is_result_line:
+        return Reply(record.request_id, record.raw)
+    try:
+        return parse_answer(record.raw)
+    except ValueError as error:
+        return Reply(record.request_id, None, f"unknown: {error}")
 
 
-def _first_word(error: str | None) -> str:
-    """What kind of a result it was: errored, canceled, expired or unknown."""
-    return (error or "unknown").split(" ", 1)[0].rstrip(":")
+def _outcome(reply: Reply) -> str:
+    """What kind of a result it is: succeeded, errored, canceled, expired or unknown."""
+    return "succeeded" if reply.raw is not None else (reply.error or "unknown").split(" ", 1)[0].rstrip(":")
 
 
-def _give_back(con: Connection, request_id: str, error: str | None, *, final: bool, most_attempts: int) -> None:
-    """A request that came back without a reply is asked again, a bounded number of times."""
+def _give_back(con: Connection, reply: Reply, most_attempts: int) -> None:
+    """A request that came back without a message is asked again, a bounded number of times."""
     con.execute(
         """UPDATE requests SET error = $error, attempts = attempts + 1, updated_at = now(),
                state = CASE WHEN $final OR attempts + 1 >= $most THEN 'failed' ELSE 'pending' END
            WHERE request_id = $request AND state = 'in_batch'""",
-        {"error": error, "final": final, "most": most_attempts, "request": request_id},
+        {"error": reply.error, "final": reply.final, "most": most_attempts, "request": reply.request_id},
     )
 
 
 def find_batches(con: Connection, states: Collection[str], *, provider: str | None = BATCH) -> list[Batch]:
     """Batches in some states, the oldest first; of all providers but Message Batches when `provider` is None."""
     rows = con.execute(
-        f"""SELECT batch_id, run_id, base_url, remote_id, state, requests, marker, unsure_since, submitted_at, ended_at
+        f"""SELECT batch_id, run_id, base_url, remote_id, state, requests, marker, unsure_since, submitted_at
             FROM batches WHERE state IN (SELECT unnest(?::VARCHAR[])) AND provider {"=" if provider else "<>"} ?
             ORDER BY created_at, batch_id""",
         [list(states), provider or BATCH],

@@ -63,7 +63,7 @@ class CallBook:
     def _claim(self, request: Request) -> bool:
         priced = batches.price_request(request, self._labels, batch=False)
         with self._store.catalog.write() as con:
-            spent = batches.committed_usd(con, self._run_id)
+            spent = batches.committed_usd(con, self._run_id) if self._budget_usd is not None else 0.0
             self.stopped = refuse_over_budget(spent, [priced], self._budget_usd)
             if self.stopped is not None:
                 return False

@@ -59,9 +59,12 @@ def _digest_run(store: Store, run: Run, card: Card, rows: Sequence[Sequence[Any]
     raw = ledger.find_replies(store, [row[0] for row in rows]) if rows else {}
     for start in range(0, len(rows), _CHUNK):
         with store.catalog.write() as con:
-            for question in map(_read_question, rows[start : start + _CHUNK]):
-                reading = read_reply(raw[question.request.request_id], question.request.kind, card, question.steps)
-                ledger.record_reading(con, run, question, reading)
+            questions = [_read_question(row) for row in rows[start : start + _CHUNK]]
+            readings = [
+                (question, read_reply(raw[question.request.request_id], question.request.kind, card, question.steps))
+                for question in questions
+            ]
+            ledger.record_readings(con, run, readings)
 
 
 def _read_run(row: Sequence[Any]) -> Run:

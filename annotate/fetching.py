@@ -45,6 +45,11 @@ class Polled:
         """Whether results can be fetched."""
         return self.remote is not None and self.remote.ended
 
+    @property
+    def ended_at(self) -> datetime | None:
+        """When the server had finished it."""
+        return self.remote.ended_at if self.remote else None
+
 
 @dataclass
 class Ingested:
@@ -100,9 +105,6 @@ def _look(store: Store, server: BatchServer, batch: Batch) -> Polled:
     except NotThereError as error:
         said = f"{batch.batch_id} is not shown by the server now: {error}"
         return Polled(batch.batch_id, batch.run_id, remote_id, None, said)
-    if remote.ended and batch.ended_at is None:
-        with store.catalog.write() as con:
-            batches.mark_ended(con, batch.batch_id, remote.ended_at or datetime.now(UTC))
     warning = _warn(batch.batch_id, remote, server.now()) if remote.ended else None
     return Polled(batch.batch_id, batch.run_id, remote_id, remote, warning)
 
@@ -128,28 +130,30 @@ def _ingest_batch(store: Store, server: BatchServer, config: BatchConfig, found:
     lines = ((key, line) for key, line in read_ids(server.results(found.remote)) if key in waiting)
     try:
         while waiting and (chunk := list(islice(lines, CHUNK))):
-            _take(store, found, dict(chunk), config.attempts, done)
             waiting -= {request_id for request_id, _ in chunk}
+            _take(store, found, dict(chunk), config.attempts, done, is_last=not waiting)
     except (NotThereError, BrokenOffError) as error:
         done.warnings.append(f"{found.batch_id}: {error}; the next ingest goes on")
         return
     if waiting:
         done.warnings.append(f"{found.batch_id}: {len(waiting)} of its requests have no result yet")
         return
-    with store.catalog.write() as con:
-        batches.close_batch(con, found.batch_id, "ingested", None)
+    if not any(outcome is None for outcome in outcomes.values()):  # killed after its last result was entered
+        with store.catalog.write() as con:
+            batches.close_batch(con, found.batch_id, "ingested", None, found.ended_at)
     done.batches += 1
 
 
-def _take(store: Store, found: Polled, lines: dict[str, str], attempts: int, done: Ingested) -> None:
-    """Land some results, then enter them."""
+def _take(store: Store, found: Polled, lines: dict[str, str], attempts: int, done: Ingested, *, is_last: bool) -> None:
+    """Land some results, then enter them; the batch is finished with the last of them."""
     landed = _land(store, found, [_record(found, request_id, line) for request_id, line in lines.items()])
     with store.catalog.write() as con:
-        for reply in landed:
-            if batches.take_landed(con, reply, attempts):
-                is_answer = bool(reply.record.message)
-                done.answered += is_answer
-                done.returned += not is_answer
+        taken = batches.take_landed(con, found.batch_id, landed, attempts)
+        if is_last:
+            batches.close_batch(con, found.batch_id, "ingested", None, found.ended_at)
+    answered = sum(bool(reply.record.message) for reply in taken)
+    done.answered += answered
+    done.returned += len(taken) - answered
 
 
 def _land(store: Store, found: Polled, records: Sequence[RawReply]) -> list[Landed]:

@@ -157,15 +157,35 @@ def land_reply(store: Store, run_id: str, provider: Provider, reply: Reply, *, b
     return Landed(file, line, record)
 
 
-def record_reply(con: Connection, landed: Landed) -> None:
-    """Enter a landed reply; its request is done. Entering it again changes nothing."""
+def record_replies(con: Connection, landed: Sequence[Landed]) -> None:
+    """Enter landed replies; their requests are done. Entering them again changes nothing."""
+    ids = [reply.record.request_id for reply in landed]
+    asked = con.execute(
+        "SELECT request_id, model FROM requests WHERE request_id IN (SELECT unnest(?::VARCHAR[]))", [ids]
+    ).fetchall()
+    models: dict[str, str | None] = dict(asked)
+    rows = [_response(reply, models.get(reply.record.request_id)) for reply in landed]
+    known = con.execute(
+        "SELECT response_id FROM responses WHERE response_id IN (SELECT unnest(?::VARCHAR[]))",
+        [[row["response_id"] for row in rows]],
+    ).fetchall()
+    fresh = [row for row in rows if (row["response_id"],) not in set(known)]
+    insert_rows(con, "responses", fresh)
+    con.execute(
+        """UPDATE requests SET state = 'done', error = NULL, attempts = attempts + 1, updated_at = now()
+           WHERE request_id IN (SELECT unnest(?::VARCHAR[]))""",
+        [[row["request_id"] for row in fresh]],
+    )
+
+
+def _response(landed: Landed, model_asked: str | None) -> dict[str, object]:
+    """A landed reply as a row of `responses`."""
     record = landed.record
     message = read_message(record.message)
     tokens = tokens_of(message.usage)
-    asked = con.execute("SELECT model FROM requests WHERE request_id = ?", [record.request_id]).fetchone()
-    model = message.model or (asked[0] if asked else None)
+    model = message.model or model_asked
     cost = price(model, tokens, batch=record.is_result_line) if model and tokens and not record.recorded else None
-    row = {
+    return {
         "response_id": content_id("s_", [record.request_id, landed.file, landed.line]),
         "request_id": record.request_id,
         "batch_id": record.batch_id,
@@ -174,24 +194,15 @@ def record_reply(con: Connection, landed: Landed) -> None:
         "file": landed.file,
         "line": landed.line,
         "stop_reason": message.stop_reason,
+        "input_tokens": tokens.input if tokens else None,
+        "cache_write_tokens": tokens.cache_write if tokens else None,
+        "cache_read_tokens": tokens.cache_read if tokens else None,
+        "output_tokens": tokens.output if tokens else None,
         "cost_usd": cost,
         "recorded": record.recorded,
         "provenance": record.provenance,
         "received_at": record.received_at,
     }
-    if tokens:
-        row |= {
-            "input_tokens": tokens.input,
-            "cache_write_tokens": tokens.cache_write,
-            "cache_read_tokens": tokens.cache_read,
-            "output_tokens": tokens.output,
-        }
-    if insert_rows(con, "responses", [row]):
-        con.execute(
-            """UPDATE requests SET state = 'done', error = NULL, attempts = attempts + 1, updated_at = now()
-               WHERE request_id = ?""",
-            [record.request_id],
-        )
 
 
 def record_error(con: Connection, reply: Reply) -> None:
@@ -203,12 +214,24 @@ def record_error(con: Connection, reply: Reply) -> None:
     )
 
 
-def record_reading(con: Connection, run: Run, question: Question, reading: Reading) -> None:
-    """Enter the labels and rejections of one reply; their ids come from their content, so twice is once."""
-    if question.request.kind != "identify":
-        insert_annotations(con, _annotations(run, question, reading))
-    model = reading.message.model or run.model
-    insert_rejections(con, _rejections(run, question, reading), model=model, prompt_version=run.prompt_version)
+def record_readings(con: Connection, run: Run, read: Sequence[tuple[Question, Reading]]) -> None:
+    """Enter the labels and rejections of replies; their ids come from their content, so twice is once."""
+    insert_annotations(
+        con,
+        [
+            note
+            for question, reading in read
+            if question.request.kind != "identify"
+            for note in _annotations(run, question, reading)
+        ],
+    )
+    refused: dict[str, list[Rejection]] = {}
+    for question, reading in read:
+        model = reading.message.model or run.model
+        refused.setdefault(model, []).extend(_rejections(run, question, reading))
+    for model, rejections in refused.items():
+        if rejections:
+            insert_rejections(con, rejections, model=model, prompt_version=run.prompt_version)
 
 
 def read_landed(store: Store, run_id: str) -> Iterable[Landed]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from storage.catalog import Connection
 from storage.errors import CatalogLocked
 from storage.files import owned
@@ -38,19 +40,21 @@ def recover(store: Store, most_attempts: int = MOST_ATTEMPTS) -> int:
     ]
     if found:
         with store.catalog.write() as con:
-            for landed in found:
-                enter_landed(con, landed, most_attempts)
+            enter_landed(con, found, most_attempts)
     for batch in calls:
         _free_dead_calls(store, batch)
     return len(found)
 
 
-def enter_landed(con: Connection, landed: Landed, most_attempts: int = MOST_ATTEMPTS) -> None:
-    """Enter a landed reply; a second time changes nothing."""
-    if landed.record.batch_id is None:
-        ledger.record_reply(con, landed)
-    else:
-        batches.take_landed(con, landed, most_attempts)
+def enter_landed(con: Connection, landed: Sequence[Landed], most_attempts: int = MOST_ATTEMPTS) -> None:
+    """Enter landed replies; a second time changes nothing."""
+    single = [reply for reply in landed if reply.record.batch_id is None]
+    if single:
+        ledger.record_replies(con, single)
+    for batch_id in dict.fromkeys(reply.record.batch_id for reply in landed):
+        if batch_id is not None:
+            mine = [reply for reply in landed if reply.record.batch_id == batch_id]
+            batches.take_landed(con, batch_id, mine, most_attempts)
 
 
 def _free_dead_calls(store: Store, batch: Batch) -> None:

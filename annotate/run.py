@@ -168,8 +168,7 @@ class _Worker:
         readings = earlier_readings(self.store, self.plan, fresh)
         for start in range(0, len(readings), _CHUNK):
             with self.store.catalog.write() as con:
-                for question, reading in readings[start : start + _CHUNK]:
-                    ledger.record_reading(con, self.plan.run, question, reading)
+                ledger.record_readings(con, self.plan.run, readings[start : start + _CHUNK])
 
     def _ask(self, questions: Sequence[Question]) -> None:
         """Ask; a reply that is under way when this is interrupted is waited for and kept."""
@@ -233,11 +232,11 @@ class _Worker:
         self.entered_at = time.monotonic()
         if landed:
             with self.store.catalog.write() as con:
-                for question, reply in landed:
-                    enter_landed(con, reply)
-                    ledger.record_reading(
-                        con, self.plan.run, question, read_question(self.plan, question, reply.record.raw)
-                    )
+                enter_landed(con, [reply for _, reply in landed])
+                readings = [
+                    (question, read_question(self.plan, question, reply.record.raw)) for question, reply in landed
+                ]
+                ledger.record_readings(con, self.plan.run, readings)
 
 
 def _silent(description: str, done: int, total: int | None) -> None:

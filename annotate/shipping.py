@@ -8,8 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import NamedTuple
 
+from storage.catalog import Connection
 from storage.errors import ProviderFailed
 from storage.store import Store
 
@@ -74,9 +76,8 @@ def submit(
     sent: list[_Sent] = []
     with owned_run(store, plan.run.run_id):
         _enter_questions(store, plan, questions, config)
-        for chunk in _chunks(_open_priced(store, plan, questions), config.size):
-            if _in_flight(store, plan.run.run_id) >= config.in_flight:
-                break
+        asked, in_flight = _open_priced(store, plan, questions)
+        for chunk in islice(_chunks(asked, config.size), max(0, config.in_flight - in_flight)):
             sent.append(_send(store, plan.run.run_id, server, budget_usd, chunk))
             if sent[-1].batch_id is None or sent[-1].stopped:
                 break
@@ -91,14 +92,17 @@ def _enter_questions(store: Store, plan: RunPlan, questions: Sequence[Question],
             ledger.reopen_failed(con, questions)
 
 
-def _open_priced(store: Store, plan: RunPlan, questions: Sequence[Question]) -> list[Priced]:
+def _open_priced(store: Store, plan: RunPlan, questions: Sequence[Question]) -> tuple[list[Priced], int]:
+    """What may be sent, and how many batches of the run are under way."""
     with store.catalog.read() as con:
         standings = ledger.unanswered(con, questions)
-    return [
+        shipped = batches.find_batches(con, ["intent", "submitted"])
+    asked = [
         batches.price_request(question.request, plan.config.windows, batch=True)
         for question in questions
         if question.request.request_id in standings and standings[question.request.request_id].state == "pending"
     ]
+    return asked, sum(batch.run_id == plan.run.run_id for batch in shipped)
 
 
 def _chunks(asked: Sequence[Priced], size: int) -> Iterator[list[Priced]]:
@@ -114,11 +118,6 @@ def _chunks(asked: Sequence[Priced], size: int) -> Iterator[list[Priced]]:
         taken += length
     if chunk:
         yield chunk
-
-
-def _in_flight(store: Store, run_id: str) -> int:
-    with store.catalog.read() as con:
-        return sum(batch.run_id == run_id for batch in batches.find_batches(con, ["intent", "submitted"]))
 
 
 class _Sent(NamedTuple):
@@ -167,7 +166,7 @@ def _enter_intent(
     """One transaction: the budget is checked, the requests are claimed, the batch and its items are entered."""
     marker = server.now()
     with store.catalog.write() as con:
-        allowed, stopped = _cut_to_budget(batches.committed_usd(con, run_id), chunk, budget_usd)
+        allowed, stopped = _cut_to_budget(con, run_id, chunk, budget_usd)
         if not allowed:
             return None, [], stopped
         batch_id = batches.add_batch(con, run_id, BATCH, server.base_url, marker)
@@ -179,9 +178,12 @@ def _enter_intent(
 
 
 def _cut_to_budget(
-    spent: float, chunk: Sequence[Priced], budget_usd: float | None
+    con: Connection, run_id: str, chunk: Sequence[Priced], budget_usd: float | None
 ) -> tuple[Sequence[Priced], str | None]:
     """The longest beginning of a chunk that the budget allows, and why it is not all of it."""
+    if budget_usd is None:
+        return chunk, None
+    spent = batches.committed_usd(con, run_id)
     stopped = refuse_over_budget(spent, chunk, budget_usd)
     if stopped is None:
         return chunk, None

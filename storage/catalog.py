@@ -216,13 +216,10 @@ def _insert_alike(con: Connection, start: str, rows: Sequence[Mapping[str, objec
 
 
 def _column_types(con: Connection, table: str) -> dict[str, str]:
-    described = con.execute(
-        """SELECT column_name, data_type FROM duckdb_columns()
-           WHERE table_name = ? AND NOT internal ORDER BY column_index""",
-        [table],
-    ).fetchall()
-    if not described:
-        raise BadInput(f"The catalog has no table {table!r}.")
+    try:  # `duckdb_columns()` would work out all views for it
+        described = con.execute("SELECT name, type FROM pragma_table_info(?)", [table]).fetchall()
+    except duckdb.CatalogException as error:
+        raise BadInput(f"The catalog has no table {table!r}.") from error
     return dict(described)
 
 

@@ -356,7 +356,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _error(self, status: int) -> None:
         said = {"type": "error", "error": {"type": "some_error", "message": f"no {status} for key {KEY}"}}
-        self._send(status, said, {"retry-after": "0.02"} if status in (429, 529) else {})
+        self._send(status, said, {"retry-after": "0.02"} if status >= 429 else {})
 
     def _send(self, status: int, said: object, headers: dict[str, str] | None = None) -> None:
         content = json.dumps(said).encode()

@@ -1,0 +1,338 @@
+"""Commands of `trajnote annotate` killed with SIGKILL again and again, against a server where everything goes wrong.
+
+    python benchmarks/chaos.py [--seed 7] [--kills 120] [--worlds 2]
+
+A loopback server (`tests/anthropic_server.py`) keeps its own books of what it created, answered and billed. Each life
+is a forked process that runs one command, `run`, `submit`, `poll` or `ingest`, and is killed at a named point or at any
+instant, while the server loses replies, fails after it created a batch, says that it is busy, expires items, hides
+results for a while and breaks connections off, with a clock that is hours ahead. At the end nothing is killed any more,
+the run is finished, and the server's books are compared with the ledger: nothing lost, nothing billed twice. Worlds, each
+with a store, a server and a seed of its own, run side by side.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+import urllib.request
+from collections import Counter
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+TESTS = Path(__file__).parent.parent / "tests"
+sys.path.insert(0, str(TESTS))
+
+from anthropic_server import KEY  # noqa: E402
+from toy_datasets import make_draft, make_episode, write  # noqa: E402
+
+from annotate import fetching  # noqa: E402
+from annotate.batch_config import BatchConfig  # noqa: E402
+from annotate.providers.batch import BatchServer  # noqa: E402
+from annotate.requests import AnnotateConfig  # noqa: E402
+from flows import batching  # noqa: E402
+from flows.label import LabelConfig  # noqa: E402
+from storage.catalog import Catalog, Connection  # noqa: E402
+from storage.errors import TrajnoteError  # noqa: E402
+from storage.store import Store  # noqa: E402
+
+EPISODES = 24
+SKEW_S = 3 * 3600.0
+BATCHES = BatchConfig(size=4, in_flight=3, grace_s=0.4, attempts=100)
+POINTS = {
+    "before a commit": 8,
+    "after a commit": 8,
+    "before the POST": 2,
+    "after the POST": 2,
+    "before raw replies land": 2,
+    "after raw replies landed": 2,
+    "between two results": 5,
+}
+"""Where a life may end, and at which visit at most."""
+MEETS = {
+    "run": ("",),
+    "submit": ("POST", "commit"),
+    "poll": ("commit",),
+    "ingest": ("commit", "replies", "results"),
+}
+"""Words of the points that a command comes by."""
+CARD = """
+env_id = "Toy-v0"
+title = "Toy"
+goal = "go right"
+termination = "after a while"
+reward = "pays at random"
+components = [
+    {name = "x", meaning = "place along x"},
+    {name = "y", meaning = "place along y"},
+    {name = "z", meaning = "place along z"},
+]
+actions = [{name = "left", meaning = "go left"}, {name = "right", meaning = "go right"}]
+"""
+FINISHED, REFUSED, CRASHED = 0, 3, 9
+
+
+class Figures(NamedTuple):
+    """What a trial came to."""
+
+    seeds: list[int]
+    kills: int
+    kills_at: dict[str, int]
+    lives: int
+    requests: int  # asked
+    created: int  # batches that the server made
+    answered: int  # replies that the server billed
+    lost: int  # billed replies that are not in the ledger, and requests without a reply
+    billed_twice: int  # requests that the server answered more than once
+    entered_twice: int  # requests with more than one response in the ledger
+    token_gap: int  # tokens billed by the server and not in the ledger, or the other way round
+    crashed: int  # lives that ended in an error that is nobody's business
+    faults: int  # failures of the server
+    seconds: float
+
+
+class World(NamedTuple):
+    """What a life needs."""
+
+    root: Path
+    url: str
+    card: Path
+    generation: int  # each one asks as many requests more
+
+    @property
+    def config(self) -> LabelConfig:
+        """What is asked."""
+        asked = AnnotateConfig(model="claude-haiku-4-5", windows=1, rows=4, median_rows=4, samples=self.generation)
+        return LabelConfig(
+            provider="batch", annotate=asked, card=str(self.card), base_url=self.url, batch=BATCHES, poll_s=0.05
+        )
+
+
+def run_command(world: World, name: str) -> None:
+    """One command, as a process of its own would run it."""
+    store = Store.open(world.root)
+    if name == "submit":
+        batching.submit(store, "d1", world.config)
+    elif name == "poll":
+        batching.poll(store, world.url, BATCHES)
+    elif name == "run":
+        batching.run(store, "d1", world.config)
+    else:
+        batching.ingest(store, world.url, BATCHES)
+
+
+def die_at(point: str, visit: int) -> None:
+    """Have this process killed at the n-th visit of a point."""
+    visits = Counter[str]()
+
+    def reach(name: str) -> None:
+        visits[name] += 1
+        if name == point and visits[name] == visit:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    write_catalog, create, results, append = (
+        Catalog.write,
+        BatchServer.create,
+        BatchServer.results,
+        fetching.append_responses,
+    )
+
+    @contextmanager
+    def change(catalog: Catalog) -> Generator[Connection]:
+        with write_catalog(catalog) as con:
+            yield con
+            reach("before a commit")
+        reach("after a commit")
+
+    def post(server: BatchServer, requests: Any) -> Any:
+        reach("before the POST")
+        made = create(server, requests)
+        reach("after the POST")
+        return made
+
+    def read(server: BatchServer, batch: Any) -> Iterator[str]:
+        for line in results(server, batch):
+            reach("between two results")
+            yield line
+
+    def land(*arguments: Any) -> Any:
+        reach("before raw replies land")
+        places = append(*arguments)
+        reach("after raw replies landed")
+        return places
+
+    Catalog.write, BatchServer.create, BatchServer.results = change, post, read
+    fetching.append_responses = land
+
+
+def in_child(work: Callable[[], None], kill_after_s: float | None = None) -> int:
+    """Run something in a forked process; its exit status, negative when it was killed."""
+    child = os.fork()
+    if child == 0:
+        status = CRASHED
+        try:
+            work()
+            status = FINISHED
+        except TrajnoteError:
+            status = REFUSED
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(status)
+    if kill_after_s is not None:
+        time.sleep(kill_after_s)
+        os.kill(child, signal.SIGKILL)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def live(world: World, rng: random.Random) -> tuple[str, int]:
+    """One life and where it was to end."""
+    name = rng.choices(["run", "submit", "ingest", "poll"], [14, 3, 3, 1])[0]
+    if rng.random() < 0.3:
+        return "any instant", in_child(partial(run_command, world, name), kill_after_s=rng.uniform(0.02, 0.5))
+    point = rng.choice([point for point in POINTS if any(word in point for word in MEETS[name])])
+    visit = rng.randint(1, POINTS[point])
+
+    def work() -> None:
+        die_at(point, visit)
+        run_command(world, name)
+
+    return point, in_child(work)
+
+
+def read_ledger(root: Path, out: Path) -> None:
+    """What the ledger says, into a file."""
+    with Store.open(root).catalog.read() as con:
+        replies = con.execute("SELECT request_id, count(*) FROM responses GROUP BY ALL").fetchall()
+        states = con.execute("SELECT state, count(*) FROM requests GROUP BY ALL").fetchall()
+        tokens = con.execute("SELECT sum(input_tokens)::BIGINT, sum(output_tokens)::BIGINT FROM responses").fetchone()
+        under_way = con.execute("SELECT count(*) FROM batches WHERE state IN ('intent', 'submitted')").fetchone()
+    told = {"replies": dict(replies), "states": dict(states), "tokens": tokens, "under_way": under_way}
+    out.write_text(json.dumps(told))
+
+
+def run_trial(seed: int, kills: int, folder: Path) -> Figures:
+    """Kill commands, finish the run, compare the books."""
+    started = time.monotonic()
+    os.environ["ANTHROPIC_API_KEY"] = KEY
+    batching.BatchServer = partial(BatchServer, sleep=lambda wait_s: time.sleep(min(wait_s, 0.02)))
+    (folder / "card.toml").write_text(CARD)
+    arguments = [sys.executable, str(TESTS / "anthropic_server.py"), str(seed), str(SKEW_S)]
+    with subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True) as server:
+        try:
+            port = int((server.stdout.readline() if server.stdout else "").strip())
+            world = World(folder / "store", f"http://127.0.0.1:{port}", folder / "card.toml", 1)
+            in_child(partial(_make_store, world.root))
+            return _run_lives(world, random.Random(seed), kills, folder / "ledger.json", seed)._replace(
+                seconds=round(time.monotonic() - started, 1)
+            )
+        finally:
+            server.kill()
+
+
+def _make_store(root: Path) -> None:
+    write(Store.create(root), make_draft("d1"), [make_episode(number, 4) for number in range(EPISODES)])
+
+
+def _run_lives(world: World, rng: random.Random, kills: int, out: Path, seed: int) -> Figures:
+    killed, ends = Counter[str](), Counter[int]()
+    while killed.total() < kills:
+        point, status = live(world, rng)
+        ends[status] += 1
+        killed[point] += status == -signal.SIGKILL
+        if ends.total() % 12 == 0 and not _is_open(world, out):
+            world = world._replace(generation=world.generation + 1)
+    while _is_open(world, out):
+        ends[in_child(partial(run_command, world, "run"))] += 1
+    ledger = json.loads(out.read_text())
+    with urllib.request.urlopen(f"{world.url}/books") as reply:
+        books = json.load(reply)
+    billed, replies = books["billed"], ledger["replies"]
+    return Figures(
+        seeds=[seed],
+        kills=killed.total(),
+        kills_at=dict(killed),
+        lives=ends.total(),
+        requests=sum(ledger["states"].values()),
+        created=len(books["batches"]),
+        answered=sum(billed.values()),
+        lost=len(billed.keys() - replies.keys()) + sum(ledger["states"].values()) - ledger["states"].get("done", 0),
+        billed_twice=sum(count > 1 for count in billed.values()),
+        entered_twice=sum(count > 1 for count in replies.values()),
+        token_gap=abs(sum(ledger["tokens"]) - sum(books["billed_tokens"].values())),
+        crashed=ends[CRASHED],
+        faults=sum(books["happened"].values()),
+        seconds=0.0,
+    )
+
+
+def _is_open(world: World, out: Path) -> bool:
+    """Whether a generation has requests that are not answered, or batches under way."""
+    in_child(partial(read_ledger, world.root, out))
+    ledger = json.loads(out.read_text())
+    done = ledger["states"].get("done", 0)
+    return done < EPISODES * world.generation or ledger["under_way"][0] > 0
+
+
+def run_worlds(seed: int, kills: int, worlds: int) -> Figures:
+    """Several trials, each a process of its own, because what forks may have no threads."""
+    each = -(-kills // worlds)
+    commands = [
+        [sys.executable, __file__, "--json", "--worlds", "1", "--seed", str(seed + n), "--kills", str(each)]
+        for n in range(worlds)
+    ]
+    running = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for command in commands]
+    found = [Figures(**json.loads(trial.communicate()[0].splitlines()[-1])) for trial in running]
+    sums = {
+        name: sum(getattr(figures, name) for figures in found)
+        for name in Figures._fields
+        if name not in ("seeds", "kills_at", "seconds")
+    }
+    return Figures(
+        seeds=[seed for figures in found for seed in figures.seeds],
+        kills_at=dict(sum((Counter(figures.kills_at) for figures in found), Counter[str]())),
+        seconds=max(figures.seconds for figures in found),
+        **sums,
+    )
+
+
+def main() -> None:
+    """Print the figures."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seed", type=int, default=7)
+    parser.add_argument("--kills", type=int, default=120)
+    parser.add_argument("--worlds", type=int, default=2)
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args()
+    if options.worlds > 1:
+        figures = run_worlds(options.seed, options.kills, options.worlds)
+    else:
+        with tempfile.TemporaryDirectory() as folder:
+            figures = run_trial(options.seed, options.kills, Path(folder))
+    if options.json:
+        print(json.dumps(figures._asdict()))
+        return
+    seeds = ", ".join(map(str, figures.seeds))
+    print(f"seeds {seeds}: {figures.kills} kills with SIGKILL in {figures.lives} lives, {figures.seconds:.0f} s")
+    for point, count in sorted(figures.kills_at.items(), key=lambda pair: -pair[1]):
+        print(f"  {count:4d} at {point}")
+    print(f"{figures.faults} failures of the server, {figures.created} batches created")
+    print(f"{figures.requests} requests, {figures.answered} answers billed")
+    print(
+        f"lost: {figures.lost}   billed twice: {figures.billed_twice}   entered twice: {figures.entered_twice}   "
+        f"tokens billed and not booked: {figures.token_gap}   crashed: {figures.crashed}"
+    )
+
+
+if __name__ == "__main__":
+    main()
