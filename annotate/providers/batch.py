@@ -30,6 +30,8 @@ RESULTS_KEPT_DAYS = 29
 NOTHING_CREATED = (400, 401, 402, 403, 404, 413, 422, 429)
 _PAGE = 100
 _MOST_PAGES = 1_000
+_UNREADABLE = (ValueError, AttributeError, TypeError)
+"""What an answer raises that is no JSON, or JSON of something else."""
 
 
 class ServerBusyError(ProviderFailed):
@@ -133,6 +135,8 @@ class BatchServer:
             raise OutcomeUnknownError(said) from error
         except anthropic.AnthropicError as error:
             raise OutcomeUnknownError(self._said(error)) from error
+        except _UNREADABLE as error:
+            raise OutcomeUnknownError("the server's answer is not one about a batch") from error
 
     def newer_than(self, marker: datetime) -> list[RemoteBatch]:
         """Batches created at or after a time of the server's clock, the newest first.
@@ -142,12 +146,12 @@ class BatchServer:
         found: dict[str, RemoteBatch] = {}
         after: str | None = None
         for _ in range(_MOST_PAGES):
-            page = self._list(after)
-            fresh = [batch for batch in map(_remote, page.data) if batch.remote_id not in found]
+            listed, has_more = self._list(after)
+            fresh = [batch for batch in listed if batch.remote_id not in found]
             found |= {batch.remote_id: batch for batch in fresh}
-            if not fresh or not page.has_more or min(batch.created_at for batch in fresh) < marker:
+            if not fresh or not has_more or min(batch.created_at for batch in fresh) < marker:
                 break
-            after = page.data[-1].id
+            after = listed[-1].remote_id
         return [batch for batch in found.values() if batch.created_at >= marker]
 
     def retrieve(self, remote_id: str) -> RemoteBatch:
@@ -156,7 +160,7 @@ class BatchServer:
         Raises:
             NotThereError: if the server does not know it now.
         """
-        return _remote(self._read(lambda: self._client.messages.batches.retrieve(remote_id)))
+        return self._read(lambda: _remote(self._client.messages.batches.retrieve(remote_id)))
 
     def results(self, batch: RemoteBatch) -> Iterator[str]:
         """The lines of a batch's results, as they come, once from their beginning.
@@ -171,7 +175,7 @@ class BatchServer:
             with self._http.stream("GET", url, headers=headers) as response:
                 if response.status_code != 200:
                     raise NotThereError(f"results of {batch.remote_id}: status {response.status_code}")
-                yield from (line for line in _lines(response.iter_bytes()) if line.strip())
+                yield from (hide_key(self._key, line) for line in _lines(response.iter_bytes()) if line.strip())
         except httpx2.HTTPError as error:
             raise BrokenOffError(f"results of {batch.remote_id}: {type(error).__name__}") from error
 
@@ -182,9 +186,14 @@ class BatchServer:
         here, there = urlsplit(self.base_url), urlsplit(told)
         return told if (there.scheme, there.netloc) == (here.scheme, here.netloc) else own
 
-    def _list(self, after: str | None) -> Any:
-        cursor = after or anthropic.omit
-        return self._ask_list(lambda: self._client.messages.batches.list(limit=_PAGE, after_id=cursor))
+    def _list(self, after: str | None) -> tuple[list[RemoteBatch], bool]:
+        """A page of batches, and whether there are more."""
+
+        def ask() -> tuple[list[RemoteBatch], bool]:
+            page = self._client.messages.batches.list(limit=_PAGE, after_id=after or anthropic.omit)
+            return [_remote(batch) for batch in page.data], bool(page.has_more)
+
+        return self._ask_list(ask)
 
     def _ask_list(self, ask: Callable[[], Any]) -> Any:
         try:
@@ -212,6 +221,8 @@ class BatchServer:
             if _may_pass(error):
                 raise ServerBusyError(said, "Run the same command again later; nothing was lost.") from error
             raise ProviderFailed(said, "Check the key and --base-url.") from error
+        except _UNREADABLE as error:
+            raise ProviderFailed("The server's answer is not one about batches.", "Check --base-url.") from error
 
     def _said(self, error: Exception) -> str:
         return hide_key(self._key, clean_text(str(error), 500))

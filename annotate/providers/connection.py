@@ -5,13 +5,14 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping
 from typing import Any, Literal
+from urllib.parse import urlsplit
 
 import anthropic
 import httpx2
 from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from storage.errors import Prerequisite
+from storage.errors import BadInput, Prerequisite
 
 ANTHROPIC_URL = "https://api.anthropic.com"
 HOPELESS = (401, 402, 403, 404)
@@ -33,17 +34,43 @@ def read_key(base_url: str | None) -> SecretStr:
     """The key; a server of one's own may need none.
 
     Raises:
-        Prerequisite: if Anthropic is to be asked and there is no key.
+        Prerequisite: if Anthropic is to be asked and there is no key, or the key is no key.
+        BadInput: if the server's URL is none, or holds a secret.
     """
     key = Credentials().key
-    if key is not None and key.get_secret_value().strip():
-        return SecretStr(key.get_secret_value().strip())
+    secret = key.get_secret_value().strip() if key is not None else ""
+    if base_url is not None:
+        _check_url(base_url, secret)
+    if not secret.isascii() or any(character <= " " or character == "\x7f" for character in secret):
+        raise Prerequisite(
+            "ANTHROPIC_API_KEY has a blank, a line break or another character that no key has.", "Set it anew."
+        )
+    if secret:
+        return SecretStr(secret)
     if base_url is None:
         raise Prerequisite(
             "There is no key for Anthropic's API.",
             "Set ANTHROPIC_API_KEY, or use --provider recorded, --provider file, or --base-url with your own server.",
         )
     return SecretStr("none")
+
+
+def _check_url(base_url: str, secret: str) -> None:
+    """A server's URL is kept with its answers and stands in messages, so nothing secret may be in it."""
+    try:
+        parts = urlsplit(base_url)
+        reachable = (
+            parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port is None or parts.port > 0)
+        )
+    except ValueError:
+        reachable, parts = False, urlsplit("")
+    if parts.username or parts.password or parts.query or (secret and secret in base_url):
+        raise BadInput(
+            "The server's URL holds a name, a password, a query or the key, and would be kept with the answers.",
+            "Give the plain URL with --base-url, and the key in ANTHROPIC_API_KEY.",
+        )
+    if not reachable:
+        raise BadInput(f"{base_url!r} is not the URL of a server.", "An example is http://127.0.0.1:11434.")
 
 
 def connect(
