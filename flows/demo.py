@@ -1,4 +1,4 @@
-"""The shipped example, end to end: adopt the rollouts, replay the recorded answers, refine, judge.
+"""The shipped example, end to end: adopt the rollouts, replay the recorded answers, refine, judge, tell.
 
 Nothing here is special to the demo: it calls the flow that any dataset goes through.
 """
@@ -11,6 +11,7 @@ from pathlib import Path
 
 from annotate.requests import AnnotateConfig
 from storage.adopting import adopt_dataset
+from storage.errors import Prerequisite
 from storage.schema import Manifest
 from storage.store import Store
 
@@ -22,10 +23,13 @@ from .lineage import record_baseline
 from .pipeline import PipelineConfig, pipeline_flow
 from .policies import load_policy
 from .prefect_server import Server, served
+from .progress import listener
 from .replay import Replay, replay_episode
+from .report import write_report
 
 EXAMPLE = Path(__file__).resolve().parent.parent / "examples" / "lunarlander"
 RECORDED_MODEL = "claude"
+_PICTURES = 800  # a few seconds' worth
 
 
 @dataclass(frozen=True)
@@ -34,6 +38,7 @@ class DemoResult:
 
     outcome: Outcome
     replay: Replay  # of the first episode, here and now
+    report: Path | None  # the page to look at; None without the extra `plots`
     seconds: float
 
 
@@ -58,7 +63,15 @@ def run_demo(store_root: Path, workers: int | None = None, server: Server | None
     with served(server):
         outcome = pipeline_flow(config)
     replay = replay_episode(store, manifest.dataset_id, 0)
-    return DemoResult(outcome, replay, time.monotonic() - started)
+    page = _write_page(store, outcome.comparison_id)
+    return DemoResult(outcome, replay, page, time.monotonic() - started)
+
+
+def _write_page(store: Store, comparison_id: str) -> Path | None:
+    try:
+        return write_report(store, comparison_id, pictures=_PICTURES, report=listener()).path
+    except Prerequisite:
+        return None
 
 
 def take_example(store: Store, folder: Path) -> Manifest:

@@ -183,10 +183,12 @@ def demo(
         result = run_demo(store, workers, server)
     replay = result.replay
     if as_json:
-        _tell(result.outcome, as_json, {"seconds": result.seconds, "replay_exact": replay.exact})
+        more = {"seconds": result.seconds, "replay_exact": replay.exact, "report": result.report}
+        _tell(result.outcome, as_json, more)
         return
     _tell(result.outcome, as_json)
     print_lines(f"replay of episode {replay.episode_id}: {replay.detail}", f"{result.seconds:.0f} seconds")
+    print_lines(str(result.report or "a report to look at needs the extra: pip install 'trajnote[plots]'"))
 
 
 def _configure(refine: dict[str, Any], gate: dict[str, Any], workers: int | None) -> ImproveConfig:

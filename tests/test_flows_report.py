@@ -1,0 +1,183 @@
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import re
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from report_world import HOSTILE, SHOWN, make_judged_store
+from toy_environment import gather_toys
+
+from flows.improve import Outcome
+from flows.report import Written, write_report
+from flows.reporting.pictures import Take, film
+from flows.reporting.subject import find_subject
+from storage.errors import BadInput, Prerequisite
+from storage.schema import Episode
+from storage.steps import read_episode
+from storage.store import Store
+
+
+@pytest.fixture(scope="module")
+def judged(tmp_path_factory: pytest.TempPathFactory) -> tuple[Store, Outcome]:
+    return make_judged_store(tmp_path_factory)
+
+
+@pytest.fixture(scope="module")
+def written(judged: tuple[Store, Outcome]) -> Written:
+    return write_report(judged[0], pictures=30)
+
+
+@pytest.fixture(scope="module")
+def page(written: Written) -> str:
+    return written.path.read_text(encoding="utf-8")
+
+
+def unpack(page: str, place: int) -> dict[str, Any]:
+    found = re.search(rf'id="pack-{place}">([A-Za-z0-9+/=]+)</script>', page)
+    assert found
+    return json.loads(zlib.decompress(base64.b64decode(found[1])))
+
+
+def island(page: str, name: str) -> dict[str, Any]:
+    found = re.search(rf'id="{name}">(.*?)</script>', page, re.S)
+    assert found
+    return json.loads(found[1])
+
+
+def text_of(page: str) -> str:
+    """The page without its scripts."""
+    return re.sub(r"<script.*?</script>", "", page, flags=re.S)
+
+
+def test_the_page_lies_in_the_store_and_counts_what_it_shows(judged: tuple[Store, Outcome], written: Written) -> None:
+    store, outcome = judged
+    assert written.path == store.reports_dir / f"{outcome.comparison_id}.html"
+    assert (written.labels, written.episodes, written.pictures) == (84, 12, 30)
+    assert written.bytes == written.path.stat().st_size < 1_200_000
+
+
+def test_the_headline_and_the_table_say_what_was_measured(judged: tuple[Store, Outcome], page: str) -> None:
+    arms = {arm.arm: arm.greedy for arm in judged[1].comparison.arms}
+    assert f'<span class="before">{arms["baseline"].mean:.1f}</span>' in page
+    assert f'<span class="after">{arms["labels"].mean:.1f}</span>' in page
+    for arm in arms.values():
+        assert f"{arm.mean:.1f} [{arm.low:.1f}, {arm.high:.1f}]" in page
+    assert judged[1].comparison.policy_id in page
+
+
+def test_the_charts_hold_the_catalogs_numbers(judged: tuple[Store, Outcome], page: str) -> None:
+    specs = island(page, "charts-data")["specs"]
+    drawn = {(row["arm"], row["mode"]): row["return_"] for row in specs["arms"]["data"]["values"]}
+    assert drawn["labels", "greedy"] == next(a.greedy.mean for a in judged[1].comparison.arms if a.arm == "labels")
+    assert {"arms", "candidates", "positions", "states", "confidence", "timeline"} == set(specs)
+
+
+def test_an_episode_has_its_numbers_its_notes_its_reply_and_its_rematch(
+    judged: tuple[Store, Outcome], page: str
+) -> None:
+    store, outcome = judged
+    episode, pack = read_episode(store, outcome.dataset_id, 2), unpack(page, 2)
+    assert pack["t"] == list(range(9))
+    np.testing.assert_allclose(pack["r"][:8], episode.rewards)
+    np.testing.assert_allclose(pack["c"][0], episode.observations[:, 0], atol=1e-3)
+    assert pack["return"] == episode.return_
+    assert [note["step"] for note in pack["notes"]] == list(range(1, 8))
+    assert pack["replies"][pack["notes"][0]["request"]]["file"].startswith("responses/")
+    assert pack["rematch"]["return"] == 8.0
+    assert [len(side["pictures"]) for side in (pack, pack["rematch"])] == [5, 5]
+    assert all(base64.b64decode(data)[8:12] == b"WEBP" for data in pack["pictures"].values())
+
+
+def test_nothing_hostile_is_markup_anywhere_in_the_page(page: str) -> None:
+    assert "&lt;script&gt;window.pwned" in page
+    assert "⟨U+202E⟩" in unpack(page, 0)["replies"][unpack(page, 0)["notes"][0]["request"]]["text"]
+    assert "\u202e" not in page
+    assert "window.pwned" not in re.sub(r"&lt;.*?(?=<)", "", text_of(page), flags=re.S)
+    assert not re.search(r"<(script|svg|img|a)[^>]*(pwned|example\.invalid)", page)
+    scripts = re.findall(r"<script[^>]*>", page)
+    assert len(scripts) == 4 + 2 + 12  # the library, ours, the two islands, one for each episode
+
+
+def test_the_policy_of_the_page_allows_its_own_scripts_and_no_network(page: str) -> None:
+    policy = re.search(r'Content-Security-Policy" content="([^"]+)"', page)
+    assert policy
+    content = policy[1].replace("&#39;", "'")
+    for script in re.findall(r'<script type="module">(.*?)</script>', page, re.S):
+        digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+        assert f"'sha256-{digest}'" in content
+    assert "default-src 'none'" in content
+    assert "connect-src 'none'" in content
+    assert "unsafe-eval" not in content
+    assert not re.findall(r'(?:src|href)="(?!#|data:)[^"]*"', text_of(page))
+
+
+def test_the_commands_to_reproduce_it_are_those_of_the_command_line(judged: tuple[Store, Outcome], page: str) -> None:
+    commands = re.search(r'<pre class="commands"[^>]*>(.*?)</pre>', page, re.S)
+    assert commands
+    assert f"trajnote collect --store &#34;$STORE&#34; --env {SHOWN}" in commands[1]
+    assert "--select 10 --accept 20" in commands[1]
+    assert "&#39;&lt;b&gt;toy&lt;/b&gt;&#39;" in commands[1]
+    assert commands[1].rstrip().endswith(f"trajnote report {judged[1].comparison_id} --store &#34;$STORE&#34;")
+
+
+def test_a_report_is_about_whatever_is_named(judged: tuple[Store, Outcome]) -> None:
+    store, outcome = judged
+    newest = find_subject(store, None)
+    assert (newest.name, newest.comparison_id, newest.refinement_id) == (outcome.comparison_id,) * 2 + (None,)
+    (run_id,) = newest.run_ids
+    assert find_subject(store, run_id).comparison_id == outcome.comparison_id
+    assert find_subject(store, outcome.dataset_id[:12]).run_ids == (run_id,)
+    with store.catalog.read() as con:
+        found = con.execute("SELECT refinement_id FROM refinements WHERE arm = 'no_labels'").fetchone()
+    assert found
+    assert find_subject(store, found[0]).refinement_id == found[0]
+    with pytest.raises(BadInput, match="no refinement, comparison, run or dataset 'nothing'"):
+        find_subject(store, "nothing")
+
+
+def test_a_report_can_go_without_pictures_and_anywhere(judged: tuple[Store, Outcome], tmp_path: Path) -> None:
+    plain = write_report(judged[0], judged[1].dataset_id, out=tmp_path / "plain.html", pictures=0)
+    assert (plain.path, plain.pictures) == (tmp_path / "plain.html", 0)
+    assert unpack(plain.path.read_text(), 0)["pictures"] == {}
+
+
+def test_rollouts_alone_have_a_report(store: Store, tmp_path: Path) -> None:
+    dataset_id = gather_toys(store, tmp_path).dataset_id
+    plain = write_report(store, pictures=5)
+    page = plain.path.read_text()
+    assert (plain.path.stem, plain.labels, plain.episodes, plain.pictures) == (dataset_id, 0, 12, 0)
+    assert "No policy was refined with them yet" in page
+    assert "the environment renders no pictures" in page or "cannot be rendered" in page
+
+
+def test_an_empty_store_has_nothing_to_report(store: Store) -> None:
+    with pytest.raises(Prerequisite, match="The store is empty"):
+        write_report(store)
+
+
+def test_filming_stops_where_the_replay_departs_from_the_log(judged: tuple[Store, Outcome]) -> None:
+    episode = read_episode(judged[0], judged[1].dataset_id, 0)
+    changed = episode.observations.copy()
+    changed[5] += 1
+    other = Episode(**vars(episode) | {"observations": changed})
+    found = film(Take(SHOWN, {}, other, frozenset({0, 3, 7})))
+    assert (sorted(found.pictures), found.problem) == ([0, 3], "the replay departs from what was logged at step 5")
+
+
+def test_an_environment_that_cannot_render_says_so(judged: tuple[Store, Outcome]) -> None:
+    episode = read_episode(judged[0], judged[1].dataset_id, 0)
+    found = film(Take("toy_environment:Toy-v0", {}, episode, frozenset({0})))
+    assert found.pictures == {}
+    assert found.problem
+    assert "render" in found.problem
+
+
+def test_what_the_annotator_said_reaches_the_reader_unchanged(page: str) -> None:
+    said = unpack(page, 0)["notes"][0]["rationale"]
+    assert said.startswith(HOSTILE[:60])
