@@ -112,8 +112,8 @@ class AnthropicProvider:
                     for request in requests
                 ]
         except anthropic.APIError as error:
-            said = self._hide_key(clean_text(error.message, 500))
-            raise ProviderFailed(f"The server did not count tokens: {said}.", "Leave --count away.") from error
+            said = clean_text(self._hide_key(error.message), 500)
+            raise ProviderFailed(f"The server did not count tokens: {said}.", "Leave --count away.") from None
 
     def _connect(self) -> anthropic.Anthropic:
         return connect(self._key, self._base_url, self._timeout_s)
@@ -155,15 +155,17 @@ class AnthropicProvider:
         return Reply(request.request_id, self._hide_key(response.text()), provenance=provenance)
 
     def _explain(self, request: Request, error: anthropic.APIError) -> Reply:
-        """What an error means for the request, or for all of them."""
+        """What an error means for the request, or for all of them; it is not chained, since it may quote the key."""
         status = error.status_code if isinstance(error, anthropic.APIStatusError) else None
-        said = self._hide_key(clean_text(error.message, 500))
+        said = clean_text(self._hide_key(error.message), 500)
         if status in HOPELESS:
-            raise ProviderFailed(f"The server refused: {said}.", "Check the key, the model's name and --base-url.")
+            raise ProviderFailed(
+                f"The server refused: {said}.", "Check the key, the model's name and --base-url."
+            ) from None
         if status is None and never_began(error):
             raise ProviderFailed(
                 f"The server cannot be reached: {said}.", "Check --base-url and the network; run again."
-            )
+            ) from None
         if status in REFUSED:
             return Reply(request.request_id, None, f"refused ({status}): {said}", final=True)
         if status in BUSY:

@@ -101,7 +101,8 @@ class BatchServer:
     ) -> None:
         self._key = read_key(base_url)
         self.base_url = (base_url or ANTHROPIC_URL).rstrip("/")
-        self._http = anthropic.DefaultHttpxClient(follow_redirects=False, timeout=timeout_s)
+        is_plain = self.base_url.startswith("http://")  # no certificates are needed, and they take a while to load
+        self._http = anthropic.DefaultHttpxClient(follow_redirects=False, timeout=timeout_s, verify=not is_plain)
         self._client = connect(self._key, self.base_url, timeout_s, self._http)
         self._attempts = attempts
         self.sleep = sleep
@@ -131,12 +132,12 @@ class BatchServer:
         except anthropic.APIStatusError as error:
             said = self._said(error)
             if error.status_code in NOTHING_CREATED:
-                raise NothingCreatedError(said, pause_after(error, 1) if error.status_code == 429 else None) from error
-            raise OutcomeUnknownError(said) from error
+                raise NothingCreatedError(said, pause_after(error, 1) if error.status_code == 429 else None) from None
+            raise OutcomeUnknownError(said) from None
         except anthropic.AnthropicError as error:
-            raise OutcomeUnknownError(self._said(error)) from error
-        except _UNREADABLE as error:
-            raise OutcomeUnknownError("the server's answer is not one about a batch") from error
+            raise OutcomeUnknownError(self._said(error)) from None
+        except _UNREADABLE:
+            raise OutcomeUnknownError("the server's answer is not one about a batch") from None
 
     def newer_than(self, marker: datetime) -> list[RemoteBatch]:
         """Batches created at or after a time of the server's clock, the newest first.
@@ -149,7 +150,7 @@ class BatchServer:
             listed, has_more = self._list(after)
             fresh = [batch for batch in listed if batch.remote_id not in found]
             found |= {batch.remote_id: batch for batch in fresh}
-            if not fresh or not has_more or min(batch.created_at for batch in fresh) < marker:
+            if not fresh or not has_more or fresh[-1].created_at < marker:
                 break
             after = listed[-1].remote_id
         return [batch for batch in found.values() if batch.created_at >= marker]
@@ -215,17 +216,18 @@ class BatchServer:
         try:
             return attempts(ask)
         except anthropic.NotFoundError as error:
-            raise NotThereError(self._said(error)) from error
+            raise NotThereError(self._said(error)) from None
         except anthropic.AnthropicError as error:
             said = f"The server did not answer: {self._said(error)}."
             if _may_pass(error):
-                raise ServerBusyError(said, "Run the same command again later; nothing was lost.") from error
-            raise ProviderFailed(said, "Check the key and --base-url.") from error
-        except _UNREADABLE as error:
-            raise ProviderFailed("The server's answer is not one about batches.", "Check --base-url.") from error
+                raise ServerBusyError(said, "Run the same command again later; nothing was lost.") from None
+            raise ProviderFailed(said, "Check the key and --base-url.") from None
+        except _UNREADABLE:
+            raise ProviderFailed("The server's answer is not one about batches.", "Check --base-url.") from None
 
     def _said(self, error: Exception) -> str:
-        return hide_key(self._key, clean_text(str(error), 500))
+        """What a server said, without the key; the error itself, which may have it, is never chained."""
+        return clean_text(hide_key(self._key, str(error)), 500)
 
 
 def _remote(batch: MessageBatch) -> RemoteBatch:
