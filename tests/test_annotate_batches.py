@@ -1,0 +1,449 @@
+"""Message Batches through the ledger: whatever the server does, each request is paid for once and none is lost."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from anthropic_server import KEY, AnthropicServer, answer_text
+from toy_datasets import make_draft, make_episode, write
+
+from annotate import batches, fetching
+from annotate.batch_config import BatchConfig
+from annotate.batch_run import run_batches
+from annotate.cards import Action, Card, Component
+from annotate.fetching import Ingested, ingest, poll
+from annotate.planning import RunPlan, estimate_run, plan_run
+from annotate.providers.anthropic import AnthropicProvider
+from annotate.providers.batch import BatchServer
+from annotate.providers.scripted import ScriptedProvider
+from annotate.recovery import recover
+from annotate.requests import AnnotateConfig
+from annotate.run import annotate_run
+from annotate.settling import owned_run
+from annotate.shipping import Submission, submit
+from storage.errors import BadInput, ProviderFailed
+from storage.store import Store
+
+CARD = Card(
+    env_id="Toy-v0",
+    title="Toy",
+    goal="go right",
+    termination="after a while",
+    reward="pays at random",
+    components=tuple(Component(name=name, meaning=f"place along {name}") for name in "xyz"),
+    actions=(Action(name="left", meaning="go left"), Action(name="right", meaning="go right")),
+)
+MODEL = "claude-haiku-4-5"
+SMALL = BatchConfig(size=2, in_flight=9, grace_s=0.0)
+
+
+class Bench:
+    """A store with six episodes, a server, and the verbs between them."""
+
+    def __init__(self, store: Store, server: AnthropicServer) -> None:
+        self.store = store
+        self.server = server
+        self.client = BatchServer(server.url, sleep=lambda _: None)
+        self.config = SMALL
+
+    def plan(self, limit: int | None = None, **changes: Any) -> RunPlan:
+        asked = {"model": MODEL, "windows": 1, "rows": 4, "median_rows": 4, **changes}
+        return plan_run(self.store, "d1", CARD, AnnotateConfig(**asked), limit=limit)
+
+    def submit(self, limit: int | None = None, budget_usd: float | None = None, **changes: Any) -> Submission:
+        return submit(self.store, self.plan(limit, **changes), self.client, self.config, budget_usd=budget_usd)
+
+    def ingest(self) -> Ingested:
+        return ingest(self.store, self.client, self.config)
+
+    def rows(self, sql: str) -> list[tuple[Any, ...]]:
+        with self.store.catalog.read() as con:
+            return con.execute(sql).fetchall()
+
+    def states(self, table: str = "requests") -> dict[str, int]:
+        return dict(self.rows(f"SELECT state, count(*) FROM {table} GROUP BY state"))
+
+    def outcomes(self) -> Counter[str]:
+        return Counter(outcome for (outcome,) in self.rows("SELECT outcome FROM batch_items"))
+
+
+@pytest.fixture
+def bench(store: Store, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bench]:
+    monkeypatch.setenv("ANTHROPIC_API_KEY", KEY)
+    write(store, make_draft("d1"), [make_episode(number, 4) for number in range(6)])
+    server = AnthropicServer(skew_s=7200.0).start()
+    yield Bench(store, server)
+    server.stop()
+
+
+def test_requests_go_out_in_batches_and_come_back_as_labels(bench: Bench) -> None:
+    sent = bench.submit()
+    assert (len(sent.batch_ids), sent.requests, sent.under_way, sent.open) == (3, 6, 6, 0)
+    assert (bench.states(), bench.states("batches")) == ({"in_batch": 6}, {"submitted": 3})
+    params = bench.server.bodies[0]["requests"][0]["params"]
+    assert params["system"][0]["cache_control"] == {"type": "ephemeral", "ttl": "1h"}
+    done = bench.ingest()
+    assert (done.batches, done.answered, done.returned, done.read, done.under_way) == (3, 6, 0, 6, 0)
+    assert bench.rows("SELECT count(*) FROM annotations") == [(6,)]
+    assert bench.rows("SELECT state FROM annotation_runs") == [("done",)]
+    assert bench.ingest() == Ingested()
+
+
+def test_the_bill_has_the_discount_of_batches_and_stands_beside_the_estimate(bench: Bench) -> None:
+    bench.submit()
+    bench.ingest()
+    row = bench.rows("SELECT cost_usd, input_tokens, output_tokens, estimated_usd, under_way_usd FROM spending")[0]
+    assert row[0] == pytest.approx((row[1] * 1 + row[2] * 5) / 1e6 / 2)
+    assert row[3] == pytest.approx(row[0], rel=1.0)
+    assert row[4] == 0
+    assert bench.rows("SELECT round(cost_per_label - cost_usd / 6, 9) FROM spending") == [(0.0,)]
+
+
+@pytest.mark.parametrize("fault", ["lost_reply", "error_500_after"])
+def test_a_batch_whose_creation_was_not_confirmed_is_found_and_adopted(bench: Bench, fault: str) -> None:
+    bench.config = SMALL.model_copy(update={"size": 9, "grace_s": 60.0})
+    bench.server.plan_fault("create", fault)
+    assert (bench.submit().unknown, bench.states()) == (1, {"in_batch": 6})
+    assert bench.ingest().answered == 6
+    assert (len(bench.server.batches), set(bench.server.billed.values())) == (1, {1})
+
+
+@pytest.mark.parametrize("fault", ["reset_before", "error_500_before", "error_529_before"])
+def test_a_batch_that_never_came_to_be_is_given_up_after_the_grace_period_only(bench: Bench, fault: str) -> None:
+    bench.config = SMALL.model_copy(update={"size": 9, "grace_s": 3600.0})
+    bench.server.plan_fault("create", fault)
+    assert bench.submit().unknown == 1
+    _, unknown = poll(bench.store, bench.client, bench.config)
+    assert "is given up after 3600 s" in unknown[0]
+    bench.server.skew_s += 3601
+    poll(bench.store, bench.client, bench.config)
+    assert (bench.states(), bench.states("batches")) == ({"pending": 6}, {"abandoned": 1})
+    bench.submit()
+    assert bench.ingest().answered == 6
+    assert set(bench.server.billed.values()) == {1}
+
+
+def test_a_batch_that_may_be_ours_is_waited_for_until_it_has_ended(bench: Bench) -> None:
+    bench.config = SMALL.model_copy(update={"size": 9})
+    bench.server.work_s = (30.0, 30.0)
+    bench.server.plan_fault("create", "lost_reply")
+    bench.submit()
+    _, unknown = poll(bench.store, bench.client, bench.config)
+    assert "has not finished" in unknown[0]
+    bench.server.skew_s += 31
+    assert bench.ingest().answered == 6
+    assert len(bench.server.batches) == 1
+
+
+def test_a_batch_of_somebody_else_is_not_adopted(bench: Bench) -> None:
+    bench.config = SMALL.model_copy(update={"size": 9})
+    bench.server.create([{"custom_id": f"other-{n}", "params": {"model": MODEL, "messages": []}} for n in range(6)])
+    bench.server.plan_fault("create", "error_500_before")
+    bench.submit()
+    poll(bench.store, bench.client, bench.config)
+    assert (bench.states(), bench.states("batches")) == ({"pending": 6}, {"abandoned": 1})
+
+
+def test_a_busy_server_has_created_nothing_and_is_asked_again(bench: Bench) -> None:
+    bench.server.plan_fault("create", "error_429", "error_429")
+    assert bench.submit().requests == 6
+    assert bench.states("batches") == {"abandoned": 2, "submitted": 3}
+    assert len(bench.server.batches) == 3
+
+
+def test_a_refused_batch_gives_its_requests_free(bench: Bench) -> None:
+    bench.server.plan_fault("create", "error_400")
+    with pytest.raises(ProviderFailed, match="refused a batch") as caught:
+        bench.submit()
+    assert KEY not in str(caught.value)
+    assert (bench.states(), bench.states("batches")) == ({"pending": 6}, {"abandoned": 1})
+
+
+def test_an_ingest_killed_half_way_and_read_again_does_not_reset_an_item(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench.config = SMALL.model_copy(update={"size": 9})
+    monkeypatch.setattr(fetching, "CHUNK", 3)
+    bench.server.item_plan = ["expired"] * 6
+    bench.submit()
+    take, calls = fetching._take, Counter[str]()
+
+    def die_at_the_second(*given: Any, **options: Any) -> None:
+        calls["take"] += 1
+        if calls["take"] == 2:
+            raise KeyboardInterrupt
+        take(*given, **options)
+
+    monkeypatch.setattr(fetching, "_take", die_at_the_second)
+    with pytest.raises(KeyboardInterrupt):
+        bench.ingest()
+    assert bench.states() == {"pending": 3, "in_batch": 3}
+    monkeypatch.setattr(fetching, "_take", take)
+    assert bench.submit().requests == 3  # those that came back are sent again
+    done = bench.ingest()  # reads the first batch again, from its beginning
+    assert (done.answered, done.returned) == (3, 3)
+    assert bench.states() == {"done": 3, "pending": 3}
+    bench.submit()
+    bench.ingest()
+    assert bench.states() == {"done": 6}
+    assert (set(bench.server.billed.values()), bench.outcomes()) == ({1}, {"succeeded": 6, "expired": 6})
+
+
+@pytest.mark.parametrize("entered", [False, True])
+def test_replies_that_landed_before_a_kill_are_entered_by_the_next_command(
+    bench: Bench, entered: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench.submit()
+    with monkeypatch.context() as patch:
+        name = "digest" if entered else "_take"
+        patch.setattr(fetching, name, _land_then_die if not entered else _die)
+        with pytest.raises(KeyboardInterrupt):
+            bench.ingest()
+    assert recover(bench.store) == (0 if entered else 2)
+    bench.ingest()
+    assert bench.rows("SELECT count(*), count(DISTINCT request_id) FROM responses") == [(6, 6)]
+    assert bench.rows("SELECT count(*) FROM annotations") == [(6,)]
+
+
+def _die(*given: Any, **options: Any) -> None:
+    raise KeyboardInterrupt
+
+
+def _land_then_die(store: Store, found: Any, lines: dict[str, str], *given: Any, **options: Any) -> None:
+    fetching._land(store, found, [fetching._record(found, key, line) for key, line in lines.items()])
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("fault", ["error_404", "error_500", "cut", "cut_clean"])
+def test_results_that_are_hidden_or_break_off_are_read_later(bench: Bench, fault: str) -> None:
+    bench.config = SMALL.model_copy(update={"size": 9})
+    bench.submit()
+    bench.server.plan_fault("results", fault)
+    first = bench.ingest()
+    assert (first.batches, first.under_way, len(first.warnings)) == (0, 1, 1)
+    second = bench.ingest()
+    assert (first.answered + second.answered, second.batches) == (6, 1)
+    assert bench.rows("SELECT count(*) FROM responses") == [(6,)]
+
+
+def test_a_batch_that_the_server_does_not_show_for_a_while_is_kept(bench: Bench) -> None:
+    bench.submit()
+    bench.server.plan_fault("retrieve", "error_404", "error_404", "error_404")
+    assert (bench.ingest().under_way, bench.states()) == (3, {"in_batch": 6})
+    assert bench.ingest().answered == 6
+
+
+def test_requests_that_come_back_too_often_have_failed_and_may_be_asked_again(bench: Bench) -> None:
+    bench.config = SMALL.model_copy(update={"attempts": 2})
+    bench.server.item_plan = ["errored"] * 12
+    for _ in range(2):
+        bench.submit(limit=1)
+        bench.ingest()
+    assert bench.states() == {"failed": 1}
+    assert bench.submit(limit=1).requests == 0
+    bench.server.item_plan = []
+    bench.config = bench.config.model_copy(update={"retry_failed": True})
+    assert bench.submit(limit=1).requests == 1
+    assert bench.ingest().answered == 1
+
+
+def test_a_request_that_the_server_calls_invalid_is_not_sent_again(bench: Bench) -> None:
+    bench.server.item_plan = ["invalid"]
+    bench.submit(limit=1)
+    bench.ingest()
+    assert bench.states() == {"failed": 1}
+
+
+def test_a_list_that_ignores_its_cursor_ends(bench: Bench) -> None:
+    bench.server.ignores_after_id, bench.server.page = True, 2
+    bench.submit()
+    found = bench.client.newer_than(fetching.datetime.fromtimestamp(0, fetching.UTC))
+    assert (len(found), bench.server.calls["list"] < 10) == (2, True)
+
+
+def test_a_list_of_many_pages_is_read_to_the_marker(bench: Bench) -> None:
+    bench.server.page = 2
+    bench.submit()
+    assert len(bench.client.newer_than(fetching.datetime.fromtimestamp(0, fetching.UTC))) == 3
+
+
+def test_results_are_never_fetched_from_another_host(bench: Bench) -> None:
+    other = AnthropicServer().start()
+    bench.server.results_host = other.url
+    bench.submit()
+    assert bench.ingest().answered == 6
+    assert other.calls == {}
+    other.stop()
+
+
+def test_results_about_to_vanish_are_warned_of_and_gone_ones_have_failed(bench: Bench) -> None:
+    bench.submit(limit=1)
+    bench.server.skew_s += 23 * 86400
+    found, _ = poll(bench.store, bench.client, bench.config)
+    assert "its results vanish on" in (found[0].warning or "")
+    for made in bench.server.batches.values():
+        made.archived = True
+    assert "thrown its results away" in bench.ingest().warnings[0]
+    assert (bench.states(), bench.outcomes()) == ({"failed": 1}, {"lost": 1})
+    lost, spent = bench.rows("SELECT lost_usd, cost_usd FROM spending")[0]
+    assert lost > 0 == spent
+
+
+def test_no_more_batches_are_under_way_than_allowed(bench: Bench) -> None:
+    bench.config = SMALL.model_copy(update={"in_flight": 2})
+    assert (bench.submit().requests, bench.submit().requests) == (4, 0)
+    bench.ingest()
+    assert bench.submit().requests == 2
+
+
+def test_a_run_is_carried_to_its_end_through_everything_that_goes_wrong(bench: Bench) -> None:
+    bench.server.chances = {"create": 0.4, "list": 0.1, "retrieve": 0.2, "results": 0.3}
+    bench.server.item_chances = {"errored": 0.1, "expired": 0.1, "canceled": 0.1}
+    config = SMALL.model_copy(update={"attempts": 50})
+    summary = run_batches(bench.store, bench.plan(), bench.client, config, poll_s=0.0)
+    assert (summary.done, summary.answered, summary.totals.labels) == (True, 6, 6)
+    assert set(bench.server.billed.values()) == {1}
+    assert run_batches(bench.store, bench.plan(), bench.client, config, poll_s=0.0).was_done
+
+
+def test_in_two_stages_the_second_follows_from_the_first(bench: Bench) -> None:
+    def text(params: dict[str, Any]) -> str:
+        if "steps" in params["output_config"]["format"]["schema"]["properties"]:
+            return '{"assessment": "", "steps": [{"step": 1, "rationale": "here"}]}'
+        return answer_text()
+
+    bench.server.text = text
+    summary = run_batches(bench.store, bench.plan(two_stage=True), bench.client, SMALL, poll_s=0.0)
+    assert (summary.done, summary.answered) == (True, 12)
+    assert bench.rows("SELECT kind, count(*) FROM requests GROUP BY kind ORDER BY kind") == [
+        ("identify", 6),
+        ("suggest", 6),
+    ]
+
+
+def test_requests_under_way_in_one_run_are_not_sent_by_another_and_their_answers_serve_both(bench: Bench) -> None:
+    bench.submit()
+    other = bench.submit(samples=2)
+    assert (other.requests, other.under_way) == (6, 12)
+    assert bench.ingest().read == 18
+    assert set(bench.server.billed.values()) == {1}
+    assert bench.rows("SELECT state, count(*) FROM annotation_runs GROUP BY state") == [("done", 2)]
+
+
+def test_a_run_that_another_process_works_on_is_left_alone(bench: Bench) -> None:
+    run_id = bench.submit().run_id
+    with owned_run(bench.store, run_id):
+        assert "is left to the process" in bench.ingest().warnings[0]
+    assert bench.ingest().answered == 6
+
+
+def worst_of(bench: Bench) -> float:
+    return sum(batches.price_request(r, 1, batch=True).worst_usd or 0.0 for r in bench.plan().requests[:1])
+
+
+def test_a_budget_cuts_a_batch_and_holds_with_what_is_under_way(bench: Bench) -> None:
+    budget = 3.2 * worst_of(bench)
+    first = bench.submit(budget_usd=budget)
+    assert (first.requests, first.open) == (3, 3)
+    assert first.stopped is not None
+    assert bench.submit(budget_usd=budget).requests == 0
+    bench.ingest()  # the real bill is smaller, so that there is room again
+    assert bench.submit(budget_usd=budget).requests >= 1
+    bench.ingest()
+    assert bench.rows("SELECT cost_usd <= ? FROM spending".replace("?", str(budget))) == [(True,)]
+
+
+def test_a_run_over_budget_ends_with_what_it_could_pay(bench: Bench) -> None:
+    budget = 1.5 * worst_of(bench)
+    bench.server.output_tokens = 11_000
+    summary = run_batches(bench.store, bench.plan(), bench.client, SMALL, budget_usd=budget, poll_s=0.0)
+    assert (summary.answered, summary.pending, summary.done) == (1, 5, False)
+    assert "the budget of" in (summary.stopped or "")
+    assert summary.totals.cost_usd <= budget
+
+
+def test_a_budget_needs_a_price(bench: Bench) -> None:
+    with pytest.raises(BadInput, match="no known list price"):
+        bench.submit(budget_usd=1.0, model="my-own-model")
+    assert bench.server.batches == {}
+
+
+def ask_singly(bench: Bench, budget_usd: float | None = None, **changes: Any) -> Any:
+    provider = AnthropicProvider(bench.server.url, sleep=lambda _: None)
+    return annotate_run(bench.store, bench.plan(**changes), provider, budget_usd=budget_usd)
+
+
+def test_single_calls_stop_before_the_budget_is_broken(bench: Bench) -> None:
+    worst = batches.price_request(bench.plan().requests[0], 1, batch=False).worst_usd or 0.0
+    bench.server.output_tokens = 11_000
+    summary = ask_singly(bench, budget_usd=2.5 * worst)
+    assert summary.stopped is not None
+    assert 2 <= summary.answered < 6
+    assert summary.totals.cost_usd <= 2.5 * worst
+    assert bench.states() == {"done": summary.answered, "pending": 6 - summary.answered}
+    assert ask_singly(bench).done
+
+
+def test_single_calls_are_entered_before_they_are_sent_and_leave_nothing_under_way(bench: Bench) -> None:
+    summary = ask_singly(bench)
+    assert (summary.done, summary.answered, bench.states("batches")) == (True, 6, {"ingested": 1})
+    assert bench.outcomes() == {"succeeded": 6}
+    assert summary.estimated_usd is not None
+
+
+def test_a_call_that_another_run_has_under_way_is_not_made(bench: Bench) -> None:
+    bench.submit()
+    assert ask_singly(bench, samples=2).asked == 6  # the second sample; the first is under way
+    bench.ingest()
+    assert ask_singly(bench, samples=2).asked == 0
+    assert (sum(bench.server.billed.values()), bench.states()) == (12, {"done": 12})
+
+
+def test_a_lost_reply_to_a_single_call_counts_with_the_most_it_may_have_cost(bench: Bench) -> None:
+    bench.server.plan_fault("message", "lost_reply")
+    summary = ask_singly(bench)
+    assert (summary.answered, summary.pending, bench.outcomes()) == (5, 1, {"succeeded": 5, "unknown": 1})
+    lost, cost = bench.rows("SELECT lost_usd, cost_usd FROM spending")[0]
+    assert 0 < cost < lost
+
+
+def test_calls_of_a_command_that_was_killed_are_freed_and_counted(bench: Bench) -> None:
+    plan = bench.plan(limit=2)
+    priced = [batches.price_request(r, 1, batch=False) for r in plan.requests]
+    annotate_run(bench.store, plan, ScriptedProvider(lambda _: None))
+    with bench.store.catalog.write() as con:
+        batch_id = batches.add_batch(con, plan.run.run_id, "anthropic", "")
+        assert len(batches.claim(con, batch_id, priced, ["pending"])) == 2
+    recover(bench.store)
+    assert (bench.states(), bench.outcomes()) == ({"pending": 2}, {"lost": 2})
+
+
+def test_an_estimate_learns_from_the_bills_of_earlier_replies(bench: Bench) -> None:
+    bench.server.output_tokens = 500
+    before = estimate_run(bench.store, bench.plan(), batch=True)
+    bench.submit(limit=4)
+    bench.ingest()
+    after = estimate_run(bench.store, bench.plan(), batch=True)
+    assert (before.requests, after.requests) == (6, 2)
+    assert after.tokens.output == 2 * 500
+    assert "4 earlier replies" in after.basis
+    assert after.worst_usd is not None
+    assert after.cost_usd is not None
+    assert after.cost_usd < after.worst_usd
+
+
+def test_an_estimate_can_have_the_server_count(bench: Bench) -> None:
+    count: Callable[..., list[int]] = AnthropicProvider(bench.server.url).count_tokens
+    estimate = estimate_run(bench.store, bench.plan(), count=count)
+    assert "counted by the server in 5 of 6" in estimate.basis
+    assert bench.server.billed == {}
+
+
+def test_a_server_without_batches_is_named(bench: Bench) -> None:
+    bench.server.plan_fault("list", "error_404")
+    with pytest.raises(ProviderFailed, match="has no Message Batches"):
+        bench.submit()
+    assert bench.states("batches") == {}

@@ -1,0 +1,40 @@
+"""A hundred kills at named points and at any instant: nothing is lost, nothing is billed twice."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+CHAOS = Path(__file__).parent.parent / "benchmarks" / "chaos.py"
+KILLS = 100
+
+
+@pytest.fixture(scope="module")
+def figures() -> dict[str, Any]:
+    command = [sys.executable, str(CHAOS), "--json", "--seed", "11", "--kills", str(KILLS), "--worlds", "2"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "POLARS_MAX_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def test_commands_are_killed_often_and_at_all_named_points(figures: dict[str, Any]) -> None:
+    assert figures["kills"] >= KILLS
+    assert sum(count > 0 for count in figures["kills_at"].values()) == 8
+
+
+def test_nothing_is_lost_and_nothing_is_billed_twice(figures: dict[str, Any]) -> None:
+    assert (figures["lost"], figures["billed_twice"], figures["entered_twice"]) == (0, 0, 0)
+    assert figures["answered"] == figures["requests"]
+    assert figures["token_gap"] == 0
+
+
+def test_no_command_crashes(figures: dict[str, Any]) -> None:
+    assert figures["crashed"] == 0
+    assert figures["faults"] > 20
