@@ -41,11 +41,14 @@ def measure_agreement(notes: Notes, run_id: str, seed: int = 0) -> Agreement:
         run_id: pairs count in which at least one note is of this run.
         seed: of the exchange that gives agreement by chance.
     """
-    by_step: dict[int, list[int]] = defaultdict(list)
-    for place, row in enumerate(notes.rows.tolist()):
-        by_step[row].append(place)
     own = [note.run_id == run_id for note in notes.annotations]
-    found = [pair for places in by_step.values() for pair in combinations(places, 2) if own[pair[0]] or own[pair[1]]]
+    by_step: dict[int, dict[str, int]] = defaultdict(dict)
+    for place, (row, note) in enumerate(zip(notes.rows.tolist(), notes.annotations, strict=True)):
+        opinion = note.request_id or note.annotation_id  # a reply that two runs share is one opinion
+        if opinion not in by_step[row] or own[place]:
+            by_step[row][opinion] = place
+    alike = (combinations(places.values(), 2) for places in by_step.values())
+    found = [pair for pairs in alike for pair in pairs if own[pair[0]] or own[pair[1]]]
     pairs = np.array(found, np.int64).reshape(-1, 2)
     agree = same_actions(notes.suggested[pairs[:, 0]], notes.suggested[pairs[:, 1]], notes.action_space)
     shuffled = np.random.default_rng(seed).permutation(len(notes))

@@ -12,8 +12,6 @@ from typing import Any
 FrameSource = Callable[[int, Sequence[int]], bytes]
 """From an episode's id and some of its steps to a PNG: a tile for each step, row by row, `COLUMNS` in a row."""
 COLUMNS = 4
-PIXELS_PER_TOKEN = 750
-"""Anthropic counts an image as width * height / 750 tokens."""
 
 
 def with_frames(text: str, png: bytes, steps: Sequence[int]) -> list[dict[str, Any]]:

@@ -1,6 +1,7 @@
 """Views of several opinions about the same step: every pair of them, and what most of them say.
 
-Nothing is overwritten by a majority: annotations stay rows of their own, and these are questions about them.
+Nothing is overwritten by a majority: annotations stay rows of their own, and these are questions about them. A reply
+that two runs share is one opinion, though each of them has its rows.
 """
 
 from __future__ import annotations
@@ -13,23 +14,27 @@ from .schema import Space
 AGREEMENT_SHARE = 0.05
 """A suggested number agrees with another one within this share of its range."""
 
+_OPINION = "coalesce({0}.request_id, {0}.annotation_id)"
 _PAIR_TYPES = (
     "dataset_id VARCHAR, episode_id BIGINT, step INTEGER, annotation_id VARCHAR, run_id VARCHAR, model VARCHAR, "
-    "confidence DOUBLE, other_id VARCHAR, other_run_id VARCHAR, other_model VARCHAR, agree BOOLEAN"
+    "confidence DOUBLE, opinion VARCHAR, other_id VARCHAR, other_run_id VARCHAR, other_model VARCHAR, "
+    "other_opinion VARCHAR, agree BOOLEAN"
 )
 _STEP_TYPES = "dataset_id VARCHAR, episode_id BIGINT, step INTEGER, majority_action DOUBLE[], majority_label VARCHAR"
 
 _LABEL_AGREEMENT = """
 CREATE OR REPLACE VIEW label_agreement AS
 WITH counted AS (
-    SELECT dataset_id, episode_id, step, count(*) AS opinions, count(DISTINCT run_id) AS runs,
+    SELECT dataset_id, episode_id, step, count(DISTINCT coalesce(request_id, annotation_id)) AS opinions,
+        count(DISTINCT run_id) AS runs,
         count(DISTINCT model) AS models, avg(confidence) AS confidence, avg(agrees::DOUBLE) AS confirmation_share
     FROM annotated_steps WHERE suggested_action IS NOT NULL GROUP BY ALL
 ), compared AS (
-    SELECT dataset_id, episode_id, step, avg(agree::DOUBLE) AS agreement FROM opinion_pairs GROUP BY ALL
+    SELECT dataset_id, episode_id, step, avg(agree::DOUBLE) AS agreement
+    FROM (SELECT DISTINCT dataset_id, episode_id, step, opinion, other_opinion, agree FROM opinion_pairs) GROUP BY ALL
 ), followed AS (
     SELECT dataset_id, episode_id, step, avg(with_majority::DOUBLE) AS majority_share
-    FROM majority_votes GROUP BY ALL
+    FROM (SELECT DISTINCT dataset_id, episode_id, step, opinion, with_majority FROM majority_votes) GROUP BY ALL
 )
 SELECT dataset_id, episode_id, step, opinions, runs, models, agreement, majority_label, majority_action,
     majority_share, confirmation_share, confidence
@@ -53,7 +58,7 @@ def opinion_views(spaces: Sequence[tuple[str, Space]]) -> list[str]:
     """
     pairs = [_no_rows(_PAIR_TYPES), *(_pairs(name, space) for name, space in spaces)]
     majorities = [_no_rows(_STEP_TYPES), *(_majority(name, space) for name, space in spaces)]
-    votes = [_no_rows("annotation_id VARCHAR, " + _STEP_TYPES + ", with_majority BOOLEAN")]
+    votes = [_no_rows("annotation_id VARCHAR, opinion VARCHAR, " + _STEP_TYPES + ", with_majority BOOLEAN")]
     votes += [_votes(name, space) for name, space in spaces]
     return [
         _view("opinion_pairs", pairs),
@@ -82,14 +87,18 @@ def same_action(space: Space, left: str, right: str) -> str:
 def _pairs(dataset_id: str, space: Space) -> str:
     agree = same_action(space, "one.suggested_action", "other.suggested_action")
     return f"""SELECT dataset_id, episode_id, step, one.annotation_id, one.run_id, one.model, one.confidence,
-    other.annotation_id AS other_id, other.run_id AS other_run_id, other.model AS other_model, {agree} AS agree
+    {_OPINION.format("one")} AS opinion, other.annotation_id AS other_id, other.run_id AS other_run_id,
+    other.model AS other_model, {_OPINION.format("other")} AS other_opinion, {agree} AS agree
 FROM annotations AS one JOIN annotations AS other USING (dataset_id, episode_id, step)
-WHERE dataset_id = {_text(dataset_id)} AND one.annotation_id <> other.annotation_id
+WHERE dataset_id = {_text(dataset_id)} AND {_OPINION.format("one")} <> {_OPINION.format("other")}
     AND one.suggested_action IS NOT NULL AND other.suggested_action IS NOT NULL"""
 
 
 def _majority(dataset_id: str, space: Space) -> str:
-    suggested = f"annotations WHERE dataset_id = {_text(dataset_id)} AND suggested_action IS NOT NULL"
+    suggested = f"""(
+    SELECT DISTINCT ON (episode_id, step, {_OPINION.format("annotations")}) *
+    FROM annotations WHERE dataset_id = {_text(dataset_id)} AND suggested_action IS NOT NULL
+)"""
     if space.is_discrete:
         return f"""SELECT dataset_id, episode_id, step, suggested_action AS majority_action,
     any_value(suggested_label) AS majority_label
@@ -107,8 +116,9 @@ GROUP BY dataset_id, episode_id, step"""
 
 def _votes(dataset_id: str, space: Space) -> str:
     agree = same_action(space, "annotations.suggested_action", "majorities.majority_action")
-    return f"""SELECT annotations.annotation_id, dataset_id, episode_id, step, majority_action, majority_label,
-    {agree} AS with_majority
+    opinion = _OPINION.format("annotations")
+    return f"""SELECT annotations.annotation_id, {opinion} AS opinion, dataset_id, episode_id, step, majority_action,
+    majority_label, {agree} AS with_majority
 FROM annotations JOIN majorities USING (dataset_id, episode_id, step)
 WHERE dataset_id = {_text(dataset_id)} AND suggested_action IS NOT NULL"""
 

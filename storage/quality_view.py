@@ -25,9 +25,12 @@ WITH accepted AS (
         coalesce(sum(n) FILTER (reason = 'illegal_action'), 0)::BIGINT AS illegal
     FROM (SELECT run_id, reason, count(*) AS n FROM rejections GROUP BY ALL) GROUP BY run_id
 ), compared AS (
-    SELECT run_id, avg(agree::DOUBLE) FILTER (run_id = other_run_id) AS sample_agreement,
+    SELECT run_id, avg(agree::DOUBLE) FILTER (of_run) AS sample_agreement,
         avg(agree::DOUBLE) FILTER (model IS DISTINCT FROM other_model) AS model_agreement
-    FROM opinion_pairs GROUP BY run_id
+    FROM (SELECT run_id, dataset_id, episode_id, step, model, other_model, opinion, other_opinion, agree,
+              bool_or(run_id = other_run_id) AS of_run
+          FROM opinion_pairs GROUP BY ALL)
+    GROUP BY run_id
 ), followed AS (  -- only where somebody else has spoken too
     SELECT run_id, count(*) AS shared_steps, avg(with_majority::DOUBLE) AS majority_share
     FROM majority_votes JOIN annotations USING (annotation_id)

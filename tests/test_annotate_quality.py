@@ -280,7 +280,8 @@ def test_actions_agree_within_five_percent_of_their_range() -> None:
 def test_the_order_of_annotations_changes_nothing() -> None:
     steps = make_steps()
     notes = annotate(steps, by_rule)
-    one = measure_agreement(place_notes([*notes, *notes[:9]], steps, PUSH), "a")
+    twins = [replace(note, annotation_id=f"t{i}") for i, note in enumerate(notes[:9])]
+    one = measure_agreement(place_notes([*notes, *twins], steps, PUSH), "a")
     assert one.samples.pairs == 9
     scores = {
         measure_consistency(place_notes(order, steps, PUSH)).score  # pyright: ignore[reportOptionalMemberAccess]
