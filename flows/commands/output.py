@@ -21,7 +21,7 @@ from rich.text import Text
 
 from ..progress import Report
 
-_UNBROKEN = 26  # characters; a column whose cells are no longer than this is never broken over lines
+_UNBROKEN = 28  # characters; a column whose cells are no longer than this is never broken over lines
 _PROSE = 24  # characters that a column of longer cells needs at least, to be read as prose
 _GAP = 2  # spaces between columns
 
