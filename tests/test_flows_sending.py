@@ -1,0 +1,110 @@
+"""`annotate plan | submit | poll | ingest | run` from the command line, each a process's work of its own."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from anthropic_server import KEY, AnthropicServer
+from toy_datasets import make_draft, make_episode, write
+from typer.testing import CliRunner
+
+from flows.cli import app
+from storage.catalog import Catalog, create_file
+from storage.errors import BadInput
+from storage.migrations import MIGRATIONS, migrate
+from storage.store import Store
+
+CARD = """
+env_id = "Toy-v0"
+title = "Toy"
+goal = "go right"
+termination = "after a while"
+reward = "pays at random"
+components = [
+    {name = "x", meaning = "place"}, {name = "y", meaning = "place"}, {name = "z", meaning = "place"},
+]
+actions = [{name = "left", meaning = "go left"}, {name = "right", meaning = "go right"}]
+"""
+
+
+class Desk:
+    """A store with four episodes, a card, a server, and the command line."""
+
+    def __init__(self, root: Path, server: AnthropicServer) -> None:
+        self.root = root
+        self.server = server
+        self.card = root.parent / "card.toml"
+        self.card.write_text(CARD)
+
+    def run(self, *words: str) -> dict[str, Any]:
+        done = CliRunner().invoke(app, [*words, "--store", str(self.root), "--base-url", self.server.url, "--json"])
+        if done.exception and not isinstance(done.exception, SystemExit):
+            raise done.exception
+        return json.loads(done.stdout.splitlines()[-1])
+
+    def ask(self, *words: str) -> dict[str, Any]:
+        asked = ["--card", str(self.card), "--model", "claude-haiku-4-5", "--labels", "1", "--rows", "4"]
+        return self.run("annotate", *words, *asked)
+
+
+@pytest.fixture
+def desk(store: Store, monkeypatch: pytest.MonkeyPatch) -> Iterator[Desk]:
+    monkeypatch.setenv("ANTHROPIC_API_KEY", KEY)
+    write(store, make_draft("d1"), [make_episode(number, 4) for number in range(4)])
+    server = AnthropicServer().start()
+    yield Desk(store.root, server)
+    server.stop()
+
+
+def test_tonight_is_submitted_and_tomorrow_collected(desk: Desk) -> None:
+    sent = desk.ask("submit", "--batch-size", "3")
+    assert (sent["requests"], len(sent["batch_ids"]), sent["open"]) == (4, 2, 0)
+    polled = desk.run("annotate", "poll")
+    assert [batch["ended"] for batch in polled["batches"]] == [True, True]
+    done = desk.run("annotate", "ingest")
+    assert (done["batches"], done["answered"], done["read"], done["under_way"]) == (2, 4, 4, 0)
+    assert desk.ask("--provider", "batch")["was_done"] is True
+
+
+def test_a_whole_run_goes_by_batches(desk: Desk) -> None:
+    told = desk.ask("run", "--provider", "batch")
+    assert (told["done"], told["answered"], told["labels"]) == (True, 4, 4)
+    assert 0 < told["cost_usd"] < 2 * told["estimated_usd"]
+
+
+def test_a_plan_prices_batches_at_half_and_names_the_most_it_can_cost(desk: Desk) -> None:
+    single, batched = desk.ask("plan"), desk.ask("plan", "--provider", "batch")
+    assert batched["cost_usd"] == pytest.approx(single["cost_usd"] / 2)
+    assert batched["worst_usd"] > batched["cost_usd"]
+    assert "guessed" in batched["basis"]
+    assert "counted by the server" in desk.ask("plan", "--count")["basis"]
+    assert desk.server.batches == {}
+
+
+def test_a_budget_of_nothing_sends_nothing(desk: Desk) -> None:
+    sent = desk.ask("submit", "--budget", "0")
+    assert (sent["requests"], sent["open"]) == (0, 4)
+    assert "the budget of $0.00 ends here" in sent["stopped"]
+    assert desk.ask("run", "--budget", "0")["answered"] == 0
+    assert desk.server.billed == {}
+
+
+def test_options_before_a_command_are_refused(desk: Desk) -> None:
+    with pytest.raises(BadInput, match="--limit stands before the command plan"):
+        CliRunner().invoke(app, ["annotate", "--limit", "3", "plan"], catch_exceptions=False)
+
+
+def test_a_store_from_before_batches_gets_their_columns(tmp_path: Path) -> None:
+    path = tmp_path / "catalog.duckdb"
+    create_file(path, lambda con: None)
+    catalog = Catalog(path)
+    migrate(catalog, MIGRATIONS[:2])
+    with catalog.write() as con:
+        con.execute("INSERT INTO batches (batch_id, provider, requests) VALUES ('b_1', 'batch', 3)")
+    assert [step.version for step in migrate(catalog, MIGRATIONS)] == [3]
+    with catalog.read() as con:
+        assert con.execute("SELECT batch_id, requests, marker FROM batches").fetchall() == [("b_1", 3, None)]
