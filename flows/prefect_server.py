@@ -38,6 +38,7 @@ class Server:
             start_new_session=True,
             text=True,
         )
+        self._address: str | None = None
 
     def wait(self) -> str:
         """The address of its API, once it answers.
@@ -45,6 +46,11 @@ class Server:
         Raises:
             TrajnoteError: if it does not start.
         """
+        if self._address is None:
+            self._address = self._find()
+        return self._address
+
+    def _find(self) -> str:
         port = self._process.stdout.readline().strip() if self._process.stdout else ""
         address = f"http://127.0.0.1:{port}/api"
         try:

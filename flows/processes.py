@@ -10,7 +10,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Generator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from functools import lru_cache, partial
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+_GLANCE_S = 0.2  # seconds; a Ctrl-C that another thread receives does not wake a longer wait
 _THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 
@@ -55,6 +56,8 @@ def share_out(work: Callable[[Item], Result], items: Sequence[Item], workers: in
     futures = pool.submit(work, items)
     try:
         for future in futures:
+            while not future.done():
+                wait([future], timeout=_GLANCE_S)
             yield future.result()
     except BrokenProcessPool as error:
         raise TrajnoteError(
@@ -82,7 +85,7 @@ class _Pool:
     def end(self) -> None:
         """End the processes at once."""
         self._rope.close()
-        self._executor.shutdown(wait=False, cancel_futures=True)
+        self._executor.shutdown(wait=True, cancel_futures=True)
 
 
 @lru_cache(maxsize=1)

@@ -8,19 +8,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from toy_environment import CARD, gather_toys, make_baseline, right_actions, small_config
+from toy_environment import CARD, answers_of, gather_toys, make_baseline, small_config
 
 from annotate.cards import load_card
 from annotate.planning import plan_run
 from annotate.providers.scripted import ScriptedProvider, text_message
-from annotate.requests import AnnotateConfig, Request
+from annotate.requests import AnnotateConfig
 from annotate.run import annotate_run
 from flows.gather import take_in
 from flows.improve import Outcome, improve
 from flows.lineage import find_recorded_baseline, record_baseline
 from storage.policies import files_sha256, policy_files
 from storage.responses import raw_reply
-from storage.steps import iterate_episodes
 from storage.store import Store
 
 
@@ -32,31 +31,9 @@ def refined(tmp_path_factory: pytest.TempPathFactory) -> tuple[Store, Outcome]:
     (folder / "card.toml").write_text(CARD)
     dataset_id = gather_toys(made, folder).dataset_id
     plan = plan_run(made, dataset_id, load_card(str(folder / "card.toml")), AnnotateConfig(model="toy"))
-    annotate_run(made, plan, ScriptedProvider(Answers(made, dataset_id, plan.questions)))
+    answers = answers_of(made, dataset_id, plan.questions)
+    annotate_run(made, plan, ScriptedProvider(lambda request: text_message(answers[request.request_id])))
     return made, improve(made, dataset_id, small_config())
-
-
-class Answers:
-    """Right answers about every step of the episode that a request asks about."""
-
-    def __init__(self, store: Store, dataset_id: str, questions: Any) -> None:
-        self.best = {e.episode_id: right_actions(e.observations[:-1]) for e in iterate_episodes(store, dataset_id)}
-        self.episodes = {question.request.request_id: question.episode_id for question in questions}
-
-    def __call__(self, request: Request) -> str:
-        names = ("east", "north", "west", "south")
-        labels = [
-            {
-                "step": step,
-                "rationale": "that way",
-                "suggested_action": names[action],
-                "implicit_reward": 0.0,
-                "confidence": 0.9,
-                "critical": True,
-            }
-            for step, action in enumerate(self.best[self.episodes[request.request_id]])
-        ]
-        return text_message(json.dumps({"assessment": "fine", "labels": labels}))
 
 
 def rows(store: Store, sql: str, *values: Any) -> list[tuple[Any, ...]]:

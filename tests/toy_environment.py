@@ -8,12 +8,16 @@ and 1.5 `x`; the best return is 0.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import gymnasium
 import numpy as np
 
+from annotate.cards import load_card
+from annotate.planning import plan_run
+from annotate.requests import AnnotateConfig, Question
 from flows.collect import CollectConfig
 from flows.contest import GateConfig
 from flows.environments import look_up_spaces
@@ -22,7 +26,7 @@ from flows.improve import ImproveConfig
 from refine.config import RefineConfig
 from refine.policy import Head, MlpPolicy
 from storage.schema import Array, Manifest
-from storage.steps import read_steps
+from storage.steps import iterate_episodes, read_steps
 from storage.store import Store
 
 STEPS = 8
@@ -121,11 +125,13 @@ def save_folder(policy: MlpPolicy, folder: Path) -> Path:
     return folder
 
 
-def gather_toys(store: Store, folder: Path, env_id: str = TOY, head: Head | None = None, **changes: Any) -> Manifest:
+def gather_toys(
+    store: Store, folder: Path, env_id: str = TOY, head: Head | None = None, card: str | None = None, **changes: Any
+) -> Manifest:
     """12 episodes of the baseline, drawn from its distribution where it has one."""
     policy = save_folder(make_baseline(env_id, head), folder / "baseline")
     fields: dict[str, Any] = {"env_id": env_id, "policy": f"policy:{policy}", "mode": "sampled", "episodes": 12}
-    return gather(store, CollectConfig(**fields | changes))
+    return gather(store, CollectConfig(**fields | changes), card=card)
 
 
 Answer = Literal["right", "chance"]
@@ -152,6 +158,27 @@ def write_labels(store: Store, dataset_id: str, path: Path, answer: Answer = "ri
         for row, action in zip(rows, best, strict=True)
     ]
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return path
+
+
+def answers_of(store: Store, dataset_id: str, questions: Sequence[Question]) -> dict[str, str]:
+    """What a model that knows the best policy would reply, by request."""
+    best = {e.episode_id: right_actions(e.observations[:-1]) for e in iterate_episodes(store, dataset_id)}
+    return {question.request.request_id: _reply(best[question.episode_id]) for question in questions}
+
+
+def _reply(actions: Array) -> str:
+    common = {"rationale": "that way", "implicit_reward": 0.0, "confidence": 0.9, "critical": True}
+    names = ("east", "north", "west", "south")
+    labels = [{"step": step, "suggested_action": names[action], **common} for step, action in enumerate(actions)]
+    return json.dumps({"assessment": "fine", "labels": labels})
+
+
+def write_answers(store: Store, dataset_id: str, card: Path, path: Path, model: str = "toy") -> Path:
+    """The same as recorded answers to `trajnote annotate --model toy --card CARD`."""
+    plan = plan_run(store, dataset_id, load_card(str(card)), AnnotateConfig(model=model))
+    replies = answers_of(store, dataset_id, plan.questions)
+    path.write_text("".join(json.dumps({"request_id": id_, "text": text}) + "\n" for id_, text in replies.items()))
     return path
 
 

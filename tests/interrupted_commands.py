@@ -1,0 +1,177 @@
+"""Runs commands of `trajnote` again and again, stopped at another touch of the disk each time, then once to its end.
+
+A program of its own, because it forks: nothing here may have started a thread before. All that is heavy is imported
+once. Prints, as JSON, how many touches each command has, which stops were not followed by the state of an uninterrupted
+run, and what else was wrong.
+
+    python tests/interrupted_commands.py FOLDER KILLS INTERRUPTS COMMAND ...
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import toy_environment as toy
+from crash_points import _TOUCHES
+from store_state import state_of
+
+import annotate.run  # noqa: F401
+import flows.improve  # noqa: F401
+import refine.train  # noqa: F401
+from annotate.importing import import_annotations
+from flows.cli import main as trajnote
+from refine import config as refine_config
+from storage.catalog import Catalog
+from storage.store import Store
+
+LINE = "interrupted: run the same command again and it goes on"
+refine_config.DISCRETE_DEFAULTS = {"betas": (0.1,), "snapshots": (5, 10)}  # seconds of training show nothing more
+
+
+def prepare(command: str, folder: Path) -> list[str]:
+    """Make what a command starts from: files beside the store, and the store itself; returns its arguments."""
+    card, is_first = folder / "card.toml", command in ("collect", "import")
+    card.write_text(toy.CARD)
+    store = Store.create(folder / ("other" if is_first else "template"))
+    manifest = toy.gather_toys(store, folder, card=str(card))
+    if command == "collect":
+        baseline = folder / "baseline"
+        return [command, "--env", toy.TOY, "--policy", f"policy:{baseline}", "--episodes", "12", "--mode", "sampled"]
+    if command == "import":
+        return [command, str(store.dataset_dir(manifest.dataset_id))]
+    if command == "annotate":
+        answers = toy.write_answers(store, manifest.dataset_id, card, folder / "answers.jsonl")
+        return [command, "--provider", "recorded", "--answers", str(answers), "--model", "toy", "--card", str(card)]
+    labels = toy.write_labels(store, manifest.dataset_id, folder / "labels.jsonl")
+    if command == "annotations":
+        return [command, "import", str(labels)]
+    if command == "evaluate":
+        return [command, "baseline", "--episodes", "20", "--workers", "1"]
+    import_annotations(store, labels)
+    sizes = ["--select", "4", "--accept", "10", "--report", "10", "--draws", "2"]
+    return ["refine", *sizes, "--workers", "1"]
+
+
+def in_child(work: Callable[[], object], said: Path) -> int:
+    """Run something in a forked process that writes what it says into a file; its exit status."""
+    child = os.fork()
+    if child == 0:
+        for stream in (1, 2):
+            os.dup2(os.open(said, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), stream)
+        code = 1
+        try:
+            work()
+            code = 0
+        except SystemExit as leaving:
+            code = int(leaving.code or 0)
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            sys.stdout.flush()
+            os._exit(code)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def count_touches(root: Path, stop: Callable[[int], None]) -> None:
+    """Call `stop` with the number of each touch of a store's files that is about to happen."""
+    number = 0
+
+    def count(event: str, arguments: tuple[Any, ...]) -> None:
+        nonlocal number
+        if event in _TOUCHES and (event == "touch" or str(arguments[0]).startswith(str(root))):
+            number += 1
+            stop(number)
+
+    fsync, connect = os.fsync, Catalog._connect
+    os.fsync = lambda descriptor: (sys.audit("touch"), fsync(descriptor))[1]
+    Catalog._connect = lambda catalog, read_only: (sys.audit("touch"), connect(catalog, read_only))[1]
+    sys.addaudithook(count)
+
+
+class Command:
+    """A command with its arguments, and the folder in which it is tried."""
+
+    def __init__(self, folder: Path, arguments: Sequence[str]) -> None:
+        self.folder = folder
+        self.root = folder / "store"
+        self.said = folder / "said.txt"
+        self.arguments = [*arguments, "--store", str(self.root)]
+
+    def start_anew(self) -> None:
+        shutil.rmtree(self.root, ignore_errors=True)
+        if (self.folder / "template").exists():
+            shutil.copytree(self.folder / "template", self.root)
+
+    def run(self, stop: Callable[[int], None] = lambda number: None) -> int:
+        def work() -> None:
+            count_touches(self.root, stop)
+            sys.argv = ["trajnote", *self.arguments]
+            trajnote()
+
+        return in_child(work, self.said)
+
+    def state(self) -> str:
+        path = self.folder / "state.json"
+        done = in_child(
+            lambda: path.write_text(json.dumps(state_of(self.root), default=str)), self.folder / "error.txt"
+        )
+        return path.read_text() if done == 0 else (self.folder / "error.txt").read_text()
+
+    def count(self) -> int:
+        """How many touches an uninterrupted run has."""
+        path = self.folder / "touches"
+        self.run(lambda number: path.open("w").write(str(number)) and None)
+        return int(path.read_text())
+
+
+def stop_at(place: int, sent: signal.Signals) -> Callable[[int], None]:
+    return lambda number: os.kill(os.getpid(), sent) if number == place else None
+
+
+def spread(count: int, total: int) -> list[int]:
+    """Places from 1 to the last one, the last one included."""
+    return [max(1, total * n // count) for n in range(1, count + 1)]
+
+
+def try_command(name: str, folder: Path, kills: int, interrupts: int) -> dict[str, Any]:
+    folder.mkdir()
+    prepared = folder / "arguments.json"
+    in_child(lambda: prepared.write_text(json.dumps(prepare(name, folder))), folder / "prepared.txt")
+    command = Command(folder, json.loads(prepared.read_text()))
+    command.start_anew()
+    total = command.count()
+    expected = command.state()
+    problems = [] if json.loads(expected)["files"] else ["nothing was written"]
+    if command.run() != 0 or command.state() != expected:
+        problems.append(f"a second run: {command.said.read_text()}")
+    stops = [(place, signal.SIGKILL) for place in spread(kills, total)]
+    stops += [(place, signal.SIGINT) for place in spread(interrupts + 1, total)[:-1]]
+    for place, sent in stops:
+        command.start_anew()
+        code = command.run(stop_at(place, sent))
+        said = command.said.read_text()
+        if code != (130 if sent == signal.SIGINT else -signal.SIGKILL):
+            problems.append(f"{sent.name} at {place} ended with {code}: {said}")
+        if sent == signal.SIGINT and (said.strip().splitlines()[-1:] != [LINE] or "Traceback" in said):
+            problems.append(f"{sent.name} at {place} said: {said}")
+        if command.run() != 0:
+            problems.append(f"after {sent.name} at {place}: {command.said.read_text()}")
+        if command.state() != expected:
+            problems.append(f"after {sent.name} at {place} there is another state")
+    return {"touches": total, "stops": len(stops), "problems": problems}
+
+
+def main(folder: Path, kills: int, interrupts: int, names: Sequence[str]) -> None:
+    print(json.dumps({name: try_command(name, folder / name, kills, interrupts) for name in names}))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), sys.argv[4:])
