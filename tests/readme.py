@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import re
-import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -69,10 +68,9 @@ def read_blocks(text: str) -> list[Block]:
 
 
 def known_files() -> list[str]:
-    """Files of the repository, new ones included, that git does not ignore."""
-    command = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
-    listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()
-    return sorted({name for name in listed if (ROOT / name).is_file()})
+    """The modules of the rooms and of the benchmarks, by their paths."""
+    folders = [ROOT / name for name in (*ROOMS, "benchmarks")]
+    return sorted(path.relative_to(ROOT).as_posix() for folder in folders for path in folder.rglob("*.py"))
 
 
 def draw_tree() -> str:
