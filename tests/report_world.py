@@ -48,13 +48,17 @@ class Shown(Toy):
 gymnasium.register("Shown-v0", Shown)
 
 
-@cache
 def make_judged_store(factory: pytest.TempPathFactory) -> tuple[Store, Outcome]:
     """Twelve labelled episodes and a comparison; every rationale, and one rejected label, are hostile.
 
     Made once for all modules of a process, so a test leaves its tables as they are.
     """
-    folder = factory.mktemp("judged")
+    return _make(factory.getbasetemp() / "judged")
+
+
+@cache
+def _make(folder: Path) -> tuple[Store, Outcome]:
+    folder.mkdir()
     store = Store.create(folder / "store")
     card = folder / "card.toml"
     card.write_text(CARD.replace("toy_environment:Toy-v0", SHOWN))

@@ -3,6 +3,7 @@ from __future__ import annotations
 import io
 import json
 import threading
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -45,11 +46,21 @@ def test_a_finished_refinement_shows_its_labels_snapshots_and_gate(judged: tuple
     text = printed(store)
     standing = look(store)
     assert (standing.runs[0]["labels"], standing.runs[0]["rejections"], standing.runs[0]["done"]) == (84, 12, 12)
-    assert standing.runs[0]["labels_per_minute"] == 84 / 5
     assert {row["step"] for row in standing.snapshots} == {40, 120}
     assert outcome.comparison.decision.reason in text
     assert "better than the baseline: yes; the labels did it: yes" in text
     assert "<b>toy</b>" in text
+
+
+def test_labels_per_minute_are_those_of_the_last_five_minutes(store: Store) -> None:
+    put(store, "annotation_runs", run_id="a_1", dataset_id="d", provider="batch", model="m")
+    label: dict[str, object] = {"run_id": "a_1", "dataset_id": "d", "episode_id": 0, "critical": True, "model": "m"}
+    now = datetime.now(UTC)
+    for step in range(15):
+        age = timedelta(minutes=1 if step < 10 else 10)
+        put(store, "annotations", annotation_id=f"n_{step}", step=step, created_at=now - age, **label)
+    assert (look(store).runs[0]["labels"], look(store).runs[0]["labels_per_minute"]) == (15, 2.0)
+    assert "2.0 labels/min (last 5 min)" in printed(store)
 
 
 def test_batches_in_flight_count_against_the_cap_with_the_most_they_can_cost(store: Store) -> None:

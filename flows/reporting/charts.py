@@ -118,7 +118,10 @@ def arms_chart(arms: Sequence[Row]) -> Chart:
     points = base.mark_point(filled=True, size=95, opacity=1).encode(
         x="return_:Q",
         shape=alt.Shape(
-            "mode:N", title=None, scale=alt.Scale(domain=["greedy", "sampled"], range=["circle", "diamond"])
+            "mode:N",
+            title=None,
+            scale=alt.Scale(domain=["greedy", "sampled"], range=["circle", "diamond"]),
+            legend=alt.Legend(symbolFillColor="@ink", symbolStrokeColor="@ink"),
         ),
         tooltip=tip,
     )

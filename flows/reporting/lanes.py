@@ -17,7 +17,7 @@ _LANE_HEIGHT = 46
 def timeline_chart(components: Sequence[Row]) -> alt.VConcatChart:
     """The episode viewer's lanes: return so far, reward, and each component, all over the same steps.
 
-    Named data that the page fills: `logged` and `rematch` (t, r, g, c0 ...), `notes` (step, stance), `cursor` (t).
+    Named data that the page fills: `logged` and `rematch` (t, r, g, c0 ...), `notes` (t, stance).
 
     Args:
         components: name and unit of each, in their order.
@@ -52,13 +52,11 @@ def _lane(name: str, title: str, unit: str, *, last: bool) -> Any:
     rematch = alt.Chart(alt.NamedData(name="rematch")).mark_line(
         strokeWidth=1.3, color="@labels", interpolate=interpolate
     )
-    cursor = alt.Chart(alt.NamedData(name="cursor")).mark_rule(strokeWidth=1.5, color="@cursor")
     stances = alt.Scale(domain=list(STANCE_COLOURS), range=list(STANCE_COLOURS.values()))
     return alt.layer(
         notes.encode(x=alt.X("t:Q"), color=alt.Color("stance:N", scale=stances, legend=None)),
         rematch.encode(x=x, y=y),
         logged.encode(x=x, y=y),
-        cursor.encode(x="t:Q"),
     ).properties(
         width=600,
         height=_LANE_HEIGHT,

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 _TAKEN_LITERALLY = re.compile(
@@ -34,15 +34,15 @@ def all_visible(value: Any) -> Any:
     Args:
         value: nested mappings, sequences, texts, numbers, booleans and None.
     """
+    if isinstance(value, float):  # numbers come first: there are a hundred times more of them than of anything else
+        return value if math.isfinite(value) else None
+    if value is None or isinstance(value, int):
+        return value
     if isinstance(value, str):
         return visible(value)
     if isinstance(value, Mapping):
         return {visible(str(key)): all_visible(item) for key, item in value.items()}
-    if isinstance(value, Sequence) and not isinstance(value, bytes):
-        return [all_visible(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value
+    return [all_visible(item) for item in value]
 
 
 def script_json(value: Any) -> str:

@@ -2,6 +2,7 @@
 // The episode viewer: one episode unpacked at a time, one step looked at, both sides moved together.
 // Everything that a model wrote enters the page as text, never as markup.
 const { paint, config, narrow, read, onTheme } = window.trajnote;
+const MOST_POINTS = 400;
 const viewer = document.getElementById("viewer");
 const byId = (id) => document.getElementById(id);
 const number = (value, digits = 2) => (value === null || value === undefined ? "–" : value.toFixed(digits).replace("-", "−"));
@@ -24,11 +25,20 @@ async function start() {
     return kept.get(place);
   }
 
-  const rows = (run) => (run ? run.t.map((t, n) => {
-    const row = { t, r: run.r[n], g: run.g[n] };
-    run.c.forEach((column, place) => { row[`c${place}`] = column[n]; });
-    return row;
-  }) : []);
+  // The rows that are drawn: one for each pixel or so, each with the largest reward of those it stands for.
+  function rows(run) {
+    if (!run) return [];
+    const stride = Math.ceil(run.t.length / MOST_POINTS);
+    const drawn = [];
+    for (let n = 0; n < run.t.length; n += stride) {
+      const at = n + stride >= run.t.length ? run.t.length - 1 : n;
+      const rewards = run.r.slice(n, n + stride);
+      const row = { t: run.t[at], g: run.g[at], r: rewards.reduce((most, value) => (Math.abs(value ?? 0) > Math.abs(most ?? 0) ? value : most)) };
+      run.c.forEach((column, place) => { row[`c${place}`] = column[at]; });
+      drawn.push(row);
+    }
+    return drawn;
+  }
 
   async function embedLanes() {
     const spec = read("charts-data").specs.timeline;
@@ -38,19 +48,30 @@ async function start() {
       if (narrow()) lane.height = 36;
     }
     const empty = { t: 0, g: 0, r: 0, stance: "none", ...Object.fromEntries(listed.components.map((_, place) => [`c${place}`, 0])) };
-    spec.datasets = { logged: [empty, { ...empty, t: 1 }], rematch: [empty], notes: [empty], cursor: [empty] };
+    spec.datasets = { logged: [empty, { ...empty, t: 1 }], rematch: [empty], notes: [empty] };
     const made = await window.vegaEmbed(byId("lanes"), paint(spec), { actions: false, ast: true, renderer: "canvas", config: config() });
     state.view = made.view;
-    const left = made.view.origin()[0];
-    Object.assign(byId("slider").style, { marginLeft: `${left - 8}px`, width: `${width + 16}px` });
-    if (state.episode) fillLanes();
+    Object.assign(byId("slider").style, { marginLeft: `${leftEdge() - 8}px`, width: `${width + 16}px` });
+    if (state.episode) {
+      fillLanes();
+      moveCursor();
+    }
   }
 
   function fillLanes() {
     const { episode, view } = state;
     view.data("logged", rows(episode)).data("rematch", rows(episode.rematch));
     view.data("notes", episode.notes.map((note) => ({ t: note.step, stance: stance(note) === "none" ? "no suggestion" : stance(note) })));
-    view.data("cursor", [{ t: step() }]).run();
+    view.run();
+  }
+
+  const leftEdge = () => state.view.origin()[0] + state.view.padding().left;
+
+  // The cursor is an element of its own above the canvas: moving it draws nothing again.
+  function moveCursor() {
+    const scale = state.view.scale("x");
+    const x = leftEdge() + scale(step());
+    byId("cursor").style.transform = `translateX(${Math.round(x)}px)`;
   }
 
   const step = () => state.episode.t[state.index];
@@ -63,8 +84,8 @@ async function start() {
     byId("slider").max = String(state.episode.t.length - 1);
     fillChips();
     state.index = nearest(wanted ?? firstCorrection(state.episode.notes));
-    fillLanes();
     show();
+    requestAnimationFrame(() => setTimeout(() => { fillLanes(); moveCursor(); })); // words and pictures come first
   }
 
   function firstCorrection(notes) {
@@ -81,7 +102,6 @@ async function start() {
   function goTo(index) {
     const last = state.episode.t.length - 1;
     state.index = Math.min(Math.max(index, 0), last);
-    state.view.data("cursor", [{ t: step() }]).run();
     show();
   }
 
@@ -97,6 +117,7 @@ async function start() {
     const now = step();
     const notes = episode.notes.filter((note) => note.step === now);
     viewer.dataset.step = String(now);
+    moveCursor();
     byId("slider").value = String(index);
     byId("slider").setAttribute("aria-valuetext", `step ${now} of ${episode.length}`);
     byId("where").textContent = `step ${now} of ${episode.length}`;
@@ -105,7 +126,8 @@ async function start() {
     else if (listed.opponent) emptySide("rematch", "not played from this seed");
     byId("margin").replaceChildren(...(notes.length ? notes.map(card) : [nothingSaid()]));
     for (const chip of byId("chips").children) chip.setAttribute("aria-current", String(Number(chip.value) === now));
-    history.replaceState(null, "", `#episode=${viewer.dataset.episode}&step=${now}`);
+    clearTimeout(state.address);
+    state.address = setTimeout(() => history.replaceState(null, "", `#episode=${viewer.dataset.episode}&step=${now}`), 300);
   }
 
   function showSide(side, run, now, known) {
@@ -259,7 +281,7 @@ async function start() {
   function scrub(event) {
     const bounds = byId("lanes").querySelector("canvas").getBoundingClientRect();
     const scale = state.view.scale("x");
-    goTo(nearest(scale.invert(event.clientX - bounds.left - state.view.origin()[0])));
+    goTo(nearest(scale.invert(event.clientX - bounds.left - leftEdge())));
   }
   byId("lanes").addEventListener("pointerdown", (event) => { scrubbing = true; scrub(event); });
   addEventListener("pointerup", () => { scrubbing = false; });
