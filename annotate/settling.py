@@ -115,8 +115,9 @@ def _adopt(store: Store, server: BatchServer, batch: Batch, now: datetime) -> tu
 
 
 def _request_ids(server: BatchServer, remote: RemoteBatch) -> set[str] | None:
-    """The requests of an ended batch; None if they cannot be read now."""
+    """The requests of an ended batch; None if they cannot be read now, or not all of them."""
     try:
-        return {request_id for request_id, _ in read_ids(server.results(remote))}
+        found = {request_id for request_id, _ in read_ids(server.results(remote))}
     except (NotThereError, BrokenOffError):
         return None
+    return found if len(found) >= remote.requests else None  # results may end early without any error

@@ -49,17 +49,17 @@ from storage.catalog import Catalog, Connection  # noqa: E402
 from storage.errors import TrajnoteError  # noqa: E402
 from storage.store import Store  # noqa: E402
 
-EPISODES = 24
+EPISODES = 18
 SKEW_S = 3 * 3600.0
-BATCHES = BatchConfig(size=4, in_flight=3, grace_s=2.5, attempts=100)
+BATCHES = BatchConfig(size=3, in_flight=2, grace_s=2.5, attempts=100)
 POINTS = {
-    "before a commit": 8,
-    "after a commit": 8,
+    "before a commit": 5,
+    "after a commit": 5,
     "before the POST": 2,
     "after the POST": 2,
     "before raw replies land": 2,
     "after raw replies landed": 2,
-    "between two results": 5,
+    "between two results": 3,
 }
 """Where a life may end, and at which visit at most."""
 MEETS = {
@@ -202,7 +202,7 @@ def live(world: World, rng: random.Random) -> tuple[str, int]:
     """One life and where it was to end."""
     name = rng.choices(["run", "submit", "ingest", "poll"], [14, 3, 3, 1])[0]
     if rng.random() < 0.3:
-        return "any instant", in_child(partial(run_command, world, name), kill_after_s=rng.uniform(0.02, 0.5))
+        return "any instant", in_child(partial(run_command, world, name), kill_after_s=rng.uniform(0.02, 0.4))
     point = rng.choice([point for point in POINTS if any(word in point for word in MEETS[name])])
     visit = rng.randint(1, POINTS[point])
 

@@ -138,6 +138,19 @@ def test_a_batch_that_may_be_ours_is_waited_for_until_it_has_ended(bench: Bench)
     assert len(bench.server.batches) == 1
 
 
+@pytest.mark.parametrize("fault", ["error_404", "cut", "cut_clean"])
+def test_a_batch_is_not_given_up_because_its_results_cannot_be_read_in_full(bench: Bench, fault: str) -> None:
+    bench.config = SMALL.model_copy(update={"size": 9, "grace_s": 0.0})
+    bench.server.plan_fault("create", "lost_reply")
+    bench.submit()
+    bench.server.plan_fault("results", fault, fault)
+    for _ in range(2):
+        _, unknown = poll(bench.store, bench.client, bench.config)
+        assert len(unknown) == 1
+    assert bench.ingest().answered == 6
+    assert (len(bench.server.batches), set(bench.server.billed.values())) == (1, {1})
+
+
 def test_a_batch_of_somebody_else_is_not_adopted(bench: Bench) -> None:
     bench.config = SMALL.model_copy(update={"size": 9})
     bench.server.create([{"custom_id": f"other-{n}", "params": {"model": MODEL, "messages": []}} for n in range(6)])
