@@ -13,6 +13,7 @@ import pytest
 
 CHAOS = Path(__file__).parent.parent / "benchmarks" / "chaos.py"
 KILLS = 100
+pytestmark = pytest.mark.timeout(900)  # a minute of work; a machine that is shared may need many
 
 
 @pytest.fixture(scope="module")
