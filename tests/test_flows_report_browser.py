@@ -8,8 +8,10 @@ from typing import Any
 
 import pytest
 from report_world import HOSTILE, make_judged_store
+from toy_environment import gather_toys
 
 from flows.report import write_report
+from storage.store import Store
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is in the extra dev")
 CHROMIUM = Path("/usr/bin/chromium")
@@ -146,6 +148,15 @@ def test_a_phone_shows_everything_without_scrolling_sideways(
     )
     assert min(float(size.removesuffix("px")) for size in sizes) >= 12
     phone.context.close()
+
+
+def test_rollouts_without_labels_open_without_a_complaint_too(browser: Any, store: Store, tmp_path: Path) -> None:
+    gather_toys(store, tmp_path)
+    plain = Visit(browser, write_report(store, pictures=0).path.as_uri(), 1440, "light")
+    assert plain.complaints == []
+    assert plain.at() == ("0", "0")
+    assert plain.page.locator("#margin").inner_text() == "No notes on this episode."
+    plain.context.close()
 
 
 def test_every_control_and_picture_has_a_name_for_screen_readers(visit: Visit) -> None:

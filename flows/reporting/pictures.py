@@ -6,6 +6,7 @@ A picture of a state that is not bit for bit the logged one would be a lie, so f
 from __future__ import annotations
 
 import io
+import os
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -83,6 +84,7 @@ def _film_as(take: Take, declared: str | None) -> Film:
 
     Told at once, many environments draw decorations in every step, which can take ten times as long as the steps.
     """
+    os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # pygame opens no window, and does not ask for a display
     try:
         environment = make_environment(take.env_id, {**take.env_kwargs, "render_mode": declared})
     except TrajnoteError as error:

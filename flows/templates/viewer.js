@@ -27,7 +27,6 @@ async function start() {
 
   // The rows that are drawn: one for each pixel or so, each with the largest reward of those it stands for.
   function rows(run) {
-    if (!run) return [];
     const stride = Math.ceil(run.t.length / MOST_POINTS);
     const drawn = [];
     for (let n = 0; n < run.t.length; n += stride) {
@@ -50,7 +49,7 @@ async function start() {
     const empty = { t: 0, g: 0, r: 0, stance: "none", ...Object.fromEntries(listed.components.map((_, place) => [`c${place}`, 0])) };
     spec.datasets = { logged: [empty, { ...empty, t: 1 }], rematch: [empty], notes: [empty] };
     const made = await window.vegaEmbed(byId("lanes"), paint(spec), { actions: false, ast: true, renderer: "canvas", config: config() });
-    state.view = made.view;
+    state.view = made.view.resize(); // once more with the real numbers, whose labels have other sizes
     Object.assign(byId("slider").style, { marginLeft: `${leftEdge() - 8}px`, width: `${width + 16}px` });
     if (state.episode) {
       fillLanes();
@@ -60,8 +59,10 @@ async function start() {
 
   function fillLanes() {
     const { episode, view } = state;
-    view.data("logged", rows(episode)).data("rematch", rows(episode.rematch));
-    view.data("notes", episode.notes.map((note) => ({ t: note.step, stance: stance(note) === "none" ? "no suggestion" : stance(note) })));
+    const logged = rows(episode);
+    const notes = episode.notes.map((note) => ({ t: note.step, stance: stance(note) === "none" ? "no suggestion" : stance(note) }));
+    view.data("logged", logged).data("rematch", episode.rematch ? rows(episode.rematch) : logged.slice(0, 1));
+    view.data("notes", notes.length ? notes : [{ t: 0, stance: "none" }]); // one that is not drawn, for a scale needs data
     view.run();
   }
 
