@@ -57,7 +57,7 @@ class Reading:
     refused: tuple[Refused, ...]
 
 
-class _Broken(Exception):  # noqa: N818  it is caught in this module
+class _Broken(Exception):
     """A rule is broken; carries the trouble to where the entry is known."""
 
     def __init__(self, reason: str, detail: str) -> None:

@@ -23,16 +23,6 @@ from .policies import load_policy
 from .progress import Report, silent
 
 
-def check_origin(store: Path, config: CollectConfig) -> None:
-    """Refuse an environment or a policy that cannot be, before a folder is made for a new store.
-
-    Raises:
-        BadInput: as `collect` does.
-    """
-    if not store.exists():
-        load_policy(config.policy, look_up_spaces(config.env_id, config.env_kwargs))
-
-
 def gather(store: Store, config: CollectConfig, *, card: str | None = None, report: Report = silent) -> Manifest:
     """Collect a dataset with the card's names, and keep the policy that acted, for it is the baseline of refinements.
 

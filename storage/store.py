@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Generator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -64,6 +66,40 @@ class Store:
         store = cls(path, Catalog(path / CATALOG))
         store._bring_up_to_date()
         return store
+
+    @classmethod
+    @contextmanager
+    def create_for(cls, root: Path | str) -> Generator[Store]:
+        """As `create`, for a command that may be refused: a new store in which nothing was put is taken away again.
+
+        Raises:
+            BadInput, Prerequisite: as `create`, and as the block does.
+        """
+        path = Path(root).expanduser().resolve()
+        existed, was_store = path.exists(), (path / CATALOG).exists()
+        store = cls.create(path)
+        try:
+            yield store
+        except (BadInput, Prerequisite):
+            if not was_store and store.is_empty():
+                store._take_away(with_root=not existed)
+            raise
+
+    def is_empty(self) -> bool:
+        """Whether nothing was put in: no file, and no row that lives in the catalog alone."""
+        with self.catalog.read() as con:
+            found = con.execute(
+                "SELECT (SELECT count(*) FROM datasets) + (SELECT count(*) FROM evaluations)"
+            ).fetchone()
+        return found == (0,) and not any(any((self.root / name).iterdir()) for name in _FOLDERS)
+
+    def _take_away(self, *, with_root: bool) -> None:
+        for name in _FOLDERS:
+            (self.root / name).rmdir()  # fails rather than delete what somebody has just put there
+        for leftover in self.root.glob(f"{CATALOG}*"):
+            leftover.unlink()
+        if with_root:
+            self.root.rmdir()
 
     @property
     def rollouts_dir(self) -> Path:

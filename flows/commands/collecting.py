@@ -46,7 +46,7 @@ def collect(
 
     from ..collect import CollectConfig
     from ..environments import parse_env_kwargs
-    from ..gather import check_origin, gather
+    from ..gather import gather
 
     config = CollectConfig(
         env_id=env,
@@ -59,9 +59,8 @@ def collect(
         max_steps=max_steps,
         dataset=dataset,
     )
-    check_origin(store, config)
-    with progress_bars() as report:
-        manifest = gather(Store.create(store), config, card=card, report=report)
+    with Store.create_for(store) as opened, progress_bars() as report:
+        manifest = gather(opened, config, card=card, report=report)
     if as_json:
         print_json({"dataset_id": manifest.dataset_id, "episodes": manifest.episodes, "steps": manifest.steps})
     else:
@@ -88,7 +87,8 @@ def import_rows(
     kwargs = parse_env_kwargs(env_kwargs)
     if not path.exists():
         raise BadInput(f"There is no file or folder {path}.", "Name a Parquet file, or the folder of a dataset.")
-    manifest = take_in(Store.create(store), path, dataset_id=dataset, env_id=env, env_kwargs=kwargs, card=card)
+    with Store.create_for(store) as opened:
+        manifest = take_in(opened, path, dataset_id=dataset, env_id=env, env_kwargs=kwargs, card=card)
     if as_json:
         print_json({"dataset_id": manifest.dataset_id, "episodes": manifest.episodes, "steps": manifest.steps})
     else:

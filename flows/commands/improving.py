@@ -119,8 +119,8 @@ def evaluate(
         mode=mode,
         workers=workers,
     )
-    with progress_bars() as bars:
-        result = play(Store.create(store), config, bars)
+    with Store.create_for(store) as opened, progress_bars() as bars:
+        result = play(opened, config, bars)
     if as_json:
         print_json(result)
     else:
