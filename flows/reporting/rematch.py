@@ -14,6 +14,7 @@ from ..environments import Spaces, make_environment
 from ..policies import load_policy
 from ..rollout import rollout
 from .facts import Facts
+from .wording import read_object
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,8 @@ def find_opponent(facts: Facts) -> Opponent | None:
     judged = facts.judged
     if judged is None or not judged["accepted"] or facts.manifest.env_id is None:
         return None
-    return Opponent(judged["policy_id"], "greedy")
+    mode = read_object(judged["config"]).get("gate", {}).get("mode")
+    return Opponent(judged["policy_id"], "sampled" if mode == "sampled" else "greedy")
 
 
 def play_rematch(store: Store, manifest: Manifest, opponent: Opponent, seeds: Sequence[int]) -> dict[int, Episode]:

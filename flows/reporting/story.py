@@ -53,6 +53,7 @@ def _headline(facts: Facts) -> Row | None:
     return {
         "mode": mode,
         "arm": arm_name(arm),
+        "own": arm == "labels",
         "before": number(rows["baseline"]["return_"]),
         "after": number(rows[arm]["return_"]),
         "before_interval": interval_of(rows["baseline"]),

@@ -2,7 +2,7 @@
 // The episode viewer: one episode unpacked at a time, one step looked at, both sides moved together.
 // Everything that a model wrote enters the page as text, never as markup.
 const { paint, config, narrow, read, onTheme } = window.trajnote;
-const MOST_POINTS = 400;
+const MOST_POINTS = 300;
 const viewer = document.getElementById("viewer");
 const byId = (id) => document.getElementById(id);
 const number = (value, digits = 2) => (value === null || value === undefined ? "–" : value.toFixed(digits).replace("-", "−"));
