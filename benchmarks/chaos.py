@@ -44,7 +44,7 @@ from annotate.batch_config import BatchConfig  # noqa: E402
 from annotate.providers.batch import BatchServer  # noqa: E402
 from annotate.requests import AnnotateConfig  # noqa: E402
 from flows import batching  # noqa: E402
-from flows.label import LabelConfig  # noqa: E402
+from flows.questions import LabelConfig  # noqa: E402
 from storage.catalog import Catalog, Connection  # noqa: E402
 from storage.errors import TrajnoteError  # noqa: E402
 from storage.store import Store  # noqa: E402

@@ -41,7 +41,8 @@ from annotate.costs import Tokens as Counted
 from annotate.costs import estimate_input, estimate_tokens, price
 from annotate.requests import DEFAULT_MODEL, AnnotateConfig, Request
 from flows.demo import take_example
-from flows.label import LabelConfig, label, plan
+from flows.label import label, plan
+from flows.questions import LabelConfig
 from storage.annotations import load_annotations
 from storage.schema import Annotation, Episode
 from storage.steps import iterate_episodes

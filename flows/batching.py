@@ -19,8 +19,8 @@ from annotate.shipping import Submission
 from annotate.shipping import submit as submit_batches
 from storage.store import Store
 
-from .label import LabelConfig, write_questions
 from .progress import Report, silent
+from .questions import LabelConfig, write_questions
 
 
 def submit(store: Store, dataset_id: str, config: LabelConfig) -> Submission:

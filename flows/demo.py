@@ -18,12 +18,12 @@ from storage.store import Store
 from .actors import NetworkActor
 from .environments import Spaces
 from .improve import ImproveConfig, Outcome
-from .label import LabelConfig
 from .lineage import record_baseline
 from .pipeline import PipelineConfig, pipeline_flow
 from .policies import load_policy
 from .prefect_server import Server, served
 from .progress import listener
+from .questions import LabelConfig
 from .replay import Replay, replay_episode
 from .report import write_report
 

@@ -19,9 +19,10 @@ from storage.store import Store
 from .collect import CollectConfig
 from .gather import gather
 from .improve import ImproveConfig, Outcome, improve
-from .label import LabelConfig, label, plan
+from .label import label, plan
 from .outcome import as_json
 from .progress import listener
+from .questions import LabelConfig
 
 STORE = Path("trajnote-store")
 

@@ -19,7 +19,8 @@ from annotate.cards import load_card
 from annotate.planning import plan_run
 from annotate.requests import AnnotateConfig
 from flows.improve import Outcome, improve
-from flows.label import LabelConfig, label
+from flows.label import label
+from flows.questions import LabelConfig
 from storage.schema import Array
 from storage.store import Store
 

@@ -17,7 +17,8 @@ from annotate.providers.scripted import ScriptedProvider, text_message
 from annotate.requests import AnnotateConfig
 from annotate.run import annotate_run
 from annotate.selection import METHODS, Method, select_episodes
-from flows.label import LabelConfig, plan
+from flows.label import plan
+from flows.questions import LabelConfig
 from storage.adopting import adopt_dataset
 from storage.errors import BadInput
 from storage.schema import Episode

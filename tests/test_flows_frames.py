@@ -15,7 +15,8 @@ from annotate.requests import AnnotateConfig, Request
 from annotate.run import annotate_run
 from flows.collect import CollectConfig, collect
 from flows.frames import FrameRenderer, encode_png, make_rendering, shrink, tile
-from flows.label import LabelConfig, plan
+from flows.label import plan
+from flows.questions import LabelConfig
 from storage.errors import BadInput
 from storage.schema import Manifest
 from storage.steps import read_manifest

@@ -17,8 +17,8 @@ from toy_environment import CARD, TOY, gather_toys, small_config, write_answers
 
 from annotate.requests import AnnotateConfig
 from flows.collect import CollectConfig
-from flows.label import LabelConfig
 from flows.prefect_defaults import quieten_prefect
+from flows.questions import LabelConfig
 from storage.errors import BadInput
 from storage.store import Store
 

@@ -347,7 +347,7 @@ def test_a_flow_that_fails_leaves_no_key_with_prefect(server: EchoServer, poles:
     server.behaviour = "401"
     home = tmp_path / "prefect"
     script = (
-        "from pathlib import Path; from flows.pipeline import label_flow; from flows.label import LabelConfig\n"
+        "from pathlib import Path; from flows.pipeline import label_flow; from flows.questions import LabelConfig\n"
         f"label_flow('cartpole-v1-f83dbaf4abde', LabelConfig(base_url={server.url!r}, limit=1), Path({str(poles)!r}))"
     )
     settings = {

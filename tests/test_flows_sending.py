@@ -112,8 +112,8 @@ def test_a_store_from_before_batches_gets_their_columns(tmp_path: Path) -> None:
 
 def test_each_verb_is_a_task_for_a_schedule(desk: Desk) -> None:
     from annotate.requests import AnnotateConfig
-    from flows.label import LabelConfig
     from flows.pipeline import ingest_task, plan_task, poll_task, submit_task
+    from flows.questions import LabelConfig
 
     asked = AnnotateConfig(model="claude-haiku-4-5", windows=1, rows=4)
     config = LabelConfig(provider="batch", annotate=asked, card=str(desk.card), base_url=desk.server.url)

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from annotate.estimates import Estimate
     from annotate.run import RunSummary
 
-    from ..label import LabelConfig, Planned
+    from ..label import Planned
+    from ..questions import LabelConfig
 
 ExportOption = Annotated[
     Path | None, typer.Option("--export", help="file: write the unanswered requests here, and stop.")

@@ -15,7 +15,7 @@ import typer
 from .options import ProviderOption
 
 if TYPE_CHECKING:
-    from ..label import LabelConfig
+    from ..questions import LabelConfig
 
 
 def asks(command: Callable[..., None]) -> Callable[..., None]:
@@ -89,7 +89,7 @@ def _configure(
     from annotate.batch_config import BatchConfig
     from annotate.requests import AnnotateConfig
 
-    from ..label import LabelConfig
+    from ..questions import LabelConfig
 
     asked: dict[str, Any] = {
         "windows": labels,

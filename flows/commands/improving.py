@@ -152,9 +152,9 @@ def pipeline(
     from annotate.requests import AnnotateConfig
 
     from ..collect import CollectConfig
-    from ..label import LabelConfig
     from ..pipeline import PipelineConfig, pipeline_flow
     from ..progress import listening
+    from ..questions import LabelConfig
 
     asked = AnnotateConfig(model=model) if model else AnnotateConfig()
     config = PipelineConfig(

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from annotate.relatives import Explanation
 
     from ..health import Checkup
-    from ..label import LabelConfig
+    from ..questions import LabelConfig
 
 RunOption = Annotated[
     list[str] | None,

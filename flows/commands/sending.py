@@ -12,7 +12,7 @@ from .options import DEFAULT_STORE, DatasetOption, JsonOption, StoreOption
 from .output import print_json, print_lines
 
 if TYPE_CHECKING:
-    from ..label import LabelConfig
+    from ..questions import LabelConfig
 
 BaseUrlOption = Annotated[str | None, typer.Option(help="Server that has Message Batches; default: Anthropic's.")]
 
