@@ -36,9 +36,9 @@ from rich.console import Console
 from rich.table import Table
 from scipy.linalg import solve_discrete_are
 
-from annotate.calibration import EDGES
 from annotate.costs import Tokens as Counted
 from annotate.costs import estimate_input, estimate_tokens, price
+from annotate.health.calibration import EDGES
 from annotate.requests import DEFAULT_MODEL, AnnotateConfig, Request
 from flows.demo import take_example
 from flows.label import label, plan

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from pydantic import Field
 
-from annotate.notes import same_actions
+from annotate.health.notes import same_actions
 from refine.policy import Mode
 from storage.annotations import list_runs, load_annotations
 from storage.datasets import pick

@@ -1,6 +1,6 @@
 """`annotate quality`: the labels of a store's runs, measured and judged before anything is trained on them.
 
-Reading is done here; the measures are in `annotate/quality.py`, the words in `annotate/verdict.py`.
+Reading is done here; the measures are in `annotate/health/quality.py`, the words in `verdict.py`.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from annotate.quality import Quality, assess_run
-from annotate.verdict import Judgement, judge
+from annotate.health.quality import Quality, assess_run
+from annotate.health.verdict import Judgement, judge
 from storage.annotations import list_runs, load_annotations
 from storage.datasets import pick
 from storage.errors import Prerequisite

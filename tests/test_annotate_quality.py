@@ -10,15 +10,15 @@ import numpy as np
 import pytest
 from toy_datasets import BOX3, PUSH
 
-from annotate.agreement import measure_agreement
-from annotate.calibration import measure_calibration
-from annotate.consistency import measure_consistency
-from annotate.coverage import measure_coverage
-from annotate.fitting import clustered_error
-from annotate.notes import Notes, place_notes, same_actions
-from annotate.quality import Quality, assess_run
-from annotate.salience import discounted_returns, measure_salience
-from annotate.verdict import judge
+from annotate.health.agreement import measure_agreement
+from annotate.health.calibration import measure_calibration
+from annotate.health.consistency import measure_consistency
+from annotate.health.coverage import measure_coverage
+from annotate.health.fitting import clustered_error
+from annotate.health.notes import Notes, place_notes, same_actions
+from annotate.health.quality import Quality, assess_run
+from annotate.health.salience import discounted_returns, measure_salience
+from annotate.health.verdict import judge
 from storage.evidence import LabelReplay
 from storage.schema import Annotation, Space
 from storage.steps import StepArrays

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
-from annotate.calibration import EDGES, Bin
+from annotate.health.calibration import EDGES, Bin
 from storage.store import Store
 
 from ..health import Checkup
@@ -22,7 +22,7 @@ QUESTIONS = {
     "opinions": "other opinions agree",
     "replays": "better when replayed",
 }
-"""What the sources of `annotate.calibration` compare a label with, in a few words."""
+"""What the sources of `annotate.health.calibration` compare a label with, in a few words."""
 _Z = 1.959963984540054  # of a 95% interval
 
 _LABELS = """
