@@ -1,4 +1,4 @@
-"""Pictures of one comparison, from the catalog: the arms with their intervals, and the candidates of every arm.
+"""Pictures from the catalog: a comparison's arms, its candidates over the training, and the board of all environments.
 
 Nothing is computed here that the catalog does not hold; the report for people is elsewhere.
 """
@@ -13,7 +13,7 @@ from storage.errors import Prerequisite
 from storage.files import write_whole
 from storage.store import Store
 
-PictureFormat = Literal["svg", "png"]
+PictureFormat = Literal["svg", "pdf", "png"]
 
 # Okabe and Ito's colours, which people with any kind of colour blindness can tell apart.
 _COLOURS = {
@@ -35,6 +35,11 @@ SELECT CASE arm WHEN 'labels' THEN 'refined' ELSE arm END AS arm, refinement_id,
 FROM candidates JOIN refinements USING (refinement_id)
 WHERE comparison_id = ? ORDER BY refinement_id, number
 """
+_BOARD = """
+SELECT CASE arm WHEN 'labels' THEN 'refined' ELSE arm END AS arm, env_id, return_, low, high
+FROM leaderboard WHERE mode = 'greedy'
+QUALIFY rank() OVER (PARTITION BY env_id ORDER BY created_at DESC, comparison_id) = 1
+"""
 _NEWEST = """
 SELECT comparison_id, env_id, dataset_id FROM comparisons
 WHERE starts_with(comparison_id, ?) ORDER BY created_at DESC, comparison_id LIMIT 1
@@ -44,13 +49,13 @@ WHERE starts_with(comparison_id, ?) ORDER BY created_at DESC, comparison_id LIMI
 def draw_figures(
     store: Store, folder: Path, *, comparison: str | None = None, picture_format: PictureFormat = "svg"
 ) -> list[Path]:
-    """Draw `arms` and `candidates` of a comparison; equal comparisons give equal pictures.
+    """Draw `arms` and `candidates` of a comparison, and the `board` of all; equal catalogs give equal pictures.
 
     Args:
         store: with a comparison, that is, after `refine`.
         folder: where the pictures go; made if need be.
         comparison: id or its beginning; the newest one when None.
-        picture_format: `svg` or `png`.
+        picture_format: `svg`, `pdf` or `png`.
 
     Returns:
         The files.
@@ -59,9 +64,11 @@ def draw_figures(
         Prerequisite: if there is no such comparison, or the extra `plots` is not installed.
     """
     comparison_id, env_id, dataset_id = _find(store, comparison)
+    subject = f"{env_id}, {dataset_id}"
     charts = {
-        "arms": _draw_arms(_rows(store, _ARMS, comparison_id), f"{env_id}, {dataset_id}"),
-        "candidates": _draw_candidates(_rows(store, _CANDIDATES, comparison_id), f"{env_id}, {dataset_id}"),
+        "arms": _draw_arms(_rows(store, _ARMS, comparison_id), subject),
+        "candidates": _draw_candidates(_rows(store, _CANDIDATES, comparison_id), subject),
+        "board": _draw_board(_rows(store, _BOARD)),
     }
     folder.mkdir(parents=True, exist_ok=True)
     return [_write(chart, folder / f"{name}.{picture_format}", picture_format) for name, chart in charts.items()]
@@ -76,9 +83,9 @@ def _find(store: Store, comparison: str | None) -> tuple[str, str, str]:
     return found
 
 
-def _rows(store: Store, query: str, comparison_id: str) -> list[dict[str, Any]]:
+def _rows(store: Store, query: str, *values: str) -> list[dict[str, Any]]:
     with store.catalog.read() as con:
-        found = con.execute(query, [comparison_id])
+        found = con.execute(query, values)
         names = [column[0] for column in found.description or ()]
         return [dict(zip(names, row, strict=True)) for row in found.fetchall()]
 
@@ -86,21 +93,35 @@ def _rows(store: Store, query: str, comparison_id: str) -> list[dict[str, Any]]:
 def _draw_arms(rows: Sequence[dict[str, Any]], subject: str) -> Any:
     """Mean returns as points on their intervals, one row per arm, greedy and sampled side by side."""
     alt = _altair()
-    arms = list(_COLOURS)
+    return (
+        _intervals(alt, rows)
+        .facet(column=alt.Column("mode:N", title=None))
+        .properties(title=_title(alt, "Mean return on the report seeds, 95% bootstrap intervals", subject))
+    )
+
+
+def _draw_board(rows: Sequence[dict[str, Any]]) -> Any:
+    """The newest comparison of every environment, greedy, each with returns on an axis of its own."""
+    alt = _altair()
+    title = _title(alt, "Mean greedy return on the report seeds, 95% bootstrap intervals", "newest comparisons")
+    return (
+        _intervals(alt, rows)
+        .facet(row=alt.Row("env_id:N", title=None))
+        .resolve_scale(x="independent")
+        .properties(title=title)
+    )
+
+
+def _intervals(alt: Any, rows: Sequence[dict[str, Any]]) -> Any:
     shared = alt.Chart(alt.Data(values=list(rows))).encode(
-        y=alt.Y("arm:N", sort=arms, title=None),
+        y=alt.Y("arm:N", sort=list(_COLOURS), title=None),
         color=alt.Color("arm:N", scale=_scale(alt), legend=None),
     )
     intervals = shared.mark_rule(strokeWidth=2).encode(
         x=alt.X("low:Q", title="return per episode (sum of rewards)", scale=alt.Scale(zero=False)), x2="high:Q"
     )
     points = shared.mark_point(filled=True, size=45, opacity=1).encode(x="return_:Q")
-    return (
-        alt.layer(intervals, points)
-        .properties(width=_WIDTH, height=alt.Step(_ROW))
-        .facet(column=alt.Column("mode:N", title=None))
-        .properties(title=_title(alt, "Mean return on the report seeds, 95% bootstrap intervals", subject))
-    )
+    return alt.layer(intervals, points).properties(width=_WIDTH, height=alt.Step(_ROW))
 
 
 def _draw_candidates(rows: Sequence[dict[str, Any]], subject: str) -> Any:
@@ -139,6 +160,8 @@ def _write(chart: Any, path: Path, picture_format: PictureFormat) -> Path:
     specification = chart.configure(background="white").to_json()
     if picture_format == "svg":
         content = vl_convert.vegalite_to_svg(specification).encode()
+    elif picture_format == "pdf":
+        content = vl_convert.vegalite_to_pdf(specification)
     else:
         content = vl_convert.vegalite_to_png(specification, scale=_PNG_SCALE)
     write_whole(path, content)

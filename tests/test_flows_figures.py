@@ -54,9 +54,9 @@ def compare(store: Store, comparison_id: str, env_id: str = "LunarLander-v3") ->
         insert_rows(con, "candidates", candidates)
 
 
-def test_two_pictures_say_what_they_show_with_units(store: Store, tmp_path: Path) -> None:
+def test_pictures_say_what_they_show_with_units(store: Store, tmp_path: Path) -> None:
     compare(store, "c_1")
-    arms, candidates = (path.read_text() for path in draw_figures(store, tmp_path / "pictures"))
+    arms, candidates, _ = (path.read_text() for path in draw_figures(store, tmp_path / "pictures"))
     for words in ("baseline", "refined", "no_labels", "shuffled", "random", "greedy", "sampled", "LunarLander-v3, d1"):
         assert f">{words}<" in arms
     assert "return per episode (sum of rewards)" in arms
@@ -74,9 +74,25 @@ def test_the_same_comparison_gives_the_same_bytes(store: Store, tmp_path: Path) 
 def test_a_comparison_is_named_by_the_beginning_of_its_id(store: Store, tmp_path: Path) -> None:
     compare(store, "c_1", "CartPole-v1")
     compare(store, "c_2", "Acrobot-v1")
-    (arms, _) = draw_figures(store, tmp_path, comparison="c_1", picture_format="png")
+    arms, *_ = draw_figures(store, tmp_path, comparison="c_1", picture_format="png")
     assert arms.name == "arms.png"
     assert arms.read_bytes().startswith(b"\x89PNG")
     assert ">CartPole-v1, d1<" in draw_figures(store, tmp_path, comparison="c_1")[0].read_text()
     with pytest.raises(Prerequisite, match=r"no comparison c_3.*trajnote refine"):
         draw_figures(store, tmp_path, comparison="c_3")
+
+
+def test_the_board_has_the_newest_comparison_of_every_environment(store: Store, tmp_path: Path) -> None:
+    compare(store, "c_1", "CartPole-v1")
+    compare(store, "c_2", "Acrobot-v1")
+    board = draw_figures(store, tmp_path)[2]
+    assert board.name == "board.svg"
+    for words in ("CartPole-v1", "Acrobot-v1", "refined", "shuffled"):
+        assert f">{words}<" in board.read_text()
+
+
+def test_papers_get_pdf(store: Store, tmp_path: Path) -> None:
+    compare(store, "c_1")
+    files = draw_figures(store, tmp_path, picture_format="pdf")
+    assert [file.name for file in files] == ["arms.pdf", "candidates.pdf", "board.pdf"]
+    assert all(file.read_bytes().startswith(b"%PDF") for file in files)

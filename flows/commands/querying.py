@@ -120,10 +120,10 @@ def figures(
     comparison: Annotated[
         str | None, typer.Option("--comparison", help="Comparison id or its beginning; default: the newest one.")
     ] = None,
-    picture_format: Annotated[Literal["svg", "png"], typer.Option("--format", help="Kind of picture.")] = "svg",
+    picture_format: Annotated[Literal["svg", "pdf", "png"], typer.Option("--format", help="Kind of picture.")] = "svg",
     as_json: JsonOption = False,
 ) -> None:
-    """Draw a comparison: arms.svg has the arms with their intervals, candidates.svg what the gate chose from."""
+    """Draw a comparison's arms with their intervals, what the gate chose from, and the board of all environments."""
     from storage.store import Store
 
     from ..figures import draw_figures
