@@ -16,7 +16,8 @@ from storage.store import Store
 
 from .standing import RATE_MINUTES, Row, Standing, look
 
-_NUMBERS = ("requests", "open", "in flight", "done", "failed", "labels", "per min", "rejected", "dollars", "policies")
+_NUMBERS = ("requests", "answered", "open", "sent", "failed", "labels", "$", "policies")
+_WIDE = ("snapshots", "model", "environment")  # these may break into lines
 
 
 def watch(store: Store, console: Console, *, every_s: float = 2.0, budget_usd: float | None = None) -> None:
@@ -75,16 +76,12 @@ def _run(row: Row) -> dict[str, str]:
     return {
         "run": row["run_id"],
         "model": row["model"] or "",
-        "state": row["state"],
-        "requests": str(row["requests"]),
+        "answered": f"{row['done'] or 0}/{row['requests']}",
         "open": str(row["pending"] or 0),
-        "in flight": str(row["in_batch"] or 0),
-        "done": str(row["done"] or 0),
+        "sent": str(row["in_batch"] or 0),
         "failed": str(row["failed"] or 0),
         "labels": str(row["labels"]),
-        "per min": f"{row['labels_per_minute']:.1f}",
-        "rejected": str(row["rejections"]),
-        "dollars": f"{row['cost_usd']:.2f}",
+        "$": f"{row['cost_usd']:.2f}",
     }
 
 
@@ -138,9 +135,10 @@ def _snapshots(snapshots: Sequence[Row], arm: str) -> str:
 
 
 def _table(title: str, rows: Sequence[dict[str, str]]) -> Table:
-    table = Table(title=Text(title), title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+    table = Table(title=Text(title), title_justify="left", box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     for name in rows[0] if rows else ():
-        table.add_column(name, justify="right" if name in _NUMBERS else "left", overflow="fold")
+        right, wide = name in _NUMBERS, name in _WIDE
+        table.add_column(name, justify="right" if right else "left", no_wrap=not wide, overflow="fold")
     for row in rows:
         table.add_row(*(Text(value) for value in row.values()))
     return table
