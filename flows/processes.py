@@ -79,7 +79,7 @@ class _Pool:
         self._executor = ProcessPoolExecutor(workers, mp_context=context, initializer=begin)
 
     def submit(self, work: Callable[[Item], Result], items: Sequence[Item]) -> list[Future[Result]]:
-        with _one_thread_each():
+        with _one_thread_each(), _interrupts_wait():
             return [self._executor.submit(work, item) for item in items]
 
     def end(self) -> None:
@@ -109,9 +109,20 @@ def _one_thread_each() -> Generator[None]:
                 os.environ[name] = value
 
 
+@contextmanager
+def _interrupts_wait() -> Generator[None]:
+    """Processes that start in here inherit that Ctrl-C waits, until `_begin` lets it end them without a word."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _begin(rope: PipeConnection[Any, Any]) -> None:
     """In a new process: die quietly on Ctrl-C and when the rope ends."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     threading.Thread(target=_hang_on, args=(rope,), daemon=True).start()
 
 
