@@ -45,9 +45,11 @@ CLICK = """async ([action, key]) => {
     const before = viewer.dataset[key];
     const start = performance.now();
     new Function(action)();
-    for (let tries = 0; viewer.dataset[key] === before && tries < 600; tries += 1) await frame();
+    const painted = () => new Promise((done) => requestAnimationFrame(done));
+    do await painted(); while (viewer.dataset[key] === before && performance.now() - start < 9000);
+    const answered = performance.now() - start;
     await frame();
-    return performance.now() - start;
+    return [answered, performance.now() - start];
 }"""
 KEYS = 'document.getElementById("viewer").dispatchEvent(new KeyboardEvent("keydown", {key: "%s", shiftKey: %s}))'
 CLICKS = {
@@ -206,7 +208,8 @@ def measure(page: Page, name: str) -> None:
         action.replace("data-go=on", "data-go=back").replace("ArrowRight", "ArrowLeft").replace("ArrowDown", "ArrowUp")
     )
     taken = [page.evaluate(CLICK, [action if turn % 10 < 5 else back, key]) for turn in range(30)]
-    print(f"{name}: median {median(taken):.0f} ms, slowest of {len(taken)} {max(taken):.0f} ms")
+    for what, times in zip(("words and pictures", "all lanes drawn"), zip(*taken, strict=True), strict=True):
+        print(f"{name}, {what}: median {median(times):.0f} ms, slowest of {len(times)} {max(times):.0f} ms")
 
 
 if __name__ == "__main__":
