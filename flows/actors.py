@@ -230,13 +230,6 @@ def legal_action(action: Any, space: Space, spec: str) -> Array:
     return np.array([chosen], dtype=np.int64)
 
 
-def as_mlp(policy: Actor) -> MlpPolicy | None:
-    """The exact weights of a policy, None if it has none that trajnote can represent."""
-    if isinstance(policy, MlpPolicy):
-        return policy
-    return policy.network if isinstance(policy, NetworkActor) else None
-
-
 def check_mode(policy: Policy, mode: Mode) -> Mode:
     """The mode in which a policy will really act; chance acts by chance in either.
 

@@ -36,26 +36,6 @@ class _Task(NamedTuple):
     max_steps: int | None
 
 
-def evaluate_returns(
-    env_id: str,
-    env_kwargs: Mapping[str, Any] | None,
-    policies: Sequence[Actor],
-    seeds: Sequence[int],
-    mode: Mode = "greedy",
-    workers: int | None = None,
-    *,
-    max_steps: int | None = None,
-    advance: Advance | None = None,
-) -> Array:
-    """Play every policy on every seed; as `play_policies`, all at once.
-
-    Returns:
-        (P, S) float64, undiscounted return of each episode.
-    """
-    played = play_policies(env_id, env_kwargs, policies, seeds, mode, workers, max_steps=max_steps, advance=advance)
-    return np.array(list(played), dtype=np.float64).reshape(len(policies), len(seeds))
-
-
 def play_policies(
     env_id: str,
     env_kwargs: Mapping[str, Any] | None,

@@ -18,10 +18,10 @@ import gymnasium
 import numpy as np
 import pytest
 
-from flows.actors import Answer, Foreign, ForeignActor, RandomActor, as_mlp, legal_action
+from flows.actors import Answer, Foreign, ForeignActor, NetworkActor, RandomActor, legal_action
 from flows.environments import make_environment, spaces_of
 from flows.rollout import acting_generator, play, returns_of, rollout
-from flows.workers import evaluate_returns
+from flows.workers import play_policies
 from refine.policy import Acts, MlpPolicy
 from storage.errors import BadInput
 from storage.schema import Episode, Space
@@ -244,10 +244,10 @@ def test_returns_are_those_of_the_episodes() -> None:
 def test_processes_return_what_one_process_returns_to_the_last_bit() -> None:
     policies = [network_for("LunarLander-v3", seed=seed) for seed in range(3)]
     told: list[tuple[int, int]] = []
-    evaluate = partial(evaluate_returns, "LunarLander-v3", {}, policies, range(70, 81), "sampled")
-    many = evaluate(workers=2, advance=lambda done, total: told.append((done, total)))
+    evaluate = partial(play_policies, "LunarLander-v3", {}, policies, range(70, 81), "sampled")
+    many = np.array(list(evaluate(workers=2, advance=lambda done, total: told.append((done, total)))))
     assert many.shape == (3, 11)
-    assert many.tobytes() == evaluate(workers=1).tobytes()
+    assert many.tobytes() == np.array(list(evaluate(workers=1))).tobytes()
     one = returns_of(partial(make_environment, "LunarLander-v3"), policies[1], range(70, 81), mode="sampled")
     assert many[1].tobytes() == one.tobytes()
     assert told == [(8, 33), (11, 33), (19, 33), (22, 33), (30, 33), (33, 33)]
@@ -255,15 +255,15 @@ def test_processes_return_what_one_process_returns_to_the_last_bit() -> None:
 
 def test_an_error_in_a_process_reaches_the_caller_and_the_next_call_works() -> None:
     with pytest.raises(BadInput, match="Unknown environment 'LunarLander'"):
-        evaluate_returns("LunarLander", {}, [network_for("LunarLander-v3")] * 2, range(9), workers=2)
-    returns = evaluate_returns("CartPole-v1", {}, [network_for("CartPole-v1")], range(9), workers=2)
+        list(play_policies("LunarLander", {}, [network_for("LunarLander-v3")] * 2, range(9), workers=2))
+    returns = np.array(list(play_policies("CartPole-v1", {}, [network_for("CartPole-v1")], range(9), workers=2)))
     assert returns.shape == (1, 9)
 
 
 SCRIPT = """
 import numpy as np, sys
 from pathlib import Path
-from flows.workers import evaluate_returns
+from flows.workers import play_policies
 from refine.policy import Acts
 
 class Slow:
@@ -275,7 +275,7 @@ class Slow:
         return Acts(np.zeros(len(observations), np.int64), np.zeros((len(observations), 0), np.float32))
 
 if __name__ == "__main__":
-    evaluate_returns("CartPole-v1", {}, [Slow()] * 500, range(16), workers=2)
+    list(play_policies("CartPole-v1", {}, [Slow()] * 500, range(16), workers=2))
 """
 
 
@@ -324,7 +324,7 @@ def test_a_foreign_policy_loads_again_after_it_travelled() -> None:
     travelled = pickle.loads(pickle.dumps(actor))
     assert "foreign" not in travelled.__dict__
     assert travelled.act(np.zeros((3, 4))).actions.tolist() == [1, 1, 1]
-    assert as_mlp(actor) is None
+    assert not isinstance(actor, NetworkActor | MlpPolicy)
 
 
 def load_ones(spec: str, spaces: Any) -> Foreign:
