@@ -73,7 +73,9 @@ class Training(Frozen):
     versions: Mapping[str, str]
 
 
-def train_baseline(config: TrainConfig, out: Path, report: Report = silent, *, keep_zip: bool = False) -> Training:
+def train_baseline(
+    config: TrainConfig, out: Path, report: Report = silent, *, keep_zip: bool = False, checkpoints: bool = False
+) -> Training:
     """Train PPO until its plateau and write it as a policy folder; the same configuration gives the same policy.
 
     A second call with an equal configuration reads what is there. The log is written last, so that a folder with a log
@@ -84,6 +86,7 @@ def train_baseline(config: TrainConfig, out: Path, report: Report = silent, *, k
         out: folder of the policy; made if need be.
         report: told of every evaluation.
         keep_zip: also write `model.zip` of Stable-Baselines3, to be trained further with it.
+        checkpoints: also write the policy of every evaluation, as `checkpoints/<timesteps>`, with what it returned.
 
     Raises:
         BadInput: when the environment is refused, PPO refuses an argument, or the folder holds another training.
@@ -103,6 +106,8 @@ def train_baseline(config: TrainConfig, out: Path, report: Report = silent, *, k
     for network in _train(model, config, spaces):
         evaluations.append(_evaluate(network, model.num_timesteps, config))
         report(_describe(evaluations[-1]), model.num_timesteps, config.timesteps)
+        if checkpoints:
+            _write_checkpoint(out, network, evaluations[-1], model if keep_zip else None)
         if is_plateau([evaluation.greedy for evaluation in evaluations], config.patience, config.tolerance):
             stopped = f"the greedy return rose too little over the last {config.patience} evaluations"
             break
@@ -175,12 +180,22 @@ def _describe(evaluation: Evaluation) -> str:
 
 
 def _write(out: Path, network: MlpPolicy, training: Training, model: Any | None) -> None:
-    out.mkdir(parents=True, exist_ok=True)
-    for name, content in network.to_files().items():
-        write_whole(out / name, content)
-    if model is not None:
-        model.save(out / "model.zip")
+    _write_network(out, network, model)
     write_whole(out / TRAINING_LOG, (training.model_dump_json(indent=2) + "\n").encode())
+
+
+def _write_checkpoint(out: Path, network: MlpPolicy, evaluation: Evaluation, model: Any | None) -> None:
+    folder = out / "checkpoints" / f"{evaluation.timesteps:09d}"
+    _write_network(folder, network, model)
+    write_whole(folder / "evaluation.json", (evaluation.model_dump_json() + "\n").encode())
+
+
+def _write_network(folder: Path, network: MlpPolicy, model: Any | None) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, content in network.to_files().items():
+        write_whole(folder / name, content)
+    if model is not None:
+        model.save(folder / "model.zip")
 
 
 def _read_log(out: Path) -> Training | None:
@@ -202,7 +217,9 @@ def _main(
     patience: Annotated[int, typer.Option(help="Evaluations without enough rise; 0: use up the steps.")] = 2,
     tolerance: Annotated[float, typer.Option(help="Enough rise, as a part of the whole rise before.")] = 1 / 3,
     seed: Annotated[int, typer.Option(help="Decides everything that chance decides.")] = 0,
+    evaluation_episodes: Annotated[int, typer.Option(help="Greedy and sampled episodes per evaluation, each.")] = 20,
     keep_zip: Annotated[bool, typer.Option(help="Also write model.zip of Stable-Baselines3.")] = False,
+    checkpoints: Annotated[bool, typer.Option(help="Also write the policy of every evaluation.")] = False,
 ) -> None:
     """Train PPO until it stops getting better, and write it as a policy folder."""
     config = TrainConfig(
@@ -211,11 +228,13 @@ def _main(
         ppo=parse_json_object(ppo, "--ppo"),
         timesteps=timesteps,
         evaluate_every=evaluate_every,
+        evaluation_episodes=evaluation_episodes,
         patience=patience,
         tolerance=tolerance,
         seed=seed,
     )
-    training = train_baseline(config, out, lambda line, done, total: typer.echo(line), keep_zip=keep_zip)
+    tell: Report = lambda line, done, total: typer.echo(line)  # noqa: E731
+    training = train_baseline(config, out, tell, keep_zip=keep_zip, checkpoints=checkpoints)
     typer.echo(f"{out}: {training.stopped}; policy {training.policy_sha256[:12]}")
 
 
