@@ -24,8 +24,7 @@ def test_every_claim_of_a_card_of_the_board_holds(path: Path):
     package = NEEDS.get(path.stem, "mujoco")
     if not importlib.util.find_spec(package):
         pytest.skip(f"{package} is not installed")
-    slow = path.stem == "pongobjects"  # a seeded reset of the console loads its game anew
-    findings = probe_card(load_card(path), trials=2 if slow else 4, steps=1500)
+    findings = probe_card(load_card(path), trials=4, steps=2500)
     assert findings
     assert [f"{finding.claim.text}: {finding.evidence}" for finding in findings if not finding.held] == []
 
