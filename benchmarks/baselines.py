@@ -1,8 +1,9 @@
 """Train the board's baselines and experts: `python -m benchmarks.baselines --out baselines Hopper-v5 Acrobot-v1`.
 
-One training per environment, by `flows.train_baseline`. The baseline is the policy of the first plateau, which is what
-`python -m flows.train_baseline` ends with by itself; the expert is the best of the whole training. The arguments are in
-`baselines.toml`. Nothing is judged here.
+One training per environment, by `flows.train_baseline`. The expert is the best policy of the whole training. The
+baseline is the policy of the first plateau, which is what `python -m flows.train_baseline` ends with by itself; where
+that plateau is the solution, there is nothing to improve, and the baseline is the last policy that had not come half
+the way. The arguments are in `baselines.toml`. Nothing is judged here.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import typer
 
 from flows.train_baseline import TRAINING_LOG, TrainConfig, is_plateau, train_baseline
 
+_NOTHING_LEFT = 0.1  # of the rise; a plateau so near to the best is the solution
 _CONFIGURATIONS = Path(__file__).with_name("baselines.toml")
 
 
@@ -44,13 +46,22 @@ def choose(folder: Path) -> str:
     checkpoints = sorted((folder / "checkpoints").glob("*/evaluation.json"))
     evaluations: list[dict[str, Any]] = [json.loads(path.read_text()) for path in checkpoints]
     greedy = [float(evaluation["greedy"]) for evaluation in evaluations]
-    rule = TrainConfig(env_id=folder.name)
-    ends = [n for n in range(1, len(greedy) + 1) if is_plateau(greedy[:n], rule.patience, rule.tolerance)]
-    chosen = {"baseline": min(ends, default=len(greedy)) - 1, "expert": max(range(len(greedy)), key=greedy.__getitem__)}
+    chosen = {"baseline": _stuck(greedy), "expert": max(range(len(greedy)), key=greedy.__getitem__)}
     for role, number in chosen.items():
         shutil.copytree(checkpoints[number].parent, folder / role, dirs_exist_ok=True)
     words = [f"{role} {greedy[n]:.1f} after {evaluations[n]['timesteps']} steps" for role, n in chosen.items()]
     return f"{folder.name}: " + ", ".join(words)
+
+
+def _stuck(greedy: Sequence[float]) -> int:
+    """Which evaluation's policy is the baseline."""
+    rule = TrainConfig(env_id="any")
+    ends = [n for n in range(1, len(greedy) + 1) if is_plateau(greedy[:n], rule.patience, rule.tolerance)]
+    plateau, best, rise = min(ends, default=len(greedy)) - 1, max(greedy), max(greedy) - greedy[0]
+    if rise == 0 or best - greedy[plateau] > _NOTHING_LEFT * rise:
+        return plateau
+    arrived = next(n for n, found in enumerate(greedy) if found - greedy[0] > rise / 2)
+    return max(arrived - 1, 0)
 
 
 def _train_logged(job: tuple[str, TrainConfig, Path]) -> str:
