@@ -25,14 +25,15 @@ def make_policy(observation: Space, action: Space, head: Any, **more: Any) -> Ml
     rng = np.random.default_rng(4)
     first, last = observation.n or observation.size, action.n or action.size
     shapes = [(first, 16), (16, 16), (16, last)]
-    return MlpPolicy(
-        observation_space=observation,
-        action_space=action,
-        weights=tuple(rng.normal(size=shape) / np.sqrt(shape[0]) for shape in shapes),
-        biases=tuple(rng.normal(size=shape[1]) for shape in shapes),
-        head=head,
-        **{"activation": "tanh", **more},
-    )
+    fields: dict[str, Any] = {
+        "observation_space": observation,
+        "action_space": action,
+        "weights": tuple(rng.normal(size=shape) / np.sqrt(shape[0]) for shape in shapes),
+        "biases": tuple(rng.normal(size=shape[1]) for shape in shapes),
+        "head": head,
+        "activation": "tanh",
+    }
+    return MlpPolicy(**fields | more)
 
 
 @pytest.mark.parametrize(
