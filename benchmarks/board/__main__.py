@@ -1,0 +1,140 @@
+"""The board's commands: `run` plays the rows of environments, `table` writes them into a page.
+
+    python -m benchmarks.board run CartPole-v1 LunarLander-v3 --baselines baselines
+    python -m benchmarks.board table
+
+A run that was stopped goes on where it was: rows that are in the file of `--out` are not played again.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from flows.processes import core_count, share_out
+from storage.errors import BadInput, TrajnoteError
+from storage.store import Store
+
+from .entries import FIRST_SEED, SEEDS_APART, Entry, list_entries
+from .jobs import ARMS, STAGES, Job, budget_of, run_job
+from .record import record_results
+from .results import summarise
+from .rows import Row, read_rows
+from .scenes import Scene, Sources, set_scene
+from .table import draw_table, verdicts, write_between
+
+PAGE = Path(__file__).resolve().parents[1] / "README.md"
+OutOption = Annotated[Path, typer.Option(help="JSON lines, one per row; rows that are there are not played again.")]
+app = typer.Typer(add_completion=False, help="The board of all environments and methods.", no_args_is_help=True)
+
+
+@app.command()
+def run(
+    names: Annotated[list[str], typer.Argument(help="Environments, see baselines.toml; `all` for all.")],
+    store: Annotated[Path, typer.Option(help="Store of the datasets and of the results.")] = Path("board-store"),
+    out: OutOption = Path("board.jsonl"),
+    baselines: Annotated[Path, typer.Option(help="Folder with NAME/baseline and NAME/expert.")] = Path("baselines"),
+    answers: Annotated[Path | None, typer.Option(help="Recorded answers in place of the example's.")] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Training seeds.")] = 5,
+    arms: Annotated[str, typer.Option(help="Methods, separated by commas.")] = ",".join(ARMS),
+    workers: Annotated[int | None, typer.Option(help="Processes; one per core when left out.")] = None,
+) -> None:
+    """Play the rows of some environments and record them in a store."""
+    began, chosen = time.perf_counter(), _choose(names)
+    wanted, processes = _choose_arms(arms), workers or core_count()
+    opened = Store.open(store) if store.exists() else Store.create(store)
+    scenes = _set_scenes(opened, chosen, Sources(baselines, answers=answers))
+    for stage in STAGES:
+        jobs = _list_jobs(scenes, [arm for arm in stage if arm in wanted], seeds, out)
+        for row in share_out(run_job, jobs, min(processes, max(len(jobs), 1))):
+            _tell(row)
+    results = summarise([row for row in read_rows(out) if row.env in {scene.entry.name for scene in scenes}])
+    for scene in scenes:
+        record_results(opened, scene, [result for result in results if result.env == scene.entry.name])
+    typer.echo(draw_table(results))
+    last = FIRST_SEED + SEEDS_APART * seeds
+    typer.echo(f"training seeds 0 to {seeds - 1}; the gates' and test episodes' seeds lie in {FIRST_SEED} .. {last}")
+    typer.echo(f"{time.perf_counter() - began:.0f} s with {processes} processes; rows in {out}, leaderboard in {store}")
+
+
+@app.command()
+def table(
+    out: OutOption = Path("board.jsonl"),
+    page: Annotated[Path, typer.Option(help="Page with the place for the table.")] = PAGE,
+) -> None:
+    """Write the table of all rows into a page."""
+    rows = read_rows(out)
+    if not rows:
+        raise BadInput(f"{out} has no rows.", "Run `python -m benchmarks.board run` first.")
+    order = {name: place for place, name in enumerate(list_entries())}
+    results = summarise(sorted(rows, key=lambda row: order.get(row.env, len(order))))
+    seconds = sum(row.seconds for row in rows)
+    told = [draw_table(results), verdicts(results), f"All rows took {seconds / 60:.0f} minutes of one core."]
+    write_between(page, "board", "\n\n".join(part for part in told if part))
+    typer.echo(f"{len(rows)} rows of {len({row.env for row in rows})} environments in {page}")
+
+
+def _choose(names: Sequence[str]) -> list[Entry]:
+    known = list_entries()
+    if list(names) == ["all"]:
+        return list(known.values())
+    if unknown := [name for name in names if name not in known]:
+        raise BadInput(f"{', '.join(unknown)} is not on the board.", f"Known are {', '.join(known)}.")
+    return [known[name] for name in names]
+
+
+def _choose_arms(text: str) -> set[str]:
+    wanted = set(text.split(","))
+    if unknown := wanted - set(ARMS):
+        raise BadInput(f"Unknown methods {', '.join(sorted(unknown))}.", f"Known are {', '.join(ARMS)}.")
+    return wanted
+
+
+def _set_scenes(store: Store, entries: Sequence[Entry], sources: Sources) -> list[Scene]:
+    """The scenes of all environments that have a baseline; the others are told, and left out."""
+    scenes: list[Scene] = []
+    for entry in entries:
+        try:
+            scenes.append(set_scene(store, entry, sources))
+        except TrajnoteError as error:
+            typer.echo(f"{entry.name}: left out: {error}", err=True)
+            continue
+        scene = scenes[-1]
+        labels = scene.unlabelled or f"{len(scene.labels or ())} labels"
+        typer.echo(f"{entry.name}: {scene.manifest.dataset_id}, {scene.manifest.steps} steps; {labels}", err=True)
+    return scenes
+
+
+def _list_jobs(scenes: Sequence[Scene], arms: Sequence[str], seeds: int, out: Path) -> list[Job]:
+    """The jobs of a stage that have no row yet; the hard environments, which take long, come first."""
+    known = {(row.env, row.arm, row.seed): row for row in read_rows(out)}
+    jobs: list[Job] = []
+    for scene in reversed(scenes):
+        for seed in range(seeds):
+            own = {arm: known[name, arm, seed] for arm in ARMS if ((name := scene.entry.name), arm, seed) in known}
+            jobs += [_make_job(scene, arm, seed, out, own) for arm in arms]
+    done = {row.key for row in known.values() if row.status == "done"}
+    return [job for job in jobs if job.key not in done]
+
+
+def _make_job(scene: Scene, arm: str, seed: int, out: Path, own: dict[str, Row]) -> Job:
+    budget = budget_of(own) if arm in STAGES[-1] else 0
+    return Job(scene, arm, seed, out, own.get("baseline") if arm in STAGES[1] else None, budget)
+
+
+def _tell(row: Row) -> None:
+    came = row.reason if row.status == "failed" else f"{sum(row.greedy) / len(row.greedy):.1f} greedy; {row.reason}"
+    typer.echo(f"{row.env} {row.arm} {row.seed}: {came} ({row.seconds:.0f} s)", err=True)
+
+
+if __name__ == "__main__":
+    try:
+        app(standalone_mode=False)
+    except TrajnoteError as error:
+        typer.echo(f"error: {error}", err=True)
+        sys.exit(error.exit_code)

@@ -1,0 +1,185 @@
+"""What all rows of one environment share: its dataset, its baseline, its expert and the labels, taken into a store.
+
+An example's rollouts are taken as they are; where there is none, the baseline's sampled episodes are collected.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from annotate.costs import estimate_calls, price
+from annotate.requests import DEFAULT_MODEL, AnnotateConfig
+from flows.collect import CollectConfig
+from flows.demo import RECORDED_MODEL, take_example
+from flows.gather import gather
+from flows.label import label, plan
+from flows.questions import LabelConfig
+from refine.labels import Labels, labels_from_annotations
+from refine.policy import MlpPolicy
+from storage.annotations import load_annotations
+from storage.errors import Prerequisite, TrajnoteError
+from storage.identity import content_id
+from storage.schema import Array, Manifest
+from storage.steps import StepArrays, read_steps
+from storage.store import Store
+
+from .entries import Entry
+
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
+STATES_PER_EPISODE = 8  # that the oracle labels where no annotator has
+
+
+@dataclass(frozen=True)
+class Sources:
+    """Where policies and answers come from."""
+
+    baselines: Path  # NAME/{baseline,expert}, as `python -m benchmarks.baselines` writes them
+    examples: Path = EXAMPLES
+    answers: Path | None = None  # recorded answers in place of the example's
+
+    def example(self, entry: Entry) -> Path:
+        """The folder of an environment's example, which may not be there."""
+        return self.examples / entry.example
+
+    def policies(self, entry: Entry, role: str) -> list[Path]:
+        """The folders that may hold a policy, the example's first."""
+        return [self.example(entry) / role, self.baselines / entry.name / role]
+
+    def trainings(self, entry: Entry) -> list[Path]:
+        """The folders that may hold the training that a baseline was taken from."""
+        checkpoints = sorted((self.baselines / entry.name / "checkpoints").glob("*"))
+        return [*self.policies(entry, "baseline"), *checkpoints]
+
+
+@dataclass(frozen=True)
+class Scene:
+    """Everything that the rows of one environment start from, small enough to send to another process."""
+
+    entry: Entry
+    store_root: Path
+    manifest: Manifest
+    baseline: MlpPolicy
+    expert: MlpPolicy | None
+    model_zip: Path | None  # the baseline's training in Stable-Baselines3
+    labels: Labels | None  # of the annotator
+    critical: NDArray[np.int64]  # rows of the steps that it marked as critical
+    dollars: float | None  # estimated
+    unlabelled: str  # why there are no labels of an annotator; empty when there are
+
+    @property
+    def content_id(self) -> str:
+        """Named by everything that decides a row of it."""
+        labels = {} if self.labels is None else {k: np.asarray(v).tolist() for k, v in vars(self.labels).items()}
+        policies = [self.baseline.sha256, self.expert.sha256 if self.expert else None]
+        sizes = [self.entry.select, self.entry.accept, self.entry.report, self.entry.mode]
+        return content_id("s_", [self.manifest.dataset_id, policies, labels, self.critical.tolist(), sizes])
+
+    def read_steps(self) -> StepArrays:
+        """The logged steps."""
+        return read_steps(Store.open(self.store_root), self.manifest.dataset_id)
+
+
+def set_scene(store: Store, entry: Entry, sources: Sources) -> Scene:
+    """Take an environment's dataset, policies and labels into the store; a second call changes nothing.
+
+    Raises:
+        Prerequisite: when there is no baseline.
+    """
+    folder = _find_policy(sources.policies(entry, "baseline"), entry)
+    manifest = _take_dataset(store, entry, sources, folder)
+    baseline = _read_policy(folder)
+    expert = next(filter(Path.is_dir, sources.policies(entry, "expert")), None)
+    scene: dict[str, Any] = {"labels": None, "critical": np.zeros(0, np.int64), "dollars": None, "unlabelled": ""}
+    try:
+        scene |= _take_labels(store, manifest, sources.answers or sources.example(entry) / "answers.jsonl", entry.card)
+    except TrajnoteError as error:
+        scene["unlabelled"] = error.problem
+    return Scene(
+        entry=entry,
+        store_root=store.root,
+        manifest=manifest,
+        baseline=baseline,
+        expert=_read_policy(expert) if expert else None,
+        model_zip=_find_model(sources.trainings(entry), baseline),
+        **scene,
+    )
+
+
+def spread_states(steps: StepArrays, count: int = STATES_PER_EPISODE) -> NDArray[np.int64]:
+    """Rows in the middle of `count` equal windows of every episode; fewer where an episode is shorter."""
+    windows = (np.arange(count) + 0.5) / count
+    rows = steps.starts[:, None] + (windows * steps.lengths[:, None]).astype(np.int64)
+    return np.unique(rows)
+
+
+def logged_labels(rows: NDArray[np.int64], steps: StepArrays, baseline: MlpPolicy) -> Labels:
+    """The logged actions at some rows as labels of weight 1: what plain cloning imitates."""
+    return suggested_labels(rows, steps.action[rows], baseline)
+
+
+def suggested_labels(rows: NDArray[np.int64], actions: Array, baseline: MlpPolicy) -> Labels:
+    """Actions at some rows as labels of weight 1, without implicit rewards."""
+    dtype = np.int64 if baseline.action_space.is_discrete else np.float64
+    return Labels(rows, np.asarray(actions, dtype=dtype), np.ones(len(rows)), np.zeros(len(rows)))
+
+
+def _find_policy(folders: Sequence[Path], entry: Entry) -> Path:
+    for folder in folders:
+        if (folder / "policy.json").is_file():
+            return folder
+    places = " and ".join(map(str, folders))
+    raise Prerequisite(
+        f"{entry.name} has no baseline in {places}.", f"Train one: python -m benchmarks.baselines {entry.name}"
+    )
+
+
+def _find_model(folders: Sequence[Path], baseline: MlpPolicy) -> Path | None:
+    """The first `model.zip` that lies beside a policy equal to the baseline."""
+    for folder in folders:
+        model = folder / "model.zip"
+        if model.is_file() and (folder / "policy.json").is_file() and _read_policy(folder).sha256 == baseline.sha256:
+            return model.resolve()
+    return None
+
+
+def _read_policy(folder: Path) -> MlpPolicy:
+    return MlpPolicy.from_files({path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()})
+
+
+def _take_dataset(store: Store, entry: Entry, sources: Sources, baseline: Path) -> Manifest:
+    example = sources.example(entry)
+    if (example / "rollouts").is_dir():
+        return take_example(store, example)
+    config = CollectConfig(
+        env_id=entry.env_id,
+        env_kwargs=entry.env_kwargs,
+        policy=f"policy:{baseline}",
+        mode="sampled",
+        episodes=entry.episodes,
+    )
+    return gather(store, config, card=entry.card)
+
+
+def _take_labels(store: Store, manifest: Manifest, answers: Path, card: str | None) -> dict[str, Any]:
+    """Recorded answers as labels, the rows that were marked as critical, and what the answers would have cost."""
+    if not answers.is_file():
+        raise Prerequisite(f"no recorded answers in {answers.parent.name}/{answers.name}")
+    asked = AnnotateConfig(model=RECORDED_MODEL)
+    config = LabelConfig(provider="recorded", answers=answers, annotate=asked, card=card)
+    requests = plan(store, manifest.dataset_id, config).plan.requests
+    run_id = label(store, manifest.dataset_id, config).run_id
+    notes = load_annotations(store, manifest.dataset_id, [run_id])
+    steps = read_steps(store, manifest.dataset_id)
+    marked = [(note.episode_id, note.step) for note in notes if note.critical]
+    critical = steps.rows_of([e for e, _ in marked], [s for _, s in marked]) if marked else np.zeros(0, np.int64)
+    return {
+        "labels": labels_from_annotations(notes, steps, manifest.action_space),
+        "critical": np.unique(critical),
+        "dollars": price(DEFAULT_MODEL, estimate_calls(requests, asked.windows)),
+    }
