@@ -13,19 +13,21 @@ from storage.schema import Array
 
 from .cloning import AnnotatedBCConfig, AnnotatedDiscreteBCConfig
 from .config import RefineConfig
-from .continuous_critic import AnnotatedTD3PlusBCConfig
-from .discrete_critic import AnnotatedDiscreteCQLConfig
+from .continuous_critic import AnnotatedReBRACConfig, AnnotatedTD3PlusBCConfig
+from .discrete_critic import AnnotatedDiscreteCQLConfig, AnnotatedDQNConfig
 from .door import LearnableConfig, MultiplyRewardScaler, QLearningAlgoBase
 from .networks import action_scaler_of, encoder_of, load_weights, observation_scaler_of
 from .policy import MlpPolicy
 from .spaces import action_bounds, action_units, network_inputs, output_size
+from .weighted_regression import AnnotatedAWACConfig, AnnotatedIQLConfig
 
 Algorithm = QLearningAlgoBase[Any, Any]
 
 TARGET_INTERVAL = 100
 """Steps between copies of the discrete critic to its target; d3rlpy's 8,000 is more than a whole refinement."""
 CONSERVATISM = 0.1
-"""Weight of the conservative term; small, because the actor stays close to the baseline, which made the data."""
+"""The recipe's weight of the conservative term; small, as the actor stays close to the baseline, which made the data.
+The algorithm `discrete_cql` has d3rlpy's 1."""
 
 
 def create_algorithm(baseline: MlpPolicy, config: RefineConfig, beta: float, *, return_scale: float = 1.0) -> Algorithm:
@@ -35,20 +37,23 @@ def create_algorithm(baseline: MlpPolicy, config: RefineConfig, beta: float, *, 
         baseline: with a head of logits when discrete.
         config: the refinement.
         beta: weight of the distance to the baseline.
-        return_scale: typical size of a return, by which the critic divides rewards; not used in mode A.
+        return_scale: typical size of a return, by which a critic divides rewards; not used without one.
 
     Raises:
-        BadInput: when the baseline has no hidden layer, or its actions are unbounded and the mode needs a critic.
+        BadInput: when the baseline has no hidden layer, the algorithm is not for its kind of actions, or they are
+            unbounded and it has a critic.
     """
+    config.check_actions(baseline.action_space)
     fields: dict[str, Any] = {
         "batch_size": config.batch_size,
         "stay_close": beta,
+        "ramp_steps": config.ramp_steps,
         "observation_scaler": observation_scaler_of(baseline),
         "action_scaler": action_scaler_of(baseline),
     }
     if not baseline.action_space.is_discrete:
         fields["clipped"] = baseline.head == "clip"
-    build = _cloning if config.mode == "A" else _actor_critic
+    build = _actor_critic if config.has_critic else _cloning
     algorithm = cast("Algorithm", build(fields, baseline, config, return_scale).create())
     algorithm.create_impl((baseline.input_size,), output_size(baseline.action_space))
     _start_at(algorithm, baseline)
@@ -82,7 +87,11 @@ def network_outputs(algorithm: Algorithm, observations: Array, baseline: MlpPoli
 
 
 def _cloning(fields: dict[str, Any], baseline: MlpPolicy, config: RefineConfig, return_scale: float) -> LearnableConfig:
-    fields |= {"learning_rate": config.learning_rate, "encoder_factory": encoder_of(baseline)}
+    fields |= {
+        "learning_rate": config.learning_rate,
+        "encoder_factory": encoder_of(baseline),
+        "improvement": config.improvement if config.algorithm == "bc" else 0.0,
+    }
     return AnnotatedDiscreteBCConfig(**fields) if baseline.action_space.is_discrete else AnnotatedBCConfig(**fields)
 
 
@@ -98,21 +107,38 @@ def _actor_critic(
         "actor_encoder_factory": encoder_of(baseline),
     }
     if baseline.action_space.is_discrete:
-        return AnnotatedDiscreteCQLConfig(
-            **fields,
-            learning_rate=config.learning_rate,
-            encoder_factory=encoder_of(baseline),
-            target_update_interval=TARGET_INTERVAL,
-            alpha=CONSERVATISM,
-        )
+        return _discrete_critic(fields, baseline, config)
     if not np.isfinite(action_bounds(baseline.action_space)).all():
-        raise BadInput(f"Mode {config.mode} needs bounded actions.", "Use mode A, or give the action space bounds.")
-    return AnnotatedTD3PlusBCConfig(
-        **fields,
-        critic_learning_rate=config.learning_rate,
-        critic_encoder_factory=encoder_of(baseline),
-        update_actor_interval=1,  # a snapshot's step is a step of the actor
-    )
+        raise BadInput(
+            f"Mode {config.mode} of {config.algorithm} needs bounded actions.",
+            "Use mode A of recipe or bc, or give the action space bounds.",
+        )
+    return _continuous_critic(fields, baseline, config)
+
+
+def _discrete_critic(fields: dict[str, Any], baseline: MlpPolicy, config: RefineConfig) -> LearnableConfig:
+    fields |= {
+        "learning_rate": config.learning_rate,
+        "encoder_factory": encoder_of(baseline),
+        "target_update_interval": TARGET_INTERVAL,
+        "evaluate_actor": config.algorithm == "recipe",
+    }
+    if config.algorithm == "dqn":
+        return AnnotatedDQNConfig(**fields)
+    return AnnotatedDiscreteCQLConfig(**fields, alpha=CONSERVATISM if config.algorithm == "recipe" else 1.0)
+
+
+def _continuous_critic(fields: dict[str, Any], baseline: MlpPolicy, config: RefineConfig) -> LearnableConfig:
+    encoder = encoder_of(baseline)
+    fields |= {"critic_learning_rate": config.learning_rate, "critic_encoder_factory": encoder}
+    if config.algorithm == "iql":
+        return AnnotatedIQLConfig(**fields, value_encoder_factory=encoder)
+    if config.algorithm == "awac":
+        return AnnotatedAWACConfig(**fields)
+    fields["update_actor_interval"] = 1  # a snapshot's step is a step of the actor
+    if config.algorithm == "rebrac":
+        return AnnotatedReBRACConfig(**fields)
+    return AnnotatedTD3PlusBCConfig(**fields, clones=config.algorithm == "td3_plus_bc")
 
 
 def _start_at(algorithm: Algorithm, baseline: MlpPolicy) -> None:

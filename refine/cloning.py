@@ -1,6 +1,7 @@
-"""Mode A: d3rlpy's behaviour cloning with suggestions as targets, starting at the baseline and staying close to it.
+"""Behaviour cloning of d3rlpy with suggestions as targets, starting at the baseline and staying close to it.
 
-Logged actions and rewards play no part here; only the states do.
+The recipe of mode A clones suggestions alone: logged actions and rewards play no part in it, only the states do. The
+algorithm `bc` clones the logged actions beside them, as d3rlpy's own does.
 """
 
 from __future__ import annotations
@@ -8,6 +9,10 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, cast
 
+import torch
+from torch.nn.functional import mse_loss
+
+from .annotated import AnnotatedFields, AnnotatedImpl, rebuild
 from .door import (
     BC,
     BCConfig,
@@ -27,14 +32,8 @@ from .networks import ClippedPolicy
 
 
 @dataclasses.dataclass()
-class AnnotatedDiscreteBCConfig(DiscreteBCConfig):
-    """Cloning of suggestions, discrete: cross-entropy plus `stay_close * KL(pi_0 || pi)`.
-
-    Args:
-        stay_close: weight of the distance to the baseline. d3rlpy's own `beta`, a penalty on logits, is not used.
-    """
-
-    stay_close: float = 0.1
+class AnnotatedDiscreteBCConfig(AnnotatedFields, DiscreteBCConfig):
+    """Cloning, discrete: cross-entropy to suggestions, `stay_close * KL(pi_0 || pi)`, `improvement *` d3rlpy's own."""
 
     def create(self, device: DeviceArg = False, enable_ddp: bool = False) -> AnnotatedDiscreteBC:
         """The algorithm of this configuration."""
@@ -52,34 +51,46 @@ class AnnotatedDiscreteBC(DiscreteBC):
     def inner_create_impl(self, observation_shape: Shape, action_size: int) -> None:
         """Build d3rlpy's modules, then the annotated loss around them."""
         super().inner_create_impl(observation_shape, action_size)
-        config = cast("AnnotatedDiscreteBCConfig", self._config)
-        self._impl = AnnotatedDiscreteBCImpl(
-            stay_close=config.stay_close,
-            observation_shape=observation_shape,
-            action_size=action_size,
-            modules=cast("DiscreteBCImpl", self._impl).modules,
-            beta=config.beta,
-            compiled=self.compiled,
-            device=self._device,
-        )
+        self._impl = rebuild(self, AnnotatedDiscreteBCImpl)
 
 
-class AnnotatedDiscreteBCImpl(DiscreteBCImpl):
-    """The annotated loss of a categorical policy; takes what d3rlpy's own takes, and `stay_close`."""
+class CloningImpl(AnnotatedImpl):
+    """Mixin of d3rlpy's cloning: suggestions and baseline first, the logged actions if they have a weight."""
+
+    _modules: Any
+
+    def compute_imitator_grad(self, batch: TorchMiniBatch) -> BehaviourLoss:
+        """Gradients of the distance to the suggestions, to the baseline, and of the algorithm's own loss."""
+        self._modules.optim.zero_grad()
+        output = self._modules.imitator(batch.observations)
+        loss = self.compute_behaviour(output, batch)
+        if self._terms.improvement:
+            own = self.compute_own(output, batch)
+            loss = dataclasses.replace(loss, loss=loss.loss + self._terms.improvement * own)
+        loss.loss.backward()
+        return loss
+
+    def compute_behaviour(self, output: Any, batch: TorchMiniBatch) -> BehaviourLoss:
+        """What suggestions and baseline say about the policy's output."""
+        raise NotImplementedError
+
+    def compute_own(self, output: Any, batch: TorchMiniBatch) -> torch.Tensor:
+        """What the algorithm itself asks of the policy."""
+        raise NotImplementedError
+
+
+class AnnotatedDiscreteBCImpl(CloningImpl, DiscreteBCImpl):
+    """The annotated loss of a categorical policy."""
 
     _modules: DiscreteBCModules
 
-    def __init__(self, *, stay_close: float, **fields: Any) -> None:
-        super().__init__(**fields)
-        self._stay_close = stay_close
+    def compute_behaviour(self, output: Any, batch: TorchMiniBatch) -> BehaviourLoss:
+        """Cross-entropy to the suggestions and divergence from the baseline."""
+        return discrete_behaviour(output.logits, read_notes(batch), self._terms.stay_close, self._ramp)
 
-    def compute_imitator_grad(self, batch: TorchMiniBatch) -> BehaviourLoss:
-        """Gradients of the cross-entropy to the suggestions and of the distance to the baseline."""
-        self._modules.optim.zero_grad()
-        logits = self._modules.imitator(batch.observations).logits
-        loss = discrete_behaviour(logits, read_notes(batch), self._stay_close)
-        loss.loss.backward()
-        return loss
+    def compute_own(self, output: Any, batch: TorchMiniBatch) -> torch.Tensor:
+        """d3rlpy's cross-entropy to the logged actions with its penalty on logits."""
+        return self.compute_loss(batch.observations, batch.actions).loss
 
     @property
     def policy(self) -> Any:
@@ -88,15 +99,13 @@ class AnnotatedDiscreteBCImpl(DiscreteBCImpl):
 
 
 @dataclasses.dataclass()
-class AnnotatedBCConfig(BCConfig):
-    """Cloning of suggestions, continuous: squared error plus `stay_close` times that to the baseline's mean.
+class AnnotatedBCConfig(AnnotatedFields, BCConfig):
+    """Cloning, continuous: squared errors to suggestions, to the baseline's mean and to logged actions.
 
     Args:
-        stay_close: weight of the distance to the baseline.
         clipped: whether the mean is cut to the bounds (PPO) instead of squashed to them (SAC, TD3).
     """
 
-    stay_close: float = 0.1
     clipped: bool = False
 
     def create(self, device: DeviceArg = False, enable_ddp: bool = False) -> AnnotatedBC:
@@ -115,40 +124,27 @@ class AnnotatedBC(BC):
     def inner_create_impl(self, observation_shape: Shape, action_size: int) -> None:
         """Build d3rlpy's modules, then the annotated loss around them."""
         super().inner_create_impl(observation_shape, action_size)
-        config = cast("AnnotatedBCConfig", self._config)
         modules = cast("BCModules", cast("BCImpl", self._impl).modules)
-        if config.clipped:
+        if cast("AnnotatedBCConfig", self._config).clipped:
             modules = dataclasses.replace(modules, imitator=ClippedPolicy(modules.imitator))
-        self._impl = AnnotatedBCImpl(
-            stay_close=config.stay_close,
-            clipped=config.clipped,
-            observation_shape=observation_shape,
-            action_size=action_size,
-            modules=modules,
-            policy_type=config.policy_type,
-            compiled=self.compiled,
-            device=self._device,
-        )
+        self._impl = rebuild(self, AnnotatedBCImpl, modules=modules)
 
 
-class AnnotatedBCImpl(BCImpl):
-    """The annotated loss of a deterministic policy; takes what d3rlpy's own takes, `stay_close` and `clipped`."""
+class AnnotatedBCImpl(CloningImpl, BCImpl):
+    """The annotated loss of a deterministic policy; a cut mean has no gradient beyond the bounds, so it is not cut."""
 
     _modules: BCModules
 
-    def __init__(self, *, stay_close: float, clipped: bool, **fields: Any) -> None:
-        super().__init__(**fields)
-        self._stay_close = stay_close
-        self._clipped = clipped
+    def compute_behaviour(self, output: Any, batch: TorchMiniBatch) -> BehaviourLoss:
+        """Squared errors to the suggestions and to the baseline's mean."""
+        return continuous_behaviour(self._means(output), read_notes(batch), self._terms.stay_close, self._ramp)
 
-    def compute_imitator_grad(self, batch: TorchMiniBatch) -> BehaviourLoss:
-        """Gradients of the squared errors to the suggestions and to the baseline's mean."""
-        self._modules.optim.zero_grad()
-        action = self._modules.imitator(batch.observations)
-        means = action.mu if self._clipped else action.squashed_mu  # a cut mean has no gradient beyond the bounds
-        loss = continuous_behaviour(means, read_notes(batch), self._stay_close)
-        loss.loss.backward()
-        return loss
+    def compute_own(self, output: Any, batch: TorchMiniBatch) -> torch.Tensor:
+        """d3rlpy's squared error to the logged actions."""
+        return mse_loss(self._means(output), batch.actions)
+
+    def _means(self, output: Any) -> torch.Tensor:
+        return output.mu if self._terms.clipped else output.squashed_mu
 
 
 register_learnable(AnnotatedDiscreteBCConfig)

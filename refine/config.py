@@ -13,6 +13,9 @@ from storage.schema import Frozen, Space
 from .policy import MlpPolicy
 
 TrainingMode = Literal["A", "R", "RA"]
+AlgorithmName = Literal["recipe", "bc", "dqn", "discrete_cql", "td3_plus_bc", "iql", "awac", "rebrac"]
+DISCRETE_ALGORITHMS: tuple[AlgorithmName, ...] = ("recipe", "bc", "dqn", "discrete_cql")
+CONTINUOUS_ALGORITHMS: tuple[AlgorithmName, ...] = ("recipe", "bc", "td3_plus_bc", "iql", "awac", "rebrac")
 MAXIMUM_STEPS = 10_000
 """d3rlpy averages an epoch's losses anew every ten steps, which grows with the square of the steps."""
 DISCRETE_DEFAULTS = {"betas": (0.1, 0.3), "snapshots": (30, 60, 100, 160, 300)}
@@ -27,6 +30,11 @@ class RefineConfig(Frozen):
     """
 
     mode: TrainingMode = Field(default="A", description="A: suggested actions; R: relabelled rewards; RA: both")
+    algorithm: AlgorithmName = Field(
+        default="recipe",
+        description="what learns besides suggestions and closeness to the baseline. recipe: nothing in mode A, a critic"
+        " that evaluates the policy in R and RA; else one of d3rlpy's, its own loss on logged transitions",
+    )
     betas: tuple[float, ...] | None = Field(
         default=None,
         min_length=1,
@@ -51,14 +59,67 @@ class RefineConfig(Frozen):
         description="R: add implicit rewards, or their potential-based form, which keeps the optimum",
     )
     gamma: float = Field(default=0.99, gt=0, le=1, description="R: discount per step")
+    reward_cap: float | None = Field(
+        default=None,
+        gt=0,
+        description="R: most that a step's reward may change, in units of the root mean square of the environment's"
+        " rewards; null: no limit",
+    )
     critic_steps: int = Field(default=1000, ge=0, description="R: steps of the critic before the policy moves")
-    improvement: float = Field(default=0.1, ge=0, description="R: weight of what the critic says about an action")
+    improvement: float = Field(
+        default=0.1, ge=0, description="R: weight of the algorithm's own loss of the policy, what its critic says"
+    )
+    agreement: bool = Field(
+        default=False, description="A: whether a label counts less where annotators of the same state disagree"
+    )
+    support: float = Field(
+        default=0.0,
+        ge=0,
+        le=1,
+        description="A: a suggestion that the baseline finds less likely than this share of its likeliest action counts"
+        " proportionally less; 0: all count",
+    )
+    ramp_steps: int = Field(
+        default=0, ge=0, description="A: steps over which the suggestions' weight rises to 1; 0: 1 from the start"
+    )
+
+    @property
+    def has_critic(self) -> bool:
+        """Whether anything learns from rewards."""
+        return self.mode != "A" or self.algorithm not in ("recipe", "bc")
 
     def completed(self, action_space: Space) -> RefineConfig:
-        """The same with the lists that were left open filled in for a kind of actions."""
+        """The same with the lists that were left open filled in for a kind of actions.
+
+        Raises:
+            BadInput: when the algorithm is not for them.
+        """
+        self.check_actions(action_space)
         defaults = DISCRETE_DEFAULTS if action_space.is_discrete else CONTINUOUS_DEFAULTS
         missing = {name: value for name, value in defaults.items() if getattr(self, name) is None}
         return self.model_copy(update=missing)
+
+    def check_actions(self, action_space: Space) -> None:
+        """Refuse an algorithm that is not for a kind of actions, naming those that are.
+
+        Raises:
+            BadInput: when it is not.
+        """
+        allowed = DISCRETE_ALGORITHMS if action_space.is_discrete else CONTINUOUS_ALGORITHMS
+        if self.algorithm not in allowed:
+            kind = "discrete" if action_space.is_discrete else "continuous"
+            raise BadInput(
+                f"The algorithm {self.algorithm} is not for {kind} actions; allowed are {', '.join(allowed)}."
+            )
+
+    @model_validator(mode="after")
+    def _check_rewards_are_used(self) -> Self:
+        if self.algorithm == "bc" and self.mode != "A":
+            raise BadInput(
+                f"The algorithm bc learns nothing from rewards, so mode {self.mode} is not for it; allowed is mode A.",
+                "Use another algorithm for relabelled rewards.",
+            )
+        return self
 
     @model_validator(mode="after")
     def _check_lists(self) -> Self:

@@ -1,18 +1,24 @@
-"""Modes R and RA, continuous: d3rlpy's TD3+BC on relabelled rewards, starting at the baseline.
+"""Continuous actions with rewards, deterministic actors: d3rlpy's TD3+BC and ReBRAC, starting at the baseline.
 
 The critic learns from logged transitions only: its loss is d3rlpy's own and never sees a suggestion. As in
-`discrete_critic.py`, the actor waits until the critic knows what the baseline is worth.
+`discrete_critic.py`, the actor waits until the critic knows what the baseline is worth. Actors that are Gaussians are
+in `weighted_regression.py`.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, cast
+from typing import Any, ClassVar
 
+import torch
+
+from .annotated import CriticFields, WaitingActor, rebuild
 from .door import (
     ActionOutput,
-    DDPGModules,
     DeviceArg,
+    ReBRAC,
+    ReBRACConfig,
+    ReBRACImpl,
     Shape,
     TD3PlusBC,
     TD3PlusBCConfig,
@@ -20,28 +26,65 @@ from .door import (
     TorchMiniBatch,
     register_learnable,
 )
-from .losses import ActorLoss, continuous_behaviour, join_value, read_notes
+from .losses import ActorLoss, continuous_behaviour, join_own, read_notes
 from .networks import ClippedPolicy
 
 
 @dataclasses.dataclass()
-class AnnotatedTD3PlusBCConfig(TD3PlusBCConfig):
-    """TD3+BC (Fujimoto and Gu, arXiv 2106.06860) with suggestions, staying close to the baseline.
-
-    The critic is d3rlpy's own. The actor maximises `Q(s, pi(s)) / mean |Q|` as in the paper; the distance to the logged
-    actions becomes that to the baseline's mean, of which a logged action is a noisy sample.
+class ContinuousFields(CriticFields):
+    """Fields of a continuous actor-critic.
 
     Args:
-        stay_close: weight of the distance to the baseline.
-        improvement: weight of the normalised value; takes the place of d3rlpy's `alpha`, which is not used.
-        critic_steps: steps before the actor moves.
         clipped: whether the mean is cut to the bounds (PPO) instead of squashed to them (SAC, TD3).
     """
 
-    stay_close: float = 0.1
-    improvement: float = 0.1
-    critic_steps: int = 1000
     clipped: bool = False
+
+
+class ContinuousActorImpl(WaitingActor):
+    """Mixin of d3rlpy's continuous actor-critics: behaviour terms beside the actor's own loss."""
+
+    def compute_actor_loss(self, batch: TorchMiniBatch, action: ActionOutput) -> ActorLoss:
+        """What annotators and baseline say, and what the algorithm itself asks of its actor."""
+        own = self.compute_own(batch, action)
+        means = action.mu if self._terms.clipped else action.squashed_mu  # a cut mean has no gradient beyond the bounds
+        behaviour = continuous_behaviour(means, read_notes(batch), self._terms.stay_close, self._ramp)
+        return join_own(behaviour, own, self._terms.improvement)
+
+    def compute_own(self, batch: TorchMiniBatch, action: ActionOutput) -> torch.Tensor:
+        """d3rlpy's own loss of the actor, on logged transitions."""
+        parent: Any = super()
+        return parent.compute_actor_loss(batch, action).actor_loss
+
+
+class ContinuousActor:
+    """Mixin of d3rlpy's algorithms: the annotated loss, and a cut mean where the baseline has one."""
+
+    implementation: ClassVar[type[ContinuousActorImpl]]
+
+    def inner_create_impl(self, observation_shape: Shape, action_size: int) -> None:
+        """Build d3rlpy's modules, then the annotated loss around them."""
+        algorithm: Any = self
+        parent: Any = super()
+        parent.inner_create_impl(observation_shape, action_size)
+        modules = algorithm._impl.modules
+        if algorithm._config.clipped:
+            names = [name for name in ("policy", "targ_policy") if hasattr(modules, name)]
+            modules = dataclasses.replace(modules, **{name: ClippedPolicy(getattr(modules, name)) for name in names})
+        algorithm._impl = rebuild(algorithm, self.implementation, modules=modules)
+
+
+@dataclasses.dataclass()
+class AnnotatedTD3PlusBCConfig(ContinuousFields, TD3PlusBCConfig):
+    """TD3+BC (Fujimoto and Gu, arXiv 2106.06860) with suggestions, staying close to the baseline.
+
+    Args:
+        clones: whether the actor's own loss is d3rlpy's, with its distance to the logged actions and `alpha`. If not,
+            it is `-Q(s, pi(s)) / mean |Q|` alone: a logged action is a noisy sample of the baseline, whose mean the
+            actor stays close to anyway.
+    """
+
+    clones: bool = False
 
     def create(self, device: DeviceArg = False, enable_ddp: bool = False) -> AnnotatedTD3PlusBC:
         """The algorithm of this configuration."""
@@ -53,67 +96,46 @@ class AnnotatedTD3PlusBCConfig(TD3PlusBCConfig):
         return "trajnote_td3_plus_bc"
 
 
-class AnnotatedTD3PlusBC(TD3PlusBC):
-    """See `AnnotatedTD3PlusBCConfig`."""
+@dataclasses.dataclass()
+class AnnotatedReBRACConfig(ContinuousFields, ReBRACConfig):
+    """ReBRAC (Tarasov et al., arXiv 2305.09836) with suggestions, staying close to the baseline."""
 
-    def inner_create_impl(self, observation_shape: Shape, action_size: int) -> None:
-        """Build d3rlpy's modules, then the annotated loss around them."""
-        super().inner_create_impl(observation_shape, action_size)
-        config = cast("AnnotatedTD3PlusBCConfig", self._config)
-        built = cast("Any", self._impl)
-        modules: DDPGModules = built.modules
-        if config.clipped:
-            modules = dataclasses.replace(
-                modules, policy=ClippedPolicy(modules.policy), targ_policy=ClippedPolicy(modules.targ_policy)
-            )
-        self._impl = AnnotatedTD3PlusBCImpl(
-            stay_close=config.stay_close,
-            improvement=config.improvement,
-            critic_steps=config.critic_steps,
-            clipped=config.clipped,
-            observation_shape=observation_shape,
-            action_size=action_size,
-            modules=modules,
-            q_func_forwarder=built._q_func_forwarder,
-            targ_q_func_forwarder=built._targ_q_func_forwarder,
-            gamma=config.gamma,
-            tau=config.tau,
-            target_smoothing_sigma=config.target_smoothing_sigma,
-            target_smoothing_clip=config.target_smoothing_clip,
-            alpha=config.alpha,
-            update_actor_interval=config.update_actor_interval,
-            compiled=self.compiled,
-            device=self._device,
-        )
+    def create(self, device: DeviceArg = False, enable_ddp: bool = False) -> AnnotatedReBRAC:
+        """The algorithm of this configuration."""
+        return AnnotatedReBRAC(self, device, enable_ddp)
+
+    @staticmethod
+    def get_type() -> str:
+        """Name under which d3rlpy saves and loads it."""
+        return "trajnote_rebrac"
 
 
-class AnnotatedTD3PlusBCImpl(TD3PlusBCImpl):
+class AnnotatedTD3PlusBCImpl(ContinuousActorImpl, TD3PlusBCImpl):
     """d3rlpy's critic with the annotated loss of the actor."""
 
-    def __init__(
-        self, *, stay_close: float, improvement: float, critic_steps: int, clipped: bool, **fields: Any
-    ) -> None:
-        super().__init__(**fields)
-        self._stay_close = stay_close
-        self._improvement = improvement
-        self._critic_steps = critic_steps
-        self._clipped = clipped
-
-    def inner_update(self, batch: TorchMiniBatch, grad_step: int) -> dict[str, float]:
-        """One step of d3rlpy's own, without the actor until the critic has had its start."""
-        if grad_step >= self._critic_steps:
-            return super().inner_update(batch, grad_step)
-        metrics = self.update_critic(batch)
-        self.update_critic_target()
-        return metrics
-
-    def compute_actor_loss(self, batch: TorchMiniBatch, action: ActionOutput) -> ActorLoss:
-        """Behaviour terms minus the critic's value of the actor's action, divided by the values' mean size."""
+    def compute_own(self, batch: TorchMiniBatch, action: ActionOutput) -> torch.Tensor:
+        """d3rlpy's own, or the critic's value of the actor's action, divided by the values' mean size."""
+        if self._terms.clones:
+            return super().compute_own(batch, action)
         values = self._q_func_forwarder.compute_expected_q(batch.observations, action.squashed_mu, "none")[0]
-        value_loss = -values.mean() / values.abs().mean().clamp(min=1e-6).detach()
-        means = action.mu if self._clipped else action.squashed_mu  # a cut mean has no gradient beyond the bounds
-        behaviour = continuous_behaviour(means, read_notes(batch), self._stay_close)
-        return join_value(behaviour, value_loss, self._improvement)
+        return -values.mean() / values.abs().mean().clamp(min=1e-6).detach()
+
+
+class AnnotatedReBRACImpl(ContinuousActorImpl, ReBRACImpl):
+    """d3rlpy's critic, penalised by the distance of next actions, with the annotated loss of the actor."""
+
+
+class AnnotatedTD3PlusBC(ContinuousActor, TD3PlusBC):
+    """See `AnnotatedTD3PlusBCConfig`."""
+
+    implementation = AnnotatedTD3PlusBCImpl
+
+
+class AnnotatedReBRAC(ContinuousActor, ReBRAC):
+    """See `AnnotatedReBRACConfig`."""
+
+    implementation = AnnotatedReBRACImpl
 
 
 register_learnable(AnnotatedTD3PlusBCConfig)
+register_learnable(AnnotatedReBRACConfig)

@@ -16,20 +16,30 @@ notices.clear()  # the legacy gym, which d3rlpy imports, prints one on its first
 
 # ruff: noqa: E402
 from d3rlpy.algos import (
+    AWAC,
     BC,
+    DQN,
+    IQL,
+    AWACConfig,
     BCConfig,
     DiscreteBC,
     DiscreteBCConfig,
     DiscreteCQL,
     DiscreteCQLConfig,
+    DQNConfig,
+    IQLConfig,
     QLearningAlgoBase,
+    ReBRAC,
+    ReBRACConfig,
     TD3PlusBC,
     TD3PlusBCConfig,
 )
+from d3rlpy.algos.qlearning.torch.awac_impl import AWACImpl
 from d3rlpy.algos.qlearning.torch.bc_impl import BCImpl, BCModules, DiscreteBCImpl, DiscreteBCModules
 from d3rlpy.algos.qlearning.torch.cql_impl import DiscreteCQLImpl
-from d3rlpy.algos.qlearning.torch.ddpg_impl import DDPGModules
-from d3rlpy.algos.qlearning.torch.dqn_impl import DQNModules
+from d3rlpy.algos.qlearning.torch.dqn_impl import DQNImpl, DQNModules
+from d3rlpy.algos.qlearning.torch.iql_impl import IQLImpl
+from d3rlpy.algos.qlearning.torch.rebrac_impl import ReBRACImpl
 from d3rlpy.algos.qlearning.torch.td3_plus_bc_impl import TD3PlusBCActorLoss, TD3PlusBCImpl
 from d3rlpy.base import DeviceArg, LearnableConfig, load_learnable, register_learnable
 from d3rlpy.constants import ActionSpace
@@ -45,21 +55,27 @@ from d3rlpy.logging import NoopAdapterFactory
 from d3rlpy.models import VectorEncoderFactory
 from d3rlpy.models.builders import create_categorical_policy
 from d3rlpy.models.encoders import EncoderFactory, make_encoder_field
-from d3rlpy.models.torch import ActionOutput, CategoricalPolicy, ImitationLoss, Policy
+from d3rlpy.models.torch import ActionOutput, CategoricalPolicy, ImitationLoss, Policy, build_gaussian_distribution
 from d3rlpy.optimizers.optimizers import OptimizerFactory, OptimizerWrapper, make_optimizer_field
 from d3rlpy.preprocessing import MinMaxActionScaler, MultiplyRewardScaler, StandardObservationScaler
 from d3rlpy.torch_utility import TorchMiniBatch
 from d3rlpy.types import Shape, TorchObservation
 
 __all__ = [
+    "AWAC",
     "BC",
+    "DQN",
+    "IQL",
+    "AWACConfig",
+    "AWACImpl",
     "ActionOutput",
     "ActionSpace",
     "BCConfig",
     "BCImpl",
     "BCModules",
     "CategoricalPolicy",
-    "DDPGModules",
+    "DQNConfig",
+    "DQNImpl",
     "DQNModules",
     "DatasetInfo",
     "DeviceArg",
@@ -71,6 +87,8 @@ __all__ = [
     "DiscreteCQLConfig",
     "DiscreteCQLImpl",
     "EncoderFactory",
+    "IQLConfig",
+    "IQLImpl",
     "ImitationLoss",
     "LearnableConfig",
     "MinMaxActionScaler",
@@ -80,6 +98,9 @@ __all__ = [
     "OptimizerWrapper",
     "Policy",
     "QLearningAlgoBase",
+    "ReBRAC",
+    "ReBRACConfig",
+    "ReBRACImpl",
     "ReplayBufferBase",
     "Shape",
     "Signature",
@@ -94,6 +115,7 @@ __all__ = [
     "TransitionMiniBatch",
     "VectorEncoderFactory",
     "asdict_as_float",
+    "build_gaussian_distribution",
     "create_categorical_policy",
     "load_learnable",
     "make_encoder_field",

@@ -29,7 +29,7 @@ class Notes:
 
 @dataclass(frozen=True)
 class BehaviourLoss(ImitationLoss):
-    """`loss = suggestion_loss + beta * stay_close_loss`."""
+    """`loss = ramp * suggestion_loss + beta * stay_close_loss`."""
 
     suggestion_loss: torch.Tensor
     stay_close_loss: torch.Tensor
@@ -37,10 +37,10 @@ class BehaviourLoss(ImitationLoss):
 
 @dataclass(frozen=True)
 class ActorLoss(TD3PlusBCActorLoss):
-    """`actor_loss = suggestion_loss + beta * bc_loss + improvement * value_loss`; the stay-close term is `bc_loss`."""
+    """`actor_loss = suggestion_loss + beta * bc_loss + improvement * own_loss`; the stay-close term is `bc_loss`."""
 
     suggestion_loss: torch.Tensor
-    value_loss: torch.Tensor
+    own_loss: torch.Tensor
 
 
 def read_notes(batch: TorchMiniBatch) -> Notes:
@@ -59,43 +59,47 @@ def read_notes(batch: TorchMiniBatch) -> Notes:
     return Notes(suggestions, weights[:, 0], labelled[:, 0], references)
 
 
-def discrete_behaviour(logits: torch.Tensor, notes: Notes, stay_close: float) -> BehaviourLoss:
+def discrete_behaviour(logits: torch.Tensor, notes: Notes, stay_close: float, ramp: float = 1.0) -> BehaviourLoss:
     """Cross-entropy to the suggestions and `KL(pi_0 || pi)`.
 
     Args:
         logits: (B, k) of the policy.
         notes: of the same batch.
         stay_close: beta.
+        ramp: weight of the suggestions as a whole.
     """
     errors = cross_entropy(logits, notes.suggestions[:, 0].long(), reduction="none")
     baseline = log_softmax(notes.references, dim=1)
     divergences = kl_div(log_softmax(logits, dim=1), baseline, reduction="none", log_target=True).sum(dim=1)
-    return _combine(errors, divergences, notes, stay_close)
+    return _combine(errors, divergences, notes, stay_close, ramp)
 
 
-def continuous_behaviour(means: torch.Tensor, notes: Notes, stay_close: float) -> BehaviourLoss:
+def continuous_behaviour(means: torch.Tensor, notes: Notes, stay_close: float, ramp: float = 1.0) -> BehaviourLoss:
     """Squared distance to the suggestions and to the baseline's mean, averaged over the action's dimensions.
 
     Args:
         means: (B, m) of the policy, in the network's units.
         notes: of the same batch.
         stay_close: beta.
+        ramp: weight of the suggestions as a whole.
     """
     errors = ((means - notes.suggestions) ** 2).mean(dim=1)
     distances = ((means - notes.references) ** 2).mean(dim=1)
-    return _combine(errors, distances, notes, stay_close)
+    return _combine(errors, distances, notes, stay_close, ramp)
 
 
-def join_value(behaviour: BehaviourLoss, value_loss: torch.Tensor, improvement: float) -> ActorLoss:
-    """Add what a critic says, `value_loss` with its weight `improvement`, to what annotators and baseline say."""
-    total = behaviour.loss + improvement * value_loss
-    return ActorLoss(total, behaviour.stay_close_loss, behaviour.suggestion_loss, value_loss)
+def join_own(behaviour: BehaviourLoss, own_loss: torch.Tensor, improvement: float) -> ActorLoss:
+    """Add an algorithm's own loss of its policy, with its weight, to what annotators and baseline say."""
+    total = behaviour.loss + improvement * own_loss
+    return ActorLoss(total, behaviour.stay_close_loss, behaviour.suggestion_loss, own_loss)
 
 
-def _combine(errors: torch.Tensor, distances: torch.Tensor, notes: Notes, stay_close: float) -> BehaviourLoss:
+def _combine(
+    errors: torch.Tensor, distances: torch.Tensor, notes: Notes, stay_close: float, ramp: float
+) -> BehaviourLoss:
     suggestion = _mean_where(notes.labelled, notes.weights * errors)
     distance = _mean_where(1 - notes.labelled, distances)
-    return BehaviourLoss(suggestion + stay_close * distance, suggestion, distance)
+    return BehaviourLoss(ramp * suggestion + stay_close * distance, suggestion, distance)
 
 
 def _mean_where(mask: torch.Tensor, values: torch.Tensor) -> torch.Tensor:

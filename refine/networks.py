@@ -39,8 +39,8 @@ class ClippedPolicy(Policy):
 
     def forward(self, x: TorchObservation, *args: Any) -> ActionOutput:
         """Mean action, and the same between -1 and 1, (B, m) each."""
-        mean = self._policy(x).mu
-        return ActionOutput(mean, mean.clamp(-1.0, 1.0), logstd=None)
+        output = self._policy(x)
+        return ActionOutput(output.mu, output.mu.clamp(-1.0, 1.0), output.logstd)
 
 
 @contextmanager

@@ -73,6 +73,9 @@ def _logged(
     actions = steps.action.reshape(len(steps), -1)
     if baseline.action_space.is_discrete:
         actions = np.maximum(actions - baseline.action_space.start, 0)  # a final row's 0 may lie below the start
+    else:  # ReBRAC measures distances to next actions; after a truncation the baseline would have gone on
+        actions = actions.copy()
+        actions[steps.is_final] = baseline.act(steps.observation[steps.is_final]).actions
     return {
         "observations": inputs[rows],
         "actions": actions[rows],

@@ -23,7 +23,8 @@ from .labels import Labels, check_labels
 from .networks import as_logits, read_weights, reproducible
 from .packing import build_buffer
 from .policy import MlpPolicy
-from .relabel import Rewards, relabel_additive, relabel_potential, scale_of_returns
+from .relabel import relabel, scale_of_returns
+from .weighting import weigh_labels
 
 __all__ = ["Progress", "RefineConfig", "Snapshot", "refine"]
 
@@ -65,7 +66,8 @@ def refine(
     betas, stops = config.betas or (), config.snapshots or ()
     check_labels(labels, steps, baseline.action_space)
     start = as_logits(baseline, steps.observation) if baseline.head == "q_values" else baseline
-    rewards = steps.reward if config.mode == "A" else _relabel(steps, labels, config)
+    rewards = steps.reward if config.mode == "A" else relabel(steps, labels, config).rewards
+    labels = weigh_labels(labels, steps, start, config)
     scale = scale_of_returns(steps, rewards, gamma=config.gamma)
     quota, counted = config.annotated_per_batch, config.mode != "R"
     buffer = build_buffer(steps, labels, start, rewards=rewards, suggestions=counted, quota=quota)
@@ -101,13 +103,7 @@ def _train(
 
 
 def _waiting(config: RefineConfig) -> int:
-    return 0 if config.mode == "A" else config.critic_steps
-
-
-def _relabel(steps: StepArrays, labels: Labels, config: RefineConfig) -> Rewards:
-    if config.shaping == "potential":
-        return relabel_potential(steps, labels, weight=config.reward_weight, gamma=config.gamma)
-    return relabel_additive(steps, labels, weight=config.reward_weight)
+    return config.critic_steps if config.has_critic else 0
 
 
 def _export(algorithm: Algorithm, start: MlpPolicy, probe: Array, step: int) -> MlpPolicy:
