@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from pydantic import Field
 
 from refine.config import RefineConfig
-from refine.labels import labels_from_annotations
+from refine.labels import Labels, labels_from_annotations
+from refine.relabel import relabel
 from storage.annotations import load_annotations
 from storage.errors import BadInput, Prerequisite
 from storage.schema import Frozen, Manifest
-from storage.steps import read_manifest, read_steps
+from storage.steps import StepArrays, read_manifest, read_steps
 from storage.store import Store
 
 from .arms import Material
@@ -42,6 +43,7 @@ class Outcome:
     baseline: Baseline
     comparison: Comparison
     n_labels: int
+    warnings: tuple[str, ...] = ()  # what a user should know before believing the result
 
 
 def improve(
@@ -85,8 +87,17 @@ def improve(
     contest = Contest(material, judge, config.gate, report)
     comparison = contest.run()
     used = sorted({note.run_id for note in notes})
-    comparison_id = record_comparison(contest, comparison, used, start.origin)
-    return Outcome(comparison_id, dataset_id, start, comparison, len(labels))
+    warnings = find_warnings(steps, labels, recipe)
+    comparison_id = record_comparison(contest, comparison, used, start.origin, warnings=warnings)
+    return Outcome(comparison_id, dataset_id, start, comparison, len(labels), warnings)
+
+
+def find_warnings(steps: StepArrays, labels: Labels, recipe: RefineConfig) -> tuple[str, ...]:
+    """What the labels do to the data that a user should know: whether implicit rewards drown the environment's."""
+    if recipe.mode == "A":
+        return ()
+    warning = relabel(steps, labels, recipe).warning
+    return () if warning is None else (warning,)
 
 
 def _home_of(manifest: Manifest) -> str:

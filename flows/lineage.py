@@ -46,7 +46,9 @@ def find_recorded_baseline(store: Store, sha256: str) -> MlpPolicy | None:
     return MlpPolicy.from_files(policy_files(store, kept[0])) if kept else None
 
 
-def record_comparison(contest: Contest, comparison: Comparison, run_ids: Sequence[str], origin: str) -> str:
+def record_comparison(
+    contest: Contest, comparison: Comparison, run_ids: Sequence[str], origin: str, *, warnings: Sequence[str] = ()
+) -> str:
     """Write the accepted policies and every arm's refinement into the store.
 
     Args:
@@ -54,6 +56,7 @@ def record_comparison(contest: Contest, comparison: Comparison, run_ids: Sequenc
         comparison: what came of it.
         run_ids: the annotation runs whose labels were used.
         origin: where the baseline's weights came from, in words.
+        warnings: what a user was told about the annotator's labels; kept with the arm that has them.
 
     Returns:
         The comparison's id, which is that of its content.
@@ -72,6 +75,8 @@ def record_comparison(contest: Contest, comparison: Comparison, run_ids: Sequenc
         rows = [_refinement_row(contest, trial, run_ids) for trial in comparison.trials]
         for row, trial in zip(rows, comparison.trials, strict=True):
             row |= {"refinement_id": ids[trial.draw.name], "comparison_id": comparison_id}
+            if warnings and trial.draw.arm == "labels":
+                row["config"]["warnings"] = list(warnings)
         insert_rows(con, "refinements", rows)
         insert_rows(con, "candidates", [c for trial in comparison.trials for c in _candidate_rows(trial, ids)])
     return comparison_id

@@ -18,13 +18,14 @@ def table_rows(outcome: Outcome) -> list[dict[str, object]]:
 
 
 def sentences(outcome: Outcome) -> list[str]:
-    """The gate's decision and the two verdicts, which are different claims."""
+    """The gate's decision and the two verdicts, which are different claims; warnings come last."""
     comparison = outcome.comparison
     return [
         f"gate: {comparison.decision.reason}",
         f"better than the baseline? {_yes(comparison.improvement.holds)}: {comparison.improvement.reason}",
         f"did the labels do it? {_yes(comparison.credit.holds)}: {comparison.credit.reason}",
         f"in force: {comparison.policy_id}",
+        *(f"warning: {warning}" for warning in outcome.warnings),
     ]
 
 
@@ -40,6 +41,7 @@ def as_json(outcome: Outcome) -> dict[str, Any]:
         "better_than_baseline": comparison.improvement.holds,
         "labels_did_it": comparison.credit.holds,
         "verdicts": [comparison.improvement.reason, comparison.credit.reason],
+        "warnings": list(outcome.warnings),
         "n_labels": outcome.n_labels,
         "policy_id": comparison.policy_id,
         "comparison_id": outcome.comparison_id,

@@ -157,6 +157,14 @@ class AnnotatedDiscreteCQLImpl(ActorBesideImpl, DiscreteCQLImpl):
 
     _modules: ActorDQNModules  # pyright: ignore[reportIncompatibleVariableOverride]
 
+    def compute_target(self, batch: TorchMiniBatch) -> torch.Tensor:
+        """As of the mixin; d3rlpy's double Q-learning asks for its policy's action, which has to be the critic's."""
+        if self._terms.evaluate_actor:
+            return super().compute_target(batch)
+        with torch.no_grad():
+            best = self._q_func_forwarder.compute_expected_q(batch.next_observations).argmax(dim=1)
+            return self._targ_q_func_forwarder.compute_target(batch.next_observations, best, reduction="min")
+
 
 class AnnotatedDQNImpl(ActorBesideImpl, DQNImpl):
     """d3rlpy's deep Q network with an actor beside it."""

@@ -17,7 +17,7 @@ from flows import arms
 from flows import judge as judging
 from flows.gather import take_in
 from flows.improve import Outcome, improve
-from flows.outcome import as_json
+from flows.outcome import as_json, sentences
 from storage.errors import BadInput, Prerequisite
 from storage.steps import read_episode
 from storage.store import Store
@@ -91,6 +91,18 @@ def test_only_the_labels_of_the_runs_that_were_named_count(toys: Store) -> None:
         improve(toys, dataset(toys), small_config(), run_ids=["i_none"])
 
 
+def test_a_flood_of_implicit_rewards_is_told_and_kept(toys: Store) -> None:
+    outcome = run(toys, mode="R", reward_weight=20.0, critic_steps=5, snapshots=(5,))
+
+    assert as_json(outcome)["warnings"] == list(outcome.warnings)
+    assert outcome.warnings[0].startswith("reward flooding: in the median annotated episode 9")
+    assert sentences(outcome)[-1] == f"warning: {outcome.warnings[0]}"
+    kept = one(toys, "SELECT config ->> '$.warnings[0]' FROM refinements WHERE arm = 'labels'")
+    assert kept == outcome.warnings[0]
+    assert one(toys, "SELECT count(*) FROM refinements WHERE config ->> '$.warnings[0]' IS NOT NULL") == 1
+    assert run(toys).warnings == ()
+
+
 def refuse(store: Store, problem: str, dataset_id: str | None = None, **options: Any) -> None:
     """Check that a refinement is refused before anything is trained or written."""
     before = state_of(store.root)
@@ -110,6 +122,11 @@ def untrained(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_seed_of_the_dataset_is_no_seed_of_the_gate(toys: Store) -> None:
     config = small_config(gate={"first_seed": 11})
     refuse(toys, "Seed 11 is among the dataset seeds and the select seeds", config=config)
+
+
+@pytest.mark.usefixtures("untrained")
+def test_an_algorithm_for_other_actions_is_refused(toys: Store) -> None:
+    refuse(toys, "iql is not for discrete actions; allowed are recipe, bc, dqn", config=small_config(algorithm="iql"))
 
 
 @pytest.mark.usefixtures("untrained")

@@ -5,8 +5,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from refine.config import RefineConfig
 from refine.labels import ARMS, Labels, arm_labels, check_labels, labels_from_annotations
-from refine.relabel import relabel_additive, relabel_potential
+from refine.relabel import relabel, relabel_additive, relabel_potential
 from storage.errors import BadInput
 from storage.schema import Annotation, Space
 from storage.steps import StepArrays
@@ -224,3 +225,99 @@ def test_a_truncated_episode_keeps_its_potential_for_the_bootstrap() -> None:
     shaping = relabel_potential(steps, labels, weight=1, gamma=0.9) - steps.reward
 
     np.testing.assert_allclose(shaping, [0, 0, 0.9, 0])
+
+
+TREE_DEPTH, MOVES_PER_NODE = 4, 2
+
+
+def every_path() -> tuple[StepArrays, np.ndarray]:
+    """A tree of decisions, seen once along every path: histories are states, so a label is a function of the state.
+
+    Returns the steps, and for each row which decision it is: the number of its history and action, -1 on final rows.
+    """
+    paths = np.array(list(np.ndindex(*[MOVES_PER_NODE] * TREE_DEPTH)))
+    steps = make_steps([TREE_DEPTH] * len(paths))
+    rewards = np.random.default_rng(3).normal(size=(TREE_DEPTH, MOVES_PER_NODE**TREE_DEPTH))
+    decisions = np.full(len(steps), -1)
+    for path, start in zip(paths, steps.starts, strict=True):
+        for depth, action in enumerate(path):
+            history = int("".join(map(str, path[: depth + 1])), MOVES_PER_NODE)
+            steps.action[start + depth] = action
+            steps.reward[start + depth] = rewards[depth, history]
+            decisions[start + depth] = depth * 100 + history
+    return steps, decisions
+
+
+def best_actions(rewards: np.ndarray, decisions: np.ndarray, gamma: float) -> list[int]:
+    """The optimal policy by value iteration over the tree: the best action after every history, breadth first."""
+    reward_of = dict(zip(decisions.tolist(), rewards.tolist(), strict=True))
+    values = np.zeros(MOVES_PER_NODE**TREE_DEPTH)
+    policy: list[int] = []
+    for depth in reversed(range(TREE_DEPTH)):
+        of_actions = np.array([reward_of[depth * 100 + h] for h in range(len(values))]) + gamma * values
+        of_actions = of_actions.reshape(-1, MOVES_PER_NODE)
+        policy = [*of_actions.argmax(axis=1).tolist(), *policy]
+        values = of_actions.max(axis=1)
+    return policy
+
+
+@pytest.mark.parametrize("cap", [None, 0.5])
+def test_potential_shaping_keeps_the_optimal_policy_and_additive_relabelling_does_not(cap: float | None) -> None:
+    steps, decisions = every_path()
+    grades = np.random.default_rng(8).uniform(-1, 1, decisions.max() + 1)
+    praised = np.flatnonzero((decisions >= 0) & (grades[decisions] > -0.4))  # not everything is annotated
+    labels = Labels(praised, steps.action[praised], np.ones(len(praised)), grades[decisions[praised]])
+    before = best_actions(steps.reward, decisions, 0.9)
+    after = {
+        shaping: relabel(
+            steps, labels, RefineConfig(mode="R", shaping=shaping, reward_weight=8, reward_cap=cap, gamma=0.9)
+        ).rewards
+        for shaping in ("potential", "additive")
+    }
+
+    assert len(before) == 2**TREE_DEPTH - 1
+    assert np.abs(after["potential"] - steps.reward).max() > 0.3
+    assert best_actions(after["potential"], decisions, 0.9) == before
+    assert best_actions(after["additive"], decisions, 0.9) != before
+
+
+@pytest.mark.parametrize("shaping", ["additive", "potential"])
+def test_a_cap_is_in_units_of_the_environments_own_rewards(shaping: str) -> None:
+    steps = make_steps([6, 6])
+    labels = Labels(np.array([1, 3, 8]), np.zeros(3, np.int64), np.ones(3), np.array([1.0, -1.0, 0.01]))
+    size = np.sqrt(np.mean(steps.reward[~steps.is_final] ** 2))
+    options = {"mode": "R", "shaping": shaping, "reward_weight": 50.0, "gamma": 0.9}
+
+    free = relabel(steps, labels, RefineConfig(**options)).rewards - steps.reward
+    capped = relabel(steps, labels, RefineConfig(**options, reward_cap=0.7)).rewards - steps.reward
+
+    assert np.abs(free).max() > 40
+    assert np.abs(capped).max() <= 0.7 * size + 1e-12
+    assert np.abs(capped).max() > 0.6 * size
+    if shaping == "additive":
+        np.testing.assert_allclose(capped[[1, 3, 8]], [0.7 * size, -0.7 * size, 0.5])
+
+
+def test_a_cap_in_units_of_rewards_that_are_all_zero_is_refused() -> None:
+    steps = make_steps([3])
+    steps.reward[:] = 0
+    labels = Labels(np.array([1]), np.zeros(1, np.int64), np.ones(1), np.ones(1))
+    with pytest.raises(BadInput, match="All logged rewards are 0"):
+        relabel(steps, labels, RefineConfig(mode="R", reward_cap=1.0))
+
+
+def test_flooding_is_the_annotators_share_of_the_absolute_rewards_of_the_median_annotated_episode() -> None:
+    """Episodes of four rewards of 1; the annotator gives little to the first, some to the second, much to the third."""
+    steps = make_steps([4, 4, 4, 4])
+    steps.reward[:] = np.where(steps.is_final, 0, 1)
+    labels = Labels(np.array([0, 5, 10, 11]), np.zeros(4, np.int64), np.ones(4), np.array([0.037, 0.333, -1.0, 1.0]))
+
+    quiet = relabel(steps, labels, RefineConfig(mode="R", reward_weight=6.0))
+    loud = relabel(steps, labels, RefineConfig(mode="R", reward_weight=60.0))
+
+    assert quiet.share == pytest.approx(6 * 0.333 / (4 + 6 * 0.333))
+    assert quiet.warning is None
+    assert loud.share == pytest.approx(60 * 0.333 / (4 + 60 * 0.333))
+    assert loud.warning is not None
+    assert loud.warning.startswith("reward flooding: in the median annotated episode 83%")
+    assert relabel(steps, labels, RefineConfig(mode="R", reward_weight=60.0, reward_cap=0.5)).warning is None

@@ -27,6 +27,33 @@ ModeOption = Annotated[
     Literal["A", "R", "RA"],
     typer.Option("--mode", help="A: suggestions; R: implicit rewards; RA: both (arXiv 2505.20671)."),
 ]
+AlgorithmOption = Annotated[
+    Literal["recipe", "bc", "dqn", "discrete_cql", "td3_plus_bc", "iql", "awac", "rebrac"],
+    typer.Option("--algorithm", help="What learns beside the suggestions; bc and recipe for any actions."),
+]
+RewardWeightOption = Annotated[
+    float, typer.Option("--reward-weight", min=0, help="R: an implicit reward of 1 in units of the environment's.")
+]
+RewardCapOption = Annotated[
+    float | None,
+    typer.Option("--reward-cap", help="R: most that a reward may change, in root mean squares of the environment's."),
+]
+ShapingOption = Annotated[
+    Literal["additive", "potential"],
+    typer.Option("--shaping", help="R: add implicit rewards, or as potentials, which keep the best policy."),
+]
+AgreementOption = Annotated[
+    bool, typer.Option("--agreement", help="A: a label counts less where annotators of its state disagree.")
+]
+SupportOption = Annotated[
+    float,
+    typer.Option(
+        "--support", min=0, max=1, help="A: a suggestion less likely than this share of the likeliest counts less."
+    ),
+]
+RampOption = Annotated[
+    int, typer.Option("--ramp-steps", min=0, help="A: steps over which the suggestions gain their full weight.")
+]
 RunOption = Annotated[
     list[str] | None, typer.Option("--run", help="Annotation run whose labels count; repeatable; default: all.")
 ]
@@ -58,6 +85,13 @@ def refine(
     run: RunOption = None,
     baseline: BaselineOption = None,
     mode: ModeOption = "A",
+    algorithm: AlgorithmOption = "recipe",
+    shaping: ShapingOption = "additive",
+    reward_weight: RewardWeightOption = 1.0,
+    reward_cap: RewardCapOption = None,
+    agreement: AgreementOption = False,
+    support: SupportOption = 0.0,
+    ramp_steps: RampOption = 0,
     seed: SeedOption = 0,
     first_seed: FirstSeedOption = 1_000_000,
     select: SelectOption = 24,
@@ -75,7 +109,17 @@ def refine(
     from ..improve import improve
 
     config = _configure(
-        refine={"mode": mode, "seed": seed},
+        refine={
+            "mode": mode,
+            "algorithm": algorithm,
+            "shaping": shaping,
+            "reward_weight": reward_weight,
+            "reward_cap": reward_cap,
+            "agreement": agreement,
+            "support": support,
+            "ramp_steps": ramp_steps,
+            "seed": seed,
+        },
         gate={
             "first_seed": first_seed,
             "select": select,
