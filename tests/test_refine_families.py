@@ -30,7 +30,7 @@ from test_refine_train import (
 )
 
 from refine.algorithms import create_algorithm, network_outputs, policy_module
-from refine.config import CONTINUOUS_ALGORITHMS, DISCRETE_ALGORITHMS, RefineConfig
+from refine.config import CONTINUOUS_ALGORITHMS, DISCRETE_ALGORITHMS, AlgorithmName, RefineConfig
 from refine.door import TorchMiniBatch, load_learnable, quiet
 from refine.losses import BehaviourLoss
 from storage.errors import BadInput
@@ -41,7 +41,7 @@ CASES = [*DISCRETE, ("A", "bc", "tanh"), ("A", "bc", "clip"), *CONTINUOUS]
 CRITICS = [case for case in CASES if case[1] != "bc"]
 
 
-def create(policy: MlpPolicy, mode: str, algorithm: str, beta: float = 0.1, **options: Any) -> Any:
+def create(policy: MlpPolicy, mode: Any, algorithm: Any, beta: float = 0.1, **options: Any) -> Any:
     options = {"critic_steps": 0, "batch_size": 320, **options}
     torch.manual_seed(0)
     with quiet():
@@ -85,7 +85,7 @@ def test_every_algorithm_starts_exactly_at_the_baseline_and_is_saved_as_d3rlpys_
     with quiet():
         algorithm.update(make_batch(policy))
         algorithm.save(str(tmp_path / "learnt.d3"))
-        again = load_learnable(str(tmp_path / "learnt.d3"))
+        again: Any = load_learnable(str(tmp_path / "learnt.d3"))
     assert type(again) is type(algorithm)
     assert again.config.stay_close == 0.25
     np.testing.assert_array_equal(again.predict(observations), algorithm.predict(observations))
@@ -220,13 +220,13 @@ def test_the_suggestions_gain_weight_over_the_steps_of_the_ramp(mode: str, name:
 
 
 @pytest.mark.parametrize("name", ["dqn", "discrete_cql", "bc"])
-def test_every_discrete_algorithm_attains_right_labels(name: str) -> None:
+def test_every_discrete_algorithm_attains_right_labels(name: AlgorithmName) -> None:
     config = RefineConfig(algorithm=name, betas=(0.1,), snapshots=(200,), critic_steps=50)
     assert count_solved(refine(STEPS, LABELS, walker(), config)[0].policy) >= GOAL - 1
 
 
 @pytest.mark.parametrize("name", CONTINUOUS_ALGORITHMS[1:])
-def test_every_continuous_algorithm_approaches_right_labels(name: str) -> None:
+def test_every_continuous_algorithm_approaches_right_labels(name: AlgorithmName) -> None:
     baseline = pusher("clip")
     steps = push(baseline)
     rows = np.flatnonzero(~steps.is_final)[:100]
@@ -238,7 +238,7 @@ def test_every_continuous_algorithm_approaches_right_labels(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["dqn", "td3_plus_bc"])
-def test_equal_seeds_give_equal_bits_of_an_algorithm_with_targets(name: str) -> None:
+def test_equal_seeds_give_equal_bits_of_an_algorithm_with_targets(name: AlgorithmName) -> None:
     config = RefineConfig(mode="RA", algorithm=name, betas=(0.1,), snapshots=(20,), critic_steps=10)
     baseline = walker() if name == "dqn" else pusher("tanh")
     steps = STEPS if name == "dqn" else push(baseline, 100)
@@ -259,7 +259,7 @@ def test_equal_seeds_give_equal_bits_of_an_algorithm_with_targets(name: str) -> 
     ],
 )
 def test_an_algorithm_for_other_actions_is_refused_with_those_that_are_allowed(
-    name: str, actions: Any, allowed: str
+    name: AlgorithmName, actions: Any, allowed: str
 ) -> None:
     kind = "discrete" if actions.is_discrete else "continuous"
     with pytest.raises(BadInput, match=f"{name} is not for {kind} actions; allowed are {allowed}."):

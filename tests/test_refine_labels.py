@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -39,8 +41,14 @@ def make_steps(lengths: list[int], *, terminated: list[bool] | None = None, spac
     )
 
 
-def note(episode_id: int, step: int, action: tuple[float, ...] | None = (1.0,), **fields: object) -> Annotation:
-    values = {"implicit_reward": 0.5, "confidence": 0.8, "critical": True, "suggested_label": None, "rationale": None}
+def note(episode_id: int, step: int, action: tuple[float, ...] | None = (1.0,), **fields: Any) -> Annotation:
+    values: dict[str, Any] = {
+        "implicit_reward": 0.5,
+        "confidence": 0.8,
+        "critical": True,
+        "suggested_label": None,
+        "rationale": None,
+    }
     return Annotation(
         annotation_id=f"a{episode_id}-{step}",
         run_id="run",
@@ -286,7 +294,7 @@ def test_a_cap_is_in_units_of_the_environments_own_rewards(shaping: str) -> None
     steps = make_steps([6, 6])
     labels = Labels(np.array([1, 3, 8]), np.zeros(3, np.int64), np.ones(3), np.array([1.0, -1.0, 0.01]))
     size = np.sqrt(np.mean(steps.reward[~steps.is_final] ** 2))
-    options = {"mode": "R", "shaping": shaping, "reward_weight": 50.0, "gamma": 0.9}
+    options: dict[str, Any] = {"mode": "R", "shaping": shaping, "reward_weight": 50.0, "gamma": 0.9}
 
     free = relabel(steps, labels, RefineConfig(**options)).rewards - steps.reward
     capped = relabel(steps, labels, RefineConfig(**options, reward_cap=0.7)).rewards - steps.reward
