@@ -5,7 +5,9 @@ Training one arm is one call that any process can make; judging the candidates i
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -13,31 +15,45 @@ import numpy as np
 from refine.config import RefineConfig, Snapshot
 from refine.labels import Arm, Labels, arm_labels
 from refine.policy import MlpPolicy
+from refine.references import ReferenceArm, label_random_states
+from storage.errors import BadInput
 from storage.identity import content_id
-from storage.steps import read_steps
+from storage.steps import StepArrays, read_steps
 from storage.store import Store
 
+AnyArm = Arm | ReferenceArm
 PLACEBOS: tuple[Arm, ...] = ("no_labels", "shuffled", "random")
+CHANCE: tuple[AnyArm, ...] = ("shuffled", "random", "random_states")
+"""Arms that depend on chance, so that each is drawn several times."""
 _PLACEBO_STREAM = 0x9AC  # keeps the placebos' chance apart from the learner's
 
 
 @dataclass(frozen=True)
 class Draw:
-    """One refinement of one arm; the shuffled and the random arm are drawn several times."""
+    """One refinement of one arm; those that depend on chance are drawn several times."""
 
-    arm: Arm
+    arm: AnyArm
     number: int  # from 0
 
     @property
     def name(self) -> str:
         """How tables and reasons call it."""
-        return f"{self.arm} {self.number + 1}" if self.arm in ("shuffled", "random") else self.arm
+        return f"{self.arm} {self.number + 1}" if self.arm in CHANCE else self.arm
 
 
-def list_draws(placebo_draws: int) -> list[Draw]:
-    """The annotator's labels and plain cloning once, the placebos that depend on chance `placebo_draws` times."""
-    chance: list[Draw] = [Draw(arm, n) for arm in ("shuffled", "random") for n in range(placebo_draws)]
-    return [Draw("labels", 0), Draw("no_labels", 0), *chance]
+def list_draws(placebo_draws: int, references: Sequence[ReferenceArm] = ()) -> list[Draw]:
+    """The annotator's labels and plain cloning once, what depends on chance `placebo_draws` times, the oracle once."""
+    arms: list[AnyArm] = ["labels", "no_labels", "shuffled", "random", *references]
+    return [Draw(arm, n) for arm in arms for n in range(placebo_draws if arm in CHANCE else 1)]
+
+
+@dataclass(frozen=True)
+class Oracle:
+    """What an expert says at the labelled states."""
+
+    labels: Labels
+    spec: str  # how the expert was named
+    sha256: str  # what decides its actions
 
 
 @dataclass(frozen=True)
@@ -49,10 +65,11 @@ class Material:
     labels: Labels
     baseline: MlpPolicy
     config: RefineConfig
+    oracle: Oracle | None = None  # only the arm of that name needs it
 
-    @property
+    @cached_property
     def content_id(self) -> str:
-        """Named by everything that decides the candidates of an arm."""
+        """Named by everything that decides the candidates of an arm, but for the oracle."""
         labels = {name: np.asarray(value).tolist() for name, value in vars(self.labels).items()}
         return content_id("m_", [self.dataset_id, labels, self.baseline.sha256, self.config])
 
@@ -70,6 +87,20 @@ def train_draw(material: Material, draw: Draw) -> list[Snapshot]:
     from refine.train import refine  # seconds: d3rlpy and torch, which only the processes that train need
 
     steps = read_steps(Store.open(material.store_root), material.dataset_id)
-    rng = np.random.default_rng([material.config.seed, _PLACEBO_STREAM, draw.number])
-    labels = arm_labels(draw.arm, material.labels, steps, material.baseline.action_space, rng)
-    return refine(steps, labels, material.baseline, material.config)
+    return refine(steps, labels_of(material, draw, steps), material.baseline, material.config)
+
+
+def labels_of(material: Material, draw: Draw, steps: StepArrays) -> Labels:
+    """The labels that one draw of one arm is trained with.
+
+    Raises:
+        BadInput: for the arm `oracle` without an expert.
+    """
+    baseline, rng = material.baseline, np.random.default_rng([material.config.seed, _PLACEBO_STREAM, draw.number])
+    if draw.arm == "random_states":
+        return label_random_states(material.labels, steps, baseline.observation_space, rng)
+    if draw.arm != "oracle":
+        return arm_labels(draw.arm, material.labels, steps, baseline.action_space, rng)
+    if material.oracle is None:
+        raise BadInput("The arm oracle needs an expert's actions.", "Name its policy with --expert.")
+    return material.oracle.labels

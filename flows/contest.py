@@ -28,6 +28,7 @@ from refine.gate import (
     rank,
 )
 from refine.policy import Mode
+from refine.references import ReferenceArm
 from storage.errors import BadInput
 from storage.schema import Frozen
 
@@ -35,6 +36,7 @@ from .arms import PLACEBOS, Draw, Material, list_draws, train_draw
 from .judge import Contestant, Judge, Purpose, Returns
 from .processes import core_count, share_out
 from .progress import Report, silent
+from .trainings import find_candidates, keep_candidates
 
 
 class GateConfig(Frozen):
@@ -89,6 +91,7 @@ class Comparison:
     improvement: Verdict
     credit: Verdict
     trials: Sequence[Trial] = field(repr=False)  # the annotator's labels come first
+    returns: Mapping[Mode, Mapping[str, Returns]] = field(repr=False)  # on the report seeds, by the draws' names
 
     @property
     def policy_id(self) -> str:
@@ -105,12 +108,14 @@ class Contest:
         judge: plays episodes and remembers them.
         gate: how much evidence is asked for.
         report: shown the progress.
+        references: arms that inform and do not enter the verdicts.
     """
 
     material: Material
     judge: Judge
     gate: GateConfig
     report: Report = silent
+    references: Sequence[ReferenceArm] = ()
 
     @property
     def baseline(self) -> Contestant:
@@ -126,7 +131,7 @@ class Contest:
             BadInput: without labels, or if the gate is to draw from a baseline that has no distribution.
         """
         self._check()
-        draws = list_draws(self.gate.placebo_draws)
+        draws = list_draws(self.gate.placebo_draws, self.references)
         trained = self._train(draws)
         trials = self._accept(draws, trained, self._select(trained))
         greedy = self._report(trials, "greedy")
@@ -145,15 +150,17 @@ class Contest:
             )
 
     def _train(self, draws: Sequence[Draw]) -> list[list[Snapshot]]:
-        """The candidates of every draw; each is trained in one thread of one process, whatever their number."""
-        train, workers = partial(train_draw, self.material), self.judge.workers or core_count()
-        trained: list[list[Snapshot]] = []
-        with closing(share_out(train, draws, workers)) as arriving:
-            self.report("train the arms", 0, len(draws))
-            for snapshots in arriving:
-                trained.append(snapshots)
-                self.report("train the arms", len(trained), len(draws))
-        return trained
+        """The candidates of every draw, trained now or before; each in one thread of one process."""
+        store, train, workers = self.judge.store, partial(train_draw, self.material), self.judge.workers or core_count()
+        known = {draw: found for draw in draws if (found := find_candidates(store, self.material, draw)) is not None}
+        missing = [draw for draw in draws if draw not in known]
+        with closing(share_out(train, missing, workers)) as arriving:
+            self.report("train the arms", len(known), len(draws))
+            for draw, snapshots in zip(missing, arriving, strict=True):
+                keep_candidates(store, self.material, draw, snapshots)
+                known[draw] = snapshots
+                self.report("train the arms", len(known), len(draws))
+        return [known[draw] for draw in draws]
 
     def _select(self, trained: Sequence[Sequence[Snapshot]]) -> list[list[Returns]]:
         """Selection returns of every candidate of every draw."""
@@ -211,6 +218,7 @@ class Contest:
             improvement=judge_improvement(judged["labels"], judged["baseline"], accepted=labels.decision.accepted),
             credit=judge_labels(judged["labels"], placebos, accepted=labels.decision.accepted),
             trials=trials,
+            returns={"greedy": greedy, "sampled": sampled or {}},
         )
 
     def _arm_result(
@@ -220,7 +228,7 @@ class Contest:
         names = [trial.draw.name for trial in own] or [arm]
         return ArmResult(
             arm=arm,
-            labels=len(self.material.labels) if arm in ("labels", "shuffled", "random") else 0,
+            labels=0 if arm in ("baseline", "no_labels") else len(self.material.labels),
             draws=len(own),
             accepted=sum(trial.decision.accepted for trial in own),
             greedy=_pooled(greedy, names),

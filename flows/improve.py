@@ -9,6 +9,7 @@ from pydantic import Field
 
 from refine.config import RefineConfig
 from refine.labels import Labels, labels_from_annotations
+from refine.references import ReferenceArm
 from refine.relabel import relabel
 from storage.annotations import load_annotations
 from storage.errors import BadInput, Prerequisite
@@ -23,6 +24,7 @@ from .environments import Spaces, look_up_spaces
 from .foreign import check_spaces
 from .judge import Judge
 from .lineage import record_comparison
+from .oracle import ask_expert
 from .progress import Report, silent
 
 
@@ -31,7 +33,16 @@ class ImproveConfig(Frozen):
 
     refine: RefineConfig = Field(default_factory=RefineConfig)
     gate: GateConfig = Field(default_factory=GateConfig)
+    random_states: bool = Field(default=False, description="also the arm of other states with the annotator's rules")
+    expert: str | None = Field(default=None, description="policy whose actions are the arm oracle; none when null")
     workers: int | None = Field(default=None, ge=1, description="processes; one per core when null; never the result")
+
+
+    @property
+    def references(self) -> list[ReferenceArm]:
+        """The arms that inform beside those that judge."""
+        also: list[ReferenceArm] = ["random_states"] if self.random_states else []
+        return [*also, "oracle"] if self.expert else also
 
 
 @dataclass(frozen=True)
@@ -82,9 +93,10 @@ def improve(
     start = find_baseline(store, manifest, steps, baseline)
     labels = labels_from_annotations(notes, steps, manifest.action_space)
     recipe = config.refine.completed(manifest.action_space)
-    material = Material(store.root, dataset_id, labels, start.policy, recipe)
+    oracle = ask_expert(config.expert, labels, steps, manifest, store) if config.expert else None
+    material = Material(store.root, dataset_id, labels, start.policy, recipe, oracle)
     judge = Judge(store, env_id, manifest.env_kwargs, config.workers, manifest.max_steps)
-    contest = Contest(material, judge, config.gate, report)
+    contest = Contest(material, judge, config.gate, report, config.references)
     comparison = contest.run()
     used = sorted({note.run_id for note in notes})
     warnings = find_warnings(steps, labels, recipe)

@@ -62,7 +62,7 @@ def record_comparison(
         The comparison's id, which is that of its content.
     """
     store, material = contest.judge.store, contest.material
-    comparison_id = content_id("c_", [material.content_id, contest.gate])
+    comparison_id = _comparison_id(contest)
     home = {"env_id": contest.judge.env_id, "dataset_id": material.dataset_id}
     record_baseline(store, material.baseline, **home, origin=origin)
     for trial in comparison.trials:
@@ -80,6 +80,13 @@ def record_comparison(
         insert_rows(con, "refinements", rows)
         insert_rows(con, "candidates", [c for trial in comparison.trials for c in _candidate_rows(trial, ids)])
     return comparison_id
+
+
+def _comparison_id(contest: Contest) -> str:
+    """Named by what was asked; arms that only inform, and their expert, are a part of that where there are any."""
+    oracle = contest.material.oracle
+    references = [*contest.references, oracle.sha256 if oracle else None] if contest.references else []
+    return content_id("c_", [contest.material.content_id, contest.gate, *references])
 
 
 def _save_refined(contest: Contest, trial: Trial, run_ids: Sequence[str]) -> None:
@@ -145,12 +152,14 @@ def _arm_rows(comparison: Comparison) -> list[dict[str, Any]]:
 
 def _refinement_row(contest: Contest, trial: Trial, run_ids: Sequence[str]) -> dict[str, Any]:
     material = contest.material
+    expert = material.oracle.spec if material.oracle and trial.draw.arm == "oracle" else None
+    more = {"expert": expert} if expert else {}
     return {
         "dataset_id": material.dataset_id,
         "baseline_id": contest.baseline.policy_id,
         "arm": trial.draw.arm,
         "mode": material.config.mode,
-        "config": {"refine": material.config, "gate": contest.gate, "draw": trial.draw.number},
+        "config": {"refine": material.config, "gate": contest.gate, "draw": trial.draw.number, **more},
         "run_ids": list(run_ids),
         "labels": len(material.labels),
         "seed": material.config.seed,

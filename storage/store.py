@@ -18,7 +18,7 @@ CATALOG = "catalog.duckdb"
 MANIFEST = "manifest.json"
 DRAFT = "draft.json"
 ROLLOUTS = "rollouts"
-_FOLDERS = (ROLLOUTS, "policies", "responses", "reports")
+_FOLDERS = (ROLLOUTS, "policies", "responses", "reports", "trainings")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 
@@ -115,6 +115,15 @@ class Store:
     def reports_dir(self) -> Path:
         """The folder of the HTML reports."""
         return self.root / "reports"
+
+    @property
+    def trainings_dir(self) -> Path:
+        """The folder of what was trained before; it may be thrown away."""
+        return self.root / "trainings"
+
+    def training_path(self, training_id: str) -> Path:
+        """The file of one training."""
+        return self.trainings_dir / f"{_checked(training_id, 'training')}.zip"
 
     def dataset_dir(self, dataset_id: str) -> Path:
         """The folder of a dataset's manifest and Parquet shards."""
