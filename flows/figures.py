@@ -22,6 +22,8 @@ _COLOURS = {
     "no_labels": "#009E73",
     "shuffled": "#E69F00",
     "random": "#CC79A7",
+    "random_states": "#56B4E9",
+    "oracle": "#D55E00",
 }
 _WIDTH, _ROW, _CURVE_HEIGHT = 300, 26, 220  # pixels
 _PNG_SCALE = 2.0
@@ -115,7 +117,7 @@ def _draw_board(rows: Sequence[dict[str, Any]]) -> Any:
 def _intervals(alt: Any, rows: Sequence[dict[str, Any]]) -> Any:
     shared = alt.Chart(alt.Data(values=list(rows))).encode(
         y=alt.Y("arm:N", sort=list(_COLOURS), title=None),
-        color=alt.Color("arm:N", scale=_scale(alt), legend=None),
+        color=alt.Color("arm:N", scale=_scale(alt, rows), legend=None),
     )
     intervals = shared.mark_rule(strokeWidth=2).encode(
         x=alt.X("low:Q", title="return per episode (sum of rewards)", scale=alt.Scale(zero=False)), x2="high:Q"
@@ -130,7 +132,7 @@ def _draw_candidates(rows: Sequence[dict[str, Any]], subject: str) -> Any:
     shared = alt.Chart(alt.Data(values=list(rows))).encode(
         x=alt.X("step:Q", title="optimizer steps of the refinement"),
         y=alt.Y("return_:Q", title="mean return on the selection seeds"),
-        color=alt.Color("arm:N", scale=_scale(alt, "baseline"), title="arm"),
+        color=alt.Color("arm:N", scale=_scale(alt, rows), title="arm"),
     )
     dashes = alt.StrokeDash("beta:N", title="beta", legend=alt.Legend(symbolType="stroke", symbolSize=400))
     lines = shared.mark_line(strokeWidth=1.5).encode(detail="refinement_id:N", strokeDash=dashes)
@@ -147,8 +149,10 @@ def _title(alt: Any, text: str, subject: str) -> Any:
     return alt.TitleParams(text, subtitle=subject, anchor="start")
 
 
-def _scale(alt: Any, without: str = "") -> Any:
-    shown = {arm: colour for arm, colour in _COLOURS.items() if arm != without}
+def _scale(alt: Any, rows: Sequence[dict[str, Any]]) -> Any:
+    """The colours of those arms that some row has, so that a legend shows no others."""
+    present = {row["arm"] for row in rows}
+    shown = {arm: colour for arm, colour in _COLOURS.items() if arm in present}
     return alt.Scale(domain=list(shown), range=list(shown.values()))
 
 

@@ -37,7 +37,6 @@ class ImproveConfig(Frozen):
     expert: str | None = Field(default=None, description="policy whose actions are the arm oracle; none when null")
     workers: int | None = Field(default=None, ge=1, description="processes; one per core when null; never the result")
 
-
     @property
     def references(self) -> list[ReferenceArm]:
         """The arms that inform beside those that judge."""

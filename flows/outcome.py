@@ -32,7 +32,7 @@ def sentences(outcome: Outcome) -> list[str]:
 def as_json(outcome: Outcome) -> dict[str, Any]:
     """Everything above as plain values; `refined` is the arm with the annotator's labels."""
     comparison = outcome.comparison
-    arms = {("refined" if arm.arm == "labels" else arm.arm): arm for arm in comparison.arms}
+    arms = {arm_title(arm.arm): arm for arm in comparison.arms}
     return {
         **{name: _interval(arm.greedy) for name, arm in arms.items()},
         "sampled": {name: _interval(arm.sampled) for name, arm in arms.items() if arm.sampled is not None},
@@ -52,15 +52,20 @@ def as_json(outcome: Outcome) -> dict[str, Any]:
 
 def _row(arm: ArmResult) -> dict[str, object]:
     return {
-        "arm": "refined" if arm.arm == "labels" else arm.arm,
+        "arm": arm_title(arm.arm),
         "labels": arm.labels,
         "accepted": f"{arm.accepted} of {arm.draws}" if arm.draws else "",
-        "greedy [95%]": _short(arm.greedy),
-        "sampled [95%]": _short(arm.sampled) if arm.sampled else "",
+        "greedy [95%]": short(arm.greedy),
+        "sampled [95%]": short(arm.sampled) if arm.sampled else "",
     }
 
 
-def _short(interval: Interval) -> str:
+def arm_title(arm: str) -> str:
+    """How tables call an arm."""
+    return "refined" if arm == "labels" else arm
+
+
+def short(interval: Interval) -> str:
     """As the gate writes it, without decimals where the numbers are large."""
     if max(abs(interval.low), abs(interval.high)) < _WHOLE_FROM:
         return str(interval)

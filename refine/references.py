@@ -1,4 +1,4 @@
-"""Labels of two arms that inform and judge nothing: other states with the annotator's own rules, and an expert's actions.
+"""Labels of two arms that inform and judge nothing: random states with the annotator's rules, and an expert's actions.
 
 `random_states` asks whether the choice of the states mattered, `oracle` what perfect suggestions at the same states
 would have been worth. Neither is a placebo (`labels.py` has those), so neither enters the verdict about the labels.

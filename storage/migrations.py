@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
+from .ablation_tables import ABLATION_TABLES
 from .batch_tables import BATCH_COLUMNS
 from .catalog import Catalog, Connection
 from .errors import Prerequisite
@@ -41,10 +42,15 @@ def _add_batch_columns(con: Connection) -> None:
     con.execute(BATCH_COLUMNS)
 
 
+def _create_ablations(con: Connection) -> None:
+    con.execute(ABLATION_TABLES)
+
+
 MIGRATIONS: tuple[Migration, ...] = (
     Migration(1, "first tables", _create_first_tables),
     Migration(2, "replays of labels", _create_label_replays),
     Migration(3, "requests under way", _add_batch_columns),
+    Migration(4, "ablations", _create_ablations),
 )
 
 

@@ -68,6 +68,12 @@ DrawsOption = Annotated[int, typer.Option("--draws", min=2, help="Draws of the s
 GateModeOption = Annotated[
     Literal["greedy", "sampled"], typer.Option("--gate-mode", help="How policies act while the gate chooses.")
 ]
+ExpertOption = Annotated[
+    str | None, typer.Option("--expert", help="Also the arm oracle: this policy's actions in the labelled states.")
+]
+RandomStatesOption = Annotated[
+    bool, typer.Option("--random-states", help="Also the arm random_states: other states, the annotator's own rules.")
+]
 SeedOption = Annotated[int, typer.Option("--seed", min=0, help="Seed of the training and of the placebos.")]
 
 
@@ -99,6 +105,8 @@ def refine(
     report: ReportOption = 100,
     draws: DrawsOption = 3,
     gate_mode: GateModeOption = "greedy",
+    expert: ExpertOption = None,
+    random_states: RandomStatesOption = False,
     workers: WorkersOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -129,7 +137,7 @@ def refine(
             "placebo_draws": draws,
         },
         workers=workers,
-    )
+    ).model_copy(update={"expert": expert, "random_states": random_states})
     opened = Store.open(store)
     with progress_bars() as bars:
         outcome = improve(opened, resolve_dataset(opened, dataset), config, run_ids=run, baseline=baseline, report=bars)

@@ -23,6 +23,8 @@ ARM_NAMES = {
     "no_labels": "no labels (plain cloning)",
     "shuffled": "shuffled labels",
     "random": "random suggestions",
+    "random_states": "random states, same rules",
+    "oracle": "an expert's actions",
 }
 _ARM_COLOURS = {
     "labels": "@labels",
@@ -30,6 +32,8 @@ _ARM_COLOURS = {
     "no_labels": "@none",
     "shuffled": "@shuffled",
     "random": "@random",
+    "random_states": "@elsewhere",
+    "oracle": "@oracle",
 }
 _SHAPES = {"corrects": "triangle-up", "confirms": "circle", "no suggestion": "square"}
 _QUESTION_COLOURS = {

@@ -1,0 +1,197 @@
+"""One table of modes and arms over training seeds: an interrupted one goes on, and nothing is trained twice."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from store_state import state_of
+from toy_environment import TOY, gather_toys, right_actions, small_config, write_labels
+
+from annotate.importing import import_annotations
+from flows import ablate as ablating
+from flows import contest
+from flows import judge as judging
+from flows.ablate import AblateConfig, Ablation, ablate
+from flows.ablation_table import as_json, sentences, table_rows
+from flows.figures import draw_figures
+from flows.improve import ImproveConfig, improve
+from flows.outcome import as_json as outcome_json
+from refine.crossed import interval_over_seeds
+from refine.gate import interval
+from storage.errors import BadInput
+from storage.store import Store
+
+ARMS = ["baseline", "labels", "no_labels", "shuffled", "random", "random_states", "oracle"]
+EXPERT = f"py:{__name__}:push_right_way"
+
+
+def push_right_way(observation: Any) -> int:
+    return int(right_actions(np.asarray(observation).reshape(1, 2))[0])
+
+
+def small(**changes: Any) -> ImproveConfig:
+    return small_config(gate={"placebo_draws": 2}, snapshots=(60,), **changes)
+
+
+def configure(**changes: Any) -> AblateConfig:
+    improving = small().model_copy(update={"random_states": True, "expert": EXPERT})
+    return AblateConfig.model_validate({"improve": improving, "modes": ("A", "RA"), "seeds": 2, **changes})
+
+
+@pytest.fixture(scope="module")
+def labelled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store with a dataset and right labels."""
+    folder = tmp_path_factory.mktemp("ablate")
+    store = Store.create(folder / "store")
+    manifest = gather_toys(store, folder, TOY)
+    import_annotations(store, write_labels(store, manifest.dataset_id, folder / "labels.jsonl"))
+    return store.root
+
+
+@pytest.fixture(scope="module")
+def done(labelled: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Store, Ablation]:
+    """An ablation that nobody interrupted."""
+    store = Store.open(shutil.copytree(labelled, tmp_path_factory.mktemp("done") / "store"))
+    return store, ablate(store, dataset(store), configure())
+
+
+def dataset(store: Store) -> str:
+    return rows(store, "SELECT dataset_id FROM datasets")[0][0]
+
+
+def rows(store: Store, sql: str) -> list[Any]:
+    with store.catalog.read() as con:
+        return con.execute(sql).fetchall()
+
+
+def test_the_table_has_every_mode_and_arm_and_the_known_answers(done: tuple[Store, Ablation]) -> None:
+    _, found = done
+    assert [(arm.recipe, arm.arm) for arm in found.arms] == [(mode, arm) for mode in ("A", "RA") for arm in ARMS]
+    arms = {arm.arm: arm for arm in found.arms if arm.recipe == "A"}
+    assert arms["baseline"].greedy.mean == pytest.approx(1.9, abs=0.1)
+    assert arms["labels"].greedy.mean == pytest.approx(7.6, abs=0.2)
+    assert arms["oracle"].greedy.mean == pytest.approx(arms["labels"].greedy.mean, abs=0.2)  # the labels are right
+    assert arms["random_states"].greedy.mean > 6  # every state is labelled here: the choice does not matter
+    assert (arms["labels"].draws, arms["labels"].accepted, arms["labels"].labels) == (2, 2, 96)
+    assert (arms["random_states"].draws, arms["oracle"].draws, arms["no_labels"].labels) == (4, 2, 0)
+
+
+def test_arms_that_inform_are_no_part_of_the_verdicts(done: tuple[Store, Ablation]) -> None:
+    _, found = done
+    for outcome in found.outcomes.values():
+        assert not {"oracle", "random_states 1"} & set(outcome.comparison.credit.differences)
+    verdict = found.verdicts[0]
+    assert (verdict.recipe, verdict.seeds, verdict.accepted, verdict.better, verdict.credit) == ("A", 2, 2, 2, 2)
+    assert list(verdict.leads) == [arm for arm in ARMS if arm != "labels"]
+    assert verdict.leads["baseline"].low > 4
+
+
+def test_intervals_respect_training_seeds_and_episodes(done: tuple[Store, Ablation]) -> None:
+    _, found = done
+    tables = [found.outcomes["A", seed].comparison.returns["greedy"]["labels"] for seed in (0, 1)]
+    labels = next(arm for arm in found.arms if (arm.recipe, arm.arm) == ("A", "labels"))
+    assert labels.greedy == interval_over_seeds(tables)
+    assert labels.greedy != interval(np.mean(tables, axis=0))
+
+
+def test_the_catalog_has_the_table_and_the_leaderboard_every_comparison(done: tuple[Store, Ablation]) -> None:
+    store, found = done
+    kept = rows(store, "SELECT recipe, arm, seeds, draws, return_ FROM ablations WHERE mode = 'greedy'")
+    assert sorted(kept) == sorted((a.recipe, a.arm, 2, a.draws, a.greedy.mean) for a in found.arms)
+    board = rows(
+        store,
+        """SELECT recipe, seed, arm FROM leaderboard JOIN ablation_comparisons USING (comparison_id, recipe, seed)
+           WHERE mode = 'greedy'""",
+    )
+    assert sorted(board) == sorted((mode, seed, arm) for mode in ("A", "RA") for seed in (0, 1) for arm in ARMS)
+    assert rows(store, "SELECT DISTINCT config ->> 'expert' FROM refinements WHERE arm = 'oracle'") == [(EXPERT,)]
+
+
+def test_it_is_told_in_rows_sentences_and_json(done: tuple[Store, Ablation], tmp_path: Path) -> None:
+    store, found = done
+    told = as_json(found)
+    assert [(row["mode"], row["arm"]) for row in table_rows(found)][:2] == [("A", "baseline"), ("A", "refined")]
+    assert sentences(found)[0].startswith("A: of 2 trainings accepted 2, better than the baseline 2, credited")
+    assert len(told["comparisons"]) == 4
+    assert told["verdicts"][0]["leads"]["oracle"].keys() == {"return", "low", "high"}
+    pictures = draw_figures(store, tmp_path, comparison=told["comparisons"][0]["comparison_id"])
+    assert all(">oracle<" in picture.read_text() for picture in pictures)
+
+
+def test_an_interrupted_ablation_goes_on_and_ends_as_one_that_was_not(
+    labelled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    smooth, rough = (Store.open(shutil.copytree(labelled, tmp_path / name / "store")) for name in ("smooth", "rough"))
+    short = configure(modes=("A",), seeds=1)
+    expected = as_json(ablate(smooth, dataset(smooth), short))
+    with monkeypatch.context() as patch:
+        patch.setattr(contest, "keep_candidates", interrupt_after(6, contest.keep_candidates))
+        with pytest.raises(KeyboardInterrupt):
+            ablate(rough, dataset(rough), short)
+    trained = count_trainings(monkeypatch)
+    assert as_json(ablate(rough, dataset(rough), short)) == expected
+    assert len(trained) == 9 - 6
+    assert state_of(rough.root) == state_of(smooth.root)
+
+
+def interrupt_after(count: int, work: Callable[..., None]) -> Callable[..., None]:
+    done: list[int] = []
+
+    def keep(*values: Any) -> None:
+        work(*values)
+        done.append(1)
+        if len(done) == count:
+            raise KeyboardInterrupt
+
+    return keep
+
+
+def count_trainings(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The draws that are really trained from now on."""
+    trained: list[str] = []
+    train = contest.train_draw
+
+    def counted(material: Any, draw: Any) -> Any:
+        trained.append(draw.name)
+        return train(material, draw)
+
+    monkeypatch.setattr(contest, "train_draw", counted)
+    return trained
+
+
+def test_what_was_trained_is_not_trained_again_and_an_expert_more_trains_its_own_arm_only(
+    done: tuple[Store, Ablation], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = Store.open(shutil.copytree(done[0].root, tmp_path / "store"))
+    trained = count_trainings(monkeypatch)
+    plain = improve(store, dataset(store), small(mode="A"))
+    assert trained == []
+    with monkeypatch.context() as patch:
+        patch.setattr(judging, "play_policies", None)  # nor is anything played
+        assert outcome_json(improve(store, dataset(store), small(mode="A"))) == outcome_json(plain)
+    other = small(mode="A").model_copy(update={"expert": f"policy:{tmp_path.name}"})
+    with pytest.raises(BadInput, match="There is no policy"):
+        improve(store, dataset(store), other)
+    chosen = plain.comparison.policy_id
+    improve(store, dataset(store), small(mode="A").model_copy(update={"expert": f"policy:{chosen}"}))
+    assert trained == ["oracle"]
+    shutil.rmtree(store.trainings_dir)
+    assert improve(store, dataset(store), small(mode="A")).comparison_id == plain.comparison_id
+    assert len(trained) == 1 + 6
+
+
+def test_chance_is_no_expert(labelled: Path) -> None:
+    store = Store.open(labelled)
+    with pytest.raises(BadInput, match="random acts by chance only, so it is no expert"):
+        improve(store, dataset(store), small().model_copy(update={"expert": "random"}))
+
+
+def test_modes_are_those_of_a_refinement() -> None:
+    assert ablating.AblateConfig().modes == ("A", "R", "RA")
+    with pytest.raises(ValueError, match=r"modes\.0"):
+        AblateConfig.model_validate({"modes": ["B"]})
