@@ -74,8 +74,8 @@ def test_the_table_has_every_mode_and_arm_and_the_known_answers(done: tuple[Stor
     assert [(arm.recipe, arm.arm) for arm in found.arms] == [(mode, arm) for mode in ("A", "RA") for arm in ARMS]
     arms = {arm.arm: arm for arm in found.arms if arm.recipe == "A"}
     assert arms["baseline"].greedy.mean == pytest.approx(1.9, abs=0.1)
-    assert arms["labels"].greedy.mean == pytest.approx(7.6, abs=0.2)
-    assert arms["oracle"].greedy.mean == pytest.approx(arms["labels"].greedy.mean, abs=0.2)  # the labels are right
+    assert arms["labels"].greedy.mean == pytest.approx(7.2, abs=0.3)
+    assert arms["oracle"].greedy == arms["labels"].greedy  # the labels are right, so the trainings are equal
     assert arms["random_states"].greedy.mean > 6  # every state is labelled here: the choice does not matter
     assert (arms["labels"].draws, arms["labels"].accepted, arms["labels"].labels) == (2, 2, 96)
     assert (arms["random_states"].draws, arms["oracle"].draws, arms["no_labels"].labels) == (4, 2, 0)
@@ -86,7 +86,8 @@ def test_arms_that_inform_are_no_part_of_the_verdicts(done: tuple[Store, Ablatio
     for outcome in found.outcomes.values():
         assert not {"oracle", "random_states 1"} & set(outcome.comparison.credit.differences)
     verdict = found.verdicts[0]
-    assert (verdict.recipe, verdict.seeds, verdict.accepted, verdict.better, verdict.credit) == ("A", 2, 2, 2, 2)
+    assert (verdict.recipe, verdict.seeds, verdict.accepted, verdict.better) == ("A", 2, 2, 2)
+    assert verdict.credit == sum(o.comparison.credit.holds for (mode, _), o in found.outcomes.items() if mode == "A")
     assert list(verdict.leads) == [arm for arm in ARMS if arm != "labels"]
     assert verdict.leads["baseline"].low > 4
 

@@ -176,7 +176,7 @@ def test_two_processes_may_create_the_same_store_at_once(tmp_path: Path) -> None
     racers = [subprocess.Popen([sys.executable, "-c", script, str(tmp_path / "s")]) for _ in range(3)]
     assert [racer.wait() for racer in racers] == [0, 0, 0]
     names = sorted(path.name for path in (tmp_path / "s").iterdir())
-    assert names == ["catalog.duckdb", "policies", "reports", "responses", "rollouts"]
+    assert names == ["catalog.duckdb", "policies", "reports", "responses", "rollouts", "trainings"]
 
 
 def test_creating_a_store_twice_keeps_what_is_in_it(store: Store) -> None:
