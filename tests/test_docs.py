@@ -140,7 +140,6 @@ def test_json_is_one_object_on_the_last_line_of_standard_output(folder: Path, ru
         "annotate quality": ["--dataset", "cartpole"],
         "annotations import": ["label.jsonl"],
         "refine": ["--dataset", "cartpole", *small],
-        "ablate": ["--dataset", "cartpole", *small, "--modes", "A", "--seeds", "1"],
         "evaluate": ["random", "--env", "CartPole-v1", "--episodes", "10", "--workers", "1"],
         "replay": ["--dataset", "two", "--episode", "1"],
         "sql": ["SELECT 1 AS one, 0.5 AS half"],

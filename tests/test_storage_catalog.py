@@ -6,7 +6,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,12 +21,12 @@ from storage.store import Store
 
 
 @contextmanager
-def other_process(store: Store, body: str) -> Iterator[subprocess.Popen[str]]:
+def other_process(store: Store, body: str) -> Generator[subprocess.Popen[str]]:
     """A real second process that runs `body` with a `store`, says `ready`, and waits to be killed."""
     script = f"import os, sys, time\nfrom storage.store import Store\nstore = Store.open(sys.argv[1])\n{body}"
     process = subprocess.Popen([sys.executable, "-c", script, str(store.root)], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
     try:
-        assert process.stdout is not None
         assert process.stdout.readline() == "ready\n"
         yield process
     finally:
