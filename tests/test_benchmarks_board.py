@@ -8,11 +8,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from toy_environment import CARD, TOY, gather_toys, make_baseline, save_folder, write_answers
+from toy_environment import CARD, TOY, gather_toys, make_baseline, save_folder, small_config, write_answers
 
 from benchmarks.board import __main__ as command
-from benchmarks.board import jobs
+from benchmarks.board import jobs, refined
 from benchmarks.board.entries import Entry, list_entries
+from benchmarks.board.experts import CONTROLLERS, TrainedExpert
 from benchmarks.board.jobs import Job, budget_of, run_job
 from benchmarks.board.online import train_until
 from benchmarks.board.refined import best_rows, make_labels
@@ -182,14 +183,16 @@ def test_without_an_annotator_there_is_no_shuffled_arm_and_without_an_expert_no_
         make_labels(scene, "oracle", steps, 0)
     spread = make_labels(unlabelled, "no_labels", steps, 0)
     assert spread.suggestions.tolist() == steps.action[spread.rows].tolist()
-    expert = replace(scene, expert=scene.baseline)
+    expert = replace(scene, expert=TrainedExpert(scene.baseline))
     assert set(make_labels(expert, "oracle", steps, 0).suggestions.tolist()) == {0}  # it pushes east for ever
 
 
 def test_rows_are_made_once_and_shown_on_the_leaderboard(
     scene: Scene, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(command, "list_entries", lambda: {"Toy-v0": scene.entry})
+    other = replace(ENTRY, name="Other-v0")
+    monkeypatch.setattr(command, "list_entries", lambda: {"Toy-v0": scene.entry, "Other-v0": other})
+    monkeypatch.setattr(refined, "RefineConfig", lambda seed: small_config(seed=seed).refine)
     monkeypatch.setattr(command, "Sources", lambda *_, **__: Sources(tmp_path, examples=tmp_path / "examples"))
     out = tmp_path / "rows.jsonl"
     run: dict[str, Any] = {
@@ -200,20 +203,21 @@ def test_rows_are_made_once_and_shown_on_the_leaderboard(
         "seeds": 2,
         "workers": 1,
     }
-    command.run(["Toy-v0"], arms="baseline,labels,continued", **run)
-    rows = {(row.arm, row.seed): row for row in read_rows(out)}
+    command.run(["Toy-v0", "Other-v0"], arms="baseline,labels,continued", **run)
+    rows = {(row.arm, row.seed): row for row in read_rows(out) if row.env == "Toy-v0"}
     assert rows["labels", 0].accepted
     assert rows["labels", 0].labels == 48
     assert np.mean(rows["labels", 0].greedy) > 5 > np.mean(rows["baseline", 0].greedy)
     assert rows["continued", 1].reason == "no model.zip beside the baseline"
-    assert rows["labels", 0].gate_steps == 8 * (10 * 4 + 10 + 10)
+    assert rows["labels", 0].gate_steps == 8 * (2 * 4 + 10 + 10)
     board = "SELECT arm, mode, draws, accepted_draws, episodes, better FROM leaderboard ORDER BY ALL"
     with store.catalog.read() as con:
         shown = con.execute(board).fetchall()
     assert shown[-1] == ("labels", "sampled", 2, 2, 20, True)
     assert len(shown) == 4
-    monkeypatch.setattr(jobs, "play", None)  # playing anything would fail
     before = read_rows(out)
+    assert [row.reason for row in before if row.env == "Other-v0"] == ["no baseline of Other-v0"]
+    monkeypatch.setattr(jobs, "play", None)  # playing anything would fail
     command.run(["Toy-v0"], arms="baseline,labels", **run)
     assert read_rows(out) == before
 
@@ -237,6 +241,18 @@ def test_more_training_uses_the_budget_and_starts_at_critical_states(scene: Scen
     assert "48 states that the annotator marked; 0 replays were not exact" in rows["rice"].reason
     refused = run_job(Job(replace(started, baseline=make_baseline()), "continued", 0, out, budget=300))
     assert refused.reason == "model.zip does not hold the baseline's weights"
+
+
+def test_the_controllers_reach_the_goal_where_training_did_not() -> None:
+    for name, at_least in (("MountainCar-v0", -160.0), ("MountainCarContinuous-v0", 80.0)):
+        environment = make_environment(name)
+        observation, _ = environment.reset(seed=0)
+        total, over = 0.0, False
+        while not over:
+            action = CONTROLLERS[name](observation[None])[0]
+            observation, reward, terminated, truncated, _ = environment.step(action)
+            total, over = total + float(reward), terminated or truncated
+        assert total > at_least
 
 
 def test_every_environment_of_the_issue_is_on_the_board() -> None:

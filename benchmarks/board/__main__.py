@@ -24,7 +24,7 @@ from .entries import FIRST_SEED, SEEDS_APART, Entry, list_entries
 from .jobs import ARMS, STAGES, Job, budget_of, run_job
 from .record import record_results
 from .results import summarise
-from .rows import Row, read_rows
+from .rows import Row, append_row, read_rows
 from .scenes import Scene, Sources, set_scene
 from .table import draw_table, verdicts, write_between
 
@@ -48,12 +48,12 @@ def run(
     began, chosen = time.perf_counter(), _choose(names)
     wanted, processes = _choose_arms(arms), workers or core_count()
     opened = Store.open(store) if store.exists() else Store.create(store)
-    scenes = _set_scenes(opened, chosen, Sources(baselines, answers=answers))
+    scenes = _set_scenes(opened, chosen, Sources(baselines, answers=answers), out)
     for stage in STAGES:
         jobs = _list_jobs(scenes, [arm for arm in stage if arm in wanted], seeds, out)
         for row in share_out(run_job, jobs, min(processes, max(len(jobs), 1))):
             _tell(row)
-    results = summarise([row for row in read_rows(out) if row.env in {scene.entry.name for scene in scenes}])
+    results = summarise([row for row in read_rows(out) if row.env in {entry.name for entry in chosen}])
     for scene in scenes:
         record_results(opened, scene, [result for result in results if result.env == scene.entry.name])
     typer.echo(draw_table(results))
@@ -95,16 +95,18 @@ def _choose_arms(text: str) -> set[str]:
     return wanted
 
 
-def _set_scenes(store: Store, entries: Sequence[Entry], sources: Sources) -> list[Scene]:
-    """The scenes of all environments that have a baseline; the others are told, and left out."""
+def _set_scenes(store: Store, entries: Sequence[Entry], sources: Sources, out: Path) -> list[Scene]:
+    """The scenes of all environments; one that cannot be set is a failed row."""
     scenes: list[Scene] = []
     for entry in entries:
         try:
-            scenes.append(set_scene(store, entry, sources))
+            scene = set_scene(store, entry, sources)
         except TrajnoteError as error:
-            typer.echo(f"{entry.name}: left out: {error}", err=True)
+            failed = Row(key="", env=entry.name, arm="baseline", seed=0, status="failed", reason=error.problem)
+            append_row(out, failed)
+            _tell(failed)
             continue
-        scene = scenes[-1]
+        scenes.append(scene)
         labels = scene.unlabelled or f"{len(scene.labels or ())} labels"
         typer.echo(f"{entry.name}: {scene.manifest.dataset_id}, {scene.manifest.steps} steps; {labels}", err=True)
     return scenes

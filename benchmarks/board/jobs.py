@@ -93,8 +93,10 @@ def _make_baseline(job: Job) -> dict[str, Any]:
 def _make_refined(job: Job) -> dict[str, Any]:
     from .refined import train_refinement
 
-    made = _through_gate(job, train_refinement(job.scene, job.arm, job.seed))
-    return made | _costs(job)
+    made = train_refinement(job.scene, job.arm, job.seed)
+    given = job.arm in ("labels", "shuffled", "random", "oracle")
+    costs = {"labels": made.labels if given else 0, "dollars": job.scene.dollars if job.arm == "labels" else None}
+    return _through_gate(job, made.candidates) | costs
 
 
 def _make_offline(job: Job) -> dict[str, Any]:
@@ -131,13 +133,6 @@ def _report(job: Job, policy: MlpPolicy) -> dict[str, tuple[float, ...]]:
     greedy = play(job.scene, policy, seeds, "greedy").returns
     sampled = play(job.scene, policy, seeds, "sampled").returns if policy.is_stochastic else ()
     return {"greedy": tuple(greedy), "sampled": tuple(sampled)}
-
-
-def _costs(job: Job) -> dict[str, Any]:
-    """Labels, and what those of the annotator would have cost; placebos and the expert cost nothing."""
-    labels = job.scene.labels
-    count = len(labels) if labels is not None and job.arm in ("labels", "shuffled", "random", "oracle") else 0
-    return {"labels": count, "dollars": job.scene.dollars if job.arm == "labels" else None}
 
 
 _MAKERS: dict[str, Callable[[Job], dict[str, Any]]] = {

@@ -5,6 +5,8 @@ All of them are the same training with other labels; what differs is made here.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -22,8 +24,16 @@ BEST_SHARE = 0.1
 _STREAM = 0xB0A  # keeps the placebos' chance apart from the learner's
 
 
-def train_refinement(scene: Scene, arm: str, seed: int) -> list[Candidate]:
-    """Snapshots of one refinement.
+@dataclass(frozen=True)
+class Refinement:
+    """Snapshots of one training, and how many labels it had."""
+
+    candidates: list[Candidate]
+    labels: int
+
+
+def train_refinement(scene: Scene, arm: str, seed: int) -> Refinement:
+    """Train one arm from the baseline by the default recipe.
 
     Raises:
         Prerequisite: when the arm's labels cannot be had.
@@ -32,7 +42,7 @@ def train_refinement(scene: Scene, arm: str, seed: int) -> list[Candidate]:
     steps = scene.read_steps()
     labels = make_labels(scene, arm, steps, seed)
     snapshots = refine(steps, labels, scene.baseline, RefineConfig(seed=seed))
-    return [Candidate(snapshot.name, snapshot.policy) for snapshot in snapshots]
+    return Refinement([Candidate(snapshot.name, snapshot.policy) for snapshot in snapshots], len(labels))
 
 
 def make_labels(scene: Scene, arm: str, steps: StepArrays, seed: int) -> Labels:
@@ -66,4 +76,4 @@ def _ask_expert(scene: Scene, given: Labels, steps: StepArrays) -> Labels:
     if scene.expert is None:
         raise Prerequisite("no expert policy")
     rows = np.unique(given.rows)
-    return suggested_labels(rows, scene.expert.act(steps.observation[rows]).actions, scene.baseline)
+    return suggested_labels(rows, scene.expert.advise(steps.observation[rows]), scene.baseline)

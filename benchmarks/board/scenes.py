@@ -30,6 +30,7 @@ from storage.steps import StepArrays, read_steps
 from storage.store import Store
 
 from .entries import Entry
+from .experts import CONTROLLERS, Controller, Expert, TrainedExpert
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 STATES_PER_EPISODE = 8  # that the oracle labels where no annotator has
@@ -65,7 +66,7 @@ class Scene:
     store_root: Path
     manifest: Manifest
     baseline: MlpPolicy
-    expert: MlpPolicy | None
+    expert: Expert | None
     model_zip: Path | None  # the baseline's training in Stable-Baselines3
     labels: Labels | None  # of the annotator
     critical: NDArray[np.int64]  # rows of the steps that it marked as critical
@@ -94,7 +95,6 @@ def set_scene(store: Store, entry: Entry, sources: Sources) -> Scene:
     folder = _find_policy(sources.policies(entry, "baseline"), entry)
     manifest = _take_dataset(store, entry, sources, folder)
     baseline = _read_policy(folder)
-    expert = next(filter(Path.is_dir, sources.policies(entry, "expert")), None)
     scene: dict[str, Any] = {"labels": None, "critical": np.zeros(0, np.int64), "dollars": None, "unlabelled": ""}
     try:
         scene |= _take_labels(store, manifest, sources.answers or sources.example(entry) / "answers.jsonl", entry.card)
@@ -105,7 +105,7 @@ def set_scene(store: Store, entry: Entry, sources: Sources) -> Scene:
         store_root=store.root,
         manifest=manifest,
         baseline=baseline,
-        expert=_read_policy(expert) if expert else None,
+        expert=_find_expert(sources.policies(entry, "expert"), entry),
         model_zip=_find_model(sources.trainings(entry), baseline),
         **scene,
     )
@@ -133,10 +133,17 @@ def _find_policy(folders: Sequence[Path], entry: Entry) -> Path:
     for folder in folders:
         if (folder / "policy.json").is_file():
             return folder
-    places = " and ".join(map(str, folders))
     raise Prerequisite(
-        f"{entry.name} has no baseline in {places}.", f"Train one: python -m benchmarks.baselines {entry.name}"
+        f"no baseline of {entry.name}",
+        f"Train one: python -m benchmarks.baselines {entry.name}; looked for in {' and '.join(map(str, folders))}.",
     )
+
+
+def _find_expert(folders: Sequence[Path], entry: Entry) -> Expert | None:
+    if entry.name in CONTROLLERS:
+        return Controller(entry.name)
+    found = next((folder for folder in folders if (folder / "policy.json").is_file()), None)
+    return None if found is None else TrainedExpert(_read_policy(found))
 
 
 def _find_model(folders: Sequence[Path], baseline: MlpPolicy) -> Path | None:
