@@ -23,6 +23,13 @@ from storage.schema import Array, Space
 
 from .actors import Answer, Foreign, ForeignActor, NetworkActor, Policy
 from .environments import Spaces, import_module_here, to_space
+from .refusals import (
+    refuse_unusable_d3rlpy,
+    refuse_unusable_onnx,
+    refuse_unusable_python,
+    refuse_unusable_sb3_file,
+    refuse_unusable_sb3_model,
+)
 
 _SB3_ALGORITHMS = ("PPO", "A2C", "DQN", "SAC", "TD3", "DDPG")
 # needed for training only, and not sure to be unpickled on another Python
@@ -54,6 +61,7 @@ def open_d3rlpy(spec: str, spaces: Spaces) -> Policy:
 
     file = learnables.find_learnable(_path(spec))
     algo = learnables.load_learnable(file)
+    refuse_unusable_d3rlpy(spec, algo)
     inputs, outputs = tuple(algo.impl.observation_shape), int(algo.impl.action_size)
     if inputs != (spaces.observation.size,) or outputs != (spaces.action.n or spaces.action.size):
         raise BadInput(
@@ -80,6 +88,7 @@ def open_sb3(spec: str, spaces: Spaces) -> Policy:
     from refine import baselines  # seconds: torch
 
     model, file = _load_sb3(spec)
+    refuse_unusable_sb3_model(spec, model)
     theirs = Spaces(to_space(model.observation_space, "observation"), to_space(model.action_space, "action"))
     check_spaces(spec, theirs, spaces)
     try:
@@ -154,6 +163,7 @@ def _ask_onnx(spec: str, spaces: Spaces) -> Foreign:
         session = onnxruntime.InferenceSession(_path(spec), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # of any of the runtime's own types
         raise BadInput(f"{spec} is not an ONNX model: {error}.") from error
+    refuse_unusable_onnx(spec, [given.shape for given in session.get_inputs()])
     source, target = session.get_inputs()[0].name, session.get_outputs()[0]
 
     def run(observation: Array) -> Array:
@@ -179,6 +189,7 @@ def _ask_onnx(spec: str, spaces: Spaces) -> Foreign:
 
 def _ask_py(spec: str, spaces: Spaces) -> Foreign:
     asked = _instantiate(_python_target(spec)[1])
+    refuse_unusable_python(spec, asked)
     if not hasattr(asked, "act"):
         return Foreign(lambda observation, mode, rng: Answer(asked(observation)))
 
@@ -205,9 +216,11 @@ def _decision(head: Head, action_space: Space) -> MlpPolicy:
 
 def _load_sb3(spec: str) -> tuple[Any, Path]:
     algorithm, _, name = spec.partition(":")[2].partition(":")
+    refuse_unusable_sb3_file(spec, algorithm, None)
     if algorithm.upper() not in _SB3_ALGORITHMS or not name:
         raise BadInput(f"{spec!r} is not sb3:ALGO:PATH with ALGO one of {', '.join(_SB3_ALGORITHMS)}.")
     file = _file(name, spec, ".zip")
+    refuse_unusable_sb3_file(spec, algorithm, file)
     library = _extra("stable_baselines3", "sb3")
     try:
         return getattr(library, algorithm.upper()).load(file, device="cpu", custom_objects=_SB3_UNNEEDED), file
