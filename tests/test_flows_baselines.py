@@ -83,7 +83,7 @@ def test_another_policy_can_be_named_if_its_weights_can_be_read(store: Store, tm
 
 def sb3_model(name: str, env_id: str, folder: Path) -> str:
     sb3 = pytest.importorskip("stable_baselines3")
-    options = {"n_steps": 8, "batch_size": 8} if name == "PPO" else {"buffer_size": 8}
+    options: dict[str, Any] = {"n_steps": 8, "batch_size": 8} if name == "PPO" else {"buffer_size": 8}
     options["policy_kwargs"] = {"net_arch": [8]}
     model = getattr(sb3, name)("MlpPolicy", make_environment(env_id), seed=0, device="cpu", **options)
     model.save(folder / "model.zip")
