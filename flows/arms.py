@@ -84,10 +84,10 @@ def train_draw(material: Material, draw: Draw) -> list[Snapshot]:
     Returns:
         The candidates, in the order of training.
     """
-    from refine.train import refine  # seconds: d3rlpy and torch, which only the processes that train need
+    from refine.robust import refine_candidates  # seconds: d3rlpy and torch, which only the processes that train need
 
     steps = read_steps(Store.open(material.store_root), material.dataset_id)
-    return refine(steps, labels_of(material, draw, steps), material.baseline, material.config)
+    return refine_candidates(steps, labels_of(material, draw, steps), material.baseline, material.config)
 
 
 def labels_of(material: Material, draw: Draw, steps: StepArrays) -> Labels:

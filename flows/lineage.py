@@ -102,6 +102,7 @@ def _save_refined(contest: Contest, trial: Trial, run_ids: Sequence[str]) -> Non
             "draw": trial.draw.number,
             "step": winner.step,
             "beta": winner.beta,
+            "reading": winner.reading,
             "refine": material.config.model_dump(mode="json"),
             "gate": contest.gate.model_dump(mode="json"),
             "versions": _learner_versions(),

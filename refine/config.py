@@ -58,6 +58,11 @@ class RefineConfig(Frozen):
         default="additive",
         description="R: add implicit rewards, or their potential-based form, which keeps the optimum",
     )
+    robust: bool = Field(
+        default=False,
+        description="A, RA: add candidates from other readings of the labels, for annotators who may be wrong: without"
+        " those that other episodes contradict, without an action, two actions exchanged, from half of the states",
+    )
     gamma: float = Field(default=0.99, gt=0, le=1, description="R: discount per step")
     reward_cap: float | None = Field(
         default=None,
@@ -122,6 +127,12 @@ class RefineConfig(Frozen):
         return self
 
     @model_validator(mode="after")
+    def _check_robust(self) -> Self:
+        if self.robust and self.mode == "R":
+            raise BadInput("A robust refinement reads suggestions in several ways; mode R uses none.", "Use A or RA.")
+        return self
+
+    @model_validator(mode="after")
     def _check_lists(self) -> Self:
         betas, snapshots = self.betas or (), self.snapshots or ()
         if any(beta < 0 for beta in betas):
@@ -145,8 +156,10 @@ class Snapshot:
     policy: MlpPolicy
     step: int
     beta: float
+    reading: str = "as given"  # which labels it comes from, see `readings.py`
 
     @property
     def name(self) -> str:
         """How tables call it."""
-        return f"beta {self.beta:g}, step {self.step}"
+        words = f"beta {self.beta:g}, step {self.step}"
+        return words if self.reading == "as given" else f"{words}, {self.reading}"

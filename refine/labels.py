@@ -128,7 +128,7 @@ def _randomise(labels: Labels, steps: StepArrays, action_space: Space, rng: np.r
         count = int(action_space.n or 1)
         suggestions = rng.integers(action_space.start, action_space.start + count, len(labels))
     else:
-        low, high = _finite_bounds(action_space, steps)
+        low, high = finite_bounds(action_space, steps)
         suggestions = rng.uniform(low, high, (len(labels), action_space.size))
     return replace(labels, suggestions=suggestions, implicit_rewards=rng.uniform(-1, 1, len(labels)))
 
@@ -141,7 +141,7 @@ _MAKERS: dict[str, Callable[[Labels, StepArrays, Space, np.random.Generator], La
 }
 
 
-def _finite_bounds(space: Space, steps: StepArrays) -> tuple[Array, Array]:
+def finite_bounds(space: Space, steps: StepArrays) -> tuple[Array, Array]:
     """The action bounds; where there is none, the extremes of the logged actions."""
     low, high = action_bounds(space)
     logged = steps.action[~steps.is_final]

@@ -1,0 +1,53 @@
+"""Candidates of a refinement: from the labels as they are and, if asked for, from what they may have meant.
+
+Nothing here knows which reading is right; a gate that plays episodes finds out, and asks the same of placebos.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import cast
+
+from storage.steps import StepArrays
+
+from .config import RefineConfig, Snapshot
+from .consensus import find_borne_out
+from .labels import Labels
+from .policy import MlpPolicy
+from .readings import Reading, keep, list_readings
+from .train import refine
+
+
+def refine_candidates(
+    steps: StepArrays, labels: Labels, baseline: MlpPolicy, config: RefineConfig | None = None
+) -> list[Snapshot]:
+    """Train the candidates of `refine` and, with `config.robust`, those of other readings of the labels after them.
+
+    The consensus of the labels gets the largest beta and every snapshot; each systematic suspicion the largest beta
+    and the middle snapshot, which makes about three times the candidates.
+
+    Args:
+        steps: the logged steps.
+        labels: of these steps.
+        baseline: where every training starts.
+        config: the refinement; the defaults when None.
+
+    Raises:
+        BadInput: as `refine` does.
+    """
+    config = (config or RefineConfig()).completed(baseline.action_space)
+    candidates = refine(steps, labels, baseline, config)
+    if not config.robust:
+        return candidates
+    betas, stops = cast("tuple[float, ...]", config.betas), cast("tuple[int, ...]", config.snapshots)
+    brief = config.model_copy(update={"betas": (max(betas),)})
+    briefest = brief.model_copy(update={"snapshots": (stops[len(stops) // 2],)})
+    agreed = Reading("consensus", keep(labels, find_borne_out(steps, labels, baseline, config)))
+    candidates += _refine_reading(agreed, steps, baseline, brief)
+    for reading in list_readings(labels, steps, baseline):
+        candidates += _refine_reading(reading, steps, baseline, briefest)
+    return candidates
+
+
+def _refine_reading(reading: Reading, steps: StepArrays, baseline: MlpPolicy, config: RefineConfig) -> list[Snapshot]:
+    return [replace(snapshot, reading=reading.name) for snapshot in refine(steps, reading.labels, baseline, config)]
