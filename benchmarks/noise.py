@@ -1,7 +1,7 @@
-"""Wrong labels: what a refinement returns when a share of the suggestions is wrong, by the plain and the robust recipe.
+"""Wrong labels: the plain and the robust recipe when a share of the suggestions is wrong.
 
-    python benchmarks/noise.py --out noise.jsonl --baselines FOLDER
-    python benchmarks/noise.py --env CartPole-v1 --kinds uniform,mirrored --quick
+    python -m benchmarks.noise --out noise.jsonl --baselines FOLDER
+    python -m benchmarks.noise --env CartPole-v1 --kinds uniform,mirrored --quick
 
 The clean labels are the recorded answers of the shipped examples; for other environments an expert's actions at 250
 states, with the policies `FOLDER/ENV_ID/baseline` and `FOLDER/ENV_ID/expert`. Each cell is refined with several
@@ -23,10 +23,11 @@ from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
-from noise_world import RECIPES, RECORDED, Cell, Effort, Home, prepare, refine_and_judge
 
 from flows.processes import core_count, share_out
 from refine.noise import Noise
+
+from .noise_world import RECIPES, RECORDED, Cell, Effort, Home, prepare, refine_and_judge
 
 FIRST_SEED = 40_000_000
 SEEDS = (10, 11, 12, 13, 14)

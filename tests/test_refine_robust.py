@@ -52,7 +52,9 @@ def baseline(space: Space) -> MlpPolicy:
     rng = np.random.default_rng(1)
     outputs = 3 if space.is_discrete else 2
     weights = (rng.normal(size=(2, 32)), rng.normal(size=(32, outputs)) * 0.1)
-    return MlpPolicy(PLANE, space, weights, (np.zeros(32), np.zeros(outputs)), "tanh", "logits" if space.is_discrete else "clip")
+    return MlpPolicy(
+        PLANE, space, weights, (np.zeros(32), np.zeros(outputs)), "tanh", "logits" if space.is_discrete else "clip"
+    )
 
 
 def clean_labels(steps: StepArrays, space: Space) -> Labels:

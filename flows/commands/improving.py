@@ -54,6 +54,9 @@ SupportOption = Annotated[
 RampOption = Annotated[
     int, typer.Option("--ramp-steps", min=0, help="A: steps over which the suggestions gain their full weight.")
 ]
+RobustOption = Annotated[
+    bool, typer.Option("--robust", help="Try other readings of the labels too, for annotators who may be wrong.")
+]
 RunOption = Annotated[
     list[str] | None, typer.Option("--run", help="Annotation run whose labels count; repeatable; default: all.")
 ]
@@ -98,6 +101,7 @@ def refine(
     agreement: AgreementOption = False,
     support: SupportOption = 0.0,
     ramp_steps: RampOption = 0,
+    robust: RobustOption = False,
     seed: SeedOption = 0,
     first_seed: FirstSeedOption = 1_000_000,
     select: SelectOption = 24,
@@ -126,6 +130,7 @@ def refine(
             "agreement": agreement,
             "support": support,
             "ramp_steps": ramp_steps,
+            "robust": robust,
             "seed": seed,
         },
         gate={
