@@ -6,8 +6,8 @@
 The clean labels are the recorded answers of the shipped examples; for other environments an expert's actions at 250
 states, with the policies `FOLDER/ENV_ID/baseline` and `FOLDER/ENV_ID/expert`. Each cell is refined with several
 training seeds, each with its own noise and its own episodes for selection, acceptance and report; what the gate leaves
-in force plays the report. Intervals are of the mean over training seeds and episodes, both drawn again in a bootstrap
-(with five seeds it is somewhat too narrow). Rows are appended to `--out` as they come, and are not computed again.
+in force plays the report. Intervals are 95% ones of the mean over training seeds and episodes, for both are drawn. Rows
+are appended to `--out` as they come, and are not computed again.
 """
 
 from __future__ import annotations
@@ -25,15 +25,16 @@ from typing import Any, get_args
 import numpy as np
 
 from flows.processes import core_count, share_out
+from refine.crossed import interval_over_seeds
 from refine.noise import Noise
 
-from .noise_world import RECIPES, RECORDED, Cell, Effort, Home, prepare, refine_and_judge
+from .noise_world import RECIPES, RECORDED, Cell, Effort, Home, Kind, prepare, refine_and_judge
 
 FIRST_SEED = 40_000_000
 SEEDS = (10, 11, 12, 13, 14)
 RATES = {"LunarLander-v3": (0.3, 0.5), "CartPole-v1": (0.3, 0.5), "Hopper-v5": (0.3,)}
 CONTINUOUS_KINDS = ("uniform", "region", "mirrored")
-RESAMPLES = 2_000
+_ORDER = ("baseline", "clean", *get_args(Noise))
 QUICK = Effort(select=8, accept=20, report=20)
 
 Row = dict[str, Any]
@@ -65,8 +66,8 @@ def list_cells(env_id: str, arguments: argparse.Namespace) -> Iterator[Cell]:
     """All refinements of an environment; the long ones first, so that no process waits for the last."""
     effort = QUICK if arguments.quick else Effort()
     seeds = SEEDS[:1] if arguments.quick else tuple(arguments.seeds)
-    kinds = [kind for kind in arguments.kinds if env_id in RECORDED or kind in CONTINUOUS_KINDS]
-    noises = [("clean", 0.0), *itertools.product(kinds, RATES.get(env_id, (0.3,)))]
+    kinds: list[Noise] = [kind for kind in arguments.kinds if env_id in RECORDED or kind in CONTINUOUS_KINDS]
+    noises: list[tuple[Kind, float]] = [("clean", 0.0), *itertools.product(kinds, RATES.get(env_id, (0.3,)))]
     for recipe in reversed(arguments.recipes):
         for (kind, rate), seed in itertools.product(noises, seeds):
             yield Cell(env_id, kind, rate, recipe, seed, arguments.first_seed, effort)
@@ -89,21 +90,12 @@ def _key(cell: Cell) -> str:
     return json.dumps(cell)
 
 
-def bootstrap(returns: np.ndarray) -> tuple[float, float, float]:
-    """Mean of returns, (training seeds, episodes), and its 95% interval: seeds are drawn again, then their episodes."""
-    rng = np.random.default_rng(0)
-    seeds, episodes = returns.shape
-    rows = rng.integers(0, seeds, (RESAMPLES, seeds, 1))
-    columns = rng.integers(0, episodes, (RESAMPLES, seeds, episodes))
-    low, high = np.quantile(returns[rows, columns].mean(axis=(1, 2)), [0.025, 0.975])
-    return float(returns.mean()), float(low), float(high)
-
-
 def print_table(env_id: str, rows: Sequence[Row], recipes: Sequence[str]) -> None:
     """One line per kind and rate; a column per recipe: mean, interval, and how many refinements were accepted."""
     print(f"\n{env_id}: greedy return [95%], and refinements accepted")
     print(f"  {'labels':15} {'wrong':>6}  " + "".join(f"{recipe:38}" for recipe in recipes))
-    for kind, rate in dict.fromkeys((row["kind"], row["rate"]) for row in reversed(rows)):
+    order = sorted({(row["kind"], row["rate"]) for row in rows}, key=lambda kind: (_ORDER.index(kind[0]), kind[1]))
+    for kind, rate in order:
         own = [row for row in rows if (row["kind"], row["rate"]) == (kind, rate)]
         name = kind if rate == 0 else f"{kind} {rate:.0%}"
         wrong = np.mean([row["wrong"] for row in own])
@@ -114,8 +106,8 @@ def print_table(env_id: str, rows: Sequence[Row], recipes: Sequence[str]) -> Non
 def _describe(rows: Sequence[Row]) -> str:
     if not rows:
         return ""
-    mean, low, high = bootstrap(np.array([row["report"] for row in rows]))
-    words = f"{mean:7.1f} [{low:7.1f}, {high:7.1f}]"
+    found = interval_over_seeds([row["report"] for row in rows])
+    words = f"{found.mean:7.1f} [{found.low:7.1f}, {found.high:7.1f}]"
     return words if rows[0]["accepted"] is None else f"{words}  {sum(row['accepted'] for row in rows)} of {len(rows)}"
 
 

@@ -43,6 +43,7 @@ EXPERT_LABELS = 250
 EXPERT_EPISODES = 30
 SEEDS_APART = 1000
 
+Kind = Noise | Literal["clean", "baseline"]
 Recipe = Literal["plain", "robust"]
 RECIPES: tuple[Recipe, ...] = ("plain", "robust")
 
@@ -59,7 +60,7 @@ class Cell(NamedTuple):
     """One refinement: everything that decides its row."""
 
     env_id: str
-    kind: Noise | Literal["clean", "baseline"]
+    kind: Kind
     rate: float
     recipe: Recipe
     seed: int  # of the noise, of the training, and of the gate's episodes

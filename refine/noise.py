@@ -28,7 +28,7 @@ class _Setting(NamedTuple):
 
     labels: Labels
     able: NDArray[np.int64]  # labels that suggest something
-    count: int  # of them to be made wrong
+    wrong: int  # of them to be made wrong
     steps: StepArrays
     space: Space
     mirror: Array | None  # (n,) index of each discrete action's mirror image
@@ -88,7 +88,7 @@ def share_changed(labels: Labels, corrupted: Labels) -> float:
 
 
 def _uniform(setting: _Setting) -> tuple[NDArray[np.int64], Array]:
-    chosen = setting.rng.permutation(setting.able)[: setting.count]
+    chosen = setting.rng.permutation(setting.able)[: setting.wrong]
     return chosen, _other_actions(setting, chosen)
 
 
@@ -97,7 +97,7 @@ def _region(setting: _Setting) -> tuple[NDArray[np.int64], Array]:
     states = states.reshape(len(setting.able), -1)
     direction = setting.rng.standard_normal(states.shape[1]) / np.maximum(states.std(axis=0), 1e-9)
     order = np.argsort(states @ direction, kind="stable")
-    chosen = setting.able[order[len(order) - setting.count :]]
+    chosen = setting.able[order[len(order) - setting.wrong :]]
     return chosen, _other_actions(setting, chosen)
 
 
@@ -106,7 +106,7 @@ def _confused(setting: _Setting) -> tuple[NDArray[np.int64], Array]:
     indices = setting.labels.suggestions[setting.able] - start
     rank = np.empty(actions, np.int64)
     rank[setting.rng.permutation(actions)] = np.arange(actions)
-    order = np.lexsort((setting.rng.permutation(len(indices)), rank[indices]))[: setting.count]
+    order = np.lexsort((setting.rng.permutation(len(indices)), rank[indices]))[: setting.wrong]
     return setting.able[order], (indices[order] + 1) % actions + start
 
 
@@ -119,7 +119,7 @@ def _mirrored(setting: _Setting) -> tuple[NDArray[np.int64], Array]:
         middle, _ = action_units(setting.space)
         opposite = 2 * middle - said
     differs = np.flatnonzero((opposite != said).reshape(len(said), -1).any(axis=1))
-    taken = setting.rng.permutation(differs)[: setting.count]
+    taken = setting.rng.permutation(differs)[: setting.wrong]
     return setting.able[taken], opposite[taken]
 
 

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
 from refine.labels import Labels
-from refine.noise import NOISES, corrupt_labels, share_changed
+from refine.noise import NOISES, Noise, corrupt_labels, share_changed
 from storage.errors import BadInput
 from storage.schema import Space
 from storage.steps import StepArrays
@@ -40,7 +42,7 @@ CONTINUOUS = Labels(np.arange(COUNT), RNG.uniform([-1, 0], [1, 4], (COUNT, 2)), 
 
 @pytest.mark.parametrize("rate", [0.0, 0.3, 0.5])
 @pytest.mark.parametrize("noise", NOISES)
-def test_exactly_the_asked_share_of_suggestions_becomes_wrong_and_stays_an_action(noise: str, rate: float) -> None:
+def test_exactly_the_asked_share_of_suggestions_becomes_wrong_and_stays_an_action(noise: Noise, rate: float) -> None:
     wrong = corrupt_labels(DISCRETE, noise, rate, STEPS, MOVES, seed=1)
 
     assert share_changed(DISCRETE, wrong) == rate
@@ -110,14 +112,14 @@ def test_labels_without_a_suggestion_are_left_alone() -> None:
 
 
 @pytest.mark.parametrize(
-    ("noise", "rate", "mirror", "space", "words"),
+    ("asked", "space", "words"),
     [
-        ("biased", 0.3, None, MOVES, "There is no noise 'biased'"),
-        ("uniform", 1.5, None, MOVES, "rate of wrong suggestions is 1.5"),
-        ("confused", 0.3, None, TORQUES, "Continuous actions cannot be confused"),
-        ("mirrored", 0.3, (0, 1, 1, 2), MOVES, "each action from 0 to 3 is expected once"),
+        ({"noise": "biased", "rate": 0.3}, MOVES, "There is no noise 'biased'"),
+        ({"noise": "uniform", "rate": 1.5}, MOVES, "rate of wrong suggestions is 1.5"),
+        ({"noise": "confused", "rate": 0.3}, TORQUES, "Continuous actions cannot be confused"),
+        ({"noise": "mirrored", "rate": 0.3, "mirror": (0, 1, 1, 2)}, MOVES, "each action from 0 to 3 is expected once"),
     ],
 )
-def test_noise_that_makes_no_sense_is_refused(noise, rate, mirror, space, words: str) -> None:
+def test_noise_that_makes_no_sense_is_refused(asked: dict[str, Any], space: Space, words: str) -> None:
     with pytest.raises(BadInput, match=words):
-        corrupt_labels(DISCRETE, noise, rate, STEPS, space, seed=0, mirror=mirror)
+        corrupt_labels(DISCRETE, steps=STEPS, action_space=space, seed=0, **asked)
