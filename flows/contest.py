@@ -21,11 +21,9 @@ from refine.gate import (
     Interval,
     SeedPlan,
     Verdict,
-    decide_acceptance,
     interval,
     judge_improvement,
     judge_labels,
-    rank,
 )
 from refine.policy import Mode
 from refine.references import ReferenceArm
@@ -37,14 +35,31 @@ from .judge import Contestant, Judge, Purpose, Returns
 from .processes import core_count, share_out
 from .progress import Report, silent
 from .trainings import find_candidates, keep_candidates
+from .trials import Method, try_fields
+
+SELECT: Mapping[Method, int] = {"racing": 16, "full": 24}
+"""Selection episodes; in a race only the last two candidates play them all."""
+ACCEPT: Mapping[Method, int] = {"racing": 192, "full": 60}
+"""Acceptance episodes; a race needs them all only where the gain is small."""
 
 
 class GateConfig(Frozen):
     """How much evidence the gate asks for; its three ranges of seeds follow each other from `first_seed`."""
 
     first_seed: int = Field(default=1_000_000, ge=0, description="first seed of the evaluation, far from datasets'")
-    select: int = Field(default=24, ge=2, description="episodes per candidate that choose among them")
-    accept: int = Field(default=60, ge=10, description="episodes that accept the winner, paired with the baseline's")
+    method: Method = Field(
+        default="full", description="racing: stop when it is clear; full: every candidate plays every episode"
+    )
+    select: int | None = Field(
+        default=None,
+        ge=2,
+        description="episodes per candidate that choose among them, at most; null: 24, and 16 by racing",
+    )
+    accept: int | None = Field(
+        default=None,
+        ge=10,
+        description="episodes that accept the winner, paired with the baseline's, at most; null: 60, and 192 by racing",
+    )
     report: int = Field(default=100, ge=10, description="episodes that are reported and that judge the verdicts")
     mode: Mode = Field(default="greedy", description="how policies act while they are chosen and accepted")
     placebo_draws: int = Field(
@@ -54,7 +69,8 @@ class GateConfig(Frozen):
     @property
     def seeds(self) -> SeedPlan:
         """The three ranges."""
-        return SeedPlan.starting_at(self.first_seed, select=self.select, accept=self.accept, report=self.report)
+        select, accept = self.select or SELECT[self.method], self.accept or ACCEPT[self.method]
+        return SeedPlan.starting_at(self.first_seed, select=select, accept=accept, report=self.report)
 
 
 @dataclass(frozen=True)
@@ -64,7 +80,8 @@ class Trial:
     draw: Draw
     candidates: Sequence[Contestant]
     snapshots: Sequence[Snapshot]  # of the same order
-    selection: Sequence[float]  # mean return of each candidate on the selection seeds
+    selection: Sequence[float]  # mean return of each candidate on the selection seeds that it played
+    episodes: Sequence[int]  # how many of them it played
     winner: int  # index of the candidate that was tested
     decision: Decision
     kept: Contestant  # the winner if it was accepted, else the baseline
@@ -133,7 +150,7 @@ class Contest:
         self._check()
         draws = list_draws(self.gate.placebo_draws, self.references)
         trained = self._train(draws)
-        trials = self._accept(draws, trained, self._select(trained))
+        trials = self._judge(draws, trained)
         greedy = self._report(trials, "greedy")
         sampled = self._report(trials, "sampled") if self.material.baseline.is_stochastic else None
         judged = greedy if sampled is None or self.gate.mode == "greedy" else sampled
@@ -162,43 +179,35 @@ class Contest:
                 self.report("train the arms", len(known), len(draws))
         return [known[draw] for draw in draws]
 
-    def _select(self, trained: Sequence[Sequence[Snapshot]]) -> list[list[Returns]]:
-        """Selection returns of every candidate of every draw."""
-        candidates = [Contestant.of(s.policy, "refined") for snapshots in trained for s in snapshots]
-        returns = iter(self._returns(candidates, "select", self.gate.mode))
-        return [[next(returns) for _ in snapshots] for snapshots in trained]
-
-    def _accept(
-        self, draws: Sequence[Draw], trained: Sequence[Sequence[Snapshot]], selection: Sequence[Sequence[Returns]]
-    ) -> list[Trial]:
-        """Test the winner of each draw, and nobody else, against the baseline on the acceptance seeds."""
-        winners = [int(rank({str(n): found for n, found in enumerate(returns)})[0]) for returns in selection]
-        tested = [Contestant.of(s[winner].policy, "refined") for s, winner in zip(trained, winners, strict=True)]
-        before, *after = self._returns([self.baseline, *tested], "accept", self.gate.mode)
-        trials: list[Trial] = []
-        for n, draw in enumerate(draws):
-            decision = decide_acceptance(after[n], before)
-            trials.append(
-                Trial(
-                    draw=draw,
-                    candidates=[Contestant.of(s.policy, "refined") for s in trained[n]],
-                    snapshots=trained[n],
-                    selection=[float(found.mean()) for found in selection[n]],
-                    winner=winners[n],
-                    decision=decision,
-                    kept=tested[n] if decision.accepted else self.baseline,
-                )
+    def _judge(self, draws: Sequence[Draw], trained: Sequence[Sequence[Snapshot]]) -> list[Trial]:
+        """Choose the best candidate of each draw; accept it, or leave the baseline in force."""
+        fields = [[Contestant.of(s.policy, "refined") for s in snapshots] for snapshots in trained]
+        play = partial(self._returns, mode=self.gate.mode)
+        found = try_fields(play, self.baseline, fields, self.gate.seeds, self.gate.method)
+        return [
+            Trial(
+                draw=draw,
+                candidates=candidates,
+                snapshots=snapshots,
+                selection=finding.selection,
+                episodes=finding.episodes,
+                winner=finding.winner,
+                decision=finding.decision,
+                kept=candidates[finding.winner] if finding.decision.accepted else self.baseline,
             )
-        return trials
+            for draw, candidates, snapshots, finding in zip(draws, fields, trained, found, strict=True)
+        ]
 
     def _report(self, trials: Sequence[Trial], mode: Mode) -> dict[str, Returns]:
         """Returns on the report seeds of the baseline and of what each draw left in force, by name."""
         names = ["baseline", *(trial.draw.name for trial in trials)]
         contestants = [self.baseline, *(trial.kept for trial in trials)]
-        return dict(zip(names, self._returns(contestants, "report", mode), strict=True))
+        seeds = self.gate.seeds.report
+        return dict(zip(names, self._returns(contestants, seeds, "report", mode=mode), strict=True))
 
-    def _returns(self, contestants: Sequence[Contestant], purpose: Purpose, mode: Mode) -> list[Returns]:
-        seeds = self.gate.seeds.purposes()[purpose]
+    def _returns(
+        self, contestants: Sequence[Contestant], seeds: range, purpose: Purpose, *, mode: Mode
+    ) -> list[Returns]:
         words = {"select": "choose a candidate", "accept": "accept or reject", "report": f"report, {mode}"}
         advance: Callable[[int, int], None] = lambda done, total: self.report(words[purpose], done, total)  # noqa: E731
         return self.judge.returns(contestants, seeds, mode=mode, purpose=purpose, advance=advance)

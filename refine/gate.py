@@ -125,7 +125,7 @@ def interval(returns: ArrayLike, *, confidence: float = CONFIDENCE) -> Interval:
     Raises:
         BadInput: for fewer than two returns or one that is not finite.
     """
-    values = _checked(returns)
+    values = checked_returns(returns)
     mean = float(values.mean())
     if np.ptp(values) <= ROUNDING * max(1.0, float(np.abs(values).max())):
         return Interval(mean, mean, mean, len(values))
@@ -141,7 +141,7 @@ def paired_difference(returns: ArrayLike, baseline: ArrayLike, *, confidence: fl
     Raises:
         BadInput: when the lengths differ, and as in `interval`.
     """
-    left, right = _checked(returns), _checked(baseline)
+    left, right = checked_returns(returns), checked_returns(baseline)
     if len(left) != len(right):
         raise BadInput(f"Paired returns need the same seeds; {len(left)} and {len(right)} episodes were given.")
     return interval(left - right, confidence=confidence)
@@ -155,7 +155,7 @@ def rank(returns: Mapping[str, ArrayLike]) -> list[str]:
     """
     if not returns:
         raise BadInput("There is no candidate to rank.")
-    means = {name: float(_checked(values).mean()) for name, values in returns.items()}
+    means = {name: float(checked_returns(values).mean()) for name, values in returns.items()}
     return sorted(means, key=lambda name: -means[name])
 
 
@@ -241,7 +241,7 @@ def judge_labels(refined: ArrayLike, placebos: Mapping[str, ArrayLike], *, accep
         f"better than {beaten} of {len(differences)} placebos; "
         f"the closest one is {closest}, behind by {differences[closest]}"
     )
-    reached = float(_checked(refined).mean())
+    reached = float(checked_returns(refined).mean())
     bounds = {arm: _bound_next_draw(rows.mean(axis=1)) for arm, rows in draws.items()}
     in_reach = [arm for arm, bound in bounds.items() if bound >= reached]
     if beaten == len(differences) and not in_reach:
@@ -287,7 +287,12 @@ def _shortfall(gain: Interval) -> str:
     return "which does not exclude zero"
 
 
-def _checked(returns: ArrayLike | Sequence[float]) -> Returns:
+def checked_returns(returns: ArrayLike | Sequence[float]) -> Returns:
+    """Returns of at least two episodes as one row of finite numbers, (n,).
+
+    Raises:
+        BadInput: if they are not.
+    """
     values = np.asarray(returns, dtype=np.float64)
     if values.ndim != 1 or len(values) < 2:
         raise BadInput(f"Returns have shape {values.shape}; at least two episodes in one row are needed.")

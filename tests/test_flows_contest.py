@@ -102,7 +102,7 @@ def test_labels_of_chance_are_rejected_and_leave_the_baseline_in_force_with_a_re
     comparison = contest.run()
     arms = by_arm(comparison)
     assert not comparison.decision.accepted
-    assert comparison.decision.reason.startswith("rejected: the best candidate's gain on the acceptance seeds is -")
+    assert comparison.decision.reason.startswith("rejected: the best candidate's gain on the acceptance seeds is ")
     assert not comparison.improvement.holds
     assert not comparison.credit.holds
     assert comparison.policy_id == contest.baseline.policy_id
@@ -110,11 +110,14 @@ def test_labels_of_chance_are_rejected_and_leave_the_baseline_in_force_with_a_re
     assert comparison.improvement.reason == "the refinement was rejected, so the baseline is in force"
 
 
-def test_the_winner_was_best_on_the_selection_seeds_and_only_it_was_tested(judged: Judged) -> None:
-    contest, comparison = judged(TOY)
+def test_in_full_every_candidate_plays_every_selection_seed_and_only_the_best_is_tested(tmp_path: Path) -> None:
+    contest = make_contest(tmp_path, gate={"method": "full"})
+    comparison = contest.run()
+    assert comparison.credit.holds
     for trial in comparison.trials:
         assert [(s.beta, s.step) for s in trial.snapshots] == [(0.1, 40), (0.1, 120)]
         assert trial.selection[trial.winner] == max(trial.selection)
+        assert trial.episodes == [10, 10]
     with contest.judge.store.catalog.read() as con:
         uses = con.execute(
             """SELECT purpose, mode, first_seed, episodes, count(*) FROM evaluations
@@ -129,6 +132,28 @@ def test_the_winner_was_best_on_the_selection_seeds_and_only_it_was_tested(judge
         ("report", "greedy", first + 30, 30, len(kept)),
         ("report", "sampled", first + 30, 30, len(kept)),
     ]
+
+
+def test_a_race_keeps_each_purpose_on_its_own_seeds_and_remembers_every_stage(tmp_path: Path) -> None:
+    contest = make_contest(tmp_path, gate={"method": "racing"})
+    comparison = contest.run()
+    with contest.judge.store.catalog.read() as con:
+        uses = con.execute(
+            "SELECT DISTINCT purpose, first_seed, episodes FROM evaluations ORDER BY first_seed, purpose"
+        ).fetchall()
+        played = con.execute("SELECT count(*) FROM evaluations").fetchone()
+    first = contest.gate.first_seed
+    assert uses == [
+        ("select", first, 10),
+        ("accept", first + 10, 12),
+        ("accept", first + 22, 8),
+        ("report", first + 30, 30),
+    ]
+    assert {trial.decision.gain.n for trial in comparison.trials} == {12, 20}
+    again = contest.run()
+    with contest.judge.store.catalog.read() as con:
+        assert con.execute("SELECT count(*) FROM evaluations").fetchone() == played
+    assert [trial.decision for trial in again.trials] == [trial.decision for trial in comparison.trials]
 
 
 def test_an_arms_interval_is_over_seeds_of_the_mean_over_its_draws(judged: Judged) -> None:

@@ -64,8 +64,16 @@ BaselineOption = Annotated[
     str | None, typer.Option("--baseline", help="Another baseline than the policy that made the dataset.")
 ]
 FirstSeedOption = Annotated[int, typer.Option(min=0, help="First of the gate's seeds: select, accept, report follow.")]
-SelectOption = Annotated[int, typer.Option("--select", min=2, help="Episodes per candidate that choose among them.")]
-AcceptOption = Annotated[int, typer.Option("--accept", min=10, help="Episodes that accept or reject the winner.")]
+SelectOption = Annotated[
+    int | None, typer.Option("--select", min=2, help="Episodes per candidate that choose among them, at most.")
+]
+AcceptOption = Annotated[
+    int | None,
+    typer.Option("--accept", min=10, help="Episodes that accept or reject the winner; by racing, at most so many."),
+]
+MethodOption = Annotated[
+    Literal["racing", "full"], typer.Option("--gate", help="racing: stop when it is clear; full: play every episode.")
+]
 ReportOption = Annotated[int, typer.Option("--report", min=10, help="Episodes that are reported.")]
 DrawsOption = Annotated[int, typer.Option("--draws", min=2, help="Draws of the shuffled and the random arm.")]
 GateModeOption = Annotated[
@@ -104,13 +112,14 @@ def refine(
     robust: RobustOption = False,
     seed: SeedOption = 0,
     first_seed: FirstSeedOption = 1_000_000,
-    select: SelectOption = 24,
-    accept: AcceptOption = 60,
+    select: SelectOption = None,
+    accept: AcceptOption = None,
     report: ReportOption = 100,
     draws: DrawsOption = 3,
     gate_mode: GateModeOption = "greedy",
     expert: ExpertOption = None,
     random_states: RandomStatesOption = False,
+    gate: MethodOption = "full",
     workers: WorkersOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -139,6 +148,7 @@ def refine(
             "accept": accept,
             "report": report,
             "mode": gate_mode,
+            "method": gate,
             "placebo_draws": draws,
         },
         workers=workers,

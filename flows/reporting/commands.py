@@ -70,6 +70,7 @@ def _refine(refinement: Row, dataset_id: str) -> str:
         "report": gate.get("report"),
         "draws": gate.get("placebo_draws"),
         "gate-mode": gate.get("mode"),
+        "gate": gate.get("method"),
     }
     runs = "".join(f" --run {shlex.quote(run_id)}" for run_id in refinement["run_ids"] or ())
     return _command("refine", options) + runs

@@ -1,0 +1,119 @@
+"""Racing: rungs, looks, and the error rate of the sequential test on returns whose truth is known."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from refine.gate import Decision, paired_difference
+from refine.racing import Rung, bound_gain, decide_early, list_looks, list_rungs, rank_survivors
+from storage.errors import BadInput
+
+Drawn = Callable[[np.random.Generator, int], NDArray[np.float64]]
+MOST = 96
+RUNS = 300
+
+
+def normal(rng: np.random.Generator, size: int) -> NDArray[np.float64]:
+    return rng.normal(0, 1, size)
+
+
+def rare_disasters(rng: np.random.Generator, size: int) -> NDArray[np.float64]:
+    """Nearly always a little better; one episode in thirty is lost altogether. Mean zero."""
+    return np.where(rng.random(size) < 1 / 30, -29.0, 1.0)
+
+
+def rare_triumphs(rng: np.random.Generator, size: int) -> NDArray[np.float64]:
+    return -rare_disasters(rng, size)
+
+
+def lands_or_crashes(rng: np.random.Generator, size: int) -> NDArray[np.float64]:
+    """Two policies, each of which succeeds in seven of ten episodes on its own. Mean zero."""
+    return ((rng.random(size) < 0.7).astype(float) - (rng.random(size) < 0.7)) * 300 + rng.normal(0, 20, size)
+
+
+NULLS: list[tuple[Drawn, float]] = [
+    (normal, -3.0),
+    (rare_disasters, -29.0),
+    (rare_triumphs, -1.0),
+    (lands_or_crashes, -300.0),
+]
+
+
+def run_test(differences: NDArray[np.float64], worst: float) -> Decision:
+    for look in list_looks(len(differences)):
+        decision = decide_early(differences[:look], most=len(differences), worst=worst)
+        if decision is not None:
+            return decision
+    raise AssertionError("the last look decides")
+
+
+def test_rungs_halve_the_candidates_and_double_the_episodes() -> None:
+    assert list_rungs(10, 24) == [Rung(10, 3), Rung(5, 6), Rung(3, 12), Rung(2, 24)]
+    assert list_rungs(2, 10) == [Rung(2, 10)]
+    assert list_rungs(1, 10) == [Rung(1, 10)]
+    assert list_rungs(8, 6) == [Rung(8, 2), Rung(4, 3), Rung(2, 6)]
+
+
+def test_looks_double_and_end_at_the_last_episode() -> None:
+    assert list_looks(192) == [12, 24, 48, 96, 192]
+    assert list_looks(20) == [12, 20]
+    assert list_looks(10) == [10]
+    with pytest.raises(BadInput, match="at least 2"):
+        list_looks(1)
+
+
+def test_survivors_are_the_best_and_equals_keep_their_order() -> None:
+    returns = [np.array([1.0, 1.0]), np.array([5.0, 5.0]), np.array([1.0, 1.0]), np.array([9.0, 9.0])]
+    assert rank_survivors(returns, [0, 1, 2, 3], 2) == [1, 3]
+    assert rank_survivors(returns, [0, 2, 3], 2) == [0, 3]
+
+
+@pytest.mark.parametrize(("draw", "worst"), NULLS, ids=lambda value: getattr(value, "__name__", ""))
+def test_the_sequential_test_accepts_what_is_no_better_in_one_of_forty_cases_at_most(draw: Drawn, worst: float) -> None:
+    rng = np.random.default_rng(11)
+    accepted = sum(run_test(draw(rng, MOST), worst).accepted for _ in range(RUNS))
+    assert accepted <= 14  # 7.5 expected at an error rate of 0.025; 14 would be 2.4 standard deviations more
+
+
+def test_a_bootstrap_alone_is_too_sure_of_itself_where_disasters_are_rare() -> None:
+    rng = np.random.default_rng(11)
+    samples = [rare_disasters(rng, 60) for _ in range(RUNS)]
+    resampled = sum(paired_difference(sample, np.zeros(60)).is_above_zero for sample in samples)
+    bounded = sum(bound_gain(sample, worst=-29.0, error=0.025).is_above_zero for sample in samples)
+    assert resampled > 0.10 * RUNS
+    assert bounded <= 0.05 * RUNS
+
+
+def test_a_clear_gain_is_accepted_at_an_early_look_and_a_clear_loss_given_up_at_the_first() -> None:
+    rng = np.random.default_rng(3)
+    gain = run_test(normal(rng, MOST) + 3, -3.0)
+    loss = run_test(normal(rng, MOST) - 1, -4.0)
+    assert gain.accepted
+    assert gain.gain.n <= 24
+    assert not loss.accepted
+    assert loss.gain.n == 12
+    assert loss.reason.endswith("after 12 of at most 96 episodes, too little to be proven by the others")
+
+
+def test_a_gain_of_half_a_deviation_is_accepted_nine_times_out_of_ten() -> None:
+    rng = np.random.default_rng(5)
+    accepted = sum(run_test(normal(rng, MOST) + 0.5, -3.0).accepted for _ in range(RUNS))
+    assert accepted >= 0.9 * RUNS
+
+
+def test_equal_gains_prove_nothing_until_a_disaster_would_have_been_seen() -> None:
+    few = bound_gain(np.full(12, 10.0), worst=-490.0, error=0.01)
+    many = bound_gain(np.full(400, 10.0), worst=-490.0, error=0.01)
+    assert few.mean == many.mean == 10
+    assert few.low < -100
+    assert many.low == pytest.approx(10 - 500 * (1 - 0.01 ** (1 / 400)), abs=0.5)
+    assert bound_gain(np.full(12, 10.0), worst=10.0, error=0.01).low == 10
+
+
+def test_a_look_that_was_not_planned_is_refused() -> None:
+    with pytest.raises(BadInput, match=r"after 13 episodes.*looks are \[12, 24, 48, 96\]"):
+        decide_early(np.zeros(13), most=96, worst=0.0)
