@@ -114,17 +114,14 @@ def choose_policies(
 
 def list_plans(arguments: argparse.Namespace, env_id: str, baselines: Sequence[str], expert: str) -> list[Plan]:
     """Comparisons of an environment; modes take turns, and so do baselines."""
-    modes: Sequence[Mode] = arguments.mode
-    turns = [(folder, mode) for folder in baselines for mode in modes]
+    turns: list[tuple[str, Mode]] = [(folder, mode) for folder in baselines for mode in arguments.mode]
     turns = [turns[n % len(turns)] for n in range(arguments.comparisons if turns else 0)]
     return [Plan(env_id, n, folder, expert, mode, arguments.truth) for n, (folder, mode) in enumerate(turns)]
 
 
 def run_jobs(book: Notebook, plans: Sequence[Plan], arguments: argparse.Namespace, workers: int) -> list[Row]:
     """All refinements of all plans, the long ones first; returns their rows."""
-    asked = [
-        (plan.env_id, plan.baseline, seeds, plan.mode) for plan in plans for seeds in (plan.seeds, plan.truth_seeds)
-    ]
+    asked = [plan.question(seeds) for plan in plans for seeds in (plan.seeds, plan.truth_seeds)]
     played = play_all(book, asked, workers)
     jobs = [job for plan in plans for job in list_jobs(plan, arguments.draws)]
     tasks = [(job, *_baseline_of(job, played)) for job in jobs if job.key not in book.rows]
@@ -141,7 +138,7 @@ def _baseline_of(job: Job, played: dict[str, Played]) -> tuple[Played, Played]:
     plan = job.plan
 
     def found(seeds: range) -> Played:
-        return played[Question(plan.env_id, plan.baseline, seeds, plan.mode).key]
+        return played[plan.question(seeds).key]
 
     return found(plan.seeds), found(plan.truth_seeds)
 

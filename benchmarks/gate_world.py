@@ -59,6 +59,24 @@ COURSES = {
 }
 
 
+class Question(NamedTuple):
+    """Which episodes of which policy are wanted."""
+
+    env_id: str
+    folder: str
+    seeds: range
+    mode: Mode
+
+    @property
+    def key(self) -> str:
+        """Names it in the file of rows."""
+        return json.dumps([self.env_id, self.folder, self.seeds.start, len(self.seeds), self.mode])
+
+    def parts(self, size: int) -> list[Question]:
+        """The same, a few seeds at a time."""
+        return [self._replace(seeds=self.seeds[at : at + size]) for at in range(0, len(self.seeds), size)]
+
+
 class Plan(NamedTuple):
     """One comparison: a baseline, its logged episodes, and the gate's seeds, as all its refinements share them."""
 
@@ -84,6 +102,10 @@ class Plan(NamedTuple):
             range(report, self.seeds.stop),
         )
 
+    def question(self, seeds: range) -> Question:
+        """The baseline's episodes on some seeds."""
+        return Question(self.env_id, self.baseline, seeds, self.mode)
+
     @property
     def truth_seeds(self) -> range:
         """Seeds that serve no other purpose."""
@@ -101,24 +123,6 @@ class Job(NamedTuple):
     def key(self) -> str:
         """Names everything that decides its row."""
         return json.dumps([*self.plan, self.kind, self.draw])
-
-
-class Question(NamedTuple):
-    """Which episodes of which policy are wanted."""
-
-    env_id: str
-    folder: str
-    seeds: range
-    mode: Mode
-
-    @property
-    def key(self) -> str:
-        """Names it in the file of rows."""
-        return json.dumps([self.env_id, self.folder, self.seeds.start, len(self.seeds), self.mode])
-
-    def parts(self, size: int) -> list[Question]:
-        """The same, a few seeds at a time."""
-        return [self._replace(seeds=self.seeds[at : at + size]) for at in range(0, len(self.seeds), size)]
 
 
 class Played(NamedTuple):
