@@ -13,6 +13,7 @@ from .improving import (
     ExpertOption,
     FirstSeedOption,
     GateModeOption,
+    MethodOption,
     ReportOption,
     RunOption,
     SeedOption,
@@ -37,11 +38,12 @@ def ablate(
     expert: ExpertOption = None,
     seed: SeedOption = 0,
     first_seed: FirstSeedOption = 1_000_000,
-    select: SelectOption = 24,
-    accept: AcceptOption = 60,
+    select: SelectOption = None,
+    accept: AcceptOption = None,
     report: ReportOption = 100,
     draws: DrawsOption = 2,
     gate_mode: GateModeOption = "greedy",
+    gate: MethodOption = "full",
     workers: WorkersOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -54,8 +56,9 @@ def ablate(
     from ..ablation_table import as_json as to_json
     from ..ablation_table import sentences, table_rows
 
-    gate = {"first_seed": first_seed, "select": select, "accept": accept, "report": report, "mode": gate_mode}
-    improve = {"refine": {"seed": seed}, "gate": gate | {"placebo_draws": draws}, "workers": workers}
+    sizes = {"select": select, "accept": accept, "report": report, "placebo_draws": draws}
+    judging = {"first_seed": first_seed, "mode": gate_mode, "method": gate} | sizes
+    improve = {"refine": {"seed": seed}, "gate": judging, "workers": workers}
     chosen = {"modes": [mode.strip() for mode in modes.split(",") if mode.strip()], "seeds": seeds}
     config = AblateConfig.model_validate(chosen | {"improve": improve | {"random_states": True, "expert": expert}})
     opened = Store.open(store)
