@@ -18,7 +18,7 @@ from benchmarks.board.jobs import Job, budget_of, run_job
 from benchmarks.board.online import train_until
 from benchmarks.board.refined import best_rows, make_labels
 from benchmarks.board.resets import Counted, CriticalResets
-from benchmarks.board.results import gain, interval_over_seeds, summarise
+from benchmarks.board.results import gain, interval_over_trainings, summarise
 from benchmarks.board.rows import Row, append_row, read_rows
 from benchmarks.board.scenes import Scene, Sources, set_scene, spread_states
 from benchmarks.board.table import draw_table, write_between
@@ -132,10 +132,13 @@ def test_rows_survive_a_line_that_was_cut_off_and_the_newest_counts(tmp_path: Pa
 
 
 def test_an_interval_is_over_training_seeds_too() -> None:
-    apart = interval_over_seeds(np.repeat([[0.0], [1.0]], 50, axis=1))
-    assert (apart.mean, apart.low, apart.high, apart.n) == (0.5, 0.0, 1.0, 100)
-    alike = interval_over_seeds(np.tile([0.0, 1.0], (5, 50)))
-    assert 0.4 < alike.low < 0.5 < alike.high < 0.6
+    apart = interval_over_trainings(np.repeat([[0.0], [1.0]], 50, axis=1))
+    assert apart.mean == 0.5
+    assert apart.high == pytest.approx(0.5 + 12.706 * 0.5, abs=0.001)  # t with one degree of freedom
+    alike = interval_over_trainings(np.tile([0.0, 1.0], (5, 50)))
+    assert alike.high == pytest.approx(0.5 + 1.965 * 0.5025 / 500**0.5, abs=0.001)
+    assert alike.n == 500
+    assert alike.mean - alike.low == pytest.approx(alike.high - alike.mean)
 
 
 def test_a_gain_is_paired_by_training_seed_and_episode() -> None:

@@ -6,14 +6,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from scipy import stats
 
 from flows.judge import Returns
-from refine.gate import CONFIDENCE, Interval
+from refine.gate import CONFIDENCE, Interval, interval
 
 from .jobs import ARMS
 from .rows import Row
-
-RESAMPLES = 2_000
 
 
 @dataclass(frozen=True)
@@ -47,19 +46,26 @@ def summarise(rows: Sequence[Row]) -> list[Result]:
     return results
 
 
-def interval_over_seeds(returns: Returns) -> Interval:
-    """Mean and 95% interval over training seeds and test episodes, (K, S) returns.
+def interval_over_trainings(returns: Returns) -> Interval:
+    """Estimate the mean return over all trainings and all episodes, from (K, S) returns.
 
-    A bootstrap in two stages: training seeds are drawn with replacement, then episodes of each drawn one, because
-    training seeds are a sample, too. With few training seeds such an interval is rather too narrow.
+    Every training seed has test episodes of its own, so episodes are nested in trainings. With `MS_t` and `MS_e` the
+    mean squares between trainings and within them, the variance of the grand mean is estimated by `MS_t / (K * S)` with
+    `K - 1` degrees of freedom (Searle, Casella and McCulloch, "Variance Components", 1992, ch. 3), or by `MS_e` with
+    its own where trainings differ less than chance lets them. A bootstrap of few trainings would be too sure of itself.
+
+    Returns:
+        The interval by Student's t; by the bootstrap of `gate.interval` for a single training or equal returns.
     """
-    seeds, episodes = returns.shape
-    rng = np.random.default_rng(0)
-    drawn = rng.integers(seeds, size=(RESAMPLES, seeds))
-    means = [np.mean(returns[row[:, None], rng.integers(episodes, size=(seeds, episodes))]) for row in drawn]
-    tail = (1 - CONFIDENCE) / 2
-    low, high = np.quantile(means, [tail, 1 - tail])
-    return Interval(float(returns.mean()), float(low), float(high), returns.size)
+    trainings, episodes = returns.shape
+    if trainings == 1 or np.ptp(returns) == 0:
+        return interval(returns.reshape(-1))
+    means = returns.mean(axis=1)
+    between, within = episodes * means.var(ddof=1), np.mean(returns.var(axis=1, ddof=1))
+    freedom = trainings - 1 if between >= within else trainings * (episodes - 1)
+    half = float(stats.t.ppf((1 + CONFIDENCE) / 2, freedom) * np.sqrt(max(between, within) / returns.size))
+    mean = float(returns.mean())
+    return Interval(mean, mean - half, mean + half, returns.size)
 
 
 def gain(results: Mapping[str, Result], arm: str, other: str) -> Interval | None:
@@ -70,7 +76,7 @@ def gain(results: Mapping[str, Result], arm: str, other: str) -> Interval | None
     shared = [seed for seed in left if seed in right and len(left[seed]) == len(right[seed]) > 0]
     if not shared:
         return None
-    return interval_over_seeds(np.array([np.subtract(left[seed], right[seed]) for seed in shared]))
+    return interval_over_trainings(np.array([np.subtract(left[seed], right[seed]) for seed in shared]))
 
 
 def _summarise(env: str, arm: str, own: Sequence[Row]) -> Result:
@@ -90,7 +96,7 @@ def _summarise(env: str, arm: str, own: Sequence[Row]) -> Result:
 
 def _pool(returns: Sequence[Sequence[float]]) -> Interval | None:
     found = [values for values in returns if values]
-    return interval_over_seeds(np.array(found)) if found and len(found) == len(returns) else None
+    return interval_over_trainings(np.array(found)) if found and len(found) == len(returns) else None
 
 
 def _judged(row: Row) -> Sequence[float]:
