@@ -122,7 +122,7 @@ def _comparison_row(contest: Contest, comparison: Comparison) -> dict[str, Any]:
         "env_id": contest.judge.env_id,
         "baseline_id": contest.baseline.policy_id,
         "policy_id": comparison.policy_id,
-        "recipe": contest.material.config.mode,
+        "recipe": contest.material.config.name,
         "accepted": comparison.decision.accepted,
         "reason": comparison.decision.reason,
         "better": comparison.improvement.holds,

@@ -89,6 +89,11 @@ class RefineConfig(Frozen):
     )
 
     @property
+    def name(self) -> str:
+        """How tables call it: the mode, and the algorithm if it is not the recipe."""
+        return self.mode if self.algorithm == "recipe" else f"{self.mode} {self.algorithm}"
+
+    @property
     def has_critic(self) -> bool:
         """Whether anything learns from rewards."""
         return self.mode != "A" or self.algorithm not in ("recipe", "bc")
@@ -105,11 +110,12 @@ class RefineConfig(Frozen):
         return self.model_copy(update=missing)
 
     def check_actions(self, action_space: Space) -> None:
-        """Refuse an algorithm that is not for a kind of actions, naming those that are.
+        """Refuse an algorithm that is not for a kind of actions or for the mode, naming what is allowed.
 
         Raises:
             BadInput: when it is not.
         """
+        self._refuse_rewards_without_use()  # a copy with another mode was not validated
         allowed = DISCRETE_ALGORITHMS if action_space.is_discrete else CONTINUOUS_ALGORITHMS
         if self.algorithm not in allowed:
             kind = "discrete" if action_space.is_discrete else "continuous"
@@ -119,18 +125,15 @@ class RefineConfig(Frozen):
 
     @model_validator(mode="after")
     def _check_rewards_are_used(self) -> Self:
+        self._refuse_rewards_without_use()
+        return self
+
+    def _refuse_rewards_without_use(self) -> None:
         if self.algorithm == "bc" and self.mode != "A":
             raise BadInput(
                 f"The algorithm bc learns nothing from rewards, so mode {self.mode} is not for it; allowed is mode A.",
                 "Use another algorithm for relabelled rewards.",
             )
-        return self
-
-    @model_validator(mode="after")
-    def _check_robust(self) -> Self:
-        if self.robust and self.mode == "R":
-            raise BadInput("A robust refinement reads suggestions in several ways; mode R uses none.", "Use A or RA.")
-        return self
 
     @model_validator(mode="after")
     def _check_lists(self) -> Self:

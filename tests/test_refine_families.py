@@ -269,3 +269,13 @@ def test_an_algorithm_for_other_actions_is_refused_with_those_that_are_allowed(
 def test_cloning_has_no_use_for_rewards_and_says_so() -> None:
     with pytest.raises(BadInput, match="bc learns nothing from rewards, so mode RA is not for it; allowed is mode A"):
         RefineConfig(mode="RA", algorithm="bc")
+
+
+def test_a_copy_with_another_mode_is_checked_before_anything_is_trained() -> None:
+    with pytest.raises(BadInput, match="bc learns nothing from rewards"):
+        RefineConfig(algorithm="bc").model_copy(update={"mode": "R"}).completed(MOVES)
+
+
+def test_tables_name_the_mode_and_the_algorithm_that_was_asked_for() -> None:
+    assert RefineConfig(mode="RA").name == "RA"
+    assert RefineConfig(mode="RA", algorithm="iql").name == "RA iql"
