@@ -18,7 +18,8 @@ from refine.policy import MlpPolicy
 from refine.references import ReferenceArm, label_random_states
 from storage.errors import BadInput
 from storage.identity import content_id
-from storage.steps import StepArrays, read_steps
+from storage.pooling import read_pool
+from storage.steps import StepArrays
 from storage.store import Store
 
 AnyArm = Arm | ReferenceArm
@@ -66,12 +67,19 @@ class Material:
     baseline: MlpPolicy
     config: RefineConfig
     oracle: Oracle | None = None  # only the arm of that name needs it
+    also: tuple[str, ...] = ()  # further datasets whose steps and labels count, behind those of the first
+
+    @property
+    def dataset_ids(self) -> tuple[str, ...]:
+        """All datasets, in the order in which their rows follow each other."""
+        return (self.dataset_id, *self.also)
 
     @cached_property
     def content_id(self) -> str:
         """Named by everything that decides the candidates of an arm, but for the oracle."""
         labels = {name: np.asarray(value).tolist() for name, value in vars(self.labels).items()}
-        return content_id("m_", [self.dataset_id, labels, self.baseline.sha256, self.config])
+        made_of = [self.dataset_id, labels, self.baseline.sha256, self.config]
+        return content_id("m_", [*made_of, list(self.also)] if self.also else made_of)
 
 
 def train_draw(material: Material, draw: Draw) -> list[Snapshot]:
@@ -86,7 +94,7 @@ def train_draw(material: Material, draw: Draw) -> list[Snapshot]:
     """
     from refine.robust import refine_candidates  # seconds: d3rlpy and torch, which only the processes that train need
 
-    steps = read_steps(Store.open(material.store_root), material.dataset_id)
+    steps = read_pool(Store.open(material.store_root), material.dataset_ids)
     return refine_candidates(steps, labels_of(material, draw, steps), material.baseline, material.config)
 
 

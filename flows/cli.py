@@ -14,7 +14,18 @@ from rich.text import Text
 
 from storage.errors import BadInput, TrajnoteError
 
-from .commands import ablating, annotating, collecting, improving, inspecting, policies, querying, sending, showing
+from .commands import (
+    ablating,
+    annotating,
+    collecting,
+    improving,
+    inspecting,
+    policies,
+    querying,
+    scheduling,
+    sending,
+    showing,
+)
 
 INTERRUPTED = 130
 
@@ -25,7 +36,18 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for group in (collecting, annotating, sending, inspecting, improving, ablating, policies, querying, showing):
+for group in (
+    collecting,
+    annotating,
+    sending,
+    inspecting,
+    improving,
+    ablating,
+    policies,
+    scheduling,
+    querying,
+    showing,
+):
     group.register(app)
 
 

@@ -11,8 +11,8 @@ from refine.config import RefineConfig
 from refine.labels import Labels, labels_from_annotations
 from refine.references import ReferenceArm
 from refine.relabel import relabel
-from storage.annotations import load_annotations
 from storage.errors import BadInput, Prerequisite
+from storage.pooling import pool_annotations, read_pool
 from storage.schema import Frozen, Manifest
 from storage.steps import StepArrays, read_manifest, read_steps
 from storage.store import Store
@@ -63,6 +63,7 @@ def improve(
     *,
     run_ids: Sequence[str] | None = None,
     baseline: str | None = None,
+    also: Sequence[str] = (),
     report: Report = silent,
 ) -> Outcome:
     """Refine the policy that made a dataset with the dataset's annotations, beside its controls, and judge it.
@@ -75,6 +76,7 @@ def improve(
         config: refinement, gate and processes.
         run_ids: annotation runs whose labels count; all when None.
         baseline: another baseline than the dataset's policy, see `policies.load_policy`.
+        also: further datasets whose steps and labels count, of the same environment.
         report: shown the progress.
 
     Raises:
@@ -83,17 +85,19 @@ def improve(
     """
     manifest = read_manifest(store, dataset_id)
     env_id = _home_of(manifest)
-    notes = load_annotations(store, dataset_id, run_ids)
+    datasets = (dataset_id, *also)
+    notes = pool_annotations(store, datasets, run_ids)
     if not notes:
         asked = f" of {', '.join(run_ids)}" if run_ids else ""
         raise Prerequisite(f"The dataset {dataset_id} has no annotations{asked}.", "Run `trajnote annotate` first.")
-    _refuse_shared_seeds(store, dataset_id, config.gate)
-    steps = read_steps(store, dataset_id)
-    start = find_baseline(store, manifest, steps, baseline)
+    for each in datasets:
+        _refuse_shared_seeds(store, each, config.gate)
+    start = find_baseline(store, manifest, read_steps(store, dataset_id), baseline)
+    steps = read_pool(store, datasets)
     labels = labels_from_annotations(notes, steps, manifest.action_space)
     recipe = config.refine.completed(manifest.action_space)
     oracle = ask_expert(config.expert, labels, steps, manifest, store) if config.expert else None
-    material = Material(store.root, dataset_id, labels, start.policy, recipe, oracle)
+    material = Material(store.root, dataset_id, labels, start.policy, recipe, oracle, tuple(also))
     judge = Judge(store, env_id, manifest.env_kwargs, config.workers, manifest.max_steps)
     contest = Contest(material, judge, config.gate, report, config.references)
     comparison = contest.run()

@@ -107,9 +107,15 @@ def _save_refined(contest: Contest, trial: Trial, run_ids: Sequence[str]) -> Non
             "gate": contest.gate.model_dump(mode="json"),
             "versions": _learner_versions(),
             "policy_sha256": trial.kept.sha256,
+            **_further_datasets(contest),
         },
     }
     save_policy(contest.judge.store, trial.kept.policy_id, winner.policy.to_files(), record)
+
+
+def _further_datasets(contest: Contest) -> dict[str, list[str]]:
+    """The datasets beside the first one, where there are any."""
+    return {"also": list(contest.material.also)} if contest.material.also else {}
 
 
 def _learner_versions() -> dict[str, str]:
@@ -160,7 +166,13 @@ def _refinement_row(contest: Contest, trial: Trial, run_ids: Sequence[str]) -> d
         "baseline_id": contest.baseline.policy_id,
         "arm": trial.draw.arm,
         "mode": material.config.mode,
-        "config": {"refine": material.config, "gate": contest.gate, "draw": trial.draw.number, **more},
+        "config": {
+            "refine": material.config,
+            "gate": contest.gate,
+            "draw": trial.draw.number,
+            **more,
+            **_further_datasets(contest),
+        },
         "run_ids": list(run_ids),
         "labels": len(material.labels),
         "seed": material.config.seed,

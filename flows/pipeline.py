@@ -1,5 +1,7 @@
 """The Prefect flows: collect, label, improve, and the pipeline of all three; each only calls a plain function.
 
+Each task leaves artifacts that say what came of it; a refusal is a failed state in its own words.
+
 What a run did is in the store; Prefect says when it ran. A run killed half-way is finished by the next one.
 """
 
@@ -16,6 +18,7 @@ from storage.errors import BadInput
 from storage.schema import Frozen
 from storage.store import Store
 
+from .artifacts import Told, in_words, leave, tell_dataset, tell_labels, tell_outcome, tell_values
 from .collect import CollectConfig
 from .gather import gather
 from .improve import ImproveConfig, Outcome, improve
@@ -46,19 +49,25 @@ class PipelineConfig(Frozen):
 @task(name="collect", persist_result=False)
 def collect_task(store: Path, config: CollectConfig, card: str | None = None) -> str:
     """Collect a dataset under its card's names; returns its id."""
-    return gather(Store.create(store), config, card=card, report=listener()).dataset_id
+    opened = Store.create(store)
+    dataset_id = gather(opened, config, card=card, report=listener()).dataset_id
+    leave(f"collect-{dataset_id}", tell_dataset(opened, dataset_id))
+    return dataset_id
 
 
 @task(name="label", persist_result=False)
 def label_task(store: Path, dataset_id: str, config: LabelConfig) -> str:
     """Annotate a dataset; returns the id of the run."""
-    return label(Store.open(store), dataset_id, config, listener()).run_id
+    summary = label(Store.open(store), dataset_id, config, listener())
+    leave(f"label-{dataset_id}", tell_labels(summary))
+    return summary.run_id
 
 
 @task(name="annotate plan", persist_result=False)
 def plan_task(store: Path, dataset_id: str, config: LabelConfig) -> dict[str, Any]:
     """Say what a run would ask and cost; nothing is sent."""
-    return asdict(plan(Store.open(store), dataset_id, config).estimate)
+    estimate = asdict(plan(Store.open(store), dataset_id, config).estimate)
+    return _left(f"annotate-plan-{dataset_id}", f"plan for {dataset_id}", estimate)
 
 
 @task(name="annotate submit", persist_result=False)
@@ -66,7 +75,8 @@ def submit_task(store: Path, dataset_id: str, config: LabelConfig) -> dict[str, 
     """Send what is open in batches."""
     from .batching import submit  # the SDK takes a second to load
 
-    return asdict(submit(Store.open(store), dataset_id, config))
+    sent = asdict(submit(Store.open(store), dataset_id, config))
+    return _left(f"annotate-submit-{dataset_id}", f"batches of {dataset_id}", sent)
 
 
 @task(name="annotate poll", persist_result=False)
@@ -75,7 +85,9 @@ def poll_task(store: Path, base_url: str | None) -> list[dict[str, Any]]:
     from .batching import poll
 
     found, _ = poll(Store.open(store), base_url)
-    return [{"batch_id": batch.batch_id, "run_id": batch.run_id, "ended": batch.ended} for batch in found]
+    rows = [{"batch_id": batch.batch_id, "run_id": batch.run_id, "ended": batch.ended} for batch in found]
+    leave("annotate-poll", Told("batches", [f"{len(rows)} batches under way"], rows))
+    return rows
 
 
 @task(name="annotate ingest", persist_result=False)
@@ -83,58 +95,73 @@ def ingest_task(store: Path, base_url: str | None) -> dict[str, Any]:
     """Enter what has ended."""
     from .batching import ingest
 
-    return asdict(ingest(Store.open(store), base_url))
+    return _left("annotate-ingest", "answers of batches", asdict(ingest(Store.open(store), base_url)))
 
 
 @task(name="improve", persist_result=False)
 def improve_task(store: Path, dataset_id: str, run_ids: list[str], config: ImproveConfig) -> Outcome:
     """Refine and judge."""
-    return improve(Store.open(store), dataset_id, config, run_ids=run_ids, report=listener())
+    outcome = improve(Store.open(store), dataset_id, config, run_ids=run_ids, report=listener())
+    leave(f"improve-{dataset_id}", tell_outcome(outcome))
+    return outcome
+
+
+def _left(key: str, title: str, values: dict[str, Any]) -> dict[str, Any]:
+    leave(key, tell_values(title, values))
+    return values
 
 
 @flow(name="collect", persist_result=False)
+@in_words
 def collect_flow(config: CollectConfig, store: Path = STORE, card: str | None = None) -> str:
     """Collect a dataset under its card's names; returns its id."""
     return collect_task(store, config, card)
 
 
 @flow(name="label", persist_result=False)
+@in_words
 def label_flow(dataset_id: str, config: LabelConfig, store: Path = STORE) -> str:
     """Annotate a dataset; returns the id of the run."""
     return label_task(store, dataset_id, config)
 
 
 @flow(name="annotate plan", persist_result=False)
+@in_words
 def plan_flow(dataset_id: str, config: LabelConfig, store: Path = STORE) -> dict[str, Any]:
     """Say what a run would ask and cost; nothing is sent."""
     return plan_task(store, dataset_id, config)
 
 
 @flow(name="annotate submit", persist_result=False)
+@in_words
 def submit_flow(dataset_id: str, config: LabelConfig, store: Path = STORE) -> dict[str, Any]:
     """Send what is open in batches and end; `ingest_flow` collects, hours later or on the next day."""
     return submit_task(store, dataset_id, config)
 
 
 @flow(name="annotate poll", persist_result=False)
+@in_words
 def poll_flow(store: Path = STORE, base_url: str | None = None) -> list[dict[str, Any]]:
     """Ask how far the batches of all runs are."""
     return poll_task(store, base_url)
 
 
 @flow(name="annotate ingest", persist_result=False)
+@in_words
 def ingest_flow(store: Path = STORE, base_url: str | None = None) -> dict[str, Any]:
     """Enter what has ended, of all runs, with the labels that follow."""
     return ingest_task(store, base_url)
 
 
 @flow(name="improve", persist_result=False)
+@in_words
 def improve_flow(dataset_id: str, run_ids: list[str], config: ImproveConfig, store: Path = STORE) -> dict[str, Any]:
     """Refine and judge; returns the outcome as plain values."""
     return as_json(improve_task(store, dataset_id, run_ids, config))
 
 
 @flow(name="pipeline", persist_result=False)
+@in_words
 def pipeline_flow(config: PipelineConfig) -> Outcome:
     """Collect, label, improve."""
     dataset_id = config.dataset_id or ""

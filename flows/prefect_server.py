@@ -19,21 +19,25 @@ from urllib.request import urlopen
 from storage.errors import TrajnoteError
 
 _START_S = 120.0  # seconds; on a fresh machine it makes its database first
-_ENVIRONMENT = {"PREFECT__SERVER_EPHEMERAL": "1", "PREFECT__SERVER_FINAL": "1", "PREFECT_UI_ENABLED": "0"}
+_ENVIRONMENT = {"PREFECT__SERVER_FINAL": "1", "PREFECT_UI_ENABLED": "0"}
+_WITHOUT_SCHEDULES = {"PREFECT__SERVER_EPHEMERAL": "1"}
 
 
 class Server:
     """A server in a process of its own, for as long as this process lives.
 
     It is out of the reach of the terminal's Ctrl-C, so that a flow that is interrupted can still say so.
+
+    Args:
+        schedules: whether it also runs deployments on time, which takes more of the machine.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, schedules: bool = False) -> None:
         self._process = subprocess.Popen(
             [sys.executable, "-m", __name__],
             stdin=subprocess.PIPE,  # the rope: it is closed when this process ends, in whatever way
             stdout=subprocess.PIPE,
-            env={**os.environ, **_ENVIRONMENT},
+            env={**os.environ, **_ENVIRONMENT, **({} if schedules else _WITHOUT_SCHEDULES)},
             cwd=Path(__file__).parent.parent,
             start_new_session=True,
             text=True,
@@ -63,11 +67,11 @@ class Server:
             ) from error
 
 
-def start_server() -> Server | None:
+def start_server(*, schedules: bool = False) -> Server | None:
     """Start a server, unless the user's settings name one."""
     from prefect.settings import PREFECT_API_URL
 
-    return None if PREFECT_API_URL.value() else Server()
+    return None if PREFECT_API_URL.value() else Server(schedules=schedules)
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from typing import NamedTuple
 from .ablation_tables import ABLATION_TABLES
 from .batch_tables import BATCH_COLUMNS
 from .catalog import Catalog, Connection
+from .deployment_tables import DEPLOYMENT_TABLES
 from .errors import Prerequisite
 from .evidence_table import LABEL_REPLAYS
 from .first_tables import FIRST_TABLES
@@ -46,11 +47,16 @@ def _create_ablations(con: Connection) -> None:
     con.execute(ABLATION_TABLES)
 
 
+def _create_deployment_tables(con: Connection) -> None:
+    con.execute(DEPLOYMENT_TABLES)
+
+
 MIGRATIONS: tuple[Migration, ...] = (
     Migration(1, "first tables", _create_first_tables),
     Migration(2, "replays of labels", _create_label_replays),
     Migration(3, "requests under way", _add_batch_columns),
     Migration(4, "ablations", _create_ablations),
+    Migration(5, "deployments", _create_deployment_tables),
 )
 
 

@@ -141,6 +141,10 @@ class Store:
         """The folder of a policy's files."""
         return self.policies_dir / _checked(policy_id, "policy")
 
+    def deployment_dir(self, deployment: str) -> Path:
+        """The folder of a deployment: its lock, its link to the policy in force, and the requests that it writes."""
+        return self.root / "deployments" / _checked(deployment, "deployment")
+
     def responses_dir(self, run_id: str) -> Path:
         """The folder of the raw replies that an annotation run received."""
         return self.root / "responses" / _checked(run_id, "run")

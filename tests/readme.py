@@ -27,6 +27,7 @@ OTHERS = {
     "docs/": "the pictures of this page",
     "tests/": "flat: test_<room>_<module>.py; test_docs.py runs this page",
     "pyproject.toml": "dependencies with bounds, extras, and the settings of every tool",
+    "prefect.yaml": "deploys the nightly flow to a work pool",
     "Makefile": "demo, test, lint, clean",
     "CHANGELOG.md": "what a user notices",
     "LICENSE": "Apache-2.0",
@@ -48,7 +49,7 @@ class Block:
 
     @property
     def is_run(self) -> bool:
-        return self.language in ("bash", "sql") and not self.note.startswith("not run")
+        return self.language in ("bash", "sql", "toml") and not self.note.startswith("not run")
 
     @property
     def added(self) -> str:

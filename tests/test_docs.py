@@ -12,6 +12,7 @@ import shlex
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import click
 import polars as pl
@@ -38,7 +39,7 @@ def leaves(command: click.Command, path: tuple[str, ...] = ()) -> Iterator[tuple
         yield from leaves(child, (*path, name))
 
 
-APP = get_command(cli.app)
+APP: Any = get_command(cli.app)  # Typer brings a click of its own
 COMMANDS = dict(leaves(APP))
 
 
@@ -187,6 +188,9 @@ def _rows(path: Path) -> object:
 def _play(block: Block, run: Run) -> str:
     if block.language == "sql":
         return run(["sql", block.content])
+    if block.language == "toml":
+        Path("trajnote.toml").write_text(block.content)
+        return ""
     return "".join(run([*shlex.split(line)[1:], *shlex.split(block.added)]) for line in block.lines())
 
 
@@ -210,11 +214,11 @@ def _check_line(words: list[str]) -> None:
     elif words[0] == "trajnote":
         _check_arguments(words[1:])
     else:
-        assert words[0] == "export"
+        assert words[0] in ("export", "prefect")  # test_flows_schedule.py runs those of prefect
 
 
 def _check_arguments(words: list[str]) -> None:
-    command: click.Command = APP
+    command: Any = APP
     while words and words[0] in getattr(command, "commands", {}):
         command, words = command.commands[words[0]], words[1:]
     command.make_context("trajnote", list(words), resilient_parsing=False).close()

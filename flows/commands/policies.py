@@ -1,4 +1,4 @@
-"""`policy`: taking a policy out of the store."""
+"""`policy`: which policy is in force, and taking one out of the store."""
 
 from __future__ import annotations
 
@@ -8,14 +8,32 @@ from typing import Annotated
 import typer
 
 from .options import DEFAULT_STORE, JsonOption, StoreOption
-from .output import print_json, print_lines
+from .output import print_json, print_lines, print_table
 
 
 def register(app: typer.Typer) -> None:
     """Add this group's commands."""
     policies = typer.Typer(no_args_is_help=True, help="Policies of the store.")
+    policies.command()(current)
     policies.command()(export)
     app.add_typer(policies, name="policy")
+
+
+def current(store: StoreOption = DEFAULT_STORE, as_json: JsonOption = False) -> None:
+    """Show which policy each deployment has in force, since when and why, and the folder where it always is."""
+    from storage.deployments import CURRENT
+    from storage.promotions import list_in_force
+    from storage.store import Store
+
+    opened = Store.open(store)
+    rows = [
+        {**vars(known), "path": str(opened.deployment_dir(known.deployment) / CURRENT)}
+        for known in list_in_force(opened)
+    ]
+    if as_json:
+        print_json({"in_force": rows})
+    else:
+        print_table(f"{len(rows)} deployments of {store} have decided", rows)
 
 
 def export(

@@ -153,6 +153,35 @@ def store_verify(store: StoreOption = DEFAULT_STORE, as_json: JsonOption = False
         print_lines(f"{store}: every file is what was written.")
 
 
+@store_app.command("gc")
+def store_gc(
+    store: StoreOption = DEFAULT_STORE,
+    keep: Annotated[int, typer.Option("--keep", min=0, help="So many of the newest of each kind stay.")] = 10,
+    pin: Annotated[
+        list[str] | None, typer.Option("--pin", help="Policy, dataset or report that stays, too; repeatable.")
+    ] = None,
+    delete: Annotated[bool, typer.Option("--delete", help="Delete what is shown; without it nothing is.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Show what the store could do without, and delete it only with --delete.
+
+    That is refined policies, datasets without annotations, reports, and leftovers of killed commands. What a policy in
+    force, an annotation or anything kept leads back to stays. Annotations and raw replies always stay.
+    """
+    from storage.garbage import delete_garbage, find_garbage
+    from storage.store import Store
+
+    opened = Store.open(store)
+    found = find_garbage(opened, keep, pin or ())
+    freed = delete_garbage(opened, found) if delete else 0
+    rows = [{"kind": g.kind, "name": g.name, "bytes": g.bytes, "why": g.why} for g in found]
+    if as_json:
+        print_json({"deleted": delete, "bytes": sum(g.bytes for g in found), "garbage": rows})
+        return
+    print_table(f"{len(rows)} things that {store} could do without", rows)
+    print_lines(f"deleted, {freed} bytes" if delete else "nothing was deleted; --delete does it")
+
+
 @store_app.command("list")
 def store_list(store: StoreOption = DEFAULT_STORE, as_json: JsonOption = False) -> None:
     """List the store's datasets."""

@@ -17,6 +17,10 @@ _COMPARISON_WITH_RUN = """
 SELECT comparison_id FROM refinements JOIN comparisons USING (comparison_id)
 WHERE list_contains(refinements.run_ids, ?) ORDER BY comparisons.created_at DESC, comparison_id DESC LIMIT 1
 """
+_RUNS_OF_COMPARISON = """
+SELECT DISTINCT run_id FROM (SELECT unnest(run_ids) AS run_id FROM refinements WHERE comparison_id = ?)
+JOIN annotation_runs USING (run_id) WHERE dataset_id = ? ORDER BY run_id
+"""
 
 
 @dataclass(frozen=True)
@@ -91,10 +95,8 @@ def _subject(con: Connection, name: str, table: str) -> Subject:
 def _with_comparison(
     con: Connection, name: str, dataset_id: str, comparison_id: str | None, refinement_id: str | None
 ) -> Subject:
-    """A subject whose runs are those of its comparison, or all of the dataset's."""
-    rows = con.execute(
-        "SELECT DISTINCT unnest(run_ids) FROM refinements WHERE comparison_id = ? ORDER BY 1", [comparison_id]
-    ).fetchall()
+    """A subject whose runs are those of its comparison over this dataset, or all of the dataset's."""
+    rows = con.execute(_RUNS_OF_COMPARISON, [comparison_id, dataset_id]).fetchall()
     if not rows:
         rows = con.execute(
             "SELECT run_id FROM annotation_runs WHERE dataset_id = ? ORDER BY created_at, run_id", [dataset_id]

@@ -1,0 +1,90 @@
+"""`init`, `nightly` and `serve`: what runs every night. Which policy it has put in force shows `policy current`."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ..prefect_defaults import quieten_prefect
+from .options import JsonOption
+from .output import print_json, print_lines, print_table, progress_bars
+
+SettingsOption = Annotated[Path, typer.Option("--settings", help="The file of deployments.")]
+NameArgument = Annotated[
+    str | None, typer.Argument(help="Name of the deployment; may be left out where there is only one.")
+]
+DEFAULT_SETTINGS = Path("trajnote.toml")
+
+
+def register(app: typer.Typer) -> None:
+    """Add this group's commands."""
+    app.command()(init)
+    app.command()(nightly)
+    app.command()(serve)
+
+
+def init(settings: SettingsOption = DEFAULT_SETTINGS, as_json: JsonOption = False) -> None:
+    """Write a `trajnote.toml` with comments, to be edited: deployments, where rollouts come from, and when they run."""
+    from ..settings import write_template
+
+    write_template(settings)
+    if as_json:
+        print_json({"path": str(settings)})
+    else:
+        print_lines(f"{settings}: edit it, then try it with `trajnote nightly`")
+
+
+def nightly(
+    deployment: NameArgument = None, settings: SettingsOption = DEFAULT_SETTINGS, as_json: JsonOption = False
+) -> None:
+    """Run a deployment once: take in what is new, ask, enter what came back, refine, promote or keep.
+
+    It does what a served deployment does, without a schedule. Nothing is done twice; what was killed goes on.
+    """
+    from ..settings import read_deployment
+
+    name, config = read_deployment(deployment, settings)
+    quieten_prefect()
+    from ..night import as_plain, tell_night
+    from ..prefect_server import served, start_server
+    from ..schedule import run_told
+
+    server = served(start_server()) if config.notify else nullcontext()  # Prefect keeps the block that is told
+    with server, progress_bars() as bars:
+        night = run_told(name, config, bars)
+    if as_json:
+        print_json(as_plain(night))
+        return
+    print_lines(*tell_night(night))
+    if night.rows:
+        print_table("arms", night.rows)
+
+
+def serve(settings: SettingsOption = DEFAULT_SETTINGS, as_json: JsonOption = False) -> None:
+    """Run the deployments of `trajnote.toml` on this machine, each at its time, until interrupted.
+
+    It starts a Prefect server of its own unless PREFECT_API_URL names yours.
+    """
+    from ..settings import read_settings
+
+    known = read_settings(settings).deployments
+    quieten_prefect()
+    from ..prefect_server import served, start_server
+    from ..schedule import make_deployments, serve_deployments
+
+    make_deployments(settings)  # a wrong schedule is refused before a server is started
+    rows = [
+        {"deployment": name, "cron": config.cron, "interval_s": config.interval_s, "timezone": config.timezone}
+        for name, config in known.items()
+    ]
+    server = start_server(schedules=True)
+    with served(server):
+        address = server.wait() if server else "the server that PREFECT_API_URL names"
+        if as_json:
+            print_json({"server": address, "deployments": rows})
+        else:
+            print_table(f"serving with {address}; Ctrl-C ends it", rows)
+        serve_deployments(settings)

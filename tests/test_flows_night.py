@@ -1,0 +1,263 @@
+"""Nights of a deployment: each does only what is new, twice is once, a killed one is finished by the next."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from store_state import counts_of, state_of
+from toy_environment import CARD, TOY, gather_toys, small_config, write_answers
+
+from flows import night as nights
+from flows.night import Night, run_night
+from flows.settings import DeploymentConfig
+from storage.deployments import AlreadyRunning, alone
+from storage.errors import Prerequisite, ProviderFailed
+from storage.promotions import list_decisions, list_in_force, list_intakes
+from storage.store import Store
+
+TESTS = Path(__file__).parent
+GATE = {"select": 4, "accept": 16, "report": 10, "placebo_draws": 2}
+PROGRAM = """
+import sys
+from pathlib import Path
+from flows.night import run_night
+from flows.settings import DeploymentConfig
+from storage.store import Store
+config = DeploymentConfig.model_validate_json(Path(sys.argv[1]).read_text())
+run_night(Store.create(config.store), "toy", config)
+"""
+
+
+@dataclass(frozen=True)
+class World:
+    """A folder with an empty inbox, drops for it, and recorded answers about all of them."""
+
+    folder: Path
+
+    def config(self, **changes: Any) -> DeploymentConfig:
+        fields: dict[str, Any] = {
+            "store": self.folder / "store",
+            "inbox": self.folder / "inbox",
+            "env_id": TOY,
+            "refine_after": 90,
+            "report": False,
+            "label": {
+                "provider": "recorded",
+                "answers": self.folder / "answers",
+                "card": str(self.folder / "card.toml"),
+                "annotate": {"model": "toy"},
+            },
+            "improve": small_config(gate=GATE, snapshots=(40,)).model_dump(),
+        }
+        return DeploymentConfig.model_validate(fields | changes)
+
+    def drop(self, number: int) -> None:
+        source = self.folder / "drops" / str(number)
+        shutil.copytree(source, self.folder / "inbox" / str(number))
+
+    def run(self, **changes: Any) -> Night:
+        config = self.config(**changes)
+        return run_night(Store.create(config.store), "toy", config)
+
+    @property
+    def store(self) -> Store:
+        return Store.open(self.folder / "store")
+
+
+@pytest.fixture(scope="module")
+def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("nights")
+    (folder / "card.toml").write_text(CARD)
+    for name in ("inbox", "drops", "answers"):
+        (folder / name).mkdir()
+    elsewhere = Store.create(folder / "elsewhere")
+    for number in range(3):
+        made = gather_toys(elsewhere, folder, card=str(folder / "card.toml"), seed=100 * number)
+        shutil.copytree(elsewhere.dataset_dir(made.dataset_id), folder / "drops" / str(number))
+        write_answers(elsewhere, made.dataset_id, folder / "card.toml", folder / "answers" / f"{number}.jsonl")
+    return folder
+
+
+@pytest.fixture
+def world(template: Path, tmp_path: Path) -> World:
+    folder = shutil.copytree(template, tmp_path / "world")
+    for manifest in folder.glob("drops/*/manifest.json"):  # their baseline is where it was
+        assert str(template) in manifest.read_text()
+    return World(folder)
+
+
+def test_three_nights_over_a_growing_inbox_ask_only_what_is_new_and_promote_only_what_is_better(world: World) -> None:
+    world.drop(0)
+    first = world.run()
+    assert (len(first.took_in), first.asked, first.answered, first.new_labels) == (1, 12, 12, 96)
+    assert first.promoted
+    assert first.policy_id
+    assert first.policy_id.startswith("refined-")
+
+    same = world.run()
+    assert (same.took_in, same.asked, same.new_labels, same.comparison_id) == ([], 0, 0, None)
+    assert same.decision == "kept: 0 new labels since the last refinement, 90 make another one"
+    assert same.policy_id == first.policy_id
+
+    world.drop(1)
+    second = world.run(refine_after=97)
+    assert (second.asked, second.new_labels, second.labels, second.comparison_id) == (12, 96, 192, None)
+    world.drop(2)
+    third = world.run()
+    assert (third.asked, third.labels) == (12, 288)
+    decisions = list_decisions(world.store, "toy")
+    assert [decision.labels for decision in decisions] == [96, 288]
+    assert decisions[1].previous_id == first.policy_id
+    assert third.policy_id == decisions[1].policy_id
+    (in_force,) = list_in_force(world.store)
+    assert (in_force.policy_id, in_force.decisions) == (third.policy_id, 2)
+    link = world.folder / "store" / "deployments" / "toy" / "current"
+    assert link.resolve() == world.store.policy_dir(third.policy_id or "")
+    assert (link / "policy.json").is_file()
+
+
+def test_a_rejected_refinement_keeps_what_was_in_force_and_the_next_gate_has_seeds_of_its_own(world: World) -> None:
+    world.drop(0)
+    first = world.run()
+    world.drop(1)
+    assert world.run(improve=small_config(gate=GATE, snapshots=(1,)).model_dump()).policy_id == first.policy_id
+    kept = list_decisions(world.store, "toy")[1]
+    assert (kept.promoted, kept.policy_id, kept.previous_id) == (False, first.policy_id, first.policy_id)
+    with world.store.catalog.read() as con:
+        rows = con.execute("SELECT DISTINCT purpose, first_seed FROM evaluations ORDER BY first_seed").fetchall()
+    assert rows == [
+        ("select", 1_000_000),
+        ("accept", 1_000_004),
+        ("report", 1_000_020),
+        ("select", 1_000_030),
+        ("accept", 1_000_034),
+        ("report", 1_000_050),
+    ]
+
+
+def test_a_bad_drop_is_told_and_keeps_nobody_out_and_an_unfinished_one_waits(world: World) -> None:
+    (world.folder / "inbox" / "bad.parquet").write_bytes(b"no parquet")
+    (world.folder / "inbox" / "half.parquet.tmp").write_bytes(b"PAR1")
+    (world.folder / "inbox" / ".hidden").write_bytes(b"PAR1")
+    world.drop(0)
+    night = world.run(refine_after=1000)
+    assert list(night.refused) == ["bad.parquet"]
+    assert "bad.parquet" in night.refused["bad.parquet"]
+    assert night.new_labels == 96
+    shutil.copytree(world.folder / "inbox" / "0", world.folder / "inbox" / "another name")
+    again = world.run(refine_after=1000)
+    assert (again.took_in, again.labels) == ([], 96)  # the same content
+    shutil.rmtree(world.folder / "inbox")
+    with pytest.raises(Prerequisite, match="There is no folder"):
+        world.run()
+
+
+def test_episodes_are_collected_once_in_a_period_each_with_seeds_of_its_own(world: World) -> None:
+    plan = {"policy": f"policy:{world.folder / 'baseline'}", "episodes": 3, "per": "week"}
+    silent: dict[str, Any] = {
+        "inbox": None,
+        "collect": plan,
+        "label": {"provider": "file", "answers": world.folder / "replies"},
+    }
+    silent["label"]["card"] = str(world.folder / "card.toml")
+    first = world.run(**silent)
+    assert (first.took_in, world.run(**silent).took_in) == (["toy-00000"], [])
+    with world.store.catalog.write() as con:  # a week passes
+        con.execute("UPDATE intakes SET created_at = created_at - INTERVAL 8 DAY")
+    assert world.run(**silent).took_in == ["toy-00001"]
+    with world.store.catalog.read() as con:
+        seeds = con.execute("SELECT seed FROM episodes ORDER BY seed").fetchall()
+    assert seeds == [(seed,) for seed in range(6)]
+    requests = world.folder / "store" / "deployments" / "toy" / "requests"
+    assert [len(path.read_text().splitlines()) for path in sorted(requests.iterdir())] == [3, 3]
+    assert first.waiting == 3
+
+
+def test_labels_of_anybody_count_and_datasets_are_found_by_the_beginning_of_their_names(world: World) -> None:
+    store = Store.create(world.folder / "store")
+    gather_toys(store, world.folder, card=str(world.folder / "card.toml"), seed=0)
+    night = world.run(inbox=None, datasets=("toy-env",))
+    assert (len(night.took_in), night.labels, night.promoted) == (1, 96, True)
+    assert [origin.split(":")[0] for origin in list_intakes(store, "toy")] == ["dataset"]
+
+
+def test_a_second_run_of_the_same_deployment_ends_at_once_with_words_and_a_code_of_its_own(world: World) -> None:
+    store = Store.create(world.folder / "store")
+    with alone(store, "toy") as killed:
+        assert killed is None
+        with pytest.raises(AlreadyRunning, match="The deployment toy runs already, since 20") as refused:
+            world.run()
+        assert refused.value.exit_code == 7
+        with alone(store, "another"):
+            pass
+    assert world.run(refine_after=1000).took_in == []
+
+
+def test_a_night_whose_labeller_fails_goes_on_on_the_next_evening(world: World, monkeypatch: Any) -> None:
+    def fail(*arguments: object) -> None:
+        raise ProviderFailed("The server cannot be reached.", "Run it again.")
+
+    world.drop(0)
+    with monkeypatch.context() as patch:
+        patch.setattr(nights, "label", fail)
+        with pytest.raises(ProviderFailed):
+            world.run()
+    night = world.run(refine_after=1000)
+    assert (night.took_in, night.new_labels, night.killed) == ([], 96, None)
+
+
+def landed(store: Path) -> bool:
+    return any(store.glob("responses/*/*"))
+
+
+def taken_in(store: Path) -> bool:
+    return any(store.glob("rollouts/toy*"))
+
+
+def refined(store: Path) -> bool:
+    return any(store.glob("policies/refined-*"))
+
+
+@pytest.mark.parametrize("moment", [taken_in, landed, refined])
+def test_a_night_killed_anywhere_is_finished_by_the_next_one(
+    world: World, tmp_path: Path, moment: Callable[[Path], bool]
+) -> None:
+    world.drop(0)
+    world.run()
+    expected, counts = comparable(world.store), counts_of(world.store)
+    rough = tmp_path / "rough"
+    config = world.config(store=rough)
+    (tmp_path / "config.json").write_text(config.model_dump_json())
+    kill_when(tmp_path / "config.json", lambda: moment(rough))
+    again = run_night(Store.open(rough), "toy", config)
+    assert again.killed is not None
+    assert again.killed.startswith("20")
+    assert comparable(Store.open(rough)) == expected
+    assert counts_of(Store.open(rough)) == counts
+
+
+def comparable(store: Store) -> str:
+    return json.dumps(state_of(store.root), default=str).replace(str(store.root), "")
+
+
+def kill_when(config: Path, moment: Callable[[], bool]) -> None:
+    path = os.pathsep.join([str(TESTS.parent), str(TESTS)])
+    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen([sys.executable, "-c", PROGRAM, str(config)], env=environment)
+    try:
+        while process.poll() is None and not moment():
+            time.sleep(0.005)
+    finally:
+        process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
