@@ -165,12 +165,8 @@ def test_a_bad_drop_is_told_and_keeps_nobody_out_and_an_unfinished_one_waits(wor
 
 def test_episodes_are_collected_once_in_a_period_each_with_seeds_of_its_own(world: World) -> None:
     plan = {"policy": f"policy:{world.folder / 'baseline'}", "episodes": 3, "per": "week"}
-    silent: dict[str, Any] = {
-        "inbox": None,
-        "collect": plan,
-        "label": {"provider": "file", "answers": world.folder / "replies"},
-    }
-    silent["label"]["card"] = str(world.folder / "card.toml")
+    asked = {"provider": "file", "answers": world.folder / "replies", "card": str(world.folder / "card.toml")}
+    silent: dict[str, Any] = {"inbox": None, "collect": plan, "label": asked}
     first = world.run(**silent)
     assert (first.took_in, world.run(**silent).took_in) == (["toy-00000"], [])
     with world.store.catalog.write() as con:  # a week passes
@@ -217,38 +213,42 @@ def test_a_night_whose_labeller_fails_goes_on_on_the_next_evening(world: World, 
     assert (night.took_in, night.new_labels, night.killed) == ([], 96, None)
 
 
-def landed(store: Path) -> bool:
-    return any(store.glob("responses/*/*"))
+QUICK = small_config(gate={"select": 2, "accept": 10, "report": 10, "placebo_draws": 2}, snapshots=(2,)).model_dump()
+MOMENTS: dict[str, Callable[[Path], bool]] = {
+    "taken in": lambda store: any(store.glob("rollouts/toy*")),
+    "answers landed": lambda store: any(store.glob("responses/*/*")),
+    "refined": lambda store: any(store.glob("policies/*/record.json")),
+}
 
 
-def taken_in(store: Path) -> bool:
-    return any(store.glob("rollouts/toy*"))
+@pytest.fixture(scope="module")
+def smooth(template: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, dict[str, int]]:
+    """What a night leaves that nobody disturbs."""
+    calm = World(shutil.copytree(template, tmp_path_factory.mktemp("calm") / "world"))
+    calm.drop(0)
+    calm.run(improve=QUICK)
+    return comparable(calm.store), counts_of(calm.store)
 
 
-def refined(store: Path) -> bool:
-    return any(store.glob("policies/refined-*"))
-
-
-@pytest.mark.parametrize("moment", [taken_in, landed, refined])
+@pytest.mark.parametrize("moment", MOMENTS)
 def test_a_night_killed_anywhere_is_finished_by_the_next_one(
-    world: World, tmp_path: Path, moment: Callable[[Path], bool]
+    world: World, moment: str, smooth: tuple[str, dict[str, int]]
 ) -> None:
     world.drop(0)
-    world.run()
-    expected, counts = comparable(world.store), counts_of(world.store)
-    rough = tmp_path / "rough"
-    config = world.config(store=rough)
-    (tmp_path / "config.json").write_text(config.model_dump_json())
-    kill_when(tmp_path / "config.json", lambda: moment(rough))
-    again = run_night(Store.open(rough), "toy", config)
+    config = world.config(improve=QUICK)
+    (world.folder / "config.json").write_text(config.model_dump_json())
+    kill_when(world.folder / "config.json", lambda: MOMENTS[moment](config.store))
+    again = run_night(Store.open(config.store), "toy", config)
     assert again.killed is not None
     assert again.killed.startswith("20")
-    assert comparable(Store.open(rough)) == expected
-    assert counts_of(Store.open(rough)) == counts
+    assert (comparable(world.store), counts_of(world.store)) == smooth
+    same = run_night(Store.open(config.store), "toy", config)
+    assert (same.killed, same.comparison_id) == (None, None)
 
 
 def comparable(store: Store) -> str:
-    return json.dumps(state_of(store.root), default=str).replace(str(store.root), "")
+    """Everything in a store, wherever it lies."""
+    return json.dumps(state_of(store.root), default=str).replace(str(store.root.parent), "")
 
 
 def kill_when(config: Path, moment: Callable[[], bool]) -> None:

@@ -1,0 +1,232 @@
+"""The nightly flow in Prefect: artifacts, states in words, notices through blocks, deployments and a work pool."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import threading
+from collections.abc import Generator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+from toy_environment import CARD, TOY, gather_toys, write_answers
+
+from flows.prefect_defaults import quieten_prefect
+from storage.deployments import alone
+from storage.errors import BadInput, Prerequisite
+from storage.store import Store
+
+quieten_prefect()
+
+from prefect.blocks.abstract import NotificationBlock  # noqa: E402
+from prefect.blocks.webhook import Webhook  # noqa: E402
+from prefect.client.orchestration import get_client  # noqa: E402
+from prefect.flows import load_flow_from_entrypoint  # noqa: E402
+
+from flows import notices, schedule  # noqa: E402
+from flows.artifacts import Told, as_markdown  # noqa: E402
+from flows.night import Night  # noqa: E402
+from flows.prefect_server import Server, served  # noqa: E402
+from flows.schedule import make_deployments, nightly_flow  # noqa: E402
+
+ROOT = Path(__file__).parent.parent
+SETTINGS = f"""
+[deployments.nightly]
+inbox = "inbox"
+env_id = "{TOY}"
+refine_after = 1000
+cron = "0 2 * * *"
+timezone = "Europe/Paris"
+[deployments.nightly.label]
+provider = "recorded"
+answers = "answers.jsonl"
+card = "card.toml"
+[deployments.nightly.label.annotate]
+model = "toy"
+"""
+
+
+class Memo(NotificationBlock):
+    """A block of one's own that remembers."""
+
+    _block_type_name = "Memo"
+    said: ClassVar[list[tuple[str | None, str]]] = []
+
+    async def notify(self, body: str, subject: str | None = None) -> None:
+        self.said.append((subject, body))
+
+
+@pytest.fixture(scope="module")
+def api(tmp_path_factory: pytest.TempPathFactory) -> Generator[str]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PREFECT_HOME", str(tmp_path_factory.mktemp("prefect")))
+        server = Server()
+    with served(server):
+        yield server.wait()
+
+
+@pytest.fixture(scope="module")
+def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("schedule")
+    (folder / "card.toml").write_text(CARD)
+    (folder / "trajnote.toml").write_text(SETTINGS)
+    (folder / "inbox").mkdir()
+    elsewhere = Store.create(folder / "elsewhere")
+    made = gather_toys(elsewhere, folder, card=str(folder / "card.toml"), episodes=4)
+    write_answers(elsewhere, made.dataset_id, folder / "card.toml", folder / "answers.jsonl")
+    shutil.copytree(elsewhere.dataset_dir(made.dataset_id), folder / "inbox" / "drop")
+    return folder
+
+
+@pytest.fixture
+def settings(template: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(template, tmp_path / "here") / "trajnote.toml"
+
+
+def latest_run() -> Any:
+    with get_client(sync_client=True) as client:
+        return max(client.read_flow_runs(), key=lambda run: run.created)
+
+
+@pytest.mark.usefixtures("api")
+def test_a_night_leaves_a_markdown_and_a_table_and_its_refusal_is_a_state_in_words(settings: Path) -> None:
+    done = nightly_flow(settings=settings)
+    assert (done["answered"], done["labels"], done["policy_id"]) == (4, 32, None)
+    with get_client(sync_client=True) as client:
+        left = {artifact.key: artifact for artifact in client.read_artifacts()}
+    assert {"nightly-nightly", "nightly-nightly-table"} <= left.keys()
+    assert "4 answered, 0 waiting; 32 new labels" in str(left["nightly-nightly"].data)
+    (row,) = json.loads(str(left["nightly-nightly-table"].data))
+    assert (row["labels"], row["dollars"], row["in force"]) == (32, 0.0, None)
+
+    with pytest.raises(BadInput, match="There is no deployment 'other'"):
+        nightly_flow("other", settings)
+    state = latest_run().state
+    assert (state.type.value, state.name) == ("FAILED", "Failed")
+    assert state.message == f"There is no deployment 'other' in {settings}. There is nightly."
+
+
+@pytest.mark.usefixtures("api")
+def test_a_run_beside_another_one_ends_as_skipped_and_says_so(settings: Path) -> None:
+    with alone(Store.create(settings.parent / "trajnote-store"), "nightly"):
+        assert nightly_flow(settings=settings) is None
+    state = latest_run().state
+    assert (state.type.value, state.name) == ("COMPLETED", "Skipped")
+    assert "The deployment nightly runs already" in (state.message or "")
+
+
+@pytest.mark.usefixtures("api")
+def test_failures_and_promotions_are_told_to_a_block_and_its_address_to_nobody(settings: Path) -> None:
+    Memo().save("me")
+    settings.write_text('notify = "memo/me"\n' + SETTINGS.replace("recorded", "file").replace("answers = ", "# "))
+    with pytest.raises(Prerequisite, match="needs a folder of answers"):
+        nightly_flow(settings=settings)
+    assert Memo.said[-1][0] == "trajnote nightly failed"
+    assert "Name it with `answers`" in Memo.said[-1][1]
+
+    promoted = Night("nightly", promoted=True, policy_id="refined-1", verdicts=["gate: accepted"])
+    assert notices.tell_promotion("memo/me", promoted) is None
+    assert Memo.said[-1] == ("trajnote nightly: refined-1 is in force", "gate: accepted")
+    assert notices.tell_promotion("memo/me", Night("nightly")) is None
+    assert len(Memo.said) == 2
+
+    received: list[Any] = []
+    with loopback(received, status=200) as address:
+        Webhook(url=f"{address}/secret-path").save("hook")  # pyright: ignore[reportArgumentType]
+        assert notices.notify("webhook/hook", "subject", "body") is None
+    assert received == [{"subject": "subject", "text": "subject\nbody"}]
+    with loopback(received, status=500) as address:
+        Webhook(url=f"{address}/secret-path").save("bad")  # pyright: ignore[reportArgumentType]
+        said = notices.notify("webhook/bad", "subject", "body")
+    assert said == "nobody was told: webhook/bad was answered with 500"
+    gone = notices.notify("webhook/bad", "subject", "body") or ""
+    assert "failed with ConnectError" in gone
+    assert "secret-path" not in gone
+    assert notices.notify("webhook/none", "subject", "body") == (
+        "nobody was told: the block webhook/none failed with ValueError"
+    )
+
+
+class loopback:  # noqa: N801 -- used like a function
+    """A web server for as long as a block lasts, which keeps what it is sent."""
+
+    def __init__(self, received: list[Any], status: int) -> None:
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                received.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+                self.send_response(status)
+                self.end_headers()
+
+            def log_message(self, *arguments: object) -> None:
+                """Say nothing."""
+
+        self._server = HTTPServer(("127.0.0.1", 0), Handler)
+
+    def __enter__(self) -> str:
+        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+        return f"http://127.0.0.1:{self._server.server_port}"
+
+    def __exit__(self, *error: object) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+
+
+def test_what_comes_from_elsewhere_is_text_in_an_artifact_and_never_markup() -> None:
+    told = Told("night of <b>", ["refused [x](http://y): `a` | *b*\n# c"], [])
+    assert as_markdown(told) == "## night of \\<b\\>\n\n- refused \\[x\\](http://y): \\`a\\` \\| \\*b\\* \\# c"
+
+
+def test_deployments_are_module_paths_with_their_schedule_and_run_once_at_a_time(settings: Path) -> None:
+    (made,) = make_deployments(settings)
+    assert made.entrypoint == "flows.schedule.nightly_flow"
+    assert load_flow_from_entrypoint(made.entrypoint).name == "nightly"
+    assert made.parameters == {"deployment": "nightly", "settings": str(settings)}
+    assert made.concurrency_limit == 1
+    assert str(made.concurrency_options.collision_strategy.value) == "CANCEL_NEW"  # pyright: ignore
+    (planned,) = made.schedules or []
+    assert (planned.schedule.cron, planned.schedule.timezone) == ("0 2 * * *", "Europe/Paris")  # pyright: ignore
+    settings.write_text(SETTINGS.replace("0 2 * * *", "every night"))
+    with pytest.raises(BadInput, match="cron is 'every night'"):
+        make_deployments(settings)
+
+
+def test_a_promotion_that_cannot_be_told_is_a_note_of_the_night(
+    monkeypatch: pytest.MonkeyPatch, settings: Path
+) -> None:
+    promoted = Night("nightly", promoted=True)
+    monkeypatch.setattr(schedule, "run_night", lambda *arguments: promoted)
+    monkeypatch.setattr(schedule, "tell_promotion", lambda block, night: "nobody was told: why")
+    _, config = schedule.read_deployment(None, settings)
+    assert schedule.run_told("nightly", config, lambda *told: None).notes == ("nobody was told: why",)
+
+
+def test_prefect_yaml_deploys_to_a_process_pool_and_a_worker_runs_it(settings: Path, api: str) -> None:
+    path = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
+    environment = {**os.environ, "PYTHONPATH": path, "PREFECT_API_URL": api, "TRAJNOTE_SETTINGS": str(settings)}
+    prefect = [sys.executable, "-m", "prefect", "--no-prompt"]
+
+    def call(*words: str) -> None:
+        done = subprocess.run(
+            [*prefect, *words], env=environment, cwd=ROOT, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+
+    call("work-pool", "create", "trajnote", "--type", "process")
+    call("deploy", "--all")
+    with get_client(sync_client=True) as client:
+        deployment = client.read_deployment_by_name("nightly/nightly")
+        assert deployment.entrypoint == "flows.schedule.nightly_flow"
+        run = client.create_flow_run_from_deployment(deployment.id)
+    call("worker", "start", "--pool", "trajnote", "--run-once")
+    with get_client(sync_client=True) as client:
+        state = client.read_flow_run(run.id).state
+    assert state is not None
+    assert (state.name, state.message) == ("Completed", None)
+    store = Store.open(settings.parent / "trajnote-store")
+    with store.catalog.read() as con:
+        assert con.execute("SELECT count(*) FROM annotations").fetchall() == [(32,)]
