@@ -90,7 +90,8 @@ def settings(template: Path, tmp_path: Path) -> Path:
 
 def latest_run() -> Any:
     with get_client(sync_client=True) as client:
-        return max(client.read_flow_runs(), key=lambda run: run.created)
+        runs: list[Any] = client.read_flow_runs()
+    return max(runs, key=lambda run: run.created)
 
 
 @pytest.mark.usefixtures("api")
@@ -162,7 +163,7 @@ class loopback:  # noqa: N801 -- used like a function
                 self.send_response(status)
                 self.end_headers()
 
-            def log_message(self, *arguments: object) -> None:
+            def log_message(self, format: str, *args: object) -> None:
                 """Say nothing."""
 
         self._server = HTTPServer(("127.0.0.1", 0), Handler)
