@@ -261,7 +261,8 @@ def test_the_controllers_reach_the_goal_where_training_did_not() -> None:
 def test_every_environment_of_the_issue_is_on_the_board() -> None:
     entries = list_entries()
     assert len(entries) == 17
-    assert entries["LunarLander-v3-continuous"].example == "lunarlander-continuous"
+    assert entries["LunarLander-v3-continuous"].example_names == ("lunarlandercontinuous",)
+    assert entries["Pong"].example_names == ("pong", "pongobjects")
     assert entries["CartPole-v1"].mode == "sampled"
     first, second = (entries["Hopper-v5"].gate(seed).seeds for seed in (0, 1))
     assert max(first.report) < min(second.select)

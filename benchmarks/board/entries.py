@@ -1,7 +1,6 @@
 """Which environments are on the board, and how much evidence each of them is given. Nothing is made or read here.
 
-Arguments of the environments are those of `benchmarks/baselines.toml`; examples with recorded answers lie in
-`examples/NAME`, where NAME is the board's name in small letters without its version.
+Arguments of the environments are those of `benchmarks/baselines.toml`.
 """
 
 from __future__ import annotations
@@ -49,9 +48,10 @@ class Entry:
     card: str | None = None  # path; the packaged one of the environment when None
 
     @property
-    def example(self) -> str:
-        """The folder's name under `examples/`."""
-        return _plain(self.name)
+    def example_names(self) -> tuple[str, ...]:
+        """What the folder under `examples/` may be called, see `plain_name`."""
+        own = [self.env_id.rpartition("/")[2]] if ":" in self.env_id else []
+        return tuple(plain_name(name) for name in (self.name, *own))
 
     def gate(self, seed: int) -> GateConfig:
         """The gate of one training seed, with episodes of its own."""
@@ -62,11 +62,12 @@ class Entry:
 def _own_card(env_id: str) -> str | None:
     """Path of the card of an environment of the board's own; None for those that the packaged cards know."""
     module, _, name = env_id.rpartition("/")
-    return str(CARDS / f"{_plain(name)}.toml") if module.startswith("benchmarks.") else None
+    return str(CARDS / f"{plain_name(name)}.toml") if module.startswith("benchmarks.") else None
 
 
-def _plain(name: str) -> str:
-    return re.sub(r"-v\d+", "", name).lower()
+def plain_name(name: str) -> str:
+    """The small letters of a name, without its version."""
+    return re.sub(r"-v\d+|\W", "", name).lower()
 
 
 def list_entries() -> dict[str, Entry]:

@@ -28,11 +28,6 @@ class Result:
     rows: Sequence[Row]  # that succeeded
     failures: Sequence[str]  # reasons, one per failed seed
 
-    @property
-    def judged(self) -> Interval | None:
-        """In the mode in which the gate looked."""
-        return self.sampled if self.rows and self.rows[0].mode == "sampled" else self.greedy
-
 
 def summarise(rows: Sequence[Row]) -> list[Result]:
     """One result for every environment and method that has a row; environments as they came, methods in their order."""
@@ -100,4 +95,5 @@ def _pool(returns: Sequence[Sequence[float]]) -> Interval | None:
 
 
 def _judged(row: Row) -> Sequence[float]:
-    return row.sampled if row.mode == "sampled" else row.greedy
+    """In the mode of the gate; a policy without a distribution is its own sample."""
+    return row.sampled if row.mode == "sampled" and row.sampled else row.greedy

@@ -29,7 +29,7 @@ from storage.schema import Array, Manifest
 from storage.steps import StepArrays, read_steps
 from storage.store import Store
 
-from .entries import Entry
+from .entries import Entry, plain_name
 from .experts import CONTROLLERS, Controller, Expert, TrainedExpert
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
@@ -46,7 +46,9 @@ class Sources:
 
     def example(self, entry: Entry) -> Path:
         """The folder of an environment's example, which may not be there."""
-        return self.examples / entry.example
+        folders = sorted(self.examples.iterdir()) if self.examples.is_dir() else []
+        named = (folder for folder in folders if plain_name(folder.name) in entry.example_names)
+        return next(named, self.examples / entry.example_names[0])
 
     def policies(self, entry: Entry, role: str) -> list[Path]:
         """The folders that may hold a policy, the example's first."""
