@@ -221,7 +221,7 @@ def test_the_suggestions_gain_weight_over_the_steps_of_the_ramp(mode: str, name:
 
 @pytest.mark.parametrize("name", ["dqn", "discrete_cql", "bc"])
 def test_every_discrete_algorithm_attains_right_labels(name: AlgorithmName) -> None:
-    config = RefineConfig(algorithm=name, betas=(0.1,), snapshots=(200,), critic_steps=50)
+    config = RefineConfig(algorithm=name, betas=(0.1,), snapshots=(150,), critic_steps=20)
     assert count_solved(refine(STEPS, LABELS, walker(), config)[0].policy) >= GOAL - 1
 
 
