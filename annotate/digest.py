@@ -15,8 +15,8 @@ from storage.store import Store
 from . import ledger
 from .cards import Card
 from .records import Run
-from .replies import read_reply
 from .requests import Question, Request
+from .rule_replies import read_answer
 
 _CHUNK = 50
 _OPEN_RUNS = """
@@ -30,6 +30,7 @@ FROM run_requests JOIN requests USING (request_id) JOIN annotation_runs USING (r
 WHERE annotation_runs.state = 'open' AND requests.state = 'done' AND steps IS NOT NULL
     AND (run_id, request_id) NOT IN (SELECT (run_id, request_id) FROM annotations WHERE request_id IS NOT NULL)
     AND (run_id, request_id) NOT IN (SELECT (run_id, request_id) FROM rejections WHERE request_id IS NOT NULL)
+    AND (run_id, request_id) NOT IN (SELECT (run_id, request_id) FROM rules WHERE request_id IS NOT NULL)
 ORDER BY run_id, episode_id, request_id
 """
 
@@ -61,10 +62,10 @@ def _digest_run(store: Store, run: Run, card: Card, rows: Sequence[Sequence[Any]
         with store.catalog.write() as con:
             questions = [_read_question(row) for row in rows[start : start + _CHUNK]]
             readings = [
-                (question, read_reply(raw[question.request.request_id], question.request.kind, card, question.steps))
+                (question, read_answer(raw[question.request.request_id], question.request.kind, card, question.steps))
                 for question in questions
             ]
-            ledger.record_readings(con, run, readings)
+            ledger.record_readings(con, store, run, readings)
 
 
 def _read_run(row: Sequence[Any]) -> Run:

@@ -25,7 +25,7 @@ from storage.steps import read_manifest
 from storage.store import Store
 
 from .messages import clean_text
-from .replies import MAX_RATIONALE
+from .reply_fields import MAX_RATIONALE
 from .tables import label_vector
 
 DEFAULT_MODEL = "imported"

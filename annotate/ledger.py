@@ -15,6 +15,7 @@ from storage.catalog import Connection, insert_rows
 from storage.errors import DamagedStore
 from storage.identity import content_id
 from storage.responses import append_response, iterate_responses
+from storage.rules import Rule, insert_rules
 from storage.schema import Annotation, Rejection
 from storage.store import Store
 
@@ -119,11 +120,12 @@ def reopen_failed(con: Connection, questions: Sequence[Question]) -> None:
 def total_run(con: Connection, run_id: str) -> Totals:
     """The sums of a run, as the view `spending` has them."""
     row = con.execute(
-        """SELECT annotations, rejections, input_tokens, cache_write_tokens, cache_read_tokens, output_tokens, cost_usd
-           FROM spending WHERE run_id = ?""",
-        [run_id],
+        """SELECT annotations, rejections, input_tokens, cache_write_tokens, cache_read_tokens, output_tokens, cost_usd,
+               (SELECT count(*) FROM rules WHERE run_id = $run)
+           FROM spending WHERE run_id = $run""",
+        {"run": run_id},
     ).fetchone()
-    return Totals(row[0], row[1], Tokens(*row[2:6]), row[6]) if row else Totals(0, 0, Tokens(), 0.0)
+    return Totals(row[0], row[1], Tokens(*row[2:6]), *row[6:]) if row else Totals(0, 0, Tokens(), 0.0)
 
 
 def estimated_usd(con: Connection, run_id: str) -> float | None:
@@ -133,10 +135,11 @@ def estimated_usd(con: Connection, run_id: str) -> float | None:
 
 
 def digested(con: Connection, run_id: str) -> set[str]:
-    """Requests whose replies have left labels or rejections in a run."""
+    """Requests whose replies have left labels, rules or rejections in a run."""
     rows = con.execute(
         """SELECT request_id FROM annotations WHERE run_id = $run
-           UNION SELECT request_id FROM rejections WHERE run_id = $run""",
+           UNION SELECT request_id FROM rejections WHERE run_id = $run
+           UNION SELECT request_id FROM rules WHERE run_id = $run""",
         {"run": run_id},
     ).fetchall()
     return {request_id for (request_id,) in rows}
@@ -214,8 +217,8 @@ def record_error(con: Connection, reply: Reply) -> None:
     )
 
 
-def record_readings(con: Connection, run: Run, read: Sequence[tuple[Question, Reading]]) -> None:
-    """Enter the labels and rejections of replies; their ids come from their content, so twice is once."""
+def record_readings(con: Connection, store: Store, run: Run, read: Sequence[tuple[Question, Reading]]) -> None:
+    """Enter the labels, rules and rejections of replies; their ids come from their content, so twice is once."""
     insert_annotations(
         con,
         [
@@ -225,6 +228,7 @@ def record_readings(con: Connection, run: Run, read: Sequence[tuple[Question, Re
             for note in _annotations(run, question, reading)
         ],
     )
+    insert_rules(con, store, [rule for question, reading in read for rule in _rules(run, question, reading)])
     refused: dict[str, list[Rejection]] = {}
     for question, reading in read:
         model = reading.message.model or run.model
@@ -268,14 +272,16 @@ def find_replies(store: Store, request_ids: Sequence[str]) -> dict[str, str]:
 
 
 def _annotations(run: Run, question: Question, reading: Reading) -> list[Annotation]:
-    request_id = question.request.request_id
+    request_id, episode_id = question.request.request_id, question.episode_id
+    if episode_id is None:
+        return []
     return [
         Annotation(
-            annotation_id=content_id("n_", [run.run_id, request_id, question.episode_id, label.step]),
+            annotation_id=content_id("n_", [run.run_id, request_id, episode_id, label.step]),
             run_id=run.run_id,
             request_id=request_id,
             dataset_id=run.dataset_id,
-            episode_id=question.episode_id,
+            episode_id=episode_id,
             step=label.step,
             critical=label.critical,
             suggested_action=None if label.action is None else tuple(x + run.first_action for x in label.action),
@@ -287,6 +293,27 @@ def _annotations(run: Run, question: Question, reading: Reading) -> list[Annotat
             prompt_version=run.prompt_version,
         )
         for label in reading.labels
+    ]
+
+
+def _rules(run: Run, question: Question, reading: Reading) -> list[Rule]:
+    request_id = question.request.request_id
+    return [
+        Rule(
+            rule_id=content_id("u_", [run.run_id, request_id, rule.predicate]),
+            run_id=run.run_id,
+            request_id=request_id,
+            dataset_id=run.dataset_id,
+            position=rule.position,
+            predicate=rule.predicate,
+            suggested_action=tuple(None if x is None else x + run.first_action for x in rule.action),
+            suggested_label=rule.action_label,
+            confidence=rule.confidence,
+            rationale=rule.rationale,
+            model=reading.message.model or run.model,
+            prompt_version=run.prompt_version,
+        )
+        for rule in reading.rules
     ]
 
 

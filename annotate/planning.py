@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 from storage.errors import BadInput
 from storage.identity import content_id
+from storage.rules import rule_columns
 from storage.schema import Episode, Manifest
 from storage.steps import iterate_episodes, read_manifest
 from storage.store import Store
@@ -17,9 +18,10 @@ from .estimates import Counter, Estimate, correct_by_count, correct_by_replies, 
 from .frames import FrameSource
 from .prompts import prompt_version
 from .records import Run
-from .replies import Reading, read_reply
+from .replies import Reading
 from .requests import AnnotateConfig, Question, Questioner, Request
-from .selection import Method, select_episodes
+from .rule_replies import read_answer, rule_names
+from .selection import Method, select_episodes, spread_by_return
 from .statistics import describe_dataset
 
 
@@ -78,15 +80,24 @@ def plan_run(
     statistics = describe_dataset(episodes, card)
     median = next(episode for episode in episodes if episode.episode_id == statistics.median_episode)
     questioner = Questioner(card, config, statistics, median, frames)
-    chosen = select_episodes(episodes, limit, method=select, seed=select_seed)
+    if config.kind == "rules":
+        _check_names(card, manifest)
+        chosen = spread_by_return(episodes, config.tables)
+    else:
+        chosen = select_episodes(episodes, limit, method=select, seed=select_seed)
     asked = {episode.episode_id: episode for episode in chosen}
+    questions = (
+        questioner.ask_rules(chosen)
+        if config.kind == "rules"
+        else [question for episode in chosen for question in questioner.ask_first(episode)]
+    )
     return RunPlan(
         run=_name_run(dataset_id, questioner, first_action),
         card=card,
         config=config,
         questioner=questioner,
         episodes=asked,
-        questions=tuple(question for episode in asked.values() for question in questioner.ask_first(episode)),
+        questions=tuple(questions),
     )
 
 
@@ -112,7 +123,7 @@ def second_questions(store: Store, plan: RunPlan) -> list[Question]:
             question.sample,
         )
         for question, reading in earlier_readings(store, plan, first)
-        if reading.labels
+        if reading.labels and question.episode_id is not None
     ]
 
 
@@ -124,7 +135,7 @@ def earlier_readings(store: Store, plan: RunPlan, questions: Sequence[Question])
 
 def read_question(plan: RunPlan, question: Question, raw: str) -> Reading:
     """Validate a raw reply to a question."""
-    return read_reply(raw, question.request.kind, plan.card, question.steps)
+    return read_answer(raw, question.request.kind, plan.card, question.steps)
 
 
 def estimate_run(store: Store, plan: RunPlan, *, batch: bool = False, count: Counter | None = None) -> Estimate:
@@ -138,12 +149,12 @@ def estimate_run(store: Store, plan: RunPlan, *, batch: bool = False, count: Cou
     """
     pending, answered = _sort_out(store, plan)
     with store.catalog.read() as con:
-        known = correct_by_replies(con, plan.config.model, plan.config.windows)
+        known = correct_by_replies(con, plan.config.model, plan.config.entries)
     return estimate_requests(
         pending,
         [request for request in pending if request.kind == "identify"],
         answered=answered,
-        labels=plan.config.windows,
+        labels=plan.config.entries,
         batch=batch,
         known=known if count is None else correct_by_count(pending, count),
     )
@@ -167,6 +178,17 @@ def _check_card(card: Card, manifest: Manifest) -> None:
     check_card_against_spaces(card, manifest.observation_space, manifest.action_space)
 
 
+def _check_names(card: Card, manifest: Manifest) -> None:
+    """Rules speak of columns, so the card's names must be those of the dataset."""
+    told, there = rule_names(card), rule_columns(manifest)
+    if told != there or len(told) == 1:
+        raise BadInput(
+            f"The card of {card.env_id} calls the columns {', '.join(told)}; the dataset {manifest.dataset_id} has "
+            f"{', '.join(there)}.",
+            "Rules need equal names: collect or import the dataset with this card (--card).",
+        )
+
+
 def _with_action_indices(episode: Episode, first_action: int) -> Episode:
     return replace(episode, actions=episode.actions - first_action) if first_action else episode
 
@@ -175,11 +197,12 @@ def _name_run(dataset_id: str, questioner: Questioner, first_action: int) -> Run
     """A run is named by what it says and how it chooses rows; a card's claims say nothing to a model."""
     card, config = questioner.card, questioner.config
     told = [questioner.systems, card.model_dump(mode="json", exclude={"claims"}), config.told]
+    version = prompt_version("rules" if config.kind == "rules" else "mark")
     return Run(
-        run_id=content_id("a_", [dataset_id, prompt_version(), *told]),
+        run_id=content_id("a_", [dataset_id, version, *told]),
         dataset_id=dataset_id,
         model=config.model,
-        prompt_version=prompt_version(),
+        prompt_version=version,
         card_sha256=card_sha256(card),
         config=config.told,
         first_action=first_action,

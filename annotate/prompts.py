@@ -13,7 +13,10 @@ from typing import Literal
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from storage.predicates import FUNCTIONS, MAX_LENGTH
+from storage.rule_views import STEP
 from storage.schema import Episode
+from storage.views import component_columns
 
 from .cards import Action, Card
 from .statistics import DatasetStatistics, Group, Spread, Usage, describe_actions, exact_return
@@ -22,33 +25,44 @@ from .tables import Table, format_fixed, format_significant, render_table
 TABLE_FORMAT = 1
 """Raised whenever tables or statistics are written differently, since that changes what a model reads."""
 
-Kind = Literal["mark", "identify", "suggest"]
+Kind = Literal["mark", "identify", "suggest", "rules"]
+_RULES_TASK = "task_rules.md"
 _FOLDER = Path(__file__).parent / "prompts"
 
 
 @cache
-def prompt_version() -> str:
-    """`p_` and a hash of all templates and the table format: any change of a word is a new version."""
+def prompt_version(kind: Kind = "mark") -> str:
+    """`p_` and a hash of the templates and the table format: any change of a word is a new version.
+
+    Requests about steps share one version; the task of writing rules counts only for `rules`.
+    """
     digest = hashlib.sha256(f"tables {TABLE_FORMAT}".encode())
     for path in sorted(_FOLDER.glob("*.md")):
+        if path.name.startswith("task_") and (path.name == _RULES_TASK) != (kind == "rules"):
+            continue
         digest.update(f"\0{path.name}\0".encode() + path.read_bytes())
     return f"p_{digest.hexdigest()[:12]}"
 
 
-def render_system(card: Card, statistics: DatasetStatistics, median: Episode, *, kind: Kind, median_rows: int) -> str:
+def render_system(
+    card: Card, statistics: DatasetStatistics, median: Episode, *, kind: Kind, median_rows: int, rules: int = 0
+) -> str:
     """The part that all requests of a run share, so that a provider can cache it as a prefix.
 
     Args:
         card: the environment in words.
         statistics: of the whole dataset.
         median: the episode with the median return.
-        kind: what is asked: `mark` (all in one), or the stages `identify` and `suggest`.
+        kind: what is asked: `mark` (all in one), the stages `identify` and `suggest`, or `rules`.
         median_rows: rows of the median episode's table.
+        rules: how many are asked for, at most.
     """
     return _render(
         "system.md",
         card=card,
-        task=_render(f"task_{kind}.md", card=card, action_form=_action_form(card)),
+        task=_render_rules_task(card, rules)
+        if kind == "rules"
+        else _render(f"task_{kind}.md", card=card, action_form=_action_form(card)),
         statistics=describe_statistics(statistics, card),
         median=median,
         median_summary=summarise_episode(median),
@@ -151,6 +165,19 @@ def _action_form(card: Card) -> str:
     if card.is_discrete:
         return " or ".join(f'"{name}"' for name in card.action_names)
     return "{" + ", ".join(f'"{name}": number' for name in card.action_names) + "}"
+
+
+def _render_rules_task(card: Card, rules: int) -> str:
+    form = _action_form(card) if card.is_discrete else _action_form(card).replace("number", "number or null")
+    return _render(
+        _RULES_TASK,
+        card=card,
+        action_form=form,
+        rules=rules,
+        columns=[*component_columns(card.component_names), STEP],
+        functions=list(FUNCTIONS),
+        max_length=MAX_LENGTH,
+    )
 
 
 def _action_bounds(action: Action) -> str:

@@ -86,3 +86,4 @@ class Totals:
     rejections: int
     tokens: Tokens
     cost_usd: float
+    rules: int = 0

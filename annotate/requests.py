@@ -11,7 +11,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -41,6 +41,9 @@ class AnnotateConfig(Frozen):
     )
     samples: int = Field(default=1, ge=1, le=100, description="independent answers asked for each episode")
     frames: bool = Field(default=False, description="show a picture of the critical steps in the second stage")
+    kind: Literal["labels", "rules"] = Field(default="labels", description="labels of steps, or corrective rules")
+    rules: int = Field(default=10, ge=1, le=40, description="rules asked for, at most")
+    tables: int = Field(default=4, ge=1, le=50, description="episodes shown where rules are asked for")
 
     @model_validator(mode="after")
     def _choice(self) -> AnnotateConfig:
@@ -50,12 +53,22 @@ class AnnotateConfig(Frozen):
             )
         if self.frames and not self.two_stage:
             raise ValueError("frames show the critical steps, which only the second stage knows; add --two-stage")
+        if self.kind == "rules" and self.two_stage:
+            raise ValueError("rules are asked for in one stage; leave --two-stage out")
         return self
+
+    @property
+    def entries(self) -> int:
+        """How many entries a reply has, at most."""
+        return self.rules if self.kind == "rules" else self.windows
 
     @property
     def told(self) -> dict[str, Any]:
         """What a run is named by; an option that was added later counts only where it is used."""
-        return self.model_dump(mode="json", exclude=set() if self.frames else {"frames"})
+        if self.kind == "rules":
+            return self.model_dump(mode="json", exclude={"windows", "two_stage", "frames"})
+        later = {"kind", "rules", "tables"} | (set[str]() if self.frames else {"frames"})
+        return self.model_dump(mode="json", exclude=later)
 
 
 @dataclass(frozen=True)
@@ -82,7 +95,7 @@ class Question:
     """A request, and what its reply may speak about."""
 
     request: Request
-    episode_id: int
+    episode_id: int | None  # None where rules for all episodes are asked for
     sample: int
     steps: frozenset[int]  # the steps shown, which a label may name
 
@@ -116,8 +129,10 @@ class Questioner:
         self.config = config
         self.statistics = statistics
         kinds: tuple[Kind, ...] = ("identify", "suggest") if config.two_stage else ("mark",)
+        kinds = ("rules",) if config.kind == "rules" else kinds
         self.systems: Mapping[Kind, str] = {
-            kind: render_system(card, statistics, median, kind=kind, median_rows=config.median_rows) for kind in kinds
+            kind: render_system(card, statistics, median, kind=kind, median_rows=config.median_rows, rules=config.rules)
+            for kind in kinds
         }
 
     def ask_first(self, episode: Episode) -> list[Question]:
@@ -125,7 +140,16 @@ class Questioner:
         table = self.table(episode)
         kind: Kind = "identify" if self.config.two_stage else "mark"
         text = render_episode(self.card, self.statistics, episode, table)
-        return [self._question(kind, episode, text, table.steps, n) for n in range(self.config.samples)]
+        return [self._question(kind, episode.episode_id, text, table.steps, n) for n in range(self.config.samples)]
+
+    def ask_rules(self, shown: Sequence[Episode]) -> list[Question]:
+        """The questions for rules, one for each sample: some episodes, one table below the other."""
+        tables = [render_table(episode, self.card, rows=self.config.rows, windows=1) for episode in shown]
+        texts = [
+            render_episode(self.card, self.statistics, episode, table)
+            for episode, table in zip(shown, tables, strict=True)
+        ]
+        return [self._question("rules", None, "\n\n".join(texts), (), n) for n in range(self.config.samples)]
 
     def ask_second(self, episode: Episode, marks: Sequence[tuple[int, str]], sample: int) -> Question:
         """The second stage: what to do at the steps that the first one found.
@@ -138,14 +162,19 @@ class Questioner:
         text = render_episode(self.card, self.statistics, episode, self.table(episode), marks=marks)
         steps = [step for step, _ in marks]
         shown = text if self.frames is None else with_frames(text, self.frames(episode.episode_id, steps), steps)
-        return self._question("suggest", episode, shown, steps, sample)
+        return self._question("suggest", episode.episode_id, shown, steps, sample)
 
     def table(self, episode: Episode) -> Table:
         """The table of an episode, as its questions show it."""
         return render_table(episode, self.card, rows=self.config.rows, windows=self.config.windows)
 
     def _question(
-        self, kind: Kind, episode: Episode, content: str | list[dict[str, Any]], steps: Sequence[int], sample: int
+        self,
+        kind: Kind,
+        episode_id: int | None,
+        content: str | list[dict[str, Any]],
+        steps: Sequence[int],
+        sample: int,
     ) -> Question:
         params = {
             "model": self.config.model,
@@ -155,4 +184,4 @@ class Questioner:
             "output_config": {"format": {"type": "json_schema", "schema": reply_schema(kind, self.card)}},
         }
         request = Request(request_id_of(params, sample), kind, params)
-        return Question(request, episode.episode_id, sample, frozenset(steps))
+        return Question(request, episode_id, sample, frozenset(steps))

@@ -168,7 +168,7 @@ class _Worker:
         readings = earlier_readings(self.store, self.plan, fresh)
         for start in range(0, len(readings), _CHUNK):
             with self.store.catalog.write() as con:
-                ledger.record_readings(con, self.plan.run, readings[start : start + _CHUNK])
+                ledger.record_readings(con, self.store, self.plan.run, readings[start : start + _CHUNK])
 
     def _ask(self, questions: Sequence[Question]) -> None:
         """Ask; a reply that is under way when this is interrupted is waited for and kept."""
@@ -206,7 +206,7 @@ class _Worker:
 
     def _new_book(self) -> CallBook:
         plan = self.plan
-        return CallBook(self.store, plan.run.run_id, self.provider.name, plan.config.windows, self.budget_usd)
+        return CallBook(self.store, plan.run.run_id, self.provider.name, plan.config.entries, self.budget_usd)
 
     def _take(self, reply: Reply, waiting: dict[str, Question]) -> None:
         """Land one reply at once; what follows from it is entered soon, with that of its neighbours."""
@@ -236,7 +236,7 @@ class _Worker:
                 readings = [
                     (question, read_question(self.plan, question, reply.record.raw)) for question, reply in landed
                 ]
-                ledger.record_readings(con, self.plan.run, readings)
+                ledger.record_readings(con, self.store, self.plan.run, readings)
 
 
 def _silent(description: str, done: int, total: int | None) -> None:

@@ -17,7 +17,9 @@ Schema = dict[str, Any]
 
 
 def reply_schema(kind: Kind, card: Card) -> Schema:
-    """The schema of a whole reply: an assessment and a list of labels, or of steps when only these are asked for."""
+    """The schema of a whole reply: an assessment and a list of labels, of steps, or of rules, as was asked for."""
+    if kind == "rules":
+        return _object({"assessment": {"type": "string"}, "rules": {"type": "array", "items": _object(_rule(card))}})
     items = "steps" if kind == "identify" else "labels"
     entry = _step() if kind == "identify" else _step() | _label(card)
     return _object({"assessment": {"type": "string"}, items: {"type": "array", "items": _object(entry)}})
@@ -34,6 +36,20 @@ def _label(card: Card) -> Schema:
         "confidence": {"type": "number"},
         "critical": {"type": "boolean"},
     }
+
+
+def _rule(card: Card) -> Schema:
+    return {
+        "rationale": {"type": "string"},
+        "predicate": {"type": "string"},
+        "suggested_action": _action(card) if card.is_discrete else _open_action(card),
+        "confidence": {"type": "number"},
+    }
+
+
+def _open_action(card: Card) -> Schema:
+    """An action whose dimensions may be left as they were."""
+    return _object({name: {"anyOf": [{"type": "number"}, {"type": "null"}]} for name in card.action_names})
 
 
 def _action(card: Card) -> Schema:

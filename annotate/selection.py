@@ -49,6 +49,20 @@ def select_episodes(
     return [episodes[place] for place in sorted(chosen)]
 
 
+def spread_by_return(episodes: Sequence[Episode], count: int) -> list[Episode]:
+    """Some episodes, evenly spread over the ranking by return, the lowest and the highest included.
+
+    Args:
+        episodes: of the whole dataset.
+        count: how many; fewer if there are fewer. A single one is the median.
+    """
+    ranked = sorted(episodes, key=lambda episode: (exact_return(episode), episode.episode_id))
+    count, last = min(count, len(ranked)), len(ranked) - 1
+    if count == 1:
+        return [ranked[last // 2]]
+    return [ranked[last * place // (count - 1)] for place in range(count)]
+
+
 def _first(episodes: Sequence[Episode], rng: np.random.Generator) -> list[int]:
     return list(range(len(episodes)))
 

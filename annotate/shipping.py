@@ -98,7 +98,7 @@ def _open_priced(store: Store, plan: RunPlan, questions: Sequence[Question]) -> 
         standings = ledger.unanswered(con, questions)
         shipped = batches.find_batches(con, ["intent", "submitted"])
     asked = [
-        batches.price_request(question.request, plan.config.windows, batch=True)
+        batches.price_request(question.request, plan.config.entries, batch=True)
         for question in questions
         if question.request.request_id in standings and standings[question.request.request_id].state == "pending"
     ]

@@ -15,6 +15,7 @@ from .deployment_tables import DEPLOYMENT_TABLES
 from .errors import Prerequisite
 from .evidence_table import LABEL_REPLAYS
 from .first_tables import FIRST_TABLES
+from .rules_table import RULES
 
 _BOOK = """
 CREATE TABLE IF NOT EXISTS schema_migrations (
@@ -51,12 +52,17 @@ def _create_deployment_tables(con: Connection) -> None:
     con.execute(DEPLOYMENT_TABLES)
 
 
+def _add_rules(con: Connection) -> None:
+    con.execute(RULES)
+
+
 MIGRATIONS: tuple[Migration, ...] = (
     Migration(1, "first tables", _create_first_tables),
     Migration(2, "replays of labels", _create_label_replays),
     Migration(3, "requests under way", _add_batch_columns),
     Migration(4, "ablations", _create_ablations),
     Migration(5, "deployments", _create_deployment_tables),
+    Migration(6, "corrective rules", _add_rules),
 )
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from .catalog import Connection
 from .identity import sha256_bytes
 from .opinions import opinion_views, same_action
+from .rule_views import RuledDataset, rule_view
 from .schema import Space
 from .summaries import SUMMARIES
 
@@ -107,6 +108,7 @@ def _script(con: Connection, rollouts: Path) -> str:
                 [_no_rows(_NOTE_TYPES | _STEP_TYPES | _JOINED_TYPES), *map(_annotated_steps_of, datasets)],
             ),
             *opinion_views([(dataset.dataset_id, dataset.action_space) for dataset in datasets]),
+            rule_view(_ruled(con, datasets)),
             *SUMMARIES,
         ]
     )
@@ -130,6 +132,16 @@ def _datasets(con: Connection, rollouts: Path) -> list[_Dataset]:
             action_names=action_names,
         )
         for dataset_id, observation_space, action_space, component_names, action_names, shards in rows
+    ]
+
+
+def _ruled(con: Connection, datasets: Sequence[_Dataset]) -> list[RuledDataset]:
+    """The datasets that have rules."""
+    rows = con.execute("SELECT dataset_id, rule_id, predicate FROM rules ORDER BY rule_id").fetchall()
+    return [
+        RuledDataset(d.dataset_id, d.action_space, component_columns(d.component_names), rules)
+        for d in datasets
+        if (rules := [(rule_id, predicate) for name, rule_id, predicate in rows if name == d.dataset_id])
     ]
 
 

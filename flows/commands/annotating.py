@@ -205,6 +205,7 @@ def _tell_run(summary: RunSummary, as_json: bool) -> None:
                 "pending": summary.pending,
                 "failed": summary.failed,
                 "labels": summary.totals.labels,
+                "rules": summary.totals.rules,
                 "rejections": summary.totals.rejections,
                 "input_tokens": summary.totals.tokens.input,
                 "output_tokens": summary.totals.tokens.output,
@@ -217,12 +218,16 @@ def _tell_run(summary: RunSummary, as_json: bool) -> None:
     state = "was done before" if summary.was_done else "is done" if summary.done else "is open: run the command again"
     print_lines(
         f"{summary.run_id} of {summary.dataset_id} {state}",
-        f"{summary.totals.labels} labels, {summary.totals.rejections} rejections from {summary.episodes} episodes; "
+        f"{_tell_brought(summary)}, {summary.totals.rejections} rejections from {summary.episodes} episodes; "
         f"{summary.answered} requests answered now, {summary.reused} before, {summary.pending} open",
         *_tell_bill(summary),
         *((f"stopped: {summary.stopped}",) if summary.stopped else ()),
         *(f"{count} times: {error}" for error, count in summary.errors.items()),
     )
+
+
+def _tell_brought(summary: RunSummary) -> str:
+    return f"{summary.totals.rules} rules" if summary.totals.rules else f"{summary.totals.labels} labels"
 
 
 def _tell_bill(summary: RunSummary) -> list[str]:

@@ -67,6 +67,12 @@ def _configure(
     frames: Annotated[
         bool, typer.Option("--frames", help="Show a picture of the critical steps in the second stage.")
     ] = False,
+    kind: Annotated[
+        Literal["labels", "rules"],
+        typer.Option("--kind", help="Labels of steps, or corrective rules: conditions on the state, with an action."),
+    ] = "labels",
+    rules: Annotated[int, typer.Option("--rules", min=1, max=40, help="rules: so many are asked for, at most.")] = 10,
+    tables: Annotated[int, typer.Option(min=1, max=50, help="rules: episodes shown, worst to best.")] = 4,
     card: Annotated[
         str | None, typer.Option("--card", help="TOML card; default: the environment's packaged one.")
     ] = None,
@@ -97,6 +103,9 @@ def _configure(
         "two_stage": two_stage,
         "samples": samples,
         "frames": frames,
+        "kind": kind,
+        "rules": rules,
+        "tables": tables,
     }
     return LabelConfig(
         provider=provider,
