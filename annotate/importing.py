@@ -160,7 +160,9 @@ def _read_line(text: str, number: int, datasets: _Datasets, batch: _Batch) -> No
     datasets.check_step(row)
     if row.suggested_action is None and row.implicit_reward is None:
         raise ValueError("it has neither suggested_action nor implicit_reward")
-    action, action_label = _read_action(row.suggested_action, manifest)
+    action, action_label = (
+        (None, None) if row.suggested_action is None else read_import_action(row.suggested_action, manifest)
+    )
     model = clean_text(row.model or DEFAULT_MODEL, 200)
     key = (row.dataset_id, model, row.episode_id, row.step)
     if key in batch.seen:
@@ -199,11 +201,12 @@ def _describe(problem: Mapping[str, Any]) -> str:
     return f"{place}: {problem['msg']}{shown}"
 
 
-def _read_action(
-    action: float | list[float] | str | None, manifest: Manifest
-) -> tuple[tuple[float, ...] | None, str | None]:
-    if action is None:
-        return None, None
+def read_import_action(action: float | list[float] | str, manifest: Manifest) -> tuple[tuple[float, ...], str]:
+    """An action of a dataset's space, by name or by numbers, and its name.
+
+    Raises:
+        ValueError: saying what is allowed.
+    """
     space, names = manifest.action_space, manifest.action_names
     if isinstance(action, str):
         if not space.is_discrete or action not in names:

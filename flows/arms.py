@@ -13,9 +13,10 @@ from pathlib import Path
 import numpy as np
 
 from refine.config import RefineConfig, Snapshot
-from refine.labels import Arm, Labels, arm_labels
+from refine.labels import Arm, Labels
 from refine.policy import MlpPolicy
 from refine.references import ReferenceArm, label_random_states
+from refine.rule_labels import rule_arm_labels
 from storage.errors import BadInput
 from storage.identity import content_id
 from storage.pooling import read_pool
@@ -108,7 +109,7 @@ def labels_of(material: Material, draw: Draw, steps: StepArrays) -> Labels:
     if draw.arm == "random_states":
         return label_random_states(material.labels, steps, baseline.observation_space, rng)
     if draw.arm != "oracle":
-        return arm_labels(draw.arm, material.labels, steps, baseline.action_space, rng)
+        return rule_arm_labels(draw.arm, material.labels, steps, baseline.action_space, rng)
     if material.oracle is None:
         raise BadInput("The arm oracle needs an expert's actions.", "Name its policy with --expert.")
     return material.oracle.labels

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from pydantic import Field
 
 from refine.config import RefineConfig
-from refine.labels import Labels, labels_from_annotations
+from refine.labels import Labels
 from refine.references import ReferenceArm
 from refine.relabel import relabel
-from storage.errors import BadInput, Prerequisite
-from storage.pooling import pool_annotations, read_pool
+from storage.errors import BadInput
+from storage.pooling import read_pool
 from storage.schema import Frozen, Manifest
 from storage.steps import StepArrays, read_manifest, read_steps
 from storage.store import Store
@@ -24,6 +24,7 @@ from .environments import Spaces, look_up_spaces
 from .foreign import check_spaces
 from .judge import Judge
 from .lineage import record_comparison
+from .opinions import find_opinions
 from .oracle import ask_expert
 from .progress import Report, silent
 
@@ -62,6 +63,7 @@ def improve(
     config: ImproveConfig,
     *,
     run_ids: Sequence[str] | None = None,
+    rules: bool = False,
     baseline: str | None = None,
     also: Sequence[str] = (),
     report: Report = silent,
@@ -75,35 +77,32 @@ def improve(
         dataset_id: a dataset that was collected in a Gymnasium environment.
         config: refinement, gate and processes.
         run_ids: annotation runs whose labels count; all when None.
+        rules: imitate their corrective rules instead, at all steps that they match.
         baseline: another baseline than the dataset's policy, see `policies.load_policy`.
         also: further datasets whose steps and labels count, of the same environment.
         report: shown the progress.
 
     Raises:
-        Prerequisite: if the dataset has no annotations.
+        Prerequisite: if the dataset has no annotations, or no rules.
         BadInput: if it has no environment, or its seeds are among the gate's.
     """
     manifest = read_manifest(store, dataset_id)
     env_id = _home_of(manifest)
     datasets = (dataset_id, *also)
-    notes = pool_annotations(store, datasets, run_ids)
-    if not notes:
-        asked = f" of {', '.join(run_ids)}" if run_ids else ""
-        raise Prerequisite(f"The dataset {dataset_id} has no annotations{asked}.", "Run `trajnote annotate` first.")
+    opinions = find_opinions(store, datasets, run_ids, config.refine.mode, rules=rules)
     for each in datasets:
         _refuse_shared_seeds(store, each, config.gate)
     start = find_baseline(store, manifest, read_steps(store, dataset_id), baseline)
     steps = read_pool(store, datasets)
-    labels = labels_from_annotations(notes, steps, manifest.action_space)
+    labels = opinions.labels(store, manifest, steps)
     recipe = config.refine.completed(manifest.action_space)
     oracle = ask_expert(config.expert, labels, steps, manifest, store) if config.expert else None
     material = Material(store.root, dataset_id, labels, start.policy, recipe, oracle, tuple(also))
     judge = Judge(store, env_id, manifest.env_kwargs, config.workers, manifest.max_steps)
     contest = Contest(material, judge, config.gate, report, config.references)
     comparison = contest.run()
-    used = sorted({note.run_id for note in notes})
     warnings = find_warnings(steps, labels, recipe)
-    comparison_id = record_comparison(contest, comparison, used, start.origin, warnings=warnings)
+    comparison_id = record_comparison(contest, comparison, opinions.run_ids, start.origin, warnings=warnings)
     return Outcome(comparison_id, dataset_id, start, comparison, len(labels), warnings)
 
 

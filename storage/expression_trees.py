@@ -40,8 +40,9 @@ def parse_expression(text: str) -> Node:
         raise RefusedError(f"{quote(text)} is no condition: {_first_line(tree.get('error_message'))}")
     statements = tree["statements"]
     expressions = statements[0]["node"].get("select_list", [])
-    if len(statements) != 1 or len(expressions) != 1 or _skeleton(tree) != _skeleton(_tree(f"{BEFORE}1")):
-        raise RefusedError(f"{quote(text)} is more than one condition")
+    plain = len(statements) == len(expressions) == 1 and _skeleton(tree) == _skeleton(_tree(f"{BEFORE}1"))
+    if not plain or _tree(f"{BEFORE}({text})").get("error"):  # brackets hold an expression, and no clause behind it
+        raise RefusedError(f"{quote(text)} is more than a condition")
     return expressions[0]
 
 

@@ -43,9 +43,9 @@ def match_steps(dataset_id: str, columns: Sequence[str], rules: Sequence[tuple[s
         for rule_id, predicate in rules
     ]
     named = "".join(f", observation[{place}] AS {_identifier(column)}" for place, column in enumerate(columns, 1))
-    return f"""SELECT dataset_id, episode_id, step, rule_id FROM (
-    SELECT dataset_id, episode_id, step, unnest([{", ".join(cases)}]) AS rule_id
-    FROM (SELECT dataset_id, episode_id, step{named}
+    return f"""SELECT dataset_id, episode_id, "at step" AS step, rule_id FROM (
+    SELECT dataset_id, episode_id, "at step", unnest([{", ".join(cases)}]) AS rule_id
+    FROM (SELECT dataset_id, episode_id, step AS "at step", step::DOUBLE AS {STEP}{named}
           FROM steps WHERE dataset_id = {_text(dataset_id)} AND action_vector IS NOT NULL)
 ) WHERE rule_id IS NOT NULL"""
 

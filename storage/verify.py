@@ -11,9 +11,11 @@ from .errors import DamagedStore, TrajnoteError
 from .identity import sha256_file
 from .policies import files_sha256, read_folder
 from .responses import read_frames
+from .rule_views import is_allowed
 from .schema import Manifest, Shard
 from .shards import check_shard, read_manifest
 from .store import Store
+from .views import component_columns
 
 _RESTORE = "Restore it from a backup."
 _RECOLLECT = "Restore it from a backup, or remove the dataset's folder and make it again."
@@ -52,6 +54,7 @@ def verify_store(store: Store, progress: Callable[[str], None] | None = None) ->
         *_check_policies(store, tell),
         *_check_responses(store, tell),
         *_check_annotations(store),
+        *_check_rules(store),
     ]
 
 
@@ -172,6 +175,20 @@ def _check_annotations(store: Store) -> Iterator[Damage]:
     for dataset_id, count in stray:
         problem = f"{count} annotations of dataset {dataset_id} speak of steps that do not exist"
         yield Damage("catalog.duckdb", problem, _RESTORE)
+
+
+def _check_rules(store: Store) -> Iterator[Damage]:
+    lost = _rows(
+        store,
+        """SELECT run_id, count(*) FROM rules ANTI JOIN responses USING (request_id)
+           WHERE request_id IS NOT NULL GROUP BY run_id ORDER BY run_id""",
+    )
+    for run_id, count in lost:
+        yield Damage("catalog.duckdb", f"{count} rules of run {run_id} lead back to no raw reply", _RESTORE)
+    rules = _rows(store, "SELECT rule_id, predicate, component_names FROM rules JOIN datasets USING (dataset_id)")
+    for rule_id, predicate, names in rules:
+        if not is_allowed(predicate, component_columns(names)):
+            yield Damage("catalog.duckdb", f"the condition of the rule {rule_id} is not one that was let in", _RESTORE)
 
 
 def _strangers(folder: Path, known: set[str]) -> list[Path]:

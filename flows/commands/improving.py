@@ -60,6 +60,9 @@ RobustOption = Annotated[
 RunOption = Annotated[
     list[str] | None, typer.Option("--run", help="Annotation run whose labels count; repeatable; default: all.")
 ]
+RulesOption = Annotated[
+    bool, typer.Option("--rules", help="Imitate corrective rules at all steps that they match, not single labels.")
+]
 BaselineOption = Annotated[
     str | None, typer.Option("--baseline", help="Another baseline than the policy that made the dataset.")
 ]
@@ -100,6 +103,7 @@ def refine(
     store: StoreOption = DEFAULT_STORE,
     dataset: DatasetOption = None,
     run: RunOption = None,
+    rules: RulesOption = False,
     baseline: BaselineOption = None,
     mode: ModeOption = "A",
     algorithm: AlgorithmOption = "recipe",
@@ -155,7 +159,8 @@ def refine(
     ).model_copy(update={"expert": expert, "random_states": random_states})
     opened = Store.open(store)
     with progress_bars() as bars:
-        outcome = improve(opened, resolve_dataset(opened, dataset), config, run_ids=run, baseline=baseline, report=bars)
+        dataset_id = resolve_dataset(opened, dataset)
+        outcome = improve(opened, dataset_id, config, run_ids=run, rules=rules, baseline=baseline, report=bars)
     _tell(outcome, as_json)
 
 

@@ -1,0 +1,170 @@
+"""Rules as rows: they label the steps that they match, in one query, and views tell what they do."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import numpy as np
+import pytest
+from toy_datasets import BOX3, make_draft, make_episode, write
+
+from storage.catalog import Catalog, insert_rows
+from storage.errors import BadInput
+from storage.migrations import MIGRATIONS, migrate
+from storage.queries import run_query
+from storage.rule_summaries import list_rule_runs, summarise_rules
+from storage.rules import Rule, insert_rules, load_rules, match_rules
+from storage.schema import Space
+from storage.steps import read_steps
+from storage.store import Store
+from storage.verify import verify_store
+
+TORQUES = Space(kind="box", dtype="float64", size=2, low=(-1.0, -1.0), high=(1.0, 1.0))
+
+
+def rule(predicate: str, action: tuple[float | None, ...] = (1.0,), **changes: Any) -> Rule:
+    fields: dict[str, Any] = {
+        "rule_id": f"u_{changes.get('run_id', 'run')}_{changes.get('position', 0)}",
+        "run_id": "run",
+        "request_id": None,
+        "dataset_id": "d1",
+        "position": 0,
+        "predicate": predicate,
+        "suggested_action": action,
+        "suggested_label": "right" if action == (1.0,) else "left",
+        "confidence": 0.75,
+        "rationale": "so",
+        "model": "m",
+        "prompt_version": None,
+    }
+    return Rule(**fields | changes)
+
+
+def enter(store: Store, *rules: Rule) -> int:
+    with store.catalog.write() as con:
+        runs = [{"run_id": name, "dataset_id": "d1", "provider": "import"} for name in {r.run_id for r in rules}]
+        insert_rows(con, "annotation_runs", runs)
+        return insert_rules(con, store, rules)
+
+
+@pytest.fixture
+def toys(tmp_path: Path) -> Store:
+    store = Store.create(tmp_path / "store")
+    write(store, make_draft(), [make_episode(i, 20) for i in range(4)], shard_bytes=1000)
+    return store
+
+
+def test_a_rule_matches_what_its_condition_says_and_nothing_else(toys: Store) -> None:
+    rules = [rule("x < 0"), rule("y > 0.5 AND step BETWEEN 3 AND 9", (0.0,), position=1)]
+    assert enter(toys, *rules) == 2
+    assert enter(toys, *rules) == 0
+    found = load_rules(toys, "d1")
+    assert found == rules
+    steps = read_steps(toys, "d1")
+    matches = match_rules(toys, "d1", found)
+    x, y = steps.observation[:, 0], steps.observation[:, 1]
+    expected = [~steps.is_final & (x < 0), ~steps.is_final & (y > 0.5) & (steps.step >= 3) & (steps.step <= 9)]
+    rows = steps.rows_of(matches.episode_id, matches.step)
+    for place, wanted in enumerate(expected):
+        assert rows[matches.rule == place].tolist() == np.flatnonzero(wanted).tolist()
+    assert sum(map(np.sum, expected)) == len(rows) > 20
+
+
+def test_the_view_says_who_decides_and_who_agrees(toys: Store) -> None:
+    enter(toys, rule("x < 0"), rule("y < 0", (0.0,), position=1), rule("y < 0", (1.0,), run_id="other"))
+    steps = read_steps(toys, "d1")
+    x, y, logged = steps.observation[:, 0], steps.observation[:, 1], steps.action
+    alive = ~steps.is_final
+    found = run_query(
+        toys,
+        """SELECT run_id, position, count(*)::INTEGER AS n, count(*) FILTER (decides)::INTEGER AS decides,
+               count(*) FILTER (agrees)::INTEGER AS agrees FROM ruled_steps GROUP BY ALL ORDER BY ALL""",
+    ).to_pylist()
+    below, under = alive & (x < 0), alive & (y < 0)
+    assert [tuple(row.values()) for row in found] == [
+        ("other", 0, under.sum(), under.sum(), (under & (logged == 1)).sum()),
+        ("run", 0, below.sum(), below.sum(), (below & (logged == 1)).sum()),
+        ("run", 1, under.sum(), (under & ~below).sum(), (under & (logged == 0)).sum()),
+    ]
+
+
+def test_coverage_and_conflicts_are_counted(toys: Store) -> None:
+    enter(toys, rule("x < 0"), rule("y < 0", (0.0,), position=1), rule("y < 0", (1.0,), run_id="other"))
+    with toys.catalog.write() as con:
+        steps = read_steps(toys, "d1")
+        row = int(np.flatnonzero(~steps.is_final & (steps.observation[:, 0] < 0))[0])
+        note = {"annotation_id": "n", "run_id": "run", "dataset_id": "d1", "critical": True, "model": "m"}
+        place = {"episode_id": int(steps.episode_id[row]), "step": int(steps.step[row]), "suggested_action": [0.0]}
+        insert_rows(con, "annotations", [note | place])
+    assert list_rule_runs(toys, "d1") == ["other", "run"]
+    found = summarise_rules(toys, "d1", ["run", "other"])
+    x, y = (steps.observation[~steps.is_final][:, place] for place in (0, 1))
+    assert (found.steps, found.covered) == (80, ((x < 0) | (y < 0)).sum())
+    by_id = {told["rule_id"]: told for told in found.rules}
+    assert by_id["u_run_0"]["coverage"] == (x < 0).mean()
+    assert (by_id["u_run_0"]["labels"], by_id["u_run_0"]["agrees_with_labels"]) == (1, 0.0)
+    assert by_id["u_run_1"]["decides"] == ((y < 0) & ~(x < 0)).sum()
+    both = ((x < 0) & (y < 0)).sum()
+    told = {(c["rule_id"], c["other_rule_id"]): (c["steps"], c["decides"]) for c in found.conflicts}
+    assert told == {("u_other_0", "u_run_1"): ((y < 0).sum(), None), ("u_run_0", "u_run_1"): (both, "u_run_0")}
+    assert summarise_rules(toys, "d1", ["other"]).conflicts == []
+
+
+def test_a_dimension_that_a_rule_leaves_open_stays_as_it_was_logged(tmp_path: Path) -> None:
+    store = Store.create(tmp_path / "store")
+    draft = make_draft(action_space=TORQUES, action_names=("hip", "knee"))
+    actions = np.array([[0.5, -0.5], [0.5, 0.25], [-0.5, 0.24], [0.0, 1.0]])
+    write(store, draft, [make_episode(0, 4, actions=actions)])
+    enter(store, rule("step < 3", (None, 0.25)))
+    found = run_query(store, "SELECT suggested_action, agrees FROM ruled_steps ORDER BY step").to_pylist()
+    assert [row["suggested_action"] for row in found] == [[0.5, 0.25], [0.5, 0.25], [-0.5, 0.25]]
+    assert [row["agrees"] for row in found] == [False, True, True]
+
+
+def test_columns_are_named_as_in_annotated_steps(tmp_path: Path) -> None:
+    store = Store.create(tmp_path / "store")
+    write(store, make_draft(component_names=("position", "step", "rule_id"), observation_space=BOX3), [make_episode(0)])
+    enter(store, rule("position > -9 AND obs_step > -9 AND rule_id > -9 AND step >= 2 AND step / step = 1"))
+    assert match_rules(store, "d1", load_rules(store, "d1")).step.tolist() == [2, 3]
+    with pytest.raises(BadInput, match="there is no column `reward`"):
+        enter(store, rule("reward > 1", position=1))
+    assert len(load_rules(store, "d1")) == 1
+
+
+def test_a_condition_that_got_into_the_catalog_another_way_never_runs(toys: Store) -> None:
+    enter(toys, rule("x < 0"))
+    with toys.catalog.write() as con:
+        con.execute("UPDATE rules SET predicate = 'x IN (SELECT 1 FROM read_csv(''/etc/passwd''))'")
+    opened = Store.open(toys.root)
+    assert run_query(opened, "SELECT count(*) AS n FROM ruled_steps").to_pylist() == [{"n": 0}]
+    with pytest.raises(BadInput, match="a string"):
+        match_rules(opened, "d1", load_rules(opened, "d1"))
+    assert [str(damage) for damage in verify_store(opened)] == [
+        "catalog.duckdb: the condition of the rule u_run_0 is not one that was let in. Restore it from a backup."
+    ]
+
+
+def test_rules_lead_back_to_raw_replies_and_the_views_follow_a_moved_store(toys: Store, tmp_path: Path) -> None:
+    enter(toys, rule("x < 0", request_id="r_lost"))
+    moved = Store.open(toys.root.rename(tmp_path / "moved"))
+    assert run_query(moved, "SELECT count(*) > 0 AS there FROM ruled_steps").to_pylist() == [{"there": True}]
+    assert [damage.problem for damage in verify_store(moved)] == ["1 rules of run run lead back to no raw reply"]
+
+
+def test_an_older_catalog_keeps_its_requests(tmp_path: Path) -> None:
+    path = tmp_path / "catalog.duckdb"
+    duckdb.connect(str(path)).close()
+    number = next(step.version for step in MIGRATIONS if step.name == "corrective rules")
+    migrate(Catalog(path), MIGRATIONS[: number - 1])
+    with Catalog(path).write() as con:
+        old = {"request_id": "r_1", "kind": "mark", "body": {"a": 1}, "state": "failed", "attempts": 3, "error": "no"}
+        insert_rows(con, "requests", [old])
+        before = con.execute("SELECT * FROM requests").fetchall()
+    assert [step.version for step in migrate(Catalog(path))][0] == number
+    with Catalog(path).write() as con:
+        assert con.execute("SELECT * FROM requests").fetchall() == before
+        insert_rows(con, "requests", [{"request_id": "r_2", "kind": "rules"}])
+        with pytest.raises(BadInput, match="does not fit"):
+            insert_rows(con, "requests", [{"request_id": "r_3", "kind": "poem"}])
