@@ -47,7 +47,7 @@ class AnnotateConfig(Frozen):
 
     @model_validator(mode="after")
     def _choice(self) -> AnnotateConfig:
-        if self.rows < 3 * self.windows:
+        if self.kind == "labels" and self.rows < 3 * self.windows:
             raise ValueError(
                 f"{self.rows} rows leave no choice in {self.windows} windows; give 3 rows a window or more"
             )

@@ -117,7 +117,9 @@ def test_a_dimension_that_stays_as_logged_does_so_in_every_arm() -> None:
     assert drawn.suggestions[0, 0] == drawn.suggestions[2, 0] != 0.5
 
 
-@pytest.mark.parametrize(("action", "problem"), [((7.0,), "suggests"), ((1.0, 2.0), "no action"), ((0.5,), "no action")])
+@pytest.mark.parametrize(
+    ("action", "problem"), [((7.0,), "suggests"), ((1.0, 2.0), "no action"), ((0.5,), "no action")]
+)
 def test_an_action_outside_of_the_space_is_refused(action: tuple[float, ...], problem: str) -> None:
     rules = [rule(0, action)]
     with pytest.raises(BadInput, match=problem):

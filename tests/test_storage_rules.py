@@ -162,7 +162,7 @@ def test_an_older_catalog_keeps_its_requests(tmp_path: Path) -> None:
         old = {"request_id": "r_1", "kind": "mark", "body": {"a": 1}, "state": "failed", "attempts": 3, "error": "no"}
         insert_rows(con, "requests", [old])
         before = con.execute("SELECT * FROM requests").fetchall()
-    assert [step.version for step in migrate(Catalog(path))][0] == number
+    assert next(step.version for step in migrate(Catalog(path))) == number
     with Catalog(path).write() as con:
         assert con.execute("SELECT * FROM requests").fetchall() == before
         insert_rows(con, "requests", [{"request_id": "r_2", "kind": "rules"}])

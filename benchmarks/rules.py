@@ -1,0 +1,70 @@
+"""Corrective rules of a language model: what they cover, and how far they agree with an expert controller.
+
+    python benchmarks/rules.py            (half a minute; no key, no network)
+
+The shipped LunarLander example is taken into a temporary store with the recorded rules. Each rule is compared with
+Gymnasium's own heuristic on all steps where it decides, and so is the logged action. The expert only judges; the model
+that wrote the rules may well know it from its training, so agreement says that the rules are good, not that the model
+found them alone. What a policy learns from them is judged by `trajnote refine --rules`; nothing is trained here.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+from prompt_cost import lander_expert
+from rich.console import Console
+from rich.table import Table
+
+from annotate.requests import AnnotateConfig
+from flows.demo import EXAMPLE, take_example
+from flows.label import label
+from flows.questions import LabelConfig
+from refine.rule_labels import place_rules
+from storage.rules import load_rules, match_rules
+from storage.steps import read_steps
+from storage.store import Store
+
+
+def main() -> None:
+    """Print one line for each rule, and one for all."""
+    started = time.monotonic()
+    console = Console(width=100)
+    with tempfile.TemporaryDirectory() as folder:
+        store = Store.create(Path(folder) / "store")
+        dataset_id = take_example(store, EXAMPLE).dataset_id
+        asked = AnnotateConfig(model="claude", kind="rules")
+        label(store, dataset_id, LabelConfig(provider="recorded", answers=EXAMPLE / "rules.jsonl", annotate=asked))
+        rules, steps = load_rules(store, dataset_id), read_steps(store, dataset_id)
+        placed = place_rules(rules, match_rules(store, dataset_id, rules), steps)
+    rows, deciding = placed.rows[placed.decides], placed.rules[placed.decides]
+    said = np.array([rule.suggested_action[0] for rule in rules], np.float64)[deciding]
+    expert = lander_expert()
+    right = np.array([expert(state) for state in steps.observation[rows]])
+    agrees, did = said == right, steps.action[rows] == right
+    table = Table(title="rules in their order, on the steps where each decides", title_justify="left")
+    for column in ("rule", "action", "confidence", "matches", "decides", "expert agrees", "the agent agrees"):
+        table.add_column(column, justify="right")
+    for number, rule in enumerate(rules):
+        own = deciding == number
+        shares = [f"{found[own].mean():.0%}" if own.any() else "" for found in (agrees, did)]
+        matched = str(np.count_nonzero(placed.rules == number))
+        table.add_row(str(number + 1), rule.suggested_label, f"{rule.confidence:g}", matched, str(own.sum()), *shares)
+    console.print(table)
+    total = np.count_nonzero(~steps.is_final)
+    console.print(
+        f"{len(rules)} rules label {len(rows)} of {total} steps ({len(rows) / total:.1%}); gymnasium's heuristic "
+        f"agrees with {agrees.mean():.1%} of the labels and with {did.mean():.1%} of the agent's actions there"
+    )
+    in_air = ~(steps.observation[rows][:, 6:8] > 0).any(axis=1)
+    console.print(
+        f"without a leg on the ground ({in_air.sum()} steps): {agrees[in_air].mean():.1%} and {did[in_air].mean():.1%}"
+    )
+    console.print(f"{time.monotonic() - started:.0f} seconds")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,335 @@
+"""Rules are asked for and read like labels: paid for once, checked throughout, refused with a reason."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from toy_datasets import make_draft, make_episode, write
+
+from annotate import ledger
+from annotate.cards import Action, Card, Component, load_card
+from annotate.digest import digest
+from annotate.planning import RunPlan, estimate_run, plan_run
+from annotate.prompts import prompt_version
+from annotate.providers.file import FileProvider, export_requests
+from annotate.providers.scripted import ScriptedProvider, text_message
+from annotate.recovery import enter_landed
+from annotate.requests import AnnotateConfig, Request
+from annotate.rule_importing import import_rules
+from annotate.rule_replies import read_rules
+from annotate.run import annotate_run
+from annotate.schemas import reply_schema
+from annotate.selection import spread_by_return
+from storage.errors import BadInput
+from storage.responses import raw_reply
+from storage.rules import load_rules
+from storage.schema import Space
+from storage.store import Store
+
+CARD = Card(
+    env_id="Toy-v0",
+    title="Toy",
+    goal="go right",
+    termination="after a while",
+    reward="pays at random",
+    components=tuple(Component(name=name, meaning=f"place along {name}") for name in "xyz"),
+    actions=(Action(name="left", meaning="go left"), Action(name="right", meaning="go right")),
+)
+FREE = CARD.model_copy(
+    update={
+        "actions": (Action(name="hip", meaning="h", low=-1, high=1), Action(name="knee", meaning="k", low=-2, high=2))
+    }
+)
+CONFIG = AnnotateConfig(model="toy-model", kind="rules", rules=5, tables=3, rows=12)
+
+
+def entry(predicate: Any = "x < 0", **changes: Any) -> dict[str, Any]:
+    return {"rationale": "so", "predicate": predicate, "suggested_action": "right", "confidence": 0.75} | changes
+
+
+def reply(*entries: Any) -> str:
+    return text_message(json.dumps({"assessment": "fine", "rules": entries}))
+
+
+ENTRIES = (entry("X<0.0"), entry("y > 1e400"), entry("step > 2", suggested_action="left"), entry("x < 0 "))
+
+
+def answer(request: Request) -> str:
+    return reply(*ENTRIES)
+
+
+@pytest.fixture(scope="module")
+def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    made = Store.create(tmp_path_factory.mktemp("template") / "store")
+    write(made, make_draft("d1"), [make_episode(i, 4 + i) for i in range(5)])
+    return made.root
+
+
+@pytest.fixture
+def toys(template: Path, tmp_path: Path) -> Store:
+    return Store.open(shutil.copytree(template, tmp_path / "store"))
+
+
+def plan(store: Store, card: Card = CARD, **changes: Any) -> RunPlan:
+    return plan_run(store, "d1", card, CONFIG.model_copy(update=changes))
+
+
+def rows(store: Store, sql: str) -> list[tuple[Any, ...]]:
+    with store.catalog.read() as con:
+        return con.execute(sql).fetchall()
+
+
+def test_the_words_about_single_steps_have_kept_their_version() -> None:
+    assert prompt_version() == prompt_version("suggest") == "p_d4373a3ec8d8"
+    assert prompt_version("rules") == "p_7a5b69128718"
+
+
+def test_one_request_shows_episodes_from_the_lowest_return_to_the_highest(toys: Store) -> None:
+    made = plan(toys)
+    (request,) = made.requests
+    assert request.kind == "rules"
+    text = request.params["messages"][0]["content"]
+    shown = [int(line.split()[-1]) for line in text.splitlines() if line.startswith("# Episode")]
+    episodes = {i: make_episode(i, 4 + i).return_ for i in range(5)}
+    ranked = sorted(episodes, key=lambda i: episodes[i])
+    assert shown == list(made.episodes) == [ranked[0], ranked[2], ranked[4]]
+    assert "at most 5 rules" in request.params["system"]
+    assert "these columns: x, y, z, step (" in request.params["system"]
+    assert "window 1" not in text
+    assert len({question.request.request_id for question in plan(toys, samples=3).questions}) == 3
+    assert made.run.prompt_version == prompt_version("rules")
+    assert made.run.run_id != plan(toys, rules=6).run.run_id
+    assert estimate_run(toys, made).tokens.output == 150 + 5 * 110
+
+
+def test_episodes_are_spread_over_the_ranking() -> None:
+    episodes = [make_episode(i, 4) for i in range(6)]
+    ranked = sorted(episodes, key=lambda episode: episode.return_)
+    for count, places in {1: [2], 2: [0, 5], 3: [0, 2, 5], 6: [0, 1, 2, 3, 4, 5], 9: [0, 1, 2, 3, 4, 5]}.items():
+        assert [e.episode_id for e in spread_by_return(episodes, count)] == [ranked[p].episode_id for p in places]
+
+
+def test_a_reply_becomes_rules_and_rejections_and_leads_back(toys: Store) -> None:
+    summary = annotate_run(toys, plan(toys), ScriptedProvider(answer))
+    assert (summary.done, summary.totals.rules, summary.totals.labels, summary.totals.rejections) == (True, 2, 0, 2)
+    first, second = load_rules(toys, "d1", [summary.run_id])
+    assert (first.predicate, first.position, first.suggested_action, first.suggested_label) == (
+        "x < 0",
+        0,
+        (1.0,),
+        "right",
+    )
+    assert (second.predicate, second.position, second.confidence) == ("step > 2", 2, 0.75)
+    assert (first.model, first.prompt_version) == ("scripted", prompt_version("rules"))
+    reasons = rows(toys, "SELECT reason, detail, episode_id, step FROM rejections ORDER BY reason")
+    assert reasons == [
+        ("duplicate_rule", "the condition x < 0 has a rule already", None, None),
+        ("illegal_predicate", "a number of this size is not allowed: `1e400`", None, None),
+    ]
+    assert first.request_id is not None
+    assert "X<0.0" in json.loads(raw_reply(toys, first.request_id)["raw"])["content"][0]["text"]
+
+
+def test_equal_questions_are_asked_once_and_a_second_command_changes_nothing(toys: Store) -> None:
+    asked: list[str] = []
+
+    def count(request: Request) -> str:
+        asked.append(request.request_id)
+        return answer(request)
+
+    first = annotate_run(toys, plan(toys), ScriptedProvider(count))
+    before = rows(toys, "SELECT * FROM rules ORDER BY rule_id")
+    second = annotate_run(toys, plan(toys), ScriptedProvider(count))
+    assert (len(asked), second.was_done, second.run_id) == (1, True, first.run_id)
+    assert rows(toys, "SELECT * FROM rules ORDER BY rule_id") == before
+
+
+@pytest.mark.parametrize("entered", [False, True])
+def test_a_run_killed_between_the_reply_and_its_rules_is_finished_by_the_next_command(
+    toys: Store, entered: bool
+) -> None:
+    made = plan(toys)
+    with toys.catalog.write() as con:
+        ledger.open_run(con, made.run, made.card, "scripted", recorded=False)
+        ledger.add_questions(con, made.run, made.questions)
+    provider = ScriptedProvider(answer)
+    (landed,) = [ledger.land_reply(toys, made.run.run_id, provider, r) for r in provider.answer(made.requests)]
+    if entered:
+        with toys.catalog.write() as con:
+            enter_landed(con, [landed])
+        assert digest(toys) == 1
+        assert len(load_rules(toys, "d1")) == 2
+    summary = annotate_run(toys, made, ScriptedProvider(lambda request: pytest.fail("asked twice")))
+    assert summary.totals.rules == 2
+    assert rows(toys, "SELECT count(*) FROM responses") == [(1,)]
+    assert rows(toys, "SELECT count(*) FROM ruled_steps WHERE run_id IS NOT NULL")[0][0] > 5
+
+
+def test_exported_questions_are_answered_from_a_file(toys: Store, tmp_path: Path) -> None:
+    made = plan(toys)
+    assert export_requests(tmp_path / "requests.jsonl", made.requests) == 1
+    request_id = json.loads((tmp_path / "requests.jsonl").read_text())["custom_id"]
+    line = {"request_id": request_id, "reply": {"assessment": "", "rules": [entry()]}}
+    (tmp_path / "answers.jsonl").write_text(json.dumps(line))
+    assert annotate_run(toys, made, FileProvider(tmp_path / "answers.jsonl")).totals.rules == 1
+
+
+def test_names_that_differ_from_the_dataset_are_refused(toys: Store) -> None:
+    renamed = CARD.model_copy(update={"components": tuple(Component(name=n, meaning="m") for n in ("a", "b", "c"))})
+    with pytest.raises(BadInput, match="calls the columns a, b, c, step; the dataset d1 has x, y, z, step"):
+        plan(toys, renamed)
+    with pytest.raises(ValueError, match="one stage"):
+        AnnotateConfig(kind="rules", two_stage=True)
+
+
+def test_options_for_rules_change_no_run_about_labels() -> None:
+    plain = AnnotateConfig().told
+    assert AnnotateConfig(rules=3, tables=9).told == plain
+    assert not {"kind", "rules", "tables"} & plain.keys()
+
+
+def test_a_continuous_rule_may_leave_dimensions_open() -> None:
+    schema = reply_schema("rules", FREE)["properties"]["rules"]["items"]["properties"]
+    assert list(schema) == ["rationale", "predicate", "suggested_action", "confidence"]
+    assert schema["suggested_action"]["properties"]["hip"] == {"anyOf": [{"type": "number"}, {"type": "null"}]}
+    actions = [{"hip": 0.5, "knee": None}, {"knee": -2}, {"hip": None, "knee": None}, {"toe": 1}, {"hip": 3}, [1, 2]]
+    found = read_rules(reply(*(entry(f"x < {n}", suggested_action=action) for n, action in enumerate(actions))), FREE)
+    assert [(rule.action, rule.action_label) for rule in found.rules] == [
+        ((0.5, None), "hip=0.50"),
+        ((None, -2.0), "knee=-2.00"),
+    ]
+    assert [refused.reason for refused in found.refused] == ["illegal_action"] * 4
+
+
+BROKEN = {
+    "no list": (text_message('{"rules": 5}'), "wrong_type"),
+    "no text": (text_message(""), "no_text"),
+    "not JSON": ("{", "not_a_message"),
+    "an entry that is no object": (reply(5), "wrong_type"),
+    "a condition that is no text": (reply(entry(7)), "wrong_type"),
+    "a condition that is missing": (reply({k: v for k, v in entry().items() if k != "predicate"}), "missing_field"),
+    "an unknown action": (reply(entry(suggested_action="up")), "illegal_action"),
+    "an action of steps": (reply(entry(suggested_action=1)), "illegal_action"),
+    "too sure": (reply(entry(confidence=1.5)), "out_of_range"),
+    "no number": (reply(entry(confidence="high")), "wrong_type"),
+    "a query": (reply(entry("x IN (SELECT y FROM steps)")), "illegal_predicate"),
+    "a file": (reply(entry("read_text('/etc/passwd') > x")), "illegal_predicate"),
+    "too many": (reply(*(entry(f"x < {n}") for n in range(150))), "too_many"),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_reply_that_breaks_a_rule_is_kept_with_its_reason(name: str) -> None:
+    raw, reason = BROKEN[name]
+    found = read_rules(raw, CARD)
+    assert [refused.reason for refused in found.refused] == [reason]
+    assert len(found.rules) == (100 if name == "too many" else 0)
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    max_leaves=6,
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    entries=st.lists(
+        JSON | JSON.map(lambda value: entry(value)) | JSON.map(lambda value: entry(suggested_action=value)), max_size=4
+    ),
+    text=st.text(max_size=30),
+)
+def test_no_reply_crashes_and_every_rule_that_counts_is_lawful(entries: list[Any], text: str) -> None:
+    for raw in (text, text_message(text), reply(*entries)):
+        for rule in read_rules(raw, CARD).rules:
+            assert rule.action in ((0.0,), (1.0,))
+            assert 0 <= rule.confidence <= 1
+
+
+FILES = {
+    "rules.json": json.dumps([entry("x < 0", suggested_action=1), {"predicate": "y>0", "suggested_action": "left"}]),
+    "wrapped.json": json.dumps({"rules": [entry("x < 0"), {"predicate": "y > 0", "suggested_action": [0]}]}),
+    "rules.toml": '[[rules]]\npredicate = "x < 0"\nsuggested_action = "right"\nconfidence = 0.75\nrationale = "so"\n'
+    '[[rules]]\npredicate = "y > 0"\nsuggested_action = 0\n',
+    "rules.csv": "predicate,suggested_action,confidence,rationale\nx < 0,right,0.75,so\ny > 0,0,,\n",
+}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_rules_come_from_files_of_three_kinds(toys: Store, tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text(FILES[name])
+    first = import_rules(toys, "d1", tmp_path / name, "a person")
+    assert (first.rules, first.entered) == (2, 2)
+    assert import_rules(toys, "d1", tmp_path / name, "a person").entered == 0
+    found = load_rules(toys, "d1", [first.run_id])
+    told = [(r.predicate, r.suggested_action, r.suggested_label, r.confidence, r.rationale, r.model) for r in found]
+    assert told == [
+        ("x < 0", (1.0,), "right", 0.75, "so", "a person"),
+        ("y > 0", (0.0,), "left", None, None, "a person"),
+    ]
+    assert [rule.position for rule in found] == [0, 1]
+
+
+def test_one_bad_rule_keeps_all_of_them_out(toys: Store, tmp_path: Path) -> None:
+    bad = [entry(), entry("x ; 1"), entry("y < 1", suggested_action="up"), entry("x<0"), 5, entry("y < 2", colour=1)]
+    (tmp_path / "bad.json").write_text(json.dumps(bad))
+    with pytest.raises(BadInput) as refused:
+        import_rules(toys, "d1", tmp_path / "bad.json")
+    said = str(refused.value)
+    assert "5 of 6 rules cannot be used: rule 2: the condition has a second statement (;)" in said
+    for part in ("rule 3: suggested_action 'up' is none", "rule 4: `x < 0` has a rule", "rule 5: ", "rule 6: colour"):
+        assert part in said
+    assert rows(toys, "SELECT count(*) FROM rules") == rows(toys, "SELECT count(*) FROM annotation_runs") == [(0,)]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("none.json", "[]", "no rules"),
+        ("broken.json", "{", "cannot be read as JSON"),
+        ("broken.toml", "= 1", "cannot be read as TOML"),
+        ("plain.txt", "x < 0", "does not end in .json, .toml or .csv"),
+        ("deep.json", "[" * 100_000, "cannot be read as JSON"),
+        ("long.json", "[" + " " * 1_000_001 + "]", "bytes; 1000000 are allowed"),
+        ("missing.json", None, "cannot be read"),
+        ("bytes.csv", b"\xff\xfe", "not UTF-8"),
+    ],
+)
+def test_a_file_that_holds_no_rules_is_refused(
+    toys: Store, tmp_path: Path, name: str, content: str | bytes | None, said: str
+) -> None:
+    if content is not None:
+        (tmp_path / name).write_bytes(content.encode() if isinstance(content, str) else content)
+    with pytest.raises(BadInput, match=said):
+        import_rules(toys, "d1", tmp_path / name)
+
+
+def test_imported_rules_of_continuous_actions_may_leave_dimensions_open(tmp_path: Path) -> None:
+    store = Store.create(tmp_path / "store")
+    space = Space(kind="box", dtype="float64", size=2, low=(-1.0, -2.0), high=(1.0, 2.0))
+    episode = make_episode(0, 4, actions=np.zeros((4, 2)))
+    write(store, make_draft("d1", action_space=space, action_names=("hip", "knee")), [episode])
+    good = [entry("x < 0", suggested_action={"knee": 1.5}), entry("x < 1", suggested_action=[0.5, None])]
+    (tmp_path / "good.json").write_text(json.dumps([*good, entry("x < 2", suggested_action=[0.5, 2.0])]))
+    import_rules(store, "d1", tmp_path / "good.json")
+    assert [rule.suggested_action for rule in load_rules(store, "d1")] == [(None, 1.5), (0.5, None), (0.5, 2.0)]
+    for action in ({"toe": 1}, [3, None], [None, None], [0.5], "up"):
+        (tmp_path / "bad.json").write_text(json.dumps([entry("y < 0", suggested_action=action)]))
+        with pytest.raises(BadInput, match="suggested_action"):
+            import_rules(store, "d1", tmp_path / "bad.json")
+
+
+def test_the_shipped_rules_are_the_answer_to_the_shipped_question() -> None:
+    example = Path(__file__).resolve().parent.parent / "examples" / "lunarlander"
+    line = json.loads((example / "rules.jsonl").read_text())
+    found = read_rules(text_message(line["text"]), load_card("LunarLander-v3"))
+    assert (len(found.rules), found.refused) == (9, ())
+    assert line["prompt_version"] == prompt_version("rules")
