@@ -18,6 +18,7 @@ from storage.annotations import list_runs, load_annotations
 from storage.datasets import pick
 from storage.errors import Prerequisite
 from storage.evidence import load_label_replays
+from storage.rule_summaries import list_rule_runs
 from storage.steps import read_manifest, read_steps
 from storage.store import Store
 
@@ -45,7 +46,13 @@ def check_labels(store: Store, dataset_id: str, run_ids: Sequence[str] | None = 
     known = list_runs(store, dataset_id)
     if not known:
         raise Prerequisite(f"The dataset {dataset_id} has no annotation run.", "Label it with `trajnote annotate`.")
-    wanted = known if run_ids is None else [pick(name, known, "annotation run") for name in run_ids]
+    named = known if run_ids is None else [pick(name, known, "annotation run") for name in run_ids]
+    ruled = set(list_rule_runs(store, dataset_id))
+    wanted = [run_id for run_id in named if run_id not in ruled]
+    if not wanted:
+        raise Prerequisite(
+            f"{', '.join(named)} of {dataset_id} gave rules, not labels.", "`trajnote rules list` says what rules do."
+        )
     annotations, replays = load_annotations(store, dataset_id), load_label_replays(store, dataset_id)
     steps, space = read_steps(store, dataset_id), read_manifest(store, dataset_id).action_space
     refused = _rejections(store)

@@ -90,6 +90,8 @@ def improve(
     env_id = _home_of(manifest)
     datasets = (dataset_id, *also)
     opinions = find_opinions(store, datasets, run_ids, config.refine.mode, rules=rules)
+    if opinions.rules and config.random_states:
+        raise BadInput("Rules speak of all states that they match, so there are no others to compare with.")
     for each in datasets:
         _refuse_shared_seeds(store, each, config.gate)
     start = find_baseline(store, manifest, read_steps(store, dataset_id), baseline)

@@ -87,6 +87,13 @@ def summarise_rules(store: Store, dataset_id: str, run_ids: Sequence[str]) -> Ru
     return RuleSummary(rows["all"][0]["steps"], manifest.steps, rows["rules"], rows["conflicts"])
 
 
+def has_rules(store: Store, run_ids: Sequence[str]) -> bool:
+    """Whether any of some runs has rules."""
+    with store.catalog.read() as con:
+        found = con.execute("SELECT 1 FROM rules WHERE list_contains(?, run_id) LIMIT 1", [list(run_ids)]).fetchone()
+    return found is not None
+
+
 def list_rule_runs(store: Store, dataset_id: str) -> list[str]:
     """The ids of a dataset's runs that have rules, the oldest first."""
     with store.catalog.read() as con:

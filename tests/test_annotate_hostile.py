@@ -17,7 +17,8 @@ from annotate.cards import Action, Card, Component
 from annotate.messages import MAX_RAW
 from annotate.planning import plan_run
 from annotate.providers.scripted import ScriptedProvider
-from annotate.replies import MAX_RATIONALE, Reading, read_reply
+from annotate.replies import Reading, read_reply
+from annotate.reply_fields import MAX_RATIONALE
 from annotate.requests import AnnotateConfig
 from annotate.run import annotate_run
 from storage.responses import append_response, iterate_responses, raw_reply

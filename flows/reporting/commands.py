@@ -41,14 +41,17 @@ def _collect(manifest: Manifest) -> str:
 
 def _annotate(run: Row, dataset_id: str) -> str:
     asked: Mapping[str, Any] = _object(run["config"])
-    if "windows" not in asked:
+    if "windows" not in asked and asked.get("kind") != "rules":
         return f'trajnote annotations import LABELS.jsonl --store "$STORE"  # run {shlex.quote(run["run_id"])}'
     provider = run["provider"] if run["provider"] in ("anthropic", "file", "recorded") else None
     options: dict[str, Any] = {
         "provider": provider,
         "answers": "ANSWERS.jsonl" if provider in ("file", "recorded") else None,
         "model": run["model"],
-        "labels": asked["windows"],
+        "labels": asked.get("windows"),
+        "kind": asked.get("kind"),
+        "rules": asked.get("rules"),
+        "tables": asked.get("tables"),
         "rows": asked.get("rows"),
         "samples": asked["samples"] if asked.get("samples", 1) != 1 else None,
         "two-stage": True if asked.get("two_stage") else None,

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from storage.catalog import Connection
+from storage.rule_summaries import has_rules, summarise_rules
 from storage.schema import Manifest
 from storage.steps import read_manifest
 from storage.store import Store
@@ -85,6 +86,8 @@ class Facts:
     policies: Sequence[Row]  # the policy in force, then what it came from
     prompts: Sequence[Row]  # one request of each kind, of the first run
     replays: Sequence[Row]
+    rules: Sequence[Row] = ()  # of these runs, with what they cover
+    ruled: Row | None = None  # how many steps the rules match, of how many
 
     @property
     def judged(self) -> Row | None:
@@ -98,6 +101,7 @@ def gather_facts(store: Store, subject: Subject) -> Facts:
     """Ask the catalog; it is closed again when this returns."""
     manifest = read_manifest(store, subject.dataset_id)
     runs, comparison_id = list(subject.run_ids), subject.comparison_id
+    rules = summarise_rules(store, subject.dataset_id, runs) if has_rules(store, runs) else None
     with store.catalog.read() as con:
         found = fetch(con, "SELECT * FROM comparisons WHERE comparison_id = ?", comparison_id)
         comparison = found[0] if found else None
@@ -117,6 +121,8 @@ def gather_facts(store: Store, subject: Subject) -> Facts:
             policies=fetch(con, _POLICIES, in_force),
             prompts=fetch(con, _PROMPTS, runs[0]) if runs else [],
             replays=fetch(con, _REPLAYS, subject.dataset_id),
+            rules=rules.rules if rules else (),
+            ruled={"covered": rules.covered, "steps": rules.steps} if rules else None,
         )
 
 

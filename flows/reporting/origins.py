@@ -42,7 +42,7 @@ def _planned(asked: Row | None, run: Row) -> float | None:
     """Dollars at list price for all of a run's requests, as estimated before they were sent; None without a price."""
     if asked is None or asked["input_tokens_estimate"] is None or run["model"] is None:
         return None
-    labels = read_object(run["config"]).get("windows", 0)
+    labels = read_object(run["config"]).get("windows") or read_object(run["config"]).get("rules", 0)
     output = asked["requests"] * (ASSESSMENT_TOKENS + labels * OUTPUT_TOKENS_PER_LABEL)
     return price(
         run["model"], Tokens(input=asked["input_tokens_estimate"], output=output), batch=run["provider"] == "batch"

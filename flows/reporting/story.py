@@ -32,6 +32,8 @@ def tell(facts: Facts, labels: Sequence[Row], checkups: Sequence[Checkup]) -> Ro
         "labels": _label_counts(labels, facts),
         "checkups": [_checkup(checkup, len(checkups) > 1) for checkup in checkups],
         "rejections": _rejections(facts.rejections),
+        "rules": [_rule(number, row) for number, row in enumerate(facts.rules, 1)],
+        "ruled": facts.ruled,
         "spending": tell_spending(facts),
         "lineage": tell_lineage(facts),
         "prompts": [tell_prompt(row) for row in facts.prompts],
@@ -141,6 +143,21 @@ def _checkup(checkup: Checkup, named: bool) -> Row:
 
 def _rejections(rows: Sequence[Row]) -> list[Row]:
     return [row | {"raw": (row["raw"] or "")[:600], "reason": row["reason"].replace("_", " ")} for row in rows]
+
+
+def _rule(number: int, row: Row) -> Row:
+    logged, labels = row["agrees_with_logged"], row["agrees_with_labels"]
+    return {
+        "number": number,
+        "predicate": row["predicate"],
+        "action": row["suggested_label"],
+        "confidence": "–" if row["confidence"] is None else f"{row['confidence']:.2f}",
+        "coverage": f"{row['coverage']:.1%}",
+        "decides": row["decides"],
+        "logged": "–" if logged is None else f"{logged:.0%}",
+        "labels": "–" if labels is None else f"{labels:.0%} of {row['labels']}",
+        "rationale": row["rationale"] or "",
+    }
 
 
 def _gate_mode(facts: Facts) -> str:
