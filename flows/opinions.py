@@ -68,7 +68,9 @@ def find_opinions(
     if not found.notes and not found.rules:
         raise _nothing(dataset_id, run_ids, rules=rules, has_rules=bool(there))
     if found.rules and len(datasets) > 1:
-        raise BadInput("Rules are about one dataset, and several were given.", "Refine with each of them, or by labels.")
+        raise BadInput(
+            "Rules are about one dataset, and several were given.", "Refine with each of them, or by labels."
+        )
     if found.rules and mode == "R":
         raise BadInput("Rules suggest actions and grade none, so there are no rewards to refine with.", "Use --mode A.")
     return found

@@ -93,19 +93,19 @@ def test_a_run_of_rules_is_taken_by_its_name_and_never_mixed_with_labels(toys: S
     name, rule_run = dataset(toys), one(toys, "SELECT run_id FROM rules")
     steps = read_steps(toys, name)
     with pytest.raises(Prerequisite, match="It has rules: refine with --rules"):
-        find_opinions(toys, name, None, "A", rules=False)
-    found = find_opinions(toys, name, [rule_run], "A", rules=False)
+        find_opinions(toys, [name], None, "A", rules=False)
+    found = find_opinions(toys, [name], [rule_run], "A", rules=False)
     labels = found.labels(toys, read_manifest(toys, name), steps)
     assert isinstance(labels, RuleLabels)
     assert (len(labels), found.run_ids) == (96, [rule_run])
     import_annotations(toys, write_labels(toys, name, tmp_path / "labels"))
-    assert find_opinions(toys, name, None, "A", rules=False).rules == []
-    assert find_opinions(toys, name, None, "A", rules=True).notes == []
+    assert find_opinions(toys, [name], None, "A", rules=False).rules == []
+    assert find_opinions(toys, [name], None, "A", rules=True).notes == []
     both = [rule_run, one(toys, "SELECT run_id FROM annotations")]
     with pytest.raises(BadInput, match="labels of single steps and rules"):
-        find_opinions(toys, name, both, "A", rules=False)
+        find_opinions(toys, [name], both, "A", rules=False)
     with pytest.raises(BadInput, match="no rewards"):
-        find_opinions(toys, name, None, "R", rules=True)
+        find_opinions(toys, [name], None, "R", rules=True)
 
 
 def test_a_dataset_without_rules_says_how_to_get_some(tmp_path: Path, run: Run) -> None:
