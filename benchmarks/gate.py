@@ -162,14 +162,12 @@ def _describe(rows: Sequence[Row], method: str, arguments: argparse.Namespace) -
     yield from map(str, rates)
     same = sum(row["methods"][method]["identical"] for row in rows)
     in_force, tested = outcome(rows, method)
-    draws = 2 + 2 * arguments.draws
-    spent, full = spending(rows, method, draws), spending(rows, "full", draws)
+    spent, full = spending(rows, method, arguments.draws), spending(rows, "full", arguments.draws)
     yield f"winners that return exactly what the baseline does, counted nowhere above: {same}"
     yield f"mean true gain in force {in_force:.1f}, of the tested winners {tested:.1f}"
-    yield (
-        f"select and accept one refinement: {spent['episodes']:.0f} episodes, {spent['steps']:,.0f} steps"
-        f" ({full['steps'] / spent['steps']:.2f} times fewer steps than in full)"
-    )
+    arms, ratio = 2 + 2 * arguments.draws, full["steps"] / spent["steps"]
+    yield f"select and accept a comparison of {arms} arms: {spent['episodes']:.0f} episodes, {spent['steps']:,.0f} steps"
+    yield f"environment steps in full, over these: {ratio:.2f}"
 
 
 def parse_arguments() -> argparse.Namespace:

@@ -149,18 +149,27 @@ def _reports(found: Sequence[Row]) -> list[list[float]]:
     return [row["report"] for row in found]
 
 
-def spending(rows: Sequence[Row], method: str, draws_per_comparison: int) -> dict[str, float]:
-    """Mean episodes and steps of selection and acceptance per refinement.
+def spending(rows: Sequence[Row], method: str, placebo_draws: int) -> dict[str, float]:
+    """Mean episodes and steps of selection and acceptance in one comparison as the program makes it.
 
-    The baseline's are played once per comparison and shared by its draws; they are spread over so many here.
+    That is the expert's labels, no labels, and K draws of each placebo; the baseline's episodes are shared by them, so
+    they count as many as the longest test asked for.
     """
-    found = [row["methods"][method] for row in rows]
-    if not found:
-        return {"episodes": float("nan"), "steps": float("nan")}
-    return {
-        unit: float(np.mean([f[unit] + f[f"baseline_{unit}"] / draws_per_comparison for f in found]))
-        for unit in ("episodes", "steps")
-    }
+    totals: list[tuple[float, float]] = []
+    for _, group in groupby(sorted(rows, key=_comparison_of), key=_comparison_of):
+        found = _by_kind(list(group), method)
+        counts = {"clean": 1, "no_labels": 1, "shuffled": placebo_draws, "random": placebo_draws}
+        arms = [row for kind, count in counts.items() for row in found.get(kind, [])[:count]]
+        if len(arms) == sum(counts.values()):
+            own = [sum(arm[unit] for arm in arms) for unit in ("episodes", "steps")]
+            shared = [max(arm[f"baseline_{unit}"] for arm in arms) for unit in ("episodes", "steps")]
+            totals.append((own[0] + shared[0], own[1] + shared[1]))
+    episodes, steps = np.mean(totals, axis=0) if totals else (float("nan"), float("nan"))
+    return {"episodes": float(episodes), "steps": float(steps)}
+
+
+def _comparison_of(row: Row) -> tuple[str, int]:
+    return row["env"], row["comparison"]
 
 
 def outcome(rows: Sequence[Row], method: str) -> tuple[float, float]:

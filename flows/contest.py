@@ -37,7 +37,7 @@ from .progress import Report, silent
 from .trainings import find_candidates, keep_candidates
 from .trials import Method, try_fields
 
-SELECT: Mapping[Method, int] = {"racing": 16, "full": 24}
+SELECT: Mapping[Method, int] = {"racing": 12, "full": 24}
 """Selection episodes; in a race only the last two candidates play them all."""
 ACCEPT: Mapping[Method, int] = {"racing": 192, "full": 60}
 """Acceptance episodes; a race needs them all only where the gain is small."""
@@ -53,7 +53,7 @@ class GateConfig(Frozen):
     select: int | None = Field(
         default=None,
         ge=2,
-        description="episodes per candidate that choose among them, at most; null: 24, and 16 by racing",
+        description="episodes per candidate that choose among them, at most; null: 24, and 12 by racing",
     )
     accept: int | None = Field(
         default=None,

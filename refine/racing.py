@@ -6,6 +6,7 @@ ends as soon as the evidence suffices, either way. `gate.py` has the tests of fi
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,11 +20,11 @@ from storage.errors import BadInput
 
 from .gate import RESAMPLES, Decision, Interval, Returns, checked_returns
 
-ERROR_RATE = 0.025
-"""Probability of accepting a candidate that is no better, over all looks together; the lower half of 95%."""
+ERROR_RATE = 0.05
+"""Probability of accepting a candidate that is no better, over all looks together."""
 FIRST_LOOK = 12
 """Episodes of the first look; the next looks come after twice as many each."""
-HOPE = 0.95
+HOPE = 0.9
 """Confidence of the upper limit that must fall short before a candidate is given up."""
 POWER = 0.8
 """A gain is in reach if the whole test would prove it with this probability."""
@@ -41,7 +42,8 @@ def list_rungs(candidates: int, episodes: int) -> list[Rung]:
     """Halve the candidates from rung to rung while their episodes double, until two are left to play all `episodes`.
 
     Successive halving (Karnin, Koren and Somekh, "Almost optimal exploration in multi-armed bandits", ICML 2013). Ten
-    candidates and 24 episodes are 10 x 3, 5 x 6, 3 x 12 and 2 x 24, which is 87 episodes in place of 240.
+    candidates and 24 episodes are 10 x 3, 5 x 6, 3 x 12 and 2 x 24, which is 87 episodes in place of 240. No rung is
+    shorter than two episodes; rungs that would add none are left out.
 
     Args:
         candidates: how many there are, at least 1.
@@ -51,7 +53,9 @@ def list_rungs(candidates: int, episodes: int) -> list[Rung]:
     while entrants[-1] > 2:
         entrants.append(math.ceil(entrants[-1] / 2))
     lengths = [max(2, round(episodes / 2**rung)) for rung in reversed(range(len(entrants)))]
-    return [Rung(*each) for each in zip(entrants, lengths, strict=True)]
+    rungs = [Rung(*each) for each in zip(entrants, lengths, strict=True)]
+    first, later = rungs[0], (after for before, after in itertools.pairwise(rungs) if after.episodes > before.episodes)
+    return [first, *later]
 
 
 def list_looks(most: int) -> list[int]:
@@ -71,7 +75,7 @@ def decide_early(differences: ArrayLike, *, most: int, worst: float) -> Decision
 
     The error rate is spent in proportion to the episodes (Lan and DeMets, "Discrete sequential boundaries for clinical
     trials", Biometrika 1983), and the looks are added up by Bonferroni, so the whole test accepts a candidate that is
-    no better with probability 0.025 at most. Each look asks whether `bound_gain` lies above zero. It gives up when even
+    no better with probability 0.05 at most. Each look asks whether `bound_gain` lies above zero. It gives up when even
     the upper limit of the gain is smaller than what the whole test could prove.
 
     Args:

@@ -58,6 +58,11 @@ def test_rungs_halve_the_candidates_and_double_the_episodes() -> None:
     assert list_rungs(8, 6) == [Rung(8, 2), Rung(4, 3), Rung(2, 6)]
 
 
+def test_a_rung_that_would_add_no_episode_is_left_out() -> None:
+    assert list_rungs(10, 4) == [Rung(10, 2), Rung(2, 4)]
+    assert list_rungs(10, 2) == [Rung(10, 2)]
+
+
 def test_looks_double_and_end_at_the_last_episode() -> None:
     assert list_looks(192) == [12, 24, 48, 96, 192]
     assert list_looks(20) == [12, 20]
@@ -73,10 +78,12 @@ def test_survivors_are_the_best_and_equals_keep_their_order() -> None:
 
 
 @pytest.mark.parametrize(("draw", "worst"), NULLS, ids=lambda value: getattr(value, "__name__", ""))
-def test_the_sequential_test_accepts_what_is_no_better_in_one_of_forty_cases_at_most(draw: Drawn, worst: float) -> None:
+def test_the_sequential_test_accepts_what_is_no_better_in_one_of_twenty_cases_at_most(
+    draw: Drawn, worst: float
+) -> None:
     rng = np.random.default_rng(11)
     accepted = sum(run_test(draw(rng, MOST), worst).accepted for _ in range(RUNS))
-    assert accepted <= 14  # 7.5 expected at an error rate of 0.025; 14 would be 2.4 standard deviations more
+    assert accepted <= 15  # 0.05; the looks are added up, so it should be fewer
 
 
 def test_a_bootstrap_alone_is_too_sure_of_itself_where_disasters_are_rare() -> None:
