@@ -166,7 +166,7 @@ def _describe(rows: Sequence[Row], method: str, arguments: argparse.Namespace) -
     yield f"winners that return exactly what the baseline does, counted nowhere above: {same}"
     yield f"mean true gain in force {in_force:.1f}, of the tested winners {tested:.1f}"
     arms, ratio = 2 + 2 * arguments.draws, full["steps"] / spent["steps"]
-    yield f"select and accept a comparison of {arms} arms: {spent['episodes']:.0f} episodes, {spent['steps']:,.0f} steps"
+    yield f"to judge a comparison of {arms} arms: {spent['episodes']:.0f} episodes, {spent['steps']:,.0f} steps"
     yield f"environment steps in full, over these: {ratio:.2f}"
 
 
