@@ -48,6 +48,7 @@ def create_algorithm(baseline: MlpPolicy, config: RefineConfig, beta: float, *, 
         "batch_size": config.batch_size,
         "stay_close": beta,
         "ramp_steps": config.ramp_steps,
+        "outlier_scale": config.outlier_scale,
         "observation_scaler": observation_scaler_of(baseline),
         "action_scaler": action_scaler_of(baseline),
     }

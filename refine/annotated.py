@@ -22,11 +22,13 @@ class AnnotatedFields:
         stay_close: weight of the distance to the baseline.
         improvement: weight of the algorithm's own loss of the policy.
         ramp_steps: steps of the policy over which the weight of the suggestions rises to 1; 0: it is 1 from the start.
+        outlier_scale: distance, in the network's units, beyond which a continuous suggestion loses its pull.
     """
 
     stay_close: float = 0.1
     improvement: float = 0.1
     ramp_steps: int = 0
+    outlier_scale: float | None = None
 
 
 @dataclasses.dataclass()

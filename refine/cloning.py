@@ -137,7 +137,13 @@ class AnnotatedBCImpl(CloningImpl, BCImpl):
 
     def compute_behaviour(self, output: Any, batch: TorchMiniBatch) -> BehaviourLoss:
         """Squared errors to the suggestions and to the baseline's mean."""
-        return continuous_behaviour(self._means(output), read_notes(batch), self._terms.stay_close, self._ramp)
+        return continuous_behaviour(
+            self._means(output),
+            read_notes(batch),
+            self._terms.stay_close,
+            self._ramp,
+            outlier_scale=self._terms.outlier_scale,
+        )
 
     def compute_own(self, output: Any, batch: TorchMiniBatch) -> torch.Tensor:
         """d3rlpy's squared error to the logged actions."""

@@ -58,6 +58,12 @@ class RefineConfig(Frozen):
         default="additive",
         description="R: add implicit rewards, or their potential-based form, which keeps the optimum",
     )
+    outlier_scale: float | None = Field(
+        default=None,
+        gt=0,
+        description="A, continuous: suggestions much farther from the policy than this share of half the action's range"
+        " lose their pull, for they may be wrong (Welsch's loss); null: squared error, the farther the stronger",
+    )
     robust: bool = Field(
         default=False,
         description="A, RA: add candidates from other readings of the labels, for annotators who may be wrong: without"
@@ -134,6 +140,12 @@ class RefineConfig(Frozen):
                 f"The algorithm bc learns nothing from rewards, so mode {self.mode} is not for it; allowed is mode A.",
                 "Use another algorithm for relabelled rewards.",
             )
+
+    @model_validator(mode="after")
+    def _check_robust(self) -> Self:
+        if self.robust and self.mode == "R":
+            raise BadInput("A robust refinement reads suggestions in several ways; mode R uses none.", "Use A or RA.")
+        return self
 
     @model_validator(mode="after")
     def _check_lists(self) -> Self:

@@ -1,7 +1,7 @@
 """Consensus: which labels the other episodes' labels bear out, found by refining without them.
 
 Labels that are wrong without a system disagree with a policy learned from the others; those that are wrong alike in
-all episodes do not, see `readings.py`.
+all episodes do not, see `readings.py`. Continuous suggestions have a loss for that instead, see `losses.py`.
 """
 
 from __future__ import annotations
@@ -18,24 +18,20 @@ from .config import RefineConfig
 from .labels import Labels
 from .policy import MlpPolicy
 from .readings import keep
-from .spaces import action_units
 from .train import refine
 
 FOLDS = 5
-TOLERANCE = 1.5
-"""Continuous: a suggestion may be so many times the median distance away from what the others lead to."""
 
 
 def find_borne_out(steps: StepArrays, labels: Labels, baseline: MlpPolicy, config: RefineConfig) -> NDArray[np.bool_]:
     """Which suggestions a policy agrees with that was refined with the labels of other episodes only.
 
-    Five folds of episodes; for each a short training without its labels, whose greedy action is compared at the
-    states of the fold. Discrete suggestions must be the same; continuous ones must lie within 1.5 times the median
-    distance of all. The idea is that of confident learning (Northcutt, Jiang and Chuang, JAIR 2021).
+    Five folds of episodes; for each a short training without its labels, whose greedy action at the states of the fold
+    is compared with them. The idea is that of confident learning (Northcutt, Jiang and Chuang, JAIR 2021).
 
     Args:
         steps: the logged steps.
-        labels: of these steps.
+        labels: of these steps, with discrete actions.
         baseline: where the trainings start.
         config: the refinement; its smallest beta and its middle snapshot are used.
 
@@ -53,7 +49,7 @@ def find_borne_out(steps: StepArrays, labels: Labels, baseline: MlpPolicy, confi
         if (usable & apart).any() and (usable & ~apart).any():
             policy = refine(steps, keep(labels, ~apart), baseline, short)[0].policy
             actions[apart] = policy.act(steps.observation[labels.rows[apart]]).actions
-    return usable & _agree(actions, labels, usable, baseline)
+    return usable & (actions == labels.suggestions)
 
 
 def _deal_folds(groups: Array, seed: int) -> NDArray[np.int64]:
@@ -63,11 +59,3 @@ def _deal_folds(groups: Array, seed: int) -> NDArray[np.int64]:
         index = np.arange(len(groups))
     order = np.random.default_rng([seed, FOLDS]).permutation(int(index.max(initial=0)) + 1)
     return order[index] % FOLDS
-
-
-def _agree(actions: Array, labels: Labels, usable: NDArray[np.bool_], baseline: MlpPolicy) -> NDArray[np.bool_]:
-    if baseline.action_space.is_discrete:
-        return actions == labels.suggestions
-    _, half = action_units(baseline.action_space)
-    distances = np.sqrt(np.square((actions - labels.suggestions) / half).mean(axis=1))
-    return distances <= TOLERANCE * np.median(distances[usable])

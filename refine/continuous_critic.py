@@ -48,7 +48,13 @@ class ContinuousActorImpl(WaitingActor):
         """What annotators and baseline say, and what the algorithm itself asks of its actor."""
         own = self.compute_own(batch, action)
         means = action.mu if self._terms.clipped else action.squashed_mu  # a cut mean has no gradient beyond the bounds
-        behaviour = continuous_behaviour(means, read_notes(batch), self._terms.stay_close, self._ramp)
+        behaviour = continuous_behaviour(
+            means,
+            read_notes(batch),
+            self._terms.stay_close,
+            self._ramp,
+            outlier_scale=self._terms.outlier_scale,
+        )
         return join_own(behaviour, own, self._terms.improvement)
 
     def compute_own(self, batch: TorchMiniBatch, action: ActionOutput) -> torch.Tensor:

@@ -74,16 +74,25 @@ def discrete_behaviour(logits: torch.Tensor, notes: Notes, stay_close: float, ra
     return _combine(errors, divergences, notes, stay_close, ramp)
 
 
-def continuous_behaviour(means: torch.Tensor, notes: Notes, stay_close: float, ramp: float = 1.0) -> BehaviourLoss:
+def continuous_behaviour(
+    means: torch.Tensor, notes: Notes, stay_close: float, ramp: float = 1.0, *, outlier_scale: float | None = None
+) -> BehaviourLoss:
     """Squared distance to the suggestions and to the baseline's mean, averaged over the action's dimensions.
+
+    With an outlier scale `c` the squared distance `d` to a suggestion becomes `2 c^2 (1 - exp(-d / (2 c^2)))`, which is
+    d where it is small and constant where it is large (Dennis and Welsch, Communications in Statistics B 1978).
 
     Args:
         means: (B, m) of the policy, in the network's units.
         notes: of the same batch.
         stay_close: beta.
         ramp: weight of the suggestions as a whole.
+        outlier_scale: c, in the network's units; None: squared distances.
     """
     errors = ((means - notes.suggestions) ** 2).mean(dim=1)
+    if outlier_scale is not None:
+        width = 2 * outlier_scale**2
+        errors = width * (1 - torch.exp(-errors / width))
     distances = ((means - notes.references) ** 2).mean(dim=1)
     return _combine(errors, distances, notes, stay_close, ramp)
 

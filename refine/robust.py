@@ -17,14 +17,18 @@ from .policy import MlpPolicy
 from .readings import Reading, keep, list_readings
 from .train import refine
 
+OUTLIER_SCALE = 0.3
+"""Of continuous suggestions in a robust refinement, in half ranges of the action; wider ones let more errors through."""
+
 
 def refine_candidates(
     steps: StepArrays, labels: Labels, baseline: MlpPolicy, config: RefineConfig | None = None
 ) -> list[Snapshot]:
     """Train the candidates of `refine` and, with `config.robust`, those of other readings of the labels after them.
 
-    The consensus of the labels gets the largest beta and every snapshot; each systematic suspicion the largest beta
-    and the middle snapshot, which makes about three times the candidates.
+    The labels that the others bear out (discrete), or all of them with a loss that gives up on the far ones
+    (continuous), get the largest beta and every snapshot; each systematic suspicion the largest beta and the middle
+    snapshot. That makes about three times the candidates.
 
     Args:
         steps: the logged steps.
@@ -41,9 +45,13 @@ def refine_candidates(
         return candidates
     betas, stops = cast("tuple[float, ...]", config.betas), cast("tuple[int, ...]", config.snapshots)
     brief = config.model_copy(update={"betas": (max(betas),)})
+    if baseline.action_space.is_discrete:
+        doubted = Reading("consensus", keep(labels, find_borne_out(steps, labels, baseline, config)))
+    else:
+        doubted = Reading("outliers discounted", labels)
+        brief = brief.model_copy(update={"outlier_scale": config.outlier_scale or OUTLIER_SCALE})
+    candidates += _refine_reading(doubted, steps, baseline, brief)
     briefest = brief.model_copy(update={"snapshots": (stops[len(stops) // 2],)})
-    agreed = Reading("consensus", keep(labels, find_borne_out(steps, labels, baseline, config)))
-    candidates += _refine_reading(agreed, steps, baseline, brief)
     for reading in list_readings(labels, steps, baseline):
         candidates += _refine_reading(reading, steps, baseline, briefest)
     return candidates
