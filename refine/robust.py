@@ -18,7 +18,7 @@ from .readings import Reading, keep, list_readings
 from .train import refine
 
 OUTLIER_SCALE = 0.3
-"""Of continuous suggestions in a robust refinement, in half ranges of the action; wider ones let more errors through."""
+"""Of continuous suggestions in a robust refinement, in half ranges of the action; wider ones let errors through."""
 
 
 def refine_candidates(
