@@ -114,7 +114,7 @@ def refuse(store: Store, problem: str, dataset_id: str | None = None, **options:
 @pytest.fixture
 def untrained(monkeypatch: pytest.MonkeyPatch) -> None:
     """Training anything fails."""
-    monkeypatch.setattr(arms, "read_steps", None)
+    monkeypatch.setattr(arms, "read_pool", None)
 
 
 @pytest.mark.usefixtures("untrained")
