@@ -21,6 +21,9 @@ from storage.errors import TrajnoteError
 _START_S = 120.0  # seconds; on a fresh machine it makes its database first
 _ENVIRONMENT = {"PREFECT__SERVER_FINAL": "1", "PREFECT_UI_ENABLED": "0"}
 _WITHOUT_SCHEDULES = {"PREFECT__SERVER_EPHEMERAL": "1"}
+_WITH_SCHEDULES = {  # a server that is killed must not forget for how long a place is taken, or it is taken for ever
+    "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem"
+}
 
 
 class Server:
@@ -37,7 +40,7 @@ class Server:
             [sys.executable, "-m", __name__],
             stdin=subprocess.PIPE,  # the rope: it is closed when this process ends, in whatever way
             stdout=subprocess.PIPE,
-            env={**os.environ, **_ENVIRONMENT, **({} if schedules else _WITHOUT_SCHEDULES)},
+            env={**os.environ, **_ENVIRONMENT, **(_WITH_SCHEDULES if schedules else _WITHOUT_SCHEDULES)},
             cwd=Path(__file__).parent.parent,
             start_new_session=True,
             text=True,
