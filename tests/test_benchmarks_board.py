@@ -64,7 +64,6 @@ def test_a_reset_leads_to_the_critical_state_and_its_way_there_is_counted(
     logged: tuple[Manifest, dict[int, Episode]],
 ) -> None:
     environment = resetting(*logged)
-    environment.reset(seed=1)
     for times in (1, 2, 3):
         observation, _ = environment.reset()
         assert observation.tolist() == logged[1][3].observations[5].tolist()
@@ -89,17 +88,16 @@ def test_a_state_that_is_not_reached_exactly_is_counted_and_left(logged: tuple[M
     manifest, episodes = logged
     other = replace(episodes[3], rewards=episodes[3].rewards + 1)
     environment = resetting(manifest, {3: other})
-    environment.reset(seed=7)
     expected = make_environment(TOY)
     expected.reset(seed=7)
-    observation, _ = environment.reset()
+    observation, _ = environment.reset(seed=7)
     assert observation.tolist() == expected.reset()[0].tolist()
     assert (environment.missed, environment.replayed) == (1, 1)
 
 
 def test_without_probability_it_resets_as_the_environment_does(logged: tuple[Manifest, dict[int, Episode]]) -> None:
     environment = resetting(*logged, probability=0.0)
-    environment.reset()
+    environment.reset(seed=7)
     assert environment.counted.steps == environment.replayed == 0
 
 

@@ -65,12 +65,14 @@ class CriticalResets(gymnasium.Wrapper[Any, Any, Any, Any]):
         self.missed = 0  # critical states that were not reached exactly
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
-        """Begin an episode at a critical state or as the environment begins; the first one, with a seed, as that."""
-        if seed is None and self._states and self._rng.random() < self._probability:
+        """Begin an episode at a critical state or as the environment begins; a seed decides what comes by chance."""
+        shown = None if seed is None else self.env.reset(seed=seed, options=options)
+        if self._states and self._rng.random() < self._probability:
             episode_id, step = self._states[int(self._rng.integers(len(self._states)))]
             if self._go_to(self._episodes[episode_id], step):
                 return self._episodes[episode_id].observations[step], {}
-        return self.env.reset(seed=seed, options=options)
+            shown = None
+        return shown or self.env.reset(options=options)
 
     def _go_to(self, episode: Episode, step: int) -> bool:
         """Play an episode again up to a step; False when it went another way, which leaves chance as it was."""
