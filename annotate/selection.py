@@ -19,8 +19,8 @@ from storage.schema import Episode
 from .statistics import exact_return
 from .tables import observation_rows
 
-Method = Literal["first", "stratified", "novel"]
-METHODS: tuple[Method, ...] = ("first", "stratified", "novel")
+Method = Literal["first", "stratified", "novel", "failing"]
+METHODS: tuple[Method, ...] = ("first", "stratified", "novel", "failing")
 QUANTILES = (0.1, 0.5, 0.9)
 _CELLS = 3
 
@@ -35,7 +35,8 @@ def select_episodes(
         limit: how many; all when None.
         method: `first`: as they were recorded. `stratified`: evenly over thirds of the returns and, within each,
             thirds of the lengths. `novel`: one after the other the episode whose states differ most from those chosen.
-        seed: of the draws within a stratum, or of the first novel episode; `first` has none.
+            `failing`: by turns the lowest return and, of the lower half, the states that differ most from those chosen.
+        seed: of the draws within a stratum, or of the first novel episode; `first` and `failing` have none.
 
     Returns:
         The chosen ones, in the order of the dataset.
@@ -104,6 +105,19 @@ def _novel(episodes: Sequence[Episode], rng: np.random.Generator) -> list[int]:
     return order
 
 
+def _failing(episodes: Sequence[Episode], rng: np.random.Generator) -> list[int]:
+    """Where the policy does badly, but not the same failure over and over; the better half comes last, worst first."""
+    by_return = sorted(range(len(episodes)), key=lambda place: (exact_return(episodes[place]), place))
+    worse, better = by_return[: -(-len(by_return) // 2)], by_return[-(-len(by_return) // 2) :]
+    places, order = _describe(episodes), worse[:1]
+    nearest = np.full(len(episodes), np.inf)
+    while len(order) < len(worse):
+        nearest = np.minimum(nearest, np.linalg.norm(places - places[order[-1]], axis=1))
+        left = [place for place in worse if place not in order]
+        order.append(left[0] if len(order) % 2 == 0 else max(left, key=lambda place: nearest[place]))
+    return order + better
+
+
 def _describe(episodes: Sequence[Episode]) -> NDArray[np.float64]:
     rows = [observation_rows(episode).astype(np.float64) for episode in episodes]
     spread = np.concatenate(rows).std(axis=0)
@@ -116,4 +130,5 @@ _ORDERS: Mapping[str, Callable[[Sequence[Episode], np.random.Generator], list[in
     "first": _first,
     "stratified": _stratified,
     "novel": _novel,
+    "failing": _failing,
 }

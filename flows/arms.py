@@ -69,6 +69,7 @@ class Material:
     config: RefineConfig
     oracle: Oracle | None = None  # only the arm of that name needs it
     also: tuple[str, ...] = ()  # further datasets whose steps and labels count, behind those of the first
+    baseline_id: str | None = None  # by which the store knows the baseline already; it decides nothing
 
     @property
     def dataset_ids(self) -> tuple[str, ...]:

@@ -5,7 +5,7 @@ How a policy's files are read is `policies.py`; how one is distilled is `refine/
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from refine.policy import MlpPolicy
 from storage.errors import BadInput, TrajnoteError
@@ -15,7 +15,7 @@ from storage.store import Store
 
 from .actors import NetworkActor, Policy
 from .environments import Spaces
-from .lineage import find_recorded_baseline
+from .lineage import find_recorded_baseline, find_recorded_id
 from .policies import load_policy
 
 
@@ -25,6 +25,7 @@ class Baseline:
 
     policy: MlpPolicy
     origin: str
+    policy_id: str | None = None  # by which the store knows it already
 
 
 def find_baseline(store: Store, manifest: Manifest, steps: StepArrays, spec: str | None = None) -> Baseline:
@@ -43,6 +44,11 @@ def find_baseline(store: Store, manifest: Manifest, steps: StepArrays, spec: str
         BadInput: if the policy named cannot be loaded, is for other spaces, or has neither weights that can be read
             exactly nor steps in this dataset that it could be distilled from.
     """
+    found = _find(store, manifest, steps, spec)
+    return replace(found, policy_id=find_recorded_id(store, found.policy.sha256))
+
+
+def _find(store: Store, manifest: Manifest, steps: StepArrays, spec: str | None) -> Baseline:
     spaces = Spaces(manifest.observation_space, manifest.action_space)
     if spec is not None:
         return _distilled_if_needed(_load_other(spec, spaces, store, manifest), manifest, steps)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import numpy as np
@@ -137,7 +137,8 @@ class Contest:
     @property
     def baseline(self) -> Contestant:
         """The policy that every arm started from."""
-        return Contestant.of(self.material.baseline, "baseline")
+        made = Contestant.of(self.material.baseline, "baseline")
+        return replace(made, policy_id=self.material.baseline_id or made.policy_id)
 
     def run(self) -> Comparison:
         """Train, select, accept and report every arm.

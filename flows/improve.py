@@ -55,6 +55,7 @@ class Outcome:
     comparison: Comparison
     n_labels: int
     warnings: tuple[str, ...] = ()  # what a user should know before believing the result
+    baseline_id: str = ""  # by which the catalog knows the baseline
 
 
 def improve(
@@ -99,13 +100,13 @@ def improve(
     labels = opinions.labels(store, manifest, steps)
     recipe = config.refine.completed(manifest.action_space)
     oracle = ask_expert(config.expert, labels, steps, manifest, store) if config.expert else None
-    material = Material(store.root, dataset_id, labels, start.policy, recipe, oracle, tuple(also))
+    material = Material(store.root, dataset_id, labels, start.policy, recipe, oracle, tuple(also), start.policy_id)
     judge = Judge(store, env_id, manifest.env_kwargs, config.workers, manifest.max_steps)
     contest = Contest(material, judge, config.gate, report, config.references)
     comparison = contest.run()
     warnings = find_warnings(steps, labels, recipe)
     comparison_id = record_comparison(contest, comparison, opinions.run_ids, start.origin, warnings=warnings)
-    return Outcome(comparison_id, dataset_id, start, comparison, len(labels), warnings)
+    return Outcome(comparison_id, dataset_id, start, comparison, len(labels), warnings, contest.baseline.policy_id)
 
 
 def find_warnings(steps: StepArrays, labels: Labels, recipe: RefineConfig) -> tuple[str, ...]:

@@ -21,7 +21,9 @@ from .judge import Contestant
 
 
 def record_baseline(store: Store, policy: MlpPolicy, *, env_id: str, dataset_id: str, origin: str) -> str:
-    """Keep a policy that others start from, named by its content; returns its id.
+    """Keep a policy that others start from, named by its content; returns the id by which the store knows it.
+
+    A refined policy from which another refinement starts keeps its name, so that lineage is one chain.
 
     Args:
         store: where it is kept.
@@ -30,6 +32,9 @@ def record_baseline(store: Store, policy: MlpPolicy, *, env_id: str, dataset_id:
         dataset_id: the first dataset that it acted in, or that it was distilled from.
         origin: where the weights came from, in words.
     """
+    known = find_recorded_id(store, policy.sha256)
+    if known is not None:
+        return known
     policy_id = Contestant.of(policy, "baseline").policy_id
     config = {"origin": origin, "policy_sha256": policy.sha256}
     record = {"kind": "baseline", "env_id": env_id, "dataset_id": dataset_id, "config": config}
@@ -38,12 +43,20 @@ def record_baseline(store: Store, policy: MlpPolicy, *, env_id: str, dataset_id:
 
 
 def find_recorded_baseline(store: Store, sha256: str) -> MlpPolicy | None:
-    """The baseline that a manifest names by its hash, if it was kept."""
+    """The policy that a manifest names by its hash, if it was kept."""
+    known = find_recorded_id(store, sha256)
+    return MlpPolicy.from_files(policy_files(store, known)) if known else None
+
+
+def find_recorded_id(store: Store, sha256: str) -> str | None:
+    """The id of the policy with this hash, if one was kept; the oldest, should there be two."""
     with store.catalog.read() as con:
         kept = con.execute(
-            "SELECT policy_id FROM policies WHERE kind = 'baseline' AND config ->> 'policy_sha256' = ?", [sha256]
+            """SELECT policy_id FROM policies WHERE config ->> 'policy_sha256' = ?
+               ORDER BY created_at, policy_id LIMIT 1""",
+            [sha256],
         ).fetchone()
-    return MlpPolicy.from_files(policy_files(store, kept[0])) if kept else None
+    return kept[0] if kept else None
 
 
 def record_comparison(

@@ -1,4 +1,4 @@
-"""The Prefect flows: collect, label, improve, and the pipeline of all three; each only calls a plain function.
+"""The Prefect flows: collect, label, improve, the pipeline of all three, and rounds of it; each calls a plain function.
 
 Each task leaves artifacts that say what came of it; a refusal is a failed state in its own words.
 
@@ -26,6 +26,7 @@ from .label import label, plan
 from .outcome import as_json
 from .progress import listener
 from .questions import LabelConfig
+from .rounds import RoundsConfig, Series, Work, run_rounds
 
 STORE = Path("trajnote-store")
 
@@ -169,3 +170,9 @@ def pipeline_flow(config: PipelineConfig) -> Outcome:
         dataset_id = collect_task(config.store, config.collect, config.label.card)
     run_id = label_task(config.store, dataset_id, config.label)
     return improve_task(config.store, dataset_id, [run_id], config.improve)
+
+
+@flow(name="rounds", persist_result=False)
+def rounds_flow(config: RoundsConfig) -> Series:
+    """The pipeline again and again, each time with the policy that is in force, while that gains something."""
+    return run_rounds(config, Work(collect_task, label_task, improve_task))

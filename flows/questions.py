@@ -29,7 +29,7 @@ class LabelConfig(Frozen):
     annotate: AnnotateConfig = Field(default_factory=AnnotateConfig)
     card: str | None = Field(default=None, description="path of a card; the environment's packaged one when null")
     limit: int | None = Field(default=None, ge=1, description="annotate only so many episodes")
-    select: Method = Field(default="first", description="which ones: first, stratified or novel")
+    select: Method = Field(default="first", description="which ones: first, stratified, novel or failing")
     select_seed: int = Field(default=0, ge=0, description="seed of that choice")
     answers: Path | None = Field(default=None, description="file: replies to take in; recorded: file or folder")
     base_url: str | None = Field(default=None, description="server that speaks the Messages API; Anthropic's when null")

@@ -15,6 +15,7 @@ from .deployment_tables import DEPLOYMENT_TABLES
 from .errors import Prerequisite
 from .evidence_table import LABEL_REPLAYS
 from .first_tables import FIRST_TABLES
+from .round_table import ROUNDS
 from .rules_table import RULES
 
 _BOOK = """
@@ -56,6 +57,10 @@ def _add_rules(con: Connection) -> None:
     con.execute(RULES)
 
 
+def _create_rounds(con: Connection) -> None:
+    con.execute(ROUNDS)
+
+
 MIGRATIONS: tuple[Migration, ...] = (
     Migration(1, "first tables", _create_first_tables),
     Migration(2, "replays of labels", _create_label_replays),
@@ -63,6 +68,7 @@ MIGRATIONS: tuple[Migration, ...] = (
     Migration(4, "ablations", _create_ablations),
     Migration(5, "deployments", _create_deployment_tables),
     Migration(6, "corrective rules", _add_rules),
+    Migration(7, "rounds", _create_rounds),
 )
 
 

@@ -19,6 +19,7 @@ from .options import (
     WorkersOption,
 )
 from .output import print_json, print_lines, print_table, progress_bars
+from .rounding import go_round
 
 if TYPE_CHECKING:
     from ..improve import ImproveConfig, Outcome
@@ -215,6 +216,10 @@ def pipeline(
         str | None, typer.Option("--card", help="TOML card; default: the environment's packaged one.")
     ] = None,
     mode: ModeOption = "A",
+    rounds: Annotated[
+        int | None, typer.Option("--rounds", min=1, help="Go on with what is in force, at most so many times.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option("--limit", min=1, help="Annotate only so many episodes.")] = None,
     workers: WorkersOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -232,9 +237,12 @@ def pipeline(
     config = PipelineConfig(
         store=store,
         collect=CollectConfig(env_id=env, policy=policy, episodes=episodes, seed=seed, mode="sampled"),
-        label=LabelConfig(provider=provider, answers=answers, annotate=asked, card=card),
+        label=LabelConfig(provider=provider, answers=answers, annotate=asked, card=card, limit=limit),
         improve=_configure(refine={"mode": mode, "seed": seed}, gate={}, workers=workers),
     )
+    if rounds is not None:
+        go_round(config, rounds, server, as_json)
+        return
     with progress_bars() as bars, listening(bars), served(server):
         outcome = pipeline_flow(config)
     _tell(outcome, as_json)
