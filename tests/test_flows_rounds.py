@@ -1,4 +1,4 @@
-"""Rounds on a world whose best policy is known: seeds are never shared, lineage is one chain, a killed series goes on."""
+"""Rounds on a world whose best policy is known: no seed is shared, lineage is one chain, a killed series goes on."""
 
 from __future__ import annotations
 
