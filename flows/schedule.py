@@ -27,7 +27,6 @@ from .progress import Report, listener
 from .settings import SETTINGS, DeploymentConfig, read_deployment, read_settings
 
 SKIPPED = "Skipped"
-_LEASE_S = 120  # seconds for which a run that was killed with its server keeps its place
 
 
 @flow(name="nightly", persist_result=False)
@@ -80,9 +79,7 @@ def serve_deployments(settings: Path = SETTINGS) -> None:
 
 
 def _deployment(name: str, config: DeploymentConfig, settings: Path) -> RunnerDeployment:
-    one_at_a_time = ConcurrencyLimitConfig(
-        limit=1, collision_strategy=ConcurrencyLimitStrategy.CANCEL_NEW, grace_period_seconds=_LEASE_S
-    )
+    one_at_a_time = ConcurrencyLimitConfig(limit=1, collision_strategy=ConcurrencyLimitStrategy.CANCEL_NEW)
     return RunnerDeployment.from_flow(
         nightly_flow,
         name,
