@@ -6,7 +6,6 @@ ends as soon as the evidence suffices, either way. `gate.py` has the tests of fi
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,6 +21,8 @@ from .gate import RESAMPLES, Decision, Interval, Returns, checked_returns
 
 ERROR_RATE = 0.05
 """Probability of accepting a candidate that is no better, over all looks together."""
+SHORTEST = 2
+"""Episodes that a rung adds at least: a judge gives no interval for a single one."""
 FIRST_LOOK = 12
 """Episodes of the first look; the next looks come after twice as many each."""
 HOPE = 0.9
@@ -42,8 +43,8 @@ def list_rungs(candidates: int, episodes: int) -> list[Rung]:
     """Halve the candidates from rung to rung while their episodes double, until two are left to play all `episodes`.
 
     Successive halving (Karnin, Koren and Somekh, "Almost optimal exploration in multi-armed bandits", ICML 2013). Ten
-    candidates and 24 episodes are 10 x 3, 5 x 6, 3 x 12 and 2 x 24, which is 87 episodes in place of 240. No rung is
-    shorter than two episodes; rungs that would add none are left out.
+    candidates and 24 episodes are 10 x 3, 5 x 6, 3 x 12 and 2 x 24, which is 87 episodes in place of 240. A rung
+    that would add fewer than two episodes is left out, for returns are judged two at a time at least.
 
     Args:
         candidates: how many there are, at least 1.
@@ -52,10 +53,12 @@ def list_rungs(candidates: int, episodes: int) -> list[Rung]:
     entrants = [candidates]
     while entrants[-1] > 2:
         entrants.append(math.ceil(entrants[-1] / 2))
-    lengths = [max(2, round(episodes / 2**rung)) for rung in reversed(range(len(entrants)))]
-    rungs = [Rung(*each) for each in zip(entrants, lengths, strict=True)]
-    first, later = rungs[0], (after for before, after in itertools.pairwise(rungs) if after.episodes > before.episodes)
-    return [first, *later]
+    rungs: list[Rung] = []
+    for number, count in enumerate(entrants, start=1):
+        length = max(SHORTEST, round(episodes / 2 ** (len(entrants) - number)))
+        if not rungs or length >= rungs[-1].episodes + SHORTEST:
+            rungs.append(Rung(count, length))
+    return rungs
 
 
 def list_looks(most: int) -> list[int]:

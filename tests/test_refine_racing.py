@@ -55,12 +55,18 @@ def test_rungs_halve_the_candidates_and_double_the_episodes() -> None:
     assert list_rungs(10, 24) == [Rung(10, 3), Rung(5, 6), Rung(3, 12), Rung(2, 24)]
     assert list_rungs(2, 10) == [Rung(2, 10)]
     assert list_rungs(1, 10) == [Rung(1, 10)]
-    assert list_rungs(8, 6) == [Rung(8, 2), Rung(4, 3), Rung(2, 6)]
+    assert list_rungs(8, 6) == [Rung(8, 2), Rung(2, 6)]
 
 
-def test_a_rung_that_would_add_no_episode_is_left_out() -> None:
+def test_a_rung_that_would_add_fewer_than_two_episodes_is_left_out() -> None:
+    assert list_rungs(10, 12) == [Rung(10, 2), Rung(3, 6), Rung(2, 12)]
     assert list_rungs(10, 4) == [Rung(10, 2), Rung(2, 4)]
     assert list_rungs(10, 2) == [Rung(10, 2)]
+    for candidates in range(1, 20):
+        for episodes in range(2, 40):
+            lengths = [rung.episodes for rung in list_rungs(candidates, episodes)]
+            assert min(np.diff([0, *lengths])) >= 2
+            assert lengths[-1] in (episodes, episodes - 1)
 
 
 def test_looks_double_and_end_at_the_last_episode() -> None:
