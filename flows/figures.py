@@ -33,17 +33,18 @@ SELECT CASE arm WHEN 'labels' THEN 'refined' ELSE arm END AS arm, mode, return_,
 FROM arms WHERE comparison_id = ?
 """
 _CANDIDATES = """
-SELECT CASE arm WHEN 'labels' THEN 'refined' ELSE arm END AS arm, refinement_id, step, beta, candidates.return_, chosen
+SELECT CASE arm WHEN 'labels' THEN 'refined' ELSE arm END AS arm, refinement_id, step, beta,
+    coalesce(candidates.return_, consistency) AS return_, chosen
 FROM candidates JOIN refinements USING (refinement_id)
 WHERE comparison_id = ? ORDER BY refinement_id, number
 """
 _BOARD = """
 SELECT CASE arm WHEN 'labels' THEN 'refined' ELSE arm END AS arm, env_id, return_, low, high
-FROM leaderboard WHERE mode = 'greedy'
+FROM leaderboard WHERE mode = 'greedy' AND basis = 'played'
 QUALIFY rank() OVER (PARTITION BY env_id ORDER BY created_at DESC, comparison_id) = 1
 """
 _NEWEST = """
-SELECT comparison_id, env_id, dataset_id FROM comparisons
+SELECT comparison_id, env_id, dataset_id, basis = 'estimated' FROM comparisons
 WHERE starts_with(comparison_id, ?) ORDER BY created_at DESC, comparison_id LIMIT 1
 """
 
@@ -52,6 +53,8 @@ def draw_figures(
     store: Store, folder: Path, *, comparison: str | None = None, picture_format: PictureFormat = "svg"
 ) -> list[Path]:
     """Draw `arms` and `candidates` of a comparison, and the `board` of all; equal catalogs give equal pictures.
+
+    Pictures of estimates say so, and estimates are not on the board.
 
     Args:
         store: with a comparison, that is, after `refine`.
@@ -65,18 +68,19 @@ def draw_figures(
     Raises:
         Prerequisite: if there is no such comparison, or the extra `plots` is not installed.
     """
-    comparison_id, env_id, dataset_id = _find(store, comparison)
-    subject = f"{env_id}, {dataset_id}"
+    comparison_id, env_id, dataset_id, estimated = _find(store, comparison)
+    subject = f"{env_id}, {dataset_id}" if env_id else dataset_id
     charts = {
-        "arms": _draw_arms(_rows(store, _ARMS, comparison_id), subject),
-        "candidates": _draw_candidates(_rows(store, _CANDIDATES, comparison_id), subject),
-        "board": _draw_board(_rows(store, _BOARD)),
+        "arms": _draw_arms(_rows(store, _ARMS, comparison_id), subject, estimated),
+        "candidates": _draw_candidates(_rows(store, _CANDIDATES, comparison_id), subject, estimated),
     }
+    if board := _rows(store, _BOARD):
+        charts["board"] = _draw_board(board)
     folder.mkdir(parents=True, exist_ok=True)
     return [_write(chart, folder / f"{name}.{picture_format}", picture_format) for name, chart in charts.items()]
 
 
-def _find(store: Store, comparison: str | None) -> tuple[str, str, str]:
+def _find(store: Store, comparison: str | None) -> tuple[str, str | None, str, bool]:
     with store.catalog.read() as con:
         found = con.execute(_NEWEST, [comparison or ""]).fetchone()
     if found is None:
@@ -92,13 +96,14 @@ def _rows(store: Store, query: str, *values: str) -> list[dict[str, Any]]:
         return [dict(zip(names, row, strict=True)) for row in found.fetchall()]
 
 
-def _draw_arms(rows: Sequence[dict[str, Any]], subject: str) -> Any:
+def _draw_arms(rows: Sequence[dict[str, Any]], subject: str, estimated: bool) -> Any:
     """Mean returns as points on their intervals, one row per arm, greedy and sampled side by side."""
     alt = _altair()
+    words = "Mean return on the report seeds" if not estimated else "Estimated discounted return, not played"
     return (
         _intervals(alt, rows)
         .facet(column=alt.Column("mode:N", title=None))
-        .properties(title=_title(alt, "Mean return on the report seeds, 95% bootstrap intervals", subject))
+        .properties(title=_title(alt, f"{words}, 95% bootstrap intervals", subject))
     )
 
 
@@ -126,12 +131,16 @@ def _intervals(alt: Any, rows: Sequence[dict[str, Any]]) -> Any:
     return alt.layer(intervals, points).properties(width=_WIDTH, height=alt.Step(_ROW))
 
 
-def _draw_candidates(rows: Sequence[dict[str, Any]], subject: str) -> Any:
+def _draw_candidates(rows: Sequence[dict[str, Any]], subject: str, estimated: bool) -> Any:
     """Selection returns of every snapshot over the training, one line per draw and beta; the chosen ones are ringed."""
     alt = _altair()
+    score = "log-likelihood of held-out labels" if estimated else "mean return on the selection seeds"
+    title = (
+        f"Candidates of every arm; {'the ringed ones are estimated' if estimated else 'the gate tests the ringed ones'}"
+    )
     shared = alt.Chart(alt.Data(values=list(rows))).encode(
         x=alt.X("step:Q", title="optimizer steps of the refinement"),
-        y=alt.Y("return_:Q", title="mean return on the selection seeds"),
+        y=alt.Y("return_:Q", title=score),
         color=alt.Color("arm:N", scale=_scale(alt, rows), title="arm"),
     )
     dashes = alt.StrokeDash("beta:N", title="beta", legend=alt.Legend(symbolType="stroke", symbolSize=400))
@@ -141,7 +150,7 @@ def _draw_candidates(rows: Sequence[dict[str, Any]], subject: str) -> Any:
     return alt.layer(lines, points, chosen).properties(
         width=2 * _WIDTH,
         height=_CURVE_HEIGHT,
-        title=_title(alt, "Candidates of every arm; the gate tests the ringed ones", subject),
+        title=_title(alt, title, subject),
     )
 
 

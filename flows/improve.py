@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from pydantic import Field
 
@@ -24,7 +25,7 @@ from .environments import Spaces, look_up_spaces
 from .foreign import check_spaces
 from .judge import Judge
 from .lineage import record_comparison
-from .opinions import find_opinions
+from .opinions import Opinions, find_opinions
 from .oracle import ask_expert
 from .progress import Report, silent
 
@@ -89,24 +90,58 @@ def improve(
     """
     manifest = read_manifest(store, dataset_id)
     env_id = _home_of(manifest)
-    datasets = (dataset_id, *also)
-    opinions = find_opinions(store, datasets, run_ids, config.refine.mode, rules=rules)
+    for each in (dataset_id, *also):
+        _refuse_shared_seeds(store, each, config.gate)
+    material, start, opinions, warnings = gather_material(
+        store, manifest, config.refine, run_ids, rules=rules, also=also, baseline=baseline, expert=config.expert
+    )
     if opinions.rules and config.random_states:
         raise BadInput("Rules speak of all states that they match, so there are no others to compare with.")
-    for each in datasets:
-        _refuse_shared_seeds(store, each, config.gate)
-    start = find_baseline(store, manifest, read_steps(store, dataset_id), baseline)
-    steps = read_pool(store, datasets)
-    labels = opinions.labels(store, manifest, steps)
-    recipe = config.refine.completed(manifest.action_space)
-    oracle = ask_expert(config.expert, labels, steps, manifest, store) if config.expert else None
-    material = Material(store.root, dataset_id, labels, start.policy, recipe, oracle, tuple(also), start.policy_id)
     judge = Judge(store, env_id, manifest.env_kwargs, config.workers, manifest.max_steps)
     contest = Contest(material, judge, config.gate, report, config.references)
     comparison = contest.run()
-    warnings = find_warnings(steps, labels, recipe)
     comparison_id = record_comparison(contest, comparison, opinions.run_ids, start.origin, warnings=warnings)
-    return Outcome(comparison_id, dataset_id, start, comparison, len(labels), warnings, contest.baseline.policy_id)
+    return Outcome(
+        comparison_id, dataset_id, start, comparison, len(material.labels), warnings, contest.baseline.policy_id
+    )
+
+
+class Gathered(NamedTuple):
+    """What a refinement of a dataset starts from, whoever judges it."""
+
+    material: Material
+    baseline: Baseline
+    opinions: Opinions
+    warnings: tuple[str, ...]
+
+
+def gather_material(
+    store: Store,
+    manifest: Manifest,
+    config: RefineConfig,
+    run_ids: Sequence[str] | None,
+    *,
+    rules: bool = False,
+    also: Sequence[str] = (),
+    baseline: str | None = None,
+    expert: str | None = None,
+) -> Gathered:
+    """Find a dataset's labels and baseline; arguments as for `improve`.
+
+    Raises:
+        Prerequisite: if the dataset has no annotations.
+        BadInput: for labels that do not fit, or a baseline that cannot be had.
+    """
+    dataset_id = manifest.dataset_id
+    datasets = (dataset_id, *also)
+    opinions = find_opinions(store, datasets, run_ids, config.mode, rules=rules)
+    start = find_baseline(store, manifest, read_steps(store, dataset_id), baseline)
+    steps = read_pool(store, datasets)
+    labels = opinions.labels(store, manifest, steps)
+    recipe = config.completed(manifest.action_space)
+    oracle = ask_expert(expert, labels, steps, manifest, store) if expert else None
+    material = Material(store.root, dataset_id, labels, start.policy, recipe, oracle, tuple(also), start.policy_id)
+    return Gathered(material, start, opinions, find_warnings(steps, labels, recipe))
 
 
 def find_warnings(steps: StepArrays, labels: Labels, recipe: RefineConfig) -> tuple[str, ...]:

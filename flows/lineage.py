@@ -20,7 +20,7 @@ from .contest import Comparison, Contest, Trial
 from .judge import Contestant
 
 
-def record_baseline(store: Store, policy: MlpPolicy, *, env_id: str, dataset_id: str, origin: str) -> str:
+def record_baseline(store: Store, policy: MlpPolicy, *, env_id: str | None, dataset_id: str, origin: str) -> str:
     """Keep a policy that others start from, named by its content; returns the id by which the store knows it.
 
     A refined policy from which another refinement starts keeps its name, so that lineage is one chain.
@@ -28,7 +28,7 @@ def record_baseline(store: Store, policy: MlpPolicy, *, env_id: str, dataset_id:
     Args:
         store: where it is kept.
         policy: the network.
-        env_id: of its dataset.
+        env_id: of its dataset; None when that came without one.
         dataset_id: the first dataset that it acted in, or that it was distilled from.
         origin: where the weights came from, in words.
     """
@@ -118,7 +118,7 @@ def _save_refined(contest: Contest, trial: Trial, run_ids: Sequence[str]) -> Non
             "reading": winner.reading,
             "refine": material.config.model_dump(mode="json"),
             "gate": contest.gate.model_dump(mode="json"),
-            "versions": _learner_versions(),
+            "versions": learner_versions(),
             "policy_sha256": trial.kept.sha256,
             **_further_datasets(contest),
         },
@@ -131,7 +131,8 @@ def _further_datasets(contest: Contest) -> dict[str, list[str]]:
     return {"also": list(contest.material.also)} if contest.material.also else {}
 
 
-def _learner_versions() -> dict[str, str]:
+def learner_versions() -> dict[str, str]:
+    """Versions of what trained a policy."""
     return {name: importlib.metadata.version(name) for name in ("d3rlpy", "torch", "numpy")}
 
 

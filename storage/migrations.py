@@ -13,6 +13,7 @@ from .batch_tables import BATCH_COLUMNS
 from .catalog import Catalog, Connection
 from .deployment_tables import DEPLOYMENT_TABLES
 from .errors import Prerequisite
+from .estimate_tables import ESTIMATES
 from .evidence_table import LABEL_REPLAYS
 from .first_tables import FIRST_TABLES
 from .round_table import ROUNDS
@@ -61,6 +62,10 @@ def _create_rounds(con: Connection) -> None:
     con.execute(ROUNDS)
 
 
+def _create_estimates(con: Connection) -> None:
+    con.execute(ESTIMATES)
+
+
 MIGRATIONS: tuple[Migration, ...] = (
     Migration(1, "first tables", _create_first_tables),
     Migration(2, "replays of labels", _create_label_replays),
@@ -69,6 +74,7 @@ MIGRATIONS: tuple[Migration, ...] = (
     Migration(5, "deployments", _create_deployment_tables),
     Migration(6, "corrective rules", _add_rules),
     Migration(7, "rounds", _create_rounds),
+    Migration(8, "estimates without a simulator", _create_estimates),
 )
 
 

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from storage.errors import BadInput
+
 from ..prefect_defaults import quieten_prefect
 from ..prefect_server import served, start_server
 from .options import (
@@ -22,6 +24,8 @@ from .output import print_json, print_lines, print_table, progress_bars
 from .rounding import go_round
 
 if TYPE_CHECKING:
+    from storage.store import Store
+
     from ..improve import ImproveConfig, Outcome
 
 ModeOption = Annotated[
@@ -89,6 +93,13 @@ ExpertOption = Annotated[
 RandomStatesOption = Annotated[
     bool, typer.Option("--random-states", help="Also the arm random_states: other states, the annotator's own rules.")
 ]
+EstimateOption = Annotated[
+    bool,
+    typer.Option("--estimate", help="Play nothing, estimate from the logged steps; so without --env, too."),
+]
+AcceptEstimateOption = Annotated[
+    bool, typer.Option("--accept-estimate", help="Put the refined policy in force on an estimate alone.")
+]
 SeedOption = Annotated[int, typer.Option("--seed", min=0, help="Seed of the training and of the placebos.")]
 
 
@@ -125,11 +136,14 @@ def refine(
     expert: ExpertOption = None,
     random_states: RandomStatesOption = False,
     gate: MethodOption = "full",
+    estimate: EstimateOption = False,
+    accept_estimate: AcceptEstimateOption = False,
     workers: WorkersOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Refine a dataset's policy with its annotations, beside all controls, and let the gate judge every arm."""
     from storage.datasets import resolve_dataset
+    from storage.steps import read_manifest
     from storage.store import Store
 
     from ..improve import improve
@@ -159,10 +173,56 @@ def refine(
         workers=workers,
     ).model_copy(update={"expert": expert, "random_states": random_states})
     opened = Store.open(store)
+    dataset_id = resolve_dataset(opened, dataset)
+    if estimate or read_manifest(opened, dataset_id).env_id is None:
+        if expert or random_states:
+            raise BadInput("An estimate has no arms beside the placebos.", "Leave --expert and --random-states out.")
+        _appraise(opened, dataset_id, config, run, rules, baseline=baseline, accept=accept_estimate, as_json=as_json)
+        return
+    if accept_estimate:
+        raise BadInput("--accept-estimate is for estimates; the simulator judges this dataset.", "Add --estimate.")
     with progress_bars() as bars:
-        dataset_id = resolve_dataset(opened, dataset)
         outcome = improve(opened, dataset_id, config, run_ids=run, rules=rules, baseline=baseline, report=bars)
     _tell(outcome, as_json)
+
+
+def _appraise(
+    store: Store,
+    dataset_id: str,
+    config: ImproveConfig,
+    run_ids: list[str] | None,
+    rules: bool,
+    *,
+    baseline: str | None,
+    accept: bool,
+    as_json: bool,
+) -> None:
+    """Refine without a simulator, and tell what is estimated."""
+    from refine.estimates import OpeConfig
+
+    from ..appraisal_words import as_json as to_json
+    from ..appraisal_words import sentences, table_rows
+    from ..appraise import AppraiseConfig, appraise
+
+    asked = AppraiseConfig(
+        refine=config.refine,
+        ope=OpeConfig(seed=config.refine.seed),
+        mode=config.gate.mode,
+        placebo_draws=config.gate.placebo_draws,
+        accept=accept,
+        workers=config.workers,
+    )
+    with progress_bars() as bars:
+        appraisal = appraise(store, dataset_id, asked, run_ids=run_ids, rules=rules, baseline=baseline, report=bars)
+    if as_json:
+        print_json(to_json(appraisal))
+        return
+    labels = len(appraisal.material.labels)
+    print_table(
+        f"{dataset_id}: {labels} labels; ESTIMATED, not played; baseline: {appraisal.origin.origin}",
+        table_rows(appraisal),
+    )
+    print_lines(*sentences(appraisal))
 
 
 def evaluate(

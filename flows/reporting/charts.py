@@ -69,9 +69,10 @@ def draw_all(
     axes = first_axes(states, components)
     specs: dict[str, Chart] = {"timeline": timeline_chart(components)}
     if facts.arms:
-        specs["arms"] = arms_chart(facts.arms)
+        specs["arms"] = arms_chart(facts.arms, "estimated return, not played" if facts.estimated else "mean return")
     if facts.candidates:
-        specs["candidates"] = candidates_chart(facts.candidates, greedy.get("baseline"))
+        level = None if facts.estimated else greedy.get("baseline")
+        specs["candidates"] = candidates_chart(facts.candidates, level, _score_name(facts.estimated))
     if labels:
         specs["positions"] = positions_chart(position_rows(labels))
         specs["confidence"] = confidence_chart(confidence_rows(labels, checkups))
@@ -95,7 +96,7 @@ def first_axes(states: Sequence[Row], components: Sequence[Row]) -> tuple[int, i
     return rich[0], rich[min(1, len(rich) - 1)]
 
 
-def arms_chart(arms: Sequence[Row]) -> Chart:
+def arms_chart(arms: Sequence[Row], return_name: str = "mean return") -> Chart:
     """The headline: mean return of every arm with its interval, greedy and sampled."""
     rows = [row | {"name": arm_name(row["arm"])} for row in arms]
     order = list(
@@ -108,12 +109,12 @@ def arms_chart(arms: Sequence[Row]) -> Chart:
     )
     base = alt.Chart(alt.Data(values=rows)).encode(y=y, yOffset=offset, color=_arm_colour(rows, legend=False))
     x = alt.X(
-        "low:Q", title="mean return per episode", scale=alt.Scale(zero=False, nice=True), axis=alt.Axis(tickCount=6)
+        "low:Q", title=f"{return_name} per episode", scale=alt.Scale(zero=False, nice=True), axis=alt.Axis(tickCount=6)
     )
     tip = [
         alt.Tooltip("name:N", title="arm"),
         alt.Tooltip("mode:N", title="acting"),
-        alt.Tooltip("return_:Q", title="mean return", format=".1f"),
+        alt.Tooltip("return_:Q", title=return_name, format=".1f"),
         alt.Tooltip("low:Q", title="95% from", format=".1f"),
         alt.Tooltip("high:Q", title="to", format=".1f"),
         alt.Tooltip("episodes:Q", title="episodes"),
@@ -132,8 +133,12 @@ def arms_chart(arms: Sequence[Row]) -> Chart:
     return _wide(alt.layer(intervals, points), _ROW_HEIGHT * len(order) * (1.25 if len(modes) > 1 else 1))
 
 
-def candidates_chart(candidates: Sequence[Row], baseline: float | None) -> Chart:
-    """How the candidates did on the selection seeds, by training step, one line per arm, draw and beta."""
+def _score_name(estimated: bool) -> str:
+    return "log-likelihood of held-out labels" if estimated else "mean return, selection seeds"
+
+
+def candidates_chart(candidates: Sequence[Row], baseline: float | None, score: str) -> Chart:
+    """How the candidates did where they were chosen, by training step, one line per arm, draw and beta."""
     rows = [
         row
         | {"name": arm_name(row["arm"]), "line": f"{row['refinement_id']} {row['beta']}", "own": row["arm"] == "labels"}
@@ -146,7 +151,7 @@ def candidates_chart(candidates: Sequence[Row], baseline: float | None) -> Chart
             scale=alt.Scale(type="log", nice=False, padding=12),
             axis=alt.Axis(values=sorted({row["step"] for row in rows}), format="d", grid=False),
         ),
-        y=alt.Y("return_:Q", title="mean return, selection seeds", scale=alt.Scale(zero=False)),
+        y=alt.Y("return_:Q", title=score, scale=alt.Scale(zero=False)),
         color=_arm_colour(rows),
         detail="line:N",
     )
@@ -155,7 +160,7 @@ def candidates_chart(candidates: Sequence[Row], baseline: float | None) -> Chart
         alt.Tooltip("draw:Q", title="draw"),
         alt.Tooltip("step:Q", title="steps"),
         alt.Tooltip("beta:Q", title="beta"),
-        alt.Tooltip("return_:Q", title="mean return", format=".1f"),
+        alt.Tooltip("return_:Q", title=score, format=".2f"),
     ]
     dash = alt.StrokeDash("beta:N", title=None, legend=alt.Legend(labelExpr="'beta ' + datum.label", symbolSize=220))
     lines = base.mark_line(strokeWidth=2).encode(

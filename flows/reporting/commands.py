@@ -74,6 +74,8 @@ def _refine(refinement: Row, dataset_id: str) -> str:
         "draws": gate.get("placebo_draws"),
         "gate-mode": gate.get("mode"),
         "gate": gate.get("method"),
+        "estimate": True if config.get("basis") == "estimated" else None,
+        "accept-estimate": True if config.get("estimate", {}).get("accept") else None,
     }
     runs = "".join(f" --run {shlex.quote(run_id)}" for run_id in refinement["run_ids"] or ())
     return _command("refine", options) + runs

@@ -25,7 +25,7 @@ ORDER BY mode, return_
 """
 _CANDIDATES = """
 SELECT refinement_id, arm, coalesce((config->>'draw')::INTEGER, 0) AS draw, candidates.number, candidates.policy_id,
-    step, beta, return_, chosen
+    step, beta, coalesce(return_, consistency) AS return_, chosen
 FROM candidates JOIN refinements USING (refinement_id) WHERE comparison_id = ?
 ORDER BY arm, draw, beta, step
 """
@@ -88,6 +88,11 @@ class Facts:
     replays: Sequence[Row]
     rules: Sequence[Row] = ()  # of these runs, with what they cover
     ruled: Row | None = None  # how many steps the rules match, of how many
+
+    @property
+    def estimated(self) -> bool:
+        """Whether the comparison was judged by an estimate, without playing."""
+        return self.comparison is not None and self.comparison["basis"] == "estimated"
 
     @property
     def judged(self) -> Row | None:

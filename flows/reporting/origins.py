@@ -120,6 +120,7 @@ def tell_configuration(facts: Facts) -> list[tuple[str, Pairs]]:
     tables: list[tuple[str, Pairs]] = [
         ("Refinement", pairs_of(config.get("refine"))),
         ("Gate", pairs_of(config.get("gate"))),
+        ("Estimate", pairs_of(config.get("estimate"))),
         *((f"Annotation {run['run_id']}", pairs_of(read_object(run["config"]))) for run in facts.runs),
         (
             "Environment",

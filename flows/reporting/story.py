@@ -25,6 +25,7 @@ def tell(facts: Facts, labels: Sequence[Row], checkups: Sequence[Checkup]) -> Ro
     return {
         "title": manifest.env_id or manifest.dataset_id,
         "dataset_id": manifest.dataset_id,
+        "estimated": facts.estimated,
         "headline": _headline(facts),
         "verdicts": _verdicts(facts),
         "gate": _gate(facts),
@@ -71,12 +72,16 @@ def _verdicts(facts: Facts) -> list[Row]:
         return []
     return [
         {
-            "question": "Is the policy better than the baseline?",
+            "question": "Is the policy estimated to be better than the baseline?"
+            if facts.estimated
+            else "Is the policy better than the baseline?",
             "holds": found["better"],
             "reason": plain_reason(found["better_reason"]),
         },
         {
-            "question": "Was it the labels that did it?",
+            "question": "Was it the labels, as far as estimates go?"
+            if facts.estimated
+            else "Was it the labels that did it?",
             "holds": found["credit"],
             "reason": plain_reason(found["credit_reason"]),
         },
@@ -96,7 +101,7 @@ def _gate(facts: Facts) -> Row | None:
         "arm": arm_name(judged["arm"]),
         "candidates": len(own),
         "chosen": chosen,
-        "chosen_return": number(chosen["return_"]) if chosen else "",
+        "chosen_return": number(chosen["return_"], 2 if facts.estimated else 1) if chosen else "",
         "select": gate.get("select"),
         "accept": gate.get("accept"),
         "report": gate.get("report"),

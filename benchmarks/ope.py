@@ -1,0 +1,248 @@
+"""How far estimates without a simulator are from the truth, in environments where the truth can be played.
+
+    python benchmarks/ope.py
+    python benchmarks/ope.py --quick --env CartPole-v1
+
+In each environment the shipped baseline plays a log (sampled, or greedy with `--log-mode greedy`); an expert's actions
+at spread states are the labels, a part of them wrong. Every arm's candidates are estimated from the log alone and then
+played. The truth of a candidate is its mean discounted return over `--episodes` fresh episodes.
+
+Printed per environment and seed: bias and error (root mean square) of the estimates beside the spread of the truth,
+rank correlation with the discounted and with the plain return, how often the 95% intervals cover the truth and the
+true gain over the baseline, how many verdicts `estimated better` are wrong, and what choosing by held-out labels
+loses, in plain return of the arm with the labels, against the best candidate; beside it what 24 played episodes lose.
+The expert is a short PPO training, or a policy given with `--expert`; a fresh clone needs the extra `sb3` for it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+import time
+from functools import partial
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import spearmanr
+
+from flows.appraise import refit_number, train_and_score
+from flows.arms import Draw, Material, list_draws
+from flows.collect import CollectConfig
+from flows.environments import Spaces, look_up_spaces, make_environment
+from flows.gather import gather
+from flows.policies import load_policy
+from flows.processes import core_count, share_out
+from flows.rollout import rollout
+from flows.train_baseline import TrainConfig, train_baseline
+from refine.config import RefineConfig
+from refine.estimates import OpeConfig, estimated_gain
+from refine.labels import Labels
+from refine.ope import collect_refits
+from refine.policy import MlpPolicy, Mode
+from storage.steps import StepArrays, read_steps
+from storage.store import Store
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+BASELINES = {"CartPole-v1": "cartpole", "LunarLander-v3": "lunarlander", "Acrobot-v1": "acrobot"}
+EXPERT_STEPS = {"CartPole-v1": 60_000, "LunarLander-v3": 600_000, "Acrobot-v1": 120_000}
+TRUTH_SEED, SELECT_SEED, SELECT = 7_000_000, 6_000_000, 24
+LABELS_PER_EPISODE = 8
+
+
+class Truth(NamedTuple):
+    """What a candidate is really worth."""
+
+    discounted: float
+    plain: float
+    selected: float  # plain return on 24 other seeds, by which a simulator would choose
+
+
+def play_truth(env_id: str, gamma: float, episodes: int, mode: Mode, policy: MlpPolicy) -> Truth:
+    """Play one candidate, in any process."""
+    make = partial(make_environment, env_id)
+    played = list(rollout(make, policy, range(TRUTH_SEED, TRUTH_SEED + episodes), mode=mode))
+    discounted = [float(np.sum(episode.rewards * gamma ** np.arange(len(episode)))) for episode in played]
+    chosen = rollout(make, policy, range(SELECT_SEED, SELECT_SEED + SELECT), mode=mode)
+    plain = np.mean([episode.return_ for episode in played])
+    return Truth(float(np.mean(discounted)), float(plain), float(np.mean([episode.return_ for episode in chosen])))
+
+
+def find_policy(env_id: str, spec: str | None, folder: Path) -> str:
+    """The expert that was given, or a short training."""
+    if spec is not None:
+        return spec
+    config = TrainConfig(env_id=env_id, timesteps=EXPERT_STEPS.get(env_id, 200_000), patience=0)
+    train_baseline(config, folder / "expert")
+    return f"policy:{folder / 'expert'}"
+
+
+def label_steps(steps: StepArrays, spaces: Spaces, expert: Any, wrong: float, seed: int) -> Labels:
+    """The expert's actions at states spread over every episode, a part of them replaced by chance."""
+    rng = np.random.default_rng([seed, 0x1ABE1])
+    edges = [np.linspace(0, length, LABELS_PER_EPISODE + 1).astype(int) for length in steps.lengths]
+    rows = np.array(
+        [
+            start + rng.integers(low, high)
+            for start, stops in zip(steps.starts, edges, strict=True)
+            for low, high in pairwise(stops)
+            if high > low
+        ]
+    )
+    suggestions = expert.act(steps.observation[rows], mode="greedy").actions
+    broken = rng.random(len(rows)) < wrong
+    suggestions[broken] = rng.integers(0, spaces.action.n or 1, int(broken.sum())) + spaces.action.start
+    return Labels(rows, suggestions, np.full(len(rows), 0.9), np.zeros(len(rows)))
+
+
+def measure(env_id: str, seed: int, arguments: argparse.Namespace, folder: Path, expert_spec: str) -> dict[str, Any]:
+    """One environment, one log, one set of labels."""
+    begun = time.monotonic()
+    store = Store.create(folder / f"store-{seed}")
+    spaces = look_up_spaces(env_id)
+    spec = arguments.baseline or f"policy:{EXAMPLES / BASELINES[env_id] / 'baseline'}"
+    log = CollectConfig(
+        env_id=env_id, policy=spec, mode=arguments.log_mode, episodes=arguments.log, seed=100_000 * (seed + 1)
+    )
+    manifest = gather(store, log)
+    steps = read_steps(store, manifest.dataset_id)
+    labels = label_steps(steps, spaces, load_policy(expert_spec, spaces, store), arguments.wrong, seed)
+    baseline: Any = load_policy(spec, spaces, store)
+    recipe = RefineConfig(seed=seed).completed(spaces.action)
+    material = Material(store.root, manifest.dataset_id, labels, baseline.network, recipe)
+    draws: list[Draw] = list_draws(arguments.draws)
+    trained = list(share_out(partial(train_and_score, material, arguments.folds), draws, arguments.workers))
+    owners = [(draw, number) for draw, (found, _) in zip(draws, trained, strict=True) for number in range(len(found))]
+    policies = [baseline.network, *(snapshot.policy for found, _ in trained for snapshot in found)]
+    ope = OpeConfig(seed=seed, resamples=arguments.resamples)
+    refits = share_out(
+        partial(refit_number, material, policies, ope, arguments.mode), range(ope.resamples), arguments.workers
+    )
+    estimates = collect_refits(steps, policies, list(refits))
+    estimated = time.monotonic()
+    play = partial(play_truth, env_id, ope.gamma, arguments.episodes, arguments.mode)
+    truths = list(share_out(play, policies, arguments.workers))
+    own = [place for place, (draw, _) in enumerate(owners, start=1) if draw.arm == "labels"]
+    gains = [estimated_gain(estimate, estimates[0]) for estimate in estimates[1:]]
+    real = np.array([truth.discounted for truth in truths])
+    values = np.array([estimate.value for estimate in estimates])
+    plain = np.array([truth.plain for truth in truths])
+    chosen = {
+        "held_out_labels": own[trained[0][1].best],
+        "simulator": own[int(np.argmax([truths[place].selected for place in own]))],
+        "estimate": own[int(np.argmax(values[own]))],
+    }
+    better = np.array([gain.is_above_zero for gain in gains])
+    truly = real[1:] > real[0]
+    return {
+        "env_id": env_id,
+        "seed": seed,
+        "candidates": len(policies) - 1,
+        "episodes_logged": manifest.episodes,
+        "steps_logged": manifest.steps,
+        "labels": len(labels),
+        "truth_sd": float(real.std()),
+        "bias": float(np.mean(values - real)),
+        "rmse": float(np.sqrt(np.mean((values - real) ** 2))),
+        "baseline_error": float(values[0] - real[0]),
+        "spearman": correlation(values, real),
+        "spearman_plain": correlation(values, plain),
+        "coverage": share([e.interval.low <= t <= e.interval.high for e, t in zip(estimates, real, strict=True)]),
+        "gain_coverage": share([g.low <= t - real[0] <= g.high for g, t in zip(gains, real[1:], strict=True)]),
+        "said_better": int(better.sum()),
+        "wrongly_better": int((better & ~truly).sum()),
+        "truly_better": int(truly.sum()),
+        "best_plain": float(plain[own].max()),
+        "baseline_plain": float(plain[0]),
+        **{f"regret_{name}": float(plain[own].max() - plain[place]) for name, place in chosen.items()},
+        "each": [
+            {
+                "arm": draw.name,
+                "number": number,
+                "estimate": float(values[place]),
+                "low": estimates[place].interval.low,
+                "high": estimates[place].interval.high,
+                "truth": float(real[place]),
+                "plain": float(plain[place]),
+                "support": estimates[place].support,
+            }
+            for place, (draw, number) in enumerate(owners, start=1)
+        ],
+        "estimate_s": estimated - begun,
+        "truth_s": time.monotonic() - estimated,
+    }
+
+
+def correlation(left: NDArray[np.float64], right: NDArray[np.float64]) -> float:
+    """Spearman's rank correlation."""
+    found: Any = spearmanr(left, right)
+    return float(found.statistic)
+
+
+def share(holds: list[bool]) -> float:
+    """How many of them hold, from 0 to 1."""
+    return float(np.mean(holds))
+
+
+def show(row: dict[str, Any]) -> None:
+    """One measurement in words."""
+    print(
+        f"{row['env_id']} seed {row['seed']}: {row['candidates']} candidates, log of {row['episodes_logged']} episodes,"
+        f" {row['steps_logged']} steps\n"
+        f"  error {row['rmse']:.1f} (bias {row['bias']:+.1f}; the truth's spread is {row['truth_sd']:.1f}),"
+        f" rank correlation {row['spearman']:.2f}, with plain returns {row['spearman_plain']:.2f}\n"
+        f"  95% intervals cover the truth in {row['coverage']:.0%}, the true gain in {row['gain_coverage']:.0%};"
+        f" 'estimated better' {row['said_better']} times, wrongly {row['wrongly_better']}"
+        f" ({row['truly_better']} are truly better)\n"
+        f"  plain return lost by choosing with held-out labels {row['regret_held_out_labels']:.1f}, with the estimate"
+        f" {row['regret_estimate']:.1f}, with 24 played episodes {row['regret_simulator']:.1f}"
+        f" (best {row['best_plain']:.1f}, baseline {row['baseline_plain']:.1f})\n"
+        f"  {row['estimate_s']:.0f} s to train and estimate, {row['truth_s']:.0f} s to play the truth",
+        flush=True,
+    )
+
+
+def parse() -> argparse.Namespace:
+    """The options."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--env", action="append", help="repeatable; default: " + ", ".join(BASELINES))
+    parser.add_argument("--baseline", help="policy that plays the log; default: the shipped one of the environment")
+    parser.add_argument("--expert", help="policy that labels; default: trained here")
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--log", type=int, default=30, help="logged episodes")
+    parser.add_argument("--log-mode", choices=["sampled", "greedy"], default="sampled")
+    parser.add_argument("--mode", choices=["greedy", "sampled"], default="greedy", help="how candidates act")
+    parser.add_argument("--wrong", type=float, default=0.1, help="share of labels that are chance")
+    parser.add_argument("--draws", type=int, default=2)
+    parser.add_argument("--folds", type=int, default=5)
+    parser.add_argument("--resamples", type=int, default=20)
+    parser.add_argument("--episodes", type=int, default=500, help="played per candidate for the truth")
+    parser.add_argument("--workers", type=int, default=core_count())
+    parser.add_argument("--out", type=Path, help="JSON lines, one per environment and seed")
+    parser.add_argument("--quick", action="store_true", help="one seed, few episodes: does it run?")
+    arguments = parser.parse_args()
+    if arguments.quick:
+        vars(arguments).update(seeds=1, log=8, draws=2, folds=2, resamples=5, episodes=20)
+    return arguments
+
+
+def main() -> None:
+    """Measure everything that was asked for."""
+    arguments, begun = parse(), time.monotonic()
+    for env_id in arguments.env or list(BASELINES):
+        with tempfile.TemporaryDirectory() as folder:
+            expert = find_policy(env_id, arguments.expert, Path(folder))
+            for seed in range(arguments.seeds):
+                row = measure(env_id, seed, arguments, Path(folder), expert)
+                show(row)
+                if arguments.out:
+                    with arguments.out.open("a") as lines:
+                        lines.write(json.dumps(row) + "\n")
+    print(f"seeds 0 to {arguments.seeds - 1}, {time.monotonic() - begun:.0f} s on {arguments.workers} processes")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,165 @@
+"""`refine` without a simulator, on a world whose best policies are known: everything it says is called an estimate."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+from store_state import state_of
+from toy_environment import gather_toys, small_config, write_labels
+
+from annotate.importing import import_annotations
+from flows import judge as judging
+from flows import workers
+from flows.appraisal_words import as_json, sentences, table_rows
+from flows.appraise import Appraisal, AppraiseConfig, appraise
+from flows.figures import draw_figures
+from flows.gather import take_in
+from flows.outcome import as_json as played_json
+from flows.report import write_report
+from refine.estimates import OpeConfig
+from storage.errors import BadInput, Prerequisite
+from storage.steps import scan_steps
+from storage.store import Store
+
+
+@pytest.fixture(scope="module")
+def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store with steps that came without an environment, and right labels for them."""
+    folder = tmp_path_factory.mktemp("appraise")
+    elsewhere = Store.create(folder / "elsewhere")
+    manifest = gather_toys(elsewhere, folder)
+    scan_steps(elsewhere, manifest.dataset_id).drop("seed").collect().write_parquet(folder / "rows.parquet")
+    store = Store.create(folder / "store")
+    imported = take_in(store, folder / "rows.parquet", dataset_id="logs")
+    import_annotations(store, write_labels(store, imported.dataset_id, folder / "labels.jsonl"))
+    return store.root
+
+
+@pytest.fixture
+def logs(template: Path, tmp_path: Path) -> Store:
+    """A copy of that store."""
+    return Store.open(shutil.copytree(template, tmp_path / "copy" / "store"))
+
+
+def config(**changes: Any) -> AppraiseConfig:
+    fields: dict[str, Any] = {
+        "refine": small_config().refine,
+        "ope": OpeConfig(resamples=6, features=16, gamma=0.9),
+        "folds": 2,
+        "placebo_draws": 2,
+        "workers": 1,
+    }
+    return AppraiseConfig(**fields | changes)
+
+
+@pytest.fixture(scope="module")
+def appraised(template: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Store, Appraisal]:
+    """The appraisal of right labels; nothing can be played."""
+    store = Store.open(shutil.copytree(template, tmp_path_factory.mktemp("appraised") / "store"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(judging, "play_policies", None)
+        patch.setattr(workers, "make_environment", None)
+        return store, appraise(store, "logs", config())
+
+
+def rows(store: Store, sql: str) -> Sequence[Any]:
+    with store.catalog.read() as con:
+        return con.execute(sql).fetchall()
+
+
+def test_right_labels_are_estimated_better_and_nothing_is_put_in_force(appraised: tuple[Store, Appraisal]) -> None:
+    store, appraisal = appraised
+    arms = {arm.arm: arm for arm in appraisal.arms}
+    assert list(arms) == ["baseline", "labels", "no_labels", "shuffled", "random"]
+    assert arms["labels"].return_.mean == pytest.approx(5.7, abs=1)  # 8 pushes that pay 1, discounted by 0.9
+    assert arms["baseline"].return_.mean == pytest.approx(1.4, abs=0.5)
+    assert appraisal.improvement.holds
+    assert not appraisal.accepted
+    assert appraisal.policy_id.startswith("baseline-")
+    assert rows(store, "SELECT basis, env_id, accepted, policy_id FROM comparisons") == [
+        ("estimated", None, False, appraisal.policy_id)
+    ]
+    kept = rows(store, "SELECT config ->> 'basis' FROM policies WHERE kind = 'refined'")
+    assert kept == [("estimated",)]
+
+
+def test_an_estimate_is_never_an_evaluation(appraised: tuple[Store, Appraisal]) -> None:
+    store, appraisal = appraised
+    assert rows(store, "SELECT count(*) FROM evaluations") == [(0,)]
+    assert rows(store, "SELECT count(*), min(method), min(mode) FROM estimates") == [(7, "fqe", "greedy")]
+    chosen = rows(store, "SELECT return_, consistency FROM candidates WHERE chosen")
+    assert len(chosen) == 6
+    assert all(return_ is None and consistency < 0 for return_, consistency in chosen)
+    assert {basis for (basis,) in rows(store, "SELECT basis FROM leaderboard")} == {"estimated"}
+    assert appraisal.trials[0].consistency.labels == 96
+
+
+def test_every_form_of_the_result_says_that_it_is_an_estimate(appraised: tuple[Store, Appraisal]) -> None:
+    _, appraisal = appraised
+    told = as_json(appraisal)
+    assert told["basis"] == "estimated"
+    assert "not played" in told["caveat"]
+    assert not {"accepted_policy", "better_than_baseline", "refined"} & told.keys()
+    assert all("estimated return [95%]" in row for row in table_rows(appraisal))
+    lines = sentences(appraisal)
+    assert lines[0].startswith("ESTIMATE: an estimate from logged steps, not played")
+    assert not any("accepted:" in line for line in lines)
+    assert "nothing was played" in "\n".join(lines)
+    assert played_json.__module__ == "flows.outcome"
+
+
+def test_a_second_appraisal_says_the_same_and_changes_nothing(appraised: tuple[Store, Appraisal]) -> None:
+    store, first = appraised
+    before = state_of(store.root)
+    assert as_json(appraise(store, "logs", config())) == as_json(first)
+    assert state_of(store.root) == before
+
+
+def test_only_who_asks_for_it_gets_a_policy_in_force_on_an_estimate(logs: Store) -> None:
+    appraisal = appraise(logs, "logs", config(accept=True))
+    assert appraisal.accepted
+    assert appraisal.policy_id == appraisal.candidate.policy_id
+    ((reason, policy_id),) = rows(logs, "SELECT reason, policy_id FROM comparisons")
+    assert reason == "put in force on an estimate alone, as was asked for; nothing was played"
+    assert policy_id == appraisal.candidate.policy_id
+
+
+def test_pictures_and_the_report_call_it_an_estimate(appraised: tuple[Store, Appraisal], tmp_path: Path) -> None:
+    store, _ = appraised
+    pictures = {path.stem: path.read_text() for path in draw_figures(store, tmp_path)}
+    assert "Estimated" in pictures["arms"]
+    assert "not played" in pictures["arms"]
+    assert "held-out" in pictures["candidates"]
+    assert "board" not in pictures
+    page = write_report(store, pictures=0).path.read_text()
+    assert "Estimated from the log, not played" in page
+    assert "that neither training nor the gate has seen" not in page
+
+
+def test_without_annotations_or_with_too_few_episodes_there_is_nothing_to_estimate(
+    logs: Store, template: Path, tmp_path: Path
+) -> None:
+    few = pl.read_parquet(template.parent / "rows.parquet").filter(pl.col("episode_id") < 3)
+    few.write_parquet(tmp_path / "few.parquet")
+    take_in(logs, tmp_path / "few.parquet", dataset_id="few")
+    with pytest.raises(Prerequisite, match="few has no annotations"):
+        appraise(logs, "few", config())
+    import_annotations(logs, write_labels(logs, "few", tmp_path / "labels.jsonl"))
+    with pytest.raises(BadInput, match="3 episodes are too few to estimate from; at least 5"):
+        appraise(logs, "few", config())
+
+
+def test_intervals_come_from_the_same_episodes_for_every_policy(appraised: tuple[Store, Appraisal]) -> None:
+    _, appraisal = appraised
+    labels = appraisal.trials[0]
+    gain = appraisal.improvement.differences["baseline"]
+    difference = labels.estimate.refits - appraisal.baseline.refits
+    assert len(difference) == 6
+    assert gain.mean == pytest.approx(labels.estimate.value - appraisal.baseline.value)
+    assert np.ptp(difference) > 0
