@@ -41,6 +41,7 @@ from gate_world import (
 from flows.processes import core_count, share_out
 from refine.policy import Mode
 
+EXAMPLES = Path(__file__).parents[1] / "examples"
 SCOUT_SEED = 80_000_000
 SCOUT_EPISODES = 100
 CHUNK = 50
@@ -88,22 +89,24 @@ def play_all(book: Notebook, wanted: Sequence[Question], workers: int) -> dict[s
 
 
 def find_policies(root: Path, env_id: str) -> list[str]:
-    """Folders of policies, equal ones once."""
-    folders = sorted((str(file.parent) for file in (root / env_id).rglob("policy.json")), reverse=True)
+    """Folders of policies, the shipped baseline among them, equal ones once."""
+    shipped = EXAMPLES / env_id.split("-")[0].lower() / "baseline"
+    found = [*(root / env_id).rglob("policy.json"), *shipped.glob("policy.json")]
+    folders = sorted((str(file.parent) for file in found), reverse=True)
     return sorted({load_network(folder).sha256: folder for folder in folders}.values())
 
 
 def choose_policies(
     book: Notebook, root: Path, env_id: str, arguments: argparse.Namespace, workers: int
 ) -> tuple[list[str], str]:
-    """The expert is the best of all policies; baselines are those that are neither solved nor hopeless, spread out."""
+    """The expert is the best of all policies; baselines are those that are neither solved nor worse than poor, spread out."""
     course, folders = COURSES[env_id], find_policies(root, env_id)
     seeds = range(SCOUT_SEED, SCOUT_SEED + SCOUT_EPISODES)
     questions = [Question(env_id, folder, seeds, arguments.mode[0]) for folder in folders]
     played = play_all(book, questions, workers)
     reached = {folder: float(found.returns.mean()) for folder, found in zip(folders, played.values(), strict=True)}
     expert = max(reached, key=lambda folder: reached[folder])
-    fit = [f for f in folders if course.poor < reached[f] < min(course.solved, reached[expert]) - course.margin]
+    fit = [f for f in folders if course.poor <= reached[f] < min(course.solved, reached[expert]) - course.margin]
     fit.sort(key=lambda folder: reached[folder])
     places = np.linspace(0, len(fit) - 1, min(arguments.policies, len(fit))).round().astype(int)
     baselines = [fit[place] for place in places]
