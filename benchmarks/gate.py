@@ -99,7 +99,7 @@ def find_policies(root: Path, env_id: str) -> list[str]:
 def choose_policies(
     book: Notebook, root: Path, env_id: str, arguments: argparse.Namespace, workers: int
 ) -> tuple[list[str], str]:
-    """The expert is the best of all policies; baselines are those that are neither solved nor worse than poor, spread out."""
+    """The expert is the best policy; baselines are spread over those that are neither solved nor worse than poor."""
     course, folders = COURSES[env_id], find_policies(root, env_id)
     seeds = range(SCOUT_SEED, SCOUT_SEED + SCOUT_EPISODES)
     questions = [Question(env_id, folder, seeds, arguments.mode[0]) for folder in folders]
