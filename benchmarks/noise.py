@@ -25,6 +25,7 @@ from typing import Any, get_args
 import numpy as np
 
 from flows.processes import core_count, share_out
+from flows.trials import Method
 from refine.crossed import interval_over_seeds
 from refine.noise import Noise
 
@@ -64,7 +65,7 @@ class Notebook:
 
 def list_cells(env_id: str, arguments: argparse.Namespace) -> Iterator[Cell]:
     """All refinements of an environment; the long ones first, so that no process waits for the last."""
-    effort = QUICK if arguments.quick else Effort()
+    effort = (QUICK if arguments.quick else Effort())._replace(method=arguments.gate)
     seeds = SEEDS[:1] if arguments.quick else tuple(arguments.seeds)
     kinds: list[Noise] = [kind for kind in arguments.kinds if env_id in RECORDED or kind in CONTINUOUS_KINDS]
     noises: list[tuple[Kind, float]] = [("clean", 0.0), *itertools.product(kinds, RATES.get(env_id, (0.3,)))]
@@ -122,6 +123,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--recipes", type=words, default=list(RECIPES), help="plain, robust")
     parser.add_argument("--seeds", type=lambda text: [int(word) for word in words(text)], default=SEEDS)
     parser.add_argument("--first-seed", type=int, default=FIRST_SEED, help="first seed of the gate's episodes")
+    parser.add_argument("--gate", choices=get_args(Method), default="full", help="every episode, or racing")
     parser.add_argument("--quick", action="store_true", help="one training seed and few episodes: does it work?")
     parser.add_argument("--out", type=Path, help="file of rows, one JSON object a line; an interrupted run goes on")
     parser.add_argument("--workers", type=int, default=core_count())

@@ -16,6 +16,7 @@ import numpy as np
 from annotate.requests import AnnotateConfig
 from flows.actors import NetworkActor
 from flows.collect import CollectConfig
+from flows.contest import GateConfig
 from flows.demo import take_example
 from flows.environments import Spaces
 from flows.gather import gather
@@ -24,9 +25,10 @@ from flows.label import label
 from flows.lineage import find_recorded_baseline
 from flows.policies import load_policy
 from flows.questions import LabelConfig
+from flows.trials import Method, try_fields
 from flows.workers import play_policies
 from refine.config import RefineConfig
-from refine.gate import SeedPlan, decide_acceptance, rank
+from refine.gate import SeedPlan
 from refine.labels import Labels, labels_from_annotations
 from refine.noise import Noise, corrupt_labels, share_changed
 from refine.policy import MlpPolicy
@@ -49,10 +51,11 @@ RECIPES: tuple[Recipe, ...] = ("plain", "robust")
 
 
 class Effort(NamedTuple):
-    """Episodes of the gate."""
+    """How much evidence the gate takes; None: its own number."""
 
-    select: int = 24
-    accept: int = 60
+    method: Method = "full"
+    select: int | None = None
+    accept: int | None = None
     report: int = 100
 
 
@@ -70,7 +73,8 @@ class Cell(NamedTuple):
     @property
     def seeds(self) -> SeedPlan:
         """The gate's; each training seed has its own, so that refinements are independent."""
-        return SeedPlan.starting_at(self.first_seed + SEEDS_APART * self.seed, **self.effort._asdict())
+        first_seed = self.first_seed + SEEDS_APART * self.seed
+        return GateConfig(first_seed=first_seed, **self.effort._asdict()).seeds
 
 
 class Memory:
@@ -195,15 +199,14 @@ def _refine(cell: Cell, scene: Scene, labels: Labels, baseline: Contestant) -> t
     config = RefineConfig(seed=cell.seed, robust=cell.recipe == "robust")
     snapshots = refine_candidates(scene.steps, labels, scene.baseline, config)
     candidates = [Contestant.of(snapshot.policy, "refined") for snapshot in snapshots]
-    selection = scene.memory.returns(candidates, cell.seeds.select)
-    winner = int(rank({str(n): returns for n, returns in enumerate(selection)})[0])
-    before, after = scene.memory.returns([baseline, candidates[winner]], cell.seeds.accept)
-    decision = decide_acceptance(after, before)
+    play = scene.memory.returns
+    (finding,) = try_fields(play, baseline, [candidates], cell.seeds, cell.effort.method)
+    accepted, winner = finding.decision.accepted, finding.winner
     found = {
-        "accepted": decision.accepted,
+        "accepted": accepted,
         "winner": snapshots[winner].name,
         "candidates": len(candidates),
-        "selection": [round(float(returns.mean()), 2) for returns in selection],
+        "selection": [round(mean, 2) for mean in finding.selection],
         "names": [snapshot.name for snapshot in snapshots],
     }
-    return candidates[winner] if decision.accepted else baseline, found
+    return candidates[winner] if accepted else baseline, found

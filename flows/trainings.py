@@ -33,8 +33,8 @@ def find_candidates(store: Store, material: Material, draw: Draw) -> list[Snapsh
         return None
     try:
         return [
-            Snapshot(MlpPolicy.from_files(_files_of(files, number)), step, beta)
-            for number, (step, beta) in enumerate(json.loads(files[_BOOK]))
+            Snapshot(MlpPolicy.from_files(_files_of(files, number)), step, beta, reading)
+            for number, (step, beta, reading) in enumerate(json.loads(files[_BOOK]))
         ]
     except (DamagedStore, KeyError, ValueError):
         return None
@@ -42,7 +42,8 @@ def find_candidates(store: Store, material: Material, draw: Draw) -> list[Snapsh
 
 def keep_candidates(store: Store, material: Material, draw: Draw, snapshots: Sequence[Snapshot]) -> None:
     """Keep the candidates of a draw, in the order of training."""
-    files = {_BOOK: json.dumps([[snapshot.step, snapshot.beta] for snapshot in snapshots]).encode()}
+    book = [[snapshot.step, snapshot.beta, snapshot.reading] for snapshot in snapshots]
+    files = {_BOOK: json.dumps(book).encode()}
     for number, snapshot in enumerate(snapshots):
         files |= {f"{number}/{name}": content for name, content in snapshot.policy.to_files().items()}
     save_training(store, _training_id(material, draw), files)
