@@ -100,7 +100,10 @@ def print_table(env_id: str, rows: Sequence[Row], recipes: Sequence[str]) -> Non
         own = [row for row in rows if (row["kind"], row["rate"]) == (kind, rate)]
         name = kind if rate == 0 else f"{kind} {rate:.0%}"
         wrong = np.mean([row["wrong"] for row in own])
-        columns = [_describe([row for row in own if row["recipe"] == recipe]) for recipe in recipes]
+        columns = [
+            _describe([row for row in own if row["recipe"] == recipe or row["kind"] == "baseline"])
+            for recipe in recipes
+        ]
         print(f"  {name:15} {wrong:6.0%}  " + "".join(f"{column:38}" for column in columns))
 
 
