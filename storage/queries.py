@@ -1,4 +1,4 @@
-"""Questions in SQL from anyone: one statement that can read the catalog and the store's Parquet files, no more."""
+"""Questions in SQL from anyone: one statement that can read the catalog and the registered Parquet files, no more."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from .errors import BadInput, DamagedStore, TrajnoteError
 from .store import Store
 
 _ALLOWED = "Allowed are SELECT, WITH, FROM, EXPLAIN, DESCRIBE, SHOW and SUMMARIZE."
+_VERIFY = "`trajnote store verify` names everything that is damaged."
 _EXPLAIN = re.compile(r"\s*explain\s+(analyze\s+)?(\([^)]*\)\s*)?", re.IGNORECASE)
 _HELPFUL = re.compile(r"^(Did you mean|Candidate bindings).*", re.MULTILINE)
 _WHOLE_NUMBER = pa.decimal128(38, 0)
@@ -35,12 +36,12 @@ def run_query(store: Store, sql: str) -> pa.Table:
     """
     _require_one_reading_statement(sql)
     with store.catalog.read_alone() as con:
-        _shut_in(con, store.rollouts_dir)
+        shards = _shut_in(con, store.rollouts_dir)
         try:
             answer = con.sql(sql)
             return _with_plain_sums(answer.to_arrow_table())
         except duckdb.Error as error:
-            raise _explain(error, store.rollouts_dir) from error
+            raise _explain(error, shards) from error
 
 
 def _require_one_reading_statement(sql: str) -> None:
@@ -58,23 +59,33 @@ def _kinds(sql: str) -> list[str]:
         return [statement.type.name for statement in duckdb.extract_statements(sql)]
     except duckdb.Error as error:
         raise BadInput(_one_line(error)) from error
+    except ValueError as error:  # a kind that this version of DuckDB has no name for, such as UPDATE EXTENSIONS
+        raise BadInput("A query only reads; received a statement of another kind.", _ALLOWED) from error
 
 
-def _shut_in(con: Connection, rollouts: Path) -> None:
-    """Leave a connection nothing but the catalog and the folder of the rollouts, for good."""
-    folder = str(rollouts).replace("'", "''")
-    con.execute(f"SET allowed_directories = ['{folder}/']")
+def _shut_in(con: Connection, rollouts: Path) -> list[Path]:
+    """Leave a connection nothing but the catalog and the registered shards, for good, and say which those are.
+
+    Not the folder of the rollouts: DuckDB takes `folder/link/../file` for a file in the folder, but the operating
+    system follows the link first.
+    """
+    rows = con.execute("SELECT DISTINCT dataset_id, shard FROM episodes").fetchall()
+    shards = [rollouts / dataset_id / name for dataset_id, name in rows]
+    paths = ", ".join("'" + str(path).replace("'", "''") + "'" for path in shards)
+    con.execute(f"SET allowed_paths = [{paths}]")
     con.execute("SET enable_external_access = false")
     con.execute("SET lock_configuration = true")
+    return shards
 
 
-def _explain(error: duckdb.Error, rollouts: Path) -> TrajnoteError:
+def _explain(error: duckdb.Error, shards: list[Path]) -> TrajnoteError:
     line = _one_line(error)
-    if str(rollouts) in line and not isinstance(error, duckdb.PermissionException):
-        return DamagedStore(line, "`trajnote store verify` names everything that is damaged.")
+    named = [path for path in shards if str(path) in line]
+    if missing := [path for path in named if not path.is_file()]:
+        return DamagedStore(f"{missing[0]} is missing.", _VERIFY)
     if isinstance(error, duckdb.PermissionException):
         return BadInput(line, "A query reaches only this store's tables and views.")
-    return BadInput(line)
+    return DamagedStore(line, _VERIFY) if named else BadInput(line)
 
 
 def _one_line(error: duckdb.Error) -> str:
