@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from storage.errors import BadInput
+from storage.room import hold_room, release_room
 from storage.store import Store
 
 from . import batches
@@ -28,6 +29,7 @@ class CallBook:
     def __init__(self, store: Store, run_id: str, provider: str, labels: int, budget_usd: float | None) -> None:
         self._store = store
         self._run_id = run_id
+        self._folder = store.responses_dir(run_id)
         self._provider = provider
         self._labels = labels
         self._budget_usd = budget_usd
@@ -42,6 +44,7 @@ class CallBook:
 
         Raises:
             BadInput: if there is a budget, and the model has no list price to hold against it.
+            DiskFailed: if there is no room left for the replies; nothing is sent then.
         """
         self.stopped = None
         for request in requests:
@@ -52,15 +55,21 @@ class CallBook:
                 self.handed_out += 1
                 yield request
 
-    def close(self) -> None:
-        """End the book; a call without an outcome may have been billed."""
-        if self.batch_id is None:
+    def close(self, *, all_entered: bool = True) -> None:
+        """End the book; a call without an outcome may have been billed.
+
+        Args:
+            all_entered: every reply that landed is in the catalog; else the next command enters it and ends the book.
+        """
+        release_room(self._folder)
+        if self.batch_id is None or not all_entered:
             return
         with self._store.catalog.write() as con:
             batches.end_items(con, self.batch_id, "unknown", "the command ended before the reply came")
             batches.close_batch(con, self.batch_id, "ingested", None)
 
     def _claim(self, request: Request) -> bool:
+        hold_room(self._folder)
         priced = batches.price_request(request, self._labels, batch=False)
         with self._store.catalog.write() as con:
             spent = batches.committed_usd(con, self._run_id) if self._budget_usd is not None else 0.0

@@ -184,7 +184,7 @@ class _Worker:
                 pass
         finally:
             self.asked += self.book.handed_out
-            self.book.close()
+            self.book.close(all_entered=not self.landed)
 
     def _ask_paid(self, book: CallBook, waiting: dict[str, Question]) -> bool:
         """Ask what the budget allows; true if calls that came out cheaper than they might have leave room for more."""
@@ -228,15 +228,15 @@ class _Worker:
 
     def _enter(self) -> None:
         """One transaction: replies, labels, rejections and the state of the requests."""
-        landed, self.landed = self.landed, []
         self.entered_at = time.monotonic()
-        if landed:
+        if self.landed:
             with self.store.catalog.write() as con:
-                enter_landed(con, [reply for _, reply in landed])
+                enter_landed(con, [reply for _, reply in self.landed])
                 readings = [
-                    (question, read_question(self.plan, question, reply.record.raw)) for question, reply in landed
+                    (question, read_question(self.plan, question, reply.record.raw)) for question, reply in self.landed
                 ]
                 ledger.record_readings(con, self.store, self.plan.run, readings)
+        self.landed = []
 
 
 def _silent(description: str, done: int, total: int | None) -> None:

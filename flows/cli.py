@@ -6,12 +6,14 @@ No work is done here; heavy libraries are imported by the command that needs the
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
 import typer
 from pydantic import ValidationError
 from rich.console import Console
 from rich.text import Text
 
+from storage.disk import explain_disk
 from storage.errors import BadInput, TrajnoteError
 
 from .commands import (
@@ -59,6 +61,11 @@ def main() -> None:
         app()
     except TrajnoteError as error:
         _fail(f"error: {error}", error.exit_code)
+    except OSError as error:
+        failed = explain_disk(error, Path(error.filename or "a file"))
+        if failed is None:
+            raise
+        _fail(f"error: {failed}", failed.exit_code)
     except ValidationError as error:
         _fail(f"error: {_first_problem(error)}", BadInput.exit_code)
     except SystemExit as leaving:

@@ -17,7 +17,8 @@ import duckdb
 import pyarrow as pa
 from tenacity import Retrying, retry_if_exception, stop_after_delay, wait_random
 
-from .errors import BadInput, CatalogLocked, DamagedStore
+from .disk import explain_disk
+from .errors import BadInput, CatalogLocked, DamagedStore, DiskFailed
 from .identity import canonical_json
 from .latch import LatchTimeoutError, latch_of
 
@@ -84,6 +85,7 @@ class Catalog:
         Raises:
             CatalogLocked: if another process or thread keeps the file open for longer than `wait_s`.
             DamagedStore: if the file is missing or is not a catalog.
+            DiskFailed: if the disk does not take the changes; the file holds what it held before.
             RuntimeError: inside a `read()` or `write()` of the same thread, which could never end.
         """
         latch = latch_of(self.path)
@@ -136,7 +138,7 @@ class Catalog:
             con.execute("SET python_enable_replacements = false")
             yield con
         except duckdb.Error as error:
-            if _CORRUPT in str(error):
+            if _CORRUPT in str(error) or explain_disk(error, self.path):
                 raise _explain(error, self.path, self.wait_s) from error
             raise
         finally:
@@ -158,11 +160,20 @@ class Catalog:
 
 
 def create_file(path: Path, fill: Callable[[Connection], None]) -> None:
-    """Make a catalog file and fill it, in one transaction."""
-    with duckdb.connect(str(path), config=_SETTINGS) as con:
-        con.begin()
-        fill(con)
-        con.commit()
+    """Make a catalog file and fill it, in one transaction.
+
+    Raises:
+        DiskFailed: if the disk does not take it.
+    """
+    try:
+        with duckdb.connect(str(path), config=_SETTINGS) as con:
+            con.begin()
+            fill(con)
+            con.commit()
+    except duckdb.Error as error:
+        if (failed := explain_disk(error, path)) is None:
+            raise
+        raise failed from error
 
 
 def insert_rows(
@@ -251,9 +262,11 @@ def _is_locked(error: BaseException) -> bool:
     return isinstance(error, duckdb.Error) and (_IN_OTHER_PROCESS in str(error) or _IN_THIS_PROCESS in str(error))
 
 
-def _explain(error: duckdb.Error, path: Path, wait_s: float) -> CatalogLocked | DamagedStore:
+def _explain(error: duckdb.Error, path: Path, wait_s: float) -> CatalogLocked | DamagedStore | DiskFailed:
     if not _is_locked(error):
-        return DamagedStore(f"The catalog {path} cannot be read: {error_line(error)}.", "Restore it from a backup.")
+        return explain_disk(error, path) or DamagedStore(
+            f"The catalog {path} cannot be read: {error_line(error)}.", "Restore it from a backup."
+        )
     holder = re.search(r"PID (\d+)", str(error))
     return _locked(path, wait_s, int(holder[1]) if holder else os.getpid())
 

@@ -52,3 +52,9 @@ class ProviderFailed(TrajnoteError):
     """A language model's server refused or could not be reached; the hint says whether a retry makes sense."""
 
     exit_code = 6
+
+
+class DiskFailed(TrajnoteError):
+    """A file could not be written: the disk is full, read-only or failing; nothing is half-written by it."""
+
+    exit_code = 8

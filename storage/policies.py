@@ -9,6 +9,7 @@ from typing import Any
 
 from .catalog import insert_rows
 from .datasets import pick
+from .disk import writing
 from .errors import BadInput, DamagedStore, Prerequisite
 from .files import owned, publish_folder, write_whole
 from .identity import canonical_json, sha256_bytes
@@ -32,6 +33,7 @@ def save_policy(store: Store, policy_id: str, files: Mapping[str, bytes], record
 
     Raises:
         BadInput: if another policy has this name, or a file name is not a plain one.
+        DiskFailed: if the disk does not take it.
     """
     if not files or any("/" in name or name.startswith(".") or name == RECORD for name in files):
         raise BadInput(f"A policy needs files with plain names other than {RECORD}; received {sorted(files)}.")
@@ -110,7 +112,8 @@ def read_folder(folder: Path) -> dict[str, bytes]:
 
 def _publish(store: Store, policy_id: str, files: Mapping[str, bytes]) -> None:
     partial = store.policies_dir / f".partial-{policy_id}"
-    partial.mkdir(parents=True, exist_ok=True)
+    with writing(partial):
+        partial.mkdir(parents=True, exist_ok=True)
     with owned(partial, f"the policy {policy_id}"):
         for leftover in partial.iterdir():
             leftover.unlink()

@@ -16,9 +16,11 @@ from typing import Any, NamedTuple
 
 import zstandard
 
-from .errors import BadInput, DamagedStore
+from .disk import writing
+from .errors import BadInput, DamagedStore, DiskFailed
 from .files import sync_folder, write_whole
 from .identity import sha256_bytes
+from .room import release_room
 from .store import Store
 
 ROLL_BYTES = 16 << 20
@@ -68,11 +70,21 @@ def append_responses(store: Store, run_id: str, records: Sequence[Mapping[str, A
 
     Returns:
         For each the file, relative to the store, and the line in it, counted from 1.
+
+    Raises:
+        DiskFailed: if the disk does not take them, not even where room was held for them; none of them is there then.
     """
     folder = store.responses_dir(run_id)
-    folder.mkdir(parents=True, exist_ok=True)
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    frames = [_frame(record) for record in records]
     with _appending:
-        path, first = _append(folder, [_frame(record) for record in records])
+        try:
+            path, first = _append(folder, frames)
+        except DiskFailed:
+            if not release_room(folder):
+                raise
+            path, first = _append(folder, frames)
     name = path.relative_to(store.root).as_posix()
     return [(name, first + place) for place in range(len(records))]
 
@@ -155,28 +167,33 @@ def _frame(record: Mapping[str, Any]) -> bytes:
 def _append(folder: Path, frames: Sequence[bytes]) -> tuple[Path, int]:
     """The file, and the number of the first line written."""
     path = _last_file(folder)
-    is_new = not path.exists()
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        lines = _whole_lines(path, descriptor)
-        _write_all(descriptor, b"".join(frames))
-        _lines_known[path] = (os.fstat(descriptor).st_size, lines + len(frames))
-    finally:
-        os.close(descriptor)
-    if is_new:
-        sync_folder(folder)
-        sync_folder(folder.parent)
+    with writing(path):
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            is_new = os.fstat(descriptor).st_size == 0
+            lines = _whole_lines(path, descriptor)
+            _write_all(descriptor, b"".join(frames))
+            _lines_known[path] = (os.fstat(descriptor).st_size, lines + len(frames))
+        finally:
+            os.close(descriptor)
+        if is_new:
+            sync_folder(folder)
+            sync_folder(folder.parent)
     return path, lines + 1
 
 
 def _write_all(descriptor: int, content: bytes) -> None:
     """Append and have it on the disk, or leave the file as it was (a full disk takes only a part)."""
     before = os.fstat(descriptor).st_size
-    if (written := os.write(descriptor, content)) != len(content):
+    left = memoryview(content)
+    try:
+        while left:
+            left = left[os.write(descriptor, left) :]
+        os.fsync(descriptor)
+    except OSError:
         os.ftruncate(descriptor, before)
-        raise OSError(f"Only {written} of {len(content)} bytes could be written; is the disk full?")
-    os.fsync(descriptor)
+        raise
 
 
 def _last_file(folder: Path) -> Path:

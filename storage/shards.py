@@ -12,8 +12,9 @@ import pyarrow.parquet as pq
 from pydantic import ValidationError
 
 from .columns import COLUMNS, steps_schema
+from .disk import writing
 from .errors import BadInput, DamagedStore
-from .files import TEMPORARY, sync_file, sync_folder
+from .files import TEMPORARY, gone_on_failure, sync_file, sync_folder
 from .identity import sha256_file
 from .schema import Manifest, Shard
 from .store import Store
@@ -47,12 +48,16 @@ def write_shard(folder: Path, name: str, table: pa.Table) -> FinishedShard:
     """Write whole episodes to a temporary name, have them on the disk, and rename.
 
     Numbers are stored plainly, without dictionaries, so that every bit pattern survives; pages carry checksums.
+
+    Raises:
+        DiskFailed: if the disk does not take it.
     """
     temporary = folder / (name + TEMPORARY)
-    pq.write_table(table, temporary, **_FORMAT)
-    sync_file(temporary)
-    temporary.rename(folder / name)
-    sync_folder(folder)
+    with writing(folder / name), gone_on_failure(temporary):
+        pq.write_table(table, temporary, **_FORMAT)
+        sync_file(temporary)
+        temporary.rename(folder / name)
+        sync_folder(folder)
     return describe_shard(folder, name)
 
 

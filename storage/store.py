@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 
 from .catalog import Catalog, Connection, create_file
+from .disk import writing
 from .errors import BadInput, Prerequisite
 from .files import owned, sync_folder
 from .migrations import create_tables, is_newest, migrate
@@ -41,13 +42,15 @@ class Store:
         Raises:
             BadInput: if the path is a file, a folder with something else in it, or has a question mark.
             Prerequisite: if its catalog was written by a newer trajnote.
+            DiskFailed: if the disk does not take a new store.
         """
         path = Path(root).expanduser().resolve()
         _refuse_foreign(path)
-        for name in _FOLDERS:
-            (path / name).mkdir(parents=True, exist_ok=True)
-        if not (path / CATALOG).exists():
-            _create_catalog(path / CATALOG)
+        with writing(path):
+            for name in _FOLDERS:
+                (path / name).mkdir(parents=True, exist_ok=True)
+            if not (path / CATALOG).exists():
+                _create_catalog(path / CATALOG)
         return cls.open(path)
 
     @classmethod

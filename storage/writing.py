@@ -13,6 +13,7 @@ from types import TracebackType
 from .checks import check_draft, check_episode
 from .columns import encode_episodes
 from .datasets import register_dataset
+from .disk import writing
 from .errors import BadInput, DamagedStore
 from .files import owned, publish_folder, write_whole
 from .identity import canonical_json
@@ -35,6 +36,7 @@ class StepsWriter:
     Raises:
         BadInput: if the draft cannot be stored, or the dataset exists already (see `find_finished`).
         CatalogLocked: if another process is writing the same dataset.
+        DiskFailed: if the disk does not take it; finished shards stay, and the same command goes on from them.
     """
 
     def __init__(self, store: Store, draft: ManifestDraft, *, shard_bytes: int = 100_000_000) -> None:
@@ -48,7 +50,8 @@ class StepsWriter:
         self._lock = ExitStack()
         self._shards: list[FinishedShard] = []
         self.episodes_done = 0
-        self._folder.mkdir(parents=True, exist_ok=True)
+        with writing(self._folder):
+            self._folder.mkdir(parents=True, exist_ok=True)
         self._lock.enter_context(owned(self._folder, f"the dataset {draft.dataset_id}"))
         try:
             self._start()

@@ -1,0 +1,151 @@
+"""A disk that is full, closed or too small for a file: one clear line, nothing half-written, and the same goes on."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import resource
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from crash_points import SCENARIOS, state_of
+from small_disk import SmallDisk, mounted
+
+from storage.catalog import insert_rows
+from storage.disk import explain_disk
+from storage.errors import DiskFailed
+from storage.files import write_whole
+from storage.queries import run_query
+from storage.responses import append_response, iterate_responses
+from storage.room import ROOM_BYTES, hold_room, release_room
+from storage.store import Store
+from storage.verify import verify_store
+
+RUN = {"run_id": "run", "dataset_id": "d1", "provider": "file", "model": "m" * 2000}
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[SmallDisk]:
+    with mounted(tmp_path / "disk") as made:
+        yield made
+
+
+@pytest.mark.parametrize("scenario", list(SCENARIOS))
+def test_what_a_full_disk_stopped_goes_on_when_there_is_room(scenario: str, disk: SmallDisk, tmp_path: Path) -> None:
+    expected = tmp_path / "expected"
+    for root in (expected, disk.root / "store"):
+        if scenario != "create":
+            Store.create(root)
+    SCENARIOS[scenario](expected)
+    said: list[str] = []
+    for pages in (0, 1, 2, 4, 9, 400, 2000):
+        disk.fill(pages * 4096)
+        try:
+            SCENARIOS[scenario](disk.root / "store")
+        except DiskFailed as error:
+            said.append(str(error))
+        assert not list(disk.root.rglob("*.tmp"))
+        disk.empty()
+    assert len(said) >= 2
+    for line in said:
+        assert re.search(
+            r"/store\S* cannot be written: the disk is full \([\d.]+ MB free\)\. Make room, then run", line
+        )
+    found = state_of(disk.root / "store")
+    found["files"].pop("catalog.duckdb.wal", None)  # committed when there was no room yet for more
+    assert found == state_of(expected)
+    assert verify_store(Store.open(disk.root / "store")) == []
+
+
+def test_a_commit_that_the_disk_does_not_take_changes_nothing_and_readers_read_on(disk: SmallDisk) -> None:
+    store = Store.create(disk.root / "store")
+    for leave in (0, 4_096, 300_000):
+        disk.fill(leave)
+        rows = [RUN | {"run_id": f"r{i}", "card_sha256": os.urandom(300).hex()} for i in range(4000)]
+        with pytest.raises(DiskFailed, match=r"catalog\.duckdb cannot be written"), store.catalog.write() as con:
+            insert_rows(con, "annotation_runs", rows)
+        assert run_query(store, "SELECT count(*) AS n FROM annotation_runs").to_pylist() == [{"n": 0}]
+        disk.empty()
+    with store.catalog.write() as con:
+        insert_rows(con, "annotation_runs", [RUN])
+    assert run_query(store, "SELECT count(*) AS n FROM annotation_runs").to_pylist() == [{"n": 1}]
+
+
+def test_a_paid_reply_finds_the_room_that_was_held_for_it(disk: SmallDisk) -> None:
+    store = Store.create(disk.root / "store")
+    append_response(store, "run", {"text": "first"})
+    hold_room(store.responses_dir("run"))
+    disk.fill()
+    assert append_response(store, "run", {"text": os.urandom(50_000).hex()})[1] == 2
+    disk.fill()
+    with pytest.raises(DiskFailed, match="the disk is full"):
+        hold_room(store.responses_dir("run"))
+    size = (store.responses_dir("run") / "00000.jsonl.zst").stat().st_size
+    with pytest.raises(DiskFailed, match=r"00000\.jsonl\.zst cannot be written"):
+        append_response(store, "run", {"text": os.urandom(50_000).hex()})
+    assert (store.responses_dir("run") / "00000.jsonl.zst").stat().st_size == size
+    assert [reply.line for reply in iterate_responses(store, "run")] == [1, 2]
+    disk.empty()
+    assert append_response(store, "run", {"text": "third"})[1] == 3
+
+
+def test_held_room_takes_its_space_and_gives_it_back(disk: SmallDisk) -> None:
+    before = disk.free
+    hold_room(disk.root)
+    hold_room(disk.root)
+    assert before - disk.free == ROOM_BYTES
+    assert release_room(disk.root)
+    assert (disk.free, release_room(disk.root)) == (before, False)
+
+
+def test_a_closed_disk_can_be_read_and_says_what_it_refuses(disk: SmallDisk) -> None:
+    store = Store.create(disk.root / "store")
+    SCENARIOS["collect"](store.root)
+    disk.close()
+    opened = Store.open(store.root)
+    assert run_query(opened, "SELECT count(DISTINCT episode_id) AS n FROM steps").to_pylist() == [{"n": 5}]
+    assert verify_store(opened) == []
+    refused: dict[str, Callable[[Path], object]] = {
+        "catalog.duckdb": lambda _: insert_run(opened),
+        ".partial-p1": SCENARIOS["keep_policy"],
+        "new store": lambda _: Store.create(disk.root / "new store"),
+        "responses/run": SCENARIOS["reply"],
+    }
+    for name, work in refused.items():
+        with pytest.raises(DiskFailed, match=f"{name} cannot be written: the file system is read-only.*--store"):
+            work(store.root)
+
+
+def insert_run(store: Store) -> None:
+    with store.catalog.write() as con:
+        insert_rows(con, "annotation_runs", [RUN])
+
+
+def test_a_file_over_the_users_limit_is_named_and_the_old_content_stays(tmp_path: Path) -> None:
+    path, before = tmp_path / "file", resource.getrlimit(resource.RLIMIT_FSIZE)
+    write_whole(path, b"old")
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
+        with pytest.raises(DiskFailed, match="file cannot be written: files may not grow so large here"):
+            write_whole(path, b"new" * 1000)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert (path.read_bytes(), list(tmp_path.iterdir())) == (b"old", [path])
+
+
+def test_a_failing_sync_is_a_failed_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(descriptor: int) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    write_whole(tmp_path / "file", b"old")
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(DiskFailed, match="the device fails"):
+        write_whole(tmp_path / "file", b"new")
+    assert (tmp_path / "file").read_bytes() == b"old"
+
+
+def test_other_errors_keep_their_own_words() -> None:
+    assert explain_disk(FileNotFoundError(errno.ENOENT, "none"), Path("x")) is None
+    assert explain_disk(ValueError("No such column"), Path("x")) is None
