@@ -264,9 +264,8 @@ def _is_locked(error: BaseException) -> bool:
 
 def _explain(error: duckdb.Error, path: Path, wait_s: float) -> CatalogLocked | DamagedStore | DiskFailed:
     if not _is_locked(error):
-        return explain_disk(error, path) or DamagedStore(
-            f"The catalog {path} cannot be read: {error_line(error)}.", "Restore it from a backup."
-        )
+        problem = f"The catalog {path} cannot be read: {error_line(error)}."
+        return explain_disk(error, path) or DamagedStore(problem, "Restore it from a backup.")
     holder = re.search(r"PID (\d+)", str(error))
     return _locked(path, wait_s, int(holder[1]) if holder else os.getpid())
 
