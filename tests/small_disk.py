@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -35,7 +35,7 @@ class SmallDisk:
 
 
 @contextmanager
-def mounted(root: Path, size: str = "8m") -> Iterator[SmallDisk]:
+def mounted(root: Path, size: str = "8m") -> Generator[SmallDisk]:
     """A disk on a folder; skips the test where this user may not mount one."""
     root.mkdir()
     mount = shutil.which("mount")
