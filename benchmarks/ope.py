@@ -29,10 +29,10 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import spearmanr
 
-from flows.appraise import refit_number, train_and_score
 from flows.arms import Draw, Material, list_draws
 from flows.collect import CollectConfig
 from flows.environments import Spaces, look_up_spaces, make_environment
+from flows.estimating.appraise import refit_number, train_and_score
 from flows.gather import gather
 from flows.policies import load_policy
 from flows.processes import core_count, share_out

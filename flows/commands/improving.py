@@ -200,9 +200,10 @@ def _appraise(
     """Refine without a simulator, and tell what is estimated."""
     from refine.estimates import OpeConfig
 
-    from ..appraisal_words import as_json as to_json
-    from ..appraisal_words import sentences, table_rows
-    from ..appraise import AppraiseConfig, appraise
+    from ..estimating.appraisal import AppraiseConfig
+    from ..estimating.appraise import appraise
+    from ..estimating.words import as_json as to_json
+    from ..estimating.words import sentences, table_rows
 
     asked = AppraiseConfig(
         refine=config.refine,

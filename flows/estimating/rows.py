@@ -16,12 +16,12 @@ from storage.policies import save_policy
 from storage.steps import read_manifest
 from storage.store import Store
 
-from .judge import Contestant
-from .lineage import learner_versions, record_baseline
+from ..judge import Contestant
+from ..lineage import learner_versions, record_baseline
 
 if TYPE_CHECKING:
-    from .appraise import Appraisal, AppraiseConfig, Trial
-    from .arms import Material
+    from ..arms import Material
+    from .appraisal import Appraisal, AppraiseConfig, Trial
 
 METHOD = "fqe"
 

@@ -8,8 +8,8 @@ from typing import Any
 from refine.estimates import CAVEAT
 from refine.gate import Interval
 
-from .appraisal_rows import METHOD, decision_of
-from .appraise import Appraisal, ArmEstimate
+from .appraisal import Appraisal, ArmEstimate
+from .rows import METHOD, decision_of
 
 
 def table_rows(appraisal: Appraisal) -> list[dict[str, object]]:

@@ -1,21 +1,19 @@
 """`refine` without a simulator: candidates chosen by labels that they have not seen, and judged by an estimate.
 
 Nothing is played, so nothing is accepted: without the user's word the baseline stays in force. The statistics are in
-`refine/estimates.py`, what the catalog keeps in `appraisal_rows.py`, how it is told in `appraisal_words.py`.
+`refine/estimates.py`, what the catalog keeps in `rows.py`, how it is told in `words.py`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-from pydantic import Field
 
-from refine.config import RefineConfig, Snapshot
+from refine.config import Snapshot
 from refine.estimates import (
     Estimate,
     OpeConfig,
@@ -23,101 +21,22 @@ from refine.estimates import (
     judge_estimated_improvement,
     judge_estimated_labels,
 )
-from refine.gate import Interval, Verdict
 from refine.ope import check_episodes, collect_refits, refit
 from refine.policy import MlpPolicy, Mode
 from storage.errors import BadInput
-from storage.schema import Array, Frozen
+from storage.schema import Array
 from storage.steps import read_manifest, read_steps
 from storage.store import Store
 
-from .arms import PLACEBOS, Draw, Material, labels_of, list_draws, train_draw
-from .baselines import Baseline
-from .improve import gather_material
-from .judge import Contestant
-from .processes import core_count, share_out
-from .progress import Report, silent
+from ..arms import PLACEBOS, Draw, Material, labels_of, list_draws, train_draw
+from ..improve import gather_material
+from ..processes import core_count, share_out
+from ..progress import Report, silent
+from .appraisal import Appraisal, AppraiseConfig, ArmEstimate, Trial
+from .rows import comparison_id_of, record_appraisal
 
 if TYPE_CHECKING:
     from refine.consistency import Consistency
-
-
-class AppraiseConfig(Frozen):
-    """One refinement with its controls, judged by an estimate."""
-
-    refine: RefineConfig = Field(default_factory=RefineConfig)
-    ope: OpeConfig = Field(default_factory=OpeConfig)
-    folds: int = Field(default=5, ge=2, description="parts of the labelled episodes; each is held out once")
-    mode: Mode = Field(default="greedy", description="how policies act in the estimate")
-    placebo_draws: int = Field(default=3, ge=2, description="draws of the shuffled and of the random arm")
-    accept: bool = Field(default=False, description="put the policy in force on the estimate alone")
-    workers: int | None = Field(default=None, ge=1, description="processes; one per core when null; never the result")
-
-
-@dataclass(frozen=True)
-class Trial:
-    """One draw of one arm: its candidates, how they foretold held-out labels, and what the chosen one is worth."""
-
-    draw: Draw
-    snapshots: Sequence[Snapshot]
-    consistency: Consistency
-    estimate: Estimate
-    improvement: Verdict
-
-    @property
-    def winner(self) -> Snapshot:
-        """The chosen candidate."""
-        return self.snapshots[self.consistency.best]
-
-
-@dataclass(frozen=True)
-class ArmEstimate:
-    """One row of the table: an arm, its draws pooled."""
-
-    arm: str
-    labels: int
-    draws: int
-    better: int  # draws that are estimated better than the baseline
-    return_: Interval  # discounted
-    support: float  # share of logged steps at which it would do the same; nan when continuous
-
-
-@dataclass(frozen=True)
-class Appraisal:
-    """What came of it; `improvement` and `credit` are claims about estimates, never about what was played."""
-
-    comparison_id: str
-    dataset_id: str
-    config: AppraiseConfig
-    material: Material
-    origin: Baseline
-    run_ids: Sequence[str]
-    baseline: Estimate
-    arms: Sequence[ArmEstimate]
-    improvement: Verdict
-    credit: Verdict
-    warnings: tuple[str, ...]
-    trials: Sequence[Trial] = field(repr=False)  # the annotator's labels come first
-
-    @property
-    def candidate(self) -> Contestant:
-        """The refined policy, which is kept in the store whatever its estimate."""
-        return Contestant.of(self.trials[0].winner.policy, "refined")
-
-    @property
-    def accepted(self) -> bool:
-        """Whether it takes the baseline's place: only where the user asked for that on an estimate alone."""
-        return self.config.accept and self.improvement.holds
-
-    @property
-    def policy_id(self) -> str:
-        """What is in force."""
-        return self.candidate.policy_id if self.accepted else self.baseline_id
-
-    @property
-    def baseline_id(self) -> str:
-        """The name of what every arm started from."""
-        return self.material.baseline_id or Contestant.of(self.material.baseline, "baseline").policy_id
 
 
 def appraise(
@@ -145,8 +64,6 @@ def appraise(
         Prerequisite: if the dataset has no annotations.
         BadInput: if it has too few episodes or labels, or policies are to be drawn from that have no distribution.
     """
-    from .appraisal_rows import comparison_id_of, record_appraisal
-
     if config.refine.robust:
         raise BadInput("Readings of the labels can only be told apart by playing.", "Leave --robust out.")
     found = gather_material(
