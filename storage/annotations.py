@@ -80,19 +80,40 @@ def load_annotations(store: Store, dataset_id: str, run_ids: Sequence[str] | Non
     Raises:
         BadInput: if there is no such run.
     """
+    rows = rows_of_runs(
+        store, "annotations", _COLUMNS, dataset_id, run_ids, order="episode_id, step, run_id, annotation_id"
+    )
+    return [_annotation(row) for row in rows]
+
+
+def rows_of_runs(
+    store: Store, table: str, columns: str, dataset_id: str, run_ids: Sequence[str] | None, *, order: str
+) -> list[tuple[object, ...]]:
+    """Rows of a table that some annotation runs made about a dataset.
+
+    Args:
+        store: the store.
+        table: one with the columns `dataset_id` and `run_id`.
+        columns: names, separated by commas.
+        dataset_id: a dataset of the store.
+        run_ids: the runs wanted; all when None.
+        order: names that they are sorted by.
+
+    Raises:
+        BadInput: if there is no such run.
+    """
     with store.catalog.read() as con:
         known = {run for (run,) in con.execute("SELECT run_id FROM annotation_runs").fetchall()}
         if unknown := sorted(set(run_ids or ()) - known):
             raise BadInput(
                 f"There is no annotation run {unknown[0]!r}.", f"There is {', '.join(sorted(known)) or 'none'}."
             )
-        rows = con.execute(
-            f"""SELECT {_COLUMNS} FROM annotations
+        return con.execute(
+            f"""SELECT {columns} FROM {table}
                 WHERE dataset_id = $dataset_id AND ($run_ids IS NULL OR list_contains($run_ids, run_id))
-                ORDER BY episode_id, step, run_id, annotation_id""",
+                ORDER BY {order}""",
             {"dataset_id": dataset_id, "run_ids": None if run_ids is None else list(run_ids)},
         ).fetchall()
-    return [_annotation(row) for row in rows]
 
 
 def list_runs(store: Store, dataset_id: str) -> list[str]:

@@ -9,8 +9,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from .annotations import rows_of_runs
 from .catalog import Connection, insert_rows
-from .errors import BadInput
 from .predicates import read_predicate
 from .rule_views import STEP, match_steps
 from .schema import Manifest
@@ -90,18 +90,7 @@ def load_rules(store: Store, dataset_id: str, run_ids: Sequence[str] | None = No
     Raises:
         BadInput: if there is no such run.
     """
-    with store.catalog.read() as con:
-        known = {run for (run,) in con.execute("SELECT run_id FROM annotation_runs").fetchall()}
-        if unknown := sorted(set(run_ids or ()) - known):
-            raise BadInput(
-                f"There is no annotation run {unknown[0]!r}.", f"There is {', '.join(sorted(known)) or 'none'}."
-            )
-        rows = con.execute(
-            f"""SELECT {_COLUMNS} FROM rules
-                WHERE dataset_id = $dataset_id AND ($run_ids IS NULL OR list_contains($run_ids, run_id))
-                ORDER BY run_id, request_id, position, rule_id""",
-            {"dataset_id": dataset_id, "run_ids": None if run_ids is None else list(run_ids)},
-        ).fetchall()
+    rows = rows_of_runs(store, "rules", _COLUMNS, dataset_id, run_ids, order="run_id, request_id, position, rule_id")
     return [_rule(row) for row in rows]
 
 

@@ -13,7 +13,7 @@ import pytest
 import benchmarks.environments  # registers them
 from annotate.cards import load_card
 from benchmarks.environments import SparseReward
-from flows.probe import probe_card
+from flows.carding.probe import probe_card
 
 CARDS = Path(benchmarks.environments.__file__).parent / "cards"
 NEEDS = {"doorkey": "minigrid", "pongobjects": "ale_py"}

@@ -10,10 +10,10 @@ import gymnasium
 import pytest
 
 from annotate.cards import check_card_against_spaces, load_card
-from flows.docstrings import describe_actions, describe_observation, section
-from flows.draft import card_path, draft_card, write_draft
+from flows.carding.docstrings import describe_actions, describe_observation, section
+from flows.carding.draft import card_path, draft_card, write_draft
+from flows.carding.probe import probe_card
 from flows.environments import make_environment, spaces_of
-from flows.probe import probe_card
 from storage.errors import BadInput
 from storage.schema import Space
 

@@ -255,7 +255,7 @@ def card_new(
     as_json: JsonOption = False,
 ) -> None:
     """Draft a card from the environment's spaces and docstring; what only a person can know is marked TODO."""
-    from ..draft import card_path, write_draft
+    from ..carding.draft import card_path, write_draft
     from ..environments import parse_env_kwargs
 
     path = output or card_path(env_id, Path())
@@ -276,8 +276,8 @@ def card_check(
     from annotate.cards import load_card
     from storage.errors import BadInput
 
+    from ..carding.probe import probe_card
     from ..environments import parse_env_kwargs
-    from ..probe import probe_card
 
     findings = probe_card(load_card(card, parse_env_kwargs(env_kwargs)))
     rows = [{"held": f.held, "claim": f.claim.text, "evidence": f.evidence} for f in findings]

@@ -18,8 +18,8 @@ from storage.errors import BadInput
 from storage.files import write_whole
 from storage.schema import Space
 
+from ..environments import Environment, make_environment, spaces_of
 from .docstrings import Entry, describe_actions, describe_observation, section
-from .environments import Environment, make_environment, spaces_of
 
 _QUOTED_LINES = 20
 _UNBOUNDED = 1e30

@@ -1,0 +1,1 @@
+"""Environment cards where the simulator is: drafting one, and trying its claims."""
