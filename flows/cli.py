@@ -6,6 +6,7 @@ No work is done here; heavy libraries are imported by the command that needs the
 from __future__ import annotations
 
 import sys
+import warnings
 from pathlib import Path
 
 import typer
@@ -14,7 +15,7 @@ from rich.console import Console
 from rich.text import Text
 
 from storage.disk import explain_disk
-from storage.errors import BadInput, TrajnoteError
+from storage.errors import BadInput, LeftOutWarning, TrajnoteError
 
 from .commands import (
     ablating,
@@ -57,6 +58,7 @@ for group in (
 
 def main() -> None:
     """Run the command line; a user's error is one line on standard error and an exit code that is not 0."""
+    warnings.showwarning = _show_warning
     try:
         app()
     except TrajnoteError as error:
@@ -72,6 +74,14 @@ def main() -> None:
         if leaving.code == INTERRUPTED:
             _fail("interrupted: run the same command again and it goes on", INTERRUPTED)
         raise
+
+
+def _show_warning(message: Warning | str, category: type[Warning], filename: str, lineno: int, *rest: object) -> None:
+    """Warnings of this project are one line each; those of libraries speak to programmers."""
+    if issubclass(category, LeftOutWarning):
+        Console(stderr=True, soft_wrap=True).print(Text(f"warning: {message}", style="yellow"))
+    else:
+        sys.stderr.write(warnings.formatwarning(message, category, filename, lineno))
 
 
 def _fail(line: str, exit_code: int) -> None:

@@ -24,6 +24,10 @@ class TrajnoteError(Exception):
         return f"{self.problem} {self.hint}".strip()
 
 
+class LeftOutWarning(UserWarning):
+    """A dataset cannot be read and is left out of the views; everything else works."""
+
+
 class BadInput(TrajnoteError):
     """The command, file or value given cannot be used; retrying the same thing cannot help."""
 

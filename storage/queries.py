@@ -8,13 +8,18 @@ from pathlib import Path
 import duckdb
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from .catalog import Connection
 from .errors import BadInput, DamagedStore, TrajnoteError
 from .store import Store
 
+_OF_THE_STATEMENT = (duckdb.ProgrammingError, duckdb.DataError)
 _ALLOWED = "Allowed are SELECT, WITH, FROM, EXPLAIN, DESCRIBE, SHOW and SUMMARIZE."
-_VERIFY = "`trajnote store verify` names everything that is damaged."
+_VERIFY = (
+    "`trajnote store verify` names everything that is damaged. Without the damaged file the views leave its dataset "
+    "out, and the others can be asked."
+)
 _EXPLAIN = re.compile(r"\s*explain\s+(analyze\s+)?(\([^)]*\)\s*)?", re.IGNORECASE)
 _HELPFUL = re.compile(r"^(Did you mean|Candidate bindings).*", re.MULTILINE)
 _WHOLE_NUMBER = pa.decimal128(38, 0)
@@ -85,7 +90,19 @@ def _explain(error: duckdb.Error, shards: list[Path]) -> TrajnoteError:
         return DamagedStore(f"{missing[0]} is missing.", _VERIFY)
     if isinstance(error, duckdb.PermissionException):
         return BadInput(line, "A query reaches only this store's tables and views.")
+    if not named and not isinstance(error, _OF_THE_STATEMENT) and (unreadable := _first_unreadable(shards)):
+        return DamagedStore(f"{unreadable} is damaged: {line}.", _VERIFY)
     return DamagedStore(line, _VERIFY) if named else BadInput(line)
+
+
+def _first_unreadable(shards: list[Path]) -> Path | None:
+    """A file whose description of itself is damaged; DuckDB does not always name it."""
+    for path in shards:
+        try:
+            pq.read_metadata(path)
+        except (pa.ArrowException, OSError, ValueError):
+            return path
+    return None
 
 
 def _one_line(error: duckdb.Error) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Generator
 from contextlib import contextmanager
 from functools import partial
@@ -10,10 +11,10 @@ from pathlib import Path
 
 from .catalog import Catalog, Connection, create_file
 from .disk import writing
-from .errors import BadInput, Prerequisite
+from .errors import BadInput, LeftOutWarning, Prerequisite
 from .files import owned, sync_folder
 from .migrations import create_tables, is_newest, migrate
-from .views import are_current, refresh_views
+from .views import are_current, left_out, refresh_views
 
 CATALOG = "catalog.duckdb"
 MANIFEST = "manifest.json"
@@ -57,6 +58,8 @@ class Store:
     def open(cls, root: Path | str) -> Store:
         """The store in a folder; its catalog is brought up to date, and its views if the folder has moved.
 
+        A `LeftOutWarning` names each dataset of which a file is missing or cut off.
+
         Raises:
             Prerequisite: if there is no store, or its catalog was written by a newer trajnote.
             CatalogLocked: if another process keeps the catalog for too long.
@@ -68,6 +71,7 @@ class Store:
             )
         store = cls(path, Catalog(path / CATALOG))
         store._bring_up_to_date()
+        store._warn_of_damage()
         return store
 
     @classmethod
@@ -155,11 +159,23 @@ class Store:
     def _bring_up_to_date(self) -> None:
         """Migrate the catalog, and make the views again if the store has moved or they are made otherwise now."""
         with self.catalog.read() as con:
-            if is_newest(con) and are_current(con, self.rollouts_dir):
-                return
-        migrate(self.catalog)
-        with self.catalog.write() as con:
-            refresh_views(con, self.rollouts_dir)
+            current = is_newest(con) and are_current(con, self.rollouts_dir)
+        if not current:
+            migrate(self.catalog)
+            with self.catalog.write() as con:
+                refresh_views(con, self.rollouts_dir)
+
+    def _warn_of_damage(self) -> None:
+        """Name the datasets that cannot be asked; everything else goes on."""
+        with self.catalog.read() as con:
+            found = left_out(con, self.rollouts_dir)
+        for dataset_id, wrong in found.items():
+            warnings.warn(
+                f"The dataset {dataset_id} is left out of the views `steps` and `annotated_steps`: {wrong}. "
+                "`trajnote store verify` says what to do.",
+                LeftOutWarning,
+                stacklevel=3,
+            )
 
 
 def _checked(name: str, kind: str) -> str:

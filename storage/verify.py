@@ -15,7 +15,7 @@ from .rule_views import is_allowed
 from .schema import Manifest, Shard
 from .shards import check_shard, read_manifest
 from .store import Store
-from .views import component_columns
+from .views import component_columns, left_out
 
 _RESTORE = "Restore it from a backup."
 _RECOLLECT = "Restore it from a backup, or remove the dataset's folder and make it again."
@@ -82,6 +82,7 @@ def _check_dataset(store: Store, dataset_id: str, sha256: str, tell: Callable[[s
     tell(_name(store, path))
     if not path.is_file():
         yield Damage(_name(store, path), "the manifest is missing", _RECOLLECT)
+        yield from _check_views(store, dataset_id)
         return
     if sha256_file(path) != sha256:
         yield Damage(_name(store, path), "the manifest is not the one that was registered", _RESTORE)
@@ -93,6 +94,7 @@ def _check_dataset(store: Store, dataset_id: str, sha256: str, tell: Callable[[s
     for shard in manifest.shards:
         tell(_name(store, path.parent / shard.name))
         yield from _check_shard(store, manifest, shard)
+    yield from _check_views(store, dataset_id)
     yield from _check_counts(store, manifest)
 
 
@@ -106,6 +108,14 @@ def _check_shard(store: Store, manifest: Manifest, shard: Shard) -> Iterator[Dam
     if (found := sha256_file(path)) != shard.sha256:
         problem = f"the content has sha256 {found[:12]}..., {shard.sha256[:12]}... was written"
         yield Damage(_name(store, path), problem, _RECOLLECT)
+
+
+def _check_views(store: Store, dataset_id: str) -> Iterator[Damage]:
+    with store.catalog.read() as con:
+        wrong = left_out(con, store.rollouts_dir).get(dataset_id)
+    if wrong:
+        problem = f"the dataset is left out of the views `steps` and `annotated_steps`, for {wrong}"
+        yield Damage(_name(store, store.dataset_dir(dataset_id)), problem, "It comes back with its files.")
 
 
 def _check_counts(store: Store, manifest: Manifest) -> Iterator[Damage]:

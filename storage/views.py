@@ -1,11 +1,13 @@
 """The views that people query: steps over the Parquet files, annotations joined to them, and summaries per run.
 
-They are text made from the `datasets` table and the store's absolute path, so they are made again when either changes.
+They are text made from the `datasets` table, the store's absolute path and the files that are there, so they are made
+again when one of these changes. A dataset of which a file is missing or cut off is left out; the others can be asked.
 What cannot depend on a dataset is in `summaries.py`.
 """
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -48,6 +50,7 @@ _NOTE_TYPES = {
     "prompt_version": "VARCHAR",
     "created_at": "TIMESTAMPTZ",
 }
+_PARQUET_END = b"PAR1"
 _JOINED_TYPES = {"agrees": "BOOLEAN", "return_": "DOUBLE", "length": "INTEGER"}
 
 
@@ -61,6 +64,32 @@ class _Dataset:
     action_space: Space
     component_names: list[str]
     action_names: list[str]
+
+    def first_damage(self) -> str | None:
+        """What keeps DuckDB from reading it, as far as a glance at each file can tell."""
+        return next((f"{path.name} {wrong}" for path in self.files if (wrong := _glance(path))), None)
+
+
+def left_out(con: Connection, rollouts: Path) -> dict[str, str]:
+    """The datasets that no view can show now, and what is wrong with each.
+
+    Args:
+        con: a connection of the catalog.
+        rollouts: the absolute folder with one folder per dataset.
+    """
+    return {d.dataset_id: wrong for d in _datasets(con, rollouts) if (wrong := d.first_damage())}
+
+
+def _glance(path: Path) -> str | None:
+    """What is wrong with a Parquet file, from its last bytes; a damaged one may still look whole."""
+    try:
+        with path.open("rb") as file:
+            file.seek(-len(_PARQUET_END), os.SEEK_END)
+            return None if file.read() == _PARQUET_END else "is cut off"
+    except FileNotFoundError:
+        return "is missing"
+    except OSError:
+        return "cannot be read"
 
 
 def refresh_views(con: Connection, rollouts: Path) -> None:
@@ -99,7 +128,8 @@ def component_columns(names: Sequence[str]) -> list[str]:
 
 
 def _script(con: Connection, rollouts: Path) -> str:
-    datasets = _datasets(con, rollouts)
+    everything = _datasets(con, rollouts)
+    datasets = [dataset for dataset in everything if dataset.first_damage() is None]
     return ";\n".join(
         [
             _view("steps", [_no_rows(_KEY_TYPES | _STEP_TYPES), *map(_steps_of, datasets)]),
@@ -107,7 +137,7 @@ def _script(con: Connection, rollouts: Path) -> str:
                 "annotated_steps",
                 [_no_rows(_NOTE_TYPES | _STEP_TYPES | _JOINED_TYPES), *map(_annotated_steps_of, datasets)],
             ),
-            *opinion_views([(dataset.dataset_id, dataset.action_space) for dataset in datasets]),
+            *opinion_views([(dataset.dataset_id, dataset.action_space) for dataset in everything]),
             rule_view(_ruled(con, datasets)),
             *SUMMARIES,
         ]
