@@ -10,7 +10,9 @@ from __future__ import annotations
 import hashlib
 from collections import defaultdict
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -32,7 +34,9 @@ from .branches import Branch, Ending, play_branches
 from .environments import Spaces
 from .lineage import find_recorded_baseline
 from .policies import load_policy
+from .processes import share_out
 from .progress import Report, silent
+from .runners import workers_if_chosen
 
 BATCH = 16  # labels that are entered together, so that an interruption costs little
 
@@ -87,12 +91,15 @@ def replay_labels(
     wanted = sorted(differing, key=lambda note: hashlib.sha256(note.annotation_id.encode()).digest())[: config.limit]
     known = {replay.label_replay_id for replay in load_label_replays(store, dataset_id)}
     missing = [note for note in wanted if way.name(note) not in known]
-    for start in range(0, len(missing), BATCH):
-        report("replay labels", start, len(missing))
-        rows = _measure(missing[start : start + BATCH], episodes, manifest, policy, way)
-        with store.catalog.write() as con:
-            insert_label_replays(con, rows)
-    report("replay labels", len(missing), len(missing))
+    batches = [missing[start : start + BATCH] for start in range(0, len(missing), BATCH)]
+    tasks = [(notes, {note.episode_id: episodes[note.episode_id] for note in notes}) for notes in batches]
+    work = partial(measure, manifest, policy, way)
+    with closing(share_out(work, tasks, workers_if_chosen(), threadsafe=True)) as measured:
+        report("replay labels", 0, len(missing))
+        for number, rows in enumerate(measured, start=1):
+            with store.catalog.write() as con:
+                insert_label_replays(con, rows)
+            report("replay labels", min(number * BATCH, len(missing)), len(missing))
     names, fresh = {way.name(note) for note in wanted}, {way.name(note) for note in missing}
     found = [replay for replay in load_label_replays(store, dataset_id) if replay.label_replay_id in names]
     return _sum_up(dataset_id, found, fresh, labels=len(labels), confirmations=len(labels) - len(differing))
@@ -144,10 +151,11 @@ def _confirms(note: Annotation, episode: Episode, manifest: Manifest) -> bool:
     return bool(same_actions(np.array([note.suggested_action]), logged, manifest.action_space)[0])
 
 
-def _measure(
-    notes: Sequence[Annotation], episodes: dict[int, Episode], manifest: Manifest, policy: Policy, way: _Way
+def measure(
+    manifest: Manifest, policy: Policy, way: _Way, task: tuple[Sequence[Annotation], dict[int, Episode]]
 ) -> list[LabelReplay]:
-    """Play both sides of every pair of some labels."""
+    """Play both sides of every pair of some labels, beside the episodes that these are in; in any process."""
+    notes, episodes = task
     branches = [
         Branch(place, episode, note.step, action, pair)
         for place, note in enumerate(notes)

@@ -26,6 +26,8 @@ from .environments import make_environment, package_versions, spaces_of
 from .policies import load_policy
 from .progress import Report, silent
 from .rollout import ENVIRONMENTS, rollout
+from .runners import workers_if_chosen
+from .workers import play_episodes
 
 SHARD_BYTES = 100_000_000
 _DECISIVE = (
@@ -112,11 +114,23 @@ def _check_count(config: CollectConfig, episodes: int, verb: str) -> None:
 def _play(
     config: CollectConfig, policy: Policy, draft: ManifestDraft, seeds: range, *, first_id: int
 ) -> Generator[Episode]:
+    """In this process, unless a runner was chosen; the workers only play, this process writes."""
+    mode = draft.policy_mode or config.mode
+    if workers_if_chosen() != 1:
+        return play_episodes(
+            config.env_id,
+            config.env_kwargs,
+            policy,
+            seeds,
+            mode=mode,
+            max_steps=config.max_steps,
+            first_id=first_id,
+        )
     return rollout(
         partial(make_environment, config.env_id, config.env_kwargs),
         policy,
         seeds,
-        mode=draft.policy_mode or config.mode,
+        mode=mode,
         envs=config.envs,
         max_steps=config.max_steps,
         first_id=first_id,

@@ -32,7 +32,7 @@ from storage.schema import Frozen
 
 from .arms import PLACEBOS, Draw, Material, list_draws, train_draw
 from .judge import Contestant, Judge, Purpose, Returns
-from .processes import core_count, share_out
+from .processes import share_out
 from .progress import Report, silent
 from .trainings import find_candidates, keep_candidates
 from .trials import Method, try_fields
@@ -169,7 +169,7 @@ class Contest:
 
     def _train(self, draws: Sequence[Draw]) -> list[list[Snapshot]]:
         """The candidates of every draw, trained now or before; each in one thread of one process."""
-        store, train, workers = self.judge.store, partial(train_draw, self.material), self.judge.workers or core_count()
+        store, train, workers = self.judge.store, partial(train_draw, self.material), self.judge.workers
         known = {draw: found for draw in draws if (found := find_candidates(store, self.material, draw)) is not None}
         missing = [draw for draw in draws if draw not in known]
         with closing(share_out(train, missing, workers)) as arriving:

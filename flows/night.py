@@ -30,6 +30,7 @@ from .label import export, label
 from .outcome import sentences, table_rows
 from .progress import Report, silent
 from .questions import LabelConfig
+from .runners import running_on
 from .settings import DeploymentConfig
 
 
@@ -73,7 +74,7 @@ def run_night(store: Store, deployment: str, config: DeploymentConfig, report: R
         TrajnoteError: whatever its steps raise; what they have done stays, and the next night goes on from there.
     """
     started = time.monotonic()
-    with alone(store, deployment) as killed:
+    with alone(store, deployment) as killed, running_on(config.runner):
         night = _Night(store, deployment, config, report).run()
     return replace(night, killed=killed, seconds=time.monotonic() - started)
 

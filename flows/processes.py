@@ -1,6 +1,7 @@
-"""Processes that share out work and stay for the next; they end when the one that started them does, however it ends.
+"""Work shared out to processes, or to whatever runner was chosen; the workers stay for the next work.
 
-The work is the caller's: episodes are played in `workers.py`, arms are trained in `contest.py`.
+Processes end when the one that started them does, however it ends. Other runners are in `runners.py`. The work is the
+caller's: episodes are played in `workers.py`, arms are trained in `contest.py`.
 """
 
 from __future__ import annotations
@@ -9,20 +10,25 @@ import multiprocessing
 import os
 import signal
 import threading
+from collections import deque
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from functools import lru_cache, partial
+from functools import partial
+from itertools import islice
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from storage.errors import TrajnoteError
+
+from .runners import PROCESSES, Dask, Pool, Ray, Runner, Threads, chosen_runner
 
 if TYPE_CHECKING:
     from multiprocessing.connection import PipeConnection
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+_AHEAD = 4  # items per worker that travel before the first result is taken
 _GLANCE_S = 0.2  # seconds; a Ctrl-C that another thread receives does not wake a longer wait
 _THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
@@ -32,55 +38,91 @@ def core_count() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def share_out(work: Callable[[Item], Result], items: Sequence[Item], workers: int) -> Generator[Result]:
-    """Apply a function to every item, in processes that do their linear algebra in one thread each.
+def share_out(
+    work: Callable[[Item], Result],
+    items: Sequence[Item],
+    workers: int | None = None,
+    *,
+    threadsafe: bool = False,
+    runner: Runner | None = None,
+) -> Generator[Result]:
+    """Apply a function to every item, in workers that do their linear algebra in one thread each.
 
-    Processes start on the first call with this number of workers and stay for the next ones. Closing the generator
-    before its end ends them in the middle of their work.
+    Workers start on the first call with this number of them and stay for the next ones. Closing the generator before
+    its end ends them in the middle of their work. A few items for each worker travel at a time, so that neither all
+    items nor all results are in memory at once.
 
     Args:
         work: a function of a module, so that another process finds it.
-        items: what travels to the processes.
-        workers: processes at most; 1 works in this one.
+        items: what travels to the workers.
+        workers: at most; 1 works in this process, None means one per core, or all of a running cluster.
+        threadsafe: whether the work may run beside itself in one process. Else it runs there one at a time: learners
+            draw from random generators that belong to the process.
+        runner: where; the chosen one, or processes, when None.
 
     Yields:
         The results in the order of the items.
 
     Raises:
-        TrajnoteError: when a process died, for example for want of memory; and whatever `work` raises.
+        TrajnoteError: when a worker died, for example for want of memory; and whatever `work` raises.
     """
-    if workers == 1:
+    runner = runner or chosen_runner() or PROCESSES
+    workers = workers or (None if runner.address else core_count())
+    if workers == 1 or not items:
         yield from map(work, items)
         return
-    pool = _pool(workers)
-    futures = pool.submit(work, items)
+    pool = _keep(runner, workers)
+    submit = partial(pool.submit, work if threadsafe or runner == PROCESSES else partial(_one_at_a_time, work))
+    waiting, failed = iter(items), False
+    futures = deque(submit(item) for item in islice(waiting, _AHEAD * pool.workers))
     try:
-        for future in futures:
-            while not future.done():
-                wait([future], timeout=_GLANCE_S)
-            yield future.result()
-    except BrokenProcessPool as error:
-        raise TrajnoteError(
-            "A process died in the middle of its work, perhaps for want of memory.", "Run it again with --workers 1."
-        ) from error
+        while futures:
+            while not futures[0].done():
+                wait([futures[0]], timeout=_GLANCE_S)
+            result = futures.popleft().result()
+            futures.extend(submit(item) for item in islice(waiting, 1))
+            yield result
+    except Exception as error:
+        failed = True
+        if (words := pool.translate(error)) is not None:
+            raise words from error
+        raise
     finally:
-        if not all(future.done() and not future.exception() for future in futures):
-            _pool.cache_clear()
-            pool.end()
+        if futures or failed:
+            let_go()
 
 
-class _Pool:
+_turn = threading.Lock()
+
+
+def _one_at_a_time(work: Callable[[Item], Result], item: Item) -> Result:
+    """Do work that needs its process for itself, also where a runner has several threads in one."""
+    with _turn:
+        return work(item)
+
+
+class _Processes:
     """Processes that end when their rope does: when this process lets go of it, or dies in whatever way."""
 
     def __init__(self, workers: int) -> None:
+        self.workers = workers
         context = multiprocessing.get_context("spawn")  # a fork would copy the threads of Prefect and torch half-way
         their_end, self._rope = context.Pipe(duplex=False)
         begin = partial(_begin, their_end)
         self._executor = ProcessPoolExecutor(workers, mp_context=context, initializer=begin)
 
-    def submit(self, work: Callable[[Item], Result], items: Sequence[Item]) -> list[Future[Result]]:
+    def submit(self, work: Callable[[Any], Any], item: Any) -> Future[Any]:
+        """Have a process do it."""
         with _one_thread_each(), _interrupts_wait():
-            return [self._executor.submit(work, item) for item in items]
+            return self._executor.submit(work, item)
+
+    def translate(self, error: Exception) -> TrajnoteError | None:
+        """A process that died takes the others along."""
+        if not isinstance(error, BrokenProcessPool):
+            return None
+        return TrajnoteError(
+            "A process died in the middle of its work, perhaps for want of memory.", "Run it again with --workers 1."
+        )
 
     def end(self) -> None:
         """End the processes at once."""
@@ -88,10 +130,29 @@ class _Pool:
         self._executor.shutdown(wait=True, cancel_futures=True)
 
 
-@lru_cache(maxsize=1)
-def _pool(workers: int) -> _Pool:
-    """The processes that stay; another number of them replaces these."""
-    return _Pool(workers)
+_kept: dict[tuple[Runner, int | None], Pool] = {}  # one at most
+
+
+def _keep(runner: Runner, workers: int | None) -> Pool:
+    """The workers that stay; others replace them."""
+    if (runner, workers) not in _kept:
+        let_go()
+        _kept[runner, workers] = _open(runner, workers)
+    return _kept[runner, workers]
+
+
+def let_go() -> None:
+    """End the workers that wait for more work; the next work starts others."""
+    while _kept:
+        _kept.popitem()[1].end()
+
+
+def _open(runner: Runner, workers: int | None) -> Pool:
+    if runner.kind == "dask":
+        return Dask(runner.address, workers)
+    if runner.kind == "ray":
+        return Ray(runner.address, workers)
+    return (Threads if runner.kind == "threads" else _Processes)(workers or core_count())
 
 
 @contextmanager

@@ -19,6 +19,7 @@ from storage.schema import Frozen
 
 from .improve import ImproveConfig
 from .questions import LabelConfig
+from .runners import parse_runner
 
 SETTINGS = Path("trajnote.toml")
 TEMPLATE = Path(__file__).parent / "templates" / "trajnote.toml"
@@ -56,6 +57,9 @@ class DeploymentConfig(Frozen):
     cron: str | None = Field(default=None, description="when it runs, for example `0 2 * * *`")
     interval_s: float | None = Field(default=None, gt=0, description="or how many seconds after each other")
     timezone: str = Field(default="UTC", description="of the schedule and of the periods, for example Europe/Paris")
+    runner: str | None = Field(
+        default=None, description="where work is shared out to: processes, threads, dask[:ADDRESS] or ray[:ADDRESS]"
+    )
     notify: str | None = Field(
         default=None, description="a Prefect block, `type/name`, that is told of failures and promotions"
     )
@@ -72,6 +76,11 @@ class DeploymentConfig(Frozen):
             raise ValueError(
                 f"`notify` is {self.notify!r}; `block-type/name` is expected, for example slack-webhook/me"
             )
+        if self.runner is not None:
+            try:
+                parse_runner(self.runner)
+            except BadInput as error:
+                raise ValueError(f"`runner`: {error}") from None
         try:
             ZoneInfo(self.timezone)
         except _ZONE_ERRORS:

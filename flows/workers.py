@@ -1,4 +1,4 @@
-"""Returns of many policies on many seeds, played by several processes; what the gate asks for.
+"""Episodes played by several workers: returns of many policies for the gate, and whole episodes for a dataset.
 
 The answer is the same to the last bit with any number of processes. Playing loads NumPy and Gymnasium, no learner.
 """
@@ -6,19 +6,19 @@ The answer is the same to the last bit with any number of processes. Playing loa
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing
-from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from refine.policy import Mode
-from storage.schema import Array
+from storage.schema import Array, Episode
 
 from .actors import Actor
 from .environments import Environment, make_environment
-from .processes import core_count, share_out
+from .processes import share_out
 from .rollout import play
 
 _CHUNK = 8  # seeds of one task, side by side in one process: small enough to share out evenly
@@ -57,7 +57,7 @@ def play_policies(
         policies: P of them.
         seeds: S of them, the same for every policy, so that returns can be compared in pairs.
         mode: `greedy` or `sampled`.
-        workers: processes; 1 plays in this one, None means one per core.
+        workers: as for `share_out`.
         max_steps: cut longer episodes there.
         advance: called with episodes played and episodes in all.
 
@@ -70,10 +70,10 @@ def play_policies(
     kwargs = json.dumps(dict(env_kwargs or {}), sort_keys=True)
     chunks = [tuple(seeds[start : start + _CHUNK]) for start in range(0, len(seeds), _CHUNK)]
     tasks = [_Task(env_id, kwargs, policy, chunk, mode, max_steps) for policy in policies for chunk in chunks]
-    processes = workers or core_count()
-    alone = min(processes, len(tasks)) <= 1
+    alone = workers == 1 or len(tasks) <= 1
     returns: list[float] = []
-    with closing(_play_here(tasks) if alone else share_out(_play_in_worker, tasks, processes)) as played:
+    shared = _play_here(tasks) if alone else share_out(_play_in_worker, tasks, workers, threadsafe=True)
+    with closing(shared) as played:
         for number, chunk_returns in enumerate(played, start=1):
             returns += chunk_returns
             if advance is not None:
@@ -81,6 +81,38 @@ def play_policies(
             if number % len(chunks) == 0:
                 yield np.array(returns, dtype=np.float64)
                 returns = []
+
+
+def play_episodes(
+    env_id: str, env_kwargs: Mapping[str, Any], policy: Actor, seeds: Sequence[int], **options: Any
+) -> Generator[Episode]:
+    """Play a policy on every seed as `rollout` does, shared out to the workers of the chosen runner.
+
+    Args:
+        env_id: as for `make_environment`.
+        env_kwargs: as for `make_environment`.
+        policy: what acts.
+        seeds: one per episode.
+        options: `mode`, `max_steps`, and `first_id`, the id of the first episode.
+
+    Yields:
+        Episodes in the order of the seeds, the same bits as from `rollout`.
+    """
+    kwargs = json.dumps(dict(env_kwargs), sort_keys=True)
+    mode, max_steps, first_id = options["mode"], options["max_steps"], options["first_id"]
+    chunks = [tuple(seeds[start : start + _CHUNK]) for start in range(0, len(seeds), _CHUNK)]
+    tasks = [
+        (_Task(env_id, kwargs, policy, chunk, mode, max_steps), first_id + number * _CHUNK)
+        for number, chunk in enumerate(chunks)
+    ]
+    with closing(share_out(_play_whole, tasks, threadsafe=True)) as played:
+        for episodes in played:
+            yield from episodes
+
+
+def _play_whole(numbered: tuple[_Task, int]) -> list[Episode]:
+    task, first_id = numbered
+    return _episodes(task, _kept_environments(task.env_id, task.env_kwargs), first_id)
 
 
 def _play_here(tasks: Sequence[_Task]) -> Generator[list[float]]:
@@ -98,10 +130,24 @@ def _play_in_worker(task: _Task) -> list[float]:
     return _play(task, _kept_environments(task.env_id, task.env_kwargs))
 
 
-@lru_cache(maxsize=1)
-def _kept_environments(env_id: str, env_kwargs: str) -> list[Environment]:
-    """Environments of a worker, made once and used for one task after the other."""
-    return _make(env_id, env_kwargs)
+class _Kept(threading.local):
+    """Environments of a worker, made once and used for one task after the other; each thread has its own."""
+
+    key: tuple[str, str] | None = None
+    environments: Sequence[Environment] = ()
+
+
+_kept = _Kept()
+
+
+def _kept_environments(env_id: str, env_kwargs: str) -> Sequence[Environment]:
+    if _kept.key != (env_id, env_kwargs):
+        for environment in _kept.environments:
+            environment.close()
+        _kept.key, _kept.environments = None, ()
+        _kept.environments = _make(env_id, env_kwargs)
+        _kept.key = env_id, env_kwargs
+    return _kept.environments
 
 
 def _make(env_id: str, env_kwargs: str) -> list[Environment]:
@@ -109,6 +155,9 @@ def _make(env_id: str, env_kwargs: str) -> list[Environment]:
 
 
 def _play(task: _Task, environments: Sequence[Environment]) -> list[float]:
+    return [episode.return_ for episode in _episodes(task, environments)]
+
+
+def _episodes(task: _Task, environments: Sequence[Environment], first_id: int = 0) -> list[Episode]:
     playing = environments[: len(task.seeds)]
-    episodes = play(playing, task.policy, task.seeds, mode=task.mode, max_steps=task.max_steps)
-    return [episode.return_ for episode in episodes]
+    return list(play(playing, task.policy, task.seeds, mode=task.mode, max_steps=task.max_steps, first_id=first_id))

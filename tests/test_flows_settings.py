@@ -56,6 +56,7 @@ baseline = "policy:refined-1"
         ('[deployments.a]\nenv_id = "CartPole-v1"\n', "a deployment needs rollouts"),
         (SMALL + 'cron = "* * * * *"\ninterval_s = 4\n', "exclude each other"),
         (SMALL + 'timezone = "Mars/Olympus"\n', "there is no time zone 'Mars/Olympus'"),
+        (SMALL + 'runner = "spark"\n', "There is no runner 'spark'.*dask:ADDRESS"),
         (SMALL + 'notify = "slack"\n', "`block-type/name` is expected"),
         ("deployments = 3\n", "deployments: .*received 3"),
         ("", "deployments is missing"),

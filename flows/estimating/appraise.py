@@ -30,7 +30,7 @@ from storage.store import Store
 
 from ..arms import PLACEBOS, Draw, Material, labels_of, list_draws, train_draw
 from ..improve import gather_material
-from ..processes import core_count, share_out
+from ..processes import share_out
 from ..progress import Report, silent
 from .appraisal import Appraisal, AppraiseConfig, ArmEstimate, Trial
 from .rows import comparison_id_of, record_appraisal
@@ -114,7 +114,7 @@ def _train(material: Material, draws: Sequence[Draw], config: AppraiseConfig, re
     """Train every draw on all labels, and once more per fold to choose among its candidates."""
     work = partial(train_and_score, material, config.folds)
     kept: list[_Kept] = []
-    with closing(share_out(work, draws, config.workers or core_count())) as arriving:
+    with closing(share_out(work, draws, config.workers)) as arriving:
         report("train the arms", 0, len(draws))
         for snapshots, consistency in arriving:
             kept.append(_Kept(snapshots, consistency))
@@ -137,7 +137,7 @@ def _refit_all(
 ) -> list[Array]:
     work = partial(refit_number, material, policies, config.ope, config.mode)
     refits: list[Array] = []
-    with closing(share_out(work, range(config.ope.resamples), config.workers or core_count())) as arriving:
+    with closing(share_out(work, range(config.ope.resamples), config.workers)) as arriving:
         for values in arriving:
             refits.append(values)
             report("estimate", len(refits), config.ope.resamples)

@@ -19,6 +19,7 @@ from storage.schema import Array, Episode
 
 from ..environments import Environment, make_environment
 from ..processes import core_count, share_out
+from ..runners import PROCESSES
 
 WIDTH = 240
 _QUALITY = 58
@@ -66,7 +67,7 @@ def film_all(takes: Sequence[Take], workers: int | None = None) -> Generator[Fil
     """
     done = 0
     try:
-        for finished in share_out(film, takes, max(2, workers or core_count())):
+        for finished in share_out(film, takes, max(2, workers or core_count()), runner=PROCESSES):
             done += 1
             yield finished
     except TrajnoteError as error:

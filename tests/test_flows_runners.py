@@ -1,0 +1,244 @@
+"""Runners: threads, processes, Dask and Ray give the same bits as one process, and a wrong setting is told in words."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import threading
+import time
+from collections.abc import Generator
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from toy_environment import REACH, gather_toys, make_baseline, save_folder, small_config, write_labels
+from typer.testing import CliRunner
+
+import flows.processes
+from annotate.importing import import_annotations
+from flows.advantage import ReplayConfig, replay_labels
+from flows.arms import Draw, Material, train_draw
+from flows.cli import app
+from flows.collect import CollectConfig, collect
+from flows.processes import share_out
+from flows.runners import PROCESSES, Runner, chosen_runner, parse_runner, running_on, workers_if_chosen
+from flows.workers import play_policies
+from refine.labels import labels_from_annotations
+from storage.annotations import load_annotations
+from storage.errors import BadInput, Prerequisite, TrajnoteError
+from storage.evidence import load_label_replays
+from storage.schema import Manifest
+from storage.steps import read_steps
+from storage.store import Store
+
+POLICIES = [make_baseline(REACH), make_baseline(REACH, "tanh")]
+DRAWS = [Draw("labels", 1), Draw("no_labels", 1)]
+
+
+def needs(package: str) -> Any:
+    missing = importlib.util.find_spec(package) is None
+    return pytest.mark.skipif(missing, reason=f"the extra with {package} is not installed")
+
+
+RUNNERS = [
+    "threads",
+    "processes",
+    pytest.param("dask", marks=needs("distributed")),
+    pytest.param("ray", marks=needs("ray")),
+]
+
+
+@pytest.fixture(autouse=True)
+def two_workers(monkeypatch: pytest.MonkeyPatch) -> Generator[None]:
+    """Every runner has two workers, wherever the tests run, and none outlives its test."""
+    monkeypatch.delenv("TRAJNOTE_RUNNER", raising=False)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parents[1])]))
+    monkeypatch.setattr(flows.processes, "core_count", lambda: 2)
+    yield
+    flows.processes.let_go()
+
+
+class World:
+    """A store with a dataset and labels, and all that is shared out over it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.store = Store.create(folder / "store")
+        self.manifest = gather_toys(self.store, folder, REACH)
+        labels = write_labels(self.store, self.manifest.dataset_id, folder / "labels.jsonl", env_id=REACH)
+        import_annotations(self.store, labels)
+        self.folder = folder
+
+    def collect(self, into: Path) -> Manifest:
+        policy = save_folder(POLICIES[0], self.folder / "policy")
+        config = CollectConfig(env_id=REACH, policy=f"policy:{policy}", mode="sampled", episodes=21, seed=90)
+        return collect(Store.create(into), config, shard_bytes=1_000)
+
+    def material(self) -> Material:
+        steps = read_steps(self.store, self.manifest.dataset_id)
+        notes = load_annotations(self.store, self.manifest.dataset_id)
+        labels = labels_from_annotations(notes, steps, self.manifest.action_space)
+        recipe = small_config(snapshots=(3, 6)).refine.completed(self.manifest.action_space)
+        return Material(self.store.root, self.manifest.dataset_id, labels, POLICIES[0], recipe)
+
+    def evidence(self, into: Path, workers: int | None) -> dict[str, Any]:
+        """Hashes and numbers of what collecting, playing, training and replaying give."""
+        made = self.collect(into)
+        trained = share_out(partial(train_draw, self.material()), DRAWS, workers)
+        returns = list(play_policies(REACH, {}, POLICIES, range(20), "sampled", workers))
+        replays = replay_labels(self.store, self.manifest.dataset_id, ReplayConfig(limit=20, continuations=2))
+        measured = [asdict(row) for row in load_label_replays(self.store, self.manifest.dataset_id)]
+        with self.store.catalog.write() as con:
+            con.execute("DELETE FROM label_replays")
+        return {
+            "shards": [shard.sha256 for shard in made.shards],
+            "returns": [row.tobytes() for row in returns],
+            "snapshots": [[snapshot.policy.sha256 for snapshot in draw] for draw in trained],
+            "replays": sorted(((r["annotation_id"], r["advantages"]) for r in measured), key=str),
+            "replayed": asdict(replays),
+        }
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    return World(tmp_path_factory.mktemp("world"))
+
+
+@pytest.fixture(scope="module")
+def alone(world: World) -> dict[str, Any]:
+    """What one process finds."""
+    return world.evidence(world.folder / "alone", workers=1)
+
+
+@pytest.mark.parametrize("kind", RUNNERS)
+def test_every_runner_collects_plays_trains_and_replays_the_same_bits_as_one_process(
+    world: World, alone: dict[str, Any], kind: str, tmp_path: Path
+) -> None:
+    with running_on(kind):
+        found = world.evidence(tmp_path / "store", workers=None)
+    assert len(alone["shards"]) > 3
+    assert len({sha for draw in alone["snapshots"] for sha in draw}) == 4
+    assert alone["replayed"]["replayed"] == 20
+    assert found == alone
+
+
+def where(item: int) -> tuple[int, int, int]:
+    return item, os.getpid(), threading.get_ident()
+
+
+def fail(item: int) -> int:
+    if item == 3:
+        raise BadInput("Three is not allowed.", "Take another one.")
+    return item
+
+
+@pytest.mark.parametrize("kind", RUNNERS)
+def test_results_keep_their_order_come_from_the_runners_own_workers_and_errors_arrive_as_themselves(kind: str) -> None:
+    found = list(share_out(where, range(30), runner=Runner(kind), threadsafe=True))
+    assert [item for item, *_ in found] == list(range(30))
+    assert {process == os.getpid() for _, process, _ in found} == {kind == "threads"}
+    assert threading.get_ident() not in {thread for *_, thread in found} or kind != "threads"
+    with pytest.raises(BadInput, match=r"Three is not allowed\. Take another one\."):
+        list(share_out(fail, range(9), runner=Runner(kind)))
+
+
+def die(item: int) -> int:
+    os._exit(item)
+
+
+@pytest.mark.parametrize("kind", RUNNERS[1:])
+def test_a_worker_that_dies_again_and_again_is_told_in_words(kind: str) -> None:
+    with pytest.raises(TrajnoteError, match=r"--workers 1"):
+        list(share_out(die, [1, 2], runner=Runner(kind)))
+
+
+_inside: list[int] = []
+
+
+def overlap(item: int) -> int:
+    """How many are inside at once, a moment after coming in."""
+    _inside.append(item)
+    time.sleep(0.02)
+    found = len(_inside)
+    _inside.remove(item)
+    return found
+
+
+def test_threads_do_work_that_needs_its_process_for_itself_one_at_a_time() -> None:
+    assert list(share_out(overlap, range(4), runner=Runner("threads"))) == [1] * 4
+    assert max(share_out(overlap, range(4), runner=Runner("threads"), threadsafe=True)) == 2
+
+
+def test_only_a_few_items_for_each_worker_are_under_way_at_once() -> None:
+    taken: list[int] = []
+
+    class Items(list[int]):
+        def __iter__(self) -> Generator[int]:
+            for item in range(len(self)):
+                taken.append(item)
+                yield item
+
+    results = share_out(abs, Items(range(1_000)), runner=Runner("threads"), threadsafe=True)
+    assert next(results) == 0
+    assert len(taken) == 4 * 2 + 1
+    results.close()
+    assert len(taken) == 9
+
+
+@pytest.mark.parametrize(
+    ("text", "runner"),
+    [
+        ("processes", PROCESSES),
+        (" threads ", Runner("threads")),
+        ("dask:tcp://10.0.0.1:8786", Runner("dask", "tcp://10.0.0.1:8786")),
+        ("ray:auto", Runner("ray", "auto")),
+    ],
+)
+def test_a_setting_names_a_runner_and_perhaps_a_cluster(text: str, runner: Runner) -> None:
+    assert parse_runner(text) == runner
+
+
+@pytest.mark.parametrize("text", ["spark", "dask:", "threads:4", "Dask", ":", "processes:2"])
+def test_any_other_setting_is_refused_with_what_is_allowed(text: str) -> None:
+    with pytest.raises(BadInput, match=r"There is no runner .* may be processes, threads, dask, dask:ADDRESS, ray"):
+        parse_runner(text)
+
+
+def test_the_variable_wins_over_the_settings_file_and_nothing_is_chosen_without_either(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert (chosen_runner(), workers_if_chosen()) == (None, 1)
+    with running_on("threads"):
+        assert (chosen_runner(), workers_if_chosen()) == (Runner("threads"), None)
+        with running_on(None):
+            assert chosen_runner() == Runner("threads")
+        monkeypatch.setenv("TRAJNOTE_RUNNER", "ray")
+        assert chosen_runner() == Runner("ray")
+    monkeypatch.setenv("TRAJNOTE_RUNNER", "")
+    assert chosen_runner() is None
+
+
+@pytest.mark.parametrize(("kind", "package"), [("dask", "distributed"), ("ray", "ray")])
+def test_a_runner_whose_extra_is_missing_says_how_to_install_it(
+    kind: str, package: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(__import__("sys").modules, package, None)
+    with pytest.raises(Prerequisite, match=rf"needs the package {package}.*pip install 'trajnote\[{kind}\]'"):
+        list(share_out(where, range(2), runner=Runner(kind)))
+
+
+def test_a_command_refuses_a_runner_that_does_not_exist_before_it_writes_a_row(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TRAJNOTE_RUNNER", "spark")
+    options = ["--env", "CartPole-v1", "--policy", "random", "--episodes", "2", "--store", str(tmp_path / "store")]
+    done = CliRunner().invoke(app, ["collect", *options])
+    assert isinstance(done.exception, BadInput)
+    assert not list((tmp_path / "store" / "rollouts").glob("cartpole*"))
+
+
+def test_no_items_start_no_workers() -> None:
+    assert list(share_out(where, [], runner=Runner("dask", "tcp://127.0.0.1:1"))) == []
+    assert np.array_equal(list(play_policies(REACH, {}, [], range(3))), [])
