@@ -11,14 +11,17 @@ from typing import Any
 
 from annotate.cards import Card, check_card_against_spaces, find_card, load_card
 from storage.adopting import adopt_dataset
-from storage.importing import import_rows
+from storage.column_mapping import Columns
+from storage.final_rows import Losses
+from storage.importing import import_recording, open_recording
 from storage.schema import Manifest
-from storage.store import Store
+from storage.store import MANIFEST, Store
 
 from .actors import NetworkActor
 from .collect import CollectConfig, collect
 from .environments import Spaces, look_up_spaces
 from .lineage import record_baseline
+from .minari_files import open_minari
 from .policies import load_policy
 from .progress import Report, silent
 
@@ -64,28 +67,43 @@ def take_in(
     env_id: str | None = None,
     env_kwargs: Mapping[str, Any] | None = None,
     card: str | None = None,
+    columns: Columns | None = None,
+    losses: Losses | None = None,
 ) -> Manifest:
-    """Import a file of rows in the steps schema, or adopt the folder of a dataset as it is.
+    """Import what was recorded elsewhere, or adopt the folder of a dataset as it is.
+
+    Args:
+        store: where it goes.
+        path: a file as `storage.importing.open_recording` takes it, or the folder of a dataset of Minari or of a store.
+        dataset_id: its name; made from the content when None.
+        env_id: Gymnasium id of the environment; what the file says, if anything, when None. It need not be installed
+            then.
+        env_kwargs: arguments with which it was made.
+        card: path of a card; the packaged one of the environment, if there is one, when None.
+        columns: as `storage.importing.open_recording`.
+        losses: counted up, where a recording does not hold everything.
 
     Raises:
         BadInput: naming what is wrong with the rows, the environment or the card; nothing was written then.
         DamagedStore: if a shard of the folder is not what its manifest says.
     """
-    if path.is_dir():
+    if (path / MANIFEST).is_file():
         return adopt_dataset(store, path)
-    spaces = look_up_spaces(env_id, env_kwargs) if env_id else None
-    fitting = fitting_card(card, env_id, env_kwargs or {}, spaces)
-    return import_rows(
-        store,
-        path,
-        dataset_id=dataset_id,
-        env_id=env_id,
-        env_kwargs=env_kwargs or {},
-        observation_space=spaces.observation if spaces else None,
-        action_space=spaces.action if spaces else None,
-        component_names=fitting.component_names if fitting else None,
-        action_names=fitting.action_names if fitting else None,
-    )
+    opened = open_minari(path) if path.is_dir() else open_recording(path, columns)
+    with opened as recording:
+        told = recording.about
+        id_, kwargs = (env_id, env_kwargs or {}) if env_id else (told.env_id, told.env_kwargs)
+        spaces = look_up_spaces(env_id, env_kwargs) if env_id else None
+        fitting = fitting_card(card, id_, kwargs, spaces) if card or env_id or not told.component_names else None
+        about = told.but(
+            env_id=env_id,
+            env_kwargs=env_kwargs,
+            observation_space=spaces.observation if spaces else None,
+            action_space=spaces.action if spaces else None,
+            component_names=fitting.component_names if fitting else None,
+            action_names=fitting.action_names if fitting else None,
+        )
+        return import_recording(store, recording, about, dataset_id, losses)
 
 
 def fitting_card(

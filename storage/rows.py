@@ -1,18 +1,15 @@
-"""Rows of steps that were recorded elsewhere: reading them from a file, and checking them one rule after another.
+"""Rows of steps that were recorded elsewhere, checked one rule after another.
 
-Each complaint names the episode and the step. Spaces are not known here, and nothing is written.
+Each complaint names the episode and the step. Spaces and files are not known here.
 """
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from .columns import StepArrays
@@ -21,8 +18,8 @@ from .schema import Array
 
 REQUIRED = ("episode_id", "step", "observation", "action", "reward", "terminated", "truncated")
 OPTIONAL = ("policy_output", "seed")
-DERIVED = ("dataset_id", "action_vector", "action_name")
-"""Columns that the view `steps` has besides; they follow from the others and are passed over."""
+DERIVED = ("dataset_id", "action_vector", "action_name", "annotations")
+"""Columns that the view `steps` or an export with labels has besides; they are passed over."""
 
 _FORMAT = (
     "An episode of T steps has T+1 rows: the last has the final observation and a null action; the flags stand on row "
@@ -35,24 +32,6 @@ class CheckedRows(NamedTuple):
 
     steps: StepArrays
     seeds: list[int | None]  # one per episode
-
-
-def read_rows(path: Path) -> pa.Table:
-    """The rows of a file, unchecked.
-
-    Raises:
-        BadInput: if there is no such file, or it is neither Parquet nor JSON lines.
-    """
-    if not path.is_file():
-        raise BadInput(f"There is no file {path}.")
-    try:
-        if path.suffix in (".jsonl", ".ndjson"):
-            return pl.read_ndjson(path, infer_schema_length=None).to_arrow()
-        if path.suffix == ".parquet":
-            return pq.read_table(path)
-    except (pa.ArrowException, pl.exceptions.PolarsError, OSError, ValueError) as error:
-        raise BadInput(f"{path} cannot be read: {str(error).splitlines()[0]}.") from error
-    raise BadInput(f"{path} has the ending {path.suffix!r}.", "Allowed are .parquet, .jsonl and .ndjson.")
 
 
 def check_rows(table: pa.Table) -> CheckedRows:

@@ -1,9 +1,9 @@
-"""`collect`, `import` and `replay`: how trajectories get into the store, and the proof that they are exact."""
+"""`collect`, `import`, `export` and `replay`: how trajectories get in and out, and the proof that they are exact."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -17,6 +17,7 @@ def register(app: typer.Typer) -> None:
     """Add this group's commands."""
     app.command()(collect)
     app.command("import")(import_rows)
+    app.command()(export)
     app.command()(replay)
 
 
@@ -69,30 +70,76 @@ def collect(
 
 def import_rows(
     path: Annotated[
-        Path, typer.Argument(help="Parquet file in the steps schema, or a dataset folder of another store.")
+        Path,
+        typer.Argument(help="Parquet, CSV, JSON lines, HDF5 of D4RL or d3rlpy, or the folder of a dataset."),
     ],
     store: StoreOption = DEFAULT_STORE,
     dataset: Annotated[str | None, typer.Option("--dataset", help="Name; default: made from the content.")] = None,
     env: Annotated[str | None, typer.Option("--env", help="Gymnasium id of the environment, if there is one.")] = None,
     env_kwargs: Annotated[str | None, typer.Option(help="Arguments of gymnasium.make, as JSON.")] = None,
     card: Annotated[str | None, typer.Option("--card", help="TOML card that names components and actions.")] = None,
+    column: Annotated[
+        list[str] | None,
+        typer.Option("--column", help="What columns of a plain file mean: observation=x,y or reward=r; repeatable."),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Take in steps that were recorded elsewhere; everything is checked before anything is written."""
+    from storage.column_mapping import parse_columns
+    from storage.final_rows import Losses
     from storage.store import Store
 
     from ..environments import parse_env_kwargs
     from ..gather import take_in
 
-    kwargs = parse_env_kwargs(env_kwargs)
+    kwargs, columns, losses = parse_env_kwargs(env_kwargs), parse_columns(column or []), Losses()
     if not path.exists():
-        raise BadInput(f"There is no file or folder {path}.", "Name a Parquet file, or the folder of a dataset.")
+        raise BadInput(f"There is no file or folder {path}.", "Name a file of rows, or the folder of a dataset.")
     with Store.create_for(store) as opened:
-        manifest = take_in(opened, path, dataset_id=dataset, env_id=env, env_kwargs=kwargs, card=card)
+        manifest = take_in(
+            opened,
+            path,
+            dataset_id=dataset,
+            env_id=env,
+            env_kwargs=kwargs,
+            card=card,
+            columns=columns or None,
+            losses=losses,
+        )
+    said = losses.sentences()
     if as_json:
-        print_json({"dataset_id": manifest.dataset_id, "episodes": manifest.episodes, "steps": manifest.steps})
+        numbers = {"dataset_id": manifest.dataset_id, "episodes": manifest.episodes, "steps": manifest.steps}
+        print_json({**numbers, "lost": said})
     else:
-        print_lines(f"{manifest.dataset_id}: {manifest.episodes} episodes, {manifest.steps} steps in {store}")
+        print_lines(f"{manifest.dataset_id}: {manifest.episodes} episodes, {manifest.steps} steps in {store}", *said)
+
+
+def export(
+    path: Annotated[Path, typer.Argument(help="File to write, or, for Minari, a new folder.")],
+    format_: Annotated[
+        Literal["parquet", "csv", "minari", "d3rlpy"],
+        typer.Option("--format", help="minari needs the extra of that name; d3rlpy is what ReplayBuffer.load reads."),
+    ] = "parquet",
+    store: StoreOption = DEFAULT_STORE,
+    dataset: DatasetOption = None,
+    labels: Annotated[bool, typer.Option("--labels", help="With the annotations, joined to their steps.")] = False,
+    run: Annotated[
+        list[str] | None, typer.Option("--run", help="Annotation run whose labels are wanted; repeatable.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Write a dataset for other programs, with its labels if wanted; `import` gives it back bit for bit."""
+    from storage.store import Store
+
+    from ..exchange import export_dataset
+
+    done = export_dataset(Store.open(store), path, format_, dataset=dataset, with_labels=labels, runs=run)
+    told = done.manifest
+    if as_json:
+        numbers = {"episodes": told.episodes, "steps": told.steps, "labels": done.labels}
+        print_json({"dataset_id": told.dataset_id, "path": str(path), "format": format_, **numbers})
+    else:
+        print_lines(f"{path}: {told.episodes} episodes, {told.steps} steps, {done.labels} labels of {told.dataset_id}")
 
 
 def replay(

@@ -1,0 +1,148 @@
+"""Tables of rows in pieces of whole episodes, so that a file larger than the memory can be read. No rule is checked."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from .errors import BadInput
+
+ROWS = 65_536  # rows that are read at a time; a piece has more where an episode does
+TEXT = (".jsonl", ".ndjson", ".csv")
+_BROKEN = (pa.ArrowException, pl.exceptions.PolarsError, OSError, ValueError)
+
+
+class RowFile:
+    """A file of rows that can be read again and again; use it in a `with` block.
+
+    Text is turned into a temporary Parquet file first, for its types are known only at its end.
+
+    Args:
+        path: Parquet, JSON lines or CSV.
+
+    Raises:
+        BadInput: if there is no such file, or it is none of these.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._folder = TemporaryDirectory(prefix="trajnote-", ignore_cleanup_errors=True)
+        if not path.is_file():
+            raise BadInput(f"There is no file {path}.")
+        try:
+            self._file = pq.ParquetFile(self._as_parquet())
+        except _BROKEN as error:
+            raise _unreadable(path, error) from error
+
+    def __enter__(self) -> RowFile:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+        self._folder.cleanup()
+
+    @property
+    def columns(self) -> list[str]:
+        """The names of its columns."""
+        return self._file.schema_arrow.names
+
+    @property
+    def notes(self) -> dict[bytes, bytes]:
+        """What its writer put beside the rows."""
+        return self._file.schema_arrow.metadata or {}
+
+    def batches(self, columns: list[str] | None = None) -> Iterator[pa.Table]:
+        """Its rows, some at a time, in its order; one empty table if there are none.
+
+        Raises:
+            BadInput: if it is damaged.
+        """
+        try:
+            if not self._file.metadata.num_rows:
+                yield self._file.read(columns)
+            for batch in self._file.iter_batches(ROWS, columns=columns):
+                yield pa.Table.from_batches([batch])
+        except _BROKEN as error:
+            raise _unreadable(self._path, error) from error
+
+    def is_ordered_by(self, column: str) -> bool:
+        """Whether a column of whole numbers never falls."""
+        if column not in self.columns or not pa.types.is_integer(self._file.schema_arrow.field(column).type):
+            return False
+        last = None
+        for batch in self.batches([column]):
+            if batch[column].null_count or not batch.num_rows:
+                return False
+            values = np.asarray(batch[column])
+            if (values[1:] < values[:-1]).any() or (last is not None and values[0] < last):
+                return False
+            last = values[-1]
+        return True
+
+    def _as_parquet(self) -> Path:
+        if self._path.suffix == ".parquet":
+            return self._path
+        target = Path(self._folder.name) / "rows.parquet"
+        if self._path.suffix == ".csv":
+            pl.scan_csv(self._path, infer_schema_length=None).sink_parquet(target)
+        elif self._path.suffix in TEXT:
+            pl.scan_ndjson(self._path, infer_schema_length=None).sink_parquet(target)
+        else:
+            raise BadInput(
+                f"{self._path} has the ending {self._path.suffix!r}.",
+                f"Allowed are .parquet, {', '.join(TEXT)}, .h5, .hdf5 and the folder of a dataset.",
+            )
+        return target
+
+
+def whole_episodes(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
+    """The same rows cut between episodes; rows of one episode lie together."""
+    rest: list[pa.Table] = []  # the beginning of an episode whose end was not seen yet
+    for table in tables:
+        if rest and _id(table, 0) != _id(rest[0], 0):
+            yield pa.concat_tables(rest)
+            rest = []
+        if start := _last_start(table):
+            yield pa.concat_tables([*rest, table.slice(0, start)])
+            rest = []
+        rest.append(table.slice(start))
+    if rest:
+        yield pa.concat_tables(rest)
+
+
+def number_episodes(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
+    """Rows without an episode's number get one; a row with a flag is the last one of its episode."""
+    done = 0
+    for table in tables:
+        ends = _any_flag(table)
+        ids = done + np.cumsum(np.append(0, ends[:-1])) if len(ends) else np.zeros(0, np.int64)
+        done = int(ids[-1] + ends[-1]) if len(ends) else done
+        yield table.append_column("episode_id", pa.array(ids.astype(np.int64)))
+
+
+def _any_flag(table: pa.Table) -> np.ndarray:
+    flags = [name for name in ("terminated", "truncated") if name in table.column_names]
+    columns = [np.asarray(pc.fill_null(table[name].cast(pa.bool_()), False)) for name in flags]
+    return np.any(columns, axis=0) if columns else np.zeros(table.num_rows, np.bool_)
+
+
+def _last_start(table: pa.Table) -> int:
+    ids = np.asarray(table["episode_id"])
+    changes = np.flatnonzero(ids[1:] != ids[:-1])
+    return int(changes[-1]) + 1 if len(changes) else 0
+
+
+def _id(table: pa.Table, row: int) -> int:
+    return table["episode_id"][row].as_py()
+
+
+def _unreadable(path: Path, error: Exception) -> BadInput:
+    lines = str(error).splitlines()
+    return BadInput(f"{path} cannot be read: {lines[0] if lines else type(error).__name__}.")

@@ -1,0 +1,139 @@
+"""What was recorded elsewhere, as tables of whole episodes in the steps schema; a file is read piece by piece.
+
+Parquet, JSON lines and CSV here, HDF5 in `hdf5_files.py`. Nothing is checked beyond what reading needs.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+from pydantic import Field, ValidationError
+
+from .column_mapping import Columns, list_names, map_columns, spelled_columns
+from .errors import BadInput
+from .final_rows import Losses, complete
+from .pieces import TEXT, RowFile, number_episodes, whole_episodes
+from .schema import Frozen, ManifestDraft, Space
+
+MANIFEST_KEY = "trajnote"
+"""Under this name an exported file carries the manifest of its dataset."""
+
+
+class About(Frozen):
+    """What is known of a recording besides its rows; fields as in the manifest."""
+
+    env_id: str | None = None
+    env_kwargs: Mapping[str, Any] = Field(default_factory=dict)
+    observation_space: Space | None = None
+    action_space: Space | None = None
+    component_names: tuple[str, ...] | None = None
+    action_names: tuple[str, ...] | None = None
+    policy: str | None = None
+    policy_sha256: str | None = None
+    policy_mode: Literal["greedy", "sampled"] | None = None
+    policy_output: Literal["logits", "q_values", "mean"] | None = None
+    seed: int | None = None
+    max_steps: int | None = None
+    versions: Mapping[str, str] = Field(default_factory=dict)
+
+    def but(self, **given: Any) -> About:
+        """The same with every value that was given in place of its own."""
+        return self.model_copy(update={name: value for name, value in given.items() if value})
+
+
+@dataclass(frozen=True)
+class Recording:
+    """Episodes that can be read again and again."""
+
+    tables: Callable[[Losses], Iterator[pa.Table]]  # whole episodes in ascending order; losses are counted up
+    about: About = field(default_factory=About)
+    exactly: bool = True  # whether rounding a number to the space's type counts as a change; not for decimal text
+
+
+@contextmanager
+def open_rows(path: Path, columns: Columns | None = None) -> Generator[Recording]:
+    """A Parquet, JSON lines or CSV file.
+
+    Args:
+        path: the file.
+        columns: meaning of a column -> its names, where they are not those of the steps schema.
+
+    Raises:
+        BadInput: if it cannot be read.
+    """
+    with RowFile(path) as file:
+        spelled = columns or spelled_columns(file.columns)
+        names = {name: list_names(spelled, name) for name in ("observation", "action")}
+        about = _read_about(path, file).but(
+            component_names=None if columns is None and _has_notes(path, file) else _tuple(names["observation"]),
+            action_names=None if columns is None and _has_notes(path, file) else _tuple(names["action"]),
+        )
+        yield Recording(lambda losses: _pieces(file, spelled, losses), about, exactly=path.suffix not in TEXT)
+
+
+def parse_about(text: str | bytes, where: str) -> About:
+    """What an exported file says of the dataset that it was.
+
+    Raises:
+        BadInput: if that is not a manifest.
+    """
+    try:
+        told = ManifestDraft.model_validate(
+            {name: value for name, value in json.loads(text).items() if name in ManifestDraft.model_fields}
+        )
+    except (ValueError, AttributeError, ValidationError) as error:
+        raise BadInput(f"The manifest in {where} cannot be read.", "Export the dataset again.") from error
+    return About(**{name: getattr(told, name) for name in About.model_fields})
+
+
+def sidecar(path: Path) -> Path:
+    """Where the manifest of an exported text file stands."""
+    return path.with_name(path.name + ".manifest.json")
+
+
+def _has_notes(path: Path, file: RowFile) -> bool:
+    return MANIFEST_KEY.encode() in file.notes or sidecar(path).is_file()
+
+
+def _read_about(path: Path, file: RowFile) -> About:
+    if notes := file.notes.get(MANIFEST_KEY.encode()):
+        return parse_about(notes, str(path))
+    if sidecar(path).is_file():
+        return parse_about(sidecar(path).read_bytes(), str(sidecar(path)))
+    return About()
+
+
+def _pieces(file: RowFile, columns: Columns, losses: Losses) -> Iterator[pa.Table]:
+    id_column = columns["episode_id"][0] if "episode_id" in columns else "episode_id"
+    has_ids = id_column in file.columns if not columns else "episode_id" in columns
+    is_ordered = not has_ids or file.is_ordered_by(id_column)
+    tables = file.batches() if is_ordered else iter([pa.concat_tables(file.batches())])
+    if columns:
+        tables = (map_columns(table, columns) for table in tables)
+    if not has_ids:
+        tables = number_episodes(tables)
+    pieces = whole_episodes(tables) if is_ordered else tables
+    if not columns and "next_observation" not in file.columns:
+        yield from pieces
+        return
+    for piece in pieces:
+        yield complete(_sorted(piece), losses)
+
+
+def _sorted(table: pa.Table) -> pa.Table:
+    """Rows by episode, and by step where they have one."""
+    keys = [table[name] for name in ("step", "episode_id") if name in table.column_names]
+    if any(not pa.types.is_integer(key.type) or key.null_count for key in keys):
+        raise BadInput("The columns 'episode_id' and 'step' have to be whole numbers in every row.")
+    return table.take(pa.array(np.lexsort([np.asarray(key) for key in keys])))
+
+
+def _tuple(names: list[str] | None) -> tuple[str, ...] | None:
+    return tuple(names) if names else None

@@ -1,0 +1,239 @@
+"""Exports: what another program reads, and what comes back, are the stored bits; metadata and labels go along."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import minari
+import numpy as np
+import polars as pl
+import pytest
+from d3rlpy.dataset import InfiniteBuffer, ReplayBuffer
+from toy_datasets import make_draft, make_episode, same, write
+from typer.testing import CliRunner
+
+from flows.cli import app
+from flows.exchange import export_dataset
+from flows.gather import take_in
+from storage.annotations import insert_annotations
+from storage.catalog import insert_rows
+from storage.errors import BadInput, DamagedStore
+from storage.schema import Annotation, Episode, Manifest, ManifestDraft, Space
+from storage.steps import iterate_episodes
+from storage.store import Store
+
+FORMATS = ("parquet", "csv", "minari", "d3rlpy")
+ENDINGS = {"parquet": "out.parquet", "csv": "out.csv", "minari": "out", "d3rlpy": "out.h5"}
+KEPT = [name for name in ManifestDraft.model_fields if name not in ("dataset_id", "source", "source_sha256")]
+ODD = (-0.0, 5e-324, 0.1, 1 / 3, 1.7976931348623157e308, -1e-40)  # values that careless text would change
+BOX = Space(kind="box", dtype="float64", size=2, low=(-1.0, -math.inf), high=(1.0, math.inf))
+SHIFTED = Space(kind="discrete", dtype="int64", size=1, n=3, start=-1)
+NARROW = Space(kind="box", dtype="uint8", size=3, low=(0, 0, 0), high=(255, 255, 255))
+
+
+def note(episode_id: int, step: int, run_id: str = "run") -> Annotation:
+    return Annotation(
+        annotation_id=f"{run_id}-{episode_id}-{step}",
+        run_id=run_id,
+        request_id=None,
+        dataset_id="d1",
+        episode_id=episode_id,
+        step=step,
+        critical=True,
+        suggested_action=(1.0,),
+        suggested_label="right",
+        implicit_reward=0.1,
+        confidence=0.9,
+        rationale='a "quoted", odd\nreason',
+        model="m",
+        prompt_version="p",
+    )
+
+
+def discrete(store: Store) -> list[Episode]:
+    draft = make_draft(
+        env_id="CartPole-v1",
+        env_kwargs={"sutton_barto_reward": True},
+        policy_sha256="abc",
+        policy_mode="sampled",
+        policy_output="logits",
+        max_steps=9,
+        versions={"gymnasium": "1.0", "numpy": "2.0"},
+    )
+    outputs = np.arange(8, dtype=np.float32).reshape(4, 2) / 3
+    episodes = [make_episode(number, policy_outputs=outputs + number) for number in (0, 1, 5)]
+    write(store, draft, episodes, shard_bytes=1)
+    with store.catalog.write() as con:
+        for run_id in ("run", "other"):
+            insert_rows(con, "annotation_runs", [{"run_id": run_id, "dataset_id": "d1", "provider": "file"}])
+        insert_annotations(con, [note(0, 1), note(0, 1, "other"), note(5, 3)])
+    return episodes
+
+
+def continuous(store: Store) -> list[Episode]:
+    draft = make_draft(env_id=None, action_space=BOX, action_names=("push", "turn"), policy=None)
+    actions = np.array(ODD, np.float64).reshape(3, 2)
+    observations = np.array([*ODD[:3], *ODD[3:4], -1e-40, 3e38] * 2, np.float32).reshape(4, 3)
+    rewards = np.array(ODD[1:4])
+    parts = {"actions": actions, "observations": observations, "rewards": rewards}
+    episodes = [make_episode(number, 3, seed=None, truncated=True, **parts) for number in range(2)]
+    write(store, draft, episodes)
+    return episodes
+
+
+def narrow(store: Store) -> list[Episode]:
+    names = ("left", "none", "right")
+    draft = make_draft(observation_space=NARROW, action_space=SHIFTED, action_names=names, env_id="Own-v0")
+    pixels = np.array([[0, 128, 255], [1, 2, 3]], np.uint8)
+    episodes = [make_episode(0, 1, observations=pixels, actions=np.array([-1]), seed=2**40)]
+    write(store, draft, episodes)
+    return episodes
+
+
+def seen(store: Store) -> list[Episode]:
+    draft = make_draft(
+        observation_space=Space(kind="discrete", dtype="int64", size=1, n=9), component_names=("cell",), env_id=None
+    )
+    episodes = [make_episode(0, 3, observations=np.array([0, 8, 3, 1]))]
+    write(store, draft, episodes)
+    return episodes
+
+
+def kept(manifest: Manifest) -> dict[str, Any]:
+    return {name: getattr(manifest, name) for name in KEPT}
+
+
+@pytest.mark.parametrize("format_", FORMATS)
+@pytest.mark.parametrize("make", [discrete, continuous, narrow, seen])
+def test_what_is_exported_comes_back_bit_for_bit_with_its_metadata(
+    store: Store, tmp_path: Path, format_: Any, make: Any
+) -> None:
+    episodes = make(store)
+    path = tmp_path / ENDINGS[format_]
+    manifest = export_dataset(store, path, format_, with_labels=True).manifest
+    other = Store.create(tmp_path / "other")
+    back = take_in(other, path)
+    assert all(same(a, b) for a, b in zip(episodes, iterate_episodes(other, back.dataset_id), strict=True))
+    assert kept(back) == kept(manifest)
+    assert (back.source, take_in(other, path)) == ("import", back)
+    assert not [item for item in tmp_path.iterdir() if item.name.startswith(".")]
+
+
+def test_minari_itself_loads_the_export(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    episodes = discrete(store)
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path))
+    (tmp_path / "trajnote").mkdir()
+    export_dataset(store, tmp_path / "trajnote" / "d1-v0", "minari", runs=["other"])
+    dataset = minari.load_dataset("trajnote/d1-v0")
+    assert (dataset.total_episodes, dataset.total_steps) == (3, 12)
+    assert dataset.env_spec is not None
+    assert (dataset.env_spec.id, dataset.env_spec.kwargs) == ("CartPole-v1", {"sutton_barto_reward": True})
+    for theirs, ours in zip(dataset.iterate_episodes(), episodes, strict=True):
+        assert theirs.observations.tobytes() == ours.observations.tobytes()
+        assert theirs.rewards.tobytes() == ours.rewards.tobytes()
+        assert (theirs.terminations[-1], theirs.truncations[-1]) == (ours.terminated, ours.truncated)
+    notes = [json.loads(text) for text in dataset[0].infos["annotations"]]
+    assert [[entry["run_id"] for entry in at_step] for at_step in notes] == [[], ["other"], [], [], []]
+
+
+def test_a_dataset_that_minari_made_comes_in_with_its_environment(store: Store, tmp_path: Path) -> None:
+    discrete(store)
+    export_dataset(store, tmp_path / "out", "minari")
+    metadata = tmp_path / "out" / "data" / "metadata.json"
+    told = json.loads(metadata.read_text())
+    metadata.write_text(json.dumps({name: value for name, value in told.items() if name != "trajnote"}))
+    other = Store.create(tmp_path / "other")
+    manifest = take_in(other, tmp_path / "out")
+    assert (manifest.env_id, manifest.policy) == ("CartPole-v1", "random")
+    assert manifest.env_kwargs == {"sutton_barto_reward": True}
+    assert manifest.versions["minari_dataset"] == "trajnote/d1-v0"
+    assert [episode.seed for episode in iterate_episodes(other, manifest.dataset_id)] == [7, 8, 12]
+
+
+def test_d3rlpy_itself_loads_the_export(store: Store, tmp_path: Path) -> None:
+    episodes = narrow(store) and discrete(Store.create(tmp_path / "other"))
+    export_dataset(Store.open(tmp_path / "other"), tmp_path / "out.h5", "d3rlpy", with_labels=True)
+    with (tmp_path / "out.h5").open("rb") as file:
+        buffer = ReplayBuffer.load(file, InfiniteBuffer())
+    assert buffer.dataset_info.action_size == 2
+    assert [len(episode) for episode in buffer.episodes] == [4, 4, 4]
+    for theirs, ours in zip(buffer.episodes, episodes, strict=True):
+        assert theirs.observations.tobytes() == ours.observations[:-1].tobytes()
+        assert theirs.actions[:, 0].tolist() == ours.actions.tolist()
+        assert theirs.rewards[:, 0].tolist() == ours.rewards.tolist()
+        assert theirs.terminated == ours.terminated
+    export_dataset(store, tmp_path / "narrow.h5", "d3rlpy")
+    with (tmp_path / "narrow.h5").open("rb") as file:
+        assert ReplayBuffer.load(file, InfiniteBuffer()).transition_count == 1
+
+
+def test_labels_stand_at_their_steps(store: Store, tmp_path: Path) -> None:
+    discrete(store)
+    assert export_dataset(store, tmp_path / "all.parquet", "parquet", with_labels=True).labels == 3
+    assert export_dataset(store, tmp_path / "run.parquet", "parquet", runs=["run"]).labels == 2
+    assert export_dataset(store, tmp_path / "none.parquet", "parquet").labels == 0
+    rows = pl.read_parquet(tmp_path / "all.parquet").select("episode_id", "step", pl.col("annotations").list.len())
+    assert rows.filter(pl.col("annotations") > 0).rows() == [(0, 1, 2), (5, 3, 1)]
+    assert "annotations" not in pl.read_parquet(tmp_path / "none.parquet").columns
+    export_dataset(store, tmp_path / "all.csv", "csv", with_labels=True)
+    table = pl.read_csv(tmp_path / "all.csv")
+    assert table.columns[2:6] == ["observation.x", "observation.y", "observation.z", "action"]
+    assert json.loads(table["annotations"][1])[0]["rationale"] == 'a "quoted", odd\nreason'
+
+
+def test_nothing_is_written_where_it_cannot_be(store: Store, tmp_path: Path) -> None:
+    discrete(store)
+    (tmp_path / "there").mkdir()
+    for format_, path, message in [
+        ("parquet", tmp_path / "there", "is a folder"),
+        ("minari", tmp_path / "there", "exists"),
+        ("csv", tmp_path / "nowhere" / "out.csv", "There is no folder"),
+    ]:
+        with pytest.raises(BadInput, match=message):
+            export_dataset(store, path, format_)
+    with pytest.raises(BadInput, match="no annotation run 'nobody'"):
+        export_dataset(store, tmp_path / "out.parquet", "parquet", runs=["nobody"])
+    shard = store.dataset_dir("d1") / "steps-00001.parquet"
+    shard.write_bytes(shard.read_bytes()[:-1])
+    for format_ in FORMATS:
+        with pytest.raises(DamagedStore, match="steps-00001"):
+            export_dataset(store, tmp_path / ENDINGS[format_], format_)
+    assert sorted(item.name for item in tmp_path.iterdir()) == ["store", "there"]
+
+
+def test_bad_folders_are_refused(store: Store, tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    with pytest.raises(BadInput, match="is no dataset"):
+        take_in(store, tmp_path)
+    (tmp_path / "data" / "metadata.json").write_text("{}")
+    with pytest.raises(BadInput, match="cannot be read"):
+        take_in(store, tmp_path)
+    (tmp_path / "data" / "metadata.json").write_text("{broken")
+    with pytest.raises(BadInput, match="cannot be read"):
+        take_in(store, tmp_path)
+
+
+def test_the_commands_say_what_they_did(store: Store, tmp_path: Path) -> None:
+    discrete(store)
+    path = tmp_path / "out.csv"
+    command = ["export", str(path), "--format", "csv", "--labels", "--store", str(store.root), "--json"]
+    done = CliRunner().invoke(app, command)
+    assert json.loads(done.stdout) == {
+        "dataset_id": "d1",
+        "path": str(path),
+        "format": "csv",
+        "episodes": 3,
+        "steps": 12,
+        "labels": 3,
+    }
+    pl.DataFrame({"x": [0.5, 1.5, 2.5], "a": [0, 1, 0], "r": [1.0, 2.0, 3.0]}).write_csv(tmp_path / "plain.csv")
+    columns = [text for name in ("observation=x", "action=a", "reward=r") for text in ("--column", name)]
+    done = CliRunner().invoke(app, ["import", str(tmp_path / "plain.csv"), *columns, "--store", str(store.root)])
+    assert done.stdout.splitlines()[0].endswith(f": 1 episodes, 2 steps in {store.root}")
+    assert (
+        "episodes truncated: the observation after their last step is not in the file, that step was given up: 1"
+        in done.stdout
+    )

@@ -1,0 +1,241 @@
+"""Recordings of others: D4RL, d3rlpy and plain tables come in as they are, and what they lack is counted."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import polars as pl
+import pytest
+from d3rlpy.dataset import Episode as D3rlpyEpisode
+from d3rlpy.dataset import InfiniteBuffer, ReplayBuffer
+from toy_datasets import make_draft, make_episode, same, write
+
+from storage import pieces
+from storage.column_mapping import parse_columns
+from storage.errors import BadInput
+from storage.final_rows import Losses
+from storage.importing import import_recording, import_rows, open_recording
+from storage.schema import Episode, Manifest
+from storage.steps import iterate_episodes
+from storage.store import Store
+
+EPISODES = [
+    make_episode(number, length) for number, length in enumerate((3, 1, 4))
+]  # terminated, truncated, terminated
+COLUMNS = ["observation=x,y,z", "action=a", "reward=r", "terminated=done", "truncated=timeout"]
+
+
+def take_in(store: Store, path: Path, *columns: str, **given: Any) -> tuple[Manifest, list[Episode], Losses]:
+    losses = Losses()
+    with open_recording(path, parse_columns(columns) or None) as recording:
+        manifest = import_recording(store, recording, recording.about.but(**given), losses=losses)
+    return manifest, list(iterate_episodes(store, manifest.dataset_id)), losses
+
+
+def flat(name: str) -> np.ndarray:
+    parts = {
+        "observations": [episode.observations[:-1] for episode in EPISODES],
+        "next_observations": [episode.observations[1:] for episode in EPISODES],
+        "actions": [episode.actions for episode in EPISODES],
+        "rewards": [episode.rewards for episode in EPISODES],
+        "terminals": [[*[False] * (len(e) - 1), e.terminated] for e in EPISODES],
+        "timeouts": [[*[False] * (len(e) - 1), e.truncated] for e in EPISODES],
+    }
+    return np.concatenate(parts[name])
+
+
+def d4rl(path: Path, **changes: np.ndarray | None) -> Path:
+    names = ("observations", "next_observations", "actions", "rewards", "terminals", "timeouts")
+    with h5py.File(path, "w") as file:
+        for name, values in ({name: flat(name) for name in names} | changes).items():
+            if values is not None:
+                file[name] = values
+    return path
+
+
+def plain(path: Path, **changes: Any) -> Path:
+    observations, after = flat("observations").astype(float), flat("next_observations").astype(float)
+    frame = pl.DataFrame(
+        {name: observations[:, place] for place, name in enumerate("xyz")}
+        | {f"{name}2": after[:, place] for place, name in enumerate("xyz")}
+        | {"a": flat("actions"), "r": flat("rewards"), "done": flat("terminals"), "timeout": flat("timeouts")}
+        | changes
+    )
+    frame.write_csv(path) if path.suffix == ".csv" else frame.write_parquet(path)
+    return path
+
+
+def unseeded(episode: Episode) -> Episode:
+    return Episode(**vars(episode) | {"seed": None})
+
+
+def equal(left: list[Episode], right: list[Episode]) -> bool:
+    return all(same(unseeded(a), unseeded(b)) for a, b in zip(left, right, strict=True))
+
+
+def nothing_written(store: Store) -> bool:
+    return list(store.rollouts_dir.iterdir()) == []
+
+
+@pytest.mark.parametrize("rows", [2, 65_536])
+def test_d4rl_with_next_observations_comes_in_bit_for_bit(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rows: int
+) -> None:
+    monkeypatch.setattr("storage.hdf5_files.ROWS", rows)
+    manifest, episodes, losses = take_in(store, d4rl(tmp_path / "d4rl.hdf5"))
+    assert equal(episodes, EPISODES)
+    assert losses == Losses()
+    assert (manifest.observation_space.dtype, manifest.action_space.n) == ("float32", 2)
+
+
+def test_d4rl_without_next_observations_repeats_a_terminal_one_and_gives_up_a_truncated_step(
+    store: Store, tmp_path: Path
+) -> None:
+    _, episodes, losses = take_in(store, d4rl(tmp_path / "d4rl.hdf5", next_observations=None))
+    assert losses == Losses(repeated=2, dropped=1)
+    assert [len(episode) for episode in episodes] == [3, 4]  # the truncated one had one step only
+    for episode, whole in zip(episodes, (EPISODES[0], EPISODES[2]), strict=True):
+        assert episode.observations[:-1].tobytes() == whole.observations[:-1].tobytes()
+        assert episode.observations[-1].tobytes() == whole.observations[-2].tobytes()
+        assert episode.rewards.tobytes() == whole.rewards.tobytes()
+        assert (episode.terminated, episode.truncated) == (True, False)
+
+
+def test_a_truncated_episode_ends_one_step_earlier_when_the_observation_after_it_is_unknown(
+    store: Store, tmp_path: Path
+) -> None:
+    timeouts = flat("timeouts")
+    timeouts[[-3, -1]] = True  # the last episode is cut in two
+    path = d4rl(tmp_path / "d4rl.hdf5", next_observations=None, timeouts=timeouts, terminals=np.zeros(8, np.bool_))
+    _, episodes, losses = take_in(store, path)
+    assert losses == Losses(dropped=3)
+    assert [len(episode) for episode in episodes] == [3, 1, 1]
+    assert episodes[1].observations.tobytes() == EPISODES[2].observations[:2].tobytes()
+    assert all(episode.truncated and not episode.terminated for episode in episodes)
+
+
+def test_rows_that_do_not_follow_each_other_are_refused_with_the_episode_and_step(store: Store, tmp_path: Path) -> None:
+    path = d4rl(tmp_path / "d4rl.hdf5", timeouts=None)
+    with pytest.raises(BadInput, match="Episode 1, step 0: its next observation is not the observation of the next"):
+        take_in(store, path)
+    assert nothing_written(store)
+
+
+def test_the_dump_of_a_replay_buffer_comes_in(store: Store, tmp_path: Path) -> None:
+    made = [
+        D3rlpyEpisode(e.observations[:-1], e.actions[:, None], e.rewards[:, None].astype(np.float32), e.terminated)
+        for e in EPISODES
+    ]
+    with (tmp_path / "dump.h5").open("w+b") as file:
+        ReplayBuffer(InfiniteBuffer(), episodes=made).dump(file)  # without the truncated one, for it has one step only
+    manifest, episodes, losses = take_in(store, tmp_path / "dump.h5")
+    assert losses == Losses(repeated=2)
+    assert (manifest.action_space.kind, manifest.action_space.n) == ("discrete", 2)
+    assert [episode.actions.tolist() for episode in episodes] == [
+        EPISODES[0].actions.tolist(),
+        EPISODES[2].actions.tolist(),
+    ]
+    assert episodes[1].rewards.tolist() == EPISODES[2].rewards.astype(np.float32).tolist()
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+@pytest.mark.parametrize("rows", [2, 65_536])
+def test_a_plain_table_comes_in_through_the_meaning_of_its_columns(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str, rows: int
+) -> None:
+    monkeypatch.setattr(pieces, "ROWS", rows)
+    path = plain(tmp_path / f"rows{suffix}")
+    manifest, episodes, losses = take_in(store, path, *COLUMNS, "next_observation=x2,y2,z2")
+    assert losses == Losses()
+    assert manifest.component_names == ("x", "y", "z")
+    for episode, whole in zip(episodes, EPISODES, strict=True):
+        assert episode.observations.astype(np.float32).tobytes() == whole.observations.tobytes()
+        assert episode.rewards.tobytes() == whole.rewards.tobytes()
+        assert (episode.terminated, episode.truncated) == (whole.terminated, whole.truncated)
+
+
+def test_rows_in_any_order_are_sorted_by_the_columns_that_say_so(store: Store, tmp_path: Path) -> None:
+    numbers = {"e": [0, 0, 0, 1, 2, 2, 2, 2], "t": [0, 1, 2, 0, 0, 1, 2, 3], "s": [7, 7, 7, 8, 9, 9, 9, 9]}
+    path = plain(tmp_path / "rows.parquet", **numbers)
+    pl.read_parquet(path).reverse().write_parquet(path)
+    keys = ["episode_id=e", "step=t", "seed=s", "next_observation=x2,y2,z2"]
+    _, episodes, _ = take_in(store, path, *COLUMNS, *keys)
+    assert [episode.seed for episode in episodes] == [7, 8, 9]
+    assert [episode.rewards.tolist() for episode in episodes] == [whole.rewards.tolist() for whole in EPISODES]
+
+
+def test_an_end_without_a_flag_is_a_truncation_that_is_counted(store: Store, tmp_path: Path) -> None:
+    path = plain(tmp_path / "rows.csv", done=[0] * 8, e=[0, 0, 0, 1, 2, 2, 2, 2])
+    _, episodes, losses = take_in(
+        store, path, "episode_id=e", *COLUMNS[:3], "terminated=done", "next_observation=x2,y2,z2"
+    )
+    assert losses == Losses(stopped=3)
+    assert [(episode.terminated, episode.truncated) for episode in episodes] == [(False, True)] * 3
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        (["observation"], "not of the form"),
+        (["colour=x"], "no meaning here"),
+        (["reward=r,a"], "more than one column"),
+        (["observation=x", "action=a"], "--column reward=... is missing"),
+        (["observation=x,w", "action=a", "reward=r"], "There is no column 'w'"),
+        (["observation=x", "action=a", "reward=r", "terminated=x"], "'terminated' has values besides 0 and 1"),
+        (["observation=x", "action=a", "reward=name"], "'reward' is of type large_string"),
+        (["observation=x,name", "action=a", "reward=r"], "'name' is of type large_string"),
+        ([*COLUMNS, "next_observation=x2,y2"], "next observations have 2 numbers, the observations 3"),
+    ],
+)
+def test_a_meaning_that_does_not_fit_is_refused_and_nothing_is_written(
+    store: Store, tmp_path: Path, columns: list[str], message: str
+) -> None:
+    path = plain(tmp_path / "rows.parquet", name=["n"] * 8)
+    with pytest.raises(BadInput, match=message):
+        take_in(store, path, *columns)
+    assert nothing_written(store)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"actions": None}, "has no 'actions'"),
+        ({"rewards": np.zeros(7)}, "7 and 8 rows"),
+        ({"rewards": np.full(8, np.nan)}, "Episode 0, step 0: the reward is not finite"),
+        ({"observations": np.zeros((8, 2, 2)), "next_observations": None}, r"Each observation has shape \(2, 2\)"),
+        ({"observations": np.array([b"x"] * 8), "next_observations": None}, "one flat list of numbers"),
+    ],
+)
+def test_arrays_that_do_not_fit_are_refused_and_nothing_is_written(
+    store: Store, tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(BadInput, match=message):
+        take_in(store, d4rl(tmp_path / "d4rl.hdf5", **changes))
+    assert nothing_written(store)
+
+
+@pytest.mark.parametrize("content", [b"", b"no HDF5"])
+def test_a_file_that_is_no_hdf5_is_refused(store: Store, tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "rows.h5").write_bytes(content)
+    with pytest.raises(BadInput, match="cannot be read"):
+        take_in(store, tmp_path / "rows.h5")
+    whole = d4rl(tmp_path / "whole.h5").read_bytes()
+    (tmp_path / "rows.h5").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(BadInput, match="cannot be read"):
+        take_in(store, tmp_path / "rows.h5")
+
+
+def test_a_file_is_read_piece_by_piece(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    manifest = write(store, make_draft(), [make_episode(number, 5) for number in range(8)])
+    path = store.dataset_dir("d1") / manifest.shards[0].name
+    monkeypatch.setattr(pieces, "ROWS", 7)
+    with open_recording(path) as recording:
+        sizes = [table.num_rows for table in recording.tables(Losses())]
+    assert (sum(sizes), max(sizes)) == (48, 6)
+    other = Store.create(tmp_path / "other")
+    made = import_rows(other, path)
+    monkeypatch.setattr(pieces, "ROWS", 1000)
+    assert import_rows(other, path) == made
