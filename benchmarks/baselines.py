@@ -49,7 +49,7 @@ def choose(folder: Path) -> str:
     chosen = {"baseline": _stuck(greedy), "expert": max(range(len(greedy)), key=greedy.__getitem__)}
     for role, number in chosen.items():
         shutil.copytree(checkpoints[number].parent, folder / role, dirs_exist_ok=True)
-    words = [f"{role} {greedy[n]:.1f} after {evaluations[n]['timesteps']} steps" for role, n in chosen.items()]
+    words = [f"{role} {greedy[n]:.4g} after {evaluations[n]['timesteps']} steps" for role, n in chosen.items()]
     return f"{folder.name}: " + ", ".join(words)
 
 

@@ -57,7 +57,7 @@ SELECT comparison_id, env_id, dataset_id, policy_id, accepted, reason, better, c
 FROM comparisons ORDER BY created_at DESC, comparison_id DESC LIMIT 1
 """
 _ARMS = """
-SELECT arm, labels, draws, accepted, return_, low, high FROM arms
+SELECT arm, labels, draws, accepted, episodes, return_, low, high FROM arms
 WHERE comparison_id = ? AND mode = 'greedy' ORDER BY return_ DESC
 """
 _SNAPSHOTS = """

@@ -176,7 +176,7 @@ def _evaluate(network: MlpPolicy, timesteps: int, config: TrainConfig) -> Evalua
 
 
 def _describe(evaluation: Evaluation) -> str:
-    return f"{evaluation.timesteps} steps: greedy {evaluation.greedy:.1f}, sampled {evaluation.sampled:.1f}"
+    return f"{evaluation.timesteps} steps: greedy {evaluation.greedy:.4g}, sampled {evaluation.sampled:.4g}"
 
 
 def _write(out: Path, network: MlpPolicy, training: Training, model: Any | None) -> None:

@@ -11,6 +11,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from refine.gate import Interval
 from storage.errors import CatalogLocked
 from storage.store import Store
 
@@ -104,7 +105,7 @@ def _evaluation(row: Row) -> dict[str, str]:
         "environment": row["env_id"] or "",
         "policies": str(row["policies"]),
         "episodes": str(row["episodes"]),
-        "best return": f"{row['best']:.1f}",
+        "best return": f"{row['best']:.4g}",
         "last": f"{_age(row['seconds'])} ago",
     }
 
@@ -116,7 +117,7 @@ def _gate(standing: Standing, comparison: Row) -> list[RenderableType]:
             "arm": row["arm"].replace("_", " "),
             "labels": str(row["labels"]),
             "gate": f"{row['accepted']} of {row['draws']}" if row["draws"] else "",
-            "return [95%]": f"{row['return_']:.1f} [{row['low']:.1f}, {row['high']:.1f}]",
+            "return [95%]": str(Interval(row["return_"], row["low"], row["high"], row["episodes"])),
             "snapshots": _snapshots(standing.snapshots, row["arm"]),
         }
         for row in standing.arms

@@ -7,6 +7,7 @@ paired: position i of both belongs to the same seed.
 from __future__ import annotations
 
 import itertools
+import math
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from storage.errors import BadInput
 
 CONFIDENCE = 0.95
 RESAMPLES = 9_999
+_MOST_DECIMALS = 6
 ROUNDING = 1e-12
 """Relative differences of this size are rounding: returns this close together count as equal."""
 MINIMUM_EPISODES = 10
@@ -43,7 +45,13 @@ class Interval:
         return self.low > 0
 
     def __str__(self) -> str:
-        return f"{self.mean:.1f} [{self.low:.1f}, {self.high:.1f}]"
+        places = self._decimals()
+        return f"{self.mean:.{places}f} [{self.low:.{places}f}, {self.high:.{places}f}]"
+
+    def _decimals(self) -> int:
+        """One, or as many as show where a narrow interval begins and ends; returns of FrozenLake lie within 0 and 1."""
+        width = self.high - self.low or abs(self.mean) / 10 or 1.0
+        return max(1, min(_MOST_DECIMALS, -math.floor(math.log10(width))))
 
 
 @dataclass(frozen=True)

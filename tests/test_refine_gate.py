@@ -250,3 +250,11 @@ def test_seeds_with_two_uses_are_refused() -> None:
     plan.check_unused(range(100))
     with pytest.raises(BadInput, match="Seed 112 is among the dataset seeds and the report seeds"):
         plan.check_unused([3, 112])
+
+
+def test_an_interval_shows_as_many_decimals_as_its_width_asks_for():
+    assert str(Interval(240.512, 229.21, 247.13, 100)) == "240.5 [229.2, 247.1]"
+    assert str(Interval(0.2934, 0.26, 0.318, 100)) == "0.29 [0.26, 0.32]"
+    assert str(Interval(0.00031, 0.00028, 0.00035, 40)) == "0.00031 [0.00028, 0.00035]"
+    assert str(Interval(0.25, 0.25, 0.25, 40)) == "0.25 [0.25, 0.25]"
+    assert str(Interval(500.0, 500.0, 500.0, 40)) == "500.0 [500.0, 500.0]"

@@ -238,6 +238,7 @@ def evaluate(
     as_json: JsonOption = False,
 ) -> None:
     """Play a policy on fresh seeds: mean return with its 95% bootstrap interval."""
+    from refine.gate import Interval
     from storage.store import Store
 
     from ..environments import parse_env_kwargs
@@ -259,8 +260,8 @@ def evaluate(
         print_json(result)
     else:
         print_lines(
-            f"{result['policy_id']}: {result['return']:.1f} [{result['low']:.1f}, {result['high']:.1f}] "
-            f"({mode}, {episodes} episodes of {result['env_id']}, seeds from {seed})"
+            f"{result['policy_id']}: {Interval(result['return'], result['low'], result['high'], episodes)} ({mode}, "
+            f"{episodes} episodes of {result['env_id']}, seeds from {seed})"
         )
 
 

@@ -114,9 +114,9 @@ def arms_chart(arms: Sequence[Row], return_name: str = "mean return") -> Chart:
     tip = [
         alt.Tooltip("name:N", title="arm"),
         alt.Tooltip("mode:N", title="acting"),
-        alt.Tooltip("return_:Q", title=return_name, format=".1f"),
-        alt.Tooltip("low:Q", title="95% from", format=".1f"),
-        alt.Tooltip("high:Q", title="to", format=".1f"),
+        alt.Tooltip("return_:Q", title=return_name, format=".4~r"),
+        alt.Tooltip("low:Q", title="95% from", format=".4~r"),
+        alt.Tooltip("high:Q", title="to", format=".4~r"),
         alt.Tooltip("episodes:Q", title="episodes"),
     ]
     intervals = base.mark_rule(strokeWidth=3, opacity=0.55, strokeCap="round").encode(x=x, x2="high:Q", tooltip=tip)
