@@ -16,6 +16,7 @@ from storage.datasets import list_datasets
 from storage.errors import BadInput, DamagedStore, Prerequisite
 from storage.identity import sha256_file
 from storage.promotions import list_decisions, list_intakes, record_intake
+from storage.recordings import SIDECAR
 from storage.store import MANIFEST, Store
 
 from .collect import CollectConfig
@@ -23,7 +24,7 @@ from .gather import gather, take_in
 from .progress import Report, silent
 from .settings import CollectPlan, DeploymentConfig
 
-_UNFINISHED = (".tmp", ".part", ".partial", ".crdownload")
+_NOT_TAKEN = (".tmp", ".part", ".partial", ".crdownload", SIDECAR)  # unfinished, or beside the file it speaks of
 
 
 @dataclass
@@ -77,7 +78,7 @@ def _drops(inbox: Path) -> Iterator[Path]:
     if not inbox.is_dir():
         raise Prerequisite(f"There is no folder {inbox}.", "Make it, or correct `inbox` in trajnote.toml.")
     for path in sorted(inbox.iterdir()):
-        is_whole = not path.name.startswith(".") and path.suffix not in _UNFINISHED
+        is_whole = not path.name.startswith(".") and not path.name.endswith(_NOT_TAKEN)
         if is_whole and (path.is_file() or (path / MANIFEST).is_file()):
             yield path
 

@@ -75,11 +75,10 @@ def _d4rl_pieces(file: File, losses: Losses) -> Iterator[pa.Table]:
     if len(over):
         over[-1] = True
     stops = np.flatnonzero(over) + 1
-    start = 0
+    start = before = 0
     while start < len(over):
         stop = int(stops[min(np.searchsorted(stops, start + ROWS), len(stops) - 1)])
         rows = slice(start, stop)
-        before = np.count_nonzero(over[:start])
         others = {"next_observation": file["next_observations"][rows]} if "next_observations" in file else {}
         table = table_of(
             before + np.append(0, np.cumsum(over[rows][:-1])),
@@ -91,7 +90,7 @@ def _d4rl_pieces(file: File, losses: Losses) -> Iterator[pa.Table]:
             **others,
         )
         yield complete(table, losses)
-        start = stop
+        start, before = stop, before + int(np.count_nonzero(over[rows]))
 
 
 def _dump_pieces(file: File, about: About, losses: Losses) -> Iterator[pa.Table]:

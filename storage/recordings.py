@@ -24,6 +24,8 @@ from .schema import Frozen, ManifestDraft, Space
 
 MANIFEST_KEY = "trajnote"
 """Under this name an exported file carries the manifest of its dataset."""
+SIDECAR = ".manifest.json"
+"""A text file cannot carry it; it stands in a file of the same name with this behind it."""
 
 
 class About(Frozen):
@@ -95,7 +97,7 @@ def parse_about(text: str | bytes, where: str) -> About:
 
 def sidecar(path: Path) -> Path:
     """Where the manifest of an exported text file stands."""
-    return path.with_name(path.name + ".manifest.json")
+    return path.with_name(path.name + SIDECAR)
 
 
 def _has_notes(path: Path, file: RowFile) -> bool:

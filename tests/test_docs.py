@@ -143,6 +143,7 @@ def test_json_is_one_object_on_the_last_line_of_standard_output(folder: Path, ru
         "refine": ["--dataset", "cartpole", *small],
         "evaluate": ["random", "--env", "CartPole-v1", "--episodes", "10", "--workers", "1"],
         "replay": ["--dataset", "two", "--episode", "1"],
+        "export": ["two.csv", "--dataset", "two", "--format", "csv"],
         "sql": ["SELECT 1 AS one, 0.5 AS half"],
         "figures": ["--out", "pictures"],
         "store list": [],

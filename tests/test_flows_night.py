@@ -150,6 +150,7 @@ def test_a_bad_drop_is_told_and_keeps_nobody_out_and_an_unfinished_one_waits(wor
     (world.folder / "inbox" / "bad.parquet").write_bytes(b"no parquet")
     (world.folder / "inbox" / "half.parquet.tmp").write_bytes(b"PAR1")
     (world.folder / "inbox" / ".hidden").write_bytes(b"PAR1")
+    (world.folder / "inbox" / "rows.csv.manifest.json").write_bytes(b"{}")
     world.drop(0)
     night = world.run(refine_after=1000)
     assert list(night.refused) == ["bad.parquet"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from storage.importing import import_recording, import_rows, open_recording
 from storage.schema import Episode, Manifest
 from storage.steps import iterate_episodes
 from storage.store import Store
+from storage.writing import StepsWriter
 
 EPISODES = [
     make_episode(number, length) for number, length in enumerate((3, 1, 4))
@@ -89,6 +91,30 @@ def test_d4rl_with_next_observations_comes_in_bit_for_bit(
     assert equal(episodes, EPISODES)
     assert losses == Losses()
     assert (manifest.observation_space.dtype, manifest.action_space.n) == ("float32", 2)
+
+
+def test_the_ends_of_a_file_of_d3rlpy_1_are_terminals_and_timeouts_together(store: Store, tmp_path: Path) -> None:
+    ends = flat("terminals") | flat("timeouts")
+    path = d4rl(tmp_path / "v1.h5", timeouts=None, episode_terminals=ends.astype(np.float32)[:, None])
+    assert equal(take_in(store, path)[1], EPISODES)
+
+
+def test_an_import_that_was_killed_between_shards_goes_on_where_it_was(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = d4rl(tmp_path / "d4rl.hdf5")
+    monkeypatch.setattr("storage.importing.StepsWriter", partial(StepsWriter, shard_bytes=1))
+    whole, _, _ = take_in(Store.create(tmp_path / "other"), path)
+    with monkeypatch.context() as patched:
+        patched.setattr(
+            "storage.writing.shard_name", lambda number: f"steps-{number:05d}.parquet" if not number else 1 / 0
+        )
+        with pytest.raises(ZeroDivisionError):
+            take_in(store, path)
+    assert len(list(store.rollouts_dir.glob(".partial-*/*.parquet"))) == 1
+    again, episodes, _ = take_in(store, path)
+    assert (again.dataset_id, again.shards) == (whole.dataset_id, whole.shards)
+    assert equal(episodes, EPISODES)
 
 
 def test_d4rl_without_next_observations_repeats_a_terminal_one_and_gives_up_a_truncated_step(
