@@ -70,6 +70,11 @@ class Material:
     oracle: Oracle | None = None  # only the arm of that name needs it
     also: tuple[str, ...] = ()  # further datasets whose steps and labels count, behind those of the first
     baseline_id: str | None = None  # by which the store knows the baseline already; it decides nothing
+    log_dir: Path | None = None  # where the training of the annotator's labels is logged; it decides nothing
+
+    def is_logged(self, draw: Draw) -> bool:
+        """Whether the training of a draw is watched, so that one made before does not do."""
+        return self.log_dir is not None and draw.arm == "labels"
 
     @property
     def dataset_ids(self) -> tuple[str, ...]:
@@ -97,7 +102,9 @@ def train_draw(material: Material, draw: Draw) -> list[Snapshot]:
     from refine.robust import refine_candidates  # seconds: d3rlpy and torch, which only the processes that train need
 
     steps = read_pool(Store.open(material.store_root), material.dataset_ids)
-    return refine_candidates(steps, labels_of(material, draw, steps), material.baseline, material.config)
+    log_dir = material.log_dir if material.is_logged(draw) else None
+    labels = labels_of(material, draw, steps)
+    return refine_candidates(steps, labels, material.baseline, material.config, log_dir=log_dir)
 
 
 def labels_of(material: Material, draw: Draw, steps: StepArrays) -> Labels:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import NamedTuple
 
 from pydantic import Field
@@ -37,6 +38,7 @@ class ImproveConfig(Frozen):
     gate: GateConfig = Field(default_factory=GateConfig)
     random_states: bool = Field(default=False, description="also the arm of other states with the annotator's rules")
     expert: str | None = Field(default=None, description="policy whose actions are the arm oracle; none when null")
+    log_dir: Path | None = Field(default=None, description="folder for d3rlpy's logs of the labels' training")
     workers: int | None = Field(default=None, ge=1, description="processes; one per core when null; never the result")
 
     @property
@@ -97,6 +99,7 @@ def improve(
     )
     if opinions.rules and config.random_states:
         raise BadInput("Rules speak of all states that they match, so there are no others to compare with.")
+    material = replace(material, log_dir=config.log_dir)
     judge = Judge(store, env_id, manifest.env_kwargs, config.workers, manifest.max_steps)
     contest = Contest(material, judge, config.gate, report, config.references)
     comparison = contest.run()

@@ -27,8 +27,8 @@ _LIBRARIES = ("numpy", "torch", "d3rlpy")
 
 
 def find_candidates(store: Store, material: Material, draw: Draw) -> list[Snapshot] | None:
-    """The candidates of a draw, if it was trained before."""
-    files = load_training(store, _training_id(material, draw))
+    """The candidates of a draw, if it was trained before and is not to be watched now."""
+    files = None if material.is_logged(draw) else load_training(store, _training_id(material, draw))
     if files is None:
         return None
     try:

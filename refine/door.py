@@ -51,7 +51,13 @@ from d3rlpy.dataset import (
     Transition,
     TransitionMiniBatch,
 )
-from d3rlpy.logging import NoopAdapterFactory
+from d3rlpy.logging import (
+    CombineAdapterFactory,
+    FileAdapterFactory,
+    LoggerAdapterFactory,
+    NoopAdapterFactory,
+    TensorboardAdapterFactory,
+)
 from d3rlpy.models import VectorEncoderFactory
 from d3rlpy.models.builders import create_categorical_policy
 from d3rlpy.models.encoders import EncoderFactory, make_encoder_field
@@ -74,6 +80,7 @@ __all__ = [
     "BCImpl",
     "BCModules",
     "CategoricalPolicy",
+    "CombineAdapterFactory",
     "DQNConfig",
     "DQNImpl",
     "DQNModules",
@@ -87,10 +94,12 @@ __all__ = [
     "DiscreteCQLConfig",
     "DiscreteCQLImpl",
     "EncoderFactory",
+    "FileAdapterFactory",
     "IQLConfig",
     "IQLImpl",
     "ImitationLoss",
     "LearnableConfig",
+    "LoggerAdapterFactory",
     "MinMaxActionScaler",
     "MultiplyRewardScaler",
     "NoopAdapterFactory",
@@ -109,6 +118,7 @@ __all__ = [
     "TD3PlusBCActorLoss",
     "TD3PlusBCConfig",
     "TD3PlusBCImpl",
+    "TensorboardAdapterFactory",
     "TorchMiniBatch",
     "TorchObservation",
     "Transition",

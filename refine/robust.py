@@ -6,6 +6,7 @@ Nothing here knows which reading is right; a gate that plays episodes finds out,
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import cast
 
 from storage.steps import StepArrays
@@ -22,7 +23,12 @@ OUTLIER_SCALE = 0.3
 
 
 def refine_candidates(
-    steps: StepArrays, labels: Labels, baseline: MlpPolicy, config: RefineConfig | None = None
+    steps: StepArrays,
+    labels: Labels,
+    baseline: MlpPolicy,
+    config: RefineConfig | None = None,
+    *,
+    log_dir: Path | None = None,
 ) -> list[Snapshot]:
     """Train the candidates of `refine` and, with `config.robust`, those of other readings of the labels after them.
 
@@ -35,12 +41,13 @@ def refine_candidates(
         labels: of these steps.
         baseline: where every training starts.
         config: the refinement; the defaults when None.
+        log_dir: where the training with the labels as they are is logged; nowhere when None.
 
     Raises:
         BadInput: as `refine` does.
     """
     config = (config or RefineConfig()).completed(baseline.action_space)
-    candidates = refine(steps, labels, baseline, config)
+    candidates = refine(steps, labels, baseline, config, log_dir=log_dir)
     if not config.robust:
         return candidates
     betas, stops = cast("tuple[float, ...]", config.betas), cast("tuple[int, ...]", config.snapshots)

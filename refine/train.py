@@ -5,8 +5,12 @@ Which candidate is kept is decided elsewhere, on episodes that this module never
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator, Sequence
+import math
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import islice
+from pathlib import Path
 
 import numpy as np
 from scipy.special import log_softmax
@@ -18,8 +22,9 @@ from storage.steps import StepArrays
 from .algorithms import Algorithm, create_algorithm, network_outputs, policy_module
 from .buffer import AnnotatedBuffer
 from .config import RefineConfig, Snapshot
-from .door import NoopAdapterFactory, quiet
+from .door import quiet
 from .labels import Labels, check_labels
+from .logs import TrainingLogger, training_logger
 from .networks import as_logits, read_weights, reproducible
 from .packing import build_buffer
 from .policy import MlpPolicy
@@ -43,6 +48,7 @@ def refine(
     config: RefineConfig | None = None,
     *,
     progress: Progress | None = None,
+    log_dir: Path | None = None,
 ) -> list[Snapshot]:
     """Train candidates from a baseline, one short training per beta.
 
@@ -54,6 +60,7 @@ def refine(
         baseline: where every training starts and what it stays close to.
         config: the refinement; the defaults when None.
         progress: told about every step.
+        log_dir: where d3rlpy's own loggers write the losses of each training, see `logs.py`; nowhere when None.
 
     Returns:
         One snapshot per beta and step count, betas in the given order.
@@ -78,28 +85,44 @@ def refine(
         with reproducible(config.seed), quiet():
             buffer.reseed(config.seed)
             algorithm = create_algorithm(start, config, beta, return_scale=scale)
-            for step in _train(algorithm, buffer, stops, waiting=_waiting(config), tick=tick):
+            logger = training_logger(log_dir, f"labels-beta-{beta:g}")
+            for step in _train(algorithm, buffer, stops, waiting=_waiting(config), tick=tick, logger=logger):
                 snapshots.append(Snapshot(_export(algorithm, start, probe, step), step, beta))
     return snapshots
 
 
 def _train(
-    algorithm: Algorithm, buffer: AnnotatedBuffer, stops: Sequence[int], *, waiting: int, tick: Callable[..., None]
+    algorithm: Algorithm,
+    buffer: AnnotatedBuffer,
+    stops: Sequence[int],
+    *,
+    waiting: int,
+    tick: Callable[..., None],
+    logger: TrainingLogger,
 ) -> Iterator[int]:
     """Train from stop to stop, yielding each; a critic gets its `waiting` steps before the first."""
+    length = math.gcd(waiting, *stops)  # d3rlpy trains whole epochs only, and logs once in each
+    epochs = algorithm.fitter(
+        buffer,
+        n_steps=waiting + stops[-1],
+        n_steps_per_epoch=length,
+        experiment_name=logger.name,
+        logger_adapter=logger.factory,
+        save_interval=waiting + stops[-1] + 1,  # of whole models: never
+        show_progress=False,
+        callback=tick,
+    )
     done = -waiting
     for step in stops:
         with _refusing_divergence(step):
-            algorithm.fit(
-                buffer,
-                n_steps=step - done,
-                n_steps_per_epoch=step - done,  # d3rlpy trains whole epochs only
-                logger_adapter=NoopAdapterFactory(),
-                show_progress=False,
-                callback=tick,
-            )
+            _consume(islice(epochs, (step - done) // length))
         done = step
         yield step
+    _consume(epochs)  # there are none left; the logger is closed
+
+
+def _consume(epochs: Iterable[object]) -> None:
+    deque(epochs, maxlen=0)
 
 
 def _waiting(config: RefineConfig) -> int:

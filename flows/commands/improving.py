@@ -100,6 +100,12 @@ EstimateOption = Annotated[
 AcceptEstimateOption = Annotated[
     bool, typer.Option("--accept-estimate", help="Put the refined policy in force on an estimate alone.")
 ]
+LogOption = Annotated[
+    Path | None, typer.Option("--log-dir", help="Folder for d3rlpy's logs of the labels' training: CSV, TensorBoard.")
+]
+TrackOption = Annotated[
+    Path | None, typer.Option("--track", help="Folder of trackio, offline: one run per comparison is entered there.")
+]
 SeedOption = Annotated[int, typer.Option("--seed", min=0, help="Seed of the training and of the placebos.")]
 
 
@@ -138,6 +144,8 @@ def refine(
     gate: MethodOption = "full",
     estimate: EstimateOption = False,
     accept_estimate: AcceptEstimateOption = False,
+    log_dir: LogOption = None,
+    track: TrackOption = None,
     workers: WorkersOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -147,6 +155,7 @@ def refine(
     from storage.store import Store
 
     from ..improve import improve
+    from ..tracking import enter_run, load_tracker
 
     config = _configure(
         refine={
@@ -171,18 +180,24 @@ def refine(
             "placebo_draws": draws,
         },
         workers=workers,
-    ).model_copy(update={"expert": expert, "random_states": random_states})
+    ).model_copy(update={"expert": expert, "random_states": random_states, "log_dir": log_dir})
     opened = Store.open(store)
     dataset_id = resolve_dataset(opened, dataset)
     if estimate or read_manifest(opened, dataset_id).env_id is None:
         if expert or random_states:
             raise BadInput("An estimate has no arms beside the placebos.", "Leave --expert and --random-states out.")
+        if log_dir or track:
+            raise BadInput("An estimate is neither logged nor tracked.", "Leave --log-dir and --track out.")
         _appraise(opened, dataset_id, config, run, rules, baseline=baseline, accept=accept_estimate, as_json=as_json)
         return
     if accept_estimate:
         raise BadInput("--accept-estimate is for estimates; the simulator judges this dataset.", "Add --estimate.")
+    if track is not None:
+        load_tracker(track)  # what is missing is told before hours of work
     with progress_bars() as bars:
         outcome = improve(opened, dataset_id, config, run_ids=run, rules=rules, baseline=baseline, report=bars)
+    if track is not None:
+        enter_run(opened, outcome, config, track)
     _tell(outcome, as_json)
 
 
