@@ -28,6 +28,7 @@ from .commands import (
     ruling,
     scheduling,
     sending,
+    sharing,
     showing,
 )
 
@@ -51,6 +52,7 @@ for group in (
     policies,
     scheduling,
     querying,
+    sharing,
     showing,
 ):
     group.register(app)

@@ -62,3 +62,9 @@ class DiskFailed(TrajnoteError):
     """A file could not be written: the disk is full, read-only or failing; nothing is half-written by it."""
 
     exit_code = 8
+
+
+class RemoteFailed(TrajnoteError):
+    """A store elsewhere refused or could not be reached; the same command may succeed later."""
+
+    exit_code = 9

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -12,7 +12,7 @@ from pathlib import Path
 from .catalog import Catalog, Connection, create_file
 from .disk import writing
 from .errors import BadInput, LeftOutWarning, Prerequisite
-from .files import owned, sync_folder
+from .files import TEMPORARY, owned, sync_folder
 from .migrations import create_tables, is_newest, migrate
 from .views import are_current, left_out, refresh_views
 
@@ -21,6 +21,7 @@ MANIFEST = "manifest.json"
 DRAFT = "draft.json"
 ROLLOUTS = "rollouts"
 _FOLDERS = (ROLLOUTS, "policies", "responses", "reports", "trainings")
+_LASTING = (ROLLOUTS, "policies", "responses", "reports")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 
@@ -45,11 +46,8 @@ class Store:
             Prerequisite: if its catalog was written by a newer trajnote.
             DiskFailed: if the disk does not take a new store.
         """
-        path = Path(root).expanduser().resolve()
-        _refuse_foreign(path)
+        path = cls.prepare(root).root
         with writing(path):
-            for name in _FOLDERS:
-                (path / name).mkdir(parents=True, exist_ok=True)
             if not (path / CATALOG).exists():
                 _create_catalog(path / CATALOG)
         return cls.open(path)
@@ -64,7 +62,7 @@ class Store:
             Prerequisite: if there is no store, or its catalog was written by a newer trajnote.
             CatalogLocked: if another process keeps the catalog for too long.
         """
-        path = Path(root).expanduser().resolve()
+        path = _folder(root)
         if not (path / CATALOG).is_file():
             raise Prerequisite(
                 f"There is no store in {path}.", "Make one with `trajnote collect`, or name another one with --store."
@@ -75,6 +73,20 @@ class Store:
         return store
 
     @classmethod
+    def prepare(cls, root: Path | str) -> Store:
+        """The folders of a store whose catalog comes from elsewhere, or the store that is there as it is.
+
+        Raises:
+            BadInput, DiskFailed: as `create`.
+        """
+        path = _folder(root)
+        _refuse_foreign(path)
+        with writing(path):
+            for name in _FOLDERS:
+                (path / name).mkdir(parents=True, exist_ok=True)
+        return cls(path, Catalog(path / CATALOG))
+
+    @classmethod
     @contextmanager
     def create_for(cls, root: Path | str) -> Generator[Store]:
         """As `create`, for a command that may be refused: a new store in which nothing was put is taken away again.
@@ -82,7 +94,7 @@ class Store:
         Raises:
             BadInput, Prerequisite: as `create`, and as the block does.
         """
-        path = Path(root).expanduser().resolve()
+        path = _folder(root)
         existed, was_store = path.exists(), (path / CATALOG).exists()
         store = cls.create(path)
         try:
@@ -156,6 +168,39 @@ class Store:
         """The folder of the raw replies that an annotation run received."""
         return self.root / "responses" / _checked(run_id, "run")
 
+    @property
+    def tables_dir(self) -> Path:
+        """The folder of tables that were written as Parquet, for readers without the catalog."""
+        return self.root / "tables"
+
+    @property
+    def remotes_path(self) -> Path:
+        """The file that says what was pushed where, and pulled from where."""
+        return self.root / "remotes.json"
+
+    def replaced_dir(self, name: str) -> Path:
+        """A folder for what a pull puts aside."""
+        return self.root / "replaced" / _checked(name, "folder")
+
+    def lasting_path(self, name: str) -> Path:
+        """The file of a name from `lasting_files`, which cannot lead elsewhere.
+
+        Raises:
+            BadInput: if no file of a store has such a name.
+        """
+        first, *rest = name.split("/")
+        if first not in _LASTING or not rest or not all(map(_NAME.fullmatch, rest)):
+            raise BadInput(f"{name!r} is not the name of a file of a store.")
+        return self.root.joinpath(first, *rest)
+
+    def lasting_files(self) -> Iterator[tuple[str, Path]]:
+        """Name and path of every finished file that another machine needs beside the catalog, in order."""
+        for folder in _LASTING:
+            for path in sorted((self.root / folder).rglob("*")):
+                parts = path.relative_to(self.root).parts
+                if path.is_file() and path.suffix != TEMPORARY and all(map(_NAME.fullmatch, parts)):
+                    yield "/".join(parts), path
+
     def _bring_up_to_date(self) -> None:
         """Migrate the catalog, and make the views again if the store has moved or they are made otherwise now."""
         with self.catalog.read() as con:
@@ -176,6 +221,15 @@ class Store:
                 LeftOutWarning,
                 stacklevel=3,
             )
+
+
+def _folder(root: Path | str) -> Path:
+    if re.match(r"[a-z][a-z0-9]+:/", str(root)):
+        raise BadInput(
+            f"{root} is a URL, and a store is worked on in a local folder.",
+            "`trajnote store pull URL --store FOLDER` brings it here, `trajnote store push URL` takes it back.",
+        )
+    return Path(root).expanduser().resolve()
 
 
 def _checked(name: str, kind: str) -> str:
@@ -205,7 +259,7 @@ def _refuse_foreign(path: Path) -> None:
 
 
 def _belongs(name: str) -> bool:
-    return name in _FOLDERS or name.startswith(CATALOG)
+    return name in (*_FOLDERS, "remotes.json", "replaced") or name.startswith(CATALOG)
 
 
 def _create_catalog(path: Path) -> None:
