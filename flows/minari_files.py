@@ -26,12 +26,14 @@ from storage.files import publish_folder, sync_file
 from storage.final_rows import Losses, complete
 from storage.hdf5_files import table_of
 from storage.identity import canonical_json
+from storage.pieces import guarded, unreadable
 from storage.recordings import MANIFEST_KEY, About, Recording, parse_about
 from storage.schema import Episode, Manifest, Space
 
 from .environments import to_space
 
 _METADATA = "metadata.json"
+_BROKEN = (OSError, ValueError, KeyError, TypeError, AttributeError, AssertionError, gymnasium.error.Error)
 
 
 @contextmanager
@@ -45,14 +47,13 @@ def open_minari(folder: Path) -> Generator[Recording]:
     data = folder / "data" if (folder / "data").is_dir() else folder
     if not (data / _METADATA).is_file():
         raise BadInput(f"{folder} is no dataset.", "Name the folder of a dataset of a store or of Minari, or a file.")
-    storage = _minari("minari.dataset.minari_storage").MinariStorage
     try:
-        opened = storage.read(data)
+        _require_spaces(data / _METADATA)
+        opened = _minari("minari.dataset.minari_storage").MinariStorage.read(data)
         about = _read_about(opened.metadata, str(data / _METADATA))
-        yield Recording(lambda losses: _tables(opened, losses), about)
-    except (OSError, ValueError, KeyError, AssertionError, gymnasium.error.Error) as error:
-        reason = str(error).splitlines()
-        raise BadInput(f"{folder} cannot be read: {reason[0] if reason else type(error).__name__}.") from error
+    except _BROKEN as error:
+        raise unreadable(folder, error) from error
+    yield Recording(lambda losses: guarded(_tables(opened, losses), folder, _BROKEN), about)
 
 
 def write_minari(manifest: Manifest, episodes: Iterable[Episode], labels: Labels | None, folder: Path) -> None:
@@ -126,6 +127,13 @@ def _infos(episode: Episode, labels: Labels | None) -> dict[str, Any]:
         notes = [labels.get((episode.episode_id, step), ()) for step in range(len(episode) + 1)]
         infos["annotations"] = [canonical_json([vars(note) for note in at_step]) for at_step in notes]
     return infos
+
+
+def _require_spaces(metadata: Path) -> None:
+    """Refuse a dataset without its spaces: Minari would make its environment, and so run whatever the file names."""
+    told = json.loads(metadata.read_text())
+    if missing := [name for name in ("observation_space", "action_space") if not isinstance(told.get(name), str)]:
+        raise BadInput(f"{metadata} has no {missing[0]}.", "Load and save it with a newer Minari first.")
 
 
 def _tables(storage: Any, losses: Losses) -> Iterator[Any]:

@@ -5,7 +5,7 @@ Read piece by piece. Groups besides (D4RL's `infos`, `metadata`) are not taken o
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -16,11 +16,12 @@ import pyarrow as pa
 
 from .errors import BadInput
 from .final_rows import Losses, complete
-from .pieces import ROWS
+from .pieces import ROWS, guarded, unreadable
 from .recordings import MANIFEST_KEY, About, Recording, parse_about
 from .schema import Array
 
 File: TypeAlias = Any  # h5py.File, whose types do not say which names are arrays
+_BROKEN = (OSError, RuntimeError, KeyError)  # as h5py says that a file is damaged
 _D4RL = ("observations", "actions", "rewards", "terminals")
 
 
@@ -32,12 +33,13 @@ def open_hdf5(path: Path) -> Generator[Recording]:
         BadInput: if it is neither, or cannot be read.
     """
     try:
-        with h5py.File(path, "r") as opened:
-            file: File = opened
-            about = parse_about(file.attrs[MANIFEST_KEY], str(path)) if MANIFEST_KEY in file.attrs else About()
-            yield Recording(_reader(path, file, about), about)
-    except (OSError, RuntimeError, KeyError) as error:
-        raise BadInput(f"{path} cannot be read: {str(error).splitlines()[0]}.") from error
+        file: File = h5py.File(path, "r")
+    except OSError as error:
+        raise unreadable(path, error) from error
+    with file:
+        about = parse_about(file.attrs[MANIFEST_KEY], str(path)) if MANIFEST_KEY in file.attrs else About()
+        read = _reader(path, file, about)
+        yield Recording(lambda losses: guarded(read(losses), path, _BROKEN), about)
 
 
 def table_of(
@@ -54,7 +56,7 @@ def table_of(
     return pa.table({name: _column(name, values) for name, values in columns.items()})
 
 
-def _reader(path: Path, file: File, about: About) -> Any:
+def _reader(path: Path, file: File, about: About) -> Callable[[Losses], Iterator[pa.Table]]:
     if "observations_0" in file or "observations_0_0" in file:
         return lambda losses: _dump_pieces(file, about, losses)
     if missing := [name for name in _D4RL if name not in file]:

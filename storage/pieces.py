@@ -39,7 +39,7 @@ class RowFile:
         try:
             self._file = pq.ParquetFile(self._as_parquet())
         except _BROKEN as error:
-            raise _unreadable(path, error) from error
+            raise unreadable(path, error) from error
 
     def __enter__(self) -> RowFile:
         return self
@@ -70,7 +70,7 @@ class RowFile:
             for batch in self._file.iter_batches(ROWS, columns=columns):
                 yield pa.Table.from_batches([batch])
         except _BROKEN as error:
-            raise _unreadable(self._path, error) from error
+            raise unreadable(self._path, error) from error
 
     def is_ordered_by(self, column: str) -> bool:
         """Whether a column of whole numbers never falls."""
@@ -127,6 +127,24 @@ def number_episodes(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
         yield table.append_column("episode_id", pa.array(ids.astype(np.int64)))
 
 
+def guarded(tables: Iterable[pa.Table], path: Path, errors: tuple[type[Exception], ...]) -> Iterator[pa.Table]:
+    """The same tables; what goes wrong while they are read, and only that, is the file's fault.
+
+    Raises:
+        BadInput: in place of the errors named.
+    """
+    try:
+        yield from tables
+    except errors as error:
+        raise unreadable(path, error) from error
+
+
+def unreadable(path: Path, error: Exception) -> BadInput:
+    """What is said of a file that cannot be read, in one line."""
+    lines = str(error).splitlines()
+    return BadInput(f"{path} cannot be read: {lines[0] if lines else type(error).__name__}.")
+
+
 def _any_flag(table: pa.Table) -> np.ndarray:
     flags = [name for name in ("terminated", "truncated") if name in table.column_names]
     columns = [np.asarray(pc.fill_null(table[name].cast(pa.bool_()), False)) for name in flags]
@@ -141,8 +159,3 @@ def _last_start(table: pa.Table) -> int:
 
 def _id(table: pa.Table, row: int) -> int:
     return table["episode_id"][row].as_py()
-
-
-def _unreadable(path: Path, error: Exception) -> BadInput:
-    lines = str(error).splitlines()
-    return BadInput(f"{path} cannot be read: {lines[0] if lines else type(error).__name__}.")

@@ -7,11 +7,13 @@ import math
 from pathlib import Path
 from typing import Any
 
+import gymnasium
 import minari
 import numpy as np
 import polars as pl
 import pytest
 from d3rlpy.dataset import InfiniteBuffer, ReplayBuffer
+from minari.data_collector.episode_buffer import EpisodeBuffer
 from toy_datasets import make_draft, make_episode, same, write
 from typer.testing import CliRunner
 
@@ -21,6 +23,7 @@ from flows.gather import take_in
 from storage.annotations import insert_annotations
 from storage.catalog import insert_rows
 from storage.errors import BadInput, DamagedStore
+from storage.final_rows import Losses
 from storage.schema import Annotation, Episode, Manifest, ManifestDraft, Space
 from storage.steps import iterate_episodes
 from storage.store import Store
@@ -139,18 +142,48 @@ def test_minari_itself_loads_the_export(store: Store, tmp_path: Path, monkeypatc
     assert [[entry["run_id"] for entry in at_step] for at_step in notes] == [[], ["other"], [], [], []]
 
 
-def test_a_dataset_that_minari_made_comes_in_with_its_environment(store: Store, tmp_path: Path) -> None:
-    discrete(store)
+def test_a_dataset_that_minari_made_comes_in_with_its_environment(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path))
+    observations = np.arange(16, dtype=np.float32).reshape(4, 4) / 3
+    ends = [False, False, True]
+    parts = {"observations": observations, "actions": np.array([0, 1, 1]), "rewards": [1.0, 1.0, 0.1]}
+    buffers = [
+        EpisodeBuffer(seed=3, terminations=ends, truncations=[False] * 3, **parts),
+        EpisodeBuffer(terminations=[False] * 3, truncations=[False] * 3, **parts),
+    ]
+    env = gymnasium.make("CartPole-v1", sutton_barto_reward=True)
+    minari.create_dataset_from_buffers(
+        "own/cart-v3", buffers, env=env, algorithm_name="hand", author="a", author_email="a@b", code_permalink="c"
+    )
+    losses = Losses()
+    manifest = take_in(store, tmp_path / "own" / "cart-v3", losses=losses)
+    assert (manifest.env_id, manifest.policy) == ("CartPole-v1", "hand")
+    assert manifest.env_kwargs == {"sutton_barto_reward": True}
+    assert manifest.component_names[2] == "o2"  # the packaged card speaks of the other reward
+    assert manifest.versions["minari_dataset"] == "own/cart-v3"
+    episodes = list(iterate_episodes(store, manifest.dataset_id))
+    assert [(episode.seed, episode.terminated, episode.truncated) for episode in episodes] == [
+        (3, True, False),
+        (None, False, True),
+    ]
+    assert all(episode.observations.tobytes() == observations.tobytes() for episode in episodes)
+    assert losses == Losses(stopped=1)
+
+
+def test_a_folder_cannot_have_its_environment_made_which_would_run_what_it_names(store: Store, tmp_path: Path) -> None:
+    narrow(store)
     export_dataset(store, tmp_path / "out", "minari")
     metadata = tmp_path / "out" / "data" / "metadata.json"
     told = json.loads(metadata.read_text())
-    metadata.write_text(json.dumps({name: value for name, value in told.items() if name != "trajnote"}))
-    other = Store.create(tmp_path / "other")
-    manifest = take_in(other, tmp_path / "out")
-    assert (manifest.env_id, manifest.policy) == ("CartPole-v1", "random")
-    assert manifest.env_kwargs == {"sutton_barto_reward": True}
-    assert manifest.versions["minari_dataset"] == "trajnote/d1-v0"
-    assert [episode.seed for episode in iterate_episodes(other, manifest.dataset_id)] == [7, 8, 12]
+    spec = {**json.loads(gymnasium.spec("CartPole-v1").to_json()), "entry_point": "os:mkdir"}
+    spec["kwargs"] = {"path": str(tmp_path / "made")}
+    del told["action_space"]
+    metadata.write_text(json.dumps({**told, "env_spec": json.dumps(spec)}))
+    with pytest.raises(BadInput, match="has no action_space"):
+        take_in(store, tmp_path / "out")
+    assert not (tmp_path / "made").exists()
 
 
 def test_d3rlpy_itself_loads_the_export(store: Store, tmp_path: Path) -> None:
@@ -209,7 +242,7 @@ def test_bad_folders_are_refused(store: Store, tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="is no dataset"):
         take_in(store, tmp_path)
     (tmp_path / "data" / "metadata.json").write_text("{}")
-    with pytest.raises(BadInput, match="cannot be read"):
+    with pytest.raises(BadInput, match="has no observation_space"):
         take_in(store, tmp_path)
     (tmp_path / "data" / "metadata.json").write_text("{broken")
     with pytest.raises(BadInput, match="cannot be read"):
