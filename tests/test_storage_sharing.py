@@ -19,7 +19,9 @@ from toy_datasets import make_draft, make_episode, write
 from benchmarks.object_server import KEY_ID, SECRET, s3_server
 from flows.cli import main
 from storage import pushing
+from storage.adopting import adopt_dataset
 from storage.catalog import insert_rows
+from storage.downloads import local_copy
 from storage.errors import BadInput, DamagedStore, DiskFailed, Prerequisite, RemoteFailed
 from storage.parquet_tables import export_tables
 from storage.pulling import pull_store
@@ -235,6 +237,19 @@ def test_another_machine_queries_tables_and_steps_where_they_are(filled: Store, 
         "spending.parquet",
     ]
     assert pl.read_parquet(filled.root / "tables" / "annotations.parquet")["annotation_id"].to_list() == ["n1"]
+
+
+def test_a_dataset_or_a_file_of_rows_is_imported_by_its_url(filled: Store, bucket: str, tmp_path: Path) -> None:
+    push_store(filled, bucket)
+    with local_copy(f"{bucket}/rollouts/d1") as folder:
+        assert sorted(path.name for path in folder.iterdir()) == ["manifest.json", "steps-00000.parquet"]
+        assert adopt_dataset(Store.create(tmp_path / "one"), folder).dataset_id == "d1"
+    shard = filled.dataset_dir("d1") / "steps-00000.parquet"
+    with local_copy(shard.as_uri()) as copy:
+        assert copy.read_bytes() == shard.read_bytes()
+    assert not copy.exists()
+    with pytest.raises(BadInput, match="nothing at"), local_copy(f"{bucket}/rollouts/d2"):
+        pass
 
 
 def test_credentials_are_neither_said_nor_kept(

@@ -7,8 +7,6 @@ from typing import Annotated, Literal
 
 import typer
 
-from storage.errors import BadInput
-
 from .options import DEFAULT_STORE, ActingOption, DatasetOption, JsonOption, StoreOption
 from .output import print_json, print_lines, progress_bars
 
@@ -70,8 +68,10 @@ def collect(
 
 def import_rows(
     path: Annotated[
-        Path,
-        typer.Argument(help="Parquet, CSV, JSON lines, HDF5 of D4RL or d3rlpy, or the folder of a dataset."),
+        str,
+        typer.Argument(
+            help="Parquet, CSV, JSON lines, HDF5 of D4RL or d3rlpy, or the folder of a dataset; or its URL."
+        ),
     ],
     store: StoreOption = DEFAULT_STORE,
     dataset: Annotated[str | None, typer.Option("--dataset", help="Name; default: made from the content.")] = None,
@@ -86,6 +86,7 @@ def import_rows(
 ) -> None:
     """Take in steps that were recorded elsewhere; everything is checked before anything is written."""
     from storage.column_mapping import parse_columns
+    from storage.downloads import local_copy
     from storage.final_rows import Losses
     from storage.store import Store
 
@@ -93,12 +94,10 @@ def import_rows(
     from ..gather import take_in
 
     kwargs, columns, losses = parse_env_kwargs(env_kwargs), parse_columns(column or []), Losses()
-    if not path.exists():
-        raise BadInput(f"There is no file or folder {path}.", "Name a file of rows, or the folder of a dataset.")
-    with Store.create_for(store) as opened:
+    with local_copy(path) as here, Store.create_for(store) as opened:
         manifest = take_in(
             opened,
-            path,
+            here,
             dataset_id=dataset,
             env_id=env,
             env_kwargs=kwargs,
