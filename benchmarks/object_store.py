@@ -15,7 +15,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from object_server import s3_server
@@ -32,7 +32,7 @@ from storage.store import Store
 
 SEED, COMPONENTS, LENGTH, NOTES = 0, 17, 1000, 20_000
 T = TypeVar("T")
-Row = tuple[str, str, float, str, str]
+Row = tuple[str, str, "Cost", str, str]
 
 
 def make_dataset(store: Store, name: str, megabytes: float, seed: int) -> None:
@@ -81,10 +81,17 @@ def count_notes(store: Store) -> int:
     return found[0] if found else 0
 
 
-def timed(work: Callable[[], T]) -> tuple[float, T]:
-    started = time.perf_counter()
+class Cost(NamedTuple):
+    """Seconds of the clock, and of this process on its processors: the second ones do not count the server."""
+
+    seconds: float
+    cpu_s: float
+
+
+def timed(work: Callable[[], T]) -> tuple[Cost, T]:
+    started, cpu = time.perf_counter(), time.process_time()
     result = work()
-    return time.perf_counter() - started, result
+    return Cost(time.perf_counter() - started, time.process_time() - cpu), result
 
 
 def measure(store: Store, url: str, folder: Path, copy_s: float) -> list[Row]:
@@ -92,29 +99,29 @@ def measure(store: Store, url: str, folder: Path, copy_s: float) -> list[Row]:
     rows: list[Row] = []
     place = url.split(":", 1)[0]
 
-    def add(what: str, seconds: float, size: int, listed: str) -> None:
-        speed = f"{size / seconds / 1e6:.1f} MB/s" if size else ""
-        rows.append((place, what, seconds, speed, listed))
+    def add(what: str, cost: Cost, size: int, listed: str) -> None:
+        speed = f"{size / cost.seconds / 1e6:.1f} MB/s" if size else ""
+        rows.append((place, what, cost, speed, listed))
 
-    seconds, pushed = timed(lambda: push_store(store, url))
-    first_s = seconds
+    cost, pushed = timed(lambda: push_store(store, url))
+    first_s = cost.seconds
     add(
-        f"first push, {pushed.sent_bytes / 1e6:.0f} MB, {copy_s / seconds:.2f} of a copy",
-        seconds,
+        f"first push, {pushed.sent_bytes / 1e6:.0f} MB, {copy_s / cost.seconds:.2f} of a copy",
+        cost,
         pushed.sent_bytes,
         "0",
     )
-    seconds, _ = timed(lambda: push_store(store, url))
-    add(f"push of nothing new, 1/{first_s / seconds:.0f} of the first", seconds, 0, "1")
-    seconds, checked = timed(lambda: push_store(store, url, check=True))
-    add("the same with --check", seconds, 0, str(checked.listed))
+    cost, _ = timed(lambda: push_store(store, url))
+    add(f"push of nothing new, 1/{first_s / cost.seconds:.0f} of the first", cost, 0, "1")
+    cost, checked = timed(lambda: push_store(store, url, check=True))
+    add("the same with --check", cost, 0, str(checked.listed))
     annotate(store, count_notes(store), 100)
-    seconds, few = timed(lambda: push_store(store, url))
-    add(f"push of 100 annotations, {few.sent_bytes / 1e6:.1f} MB", seconds, few.sent_bytes, str(few.listed))
-    seconds, pulled = timed(lambda: pull_store(folder / f"pulled-{place}", url))
-    add(f"pull into a new folder, {pulled.fetched_bytes / 1e6:.0f} MB", seconds, pulled.fetched_bytes, "2")
-    seconds, _ = timed(lambda: pull_store(folder / f"pulled-{place}", url))
-    add("pull of nothing new", seconds, 0, "2")
+    cost, few = timed(lambda: push_store(store, url))
+    add(f"push of 100 annotations, {few.sent_bytes / 1e6:.1f} MB", cost, few.sent_bytes, str(few.listed))
+    cost, pulled = timed(lambda: pull_store(folder / f"pulled-{place}", url))
+    add(f"pull into a new folder, {pulled.fetched_bytes / 1e6:.0f} MB", cost, pulled.fetched_bytes, "2")
+    cost, _ = timed(lambda: pull_store(folder / f"pulled-{place}", url))
+    add("pull of nothing new", cost, 0, "2")
     return rows
 
 
@@ -132,24 +139,24 @@ def main() -> None:
         annotate(store, 0, NOTES)
         files = [path for _, path in store.lasting_files()]
         size = sum(path.stat().st_size for path in files)
-        hash_s, _ = timed(lambda: [sha256_file(path) for path in files])
-        copy_s, _ = timed(lambda: shutil.copytree(store.root, folder / "copy"))
+        hashed, _ = timed(lambda: [sha256_file(path) for path in files])
+        copied, _ = timed(lambda: shutil.copytree(store.root, folder / "copy"))
         rows: list[Row] = [
             (
                 "here",
                 f"sha256 of {len(files)} files, {size / 1e6:.0f} MB",
-                hash_s,
-                f"{size / hash_s / 1e6:.1f} MB/s",
+                hashed,
+                f"{size / hashed.seconds / 1e6:.1f} MB/s",
                 "",
             ),
-            ("here", "copy of the folder", copy_s, f"{size / copy_s / 1e6:.1f} MB/s", ""),
+            ("here", "copy of the folder", copied, f"{size / copied.seconds / 1e6:.1f} MB/s", ""),
         ]
-        rows += measure(store, (folder / "remote").as_uri(), folder, copy_s)
+        rows += measure(store, (folder / "remote").as_uri(), folder, copied.seconds)
         (store.remotes_path).unlink()  # hash everything again, as the first push did
-        rows += measure(store, "s3://notes/benchmark", folder, copy_s)
-    table = Table("where", "what", "seconds", "speed", "listed", title=f"seed {SEED}, {NOTES:,} annotations")
-    for place, what, seconds, speed, listed in rows:
-        table.add_row(place, what, f"{seconds:.3f}", speed, listed)
+        rows += measure(store, "s3://notes/benchmark", folder, copied.seconds)
+    table = Table("where", "what", "seconds", "CPU", "speed", "listed", title=f"seed {SEED}, {NOTES:,} annotations")
+    for place, what, cost, speed, listed in rows:
+        table.add_row(place, what, f"{cost.seconds:.3f}", f"{cost.cpu_s:.3f}", speed, listed)
     console.print(table)
     console.print(f"{time.perf_counter() - started:.0f} s")
 

@@ -91,7 +91,7 @@ def _pull(store: Store, remote: Remote, snapshot: Snapshot, replace: bool, progr
     if is_own and not replace:
         raise Prerequisite(_own_work(store, difference, seen), _HINT)
     aside = _put_aside(store, difference) if is_own else None
-    _fetch_files(store, remote, difference.missing, progress)
+    _fetch_files(store, remote, difference.missing, memory, progress)
     if difference.catalog_is_old:
         _fetch_catalog(store, remote, snapshot, difference.digests)
     _finish(store, remote, snapshot, memory)
@@ -154,12 +154,15 @@ def _put_aside(store: Store, difference: _Difference) -> Path:
     return folder
 
 
-def _fetch_files(store: Store, remote: Remote, missing: dict[str, RemoteFile], progress: Progress) -> None:
+def _fetch_files(
+    store: Store, remote: Remote, missing: dict[str, RemoteFile], memory: Remembered, progress: Progress
+) -> None:
     def fetch(item: tuple[str, RemoteFile]) -> None:
         name, file = item
         path = store.lasting_path(name)
         path.parent.mkdir(parents=True, exist_ok=True)
         _fetch(remote, file, path).replace(path)
+        memory.learn(name, path, file.sha256)
 
     with ThreadPoolExecutor(AT_ONCE) as pool:
         for done, _ in enumerate(pool.map(fetch, missing.items()), 1):

@@ -48,6 +48,11 @@ class Remembered(BaseModel):
         """Keep it."""
         write_whole(store.remotes_path, self.model_dump_json().encode())
 
+    def learn(self, name: str, path: Path, sha256: str) -> None:
+        """Remember the hash of a file that was just written."""
+        state = path.stat()
+        self.hashes[name] = (state.st_size, state.st_mtime_ns, sha256)
+
     def file_of(self, name: str, path: Path) -> RemoteFile:
         """A file as a snapshot has it; it is read only if its size or time has changed since.
 
