@@ -6,7 +6,9 @@ work is, and no worker writes: results travel back to the process that asked.
 
 from __future__ import annotations
 
+import logging
 import os
+import socket
 from collections.abc import Callable, Generator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -18,6 +20,7 @@ from storage.errors import BadInput, Prerequisite, TrajnoteError
 
 VARIABLE = "TRAJNOTE_RUNNER"
 KINDS = ("processes", "threads", "dask", "ray")
+_KNOCK_S = 10.0
 _FORMS = "processes, threads, dask, dask:ADDRESS, ray or ray:ADDRESS"
 
 
@@ -151,7 +154,9 @@ class Ray:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         self._ray: Any = _load("ray", "ray")
         here = {} if address else {"num_cpus": workers, "include_dashboard": False}
+        logging.getLogger("ray").setLevel(logging.ERROR)  # its errors arrive as exceptions
         try:
+            _knock(address)
             self._ray.init(address=address or "local", log_to_driver=False, configure_logging=False, **here)
         except (OSError, RuntimeError, ValueError) as error:
             raise _unreachable("Ray cluster", address, error) from error
@@ -214,6 +219,17 @@ def _unreachable(what: str, address: str | None, error: Exception) -> TrajnoteEr
     where = f"at {address} cannot be reached" if address else "does not start here"
     words = " ".join(str(error).split())[:200]
     return TrajnoteError(f"The {what} {where}: {words}.", "Start it, or use TRAJNOTE_RUNNER=processes.")
+
+
+def _knock(address: str | None) -> None:
+    """Find out at once whether anybody listens at `HOST:PORT` or `ray://HOST:PORT`; Ray itself would try for minutes.
+
+    Raises:
+        OSError: if nobody does.
+    """
+    host, colon, port = (address or "").removeprefix("ray://").rpartition(":")
+    if colon and port.isdecimal():
+        socket.create_connection((host, int(port)), timeout=_KNOCK_S).close()
 
 
 def _died(cluster: str, error: Exception) -> TrajnoteError:

@@ -229,6 +229,12 @@ def test_a_runner_whose_extra_is_missing_says_how_to_install_it(
         list(share_out(where, range(2), runner=Runner(kind)))
 
 
+@pytest.mark.parametrize("kind", [pytest.param("ray", marks=needs("ray"))])
+def test_a_cluster_that_nobody_runs_is_told_in_words(kind: str) -> None:
+    with pytest.raises(TrajnoteError, match=r"The Ray cluster at 127\.0\.0\.1:1 cannot be reached"):
+        list(share_out(where, range(2), runner=Runner(kind, "127.0.0.1:1")))
+
+
 def test_a_command_refuses_a_runner_that_does_not_exist_before_it_writes_a_row(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
