@@ -74,8 +74,9 @@ def share_out(
     pool = _keep(runner, workers)
     submit = partial(pool.submit, work if threadsafe or runner == PROCESSES else partial(_one_at_a_time, work))
     waiting, failed = iter(items), False
-    futures = deque(submit(item) for item in islice(waiting, _AHEAD * pool.workers))
+    futures: deque[Future[Result]] = deque()
     try:
+        futures.extend(submit(item) for item in islice(waiting, _AHEAD * pool.workers))
         while futures:
             while not futures[0].done():
                 wait([futures[0]], timeout=_GLANCE_S)

@@ -14,6 +14,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from contextvars import ContextVar
 from importlib import import_module
+from inspect import isfunction
 from typing import Any, NamedTuple, Protocol
 
 from storage.errors import BadInput, Prerequisite, TrajnoteError
@@ -167,7 +168,7 @@ class Ray:
     def submit(self, work: Callable[[Any], Any], item: Any) -> Future[Any]:
         """Have a worker do it; where a worker dies, Ray tries again three times."""
         if work not in self._known:
-            self._known = {work: self._ray.remote(work if hasattr(work, "__name__") else _named(work))}
+            self._known = {work: self._ray.remote(work if isfunction(work) else _named(work))}
         reference = self._known[work].remote(item)
         future: Future[Any] = reference.future()
         self._under_way[future] = reference
@@ -187,7 +188,7 @@ class Ray:
 
 
 def _named(work: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    """A function of its own around a partial one; Ray takes nothing else."""
+    """A function of its own around a partial or a built-in one; Ray takes nothing else."""
 
     def apply(item: Any) -> Any:
         return work(item)
@@ -218,7 +219,8 @@ def _load(module: str, extra: str) -> Any:
 def _unreachable(what: str, address: str | None, error: Exception) -> TrajnoteError:
     where = f"at {address} cannot be reached" if address else "does not start here"
     words = " ".join(str(error).split())[:200]
-    return TrajnoteError(f"The {what} {where}: {words}.", "Start it, or use TRAJNOTE_RUNNER=processes.")
+    token = " A cluster that asks for a token needs RAY_AUTH_MODE=token here, too." if "Ray" in what else ""
+    return TrajnoteError(f"The {what} {where}: {words}.", f"Start it, or use TRAJNOTE_RUNNER=processes.{token}")
 
 
 def _knock(address: str | None) -> None:
