@@ -23,8 +23,10 @@ from flows.advantage import ReplayConfig, replay_labels
 from flows.arms import Draw, Material, train_draw
 from flows.cli import app
 from flows.collect import CollectConfig, collect
+from flows.night import Night, run_night
 from flows.processes import share_out
 from flows.runners import PROCESSES, Runner, chosen_runner, parse_runner, running_on, workers_if_chosen
+from flows.settings import DeploymentConfig
 from flows.workers import play_policies
 from refine.labels import labels_from_annotations
 from storage.annotations import load_annotations
@@ -218,6 +220,18 @@ def test_the_variable_wins_over_the_settings_file_and_nothing_is_chosen_without_
         assert chosen_runner() == Runner("ray")
     monkeypatch.setenv("TRAJNOTE_RUNNER", "")
     assert chosen_runner() is None
+
+
+def test_a_night_runs_where_its_deployment_says(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Runner | None] = []
+
+    def look(night: Any) -> Night:
+        seen.append(chosen_runner())
+        return Night("a")
+
+    monkeypatch.setattr("flows.night._Night.run", look)
+    run_night(store, "a", DeploymentConfig(inbox=Path("in"), runner="threads"))
+    assert (seen, chosen_runner()) == ([Runner("threads")], None)
 
 
 @pytest.mark.parametrize(("kind", "package"), [("dask", "distributed"), ("ray", "ray")])
