@@ -6,7 +6,7 @@ about them here.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -24,6 +24,7 @@ from .gather import gather, take_in
 from .progress import Report, silent
 from .settings import CollectPlan, DeploymentConfig
 
+_PERIODS = {"hour": timedelta(hours=1), "day": timedelta(days=1), "week": timedelta(weeks=1)}
 _NOT_TAKEN = (".tmp", ".part", ".partial", ".crdownload", SIDECAR)  # unfinished, or beside the file it speaks of
 
 
@@ -89,7 +90,7 @@ def _collect_due(
     """Play the next episodes, unless this period has its own already."""
     made = {origin: id_ for origin, id_ in list_intakes(store, deployment).items() if origin.startswith("collect:")}
     origin, dataset_id = f"collect:{len(made):05d}", f"{deployment}-{len(made):05d}"
-    if made and _made_at(store, deployment) >= period_start(datetime.now(UTC), plan, config.timezone):
+    if not is_due(_made_at(store, deployment), datetime.now(UTC), plan, config.timezone):
         return
     manifest = gather(
         store,
@@ -124,13 +125,29 @@ def period_start(now: datetime, plan: CollectPlan, timezone: str) -> datetime:
     return day if plan.per == "day" else day - timedelta(days=day.weekday())
 
 
-def _made_at(store: Store, deployment: str) -> datetime:
-    """When the latest collection was entered."""
+def is_due(made_at: Sequence[datetime], now: datetime, plan: CollectPlan, timezone: str) -> bool:
+    """Whether this period has no collection yet, also on a clock that was wrong once.
+
+    A collection of the next period counts for this one: the clock was set back a little. One farther in the future was
+    made on a wrong clock and counts for none.
+
+    Args:
+        made_at: when each collection was entered.
+        now: the time.
+        plan: how often to collect.
+        timezone: where periods begin.
+    """
+    start = period_start(now, plan, timezone)
+    return not any(start <= made < start + 2 * _PERIODS[plan.per] for made in made_at)
+
+
+def _made_at(store: Store, deployment: str) -> list[datetime]:
+    """When each collection was entered."""
     with store.catalog.read() as con:
         found = con.execute(
-            "SELECT max(created_at) FROM intakes WHERE deployment = ? AND starts_with(origin, 'collect:')", [deployment]
-        ).fetchone()
-    return found[0] if found and found[0] else datetime.min.replace(tzinfo=UTC)
+            "SELECT created_at FROM intakes WHERE deployment = ? AND starts_with(origin, 'collect:')", [deployment]
+        ).fetchall()
+    return [made for (made,) in found]
 
 
 def _enter(store: Store, deployment: str, origin: str, dataset_id: str, found: Intake) -> None:
