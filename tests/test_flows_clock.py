@@ -6,8 +6,11 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 from store_state import counts_of, state_of
-from test_annotate_batches import Bench, bench  # noqa: F401
-from test_flows_night import World, template, world  # noqa: F401
+from test_annotate_batches import Bench
+from test_annotate_batches import bench as bench
+from test_flows_night import World
+from test_flows_night import template as template
+from test_flows_night import world as world
 
 from flows.intake import is_due
 from flows.settings import CollectPlan
@@ -16,7 +19,6 @@ from storage.store import Store
 
 NOON = datetime(2026, 3, 4, 12, tzinfo=UTC)  # a Wednesday
 DAY = timedelta(days=1)
-JUMPS = [timedelta(days=-18_000), timedelta(hours=-3), timedelta(days=18_000)]
 
 
 def set_back(store: Store, jump: timedelta) -> None:
@@ -43,32 +45,28 @@ def set_back(store: Store, jump: timedelta) -> None:
         ([NOON - 20_000 * DAY], True),
     ],
 )
-def test_a_collection_is_due_once_in_a_period_whatever_the_clock_said_before(
-    made_at: list[datetime], due: bool
-) -> None:
+def test_a_collection_is_due_once_in_a_period_whatever_the_clock_said(made_at: list[datetime], due: bool) -> None:
     plan = CollectPlan(policy="random", episodes=1, per="day")
     assert is_due(made_at, NOON, plan, "UTC") is due
 
 
-@pytest.mark.parametrize("jump", JUMPS)
-def test_a_night_after_a_jump_doubles_nothing_and_keeps_what_is_in_force(jump: timedelta, world: World) -> None:  # noqa: F811
+def test_a_night_after_a_jump_doubles_nothing_and_keeps_what_is_in_force(world: World) -> None:
     world.drop(0)
     first = world.run()
-    set_back(world.store, jump)
     before = state_of(world.folder / "store")
-    again = world.run()
-    assert (again.took_in, again.asked, again.new_labels, again.comparison_id) == ([], 0, 0, None)
-    assert (first.policy_id, first.labels) == (again.policy_id, again.labels)
-    assert state_of(world.folder / "store") == before
+    for jump in (-18_000 * DAY, 36_000 * DAY):  # the clock had stood in 1976, then half a century ahead
+        set_back(world.store, jump)
+        again = world.run()
+        assert (again.took_in, again.asked, again.new_labels, again.comparison_id) == ([], 0, 0, None)
+        assert (first.policy_id, first.labels) == (again.policy_id, again.labels)
+        assert state_of(world.folder / "store") == before
     delete_garbage(world.store, find_garbage(world.store, keep=0))
     kept = counts_of(world.store)
     assert (kept["annotations"], kept["responses"], kept["datasets"], kept["promotions"]) == (96, 12, 1, 1)
-    world.drop(1)
-    assert world.run().new_labels == 96
 
 
-@pytest.mark.parametrize("jump", JUMPS)
-def test_batches_are_found_and_paid_once_whichever_clock_is_wrong(jump: timedelta, bench: Bench) -> None:  # noqa: F811
+@pytest.mark.parametrize("jump", [-18_000 * DAY, 18_000 * DAY])
+def test_batches_are_found_and_paid_once_whichever_clock_is_wrong(jump: timedelta, bench: Bench) -> None:
     bench.server.plan_fault("create", "lost_reply")
     bench.server.skew_s = jump.total_seconds()
     bench.submit()
@@ -80,7 +78,7 @@ def test_batches_are_found_and_paid_once_whichever_clock_is_wrong(jump: timedelt
     assert bench.states() == {"done": 6}
 
 
-def set_back_local(bench: Bench, jump: timedelta) -> None:  # noqa: F811
+def set_back_local(bench: Bench, jump: timedelta) -> None:
     """Only what our own clock wrote; the server's marks are the server's."""
     with bench.store.catalog.write() as con:
         for table in ("batches", "requests", "annotation_runs"):

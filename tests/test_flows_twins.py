@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 TESTS = Path(__file__).parent
-COMMANDS = ["collect", "import", "annotate", "annotations", "refine"]
+COMMANDS = ["collect", "annotate", "refine"]
 
 
 def test_twins_leave_what_one_command_leaves(tmp_path: Path) -> None:

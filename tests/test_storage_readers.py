@@ -1,4 +1,4 @@
-"""Readers that ask in a loop while another process commits: each sees whole transactions, and waits no longer than told."""
+"""Readers that ask in a loop while another process commits: each sees whole transactions, and its wait has an end."""
 
 from __future__ import annotations
 

@@ -16,11 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from interrupted_commands import Command, in_child, prepare
-from store_state import state_of
 
-import annotate.run
-import flows.improve
-import refine.train  # noqa: F401
 from flows.cli import main as trajnote
 
 
@@ -69,5 +65,4 @@ def main(folder: Path, names: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    assert (annotate.run, flows.improve, state_of)
     main(Path(sys.argv[1]), sys.argv[2:])
