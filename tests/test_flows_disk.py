@@ -39,9 +39,10 @@ def test_a_dataset_that_is_left_out_is_a_warning_on_standard_error_and_the_answe
     Path(store.dataset_dir("bad") / "steps-00000.parquet").unlink()
     question = "SELECT dataset_id, count(*) AS n FROM steps GROUP BY ALL"
     monkeypatch.setattr(sys, "argv", ["trajnote", "sql", question, "--json", "--store", str(store.root)])
-    with warnings.catch_warnings(), pytest.raises(SystemExit):
+    with warnings.catch_warnings():
         warnings.simplefilter("always")
-        main()
+        with pytest.raises(SystemExit):
+            main()
     said = capsys.readouterr()
     assert said.out.strip() == '{"columns": ["dataset_id", "n"], "rows": [{"dataset_id": "good", "n": 5}]}'
     (line,) = said.err.splitlines()
