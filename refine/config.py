@@ -12,6 +12,7 @@ from storage.schema import Frozen, Space
 
 from .policy import MlpPolicy
 
+Engine = Literal["fast", "reference"]
 TrainingMode = Literal["A", "R", "RA"]
 AlgorithmName = Literal["recipe", "bc", "dqn", "discrete_cql", "td3_plus_bc", "iql", "awac", "rebrac"]
 DISCRETE_ALGORITHMS: tuple[AlgorithmName, ...] = ("recipe", "bc", "dqn", "discrete_cql")
@@ -34,6 +35,10 @@ class RefineConfig(Frozen):
         default="recipe",
         description="what learns besides suggestions and closeness to the baseline. recipe: nothing in mode A, a critic"
         " that evaluates the policy in R and RA; else one of d3rlpy's, its own loss on logged transitions",
+    )
+    engine: Engine = Field(
+        default="fast",
+        description="fast: what is plain without d3rlpy, see `is_plain`; reference: everything through d3rlpy",
     )
     betas: tuple[float, ...] | None = Field(
         default=None,
@@ -103,6 +108,12 @@ class RefineConfig(Frozen):
     def has_critic(self) -> bool:
         """Whether anything learns from rewards."""
         return self.mode != "A" or self.algorithm not in ("recipe", "bc")
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether the fast engine can do it: the recipe of mode A whose suggestions have their full pull throughout."""
+        plain_loss = self.outlier_scale is None and self.ramp_steps == 0
+        return self.mode == "A" and self.algorithm == "recipe" and plain_loss
 
     def completed(self, action_space: Space) -> RefineConfig:
         """The same with the lists that were left open filled in for a kind of actions.

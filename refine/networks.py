@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -91,7 +91,7 @@ def action_scaler_of(policy: MlpPolicy) -> MinMaxActionScaler | None:
 
 def load_weights(module: nn.Module, policy: MlpPolicy) -> None:
     """Copy a policy's weights into a module with the same linear layers."""
-    weights, biases = _network_layers(policy)
+    weights, biases = network_layers(policy)
     with torch.no_grad():
         for linear, weight, bias in zip(_linears(module), weights, biases, strict=True):
             linear.weight.copy_(torch.tensor(weight.T))
@@ -106,7 +106,25 @@ def read_weights(module: nn.Module, like: MlpPolicy) -> MlpPolicy:
     """
     linears = _linears(module)
     weights = [linear.weight.detach().cpu().numpy().T for linear in linears]
-    biases = [linear.bias.detach().cpu().numpy() for linear in linears]
+    return as_policy(weights, [linear.bias.detach().cpu().numpy() for linear in linears], like)
+
+
+def network_layers(policy: MlpPolicy) -> tuple[list[Array], list[Array]]:
+    """Weights and biases with the outputs in the network's units; squashed and discrete ones are already."""
+    weights, biases = list(policy.weights), list(policy.biases)
+    if policy.head == "clip":
+        middle, half = action_units(policy.action_space)
+        weights[-1], biases[-1] = weights[-1] / half, (biases[-1] - middle) / half
+    return weights, biases
+
+
+def as_policy(weights: Sequence[Array], biases: Sequence[Array], like: MlpPolicy) -> MlpPolicy:
+    """A policy like the given one with the layers of a network, (in, out) and (out,) each, in the network's units.
+
+    Raises:
+        BadInput: when a weight is not finite.
+    """
+    weights, biases = list(weights), list(biases)
     if like.head == "clip":
         middle, half = action_units(like.action_space)
         weights[-1], biases[-1] = weights[-1] * half, biases[-1] * half + middle
@@ -128,15 +146,6 @@ def as_logits(policy: MlpPolicy, observations: Array) -> MlpPolicy:
     factor = np.float32(1.0 / max(lead, 1e-6))
     weights = (*policy.weights[:-1], policy.weights[-1] * factor)
     return replace(policy, weights=weights, biases=(*policy.biases[:-1], policy.biases[-1] * factor), head="logits")
-
-
-def _network_layers(policy: MlpPolicy) -> tuple[list[Array], list[Array]]:
-    """Weights and biases with the outputs in the network's units; squashed and discrete ones are already."""
-    weights, biases = list(policy.weights), list(policy.biases)
-    if policy.head == "clip":
-        middle, half = action_units(policy.action_space)
-        weights[-1], biases[-1] = weights[-1] / half, (biases[-1] - middle) / half
-    return weights, biases
 
 
 def _linears(module: nn.Module) -> list[nn.Linear]:

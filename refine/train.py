@@ -23,6 +23,7 @@ from .algorithms import Algorithm, create_algorithm, network_outputs, policy_mod
 from .buffer import AnnotatedBuffer
 from .config import RefineConfig, Snapshot
 from .door import quiet
+from .fast_cloning import clone
 from .labels import Labels, check_labels
 from .logs import TrainingLogger, training_logger
 from .networks import as_logits, read_weights, reproducible
@@ -60,7 +61,8 @@ def refine(
         baseline: where every training starts and what it stays close to.
         config: the refinement; the defaults when None.
         progress: told about every step.
-        log_dir: where d3rlpy's own loggers write the losses of each training, see `logs.py`; nowhere when None.
+        log_dir: where d3rlpy's own loggers write the losses of each training, see `logs.py`, which only the reference
+            has; nowhere when None.
 
     Returns:
         One snapshot per beta and step count, betas in the given order.
@@ -80,6 +82,10 @@ def refine(
     buffer = build_buffer(steps, labels, start, rewards=rewards, suggestions=counted, quota=quota)
     probe = steps.observation[np.linspace(0, len(steps) - 1, PROBES).astype(np.int64)]
     tick = _count_steps(progress, len(betas) * (_waiting(config) + max(stops)))
+    if config.engine == "fast" and config.is_plain and log_dir is None:
+        buffer.reseed(config.seed)
+        found = list(clone(buffer, start, config, probe, tick))
+        return [Snapshot(policies[n], step, beta) for n, beta in enumerate(betas) for step, policies in found]
     snapshots: list[Snapshot] = []
     for beta in betas:
         with reproducible(config.seed), quiet():

@@ -1,0 +1,169 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from refine import train
+from refine.config import RefineConfig, Snapshot
+from refine.labels import Labels
+from refine.policy import Activation, Head, MlpPolicy
+from refine.stacked import Adam, StackedNetworks
+from storage.errors import BadInput
+from storage.schema import Space
+from storage.steps import StepArrays
+
+POINTS = Space(kind="box", dtype="float32", size=3)
+CHOICES = Space(kind="discrete", dtype="int64", size=1, n=4, start=2)
+FORCES = Space(kind="box", dtype="float32", size=2, low=(-2.0, 0.0), high=(2.0, 4.0))
+BETAS = (0.1, 0.3)
+PLAIN = RefineConfig(betas=BETAS, snapshots=(20, 200), batch_size=48, annotated_per_batch=16)
+SHORT = PLAIN.model_copy(update={"snapshots": (2,), "critic_steps": 1})
+
+
+def baseline(head: Head, activation: Activation = "tanh") -> MlpPolicy:
+    rng = np.random.default_rng(0)
+    actions = CHOICES if head == "logits" else FORCES
+    sizes = [(3, 16), (16, 12), (12, 4 if actions.is_discrete else 2)]
+    weights = tuple(rng.normal(size=size) / np.sqrt(size[0]) for size in sizes)
+    biases = tuple(0.1 * rng.normal(size=size[1]) for size in sizes)
+    shift, scale = np.array([0.5, -1, 0]), np.array([1, 2, 0.5])
+    return MlpPolicy(POINTS, actions, weights, biases, activation, head, shift, scale)
+
+
+def walk(policy: MlpPolicy, episodes: int = 20, length: int = 10) -> StepArrays:
+    rng = np.random.default_rng(1)
+    count = episodes * length
+    step = np.tile(np.arange(length, dtype=np.int32), episodes)
+    final = step == length - 1
+    points = rng.normal(size=(count, 3)).astype(np.float32)
+    actions = policy.act(points).actions
+    return StepArrays(
+        np.arange(count) // length, step, points, actions, rng.normal(size=count), final & False, final, final, None
+    )
+
+
+def suggest(policy: MlpPolicy, steps: StepArrays) -> Labels:
+    """Suggestions of every weight, two of them for the same state."""
+    rng = np.random.default_rng(2)
+    rows = np.flatnonzero(~steps.is_final)[::4]
+    rows = np.concatenate([rows, rows[:1]])
+    said = rng.integers(2, 6, len(rows)) if policy.action_space.is_discrete else rng.uniform(0, 2, (len(rows), 2))
+    return Labels(rows, said, rng.uniform(0.2, 1, len(rows)), np.ones(len(rows)))
+
+
+def refine_with(engine: str, policy: MlpPolicy, config: RefineConfig = PLAIN) -> list[Snapshot]:
+    steps = walk(policy)
+    return train.refine(steps, suggest(policy, steps), policy, config.model_copy(update={"engine": engine}))
+
+
+def distance(one: MlpPolicy, other: MlpPolicy) -> float:
+    """Largest difference of two parameters."""
+    pairs = zip((*one.weights, *one.biases), (*other.weights, *other.biases), strict=True)
+    return max(float(np.abs(a - b).max()) for a, b in pairs)
+
+
+@pytest.fixture
+def fast_calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Which engine was asked for each training."""
+    calls: list[str] = []
+    for name in ("clone", "create_algorithm"):
+        original = getattr(train, name)
+
+        def spy(*args: object, _original: object = original, _name: str = name, **kwargs: object) -> object:
+            calls.append(_name)
+            return _original(*args, **kwargs)  # type: ignore[operator]
+
+        monkeypatch.setattr(train, name, spy)
+    return calls
+
+
+@pytest.mark.parametrize(
+    ("head", "activation", "tolerance"),
+    [
+        ("logits", "tanh", 1e-6),
+        ("clip", "tanh", 1e-6),
+        ("tanh", "tanh", 1e-6),
+        # with relu some first gradients are next to 0, and Adam divides the rounding errors of these by themselves
+        ("logits", "relu", 1e-3),
+        ("tanh", "relu", 1e-3),
+    ],
+)
+def test_after_200_steps_every_parameter_is_the_references(
+    head: Head, activation: Activation, tolerance: float
+) -> None:
+    start = baseline(head, activation)
+
+    fast, reference = refine_with("fast", start), refine_with("reference", start)
+
+    assert [(s.beta, s.step) for s in fast] == [(s.beta, s.step) for s in reference]
+    assert max(distance(f.policy, r.policy) for f, r in zip(fast, reference, strict=True)) < tolerance
+    assert min(distance(s.policy, start) for s in fast if s.step == 200) > 0.05
+    assert distance(fast[1].policy, fast[3].policy) > 1e-3
+
+
+def test_a_beta_learns_the_same_bits_alone_as_beside_others() -> None:
+    together = refine_with("fast", baseline("logits"))
+    alone = refine_with("fast", baseline("logits"), PLAIN.model_copy(update={"betas": BETAS[1:]}))
+
+    assert [s.policy.sha256 for s in together[2:]] == [s.policy.sha256 for s in alone]
+
+
+def test_a_plain_refinement_asks_the_fast_engine_once_for_all_betas(fast_calls: list[str]) -> None:
+    refine_with("fast", baseline("logits"), SHORT)
+
+    assert fast_calls == ["clone"]
+
+
+@pytest.mark.parametrize(
+    ("head", "changes"),
+    [
+        ("logits", {"engine": "reference"}),
+        ("logits", {"algorithm": "bc"}),
+        ("logits", {"algorithm": "discrete_cql"}),
+        ("logits", {"mode": "R"}),
+        ("logits", {"mode": "RA"}),
+        ("logits", {"ramp_steps": 5}),
+        ("tanh", {"outlier_scale": 0.3}),
+        ("tanh", {"algorithm": "td3_plus_bc"}),
+    ],
+)
+def test_what_is_not_plain_goes_through_the_reference(
+    head: Head, changes: dict[str, object], fast_calls: list[str]
+) -> None:
+    engine = str(changes.get("engine", "fast"))
+
+    refine_with(engine, baseline(head), SHORT.model_copy(update=changes))
+
+    assert fast_calls == ["create_algorithm"] * len(BETAS)
+
+
+@pytest.mark.parametrize("engine", ["fast", "reference"])
+def test_both_engines_refuse_a_training_that_diverged(engine: str) -> None:
+    with pytest.raises(BadInput, match="diverged before step 2"):
+        refine_with(engine, baseline("logits", "relu"), SHORT.model_copy(update={"learning_rate": 1e25}))
+
+
+def test_gradients_are_the_slopes_of_the_outputs() -> None:
+    policy = baseline("logits")
+    networks = StackedNetworks(policy.weights, policy.biases, "tanh", 2)
+    rng = np.random.default_rng(0)
+    inputs, slopes = rng.normal(size=(5, 3)).astype(np.float32), rng.normal(size=(2, 5, 4)).astype(np.float32)
+    networks.forward(inputs)
+    networks.backward(slopes)
+
+    for number in (0, 50, networks.parameters.shape[1] - 1):
+        networks.parameters[1, number] += 1e-2
+        above = networks.forward(inputs)
+        networks.parameters[1, number] -= 2e-2
+        below = networks.forward(inputs)
+        networks.parameters[1, number] += 1e-2
+        expected = float(((above - below)[1] * slopes[1]).sum()) / 2e-2
+        assert networks.gradients[1, number] == pytest.approx(expected, rel=1e-2, abs=1e-3)
+        assert np.array_equal(above[0], below[0])
+
+
+def test_the_first_step_of_adam_is_the_learning_rate_against_the_gradient() -> None:
+    parameters = np.zeros(3, np.float32)
+    Adam(parameters, np.array([1e-3, -5, 0], np.float32), 0.01).step()
+
+    assert parameters == pytest.approx([-0.01, 0.01, 0], abs=1e-6)
