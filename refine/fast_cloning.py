@@ -60,13 +60,13 @@ class FastCloning:
         inputs = inputs if self._start.shift is None else inputs - self._start.shift
         return inputs if self._start.scale is None else inputs / self._start.scale
 
-    def _weights(self, batch: AnnotatedMiniBatch) -> Floats:
+    def _weights(self, batch: AnnotatedMiniBatch) -> Array:
         """(E, B, 1): each term is a mean over its rows; the distance to the start has the weight beta."""
         labelled, others = batch.labelled, 1 - batch.labelled
         suggestion = labelled * batch.weights / max(float(labelled.sum()), 1.0)
         return suggestion + self._betas * (others / max(float(others.sum()), 1.0))
 
-    def _errors(self, outputs: Floats, batch: AnnotatedMiniBatch) -> Floats:
+    def _errors(self, outputs: Floats, batch: AnnotatedMiniBatch) -> Array:
         """Slopes (E, B, k) of the distances to the targets, for outputs (E, B, k) of the last layer."""
         labelled = batch.labelled > 0
         if self._start.action_space.is_discrete:

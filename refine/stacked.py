@@ -56,7 +56,7 @@ class StackedNetworks:
             self._hidden.append(hidden)
         return self._hidden[-1] @ self._layers[-1]
 
-    def backward(self, slopes: Floats) -> None:
+    def backward(self, slopes: Array) -> None:
         """Set `gradients` from the loss's slopes (E, B, k) at the outputs of the last `forward`."""
         for number in reversed(range(len(self._layers))):
             hidden = self._hidden[number]

@@ -59,6 +59,12 @@ SupportOption = Annotated[
 RampOption = Annotated[
     int, typer.Option("--ramp-steps", min=0, help="A: steps over which the suggestions gain their full weight.")
 ]
+ReferenceOption = Annotated[
+    bool,
+    typer.Option(
+        "--reference", help="Train everything with d3rlpy; default: the recipe without it, many times faster."
+    ),
+]
 RobustOption = Annotated[
     bool, typer.Option("--robust", help="Try other readings of the labels too, for annotators who may be wrong.")
 ]
@@ -132,6 +138,7 @@ def refine(
     support: SupportOption = 0.0,
     ramp_steps: RampOption = 0,
     robust: RobustOption = False,
+    reference: ReferenceOption = False,
     seed: SeedOption = 0,
     first_seed: FirstSeedOption = 1_000_000,
     select: SelectOption = None,
@@ -168,6 +175,7 @@ def refine(
             "support": support,
             "ramp_steps": ramp_steps,
             "robust": robust,
+            "engine": "reference" if reference else "fast",
             "seed": seed,
         },
         gate={
