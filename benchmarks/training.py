@@ -85,7 +85,7 @@ def stock(config: Any, world: World) -> Train:
     dataset = MDPDataset(
         observations=world.steps.observation,
         actions=world.steps.action.reshape(STEPS, -1),
-        rewards=world.steps.reward[:, None],
+        rewards=world.steps.reward[:, None].astype(np.float32),
         terminals=(np.arange(STEPS) % LENGTH == LENGTH - 1).astype(np.float32),
         action_space=ActionSpace.DISCRETE if discrete else ActionSpace.CONTINUOUS,
         action_size=ACTIONS,
