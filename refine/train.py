@@ -61,8 +61,8 @@ def refine(
         baseline: where every training starts and what it stays close to.
         config: the refinement; the defaults when None.
         progress: told about every step.
-        log_dir: where d3rlpy's own loggers write the losses of each training, see `logs.py`, which only the reference
-            has; nowhere when None.
+        log_dir: where d3rlpy's own loggers write the losses of each training, see `logs.py`; nowhere when None. What is
+            fast is trained by the reference too, for its losses alone, so that logging decides nothing.
 
     Returns:
         One snapshot per beta and step count, betas in the given order.
@@ -81,19 +81,21 @@ def refine(
     quota, counted = config.annotated_per_batch, config.mode != "R"
     buffer = build_buffer(steps, labels, start, rewards=rewards, suggestions=counted, quota=quota)
     probe = steps.observation[np.linspace(0, len(steps) - 1, PROBES).astype(np.int64)]
-    tick = _count_steps(progress, len(betas) * (_waiting(config) + max(stops)))
-    if config.engine == "fast" and config.is_plain and log_dir is None:
-        buffer.reseed(config.seed)
-        found = list(clone(buffer, start, config, probe, tick))
-        return [Snapshot(policies[n], step, beta) for n, beta in enumerate(betas) for step, policies in found]
+    fast = config.engine == "fast" and config.is_plain
+    engines = 1 + (fast and log_dir is not None)
+    tick = _count_steps(progress, engines * len(betas) * (_waiting(config) + max(stops)))
     snapshots: list[Snapshot] = []
-    for beta in betas:
+    for beta in betas if log_dir is not None or not fast else ():
         with reproducible(config.seed), quiet():
             buffer.reseed(config.seed)
             algorithm = create_algorithm(start, config, beta, return_scale=scale)
             logger = training_logger(log_dir, f"labels-beta-{beta:g}")
             for step in _train(algorithm, buffer, stops, waiting=_waiting(config), tick=tick, logger=logger):
                 snapshots.append(Snapshot(_export(algorithm, start, probe, step), step, beta))
+    if fast:
+        buffer.reseed(config.seed)
+        found = list(clone(buffer, start, config, probe, tick))
+        return [Snapshot(policies[n], step, beta) for n, beta in enumerate(betas) for step, policies in found]
     return snapshots
 
 
