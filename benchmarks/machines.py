@@ -178,7 +178,7 @@ def nothing(item: int) -> int:
     return item
 
 
-def measure_prefect() -> list[tuple[str, float]]:
+def measure_prefect() -> Iterator[tuple[str, float]]:
     """Milliseconds of one empty task under Prefect's task runners, each with two workers, on a server of our own."""
     from flows.prefect_defaults import quieten_prefect
 
@@ -186,7 +186,8 @@ def measure_prefect() -> list[tuple[str, float]]:
     from flows.prefect_server import Server, served
 
     with served(Server()):
-        return [(name, time_tasks(make())) for name, make in prefect_runners().items()]
+        for name, make in prefect_runners().items():
+            yield name, time_tasks(make())
 
 
 def prefect_runners() -> dict[str, Callable[[], Any]]:
@@ -204,7 +205,9 @@ def prefect_runners() -> dict[str, Callable[[], Any]]:
     if importlib.util.find_spec("prefect_ray"):
         from prefect_ray import RayTaskRunner  # pyright: ignore[reportMissingImports]
 
-        found["RayTaskRunner"] = lambda: RayTaskRunner(init_kwargs={"num_cpus": 2, "include_dashboard": False})
+        found["RayTaskRunner"] = lambda: RayTaskRunner(
+            init_kwargs={"address": "local", "num_cpus": 2, "include_dashboard": False}
+        )
     return found
 
 
@@ -222,22 +225,28 @@ def time_tasks(runner: Any) -> float:
     return run()
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--scale", type=float, default=1.0, help="size of the work")
-    parser.add_argument("--runner", action="append", choices=list(PACKAGES), help="only this; may be given again")
-    parser.add_argument("--prefect", action="store_true", help="also time empty tasks under Prefect's task runners")
-    options = parser.parse_args()
-    kinds = [kind for kind in options.runner or PACKAGES if importlib.util.find_spec(PACKAGES[kind])]
-    started = time.perf_counter()
-    with tempfile.TemporaryDirectory(prefix="trajnote-benchmark-") as folder:
-        rows = measure(kinds, Work(Path(folder), options.scale))
+def draw(rows: list[tuple[str, ...]]) -> Table:
     title = f"{core_count()} cores, load {os.getloadavg()[0]:.1f} of others and this"
     table = Table("runner", "start s", "ms per item", "collect", "play", "train", "replay", "same bits", title=title)
     for row in rows:
         table.add_row(*row)
+    return table
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--scale", type=float, default=1.0, help="size of the work")
+    parser.add_argument("--runner", action="append", choices=[*PACKAGES, "none"], help="only this; may be given again")
+    parser.add_argument("--prefect", action="store_true", help="also time empty tasks under Prefect's task runners")
+    options = parser.parse_args()
+    kinds = [
+        kind for kind in options.runner or PACKAGES if kind in PACKAGES and importlib.util.find_spec(PACKAGES[kind])
+    ]
+    started = time.perf_counter()
     console = Console(width=100)
-    console.print(table)
+    if kinds:
+        with tempfile.TemporaryDirectory(prefix="trajnote-benchmark-") as folder:
+            console.print(draw(measure(kinds, Work(Path(folder), options.scale))))
     if options.prefect:
         for name, cost in measure_prefect():
             console.print(f"{name}: {cost:.1f} ms per empty task")
