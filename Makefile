@@ -1,6 +1,6 @@
 PYTHON ?= python3
 BIN := .venv/bin
-EXTRAS := envs,sb3,onnx,plots,minari,dev
+EXTRAS := envs,sb3,onnx,plots,minari,tracking,dev
 
 .PHONY: demo test lint clean
 
