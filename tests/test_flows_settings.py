@@ -51,7 +51,10 @@ baseline = "policy:refined-1"
     ("text", "said"),
     [
         ('[deployments.a]\ninbox = "in"\nrefine_atfer = 3\n', r"a\.refine_atfer is no key; allowed are store, env_id"),
-        (SMALL + "[deployments.a.improve.gate]\nselct = 3\n", r"selct is no key; allowed are first_seed, select"),
+        (
+            SMALL + "[deployments.a.improve.gate]\nselct = 3\n",
+            r"selct is no key; allowed are first_seed, method, select",
+        ),
         (SMALL + "refine_after = 0\n", r"a\.refine_after: Input should be greater than or equal to 1 \(received 0\)"),
         ('[deployments.a]\nenv_id = "CartPole-v1"\n', "a deployment needs rollouts"),
         (SMALL + 'cron = "* * * * *"\ninterval_s = 4\n', "exclude each other"),
