@@ -14,7 +14,6 @@ interrupted run goes on; a changed gate or recipe needs a new file. Without `--b
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing
@@ -37,6 +36,7 @@ from gate_world import (
     refine_and_try,
     train_policy,
 )
+from notebook import Notebook
 
 from flows.processes import core_count, share_out
 from refine.policy import Mode
@@ -46,30 +46,6 @@ SCOUT_SEED = 80_000_000
 SCOUT_EPISODES = 100
 CHUNK = 50
 MODES: tuple[Mode, ...] = ("greedy", "sampled")
-
-
-class Notebook:
-    """Rows on disk, one JSON object a line; a torn last line is what an interruption leaves, and is dropped."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self.rows: dict[str, Row] = {}
-        lines = path.read_text().splitlines() if path.is_file() else []
-        for line in lines:
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError:
-                continue
-            self.rows[row["key"]] = row
-
-    def add(self, row: Row) -> None:
-        """Keep a row, in memory and on disk."""
-        self.rows[row["key"]] = row
-        with self._path.open("a") as file:
-            file.write("\n" * self._is_torn() + json.dumps(row) + "\n")
-
-    def _is_torn(self) -> bool:
-        return bool(self._path.stat().st_size) and not self._path.read_bytes().endswith(b"\n")
 
 
 def play_all(book: Notebook, wanted: Sequence[Question], workers: int) -> dict[str, Played]:

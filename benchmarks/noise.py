@@ -30,6 +30,7 @@ from refine.crossed import interval_over_seeds
 from refine.noise import Noise
 
 from .noise_world import RECIPES, RECORDED, Cell, Effort, Home, Kind, prepare, refine_and_judge
+from .notebook import Notebook
 
 FIRST_SEED = 40_000_000
 SEEDS = (10, 11, 12, 13, 14)
@@ -39,28 +40,6 @@ _ORDER = ("baseline", "clean", *get_args(Noise))
 QUICK = Effort(select=8, accept=20, report=20)
 
 Row = dict[str, Any]
-
-
-class Notebook:
-    """Rows on disk, one JSON object a line; a torn last line is what an interruption leaves, and is dropped."""
-
-    def __init__(self, path: Path | None) -> None:
-        self._path = path
-        self.rows: dict[str, Row] = {}
-        for line in path.read_text().splitlines() if path is not None and path.is_file() else []:
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError:
-                continue
-            self.rows[row["key"]] = row
-
-    def add(self, row: Row) -> None:
-        """Keep a row, in memory and on disk."""
-        self.rows[row["key"]] = row
-        if self._path is not None:
-            torn = self._path.is_file() and not self._path.read_bytes().endswith(b"\n")
-            with self._path.open("a") as file:
-                file.write("\n" * torn + json.dumps(row) + "\n")
 
 
 def list_cells(env_id: str, arguments: argparse.Namespace) -> Iterator[Cell]:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import shlex
 import shutil
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -21,3 +24,22 @@ def store(tmp_path: Path, empty_store: Path) -> Store:
     """A fresh, empty store."""
     shutil.copytree(empty_store, tmp_path / "store")
     return Store.open(tmp_path / "store")
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[[list[str]], str]:
+    """The command line in this process: what it printed, or a failure with what it said."""
+    from flows import cli
+
+    monkeypatch.setenv("COLUMNS", "100")
+
+    def call(words: list[str]) -> str:
+        capsys.readouterr()
+        monkeypatch.setattr(sys, "argv", ["trajnote", *words])
+        with pytest.raises(SystemExit) as leaving:
+            cli.main()
+        said = capsys.readouterr()
+        assert not leaving.value.code, f"trajnote {shlex.join(words)} ended with {leaving.value.code}: {said.err}"
+        return said.out
+
+    return call

@@ -9,7 +9,6 @@ import json
 import os
 import re
 import shlex
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -41,23 +40,6 @@ def leaves(command: click.Command, path: tuple[str, ...] = ()) -> Iterator[tuple
 
 APP: Any = get_command(cli.app)  # Typer brings a click of its own
 COMMANDS = dict(leaves(APP))
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
-    """The command line in this process: what it printed, or a failure with what it said."""
-    monkeypatch.setenv("COLUMNS", "100")
-
-    def call(words: list[str]) -> str:
-        capsys.readouterr()
-        monkeypatch.setattr(sys, "argv", ["trajnote", *words])
-        with pytest.raises(SystemExit) as leaving:
-            cli.main()
-        said = capsys.readouterr()
-        assert not leaving.value.code, f"trajnote {shlex.join(words)} ended with {leaving.value.code}: {said.err}"
-        return said.out
-
-    return call
 
 
 @pytest.fixture

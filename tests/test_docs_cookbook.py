@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import shlex
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,24 +10,6 @@ from typing import Any
 import pytest
 from cookbook import build_store, questions
 from readme import ROOT
-
-from flows import cli
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[[list[str]], str]:
-    monkeypatch.setenv("COLUMNS", "100")
-
-    def call(words: list[str]) -> str:
-        capsys.readouterr()
-        monkeypatch.setattr(sys, "argv", ["trajnote", *words])
-        with pytest.raises(SystemExit) as leaving:
-            cli.main()
-        said = capsys.readouterr()
-        assert not leaving.value.code, f"trajnote {shlex.join(words)} ended with {leaving.value.code}: {said.err}"
-        return said.out
-
-    return call
 
 
 def _columns(answer: str) -> str:
