@@ -18,10 +18,10 @@ from refine.policy import Mode
 CARDS = Path(__file__).resolve().parents[1] / "cards"
 FIRST_SEED = 2_000_000  # of the gate of training seed 0; far from datasets, trainings and `trajnote refine`
 SEEDS_APART = 10_000
-_LONG = {"episodes": 16, "select": 8, "accept": 20, "report": 40}
-_LONGEST = {"episodes": 10, "select": 3, "accept": 10, "report": 20}
+_LONG = {"episodes": 16, "select": 8, "accept": 48, "report": 40}
+_LONGEST = {"episodes": 10, "select": 4, "accept": 24, "report": 20}
 _SIZES: Mapping[str, Mapping[str, int]] = {
-    "FrozenLake-v1": {"episodes": 100, "select": 100, "accept": 200, "report": 200},  # an episode is worth 0 or 1
+    "FrozenLake-v1": {"episodes": 100, "select": 96, "accept": 384, "report": 200},  # an episode is worth 0 or 1
     "Pong": _LONGEST,
     "Hopper-v5": _LONG,
     "Walker2d-v5": _LONG,
@@ -41,8 +41,8 @@ class Entry:
     env_id: str
     env_kwargs: Mapping[str, Any]
     episodes: int = 30  # collected where no example has rollouts
-    select: int = 16  # episodes per candidate that choose among them
-    accept: int = 40  # episodes that accept or reject the winner
+    select: int = 12  # episodes that choose among the candidates, at most
+    accept: int = 96  # episodes that accept or reject the winner, at most
     report: int = 100  # test episodes of each training seed; no two training seeds share one
     mode: Mode = "greedy"  # how policies act before the gate
     card: str | None = None  # path; the packaged one of the environment when None
@@ -55,8 +55,8 @@ class Entry:
 
     def gate(self, seed: int) -> GateConfig:
         """The gate of one training seed, with episodes of its own."""
-        first = FIRST_SEED + SEEDS_APART * seed
-        return GateConfig(first_seed=first, select=self.select, accept=self.accept, report=self.report, mode=self.mode)
+        sizes = {"select": self.select, "accept": self.accept, "report": self.report}
+        return GateConfig(first_seed=FIRST_SEED + SEEDS_APART * seed, method="racing", mode=self.mode, **sizes)
 
 
 def _own_card(env_id: str) -> str | None:

@@ -8,13 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from refine.policy import MlpPolicy
 from storage.errors import Prerequisite, TrajnoteError
 from storage.identity import content_id
 
-from .playing import Candidate, Played, pass_gate, play
+from .playing import Candidate, pass_gate, play
 from .rows import Row, append_row
 from .scenes import Scene
 
@@ -23,7 +21,7 @@ STAGES: tuple[tuple[str, ...], ...] = (
     ("labels", "no_labels", "shuffled", "random", "oracle", "best_10", "offline"),
     ("continued", "rice"),
 )
-"""Rows of a stage need those of the ones before: the gate's baseline, and the budget of the labelled refinement."""
+"""Rows of a stage need those of the ones before: the baseline's returns, and the budget of the labelled refinement."""
 BUDGET_ARMS = ("labels", "oracle", "no_labels")
 """Whose environment steps are the budget of the third stage: the first of these that has a row."""
 ARMS = tuple(arm for stage in STAGES for arm in stage)
@@ -84,10 +82,7 @@ def budget_of(rows: Mapping[str, Row]) -> int:
 
 
 def _make_baseline(job: Job) -> dict[str, Any]:
-    gate = job.scene.entry.gate(job.seed)
-    before = play(job.scene, job.scene.baseline, gate.seeds.accept, gate.mode)
-    tested = _report(job, job.scene.baseline)
-    return {"before": tuple(before.returns), "gate_steps": before.steps, "reason": "as it was", **tested}
+    return {"reason": "as it was", **_report(job, job.scene.baseline)}
 
 
 def _make_refined(job: Job) -> dict[str, Any]:
@@ -120,8 +115,7 @@ def _through_gate(job: Job, candidates: list[Candidate]) -> dict[str, Any]:
     """Pass the gate; where it rejects, the baseline is in force, whose test episodes were played already."""
     if job.before is None:
         raise Prerequisite("the baseline's row of this seed is missing")
-    baseline = Played(np.array(job.before.before), job.before.gate_steps)
-    gated = pass_gate(job.scene, candidates, job.seed, baseline)
+    gated = pass_gate(job.scene, candidates, job.seed)
     known = {"greedy": job.before.greedy, "sampled": job.before.sampled}
     tested = _report(job, gated.policy) if gated.accepted else known
     return {"accepted": gated.accepted, "reason": gated.reason, "gate_steps": gated.steps, **tested}

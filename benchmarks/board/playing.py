@@ -12,9 +12,9 @@ from functools import partial
 import numpy as np
 
 from flows.environments import make_environment
-from flows.judge import Returns
+from flows.judge import Contestant, Purpose, Returns
 from flows.rollout import rollout
-from refine.gate import decide_acceptance
+from flows.trials import try_fields
 from refine.policy import MlpPolicy, Mode
 
 from .scenes import Scene
@@ -45,7 +45,7 @@ class Gated:
     policy: MlpPolicy
     accepted: bool
     reason: str
-    steps: int  # that the gate played, those of the baseline on the acceptance seeds included
+    steps: int  # that the gate played, the baseline's included
 
 
 def play(scene: Scene, policy: MlpPolicy, seeds: range, mode: Mode) -> Played:
@@ -57,20 +57,26 @@ def play(scene: Scene, policy: MlpPolicy, seeds: range, mode: Mode) -> Played:
     return Played(np.array([return_ for return_, _ in played]), sum(steps for _, steps in played))
 
 
-def pass_gate(scene: Scene, candidates: Sequence[Candidate], seed: int, baseline: Played) -> Gated:
+def pass_gate(scene: Scene, candidates: Sequence[Candidate], seed: int) -> Gated:
     """Choose a candidate on the selection seeds and test it, and nobody else, on the acceptance seeds.
 
     Args:
         scene: where.
-        candidates: of one method; equal means go to the first.
+        candidates: of one method; of equals the first.
         seed: the training seed, whose gate it is.
-        baseline: the baseline on the acceptance seeds of that gate.
     """
-    gate = scene.entry.gate(seed)
-    tried = [play(scene, candidate.policy, gate.seeds.select, gate.mode) for candidate in candidates]
-    winner = candidates[int(np.argmax([played.returns.mean() for played in tried]))]
-    tested = play(scene, winner.policy, gate.seeds.accept, gate.mode)
-    decision = decide_acceptance(tested.returns, baseline.returns)
-    steps = sum(played.steps for played in [*tried, tested, baseline])
+    gate, steps = scene.entry.gate(seed), 0
+
+    def play_all(contestants: Sequence[Contestant], seeds: range, _: Purpose) -> list[Returns]:
+        nonlocal steps
+        played = [play(scene, networks[each.sha256], seeds, gate.mode) for each in contestants]
+        steps += sum(one.steps for one in played)
+        return [one.returns for one in played]
+
+    networks = {network.sha256: network for network in (scene.baseline, *(one.policy for one in candidates))}
+    field = [Contestant.of(candidate.policy, candidate.name) for candidate in candidates]
+    baseline = Contestant.of(scene.baseline, "baseline")
+    (finding,) = try_fields(play_all, baseline, [field], gate.seeds, gate.method)
+    winner, decision = candidates[finding.winner], finding.decision
     kept = winner.policy if decision.accepted else scene.baseline
     return Gated(kept, decision.accepted, f"{winner.name}: {decision.reason}", steps)
