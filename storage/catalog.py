@@ -10,12 +10,12 @@ import re
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import duckdb
 import pyarrow as pa
-from tenacity import Retrying, retry_if_exception, stop_after_delay, wait_random
 
 from .disk import explain_disk
 from .errors import BadInput, CatalogLocked, DamagedStore, DiskFailed
@@ -147,14 +147,14 @@ class Catalog:
     def _connect(self, read_only: bool) -> Connection:
         if not self.path.is_file():
             raise DamagedStore(f"The catalog {self.path} is missing.", "Restore it from a backup of the store.")
-        attempts = Retrying(
-            retry=retry_if_exception(_is_locked),
-            wait=wait_random(0.02, 0.2),
-            stop=stop_after_delay(self.wait_s),
-            reraise=True,
-        )
+        connect = partial(duckdb.connect, str(self.path), read_only=read_only, config=_SETTINGS)
         try:
-            return attempts(duckdb.connect, str(self.path), read_only=read_only, config=_SETTINGS)
+            return connect()
+        except duckdb.Error as error:
+            if not _is_locked(error):
+                raise _explain(error, self.path, self.wait_s) from error
+        try:
+            return _retry(connect, self.wait_s)
         except duckdb.Error as error:
             raise _explain(error, self.path, self.wait_s) from error
 
@@ -256,6 +256,15 @@ def _wait_from_environment() -> float:
     if not 0 <= wait_s < float("inf"):
         raise BadInput(f"{WAIT_VARIABLE} is {text!r}.", "It has to be a number of seconds, for example 30.")
     return wait_s
+
+
+def _retry(connect: Callable[[], Connection], wait_s: float) -> Connection:
+    """Try again and again while somebody else has the file open."""
+    from tenacity import Retrying, retry_if_exception, stop_after_delay, wait_random  # seldom needed, slow to import
+
+    stop = stop_after_delay(wait_s)
+    attempts = Retrying(retry=retry_if_exception(_is_locked), wait=wait_random(0.02, 0.2), stop=stop, reraise=True)
+    return attempts(connect)
 
 
 def _is_locked(error: BaseException) -> bool:

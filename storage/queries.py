@@ -7,8 +7,6 @@ from pathlib import Path
 
 import duckdb
 import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from .catalog import Connection
 from .errors import BadInput, DamagedStore, TrajnoteError
@@ -97,6 +95,8 @@ def _explain(error: duckdb.Error, shards: list[Path]) -> TrajnoteError:
 
 def _first_unreadable(shards: list[Path]) -> Path | None:
     """A file whose description of itself is damaged; DuckDB does not always name it."""
+    import pyarrow.parquet as pq  # a tenth of the time of a question, which seldom needs it
+
     for path in shards:
         try:
             pq.read_metadata(path)
@@ -115,7 +115,7 @@ def _with_plain_sums(table: pa.Table) -> pa.Table:
     for place, field in enumerate(table.schema):
         if field.type == _WHOLE_NUMBER:
             try:
-                table = table.set_column(place, field.name, pc.cast(table.column(place), pa.int64()))
+                table = table.set_column(place, field.name, table.column(place).cast(pa.int64()))
             except pa.ArrowInvalid:
                 continue
     return table

@@ -10,7 +10,6 @@ import typer
 from storage.errors import BadInput
 
 from ..prefect_defaults import quieten_prefect
-from ..prefect_server import served, start_server
 from .options import (
     DEFAULT_STORE,
     ActingOption,
@@ -309,6 +308,8 @@ def pipeline(
     as_json: JsonOption = False,
 ) -> None:
     """Collect, annotate, refine and judge in one Prefect flow; each step resumes what an interruption left."""
+    from ..prefect_server import served, start_server
+
     quieten_prefect()
     server = start_server()
     from annotate.requests import AnnotateConfig
@@ -339,6 +340,8 @@ def demo(
     as_json: JsonOption = False,
 ) -> None:
     """Run the shipped LunarLander example end to end, with recorded answers: no key, no network, no cost."""
+    from ..prefect_server import start_server
+
     quieten_prefect()
     server = start_server()
     from ..demo import run_demo

@@ -68,6 +68,8 @@ def _with_plain_numbers(rows: pa.Table) -> pa.Table:
     """SQL's decimal numbers, such as `0.9` in a query, as doubles: JSON has no others."""
     import pyarrow as pa
 
+    if not any(pa.types.is_decimal(field.type) for field in rows.schema):
+        return rows
     plain = [pa.field(field.name, pa.float64()) if pa.types.is_decimal(field.type) else field for field in rows.schema]
     return rows.cast(pa.schema(plain))
 

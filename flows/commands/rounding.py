@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ..prefect_server import Server, served
 from .output import print_json, print_lines, print_table, progress_bars
 
 if TYPE_CHECKING:
     from ..pipeline import PipelineConfig
+    from ..prefect_server import Server
 
 
 def go_round(pipeline: PipelineConfig, rounds: int, server: Server | None, as_json: bool) -> None:
@@ -20,6 +20,7 @@ def go_round(pipeline: PipelineConfig, rounds: int, server: Server | None, as_js
     from storage.errors import BadInput, Prerequisite
 
     from ..pipeline import rounds_flow
+    from ..prefect_server import served
     from ..progress import listening
     from ..rounds import RoundsConfig
     from ..rounds_table import as_json as to_json
