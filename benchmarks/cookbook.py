@@ -63,8 +63,8 @@ INSERT INTO rejections BY NAME SELECT annotation_id AS rejection_id, run_id, req
     'illegal_action' AS reason, '"jump" is none of them' AS detail, to_json({rationale: rationale}) AS raw, model
     FROM annotations WHERE hash(annotation_id) % 20 = 0;
 INSERT INTO label_replays BY NAME SELECT annotation_id AS label_replay_id, annotation_id, dataset_id, episode_id, step,
-    'none' AS policy_sha256, 'greedy' AS mode, 1 AS continuations, true AS exact, 1.0 AS advantage, 100 AS environment_steps
-    FROM annotations WHERE hash(annotation_id) % 100 = 0;
+    'none' AS policy_sha256, 'greedy' AS mode, 1 AS continuations, true AS exact, 1.0 AS advantage,
+    100 AS environment_steps FROM annotations WHERE hash(annotation_id) % 100 = 0;
 """
 _BY_HAND = """
 SELECT count(*), sum(reward), sum(list_sum(observation::DOUBLE[])), sum(length(rationale))

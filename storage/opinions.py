@@ -21,35 +21,33 @@ _PAIR_TYPES = (
     "other_opinion VARCHAR, agree BOOLEAN"
 )
 _STEP_TYPES = "dataset_id VARCHAR, episode_id BIGINT, step INTEGER, majority_action DOUBLE[], majority_label VARCHAR"
+_TALLY_TYPES = f"{_STEP_TYPES}, majority_share DOUBLE, agreement DOUBLE"
 
+_MAJORITIES = """
+CREATE OR REPLACE VIEW majorities AS
+SELECT dataset_id, episode_id, step, majority_action, majority_label FROM tallies
+"""
 _LABEL_AGREEMENT = """
 CREATE OR REPLACE VIEW label_agreement AS
 WITH counted AS (
-    SELECT dataset_id, episode_id, step, count(DISTINCT coalesce(request_id, annotation_id)) AS opinions,
-        count(DISTINCT run_id) AS runs,
-        count(DISTINCT model) AS models, avg(confidence) AS confidence, avg(agrees::DOUBLE) AS confirmation_share
+    SELECT dataset_id, episode_id, step, count(DISTINCT hash(coalesce(request_id, annotation_id))) AS opinions,
+        count(DISTINCT run_id) AS runs, count(DISTINCT model) AS models, avg(confidence) AS confidence,
+        avg(agrees::DOUBLE) AS confirmation_share
     FROM annotated_steps WHERE suggested_action IS NOT NULL GROUP BY ALL
-), compared AS (
-    SELECT dataset_id, episode_id, step, avg(agree::DOUBLE) AS agreement
-    FROM (SELECT DISTINCT dataset_id, episode_id, step, opinion, other_opinion, agree FROM opinion_pairs) GROUP BY ALL
-), followed AS (
-    SELECT dataset_id, episode_id, step, avg(with_majority::DOUBLE) AS majority_share
-    FROM (SELECT DISTINCT dataset_id, episode_id, step, opinion, with_majority FROM majority_votes) GROUP BY ALL
 )
 SELECT dataset_id, episode_id, step, opinions, runs, models, agreement, majority_label, majority_action,
     majority_share, confirmation_share, confidence
-FROM counted
-LEFT JOIN compared USING (dataset_id, episode_id, step)
-LEFT JOIN majorities USING (dataset_id, episode_id, step)
-LEFT JOIN followed USING (dataset_id, episode_id, step)
+FROM counted LEFT JOIN tallies USING (dataset_id, episode_id, step)
 """
 
 
 def opinion_views(spaces: Sequence[tuple[str, Space]]) -> list[str]:
-    """Statements that make `opinion_pairs`, `majorities`, `majority_votes` and `label_agreement`, in this order.
+    """Statements that make the views of opinions, in an order in which each finds what it needs.
 
     - `opinion_pairs`: each two suggestions for one step, in both orders, and whether they agree.
-    - `majorities`: per step the suggestion of most (ties: higher summed confidence), or the median of each number.
+    - `tallies`: per step the suggestion of most (ties: higher summed confidence), or the median of each number; the
+      share of opinions that agree with it, and the share of pairs that agree, which is null for a single opinion.
+    - `majorities`: that suggestion alone.
     - `majority_votes`: per suggestion whether it agrees with that.
     - `label_agreement`: one row per annotated step, which is what people query.
 
@@ -57,12 +55,13 @@ def opinion_views(spaces: Sequence[tuple[str, Space]]) -> list[str]:
         spaces: id and action space of every dataset.
     """
     pairs = [_no_rows(_PAIR_TYPES), *(_pairs(name, space) for name, space in spaces)]
-    majorities = [_no_rows(_STEP_TYPES), *(_majority(name, space) for name, space in spaces)]
+    tallies = [_no_rows(_TALLY_TYPES), *((_count if s.is_discrete else _measure)(name, s) for name, s in spaces)]
     votes = [_no_rows("annotation_id VARCHAR, opinion VARCHAR, " + _STEP_TYPES + ", with_majority BOOLEAN")]
     votes += [_votes(name, space) for name, space in spaces]
     return [
         _view("opinion_pairs", pairs),
-        _view("majorities", majorities),
+        _view("tallies", tallies),
+        _MAJORITIES,
         _view("majority_votes", votes),
         _LABEL_AGREEMENT,
     ]
@@ -94,24 +93,47 @@ WHERE dataset_id = {_text(dataset_id)} AND {_OPINION.format("one")} <> {_OPINION
     AND one.suggested_action IS NOT NULL AND other.suggested_action IS NOT NULL"""
 
 
-def _majority(dataset_id: str, space: Space) -> str:
-    suggested = f"""(
-    SELECT DISTINCT ON (episode_id, step, {_OPINION.format("annotations")}) *
-    FROM annotations WHERE dataset_id = {_text(dataset_id)} AND suggested_action IS NOT NULL
+def _count(dataset_id: str, space: Space) -> str:
+    """Tallies of discrete actions: votes are counted, so no opinion is compared with another one."""
+    return f"""SELECT {_text(dataset_id)} AS dataset_id, episode_id, step, [best.said] AS majority_action,
+    best.label AS majority_label, most / opinions AS majority_share,
+    pairs / nullif(opinions * (opinions - 1), 0) AS agreement
+FROM (
+    SELECT episode_id, step, sum(votes) AS opinions, max(votes) AS most, sum(votes * (votes - 1)) AS pairs,
+        arg_max({{said: said, label: label}}, (votes, confidence, -said)) AS best
+    FROM (
+        SELECT episode_id, step, said, any_value(label) AS label, count(*) AS votes, sum(confidence) AS confidence
+        FROM (
+            SELECT episode_id, step, suggested_action[1] AS said, hash({_OPINION.format("annotations")}) AS opinion,
+                any_value(suggested_label) AS label, any_value(coalesce(confidence, 1)) AS confidence
+            FROM annotations WHERE dataset_id = {_text(dataset_id)} AND suggested_action IS NOT NULL
+            GROUP BY episode_id, step, suggested_action[1], opinion
+        ) GROUP BY episode_id, step, said
+    ) GROUP BY episode_id, step
 )"""
-    if space.is_discrete:
-        return f"""SELECT dataset_id, episode_id, step, suggested_action AS majority_action,
-    any_value(suggested_label) AS majority_label
-FROM {suggested}
-GROUP BY dataset_id, episode_id, step, suggested_action
-QUALIFY row_number() OVER (
-    PARTITION BY dataset_id, episode_id, step
-    ORDER BY count(*) DESC, sum(coalesce(confidence, 1)) DESC, suggested_action
-) = 1"""
+
+
+def _measure(dataset_id: str, space: Space) -> str:
+    """Tallies of continuous actions: medians, and what lies within the tolerance of the median or of each other."""
+    opinion, own = _OPINION.format("annotations"), f"WHERE dataset_id = {_text(dataset_id)}"
     medians = ", ".join(f"median(suggested_action[{place}])" for place in range(1, space.size + 1))
-    return f"""SELECT dataset_id, episode_id, step, [{medians}] AS majority_action, NULL::VARCHAR AS majority_label
-FROM {suggested}
-GROUP BY dataset_id, episode_id, step"""
+    agree = same_action(space, "suggested_action", "majority_action")
+    return f"""SELECT {_text(dataset_id)} AS dataset_id, episode_id, step, majority_action,
+    NULL::VARCHAR AS majority_label, majority_share, agreement
+FROM (
+    SELECT episode_id, step, any_value(majority_action) AS majority_action, avg(({agree})::DOUBLE) AS majority_share
+    FROM (SELECT DISTINCT ON (episode_id, step, {opinion}) * FROM annotations
+          {own} AND suggested_action IS NOT NULL) AS suggested
+    JOIN (SELECT episode_id, step, [{medians}] AS majority_action
+          FROM (SELECT DISTINCT ON (episode_id, step, {opinion}) * FROM annotations
+                {own} AND suggested_action IS NOT NULL)
+          GROUP BY episode_id, step) AS middle USING (episode_id, step)
+    GROUP BY episode_id, step
+) LEFT JOIN (
+    SELECT episode_id, step, avg(agree::DOUBLE) AS agreement
+    FROM (SELECT DISTINCT episode_id, step, opinion, other_opinion, agree FROM opinion_pairs {own})
+    GROUP BY episode_id, step
+) USING (episode_id, step)"""
 
 
 def _votes(dataset_id: str, space: Space) -> str:

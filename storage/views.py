@@ -176,33 +176,51 @@ def _ruled(con: Connection, datasets: Sequence[_Dataset]) -> list[RuledDataset]:
 
 
 def _steps_of(dataset: _Dataset) -> str:
+    names = ", ".join(f"{value} AS {name}" for name, value in _step_columns(dataset).items())
+    keys = f"{_text(dataset.dataset_id)} AS dataset_id, episode_id, step"
+    return f"SELECT {keys}, {names} FROM {_files_of(dataset)} AS logged"
+
+
+def _step_columns(dataset: _Dataset) -> dict[str, str]:
+    """SQL of each column of a step, from a row of the files that is called `logged`."""
     actions = dataset.action_space
     if actions.is_discrete:
         names = ", ".join(map(_text, dataset.action_names))
-        action, name = "action", f"[{names}][action - {actions.start} + 1]"
-        vector = "CASE WHEN action IS NOT NULL THEN [action::DOUBLE] END"
+        action, name = "logged.action", f"[{names}][logged.action - {actions.start} + 1]"
+        vector = "CASE WHEN logged.action IS NOT NULL THEN [logged.action::DOUBLE] END"
     else:
-        action, name, vector = "NULL::BIGINT", "NULL::VARCHAR", "action::DOUBLE[]"
-    files = ", ".join(_text(str(path)) for path in dataset.files)
-    return f"""SELECT {_text(dataset.dataset_id)} AS dataset_id, episode_id, step, observation::DOUBLE[] AS observation,
-    {action} AS action, {vector} AS action_vector, {name} AS action_name, reward, terminated, truncated,
-    policy_output::FLOAT[] AS policy_output, seed
-FROM read_parquet([{files}])"""
+        action, name, vector = "NULL::BIGINT", "NULL::VARCHAR", "logged.action::DOUBLE[]"
+    plain = {name: f"logged.{name}" for name in ("reward", "terminated", "truncated")}
+    return {
+        "observation": "logged.observation::DOUBLE[]",
+        "action": action,
+        "action_vector": vector,
+        "action_name": name,
+        **plain,
+        "policy_output": "logged.policy_output::FLOAT[]",
+        "seed": "logged.seed",
+    }
+
+
+def _files_of(dataset: _Dataset) -> str:
+    return f"read_parquet([{', '.join(_text(str(path)) for path in dataset.files)}])"
 
 
 def _annotated_steps_of(dataset: _Dataset) -> str:
+    """Values are made of the rows that have an annotation only: they are computed above the join, not below it."""
     notes = ", ".join(f"notes.{name}" for name in _NOTE_TYPES)
-    steps = ", ".join(f"logged.{name}" for name in _STEP_TYPES)
+    columns = _step_columns(dataset)
+    steps = ", ".join(f"{value} AS {name}" for name, value in columns.items())
     components = "".join(
-        f",\n    logged.observation[{place}] AS {_identifier(column)}"
+        f",\n    logged.observation[{place}]::DOUBLE AS {_identifier(column)}"
         for place, column in enumerate(component_columns(dataset.component_names), 1)
     )
-    agreement = same_action(dataset.action_space, "notes.suggested_action", "logged.action_vector")
+    agreement = same_action(dataset.action_space, "notes.suggested_action", f"({columns['action_vector']})")
     return f"""SELECT {notes},
     {steps},
     {agreement} AS agrees, episodes.return_, episodes.length{components}
 FROM annotations AS notes
-JOIN ({_steps_of(dataset)}) AS logged USING (dataset_id, episode_id, step)
+JOIN {_files_of(dataset)} AS logged USING (episode_id, step)
 JOIN episodes USING (dataset_id, episode_id)
 WHERE notes.dataset_id = {_text(dataset.dataset_id)}"""
 
