@@ -21,7 +21,7 @@ _PAIR_TYPES = (
     "other_opinion VARCHAR, agree BOOLEAN"
 )
 _STEP_TYPES = "dataset_id VARCHAR, episode_id BIGINT, step INTEGER, majority_action DOUBLE[], majority_label VARCHAR"
-_TALLY_TYPES = f"{_STEP_TYPES}, majority_share DOUBLE, agreement DOUBLE"
+_TALLY_TYPES = f"{_STEP_TYPES}, opinions BIGINT, majority_share DOUBLE, agreement DOUBLE"
 
 _MAJORITIES = """
 CREATE OR REPLACE VIEW majorities AS
@@ -30,9 +30,8 @@ SELECT dataset_id, episode_id, step, majority_action, majority_label FROM tallie
 _LABEL_AGREEMENT = """
 CREATE OR REPLACE VIEW label_agreement AS
 WITH counted AS (
-    SELECT dataset_id, episode_id, step, count(DISTINCT hash(coalesce(request_id, annotation_id))) AS opinions,
-        count(DISTINCT run_id) AS runs, count(DISTINCT model) AS models, avg(confidence) AS confidence,
-        avg(agrees::DOUBLE) AS confirmation_share
+    SELECT dataset_id, episode_id, step, count(DISTINCT run_id) AS runs, count(DISTINCT model) AS models,
+        avg(confidence) AS confidence, avg(agrees::DOUBLE) AS confirmation_share
     FROM annotated_steps WHERE suggested_action IS NOT NULL GROUP BY ALL
 )
 SELECT dataset_id, episode_id, step, opinions, runs, models, agreement, majority_label, majority_action,
@@ -45,8 +44,9 @@ def opinion_views(spaces: Sequence[tuple[str, Space]]) -> list[str]:
     """Statements that make the views of opinions, in an order in which each finds what it needs.
 
     - `opinion_pairs`: each two suggestions for one step, in both orders, and whether they agree.
-    - `tallies`: per step the suggestion of most (ties: higher summed confidence), or the median of each number; the
-      share of opinions that agree with it, and the share of pairs that agree, which is null for a single opinion.
+    - `tallies`: per step how many opinions there are, the suggestion of most (ties: higher summed confidence) or the
+      median of each number, the share of opinions that agree with it, and the share of pairs that agree, which is null
+      for a single opinion.
     - `majorities`: that suggestion alone.
     - `majority_votes`: per suggestion whether it agrees with that.
     - `label_agreement`: one row per annotated step, which is what people query.
@@ -96,7 +96,7 @@ WHERE dataset_id = {_text(dataset_id)} AND {_OPINION.format("one")} <> {_OPINION
 def _count(dataset_id: str, space: Space) -> str:
     """Tallies of discrete actions: votes are counted, so no opinion is compared with another one."""
     return f"""SELECT {_text(dataset_id)} AS dataset_id, episode_id, step, [best.said] AS majority_action,
-    best.label AS majority_label, most / opinions AS majority_share,
+    best.label AS majority_label, opinions::BIGINT AS opinions, most / opinions AS majority_share,
     pairs / nullif(opinions * (opinions - 1), 0) AS agreement
 FROM (
     SELECT episode_id, step, sum(votes) AS opinions, max(votes) AS most, sum(votes * (votes - 1)) AS pairs,
@@ -119,9 +119,10 @@ def _measure(dataset_id: str, space: Space) -> str:
     medians = ", ".join(f"median(suggested_action[{place}])" for place in range(1, space.size + 1))
     agree = same_action(space, "suggested_action", "majority_action")
     return f"""SELECT {_text(dataset_id)} AS dataset_id, episode_id, step, majority_action,
-    NULL::VARCHAR AS majority_label, majority_share, agreement
+    NULL::VARCHAR AS majority_label, opinions, majority_share, agreement
 FROM (
-    SELECT episode_id, step, any_value(majority_action) AS majority_action, avg(({agree})::DOUBLE) AS majority_share
+    SELECT episode_id, step, any_value(majority_action) AS majority_action, count(*) AS opinions,
+        avg(({agree})::DOUBLE) AS majority_share
     FROM (SELECT DISTINCT ON (episode_id, step, {opinion}) * FROM annotations
           {own} AND suggested_action IS NOT NULL) AS suggested
     JOIN (SELECT episode_id, step, [{medians}] AS majority_action
