@@ -9,7 +9,7 @@ from storage.errors import BadInput
 from storage.identity import content_id
 from storage.rules import rule_columns
 from storage.schema import Episode, Manifest
-from storage.steps import iterate_episodes, read_manifest
+from storage.steps import list_episodes, read_manifest
 from storage.store import Store
 
 from . import ledger
@@ -76,7 +76,7 @@ def plan_run(
     manifest = read_manifest(store, dataset_id)
     _check_card(card, manifest)
     first_action = manifest.action_space.start
-    episodes = [_with_action_indices(episode, first_action) for episode in iterate_episodes(store, dataset_id)]
+    episodes = [_with_action_indices(episode, first_action) for episode in list_episodes(store, dataset_id)]
     statistics = describe_dataset(episodes, card)
     median = next(episode for episode in episodes if episode.episode_id == statistics.median_episode)
     questioner = Questioner(card, config, statistics, median, frames)

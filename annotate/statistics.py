@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from storage.schema import Array, Episode
 
@@ -83,32 +82,33 @@ def describe_dataset(episodes: Sequence[Episode], card: Card) -> DatasetStatisti
         episodes: at least one, in any order.
         card: names the components and actions.
     """
-    ranked = sorted(episodes, key=lambda episode: (exact_return(episode), episode.episode_id))
-    returns = tuple(exact_return(episode) for episode in ranked)
+    known = {episode.episode_id: exact_return(episode) for episode in episodes}
+    ranked = sorted(episodes, key=lambda episode: (known[episode.episode_id], episode.episode_id))
+    returns = tuple(known[episode.episode_id] for episode in ranked)
     third = len(ranked) // 3
     telling = third >= 2 and returns[third - 1] < returns[-third]
     return DatasetStatistics(
-        everything=_describe("all episodes", ranked, card),
-        worse=_describe("third with the lowest returns", ranked[:third], card) if telling else None,
-        better=_describe("third with the highest returns", ranked[-third:], card) if telling else None,
+        everything=_describe("all episodes", ranked, returns, card),
+        worse=_describe("third with the lowest returns", ranked[:third], returns[:third], card) if telling else None,
+        better=_describe("third with the highest returns", ranked[-third:], returns[-third:], card)
+        if telling
+        else None,
         median_episode=ranked[(len(ranked) - 1) // 2].episode_id,
         sorted_returns=returns,
     )
 
 
-def _describe(title: str, episodes: Sequence[Episode], card: Card) -> Group:
-    states = np.concatenate([observation_rows(episode)[:-1] for episode in episodes])
-    finals = np.concatenate([observation_rows(episode)[-1:] for episode in episodes])
+def _describe(title: str, episodes: Sequence[Episode], returns: Sequence[float], card: Card) -> Group:
     return Group(
         title=title,
         episodes=len(episodes),
-        returns=_quantiles([exact_return(episode) for episode in episodes], RETURN_QUANTILES),
+        returns=_quantiles(returns, RETURN_QUANTILES),
         lengths=tuple(int(n) for n in _quantiles([len(episode) for episode in episodes], RETURN_QUANTILES)),
         terminated=sum(episode.terminated for episode in episodes) / len(episodes),
         last_reward=_quantiles([float(episode.rewards[-1]) for episode in episodes], (0.5,))[0],
         actions=describe_actions(np.concatenate([episode.actions for episode in episodes]), card),
-        components=_describe_components(states, card),
-        final=_describe_components(finals, card),
+        components=_describe_components(episodes, slice(None, -1), card),
+        final=_describe_components(episodes, slice(-1, None), card),
     )
 
 
@@ -120,16 +120,21 @@ def describe_actions(actions: Array, card: Card) -> tuple[Usage, ...]:
     return tuple(Usage(a.name, None, _quantiles(actions[:, i], RANGE_QUANTILES)) for i, a in enumerate(card.actions))
 
 
-def _describe_components(states: Array, card: Card) -> tuple[Spread, ...]:
-    return tuple(_spread(states[:, i], c.name, c.decimals) for i, c in enumerate(card.components) if c.show)
+def _describe_components(episodes: Sequence[Episode], states: slice, card: Card) -> tuple[Spread, ...]:
+    """Spreads over some states of each episode; one component is in memory at a time."""
+    return tuple(
+        _spread(np.concatenate([observation_rows(e)[states, i] for e in episodes]), component.name, component.decimals)
+        for i, component in enumerate(card.components)
+        if component.show
+    )
 
 
 def _spread(values: Array, name: str, decimals: int) -> Spread:
-    if bool(np.isin(values, (0, 1)).all()):
+    if bool(((values == 0) | (values == 1)).all()):
         return Spread(name, decimals, None, int(np.count_nonzero(values)) / len(values))
     return Spread(name, decimals, _quantiles(values, RANGE_QUANTILES), None)
 
 
 def _quantiles(values: Array | Sequence[float], at: Sequence[float]) -> tuple[float, ...]:
-    found: NDArray[np.float64] = np.quantile(np.asarray(values, dtype=np.float64), at, method="inverted_cdf")
+    found: Array = np.quantile(np.asarray(values), at, method="inverted_cdf")  # one of the values, so in their own type
     return tuple(float(value) for value in found)

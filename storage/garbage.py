@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Literal
 
@@ -21,7 +22,7 @@ from .lines_back import Kept, find_kept
 from .store import Store
 from .views import refresh_views
 
-Kind = Literal["policy", "dataset", "report", "leftover"]
+Kind = Literal["policy", "dataset", "report", "columns", "leftover"]
 _SETTLED_S = 3600.0  # seconds; something younger that nobody knows may be under way
 _TABLES: dict[str, Sequence[str]] = {"policy": ("policies",), "dataset": ("episodes", "datasets")}
 
@@ -49,7 +50,8 @@ def find_garbage(store: Store, keep: int, pinned: Sequence[str] = ()) -> list[Ga
         BadInput: if nothing has a pinned name.
     """
     kept = find_kept(store, keep, pinned)
-    return [*_old_policies(store, kept), *_old_datasets(store, kept), *_old_reports(store, kept), *_leftovers(store)]
+    old = (_old_policies(store, kept), _old_datasets(store, kept), _old_reports(store, kept))
+    return [*chain(*old), *_columns(store), *_leftovers(store)]
 
 
 def delete_garbage(store: Store, garbage: Sequence[Garbage]) -> int:
@@ -107,6 +109,12 @@ def _old_datasets(store: Store, kept: Kept) -> Iterator[Garbage]:
 def _old_reports(store: Store, kept: Kept) -> Iterator[Garbage]:
     for name in sorted(kept.all_reports - kept.reports):
         yield _thing("report", name, store.reports_dir / f"{name}.html", "older than those kept; can be written again")
+
+
+def _columns(store: Store) -> Iterator[Garbage]:
+    for path in sorted(store.columns_root.iterdir()) if store.columns_root.is_dir() else []:
+        if _is_settled(path):
+            yield _thing("columns", path.name, path, "a copy of a large dataset's shards; made again when it is read")
 
 
 def _leftovers(store: Store) -> Iterator[Garbage]:

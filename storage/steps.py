@@ -11,8 +11,9 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 
-from .columns import StepArrays, decode_episodes, decode_steps
+from .columns import StepArrays, cut_episodes, decode_episodes, decode_steps
 from .errors import BadInput
+from .mapped import is_large, map_seeds, map_steps
 from .schema import Episode, Manifest, Shard
 from .shards import check_shard, read_manifest, read_shard
 from .store import Store
@@ -22,6 +23,7 @@ __all__ = [
     "StepArrays",
     "StepsWriter",
     "iterate_episodes",
+    "list_episodes",
     "read_episode",
     "read_manifest",
     "read_steps",
@@ -61,8 +63,23 @@ def iterate_episodes(store: Store, dataset_id: str, episode_ids: Sequence[int] |
             yield from (found[episode_id] for episode_id in wanted)
 
 
+def list_episodes(store: Store, dataset_id: str) -> list[Episode]:
+    """All episodes, ascending; those of a large dataset are views of mapped columns, which take next to no memory.
+
+    Raises:
+        BadInput: if there is no such dataset.
+        DamagedStore: if a shard is damaged.
+    """
+    manifest = read_manifest(store, dataset_id)
+    rows = map_steps(store, manifest) if is_large(manifest) else None
+    seeds = map_seeds(store, manifest) if rows is not None else None
+    if rows is None or seeds is None:
+        return list(iterate_episodes(store, dataset_id))
+    return list(cut_episodes(rows, seeds, manifest))
+
+
 def read_steps(store: Store, dataset_id: str, *, episode_ids: Sequence[int] | None = None) -> StepArrays:
-    """Rows of a dataset as flat columns, episodes ascending, each once.
+    """Rows of a dataset as flat columns, episodes ascending, each once; all rows of a large dataset are mapped.
 
     Raises:
         BadInput: if there is no such dataset or episode.
@@ -70,6 +87,8 @@ def read_steps(store: Store, dataset_id: str, *, episode_ids: Sequence[int] | No
     """
     manifest = read_manifest(store, dataset_id)
     if episode_ids is None:
+        if is_large(manifest) and (mapped := map_steps(store, manifest)) is not None:
+            return mapped
         everything = (read_shard(store, manifest, shard) for shard in manifest.shards)
         return decode_steps(everything, manifest.steps + manifest.episodes, manifest)
     plan = _plan(manifest, sorted(set(episode_ids)))

@@ -144,6 +144,15 @@ class Store:
         """The file of one training."""
         return self.trainings_dir / f"{_checked(training_id, 'training')}.zip"
 
+    @property
+    def columns_root(self) -> Path:
+        """The folder of the mapped columns of large datasets; it may be thrown away."""
+        return self.root / "columns"
+
+    def columns_dir(self, dataset_id: str) -> Path:
+        """The folder of the mapped columns of a large dataset."""
+        return self.columns_root / _checked(dataset_id, "dataset")
+
     def dataset_dir(self, dataset_id: str) -> Path:
         """The folder of a dataset's manifest and Parquet shards."""
         return self.rollouts_dir / _checked(dataset_id, "dataset")
@@ -259,7 +268,7 @@ def _refuse_foreign(path: Path) -> None:
 
 
 def _belongs(name: str) -> bool:
-    return name in (*_FOLDERS, "remotes.json", "replaced") or name.startswith(CATALOG)
+    return name in (*_FOLDERS, "columns", "remotes.json", "replaced") or name.startswith(CATALOG)
 
 
 def _create_catalog(path: Path) -> None:

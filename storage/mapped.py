@@ -1,0 +1,124 @@
+"""Large datasets as memory-mapped columns: written once from the shards, then read in place by every process.
+
+They are a copy that may be thrown away, and are named by the content of the shards. A column that is mapped takes no
+memory of its own: the operating system reads the pages that are touched, and drops them when it needs the room.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import pyarrow as pa
+from numpy.lib import format as npy
+from numpy.typing import NDArray
+
+from .columns import StepArrays, decode_steps
+from .disk import writing
+from .files import TEMPORARY, owned, publish_folder
+from .identity import content_id
+from .schema import Array, Manifest
+from .shards import read_shard
+from .store import Store
+
+MAPPED_ROWS = 2_000_000
+"""Datasets with fewer rows are decoded in memory, which takes a second or two."""
+_NAMES = tuple(field.name for field in fields(StepArrays))
+_SEEDS = "seed"
+_UNKNOWN_SEED = -1  # Gymnasium's seeds are not negative
+_ROOM = 1.1  # of the bytes that the columns take
+
+
+def is_large(manifest: Manifest) -> bool:
+    """Whether a dataset is read by mapping its columns."""
+    return manifest.steps + manifest.episodes >= MAPPED_ROWS
+
+
+def map_steps(store: Store, manifest: Manifest) -> StepArrays | None:
+    """All rows of a dataset as read-only columns on the disk, which are written first if they are not there.
+
+    Args:
+        store: the store.
+        manifest: of one of its datasets.
+
+    Returns:
+        The columns; None if the disk has no room for them.
+
+    Raises:
+        DamagedStore: if a shard is damaged.
+    """
+    folder = _find_folder(store, manifest)
+    if folder is None:
+        return None
+    found = {path.stem: np.asarray(np.load(path, mmap_mode="r")) for path in folder.glob("*.npy")}
+    return StepArrays(**{name: found.get(name) for name in _NAMES})  # pyright: ignore[reportArgumentType]
+
+
+def map_seeds(store: Store, manifest: Manifest) -> list[int | None] | None:
+    """The seed of each episode, of a dataset whose columns `map_steps` has mapped."""
+    folder = _find_folder(store, manifest)
+    if folder is None:
+        return None
+    seeds: list[int] = np.load(folder / f"{_SEEDS}.npy").tolist()
+    return [None if seed == _UNKNOWN_SEED else seed for seed in seeds]
+
+
+def _find_folder(store: Store, manifest: Manifest) -> Path | None:
+    key = content_id("", [shard.sha256 for shard in manifest.shards])
+    folder = store.columns_dir(manifest.dataset_id) / key
+    if not folder.is_dir():
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with owned(folder.parent, f"the columns of {manifest.dataset_id}", wait=True):
+            if not folder.is_dir() and not _write(store, manifest, folder):
+                return None
+    return folder
+
+
+def _write(store: Store, manifest: Manifest, folder: Path) -> bool:
+    """Write the columns shard by shard; False if there is no room for them."""
+    first = next(_parts(store, manifest))[0]
+    sizes = {name: column.itemsize * column[:1].size for name, column in _columns(first).items()}
+    rows = manifest.steps + manifest.episodes
+    if shutil.disk_usage(folder.parent).free < _ROOM * rows * sum(sizes.values()):
+        return False
+    unfinished = folder.with_name(folder.name + TEMPORARY)
+    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.mkdir()
+    with writing(unfinished), ExitStack() as stack:
+        files = {name: stack.enter_context((unfinished / f"{name}.npy").open("wb")) for name in [*sizes, _SEEDS]}
+        for name, column in _columns(first).items():
+            _write_header(files[name], column, rows)
+        _write_header(files[_SEEDS], np.zeros(0, np.int64), manifest.episodes)
+        for part, seeds in _parts(store, manifest):
+            for name, column in _columns(part).items():
+                column.tofile(files[name])
+            seeds.tofile(files[_SEEDS])
+        for file in files.values():
+            file.flush()
+            os.fsync(file.fileno())
+    publish_folder(unfinished, folder)
+    return True
+
+
+def _parts(store: Store, manifest: Manifest) -> Iterator[tuple[StepArrays, NDArray[np.int64]]]:
+    """Each shard's rows, and the seeds of its episodes."""
+    for shard in manifest.shards:
+        table = read_shard(store, manifest, shard)
+        rows = decode_steps([table], table.num_rows, manifest)
+        seeds = table["seed"].take(pa.array(rows.starts)).fill_null(_UNKNOWN_SEED)
+        yield rows, seeds.to_numpy()
+
+
+def _columns(rows: StepArrays) -> Mapping[str, Array]:
+    return {name: column for name in _NAMES if (column := getattr(rows, name)) is not None}
+
+
+def _write_header(file: BinaryIO, column: Array, rows: int) -> None:
+    header: dict[str, Any] = {"descr": npy.dtype_to_descr(column.dtype), "fortran_order": False}
+    npy.write_array_header_1_0(file, header | {"shape": (rows, *column.shape[1:])})
