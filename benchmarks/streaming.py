@@ -1,0 +1,155 @@
+"""A dataset that is larger than the memory allowed for it, annotated and refined: peak memory of every stage.
+
+    python benchmarks/streaming.py --steps 100000000
+
+Episodes of 500 in the shape of LunarLander-v3 (8 numbers, 4 actions, logits; the numbers are chance, seed 0) are
+written, annotated by a script that gives 8 labels for each of some episodes, and refined with all arms through a small
+gate in the real environment. Each stage is a process of its own with its workers. `own` is memory that only they can
+use (anonymous pages of all of them together); `with files` adds the pages of mapped files that they share, which the
+operating system drops as soon as anybody needs the room. Nothing is learned from chance; what counts is the memory.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from growth import Script, draft
+from rich.console import Console
+from rich.table import Table
+
+from annotate.cards import load_card
+from annotate.planning import plan_run
+from annotate.requests import AnnotateConfig
+from annotate.run import annotate_run
+from flows.contest import GateConfig
+from flows.improve import ImproveConfig, improve
+from storage.queries import run_query
+from storage.schema import Episode
+from storage.steps import StepsWriter
+from storage.store import Store
+
+CARD, NAME, LENGTH, POOL, EPISODES = "LunarLander-v3", "made", 500, 200, 2_000
+BASELINE = Path(__file__).parents[1] / "examples" / "lunarlander" / "baseline"
+SAMPLED_S = 0.25
+
+
+class Peak(NamedTuple):
+    """The most memory at one time, in bytes, and how long it took."""
+
+    own: int
+    with_files: int
+    seconds: float
+
+
+def write(root: Path, steps: int) -> None:
+    """A pool of different episodes again and again: what is measured is the memory, not the dice."""
+    rng = np.random.default_rng(0)
+    pool = [
+        Episode(
+            episode_id=number,
+            seed=number,
+            observations=rng.standard_normal((LENGTH + 1, 8), np.float32),
+            actions=rng.integers(0, 4, LENGTH),
+            rewards=rng.standard_normal(LENGTH),
+            terminated=True,
+            truncated=False,
+            policy_outputs=rng.standard_normal((LENGTH, 4), np.float32),
+        )
+        for number in range(POOL)
+    ]
+    wanted = draft(load_card(CARD), NAME).model_copy(update={"policy_output": "logits"})
+    with StepsWriter(Store.create(root), wanted) as writer:
+        for number in range(steps // LENGTH):
+            writer.write(Episode(**{**vars(pool[number % POOL]), "episode_id": number}))
+        writer.finish()
+
+
+def annotate(root: Path, _: int, episodes: int = EPISODES) -> None:
+    """Plan over the whole dataset, ask about some episodes, enter the labels."""
+    store = Store.open(root)
+    plan = plan_run(store, NAME, load_card(CARD), AnnotateConfig(model="none"), limit=episodes)
+    print(f"{annotate_run(store, plan, Script()).totals.labels:,} labels", flush=True)
+
+
+def refine(root: Path, _: int) -> None:
+    """All arms, with few episodes: the gate's memory does not depend on the dataset."""
+    gate = GateConfig(method="racing", select=4, accept=12, report=10, placebo_draws=2, first_seed=10**9)
+    outcome = improve(Store.open(root), NAME, ImproveConfig(gate=gate), baseline=f"policy:{BASELINE}")
+    print(f"{len(outcome.comparison.trials)} refinements with {outcome.n_labels:,} labels", flush=True)
+
+
+def ask(root: Path, _: int) -> None:
+    """A question about every step."""
+    run_query(Store.open(root), "SELECT action_name, count(*), avg(reward) FROM steps GROUP BY ALL")
+
+
+def watch(stage: str, root: Path, steps: int) -> Peak:
+    """Do it in a fresh process and look at that process and its children all the while."""
+    started, seen = time.perf_counter(), [(0, 0)]
+    process = subprocess.Popen([sys.executable, __file__, "--stage", stage, str(root), "--steps", str(steps)])
+    while process.poll() is None:
+        found = [_memory(pid) for pid in _family(process.pid)]
+        seen.append((sum(own for own, _ in found), sum(both for _, both in found)))
+        time.sleep(SAMPLED_S)
+    if process.returncode:
+        raise SystemExit(f"{stage} ended with {process.returncode}")
+    return Peak(max(own for own, _ in seen), max(both for _, both in seen), time.perf_counter() - started)
+
+
+def _family(pid: int) -> list[int]:
+    """A process and all that it has started."""
+    try:
+        listed = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    except OSError:
+        return []
+    return [pid, *(other for child in listed for other in _family(int(child)))]
+
+
+def _memory(pid: int) -> tuple[int, int]:
+    """Bytes of a process: anonymous ones, and its share of everything (proportional set size)."""
+    try:
+        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:]
+    except OSError:
+        return 0, 0
+    sizes = {name: int(value) * 1024 for name, value, *_ in (line.split() for line in lines)}
+    return sizes["Pss_Anon:"], sizes["Pss:"]
+
+
+STAGES = {"write": write, "annotate": annotate, "refine": refine, "refine once more": refine, "ask in SQL": ask}
+
+
+def main() -> None:
+    """Run and print everything."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=int, default=100_000_000)
+    parser.add_argument("--stage", nargs=2, metavar=("STAGE", "STORE"), help="do this one alone; nothing is watched")
+    parser.add_argument("--folder", type=Path, help="where the store is made; default: the temporary folder")
+    options = parser.parse_args()
+    if options.stage:
+        STAGES[options.stage[0]](Path(options.stage[1]), options.steps)
+        return
+    with tempfile.TemporaryDirectory(prefix="trajnote-benchmark-", dir=options.folder) as folder:
+        root, table = Path(folder) / "store", Table("stage", "seconds", "own MB", "with files MB", "steps/s")
+        for name in STAGES:
+            peak = watch(name, root, options.steps)
+            rate = f"{options.steps / peak.seconds:,.0f}"
+            table.add_row(name, f"{peak.seconds:.1f}", f"{peak.own / 1e6:,.0f}", f"{peak.with_files / 1e6:,.0f}", rate)
+        shards, columns = (sum(file.stat().st_size for file in (root / part).rglob("*")) for part in SIZES)
+        Console(width=100).print(table)
+    print(f"{options.steps:,} steps: {shards / 1e9:.1f} GB of shards, {columns / 1e9:.1f} GB of mapped columns")
+    print(f"{os.cpu_count()} cores, {os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE') / 2**30:.0f} GiB, seed 0")
+
+
+SIZES = ("rollouts", "columns")
+
+
+if __name__ == "__main__":
+    main()
