@@ -12,11 +12,14 @@ operating system drops as soon as anybody needs the room. Nothing is learned fro
 from __future__ import annotations
 
 import argparse
+import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Generator, Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -27,7 +30,8 @@ from rich.table import Table
 
 from annotate.cards import load_card
 from annotate.planning import plan_run
-from annotate.requests import AnnotateConfig
+from annotate.providers.protocol import Reply
+from annotate.requests import AnnotateConfig, Request
 from annotate.run import annotate_run
 from flows.contest import GateConfig
 from flows.improve import ImproveConfig, improve
@@ -36,7 +40,7 @@ from storage.schema import Episode
 from storage.steps import StepsWriter
 from storage.store import Store
 
-CARD, NAME, LENGTH, POOL, EPISODES = "LunarLander-v3", "made", 500, 200, 2_000
+CARD, NAME, LENGTH, POOL, EPISODES, LABELS = "LunarLander-v3", "made", 500, 200, 2_000, 8
 BASELINE = Path(__file__).parents[1] / "examples" / "lunarlander" / "baseline"
 SAMPLED_S = 0.25
 
@@ -72,11 +76,30 @@ def write(root: Path, steps: int) -> None:
         writer.finish()
 
 
+class Adviser(Script):
+    """Eight labels for every request, at rows that its table shows."""
+
+    def answer(self, requests: Iterable[Request]) -> Generator[Reply]:
+        """The same advice everywhere."""
+        label = {"suggested_action": "noop", "rationale": "it is calm", "implicit_reward": 0.0, "confidence": 0.9}
+        for request in requests:
+            rows = [int(row) for row in re.findall(r"^(\d+) ", request.params["messages"][0]["content"], re.MULTILINE)]
+            chosen = np.unique(np.linspace(0, len(rows) - 1, LABELS).astype(int))
+            labels = [{"step": rows[place], "critical": True, **label} for place in chosen]
+            text = json.dumps({"assessment": "fine", "labels": labels})
+            message = {"role": "assistant", "stop_reason": "end_turn", "model": "none", "type": "message"}
+            usage = {"input_tokens": 3000, "output_tokens": 300}
+            yield Reply(
+                request.request_id,
+                json.dumps({**message, "usage": usage, "content": [{"type": "text", "text": text}]}),
+            )
+
+
 def annotate(root: Path, _: int, episodes: int = EPISODES) -> None:
     """Plan over the whole dataset, ask about some episodes, enter the labels."""
     store = Store.open(root)
     plan = plan_run(store, NAME, load_card(CARD), AnnotateConfig(model="none"), limit=episodes)
-    print(f"{annotate_run(store, plan, Script()).totals.labels:,} labels", flush=True)
+    print(f"{annotate_run(store, plan, Adviser()).totals.labels:,} labels", flush=True)
 
 
 def refine(root: Path, _: int) -> None:

