@@ -125,7 +125,8 @@ class _Stage:
     def tick(self, policy: Actor, mode: Mode) -> list[tuple[int, Episode]]:
         """One step in every lane; returns the episodes that it ended, each with the index of its seed."""
         lanes, tape = self._lanes, self._tape
-        tape.make_room(min(lane.first for lane in lanes))
+        if tape.is_full:
+            tape.make_room(min(lane.first for lane in lanes))
         acts = policy.act(tape.observations(self._slots), mode=mode, rngs=[lane.rng for lane in lanes])
         following, rewards = tape.act(acts, self._slots)
         actions = acts.actions.tolist() if acts.actions.ndim == 1 else acts.actions

@@ -74,11 +74,14 @@ class Tape:
             self._output_column(acts.outputs)[row][where] = acts.outputs
         return self._observations[row + 1], self._rewards[row]
 
+    @property
+    def is_full(self) -> bool:
+        """Whether `make_room` has to come before the next tick."""
+        return self.tick - self._base == len(self._rewards)
+
     def make_room(self, oldest: int) -> None:
-        """Have room for one more tick, keeping everything from tick `oldest` on."""
+        """Have room for more ticks, keeping everything from tick `oldest` on."""
         used = self.tick - self._base
-        if used < len(self._rewards):
-            return
         start = oldest - self._base
         capacity = len(self._rewards) * (2 if used - start > len(self._rewards) // 2 else 1)
         self._observations = _moved(self._observations, start, used + 1, capacity + 1)

@@ -163,7 +163,9 @@ class MlpPolicy:
                 np.tanh(hidden, out=hidden)
             else:
                 np.maximum(hidden, 0, out=hidden)
-        return (np.matmul(hidden, self.weights[-1]) + self.biases[-1])[:, 0, :]
+        last = np.matmul(hidden, self.weights[-1])[:, 0, :]
+        last += self.biases[-1]
+        return last
 
     def _inputs(self, observations: Array) -> Array:
         inputs = network_inputs(observations, self.observation_space)
@@ -171,28 +173,38 @@ class MlpPolicy:
             inputs = inputs - self.shift
         return inputs if self.scale is None else inputs / self.scale
 
+    @cached_property
+    def _bounds(self) -> tuple[Array, Array]:
+        return action_bounds(self.action_space)
+
+    @cached_property
+    def _std(self) -> Array:
+        return np.exp(cast("Array", self.log_std))
+
     def _squash(self, last: Array) -> Array:
-        low, high = action_bounds(self.action_space)
+        low, high = self._bounds
         return (low + high) / 2 + (high - low) / 2 * np.tanh(last)
 
     def _greedy(self, outputs: Array) -> Array:
         if self.action_space.is_discrete:
-            return np.argmax(outputs, axis=1).astype(np.int64) + self.action_space.start
+            return outputs.argmax(axis=1).astype(np.int64) + self.action_space.start
         return self._bounded(outputs)
 
     def _sample(self, last: Array, rngs: Sequence[np.random.Generator]) -> Array:
         if self.head == "logits":
-            weights = np.exp(last.astype(np.float64) - np.max(last, axis=1, keepdims=True))
-            heights = np.cumsum(weights, axis=1)
+            weights = np.subtract(last, np.maximum.reduce(last, axis=1, keepdims=True), dtype=np.float64)
+            heights = np.add.accumulate(np.exp(weights, out=weights), axis=1)
             thresholds = np.array([rng.random() for rng in rngs]) * heights[:, -1]
             below = heights[:, :-1] <= thresholds[:, None]
-            return below.sum(axis=1).astype(np.int64) + self.action_space.start
-        noise = np.stack([rng.standard_normal(last.shape[1]) for rng in rngs]).astype(np.float32)
-        noisy = last + np.exp(cast("Array", self.log_std)) * noise
+            return np.add.reduce(below, axis=1, dtype=np.int64) + self.action_space.start
+        noise = np.empty(last.shape)
+        for row, rng in zip(noise, rngs, strict=True):
+            rng.standard_normal(out=row)
+        noisy = last + self._std * noise.astype(np.float32)
         return self._bounded(self._squash(noisy) if self.head == "tanh" else noisy)
 
     def _bounded(self, actions: Array) -> Array:
-        low, high = action_bounds(self.action_space)
+        low, high = self._bounds
         return np.clip(actions, low, high).astype(self.action_space.dtype)
 
 
