@@ -7,6 +7,7 @@ what ran before it. Processes are in `workers.py`; files in `collect.py`.
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,7 +21,8 @@ from .actors import Actor
 from .environments import Environment, spaces_of
 from .tape import Tape
 
-ENVIRONMENTS = 16
+ENVIRONMENTS = 32
+_MAKING = 0.05  # seconds for making more of them: what is slow to make is slow to step, and gains little by company
 _ACTING = 0x7261  # keeps a policy's chance apart from its environment's, which has the bare seed
 
 
@@ -37,7 +39,7 @@ def rollout(
     """Play one episode per seed.
 
     Args:
-        make_env: makes one environment; called at most `envs` times, closed at the end.
+        make_env: makes one environment; called at most `envs` times, fewer if it is slow; closed at the end.
         policy: what acts.
         seeds: seed of each episode, for `reset(seed=...)` and for the policy's own chance.
         mode: `greedy` or `sampled`.
@@ -48,7 +50,7 @@ def rollout(
     Yields:
         Episodes in the order of the seeds.
     """
-    environments = [make_env() for _ in range(max(1, min(envs, len(seeds))))]
+    environments = _make_some(make_env, max(1, min(envs, len(seeds))))
     try:
         yield from play(environments, policy, seeds, mode=mode, max_steps=max_steps, first_id=first_id)
     finally:
@@ -91,12 +93,21 @@ def returns_of(
     return np.array([episode.return_ for episode in episodes], dtype=np.float64)
 
 
+def _make_some(make_env: Callable[[], Environment], at_most: int) -> list[Environment]:
+    """How many there are changes the speed only, so a clock may decide it."""
+    environments = [make_env()]
+    start = time.monotonic()
+    while len(environments) < at_most and time.monotonic() - start < _MAKING:
+        environments.append(make_env())
+    return environments
+
+
 def acting_generator(seed: int) -> np.random.Generator:
     """The generator from which a policy draws in the episode of this seed."""
     return np.random.default_rng(np.random.SeedSequence([seed, _ACTING]))
 
 
-@dataclass
+@dataclass(slots=True)
 class _Lane:
     """One environment and the episode that it is in."""
 

@@ -35,7 +35,7 @@ def collect(
     mode: ActingOption = "sampled",
     env_kwargs: Annotated[str | None, typer.Option(help="Arguments of gymnasium.make, as JSON.")] = None,
     max_steps: Annotated[int | None, typer.Option(min=1, help="Cut longer episodes there.")] = None,
-    envs: Annotated[int, typer.Option(min=1, help="Environments side by side; never changes the result.")] = 16,
+    envs: Annotated[int, typer.Option(min=1, help="Environments side by side; never changes the result.")] = 32,
     dataset: Annotated[str | None, typer.Option("--dataset", help="Name; default: made from the content.")] = None,
     card: Annotated[str | None, typer.Option("--card", help="TOML card that names components and actions.")] = None,
     as_json: JsonOption = False,
