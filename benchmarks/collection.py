@@ -3,8 +3,10 @@
     python benchmarks/collection.py
 
 `raw env.step` plays recorded actions again in one environment and does nothing else: no faster collection is possible
-in one process. The ways take turns, so that a machine that slows down slows all of them, and the median of each way's
-ratios is printed. `predict per step` is the loop of Stable-Baselines3's documentation, with a policy of the same shape.
+in one process. It is the `step` of what `gymnasium.make` returns, wrappers included. The ways take turns, so that a
+machine that slows down slows all of them, and the median of each way's ratios is printed. `predict per step` is the
+loop of Stable-Baselines3's documentation, with a policy of the same shape. `envpool` is another engine with episodes
+of its own, on all cores; it is measured where it is installed.
 """
 
 from __future__ import annotations
@@ -25,14 +27,15 @@ import numpy as np
 
 from flows.collect import CollectConfig, collect
 from flows.environments import Environment, Spaces, make_environment, spaces_of
+from flows.pool import play_pooled
 from flows.rollout import rollout
 from refine.policy import MlpPolicy
 from storage.schema import Episode
 from storage.store import Store
 
-STEPS = {"CartPole-v1": 60_000, "LunarLander-v3": 20_000, "Hopper-v5": 8_000}
+STEPS = {"CartPole-v1": 60_000, "LunarLander-v3": 20_000, "Hopper-v5": 16_000, "Walker2d-v5": 16_000}
 HIDDEN = (64, 64)  # what Stable-Baselines3 makes
-SIDE_BY_SIDE = 16
+SIDE_BY_SIDE = 32
 
 
 class Scene(NamedTuple):
@@ -103,6 +106,13 @@ def collect_ours(scene: Scene, folder: Path, number: Iterator[int]) -> int:
     return collect(Store.open(folder / "store"), config).steps
 
 
+def play_in_envpool(scene: Scene) -> int:
+    """The same seeds in envpool, where they are other episodes; it steps on as many threads as there are cores."""
+    seeds = range(len(scene.episodes))
+    episodes = play_pooled(scene.env_id, {}, scene.policy, seeds, mode="sampled", lanes=SIDE_BY_SIDE)
+    return sum(map(len, episodes))
+
+
 def play_synchronous(scene: Scene) -> int:
     """Gymnasium's own vector environment with the same batched policy; it keeps nothing of what it plays."""
     environments = gymnasium.vector.SyncVectorEnv([scene.make] * SIDE_BY_SIDE)
@@ -135,6 +145,8 @@ def list_ways(scene: Scene, folder: Path) -> dict[str, Callable[[], int]]:
         "collect into a store": partial(collect_ours, scene, folder, itertools.count()),
         "SyncVectorEnv, the same policy": partial(play_synchronous, scene),
     }
+    if importlib.util.find_spec("envpool"):
+        ways[f"envpool, {SIDE_BY_SIDE} side by side"] = partial(play_in_envpool, scene)
     if importlib.util.find_spec("stable_baselines3"):
         from refine.baselines import use_one_thread
 
@@ -174,7 +186,7 @@ def take_turns(ways: dict[str, Callable[[], int]], repeats: int) -> dict[str, li
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--env", action="append", help="Gymnasium id; may be given again; default: all three")
+    parser.add_argument("--env", action="append", help="Gymnasium id; may be given again; default: all four")
     parser.add_argument("--repeats", type=int, default=5)
     arguments = parser.parse_args()
     for env_id in arguments.env or STEPS:

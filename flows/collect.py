@@ -17,13 +17,14 @@ from refine.policy import Mode
 from storage.datasets import find_finished
 from storage.errors import BadInput
 from storage.identity import content_id
-from storage.schema import Episode, Frozen, Manifest, ManifestDraft
+from storage.schema import Engine, Episode, Frozen, Manifest, ManifestDraft
 from storage.steps import StepsWriter, read_manifest
 from storage.store import Store
 
 from .actors import Policy, check_mode
-from .environments import make_environment, package_versions, spaces_of
+from .environments import make_environment, spaces_of
 from .policies import load_policy
+from .pool import engine_versions, make_in_engine, play_pooled
 from .progress import Report, silent
 from .rollout import ENVIRONMENTS, rollout
 from .runners import workers_if_chosen
@@ -47,6 +48,9 @@ class CollectConfig(Frozen):
 
     env_id: str = Field(description="Gymnasium id, or module:EnvId")
     env_kwargs: Mapping[str, Any] = Field(default_factory=dict, description="arguments of gymnasium.make")
+    engine: Engine = Field(
+        default="gymnasium", description="whose code the environment runs in; recorded in the manifest"
+    )
     policy: str = Field(description="what acts, as `flows.policies.load_policy` names it")
     mode: Mode = Field(default="greedy", description="greedy, or sampled from the policy's distribution")
     episodes: int = Field(default=30, ge=1, description="how many; 30 cover what a stuck policy keeps doing")
@@ -116,6 +120,17 @@ def _play(
 ) -> Generator[Episode]:
     """In this process, unless a runner was chosen; the workers only play, this process writes."""
     mode = draft.policy_mode or config.mode
+    if draft.engine == "envpool":
+        return play_pooled(
+            config.env_id,
+            config.env_kwargs,
+            policy,
+            seeds,
+            mode=mode,
+            max_steps=config.max_steps,
+            first_id=first_id,
+            lanes=config.envs,
+        )
     if workers_if_chosen() != 1:
         return play_episodes(
             config.env_id,
@@ -141,9 +156,9 @@ def _plan(
     store: Store, config: CollectConfig, component_names: Sequence[str] | None, action_names: Sequence[str] | None
 ) -> tuple[Policy, ManifestDraft]:
     """Load what is asked for, and describe the dataset that it will make."""
-    environment = make_environment(config.env_id, config.env_kwargs)
+    environment = make_in_engine(config.engine, config.env_id, config.env_kwargs)
     try:
-        spaces, versions = spaces_of(environment), package_versions(environment)
+        spaces, versions = spaces_of(environment), engine_versions(environment)
     finally:
         environment.close()
     policy = load_policy(config.policy, spaces, store)
@@ -152,6 +167,7 @@ def _plan(
         source="collect",
         env_id=config.env_id,
         env_kwargs=config.env_kwargs,
+        engine=config.engine,
         observation_space=spaces.observation,
         action_space=spaces.action,
         component_names=tuple(component_names or _numbered("o", spaces.observation.size)),
@@ -171,6 +187,8 @@ def _name(draft: ManifestDraft, episodes: int) -> str:
     """A readable beginning and a hash of everything that decides the rows and their names."""
     readable = re.sub(r"[^a-z0-9.]+", "-", str(draft.env_id).lower()).strip("-.")
     made_of = {name: getattr(draft, name) for name in _DECISIVE}
+    if draft.engine != "gymnasium":  # which is what names were made for before there was another one
+        made_of["engine"] = draft.engine
     return content_id(f"{readable}-", {**made_of, "episodes": episodes}, length=12)
 
 

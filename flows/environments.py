@@ -35,7 +35,7 @@ _RAM_HINT = 'Use the console\'s memory instead of its screen: --env-kwargs \'{"o
 
 # module of a physics engine or emulator -> distributions that may have brought it
 _ENGINES = {"Box2D": ("box2d", "box2d-py"), "mujoco": ("mujoco",), "ale_py": ("ale-py",)}
-_KNOWN = {"builtins", "typing", "abc", "gymnasium", *_ENGINES}
+_KNOWN = {"builtins", "typing", "abc", "gymnasium", "flows", *_ENGINES}
 
 
 class Spaces(NamedTuple):

@@ -20,7 +20,8 @@ from storage.schema import Array, Episode, Manifest
 from storage.steps import read_episode, read_manifest
 from storage.store import Store
 
-from .environments import Environment, make_environment, package_versions
+from .environments import Environment
+from .pool import engine_versions, make_in_engine
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ def play_again(episode: Episode, manifest: Manifest) -> Replay:
     environment = make_replayable(episode, manifest)
     try:
         difference = next(_differences(environment, episode, manifest), None)
-        return _judge(manifest, episode, difference, package_versions(environment))
+        return _judge(manifest, episode, difference, engine_versions(environment))
     finally:
         environment.close()
 
@@ -85,7 +86,7 @@ def make_replayable(episode: Episode, manifest: Manifest) -> Environment:
             f"{name} cannot be replayed: it was recorded without {missing}.",
             "Episodes made by `trajnote collect` can be.",
         )
-    return make_environment(manifest.env_id, manifest.env_kwargs)
+    return make_in_engine(manifest.engine, manifest.env_id, manifest.env_kwargs)
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
 Array = NDArray[Any]
+Engine = Literal["gymnasium", "envpool"]
 SCHEMA_VERSION = 1
 
 
@@ -81,6 +82,11 @@ class ManifestDraft(Frozen):
     source: Literal["collect", "import"]
     env_id: str | None = Field(description="Gymnasium id; null when the rows came without an environment")
     env_kwargs: Mapping[str, Any] = Field(default_factory=dict)
+    engine: Engine = Field(
+        default="gymnasium",
+        exclude_if=lambda engine: engine == "gymnasium",  # so that a manifest without it keeps its bytes
+        description="whose code the environment ran in; the physics of the other one may differ",
+    )
     observation_space: Space
     action_space: Space
     component_names: tuple[str, ...] = Field(description="names of the observation's components, from the card")

@@ -103,6 +103,24 @@ def test_an_episode_does_not_depend_on_what_was_played_before_it() -> None:
     assert same_bits(many[2], single)
 
 
+def test_environments_that_are_slow_to_make_are_fewer_and_the_episodes_the_same(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    made: list[int] = []
+
+    def make() -> Any:
+        made.append(1)
+        return make_environment("CartPole-v1")
+
+    play_all = partial(rollout, make, network_for("CartPole-v1"), range(6), mode="sampled")
+    monkeypatch.setattr("flows.rollout._MAKING", 3600.0)
+    many = list(play_all())
+    assert len(made) == 6
+    monkeypatch.setattr("flows.rollout._MAKING", 0.0)
+    assert all(same_bits(*pair) for pair in zip(many, play_all(), strict=True))
+    assert len(made) == 7
+
+
 def test_episodes_come_in_the_order_of_their_seeds_with_everything_that_happened() -> None:
     seeds = [9, 1, 4, 2]
     episodes = list(rollout(Counting, Alternating(), seeds, envs=2, first_id=10))

@@ -36,6 +36,10 @@ def collect(
     env_kwargs: Annotated[str | None, typer.Option(help="Arguments of gymnasium.make, as JSON.")] = None,
     max_steps: Annotated[int | None, typer.Option(min=1, help="Cut longer episodes there.")] = None,
     envs: Annotated[int, typer.Option(min=1, help="Environments side by side; never changes the result.")] = 32,
+    engine: Annotated[
+        Literal["gymnasium", "envpool"],
+        typer.Option(help="Whose code the environment runs in; envpool is faster, and its physics may differ."),
+    ] = "gymnasium",
     dataset: Annotated[str | None, typer.Option("--dataset", help="Name; default: made from the content.")] = None,
     card: Annotated[str | None, typer.Option("--card", help="TOML card that names components and actions.")] = None,
     as_json: JsonOption = False,
@@ -50,6 +54,7 @@ def collect(
     config = CollectConfig(
         env_id=env,
         env_kwargs=parse_env_kwargs(env_kwargs),
+        engine=engine,
         policy=policy,
         mode=mode,
         episodes=episodes,

@@ -29,6 +29,7 @@ def _collect(manifest: Manifest) -> str:
     options: dict[str, Any] = {
         "env": manifest.env_id,
         "env-kwargs": json.dumps(dict(manifest.env_kwargs)) if manifest.env_kwargs else None,
+        "engine": manifest.engine if manifest.engine != "gymnasium" else None,
         "policy": manifest.policy,
         "mode": manifest.policy_mode,
         "episodes": manifest.episodes,

@@ -26,9 +26,13 @@ class Opponent:
 
 
 def find_opponent(facts: Facts) -> Opponent | None:
-    """The policy that the gate accepted, acting as the gate judged it; None when there is none."""
+    """The policy that the gate accepted, acting as the gate judged it; None when there is none.
+
+    Nor is there one for a dataset of another engine, where the same seed is another episode.
+    """
     judged = facts.judged
-    if judged is None or not judged["accepted"] or facts.manifest.env_id is None:
+    is_ours = facts.manifest.env_id is not None and facts.manifest.engine == "gymnasium"
+    if judged is None or not judged["accepted"] or not is_ours:
         return None
     mode = read_object(judged["config"]).get("gate", {}).get("mode")
     return Opponent(judged["policy_id"], "sampled" if mode == "sampled" else "greedy")
