@@ -18,13 +18,14 @@ import numpy as np
 
 from refine.policy import Mode
 from storage.errors import BadInput, Prerequisite
-from storage.schema import Array, Engine, Episode
+from storage.schema import Engine, Episode
 
 from .actors import Actor
 from .environments import Environment, Spaces, look_up_spaces, make_environment, package_versions, spaces_of
 from .rollout import ENVIRONMENTS, acting_generator
-from .tape import Columns, Tape
+from .tape import Tape
 
+_POOL = 256  # environments of one pool
 _SEEDS = 2**31  # envpool keeps a seed in an int32
 _GYMNASIUM = "Leave --engine out to play in Gymnasium."
 
@@ -98,7 +99,7 @@ def play_pooled(
         mode: `greedy` or `sampled`.
         max_steps: cut longer episodes there, as truncated; None leaves it to the environment.
         first_id: `episode_id` of the first seed; the next ones count up.
-        lanes: episodes that are played at once; the next ones begin when all of them have ended.
+        lanes: episodes that are played at once.
 
     Yields:
         Episodes in the order of the seeds.
@@ -108,18 +109,11 @@ def play_pooled(
         BadInput: as `make_pool` does.
     """
     spaces = look_up_spaces(env_id, env_kwargs)
-    for start in range(0, len(seeds), lanes):
-        group = seeds[start : start + lanes]
-        pool = make_pool(env_id, env_kwargs, spaces, group)
-        for slot, played in enumerate(_play_once(pool, policy, group, spaces, mode, max_steps)):
-            columns, terminated, truncated = played
-            yield Episode(
-                episode_id=first_id + start + slot,
-                seed=int(group[slot]),
-                terminated=terminated,
-                truncated=truncated,
-                **columns,
-            )
+    for start in range(0, len(seeds), _POOL):
+        some = seeds[start : start + _POOL]
+        pool = make_pool(env_id, env_kwargs, spaces, some)
+        playing = _Round(pool, some, spaces, lanes=lanes, max_steps=max_steps, first_id=first_id + start)
+        yield from playing.play(policy, mode)
 
 
 def make_pool(env_id: str, env_kwargs: Mapping[str, Any], spaces: Spaces, seeds: Sequence[int]) -> Any:
@@ -166,33 +160,67 @@ def _check_types(env_id: str, pool: Any, spaces: Spaces) -> None:
         )
 
 
-def _play_once(
-    pool: Any, policy: Actor, seeds: Sequence[int], spaces: Spaces, mode: Mode, max_steps: int | None
-) -> list[tuple[Columns, bool, bool]]:
-    """Play the first episode of every environment of a fresh pool."""
-    tape, played = Tape(len(seeds), *spaces), {}
-    rngs = np.array([acting_generator(seed) for seed in seeds], dtype=object)
-    for slot, observation in enumerate(pool.reset()[0]):
-        tape.begin(slot, observation)
-    running = np.arange(len(seeds), dtype=np.int32)
-    while len(running):
-        terminated, truncated = _tick(pool, tape, policy, running, rngs[running].tolist(), mode)
-        over = terminated | truncated | (tape.tick == max_steps)
+class _Round:
+    """The environments of one fresh pool, each playing its one episode, as many at a time as there are lanes."""
+
+    def __init__(
+        self,
+        pool: Any,
+        seeds: Sequence[int],
+        spaces: Spaces,
+        *,
+        lanes: int,
+        max_steps: int | None,
+        first_id: int,
+    ) -> None:
+        self._pool, self._seeds, self._max_steps, self._first_id = pool, seeds, max_steps, first_id
+        self._tape = Tape(min(lanes, len(seeds)), *spaces)
+        self._starts = pool.reset()[0].copy()  # first observation of every environment
+        self._waiting = iter(range(len(seeds)))
+        self._ids = np.zeros(self._tape.lanes, dtype=np.int32)  # of the environment that a lane shows
+        self._firsts = np.zeros(self._tape.lanes, dtype=np.int64)  # tick of its first step
+        self._rngs = [acting_generator(seed) for seed in seeds]
+        self._running = np.array([lane for lane in range(self._tape.lanes) if self._begin(lane)])
+        self._played: dict[int, Episode] = {}
+
+    def play(self, policy: Actor, mode: Mode) -> list[Episode]:
+        """Play all of them, in the order of the seeds."""
+        while len(self._running):
+            self._tick(policy, mode)
+        return [self._played[place] for place in range(len(self._seeds))]
+
+    def _tick(self, policy: Actor, mode: Mode) -> None:
+        tape, running = self._tape, self._running
+        if tape.is_full:
+            tape.make_room(int(self._firsts[running].min()))
+        ids = self._ids[running]
+        acts = policy.act(tape.observations(running), mode=mode, rngs=[self._rngs[place] for place in ids])
+        following, rewards = tape.act(acts, running)
+        following[running], rewards[running], terminated, truncated, _ = self._pool.step(acts.actions, ids)
+        tape.tick += 1
+        over = terminated | truncated | (tape.tick - self._firsts[running] == self._max_steps)
         for place in np.flatnonzero(over):
-            columns = tape.cut(int(running[place]), 0)
-            played[running[place]] = columns, bool(terminated[place]), bool(truncated[place] or not terminated[place])
-        running = running[~over]
-    return [played[slot] for slot in range(len(seeds))]
+            ended = bool(terminated[place])
+            self._end(int(running[place]), ended, bool(truncated[place]) or not ended)
 
+    def _begin(self, lane: int) -> bool:
+        """Show the next waiting environment in a lane; False when none waits."""
+        place = next(self._waiting, None)
+        if place is None:
+            return False
+        self._tape.begin(lane, self._starts[place])
+        self._ids[lane], self._firsts[lane] = place, self._tape.tick
+        return True
 
-def _tick(
-    pool: Any, tape: Tape, policy: Actor, running: Array, rngs: Sequence[np.random.Generator], mode: Mode
-) -> tuple[Array, Array]:
-    """One step of the running environments, (R,) int32; returns which were terminated and truncated, (R,) bool each."""
-    if tape.is_full:
-        tape.make_room(0)
-    acts = policy.act(tape.observations(running), mode=mode, rngs=rngs)
-    following, rewards = tape.act(acts, running)
-    following[running], rewards[running], terminated, truncated, _ = pool.step(acts.actions, running)
-    tape.tick += 1
-    return terminated, truncated
+    def _end(self, lane: int, terminated: bool, truncated: bool) -> None:
+        place = int(self._ids[lane])
+        columns = self._tape.cut(lane, int(self._firsts[lane]))
+        self._played[place] = Episode(
+            episode_id=self._first_id + place,
+            seed=int(self._seeds[place]),
+            terminated=terminated,
+            truncated=truncated,
+            **columns,
+        )
+        if not self._begin(lane):
+            self._running = self._running[self._running != lane]

@@ -51,6 +51,13 @@ def test_an_episode_of_envpool_does_not_depend_on_how_many_run_beside_it(env_id:
 
 
 @needs_envpool
+def test_an_episode_of_envpool_does_not_depend_on_the_size_of_its_pool(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = play("LunarLander-v3", 2, max_steps=90)
+    monkeypatch.setattr("flows.pool._POOL", 3)
+    assert list(map(bits_of, play("LunarLander-v3", 2, max_steps=90))) == list(map(bits_of, whole))
+
+
+@needs_envpool
 @pytest.mark.parametrize("env_id", ENVIRONMENTS)
 def test_a_dataset_of_envpool_says_so_and_replays_in_envpool_to_the_last_bit(tmp_path: Path, env_id: str) -> None:
     store = Store.create(tmp_path / "store")
