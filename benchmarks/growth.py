@@ -3,8 +3,10 @@
     python -m benchmarks.growth
 
 Steps: episodes of 500 in the shape of LunarLander-v3 (the numbers are chance, seed 0) are written, read, planned, and
-joined in SQL. Requests: one for each short episode, answered at once by a script with three labels each. Peak memory is
-the resident set of the process beyond what it had after its imports.
+joined in SQL. Annotations: three of a request for each short episode, answered at once by a script, then joined to
+their steps in SQL and placed beside them by position. Peak memory is the resident set of the process beyond what it had
+after its imports, pages of mapped files included. `growth` is the time per step, or per annotation, divided by that of
+the size before: 1 on a straight line, below 1 while constant costs still count.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ import multiprocessing
 import resource
 import tempfile
 import time
-from collections.abc import Callable, Collection, Generator, Iterable
+from collections.abc import Callable, Collection, Generator, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -30,12 +32,14 @@ from annotate.planning import plan_run
 from annotate.providers.protocol import Reply
 from annotate.requests import AnnotateConfig, Request
 from annotate.run import annotate_run
+from refine.labels import labels_from_annotations
+from storage.annotations import load_annotations
 from storage.queries import run_query
 from storage.schema import Episode, ManifestDraft, Space
-from storage.steps import StepsWriter, iterate_episodes, read_steps
-from storage.store import CATALOG, Store
+from storage.steps import StepsWriter, iterate_episodes, read_manifest, read_steps
+from storage.store import Store
 
-CARD = "LunarLander-v3"
+CARD, NAME = "LunarLander-v3", "made"
 LENGTH, SHORT = 500, 25  # steps of an episode; of one that is only there to be asked about
 LABELS = 3
 
@@ -120,6 +124,17 @@ class Script:
         return []
 
 
+def join(root: Path) -> None:
+    run_query(Store.open(root), "SELECT count(*), avg(reward), sum(agrees::INT) FROM annotated_steps")
+
+
+def place(root: Path, dataset_id: str) -> None:
+    """Labels beside their steps by position, as a refinement does it."""
+    store = Store.open(root)
+    steps, notes = read_steps(store, dataset_id), load_annotations(store, dataset_id)
+    labels_from_annotations(notes, steps, read_manifest(store, dataset_id).action_space)
+
+
 def run_requests(root: Path, dataset_id: str) -> None:
     store = Store.open(root)
     planned = plan_run(store, dataset_id, load_card(CARD), AnnotateConfig(model="none"))
@@ -142,54 +157,55 @@ def apart(work: Callable[..., None], *arguments: Any) -> Cost:
         return pool.submit(weigh, partial(work, *arguments)).result()
 
 
-def size_of(path: Path) -> int:
-    return sum(file.stat().st_size for file in path.rglob("*") if file.is_file()) if path.is_dir() else 0
-
-
-def grow_steps(root: Path, steps: int) -> Table:
-    store, name = Store.create(root / f"steps-{steps}"), f"made-{steps}"
-    table = Table(f"{steps:,} steps", "seconds", "peak MB", "steps/s")
-    works: dict[str, tuple[Any, ...]] = {
-        "write": (write, store.root, name, steps // LENGTH, LENGTH),
-        "read one episode after the other": (read_each, store.root, name),
-        "read all columns at once": (read_all, store.root, name),
-        "annotate plan --limit 1": (plan, store.root, name, 1),
-        "SQL over all steps": (ask_sql, store.root),
+def list_works(root: Path, steps: int, annotations: int) -> dict[str, tuple[Any, ...]]:
+    """What is done with a store of so many steps, or of so many annotations, in order."""
+    if steps:
+        return {
+            "write": (write, root, NAME, steps // LENGTH, LENGTH),
+            "read one episode after the other": (read_each, root, NAME),
+            "read all columns": (read_all, root, NAME),
+            "read all columns again": (read_all, root, NAME),
+            "annotate plan --limit 1": (plan, root, NAME, 1),
+            "SQL over all steps": (ask_sql, root),
+        }
+    write(root, NAME, -(-annotations // LABELS), SHORT)
+    return {
+        "annotate plan": (plan, root, NAME, None),
+        "plan, answer and enter the labels": (run_requests, root, NAME),
+        "SQL over annotated steps": (join, root),
+        "labels to their steps by position": (place, root, NAME),
     }
-    for what, work in works.items():
-        cost = apart(*work)
-        table.add_row(what, f"{cost.seconds:.2f}", f"{cost.megabytes:.0f}", f"{steps / cost.seconds:,.0f}")
-    table.caption = f"{size_of(store.dataset_dir(name)) / steps:.1f} bytes per step on the disk"
-    return table
 
 
-def grow_requests(root: Path, requests: int) -> Table:
-    store, name = Store.create(root / f"requests-{requests}"), f"asked-{requests}"
-    write(store.root, name, requests, SHORT)
-    table = Table(f"{requests:,} requests", "seconds", "peak MB", "requests/s")
-    works: dict[str, tuple[Any, ...]] = {
-        "annotate plan": (plan, store.root, name, None),
-        "plan, answer and enter the labels": (run_requests, store.root, name),
-    }
-    for what, work in works.items():
-        cost = apart(*work)
-        table.add_row(what, f"{cost.seconds:.2f}", f"{cost.megabytes:.0f}", f"{requests / cost.seconds:,.0f}")
-    catalog, replies = (store.root / CATALOG).stat().st_size, size_of(store.root / "responses")
-    table.caption = f"catalog {catalog / requests:,.0f}, raw replies {replies / requests:,.0f} bytes per request"
+def grow(folder: Path, sizes: Sequence[int], unit: str) -> Table:
+    """Every kind of work at every size."""
+    costs: dict[str, dict[int, Cost]] = {}
+    for size in sizes:
+        store = Store.create(folder / f"{unit}-{size}")
+        steps, annotations = (size, 0) if unit == "step" else (0, size)
+        for work, (action, *arguments) in list_works(store.root, steps, annotations).items():
+            costs.setdefault(work, {})[size] = apart(action, *arguments)
+    table = Table("work", f"{unit}s", "seconds", f"us per {unit}", "growth", "peak MB")
+    for work, found in costs.items():
+        before = None
+        for size, cost in found.items():
+            each = cost.seconds / size
+            growth = "" if before is None else f"{each / before:.2f}"
+            row = (f"{size:,}", f"{cost.seconds:.2f}", f"{each * 1e6:,.2f}", growth, f"{cost.megabytes:.0f}")
+            table.add_row("" if before else work, *row)
+            before = each
     return table
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, nargs="*", default=[100_000, 1_000_000])
-    parser.add_argument("--requests", type=int, nargs="*", default=[1_000, 5_000])
+    parser.add_argument("--steps", type=int, nargs="*", default=[100_000, 1_000_000, 10_000_000])
+    parser.add_argument("--annotations", type=int, nargs="*", default=[100, 1_000, 10_000, 100_000])
     options = parser.parse_args()
     console, started = Console(width=100), time.perf_counter()
     with tempfile.TemporaryDirectory(prefix="trajnote-benchmark-") as folder:
-        for steps in options.steps:
-            console.print(grow_steps(Path(folder), steps))
-        for requests in options.requests:
-            console.print(grow_requests(Path(folder), requests))
+        console.print(grow(Path(folder), options.steps, "step"))
+        console.print(grow(Path(folder), options.annotations, "annotation"))
     console.print(f"seed 0, {time.perf_counter() - started:.0f} s")
 
 
