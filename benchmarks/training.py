@@ -136,7 +136,7 @@ def fast(copies: int, world: World) -> Train:
 
     def train(count: int) -> None:
         for _ in range(count):
-            trainings.step(buffer.sample_transition_batch(BATCH))
+            trainings.step(buffer.sample_columns(BATCH))
 
     return train
 

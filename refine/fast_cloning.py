@@ -13,12 +13,12 @@ from threadpoolctl import threadpool_limits
 from storage.errors import BadInput
 from storage.schema import Array
 
-from .buffer import AnnotatedBuffer, AnnotatedMiniBatch, Floats
+from .buffer import AnnotatedBuffer, Columns, Floats
 from .config import RefineConfig
 from .networks import as_policy, network_layers
 from .policy import MlpPolicy
 from .spaces import network_inputs
-from .stacked import Adam, StackedNetworks
+from .stacked import Adam, StackedNetworks, softmax
 
 
 class FastCloning:
@@ -37,12 +37,12 @@ class FastCloning:
     def __init__(self, start: MlpPolicy, betas: Sequence[float], learning_rate: float) -> None:
         self._start = start
         self._betas = np.asarray(betas, np.float32)[:, None, None]
-        self._networks = StackedNetworks(*network_layers(start), start.activation, len(betas))
+        self._networks = StackedNetworks([network_layers(start)] * len(betas), start.activation)
         self._adam = Adam(self._networks.parameters, self._networks.gradients, learning_rate)
 
-    def step(self, batch: AnnotatedMiniBatch) -> None:
+    def step(self, batch: Columns) -> None:
         """One step of every training on one batch."""
-        outputs = self._networks.forward(self._normalised(np.asarray(batch.observations)))
+        outputs = self._networks.forward(self._normalised(batch.observations))
         self._networks.backward(self._errors(outputs, batch) * self._weights(batch))
         self._adam.step()
 
@@ -52,37 +52,30 @@ class FastCloning:
         return [as_policy(*self._networks.read(copy), self._start) for copy in copies]
 
     def diverged(self, observations: Array) -> bool:
-        """Whether a parameter is not finite, or an output at some observations (N, n) that a network takes."""
+        """Whether a parameter is not finite, or an output at some observations (n, N) that a network takes."""
         outputs = self._networks.forward(self._normalised(observations))
         return not (np.isfinite(self._networks.parameters).all() and np.isfinite(outputs).all())
 
     def _normalised(self, inputs: Array) -> Array:
-        inputs = inputs if self._start.shift is None else inputs - self._start.shift
-        return inputs if self._start.scale is None else inputs / self._start.scale
+        inputs = inputs if self._start.shift is None else inputs - self._start.shift[:, None]
+        return inputs if self._start.scale is None else inputs / self._start.scale[:, None]
 
-    def _weights(self, batch: AnnotatedMiniBatch) -> Array:
-        """(E, B, 1): each term is a mean over its rows; the distance to the start has the weight beta."""
+    def _weights(self, batch: Columns) -> Array:
+        """(E, 1, B): each term is a mean over its rows; the distance to the start has the weight beta."""
         labelled, others = batch.labelled, 1 - batch.labelled
         suggestion = labelled * batch.weights / max(float(labelled.sum()), 1.0)
         return suggestion + self._betas * (others / max(float(others.sum()), 1.0))
 
-    def _errors(self, outputs: Floats, batch: AnnotatedMiniBatch) -> Array:
-        """Slopes (E, B, k) of the distances to the targets, for outputs (E, B, k) of the last layer."""
+    def _errors(self, outputs: Floats, batch: Columns) -> Array:
+        """Slopes (E, k, B) of the distances to the targets, for outputs (E, k, B) of the last layer."""
         labelled = batch.labelled > 0
         if self._start.action_space.is_discrete:
-            suggested = np.eye(outputs.shape[-1], dtype=np.float32)[batch.suggestions[:, 0].astype(np.int64)]
-            return _softmax(outputs) - np.where(labelled, suggested, _softmax(batch.references))
+            suggested = np.arange(outputs.shape[1])[:, None] == batch.suggestions
+            return softmax(outputs) - np.where(labelled, suggested, softmax(batch.references))
         targets = np.where(labelled, batch.suggestions, batch.references)
         means = outputs if self._start.head == "clip" else np.tanh(outputs)
-        errors = (means - targets) * np.float32(2 / outputs.shape[-1])
+        errors = (means - targets) * np.float32(2 / outputs.shape[1])
         return errors if self._start.head == "clip" else errors * (1 - means * means)
-
-
-def _softmax(logits: Floats) -> Floats:
-    """Over the last axis, which NumPy reduces three times faster as the first."""
-    ahead = np.ascontiguousarray(np.moveaxis(logits, -1, 0))
-    ahead = np.exp(ahead - ahead.max(axis=0))
-    return np.moveaxis(ahead / ahead.sum(axis=0), 0, -1)
 
 
 def clone(
@@ -109,10 +102,10 @@ def clone(
     for stop in config.snapshots or ():
         with threadpool_limits(1, "blas"), np.errstate(over="ignore", invalid="ignore"):
             for _ in range(done, stop):
-                trainings.step(buffer.sample_transition_batch(config.batch_size))
+                trainings.step(buffer.sample_columns(config.batch_size))
                 for _ in betas:
                     tick()
-            diverged = trainings.diverged(network_inputs(probe, start.observation_space))
+            diverged = trainings.diverged(network_inputs(probe, start.observation_space).T)
         if diverged:
             raise BadInput(f"The training diverged before step {stop}.", "Choose a lower learning rate.")
         done = stop

@@ -145,9 +145,9 @@ def test_both_engines_refuse_a_training_that_diverged(engine: str) -> None:
 
 def test_gradients_are_the_slopes_of_the_outputs() -> None:
     policy = baseline("logits")
-    networks = StackedNetworks(policy.weights, policy.biases, "tanh", 2)
+    networks = StackedNetworks([(policy.weights, policy.biases)] * 2, "tanh")
     rng = np.random.default_rng(0)
-    inputs, slopes = rng.normal(size=(5, 3)).astype(np.float32), rng.normal(size=(2, 5, 4)).astype(np.float32)
+    inputs, slopes = rng.normal(size=(3, 5)).astype(np.float32), rng.normal(size=(2, 4, 5)).astype(np.float32)
     networks.forward(inputs)
     networks.backward(slopes)
 
