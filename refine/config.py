@@ -17,6 +17,7 @@ TrainingMode = Literal["A", "R", "RA"]
 AlgorithmName = Literal["recipe", "bc", "dqn", "discrete_cql", "td3_plus_bc", "iql", "awac", "rebrac"]
 DISCRETE_ALGORITHMS: tuple[AlgorithmName, ...] = ("recipe", "bc", "dqn", "discrete_cql")
 CONTINUOUS_ALGORITHMS: tuple[AlgorithmName, ...] = ("recipe", "bc", "td3_plus_bc", "iql", "awac", "rebrac")
+FAST_ALGORITHMS: tuple[AlgorithmName, ...] = ("recipe", "discrete_cql", "td3_plus_bc")
 MAXIMUM_STEPS = 10_000
 """d3rlpy averages an epoch's losses anew every ten steps, which grows with the square of the steps."""
 DISCRETE_DEFAULTS = {"betas": (0.1, 0.3), "snapshots": (30, 60, 100, 160, 300)}
@@ -38,7 +39,7 @@ class RefineConfig(Frozen):
     )
     engine: Engine = Field(
         default="fast",
-        description="fast: what is plain without d3rlpy, see `is_plain`; reference: everything through d3rlpy",
+        description="fast: without d3rlpy's training what `is_fast` says; reference: everything through d3rlpy",
     )
     betas: tuple[float, ...] | None = Field(
         default=None,
@@ -110,10 +111,15 @@ class RefineConfig(Frozen):
         return self.mode != "A" or self.algorithm not in ("recipe", "bc")
 
     @property
-    def is_plain(self) -> bool:
-        """Whether the fast engine can do it: the recipe of mode A whose suggestions have their full pull throughout."""
+    def waiting(self) -> int:
+        """Steps that a critic learns before the policy moves."""
+        return self.critic_steps if self.has_critic else 0
+
+    @property
+    def is_fast(self) -> bool:
+        """Whether the fast engine can do it: some algorithms, with the suggestions' full pull throughout."""
         plain_loss = self.outlier_scale is None and self.ramp_steps == 0
-        return self.mode == "A" and self.algorithm == "recipe" and plain_loss
+        return self.algorithm in FAST_ALGORITHMS and plain_loss
 
     def completed(self, action_space: Space) -> RefineConfig:
         """The same with the lists that were left open filled in for a kind of actions.

@@ -1,23 +1,20 @@
-"""The recipe of mode A without d3rlpy: the same losses and batches, all betas at once, many times faster.
+"""Policies that learn from suggestions and stay close to the baseline, without d3rlpy: all betas at once.
 
-Which refinements are plain enough for it says `RefineConfig.is_plain`. The reference is `cloning.py` with `losses.py`.
+The reference is `cloning.py` with `losses.py`. Alone this is the recipe of mode A; critics stand beside it in
+`fast_discrete_cql.py` and `fast_td3_plus_bc.py`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
-from threadpoolctl import threadpool_limits
 
-from storage.errors import BadInput
 from storage.schema import Array
 
-from .buffer import AnnotatedBuffer, Columns, Floats
-from .config import RefineConfig
+from .buffer import Columns, Floats
 from .networks import as_policy, network_layers
 from .policy import MlpPolicy
-from .spaces import network_inputs
 from .stacked import Adam, StackedNetworks, softmax
 
 
@@ -37,28 +34,43 @@ class FastCloning:
     def __init__(self, start: MlpPolicy, betas: Sequence[float], learning_rate: float) -> None:
         self._start = start
         self._betas = np.asarray(betas, np.float32)[:, None, None]
-        self._networks = StackedNetworks([network_layers(start)] * len(betas), start.activation)
-        self._adam = Adam(self._networks.parameters, self._networks.gradients, learning_rate)
+        self.networks = StackedNetworks([network_layers(start)] * len(betas), start.activation)
+        self._adam = Adam(self.networks.parameters, self.networks.gradients, learning_rate)
 
     def step(self, batch: Columns) -> None:
         """One step of every training on one batch."""
-        outputs = self._networks.forward(self._normalised(batch.observations))
-        self._networks.backward(self._errors(outputs, batch) * self._weights(batch))
+        self.descend(self.behaviour(self.forward(self.normalised(batch.observations)), batch))
+
+    def normalised(self, observations: Array) -> Array:
+        """Observations (n, B) as the first layer takes them."""
+        inputs = observations if self._start.shift is None else observations - self._start.shift[:, None]
+        return inputs if self._start.scale is None else inputs / self._start.scale[:, None]
+
+    def forward(self, states: Array) -> Floats:
+        """Outputs (E, k, B) of the last layer at normalised observations (n, B)."""
+        return self.networks.forward(states)
+
+    def squashed(self, outputs: Floats) -> Floats:
+        """Continuous actions (E, m, B) between -1 and 1."""
+        return np.clip(outputs, -1, 1) if self._start.head == "clip" else np.tanh(outputs)
+
+    def behaviour(self, outputs: Floats, batch: Columns) -> Array:
+        """Slopes (E, k, B) of both terms of the loss at the outputs of the last `forward`."""
+        return self._errors(outputs, batch) * self._weights(batch)
+
+    def descend(self, slopes: Array) -> None:
+        """One step, from a loss's slopes (E, k, B) at the outputs of the last `forward`."""
+        self.networks.backward(slopes)
         self._adam.step()
 
     def policies(self) -> list[MlpPolicy]:
         """The policies so far, in the order of the betas."""
-        copies = range(len(self._betas))
-        return [as_policy(*self._networks.read(copy), self._start) for copy in copies]
+        return [as_policy(*self.networks.read(number), self._start) for number in range(len(self._betas))]
 
     def diverged(self, observations: Array) -> bool:
         """Whether a parameter is not finite, or an output at some observations (n, N) that a network takes."""
-        outputs = self._networks.forward(self._normalised(observations))
-        return not (np.isfinite(self._networks.parameters).all() and np.isfinite(outputs).all())
-
-    def _normalised(self, inputs: Array) -> Array:
-        inputs = inputs if self._start.shift is None else inputs - self._start.shift[:, None]
-        return inputs if self._start.scale is None else inputs / self._start.scale[:, None]
+        outputs = self.forward(self.normalised(observations))
+        return not (np.isfinite(self.networks.parameters).all() and np.isfinite(outputs).all())
 
     def _weights(self, batch: Columns) -> Array:
         """(E, 1, B): each term is a mean over its rows; the distance to the start has the weight beta."""
@@ -76,37 +88,3 @@ class FastCloning:
         means = outputs if self._start.head == "clip" else np.tanh(outputs)
         errors = (means - targets) * np.float32(2 / outputs.shape[1])
         return errors if self._start.head == "clip" else errors * (1 - means * means)
-
-
-def clone(
-    buffer: AnnotatedBuffer, start: MlpPolicy, config: RefineConfig, probe: Array, tick: Callable[[], None]
-) -> Iterator[tuple[int, list[MlpPolicy]]]:
-    """Train from stop to stop, one training per beta.
-
-    Args:
-        buffer: seeded as the reference's.
-        start: with a head of logits when discrete.
-        config: completed.
-        probe: (N, n) observations at which the outputs have to be finite.
-        tick: called once per step of each training.
-
-    Yields:
-        The steps done, and the policies in the order of the betas.
-
-    Raises:
-        BadInput: for a training that diverged.
-    """
-    betas = config.betas or ()
-    trainings = FastCloning(start, betas, config.learning_rate)
-    done = 0
-    for stop in config.snapshots or ():
-        with threadpool_limits(1, "blas"), np.errstate(over="ignore", invalid="ignore"):
-            for _ in range(done, stop):
-                trainings.step(buffer.sample_columns(config.batch_size))
-                for _ in betas:
-                    tick()
-            diverged = trainings.diverged(network_inputs(probe, start.observation_space).T)
-        if diverged:
-            raise BadInput(f"The training diverged before step {stop}.", "Choose a lower learning rate.")
-        done = stop
-        yield stop, trainings.policies()

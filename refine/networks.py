@@ -104,9 +104,14 @@ def read_weights(module: nn.Module, like: MlpPolicy) -> MlpPolicy:
     Raises:
         BadInput: when a weight is not finite.
     """
+    return as_policy(*module_layers(module), like)
+
+
+def module_layers(module: nn.Module) -> tuple[list[Array], list[Array]]:
+    """Weights (in, out) and biases (out,) of a module's linear layers."""
     linears = _linears(module)
     weights = [linear.weight.detach().cpu().numpy().T for linear in linears]
-    return as_policy(weights, [linear.bias.detach().cpu().numpy() for linear in linears], like)
+    return weights, [linear.bias.detach().cpu().numpy() for linear in linears]
 
 
 def network_layers(policy: MlpPolicy) -> tuple[list[Array], list[Array]]:

@@ -23,13 +23,14 @@ from .algorithms import Algorithm, create_algorithm, network_outputs, policy_mod
 from .buffer import AnnotatedBuffer
 from .config import RefineConfig, Snapshot
 from .door import quiet
-from .fast_cloning import clone
+from .fast_engine import create_training, train_together
 from .labels import Labels, check_labels
 from .logs import TrainingLogger, training_logger
 from .networks import as_logits, read_weights, reproducible
 from .packing import build_buffer
 from .policy import MlpPolicy
 from .relabel import relabel, scale_of_returns
+from .spaces import network_inputs
 from .weighting import weigh_labels
 
 __all__ = ["Progress", "RefineConfig", "Snapshot", "refine"]
@@ -81,20 +82,23 @@ def refine(
     quota, counted = config.annotated_per_batch, config.mode != "R"
     buffer = build_buffer(steps, labels, start, rewards=rewards, suggestions=counted, quota=quota)
     probe = steps.observation[np.linspace(0, len(steps) - 1, PROBES).astype(np.int64)]
-    fast = config.engine == "fast" and config.is_plain
+    fast = config.engine == "fast" and config.is_fast
     engines = 1 + (fast and log_dir is not None)
-    tick = _count_steps(progress, engines * len(betas) * (_waiting(config) + max(stops)))
+    tick = _count_steps(progress, engines * len(betas) * (config.waiting + max(stops)))
     snapshots: list[Snapshot] = []
     for beta in betas if log_dir is not None or not fast else ():
         with reproducible(config.seed), quiet():
             buffer.reseed(config.seed)
             algorithm = create_algorithm(start, config, beta, return_scale=scale)
             logger = training_logger(log_dir, f"labels-beta-{beta:g}")
-            for step in _train(algorithm, buffer, stops, waiting=_waiting(config), tick=tick, logger=logger):
+            for step in _train(algorithm, buffer, stops, waiting=config.waiting, tick=tick, logger=logger):
                 snapshots.append(Snapshot(_export(algorithm, start, probe, step), step, beta))
     if fast:
-        buffer.reseed(config.seed)
-        found = list(clone(buffer, start, config, probe, tick))
+        inputs = network_inputs(probe, start.observation_space).T
+        with reproducible(config.seed), quiet():
+            buffer.reseed(config.seed)
+            training = create_training(start, config, return_scale=scale)
+            found = list(train_together(training, buffer, config, inputs, tick))
         return [Snapshot(policies[n], step, beta) for n, beta in enumerate(betas) for step, policies in found]
     return snapshots
 
@@ -131,10 +135,6 @@ def _train(
 
 def _consume(epochs: Iterable[object]) -> None:
     deque(epochs, maxlen=0)
-
-
-def _waiting(config: RefineConfig) -> int:
-    return config.critic_steps if config.has_critic else 0
 
 
 def _export(algorithm: Algorithm, start: MlpPolicy, probe: Array, step: int) -> MlpPolicy:

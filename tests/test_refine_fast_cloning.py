@@ -16,6 +16,7 @@ POINTS = Space(kind="box", dtype="float32", size=3)
 CHOICES = Space(kind="discrete", dtype="int64", size=1, n=4, start=2)
 FORCES = Space(kind="box", dtype="float32", size=2, low=(-2.0, 0.0), high=(2.0, 4.0))
 BETAS = (0.1, 0.3)
+Changes = dict[str, object]
 PLAIN = RefineConfig(betas=BETAS, snapshots=(20, 200), batch_size=48, annotated_per_batch=16)
 SHORT = PLAIN.model_copy(update={"snapshots": (2,), "critic_steps": 1})
 
@@ -51,6 +52,10 @@ def suggest(policy: MlpPolicy, steps: StepArrays) -> Labels:
     return Labels(rows, said, rng.uniform(0.2, 1, len(rows)), np.ones(len(rows)))
 
 
+def changed(changes: Changes, config: RefineConfig = PLAIN) -> RefineConfig:
+    return config.model_copy(update=changes)
+
+
 def refine_with(engine: str, policy: MlpPolicy, config: RefineConfig = PLAIN) -> list[Snapshot]:
     steps = walk(policy)
     return train.refine(steps, suggest(policy, steps), policy, config.model_copy(update={"engine": engine}))
@@ -66,7 +71,7 @@ def distance(one: MlpPolicy, other: MlpPolicy) -> float:
 def fast_calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Which engine was asked for each training."""
     calls: list[str] = []
-    for name in ("clone", "create_algorithm"):
+    for name in ("create_training", "create_algorithm"):
         original = getattr(train, name)
 
         def spy(*args: object, _original: object = original, _name: str = name, **kwargs: object) -> object:
@@ -77,23 +82,32 @@ def fast_calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return calls
 
 
+# with relu some first gradients are next to 0, and Adam divides the rounding errors of these by themselves
 @pytest.mark.parametrize(
-    ("head", "activation", "tolerance"),
+    ("head", "activation", "changes", "tolerance"),
     [
-        ("logits", "tanh", 1e-6),
-        ("clip", "tanh", 1e-6),
-        ("tanh", "tanh", 1e-6),
-        # with relu some first gradients are next to 0, and Adam divides the rounding errors of these by themselves
-        ("logits", "relu", 1e-3),
-        ("tanh", "relu", 1e-3),
+        ("logits", "tanh", {}, 1e-6),
+        ("clip", "tanh", {}, 1e-6),
+        ("tanh", "tanh", {}, 1e-6),
+        ("logits", "relu", {}, 1e-3),
+        ("tanh", "relu", {}, 1e-3),
+        ("logits", "tanh", {"mode": "R"}, 1e-6),
+        ("logits", "tanh", {"mode": "RA", "improvement": 1.0}, 1e-6),
+        ("logits", "tanh", {"algorithm": "discrete_cql"}, 1e-6),
+        ("logits", "relu", {"mode": "RA"}, 1e-3),
+        ("tanh", "tanh", {"mode": "R"}, 1e-6),
+        ("clip", "tanh", {"mode": "RA", "improvement": 1.0}, 1e-6),
+        ("clip", "tanh", {"algorithm": "td3_plus_bc"}, 1e-6),
+        ("tanh", "tanh", {"mode": "RA", "algorithm": "td3_plus_bc"}, 1e-6),
+        ("tanh", "relu", {"mode": "RA"}, 1e-3),
     ],
 )
 def test_after_200_steps_every_parameter_is_the_references(
-    head: Head, activation: Activation, tolerance: float
+    head: Head, activation: Activation, changes: Changes, tolerance: float
 ) -> None:
-    start = baseline(head, activation)
+    start, config = baseline(head, activation), changed({"critic_steps": 40, **changes})
 
-    fast, reference = refine_with("fast", start), refine_with("reference", start)
+    fast, reference = refine_with("fast", start, config), refine_with("reference", start, config)
 
     assert [(s.beta, s.step) for s in fast] == [(s.beta, s.step) for s in reference]
     assert max(distance(f.policy, r.policy) for f, r in zip(fast, reference, strict=True)) < tolerance
@@ -108,39 +122,51 @@ def test_a_beta_learns_the_same_bits_alone_as_beside_others() -> None:
     assert [s.policy.sha256 for s in together[2:]] == [s.policy.sha256 for s in alone]
 
 
-def test_a_plain_refinement_asks_the_fast_engine_once_for_all_betas(fast_calls: list[str]) -> None:
-    refine_with("fast", baseline("logits"), SHORT)
+@pytest.mark.parametrize(
+    ("head", "changes"),
+    [
+        ("logits", {}),
+        ("logits", {"mode": "R"}),
+        ("logits", {"mode": "RA"}),
+        ("logits", {"algorithm": "discrete_cql"}),
+        ("tanh", {"mode": "RA"}),
+        ("tanh", {"algorithm": "td3_plus_bc"}),
+    ],
+)
+def test_the_fast_engine_is_asked_once_for_all_betas(head: Head, changes: Changes, fast_calls: list[str]) -> None:
+    refine_with("fast", baseline(head), changed(changes, SHORT))
 
-    assert fast_calls == ["clone"]
+    assert fast_calls == ["create_training"]
 
 
 @pytest.mark.parametrize(
     ("head", "changes"),
     [
         ("logits", {"engine": "reference"}),
+        ("logits", {"engine": "reference", "mode": "R"}),
         ("logits", {"algorithm": "bc"}),
-        ("logits", {"algorithm": "discrete_cql"}),
-        ("logits", {"mode": "R"}),
-        ("logits", {"mode": "RA"}),
+        ("logits", {"algorithm": "dqn"}),
         ("logits", {"ramp_steps": 5}),
+        ("logits", {"mode": "RA", "ramp_steps": 5}),
         ("tanh", {"outlier_scale": 0.3}),
-        ("tanh", {"algorithm": "td3_plus_bc"}),
+        ("tanh", {"algorithm": "iql"}),
+        ("tanh", {"algorithm": "awac"}),
+        ("tanh", {"algorithm": "rebrac"}),
     ],
 )
-def test_what_is_not_plain_goes_through_the_reference(
-    head: Head, changes: dict[str, object], fast_calls: list[str]
-) -> None:
+def test_what_is_not_fast_goes_through_the_reference(head: Head, changes: Changes, fast_calls: list[str]) -> None:
     engine = str(changes.get("engine", "fast"))
 
-    refine_with(engine, baseline(head), SHORT.model_copy(update=changes))
+    refine_with(engine, baseline(head), changed(changes, SHORT))
 
     assert fast_calls == ["create_algorithm"] * len(BETAS)
 
 
+@pytest.mark.parametrize("changes", [{}, {"mode": "RA"}])
 @pytest.mark.parametrize("engine", ["fast", "reference"])
-def test_both_engines_refuse_a_training_that_diverged(engine: str) -> None:
+def test_both_engines_refuse_a_training_that_diverged(engine: str, changes: Changes) -> None:
     with pytest.raises(BadInput, match="diverged before step 2"):
-        refine_with(engine, baseline("logits", "relu"), SHORT.model_copy(update={"learning_rate": 1e25}))
+        refine_with(engine, baseline("logits", "relu"), changed({"learning_rate": 1e25, **changes}, SHORT))
 
 
 def test_gradients_are_the_slopes_of_the_outputs() -> None:
@@ -160,6 +186,21 @@ def test_gradients_are_the_slopes_of_the_outputs() -> None:
         expected = float(((above - below)[1] * slopes[1]).sum()) / 2e-2
         assert networks.gradients[1, number] == pytest.approx(expected, rel=1e-2, abs=1e-3)
         assert np.array_equal(above[0], below[0])
+
+
+def test_slopes_at_the_inputs_are_those_of_the_outputs() -> None:
+    policy = baseline("logits")
+    networks = StackedNetworks([(policy.weights, policy.biases)] * 2, "tanh")
+    rng = np.random.default_rng(0)
+    inputs, slopes = rng.normal(size=(2, 3, 5)).astype(np.float32), rng.normal(size=(2, 4, 5)).astype(np.float32)
+    networks.forward(inputs)
+    found = networks.slopes_at_inputs(slopes)
+
+    moved = np.zeros_like(inputs)
+    moved[1, 2, 3] = 1e-2
+    difference = networks.forward(inputs + moved) - networks.forward(inputs - moved)
+    assert found.shape == inputs.shape
+    assert found[1, 2, 3] == pytest.approx(float((difference * slopes).sum()) / 2e-2, rel=1e-2)
 
 
 def test_the_first_step_of_adam_is_the_learning_rate_against_the_gradient() -> None:
