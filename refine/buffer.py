@@ -31,6 +31,9 @@ class AnnotatedMiniBatch(TransitionMiniBatch):
     labelled: Floats  # (B, 1), 1 where the suggestion counts
     references: Floats  # (B, k) the baseline's logits, or its mean action
 
+    def __post_init__(self) -> None:
+        """Columns of one table of float32 need no check."""
+
 
 class Columns(NamedTuple):
     """A batch as the fast engine takes it: what `AnnotatedMiniBatch` has, with the states as the last axis."""
@@ -103,9 +106,12 @@ class AnnotatedBuffer(ReplayBufferBase):
     def _sample_rows(self, batch_size: int) -> NDArray[np.int64]:
         quota = min(self._quota, batch_size) if self._annotated else 0
         quota = quota if self._plain else batch_size
-        annotated = self._plain + self._rng.integers(0, max(self._annotated, 1), quota)
-        plain = self._rng.integers(0, max(self._plain, 1), batch_size - quota)
-        return np.concatenate([annotated, plain])
+        rows = np.empty(batch_size, np.int64)
+        if quota:
+            rows[:quota] = self._rng.integers(self._plain, len(self._table), quota)
+        if quota < batch_size:
+            rows[quota:] = self._rng.integers(0, self._plain, batch_size - quota)
+        return rows
 
     def rows(self, indices: NDArray[np.int64]) -> AnnotatedMiniBatch:
         """The given rows of the table as a batch."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import cast
+from itertools import accumulate
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,8 +17,8 @@ from .labels import Labels
 from .policy import MlpPolicy
 from .spaces import action_units, network_inputs, output_size
 
-REFERENCE_ROWS = 65_536
-"""Observations per call when the baseline's outputs are computed; bounds the memory of one call."""
+CHUNK = 8_192
+"""Rows of the table that are written at a time; what is gathered for them stays in the processor's cache."""
 
 
 def build_buffer(
@@ -54,21 +54,26 @@ def build_buffer(
         )
     is_plain = ~steps.is_final
     is_plain[labels.rows[used]] = False
-    plain = np.flatnonzero(is_plain)
-    rows = np.concatenate([plain, labels.rows[used]])
-    blocks = {
-        **_logged(steps, rows, rewards, baseline),
-        **_notes(labels, used, suggestions, plain=len(plain), space=baseline.action_space),
-        "references": _references(baseline, steps.observation[rows]),
-    }
-    table, columns = _pack(blocks)
-    info = _describe(blocks, baseline.action_space)
+    rows = np.concatenate([np.flatnonzero(is_plain), labels.rows[used]])
+    now, following = _logged(steps, rewards, baseline)
+    notes = _notes(labels, used, suggestions, space=baseline.action_space)
+    widths = {name: block.shape[1] for blocks in (now, following, notes) for name, block in blocks.items()}
+    columns = _lay_out({**widths, "references": output_size(baseline.action_space)})
+    table = np.zeros((len(rows), columns["references"].stop), np.float32)
+    _gather(table, columns, now, rows)
+    _gather(table, columns, following, rows + 1)
+    for name, block in notes.items():
+        table[-len(block) :, columns[name]] = block  # a plain row has zeros
+    for part in _chunks(rows):
+        table[part, columns["references"]] = _references(baseline, steps.observation.take(rows[part], axis=0))
+    info = _describe(columns, baseline.action_space)
     return AnnotatedBuffer(table, columns, annotated=int(used.sum()), quota=quota, info=info)
 
 
 def _logged(
-    steps: StepArrays, rows: NDArray[np.int64], rewards: NDArray[np.float64] | None, baseline: MlpPolicy
-) -> dict[str, Array]:
+    steps: StepArrays, rewards: NDArray[np.float64] | None, baseline: MlpPolicy
+) -> tuple[dict[str, Array], dict[str, Array]]:
+    """Columns (N, width) over all steps: those of a transition's own step, and those of the step after it."""
     inputs = network_inputs(steps.observation, baseline.observation_space)
     actions = steps.action.reshape(len(steps), -1)
     if baseline.action_space.is_discrete:
@@ -76,32 +81,27 @@ def _logged(
     else:  # ReBRAC measures distances to next actions; after a truncation the baseline would have gone on
         actions = actions.copy()
         actions[steps.is_final] = baseline.act(steps.observation[steps.is_final]).actions
-    return {
-        "observations": inputs[rows],
-        "actions": actions[rows],
-        "rewards": (steps.reward if rewards is None else rewards)[rows, None],
-        "next_observations": inputs[rows + 1],
-        "next_actions": actions[rows + 1],
-        "terminals": steps.terminated[rows, None],
+    now = {
+        "observations": inputs,
+        "actions": actions,
+        "rewards": (steps.reward if rewards is None else rewards)[:, None],
+        "terminals": steps.terminated[:, None],
     }
+    return now, {"next_observations": inputs, "next_actions": actions}
 
 
-def _notes(labels: Labels, used: NDArray[np.bool_], counted: bool, *, plain: int, space: Space) -> dict[str, Array]:
-    """Columns of zeros for the plain rows, then the labels; a suggestion that does not count has mask 0."""
-    suggestions = _in_network_units(labels.suggestions[used].reshape(int(used.sum()), -1), space)
+def _notes(labels: Labels, used: NDArray[np.bool_], counted: bool, *, space: Space) -> dict[str, Array]:
+    """Columns of the annotated rows; a suggestion that does not count has mask 0."""
     weights = labels.weights[used, None]
-    labelled = ((weights > 0) & counted).astype(np.float32)
-    blocks = {
-        "suggestions": suggestions,
+    return {
+        "suggestions": _in_network_units(labels.suggestions[used].reshape(int(used.sum()), -1), space),
         "weights": weights / max(float(weights[weights > 0].mean()), 1e-9) if (weights > 0).any() else weights,
-        "labelled": labelled,
+        "labelled": (weights > 0) & counted,
     }
-    return {name: np.concatenate([np.zeros((plain, block.shape[1])), block]) for name, block in blocks.items()}
 
 
 def _references(baseline: MlpPolicy, observations: Array) -> Array:
-    chunks = range(0, len(observations), REFERENCE_ROWS)
-    outputs = np.concatenate([baseline.forward(observations[start : start + REFERENCE_ROWS]) for start in chunks])
+    outputs = baseline.forward(observations)
     return outputs if baseline.action_space.is_discrete else _in_network_units(outputs, baseline.action_space)
 
 
@@ -112,18 +112,26 @@ def _in_network_units(actions: Array, space: Space) -> Array:
     return (actions - middle) / half
 
 
-def _pack(blocks: dict[str, Array]) -> tuple[Floats, dict[str, slice]]:
-    ends = np.cumsum([block.shape[1] for block in blocks.values()]).tolist()
-    columns = {name: slice(end - block.shape[1], end) for (name, block), end in zip(blocks.items(), ends, strict=True)}
-    table = np.empty((len(next(iter(blocks.values()))), ends[-1]), np.float32)
-    for name, block in blocks.items():
-        table[:, columns[name]] = block
-    return table, columns
+def _lay_out(widths: dict[str, int]) -> dict[str, slice]:
+    """Where each block's columns are in the table, one block after the other."""
+    ends = accumulate(widths.values())
+    return {name: slice(end - width, end) for (name, width), end in zip(widths.items(), ends, strict=True)}
 
 
-def _describe(blocks: dict[str, Array], space: Space) -> DatasetInfo:
+def _gather(table: Floats, columns: dict[str, slice], blocks: dict[str, Array], rows: NDArray[np.int64]) -> None:
+    """Copy the given rows of each block to its columns of the table."""
+    for part in _chunks(rows):
+        for name, block in blocks.items():
+            table[part, columns[name]] = block.take(rows[part], axis=0)
+
+
+def _chunks(rows: NDArray[np.int64]) -> list[slice]:
+    return [slice(start, start + CHUNK) for start in range(0, len(rows), CHUNK)]
+
+
+def _describe(columns: dict[str, slice], space: Space) -> DatasetInfo:
     def signature(name: str) -> Signature:
-        return Signature(dtype=[np.dtype(np.float32)], shape=[cast("tuple[int, ...]", blocks[name].shape[1:])])
+        return Signature(dtype=[np.dtype(np.float32)], shape=[(columns[name].stop - columns[name].start,)])
 
     return DatasetInfo(
         observation_signature=signature("observations"),
