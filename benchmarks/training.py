@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,14 +28,14 @@ from refine.algorithms import create_algorithm
 from refine.buffer import AnnotatedBuffer
 from refine.config import RefineConfig
 from refine.door import NoopAdapterFactory, quiet
-from refine.fast_cloning import FastCloning
+from refine.fast_engine import create_training
 from refine.labels import Labels
 from refine.packing import build_buffer
 from refine.policy import MlpPolicy
 from storage.schema import Space
 from storage.steps import StepArrays
 
-STEPS, LENGTH, INPUTS, ACTIONS, BATCH, QUOTA, BETA, TOGETHER = 20_000, 200, 8, 4, 320, 64, 0.1, 8
+STEPS, LENGTH, INPUTS, ACTIONS, BATCH, QUOTA, BETA = 20_000, 200, 8, 4, 320, 64, 0.1
 OBSERVATIONS = Space(kind="box", dtype="float32", size=INPUTS)
 CHOICES = Space(kind="discrete", dtype="int64", size=1, n=ACTIONS)
 FORCES = Space(kind="box", dtype="float32", size=ACTIONS, low=(-1.0,) * ACTIONS, high=(1.0,) * ACTIONS)
@@ -130,26 +130,38 @@ def bare_loop(world: World) -> Train:
     return train
 
 
-def fast(copies: int, world: World) -> Train:
+def fast(world: World, copies: int, **changes: Any) -> Train:
     """`refine`'s fast path, with several trainings at once."""
-    trainings, buffer = FastCloning(world.baseline, [BETA] * copies, 1e-3), world.buffer()
+    options = {"betas": (BETA,) * copies, "batch_size": BATCH, "annotated_per_batch": QUOTA, "critic_steps": 0}
+    training, buffer = create_training(world.baseline, RefineConfig(**options | changes)), world.buffer()
 
     def train(count: int) -> None:
         for _ in range(count):
-            trainings.step(buffer.sample_columns(BATCH))
+            training.step(buffer.sample_columns(BATCH))
 
     return train
 
 
-def race(contestants: dict[str, Train], count: int, turns: int) -> dict[str, float]:
-    """Seconds per step of each, in its fastest turn."""
+def at_once(world: World, numbers: Sequence[int], **changes: Any) -> dict[str, tuple[Train, int]]:
+    """The fast path with so many trainings at once, and how many they are."""
+    return {
+        "fast path, one training" if number == 1 else f"fast path, {number} trainings at once, each": (
+            fast(world, number, **changes),
+            number,
+        )
+        for number in numbers
+    }
+
+
+def race(contestants: dict[str, tuple[Train, int]], count: int, turns: int) -> dict[str, float]:
+    """Seconds per step of each and of each of its trainings, in its fastest turn."""
     best = dict.fromkeys(contestants, np.inf)
     for turn in range(turns + 1):
-        for name, train in contestants.items():
+        for name, (train, trainings) in contestants.items():
             start = time.perf_counter()
             train(count if turn else 5)
             if turn:  # the first one is for warming up
-                best[name] = min(best[name], (time.perf_counter() - start) / count)
+                best[name] = min(best[name], (time.perf_counter() - start) / count / trainings)
     return best
 
 
@@ -165,41 +177,41 @@ def compare_cloning(width: int, options: argparse.Namespace) -> None:
     """All ways to clone suggestions."""
     world = World.of(CHOICES, width, options.seed)
     encoder = VectorEncoderFactory([width, width], activation="tanh")
-    together = f"fast path, {TOGETHER} trainings at once, each"
-    found = race(
-        {
-            "d3rlpy's DiscreteBC, its ReplayBuffer": stock(DiscreteBCConfig(BATCH, encoder_factory=encoder), world),
-            "the reference: annotated, columnar buffer": columnar("recipe", world),
-            "bare torch loop, annotated": bare_loop(world),
-            "fast path, one training": fast(1, world),
-            together: fast(TOGETHER, world),
-        },
-        options.steps,
-        options.turns,
-    )
-    found[together] /= TOGETHER
-    report(f"cloning, {width} wide", found)
+    contestants = {
+        "d3rlpy's DiscreteBC, its ReplayBuffer": (stock(DiscreteBCConfig(BATCH, encoder_factory=encoder), world), 1),
+        "the reference: annotated, columnar buffer": (columnar("recipe", world), 1),
+        "bare torch loop, annotated": (bare_loop(world), 1),
+        **at_once(world, (1, 2, 8, 16)),
+    }
+    report(f"cloning, {width} wide", race(contestants, options.steps, options.turns))
 
 
 def compare_critics(width: int, options: argparse.Namespace) -> None:
-    """The algorithms with a critic, which have no fast path."""
+    """The algorithms with a critic. Before the actors move it learns alone, once for all betas: the critic's start."""
     encoder = VectorEncoderFactory([width, width], activation="tanh")
     discrete, continuous = World.of(CHOICES, width, options.seed), World.of(FORCES, width, options.seed)
-    td3 = TD3PlusBCConfig(BATCH, actor_encoder_factory=encoder, critic_encoder_factory=encoder)
-    pairs = {
-        "DiscreteCQL": (stock(DiscreteCQLConfig(BATCH, encoder_factory=encoder), discrete), "discrete_cql", discrete),
-        "TD3+BC": (stock(td3, continuous), "td3_plus_bc", continuous),
+    cql = {"": DiscreteCQLConfig(BATCH, encoder_factory=encoder)}
+    td3 = {
+        note: TD3PlusBCConfig(
+            BATCH, actor_encoder_factory=encoder, critic_encoder_factory=encoder, update_actor_interval=interval
+        )
+        for note, interval in (("", 2), (", the actor in every step", 1))
     }
-    for name, (theirs, algorithm, world) in pairs.items():
-        contestants = {"d3rlpy's, its ReplayBuffer": theirs, "annotated, columnar buffer": columnar(algorithm, world)}
-        report(f"{name}, {width} wide", race(contestants, options.steps, options.turns))
+    for algorithm, configs, world in (("discrete_cql", cql, discrete), ("td3_plus_bc", td3, continuous)):
+        contestants = {
+            **{f"d3rlpy's, its ReplayBuffer{note}": (stock(config, world), 1) for note, config in configs.items()},
+            "the reference: annotated, columnar buffer": (columnar(algorithm, world), 1),
+            **at_once(world, (1, 2), algorithm=algorithm),
+            "fast path, the critic's start": (fast(world, 1, algorithm=algorithm, critic_steps=10**6), 1),
+        }
+        report(f"{algorithm}, {width} wide", race(contestants, options.steps, options.turns))
 
 
 def main() -> None:
     """Run and print everything."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=30, help="training steps per turn")
-    parser.add_argument("--turns", type=int, default=8, help="turns of each contestant")
+    parser.add_argument("--steps", type=int, default=10, help="training steps per turn")
+    parser.add_argument("--turns", type=int, default=24, help="turns of each contestant")
     parser.add_argument("--widths", type=int, nargs="+", default=[64, 256], help="units of each hidden layer")
     parser.add_argument("--seed", type=int, default=0, help="of the made-up steps and the networks")
     options = parser.parse_args()

@@ -74,16 +74,17 @@ class FastCloning:
 
     def _weights(self, batch: Columns) -> Array:
         """(E, 1, B): each term is a mean over its rows; the distance to the start has the weight beta."""
-        labelled, others = batch.labelled, 1 - batch.labelled
-        suggestion = labelled * batch.weights / max(float(labelled.sum()), 1.0)
-        return suggestion + self._betas * (others / max(float(others.sum()), 1.0))
+        count = float(batch.labelled.sum())
+        suggestion = batch.labelled * batch.weights / max(count, 1.0)
+        return suggestion + (1 - batch.labelled) * (self._betas / max(batch.labelled.size - count, 1.0))
 
     def _errors(self, outputs: Floats, batch: Columns) -> Array:
         """Slopes (E, k, B) of the distances to the targets, for outputs (E, k, B) of the last layer."""
         labelled = batch.labelled > 0
         if self._start.action_space.is_discrete:
-            suggested = np.arange(outputs.shape[1])[:, None] == batch.suggestions
-            return softmax(outputs) - np.where(labelled, suggested, softmax(batch.references))
+            suggested = np.arange(outputs.shape[1], dtype=np.float32)[:, None] == batch.suggestions
+            shares = softmax(np.concatenate([outputs, batch.references[None]]))
+            return shares[:-1] - np.where(labelled, suggested, shares[-1])
         targets = np.where(labelled, batch.suggestions, batch.references)
         means = outputs if self._start.head == "clip" else np.tanh(outputs)
         errors = (means - targets) * np.float32(2 / outputs.shape[1])

@@ -68,7 +68,7 @@ def test_after_200_steps_critics_and_targets_are_the_references(head: Head, chan
         for place, critic in enumerate(critics):
             for networks, module in ((critic.online, modules.q_funcs), (critic.target, modules.targ_q_funcs)):
                 expected, found = module_layers(module[place]), networks.read(number)
-                assert max(distance(a, b) for a, b in zip(expected, found, strict=True)) < 1e-5
+                assert max(distance(a, b) for a, b in zip(expected, found, strict=True)) < 1e-6
 
 
 @pytest.mark.parametrize(("head", "changes"), CASES)
