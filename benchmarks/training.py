@@ -1,6 +1,7 @@
 """How long one training step takes, as ratios to stock d3rlpy measured in one run. It prints and fails nothing.
 
     python benchmarks/training.py
+    python benchmarks/training.py --whole
 
 Every contestant trains networks of two hidden layers on batches of 320 of 20,000 made-up steps, in one thread. They
 take turns, so that a busy machine slows all alike, and each one's fastest turn counts. What they learn is not compared.
@@ -32,6 +33,7 @@ from refine.fast_engine import create_training
 from refine.labels import Labels
 from refine.packing import build_buffer
 from refine.policy import MlpPolicy
+from refine.train import refine
 from storage.schema import Space
 from storage.steps import StepArrays
 
@@ -207,6 +209,19 @@ def compare_critics(width: int, options: argparse.Namespace) -> None:
         report(f"{algorithm}, {width} wide", race(contestants, options.steps, options.turns))
 
 
+def compare_whole(width: int, options: argparse.Namespace) -> None:
+    """One refinement of mode RA with its default betas and steps, by both engines."""
+    print(f"\n| mode RA, {width} wide | reference, s | fast, s | times the reference |\n|---|---|---|---|")
+    for actions in (CHOICES, FORCES):
+        world, seconds = World.of(actions, width, options.seed), []
+        for engine in ("reference", "fast"):
+            start = time.perf_counter()
+            refine(world.steps, world.labels, world.baseline, RefineConfig(mode="RA", engine=engine))
+            seconds.append(time.perf_counter() - start)
+        kind = "discrete" if actions.is_discrete else "continuous"
+        print(f"| {kind} | {seconds[0]:.1f} | {seconds[1]:.1f} | {seconds[0] / seconds[1]:.1f} |", flush=True)
+
+
 def main() -> None:
     """Run and print everything."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -214,16 +229,18 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=24, help="turns of each contestant")
     parser.add_argument("--widths", type=int, nargs="+", default=[64, 256], help="units of each hidden layer")
     parser.add_argument("--seed", type=int, default=0, help="of the made-up steps and the networks")
+    parser.add_argument("--whole", action="store_true", help="time whole refinements instead of steps; minutes")
     options = parser.parse_args()
     started = time.perf_counter()
     torch.set_num_threads(1)
     torch.manual_seed(options.seed)
     with quiet(), threadpool_limits(1):
         for width in options.widths:
-            compare_cloning(width, options)
-            compare_critics(width, options)
+            for compare in (compare_whole,) if options.whole else (compare_cloning, compare_critics):
+                compare(width, options)
     spent = time.perf_counter() - started
-    print(f"\nseed {options.seed}, fastest of {options.turns} turns of {options.steps} steps, {spent:.0f} s")
+    turns = "once each" if options.whole else f"fastest of {options.turns} turns of {options.steps} steps"
+    print(f"\nseed {options.seed}, {turns}, {spent:.0f} s")
 
 
 if __name__ == "__main__":

@@ -61,7 +61,8 @@ RampOption = Annotated[
 ReferenceOption = Annotated[
     bool,
     typer.Option(
-        "--reference", help="Train everything with d3rlpy; default: the recipe without it, many times faster."
+        "--reference",
+        help="Train everything with d3rlpy; default: recipe, discrete_cql and td3_plus_bc without it, much faster.",
     ),
 ]
 RobustOption = Annotated[
