@@ -115,9 +115,11 @@ def test_after_200_steps_every_parameter_is_the_references(
     assert distance(fast[1].policy, fast[3].policy) > 1e-3
 
 
-def test_a_beta_learns_the_same_bits_alone_as_beside_others() -> None:
-    together = refine_with("fast", baseline("logits"))
-    alone = refine_with("fast", baseline("logits"), PLAIN.model_copy(update={"betas": BETAS[1:]}))
+@pytest.mark.parametrize(("head", "changes"), [("logits", {}), ("logits", {"mode": "RA"}), ("tanh", {"mode": "RA"})])
+def test_a_beta_learns_the_same_bits_alone_as_beside_others(head: Head, changes: Changes) -> None:
+    config = changed({"critic_steps": 40, **changes})
+    together = refine_with("fast", baseline(head), config)
+    alone = refine_with("fast", baseline(head), changed({"betas": BETAS[1:]}, config))
 
     assert [s.policy.sha256 for s in together[2:]] == [s.policy.sha256 for s in alone]
 
