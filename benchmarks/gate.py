@@ -94,7 +94,8 @@ def choose_policies(
 def list_plans(arguments: argparse.Namespace, env_id: str, baselines: Sequence[str], expert: str) -> list[Plan]:
     """Comparisons of an environment; modes take turns, and so do baselines."""
     turns: list[tuple[str, Mode]] = [(folder, mode) for folder in baselines for mode in arguments.mode]
-    turns = [turns[n % len(turns)] for n in range(arguments.comparisons if turns else 0)]
+    wanted = arguments.comparisons.get(env_id, arguments.comparisons[""])
+    turns = [turns[n % len(turns)] for n in range(wanted if turns else 0)]
     return [Plan(env_id, n, folder, expert, mode, arguments.truth) for n, (folder, mode) in enumerate(turns)]
 
 
@@ -157,7 +158,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--baselines", type=Path, help="folder ENV/.../policy.json; default: train them into --work")
     parser.add_argument("--work", type=Path, default=Path("gate-baselines"), help="where policies are trained")
     parser.add_argument("--out", type=Path, default=Path("gate.jsonl"), help="rows, one JSON object a line")
-    parser.add_argument("--comparisons", type=int, default=9, help="per environment")
+    parser.add_argument("--comparisons", default=[], nargs="+", help="per environment; ENV=N for one; default: 9")
     parser.add_argument("--policies", type=int, default=4, help="baselines per environment at most")
     parser.add_argument("--draws", type=int, default=3, help="draws of each placebo in a comparison")
     parser.add_argument("--truth", type=int, default=500, help="episodes per policy that are the truth")
@@ -166,7 +167,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="CartPole-v1, one comparison, 100 episodes of truth")
     arguments = parser.parse_args()
     if arguments.quick:
-        arguments.env, arguments.comparisons, arguments.truth = ["CartPole-v1"], 1, 100
+        arguments.env, arguments.comparisons, arguments.truth = ["CartPole-v1"], ["1"], 100
+    pairs = (text.rpartition("=") for text in ["9", *arguments.comparisons])
+    arguments.comparisons = {env_id: int(number) for env_id, _, number in pairs}
     arguments.env = arguments.env or list(COURSES)
     arguments.mode = arguments.mode or MODES
     return arguments

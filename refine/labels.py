@@ -144,6 +144,8 @@ _MAKERS: dict[str, Callable[[Labels, StepArrays, Space, np.random.Generator], La
 def finite_bounds(space: Space, steps: StepArrays) -> tuple[Array, Array]:
     """The action bounds; where there is none, the extremes of the logged actions."""
     low, high = action_bounds(space)
+    if np.isfinite(low).all() and np.isfinite(high).all():
+        return low, high
     logged = steps.action[~steps.is_final]
     return np.where(np.isfinite(low), low, logged.min(axis=0)), np.where(np.isfinite(high), high, logged.max(axis=0))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import accumulate
 
 import numpy as np
@@ -11,14 +12,19 @@ from storage.errors import BadInput
 from storage.schema import Array, Space
 from storage.steps import StepArrays
 
-from .buffer import AnnotatedBuffer, Floats
+from .buffer import AnnotatedBuffer
 from .door import ActionSpace, DatasetInfo, Signature
 from .labels import Labels
 from .policy import MlpPolicy
-from .spaces import action_units, network_inputs, output_size
+from .spaces import action_units, input_size, network_inputs, output_size
 
 CHUNK = 8_192
 """Rows of the table that are written at a time; what is gathered for them stays in the processor's cache."""
+PLAIN_ROWS = 1_000_000
+"""Rows without a label that a table has at most, so that its size does not grow with the dataset. A training draws a
+few hundred thousand states at most, and from so many rows they are as good as drawn from all."""
+
+Rows = NDArray[np.int64]
 
 
 def build_buffer(
@@ -33,7 +39,8 @@ def build_buffer(
     """Pack transitions and labels for d3rlpy.
 
     Every step is a transition, the last one of an episode included: its next observation is the final row. Only a
-    termination ends the bootstrap; a truncated episode goes on from its final observation.
+    termination ends the bootstrap; a truncated episode goes on from its final observation. Of more than `PLAIN_ROWS`
+    steps without a label so many are taken, drawn by chance; labels are all taken.
 
     Args:
         steps: N rows.
@@ -54,40 +61,65 @@ def build_buffer(
         )
     is_plain = ~steps.is_final
     is_plain[labels.rows[used]] = False
-    rows = np.concatenate([np.flatnonzero(is_plain), labels.rows[used]])
-    now, following = _logged(steps, rewards, baseline)
+    rows = np.concatenate([_choose(np.flatnonzero(is_plain)), labels.rows[used]])
     notes = _notes(labels, used, suggestions, space=baseline.action_space)
-    widths = {name: block.shape[1] for blocks in (now, following, notes) for name, block in blocks.items()}
-    columns = _lay_out({**widths, "references": output_size(baseline.action_space)})
+    readers = _readers(steps, rewards, baseline)
+    columns = _lay_out(_widths(notes, baseline))
     table = np.zeros((len(rows), columns["references"].stop), np.float32)
-    _gather(table, columns, now, rows)
-    _gather(table, columns, following, rows + 1)
+    for part in (slice(start, start + CHUNK) for start in range(0, len(rows), CHUNK)):
+        for name, read in readers.items():
+            table[part, columns[name]] = read(rows[part])
     for name, block in notes.items():
         table[-len(block) :, columns[name]] = block  # a plain row has zeros
-    for part in _chunks(rows):
-        table[part, columns["references"]] = _references(baseline, steps.observation.take(rows[part], axis=0))
     info = _describe(columns, baseline.action_space)
     return AnnotatedBuffer(table, columns, annotated=int(used.sum()), quota=quota, info=info)
 
 
-def _logged(
+def _choose(plain: Rows) -> Rows:
+    """All rows without a label; of a large dataset some, drawn by chance."""
+    if len(plain) <= PLAIN_ROWS:
+        return plain
+    drawn = np.random.default_rng(PLAIN_ROWS).choice(len(plain), PLAIN_ROWS, replace=False, shuffle=False)
+    return plain[np.sort(drawn)]
+
+
+def _readers(
     steps: StepArrays, rewards: NDArray[np.float64] | None, baseline: MlpPolicy
-) -> tuple[dict[str, Array], dict[str, Array]]:
-    """Columns (N, width) over all steps: those of a transition's own step, and those of the step after it."""
-    inputs = network_inputs(steps.observation, baseline.observation_space)
-    actions = steps.action.reshape(len(steps), -1)
-    if baseline.action_space.is_discrete:
-        actions = np.maximum(actions - baseline.action_space.start, 0)  # a final row's 0 may lie below the start
-    else:  # ReBRAC measures distances to next actions; after a truncation the baseline would have gone on
-        actions = actions.copy()
-        actions[steps.is_final] = baseline.act(steps.observation[steps.is_final]).actions
-    now = {
-        "observations": inputs,
-        "actions": actions,
-        "rewards": (steps.reward if rewards is None else rewards)[:, None],
-        "terminals": steps.terminated[:, None],
+) -> dict[str, Callable[[Rows], Array]]:
+    """How each column is read at some rows (n,), as (n, width); only these rows are touched."""
+    rewarded = steps.reward if rewards is None else rewards
+
+    def observe(rows: Rows) -> Array:
+        return network_inputs(steps.observation.take(rows, axis=0), baseline.observation_space)
+
+    def act(rows: Rows) -> Array:
+        actions = steps.action.take(rows, axis=0).reshape(len(rows), -1)
+        if baseline.action_space.is_discrete:
+            return np.maximum(actions - baseline.action_space.start, 0)  # a final row's 0 may lie below the start
+        final = steps.is_final[rows]  # ReBRAC measures distances to next actions; the baseline would have gone on
+        if final.any():
+            actions[final] = baseline.act(steps.observation[rows[final]]).actions
+        return actions
+
+    return {
+        "observations": observe,
+        "actions": act,
+        "rewards": lambda rows: rewarded[rows, None],
+        "terminals": lambda rows: steps.terminated[rows, None],
+        "next_observations": lambda rows: observe(rows + 1),
+        "next_actions": lambda rows: act(rows + 1),
+        "references": lambda rows: _references(baseline, steps.observation.take(rows, axis=0)),
     }
-    return now, {"next_observations": inputs, "next_actions": actions}
+
+
+def _widths(notes: dict[str, Array], baseline: MlpPolicy) -> dict[str, int]:
+    """Numbers in each column of the table, in their order."""
+    seen = input_size(baseline.observation_space)
+    done = 1 if baseline.action_space.is_discrete else baseline.action_space.size
+    logged = {"observations": seen, "actions": done, "rewards": 1, "terminals": 1}
+    logged |= {"next_observations": seen, "next_actions": done}
+    said = {name: block.shape[1] for name, block in notes.items()}
+    return {**logged, **said, "references": output_size(baseline.action_space)}
 
 
 def _notes(labels: Labels, used: NDArray[np.bool_], counted: bool, *, space: Space) -> dict[str, Array]:
@@ -116,17 +148,6 @@ def _lay_out(widths: dict[str, int]) -> dict[str, slice]:
     """Where each block's columns are in the table, one block after the other."""
     ends = accumulate(widths.values())
     return {name: slice(end - width, end) for (name, width), end in zip(widths.items(), ends, strict=True)}
-
-
-def _gather(table: Floats, columns: dict[str, slice], blocks: dict[str, Array], rows: NDArray[np.int64]) -> None:
-    """Copy the given rows of each block to its columns of the table."""
-    for part in _chunks(rows):
-        for name, block in blocks.items():
-            table[part, columns[name]] = block.take(rows[part], axis=0)
-
-
-def _chunks(rows: NDArray[np.int64]) -> list[slice]:
-    return [slice(start, start + CHUNK) for start in range(0, len(rows), CHUNK)]
 
 
 def _describe(columns: dict[str, slice], space: Space) -> DatasetInfo:

@@ -27,7 +27,7 @@ from .fast_engine import create_training, train_together
 from .labels import Labels, check_labels
 from .logs import TrainingLogger, training_logger
 from .networks import as_logits, read_weights, reproducible
-from .packing import build_buffer
+from .packing import PLAIN_ROWS, build_buffer
 from .policy import MlpPolicy
 from .relabel import relabel, scale_of_returns
 from .spaces import network_inputs
@@ -75,10 +75,11 @@ def refine(
     config = (config or RefineConfig()).completed(baseline.action_space)
     betas, stops = config.betas or (), config.snapshots or ()
     check_labels(labels, steps, baseline.action_space)
-    start = as_logits(baseline, steps.observation) if baseline.head == "q_values" else baseline
+    some = slice(None, None, 1 + len(steps) // PLAIN_ROWS)
+    start = as_logits(baseline, steps.observation[some]) if baseline.head == "q_values" else baseline
     rewards = steps.reward if config.mode == "A" else relabel(steps, labels, config).rewards
     labels = weigh_labels(labels, steps, start, config)
-    scale = scale_of_returns(steps, rewards, gamma=config.gamma)
+    scale = scale_of_returns(steps, rewards, gamma=config.gamma) if config.has_critic else 1.0
     quota, counted = config.annotated_per_batch, config.mode != "R"
     buffer = build_buffer(steps, labels, start, rewards=rewards, suggestions=counted, quota=quota)
     probe = steps.observation[np.linspace(0, len(steps) - 1, PROBES).astype(np.int64)]
