@@ -3,6 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from refine import packing
 from refine.buffer import AnnotatedBuffer
 from refine.labels import Labels
 from refine.packing import build_buffer
@@ -73,6 +74,20 @@ def test_each_counting_label_is_a_row_at_the_end_with_its_suggestion_and_relativ
     assert batch.labelled[:, 0].tolist() == [0, 0, 0, 1, 1, 1]
     assert batch.suggestions[3:, 0].tolist() == [2, 0, 1]
     np.testing.assert_allclose(batch.weights[:, 0], [0, 0, 0, 0.75, 1.5, 0.75])
+
+
+def test_of_a_large_dataset_all_labels_and_some_of_the_other_steps_are_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = whole_table(build_buffer(STEPS, LABELS, make_policy()))
+    monkeypatch.setattr(packing, "PLAIN_ROWS", 2)
+    monkeypatch.setattr(packing, "CHUNK", 3)
+    some = whole_table(build_buffer(STEPS, LABELS, make_policy()))
+
+    assert some.labelled[:, 0].tolist() == [0, 0, 1, 1, 1]
+    kept = np.flatnonzero(np.isin(whole.observations[:, 0], some.observations[:, 0]))
+    for name in ("observations", "actions", "rewards", "next_observations", "terminals", "suggestions", "references"):
+        np.testing.assert_array_equal(getattr(some, name), getattr(whole, name)[kept])
+    again = whole_table(build_buffer(STEPS, LABELS, make_policy()))
+    np.testing.assert_array_equal(np.asarray(again.observations), np.asarray(some.observations))
 
 
 def test_references_are_the_outputs_of_the_baseline() -> None:
