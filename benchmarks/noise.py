@@ -105,7 +105,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--recipes", type=words, default=list(RECIPES), help="plain, robust")
     parser.add_argument("--seeds", type=lambda text: [int(word) for word in words(text)], default=SEEDS)
     parser.add_argument("--first-seed", type=int, default=FIRST_SEED, help="first seed of the gate's episodes")
-    parser.add_argument("--gate", choices=get_args(Method), default="full", help="every episode, or racing")
+    parser.add_argument("--gate", choices=get_args(Method), default="racing", help="racing, or every episode")
     parser.add_argument("--quick", action="store_true", help="one training seed and few episodes: does it work?")
     parser.add_argument("--out", type=Path, help="file of rows, one JSON object a line; an interrupted run goes on")
     parser.add_argument("--workers", type=int, default=core_count())

@@ -53,7 +53,7 @@ RECIPES: tuple[Recipe, ...] = ("plain", "robust")
 class Effort(NamedTuple):
     """How much evidence the gate takes; None: its own number."""
 
-    method: Method = "full"
+    method: Method = "racing"
     select: int | None = None
     accept: int | None = None
     report: int = 100

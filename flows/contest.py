@@ -48,17 +48,17 @@ class GateConfig(Frozen):
 
     first_seed: int = Field(default=1_000_000, ge=0, description="first seed of the evaluation, far from datasets'")
     method: Method = Field(
-        default="full", description="racing: stop when it is clear; full: every candidate plays every episode"
+        default="racing", description="racing: stop when it is clear; full: every candidate plays every episode"
     )
     select: int | None = Field(
         default=None,
         ge=2,
-        description="episodes per candidate that choose among them, at most; null: 24, and 12 by racing",
+        description="episodes per candidate that choose among them, at most; null: 12, and 24 in full",
     )
     accept: int | None = Field(
         default=None,
         ge=10,
-        description="episodes that accept the winner, paired with the baseline's, at most; null: 60, and 192 by racing",
+        description="episodes that accept the winner, paired with the baseline's, at most; null: 192, and 60 in full",
     )
     report: int = Field(default=100, ge=10, description="episodes that are reported and that judge the verdicts")
     mode: Mode = Field(default="greedy", description="how policies act while they are chosen and accepted")

@@ -43,7 +43,7 @@ def ablate(
     report: ReportOption = 100,
     draws: DrawsOption = 2,
     gate_mode: GateModeOption = "greedy",
-    gate: MethodOption = "full",
+    gate: MethodOption = "racing",
     workers: WorkersOption = None,
     as_json: JsonOption = False,
 ) -> None:

@@ -148,7 +148,7 @@ def refine(
     gate_mode: GateModeOption = "greedy",
     expert: ExpertOption = None,
     random_states: RandomStatesOption = False,
-    gate: MethodOption = "full",
+    gate: MethodOption = "racing",
     estimate: EstimateOption = False,
     accept_estimate: AcceptEstimateOption = False,
     log_dir: LogOption = None,
