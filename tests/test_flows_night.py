@@ -27,7 +27,7 @@ from storage.promotions import list_decisions, list_in_force, list_intakes
 from storage.store import Store
 
 TESTS = Path(__file__).parent
-GATE = {"select": 4, "accept": 16, "report": 10, "placebo_draws": 2}
+GATE = {"method": "full", "select": 4, "accept": 16, "report": 10, "placebo_draws": 2}
 PROGRAM = """
 import sys
 from pathlib import Path
