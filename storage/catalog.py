@@ -136,6 +136,7 @@ class Catalog:
         try:
             con.execute("SET TimeZone = 'UTC'")
             con.execute("SET python_enable_replacements = false")
+            con.execute("SET enable_progress_bar = false")  # it would be printed among the rows of a long question
             yield con
         except duckdb.Error as error:
             if _CORRUPT in str(error) or explain_disk(error, self.path):

@@ -227,3 +227,7 @@ def test_a_store_behind_a_link_can_be_asked(store: Store, tmp_path: Path) -> Non
     link.symlink_to(store.root)
     assert run_query(Store.open(link), "SELECT count(*) AS n FROM steps").to_pylist() == [{"n": 4}]
     assert run_query(Store.open(store.root), "SELECT count(*) AS n FROM steps").to_pylist() == [{"n": 4}]
+
+
+def test_a_long_question_prints_no_progress_among_its_rows(store: Store) -> None:
+    assert run_query(store, "SELECT current_setting('enable_progress_bar') AS shown").to_pylist() == [{"shown": False}]
