@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -68,8 +68,7 @@ class Store:
                 f"There is no store in {path}.", "Make one with `trajnote collect`, or name another one with --store."
             )
         store = cls(path, Catalog(path / CATALOG))
-        store._bring_up_to_date()
-        store._warn_of_damage()
+        _warn_of_damage(store._bring_up_to_date())
         return store
 
     @classmethod
@@ -210,26 +209,30 @@ class Store:
                 if path.is_file() and path.suffix != TEMPORARY and all(map(_NAME.fullmatch, parts)):
                     yield "/".join(parts), path
 
-    def _bring_up_to_date(self) -> None:
-        """Migrate the catalog, and make the views again if the store has moved or they are made otherwise now."""
-        with self.catalog.read() as con:
-            current = is_newest(con) and are_current(con, self.rollouts_dir)
-        if not current:
-            migrate(self.catalog)
-            with self.catalog.write() as con:
-                refresh_views(con, self.rollouts_dir)
+    def _bring_up_to_date(self) -> dict[str, str]:
+        """Migrate the catalog, and make the views again if the store has moved or they are made otherwise now.
 
-    def _warn_of_damage(self) -> None:
-        """Name the datasets that cannot be asked; everything else goes on."""
+        Returns:
+            The datasets that cannot be asked, and what is wrong with each.
+        """
         with self.catalog.read() as con:
-            found = left_out(con, self.rollouts_dir)
-        for dataset_id, wrong in found.items():
-            warnings.warn(
-                f"The dataset {dataset_id} is left out of the views `steps` and `annotated_steps`: {wrong}. "
-                "`trajnote store verify` says what to do.",
-                LeftOutWarning,
-                stacklevel=3,
-            )
+            if is_newest(con) and are_current(con, self.rollouts_dir):
+                return left_out(con, self.rollouts_dir)
+        migrate(self.catalog)
+        with self.catalog.write() as con:
+            refresh_views(con, self.rollouts_dir)
+            return left_out(con, self.rollouts_dir)
+
+
+def _warn_of_damage(found: Mapping[str, str]) -> None:
+    """Name the datasets that cannot be asked; everything else goes on."""
+    for dataset_id, wrong in found.items():
+        warnings.warn(
+            f"The dataset {dataset_id} is left out of the views `steps` and `annotated_steps`: {wrong}. "
+            "`trajnote store verify` says what to do.",
+            LeftOutWarning,
+            stacklevel=3,
+        )
 
 
 def _folder(root: Path | str) -> Path:
