@@ -14,13 +14,13 @@ import argparse
 import re
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from rich.console import Console
 from rich.table import Table
+from storage_scan import measure
 
 from storage.queries import run_query
 from storage.schema import Episode, ManifestDraft, Space
@@ -107,16 +107,6 @@ def questions() -> Iterator[tuple[str, str]]:
     """What each question of the cookbook asks, in its own words, and its SQL."""
     for words, sql in re.findall(r"\n\n([^\n]+)\n\n```sql\n(.*?)\n```", PAGE.read_text(), re.DOTALL):
         yield re.split(r"[?:*.]", words)[0], sql
-
-
-def measure(work: Callable[[], Any], times: int) -> float:
-    """Seconds of the fastest of several turns, each with a connection of its own as a command has."""
-    found: list[float] = []
-    for _ in range(times):
-        started = time.perf_counter()
-        work()
-        found.append(time.perf_counter() - started)
-    return min(found)
 
 
 def main() -> None:

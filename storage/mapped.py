@@ -6,13 +6,14 @@ memory of its own: the operating system reads the pages that are touched, and dr
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -40,7 +41,14 @@ def is_large(manifest: Manifest) -> bool:
     return manifest.steps + manifest.episodes >= MAPPED_ROWS
 
 
-def map_steps(store: Store, manifest: Manifest) -> StepArrays | None:
+class Mapped(NamedTuple):
+    """A dataset in place."""
+
+    rows: StepArrays  # of read-only columns
+    seeds: list[int | None]  # of each episode
+
+
+def map_dataset(store: Store, manifest: Manifest) -> Mapped | None:
     """All rows of a dataset as read-only columns on the disk, which are written first if they are not there.
 
     Args:
@@ -48,7 +56,7 @@ def map_steps(store: Store, manifest: Manifest) -> StepArrays | None:
         manifest: of one of its datasets.
 
     Returns:
-        The columns; None if the disk has no room for them.
+        The columns and the seeds; None if the disk has no room for them.
 
     Raises:
         DamagedStore: if a shard is damaged.
@@ -57,16 +65,8 @@ def map_steps(store: Store, manifest: Manifest) -> StepArrays | None:
     if folder is None:
         return None
     found = {path.stem: np.asarray(np.load(path, mmap_mode="r")) for path in folder.glob("*.npy")}
-    return StepArrays(**{name: found.get(name) for name in _NAMES})  # pyright: ignore[reportArgumentType]
-
-
-def map_seeds(store: Store, manifest: Manifest) -> list[int | None] | None:
-    """The seed of each episode, of a dataset whose columns `map_steps` has mapped."""
-    folder = _find_folder(store, manifest)
-    if folder is None:
-        return None
-    seeds: list[int] = np.load(folder / f"{_SEEDS}.npy").tolist()
-    return [None if seed == _UNKNOWN_SEED else seed for seed in seeds]
+    rows = StepArrays(**{name: found.get(name) for name in _NAMES})  # pyright: ignore[reportArgumentType]
+    return Mapped(rows, [None if seed == _UNKNOWN_SEED else seed for seed in found[_SEEDS].tolist()])
 
 
 def _find_folder(store: Store, manifest: Manifest) -> Path | None:
@@ -82,17 +82,17 @@ def _find_folder(store: Store, manifest: Manifest) -> Path | None:
 
 def _write(store: Store, manifest: Manifest, folder: Path) -> bool:
     """Write the columns shard by shard; False if there is no room for them."""
-    first = next(_parts(store, manifest))[0]
-    sizes = {name: column.itemsize * column[:1].size for name, column in _columns(first).items()}
+    empty = _columns(decode_steps([], 0, manifest))
+    row_bytes = sum(column.itemsize * math.prod(column.shape[1:]) for column in empty.values())
     rows = manifest.steps + manifest.episodes
-    if shutil.disk_usage(folder.parent).free < _ROOM * rows * sum(sizes.values()):
+    if shutil.disk_usage(folder.parent).free < _ROOM * rows * row_bytes:
         return False
     unfinished = folder.with_name(folder.name + TEMPORARY)
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir()
     with writing(unfinished), ExitStack() as stack:
-        files = {name: stack.enter_context((unfinished / f"{name}.npy").open("wb")) for name in [*sizes, _SEEDS]}
-        for name, column in _columns(first).items():
+        files = {name: stack.enter_context((unfinished / f"{name}.npy").open("wb")) for name in [*empty, _SEEDS]}
+        for name, column in empty.items():
             _write_header(files[name], column, rows)
         _write_header(files[_SEEDS], np.zeros(0, np.int64), manifest.episodes)
         for part, seeds in _parts(store, manifest):

@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from .columns import StepArrays, cut_episodes, decode_episodes, decode_steps
 from .errors import BadInput
-from .mapped import is_large, map_seeds, map_steps
+from .mapped import is_large, map_dataset
 from .schema import Episode, Manifest, Shard
 from .shards import check_shard, read_manifest, read_shard
 from .store import Store
@@ -71,11 +71,8 @@ def list_episodes(store: Store, dataset_id: str) -> list[Episode]:
         DamagedStore: if a shard is damaged.
     """
     manifest = read_manifest(store, dataset_id)
-    rows = map_steps(store, manifest) if is_large(manifest) else None
-    seeds = map_seeds(store, manifest) if rows is not None else None
-    if rows is None or seeds is None:
-        return list(iterate_episodes(store, dataset_id))
-    return list(cut_episodes(rows, seeds, manifest))
+    mapped = map_dataset(store, manifest) if is_large(manifest) else None
+    return list(iterate_episodes(store, dataset_id) if mapped is None else cut_episodes(*mapped, manifest))
 
 
 def read_steps(store: Store, dataset_id: str, *, episode_ids: Sequence[int] | None = None) -> StepArrays:
@@ -87,8 +84,8 @@ def read_steps(store: Store, dataset_id: str, *, episode_ids: Sequence[int] | No
     """
     manifest = read_manifest(store, dataset_id)
     if episode_ids is None:
-        if is_large(manifest) and (mapped := map_steps(store, manifest)) is not None:
-            return mapped
+        if is_large(manifest) and (mapped := map_dataset(store, manifest)) is not None:
+            return mapped.rows
         everything = (read_shard(store, manifest, shard) for shard in manifest.shards)
         return decode_steps(everything, manifest.steps + manifest.episodes, manifest)
     plan = _plan(manifest, sorted(set(episode_ids)))
