@@ -102,7 +102,7 @@ def ask_sql(root: Path) -> None:
 
 
 class Script:
-    """Three labels for every request, at once."""
+    """Labels for every request, at once: the same ones every time."""
 
     name, recorded, paid = "script", True, False
 
@@ -110,14 +110,18 @@ class Script:
         """It can answer anything."""
 
     def answer(self, requests: Iterable[Request]) -> Generator[Reply]:
-        """The same labels every time."""
+        """A reply of the Messages API to each."""
         label = {"suggested_action": "noop", "rationale": "it is calm", "implicit_reward": 0.0, "confidence": 0.9}
-        labels = [{"step": step, "critical": True, **label} for step in range(0, LABELS * 8, 8)]
-        text = json.dumps({"assessment": "fine", "labels": labels})
         usage = {"input_tokens": 3000, "output_tokens": 300}
         message = {"role": "assistant", "stop_reason": "end_turn", "model": "none", "usage": usage, "type": "message"}
-        raw = json.dumps({**message, "content": [{"type": "text", "text": text}]})
-        yield from (Reply(request.request_id, raw) for request in requests)
+        for request in requests:
+            labels = [{"step": step, "critical": True, **label} for step in self.steps(request)]
+            text = json.dumps({"assessment": "fine", "labels": labels})
+            yield Reply(request.request_id, json.dumps({**message, "content": [{"type": "text", "text": text}]}))
+
+    def steps(self, _: Request) -> Sequence[int]:
+        """Which steps of the episode get a label."""
+        return range(0, LABELS * 8, 8)
 
     def late(self) -> list[Reply]:
         """Nothing is late."""

@@ -12,31 +12,28 @@ operating system drops as soon as anybody needs the room. Nothing is learned fro
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import re
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Generator, Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from growth import Script, draft
+from growth import Script, draft, episode
 from rich.console import Console
 from rich.table import Table
 
 from annotate.cards import load_card
 from annotate.planning import plan_run
-from annotate.providers.protocol import Reply
 from annotate.requests import AnnotateConfig, Request
 from annotate.run import annotate_run
 from flows.contest import GateConfig
 from flows.improve import ImproveConfig, improve
 from storage.queries import run_query
-from storage.schema import Episode
 from storage.steps import StepsWriter
 from storage.store import Store
 
@@ -57,42 +54,23 @@ def write(root: Path, steps: int) -> None:
     """A pool of different episodes again and again: what is measured is the memory, not the dice."""
     rng = np.random.default_rng(0)
     pool = [
-        Episode(
-            episode_id=number,
-            seed=number,
-            observations=rng.standard_normal((LENGTH + 1, 8), np.float32),
-            actions=rng.integers(0, 4, LENGTH),
-            rewards=rng.standard_normal(LENGTH),
-            terminated=True,
-            truncated=False,
-            policy_outputs=rng.standard_normal((LENGTH, 4), np.float32),
-        )
+        replace(episode(number, LENGTH, rng), policy_outputs=rng.standard_normal((LENGTH, 4), np.float32))
         for number in range(POOL)
     ]
     wanted = draft(load_card(CARD), NAME).model_copy(update={"policy_output": "logits"})
     with StepsWriter(Store.create(root), wanted) as writer:
         for number in range(steps // LENGTH):
-            writer.write(Episode(**{**vars(pool[number % POOL]), "episode_id": number}))
+            writer.write(replace(pool[number % POOL], episode_id=number))
         writer.finish()
 
 
 class Adviser(Script):
     """Eight labels for every request, at rows that its table shows."""
 
-    def answer(self, requests: Iterable[Request]) -> Generator[Reply]:
-        """The same advice everywhere."""
-        label = {"suggested_action": "noop", "rationale": "it is calm", "implicit_reward": 0.0, "confidence": 0.9}
-        for request in requests:
-            rows = [int(row) for row in re.findall(r"^(\d+) ", request.params["messages"][0]["content"], re.MULTILINE)]
-            chosen = np.unique(np.linspace(0, len(rows) - 1, LABELS).astype(int))
-            labels = [{"step": rows[place], "critical": True, **label} for place in chosen]
-            text = json.dumps({"assessment": "fine", "labels": labels})
-            message = {"role": "assistant", "stop_reason": "end_turn", "model": "none", "type": "message"}
-            usage = {"input_tokens": 3000, "output_tokens": 300}
-            yield Reply(
-                request.request_id,
-                json.dumps({**message, "usage": usage, "content": [{"type": "text", "text": text}]}),
-            )
+    def steps(self, request: Request) -> list[int]:
+        """Spread over the rows."""
+        rows = re.findall(r"^(\d+) ", request.params["messages"][0]["content"], re.MULTILINE)
+        return [int(rows[place]) for place in np.unique(np.linspace(0, len(rows) - 1, LABELS).astype(int))]
 
 
 def annotate(root: Path, _: int, episodes: int = EPISODES) -> None:

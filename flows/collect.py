@@ -119,37 +119,13 @@ def _play(
     config: CollectConfig, policy: Policy, draft: ManifestDraft, seeds: range, *, first_id: int
 ) -> Generator[Episode]:
     """In this process, unless a runner was chosen; the workers only play, this process writes."""
-    mode = draft.policy_mode or config.mode
+    env_id, kwargs, mode = config.env_id, config.env_kwargs, draft.policy_mode or config.mode
+    options: dict[str, Any] = {"mode": mode, "max_steps": config.max_steps, "first_id": first_id}
     if draft.engine == "envpool":
-        return play_pooled(
-            config.env_id,
-            config.env_kwargs,
-            policy,
-            seeds,
-            mode=mode,
-            max_steps=config.max_steps,
-            first_id=first_id,
-            lanes=config.envs,
-        )
+        return play_pooled(env_id, kwargs, policy, seeds, lanes=config.envs, **options)
     if workers_if_chosen() != 1:
-        return play_episodes(
-            config.env_id,
-            config.env_kwargs,
-            policy,
-            seeds,
-            mode=mode,
-            max_steps=config.max_steps,
-            first_id=first_id,
-        )
-    return rollout(
-        partial(make_environment, config.env_id, config.env_kwargs),
-        policy,
-        seeds,
-        mode=mode,
-        envs=config.envs,
-        max_steps=config.max_steps,
-        first_id=first_id,
-    )
+        return play_episodes(env_id, kwargs, policy, seeds, **options)
+    return rollout(partial(make_environment, env_id, kwargs), policy, seeds, envs=config.envs, **options)
 
 
 def _plan(
