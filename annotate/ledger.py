@@ -68,8 +68,17 @@ def is_done(con: Connection, run_id: str) -> bool:
     )
 
 
+_AT_ONCE = 500
+"""Questions entered by one statement: each has kilobytes of text, which is copied on its way."""
+
+
 def add_questions(con: Connection, run: Run, questions: Sequence[Question]) -> None:
     """Enter what a run asks; requests that the store knows already keep their state."""
+    for start in range(0, len(questions), _AT_ONCE):
+        _add_questions(con, run, questions[start : start + _AT_ONCE])
+
+
+def _add_questions(con: Connection, run: Run, questions: Sequence[Question]) -> None:
     requests = [
         {
             "request_id": question.request.request_id,

@@ -112,7 +112,7 @@ def request_id_of(params: Mapping[str, Any], sample: int = 0) -> str:
 
 
 class Questioner:
-    """Writes the questions of one run; they share their system prompt, byte by byte."""
+    """Writes the questions of one run; they share their system prompt, byte by byte, and their schemas."""
 
     def __init__(
         self,
@@ -134,6 +134,7 @@ class Questioner:
             kind: render_system(card, statistics, median, kind=kind, median_rows=config.median_rows, rules=config.rules)
             for kind in kinds
         }
+        self.schemas = {kind: reply_schema(kind, card) for kind in kinds}
 
     def ask_first(self, episode: Episode) -> list[Question]:
         """The questions an episode starts with, one for each sample."""
@@ -181,7 +182,7 @@ class Questioner:
             "max_tokens": self.config.max_tokens,
             "system": self.systems[kind],
             "messages": [{"role": "user", "content": content}],
-            "output_config": {"format": {"type": "json_schema", "schema": reply_schema(kind, self.card)}},
+            "output_config": {"format": {"type": "json_schema", "schema": self.schemas[kind]}},
         }
         request = Request(request_id_of(params, sample), kind, params)
         return Question(request, episode_id, sample, frozenset(steps))

@@ -1,12 +1,14 @@
 """The command `trajnote`: its commands, and how its errors reach a terminal.
 
-No work is done here; heavy libraries are imported by the command that needs them.
+No work is done here; a command's module is imported when its word is given, heavy libraries when it needs them.
 """
 
 from __future__ import annotations
 
 import sys
 import warnings
+from collections.abc import Mapping, Sequence
+from importlib import import_module
 from pathlib import Path
 
 import typer
@@ -17,52 +19,46 @@ from rich.text import Text
 from storage.disk import explain_disk
 from storage.errors import BadInput, LeftOutWarning, TrajnoteError
 
-from .commands import (
-    ablating,
-    annotating,
-    collecting,
-    improving,
-    inspecting,
-    policies,
-    querying,
-    ruling,
-    scheduling,
-    sending,
-    sharing,
-    showing,
-)
-
 INTERRUPTED = 130
+MODULES: Mapping[str, Sequence[str]] = {
+    "collecting": ("collect", "import", "export", "replay"),
+    "annotating": ("annotate", "annotations"),
+    "sending": ("annotate",),
+    "inspecting": ("annotate", "annotations"),
+    "ruling": ("rules",),
+    "improving": ("refine", "evaluate", "pipeline", "demo"),
+    "ablating": ("ablate",),
+    "policies": ("policy",),
+    "scheduling": ("init", "nightly", "serve"),
+    "querying": ("sql", "figures"),
+    "showing": ("report", "watch"),
+    "keeping": ("store",),
+    "sharing": ("store",),
+    "carding": ("card",),
+}
+"""Modules of `flows/commands`, and the first words of their commands."""
 
-app = typer.Typer(
-    name="trajnote",
-    help="Notes in the margins of trajectories: collect, annotate, query, refine, judge.",
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
-for group in (
-    collecting,
-    annotating,
-    sending,
-    inspecting,
-    ruling,
-    improving,
-    ablating,
-    policies,
-    scheduling,
-    querying,
-    sharing,
-    showing,
-):
-    group.register(app)
+
+def make_app(word: str | None = None) -> typer.Typer:
+    """The command line; if `word` is the first word of a command, without the others: making them takes a while."""
+    app = typer.Typer(
+        name="trajnote",
+        help="Notes in the margins of trajectories: collect, annotate, query, refine, judge.",
+        no_args_is_help=True,
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+    app.callback()(lambda: None)  # one command alone would have no name
+    for module in [module for module, words in MODULES.items() if word in words] or MODULES:
+        import_module(f"flows.commands.{module}").register(app)
+    return app
 
 
 def main() -> None:
     """Run the command line; a user's error is one line on standard error and an exit code that is not 0."""
     warnings.showwarning = _show_warning
     try:
-        app()
+        make_app(*sys.argv[1:2])()
     except TrajnoteError as error:
         _fail(f"error: {error}", error.exit_code)
     except OSError as error:

@@ -148,7 +148,7 @@ def test_parts_put_together_hold_all_the_words_of_a_request(asked: Store) -> Non
 def test_the_command_explains_a_miss(tmp_path: Path) -> None:
     from typer.testing import CliRunner
 
-    from flows.cli import app
+    from flows.cli import make_app
     from storage.adopting import adopt_dataset
 
     example = Path(__file__).parents[1] / "examples" / "cartpole"
@@ -156,11 +156,13 @@ def test_the_command_explains_a_miss(tmp_path: Path) -> None:
     adopt_dataset(store, example / "rollouts")
     place = ["--store", str(store.root), "--model", "claude"]
     recorded = ["--provider", "recorded", "--answers", str(example / "answers.jsonl")]
-    run = CliRunner().invoke(app, ["annotate", *recorded, *place, "--limit", "3"])
+    run = CliRunner().invoke(make_app(), ["annotate", *recorded, *place, "--limit", "3"])
     assert run.exit_code == 0, run.output
-    found = CliRunner().invoke(app, ["annotate", "why", "--miss", *place, "--labels", "4", "--limit", "2", "--json"])
+    found = CliRunner().invoke(
+        make_app(), ["annotate", "why", "--miss", *place, "--labels", "4", "--limit", "2", "--json"]
+    )
     told = json.loads(found.stdout.splitlines()[-1])
     assert told["unanswered"] == 2
     assert "table" in [each["field"] for each in told["explained"][0]["differences"]]
-    neither = CliRunner().invoke(app, ["annotate", "why", *place])
+    neither = CliRunner().invoke(make_app(), ["annotate", "why", *place])
     assert neither.exit_code != 0

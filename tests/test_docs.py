@@ -39,7 +39,7 @@ def leaves(command: click.Command, path: tuple[str, ...] = ()) -> Iterator[tuple
         yield from leaves(child, (*path, name))
 
 
-APP: Any = get_command(cli.app)  # Typer brings a click of its own
+APP: Any = get_command(cli.make_app())  # Typer brings a click of its own
 COMMANDS = dict(leaves(APP))
 
 

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 import flows.branches
 from flows.advantage import ReplayConfig, replay_labels
 from flows.branches import Branch, play_branches
-from flows.cli import app
+from flows.cli import make_app
 from flows.collect import CollectConfig, collect
 from flows.environments import Spaces
 from flows.health import check_labels
@@ -200,11 +200,11 @@ def test_the_commands_print_what_was_measured(poles: Store) -> None:
         "greedy",
         "--json",
     ]
-    replayed = CliRunner().invoke(app, [*arguments, "--json"])
+    replayed = CliRunner().invoke(make_app(), [*arguments, "--json"])
     assert replayed.exit_code == 0, replayed.output
     told = json.loads(replayed.stdout.splitlines()[-1])
     assert (told["replayed"], told["fresh"], told["confirmations"]) == (4, 4, 1)
-    judged = CliRunner().invoke(app, ["annotate", "quality", "--store", str(poles.root), "--json"])
+    judged = CliRunner().invoke(make_app(), ["annotate", "quality", "--store", str(poles.root), "--json"])
     run = json.loads(judged.stdout.splitlines()[-1])["runs"][0]
     assert run["replays"]["replayed"] == 4
     assert run["replays"]["advantage"] == pytest.approx(told["advantage"])

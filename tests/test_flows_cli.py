@@ -9,10 +9,12 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import polars as pl
 import pytest
+import typer
+from typer.main import get_command
 
 from flows import cli
 from storage.catalog import WAIT_VARIABLE
@@ -333,9 +335,28 @@ def test_a_dataset_name_that_is_taken_by_other_rows_is_refused(call: Call, known
 
 def test_help_comes_without_the_libraries_that_take_seconds_to_load() -> None:
     script = (
-        "import sys\nfrom flows.cli import app\n"
+        "import sys\nfrom flows.cli import make_app\nmake_app()\n"
         "heavy = {'torch', 'd3rlpy', 'prefect', 'anthropic', 'gymnasium', 'duckdb', 'polars', 'altair'}\n"
         "print(sorted(heavy & set(sys.modules)))"
     )
     found = subprocess.run([sys.executable, "-c", script], cwd=EXAMPLES.parent, capture_output=True, text=True)
     assert found.stdout == "[]\n"
+
+
+def words_of(app: typer.Typer) -> set[str]:
+    """The first words of an app's commands."""
+    group: Any = get_command(app)  # Typer brings a click of its own
+    return set(group.commands)
+
+
+@pytest.mark.parametrize("module", cli.MODULES)
+def test_a_word_brings_the_commands_of_its_modules_and_no_others(module: str) -> None:
+    for word in cli.MODULES[module]:
+        modules = [name for name, words in cli.MODULES.items() if word in words]
+        own = {each for name in modules for each in cli.MODULES[name]}
+        assert word in words_of(cli.make_app(word)) <= own < words_of(cli.make_app())
+
+
+@pytest.mark.parametrize("word", [None, "--help", "sqll"])
+def test_without_a_known_word_every_command_is_there(word: str | None) -> None:
+    assert words_of(cli.make_app(word)) == {each for words in cli.MODULES.values() for each in words}

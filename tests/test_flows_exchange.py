@@ -17,7 +17,7 @@ from minari.data_collector.episode_buffer import EpisodeBuffer
 from toy_datasets import make_draft, make_episode, same, write
 from typer.testing import CliRunner
 
-from flows.cli import app
+from flows.cli import make_app
 from flows.exchange import export_dataset
 from flows.gather import take_in
 from storage.annotations import insert_annotations
@@ -253,7 +253,7 @@ def test_the_commands_say_what_they_did(store: Store, tmp_path: Path) -> None:
     discrete(store)
     path = tmp_path / "out.csv"
     command = ["export", str(path), "--format", "csv", "--labels", "--store", str(store.root), "--json"]
-    done = CliRunner().invoke(app, command)
+    done = CliRunner().invoke(make_app(), command)
     assert json.loads(done.stdout) == {
         "dataset_id": "d1",
         "path": str(path),
@@ -264,7 +264,7 @@ def test_the_commands_say_what_they_did(store: Store, tmp_path: Path) -> None:
     }
     pl.DataFrame({"x": [0.5, 1.5, 2.5], "a": [0, 1, 0], "r": [1.0, 2.0, 3.0]}).write_csv(tmp_path / "plain.csv")
     columns = [text for name in ("observation=x", "action=a", "reward=r") for text in ("--column", name)]
-    done = CliRunner().invoke(app, ["import", str(tmp_path / "plain.csv"), *columns, "--store", str(store.root)])
+    done = CliRunner().invoke(make_app(), ["import", str(tmp_path / "plain.csv"), *columns, "--store", str(store.root)])
     assert done.stdout.splitlines()[0].endswith(f": 1 episodes, 2 steps in {store.root}")
     assert (
         "episodes truncated: the observation after their last step is not in the file, that step was given up: 1"

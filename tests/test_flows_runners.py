@@ -21,7 +21,7 @@ import flows.processes
 from annotate.importing import import_annotations
 from flows.advantage import ReplayConfig, replay_labels
 from flows.arms import Draw, Material, train_draw
-from flows.cli import app
+from flows.cli import make_app
 from flows.collect import CollectConfig, collect
 from flows.night import Night, run_night
 from flows.processes import share_out
@@ -254,7 +254,7 @@ def test_a_command_refuses_a_runner_that_does_not_exist_before_it_writes_a_row(
 ) -> None:
     monkeypatch.setenv("TRAJNOTE_RUNNER", "spark")
     options = ["--env", "CartPole-v1", "--policy", "random", "--episodes", "2", "--store", str(tmp_path / "store")]
-    done = CliRunner().invoke(app, ["collect", *options])
+    done = CliRunner().invoke(make_app(), ["collect", *options])
     assert isinstance(done.exception, BadInput)
     assert not list((tmp_path / "store" / "rollouts").glob("cartpole*"))
 

@@ -12,7 +12,7 @@ from anthropic_server import KEY, AnthropicServer
 from toy_datasets import make_draft, make_episode, write
 from typer.testing import CliRunner
 
-from flows.cli import app
+from flows.cli import make_app
 from storage.catalog import Catalog, create_file
 from storage.errors import BadInput
 from storage.migrations import MIGRATIONS, migrate
@@ -41,7 +41,9 @@ class Desk:
         self.card.write_text(CARD)
 
     def run(self, *words: str) -> dict[str, Any]:
-        done = CliRunner().invoke(app, [*words, "--store", str(self.root), "--base-url", self.server.url, "--json"])
+        done = CliRunner().invoke(
+            make_app(), [*words, "--store", str(self.root), "--base-url", self.server.url, "--json"]
+        )
         if done.exception and not isinstance(done.exception, SystemExit):
             raise done.exception
         return json.loads(done.stdout.splitlines()[-1])
@@ -95,7 +97,7 @@ def test_a_budget_of_nothing_sends_nothing(desk: Desk) -> None:
 
 def test_options_before_a_command_are_refused(desk: Desk) -> None:
     with pytest.raises(BadInput, match="--limit stands before the command plan"):
-        CliRunner().invoke(app, ["annotate", "--limit", "3", "plan"], catch_exceptions=False)
+        CliRunner().invoke(make_app(), ["annotate", "--limit", "3", "plan"], catch_exceptions=False)
 
 
 def test_a_store_from_before_batches_gets_their_columns(tmp_path: Path) -> None:

@@ -8,20 +8,18 @@ from typing import Annotated
 
 import typer
 
+from .keeping import store_app
 from .options import DEFAULT_STORE, JsonOption, StoreOption
 from .output import print_json, print_lines, progress_bars
-from .querying import store_app
 
 UrlArgument = Annotated[str, typer.Argument(help="s3://BUCKET/FOLDER, gs://BUCKET/FOLDER or file:///FOLDER.")]
 
 
 def register(app: typer.Typer) -> None:
-    """Add this group's commands, which are commands of `store`."""
-    store_app.command("push")(store_push)
-    store_app.command("pull")(store_pull)
-    store_app.command("export-annotations")(store_export_annotations)
+    """The commands are in the group `store`, which is in the app already."""
 
 
+@store_app.command("push")
 def store_push(
     url: UrlArgument,
     store: StoreOption = DEFAULT_STORE,
@@ -53,6 +51,7 @@ def store_push(
         print_lines(f"{url}: nothing new since snapshot {pushed.number}")
 
 
+@store_app.command("pull")
 def store_pull(
     url: UrlArgument,
     store: StoreOption = DEFAULT_STORE,
@@ -82,6 +81,7 @@ def store_pull(
     )
 
 
+@store_app.command("export-annotations")
 def store_export_annotations(
     folder: Annotated[Path | None, typer.Argument(help="Where to; default: `tables` in the store.")] = None,
     store: StoreOption = DEFAULT_STORE,
