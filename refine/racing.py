@@ -27,8 +27,10 @@ FIRST_LOOK = 12
 """Episodes of the first look; the next looks come after twice as many each."""
 HOPE = 0.9
 """Confidence of the upper limit that must fall short before a candidate is given up."""
-POWER = 0.8
+POWER = 0.95
 """A gain is in reach if the whole test would prove it with this probability."""
+SAME = 24
+"""Episodes after which a candidate that returned exactly what the baseline did, in all of them, is given up."""
 
 
 @dataclass(frozen=True)
@@ -76,10 +78,10 @@ def list_looks(most: int) -> list[int]:
 def decide_early(differences: ArrayLike, *, most: int, worst: float) -> Decision | None:
     """Look at the paired differences so far: accepted, rejected, or None if more episodes are to be played.
 
-    The error rate is spent in proportion to the episodes (Lan and DeMets, "Discrete sequential boundaries for clinical
-    trials", Biometrika 1983), and the looks are added up by Bonferroni, so the whole test accepts a candidate that is
-    no better with probability 0.05 at most. Each look asks whether `bound_gain` lies above zero. It gives up when even
-    the upper limit of the gain is smaller than what the whole test could prove.
+    Every look may err with an equal part of the error rate (Bonferroni), so the whole test accepts a candidate that is
+    no better with probability 0.05 at most; a part in proportion to the episodes would leave little for the first
+    looks, where most candidates are decided. Each look asks whether `bound_gain` lies above zero. It gives up when even
+    the upper limit of the gain is smaller than what the whole test could prove, or when nothing has ever differed.
 
     Args:
         differences: (n,) candidate minus baseline, n one of `list_looks(most)`.
@@ -93,8 +95,7 @@ def decide_early(differences: ArrayLike, *, most: int, worst: float) -> Decision
     looks = list_looks(most)
     if len(values) not in looks:
         raise BadInput(f"A look after {len(values)} episodes was asked for; the looks are {looks}.")
-    spent = ERROR_RATE * (len(values) - (0, *looks)[looks.index(len(values))]) / most
-    gain = bound_gain(values, worst=worst, error=spent)
+    gain = bound_gain(values, worst=worst, error=ERROR_RATE / len(looks))
     sentence = f"the best candidate's gain on the acceptance seeds is {gain} after {gain.n} of at most {most} episodes"
     if gain.is_above_zero:
         return Decision(True, f"accepted: {sentence}, all of it above zero", gain)
@@ -102,6 +103,8 @@ def decide_early(differences: ArrayLike, *, most: int, worst: float) -> Decision
         return Decision(False, f"rejected: {sentence}, which does not exclude zero", gain)
     if _upper_limit(values) < _smallest_provable(values, most):
         return Decision(False, f"rejected: {sentence}, too little to be proven by the others", gain)
+    if len(values) >= SAME and not values.any():
+        return Decision(False, f"rejected: {sentence}; it returned what the baseline did in every one of them", gain)
     return None
 
 

@@ -112,6 +112,17 @@ def test_a_clear_gain_is_accepted_at_an_early_look_and_a_clear_loss_given_up_at_
     assert loss.reason.endswith("after 12 of at most 96 episodes, too little to be proven by the others")
 
 
+def test_a_candidate_that_never_differs_is_given_up_soon_and_one_that_differs_late_is_not() -> None:
+    same = run_test(np.zeros(MOST), -1.0)
+    assert not same.accepted
+    assert same.gain.n == 24
+    assert same.reason.endswith(
+        "after 24 of at most 96 episodes; it returned what the baseline did in every one of them"
+    )
+    late = run_test(np.append(np.zeros(20), np.full(MOST - 20, 50.0)), 0.0)
+    assert late.accepted
+
+
 def test_a_gain_of_half_a_deviation_is_accepted_nine_times_out_of_ten() -> None:
     rng = np.random.default_rng(5)
     accepted = sum(run_test(normal(rng, MOST) + 0.5, -3.0).accepted for _ in range(RUNS))
