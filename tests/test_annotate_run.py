@@ -113,6 +113,17 @@ def test_replies_become_annotations_and_rejections(toys: Store) -> None:
     assert json.loads(reasons[0][3])["step"] == 99
 
 
+def test_however_many_questions_are_entered_at_once_the_catalog_holds_the_same(
+    toys: Store, template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(toys)
+    others = Store.open(shutil.copytree(template, tmp_path / "others"))
+    monkeypatch.setattr(ledger, "_AT_ONCE", 2)
+    run(others)
+    assert dump(others) == dump(toys)
+    assert rows(others, "SELECT count(*) FROM requests") == [(5,)]
+
+
 def test_every_annotation_leads_back_to_its_raw_reply(toys: Store) -> None:
     label = load_annotations(toys, "d1", [run(toys).run_id])[0]
     assert label.request_id is not None
