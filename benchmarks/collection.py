@@ -26,9 +26,9 @@ import gymnasium
 import numpy as np
 
 from flows.collect import CollectConfig, collect
-from flows.environments import Environment, Spaces, make_environment, spaces_of
-from flows.pool import play_pooled
-from flows.rollout import rollout
+from flows.playing.environments import Environment, Spaces, make_environment, spaces_of
+from flows.playing.pool import play_pooled
+from flows.playing.rollout import rollout
 from refine.policy import MlpPolicy
 from storage.schema import Episode
 from storage.store import Store

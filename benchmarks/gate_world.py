@@ -17,12 +17,12 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from flows.contest import ACCEPT, SELECT
-from flows.environments import Environment, make_environment, spaces_of
-from flows.judge import Contestant, Returns
-from flows.rollout import play
+from flows.judging.contest import ACCEPT, SELECT
+from flows.judging.judge import Contestant, Returns
+from flows.judging.trials import Method, try_fields
+from flows.playing.environments import Environment, make_environment, spaces_of
+from flows.playing.rollout import play
 from flows.train_baseline import TrainConfig, train_baseline
-from flows.trials import Method, try_fields
 from refine.config import RefineConfig
 from refine.gate import SeedPlan, paired_difference
 from refine.labels import Labels, arm_labels

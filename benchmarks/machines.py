@@ -26,14 +26,14 @@ from rich.console import Console
 from rich.table import Table
 
 from flows.advantage import ReplayConfig, replay_labels
-from flows.arms import Material, list_draws, train_draw
 from flows.collect import CollectConfig
-from flows.environments import look_up_spaces
 from flows.gather import gather
-from flows.policies import load_policy
+from flows.judging.arms import Material, list_draws, train_draw
+from flows.playing.environments import look_up_spaces
+from flows.playing.policies import load_policy
+from flows.playing.workers import play_policies
 from flows.processes import core_count, let_go, share_out
 from flows.runners import Runner, running_on
-from flows.workers import play_policies
 from refine.config import RefineConfig
 from refine.labels import labels_from_annotations
 from storage.annotations import load_annotations

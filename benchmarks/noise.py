@@ -24,8 +24,8 @@ from typing import Any, get_args
 
 import numpy as np
 
+from flows.judging.trials import Method
 from flows.processes import core_count, share_out
-from flows.trials import Method
 from refine.crossed import interval_over_seeds
 from refine.noise import Noise
 

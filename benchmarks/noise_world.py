@@ -14,19 +14,19 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from annotate.requests import AnnotateConfig
-from flows.actors import NetworkActor
 from flows.collect import CollectConfig
-from flows.contest import GateConfig
 from flows.demo import take_example
-from flows.environments import Spaces
 from flows.gather import gather
-from flows.judge import Contestant, Returns
+from flows.judging.contest import GateConfig
+from flows.judging.judge import Contestant, Returns
+from flows.judging.lineage import find_recorded_baseline
+from flows.judging.trials import Method, try_fields
 from flows.label import label
-from flows.lineage import find_recorded_baseline
-from flows.policies import load_policy
+from flows.playing.actors import NetworkActor
+from flows.playing.environments import Spaces
+from flows.playing.policies import load_policy
+from flows.playing.workers import play_policies
 from flows.questions import LabelConfig
-from flows.trials import Method, try_fields
-from flows.workers import play_policies
 from refine.config import RefineConfig
 from refine.gate import SeedPlan
 from refine.labels import Labels, labels_from_annotations

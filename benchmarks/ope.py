@@ -29,14 +29,14 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import spearmanr
 
-from flows.arms import Draw, Material, list_draws
 from flows.collect import CollectConfig
-from flows.environments import Spaces, look_up_spaces, make_environment
 from flows.estimating.appraise import refit_number, train_and_score
 from flows.gather import gather
-from flows.policies import load_policy
+from flows.judging.arms import Draw, Material, list_draws
+from flows.playing.environments import Spaces, look_up_spaces, make_environment
+from flows.playing.policies import load_policy
+from flows.playing.rollout import rollout
 from flows.processes import core_count, share_out
-from flows.rollout import rollout
 from flows.train_baseline import TrainConfig, train_baseline
 from refine.config import RefineConfig
 from refine.estimates import OpeConfig, estimated_gain

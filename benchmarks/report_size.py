@@ -25,7 +25,7 @@ from playwright.sync_api import Page, sync_playwright
 
 from flows.collect import CollectConfig
 from flows.gather import gather
-from flows.lineage import record_baseline
+from flows.judging.lineage import record_baseline
 from flows.report import write_report
 from refine.policy import MlpPolicy
 from storage.annotations import insert_annotations

@@ -20,11 +20,11 @@ import typer
 from annotate.importing import import_annotations
 from annotate.selection import select_episodes
 from flows.collect import CollectConfig
-from flows.contest import GateConfig
-from flows.environments import Spaces
 from flows.improve import ImproveConfig, Outcome, improve
+from flows.judging.contest import GateConfig
 from flows.outcome import short
-from flows.policies import load_policy
+from flows.playing.environments import Spaces
+from flows.playing.policies import load_policy
 from flows.questions import LabelConfig
 from flows.rounds import Round, RoundsConfig, plain_work, run_rounds
 from refine.config import RefineConfig

@@ -31,8 +31,8 @@ from annotate.cards import load_card
 from annotate.planning import plan_run
 from annotate.requests import AnnotateConfig, Request
 from annotate.run import annotate_run
-from flows.contest import GateConfig
 from flows.improve import ImproveConfig, improve
+from flows.judging.contest import GateConfig
 from storage.queries import run_query
 from storage.steps import StepsWriter
 from storage.store import Store

@@ -21,8 +21,8 @@ from storage.identity import content_id
 from storage.schema import Array, Frozen
 from storage.store import Store
 
-from .contest import Comparison
 from .improve import ImproveConfig, Outcome, improve
+from .judging.contest import Comparison
 from .progress import Report, silent
 
 _ACTING: tuple[Mode, ...] = ("greedy", "sampled")

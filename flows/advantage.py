@@ -29,11 +29,11 @@ from storage.schema import Annotation, Episode, Frozen, Manifest
 from storage.steps import iterate_episodes, read_manifest
 from storage.store import Store
 
-from .actors import NetworkActor, Policy, check_mode
-from .branches import Branch, Ending, play_branches
-from .environments import Spaces
-from .lineage import find_recorded_baseline
-from .policies import load_policy
+from .judging.lineage import find_recorded_baseline
+from .playing.actors import NetworkActor, Policy, check_mode
+from .playing.branches import Branch, Ending, play_branches
+from .playing.environments import Spaces
+from .playing.policies import load_policy
 from .processes import share_out
 from .progress import Report, silent
 from .runners import workers_if_chosen

@@ -1,6 +1,6 @@
 """The policy that a refinement starts from: found again from what a dataset's manifest says, or distilled.
 
-How a policy's files are read is `policies.py`; how one is distilled is `refine/distil.py`.
+How a policy's files are read is `playing/policies.py`; how one is distilled is `refine/distil.py`.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from storage.schema import Manifest
 from storage.steps import StepArrays
 from storage.store import Store
 
-from .actors import NetworkActor, Policy
-from .environments import Spaces
-from .lineage import find_recorded_baseline, find_recorded_id
-from .policies import load_policy
+from .judging.lineage import find_recorded_baseline, find_recorded_id
+from .playing.actors import NetworkActor, Policy
+from .playing.environments import Spaces
+from .playing.policies import load_policy
 
 
 @dataclass(frozen=True)

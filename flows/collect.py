@@ -1,6 +1,6 @@
 """Collecting a dataset: episodes of a policy in an environment, into the store, resumable at any instant.
 
-How episodes are played is `rollout.py`; how they are written is `storage/writing.py`.
+How episodes are played is `playing/rollout.py`; how they are written is `storage/writing.py`.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from storage.schema import Engine, Episode, Frozen, Manifest, ManifestDraft
 from storage.steps import StepsWriter, read_manifest
 from storage.store import Store
 
-from .actors import Policy, check_mode
-from .environments import make_environment, spaces_of
-from .policies import load_policy
-from .pool import engine_versions, make_in_engine, play_pooled
+from .playing.actors import Policy, check_mode
+from .playing.environments import make_environment, spaces_of
+from .playing.policies import load_policy
+from .playing.pool import engine_versions, make_in_engine, play_pooled
+from .playing.rollout import ENVIRONMENTS, rollout
+from .playing.workers import play_episodes
 from .progress import Report, silent
-from .rollout import ENVIRONMENTS, rollout
 from .runners import workers_if_chosen
-from .workers import play_episodes
 
 SHARD_BYTES = 100_000_000
 _DECISIVE = (
@@ -51,7 +51,7 @@ class CollectConfig(Frozen):
     engine: Engine = Field(
         default="gymnasium", description="whose code the environment runs in; recorded in the manifest"
     )
-    policy: str = Field(description="what acts, as `flows.policies.load_policy` names it")
+    policy: str = Field(description="what acts, as `load_policy` names it")
     mode: Mode = Field(default="greedy", description="greedy, or sampled from the policy's distribution")
     episodes: int = Field(default=30, ge=1, description="how many; 30 cover what a stuck policy keeps doing")
     seed: int = Field(default=0, ge=0, description="seed of the first episode; episode i has seed + i")

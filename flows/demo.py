@@ -15,16 +15,16 @@ from storage.errors import Prerequisite
 from storage.schema import Manifest
 from storage.store import Store
 
-from .actors import NetworkActor
-from .environments import Spaces
 from .improve import ImproveConfig, Outcome
-from .lineage import record_baseline
+from .judging.lineage import record_baseline
 from .pipeline import PipelineConfig, pipeline_flow
-from .policies import load_policy
+from .playing.actors import NetworkActor
+from .playing.environments import Spaces
+from .playing.policies import load_policy
+from .playing.replay import Replay, replay_episode
 from .prefect_server import Server, served
 from .progress import listener
 from .questions import LabelConfig
-from .replay import Replay, replay_episode
 from .report import write_report
 
 EXAMPLE = Path(__file__).resolve().parent.parent / "examples" / "lunarlander"

@@ -16,17 +16,17 @@ from storage.schema import Frozen
 from storage.steps import read_manifest
 from storage.store import Store
 
-from .actors import check_mode
-from .environments import look_up_spaces
-from .judge import Contestant, Judge
-from .policies import load_policy
+from .judging.judge import Contestant, Judge
+from .playing.actors import check_mode
+from .playing.environments import look_up_spaces
+from .playing.policies import load_policy
 from .progress import Report, silent
 
 
 class EvaluateConfig(Frozen):
     """Which policy is played where, and how often."""
 
-    policy: str = Field(description="id in the store, or a specification as `flows.policies.load_policy` takes it")
+    policy: str = Field(description="id in the store, or a specification as `load_policy` takes it")
     env_id: str | None = Field(
         default=None, description="Gymnasium id; the one that the stored policy is for when null"
     )

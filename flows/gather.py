@@ -17,12 +17,12 @@ from storage.importing import import_recording, open_recording
 from storage.schema import Manifest
 from storage.store import MANIFEST, Store
 
-from .actors import NetworkActor
 from .collect import CollectConfig, collect
-from .environments import Spaces, look_up_spaces
-from .lineage import record_baseline
+from .judging.lineage import record_baseline
 from .minari_files import open_minari
-from .policies import load_policy
+from .playing.actors import NetworkActor
+from .playing.environments import Spaces, look_up_spaces
+from .playing.policies import load_policy
 from .progress import Report, silent
 
 

@@ -1,4 +1,4 @@
-"""`refine`: from a dataset and its annotations to a judged policy. The arms and the gate are in `contest.py`."""
+"""`refine`: from a dataset and its annotations to a judged policy. The arms and the gate are in `judging/`."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from storage.schema import Frozen, Manifest
 from storage.steps import StepArrays, read_manifest, read_steps
 from storage.store import Store
 
-from .arms import Material
 from .baselines import Baseline, find_baseline
-from .contest import Comparison, Contest, GateConfig
-from .environments import Spaces, look_up_spaces
-from .foreign import check_spaces
-from .judge import Judge
-from .lineage import record_comparison
-from .opinions import Opinions, find_opinions
-from .oracle import ask_expert
+from .judging.arms import Material
+from .judging.contest import Comparison, Contest, GateConfig
+from .judging.judge import Judge
+from .judging.lineage import record_comparison
+from .judging.opinions import Opinions, find_opinions
+from .judging.oracle import ask_expert
+from .playing.environments import Spaces, look_up_spaces
+from .playing.foreign import check_spaces
 from .progress import Report, silent
 
 

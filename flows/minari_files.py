@@ -30,7 +30,7 @@ from storage.pieces import guarded, unreadable
 from storage.recordings import MANIFEST_KEY, About, Recording, parse_about
 from storage.schema import Episode, Manifest, Space
 
-from .environments import to_space
+from .playing.environments import to_space
 
 _METADATA = "metadata.json"
 _BROKEN = (OSError, ValueError, KeyError, TypeError, AttributeError, AssertionError, gymnasium.error.Error)

@@ -6,8 +6,8 @@ from typing import Any
 
 from refine.gate import Interval
 
-from .contest import ArmResult
 from .improve import Outcome
+from .judging.contest import ArmResult
 
 _WHOLE_FROM = 1000  # returns of this size are told without decimals, so that the table keeps to 80 columns
 

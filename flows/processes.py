@@ -1,7 +1,7 @@
 """Work shared out to processes, or to whatever runner was chosen; the workers stay for the next work.
 
 Processes end when the one that started them does, however it ends. Other runners are in `runners.py`. The work is the
-caller's: episodes are played in `workers.py`, arms are trained in `contest.py`.
+caller's: episodes are played in `playing/workers.py`, arms are trained in `judging/contest.py`.
 """
 
 from __future__ import annotations

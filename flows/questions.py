@@ -17,7 +17,7 @@ from storage.schema import Frozen
 from storage.steps import read_manifest
 from storage.store import Store
 
-from .frames import FrameRenderer
+from .playing.frames import FrameRenderer
 
 ProviderName = Literal["anthropic", "batch", "file", "recorded"]
 

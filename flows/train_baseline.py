@@ -24,9 +24,16 @@ from storage.errors import BadInput, Prerequisite, TrajnoteError
 from storage.files import write_whole
 from storage.schema import Frozen
 
-from .environments import Spaces, make_environment, package_versions, parse_env_kwargs, parse_json_object, spaces_of
+from .playing.environments import (
+    Spaces,
+    make_environment,
+    package_versions,
+    parse_env_kwargs,
+    parse_json_object,
+    spaces_of,
+)
+from .playing.rollout import returns_of
 from .progress import Report, silent
-from .rollout import returns_of
 
 EVALUATION_SEEDS = range(900_000, 1_000_000)  # kept for this: no dataset and no gate begins there by itself
 TRAINING_LOG = "training.json"

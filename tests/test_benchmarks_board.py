@@ -22,7 +22,7 @@ from benchmarks.board.results import gain, interval_over_trainings, summarise
 from benchmarks.board.rows import Row, append_row, read_rows
 from benchmarks.board.scenes import Scene, Sources, set_scene, spread_states
 from benchmarks.board.table import draw_table, write_between
-from flows.environments import make_environment
+from flows.playing.environments import make_environment
 from storage.errors import BadInput, Prerequisite
 from storage.schema import Episode, Manifest
 from storage.steps import iterate_episodes, read_steps
@@ -226,7 +226,7 @@ def test_rows_are_made_once_and_shown_on_the_leaderboard(
 def test_more_training_uses_the_budget_and_starts_at_critical_states(scene: Scene, tmp_path: Path) -> None:
     from stable_baselines3 import PPO
 
-    from flows.environments import look_up_spaces
+    from flows.playing.environments import look_up_spaces
     from refine import baselines
 
     model = PPO("MlpPolicy", make_environment(TOY), n_steps=16, batch_size=64, policy_kwargs={"net_arch": [8]})

@@ -14,12 +14,12 @@ from toy_environment import TOY, gather_toys, right_actions, small_config, write
 
 from annotate.importing import import_annotations
 from flows import ablate as ablating
-from flows import contest
-from flows import judge as judging
 from flows.ablate import AblateConfig, Ablation, ablate
 from flows.ablation_table import as_json, sentences, table_rows
 from flows.figures import draw_figures
 from flows.improve import ImproveConfig, improve
+from flows.judging import contest
+from flows.judging import judge as judging
 from flows.outcome import as_json as outcome_json
 from refine.crossed import interval_over_seeds
 from refine.gate import interval

@@ -12,14 +12,14 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-import flows.branches
+import flows.playing.branches
 from flows.advantage import ReplayConfig, replay_labels
-from flows.branches import Branch, play_branches
 from flows.cli import make_app
 from flows.collect import CollectConfig, collect
-from flows.environments import Spaces
 from flows.health import check_labels
-from flows.policies import load_policy
+from flows.playing.branches import Branch, play_branches
+from flows.playing.environments import Spaces
+from flows.playing.policies import load_policy
 from refine.policy import MlpPolicy
 from storage.annotations import insert_annotations
 from storage.catalog import insert_rows
@@ -122,7 +122,7 @@ def test_how_many_run_side_by_side_changes_nothing(poles: Store, monkeypatch: py
     wide = load_label_replays(poles, "poles")
     with poles.catalog.write() as con:
         con.execute("DELETE FROM label_replays")
-    monkeypatch.setattr(flows.branches, "LANES", 1)
+    monkeypatch.setattr(flows.playing.branches, "LANES", 1)
     replay_labels(poles, "poles", chance)
     assert load_label_replays(poles, "poles") == wide
     assert all(len(row.advantages) == 3 and (row.standard_error or 0) >= 0 for row in wide)

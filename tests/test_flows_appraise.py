@@ -14,14 +14,14 @@ from store_state import state_of
 from toy_environment import gather_toys, small_config, write_labels
 
 from annotate.importing import import_annotations
-from flows import judge as judging
-from flows import workers
 from flows.estimating.appraisal import Appraisal, AppraiseConfig
 from flows.estimating.appraise import appraise
 from flows.estimating.words import as_json, sentences, table_rows
 from flows.figures import draw_figures
 from flows.gather import take_in
+from flows.judging import judge as judging
 from flows.outcome import as_json as played_json
+from flows.playing import workers
 from flows.report import write_report
 from refine.estimates import OpeConfig
 from storage.errors import BadInput, Prerequisite

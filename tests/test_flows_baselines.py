@@ -14,8 +14,8 @@ from toy_environment import REACH, TOY, gather_toys, make_baseline, right_action
 from flows import baselines
 from flows.baselines import Baseline, find_baseline
 from flows.collect import CollectConfig, collect
-from flows.environments import look_up_spaces, make_environment
 from flows.gather import gather
+from flows.playing.environments import look_up_spaces, make_environment
 from refine.distil import distil
 from refine.labels import Labels
 from refine.policy import MlpPolicy

@@ -16,10 +16,10 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from flows.actors import RandomActor
 from flows.collect import CollectConfig, collect
-from flows.environments import make_environment, package_versions, spaces_of
-from flows.rollout import rollout
+from flows.playing.actors import RandomActor
+from flows.playing.environments import make_environment, package_versions, spaces_of
+from flows.playing.rollout import rollout
 from refine.policy import MlpPolicy
 from storage.errors import BadInput
 from storage.schema import Manifest

@@ -12,10 +12,10 @@ import pytest
 from toy_environment import REACH, TOY, gather_toys, small_config, write_labels
 
 from annotate.importing import import_annotations
-from flows.arms import Draw, Material, list_draws
 from flows.baselines import find_baseline
-from flows.contest import Comparison, Contest, GateConfig
-from flows.judge import Judge
+from flows.judging.arms import Draw, Material, list_draws
+from flows.judging.contest import Comparison, Contest, GateConfig
+from flows.judging.judge import Judge
 from refine.gate import interval
 from refine.labels import labels_from_annotations
 from refine.policy import Head

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 
-from flows.environments import (
+from flows.playing.environments import (
     make_environment,
     package_versions,
     parse_env_kwargs,

@@ -11,10 +11,10 @@ import pytest
 from store_state import state_of
 from toy_environment import REACH, TOY, gather_toys, make_baseline, save_folder
 
-from flows import judge as judging
-from flows.environments import make_environment
 from flows.evaluate import EvaluateConfig, evaluate
-from flows.rollout import returns_of
+from flows.judging import judge as judging
+from flows.playing.environments import make_environment
+from flows.playing.rollout import returns_of
 from refine.gate import interval
 from storage.errors import BadInput
 from storage.store import Store

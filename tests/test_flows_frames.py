@@ -14,8 +14,8 @@ from annotate.providers.scripted import ScriptedProvider, text_message
 from annotate.requests import AnnotateConfig, Request
 from annotate.run import annotate_run
 from flows.collect import CollectConfig, collect
-from flows.frames import FrameRenderer, encode_png, make_rendering, shrink, tile
 from flows.label import plan
+from flows.playing.frames import FrameRenderer, encode_png, make_rendering, shrink, tile
 from flows.questions import LabelConfig
 from storage.errors import BadInput
 from storage.schema import Manifest

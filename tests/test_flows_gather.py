@@ -10,7 +10,7 @@ from toy_environment import CARD, TOY, gather_toys, make_baseline, save_folder
 
 from flows.collect import CollectConfig
 from flows.gather import gather, take_in
-from flows.lineage import find_recorded_baseline
+from flows.judging.lineage import find_recorded_baseline
 from storage.errors import BadInput, DamagedStore
 from storage.store import Store
 

@@ -13,10 +13,10 @@ from store_state import state_of
 from toy_environment import REACH, TOY, gather_toys, make_baseline, save_folder, small_config, write_labels
 
 from annotate.importing import import_annotations
-from flows import arms
-from flows import judge as judging
 from flows.gather import take_in
 from flows.improve import Outcome, improve
+from flows.judging import arms
+from flows.judging import judge as judging
 from flows.outcome import as_json, sentences
 from storage.errors import BadInput, Prerequisite
 from storage.steps import read_episode

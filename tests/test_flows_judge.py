@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from toy_environment import REACH, TOY, make_baseline
 
-from flows import judge as judging
-from flows.environments import make_environment
-from flows.judge import Contestant, Judge
-from flows.rollout import returns_of
+from flows.judging import judge as judging
+from flows.judging.judge import Contestant, Judge
+from flows.playing.environments import make_environment
+from flows.playing.rollout import returns_of
 from refine.gate import interval
 from refine.policy import MlpPolicy
 from storage.store import Store

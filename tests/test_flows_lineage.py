@@ -17,7 +17,7 @@ from annotate.requests import AnnotateConfig
 from annotate.run import annotate_run
 from flows.gather import take_in
 from flows.improve import Outcome, improve
-from flows.lineage import find_recorded_baseline, record_baseline
+from flows.judging.lineage import find_recorded_baseline, record_baseline
 from storage.policies import files_sha256, policy_files
 from storage.responses import raw_reply
 from storage.store import Store

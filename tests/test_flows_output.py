@@ -9,8 +9,8 @@ from typing import cast
 import pytest
 
 from flows.commands.output import format_cell, print_json, print_lines, print_table, progress_bars
-from flows.contest import ArmResult
 from flows.improve import Outcome
+from flows.judging.contest import ArmResult
 from flows.outcome import table_rows
 from refine.gate import Interval
 

@@ -12,10 +12,10 @@ import pytest
 import torch
 from gymnasium import spaces as gym_spaces
 
-from flows.actors import ForeignActor, NetworkActor, check_mode
-from flows.environments import Spaces, make_environment, spaces_of
-from flows.policies import FORMS, load_policy
-from flows.rollout import acting_generator, rollout
+from flows.playing.actors import ForeignActor, NetworkActor, check_mode
+from flows.playing.environments import Spaces, make_environment, spaces_of
+from flows.playing.policies import FORMS, load_policy
+from flows.playing.rollout import acting_generator, rollout
 from refine import baselines, learnables
 from refine.policy import MlpPolicy
 from storage.errors import BadInput, DamagedStore, Prerequisite

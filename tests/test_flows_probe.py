@@ -14,7 +14,7 @@ from annotate.cards import Card, load_card, packaged_cards
 from annotate.claims import Claim
 from flows.carding.experiments import Twins, wander
 from flows.carding.probe import Finding, probe_card
-from flows.environments import make_environment
+from flows.playing.environments import make_environment
 from storage.errors import BadInput
 
 X, Z = 0, 2

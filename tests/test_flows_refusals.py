@@ -14,8 +14,8 @@ import pytest
 import torch
 from gymnasium import spaces as gym_spaces
 
-from flows.environments import Spaces, look_up_spaces, make_environment
-from flows.policies import load_policy
+from flows.playing.environments import Spaces, look_up_spaces, make_environment
+from flows.playing.policies import load_policy
 from refine.baselines import use_one_thread  # silences the old gym before the libraries below import it
 from storage.errors import BadInput
 

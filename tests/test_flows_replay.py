@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from flows.actors import RandomActor
 from flows.collect import CollectConfig, collect
-from flows.environments import make_environment
-from flows.replay import play_again, replay_episode
-from flows.rollout import rollout
+from flows.playing.actors import RandomActor
+from flows.playing.environments import make_environment
+from flows.playing.replay import play_again, replay_episode
+from flows.playing.rollout import rollout
 from storage.errors import BadInput
 from storage.schema import Episode, Manifest
 from storage.steps import read_episode

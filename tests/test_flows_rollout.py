@@ -18,10 +18,10 @@ import gymnasium
 import numpy as np
 import pytest
 
-from flows.actors import Answer, Foreign, ForeignActor, NetworkActor, RandomActor, legal_action
-from flows.environments import make_environment, spaces_of
-from flows.rollout import acting_generator, play, returns_of, rollout
-from flows.workers import play_policies
+from flows.playing.actors import Answer, Foreign, ForeignActor, NetworkActor, RandomActor, legal_action
+from flows.playing.environments import make_environment, spaces_of
+from flows.playing.rollout import acting_generator, play, returns_of, rollout
+from flows.playing.workers import play_policies
 from refine.policy import Acts, MlpPolicy
 from storage.errors import BadInput
 from storage.schema import Episode, Space
@@ -113,10 +113,10 @@ def test_environments_that_are_slow_to_make_are_fewer_and_the_episodes_the_same(
         return make_environment("CartPole-v1")
 
     play_all = partial(rollout, make, network_for("CartPole-v1"), range(6), mode="sampled")
-    monkeypatch.setattr("flows.rollout._MAKING", 3600.0)
+    monkeypatch.setattr("flows.playing.rollout._MAKING", 3600.0)
     many = list(play_all())
     assert len(made) == 6
-    monkeypatch.setattr("flows.rollout._MAKING", 0.0)
+    monkeypatch.setattr("flows.playing.rollout._MAKING", 0.0)
     assert all(same_bits(*pair) for pair in zip(many, play_all(), strict=True))
     assert len(made) == 7
 
@@ -281,7 +281,7 @@ def test_an_error_in_a_process_reaches_the_caller_and_the_next_call_works() -> N
 SCRIPT = """
 import numpy as np, sys
 from pathlib import Path
-from flows.workers import play_policies
+from flows.playing.workers import play_policies
 from refine.policy import Acts
 
 class Slow:

@@ -15,7 +15,7 @@ from annotate.importing import import_annotations
 from annotate.rule_importing import import_rules
 from flows import cli
 from flows.improve import improve
-from flows.opinions import find_opinions
+from flows.judging.opinions import find_opinions
 from flows.report import write_report
 from refine.rule_labels import RuleLabels
 from storage.errors import BadInput, Prerequisite

@@ -20,14 +20,14 @@ from typer.testing import CliRunner
 import flows.processes
 from annotate.importing import import_annotations
 from flows.advantage import ReplayConfig, replay_labels
-from flows.arms import Draw, Material, train_draw
 from flows.cli import make_app
 from flows.collect import CollectConfig, collect
+from flows.judging.arms import Draw, Material, train_draw
 from flows.night import Night, run_night
+from flows.playing.workers import play_policies
 from flows.processes import share_out
 from flows.runners import PROCESSES, Runner, chosen_runner, parse_runner, running_on, workers_if_chosen
 from flows.settings import DeploymentConfig
-from flows.workers import play_policies
 from refine.labels import labels_from_annotations
 from storage.annotations import load_annotations
 from storage.errors import BadInput, Prerequisite, TrajnoteError

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from flows.environments import make_environment, spaces_of
-from flows.policies import load_policy
-from flows.rollout import returns_of
+from flows.playing.environments import make_environment, spaces_of
+from flows.playing.policies import load_policy
+from flows.playing.rollout import returns_of
 from flows.train_baseline import EVALUATION_SEEDS, TrainConfig, is_plateau, train_baseline
 from storage.errors import BadInput
 

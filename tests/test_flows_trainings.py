@@ -4,8 +4,8 @@ from pathlib import Path
 
 import numpy as np
 
-from flows.arms import Draw, Material
-from flows.trainings import find_candidates, keep_candidates
+from flows.judging.arms import Draw, Material
+from flows.judging.trainings import find_candidates, keep_candidates
 from refine.config import RefineConfig, Snapshot
 from refine.labels import Labels
 from refine.policy import MlpPolicy

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from toy_environment import TOY
 
-from flows.environments import look_up_spaces
-from flows.judge import Contestant, Returns
-from flows.trials import Finding, Method, try_fields
+from flows.judging.judge import Contestant, Returns
+from flows.judging.trials import Finding, Method, try_fields
+from flows.playing.environments import look_up_spaces
 from refine.gate import SeedPlan
 from refine.policy import MlpPolicy
 

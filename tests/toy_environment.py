@@ -19,10 +19,10 @@ from annotate.cards import load_card
 from annotate.planning import plan_run
 from annotate.requests import AnnotateConfig, Question
 from flows.collect import CollectConfig
-from flows.contest import GateConfig
-from flows.environments import look_up_spaces
 from flows.gather import gather
 from flows.improve import ImproveConfig
+from flows.judging.contest import GateConfig
+from flows.playing.environments import look_up_spaces
 from refine.config import RefineConfig
 from refine.policy import Head, MlpPolicy
 from storage.schema import Array, Manifest

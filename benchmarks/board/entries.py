@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.baselines import read_configurations
-from flows.contest import GateConfig
+from flows.judging.contest import GateConfig
 from refine.policy import Mode
 
 CARDS = Path(__file__).resolve().parents[1] / "cards"

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from flows.environments import Spaces, make_environment
+from flows.playing.environments import Spaces, make_environment
 from refine.policy import MlpPolicy
 from refine.spaces import input_size, network_inputs
 from storage.errors import Prerequisite

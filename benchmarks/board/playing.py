@@ -11,10 +11,10 @@ from functools import partial
 
 import numpy as np
 
-from flows.environments import make_environment
-from flows.judge import Contestant, Purpose, Returns
-from flows.rollout import rollout
-from flows.trials import try_fields
+from flows.judging.judge import Contestant, Purpose, Returns
+from flows.judging.trials import try_fields
+from flows.playing.environments import make_environment
+from flows.playing.rollout import rollout
 from refine.policy import MlpPolicy, Mode
 
 from .scenes import Scene

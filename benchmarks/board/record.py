@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from flows.judge import Contestant
+from flows.judging.judge import Contestant
 from storage.catalog import insert_rows
 from storage.identity import content_id
 from storage.store import Store

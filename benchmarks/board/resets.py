@@ -12,8 +12,8 @@ from typing import Any
 import gymnasium
 import numpy as np
 
-from flows.environments import Environment
-from flows.replay import play_until
+from flows.playing.environments import Environment
+from flows.playing.replay import play_until
 from storage.schema import Episode, Manifest
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
-from flows.judge import Returns
+from flows.judging.judge import Returns
 from refine.gate import CONFIDENCE, Interval, interval
 
 from .jobs import ARMS

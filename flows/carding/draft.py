@@ -18,7 +18,7 @@ from storage.errors import BadInput
 from storage.files import write_whole
 from storage.schema import Space
 
-from ..environments import Environment, make_environment, spaces_of
+from ..playing.environments import Environment, make_environment, spaces_of
 from .docstrings import Entry, describe_actions, describe_observation, section
 
 _QUOTED_LINES = 20

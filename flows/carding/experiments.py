@@ -17,7 +17,7 @@ from annotate.cards import Card
 from storage.errors import BadInput
 from storage.schema import Array
 
-from ..environments import Environment
+from ..playing.environments import Environment
 
 _LONGEST_HOLD = 30
 _LONGEST_PREFIX = 60

@@ -16,7 +16,7 @@ from annotate.claims import Claim, EffectClaim, LawClaim, RangeClaim, RateClaim,
 from annotate.expressions import evaluate
 from storage.schema import Array
 
-from ..environments import Environment, make_environment, spaces_of
+from ..playing.environments import Environment, make_environment, spaces_of
 from .experiments import Twins, wander
 
 _ROUNDING = 1e-6

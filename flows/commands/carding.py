@@ -58,7 +58,7 @@ def card_show(
     """Show what an annotator is told of an environment."""
     from annotate.cards import load_card
 
-    from ..environments import parse_env_kwargs
+    from ..playing.environments import parse_env_kwargs
 
     found = load_card(card, parse_env_kwargs(env_kwargs))
     if as_json:
@@ -78,7 +78,7 @@ def card_new(
 ) -> None:
     """Draft a card from the environment's spaces and docstring; what only a person can know is marked TODO."""
     from ..carding.draft import card_path, write_draft
-    from ..environments import parse_env_kwargs
+    from ..playing.environments import parse_env_kwargs
 
     path = output or card_path(env_id, Path())
     write_draft(env_id, parse_env_kwargs(env_kwargs), path)
@@ -99,7 +99,7 @@ def card_check(
     from storage.errors import BadInput
 
     from ..carding.probe import probe_card
-    from ..environments import parse_env_kwargs
+    from ..playing.environments import parse_env_kwargs
 
     findings = probe_card(load_card(card, parse_env_kwargs(env_kwargs)))
     rows = [{"held": f.held, "claim": f.claim.text, "evidence": f.evidence} for f in findings]

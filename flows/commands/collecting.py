@@ -48,8 +48,8 @@ def collect(
     from storage.store import Store
 
     from ..collect import CollectConfig
-    from ..environments import parse_env_kwargs
     from ..gather import gather
+    from ..playing.environments import parse_env_kwargs
 
     config = CollectConfig(
         env_id=env,
@@ -95,8 +95,8 @@ def import_rows(
     from storage.final_rows import Losses
     from storage.store import Store
 
-    from ..environments import parse_env_kwargs
     from ..gather import take_in
+    from ..playing.environments import parse_env_kwargs
 
     kwargs, columns, losses = parse_env_kwargs(env_kwargs), parse_columns(column or []), Losses()
     with local_copy(path) as here, Store.create_for(store) as opened:
@@ -158,7 +158,7 @@ def replay(
     from storage.datasets import resolve_dataset
     from storage.store import Store
 
-    from ..replay import replay_episode
+    from ..playing.replay import replay_episode
 
     opened = Store.open(store)
     result = replay_episode(opened, resolve_dataset(opened, dataset), episode)

@@ -264,9 +264,9 @@ def evaluate(
     from refine.gate import Interval
     from storage.store import Store
 
-    from ..environments import parse_env_kwargs
     from ..evaluate import EvaluateConfig
     from ..evaluate import evaluate as play
+    from ..playing.environments import parse_env_kwargs
 
     config = EvaluateConfig(
         policy=policy,
@@ -363,8 +363,8 @@ def demo(
 def _configure(refine: dict[str, Any], gate: dict[str, Any], workers: int | None) -> ImproveConfig:
     from refine.config import RefineConfig
 
-    from ..contest import GateConfig
     from ..improve import ImproveConfig
+    from ..judging.contest import GateConfig
 
     return ImproveConfig(
         refine=RefineConfig.model_validate(refine), gate=GateConfig.model_validate(gate), workers=workers

@@ -17,9 +17,9 @@ from refine.gate import Interval, Verdict
 from refine.policy import Mode
 from storage.schema import Frozen
 
-from ..arms import Draw, Material
 from ..baselines import Baseline
-from ..judge import Contestant
+from ..judging.arms import Draw, Material
+from ..judging.judge import Contestant
 
 if TYPE_CHECKING:
     from refine.consistency import Consistency

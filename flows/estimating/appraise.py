@@ -28,8 +28,8 @@ from storage.schema import Array
 from storage.steps import read_manifest, read_steps
 from storage.store import Store
 
-from ..arms import PLACEBOS, Draw, Material, labels_of, list_draws, train_draw
 from ..improve import gather_material
+from ..judging.arms import PLACEBOS, Draw, Material, labels_of, list_draws, train_draw
 from ..processes import share_out
 from ..progress import Report, silent
 from .appraisal import Appraisal, AppraiseConfig, ArmEstimate, Trial

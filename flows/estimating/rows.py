@@ -16,11 +16,11 @@ from storage.policies import save_policy
 from storage.steps import read_manifest
 from storage.store import Store
 
-from ..judge import Contestant
-from ..lineage import learner_versions, record_baseline
+from ..judging.judge import Contestant
+from ..judging.lineage import learner_versions, record_baseline
 
 if TYPE_CHECKING:
-    from ..arms import Material
+    from ..judging.arms import Material
     from .appraisal import Appraisal, AppraiseConfig, Trial
 
 METHOD = "fqe"

@@ -17,7 +17,7 @@ from PIL import Image
 from storage.errors import TrajnoteError
 from storage.schema import Array, Episode
 
-from ..environments import Environment, make_environment
+from ..playing.environments import Environment, make_environment
 from ..processes import core_count, share_out
 from ..runners import PROCESSES
 

@@ -10,9 +10,9 @@ from refine.policy import Mode
 from storage.schema import Episode, Manifest
 from storage.store import Store
 
-from ..environments import Spaces, make_environment
-from ..policies import load_policy
-from ..rollout import rollout
+from ..playing.environments import Spaces, make_environment
+from ..playing.policies import load_policy
+from ..playing.rollout import rollout
 from .facts import Facts
 from .wording import read_object
 

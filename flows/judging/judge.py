@@ -21,8 +21,8 @@ from storage.catalog import insert_rows
 from storage.identity import content_id
 from storage.store import Store
 
-from .actors import Actor
-from .workers import play_policies
+from ..playing.actors import Actor
+from ..playing.workers import play_policies
 
 Returns = NDArray[np.float64]
 Purpose = Literal["select", "accept", "report", "evaluate"]

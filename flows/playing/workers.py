@@ -16,9 +16,9 @@ import numpy as np
 from refine.policy import Mode
 from storage.schema import Array, Episode
 
+from ..processes import share_out
 from .actors import Actor
 from .environments import Environment, make_environment
-from .processes import share_out
 from .rollout import play
 
 _CHUNK = 8  # seeds of one task, side by side in one process: small enough to share out evenly

@@ -9,9 +9,9 @@ from storage.schema import Manifest
 from storage.steps import StepArrays
 from storage.store import Store
 
+from ..playing.environments import Spaces
+from ..playing.policies import load_policy
 from .arms import Oracle
-from .environments import Spaces
-from .policies import load_policy
 
 
 def ask_expert(spec: str, labels: Labels, steps: StepArrays, manifest: Manifest, store: Store) -> Oracle:

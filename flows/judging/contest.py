@@ -30,10 +30,10 @@ from refine.references import ReferenceArm
 from storage.errors import BadInput
 from storage.schema import Frozen
 
+from ..processes import share_out
+from ..progress import Report, silent
 from .arms import PLACEBOS, Draw, Material, list_draws, train_draw
 from .judge import Contestant, Judge, Purpose, Returns
-from .processes import share_out
-from .progress import Report, silent
 from .trainings import find_candidates, keep_candidates
 from .trials import Method, try_fields
 
