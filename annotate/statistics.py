@@ -7,6 +7,7 @@ ratios of counts, so equal data gives equal numbers on any machine.
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -67,7 +68,7 @@ class DatasetStatistics:
 
     def rank(self, return_: float) -> tuple[int, int]:
         """How many episodes have a lower return, and how many there are."""
-        return int(np.searchsorted(np.asarray(self.sorted_returns), return_, side="left")), len(self.sorted_returns)
+        return bisect_left(self.sorted_returns, return_), len(self.sorted_returns)
 
 
 def exact_return(episode: Episode) -> float:

@@ -35,7 +35,7 @@ from storage.store import Store
 
 STEPS = {"CartPole-v1": 60_000, "LunarLander-v3": 20_000, "Hopper-v5": 16_000, "Walker2d-v5": 16_000}
 HIDDEN = (64, 64)  # what Stable-Baselines3 makes
-SIDE_BY_SIDE = 32
+SIDE_BY_SIDE = 64
 
 
 class Scene(NamedTuple):

@@ -35,7 +35,7 @@ def collect(
     mode: ActingOption = "sampled",
     env_kwargs: Annotated[str | None, typer.Option(help="Arguments of gymnasium.make, as JSON.")] = None,
     max_steps: Annotated[int | None, typer.Option(min=1, help="Cut longer episodes there.")] = None,
-    envs: Annotated[int, typer.Option(min=1, help="Environments side by side; never changes the result.")] = 32,
+    envs: Annotated[int, typer.Option(min=1, help="Environments side by side; never changes the result.")] = 64,
     engine: Annotated[
         Literal["gymnasium", "envpool"],
         typer.Option(help="Whose code the environment runs in; envpool is faster, and its physics may differ."),

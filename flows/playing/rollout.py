@@ -21,7 +21,7 @@ from .actors import Actor
 from .environments import Environment, spaces_of
 from .tape import Tape
 
-ENVIRONMENTS = 32
+ENVIRONMENTS = 64
 _MAKING = 0.05  # seconds for making more of them: what is slow to make is slow to step, and gains little by company
 _ACTING = 0x7261  # keeps a policy's chance apart from its environment's, which has the bare seed
 
