@@ -22,10 +22,9 @@ from storage.schema import Array, Frozen
 from storage.store import Store
 
 from .improve import ImproveConfig, Outcome, improve
-from .judging.contest import Comparison
+from .judging.contest import ArmResult, Comparison
+from .judging.lineage import arm_rows
 from .progress import Report, silent
-
-_ACTING: tuple[Mode, ...] = ("greedy", "sampled")
 
 
 class AblateConfig(Frozen):
@@ -45,16 +44,10 @@ class AblateConfig(Frozen):
 
 
 @dataclass(frozen=True)
-class PooledArm:
-    """One row of the table: an arm under one mode, over all training seeds."""
+class PooledArm(ArmResult):
+    """One row of the table: an arm under one mode, its draws those of all training seeds."""
 
     recipe: TrainingMode
-    arm: str
-    labels: int
-    draws: int  # trainings
-    accepted: int  # of them
-    greedy: Interval
-    sampled: Interval | None  # None when the policy has no distribution
 
 
 @dataclass(frozen=True)
@@ -179,32 +172,15 @@ def _record(store: Store, dataset_id: str, ablation: Ablation) -> None:
         env_id = con.execute("SELECT env_id FROM datasets WHERE dataset_id = ?", [dataset_id]).fetchall()[0][0]
         shared = {"ablation_id": ablation.ablation_id, "dataset_id": dataset_id, "env_id": env_id}
         seeds = len({seed for _, seed in ablation.outcomes})
-        rows = [shared | {"seeds": seeds} | row for arm in ablation.arms for row in _rows(arm)]
+        rows = [
+            shared | {"seeds": seeds, "recipe": arm.recipe} | row for arm in ablation.arms for row in arm_rows([arm])
+        ]
         insert_rows(con, "ablations", rows)
         members = [
             {"ablation_id": ablation.ablation_id, "recipe": mode, "seed": seed, "comparison_id": outcome.comparison_id}
             for (mode, seed), outcome in ablation.outcomes.items()
         ]
         insert_rows(con, "ablation_comparisons", members)
-
-
-def _rows(arm: PooledArm) -> list[dict[str, object]]:
-    return [
-        {
-            "recipe": arm.recipe,
-            "arm": arm.arm,
-            "mode": acting,
-            "labels": arm.labels,
-            "draws": arm.draws,
-            "accepted": arm.accepted,
-            "episodes": returns.n,
-            "return_": returns.mean,
-            "low": returns.low,
-            "high": returns.high,
-        }
-        for acting, returns in zip(_ACTING, (arm.greedy, arm.sampled), strict=True)
-        if returns is not None
-    ]
 
 
 def _named(report: Report, name: str) -> Report:

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from refine.gate import Interval
-
 from .ablate import Ablation, PooledArm, PooledVerdict
-from .outcome import arm_title, short
+from .outcome import arm_title, plain, short
 
 
 def table_rows(ablation: Ablation) -> list[dict[str, object]]:
@@ -63,8 +61,8 @@ def _plain_arm(arm: PooledArm) -> dict[str, Any]:
         "labels": arm.labels,
         "trainings": arm.draws,
         "accepted": arm.accepted,
-        "greedy": _plain(arm.greedy),
-        "sampled": _plain(arm.sampled) if arm.sampled else None,
+        "greedy": plain(arm.greedy),
+        "sampled": plain(arm.sampled) if arm.sampled else None,
     }
 
 
@@ -75,9 +73,5 @@ def _plain_verdict(verdict: PooledVerdict) -> dict[str, Any]:
         "accepted": verdict.accepted,
         "better_than_baseline": verdict.better,
         "labels_did_it": verdict.credit,
-        "leads": {arm: _plain(lead) for arm, lead in verdict.leads.items()},
+        "leads": {arm: plain(lead) for arm, lead in verdict.leads.items()},
     }
-
-
-def _plain(interval: Interval) -> dict[str, float]:
-    return {"return": interval.mean, "low": interval.low, "high": interval.high}

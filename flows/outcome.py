@@ -34,8 +34,8 @@ def as_json(outcome: Outcome) -> dict[str, Any]:
     comparison = outcome.comparison
     arms = {arm_title(arm.arm): arm for arm in comparison.arms}
     return {
-        **{name: _interval(arm.greedy) for name, arm in arms.items()},
-        "sampled": {name: _interval(arm.sampled) for name, arm in arms.items() if arm.sampled is not None},
+        **{name: plain(arm.greedy) for name, arm in arms.items()},
+        "sampled": {name: plain(arm.sampled) for name, arm in arms.items() if arm.sampled is not None},
         "accepted": comparison.decision.accepted,
         "reason": comparison.decision.reason,
         "better_than_baseline": comparison.improvement.holds,
@@ -72,7 +72,8 @@ def short(interval: Interval) -> str:
     return f"{interval.mean:.0f} [{interval.low:.0f}, {interval.high:.0f}]"
 
 
-def _interval(interval: Interval) -> dict[str, float]:
+def plain(interval: Interval) -> dict[str, float]:
+    """As JSON has it."""
     return {"return": interval.mean, "low": interval.low, "high": interval.high}
 
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from .options import JsonOption
+from .options import EnvKwargsOption, JsonOption
 from .output import print_json, print_lines, print_table
 
 card_app = typer.Typer(name="card", help="Environment cards: what numbers and actions mean.", no_args_is_help=True)
@@ -52,7 +52,7 @@ def _told(card: Mapping[str, Any]) -> dict[str, object]:
 @card_app.command("show")
 def card_show(
     card: Annotated[str, typer.Argument(help="Gymnasium id, or path of a TOML card.")],
-    env_kwargs: Annotated[str | None, typer.Option(help="Arguments of gymnasium.make, as JSON.")] = None,
+    env_kwargs: EnvKwargsOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Show what an annotator is told of an environment."""
@@ -73,7 +73,7 @@ def card_show(
 def card_new(
     env_id: Annotated[str, typer.Argument(help="Gymnasium id, or module:EnvId.")],
     output: Annotated[Path | None, typer.Option("--output", "-o", help="File; default: named after the id.")] = None,
-    env_kwargs: Annotated[str | None, typer.Option(help="Arguments of gymnasium.make, as JSON.")] = None,
+    env_kwargs: EnvKwargsOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Draft a card from the environment's spaces and docstring; what only a person can know is marked TODO."""
@@ -91,7 +91,7 @@ def card_new(
 @card_app.command("check")
 def card_check(
     card: Annotated[str, typer.Argument(help="Gymnasium id, or path of a TOML card.")],
-    env_kwargs: Annotated[str | None, typer.Option(help="Arguments of gymnasium.make, as JSON.")] = None,
+    env_kwargs: EnvKwargsOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Try every claim of a card in the environment itself: signs, units, bounds, rewards, terminations."""

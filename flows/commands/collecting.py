@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from .options import DEFAULT_STORE, ActingOption, DatasetOption, JsonOption, StoreOption
+from .options import DEFAULT_STORE, ActingOption, DatasetOption, EnvKwargsOption, JsonOption, StoreOption
 from .output import print_json, print_lines, progress_bars
 
 
@@ -33,7 +33,7 @@ def collect(
     episodes: Annotated[int, typer.Option(min=1, help="How many episodes.")] = 30,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the first episode; episode i has seed + i.")] = 0,
     mode: ActingOption = "sampled",
-    env_kwargs: Annotated[str | None, typer.Option(help="Arguments of gymnasium.make, as JSON.")] = None,
+    env_kwargs: EnvKwargsOption = None,
     max_steps: Annotated[int | None, typer.Option(min=1, help="Cut longer episodes there.")] = None,
     envs: Annotated[int, typer.Option(min=1, help="Environments side by side; never changes the result.")] = 64,
     engine: Annotated[
@@ -81,7 +81,7 @@ def import_rows(
     store: StoreOption = DEFAULT_STORE,
     dataset: Annotated[str | None, typer.Option("--dataset", help="Name; default: made from the content.")] = None,
     env: Annotated[str | None, typer.Option("--env", help="Gymnasium id of the environment, if there is one.")] = None,
-    env_kwargs: Annotated[str | None, typer.Option(help="Arguments of gymnasium.make, as JSON.")] = None,
+    env_kwargs: EnvKwargsOption = None,
     card: Annotated[str | None, typer.Option("--card", help="TOML card that names components and actions.")] = None,
     column: Annotated[
         list[str] | None,

@@ -22,4 +22,5 @@ ActingOption = Annotated[
     Literal["greedy", "sampled"],
     typer.Option("--mode", help="The likeliest action, or one drawn from the distribution."),
 ]
+EnvKwargsOption = Annotated[str | None, typer.Option("--env-kwargs", help="Arguments of gymnasium.make, as JSON.")]
 DEFAULT_STORE = Path("trajnote-store")

@@ -16,7 +16,7 @@ from storage.identity import content_id
 from storage.policies import policy_files, save_policy
 from storage.store import Store
 
-from .contest import Comparison, Contest, Trial
+from .contest import ArmResult, Comparison, Contest, Trial
 from .judge import Contestant
 
 
@@ -84,7 +84,7 @@ def record_comparison(
     ids = {trial.draw.name: content_id("f_", [comparison_id, trial.draw.name]) for trial in comparison.trials}
     with store.catalog.write() as con:
         insert_rows(con, "comparisons", [_comparison_row(contest, comparison) | {"comparison_id": comparison_id}])
-        insert_rows(con, "arms", [row | {"comparison_id": comparison_id} for row in _arm_rows(comparison)])
+        insert_rows(con, "arms", [row | {"comparison_id": comparison_id} for row in arm_rows(comparison.arms)])
         rows = [_refinement_row(contest, trial, run_ids) for trial in comparison.trials]
         for row, trial in zip(rows, comparison.trials, strict=True):
             row |= {"refinement_id": ids[trial.draw.name], "comparison_id": comparison_id}
@@ -152,7 +152,8 @@ def _comparison_row(contest: Contest, comparison: Comparison) -> dict[str, Any]:
     }
 
 
-def _arm_rows(comparison: Comparison) -> list[dict[str, Any]]:
+def arm_rows(arms: Sequence[ArmResult]) -> list[dict[str, Any]]:
+    """One row per arm and way of acting: how many draws, how many accepted, and the return with its interval."""
     return [
         {
             "arm": arm.arm,
@@ -165,7 +166,7 @@ def _arm_rows(comparison: Comparison) -> list[dict[str, Any]]:
             "low": returns.low,
             "high": returns.high,
         }
-        for arm in comparison.arms
+        for arm in arms
         for mode, returns in (("greedy", arm.greedy), ("sampled", arm.sampled))
         if returns is not None
     ]
