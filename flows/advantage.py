@@ -174,10 +174,10 @@ def measure(
 
 
 def _as_taken(action: Any, manifest: Manifest) -> Any:
-    """An action in the form in which a rollout gives it: a Python integer, or a vector of its own."""
+    """An action as a rollout gives it to the environment: NumPy's integer, or a vector."""
     space = manifest.action_space
-    numbers = np.asarray(action, np.float64).reshape(space.size)
-    return int(numbers[0]) if space.is_discrete else numbers.astype(space.dtype)
+    numbers = np.asarray(action, np.float64).reshape(space.size).astype(space.dtype)
+    return numbers[0] if space.is_discrete else numbers
 
 
 def _row(note: Annotation, endings: Sequence[Ending], manifest: Manifest, way: _Way) -> LabelReplay:

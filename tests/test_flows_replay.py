@@ -7,14 +7,17 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+import gymnasium
 import numpy as np
 import pytest
 
 from flows.collect import CollectConfig, collect
 from flows.playing.actors import RandomActor
+from flows.playing.branches import Branch, play_branches
 from flows.playing.environments import make_environment
 from flows.playing.replay import play_again, replay_episode
 from flows.playing.rollout import rollout
+from refine.policy import Acts
 from storage.errors import BadInput
 from storage.schema import Episode, Manifest
 from storage.steps import read_episode
@@ -57,6 +60,47 @@ def test_an_episode_replays_to_the_last_bit(store: Store, env_id: str, env_kwarg
     assert (replay.exact, replay.first_mismatch) == (True, None)
     assert replay.steps == len(read_episode(store, manifest.dataset_id, 3))
     assert replay.detail.startswith(f"exact: seed 3, {replay.steps} steps of {env_id}")
+
+
+class Reckoning(gymnasium.Env[np.ndarray, Any]):
+    """Computes in float32 with its action: three times 0.1 is another number with Python's 3 than with NumPy's."""
+
+    observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (1,), np.float32)
+    action_space = gymnasium.spaces.Discrete(4)
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[np.ndarray, dict[str, Any]]:
+        super().reset(seed=seed)
+        self.state = self.np_random.random(1, dtype=np.float32)
+        return self.state.copy(), {}
+
+    def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        reward = float(np.float32(0.1) * action)
+        self.state = (self.state + reward).astype(np.float32)
+        return self.state.copy(), reward, False, False, {}
+
+
+def test_collection_replay_and_branches_hand_over_actions_alike(store: Store) -> None:
+    gymnasium.register("Reckoning-v0", entry_point=Reckoning, max_episode_steps=40)
+    manifest = collect(store, CollectConfig(env_id="Reckoning-v0", policy="random", episodes=3))
+    episode = read_episode(store, manifest.dataset_id, 1)
+    assert set(episode.rewards[episode.actions == 3]) == {float(np.float32(0.1)) * 3}
+    assert float(np.float32(0.1) * 3) != float(np.float32(0.1)) * 3
+    assert replay_episode(store, manifest.dataset_id, 1).exact
+    branch = Branch(0, episode, 7, episode.actions[7], pair=0)
+    (ending,) = play_branches([branch], manifest, Logged(episode), mode="greedy", horizon=None)
+    assert ending.difference is None
+    assert ending.return_ == sum(episode.rewards[7:].tolist())
+
+
+class Logged:
+    """Acts at every observation as an episode did."""
+
+    def __init__(self, episode: Episode) -> None:
+        self._known = dict(zip(episode.observations[:-1, 0].tolist(), episode.actions, strict=True))
+
+    def act(self, observations: np.ndarray, *, mode: str = "greedy", rngs: Any = None) -> Acts:
+        actions = np.array([self._known[shown] for shown in observations[:, 0].tolist()])
+        return Acts(actions, np.empty((len(actions), 0), np.float32))
 
 
 def test_a_replay_is_recorded_once(store: Store) -> None:

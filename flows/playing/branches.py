@@ -115,8 +115,7 @@ def _act(lanes: Sequence[_Lane], policy: Actor, mode: Mode, manifest: Manifest) 
     if not space.is_discrete:
         shown = shown.reshape(len(lanes), space.size)
     acts = policy.act(shown, mode=mode, rngs=[lane.rng for lane in lanes])
-    actions = acts.actions.tolist() if acts.actions.ndim == 1 else acts.actions
-    for lane, action in zip(lanes, actions, strict=True):
+    for lane, action in zip(lanes, acts.actions, strict=True):
         _step(lane, action)
 
 

@@ -115,7 +115,7 @@ def _differences(
     shown, _ = environment.reset(seed=episode.seed)
     yield from _compare_observations(0, episode, shown, manifest)
     for step in range(len(episode) if stop is None else stop):
-        shown, reward, terminated, truncated, _ = environment.step(_as_executed(episode, step))
+        shown, reward, terminated, truncated, _ = environment.step(logged_action(episode, step))
         yield from _compare_observations(step + 1, episode, shown, manifest)
         if struct.pack("<d", float(reward)) != struct.pack("<d", float(episode.rewards[step])):
             yield Difference(step, "reward", float(episode.rewards[step]), float(reward))
@@ -127,9 +127,9 @@ def _differences(
                 yield Difference(step, what, bool(was), bool(now))
 
 
-def _as_executed(episode: Episode, step: int) -> Any:
-    """The action in the form in which a rollout gave it: a Python integer, or a vector of its own."""
-    return int(episode.actions[step]) if episode.actions.ndim == 1 else episode.actions[step].copy()
+def logged_action(episode: Episode, step: int) -> Any:
+    """The action as a rollout gave it to the environment: NumPy's integer, or a vector, which is the caller's own."""
+    return episode.actions[step].copy()
 
 
 def _compare_observations(step: int, episode: Episode, shown: Any, manifest: Manifest) -> Iterator[Difference]:

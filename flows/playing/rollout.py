@@ -140,10 +140,9 @@ class _Stage:
             tape.make_room(min(lane.first for lane in lanes))
         acts = policy.act(tape.observations(self._slots), mode=mode, rngs=[lane.rng for lane in lanes])
         following, rewards = tape.act(acts, self._slots)
-        actions = acts.actions.tolist() if acts.actions.ndim == 1 else acts.actions
         ended: list[tuple[_Lane, bool, bool]] = []
         tick = tape.tick
-        for lane, action in zip(lanes, actions, strict=True):
+        for lane, action in zip(lanes, acts.actions, strict=True):
             observation, reward, terminated, truncated, _ = lane.step(action)
             following[lane.slot] = observation
             rewards[lane.slot] = reward

@@ -18,6 +18,7 @@ from storage.errors import TrajnoteError
 from storage.schema import Array, Episode
 
 from ..playing.environments import Environment, make_environment
+from ..playing.replay import logged_action
 from ..processes import core_count, share_out
 from ..runners import PROCESSES
 
@@ -121,8 +122,7 @@ def _play(environment: Environment, take: Take) -> Film:
                 return Film({}, "the environment renders no pictures")
             pictures[step] = encode_picture(frame)
         if step < min(last, len(episode)):
-            action: Any = int(episode.actions[step]) if episode.actions.ndim == 1 else episode.actions[step].copy()
-            shown, *_ = environment.step(action)
+            shown, *_ = environment.step(logged_action(episode, step))
     return Film(pictures)
 
 
