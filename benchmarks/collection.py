@@ -26,7 +26,7 @@ import gymnasium
 import numpy as np
 
 from flows.collect import CollectConfig, collect
-from flows.playing.environments import Environment, Spaces, make_environment, spaces_of
+from flows.playing.environments import Environment, EnvironmentMaker, Spaces, spaces_of
 from flows.playing.pool import play_pooled
 from flows.playing.rollout import rollout
 from refine.policy import MlpPolicy
@@ -69,7 +69,7 @@ def random_network(spaces: Spaces, seed: int) -> MlpPolicy:
 
 def set_scene(env_id: str, steps: int) -> Scene:
     """Of 20 random policies the one whose episodes last longest, for trained ones last longer than most of chance."""
-    make = partial(make_environment, env_id)
+    make = EnvironmentMaker(env_id)
     networks = [random_network(spaces_of(make()), seed) for seed in range(20)]
     policy = max(networks, key=lambda network: mean(map(len, rollout(make, network, range(8), mode="sampled"))))
     episodes: list[Episode] = []
@@ -77,21 +77,21 @@ def set_scene(env_id: str, steps: int) -> Scene:
         episodes.append(episode)
         if sum(map(len, episodes)) >= steps:
             break
-    return Scene(make, env_id, policy, episodes)
+    return Scene(partial(gymnasium.make, env_id), env_id, policy, episodes)
 
 
 def play_raw(scene: Scene) -> int:
     environment = scene.make()
     for episode in scene.episodes:
         environment.reset(seed=episode.seed)
-        for action in episode.actions.tolist() if episode.actions.ndim == 1 else episode.actions:
+        for action in episode.actions:
             environment.step(action)
     return scene.steps
 
 
 def play_ours(scene: Scene, envs: int) -> int:
-    seeds = range(len(scene.episodes))
-    return sum(len(episode) for episode in rollout(scene.make, scene.policy, seeds, mode="sampled", envs=envs))
+    make, seeds = EnvironmentMaker(scene.env_id), range(len(scene.episodes))
+    return sum(len(episode) for episode in rollout(make, scene.policy, seeds, mode="sampled", envs=envs))
 
 
 def collect_ours(scene: Scene, folder: Path, number: Iterator[int]) -> int:

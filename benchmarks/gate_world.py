@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from flows.judging.contest import ACCEPT, SELECT
 from flows.judging.judge import Contestant, Returns
 from flows.judging.trials import Method, try_fields
-from flows.playing.environments import Environment, make_environment, spaces_of
+from flows.playing.environments import Environment, EnvironmentMaker, spaces_of
 from flows.playing.rollout import play
 from flows.train_baseline import TrainConfig, train_baseline
 from refine.config import RefineConfig
@@ -162,7 +162,8 @@ def load_network(folder: str) -> MlpPolicy:
 
 @functools.lru_cache(maxsize=1)
 def _environments(env_id: str) -> list[Environment]:
-    return [make_environment(env_id) for _ in range(SIDE_BY_SIDE)]
+    make = EnvironmentMaker(env_id)
+    return [make() for _ in range(SIDE_BY_SIDE)]
 
 
 def play_episodes(env_id: str, policy: MlpPolicy, seeds: Sequence[int], mode: Mode) -> list[Episode]:

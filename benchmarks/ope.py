@@ -33,7 +33,7 @@ from flows.collect import CollectConfig
 from flows.estimating.appraise import refit_number, train_and_score
 from flows.gather import gather
 from flows.judging.arms import Draw, Material, list_draws
-from flows.playing.environments import Spaces, look_up_spaces, make_environment
+from flows.playing.environments import EnvironmentMaker, Spaces, look_up_spaces
 from flows.playing.policies import load_policy
 from flows.playing.rollout import rollout
 from flows.processes import core_count, share_out
@@ -63,7 +63,7 @@ class Truth(NamedTuple):
 
 def play_truth(env_id: str, gamma: float, episodes: int, mode: Mode, policy: MlpPolicy) -> Truth:
     """Play one candidate, in any process."""
-    make = partial(make_environment, env_id)
+    make = EnvironmentMaker(env_id)
     played = list(rollout(make, policy, range(TRUTH_SEED, TRUTH_SEED + episodes), mode=mode))
     discounted = [float(np.sum(episode.rewards * gamma ** np.arange(len(episode)))) for episode in played]
     chosen = rollout(make, policy, range(SELECT_SEED, SELECT_SEED + SELECT), mode=mode)

@@ -8,7 +8,6 @@ from __future__ import annotations
 import re
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import closing
-from functools import partial
 from typing import Any
 
 from pydantic import Field
@@ -22,7 +21,7 @@ from storage.steps import StepsWriter, read_manifest
 from storage.store import Store
 
 from .playing.actors import Policy, check_mode
-from .playing.environments import make_environment, spaces_of
+from .playing.environments import EnvironmentMaker, spaces_of
 from .playing.policies import load_policy
 from .playing.pool import engine_versions, make_in_engine, play_pooled
 from .playing.rollout import ENVIRONMENTS, rollout
@@ -125,7 +124,7 @@ def _play(
         return play_pooled(env_id, kwargs, policy, seeds, lanes=config.envs, **options)
     if workers_if_chosen() != 1:
         return play_episodes(env_id, kwargs, policy, seeds, **options)
-    return rollout(partial(make_environment, env_id, kwargs), policy, seeds, envs=config.envs, **options)
+    return rollout(EnvironmentMaker(env_id, kwargs), policy, seeds, envs=config.envs, **options)
 
 
 def _plan(

@@ -11,7 +11,6 @@ import importlib.metadata
 import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -25,6 +24,7 @@ from storage.files import write_whole
 from storage.schema import Frozen
 
 from .playing.environments import (
+    EnvironmentMaker,
     Spaces,
     make_environment,
     package_versions,
@@ -160,7 +160,7 @@ def _make_model(config: TrainConfig) -> Any:
         from stable_baselines3.common.vec_env import DummyVecEnv
     except ImportError as error:
         raise Prerequisite("Training needs Stable-Baselines3.", "pip install 'trajnote[sb3]'") from error
-    make = partial(make_environment, config.env_id, config.env_kwargs)
+    make = EnvironmentMaker(config.env_id, config.env_kwargs)
     environments = DummyVecEnv([make] * _ENVIRONMENTS)
     try:
         return PPO("MlpPolicy", environments, seed=config.seed, device="cpu", **{**_PPO, **config.ppo})
@@ -175,7 +175,7 @@ def _to_network(model: Any, spaces: Spaces) -> MlpPolicy:
 
 
 def _evaluate(network: MlpPolicy, timesteps: int, config: TrainConfig) -> Evaluation:
-    make = partial(make_environment, config.env_id, config.env_kwargs)
+    make = EnvironmentMaker(config.env_id, config.env_kwargs)
     seeds = EVALUATION_SEEDS[: config.evaluation_episodes]
     modes: tuple[Mode, ...] = ("greedy", "sampled")
     greedy, sampled = (float(np.mean(returns_of(make, network, seeds, mode=mode))) for mode in modes)

@@ -12,6 +12,7 @@ import pytest
 from gymnasium import spaces
 
 from flows.playing.environments import (
+    EnvironmentMaker,
     make_environment,
     package_versions,
     parse_env_kwargs,
@@ -88,6 +89,18 @@ def test_an_unknown_id_names_the_near_ones(env_id: str, near: str) -> None:
     with pytest.raises(BadInput) as caught:
         make_environment(env_id)
     assert caught.value.problem.startswith(f"Unknown environment {env_id!r}; did you mean {near}")
+
+
+def test_gymnasiums_checks_watch_the_first_of_many_environments() -> None:
+    make = EnvironmentMaker("CartPole-v1", {"max_episode_steps": 7})
+    wrappers = [str(make()) for _ in range(3)]
+    assert [("PassiveEnvChecker" in text, "TimeLimit" in text) for text in wrappers] == [
+        (True, True),
+        (False, True),
+        (False, True),
+    ]
+    checked = EnvironmentMaker("CartPole-v1", {"disable_env_checker": False})
+    assert all("PassiveEnvChecker" in str(checked()) for _ in range(2))
 
 
 def test_an_id_like_no_other_says_so() -> None:

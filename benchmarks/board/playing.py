@@ -7,13 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 
 from flows.judging.judge import Contestant, Purpose, Returns
 from flows.judging.trials import try_fields
-from flows.playing.environments import make_environment
+from flows.playing.environments import EnvironmentMaker
 from flows.playing.rollout import rollout
 from refine.policy import MlpPolicy, Mode
 
@@ -50,7 +49,7 @@ class Gated:
 
 def play(scene: Scene, policy: MlpPolicy, seeds: range, mode: Mode) -> Played:
     """Play one episode per seed."""
-    make = partial(make_environment, scene.entry.env_id, scene.entry.env_kwargs)
+    make = EnvironmentMaker(scene.entry.env_id, scene.entry.env_kwargs)
     cut = scene.manifest.max_steps
     episodes = rollout(make, policy, seeds, mode=mode, envs=_SIDE_BY_SIDE, max_steps=cut)
     played = [(episode.return_, len(episode)) for episode in episodes]

@@ -13,6 +13,7 @@ import json
 import platform
 import sys
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple, TypeAlias
@@ -88,6 +89,26 @@ def make_environment(env_id: str, env_kwargs: Mapping[str, Any] | None = None) -
         raise BadInput(
             f"{env_id} cannot be made with {json.dumps(kwargs, default=str)}: {_one_line(error)}."
         ) from error
+
+
+@dataclass
+class EnvironmentMaker:
+    """Makes environments of one kind, to be played side by side; arguments and errors are those of `make_environment`.
+
+    Gymnasium's passive checks watch the first one. In the others they would say the same again, and cost time in
+    every step.
+    """
+
+    env_id: str
+    env_kwargs: Mapping[str, Any] | None = None
+    _made: int = field(default=0, init=False)
+
+    def __call__(self) -> Environment:
+        """Make the next one."""
+        unchecked = {"disable_env_checker": True} if self._made else {}
+        environment = make_environment(self.env_id, {**unchecked, **(self.env_kwargs or {})})
+        self._made += 1
+        return environment
 
 
 def spaces_of(environment: Environment) -> Spaces:

@@ -18,7 +18,7 @@ from storage.schema import Array, Episode
 
 from ..processes import share_out
 from .actors import Actor
-from .environments import Environment, make_environment
+from .environments import Environment, EnvironmentMaker
 from .rollout import play
 
 _CHUNK = 8  # seeds of one task, side by side in one process: small enough to share out evenly
@@ -151,7 +151,8 @@ def _kept_environments(env_id: str, env_kwargs: str) -> Sequence[Environment]:
 
 
 def _make(env_id: str, env_kwargs: str) -> list[Environment]:
-    return [make_environment(env_id, json.loads(env_kwargs)) for _ in range(_CHUNK)]
+    make = EnvironmentMaker(env_id, json.loads(env_kwargs))
+    return [make() for _ in range(_CHUNK)]
 
 
 def _play(task: _Task, environments: Sequence[Environment]) -> list[float]:

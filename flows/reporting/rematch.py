@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 
 from refine.policy import Mode
 from storage.schema import Episode, Manifest
 from storage.store import Store
 
-from ..playing.environments import Spaces, make_environment
+from ..playing.environments import EnvironmentMaker, Spaces
 from ..playing.policies import load_policy
 from ..playing.rollout import rollout
 from .facts import Facts
@@ -52,7 +51,7 @@ def play_rematch(store: Store, manifest: Manifest, opponent: Opponent, seeds: Se
     """
     spaces = Spaces(manifest.observation_space, manifest.action_space)
     policy = load_policy(f"policy:{opponent.policy_id}", spaces, store)
-    make = partial(make_environment, str(manifest.env_id), manifest.env_kwargs)
+    make = EnvironmentMaker(str(manifest.env_id), manifest.env_kwargs)
     distinct = list(dict.fromkeys(seeds))
     episodes = rollout(make, policy, distinct, mode=opponent.mode, max_steps=manifest.max_steps)
     return dict(zip(distinct, episodes, strict=True))
