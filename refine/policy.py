@@ -15,6 +15,7 @@ import numpy as np
 from storage.errors import BadInput, DamagedStore
 from storage.schema import Array, Space
 
+from .chance import draw_uniforms
 from .policy_files import RESTORE, decode_network, encode_network, hash_network
 from .spaces import action_bounds, input_size, network_inputs, output_size
 
@@ -194,7 +195,7 @@ class MlpPolicy:
         if self.head == "logits":
             weights = np.subtract(last, np.maximum.reduce(last, axis=1, keepdims=True), dtype=np.float64)
             heights = np.add.accumulate(np.exp(weights, out=weights), axis=1)
-            thresholds = np.array([rng.random() for rng in rngs]) * heights[:, -1]
+            thresholds = draw_uniforms(rngs) * heights[:, -1]
             below = heights[:, :-1] <= thresholds[:, None]
             return np.add.reduce(below, axis=1, dtype=np.int64) + self.action_space.start
         noise = np.empty(last.shape)

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
+from refine.chance import draw_uniforms
 from refine.policy import Acts, MlpPolicy, Mode, OutputKind
 from refine.spaces import action_bounds
 from storage.errors import BadInput
@@ -119,7 +120,7 @@ class RandomActor:
         nothing = np.empty((len(observations), 0), dtype=np.float32)
         if self.action_space.is_discrete:
             count = int(self.action_space.n or 1)
-            chosen = np.array([int(rng.random() * count) for rng in rngs], dtype=np.int64)
+            chosen = (draw_uniforms(rngs) * count).astype(np.int64)
             return Acts(chosen + self.action_space.start, nothing)
         return Acts(np.stack([self._draw_box(rng) for rng in rngs]), nothing)
 
