@@ -17,9 +17,10 @@ from typing import Any
 import gymnasium
 import numpy as np
 import pytest
+from gymnasium.wrappers import OrderEnforcing, RecordEpisodeStatistics, TimeLimit
 
 from flows.playing.actors import Answer, Foreign, ForeignActor, NetworkActor, RandomActor, legal_action
-from flows.playing.environments import make_environment, spaces_of
+from flows.playing.environments import bare_step, make_environment, spaces_of
 from flows.playing.rollout import acting_generator, play, returns_of, rollout
 from flows.playing.workers import play_policies
 from refine.policy import Acts, MlpPolicy
@@ -158,6 +159,42 @@ def test_an_environments_own_time_limit_is_a_truncation() -> None:
     make = partial(make_environment, "Pendulum-v1", {"max_episode_steps": 5})
     (episode,) = rollout(make, network_for("Pendulum-v1"), [0])
     assert (len(episode), episode.terminated, episode.truncated) == (5, False, True)
+
+
+@pytest.mark.parametrize("limit", [3, 4, 5])
+@pytest.mark.parametrize("max_steps", [None, 3, 4, 5])
+def test_flags_at_a_time_limit_are_those_that_gymnasium_gives(limit: int, max_steps: int | None) -> None:
+    """The environment ends by itself after 4 steps; the limit comes before, at the same time or later."""
+    given: list[tuple[bool, bool]] = []
+    with_limit = TimeLimit(Specified(), limit)
+    with_limit.reset(seed=4)
+    while not given or not any(given[-1]):
+        given.append(with_limit.step(5)[2:4])
+    steps = min(len(given), max_steps or limit)
+    terminated, truncated = given[steps - 1]
+
+    (episode,) = rollout(lambda: TimeLimit(Specified(), limit), Alternating(), [4], max_steps=max_steps)
+    assert len(episode) == steps
+    assert (episode.terminated, episode.truncated) == (terminated, truncated or not terminated)
+
+
+class Specified(Counting):
+    """Has a specification, as what `gymnasium.make` returns."""
+
+    spec = gymnasium.envs.registration.EnvSpec("Counting-v0")
+
+
+def test_only_gymnasiums_own_outermost_wrappers_are_looked_through() -> None:
+    class OwnLimit(TimeLimit):
+        pass
+
+    inner, without_specification = Specified(), Counting()
+    assert bare_step(TimeLimit(OrderEnforcing(inner), 9)) == (inner.step, 9)
+    assert bare_step(OrderEnforcing(inner)) == (inner.step, sys.maxsize)
+    for kept in (OwnLimit(inner, 9), TimeLimit(without_specification, 9), RecordEpisodeStatistics(inner)):
+        assert bare_step(kept) == (kept.step, sys.maxsize)
+    doubly = TimeLimit(TimeLimit(inner, 9), 5)
+    assert bare_step(doubly) == (doubly.env.step, 5)
 
 
 def test_continuous_actions_are_logged_as_they_were_executed() -> None:

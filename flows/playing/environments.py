@@ -12,7 +12,7 @@ import importlib.util
 import json
 import platform
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
@@ -21,11 +21,13 @@ from typing import Any, NamedTuple, TypeAlias
 import gymnasium
 import numpy as np
 from gymnasium import spaces
+from gymnasium.wrappers import OrderEnforcing, TimeLimit
 
 from storage.errors import BadInput, Prerequisite
 from storage.schema import Space
 
 Environment: TypeAlias = gymnasium.Env[Any, Any]
+Step: TypeAlias = Callable[[Any], tuple[Any, Any, bool, bool, dict[str, Any]]]
 
 ALLOWED = "a Discrete space or a flat Box, shape (n,)"
 OWN_ID = "Register a wrapped environment in a module of your own and name it as `module:EnvId`"
@@ -109,6 +111,26 @@ class EnvironmentMaker:
         environment = make_environment(self.env_id, {**unchecked, **(self.env_kwargs or {})})
         self._made += 1
         return environment
+
+
+class BareStep(NamedTuple):
+    """An environment's `step` below the wrappers that only count and check, and the limit that they kept."""
+
+    step: Step
+    limit: int  # steps after which the episode is truncated, terminated or not
+
+
+def bare_step(environment: Environment) -> BareStep:
+    """Look below Gymnasium's TimeLimit and OrderEnforcing, if they are the outermost wrappers; any other one stays.
+
+    For who resets the environment itself before the first step and after the last, and keeps the limit.
+    """
+    limit = None
+    if type(environment) is TimeLimit and environment.spec is not None:
+        limit, environment = environment.spec.max_episode_steps, environment.env
+    if type(environment) is OrderEnforcing:
+        environment = environment.env
+    return BareStep(environment.step, limit or sys.maxsize)
 
 
 def spaces_of(environment: Environment) -> Spaces:

@@ -6,19 +6,18 @@ what ran before it. Processes are in `workers.py`; files in `flows/collect.py`.
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 
+from refine.chance import Chance
 from refine.policy import Mode
 from storage.schema import Array, Episode
 
 from .actors import Actor
-from .environments import Environment, spaces_of
+from .environments import Environment, Step, bare_step, spaces_of
 from .tape import Tape
 
 ENVIRONMENTS = 64
@@ -107,16 +106,17 @@ def acting_generator(seed: int) -> np.random.Generator:
     return np.random.default_rng(np.random.SeedSequence([seed, _ACTING]))
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Lane:
     """One environment and the episode that it is in."""
 
     slot: int
     environment: Environment
-    step: Callable[[Any], tuple[Any, Any, bool, bool, dict[str, Any]]]
+    step: Step
+    limit: int  # steps after which the environment truncates
     index: int = 0  # of the episode's seed
     first: int = 0  # tick of the episode's first step
-    last: int = sys.maxsize  # tick at which it is cut
+    last: int = 0  # tick of the last step that it may take
     rng: np.random.Generator = field(default_factory=np.random.default_rng)
 
 
@@ -129,8 +129,9 @@ class _Stage:
         self._seeds, self._max_steps, self._first_id = seeds, max_steps, first_id
         self._waiting = iter(range(len(seeds)))
         self._tape = Tape(len(environments), *spaces_of(environments[0]))
-        lanes = [_Lane(slot, environment, environment.step) for slot, environment in enumerate(environments)]
+        lanes = [_Lane(slot, environment, *bare_step(environment)) for slot, environment in enumerate(environments)]
         self._lanes = [lane for lane in lanes if self._start(lane)]
+        self._chance = Chance(lane.rng for lane in self._lanes)
         self._slots = self._list_slots()
 
     def tick(self, policy: Actor, mode: Mode) -> list[tuple[int, Episode]]:
@@ -138,7 +139,7 @@ class _Stage:
         lanes, tape = self._lanes, self._tape
         if tape.is_full:
             tape.make_room(min(lane.first for lane in lanes))
-        acts = policy.act(tape.observations(self._slots), mode=mode, rngs=[lane.rng for lane in lanes])
+        acts = policy.act(tape.observations(self._slots), mode=mode, rngs=self._chance)
         following, rewards = tape.act(acts, self._slots)
         ended: list[tuple[_Lane, bool, bool]] = []
         tick = tape.tick
@@ -147,7 +148,7 @@ class _Stage:
             following[lane.slot] = observation
             rewards[lane.slot] = reward
             if terminated or truncated or tick == lane.last:
-                ended.append((lane, bool(terminated), bool(truncated) or not terminated))
+                ended.append((lane, bool(terminated), bool(truncated)))
         tape.tick = tick + 1
         return [self._end(*each) for each in ended] if ended else []
 
@@ -160,24 +161,32 @@ class _Stage:
         observation, _ = lane.environment.reset(seed=seed)
         self._tape.begin(lane.slot, observation)
         lane.index, lane.first, lane.rng = index, self._tape.tick, acting_generator(seed)
-        lane.last = sys.maxsize if self._max_steps is None else lane.first + self._max_steps - 1
+        lane.last = lane.first + min(lane.limit, self._max_steps or lane.limit) - 1
         return True
 
     def _end(self, lane: _Lane, terminated: bool, truncated: bool) -> tuple[int, Episode]:
         """Take the finished episode off the tape, and give its lane to the next seed."""
-        index = lane.index
+        index, timed_out = lane.index, self._tape.tick - lane.first == lane.limit
         columns = self._tape.cut(lane.slot, lane.first)
-        if not self._start(lane):
-            self._lanes = [other for other in self._lanes if other is not lane]
-            self._slots = self._list_slots()
+        self._go_on(self._lanes.index(lane))
         episode = Episode(
             episode_id=self._first_id + index,
             seed=int(self._seeds[index]),
             terminated=terminated,
-            truncated=truncated,
+            truncated=truncated or timed_out or not terminated,
             **columns,
         )
         return index, episode
+
+    def _go_on(self, row: int) -> None:
+        """Give the lane of a row to the next waiting episode, or close it."""
+        lane = self._lanes[row]
+        if self._start(lane):
+            self._chance.renew(row, lane.rng)
+            return
+        del self._lanes[row]
+        self._chance.drop(row)
+        self._slots = self._list_slots()
 
     def _list_slots(self) -> Array | None:
         """The running lanes; None when that is all of them, which spares a copy per tick."""
