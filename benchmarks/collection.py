@@ -2,11 +2,12 @@
 
     python benchmarks/collection.py
 
-`raw env.step` plays recorded actions again in one environment and does nothing else: no faster collection is possible
-in one process. It is the `step` of what `gymnasium.make` returns, wrappers included. The ways take turns, so that a
-machine that slows down slows all of them, and the median of each way's ratios is printed. `predict per step` is the
-loop of Stable-Baselines3's documentation, with a policy of the same shape. `envpool` is another engine with episodes
-of its own, on all cores; it is measured where it is installed.
+`raw env.step` plays recorded actions again in one environment and does nothing else. It is the `step` of what
+`gymnasium.make` returns, wrappers included, and it gets the actions as NumPy's integers, as a rollout hands them over.
+`raw, Python's integers` gets them as most loops in documentation do; Gymnasium checks these more slowly. The ways take
+turns, so that a machine that slows down slows all of them, and the median of each way's ratios is printed. `predict
+per step` is the loop of Stable-Baselines3's documentation, with a policy of the same shape. `envpool` is another engine
+with episodes of its own, on all cores; it is measured where it is installed.
 """
 
 from __future__ import annotations
@@ -80,11 +81,11 @@ def set_scene(env_id: str, steps: int) -> Scene:
     return Scene(partial(gymnasium.make, env_id), env_id, policy, episodes)
 
 
-def play_raw(scene: Scene) -> int:
+def play_raw(scene: Scene, in_python: bool = False) -> int:
     environment = scene.make()
     for episode in scene.episodes:
         environment.reset(seed=episode.seed)
-        for action in episode.actions:
+        for action in episode.actions.tolist() if in_python else episode.actions:
             environment.step(action)
     return scene.steps
 
@@ -145,6 +146,8 @@ def list_ways(scene: Scene, folder: Path) -> dict[str, Callable[[], int]]:
         "collect into a store": partial(collect_ours, scene, folder, itertools.count()),
         "SyncVectorEnv, the same policy": partial(play_synchronous, scene),
     }
+    if scene.policy.action_space.is_discrete:
+        ways["raw, Python's integers"] = partial(play_raw, scene, in_python=True)
     if importlib.util.find_spec("envpool"):
         ways[f"envpool, {SIDE_BY_SIDE} side by side"] = partial(play_in_envpool, scene)
     if importlib.util.find_spec("stable_baselines3"):
