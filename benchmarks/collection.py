@@ -8,6 +8,9 @@
 turns, so that a machine that slows down slows all of them, and the median of each way's ratios is printed. `predict
 per step` is the loop of Stable-Baselines3's documentation, with a policy of the same shape. `envpool` is another engine
 with episodes of its own, on all cores; it is measured where it is installed.
+
+The policy is the baseline of `examples/`, a stuck agent as trajnote's users collect it. With `--random` it is one of
+chance, whose episodes are shorter, so that beginning them weighs more: the hardest case.
 """
 
 from __future__ import annotations
@@ -35,6 +38,7 @@ from storage.schema import Episode
 from storage.store import Store
 
 STEPS = {"CartPole-v1": 60_000, "LunarLander-v3": 20_000, "Hopper-v5": 16_000, "Walker2d-v5": 16_000}
+EXAMPLES = Path(__file__).parents[1] / "examples"
 HIDDEN = (64, 64)  # what Stable-Baselines3 makes
 SIDE_BY_SIDE = 64
 
@@ -68,11 +72,18 @@ def random_network(spaces: Spaces, seed: int) -> MlpPolicy:
     )
 
 
-def set_scene(env_id: str, steps: int) -> Scene:
-    """Of 20 random policies the one whose episodes last longest, for trained ones last longer than most of chance."""
-    make = EnvironmentMaker(env_id)
+def find_policy(make: EnvironmentMaker, random: bool) -> MlpPolicy:
+    """The shipped baseline; without one, of 20 random policies the one whose episodes last longest."""
+    folder = EXAMPLES / make.env_id.partition("-")[0].lower() / "baseline"
+    if folder.is_dir() and not random:
+        return MlpPolicy.from_files({name: (folder / name).read_bytes() for name in ("policy.json", "weights.npz")})
     networks = [random_network(spaces_of(make()), seed) for seed in range(20)]
-    policy = max(networks, key=lambda network: mean(map(len, rollout(make, network, range(8), mode="sampled"))))
+    return max(networks, key=lambda network: mean(map(len, rollout(make, network, range(8), mode="sampled"))))
+
+
+def set_scene(env_id: str, steps: int, random: bool) -> Scene:
+    make = EnvironmentMaker(env_id)
+    policy = find_policy(make, random)
     episodes: list[Episode] = []
     for episode in rollout(make, policy, range(100_000), mode="sampled"):
         episodes.append(episode)
@@ -191,10 +202,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--env", action="append", help="Gymnasium id; may be given again; default: all four")
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--random", action="store_true", help="play a random policy, whose episodes are shorter")
     arguments = parser.parse_args()
     for env_id in arguments.env or STEPS:
         try:
-            scene = set_scene(env_id, STEPS.get(env_id, 10_000))
+            scene = set_scene(env_id, STEPS.get(env_id, 10_000), arguments.random)
         except Exception as error:  # an engine that is not installed leaves its row out
             print(f"{env_id}: left out, {error}")
             continue
