@@ -65,7 +65,7 @@ def appraised(template: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple
     store = Store.open(shutil.copytree(template, tmp_path_factory.mktemp("appraised") / "store"))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(judging, "play_policies", None)
-        patch.setattr(workers, "make_environment", None)
+        patch.setattr(workers, "EnvironmentMaker", None)
         return store, appraise(store, "logs", config())
 
 
