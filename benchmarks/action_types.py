@@ -18,6 +18,8 @@ from typing import Any
 import gymnasium
 import numpy as np
 
+from flows.playing.environments import make_environment
+
 EPISODES = 5
 STEPS = 300  # of an episode at most
 SKIPPED = ("tabular/", "phys2d/", "GymV", "ALE/")  # vectors and compilers of their own; Atari's are chosen below
@@ -32,11 +34,7 @@ def list_ids() -> list[str]:
     """Names of the environments to try."""
     if importlib.util.find_spec("minigrid"):
         importlib.import_module("minigrid")
-    names = [name for name in gymnasium.registry if not name.startswith(SKIPPED)]
-    if importlib.util.find_spec("ale_py") is None:
-        return names
-    gymnasium.register_envs(importlib.import_module("ale_py"))
-    return [*names, *GAMES]
+    return [*(name for name in gymnasium.registry if not name.startswith(SKIPPED)), *GAMES]
 
 
 def to_bits(value: Any) -> Any:
@@ -60,7 +58,7 @@ def first_difference(name: str) -> str | None:
         OtherActions: when they are not discrete.
         Exception: whatever an environment raises that cannot be used here.
     """
-    with_python, with_numpy = gymnasium.make(name), gymnasium.make(name)
+    with_python, with_numpy = make_environment(name), make_environment(name)
     space = with_python.action_space
     if not isinstance(space, gymnasium.spaces.Discrete):
         raise OtherActions

@@ -103,13 +103,13 @@ class EnvironmentMaker:
 
     env_id: str
     env_kwargs: Mapping[str, Any] | None = None
-    _made: int = field(default=0, init=False)
+    _is_checked: bool = field(default=False, init=False)  # whether one was made that is
 
     def __call__(self) -> Environment:
         """Make the next one."""
-        unchecked = {"disable_env_checker": True} if self._made else {}
+        unchecked = {"disable_env_checker": True} if self._is_checked else {}
         environment = make_environment(self.env_id, {**unchecked, **(self.env_kwargs or {})})
-        self._made += 1
+        self._is_checked = True
         return environment
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Generator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -117,7 +117,6 @@ class _Lane:
     index: int = 0  # of the episode's seed
     first: int = 0  # tick of the episode's first step
     last: int = 0  # tick of the last step that it may take
-    rng: np.random.Generator = field(default_factory=np.random.default_rng)
 
 
 class _Stage:
@@ -131,7 +130,7 @@ class _Stage:
         self._tape = Tape(len(environments), *spaces_of(environments[0]))
         lanes = [_Lane(slot, environment, *bare_step(environment)) for slot, environment in enumerate(environments)]
         self._lanes = [lane for lane in lanes if self._start(lane)]
-        self._chance = Chance(lane.rng for lane in self._lanes)
+        self._chance = Chance(map(self._generator_of, self._lanes))
         self._slots = self._list_slots()
 
     def tick(self, policy: Actor, mode: Mode) -> list[tuple[int, Episode]]:
@@ -157,10 +156,9 @@ class _Stage:
         index = next(self._waiting, None)
         if index is None:
             return False
-        seed = int(self._seeds[index])
-        observation, _ = lane.environment.reset(seed=seed)
+        observation, _ = lane.environment.reset(seed=int(self._seeds[index]))
         self._tape.begin(lane.slot, observation)
-        lane.index, lane.first, lane.rng = index, self._tape.tick, acting_generator(seed)
+        lane.index, lane.first = index, self._tape.tick
         lane.last = lane.first + min(lane.limit, self._max_steps or lane.limit) - 1
         return True
 
@@ -182,11 +180,14 @@ class _Stage:
         """Give the lane of a row to the next waiting episode, or close it."""
         lane = self._lanes[row]
         if self._start(lane):
-            self._chance.renew(row, lane.rng)
+            self._chance.renew(row, self._generator_of(lane))
             return
         del self._lanes[row]
         self._chance.drop(row)
         self._slots = self._list_slots()
+
+    def _generator_of(self, lane: _Lane) -> np.random.Generator:
+        return acting_generator(int(self._seeds[lane.index]))
 
     def _list_slots(self) -> Array | None:
         """The running lanes; None when that is all of them, which spares a copy per tick."""
