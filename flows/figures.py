@@ -30,7 +30,7 @@ _PNG_SCALE = 2.0
 
 _ARMS = """
 SELECT CASE arm WHEN 'labels' THEN 'refined' ELSE arm END AS arm, mode, return_, low, high
-FROM arms WHERE comparison_id = ?
+FROM arms WHERE comparison_id = ? ORDER BY arms.arm, mode
 """
 _CANDIDATES = """
 SELECT CASE arm WHEN 'labels' THEN 'refined' ELSE arm END AS arm, refinement_id, step, beta,
@@ -42,6 +42,7 @@ _BOARD = """
 SELECT CASE arm WHEN 'labels' THEN 'refined' ELSE arm END AS arm, env_id, return_, low, high
 FROM leaderboard WHERE mode = 'greedy' AND basis = 'played'
 QUALIFY rank() OVER (PARTITION BY env_id ORDER BY created_at DESC, comparison_id) = 1
+ORDER BY env_id, leaderboard.arm
 """
 _NEWEST = """
 SELECT comparison_id, env_id, dataset_id, basis = 'estimated' FROM comparisons

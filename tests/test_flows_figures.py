@@ -18,7 +18,7 @@ pytest.importorskip("vl_convert")
 ARMS = {"baseline": 10.0, "labels": 200.0, "no_labels": 12.0, "shuffled": 90.0, "random": -30.0}
 
 
-def compare(store: Store, comparison_id: str, env_id: str = "LunarLander-v3") -> None:
+def compare(store: Store, comparison_id: str, env_id: str = "LunarLander-v3", *, backwards: bool = False) -> None:
     """A comparison as `refine` leaves it, in few rows."""
     comparison: dict[str, Any] = {
         "comparison_id": comparison_id,
@@ -49,7 +49,7 @@ def compare(store: Store, comparison_id: str, env_id: str = "LunarLander-v3") ->
     ]
     with store.catalog.write() as con:
         insert_rows(con, "comparisons", [comparison])
-        insert_rows(con, "arms", arms)
+        insert_rows(con, "arms", arms[::-1] if backwards else arms)
         insert_rows(con, "refinements", refinements)
         insert_rows(con, "candidates", candidates)
 
@@ -69,6 +69,14 @@ def test_the_same_comparison_gives_the_same_bytes(store: Store, tmp_path: Path) 
     compare(store, "c_1")
     first = [path.read_bytes() for path in draw_figures(store, tmp_path / "one")]
     assert [path.read_bytes() for path in draw_figures(store, tmp_path / "two")] == first
+
+
+def test_the_order_in_which_arms_were_entered_changes_no_byte(store: Store, tmp_path: Path) -> None:
+    compare(store, "c_1")
+    other = Store.create(tmp_path / "other")
+    compare(other, "c_1", backwards=True)
+    first = [path.read_bytes() for path in draw_figures(store, tmp_path / "one")]
+    assert [path.read_bytes() for path in draw_figures(other, tmp_path / "two")] == first
 
 
 def test_a_comparison_is_named_by_the_beginning_of_its_id(store: Store, tmp_path: Path) -> None:

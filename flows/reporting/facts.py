@@ -21,7 +21,7 @@ Row = dict[str, Any]
 
 _ARMS = """
 SELECT arm, mode, labels, draws, accepted, episodes, return_, low, high FROM arms WHERE comparison_id = ?
-ORDER BY mode, return_
+ORDER BY mode, return_, arm
 """
 _CANDIDATES = """
 SELECT refinement_id, arm, coalesce((config->>'draw')::INTEGER, 0) AS draw, candidates.number, candidates.policy_id,
