@@ -2,13 +2,22 @@ PYTHON ?= python3
 BIN := .venv/bin
 EXTRAS := envs,sb3,onnx,plots,minari,tracking,dev
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint constraints clean
 
-.venv/installed: pyproject.toml
+.venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --editable '.[$(EXTRAS)]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[$(EXTRAS)]'
 	touch $@
+
+# Install the newest versions that pyproject.toml allows into an environment of their own, and pin those.
+constraints:
+	rm -rf build/newest
+	$(PYTHON) -m venv build/newest
+	build/newest/bin/python -m pip install --quiet --upgrade pip
+	build/newest/bin/python -m pip install --quiet --editable '.[$(EXTRAS)]'
+	build/newest/bin/python -m pip freeze --exclude-editable | sed 's/+[A-Za-z0-9.]*$$//' > constraints.txt
+	rm -rf build/newest
 
 demo: .venv/installed
 	$(BIN)/trajnote demo

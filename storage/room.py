@@ -28,7 +28,9 @@ def hold_room(folder: Path) -> None:
         return
     with writing(path), path.open("wb") as file:
         try:
-            os.posix_fallocate(file.fileno(), 0, ROOM_BYTES)
+            file.write(bytes(ROOM_BYTES))  # not posix_fallocate, which macOS does not have
+            file.flush()
+            os.fsync(file.fileno())
         except OSError:
             path.unlink()
             raise
