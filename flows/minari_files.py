@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import copy
 import importlib
-import json
 import re
 import shutil
 from collections.abc import Generator, Iterable, Iterator
@@ -24,16 +23,29 @@ from storage.errors import BadInput, Prerequisite
 from storage.exporting import Labels
 from storage.files import publish_folder, sync_file
 from storage.final_rows import Losses, complete
-from storage.hdf5_files import table_of
+from storage.hdf5_files import MAX_ROWS, check_hdf5, table_of
 from storage.identity import canonical_json
 from storage.pieces import guarded, unreadable
 from storage.recordings import MANIFEST_KEY, About, Recording, parse_about
-from storage.schema import Episode, Manifest, Space
+from storage.schema import MAX_COMPONENTS, Episode, Manifest, Space
+from storage.untrusted import parse_json, read_file, require_inside
 
-from .playing.environments import to_space
+from .playing.environments import ALLOWED, to_space
 
 _METADATA = "metadata.json"
-_BROKEN = (OSError, ValueError, KeyError, TypeError, AttributeError, AssertionError, gymnasium.error.Error)
+_BROKEN = (
+    OSError,
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    AssertionError,
+    NotImplementedError,
+    OverflowError,
+    RuntimeError,
+    gymnasium.error.Error,
+)
+"""What Minari raises for a folder that it did not write so."""
 
 
 @contextmanager
@@ -47,8 +59,8 @@ def open_minari(folder: Path) -> Generator[Recording]:
     data = folder / "data" if (folder / "data").is_dir() else folder
     if not (data / _METADATA).is_file():
         raise BadInput(f"{folder} is no dataset.", "Name the folder of a dataset of a store or of Minari, or a file.")
+    _check_folder(data)
     try:
-        _require_spaces(data / _METADATA)
         opened = _minari("minari.dataset.minari_storage").MinariStorage.read(data)
         about = _read_about(opened.metadata, str(data / _METADATA))
     except _BROKEN as error:
@@ -129,11 +141,34 @@ def _infos(episode: Episode, labels: Labels | None) -> dict[str, Any]:
     return infos
 
 
-def _require_spaces(metadata: Path) -> None:
-    """Refuse a dataset without its spaces: Minari would make its environment, and so run whatever the file names."""
-    told = json.loads(metadata.read_text())
-    if missing := [name for name in ("observation_space", "action_space") if not isinstance(told.get(name), str)]:
-        raise BadInput(f"{metadata} has no {missing[0]}.", "Load and save it with a newer Minari first.")
+def _check_folder(data: Path) -> None:
+    """Look at what Minari is going to read: links out of the folder, arrays of other files, spaces that are too large.
+
+    Without spaces Minari would make the environment, and so run whatever the file names.
+    """
+    metadata = data / _METADATA
+    require_inside(data)
+    told = parse_json(read_file(metadata), str(metadata))
+    for name in ("observation_space", "action_space"):
+        if not isinstance(told, dict) or not isinstance(told.get(name), str):
+            raise BadInput(f"{metadata} has no {name}.", "Load and save it with a newer Minari first.")
+        _check_space(parse_json(told[name], f"{name} in {metadata}"), f"The {name} in {metadata}")
+    for name in ("total_episodes", "total_steps"):
+        if not isinstance(total := told.get(name), int) or not 0 <= total <= MAX_ROWS:
+            raise BadInput(f"{metadata} has {name} = {total}; allowed are 0 to {MAX_ROWS:,}.")
+    for path in sorted(data.rglob("*.hdf5")):
+        check_hdf5(path)
+
+
+def _check_space(space: Any, where: str) -> None:
+    """Refuse a space that is none of those that a dataset may have, before an array is made of its numbers."""
+    kind = space.get("type") if isinstance(space, dict) else None
+    if kind not in ("Box", "Discrete"):
+        raise BadInput(f"{where} is of type {str(kind)[:60]!r}; allowed is {ALLOWED}.")
+    shape = space.get("shape")
+    flat = isinstance(shape, list) and len(shape) == 1 and isinstance(shape[0], int) and 0 < shape[0] <= MAX_COMPONENTS
+    if kind == "Box" and not flat:
+        raise BadInput(f"{where} has shape {str(shape)[:60]}; allowed is {ALLOWED} with n up to {MAX_COMPONENTS:,}.")
 
 
 def _tables(storage: Any, losses: Losses) -> Iterator[Any]:
@@ -158,7 +193,7 @@ def _tables(storage: Any, losses: Losses) -> Iterator[Any]:
 def _read_about(metadata: dict[str, Any], where: str) -> About:
     if MANIFEST_KEY in metadata:
         return parse_about(metadata[MANIFEST_KEY], where)
-    spec = json.loads(metadata.get("env_spec") or "{}")
+    spec = parse_json(metadata.get("env_spec") or "{}", f"env_spec in {where}")
     return About(
         env_id=spec.get("id"),
         env_kwargs=spec.get("kwargs") or {},

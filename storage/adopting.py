@@ -7,12 +7,14 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from .checks import check_draft
 from .datasets import register_dataset
 from .errors import BadInput, DamagedStore
 from .files import owned, publish_folder, sync_file
 from .identity import sha256_file
 from .schema import Manifest
 from .store import MANIFEST, Store
+from .untrusted import parse_json, read_file, require_inside
 
 
 def adopt_dataset(store: Store, folder: Path) -> Manifest:
@@ -41,9 +43,11 @@ def adopt_dataset(store: Store, folder: Path) -> Manifest:
 
 def _read_manifest(folder: Path) -> Manifest:
     try:
-        manifest = Manifest.model_validate_json((folder / MANIFEST).read_bytes())
-    except (OSError, ValidationError) as error:
-        raise BadInput(f"{folder} holds no dataset: {MANIFEST} is missing or not a manifest.") from error
+        manifest = Manifest.model_validate(parse_json(read_file(folder / MANIFEST), str(folder / MANIFEST)))
+    except ValidationError as error:
+        raise BadInput(f"{folder} holds no dataset: {MANIFEST} is not a manifest.") from error
+    check_draft(manifest)
+    require_inside(folder)
     strange = [shard.name for shard in manifest.shards if Path(shard.name).name != shard.name]
     if strange:
         raise BadInput(f"{folder / MANIFEST} lists the shard {strange[0]!r}, which is not a plain file name.")

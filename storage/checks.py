@@ -6,7 +6,20 @@ import numpy as np
 
 from .columns import DTYPES, output_size
 from .errors import BadInput
-from .schema import Array, Episode, ManifestDraft, Space
+from .schema import (
+    MAX_ACTIONS,
+    MAX_COMPONENTS,
+    MAX_DIMENSIONS,
+    MAX_NAME,
+    MAX_VALUES,
+    Array,
+    Episode,
+    ManifestDraft,
+    Space,
+)
+
+_MAX_START = 1 << 53
+_MANY_ACTIONS = "Where the numbers are amounts, write them as decimal numbers: they are continuous then."
 
 
 def check_draft(draft: ManifestDraft) -> None:
@@ -15,14 +28,20 @@ def check_draft(draft: ManifestDraft) -> None:
     Raises:
         BadInput: naming the field, the value received and the values allowed.
     """
-    for what, space in (("observation", draft.observation_space), ("action", draft.action_space)):
-        if space.is_discrete and (not space.n or space.size != 1):
-            raise BadInput(f"The discrete {what} space has n={space.n} and size={space.size}; it needs n >= 1, size 1.")
-        if not space.is_discrete and space.dtype not in DTYPES:
-            raise BadInput(f"The {what} space has dtype {space.dtype!r}.", f"Storable are {', '.join(DTYPES)}.")
+    check_spaces(draft.observation_space, draft.action_space)
     _check_names("component_names", draft.component_names, draft.observation_space.size)
     actions = draft.action_space
     _check_names("action_names", draft.action_names, (actions.n or 0) if actions.is_discrete else actions.size)
+
+
+def check_spaces(observations: Space, actions: Space) -> None:
+    """Refuse spaces that cannot be stored, or are so large that nothing should be made of their size.
+
+    Raises:
+        BadInput: naming the space, the value received and the values allowed.
+    """
+    _check_space("observation", observations, values=MAX_VALUES, size=MAX_COMPONENTS)
+    _check_space("action", actions, values=MAX_ACTIONS, size=MAX_DIMENSIONS)
 
 
 def check_episode(episode: Episode, draft: ManifestDraft) -> None:
@@ -44,14 +63,39 @@ def check_episode(episode: Episode, draft: ManifestDraft) -> None:
     _check_outputs(where, episode, draft)
 
 
+def _check_space(what: str, space: Space, *, values: int, size: int) -> None:
+    if space.is_discrete:
+        if not space.n or space.n < 0 or space.size != 1:
+            raise BadInput(f"The discrete {what} space has n={space.n} and size={space.size}; it needs n >= 1, size 1.")
+        if space.n > values:
+            raise BadInput(f"There are {space.n:,} discrete {what}s; {values:,} are allowed.", _MANY_ACTIONS)
+        if abs(space.start) > _MAX_START:
+            raise BadInput(f"The first discrete {what} is {space.start}; at most {_MAX_START:,} is allowed.")
+        return
+    if space.dtype not in DTYPES:
+        raise BadInput(f"The {what} space has dtype {space.dtype[:60]!r}.", f"Storable are {', '.join(DTYPES)}.")
+    if space.size > size:
+        raise BadInput(f"Each {what} has {space.size:,} numbers; {size:,} are allowed.")
+    for name, bounds in (("low", space.low), ("high", space.high)):
+        if bounds is not None and len(bounds) != space.size:
+            raise BadInput(f"The {what} space has {len(bounds):,} numbers in {name} for {space.size:,} of each {what}.")
+
+
 def _check_names(field: str, names: tuple[str, ...], count: int) -> None:
     if len(names) != count:
         raise BadInput(f"{field} has {len(names)} names for {count} values.")
-    folded = [name.lower() for name in names]
-    if twice := sorted({name for name in folded if folded.count(name) > 1}):
-        raise BadInput(f"{field} has {twice[0]!r} more than once.", "Upper and lower case count as the same.")
-    if "" in folded:
-        raise BadInput(f"{field} has an empty name.")
+    seen: set[str] = set()
+    for name in names:
+        folded = name.lower()
+        if folded in seen:
+            raise BadInput(f"{field} has {folded!r} more than once.", "Upper and lower case count as the same.")
+        seen.add(folded)
+        if not name:
+            raise BadInput(f"{field} has an empty name.")
+        if len(name) > MAX_NAME:
+            raise BadInput(f"{field} has a name of {len(name):,} characters; {MAX_NAME} are allowed: {name[:40]!r}...")
+        if not name.isprintable():
+            raise BadInput(f"{field} has {name!a}, with a character that cannot be printed.")
 
 
 def _check_values(what: str, values: Array, space: Space, rows: int) -> None:

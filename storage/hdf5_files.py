@@ -1,11 +1,12 @@
 """Datasets in HDF5 as others write them: D4RL's flat arrays, and the dumps of d3rlpy's ReplayBuffer (2.x and 1.x).
 
-Read piece by piece. Groups besides (D4RL's `infos`, `metadata`) are not taken over.
+Read piece by piece. Groups besides (D4RL's `infos`, `metadata`) are not taken over. HDF5 can name other files, from
+which it would read, and claim more than it holds: each array is looked at before a byte of it is read.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -18,11 +19,22 @@ from .errors import BadInput
 from .final_rows import Losses, complete
 from .pieces import ROWS, guarded, unreadable
 from .recordings import MANIFEST_KEY, About, Recording, parse_about
-from .schema import Array
+from .schema import MAX_COMPONENTS, Array
+from .untrusted import require_growth, require_regular
 
 File: TypeAlias = Any  # h5py.File, whose types do not say which names are arrays
-_BROKEN = (OSError, RuntimeError, KeyError)  # as h5py says that a file is damaged
+MAX_ROWS = 100_000_000
+"""Of one array; its flags are held in memory at once."""
+MAX_OBJECTS = 5_000_000
+"""Groups and arrays that are looked at in one file."""
+MAX_EPISODE_BYTES = 1 << 31
+"""Of one episode, which is held in memory at once."""
+_MAX_CHUNK_BYTES = 1 << 28
+_BROKEN = (OSError, RuntimeError, KeyError, ValueError, TypeError)  # as h5py says that a file is damaged
 _D4RL = ("observations", "actions", "rewards", "terminals")
+_D4RL_MORE = ("next_observations", "timeouts", "episode_terminals")
+_NUMBERS = "fiub"
+_FILTERS = {1: "gzip", 2: "shuffle", 3: "fletcher32", 4: "szip", 5: "nbit", 6: "scaleoffset", 32_000: "lzf"}
 
 
 @contextmanager
@@ -32,14 +44,30 @@ def open_hdf5(path: Path) -> Generator[Recording]:
     Raises:
         BadInput: if it is neither, or cannot be read.
     """
+    require_regular(path)
     try:
         file: File = h5py.File(path, "r")
-    except OSError as error:
+    except _BROKEN as error:
         raise unreadable(path, error) from error
     with file:
-        about = parse_about(file.attrs[MANIFEST_KEY], str(path)) if MANIFEST_KEY in file.attrs else About()
-        read = _reader(path, file, about)
+        arrays = _Arrays(path, file)
+        about = parse_about(arrays.notes, str(path)) if arrays.notes is not None else About()
+        read = _reader(arrays, about)
         yield Recording(lambda losses: guarded(read(losses), path, _BROKEN), about)
+
+
+def check_hdf5(path: Path) -> None:
+    """Look at everything in a file that another library is going to read.
+
+    Raises:
+        BadInput: naming the first link, or array of no numbers or texts, or one that the file does not hold.
+    """
+    require_regular(path)
+    try:
+        with h5py.File(path, "r") as file:
+            _check_group(path, file)
+    except _BROKEN as error:
+        raise unreadable(path, error) from error
 
 
 def table_of(
@@ -52,41 +80,174 @@ def table_of(
     """
     columns = {"episode_id": episode_ids, "observation": observations, "action": actions, "reward": rewards, **others}
     if len(lengths := {len(values) for values in columns.values()}) > 1:
-        raise BadInput(f"The arrays have {' and '.join(map(str, sorted(lengths)))} rows; they have to have the same.")
+        raise BadInput(_lengths_differ(lengths))
     return pa.table({name: _column(name, values) for name, values in columns.items()})
 
 
-def _reader(path: Path, file: File, about: About) -> Callable[[Losses], Iterator[pa.Table]]:
-    if "observations_0" in file or "observations_0_0" in file:
-        return lambda losses: _dump_pieces(file, about, losses)
-    if missing := [name for name in _D4RL if name not in file]:
-        raise BadInput(
-            f"{path} has no {missing[0]!r}.",
-            "It has to be a D4RL file (observations, actions, rewards, terminals) or a dump of d3rlpy's ReplayBuffer.",
-        )
-    return lambda losses: _d4rl_pieces(file, losses)
+class _Arrays:
+    """The arrays of numbers in a file, each checked when it is asked for."""
+
+    def __init__(self, path: Path, file: File) -> None:
+        self.path = path
+        self._file = file
+        self.notes = _read_notes(path, file)
+
+    def __contains__(self, name: str) -> bool:
+        return self._file.get(name, getlink=True) is not None
+
+    def __getitem__(self, name: str) -> Any:
+        """An array of numbers, not read yet.
+
+        Raises:
+            BadInput: if it is none, or not in this file.
+        """
+        if name not in self:
+            raise BadInput(f"{self.path} has no {name!r}.", _EXPECTED)
+        array = _check_link(self.path, self._file, name)
+        if not isinstance(array, h5py.Dataset):
+            raise BadInput(f"{self.path}: {name!r} is a {type(array).__name__.lower()}; an array is needed.", _EXPECTED)
+        return _check_array(self.path, name, array)
+
+    def rows(self, name: str, rows: slice | None = None) -> Any:
+        """Rows of an array, at least one-dimensional, in the byte order of this machine."""
+        array = self[name]
+        if not array.shape:
+            raise BadInput(f"{self.path}: {name!r} has no rows; an array is needed.", _EXPECTED)
+        values = array[rows] if rows else array[()]
+        return values.astype(values.dtype.newbyteorder("="), copy=False)
+
+    def flags(self, name: str) -> Any:
+        """An array of zeros and ones, (N,), as booleans."""
+        shape = self[name].shape
+        if len(shape) > 2 or shape[1:] not in ((), (1,)):
+            raise BadInput(f"{self.path}: {name!r} has shape {shape}; one flag per row is needed.", _EXPECTED)
+        return self.rows(name).reshape(-1).astype(np.bool_)
+
+    def number(self, name: str) -> Any:
+        """A single number."""
+        array = self[name]
+        if array.size != 1:
+            raise BadInput(f"{self.path}: {name!r} has shape {array.shape}; a single number is needed.", _EXPECTED)
+        return array[()].item()
+
+    def length(self, names: Iterable[str]) -> int:
+        """How many rows some arrays have."""
+        lengths = {len(self[name]) if self[name].shape else 0 for name in names if name in self}
+        if len(lengths) > 1:
+            raise BadInput(_lengths_differ(lengths))
+        return lengths.pop()
 
 
-def _d4rl_pieces(file: File, losses: Losses) -> Iterator[pa.Table]:
+_EXPECTED = "It has to be a D4RL file (observations, actions, rewards, terminals) or a dump of d3rlpy's ReplayBuffer."
+
+
+def _read_notes(path: Path, file: File) -> str | bytes | None:
+    """The manifest that an exported file carries."""
+    if MANIFEST_KEY not in file.attrs:
+        return None
+    notes = file.attrs[MANIFEST_KEY]
+    if not isinstance(notes, str | bytes):
+        raise BadInput(f"{path}: its attribute {MANIFEST_KEY!r} is no text.", "Export the dataset again.")
+    return notes
+
+
+def _check_link(path: Path, group: File, name: str) -> Any:
+    """What a name stands for, if it is in this file itself."""
+    link = group.get(name, getlink=True)
+    if not isinstance(link, h5py.HardLink):
+        place = f"{group.name.rstrip('/')}/{name}".lstrip("/")
+        raise BadInput(f"{path}: {place!r} is a link ({type(link).__name__}).", "Write the array itself into the file.")
+    return group[name]
+
+
+def _check_array(path: Path, name: str, array: Any) -> Any:
+    """An array whose numbers are in this file, and no more of them than it holds."""
+    where, plan = f"{path}: {name!r}", array.id.get_create_plist()
+    if array.is_virtual or array.external:
+        raise BadInput(f"{where} keeps its numbers in another file.", "Write the array itself into the file.")
+    if array.dtype.kind not in _NUMBERS or array.dtype.itemsize > 8:
+        raise BadInput(f"{where} holds {_describe_type(array.dtype)}; numbers are needed.", _EXPECTED)
+    if array.shape is None:
+        raise BadInput(f"{where} is empty; numbers are needed.", _EXPECTED)
+    if array.shape and (len(array) > MAX_ROWS or array.size > len(array) * MAX_COMPONENTS):
+        raise BadInput(f"{where} has shape {array.shape}; {MAX_ROWS:,} rows of {MAX_COMPONENTS:,} are allowed.")
+    filters = [plan.get_filter(place) for place in range(plan.get_nfilters())]
+    if strange := [number for number, *_ in filters if number not in _FILTERS]:
+        raise BadInput(f"{where} is packed by filter {strange[0]}.", f"Known are {', '.join(_FILTERS.values())}.")
+    if array.chunks and np.prod(array.chunks, dtype=np.float64) * array.dtype.itemsize > _MAX_CHUNK_BYTES:
+        raise BadInput(f"{where} has chunks of shape {array.chunks}; {_MAX_CHUNK_BYTES:,} bytes are allowed.")
+    require_growth(where, array.size * array.dtype.itemsize, array.id.get_storage_size())
+    return array
+
+
+def _describe_type(dtype: np.dtype[Any]) -> str:
+    if h5py.check_string_dtype(dtype) is not None:
+        return "texts"
+    if h5py.check_ref_dtype(dtype) is not None:
+        return "references"
+    if h5py.check_vlen_dtype(dtype) is not None:
+        return "lists of different lengths"
+    return {"V": "records or raw bytes", "O": "objects", "c": "complex numbers"}.get(dtype.kind, str(dtype))
+
+
+def _check_group(path: Path, root: File) -> None:
+    """Every name below a group, each group once."""
+    groups, seen, found = [root], {hash(root)}, 0  # the hash is that of the place in the file
+    while groups:
+        group = groups.pop()
+        for name in group:
+            found += 1
+            if found > MAX_OBJECTS:
+                raise BadInput(f"{path} holds more than {MAX_OBJECTS:,} arrays and groups.", "Split the dataset.")
+            item = _check_link(path, group, name)
+            if isinstance(item, h5py.Dataset):
+                is_text = h5py.check_string_dtype(item.dtype) is not None
+                _check_text(path, item) if is_text else _check_array(path, str(item.name), item)
+            elif isinstance(item, h5py.Group) and hash(item) not in seen:
+                seen.add(hash(item))
+                groups.append(item)
+
+
+def _check_text(path: Path, array: Any) -> None:
+    if array.is_virtual or array.external:
+        raise BadInput(f"{path}: {array.name!r} keeps its texts in another file.", "Write them into the file itself.")
+    require_growth(f"{path}: {array.name!r}", array.size * array.dtype.itemsize, array.id.get_storage_size())
+
+
+def _reader(arrays: _Arrays, about: About) -> Callable[[Losses], Iterator[pa.Table]]:
+    if "observations_0" in arrays or "observations_0_0" in arrays:
+        return lambda losses: _dump_pieces(arrays, about, losses)
+    for name in (*_D4RL, *(name for name in _D4RL_MORE if name in arrays)):
+        _ = arrays[name]  # all of them are looked at before the first one is read
+    return lambda losses: _d4rl_pieces(arrays, losses)
+
+
+def _d4rl_pieces(arrays: _Arrays, losses: Losses) -> Iterator[pa.Table]:
     """Whole episodes, about `ROWS` steps at a time."""
-    terminals = _flags(file, "terminals")
-    ends = _flags(file, "timeouts") if "timeouts" in file else np.zeros_like(terminals)
-    if "episode_terminals" in file:  # d3rlpy 1.x
-        ends = _flags(file, "episode_terminals")
+    arrays.length((*_D4RL, *_D4RL_MORE))
+    terminals = arrays.flags("terminals")
+    ends = arrays.flags("timeouts") if "timeouts" in arrays else np.zeros_like(terminals)
+    if "episode_terminals" in arrays:  # d3rlpy 1.x
+        ends = arrays.flags("episode_terminals")
     over = terminals | ends
     if len(over):
         over[-1] = True
     stops = np.flatnonzero(over) + 1
     start = before = 0
+    row_bytes = _row_bytes(arrays)
     while start < len(over):
-        stop = int(stops[min(np.searchsorted(stops, start + ROWS), len(stops) - 1)])
+        first = int(stops[np.searchsorted(stops, start + 1)])
+        if (size := (first - start) * row_bytes) > MAX_EPISODE_BYTES:
+            raise BadInput(f"Episode {before} has {size:,} bytes; {MAX_EPISODE_BYTES:,} are allowed.")
+        wanted = min(ROWS, max(1, MAX_EPISODE_BYTES // row_bytes))
+        stop = max(first, int(stops[max(np.searchsorted(stops, start + wanted, side="right") - 1, 0)]))
         rows = slice(start, stop)
-        others = {"next_observation": file["next_observations"][rows]} if "next_observations" in file else {}
+        others = {"next_observation": arrays.rows("next_observations", rows)} if "next_observations" in arrays else {}
         table = table_of(
             before + np.append(0, np.cumsum(over[rows][:-1])),
-            file["observations"][rows],
-            _actions(file["actions"][rows]),
-            file["rewards"][rows],
+            arrays.rows("observations", rows),
+            _actions(arrays.rows("actions", rows)),
+            arrays.rows("rewards", rows),
             terminated=terminals[rows],
             truncated=ends[rows] & ~terminals[rows],
             **others,
@@ -95,44 +256,50 @@ def _d4rl_pieces(file: File, losses: Losses) -> Iterator[pa.Table]:
         start, before = stop, before + int(np.count_nonzero(over[rows]))
 
 
-def _dump_pieces(file: File, about: About, losses: Losses) -> Iterator[pa.Table]:
-    for number in range(int(file["num_episodes"][()])):
-        if f"observations_{number}" not in file:
+def _row_bytes(arrays: _Arrays) -> int:
+    names = [name for name in ("observations", "next_observations", "actions") if name in arrays]
+    return sum(int(np.prod(arrays[name].shape[1:])) * arrays[name].dtype.itemsize for name in names) + 32
+
+
+def _dump_pieces(arrays: _Arrays, about: About, losses: Losses) -> Iterator[pa.Table]:
+    for number in range(int(arrays.number("num_episodes"))):
+        if f"observations_{number}_0" in arrays:
             raise BadInput(f"Episode {number} has several observations per step; one flat list of numbers is allowed.")
-        yield complete(_dumped_episode(file, number, about), losses)
+        yield complete(_dumped_episode(arrays, number, about), losses)
 
 
-def _dumped_episode(file: File, number: int, about: About) -> pa.Table:
+def _dumped_episode(arrays: _Arrays, number: int, about: About) -> pa.Table:
     def extra(name: str) -> Any:
-        return file[f"{name}_{number}"][()] if f"{name}_{number}" in file else None
+        return arrays.number(f"{name}_{number}") if f"{name}_{number}" in arrays else None
 
-    observations, rewards = (file[f"{name}_{number}"][()] for name in ("observations", "rewards"))
-    length, final, seed, episode_id = len(rewards), extra("final_observation"), extra("seed"), extra("episode_id")
-    is_terminal = bool(file[f"terminated_{number}"][()])
-    is_truncated = not is_terminal if (told := extra("truncated")) is None else bool(told)
+    length = arrays.length([f"{name}_{number}" for name in ("observations", "actions", "rewards")])
+    observations, rewards = (arrays.rows(f"{name}_{number}") for name in ("observations", "rewards"))
+    seed, episode_id, told = extra("seed"), extra("episode_id"), extra("truncated")
+    is_terminal = bool(arrays.number(f"terminated_{number}"))
+    is_truncated = not is_terminal if told is None else bool(told)
     last = np.arange(length) == length - 1
     others: dict[str, Any] = {"terminated": last & is_terminal, "truncated": last & is_truncated}
-    if final is not None:
-        others["next_observation"] = np.concatenate([observations[1:], final])
+    if f"final_observation_{number}" in arrays:
+        others["next_observation"] = np.concatenate([observations[1:], arrays.rows(f"final_observation_{number}")])
     if seed is not None:
         others["seed"] = np.full(length, seed)
-    if (outputs := extra("policy_output")) is not None:
-        others["policy_output"] = outputs
-    actions = _actions(file[f"actions_{number}"][()])
+    if f"policy_output_{number}" in arrays:
+        others["policy_output"] = arrays.rows(f"policy_output_{number}")
+    actions = _actions(arrays.rows(f"actions_{number}"))
     if about.action_space and about.action_space.is_discrete:
         actions = actions + about.action_space.start
     ids = np.full(length, number if episode_id is None else episode_id)
     return table_of(ids, observations, actions, rewards, **others)
 
 
-def _flags(file: File, name: str) -> Any:
-    return file[name][()].reshape(-1).astype(np.bool_)
-
-
 def _actions(values: Array) -> Array:
     """Discrete actions are one whole number each, also where they are stored as a list of one."""
     is_single = values.ndim == 2 and values.shape[1] == 1
     return values[:, 0] if is_single and values.dtype.kind in "iu" else values
+
+
+def _lengths_differ(lengths: Iterable[int]) -> str:
+    return f"The arrays have {' and '.join(map(str, sorted(lengths)))} rows; they have to have the same."
 
 
 def _column(name: str, values: Array | pa.Array) -> pa.Array:

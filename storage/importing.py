@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from .checks import check_draft, check_episode
+from .checks import check_draft, check_episode, check_spaces
 from .column_mapping import Columns
 from .columns import StepArrays, cut_episodes
 from .datasets import find_finished
@@ -95,6 +95,7 @@ def _draft(recording: Recording, about: About) -> ManifestDraft:
     first = _first(recording)
     observations = about.observation_space or _infer_box(first.observation)
     actions = about.action_space or _infer_actions(first, recording)
+    check_spaces(observations, actions)  # before anything is made of their sizes
     meaning = about.policy_output or ("logits" if actions.is_discrete else "mean")
     told = about.but(
         observation_space=observations,

@@ -13,6 +13,16 @@ from pydantic import BaseModel, ConfigDict, Field
 Array = NDArray[Any]
 Engine = Literal["gymnasium", "envpool"]
 SCHEMA_VERSION = 1
+MAX_COMPONENTS = 131_072
+"""Numbers of one observation; the pixels of an Atari screen are 100,800."""
+MAX_VALUES = 1_000_000
+"""Values of a discrete observation."""
+MAX_ACTIONS = 10_000
+"""Discrete actions, each of which has a name."""
+MAX_DIMENSIONS = 1_024
+"""Numbers of one action."""
+MAX_NAME = 200
+"""Characters in the name of a component or an action."""
 
 
 class Frozen(BaseModel):

@@ -245,7 +245,7 @@ def test_bad_folders_are_refused(store: Store, tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="has no observation_space"):
         take_in(store, tmp_path)
     (tmp_path / "data" / "metadata.json").write_text("{broken")
-    with pytest.raises(BadInput, match="cannot be read"):
+    with pytest.raises(BadInput, match="is not JSON"):
         take_in(store, tmp_path)
 
 

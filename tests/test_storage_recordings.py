@@ -232,7 +232,7 @@ def test_a_meaning_that_does_not_fit_is_refused_and_nothing_is_written(
         ({"rewards": np.zeros(7)}, "7 and 8 rows"),
         ({"rewards": np.full(8, np.nan)}, "Episode 0, step 0: the reward is not finite"),
         ({"observations": np.zeros((8, 2, 2)), "next_observations": None}, r"Each observation has shape \(2, 2\)"),
-        ({"observations": np.array([b"x"] * 8), "next_observations": None}, "one flat list of numbers"),
+        ({"observations": np.array([b"x"] * 8), "next_observations": None}, "'observations' holds texts"),
     ],
 )
 def test_arrays_that_do_not_fit_are_refused_and_nothing_is_written(
