@@ -136,6 +136,29 @@ def end_items(con: Connection, batch_id: str, outcome: End, error: str | None, *
     )
 
 
+def refuse(con: Connection, batch_id: str, error: str) -> None:
+    """End a batch that the server has certainly not created."""
+    end_items(con, batch_id, "refused", None)
+    close_batch(con, batch_id, "abandoned", error)
+
+
+def end_calls(con: Connection, batch_id: str, sent: Collection[str]) -> None:
+    """End the single calls of a command: those without an outcome may have been billed, those never sent were not."""
+    con.execute(
+        """UPDATE requests SET state = 'pending', updated_at = now() WHERE state = 'in_batch' AND request_id IN
+               (SELECT request_id FROM batch_items WHERE batch_id = $batch AND outcome IS NULL
+                AND request_id NOT IN (SELECT unnest($sent::VARCHAR[])))""",
+        {"batch": batch_id, "sent": list(sent)},
+    )
+    con.execute(
+        """UPDATE batch_items SET outcome = 'refused' WHERE batch_id = $batch AND outcome IS NULL
+               AND request_id NOT IN (SELECT unnest($sent::VARCHAR[]))""",
+        {"batch": batch_id, "sent": list(sent)},
+    )
+    end_items(con, batch_id, "unknown", "the command ended before the reply came")
+    close_batch(con, batch_id, "ingested", None)
+
+
 def close_batch(
     con: Connection,
     batch_id: str,
@@ -231,6 +254,14 @@ def known_remotes(con: Connection) -> set[str]:
 def item_outcomes(con: Connection, batch_id: str) -> dict[str, str | None]:
     """The requests of a batch and what became of each."""
     return dict(con.execute("SELECT request_id, outcome FROM batch_items WHERE batch_id = ?", [batch_id]).fetchall())
+
+
+def unsettled_items(con: Connection) -> dict[tuple[str, str], str | None]:
+    """All items without a message, by batch and request, and how they ended, if they have."""
+    rows = con.execute(
+        "SELECT batch_id, request_id, outcome FROM batch_items WHERE outcome IS DISTINCT FROM 'succeeded'"
+    ).fetchall()
+    return {(batch_id, request_id): outcome for batch_id, request_id, outcome in rows}
 
 
 def committed_usd(con: Connection, run_id: str) -> float:

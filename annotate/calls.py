@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from storage.errors import BadInput
+from storage.catalog import Catalog
+from storage.errors import BadInput, CatalogLocked
 from storage.room import hold_room, release_room
 from storage.store import Store
 
@@ -13,6 +14,8 @@ from .requests import Request
 
 STATES = ("pending", "failed")
 """States from which a single call may be made."""
+SHORT_WAIT_S = 1.0
+"""Seconds to wait for the catalog while replies are under way; the full wait is for when none is."""
 
 
 class CallBook:
@@ -28,17 +31,19 @@ class CallBook:
 
     def __init__(self, store: Store, run_id: str, provider: str, labels: int, budget_usd: float | None) -> None:
         self._store = store
+        self._catalog = hasty(store)
         self._run_id = run_id
         self._folder = store.responses_dir(run_id)
         self._provider = provider
         self._labels = labels
         self._budget_usd = budget_usd
         self.batch_id: str | None = None
-        self.handed_out = 0
+        self.sent: set[str] = set()
         self.stopped: str | None = None  # why no further call was allowed
+        self.is_halted = False  # no call is handed out until the catalog can be written again
 
     def hand_out(self, requests: Sequence[Request]) -> Iterator[Request]:
-        """Give requests away one by one, each entered before; stop where the budget ends.
+        """Give requests away one by one, each entered before; stop where the budget ends, or the catalog is locked.
 
         Requests that another command has under way are passed over.
 
@@ -46,39 +51,55 @@ class CallBook:
             BadInput: if there is a budget, and the model has no list price to hold against it.
             DiskFailed: if there is no room left for the replies; nothing is sent then.
         """
-        self.stopped = None
+        self.stopped, self.is_halted = None, False
         for request in requests:
-            claimed = self._claim(request)
-            if self.stopped is not None:
+            claimed = not self.is_halted and self._claim(request)
+            if self.stopped is not None or self.is_halted:
                 return
             if claimed:
-                self.handed_out += 1
+                self.sent.add(request.request_id)
                 yield request
 
-    def close(self, *, all_entered: bool = True) -> None:
-        """End the book; a call without an outcome may have been billed.
-
-        Args:
-            all_entered: every reply that landed is in the catalog; else the next command enters it and ends the book.
-        """
-        release_room(self._folder)
-        if self.batch_id is None or not all_entered:
+    def close(self) -> None:
+        """End the book; a call without an outcome may have been billed, unless it was never handed out."""
+        if self.batch_id is None:
             return
         with self._store.catalog.write() as con:
-            batches.end_items(con, self.batch_id, "unknown", "the command ended before the reply came")
-            batches.close_batch(con, self.batch_id, "ingested", None)
+            batches.end_calls(con, self.batch_id, self.sent)
+
+    @property
+    def handed_out(self) -> int:
+        """How many requests went to the provider."""
+        return len(self.sent)
+
+    def release_room(self) -> None:
+        """Give up the room that was held for replies; none is under way any more."""
+        release_room(self._folder)
 
     def _claim(self, request: Request) -> bool:
+        try:
+            return self._enter_call(request)
+        except CatalogLocked:
+            self.is_halted = True
+            return False
+
+    def _enter_call(self, request: Request) -> bool:
         hold_room(self._folder)
         priced = batches.price_request(request, self._labels, batch=False)
-        with self._store.catalog.write() as con:
+        with self._catalog.write() as con:
             spent = batches.committed_usd(con, self._run_id) if self._budget_usd is not None else 0.0
             self.stopped = refuse_over_budget(spent, [priced], self._budget_usd)
             if self.stopped is not None:
                 return False
-            if self.batch_id is None:
-                self.batch_id = batches.add_batch(con, self._run_id, self._provider, "")
-            return bool(batches.claim(con, self.batch_id, [priced], STATES))
+            batch_id = self.batch_id or batches.add_batch(con, self._run_id, self._provider, "")
+            claimed = batches.claim(con, batch_id, [priced], STATES)
+        self.batch_id = batch_id
+        return bool(claimed)
+
+
+def hasty(store: Store) -> Catalog:
+    """The catalog, with a short wait for its lock."""
+    return Catalog(store.catalog.path, min(store.catalog.wait_s, SHORT_WAIT_S))
 
 
 def refuse_over_budget(spent: float, asked: Sequence[batches.Priced], budget_usd: float | None) -> str | None:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any, Literal
 
 from storage.schema import Frozen
 
 from .costs import Tokens
 from .providers.answers import parse_answer
+from .providers.protocol import Reply
 
 BATCH = "batch"
 """The name of the provider whose raw replies are lines of a batch's results."""
@@ -63,6 +65,17 @@ class RawReply(Frozen):
             return parse_answer(self.raw).raw or ""
         except ValueError:
             return ""
+
+
+class Note(Frozen):
+    """What is known about requests under way while the catalog cannot be written; the next command enters it."""
+
+    batch_id: str
+    remote_id: str | None = None  # the server has created the batch under this name
+    created_at: datetime | None = None
+    refused: str | None = None  # the server has created nothing, and why
+    sent: tuple[str, ...] | None = None  # of single calls: those that were made, all others were not
+    failures: tuple[Reply, ...] = ()  # of those: how they ended without a message
 
 
 @dataclass(frozen=True)

@@ -12,11 +12,13 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 
+from storage.catalog import Catalog, Connection
+from storage.errors import TrajnoteError
 from storage.files import owned
 from storage.store import Store
 
-from . import batches, ledger
-from .calls import CallBook
+from . import ledger
+from .calls import CallBook, hasty
 from .planning import (
     RunPlan,
     earlier_readings,
@@ -26,9 +28,10 @@ from .planning import (
     second_questions,
     unanswered_requests,
 )
-from .providers.protocol import Provider, Reply
-from .records import Landed, Totals
-from .recovery import enter_landed, recover
+from .providers.protocol import Provider, Reply, Threaded
+from .records import Landed, Note, Totals
+from .recovery import enter_failure, enter_landed, leave_note, recover
+from .replies import Reading
 from .requests import Question, Request
 
 __all__ = ["RunPlan", "RunSummary", "annotate_run", "estimate_run", "plan_run", "unanswered_requests"]
@@ -76,7 +79,8 @@ def annotate_run(
     Raises:
         BadInput: if the provider cannot answer, or there is a budget and no list price to hold against it.
         ProviderFailed: if the server refuses everything; what was answered before is kept.
-        CatalogLocked: if another process works on this run.
+        CatalogLocked: if another process works on this run, or holds the catalog for long; what came back is on the
+            disk, and the next command enters it.
     """
     recover(store)
     worker = _Worker(store, plan, provider, report or _silent, budget_usd)
@@ -102,7 +106,10 @@ class _Worker:
         self.questions: list[Question] = []
         self.asked = 0
         self.answered = 0
-        self.landed: list[tuple[Question, Landed]] = []
+        self.kept: dict[str, Landed] = {}  # landed by the threads that received them, and not yet taken
+        self.landed: list[tuple[Question, Landed]] = []  # on the disk, and not yet in the catalog
+        self.failures: list[Reply] = []  # what came back without a message, and is not yet in the catalog
+        self.trouble: Exception | None = None  # the first thing that went wrong with a single reply
         self.entered_at = time.monotonic()
 
     def work(self) -> None:
@@ -179,20 +186,26 @@ class _Worker:
             self._exchange([question.request for question in questions], waiting)
             return
         self.book = self._new_book()
+        if isinstance(self.provider, Threaded):
+            self.provider.keep = self._keep
         try:
             while self._ask_paid(self.book, waiting):
                 pass
         finally:
             self.asked += self.book.handed_out
-            self.book.close(all_entered=not self.landed)
+            self._close_book(self.book)
 
     def _ask_paid(self, book: CallBook, waiting: dict[str, Question]) -> bool:
-        """Ask what the budget allows; true if calls that came out cheaper than they might have leave room for more."""
+        """Ask what may be asked now; true if there may be more.
+
+        That is so where calls came out cheaper than they might have, and where the catalog was locked for a while.
+        """
         before = book.handed_out
         self._exchange(book.hand_out([question.request for question in waiting.values()]), waiting)
-        return book.stopped is not None and book.handed_out > before
+        return book.is_halted or (book.stopped is not None and book.handed_out > before)
 
     def _exchange(self, requests: Iterable[Request], waiting: dict[str, Question]) -> None:
+        """Ask, and take what comes back; whatever goes wrong, what is under way is waited for, landed and entered."""
         total = len(waiting)
         try:
             with closing(self.provider.answer(requests)) as replies:
@@ -200,43 +213,112 @@ class _Worker:
                     self._take(reply, waiting)
                     self.report("asking", total - len(waiting), total)
         finally:
-            for reply in self.provider.late():
-                self._take(reply, waiting)
-            self._enter()
+            self._take_late(waiting)
+            self._enter_rest()
+        if self.trouble is not None:
+            raise self.trouble
 
     def _new_book(self) -> CallBook:
         plan = self.plan
         return CallBook(self.store, plan.run.run_id, self.provider.name, plan.config.entries, self.budget_usd)
 
+    def _close_book(self, book: CallBook) -> None:
+        """End the book in the catalog; where that cannot be written, a note says how each call ended."""
+        book.release_room()
+        if self.landed or self.failures:
+            self._leave_note(book)
+            return
+        try:
+            book.close()
+        except BaseException:
+            self._leave_note(book)
+            raise
+
+    def _leave_note(self, book: CallBook) -> None:
+        if book.batch_id is not None:
+            note = Note(batch_id=book.batch_id, sent=tuple(book.sent), failures=tuple(self.failures))
+            leave_note(self.store, self.plan.run.run_id, note)
+
+    def _keep(self, reply: Reply) -> None:
+        """Land a reply in the thread that received it."""
+        if reply.raw is not None:
+            self.kept[reply.request_id] = self._land(reply)
+
+    def _land(self, reply: Reply) -> Landed:
+        batch_id = self.book.batch_id if self.book else None
+        return ledger.land_reply(self.store, self.plan.run.run_id, self.provider, reply, batch_id=batch_id)
+
     def _take(self, reply: Reply, waiting: dict[str, Question]) -> None:
         """Land one reply at once; what follows from it is entered soon, with that of its neighbours."""
-        question = waiting.pop(reply.request_id, None)
+        question = waiting.get(reply.request_id)
         if question is None:
             return
-        batch_id = self.book.batch_id if self.book else None
         if reply.raw is None:
-            with self.store.catalog.write() as con:
-                ledger.record_error(con, reply)
-                if batch_id is not None:
-                    batches.end_item(con, batch_id, reply.request_id, "unknown" if reply.unknown else "errored")
-            return
-        landed = ledger.land_reply(self.store, self.plan.run.run_id, self.provider, reply, batch_id=batch_id)
-        self.landed.append((question, landed))
-        self.answered += 1
-        if len(self.landed) >= _CHUNK or time.monotonic() - self.entered_at >= FLUSH_S:
-            self._enter()
+            self.failures.append(reply)
+        else:
+            self.landed.append((question, self.kept.pop(reply.request_id, None) or self._land(reply)))
+            self.answered += 1
+        del waiting[reply.request_id]
+        if len(self.landed) + len(self.failures) >= _CHUNK or time.monotonic() - self.entered_at >= FLUSH_S:
+            self._enter_soon()
 
-    def _enter(self) -> None:
+    def _take_late(self, waiting: dict[str, Question]) -> None:
+        """Take what came in after the provider was left, each on its own."""
+        for reply in self.provider.late():
+            try:
+                self._take(reply, waiting)
+            except Exception as error:
+                self.trouble = self.trouble or error
+        for request_id in [key for key in self.kept if key in waiting]:  # the provider was left before it was asked
+            self.landed.append((waiting.pop(request_id), self.kept.pop(request_id)))
+
+    def _enter_soon(self) -> None:
+        """Enter what has landed, if the catalog is free; else it stays noted, and no new call is made before it is."""
+        if self.book is None:
+            self._enter(self.store.catalog)
+            return
+        try:
+            self._enter(hasty(self.store))
+        except Exception:
+            self.book.is_halted = True
+
+    def _enter_rest(self) -> None:
+        """Enter all that has landed; nothing is under way, so that there is time to wait for the catalog."""
+        try:
+            if self.landed or self.failures or (self.book and self.book.is_halted):
+                self._enter(self.store.catalog)
+        except TrajnoteError as error:
+            raise self._say_kept(error) from error
+
+    def _say_kept(self, error: TrajnoteError) -> TrajnoteError:
+        if not self.landed:
+            return error
+        kept = f"{len(self.landed)} replies are on the disk, and the next `trajnote annotate` command enters them"
+        return type(error)(f"{error.problem.rstrip('.')}; {kept}.", error.hint)
+
+    def _enter(self, catalog: Catalog) -> None:
         """One transaction: replies, labels, rejections and the state of the requests."""
         self.entered_at = time.monotonic()
-        if self.landed:
-            with self.store.catalog.write() as con:
-                enter_landed(con, [reply for _, reply in self.landed])
-                readings = [
-                    (question, read_question(self.plan, question, reply.record.raw)) for question, reply in self.landed
-                ]
-                ledger.record_readings(con, self.store, self.plan.run, readings)
-        self.landed = []
+        readings = [*self._read(self.landed)]
+        with catalog.write() as con:
+            enter_landed(con, [reply for _, reply in self.landed])
+            self._enter_failures(con)
+            ledger.record_readings(con, self.store, self.plan.run, readings)
+        self.landed, self.failures = [], []
+        if self.book and self.trouble:
+            self.book.is_halted = True
+
+    def _enter_failures(self, con: Connection) -> None:
+        for reply in self.failures:
+            enter_failure(con, self.book.batch_id if self.book else None, reply)
+
+    def _read(self, landed: Sequence[tuple[Question, Landed]]) -> Iterable[tuple[Question, Reading]]:
+        """What replies say; one that cannot be read stops no other one."""
+        for question, reply in landed:
+            try:
+                yield question, read_question(self.plan, question, reply.record.raw)
+            except Exception as error:
+                self.trouble = self.trouble or error
 
 
 def _silent(description: str, done: int, total: int | None) -> None:

@@ -27,8 +27,8 @@ from .providers.batch import (
     OutcomeUnknownError,
     ServerBusyError,
 )
-from .records import BATCH
-from .recovery import recover
+from .records import BATCH, Note
+from .recovery import recover, settle
 from .requests import Question, Request
 from .settling import owned_run, reconcile
 
@@ -141,9 +141,7 @@ def _send(store: Store, run_id: str, server: BatchServer, budget_usd: float | No
         try:
             remote = server.create(claimed)
         except NothingCreatedError as error:
-            with store.catalog.write() as con:
-                batches.end_items(con, batch_id, "refused", None)
-                batches.close_batch(con, batch_id, "abandoned", error.problem)
+            settle(store, run_id, Note(batch_id=batch_id, refused=error.problem))
             if error.pause_s is None:
                 raise ProviderFailed(f"The server refused a batch: {error.problem}.", "It was not created.") from error
             if attempt == _BUSY_ATTEMPTS:
@@ -154,8 +152,8 @@ def _send(store: Store, run_id: str, server: BatchServer, budget_usd: float | No
                 batches.mark_unsure(con, batch_id, None, str(error))
             return _Sent(stopped=stopped)
         else:
-            with store.catalog.write() as con:
-                batches.mark_submitted(con, batch_id, remote.remote_id, remote.created_at)
+            note = Note(batch_id=batch_id, remote_id=remote.remote_id, created_at=remote.created_at)
+            settle(store, run_id, note)
             return _Sent(batch_id, len(claimed), stopped)
     return _Sent()
 

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
+import subprocess
+import sys
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -15,7 +19,7 @@ from annotate.batch_config import BatchConfig
 from annotate.batch_run import run_batches
 from annotate.cards import Action, Card, Component
 from annotate.fetching import Ingested, ingest, poll
-from annotate.planning import RunPlan, estimate_run, plan_run
+from annotate.planning import RunPlan, estimate_run, plan_run, read_question
 from annotate.providers.anthropic import AnthropicProvider
 from annotate.providers.batch import BatchServer
 from annotate.providers.scripted import ScriptedProvider
@@ -24,7 +28,8 @@ from annotate.requests import AnnotateConfig
 from annotate.run import annotate_run
 from annotate.settling import owned_run
 from annotate.shipping import Submission, submit
-from storage.errors import BadInput, ProviderFailed
+from storage.catalog import Catalog, Connection
+from storage.errors import BadInput, CatalogLocked, DamagedStore, DiskFailed, ProviderFailed, TrajnoteError
 from storage.store import Store
 
 CARD = Card(
@@ -384,8 +389,8 @@ def test_a_budget_needs_a_price(bench: Bench) -> None:
     assert bench.server.batches == {}
 
 
-def ask_singly(bench: Bench, budget_usd: float | None = None, **changes: Any) -> Any:
-    provider = AnthropicProvider(bench.server.url, sleep=lambda _: None)
+def ask_singly(bench: Bench, budget_usd: float | None = None, concurrency: int = 4, **changes: Any) -> Any:
+    provider = AnthropicProvider(bench.server.url, concurrency=concurrency, sleep=lambda _: None)
     return annotate_run(bench.store, bench.plan(**changes), provider, budget_usd=budget_usd)
 
 
@@ -432,6 +437,180 @@ def test_calls_of_a_command_that_was_killed_are_freed_and_counted(bench: Bench) 
         assert len(batches.claim(con, batch_id, priced, ["pending"])) == 2
     recover(bench.store)
     assert (bench.states(), bench.outcomes()) == ({"pending": 2}, {"lost": 2})
+
+
+READING = """
+import sys
+from pathlib import Path
+from storage.catalog import Catalog
+with Catalog(Path(sys.argv[1]), wait_s=60).read():
+    print(flush=True)
+    sys.stdin.read()
+"""
+
+
+class Reader:
+    """Another process that reads the catalog for as long as it likes."""
+
+    def __init__(self, store: Store) -> None:
+        self.path = str(store.catalog.path)
+        self.process: subprocess.Popen[str] | None = None
+
+    def come(self) -> None:
+        command = [sys.executable, "-c", READING, self.path]
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        assert self.process.stdout
+        self.process.stdout.readline()
+
+    def go(self) -> None:
+        if self.process:
+            self.process.communicate("")
+            self.process = None
+
+
+@pytest.fixture
+def reader(bench: Bench) -> Iterator[Reader]:
+    bench.store.catalog.wait_s = 0.2
+    made = Reader(bench.store)
+    yield made
+    made.go()
+
+
+def on_reply(bench: Bench, number: int, happen: Callable[[], object]) -> None:
+    """Something happens while the server answers for the n-th time, once."""
+    count, once = itertools.count(1), threading.Lock()
+
+    def text(_: Any) -> str:
+        with once:
+            if next(count) == number:
+                happen()
+        return answer_text()
+
+    bench.server.text = text
+
+
+def check_that_all_billed_is_entered(bench: Bench) -> None:
+    """The same command again asks only what was never asked, and every reply that was billed is in the ledger."""
+    bench.server.text = lambda _: answer_text()
+    assert ask_singly(bench).done
+    assert set(bench.server.billed.values()) == {1}
+    assert (bench.states(), bench.outcomes()["succeeded"]) == ({"done": 6}, 6)
+    assert bench.rows("SELECT lost_usd, under_way_usd FROM spending") == [(0.0, 0.0)]
+    assert bench.rows("SELECT count(*) FROM annotations") == [(6,)]
+
+
+def test_replies_that_come_while_a_reader_holds_the_catalog_are_on_the_disk(bench: Bench, reader: Reader) -> None:
+    on_reply(bench, 3, reader.come)
+    with pytest.raises(CatalogLocked, match=r"in use by process \d+.* [2-4] replies are on the disk") as caught:
+        ask_singly(bench, concurrency=2)
+    assert caught.value.exit_code == 5
+    billed = sum(bench.server.billed.values())
+    assert 3 <= billed <= 4  # nothing new is asked while it is locked
+    reader.go()
+    recover(bench.store)
+    assert bench.states() == {"done": billed, "pending": 6 - billed}
+    check_that_all_billed_is_entered(bench)
+
+
+def test_a_run_goes_on_when_a_reader_leaves_in_time(bench: Bench, reader: Reader) -> None:
+    bench.store.catalog.wait_s = 30.0
+
+    def read_a_while() -> None:
+        reader.come()
+        threading.Timer(1.5, reader.go).start()
+
+    on_reply(bench, 3, read_a_while)
+    assert ask_singly(bench).done
+    check_that_all_billed_is_entered(bench)
+
+
+@pytest.mark.parametrize("error", [DamagedStore, DiskFailed])
+def test_replies_that_come_when_the_catalog_cannot_be_opened_are_on_the_disk(
+    bench: Bench, error: type[TrajnoteError], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broken = threading.Event()
+    connect = Catalog._connect
+
+    def fail_when_broken(catalog: Catalog, read_only: bool) -> Connection:
+        if broken.is_set():
+            raise error("The catalog is broken.", "Mend it.")
+        return connect(catalog, read_only)
+
+    monkeypatch.setattr(Catalog, "_connect", fail_when_broken)
+    on_reply(bench, 3, broken.set)
+    with pytest.raises(error, match=r"The catalog is broken; [1-6] replies are on the disk"):
+        ask_singly(bench)
+    broken.clear()
+    recover(bench.store)
+    assert bench.states()["done"] == sum(bench.server.billed.values())
+    check_that_all_billed_is_entered(bench)
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, ValueError, BrokenPipeError])
+def test_no_reply_under_way_is_lost_when_the_progress_bar_fails_or_somebody_interrupts(
+    bench: Bench, error: type[BaseException]
+) -> None:
+    def report(what: str, done: int, total: int | None) -> None:
+        if done == 2:
+            raise error
+
+    provider = AnthropicProvider(bench.server.url, sleep=lambda _: None)
+    with pytest.raises(error):
+        annotate_run(bench.store, bench.plan(), provider, report)
+    assert bench.states()["done"] == sum(bench.server.billed.values()) < 6
+    check_that_all_billed_is_entered(bench)
+
+
+def test_a_reply_that_cannot_be_read_keeps_no_other_one_out(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    readings = itertools.count(1)
+
+    def read(*given: Any) -> Any:
+        if next(readings) == 2:
+            raise ValueError("never seen before")
+        return read_question(*given)
+
+    monkeypatch.setattr("annotate.run.read_question", read)
+    with pytest.raises(ValueError, match="never seen before"):
+        ask_singly(bench)
+    billed = sum(bench.server.billed.values())
+    assert bench.states().get("done") == billed
+    assert bench.rows("SELECT count(*) FROM annotations") == [(billed - 1,)]
+    check_that_all_billed_is_entered(bench)
+
+
+def test_refusals_that_could_not_be_entered_are_entered_by_the_next_command(bench: Bench, reader: Reader) -> None:
+    bench.server.plan_fault("message", "", "error_400")
+    on_reply(bench, 2, reader.come)
+    with pytest.raises(CatalogLocked):
+        ask_singly(bench)
+    reader.go()
+    recover(bench.store)
+    assert bench.outcomes()["errored"] == 1
+    assert bench.rows("SELECT lost_usd, under_way_usd FROM spending") == [(0.0, 0.0)]
+    assert list(bench.store.root.rglob("*.note.json")) == []
+
+
+@pytest.mark.parametrize(("fault", "states"), [("", {"submitted": 1}), ("error_400", {"abandoned": 1})])
+def test_what_a_server_said_about_a_batch_is_known_though_the_catalog_was_locked(
+    bench: Bench, reader: Reader, fault: str, states: dict[str, int]
+) -> None:
+    bench.config = SMALL.model_copy(update={"size": 9})
+    bench.server.plan_fault("create", fault)
+    create = bench.client.create
+
+    def create_then_read(requests: Any) -> Any:
+        try:
+            return create(requests)
+        finally:
+            reader.come()
+
+    bench.client.create = create_then_read
+    with pytest.raises(CatalogLocked):
+        bench.submit()
+    reader.go()
+    recover(bench.store)
+    assert bench.states("batches") == states
+    assert bench.rows("SELECT lost_usd FROM spending") == [(0.0,)]
 
 
 def test_an_estimate_learns_from_the_bills_of_earlier_replies(bench: Bench) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import suppress
 from datetime import UTC, datetime
 from itertools import islice
 
@@ -70,6 +71,7 @@ class AnthropicProvider:
         self._timeout_s = timeout_s
         self._sleep = sleep
         self._late: list[Reply] = []
+        self.keep: Callable[[Reply], None] = _keep_nothing
 
     def prepare(self, known: Collection[str], pending: Collection[str], *, complete: bool) -> None:
         """A server says itself what it refuses."""
@@ -87,7 +89,7 @@ class AnthropicProvider:
             stream = iter(requests)
             for request in islice(stream, 1):
                 try:
-                    yield self._ask(client, request)
+                    yield self._ask_and_keep(client, request)
                 except ProviderFailed as error:
                     self._late.append(Reply(request.request_id, None, error.problem))
                     raise
@@ -125,7 +127,7 @@ class AnthropicProvider:
             try:
                 while True:
                     for request in islice(requests, self._concurrency - len(running)):
-                        running[pool.submit(self._ask, client, request)] = request
+                        running[pool.submit(self._ask_and_keep, client, request)] = request
                     if not running:
                         return
                     done, _ = wait(running, return_when=FIRST_COMPLETED)
@@ -135,6 +137,12 @@ class AnthropicProvider:
                         yield reply
             finally:
                 self._late += [_outcome(future, request) for future, request in running.items()]
+
+    def _ask_and_keep(self, client: anthropic.Anthropic, request: Request) -> Reply:
+        reply = self._ask(client, request)
+        with suppress(Exception):  # it is not lost: whoever takes the reply tries again, and is told why it fails
+            self.keep(reply)
+        return reply
 
     def _ask(self, client: anthropic.Anthropic, request: Request) -> Reply:
         attempts = Retrying(
@@ -174,6 +182,10 @@ class AnthropicProvider:
 
     def _hide_key(self, text: str) -> str:
         return hide_key(self._key, text)
+
+
+def _keep_nothing(reply: Reply) -> None:
+    """Without a ledger there is nobody to keep a reply for."""
 
 
 def _outcome(future: Future[Reply], request: Request) -> Reply:

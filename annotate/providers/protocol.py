@@ -6,9 +6,9 @@ the only one who writes.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Generator, Iterable, Mapping
+from collections.abc import Callable, Collection, Generator, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from ..requests import Request
 
@@ -55,3 +55,11 @@ class Provider(Protocol):
     def late(self) -> list[Reply]:
         """Replies that came in after the iterator of `answer` was given up; they are paid for, so they are kept."""
         ...
+
+
+@runtime_checkable
+class Threaded(Protocol):
+    """A provider whose replies arrive in threads of its own."""
+
+    keep: Callable[[Reply], None]
+    """Called with each reply in the thread that received it, so that it is on the disk whatever the others do."""
