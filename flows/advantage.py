@@ -22,6 +22,7 @@ from annotate.health.notes import same_actions
 from refine.policy import Mode
 from storage.annotations import list_runs, load_annotations
 from storage.datasets import pick
+from storage.environments import insert_environment
 from storage.errors import Prerequisite, TrajnoteError
 from storage.evidence import LabelReplay, insert_label_replays, load_label_replays
 from storage.identity import content_id
@@ -33,6 +34,7 @@ from .judging.lineage import find_recorded_baseline
 from .playing.actors import NetworkActor, Policy, check_mode
 from .playing.branches import Branch, Ending, play_branches
 from .playing.environments import Spaces
+from .playing.fingerprint import look_up_fingerprint
 from .playing.policies import load_policy
 from .processes import share_out
 from .progress import Report, silent
@@ -84,7 +86,9 @@ def replay_labels(
     manifest = read_manifest(store, dataset_id)
     policy = _continuing_policy(store, manifest, config)
     mode = check_mode(policy, config.mode or manifest.policy_mode or "greedy")
-    way = _Way(policy.sha256, mode, config.continuations if mode == "sampled" else 1, config.horizon)
+    here = look_up_fingerprint(manifest.env_id, manifest.env_kwargs) if manifest.env_id else None
+    pairs = config.continuations if mode == "sampled" else 1
+    way = _Way(policy.sha256, mode, pairs, config.horizon, here.sha256 if here else None)
     labels = [note for note in _labels(store, dataset_id, run_ids) if note.suggested_action is not None]
     episodes = {e.episode_id: e for e in iterate_episodes(store, dataset_id, sorted({n.episode_id for n in labels}))}
     differing = [note for note in labels if not _confirms(note, episodes[note.episode_id], manifest)]
@@ -99,6 +103,8 @@ def replay_labels(
         for number, rows in enumerate(measured, start=1):
             with store.catalog.write() as con:
                 insert_label_replays(con, rows)
+                if here and manifest.env_id:
+                    insert_environment(con, here.known, manifest.env_id, manifest.env_kwargs)
             report("replay labels", min(number * BATCH, len(missing)), len(missing))
     names, fresh = {way.name(note) for note in wanted}, {way.name(note) for note in missing}
     found = [replay for replay in load_label_replays(store, dataset_id) if replay.label_replay_id in names]
@@ -113,6 +119,7 @@ class _Way:
     mode: Mode
     continuations: int
     horizon: int | None
+    environment_sha256: str | None
 
     def name(self, note: Annotation) -> str:
         played = [note.annotation_id, note.suggested_action, *vars(self).values()]
@@ -204,6 +211,7 @@ def _row(note: Annotation, endings: Sequence[Ending], manifest: Manifest, way: _
         advantages=tuple(gains.tolist()) if exact else (),
         standard_error=float(gains.std(ddof=1) / np.sqrt(len(gains))) if several else None,
         environment_steps=sum(ending.steps for ending in endings),
+        environment_sha256=way.environment_sha256,
         detail=f"{way.continuations} pairs {reach}" if difference is None else _describe(difference),
     )
 

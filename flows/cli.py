@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.text import Text
 
 from storage.disk import explain_disk
-from storage.errors import BadInput, LeftOutWarning, TrajnoteError
+from storage.errors import BadInput, TrajnoteError, TrajnoteWarning
 
 INTERRUPTED = 130
 MODULES: Mapping[str, Sequence[str]] = {
@@ -76,7 +76,7 @@ def main() -> None:
 
 def _show_warning(message: Warning | str, category: type[Warning], filename: str, lineno: int, *rest: object) -> None:
     """Warnings of this project are one line each; those of libraries speak to programmers."""
-    if issubclass(category, LeftOutWarning):
+    if issubclass(category, TrajnoteWarning):
         Console(stderr=True, soft_wrap=True).print(Text(f"warning: {message}", style="yellow"))
     else:
         sys.stderr.write(warnings.formatwarning(message, category, filename, lineno))

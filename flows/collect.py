@@ -6,6 +6,7 @@ How episodes are played is `playing/rollout.py`; how they are written is `storag
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import closing
 from typing import Any
@@ -14,14 +15,15 @@ from pydantic import Field
 
 from refine.policy import Mode
 from storage.datasets import find_finished
-from storage.errors import BadInput
+from storage.errors import BadInput, ChangedEnvironmentWarning
 from storage.identity import content_id
 from storage.schema import Engine, Episode, Frozen, Manifest, ManifestDraft
 from storage.steps import StepsWriter, read_manifest
-from storage.store import Store
+from storage.store import DRAFT, Store
 
 from .playing.actors import Policy, check_mode
 from .playing.environments import EnvironmentMaker, spaces_of
+from .playing.fingerprint import Fingerprint, take_fingerprint
 from .playing.policies import load_policy
 from .playing.pool import engine_versions, make_in_engine, play_pooled
 from .playing.rollout import ENVIRONMENTS, rollout
@@ -57,6 +59,9 @@ class CollectConfig(Frozen):
     envs: int = Field(default=ENVIRONMENTS, ge=1, description="environments side by side; changes the speed only")
     max_steps: int | None = Field(default=None, ge=1, description="cut longer episodes there; None: never")
     dataset: str | None = Field(default=None, description="name of the dataset; None: made from its content")
+    rename: bool = Field(
+        default=False, description="take a further name where a dataset of that one was made in another environment"
+    )
 
 
 def collect(
@@ -82,11 +87,13 @@ def collect(
         The manifest of the dataset, the same one every time.
 
     Raises:
-        BadInput: when the environment or the policy is refused, or a dataset of that name was made otherwise.
+        BadInput: when the environment or the policy is refused, or a dataset of that name was made otherwise, for
+            example in an environment whose code or package versions have changed since.
         Prerequisite: when a package is missing.
         CatalogLocked: when another process is collecting the same dataset.
     """
     policy, draft = _plan(store, config, component_names, action_names)
+    draft = _set_apart(store, config, draft)
     finished = find_finished(store, _with_known_origin(store, draft))
     if finished is not None:
         _check_count(config, finished.episodes, "has")
@@ -133,7 +140,8 @@ def _plan(
     """Load what is asked for, and describe the dataset that it will make."""
     environment = make_in_engine(config.engine, config.env_id, config.env_kwargs)
     try:
-        spaces, versions = spaces_of(environment), engine_versions(environment)
+        spaces = spaces_of(environment)
+        here = take_fingerprint(environment, config.env_id, engine_versions(environment))
     finally:
         environment.close()
     policy = load_policy(config.policy, spaces, store)
@@ -153,22 +161,69 @@ def _plan(
         policy_output=policy.output_kind,
         seed=config.seed,
         max_steps=config.max_steps,
-        versions=versions,
+        versions=here.versions,
+        environment_code=here.code,
     )
     return policy, draft if config.dataset else draft.model_copy(update={"dataset_id": _name(draft, config.episodes)})
 
 
 def _name(draft: ManifestDraft, episodes: int) -> str:
-    """A readable beginning and a hash of everything that decides the rows and their names."""
+    """A readable beginning and a hash of everything that decides the rows and their names, but for package versions.
+
+    Code that no version stands for is a part of it.
+    """
     readable = re.sub(r"[^a-z0-9.]+", "-", str(draft.env_id).lower()).strip("-.")
     made_of = {name: getattr(draft, name) for name in _DECISIVE}
     if draft.engine != "gymnasium":  # which is what names were made for before there was another one
         made_of["engine"] = draft.engine
+    if own_code := Fingerprint(draft.versions, draft.environment_code).own_code:
+        made_of["environment_code"] = own_code
     return content_id(f"{readable}-", {**made_of, "episodes": episodes}, length=12)
 
 
 def _numbered(letter: str, count: int) -> tuple[str, ...]:
     return tuple(f"{letter}{number}" for number in range(count))
+
+
+def _set_apart(store: Store, config: CollectConfig, draft: ManifestDraft) -> ManifestDraft:
+    """The same draft; under a further name where a dataset of its name was made in another environment.
+
+    Raises:
+        BadInput: when the user gave the name.
+    """
+    name, here = draft.dataset_id, Fingerprint(draft.versions, draft.environment_code)
+    if not store.dataset_dir(name).exists():
+        _warn_if_begun_anew(store, draft, here)
+        return draft
+    known = read_manifest(store, name)
+    changes = "; ".join(here.changes_since(known.versions, known.environment_code))
+    if not changes:
+        return draft
+    if config.dataset and not config.rename:
+        raise BadInput(
+            f"The dataset {name} was made in another {config.env_id} ({changes}).", "Give the new one another name."
+        )
+    apart = draft.model_copy(update={"dataset_id": f"{name}-{here.sha256[:8]}"})
+    if not store.dataset_dir(apart.dataset_id).exists():
+        _warn(f"The dataset {name} was made in another {config.env_id} ({changes}): this is {apart.dataset_id}.")
+    return apart
+
+
+def _warn_if_begun_anew(store: Store, draft: ManifestDraft, here: Fingerprint) -> None:
+    """Say so when the episodes of an interrupted collection cannot be gone on with."""
+    try:
+        begun = ManifestDraft.model_validate_json((store.partial_dir(draft.dataset_id) / DRAFT).read_bytes())
+    except (OSError, ValueError):
+        return
+    if changes := "; ".join(here.changes_since(begun.versions, begun.environment_code)):
+        _warn(
+            f"The collection of {draft.dataset_id} was interrupted in another {draft.env_id} ({changes}): "
+            "it begins anew."
+        )
+
+
+def _warn(text: str) -> None:
+    warnings.warn(text, ChangedEnvironmentWarning, stacklevel=3)
 
 
 def _with_known_origin(store: Store, draft: ManifestDraft) -> ManifestDraft:

@@ -53,7 +53,7 @@ def check_labels(store: Store, dataset_id: str, run_ids: Sequence[str] | None = 
         raise Prerequisite(
             f"{', '.join(named)} of {dataset_id} gave rules, not labels.", "`trajnote rules list` says what rules do."
         )
-    annotations, replays = load_annotations(store, dataset_id), load_label_replays(store, dataset_id)
+    annotations, replays = load_annotations(store, dataset_id), load_label_replays(store, dataset_id, current=True)
     steps, space = read_steps(store, dataset_id), read_manifest(store, dataset_id).action_space
     refused = _rejections(store)
     found = [

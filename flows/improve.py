@@ -101,6 +101,8 @@ def improve(
         raise BadInput("Rules speak of all states that they match, so there are no others to compare with.")
     material = replace(material, log_dir=config.log_dir)
     judge = Judge(store, env_id, manifest.env_kwargs, config.workers, manifest.max_steps)
+    warnings += tuple(_tell_changes(judge, read_manifest(store, each)) for each in (dataset_id, *also))
+    warnings = tuple(filter(None, warnings))
     contest = Contest(material, judge, config.gate, report, config.references)
     comparison = contest.run()
     comparison_id = record_comparison(contest, comparison, opinions.run_ids, start.origin, warnings=warnings)
@@ -165,6 +167,16 @@ def _home_of(manifest: Manifest) -> str:
     logged = Spaces(manifest.observation_space, manifest.action_space)
     check_spaces(f"The dataset {manifest.dataset_id}", logged, look_up_spaces(manifest.env_id, manifest.env_kwargs))
     return manifest.env_id
+
+
+def _tell_changes(judge: Judge, manifest: Manifest) -> str:
+    """What a user should know of a dataset whose environment has other code by now; nothing if it has the same."""
+    if manifest.source == "import":
+        return ""
+    changes = "; ".join(judge.fingerprint.changes_since({}, manifest.environment_code))
+    return (
+        f"{manifest.dataset_id} was collected in another {judge.env_id} than judges now ({changes})" if changes else ""
+    )
 
 
 def _refuse_shared_seeds(store: Store, dataset_id: str, gate: GateConfig) -> None:

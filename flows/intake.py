@@ -103,6 +103,7 @@ def _collect_due(
             seed=plan.seed + len(made) * plan.episodes,
             max_steps=plan.max_steps,
             dataset=dataset_id,
+            rename=True,
         ),
         card=config.label.card,
         report=report,

@@ -24,8 +24,16 @@ class TrajnoteError(Exception):
         return f"{self.problem} {self.hint}".strip()
 
 
-class LeftOutWarning(UserWarning):
+class TrajnoteWarning(UserWarning):
+    """Something a user should know while the command goes on; printed as one line."""
+
+
+class LeftOutWarning(TrajnoteWarning):
     """A dataset cannot be read and is left out of the views; everything else works."""
+
+
+class ChangedEnvironmentWarning(TrajnoteWarning):
+    """An environment is not what it was when something was made in it, so that this is made anew."""
 
 
 class BadInput(TrajnoteError):

@@ -32,6 +32,7 @@ class LabelReplay:
     standard_error: float | None  # of the advantage; None for a single pair
     environment_steps: int  # what it cost, the way to the state included
     detail: str
+    environment_sha256: str | None = None  # of the environment that was played in, see `environments`
 
 
 def insert_label_replays(con: Connection, replays: Sequence[LabelReplay]) -> int:
@@ -41,12 +42,19 @@ def insert_label_replays(con: Connection, replays: Sequence[LabelReplay]) -> int
     )
 
 
-def load_label_replays(store: Store, dataset_id: str) -> list[LabelReplay]:
-    """All replays of a dataset's labels, by episode, step and id."""
+def load_label_replays(store: Store, dataset_id: str, *, current: bool = False) -> list[LabelReplay]:
+    """The replays of a dataset's labels, by episode, step and id.
+
+    Args:
+        store: the store.
+        dataset_id: the dataset.
+        current: only those that were made in the same environment as the newest one.
+    """
     columns = ", ".join(field.name for field in fields(LabelReplay))
+    table = "current_label_replays" if current else "label_replays"
     with store.catalog.read() as con:
         rows = con.execute(
-            f"SELECT {columns} FROM label_replays WHERE dataset_id = ? ORDER BY episode_id, step, label_replay_id",
+            f"SELECT {columns} FROM {table} WHERE dataset_id = ? ORDER BY episode_id, step, label_replay_id",
             [dataset_id],
         ).fetchall()
     return [_label_replay(row) for row in rows]

@@ -12,6 +12,7 @@ from .ablation_tables import ABLATION_TABLES
 from .batch_tables import BATCH_COLUMNS
 from .catalog import Catalog, Connection
 from .deployment_tables import DEPLOYMENT_TABLES
+from .environments import ENVIRONMENTS
 from .errors import Prerequisite
 from .estimate_tables import ESTIMATES
 from .evidence_table import LABEL_REPLAYS
@@ -66,6 +67,10 @@ def _create_estimates(con: Connection) -> None:
     con.execute(ESTIMATES)
 
 
+def _add_environments(con: Connection) -> None:
+    con.execute(ENVIRONMENTS)
+
+
 MIGRATIONS: tuple[Migration, ...] = (
     Migration(1, "first tables", _create_first_tables),
     Migration(2, "replays of labels", _create_label_replays),
@@ -75,6 +80,7 @@ MIGRATIONS: tuple[Migration, ...] = (
     Migration(6, "corrective rules", _add_rules),
     Migration(7, "rounds", _create_rounds),
     Migration(8, "estimates without a simulator", _create_estimates),
+    Migration(9, "environments that were played in", _add_environments),
 )
 
 

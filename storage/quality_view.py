@@ -39,7 +39,7 @@ WITH accepted AS (
     SELECT run_id, count(*) FILTER (exact) AS replayed, count(*) FILTER (NOT exact) AS inexact_replays,
         avg(advantage) AS replay_advantage, avg((advantage > 0)::DOUBLE) AS replay_better_share,
         sum(environment_steps)::BIGINT AS replay_steps
-    FROM label_replays JOIN annotations USING (annotation_id) GROUP BY run_id
+    FROM current_label_replays JOIN annotations USING (annotation_id) GROUP BY run_id
 ), sizes AS (
     SELECT dataset_id, count(*) AS episodes_in_all FROM episodes GROUP BY dataset_id
 )

@@ -108,6 +108,11 @@ class ManifestDraft(Frozen):
     seed: int | None = Field(default=None, description="seed of the first episode; episode i has seed + i")
     max_steps: int | None = Field(default=None, description="cut of an episode's length beyond the environment's own")
     versions: Mapping[str, str] = Field(default_factory=dict)
+    environment_code: Mapping[str, str] = Field(
+        default_factory=dict,
+        exclude_if=lambda code: not code,  # so that a manifest without it keeps its bytes
+        description="sha256 of how the environment is registered, and of its modules that no version stands for",
+    )
     source_sha256: str | None = Field(default=None, description="hash of the rows when they were imported")
 
 

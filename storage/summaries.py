@@ -46,11 +46,20 @@ LEFT JOIN sent USING (run_id)
 _LEADERBOARD = """
 CREATE OR REPLACE VIEW leaderboard AS
 SELECT comparison_id, arm, env_id, dataset_id, recipe, seed, mode, labels, return_, low, high, episodes, draws,
-    arms.accepted AS accepted_draws, better, credit, basis, created_at
+    arms.accepted AS accepted_draws, better, credit, basis, created_at,
+    environment_sha256
 FROM arms JOIN comparisons USING (comparison_id)
 LEFT JOIN (SELECT comparison_id, any_value(seed) AS seed FROM refinements GROUP BY ALL) USING (comparison_id)
 ORDER BY env_id, comparison_id, mode, return_ DESC
 """
 
-SUMMARIES = (_SPENDING, LABEL_QUALITY, _LEADERBOARD)
+_CURRENT_LABEL_REPLAYS = """
+CREATE OR REPLACE VIEW current_label_replays AS  -- what two environments paid is never one mean
+SELECT * FROM label_replays QUALIFY environment_sha256 IS NOT DISTINCT FROM last_value(environment_sha256) OVER (
+    PARTITION BY dataset_id ORDER BY created_at, label_replay_id
+    ROWS BETWEEN UNBOUNDED PRECEDING AND UNBOUNDED FOLLOWING
+)
+"""
+
+SUMMARIES = (_CURRENT_LABEL_REPLAYS, _SPENDING, LABEL_QUALITY, _LEADERBOARD)
 """Statements that make these views, in an order in which each finds what it needs."""

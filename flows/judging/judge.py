@@ -6,6 +6,7 @@ It measures and remembers; what the numbers prove is in `refine/gate.py`.
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -18,10 +19,13 @@ from numpy.typing import NDArray
 from refine.gate import interval
 from refine.policy import MlpPolicy, Mode
 from storage.catalog import insert_rows
+from storage.environments import insert_environment, list_environments
+from storage.errors import ChangedEnvironmentWarning
 from storage.identity import content_id
 from storage.store import Store
 
 from ..playing.actors import Actor
+from ..playing.fingerprint import Fingerprint, look_up_fingerprint
 from ..playing.workers import play_policies
 
 Returns = NDArray[np.float64]
@@ -47,6 +51,8 @@ class Contestant:
 class Judge:
     """Plays policies in one environment; equal questions are played once, over all commands and interruptions.
 
+    A question is another one once the environment's code, its registration or a package version has changed.
+
     Args:
         store: remembers what was played.
         env_id: as for `make_environment`.
@@ -60,6 +66,11 @@ class Judge:
     env_kwargs: Mapping[str, Any]
     workers: int | None = None
     max_steps: int | None = None
+
+    @property
+    def fingerprint(self) -> Fingerprint:
+        """What the environment is now."""
+        return look_up_fingerprint(self.env_id, self.env_kwargs)
 
     def returns(
         self,
@@ -83,6 +94,7 @@ class Judge:
         known = self._remembered(ids)
         missing = {id_: c for id_, c in zip(ids, contestants, strict=True) if id_ not in known}
         if missing:
+            self._warn_of_changes()
             known |= self._play(missing, seeds, mode, purpose, advance)
         return [known[id_] for id_ in ids]
 
@@ -112,10 +124,23 @@ class Judge:
             self._remember(rows)
         return found
 
+    def _warn_of_changes(self) -> None:
+        """Say once why episodes that were played before do not count."""
+        with self.store.catalog.read() as con:
+            known = list_environments(con, self.env_id, self.env_kwargs)
+        here = self.fingerprint
+        if known and here.sha256 not in {environment.environment_sha256 for environment in known}:
+            changes = "; ".join(here.changes_since(known[0].versions, known[0].code))
+            warnings.warn(
+                f"{self.env_id} is not what was played before ({changes}): its episodes are played anew, and the "
+                "earlier rows of the table evaluations keep their environment_sha256.",
+                ChangedEnvironmentWarning,
+                stacklevel=2,
+            )
+
     def _evaluation_id(self, contestant: Contestant, seeds: range, mode: Mode) -> str:
-        played = [contestant.sha256, self.env_id, dict(self.env_kwargs), mode, seeds.start, len(seeds)]
-        cut = [] if self.max_steps is None else [self.max_steps]
-        return content_id("e_", played + cut, 24)
+        place = [self.env_id, dict(self.env_kwargs), self.fingerprint.sha256, self.max_steps]
+        return content_id("e_", [contestant.sha256, place, mode, seeds.start, len(seeds)], 24)
 
     def _remembered(self, ids: Sequence[str]) -> dict[str, Returns]:
         with self.store.catalog.read() as con:
@@ -133,6 +158,7 @@ class Judge:
             "policy_id": contestant.policy_id,
             "env_id": self.env_id,
             "env_kwargs": dict(self.env_kwargs),
+            "environment_sha256": self.fingerprint.sha256,
             "purpose": purpose,
             "mode": mode,
             "first_seed": seeds.start,
@@ -145,5 +171,7 @@ class Judge:
 
     def _remember(self, rows: Sequence[dict[str, Any]]) -> None:
         if rows:
+            here = self.fingerprint
             with self.store.catalog.write() as con:
+                insert_environment(con, here.known, self.env_id, self.env_kwargs)
                 insert_rows(con, "evaluations", rows)

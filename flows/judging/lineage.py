@@ -96,10 +96,10 @@ def record_comparison(
 
 
 def _comparison_id(contest: Contest) -> str:
-    """Named by what was asked; arms that only inform, and their expert, are a part of that where there are any."""
+    """Named by what was asked and where; arms that only inform, and their expert, count where there are any."""
     oracle = contest.material.oracle
     references = [*contest.references, oracle.sha256 if oracle else None] if contest.references else []
-    return content_id("c_", [contest.material.content_id, contest.gate, *references])
+    return content_id("c_", [contest.material.content_id, contest.gate, *references, contest.judge.fingerprint.sha256])
 
 
 def _save_refined(contest: Contest, trial: Trial, run_ids: Sequence[str]) -> None:
@@ -149,6 +149,7 @@ def _comparison_row(contest: Contest, comparison: Comparison) -> dict[str, Any]:
         "better_reason": comparison.improvement.reason,
         "credit": comparison.credit.holds,
         "credit_reason": comparison.credit.reason,
+        "environment_sha256": contest.judge.fingerprint.sha256,
     }
 
 

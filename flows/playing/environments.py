@@ -6,13 +6,14 @@ No episode is played here; that is `rollout.py`.
 from __future__ import annotations
 
 import difflib
+import functools
 import importlib
 import importlib.metadata
 import importlib.util
 import json
 import platform
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
@@ -196,9 +197,20 @@ def package_versions(environment: Environment) -> dict[str, str]:
         used = {package, *(name for name, value in members.items() if isinstance(value, ModuleType))}
         names += [distribution for engine in used & _ENGINES.keys() for distribution in _ENGINES[engine]]
         if package not in _KNOWN:
-            names += importlib.metadata.packages_distributions().get(package, [])
+            names += distributions_of(package)
     versions = {name: _version(name) for name in sorted(set(names))}
     return {"python": platform.python_version()} | {name: version for name, version in versions.items() if version}
+
+
+@functools.lru_cache
+def distributions_of(package: str) -> Sequence[str]:
+    """The names of the distributions that brought an importable package."""
+    return _distributions().get(package, [])
+
+
+@functools.lru_cache
+def _distributions() -> Mapping[str, list[str]]:
+    return importlib.metadata.packages_distributions()
 
 
 def import_module_here(name: str, purpose: str) -> ModuleType:

@@ -6,7 +6,7 @@ A replay is evidence about a dataset; it changes nothing but the catalog's table
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -21,6 +21,7 @@ from storage.steps import read_episode, read_manifest
 from storage.store import Store
 
 from .environments import Environment
+from .fingerprint import Fingerprint, take_fingerprint
 from .pool import engine_versions, make_in_engine
 
 
@@ -67,7 +68,8 @@ def play_again(episode: Episode, manifest: Manifest) -> Replay:
     environment = make_replayable(episode, manifest)
     try:
         difference = next(_differences(environment, episode, manifest), None)
-        return _judge(manifest, episode, difference, engine_versions(environment))
+        here = take_fingerprint(environment, manifest.env_id or "", engine_versions(environment))
+        return _judge(manifest, episode, difference, here)
     finally:
         environment.close()
 
@@ -144,13 +146,16 @@ def _bits(numbers: Array) -> Array:
     return np.ascontiguousarray(numbers).view(f"u{numbers.dtype.itemsize}")
 
 
-def _judge(manifest: Manifest, episode: Episode, difference: Difference | None, versions: Mapping[str, str]) -> Replay:
+def _judge(manifest: Manifest, episode: Episode, difference: Difference | None, here: Fingerprint) -> Replay:
+    changes = "; ".join(here.changes_since(manifest.versions, manifest.environment_code))
     where = f"seed {episode.seed}, {len(episode)} steps of {manifest.env_id}"
     if difference is None:
         detail = f"exact: {where}; every observation, reward and flag has the same bits"
+        detail += f"; the environment is not what it was: {changes}" if changes else ""
     else:
         values = f"logged {difference.logged!s}, replayed {difference.replayed!s}"
-        cause = _likely_cause(manifest.versions, versions)
+        same = "the versions are the same, so the environment may draw chance from elsewhere than its seed"
+        cause = f"likely because of {changes}" if changes else same
         detail = f"step {difference.step}, {difference.what}: {values} ({where}); {cause}"
     return Replay(
         dataset_id=manifest.dataset_id,
@@ -160,17 +165,6 @@ def _judge(manifest: Manifest, episode: Episode, difference: Difference | None, 
         first_mismatch=None if difference is None else difference.step,
         detail=detail,
     )
-
-
-def _likely_cause(logged: Mapping[str, str], here: Mapping[str, str]) -> str:
-    changed = [
-        f"{name} {logged.get(name, 'absent')} then, {here.get(name, 'absent')} now"
-        for name in sorted(logged.keys() | here.keys())
-        if logged.get(name) != here.get(name)
-    ]
-    if changed:
-        return "likely because of " + "; ".join(changed)
-    return "the versions are the same, so the environment may draw chance from elsewhere than its seed"
 
 
 def _record(store: Store, replay: Replay) -> None:

@@ -27,7 +27,7 @@ _Z = 1.959963984540054  # of a 95% interval
 
 _LABELS = """
 WITH measured AS (
-    SELECT annotation_id, advantage, standard_error, continuations FROM label_replays WHERE exact
+    SELECT annotation_id, advantage, standard_error, continuations FROM current_label_replays WHERE exact
     QUALIFY row_number() OVER (PARTITION BY annotation_id ORDER BY continuations DESC, label_replay_id) = 1
 )
 SELECT annotation_id, run_id, request_id, episode_id, step, critical, suggested_action, suggested_label,

@@ -129,5 +129,6 @@ def tell_configuration(facts: Facts) -> list[tuple[str, Pairs]]:
             ),
         ),
         ("Versions when collected", pairs_of(dict(manifest.versions))),
+        ("Code when collected", pairs_of(dict(manifest.environment_code))),
     ]
     return [(title, pairs) for title, pairs in tables if pairs]
