@@ -188,7 +188,7 @@ def take_landed(con: Connection, batch_id: str, landed: Sequence[Landed], most_a
     fresh = _note_outcomes(con, batch_id, {key: _outcome(reply) for key, (_, reply) in first.items()})
     taken = [first[key] for key in first if key in fresh]
     if answers := [landed for landed, reply in taken if reply.raw is not None]:
-        ledger.record_replies(con, answers)
+        ledger.record_replies(con, answers, most_attempts)
     for _, reply in taken:
         if reply.raw is None:
             _give_back(con, reply, most_attempts)

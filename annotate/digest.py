@@ -22,15 +22,13 @@ _CHUNK = 50
 _OPEN_RUNS = """
 SELECT run_id, dataset_id, model, prompt_version, card_sha256, config, card, action_space
 FROM annotation_runs JOIN datasets USING (dataset_id)
-WHERE state = 'open' AND card IS NOT NULL ORDER BY run_id
+WHERE state <> 'done' AND card IS NOT NULL ORDER BY run_id
 """
-_UNREAD = """
+_UNREAD = f"""
 SELECT run_id, request_id, requests.kind, requests.body, episode_id, sample, steps
 FROM run_requests JOIN requests USING (request_id) JOIN annotation_runs USING (run_id)
-WHERE annotation_runs.state = 'open' AND requests.state = 'done' AND steps IS NOT NULL
-    AND (run_id, request_id) NOT IN (SELECT (run_id, request_id) FROM annotations WHERE request_id IS NOT NULL)
-    AND (run_id, request_id) NOT IN (SELECT (run_id, request_id) FROM rejections WHERE request_id IS NOT NULL)
-    AND (run_id, request_id) NOT IN (SELECT (run_id, request_id) FROM rules WHERE request_id IS NOT NULL)
+WHERE annotation_runs.state <> 'done' AND requests.state = 'done' AND steps IS NOT NULL
+    AND (run_id, request_id) NOT IN (SELECT (run_id, request_id) FROM ({ledger.READ}))
 ORDER BY run_id, episode_id, request_id
 """
 

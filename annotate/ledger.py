@@ -7,7 +7,7 @@ finds the reply in its file. No verb asks a model; requests under way are in `ba
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 
 from storage.annotations import insert_annotations, insert_rejections
@@ -19,12 +19,13 @@ from storage.rules import Rule, insert_rules
 from storage.schema import Annotation, Rejection
 from storage.store import Store
 
+from .batch_config import MOST_ATTEMPTS
 from .cards import Card
 from .costs import Tokens, estimate_input, price, tokens_of
-from .messages import read_message
+from .prompts import Kind
 from .providers.protocol import Provider, Reply
 from .records import Landed, RawReply, Run, Standing, Totals
-from .replies import Reading
+from .replies import Reading, find_in_reply
 from .requests import Question
 
 
@@ -42,12 +43,21 @@ def open_run(con: Connection, run: Run, card: Card, provider: str, *, recorded: 
         "recorded": recorded,
     }
     insert_rows(con, "annotation_runs", [row])
-    con.execute("UPDATE annotation_runs SET state = 'open', finished_at = NULL WHERE run_id = ?", [run.run_id])
+    con.execute(
+        "UPDATE annotation_runs SET state = 'open', finished_at = NULL, error = NULL WHERE run_id = ?", [run.run_id]
+    )
 
 
 def close_run(con: Connection, run_id: str) -> None:
     """Note that everything a run asked is answered."""
     con.execute("UPDATE annotation_runs SET state = 'done', finished_at = now() WHERE run_id = ?", [run_id])
+
+
+def fail_run(con: Connection, run_id: str, error: str) -> None:
+    """Note why a command ended without all answers; the next command opens the run again."""
+    con.execute(
+        "UPDATE annotation_runs SET state = 'failed', finished_at = now(), error = ? WHERE run_id = ?", [error, run_id]
+    )
 
 
 def is_waiting(con: Connection, run_id: str) -> bool:
@@ -109,9 +119,11 @@ def unanswered(con: Connection, questions: Sequence[Question]) -> dict[str, Stan
     """Those of some requests that have no reply in the store, whichever run it was for."""
     ids = [question.request.request_id for question in questions]
     rows = con.execute(
-        "SELECT request_id, state, error FROM requests WHERE request_id IN (SELECT unnest(?::VARCHAR[]))", [ids]
+        """SELECT request_id, state, error, attempts FROM requests
+           WHERE request_id IN (SELECT unnest(?::VARCHAR[]))""",
+        [ids],
     ).fetchall()
-    known = {request_id: Standing(state, error) for request_id, state, error in rows}
+    known = {request_id: Standing(*rest) for request_id, *rest in rows}
     standings = {request_id: known.get(request_id, Standing("pending", None)) for request_id in ids}
     return {request_id: standing for request_id, standing in standings.items() if standing.state != "done"}
 
@@ -143,14 +155,27 @@ def estimated_usd(con: Connection, run_id: str) -> float | None:
     return row[0] if row else None
 
 
+COUNTING = """
+SELECT request_id, response_id, file, line, count(*) OVER earlier - 1 AS corrections
+FROM responses WHERE problem IS NULL
+WINDOW earlier AS (PARTITION BY request_id ORDER BY received_at, response_id)
+QUALIFY row_number() OVER (PARTITION BY request_id ORDER BY received_at DESC, response_id DESC) = 1
+"""
+"""The reply that counts for each request: the newest that holds an answer, and how many answers it corrects."""
+
+READ = """
+SELECT run_id, request_id FROM run_requests LEFT JOIN ({counting}) AS counting USING (request_id)
+WHERE run_requests.response_id = counting.response_id OR (run_requests.response_id IS NULL AND (
+    (run_id, request_id) IN (SELECT (run_id, request_id) FROM annotations WHERE request_id IS NOT NULL)
+    OR (run_id, request_id) IN (SELECT (run_id, request_id) FROM rejections WHERE request_id IS NOT NULL)
+    OR (run_id, request_id) IN (SELECT (run_id, request_id) FROM rules WHERE request_id IS NOT NULL)))
+""".format(counting=COUNTING)
+"""Requests whose counting reply a run has read; before `response_id` was kept, what it left shows that."""
+
+
 def digested(con: Connection, run_id: str) -> set[str]:
-    """Requests whose replies have left labels, rules or rejections in a run."""
-    rows = con.execute(
-        """SELECT request_id FROM annotations WHERE run_id = $run
-           UNION SELECT request_id FROM rejections WHERE run_id = $run
-           UNION SELECT request_id FROM rules WHERE run_id = $run""",
-        {"run": run_id},
-    ).fetchall()
+    """Requests whose counting reply a run has read."""
+    rows = con.execute(f"SELECT request_id FROM ({READ}) WHERE run_id = ?", [run_id]).fetchall()
     return {request_id for (request_id,) in rows}
 
 
@@ -169,31 +194,55 @@ def land_reply(store: Store, run_id: str, provider: Provider, reply: Reply, *, b
     return Landed(file, line, record)
 
 
-def record_replies(con: Connection, landed: Sequence[Landed]) -> None:
-    """Enter landed replies; their requests are done. Entering them again changes nothing."""
+def record_replies(con: Connection, landed: Sequence[Landed], most_attempts: int = MOST_ATTEMPTS) -> None:
+    """Enter landed replies; entering them again changes nothing.
+
+    A request whose reply holds an answer is done, and every run that has read an earlier answer is opened again. One
+    whose reply holds none stays open with the reason, until it was asked too often.
+    """
     ids = [reply.record.request_id for reply in landed]
     asked = con.execute(
-        "SELECT request_id, model FROM requests WHERE request_id IN (SELECT unnest(?::VARCHAR[]))", [ids]
+        "SELECT request_id, kind, model FROM requests WHERE request_id IN (SELECT unnest(?::VARCHAR[]))", [ids]
     ).fetchall()
-    models: dict[str, str | None] = dict(asked)
-    rows = [_response(reply, models.get(reply.record.request_id)) for reply in landed]
-    known = con.execute(
+    known = {request_id: (kind, model) for request_id, kind, model in asked}
+    rows = [_response(reply, *known.get(reply.record.request_id, ("mark", None))) for reply in landed]
+    entered = con.execute(
         "SELECT response_id FROM responses WHERE response_id IN (SELECT unnest(?::VARCHAR[]))",
         [[row["response_id"] for row in rows]],
     ).fetchall()
-    fresh = [row for row in rows if (row["response_id"],) not in set(known)]
+    fresh = [row for row in rows if (row["response_id"],) not in set(entered)]
     insert_rows(con, "responses", fresh)
+    answered = [row["request_id"] for row in fresh if row["problem"] is None]
     con.execute(
         """UPDATE requests SET state = 'done', error = NULL, attempts = attempts + 1, updated_at = now()
            WHERE request_id IN (SELECT unnest(?::VARCHAR[]))""",
-        [[row["request_id"] for row in fresh]],
+        [answered],
+    )
+    con.execute(
+        """UPDATE annotation_runs SET state = 'open' WHERE state = 'done' AND run_id IN (
+               SELECT run_id FROM run_requests
+               WHERE response_id IS NOT NULL AND request_id IN (SELECT unnest(?::VARCHAR[])))""",
+        [answered],
+    )
+    for row in fresh:
+        if row["problem"] is not None:
+            _give_back(con, row, most_attempts)
+
+
+def _give_back(con: Connection, row: Mapping[str, object], most_attempts: int) -> None:
+    """A request whose reply holds no answer is asked again, a bounded number of times; an earlier answer counts on."""
+    con.execute(
+        """UPDATE requests SET error = $error, attempts = attempts + 1, updated_at = now(),
+               state = CASE WHEN attempts + 1 >= $most THEN 'failed' ELSE 'pending' END
+           WHERE request_id = $request AND state <> 'done'""",
+        {"error": row["problem"], "most": most_attempts, "request": row["request_id"]},
     )
 
 
-def _response(landed: Landed, model_asked: str | None) -> dict[str, object]:
+def _response(landed: Landed, kind: Kind, model_asked: str | None) -> dict[str, object]:
     """A landed reply as a row of `responses`."""
     record = landed.record
-    message = read_message(record.message)
+    message, _, problem = find_in_reply(record.message, kind)
     tokens = tokens_of(message.usage)
     model = message.model or model_asked
     cost = price(model, tokens, batch=record.is_result_line) if model and tokens and not record.recorded else None
@@ -206,6 +255,7 @@ def _response(landed: Landed, model_asked: str | None) -> dict[str, object]:
         "file": landed.file,
         "line": landed.line,
         "stop_reason": message.stop_reason,
+        "problem": f"{problem.reason}: {problem.detail}" if problem else None,
         "input_tokens": tokens.input if tokens else None,
         "cache_write_tokens": tokens.cache_write if tokens else None,
         "cache_read_tokens": tokens.cache_read if tokens else None,
@@ -227,24 +277,66 @@ def record_error(con: Connection, reply: Reply) -> None:
 
 
 def record_readings(con: Connection, store: Store, run: Run, read: Sequence[tuple[Question, Reading]]) -> None:
-    """Enter the labels, rules and rejections of replies; their ids come from their content, so twice is once."""
-    insert_annotations(
-        con,
-        [
-            note
-            for question, reading in read
-            if question.request.kind != "identify"
-            for note in _annotations(run, question, reading)
-        ],
-    )
-    insert_rules(con, store, [rule for question, reading in read for rule in _rules(run, question, reading)])
+    """Enter what the counting replies of some requests say; entering it again changes nothing.
+
+    Labels and rules of an earlier answer give way to those of the one that counts; rejections stay beside them. The ids
+    come from content, and from the reply where it corrects another one.
+    """
+    salts = _mark_read(con, run, [question.request.request_id for question, reading in read if reading.is_answer])
+    _mark_vain(con, run, [question.request.request_id for question, reading in read if not reading.is_answer])
+    notes = [
+        note
+        for question, reading in read
+        if question.request.kind != "identify"
+        for note in _annotations(run, question, reading, salts.get(question.request.request_id, ()))
+    ]
+    insert_annotations(con, notes)
+    rules = [
+        rule for question, reading in read for rule in _rules(run, question, reading, salts.get(question.request.request_id, ()))
+    ]
+    insert_rules(con, store, rules)
     refused: dict[str, list[Rejection]] = {}
     for question, reading in read:
         model = reading.message.model or run.model
-        refused.setdefault(model, []).extend(_rejections(run, question, reading))
+        salt = salts.get(question.request.request_id, ())
+        refused.setdefault(model, []).extend(_rejections(run, question, reading, salt))
     for model, rejections in refused.items():
         if rejections:
             insert_rejections(con, rejections, model=model, prompt_version=run.prompt_version)
+
+
+def _mark_read(con: Connection, run: Run, request_ids: Sequence[str]) -> Mapping[str, Sequence[str]]:
+    """Note which replies a run reads, and forget what it read in others; what goes into ids because of corrections."""
+    wanted = {"run": run.run_id, "ids": list(request_ids)}
+    counting = con.execute(
+        f"""SELECT request_id, counting.response_id, corrections, run_requests.response_id
+            FROM ({COUNTING}) AS counting JOIN run_requests USING (request_id)
+            WHERE run_id = $run AND request_id IN (SELECT unnest($ids::VARCHAR[]))""",
+        wanted,
+    ).fetchall()
+    changed = [(request_id, new) for request_id, new, _, old in counting if new != old]
+    told = wanted | {"ids": [request_id for request_id, _ in changed]}
+    for table in ("annotations", "rules"):
+        con.execute(
+            f"DELETE FROM {table} WHERE run_id = $run AND request_id IN (SELECT unnest($ids::VARCHAR[]))", told
+        )
+    con.execute(
+        """UPDATE run_requests SET response_id = told.response_id
+           FROM (SELECT unnest($ids::VARCHAR[]) AS request_id, unnest($responses::VARCHAR[]) AS response_id) AS told
+           WHERE run_requests.run_id = $run AND run_requests.request_id = told.request_id""",
+        told | {"responses": [response_id for _, response_id in changed]},
+    )
+    return {request_id: [new] for request_id, new, corrections, _ in counting if corrections}
+
+
+def _mark_vain(con: Connection, run: Run, request_ids: Sequence[str]) -> None:
+    """Note that a run has read replies that hold no answer, so that the first answer is new to it."""
+    con.execute(
+        """UPDATE run_requests SET response_id = '' WHERE run_id = ? AND response_id IS NULL
+           AND request_id IN (SELECT unnest(?::VARCHAR[]))
+           AND request_id NOT IN (SELECT request_id FROM responses WHERE problem IS NULL)""",
+        [run.run_id, list(request_ids)],
+    )
 
 
 def read_landed(store: Store, run_id: str) -> Iterable[Landed]:
@@ -254,24 +346,17 @@ def read_landed(store: Store, run_id: str) -> Iterable[Landed]:
 
 
 def find_replies(store: Store, request_ids: Sequence[str]) -> dict[str, str]:
-    """The raw replies that count for some requests: the earliest of each, whichever run it was for.
+    """The raw replies that count for some answered requests, see `COUNTING`, whichever run they were for.
 
     Raises:
         DamagedStore: if a reply that the catalog knows is not in its file.
     """
     with store.catalog.read() as con:
         rows = con.execute(
-            """SELECT file, line FROM responses WHERE request_id IN (SELECT unnest(?::VARCHAR[]))
-               QUALIFY row_number() OVER (PARTITION BY request_id ORDER BY received_at, response_id) = 1""",
+            f"SELECT file, line FROM ({COUNTING}) WHERE request_id IN (SELECT unnest(?::VARCHAR[]))",
             [list(request_ids)],
         ).fetchall()
-    places: set[tuple[str, int]] = set(rows)
-    replies = {
-        landed.record.request_id: landed.record.message
-        for run_id in sorted({file.split("/")[1] for file, _ in places})
-        for landed in read_landed(store, run_id)
-        if (landed.file, landed.line) in places
-    }
+    replies = _read_places(store, set(rows))
     if missing := [request_id for request_id in request_ids if request_id not in replies]:
         raise DamagedStore(
             f"The raw replies to {len(missing)} requests are missing, the first to {missing[0]}.",
@@ -280,13 +365,34 @@ def find_replies(store: Store, request_ids: Sequence[str]) -> dict[str, str]:
     return replies
 
 
-def _annotations(run: Run, question: Question, reading: Reading) -> list[Annotation]:
+def newest_replies(store: Store, provider: str, request_ids: Sequence[str]) -> dict[str, str]:
+    """The raw replies to some requests that came last from a provider, whether or not they hold an answer."""
+    with store.catalog.read() as con:
+        rows = con.execute(
+            """SELECT file, line FROM responses
+               WHERE provider = ? AND request_id IN (SELECT unnest(?::VARCHAR[]))
+               QUALIFY row_number() OVER (PARTITION BY request_id ORDER BY received_at DESC, response_id DESC) = 1""",
+            [provider, list(request_ids)],
+        ).fetchall()
+    return _read_places(store, set(rows))
+
+
+def _read_places(store: Store, places: set[tuple[str, int]]) -> dict[str, str]:
+    return {
+        landed.record.request_id: landed.record.message
+        for run_id in sorted({file.split("/")[1] for file, _ in places})
+        for landed in read_landed(store, run_id)
+        if (landed.file, landed.line) in places
+    }
+
+
+def _annotations(run: Run, question: Question, reading: Reading, salt: Sequence[str]) -> list[Annotation]:
     request_id, episode_id = question.request.request_id, question.episode_id
     if episode_id is None:
         return []
     return [
         Annotation(
-            annotation_id=content_id("n_", [run.run_id, request_id, episode_id, label.step]),
+            annotation_id=content_id("n_", [run.run_id, request_id, episode_id, label.step, *salt]),
             run_id=run.run_id,
             request_id=request_id,
             dataset_id=run.dataset_id,
@@ -305,11 +411,11 @@ def _annotations(run: Run, question: Question, reading: Reading) -> list[Annotat
     ]
 
 
-def _rules(run: Run, question: Question, reading: Reading) -> list[Rule]:
+def _rules(run: Run, question: Question, reading: Reading, salt: Sequence[str]) -> list[Rule]:
     request_id = question.request.request_id
     return [
         Rule(
-            rule_id=content_id("u_", [run.run_id, request_id, rule.predicate]),
+            rule_id=content_id("u_", [run.run_id, request_id, rule.predicate, *salt]),
             run_id=run.run_id,
             request_id=request_id,
             dataset_id=run.dataset_id,
@@ -326,11 +432,11 @@ def _rules(run: Run, question: Question, reading: Reading) -> list[Rule]:
     ]
 
 
-def _rejections(run: Run, question: Question, reading: Reading) -> list[Rejection]:
+def _rejections(run: Run, question: Question, reading: Reading, salt: Sequence[str]) -> list[Rejection]:
     request_id = question.request.request_id
     return [
         Rejection(
-            rejection_id=content_id("x_", [run.run_id, request_id, refused.position, refused.reason]),
+            rejection_id=content_id("x_", [run.run_id, request_id, refused.position, refused.reason, *salt]),
             run_id=run.run_id,
             request_id=request_id,
             dataset_id=run.dataset_id,

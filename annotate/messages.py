@@ -41,12 +41,47 @@ class Message:
     trouble: Trouble | None = None
 
 
+_LIMIT = Trouble("max_tokens", "the reply was cut at the limit of its tokens; raise it with --max-tokens")
+_CUT = {
+    "max_tokens": _LIMIT,
+    "length": _LIMIT,  # as servers that speak other APIs too call it
+    "model_context_window_exceeded": Trouble(
+        "context_window", "request and reply fill the model's context; fewer --rows or --labels make them smaller"
+    ),
+    "pause_turn": Trouble("pause_turn", "the model paused before its end"),
+}
+"""Stop reasons of a reply that does not end where its model wanted to."""
+
+
 class Entries(NamedTuple):
     """The entries found in a text: labels, or steps."""
 
     entries: Sequence[Entry]
     assessment: str
     trouble: Trouble | None
+
+
+class Found(NamedTuple):
+    """What a reply was searched for."""
+
+    message: Message
+    entries: Entries
+    problem: Trouble | None  # why the reply holds no answer, whatever else is in it; None if it holds one
+
+
+def find_answer(raw: str, key: str) -> Found:
+    """Find the list under `key` in a reply. A reply that was refused, cut or holds no such list is no answer.
+
+    Args:
+        raw: as it came; it may be anything.
+        key: `labels`, `steps` or `rules`.
+    """
+    message = read_message(raw)
+    if message.trouble and message.trouble.reason != "too_long":
+        return Found(message, Entries([], "", None), message.trouble)
+    entries = find_entries(message.text, key)
+    is_answer = bool(entries.entries) or entries.trouble is None
+    return Found(message, entries, None if is_answer else message.trouble or entries.trouble)
 
 
 def read_message(raw: str) -> Message:
@@ -56,7 +91,8 @@ def read_message(raw: str) -> Message:
         raw: as it came; it may be anything.
 
     Returns:
-        The text of its text blocks (thinking comes first and is passed over), with what kept it from being complete.
+        The text of its text blocks, and the input of its tools as JSON text (thinking comes first and is passed over),
+        with what kept it from being complete.
     """
     body = _parse(raw)
     if not isinstance(body, dict):
@@ -79,11 +115,11 @@ def find_entries(text: str, key: str) -> Entries:
     """Find the object that holds a list under `key`.
 
     Prose and code fences around it are passed over; of several objects the last one counts, as a model's final word. If
-    none is complete, the complete entries of a cut one are taken, and the trouble says so.
+    none is complete, the complete entries of a broken one are taken, and the trouble says so; of one that is cut, none.
     """
     objects = list(_objects_with(text, key))
     if not objects:
-        return _entries_of_cut_text(text, key)
+        return _entries_of_broken_text(text, key)
     found = objects[-1]
     assessment = found.get("assessment")
     said = clean_text(assessment, 4000) if isinstance(assessment, str) else ""
@@ -109,15 +145,19 @@ def _texts(content: Any) -> Iterator[str]:
     if isinstance(content, str):
         yield content
     for block in content if isinstance(content, list) else ():
-        if isinstance(block, dict) and block.get("type") == "text" and isinstance(block.get("text"), str):
+        if not isinstance(block, dict):
+            continue
+        if block.get("type") == "text" and isinstance(block.get("text"), str):
             yield block["text"]
+        elif block.get("type") == "tool_use" and isinstance(block.get("input"), dict) and block["input"]:
+            yield f"\n{json.dumps(block['input'])}"
 
 
 def _stop_trouble(stop_reason: Any, text: str) -> Trouble | None:
     if stop_reason == "refusal":
         return Trouble("refusal", clean_text(text, 500) or "the model refused")
-    if stop_reason in ("max_tokens", "model_context_window_exceeded"):
-        return Trouble("max_tokens", "the reply was cut before its end")
+    if isinstance(stop_reason, str) and stop_reason in _CUT:
+        return _CUT[stop_reason]
     if len(text) > MAX_TEXT:
         return Trouble("too_long", f"the text has {len(text)} characters, {MAX_TEXT} are read")
     if not text.strip():
@@ -147,18 +187,21 @@ def _objects_with(text: str, key: str) -> Iterator[dict[str, Any]]:
         position = text.find("{", end if value is not None else position + 1)
 
 
-def _entries_of_cut_text(text: str, key: str) -> Entries:
+def _entries_of_broken_text(text: str, key: str) -> Entries:
     start = re.search(rf'"{key}"\s*:\s*\[', text)
     if start is None:
         return Entries([], "", Trouble("no_json", f"the text holds no JSON object with {key}"))
     entries: list[Entry] = []
-    position = start.end()
+    position, end = start.end(), start.end()
     while (position := text.find("{", position)) >= 0:
         value, position = _decode(text, position)
         if value is None:
             break
         entries.append(value)
-    return Entries(entries, "", Trouble("cut_json", f"the JSON is cut or broken after {len(entries)} complete {key}"))
+        end = position
+    if not entries or "]" not in text[end:]:
+        return Entries([], "", Trouble("cut_json", f"the JSON is cut after {len(entries)} complete {key}"))
+    return Entries(entries, "", Trouble("cut_json", f"the JSON is broken after {len(entries)} complete {key}"))
 
 
 def _decode(text: str, position: int) -> tuple[Any, int]:

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from storage.schema import Frozen
 
+from .batch_config import MOST_ATTEMPTS
 from .costs import Tokens
 from .providers.answers import parse_answer
 from .providers.protocol import Reply
@@ -84,11 +85,12 @@ class Standing:
 
     state: State
     error: str | None
+    attempts: int = 0
 
     @property
     def is_open(self) -> bool:
-        """Whether it may be asked now; a request in a batch is under way."""
-        return self.state in ("pending", "failed")
+        """Whether it may be asked now: it is not under way, and was not asked in vain too often."""
+        return self.state == "pending" or (self.state == "failed" and self.attempts < MOST_ATTEMPTS)
 
 
 @dataclass(frozen=True)

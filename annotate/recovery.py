@@ -16,7 +16,7 @@ from .providers.protocol import Reply
 from .records import Landed, Note
 
 _LIVE_RUNS = """
-SELECT run_id FROM annotation_runs WHERE state = 'open'
+SELECT run_id FROM annotation_runs WHERE state <> 'done'
 UNION SELECT run_id FROM batches WHERE state IN ('intent', 'submitted')
 """
 _NOTE = ".note.json"
@@ -62,7 +62,7 @@ def enter_landed(con: Connection, landed: Sequence[Landed], most_attempts: int =
     """Enter landed replies; a second time changes nothing."""
     single = [reply for reply in landed if reply.record.batch_id is None]
     if single:
-        ledger.record_replies(con, single)
+        ledger.record_replies(con, single, most_attempts)
     for batch_id in dict.fromkeys(reply.record.batch_id for reply in landed):
         if batch_id is not None:
             mine = [reply for reply in landed if reply.record.batch_id == batch_id]

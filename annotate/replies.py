@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .cards import Card
-from .messages import Entry, Message, Trouble, find_entries, read_message
+from .messages import Entry, Found, Message, Trouble, find_answer
 from .prompts import Kind
 from .reply_fields import (
     BrokenError,
@@ -63,6 +63,19 @@ class Reading:
     labels: tuple[Label, ...]
     refused: tuple[Refused, ...]
     rules: tuple[ProposedRule, ...] = ()  # only where rules were asked for
+    is_answer: bool = True  # false: the reply holds none, and the request stays open
+
+
+def find_in_reply(raw: str, kind: Kind) -> Found:
+    """The entries of a reply to some kind of request, or why it holds no answer."""
+    return find_answer(raw, {"identify": "steps", "rules": "rules"}.get(kind, "labels"))
+
+
+def read_nothing(found: Found, raw: str) -> Reading | None:
+    """The reading of a reply that holds no answer; None for one that holds one."""
+    if found.problem is None:
+        return None
+    return Reading(found.message, "", (), (refuse_reply(found.problem, found.message.text or raw),), is_answer=False)
 
 
 def read_reply(raw: str, kind: Kind, card: Card, steps: Collection[int]) -> Reading:
@@ -77,10 +90,10 @@ def read_reply(raw: str, kind: Kind, card: Card, steps: Collection[int]) -> Read
     Returns:
         The labels that keep every rule, at most one for each step, and what was refused. It never raises.
     """
-    message = read_message(raw)
-    if message.trouble and message.trouble.reason != "max_tokens" and not _worth_reading(message):
-        return Reading(message, "", (), (refuse_reply(message.trouble, message.text or raw),))
-    found = find_entries(message.text, "steps" if kind == "identify" else "labels")
+    reply = find_in_reply(raw, kind)
+    if (nothing := read_nothing(reply, raw)) is not None:
+        return nothing
+    message, found = reply.message, reply.entries
     refused = [refuse_reply(t, message.text) for t in (message.trouble, found.trouble) if t][:1]
     labels: dict[int, Label] = {}
     for position, entry in enumerate(found.entries[:MAX_ENTRIES]):
@@ -95,10 +108,6 @@ def read_reply(raw: str, kind: Kind, card: Card, steps: Collection[int]) -> Read
         trouble = Trouble("too_many", f"{len(found.entries)} entries, {MAX_ENTRIES} are read")
         refused.append(refuse_reply(trouble, message.text))
     return Reading(message, found.assessment, tuple(labels.values()), tuple(refused))
-
-
-def _worth_reading(message: Message) -> bool:
-    return message.trouble is not None and message.trouble.reason == "too_long"
 
 
 def _read_entry(entry: Entry, kind: Kind, card: Card, steps: Collection[int]) -> Label:

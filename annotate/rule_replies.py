@@ -14,9 +14,9 @@ from storage.rule_views import STEP
 from storage.views import component_columns
 
 from .cards import Card
-from .messages import Entry, Trouble, find_entries, read_message
+from .messages import Entry, Trouble
 from .prompts import Kind
-from .replies import ProposedRule, Reading, read_action, read_reply
+from .replies import ProposedRule, Reading, find_in_reply, read_action, read_nothing, read_reply
 from .reply_fields import (
     BrokenError,
     Refused,
@@ -48,10 +48,10 @@ def read_rules(raw: str, card: Card) -> Reading:
     Returns:
         The rules that are allowed, each condition at most once, and what was refused. It never raises.
     """
-    message = read_message(raw)
-    if message.trouble and message.trouble.reason not in ("max_tokens", "too_long"):
-        return Reading(message, "", (), (refuse_reply(message.trouble, message.text or raw),))
-    found = find_entries(message.text, "rules")
+    reply = find_in_reply(raw, "rules")
+    if (nothing := read_nothing(reply, raw)) is not None:
+        return nothing
+    message, found = reply.message, reply.entries
     refused: list[Refused] = [refuse_reply(t, message.text) for t in (message.trouble, found.trouble) if t][:1]
     rules: dict[str, ProposedRule] = {}
     for position, entry in enumerate(found.entries[:MAX_RULES]):

@@ -257,7 +257,6 @@ class _Worker:
             self.failures.append(reply)
         else:
             self.landed.append((question, self.kept.pop(reply.request_id, None) or self._land(reply)))
-            self.answered += 1
         del waiting[reply.request_id]
         if len(self.landed) + len(self.failures) >= _CHUNK or time.monotonic() - self.entered_at >= FLUSH_S:
             self._enter_soon()
@@ -304,6 +303,7 @@ class _Worker:
             enter_landed(con, [reply for _, reply in self.landed])
             self._enter_failures(con)
             ledger.record_readings(con, self.store, self.plan.run, readings)
+        self.answered += sum(reading.is_answer for _, reading in readings)
         self.landed, self.failures = [], []
         if self.book and self.trouble:
             self.book.is_halted = True

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from .ablation_tables import ABLATION_TABLES
-from .batch_tables import BATCH_COLUMNS
+from .batch_tables import ANSWERS, BATCH_COLUMNS
 from .catalog import Catalog, Connection
 from .deployment_tables import DEPLOYMENT_TABLES
 from .environments import ENVIRONMENTS
@@ -71,6 +71,10 @@ def _add_environments(con: Connection) -> None:
     con.execute(ENVIRONMENTS)
 
 
+def _add_answers(con: Connection) -> None:
+    con.execute(ANSWERS)
+
+
 MIGRATIONS: tuple[Migration, ...] = (
     Migration(1, "first tables", _create_first_tables),
     Migration(2, "replays of labels", _create_label_replays),
@@ -81,6 +85,7 @@ MIGRATIONS: tuple[Migration, ...] = (
     Migration(7, "rounds", _create_rounds),
     Migration(8, "estimates without a simulator", _create_estimates),
     Migration(9, "environments that were played in", _add_environments),
+    Migration(10, "replies that hold no answer", _add_answers),
 )
 
 

@@ -150,7 +150,7 @@ def _strange_messages() -> Iterator[Hostile]:
         "content of nulls": (message("", content=[None, 3, "text"]), "no_text"),
         "thinking only": (message("", content=[thinking]), "no_text"),
         "redacted thinking": (message("", content=[{"type": "redacted_thinking", "data": "eA=="}]), "no_text"),
-        "tool use": (message("", content=[{"type": "tool_use", "input": json.loads(HONEST)}]), "no_text"),
+        "tool use": (message("", content=[{"type": "tool_use", "input": {"a": 1}}]), "no_json"),
         "text of null": (message("", content=[{"type": "text", "text": None}]), "no_text"),
         "refusal": (message("I won't.", stop_reason="refusal"), "refusal"),
         "refusal with labels": (message(HONEST, stop_reason="refusal"), "refusal"),
@@ -173,7 +173,7 @@ def _strange_messages() -> Iterator[Hostile]:
     }
     for name, raw in kept.items():
         yield Hostile(name, raw, None, 3)
-    yield Hostile("cut by the limit", message(cut, stop_reason="max_tokens"), "max_tokens", 2)
+    yield Hostile("cut by the limit", message(cut, stop_reason="max_tokens"), "max_tokens", 0)
 
 
 def _wrong_sets_of_labels() -> Iterator[Hostile]:

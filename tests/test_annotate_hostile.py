@@ -17,7 +17,7 @@ from annotate.cards import Action, Card, Component
 from annotate.messages import MAX_RAW
 from annotate.planning import plan_run
 from annotate.providers.scripted import ScriptedProvider
-from annotate.replies import Reading, read_reply
+from annotate.replies import Reading, find_in_reply, read_reply
 from annotate.reply_fields import MAX_RATIONALE
 from annotate.requests import AnnotateConfig
 from annotate.run import annotate_run
@@ -104,7 +104,8 @@ def entered(tmp_path_factory: pytest.TempPathFactory) -> tuple[Store, dict[str, 
     assert all(question.steps == STEPS for question in plan.questions)
     of_request = {q.request.request_id: h for q, h in zip(plan.questions, ENTERED, strict=True)}
     summary = annotate_run(store, plan, ScriptedProvider(lambda request: of_request[request.request_id].raw))
-    assert (summary.answered, summary.pending, summary.done) == (len(ENTERED), 0, True)
+    assert summary.answered + summary.pending == len(ENTERED)
+    assert summary.pending == sum(find_in_reply(hostile.raw, "mark").problem is not None for hostile in ENTERED) > 20
     return store, of_request
 
 

@@ -150,12 +150,29 @@ def test_of_two_answers_the_last_one_counts() -> None:
     assert [found.step for found in read_reply(message(text), "mark", CARD, STEPS).labels] == [20]
 
 
-@pytest.mark.parametrize(("lost", "kept"), [(1, 3), (40, 2), (200, 1), (420, 0)])
-def test_a_cut_reply_keeps_its_complete_labels(lost: int, kept: int) -> None:
+@pytest.mark.parametrize("stop_reason", ["max_tokens", "length", "end_turn"])
+@pytest.mark.parametrize("lost", [2, 40, 200, 420])
+def test_a_cut_reply_gives_no_labels_for_those_that_are_lost_would_not_be_missed(lost: int, stop_reason: str) -> None:
     text = json.dumps({"assessment": "x", "labels": [label(0), label(10), label(20)]})[:-lost]
-    reading = read_reply(message(text, stop_reason="max_tokens"), "mark", CARD, STEPS)
-    assert [found.step for found in reading.labels] == [0, 10, 20][:kept]
-    assert reasons(reading) == ["max_tokens"]
+    reading = read_reply(message(text, stop_reason=stop_reason), "mark", CARD, STEPS)
+    assert reading.labels == ()
+    assert reasons(reading) == ["cut_json" if stop_reason == "end_turn" else "max_tokens"]
+
+
+def test_a_blemish_behind_the_last_entry_keeps_no_label_out() -> None:
+    text = json.dumps({"assessment": "x", "labels": [label(0), label(10)]}).replace("]}", ",]}")
+    reading = read_reply(message(text), "mark", CARD, STEPS)
+    assert [found.step for found in reading.labels] == [0, 10]
+    assert reasons(reading) == ["cut_json"]
+
+
+def test_the_input_of_a_tool_is_read_as_the_answer() -> None:
+    answer = {"assessment": "x", "labels": [label(0)]}
+    blocks = [{"type": "text", "text": "I call it."}, {"type": "tool_use", "id": "t", "name": "f", "input": answer}]
+    raw = json.dumps({"type": "message", "content": blocks, "stop_reason": "tool_use"})
+    assert [found.step for found in read_reply(raw, "mark", CARD, STEPS).labels] == [0]
+    other = raw.replace('"labels"', '"marks"')
+    assert reasons(read_reply(other, "mark", CARD, STEPS)) == ["no_json"]
 
 
 @pytest.mark.parametrize(

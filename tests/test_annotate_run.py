@@ -15,6 +15,7 @@ import pytest
 from toy_datasets import make_draft, make_episode, write
 
 from annotate import ledger
+from annotate.batch_config import MOST_ATTEMPTS
 from annotate.cards import Action, Card, Component
 from annotate.planning import RunPlan, estimate_run, plan_run, unanswered_requests
 from annotate.providers.file import FileProvider, export_requests
@@ -381,10 +382,27 @@ def test_tokens_and_dollars_are_entered_with_each_reply(toys: Store) -> None:
     assert totals.cost_usd == pytest.approx(5 * (100 + 100 + 250) / 1e6)
 
 
-def test_a_broken_reply_is_one_rejection_and_is_not_asked_again(toys: Store) -> None:
+def test_a_reply_that_holds_no_answer_is_kept_with_its_reason_and_its_request_stays_open(toys: Store) -> None:
     summary = run(toys, ScriptedProvider(lambda _: "<html>bad gateway \ud800</html>"))
-    assert (summary.done, summary.totals.labels, summary.totals.rejections) == (True, 0, 5)
+    assert (summary.done, summary.totals.labels, summary.totals.rejections, summary.pending) == (False, 0, 5, 5)
     assert rows(toys, "SELECT DISTINCT reason FROM rejections") == [("not_a_message",)]
+    assert rows(toys, "SELECT DISTINCT problem FROM responses") == [("not_a_message: the reply is not a JSON object",)]
+    assert rows(toys, "SELECT DISTINCT state, attempts FROM requests") == [("pending", 1)]
+    again = run(toys)
+    assert (again.done, again.totals.labels, again.reused, again.asked) == (True, 5, 0, 5)
+    assert rows(toys, "SELECT count(*) FROM responses") == [(10,)]
+    assert run(toys).was_done
+
+
+def test_a_request_that_was_asked_in_vain_too_often_fails_with_its_reason(toys: Store) -> None:
+    broken = ScriptedProvider(lambda _: text_message("I would rather not."))
+    for _ in range(MOST_ATTEMPTS + 2):
+        summary = run(toys, broken, limit=1)
+    assert (summary.failed, dict(summary.errors)) == (
+        1,
+        {"no_json: the text holds no JSON object with labels": 1},
+    )
+    assert len(broken.asked) == MOST_ATTEMPTS
 
 
 def test_actions_that_start_elsewhere_keep_the_values_of_the_environment(store: Store) -> None:
