@@ -292,7 +292,9 @@ def record_readings(con: Connection, store: Store, run: Run, read: Sequence[tupl
     ]
     insert_annotations(con, notes)
     rules = [
-        rule for question, reading in read for rule in _rules(run, question, reading, salts.get(question.request.request_id, ()))
+        rule
+        for question, reading in read
+        for rule in _rules(run, question, reading, salts.get(question.request.request_id, ()))
     ]
     insert_rules(con, store, rules)
     refused: dict[str, list[Rejection]] = {}
@@ -317,9 +319,7 @@ def _mark_read(con: Connection, run: Run, request_ids: Sequence[str]) -> Mapping
     changed = [(request_id, new) for request_id, new, _, old in counting if new != old]
     told = wanted | {"ids": [request_id for request_id, _ in changed]}
     for table in ("annotations", "rules"):
-        con.execute(
-            f"DELETE FROM {table} WHERE run_id = $run AND request_id IN (SELECT unnest($ids::VARCHAR[]))", told
-        )
+        con.execute(f"DELETE FROM {table} WHERE run_id = $run AND request_id IN (SELECT unnest($ids::VARCHAR[]))", told)
     con.execute(
         """UPDATE run_requests SET response_id = told.response_id
            FROM (SELECT unnest($ids::VARCHAR[]) AS request_id, unnest($responses::VARCHAR[]) AS response_id) AS told
