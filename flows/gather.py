@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from annotate.cards import Card, check_card_against_spaces, find_card, load_card
+from storage.action_kinds import Choices
 from storage.adopting import adopt_dataset
 from storage.column_mapping import Columns
-from storage.final_rows import Losses
+from storage.import_report import ImportReport
 from storage.importing import import_recording, open_recording
 from storage.schema import Manifest
 from storage.store import MANIFEST, Store
@@ -68,7 +69,8 @@ def take_in(
     env_kwargs: Mapping[str, Any] | None = None,
     card: str | None = None,
     columns: Columns | None = None,
-    losses: Losses | None = None,
+    choices: Choices | None = None,
+    report: ImportReport | None = None,
 ) -> Manifest:
     """Import what was recorded elsewhere, or adopt the folder of a dataset as it is.
 
@@ -81,7 +83,8 @@ def take_in(
         env_kwargs: arguments with which it was made.
         card: path of a card; the packaged one of the environment, if there is one, when None.
         columns: as `storage.importing.open_recording`.
-        losses: counted up, where a recording does not hold everything.
+        choices: what the user decided where the file does not say.
+        report: counted up: what was decided, given up and left out.
 
     Raises:
         BadInput: naming what is wrong with the rows, the environment or the card; nothing was written then.
@@ -103,7 +106,7 @@ def take_in(
             component_names=fitting.component_names if fitting else None,
             action_names=fitting.action_names if fitting else None,
         )
-        return import_recording(store, recording, about, dataset_id, losses)
+        return import_recording(store, recording, about, dataset_id, choices=choices, report=report)
 
 
 def fitting_card(

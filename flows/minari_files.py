@@ -22,9 +22,10 @@ from gymnasium import spaces
 from storage.errors import BadInput, Prerequisite
 from storage.exporting import Labels
 from storage.files import publish_folder, sync_file
-from storage.final_rows import Losses, complete
+from storage.final_rows import complete
 from storage.hdf5_files import MAX_ROWS, check_hdf5, table_of
 from storage.identity import canonical_json
+from storage.import_report import ImportReport
 from storage.pieces import guarded, unreadable
 from storage.recordings import MANIFEST_KEY, About, Recording, parse_about
 from storage.schema import MAX_COMPONENTS, Episode, Manifest, Space
@@ -65,7 +66,8 @@ def open_minari(folder: Path) -> Generator[Recording]:
         about = _read_about(opened.metadata, str(data / _METADATA))
     except _BROKEN as error:
         raise unreadable(folder, error) from error
-    yield Recording(lambda losses: guarded(_tables(opened, losses), folder, _BROKEN), about)
+    is_export = MANIFEST_KEY in opened.metadata
+    yield Recording(lambda report: guarded(_tables(opened, report), folder, _BROKEN), about, is_export=is_export)
 
 
 def write_minari(manifest: Manifest, episodes: Iterable[Episode], labels: Labels | None, folder: Path) -> None:
@@ -171,8 +173,9 @@ def _check_space(space: Any, where: str) -> None:
         raise BadInput(f"{where} has shape {str(shape)[:60]}; allowed is {ALLOWED} with n up to {MAX_COMPONENTS:,}.")
 
 
-def _tables(storage: Any, losses: Losses) -> Iterator[Any]:
+def _tables(storage: Any, report: ImportReport) -> Iterator[Any]:
     numbers = range(storage.total_episodes)
+    report.rows = int(storage.total_steps)
     for episode, told in zip(storage.get_episodes(numbers), storage.get_episode_metadata(numbers), strict=True):
         length = len(episode["rewards"])
         observations = np.asarray(episode["observations"])
@@ -183,11 +186,13 @@ def _tables(storage: Any, losses: Losses) -> Iterator[Any]:
         }
         if told.get("seed") is not None:
             others["seed"] = np.full(length, told["seed"])
-        if "policy_output" in (infos := episode["infos"] or {}):
+        infos = episode["infos"] or {}
+        report.leave_out("infos", (name for name in infos if name != "policy_output"))
+        if "policy_output" in infos:
             others["policy_output"] = infos["policy_output"][:length]
         ids = np.full(length, told.get("episode_id", episode["id"]), np.int64)
         table = table_of(ids, observations[:-1], np.asarray(episode["actions"]), episode["rewards"], **others)
-        yield complete(table, losses)
+        yield complete(table, report)
 
 
 def _read_about(metadata: dict[str, Any], where: str) -> About:

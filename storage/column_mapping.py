@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from .cells import LISTS, Reader
 from .errors import BadInput
 
-LISTS = ("observation", "next_observation", "action", "policy_output")
 SCALARS = ("episode_id", "step", "reward", "terminated", "truncated", "seed")
+_SHOWN = 40  # names that an error lists
 _NEEDED = ("observation", "action", "reward")
 _EXAMPLE = "For example --column observation=x,y --column action=a --column reward=r --column terminated=done."
 
@@ -55,30 +57,46 @@ def list_names(columns: Columns, meaning: str) -> list[str] | None:
     return [name.removeprefix(f"{meaning}.") for name in names] if len(names) > 1 else None
 
 
-def map_columns(table: pa.Table, columns: Columns) -> pa.Table:
+def check_names(columns: Columns, there: Sequence[str]) -> None:
+    """Refuse columns that are named and not there, or needed and not named.
+
+    Args:
+        columns: meaning of a column -> its names; empty for the names of the steps schema.
+        there: the columns of the file.
+
+    Raises:
+        BadInput: with the name that is nearest.
+    """
+    if missing := [name for name in _NEEDED if name not in (columns or there)]:
+        shown = ", ".join(there[:_SHOWN])
+        raise BadInput(f"There is no column {missing[0]!r}; known: {shown}.", f"Say what they mean. {_EXAMPLE}")
+    for name in (name for names in columns.values() for name in names if name not in there):
+        close = difflib.get_close_matches(name, there, n=1)
+        near = f" Did you mean {close[0]!r}?" if close else ""
+        raise BadInput(f"There is no column {name!r}.{near}", f"Known: {', '.join(there[:_SHOWN])}.")
+
+
+def map_columns(table: pa.Table, columns: Columns, read: Reader) -> pa.Table:
     """The named columns under the names of the steps schema.
 
     Raises:
-        BadInput: if a column is not there, or a column of a list is not of numbers.
+        BadInput: if a cell is not what its meaning needs.
     """
-    for names in columns.values():
-        if missing := [name for name in names if name not in table.column_names]:
-            raise BadInput(f"There is no column {missing[0]!r}.", f"There is {', '.join(table.column_names)}.")
-    return pa.table({meaning: _join(table, meaning, names) for meaning, names in columns.items()})
+    return pa.table({meaning: _join(table, meaning, names, read) for meaning, names in columns.items()})
 
 
-def _join(table: pa.Table, meaning: str, names: Sequence[str]) -> pa.ChunkedArray | pa.Array:
-    first = table[names[0]]
-    if pa.types.is_large_string(first.type) and first.null_count == len(first):
-        return pa.nulls(len(first), pa.int64())  # an empty column of a text, whose type nobody could tell
-    is_alone = len(names) == 1 and (meaning not in LISTS or meaning == "action" or pa.types.is_nested(first.type))
-    if is_alone and not names[0].startswith(f"{meaning}."):
+def _join(table: pa.Table, meaning: str, names: Sequence[str], read: Reader) -> pa.ChunkedArray | pa.Array:
+    cells = [read(table[name], name, meaning) for name in names]
+    first = cells[0]
+    is_list = pa.types.is_nested(first.type)
+    if len(names) > 1 and any(pa.types.is_nested(column.type) for column in cells):
+        raise BadInput(f"--column {meaning} joins columns of which one holds lists.", "Name that one alone.")
+    if pa.types.is_null(first.type) and len(names) == 1:
+        return pa.nulls(len(first), pa.int64())
+    is_alone = len(names) == 1 and (meaning not in LISTS or meaning == "action")
+    if is_list or (is_alone and not names[0].startswith(f"{meaning}.")):
         return first
-    for name in names:
-        kind = table[name].type
-        if not (pa.types.is_integer(kind) or pa.types.is_floating(kind)):
-            raise BadInput(f"The column {name!r} is of type {kind}; it has to be numbers.")
-    values = np.stack([pc.fill_null(table[name], 0).to_numpy() for name in names], axis=1)
-    valid = np.stack([table[name].is_valid().to_numpy() for name in names], axis=1)
+    values = np.stack([pc.fill_null(column, 0).to_numpy() for column in cells], axis=1)
+    valid = np.stack([column.is_valid().to_numpy() for column in cells], axis=1)
     flat = pa.array(values.reshape(-1), mask=~valid.reshape(-1))
     return pa.FixedSizeListArray.from_arrays(flat, len(names), mask=pa.array(~valid.any(axis=1)))

@@ -9,44 +9,25 @@ Without it, the observation after the last step is unknown:
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from .errors import BadInput
+from .import_report import ImportReport
 
 Bools = NDArray[np.bool_]
 
 
-@dataclass
-class Losses:
-    """What could not be taken over as it was, in episodes."""
-
-    repeated: int = 0  # terminated; the final observation is the last one again
-    dropped: int = 0  # truncated; their last step was given up
-    stopped: int = 0  # ended without a flag; they count as truncated
-
-    def sentences(self) -> list[str]:
-        """One for each kind of loss that there was."""
-        said = {
-            "terminated: their final observation is not in the file, the one before stands for it": self.repeated,
-            "truncated: the observation after their last step is not in the file, that step was given up": self.dropped,
-            "without a flag at their end: they count as truncated": self.stopped,
-        }
-        return [f"episodes {what}: {count}" for what, count in said.items() if count]
-
-
-def complete(table: pa.Table, losses: Losses) -> pa.Table:
+def complete(table: pa.Table, report: ImportReport) -> pa.Table:
     """Rows of whole episodes with a final row each, in the columns of the steps schema.
 
     Args:
         table: ascending `episode_id`, `observation`, `action`, `reward`; `step`, `terminated`, `truncated`,
             `next_observation`, `seed` and `policy_output` may be missing. An episode whose last action is null has its
             final row already.
-        losses: counted up.
+        report: counted up.
 
     Raises:
         BadInput: if a flag is no flag, or a next observation is not the observation of the next row.
@@ -61,9 +42,12 @@ def complete(table: pa.Table, losses: Losses) -> pa.Table:
     if known:
         _check_next(table, ids, is_last)
     given_up = ends & ~terminated if not known else np.zeros_like(ends)
-    losses.stopped += int(stopped.sum())
-    losses.repeated += 0 if known else int((ends & terminated).sum())
-    losses.dropped += int(given_up.sum())
+    vanished = given_up & np.append(True, is_last[:-1])
+    report.finals += int((is_last & ~ends).sum())
+    report.stopped += int((stopped & ~vanished).sum())
+    report.repeated += 0 if known else int((ends & terminated).sum())
+    report.vanished += int(vanished.sum())
+    report.dropped += int((given_up & ~vanished).sum())
     truncated = (truncated | np.append(given_up[1:] & ~is_last[:-1], False)) & ~given_up
     return _build(table, (ids, is_last), (terminated, truncated), ends & ~given_up, given_up)
 

@@ -16,7 +16,8 @@ import numpy as np
 import pyarrow as pa
 
 from .errors import BadInput
-from .final_rows import Losses, complete
+from .final_rows import complete
+from .import_report import ImportReport
 from .pieces import ROWS, guarded, unreadable
 from .recordings import MANIFEST_KEY, About, Recording, parse_about
 from .schema import MAX_COMPONENTS, Array
@@ -32,6 +33,8 @@ MAX_EPISODE_BYTES = 1 << 31
 _MAX_CHUNK_BYTES = 1 << 28
 _BROKEN = (OSError, RuntimeError, KeyError, ValueError, TypeError)  # as h5py says that a file is damaged
 _D4RL = ("observations", "actions", "rewards", "terminals")
+_DUMPED = ("observations", "actions", "rewards", "terminated", "truncated", "policy_output", "seed")
+_DUMPED_BESIDE = ("final_observation", "episode_id")
 _D4RL_MORE = ("next_observations", "timeouts", "episode_terminals")
 _NUMBERS = "fiub"
 _FILTERS = {1: "gzip", 2: "shuffle", 3: "fletcher32", 4: "szip", 5: "nbit", 6: "scaleoffset", 32_000: "lzf"}
@@ -53,7 +56,7 @@ def open_hdf5(path: Path) -> Generator[Recording]:
         arrays = _Arrays(path, file)
         about = parse_about(arrays.notes, str(path)) if arrays.notes is not None else About()
         read = _reader(arrays, about)
-        yield Recording(lambda losses: guarded(read(losses), path, _BROKEN), about)
+        yield Recording(lambda report: guarded(read(report), path, _BROKEN), about, is_export=arrays.notes is not None)
 
 
 def check_hdf5(path: Path) -> None:
@@ -92,6 +95,11 @@ class _Arrays:
         self._file = file
         self.notes = _read_notes(path, file)
 
+    @property
+    def names(self) -> set[str]:
+        """What there is at the top of the file."""
+        return set(self._file)
+
     def __contains__(self, name: str) -> bool:
         return self._file.get(name, getlink=True) is not None
 
@@ -121,7 +129,10 @@ class _Arrays:
         shape = self[name].shape
         if len(shape) > 2 or shape[1:] not in ((), (1,)):
             raise BadInput(f"{self.path}: {name!r} has shape {shape}; one flag per row is needed.", _EXPECTED)
-        return self.rows(name).reshape(-1).astype(np.bool_)
+        values = self.rows(name).reshape(-1)
+        if not np.isin(values, (0, 1)).all():
+            raise BadInput(f"{self.path}: {name!r} has values besides 0 and 1.", _EXPECTED)
+        return values.astype(np.bool_)
 
     def number(self, name: str) -> Any:
         """A single number."""
@@ -214,18 +225,20 @@ def _check_text(path: Path, array: Any) -> None:
     require_growth(f"{path}: {array.name!r}", array.size * array.dtype.itemsize, array.id.get_storage_size())
 
 
-def _reader(arrays: _Arrays, about: About) -> Callable[[Losses], Iterator[pa.Table]]:
+def _reader(arrays: _Arrays, about: About) -> Callable[[ImportReport], Iterator[pa.Table]]:
     if "observations_0" in arrays or "observations_0_0" in arrays:
-        return lambda losses: _dump_pieces(arrays, about, losses)
+        return lambda report: _dump_pieces(arrays, about, report)
     for name in (*_D4RL, *(name for name in _D4RL_MORE if name in arrays)):
         _ = arrays[name]  # all of them are looked at before the first one is read
-    return lambda losses: _d4rl_pieces(arrays, losses)
+    return lambda report: _d4rl_pieces(arrays, report)
 
 
-def _d4rl_pieces(arrays: _Arrays, losses: Losses) -> Iterator[pa.Table]:
+def _d4rl_pieces(arrays: _Arrays, report: ImportReport) -> Iterator[pa.Table]:
     """Whole episodes, about `ROWS` steps at a time."""
     arrays.length((*_D4RL, *_D4RL_MORE))
     terminals = arrays.flags("terminals")
+    report.rows = len(terminals)
+    report.leave_out("arrays", arrays.names - {*_D4RL, *_D4RL_MORE})
     ends = arrays.flags("timeouts") if "timeouts" in arrays else np.zeros_like(terminals)
     if "episode_terminals" in arrays:  # d3rlpy 1.x
         ends = arrays.flags("episode_terminals")
@@ -252,7 +265,7 @@ def _d4rl_pieces(arrays: _Arrays, losses: Losses) -> Iterator[pa.Table]:
             truncated=ends[rows] & ~terminals[rows],
             **others,
         )
-        yield complete(table, losses)
+        yield complete(table, report)
         start, before = stop, before + int(np.count_nonzero(over[rows]))
 
 
@@ -261,11 +274,15 @@ def _row_bytes(arrays: _Arrays) -> int:
     return sum(int(np.prod(arrays[name].shape[1:])) * arrays[name].dtype.itemsize for name in names) + 32
 
 
-def _dump_pieces(arrays: _Arrays, about: About, losses: Losses) -> Iterator[pa.Table]:
+def _dump_pieces(arrays: _Arrays, about: About, report: ImportReport) -> Iterator[pa.Table]:
+    taken = {name.rpartition("_")[0] for name in arrays.names if name[-1:].isdecimal()}
+    report.leave_out("arrays", taken - {*_DUMPED, *_DUMPED_BESIDE})
     for number in range(int(arrays.number("num_episodes"))):
         if f"observations_{number}_0" in arrays:
             raise BadInput(f"Episode {number} has several observations per step; one flat list of numbers is allowed.")
-        yield complete(_dumped_episode(arrays, number, about), losses)
+        table = _dumped_episode(arrays, number, about)
+        report.rows += table.num_rows
+        yield complete(table, report)
 
 
 def _dumped_episode(arrays: _Arrays, number: int, about: About) -> pa.Table:
@@ -305,6 +322,10 @@ def _lengths_differ(lengths: Iterable[int]) -> str:
 def _column(name: str, values: Array | pa.Array) -> pa.Array:
     if isinstance(values, pa.Array):
         return values
+    if values.dtype.kind == "b" and name not in ("terminated", "truncated"):
+        values = values.astype(np.uint8)
+    narrow = values.dtype == np.float16
+    values = values.astype(np.float32 if narrow else values.dtype.newbyteorder("="), copy=False)
     if name == "reward" and values.size == len(values):
         values = values.reshape(-1)
     if values.ndim == 1 and name in ("observation", "next_observation"):

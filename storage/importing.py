@@ -9,26 +9,45 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from .action_kinds import Choices, choose_actions, infer_box
 from .checks import check_draft, check_episode, check_spaces
 from .column_mapping import Columns
 from .columns import StepArrays, cut_episodes
 from .datasets import find_finished
 from .errors import BadInput
-from .final_rows import Losses
 from .hdf5_files import open_hdf5
 from .identity import canonical_json, content_id
+from .import_report import ImportReport
 from .recordings import About, Recording, open_rows
-from .rows import check_rows
+from .rows import CheckedRows, check_rows
 from .schema import Array, Episode, Manifest, ManifestDraft, Space
 from .steps import StepsWriter
 from .store import Store
 
 HDF5 = (".h5", ".hdf5")
+
+
+@dataclass(frozen=True)
+class Reading:
+    """A recording with what the user decided about it; it can be read again and again."""
+
+    recording: Recording
+    choices: Choices
+
+    def checked(self, report: ImportReport) -> Iterator[CheckedRows]:
+        """Its rows, piece by piece, each checked; an export may hold what was stored before."""
+        for table in self.recording.tables(report):
+            yield check_rows(table, finite=not self.recording.is_export)
+
+    def steps(self) -> Iterator[StepArrays]:
+        """The same, for a look at them."""
+        return (checked.steps for checked in self.checked(ImportReport()))
 
 
 def import_rows(
@@ -68,33 +87,44 @@ def open_recording(path: Path, columns: Columns | None = None) -> AbstractContex
 
 
 def import_recording(
-    store: Store, recording: Recording, about: About, dataset_id: str | None = None, losses: Losses | None = None
+    store: Store,
+    recording: Recording,
+    about: About,
+    dataset_id: str | None = None,
+    *,
+    choices: Choices | None = None,
+    report: ImportReport | None = None,
 ) -> Manifest:
     """Make a dataset of a recording; a second time it is found finished.
 
     Args:
         store: where it goes.
         recording: its episodes.
-        about: the spaces are inferred when missing: a box of the rows' own type and size, without bounds; whole numbers
-            are discrete actions 0 to the largest one seen. Components are called o0, o1, ..., actions a0, a1, ...
+        about: the spaces are inferred when missing: a box of the rows' own type and size, without bounds; actions as
+            `storage.action_kinds.infer_actions`. Components are called o0, o1, ..., actions a0, a1, ...
         dataset_id: its name; made from the content when None.
-        losses: counted up, where the recording does not hold everything.
+        choices: what the user decided where the file does not say.
+        report: counted up: what was decided, given up and left out.
 
     Raises:
         BadInput: naming the episode and step of the first row that breaks a rule, or the name that is taken by other
             rows. Nothing was written then.
     """
-    draft = _draft(recording, about)
+    report = report or ImportReport()
+    reading = Reading(recording, choices or Choices())
+    draft = _draft(reading, about, report)
     check_draft(draft)
-    draft = draft.model_copy(update={"source_sha256": _check_and_hash(recording, draft, losses or Losses())})
+    draft = draft.model_copy(update={"source_sha256": _check_and_hash(reading, draft, report)})
     draft = draft.model_copy(update={"dataset_id": dataset_id or content_id("d_", draft)})
-    return find_finished(store, draft) or _write(store, draft, recording)
+    return find_finished(store, draft) or _write(store, draft, reading)
 
 
-def _draft(recording: Recording, about: About) -> ManifestDraft:
-    first = _first(recording)
-    observations = about.observation_space or _infer_box(first.observation)
-    actions = about.action_space or _infer_actions(first, recording)
+def _draft(reading: Reading, about: About, report: ImportReport) -> ManifestDraft:
+    first = next(reading.steps(), None)
+    if first is None:
+        raise BadInput("There are no rows.")
+    observations = about.observation_space or infer_box(first.observation)
+    actions = choose_actions(reading.steps, about.action_space, reading.choices, report)
     check_spaces(observations, actions)  # before anything is made of their sizes
     meaning = about.policy_output or ("logits" if actions.is_discrete else "mean")
     told = about.but(
@@ -108,59 +138,38 @@ def _draft(recording: Recording, about: About) -> ManifestDraft:
     return ManifestDraft(dataset_id="unnamed", source="import", **fields)
 
 
-def _first(recording: Recording) -> StepArrays:
-    for table in recording.tables(Losses()):
-        return check_rows(table).steps
-    raise BadInput("There are no rows.")
-
-
-def _check_and_hash(recording: Recording, draft: ManifestDraft, losses: Losses) -> str:
+def _check_and_hash(reading: Reading, draft: ManifestDraft, report: ImportReport) -> str:
     digest = hashlib.sha256()
     last = -1
-    for episode in _episodes(recording, draft, losses):
+    for episode in _episodes(reading, draft, report):
         check_episode(episode, draft)
         if episode.episode_id <= last:
             raise BadInput(f"Episode {episode.episode_id} follows episode {last}; ids have to ascend.")
         last = episode.episode_id
+        report.episodes += 1
+        report.steps += len(episode)
         ends = [last, episode.seed, episode.terminated, episode.truncated]
         digest.update(canonical_json(ends).encode())
         for column in (episode.observations, episode.actions, episode.rewards, episode.policy_outputs):
             if column is not None:
                 digest.update(f"{column.dtype}{column.shape}".encode())
                 digest.update(np.ascontiguousarray(column).tobytes())
+    report.check()
     return digest.hexdigest()
 
 
-def _episodes(recording: Recording, draft: ManifestDraft, losses: Losses) -> Iterator[Episode]:
-    for table in recording.tables(losses):
-        steps, seeds = check_rows(table)
-        fitted = _in_spaces(steps, draft.observation_space, draft.action_space, exactly=recording.exactly)
+def _episodes(reading: Reading, draft: ManifestDraft, report: ImportReport) -> Iterator[Episode]:
+    for steps, seeds in reading.checked(report):
+        fitted = _in_spaces(steps, draft.observation_space, draft.action_space, exactly=reading.recording.exactly)
         yield from cut_episodes(fitted, seeds, draft)
 
 
-def _write(store: Store, draft: ManifestDraft, recording: Recording) -> Manifest:
+def _write(store: Store, draft: ManifestDraft, reading: Reading) -> Manifest:
     with StepsWriter(store, draft) as writer:
-        for number, episode in enumerate(_episodes(recording, draft, Losses())):
+        for number, episode in enumerate(_episodes(reading, draft, ImportReport())):
             if number >= writer.episodes_done:
                 writer.write(episode)
         return writer.finish()
-
-
-def _infer_box(values: Array) -> Space:
-    return Space(kind="box", dtype=str(values.dtype), size=values.shape[1])
-
-
-def _infer_actions(first: StepArrays, recording: Recording) -> Space:
-    if first.action.dtype.kind not in "iu":
-        return _infer_box(first.action.reshape(len(first), -1))
-    if first.action.ndim > 1:
-        raise BadInput("Actions are lists of whole numbers, which may be discrete or not.", "Name the environment.")
-    largest = 0
-    for actions in (check_rows(table).steps.action for table in recording.tables(Losses())):
-        if (lowest := int(actions.min())) < 0:
-            raise BadInput(f"There is an action {lowest}.", "Name the environment, so that its first action is known.")
-        largest = max(largest, int(actions.max()))
-    return Space(kind="discrete", dtype="int64", size=1, n=largest + 1)
 
 
 def _in_spaces(steps: StepArrays, observations: Space, actions: Space, *, exactly: bool) -> StepArrays:
@@ -194,9 +203,9 @@ def _convert(steps: StepArrays, what: str, values: Array, space: Space, *, exact
     with np.errstate(all="ignore"):
         converted = values.astype("int64" if space.is_discrete else space.dtype)
         if exactly or converted.dtype.kind in "iu":
-            same = converted.astype(values.dtype) == values
+            same = (converted.astype(values.dtype) == values) | (np.isnan(values) & (converted.dtype.kind == "f"))
         else:
-            same = np.isfinite(converted)
+            same = np.isfinite(converted) | ~np.isfinite(values)
     if (wrong := np.flatnonzero(~same.all(axis=1))).size:
         row = wrong[0]
         place = f"Episode {steps.episode_id[row]}, step {steps.step[row]}"

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import NamedTuple
 
 import numpy as np
 import polars as pl
@@ -13,19 +15,24 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from .errors import BadInput
+from .text_rows import PACKED, TEXT, TextRows, text_kind
 
 ROWS = 65_536  # rows that are read at a time; a piece has more where an episode does
-TEXT = (".jsonl", ".ndjson", ".csv")
 _BROKEN = (pa.ArrowException, pl.exceptions.PolarsError, OSError, ValueError)
+
+
+class Batch(NamedTuple):
+    """Some rows of a file."""
+
+    table: pa.Table
+    place: Callable[[int], str]  # where one of them is in the file
 
 
 class RowFile:
     """A file of rows that can be read again and again; use it in a `with` block.
 
-    Text is turned into a temporary Parquet file first, for its types are known only at its end.
-
     Args:
-        path: Parquet, JSON lines or CSV.
+        path: Parquet, JSON lines or CSV, the latter two packed or not.
 
     Raises:
         BadInput: if there is no such file, or it is none of these.
@@ -34,6 +41,7 @@ class RowFile:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._folder = TemporaryDirectory(prefix="trajnote-", ignore_cleanup_errors=True)
+        self._text: TextRows | None = None
         if not path.is_file():
             raise BadInput(f"There is no file {path}.")
         try:
@@ -54,52 +62,54 @@ class RowFile:
         return self._file.schema_arrow.names
 
     @property
+    def rows(self) -> int:
+        """How many rows there are."""
+        return self._file.metadata.num_rows
+
+    @property
     def notes(self) -> dict[bytes, bytes]:
         """What its writer put beside the rows."""
         return self._file.schema_arrow.metadata or {}
 
-    def batches(self, columns: list[str] | None = None) -> Iterator[pa.Table]:
-        """Its rows, some at a time, in its order; one empty table if there are none.
+    @property
+    def findings(self) -> list[str]:
+        """What was found out about how it is written, in sentences."""
+        return self._text.notes if self._text else []
+
+    def batches(self, columns: list[str] | None = None) -> Iterator[Batch]:
+        """Its rows, some at a time, in its order; one empty batch if there are none.
 
         Raises:
             BadInput: if it is damaged.
         """
+        start = 0
         try:
-            if not self._file.metadata.num_rows:
-                yield self._file.read(columns)
-            for batch in self._file.iter_batches(ROWS, columns=columns):
-                yield pa.Table.from_batches([batch])
+            for table in self._tables(columns):
+                yield Batch(table, partial(self._place, start))
+                start += table.num_rows
         except _BROKEN as error:
             raise unreadable(self._path, error) from error
 
-    def is_ordered_by(self, column: str) -> bool:
-        """Whether a column of whole numbers never falls."""
-        if column not in self.columns or not pa.types.is_integer(self._file.schema_arrow.field(column).type):
-            return False
-        last = None
-        for batch in self.batches([column]):
-            if batch[column].null_count or not batch.num_rows:
-                return False
-            values = np.asarray(batch[column])
-            if (values[1:] < values[:-1]).any() or (last is not None and values[0] < last):
-                return False
-            last = values[-1]
-        return True
+    def _tables(self, columns: list[str] | None) -> Iterator[pa.Table]:
+        if not self.rows:
+            yield self._file.read(columns)
+        for batch in self._file.iter_batches(ROWS, columns=columns):
+            yield pa.Table.from_batches([batch])
+
+    def _place(self, start: int, row: int) -> str:
+        return self._text.place(start + row) if self._text else f"{self._path}, row {start + row} (the first is 0)"
 
     def _as_parquet(self) -> Path:
         if self._path.suffix == ".parquet":
             return self._path
-        target = Path(self._folder.name) / "rows.parquet"
-        if self._path.suffix == ".csv":
-            pl.scan_csv(self._path, infer_schema_length=None).sink_parquet(target)
-        elif self._path.suffix in TEXT:
-            pl.scan_ndjson(self._path, infer_schema_length=None).sink_parquet(target)
-        else:
+        if text_kind(self._path) is None:
             raise BadInput(
                 f"{self._path} has the ending {self._path.suffix!r}.",
-                f"Allowed are .parquet, {', '.join(TEXT)}, .h5, .hdf5 and the folder of a dataset.",
+                f"Allowed are .parquet, {', '.join(TEXT)} (also with {' or '.join(PACKED)} behind it), .h5, .hdf5 and "
+                "the folder of a dataset.",
             )
-        return target
+        self._text = TextRows(self._path, Path(self._folder.name))
+        return self._text.parquet
 
 
 def whole_episodes(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:

@@ -16,11 +16,15 @@ import numpy as np
 import pyarrow as pa
 from pydantic import Field, ValidationError
 
-from .column_mapping import Columns, list_names, map_columns, spelled_columns
+from .cells import EpisodeNames, make_reader, read_cells
+from .column_mapping import Columns, check_names, list_names, map_columns, spelled_columns
 from .errors import BadInput
-from .final_rows import Losses, complete
-from .pieces import TEXT, RowFile, number_episodes, whole_episodes
+from .final_rows import complete
+from .import_report import ImportReport
+from .pieces import RowFile, number_episodes, whole_episodes
+from .rows import DERIVED, OPTIONAL, REQUIRED
 from .schema import Frozen, ManifestDraft, Space
+from .text_rows import text_kind
 
 MANIFEST_KEY = "trajnote"
 """Under this name an exported file carries the manifest of its dataset."""
@@ -54,9 +58,10 @@ class About(Frozen):
 class Recording:
     """Episodes that can be read again and again."""
 
-    tables: Callable[[Losses], Iterator[pa.Table]]  # whole episodes in ascending order; losses are counted up
+    tables: Callable[[ImportReport], Iterator[pa.Table]]  # whole episodes in ascending order; report are counted up
     about: About = field(default_factory=About)
     exactly: bool = True  # whether rounding a number to the space's type counts as a change; not for decimal text
+    is_export: bool = False  # whether it carries the manifest of the dataset that it was
 
 
 @contextmanager
@@ -72,12 +77,16 @@ def open_rows(path: Path, columns: Columns | None = None) -> Generator[Recording
     """
     with RowFile(path) as file:
         spelled = columns or spelled_columns(file.columns)
+        check_names(spelled, file.columns)
         names = {name: list_names(spelled, name) for name in ("observation", "action")}
+        is_export = columns is None and _has_notes(path, file)
         about = _read_about(path, file).but(
-            component_names=None if columns is None and _has_notes(path, file) else _tuple(names["observation"]),
-            action_names=None if columns is None and _has_notes(path, file) else _tuple(names["action"]),
+            component_names=None if is_export else _tuple(names["observation"]),
+            action_names=None if is_export else _tuple(names["action"]),
         )
-        yield Recording(lambda losses: _pieces(file, spelled, losses), about, exactly=path.suffix not in TEXT)
+        yield Recording(
+            lambda report: _pieces(file, spelled, report), about, exactly=text_kind(path) is None, is_export=is_export
+        )
 
 
 def parse_about(text: str | bytes, where: str) -> About:
@@ -112,21 +121,48 @@ def _read_about(path: Path, file: RowFile) -> About:
     return About()
 
 
-def _pieces(file: RowFile, columns: Columns, losses: Losses) -> Iterator[pa.Table]:
-    id_column = columns["episode_id"][0] if "episode_id" in columns else "episode_id"
-    has_ids = id_column in file.columns if not columns else "episode_id" in columns
-    is_ordered = not has_ids or file.is_ordered_by(id_column)
-    tables = file.batches() if is_ordered else iter([pa.concat_tables(file.batches())])
-    if columns:
-        tables = (map_columns(table, columns) for table in tables)
-    if not has_ids:
+def _pieces(file: RowFile, columns: Columns, report: ImportReport) -> Iterator[pa.Table]:
+    """Whole episodes; files in the steps schema have their final rows already."""
+    names = EpisodeNames()
+    is_plain = bool(columns)
+    columns = columns or {name: [name] for name in (*REQUIRED, *OPTIONAL, "next_observation") if name in file.columns}
+    has_ids = "episode_id" in columns
+    is_ordered = not has_ids or _is_ordered(file, columns)
+    batches = (map_columns(batch.table, columns, make_reader(batch.place, names)) for batch in file.batches())
+    tables = batches if is_ordered else iter([pa.concat_tables(batches)])
+    if not has_ids and is_plain:
         tables = number_episodes(tables)
     pieces = whole_episodes(tables) if is_ordered else tables
-    if not columns and "next_observation" not in file.columns:
-        yield from pieces
-        return
     for piece in pieces:
-        yield complete(_sorted(piece), losses)
+        if is_plain or "next_observation" in columns:
+            yield complete(_sorted(piece), report)
+        else:
+            report.finals += len(set(piece["episode_id"].to_pylist()))
+            yield piece
+    _report_file(file, columns, names, report)
+
+
+def _report_file(file: RowFile, columns: Columns, names: EpisodeNames, report: ImportReport) -> None:
+    used = {name for group in columns.values() for name in group}
+    report.rows = file.rows
+    report.leave_out("columns", (name for name in file.columns if name not in used and name not in DERIVED))
+    for sentence in (*file.findings, *names.sentences()):
+        report.decide(sentence)
+
+
+def _is_ordered(file: RowFile, columns: Columns) -> bool:
+    """Whether the rows of each episode lie together, in ascending order."""
+    names, last = EpisodeNames(), None
+    name = columns["episode_id"][0]
+    for batch in file.batches([name]):
+        column = read_cells(batch.table[name], name, "episode_id", place=batch.place, names=names)
+        if column.null_count or not batch.table.num_rows:
+            return False
+        values = np.asarray(column)
+        if (values[1:] < values[:-1]).any() or (last is not None and values[0] < last):
+            return False
+        last = values[-1]
+    return True
 
 
 def _sorted(table: pa.Table) -> pa.Table:

@@ -19,7 +19,7 @@ from .schema import Array
 REQUIRED = ("episode_id", "step", "observation", "action", "reward", "terminated", "truncated")
 OPTIONAL = ("policy_output", "seed")
 DERIVED = ("dataset_id", "action_vector", "action_name", "annotations")
-"""Columns that the view `steps` or an export with labels has besides; they are passed over."""
+"""Columns that the view `steps` or an export with labels has besides."""
 
 _FORMAT = (
     "An episode of T steps has T+1 rows: the last has the final observation and a null action; the flags stand on row "
@@ -34,12 +34,13 @@ class CheckedRows(NamedTuple):
     seeds: list[int | None]  # one per episode
 
 
-def check_rows(table: pa.Table) -> CheckedRows:
+def check_rows(table: pa.Table, *, finite: bool = True) -> CheckedRows:
     """Rows in any order as whole episodes.
 
     Args:
         table: columns as in the steps schema; lists may be of fixed or variable size, numbers of any width;
             `policy_output` and `seed` may be missing; a final row may have zeros in place of nulls, and the flags.
+        finite: whether numbers have to be finite.
 
     Raises:
         BadInput: for the first rule that is broken; it names the episode and the step.
@@ -48,7 +49,7 @@ def check_rows(table: pa.Table) -> CheckedRows:
     ids = _whole(table["episode_id"], "episode_id")
     numbers = _whole(table["step"], "step")
     order = np.lexsort((numbers, ids))
-    rows = _Rows(table.take(pa.array(order)), ids[order], numbers[order].astype(np.int32))
+    rows = _Rows(table.take(pa.array(order)), ids[order], numbers[order].astype(np.int32), finite=finite)
     _check_order(rows)
     terminated, truncated = _flags(rows)
     final = rows.is_final
@@ -69,8 +70,8 @@ def check_rows(table: pa.Table) -> CheckedRows:
 class _Rows:
     """A sorted table with what every rule needs: where each row belongs."""
 
-    def __init__(self, table: pa.Table, ids: NDArray[np.int64], steps: NDArray[np.int32]) -> None:
-        self.table = table
+    def __init__(self, table: pa.Table, ids: NDArray[np.int64], steps: NDArray[np.int32], *, finite: bool) -> None:
+        self.table, self._finite = table, finite
         self.ids = ids
         self.steps = steps
         self.starts = np.flatnonzero(np.diff(ids, prepend=ids[0] - 1))
@@ -81,6 +82,10 @@ class _Rows:
         if (wrong := np.flatnonzero(~good)).size:
             raise BadInput(f"Episode {self.ids[wrong[0]]}, step {self.steps[wrong[0]]}: {complaint}.", hint)
 
+    def finite(self, values: Array) -> NDArray[np.bool_]:
+        """Where numbers are finite, if they have to be."""
+        return np.isfinite(values) if self._finite else np.ones(values.shape, np.bool_)
+
     def present(self, name: str) -> NDArray[np.bool_]:
         """Where a column is not null."""
         return self.table[name].is_valid().to_numpy()
@@ -89,11 +94,6 @@ class _Rows:
 def _check_columns(table: pa.Table) -> None:
     if missing := [name for name in REQUIRED if name not in table.column_names]:
         raise BadInput(f"The column {missing[0]!r} is missing.", f"Needed are {', '.join(REQUIRED)}.")
-    known = {*REQUIRED, *OPTIONAL, *DERIVED}
-    if unknown := [name for name in table.column_names if name not in known]:
-        raise BadInput(
-            f"The column {unknown[0]!r} has no place in a dataset.", f"Known are {', '.join(sorted(known))}."
-        )
     if not table.num_rows:
         raise BadInput("There are no rows.")
 
@@ -144,7 +144,7 @@ def _flag(rows: _Rows, name: str) -> NDArray[np.bool_]:
 def _reward(rows: _Rows) -> NDArray[np.float64]:
     rewards = _scalars(rows, "reward").astype(np.float64)
     rows.require(rows.present("reward") | rows.is_final, "the reward is null")
-    rows.require(np.isfinite(rewards), "the reward is not finite", "")
+    rows.require(rows.finite(rewards), "the reward is not finite", "")
     rows.require(~rows.is_final | (rewards == 0), "the final row has a reward")
     return rewards
 
@@ -183,7 +183,7 @@ def _scalars(rows: _Rows, name: str) -> Array:
     if not (pa.types.is_integer(column.type) or pa.types.is_floating(column.type)):
         raise BadInput(f"The column {name!r} is of type {column.type}; it has to be numbers.")
     values = pc.fill_null(column, 0).to_numpy()
-    rows.require(np.isfinite(values), f"the {name} is not finite", "")
+    rows.require(rows.finite(values), f"the {name} is not finite", "")
     return values
 
 
@@ -203,7 +203,7 @@ def _lists(rows: _Rows, name: str, required: NDArray[np.bool_]) -> Array:
     values = np.zeros((len(column), size), column.type.value_type.to_pandas_dtype())
     values[present] = pc.fill_null(flat, 0).to_numpy().reshape(-1, size)
     whole = np.ones((len(column), size), np.bool_)
-    whole[present] = flat.is_valid().to_numpy(zero_copy_only=False).reshape(-1, size) & np.isfinite(values[present])
+    whole[present] = flat.is_valid().to_numpy(zero_copy_only=False).reshape(-1, size) & rows.finite(values[present])
     rows.require(np.all(whole, axis=1), f"the {name} is null or not finite in places", "")
     return values
 

@@ -23,7 +23,7 @@ from flows.gather import take_in
 from storage.annotations import insert_annotations
 from storage.catalog import insert_rows
 from storage.errors import BadInput, DamagedStore
-from storage.final_rows import Losses
+from storage.import_report import ImportReport
 from storage.schema import Annotation, Episode, Manifest, ManifestDraft, Space
 from storage.steps import iterate_episodes
 from storage.store import Store
@@ -157,8 +157,8 @@ def test_a_dataset_that_minari_made_comes_in_with_its_environment(
     minari.create_dataset_from_buffers(
         "own/cart-v3", buffers, env=env, algorithm_name="hand", author="a", author_email="a@b", code_permalink="c"
     )
-    losses = Losses()
-    manifest = take_in(store, tmp_path / "own" / "cart-v3", losses=losses)
+    report = ImportReport()
+    manifest = take_in(store, tmp_path / "own" / "cart-v3", report=report)
     assert (manifest.env_id, manifest.policy) == ("CartPole-v1", "hand")
     assert manifest.env_kwargs == {"sutton_barto_reward": True}
     assert manifest.component_names[2] == "o2"  # the packaged card speaks of the other reward
@@ -169,7 +169,7 @@ def test_a_dataset_that_minari_made_comes_in_with_its_environment(
         (None, False, True),
     ]
     assert all(episode.observations.tobytes() == observations.tobytes() for episode in episodes)
-    assert losses == Losses(stopped=1)
+    assert report == ImportReport(stopped=1)
 
 
 def test_a_folder_cannot_have_its_environment_made_which_would_run_what_it_names(store: Store, tmp_path: Path) -> None:

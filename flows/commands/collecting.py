@@ -87,18 +87,26 @@ def import_rows(
         list[str] | None,
         typer.Option("--column", help="What columns of a plain file mean: observation=x,y or reward=r; repeatable."),
     ] = None,
+    actions: Annotated[
+        Literal["discrete", "continuous"] | None,
+        typer.Option("--actions", help="What actions are where the file does not say; default: by their type."),
+    ] = None,
+    first_action: Annotated[
+        int | None, typer.Option("--first-action", help="Smallest of the discrete actions, if it is not 0.")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Take in steps that were recorded elsewhere; everything is checked before anything is written."""
+    from storage.action_kinds import Choices
     from storage.column_mapping import parse_columns
     from storage.downloads import local_copy
-    from storage.final_rows import Losses
+    from storage.import_report import ImportReport
     from storage.store import Store
 
     from ..gather import take_in
     from ..playing.environments import parse_env_kwargs
 
-    kwargs, columns, losses = parse_env_kwargs(env_kwargs), parse_columns(column or []), Losses()
+    kwargs, columns, report = parse_env_kwargs(env_kwargs), parse_columns(column or []), ImportReport()
     with local_copy(path) as here, Store.create_for(store) as opened:
         manifest = take_in(
             opened,
@@ -108,12 +116,13 @@ def import_rows(
             env_kwargs=kwargs,
             card=card,
             columns=columns or None,
-            losses=losses,
+            choices=Choices(actions=actions, first_action=first_action),
+            report=report,
         )
-    said = losses.sentences()
+    said = report.sentences()
     if as_json:
         numbers = {"dataset_id": manifest.dataset_id, "episodes": manifest.episodes, "steps": manifest.steps}
-        print_json({**numbers, "lost": said})
+        print_json({**numbers, "lost": said, "report": report.as_json()})
     else:
         print_lines(f"{manifest.dataset_id}: {manifest.episodes} episodes, {manifest.steps} steps in {store}", *said)
 
