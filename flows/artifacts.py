@@ -17,6 +17,7 @@ from typing import Any, ParamSpec, TypeVar
 
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from prefect.exceptions import PrefectException
+from prefect.logging import get_run_logger
 from prefect.states import Failed
 
 from annotate.run import RunSummary
@@ -53,6 +54,12 @@ def leave(key: str, told: Told) -> None:
             create_table_artifact(rows, key=f"{name}-table", description=told.title)
     except (PrefectException, OSError, RuntimeError) as error:
         _LOG.warning("no artifact was left: %s", error)
+
+
+def log_warnings(warnings: Sequence[str]) -> None:
+    """Enter warnings into the log of the flow run that goes on now."""
+    for warning in warnings:
+        get_run_logger().warning("%s", warning)
 
 
 def as_markdown(told: Told) -> str:

@@ -34,6 +34,7 @@ class Intake:
 
     datasets: list[str] = field(default_factory=list[str])  # new ones
     refused: dict[str, str] = field(default_factory=dict[str, str])  # name of a file -> what is wrong with it
+    unmatched: list[str] = field(default_factory=list[str])  # beginnings of names that no dataset has
 
 
 def take_in_new(store: Store, deployment: str, config: DeploymentConfig, report: Report = silent) -> Intake:
@@ -52,9 +53,11 @@ def take_in_new(store: Store, deployment: str, config: DeploymentConfig, report:
     found = Intake()
     if config.inbox is not None:
         _empty_inbox(store, deployment, config, config.inbox, found)
-    for dataset in list_datasets(store):
-        if dataset.dataset_id.startswith(config.datasets):
-            _enter(store, deployment, f"dataset:{dataset.dataset_id}", dataset.dataset_id, found)
+    names = [dataset.dataset_id for dataset in list_datasets(store)]
+    for name in names:
+        if name.startswith(config.datasets):
+            _enter(store, deployment, f"dataset:{name}", name, found)
+    found.unmatched = [start for start in config.datasets if not any(name.startswith(start) for name in names)]
     if config.collect is not None:
         _collect_due(store, deployment, config, config.collect, found=found, report=report)
     return found

@@ -57,6 +57,7 @@ class Night:
     verdicts: Sequence[str] = ()
     report: Path | None = None
     notes: Sequence[str] = ()  # what a person should know
+    warnings: Sequence[str] = ()  # what a person should change, told every night until it is
     seconds: float = 0.0
 
 
@@ -95,6 +96,10 @@ class _Night:
         self._fetch()
         intake = take_in_new(self.store, self.deployment, self.config, self.report)
         self.night.took_in, self.night.refused = intake.datasets, intake.refused
+        self.night.warnings = [
+            f"no dataset of {self.store.root} has a name that begins with {prefix!r}, which `datasets` names"
+            for prefix in intake.unmatched
+        ]
         for dataset_id in self._datasets():
             self._ask(dataset_id)
         self._decide()
@@ -249,6 +254,7 @@ def tell_night(night: Night) -> list[str]:
     return [
         *((began,) if night.killed else ()),
         f"took in {len(night.took_in)} datasets" + (f": {', '.join(night.took_in)}" if night.took_in else ""),
+        *(f"warning: {warning}" for warning in night.warnings),
         *(f"refused {name}: {reason}" for name, reason in night.refused.items()),
         f"asked {night.asked} requests, {night.answered} answered, {night.waiting} waiting; "
         f"{night.new_labels} new labels, {night.labels} in all; ${night.dollars:.4f} now, ${night.total_dollars:.4f} "

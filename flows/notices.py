@@ -48,6 +48,13 @@ def tell_promotion(block: str | None, night: Night) -> str | None:
     return notify(block, f"trajnote {night.deployment}: {night.policy_id} is in force", "\n".join(night.verdicts))
 
 
+def tell_warnings(block: str | None, night: Night) -> str | None:
+    """Send a notice of what a night warns of, if there is anything; returns as `notify`."""
+    if not night.warnings:
+        return None
+    return notify(block, f"trajnote {night.deployment} warns", "\n".join(night.warnings))
+
+
 def tell_failure(block: str | None, deployment: str, error: Exception) -> str | None:
     """Send a notice of a failure; returns as `notify`."""
     return notify(block, f"trajnote {deployment} failed", f"{error}" or type(error).__name__)

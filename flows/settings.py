@@ -5,6 +5,7 @@ It starts nothing. Paths in the file are relative to its folder; no secret belon
 
 from __future__ import annotations
 
+import os
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -94,8 +95,12 @@ class Settings(Frozen):
     deployments: Mapping[str, DeploymentConfig] = Field(min_length=1, description="by name")
 
 
-def read_settings(path: Path = SETTINGS) -> Settings:
+def read_settings(path: Path = SETTINGS, store: Path | None = None) -> Settings:
     """Read and check the file.
+
+    Args:
+        path: the file.
+        store: in place of the stores that it names; TRAJNOTE_STORE, if that is set, when None.
 
     Raises:
         Prerequisite: if there is none.
@@ -110,19 +115,27 @@ def read_settings(path: Path = SETTINGS) -> Settings:
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise BadInput(f"{path} cannot be read as TOML: {error}.", "`trajnote init` writes one that can.") from error
     try:
-        return Settings.model_validate(_anchored(content, path.resolve().parent))
+        found = Settings.model_validate(_anchored(content, path.resolve().parent))
     except ValidationError as error:
         problems = "; ".join(_describe(problem) for problem in error.errors(include_url=False))
         raise BadInput(f"{path}: {problems}.", "`trajnote init` writes a file that explains each key.") from error
+    named = store or Path(os.environ.get("TRAJNOTE_STORE", ""))
+    return found if named == Path() else _all_in(found, named.expanduser().absolute())
 
 
-def read_deployment(name: str | None, path: Path = SETTINGS) -> tuple[str, DeploymentConfig]:
-    """One deployment of the file, with its name; the only one when None.
+def _all_in(settings: Settings, store: Path) -> Settings:
+    """The same deployments, each in one store."""
+    moved = {name: config.model_copy(update={"store": store}) for name, config in settings.deployments.items()}
+    return settings.model_copy(update={"deployments": moved})
+
+
+def read_deployment(name: str | None, path: Path = SETTINGS, store: Path | None = None) -> tuple[str, DeploymentConfig]:
+    """One deployment of the file, with its name; the only one when None. The store as for `read_settings`.
 
     Raises:
         BadInput: if there is no such deployment, or none was named and there are several.
     """
-    known = read_settings(path).deployments
+    known = read_settings(path, store).deployments
     if name is None and len(known) == 1:
         return next(iter(known.items()))
     if name is None or name not in known:

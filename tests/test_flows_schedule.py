@@ -11,6 +11,7 @@ import threading
 from collections.abc import Generator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import pytest
@@ -113,6 +114,29 @@ def test_a_night_leaves_a_markdown_and_a_table_and_its_refusal_is_a_state_in_wor
 
 
 @pytest.mark.usefixtures("api")
+def test_a_beginning_that_fits_no_dataset_is_a_warning_of_every_night(
+    settings: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings.write_text(SETTINGS.replace('inbox = "inbox"', 'datasets = ["toy", "tyo-"]'))
+    logged: list[tuple[object, ...]] = []
+    monkeypatch.setattr(
+        "flows.artifacts.get_run_logger", lambda: SimpleNamespace(warning=lambda *said: logged.append(said))
+    )
+    warning = (
+        f"no dataset of {settings.parent / 'elsewhere'} has a name that begins with 'tyo-', which `datasets` names"
+    )
+    for _ in range(2):
+        night = nightly_flow(settings=settings, store=settings.parent / "elsewhere")
+        assert night["warnings"] == [warning]
+        assert night["labels"] == 32
+        with get_client(sync_client=True) as client:
+            found = [artifact for artifact in client.read_artifacts() if artifact.key == "nightly-nightly"]
+        assert "- warning: no dataset of" in str(max(found, key=lambda artifact: str(artifact.created)).data)
+    assert logged == [("%s", warning)] * 2
+    assert not (settings.parent / "trajnote-store").exists()
+
+
+@pytest.mark.usefixtures("api")
 def test_a_run_beside_another_one_ends_as_skipped_and_says_so(settings: Path) -> None:
     with alone(Store.create(settings.parent / "trajnote-store"), "nightly"):
         assert nightly_flow(settings=settings) is None
@@ -134,7 +158,10 @@ def test_failures_and_promotions_are_told_to_a_block_and_its_address_to_nobody(s
     assert notices.tell_promotion("memo/me", promoted) is None
     assert Memo.said[-1] == ("trajnote nightly: refined-1 is in force", "gate: accepted")
     assert notices.tell_promotion("memo/me", Night("nightly")) is None
+    assert notices.tell_warnings("memo/me", Night("nightly")) is None
     assert len(Memo.said) == 2
+    assert notices.tell_warnings("memo/me", Night("nightly", warnings=["no dataset"])) is None
+    assert Memo.said[-1] == ("trajnote nightly warns", "no dataset")
 
     received: list[Any] = []
     with loopback(received, status=200) as address:
@@ -187,6 +214,8 @@ def test_deployments_are_module_paths_with_their_schedule_and_run_once_at_a_time
     assert made.entrypoint == "flows.schedule.nightly_flow"
     assert load_flow_from_entrypoint(made.entrypoint).name == "nightly"
     assert made.parameters == {"deployment": "nightly", "settings": str(settings)}
+    (elsewhere,) = make_deployments(settings, settings.parent / "elsewhere")
+    assert (elsewhere.parameters or {})["store"] == str(settings.parent / "elsewhere")
     assert made.concurrency_limit == 1
     assert str(made.concurrency_options.collision_strategy.value) == "CANCEL_NEW"  # pyright: ignore
     (planned,) = made.schedules or []

@@ -47,6 +47,24 @@ baseline = "policy:refined-1"
     assert (known["a"].baseline, known["b"].baseline) == (f"policy:{tmp_path / 'weights'}", "policy:refined-1")
 
 
+def test_the_store_is_that_of_the_option_then_of_the_variable_then_of_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write(tmp_path, f'store = "s"\n{SMALL}[deployments.b]\ninbox = "in"\nstore = "t"\n')
+
+    def stores(option: Path | None = None) -> list[Path]:
+        return [config.store for config in read_settings(path, option).deployments.values()]
+
+    monkeypatch.chdir(tmp_path)
+    for unset in ("", None):
+        monkeypatch.setenv("TRAJNOTE_STORE", unset) if unset is not None else monkeypatch.delenv("TRAJNOTE_STORE")
+        assert stores() == [tmp_path / "s", tmp_path / "t"]
+    monkeypatch.setenv("TRAJNOTE_STORE", "variable")
+    assert stores() == [tmp_path / "variable"] * 2
+    assert stores(Path("option")) == [tmp_path / "option"] * 2
+    assert read_deployment("b", path)[1].store == tmp_path / "variable"
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [

@@ -13,6 +13,10 @@ from .options import JsonOption
 from .output import print_json, print_lines, print_table, progress_bars
 
 SettingsOption = Annotated[Path, typer.Option("--settings", help="The file of deployments.")]
+StoreOverride = Annotated[
+    Path | None,
+    typer.Option("--store", envvar="TRAJNOTE_STORE", help="Folder of the store, in place of what the file says."),
+]
 NameArgument = Annotated[
     str | None, typer.Argument(help="Name of the deployment; may be left out where there is only one.")
 ]
@@ -38,7 +42,10 @@ def init(settings: SettingsOption = DEFAULT_SETTINGS, as_json: JsonOption = Fals
 
 
 def nightly(
-    deployment: NameArgument = None, settings: SettingsOption = DEFAULT_SETTINGS, as_json: JsonOption = False
+    deployment: NameArgument = None,
+    settings: SettingsOption = DEFAULT_SETTINGS,
+    store: StoreOverride = None,
+    as_json: JsonOption = False,
 ) -> None:
     """Run a deployment once: take in what is new, ask, enter what came back, refine, promote or keep.
 
@@ -46,7 +53,7 @@ def nightly(
     """
     from ..settings import read_deployment
 
-    name, config = read_deployment(deployment, settings)
+    name, config = read_deployment(deployment, settings, store)
     quieten_prefect()
     from ..night import as_plain, tell_night
     from ..prefect_server import served, start_server
@@ -63,19 +70,21 @@ def nightly(
         print_table("arms", night.rows)
 
 
-def serve(settings: SettingsOption = DEFAULT_SETTINGS, as_json: JsonOption = False) -> None:
+def serve(
+    settings: SettingsOption = DEFAULT_SETTINGS, store: StoreOverride = None, as_json: JsonOption = False
+) -> None:
     """Run the deployments of `trajnote.toml` on this machine, each at its time, until interrupted.
 
     It starts a Prefect server of its own unless PREFECT_API_URL names yours.
     """
     from ..settings import read_settings
 
-    known = read_settings(settings).deployments
+    known = read_settings(settings, store).deployments
     quieten_prefect()
     from ..prefect_server import served, start_server
     from ..schedule import make_deployments, serve_deployments
 
-    make_deployments(settings)  # a wrong schedule is refused before a server is started
+    make_deployments(settings, store)  # a wrong schedule is refused before a server is started
     rows = [
         {"deployment": name, "cron": config.cron, "interval_s": config.interval_s, "timezone": config.timezone}
         for name, config in known.items()
@@ -87,4 +96,4 @@ def serve(settings: SettingsOption = DEFAULT_SETTINGS, as_json: JsonOption = Fal
             print_json({"server": address, "deployments": rows})
         else:
             print_table(f"serving with {address}; Ctrl-C ends it", rows)
-        serve_deployments(settings)
+        serve_deployments(settings, store)
