@@ -5,13 +5,15 @@ It is the four verbs in a loop; killed, the same call goes on, and so does any o
 
 from __future__ import annotations
 
+import warnings
 from collections import Counter
 from collections.abc import Callable, Collection, Generator, Iterable
 from dataclasses import replace
 
+from storage.errors import Prerequisite, TrajnoteWarning
 from storage.store import Store
 
-from . import ledger
+from . import batches, ledger
 from .batch_config import BatchConfig
 from .fetching import ingest
 from .planning import RunPlan, all_questions
@@ -21,11 +23,14 @@ from .records import BATCH
 from .recovery import recover
 from .requests import Request
 from .run import RunSummary, annotate_run
+from .settling import is_from_here, tell_elsewhere
 from .shipping import submit
 
 Report = Callable[[str, int, int | None], None]
 _PATIENCE = 20
 """Rounds in a row in which the server may be out of reach."""
+_REASONS = 5
+"""Reasons said at once, at most."""
 
 
 class _Nobody:
@@ -70,7 +75,8 @@ def run_batches(
 
     Raises:
         ProviderFailed: if the server refuses, or is out of reach for long; everything so far is kept.
-        CatalogLocked: if another process works on this run.
+        Prerequisite: if all that is open is under way at another server, or with a key that this one cannot see.
+        CatalogLocked: if another process works on this run, or holds the catalog for long.
         BadInput: if there is a budget and no list price to hold against it.
     """
     asked = answered = troubles = 0
@@ -86,8 +92,9 @@ def run_batches(
         try:
             submission = submit(store, plan, server, config, budget_usd=budget_usd)
             ingested = ingest(store, server, config)
-        except ServerBusyError:
+        except ServerBusyError as error:
             troubles += 1
+            _say([f"waiting for the server: {error.problem}"])
             if troubles == _PATIENCE:
                 raise
             server.sleep(poll_s)
@@ -96,7 +103,9 @@ def run_batches(
         asked, answered = asked + submission.requests, answered + ingested.answered
         stopped = submission.stopped
         config = config.model_copy(update={"retry_failed": False})
+        _say([*submission.warnings, *ingested.warnings, *ingested.failed])
         if not submission.batch_ids and not ingested.batches:
+            _refuse_to_wait_in_vain(store, plan, server)
             server.sleep(poll_s)
     summary = annotate_run(store, plan, _Nobody())
     return replace(
@@ -107,6 +116,24 @@ def run_batches(
         reused=summary.reused - answered,
         stopped=stopped,
     )
+
+
+def _say(reasons: Iterable[str]) -> None:
+    """Why a run waits, each reason once, and not too many at a time."""
+    reasons = list(dict.fromkeys(reasons))
+    for reason in reasons[:_REASONS]:
+        warnings.warn(reason, TrajnoteWarning, stacklevel=3)
+
+
+def _refuse_to_wait_in_vain(store: Store, plan: RunPlan, server: BatchServer) -> None:
+    """Requests that another server or account has under way are never answered from here."""
+    asked = [question.request.request_id for question in all_questions(store, plan)]
+    with store.catalog.read() as con:
+        holding = batches.find_holding(con, asked)
+    elsewhere = [batch for batch in holding if not is_from_here(store, server, batch)]
+    if elsewhere and len(elsewhere) == len(holding):
+        said = "; ".join(tell_elsewhere(server, batch) for batch in elsewhere[:_REASONS])
+        raise Prerequisite(f"{len(elsewhere)} batches cannot be seen from here.", f"{said}.")
 
 
 def _states(store: Store, plan: RunPlan) -> Counter[str]:

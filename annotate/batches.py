@@ -22,9 +22,14 @@ from .providers.protocol import Reply
 from .records import BATCH, Landed
 from .requests import Request
 
-End = Literal["refused", "released", "lost", "unknown"]
-"""How an item ends without a result: nothing was created, nothing was found, results vanished, or nobody knows. The
-last two may have been billed and count with the most they can have cost."""
+End = Literal["refused", "released", "lost", "missing", "unknown"]
+"""How an item ends without a result: nothing was created, nothing was found, results vanished, they lack it, or nobody
+knows. All but the first may have been billed and count with the most they can have cost."""
+
+
+_COLUMNS = (
+    "batch_id, run_id, base_url, remote_id, state, requests, marker, unsure_since, submitted_at, account, organisation"
+)
 
 
 @dataclass(frozen=True)
@@ -40,6 +45,8 @@ class Batch:
     marker: datetime | None
     unsure_since: datetime | None
     submitted_at: datetime | None
+    account: str | None  # who sent it, as `BatchServer.account`; None in a ledger from before that was kept
+    organisation: str | None
 
 
 @dataclass(frozen=True)
@@ -57,7 +64,16 @@ def price_request(request: Request, labels: int, *, batch: bool) -> Priced:
     return Priced(request, price(request.model, estimate, batch=batch), price(request.model, most, batch=batch))
 
 
-def add_batch(con: Connection, run_id: str, provider: str, base_url: str, marker: datetime | None = None) -> str:
+def add_batch(
+    con: Connection,
+    run_id: str,
+    provider: str,
+    base_url: str,
+    marker: datetime | None = None,
+    *,
+    account: str | None = None,
+    organisation: str | None = None,
+) -> str:
     """Enter a batch without items; a synchronous one is under way from the start."""
     batch_id = f"b_{secrets.token_hex(12)}"
     row = {
@@ -68,6 +84,8 @@ def add_batch(con: Connection, run_id: str, provider: str, base_url: str, marker
         "state": "intent" if provider == BATCH else "submitted",
         "requests": 0,
         "marker": marker,
+        "account": account,
+        "organisation": organisation,
     }
     insert_rows(con, "batches", [row], on_conflict="error")
     return batch_id
@@ -111,6 +129,48 @@ def mark_submitted(con: Connection, batch_id: str, remote_id: str, submitted_at:
     )
 
 
+def adopt(con: Connection, batch_id: str, remote_id: str, submitted_at: datetime) -> None:
+    """Note that an unknown batch, or one that was given up, is at the server; its requests are under way again."""
+    con.execute(
+        """UPDATE batches SET state = 'submitted', remote_id = ?, submitted_at = ?, error = NULL, ended_at = NULL
+           WHERE batch_id = ? AND state IN ('intent', 'abandoned')""",
+        [remote_id, submitted_at, batch_id],
+    )
+    con.execute("UPDATE batch_items SET outcome = NULL WHERE batch_id = ? AND outcome = 'released'", [batch_id])
+    _hold_requests(con, batch_id)
+
+
+def add_twin(con: Connection, batch: Batch, remote_id: str, submitted_at: datetime) -> str:
+    """Enter a second batch of the server with the same requests: it costs as well, its answers are evidence."""
+    twin_id = add_batch(
+        con,
+        batch.run_id,
+        BATCH,
+        batch.base_url,
+        batch.marker,
+        account=batch.account,
+        organisation=batch.organisation,
+    )
+    con.execute(
+        """INSERT INTO batch_items (batch_id, request_id, estimated_usd, worst_usd)
+           SELECT ?, request_id, estimated_usd, worst_usd FROM batch_items WHERE batch_id = ?""",
+        [twin_id, batch.batch_id],
+    )
+    con.execute("UPDATE batches SET requests = ? WHERE batch_id = ?", [batch.requests, twin_id])
+    mark_submitted(con, twin_id, remote_id, submitted_at)
+    _hold_requests(con, twin_id)
+    return twin_id
+
+
+def _hold_requests(con: Connection, batch_id: str) -> None:
+    """Nobody else asks what a batch has under way."""
+    con.execute(
+        """UPDATE requests SET state = 'in_batch', updated_at = now() WHERE state = 'pending'
+               AND request_id IN (SELECT request_id FROM batch_items WHERE batch_id = ? AND outcome IS NULL)""",
+        [batch_id],
+    )
+
+
 def mark_unsure(con: Connection, batch_id: str, since: datetime | None, error: str | None = None) -> None:
     """Note that nobody knows whether the server has a batch; only the first time counts."""
     con.execute(
@@ -125,8 +185,9 @@ def end_items(con: Connection, batch_id: str, outcome: End, error: str | None, *
     open_items = "SELECT request_id FROM batch_items WHERE batch_id = ? AND outcome IS NULL"
     con.execute(
         f"""UPDATE requests SET state = ?, error = ?, updated_at = now()
-            WHERE state = 'in_batch' AND request_id IN ({open_items})""",
-        ["failed" if failed else "pending", error, batch_id],
+            WHERE state = 'in_batch' AND request_id IN ({open_items}) AND request_id NOT IN
+                (SELECT request_id FROM batch_items WHERE batch_id <> ? AND outcome IS NULL)""",
+        ["failed" if failed else "pending", error, batch_id, batch_id],
     )
     return len(
         con.execute(
@@ -181,10 +242,15 @@ def end_item(con: Connection, batch_id: str, request_id: str, outcome: str) -> b
 def take_landed(con: Connection, batch_id: str, landed: Sequence[Landed], most_attempts: int) -> list[Landed]:
     """Enter raw replies of a batch that are on the disk; the second time, and for an unknown item, nothing happens.
 
+    A message takes effect even after a failure, and of two messages the one that landed first does.
+
     Returns:
         Those that took effect now.
     """
-    first = {reply.record.request_id: (reply, _understand(reply)) for reply in reversed(landed)}
+    first: dict[str, tuple[Landed, Reply]] = {}
+    for reply, said in reversed([(reply, _understand(reply)) for reply in landed]):
+        if said.raw is not None or first.get(reply.record.request_id, (reply, said))[1].raw is None:
+            first[reply.record.request_id] = (reply, said)
     fresh = _note_outcomes(con, batch_id, {key: _outcome(reply) for key, (_, reply) in first.items()})
     taken = [first[key] for key in first if key in fresh]
     if answers := [landed for landed, reply in taken if reply.raw is not None]:
@@ -196,12 +262,13 @@ def take_landed(con: Connection, batch_id: str, landed: Sequence[Landed], most_a
 
 
 def _note_outcomes(con: Connection, batch_id: str, outcomes: Mapping[str, str]) -> set[str]:
-    """Note outcomes of items that have none; which they were."""
+    """Note outcomes of items that have none, or have failed and are answered after all; which they were."""
     rows = con.execute(
         """UPDATE batch_items SET outcome = told.outcome
            FROM (SELECT unnest($keys::VARCHAR[]) AS request_id, unnest($outcomes::VARCHAR[]) AS outcome) AS told
            WHERE batch_items.batch_id = $batch AND batch_items.request_id = told.request_id
-               AND batch_items.outcome IS NULL
+               AND (batch_items.outcome IS NULL
+                   OR (told.outcome = 'succeeded' AND batch_items.outcome <> 'succeeded'))
            RETURNING batch_items.request_id""",
         {"keys": list(outcomes), "outcomes": list(outcomes.values()), "batch": batch_id},
     ).fetchall()
@@ -229,7 +296,8 @@ def _give_back(con: Connection, reply: Reply, most_attempts: int) -> None:
     con.execute(
         """UPDATE requests SET error = $error, attempts = attempts + 1, updated_at = now(),
                state = CASE WHEN $final OR attempts + 1 >= $most THEN 'failed' ELSE 'pending' END
-           WHERE request_id = $request AND state = 'in_batch'""",
+           WHERE request_id = $request AND state = 'in_batch'
+               AND request_id NOT IN (SELECT request_id FROM batch_items WHERE outcome IS NULL)""",
         {"error": reply.error, "final": reply.final, "most": most_attempts, "request": reply.request_id},
     )
 
@@ -237,12 +305,68 @@ def _give_back(con: Connection, reply: Reply, most_attempts: int) -> None:
 def find_batches(con: Connection, states: Collection[str], *, provider: str | None = BATCH) -> list[Batch]:
     """Batches in some states, the oldest first; of all providers but Message Batches when `provider` is None."""
     rows = con.execute(
-        f"""SELECT batch_id, run_id, base_url, remote_id, state, requests, marker, unsure_since, submitted_at
-            FROM batches WHERE state IN (SELECT unnest(?::VARCHAR[])) AND provider {"=" if provider else "<>"} ?
+        f"""SELECT {_COLUMNS} FROM batches
+            WHERE state IN (SELECT unnest(?::VARCHAR[])) AND provider {"=" if provider else "<>"} ?
             ORDER BY created_at, batch_id""",
         [list(states), provider or BATCH],
     ).fetchall()
     return [Batch(*row) for row in rows]
+
+
+def find_given_up(con: Connection) -> list[Batch]:
+    """Message Batches that were given up and may be at their server all the same."""
+    rows = con.execute(
+        f"""SELECT {_COLUMNS} FROM batches
+            WHERE state = 'abandoned' AND batch_id IN (SELECT batch_id FROM batch_items WHERE outcome = 'released')
+            ORDER BY created_at, batch_id"""
+    ).fetchall()
+    return [Batch(*row) for row in rows]
+
+
+def find_holding(con: Connection, request_ids: Collection[str]) -> list[Batch]:
+    """The batches that have some requests under way, of whichever run and provider."""
+    rows = con.execute(
+        f"""SELECT {_COLUMNS} FROM batches WHERE state IN ('intent', 'submitted') AND batch_id IN
+                (SELECT batch_id FROM batch_items WHERE outcome IS NULL
+                 AND request_id IN (SELECT unnest(?::VARCHAR[])))
+            ORDER BY created_at, batch_id""",
+        [list(request_ids)],
+    ).fetchall()
+    return [Batch(*row) for row in rows]
+
+
+def count_alike(con: Connection, batch_id: str) -> int:
+    """How many other batches with exactly these requests are unknown or given up, and may turn up too."""
+    row = con.execute(
+        """WITH held AS (
+               SELECT batch_id, state, list(request_id ORDER BY request_id) AS ids,
+                   bool_or(outcome = 'released') AS freed
+               FROM batch_items JOIN batches USING (batch_id) WHERE provider = $provider GROUP BY ALL
+           )
+           SELECT count(*) FROM held WHERE batch_id <> $batch AND (state = 'intent' OR (state = 'abandoned' AND freed))
+               AND ids = (SELECT ids FROM held WHERE batch_id = $batch)""",
+        {"provider": BATCH, "batch": batch_id},
+    ).fetchone()
+    return int(row[0]) if row else 0
+
+
+def remotes_of(con: Connection, account: str) -> list[str]:
+    """Names of the newest batches that an account has at its server."""
+    rows = con.execute(
+        "SELECT remote_id FROM batches WHERE account = ? AND remote_id IS NOT NULL ORDER BY created_at DESC LIMIT 3",
+        [account],
+    ).fetchall()
+    return [remote_id for (remote_id,) in rows]
+
+
+def asked_elsewhere(con: Connection, batch_id: str) -> set[str]:
+    """Requests that were sent in other batches and not in this one."""
+    rows = con.execute(
+        """SELECT DISTINCT request_id FROM batch_items
+           WHERE request_id NOT IN (SELECT request_id FROM batch_items WHERE batch_id = ?)""",
+        [batch_id],
+    ).fetchall()
+    return {request_id for (request_id,) in rows}
 
 
 def known_remotes(con: Connection) -> set[str]:

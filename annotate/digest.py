@@ -9,6 +9,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+from storage.errors import DamagedStore
 from storage.schema import Space
 from storage.store import Store
 
@@ -33,10 +34,14 @@ ORDER BY run_id, episode_id, request_id
 """
 
 
-def digest(store: Store) -> int:
+def digest(store: Store, failed: list[str]) -> int:
     """Enter what the replies to open runs say, and close the runs that are answered; once entered, twice is once.
 
     A run in two stages is closed by the command that asks its second stage, never here.
+
+    Args:
+        store: holds the replies.
+        failed: gets a line for each run whose replies cannot be read; the others go on.
 
     Returns:
         How many replies were read.
@@ -46,7 +51,11 @@ def digest(store: Store) -> int:
         unread = con.execute(_UNREAD).fetchall()
         waiting = {run.run_id for run, _ in runs if ledger.is_waiting(con, run.run_id)}
     for run, card in runs:
-        _digest_run(store, run, card, [row[1:] for row in unread if row[0] == run.run_id])
+        try:
+            _digest_run(store, run, card, [row[1:] for row in unread if row[0] == run.run_id])
+        except DamagedStore as error:
+            failed.append(f"{run.run_id}: {error}")
+            continue
         if run.run_id not in waiting and not run.config.get("two_stage"):
             with store.catalog.write() as con:
                 if not ledger.is_waiting(con, run.run_id):

@@ -6,23 +6,32 @@ call goes on where this one was. What the replies say becomes labels in `digest.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from itertools import islice
 
-from storage.errors import CatalogLocked
+from storage.errors import ProviderFailed, TrajnoteError
 from storage.responses import append_responses
 from storage.store import Store
 
-from . import batches
+from . import batches, ledger
 from .batch_config import BatchConfig
 from .batches import Batch
 from .digest import digest
-from .providers.batch import RESULTS_KEPT_DAYS, BatchServer, BrokenOffError, NotThereError, RemoteBatch
+from .messages import clean_text
+from .providers.answers import parse_answer
+from .providers.batch import (
+    RESULTS_KEPT_DAYS,
+    BatchServer,
+    BrokenOffError,
+    NotThereError,
+    RemoteBatch,
+    ServerBusyError,
+)
 from .records import BATCH, Landed, RawReply
 from .recovery import recover
-from .settling import find_shipped, owned_run, read_ids, reconcile
+from .settling import find_shipped, if_free, is_from_here, read_ids, reconcile, tell_elsewhere
 
 WARN_DAYS = 7
 """Days before a server throws results away, from which on that is said."""
@@ -39,6 +48,7 @@ class Polled:
     remote_id: str
     remote: RemoteBatch | None  # None while the server does not show it
     warning: str | None
+    failure: str | None = None  # why nothing is known of it
 
     @property
     def ended(self) -> bool:
@@ -61,6 +71,9 @@ class Ingested:
     under_way: int = 0  # batches that are not finished with
     read: int = 0  # replies that became labels and rejections
     warnings: list[str] = field(default_factory=list)
+    failed: list[str] = field(default_factory=list)  # batches and runs that could not be handled, and why
+    trouble: Exception | None = None  # why replies that landed could not be entered
+    unentered: int = 0  # those replies
 
 
 def poll(store: Store, server: BatchServer, config: BatchConfig) -> tuple[list[Polled], list[str]]:
@@ -70,10 +83,13 @@ def poll(store: Store, server: BatchServer, config: BatchConfig) -> tuple[list[P
         The batches, and what remains unknown, in words.
 
     Raises:
-        ProviderFailed: if the server does not answer.
+        ProviderFailed: if the server does not answer at all; what it says of one batch stops no other one.
     """
     recover(store, config.attempts)
     unknown = reconcile(store, server, config.grace_s)
+    with store.catalog.read() as con:
+        shipped = batches.find_batches(con, ["intent", "submitted"])
+    unknown += [tell_elsewhere(server, batch) for batch in shipped if batch.base_url != server.base_url]
     return [_look(store, server, batch) for batch in find_shipped(store, server, ["submitted"])], unknown
 
 
@@ -81,32 +97,61 @@ def ingest(store: Store, server: BatchServer, config: BatchConfig) -> Ingested:
     """Fetch the results of ended batches, of all runs, and enter replies and labels.
 
     Raises:
-        ProviderFailed: if the server does not answer.
+        ProviderFailed: if the server does not answer at all; what fails about one batch is in `failed`.
+        CatalogLocked: if another process holds the catalog for long; what was fetched is on the disk, and the next
+            command enters it.
     """
     polled, unknown = poll(store, server, config)
-    done = Ingested(warnings=[*unknown, *(found.warning for found in polled if found.warning)])
+    done = Ingested(
+        warnings=[*unknown, *(found.warning for found in polled if found.warning)],
+        failed=[found.failure for found in polled if found.failure],
+    )
     for found in polled:
-        if found.remote is None or not (found.ended or found.remote.vanished):
-            continue
-        try:
-            with owned_run(store, found.run_id):
-                _ingest_batch(store, server, config, found, done)
-        except CatalogLocked:
-            done.warnings.append(f"{found.batch_id} is left to the process that works on {found.run_id}")
-    done.read = digest(store)
+        if found.remote is not None and (found.ended or found.remote.vanished):
+            _ingest_alone(store, server, config, found, done)
+    if done.trouble is not None:
+        raise _say_kept(done.trouble, done.unentered)
+    done.read = digest(store, done.failed)
     done.under_way = len(find_shipped(store, server, ["intent", "submitted"]))
     return done
 
 
+def _ingest_alone(store: Store, server: BatchServer, config: BatchConfig, found: Polled, done: Ingested) -> None:
+    """One batch, if nobody else works on its run; what is wrong with it is said, and stops no other one."""
+    with if_free(store, found.run_id) as is_mine:
+        if not is_mine:
+            done.warnings.append(f"{found.batch_id} is left to the process that works on {found.run_id}")
+            return
+        try:
+            _ingest_batch(store, server, config, found, done)
+        except ProviderFailed as error:
+            done.failed.append(f"{found.batch_id}: {error}")
+
+
+def _say_kept(error: Exception, replies: int) -> Exception:
+    if not isinstance(error, TrajnoteError):
+        return error
+    kept = f"{replies} replies are on the disk, and the next `trajnote annotate` command enters them"
+    return type(error)(f"{error.problem.rstrip('.')}; {kept}.", error.hint)
+
+
 def _look(store: Store, server: BatchServer, batch: Batch) -> Polled:
+    """How far a batch is; a server that answers nothing else either is out of reach."""
     remote_id = batch.remote_id or ""
+    remote, warning, failure = None, None, None
     try:
         remote = server.retrieve(remote_id)
+        warning = _warn(batch.batch_id, remote, server.now()) if remote.ended else None
     except NotThereError as error:
-        said = f"{batch.batch_id} is not shown by the server now: {error}"
-        return Polled(batch.batch_id, batch.run_id, remote_id, None, said)
-    warning = _warn(batch.batch_id, remote, server.now()) if remote.ended else None
-    return Polled(batch.batch_id, batch.run_id, remote_id, remote, warning)
+        warning = f"{batch.batch_id} is not shown by the server now: {error}"
+        if not is_from_here(store, server, batch):
+            warning = tell_elsewhere(server, batch)
+    except ServerBusyError as error:
+        server.now()
+        failure = f"{batch.batch_id}: {error.problem}"
+    except ProviderFailed as error:
+        failure = f"{batch.batch_id}: {error.problem}"
+    return Polled(batch.batch_id, batch.run_id, remote_id, remote, warning, failure)
 
 
 def _warn(batch_id: str, remote: RemoteBatch, now: datetime) -> str | None:
@@ -121,36 +166,132 @@ def _warn(batch_id: str, remote: RemoteBatch, now: datetime) -> str | None:
 def _ingest_batch(store: Store, server: BatchServer, config: BatchConfig, found: Polled, done: Ingested) -> None:
     with store.catalog.read() as con:
         outcomes = batches.item_outcomes(con, found.batch_id)
-    waiting = {request_id for request_id, outcome in outcomes.items() if outcome is None}
     if found.remote is None or found.remote.vanished:
         with store.catalog.write() as con:
             batches.end_items(con, found.batch_id, "lost", "its results were thrown away unread", failed=True)
             batches.close_batch(con, found.batch_id, "abandoned", "its results were thrown away unread")
         return
-    lines = ((key, line) for key, line in read_ids(server.results(found.remote)) if key in waiting)
+    results = _Results(outcomes, _lines_landed(store, found) if any(outcomes.values()) else set())
     try:
-        while waiting and (chunk := list(islice(lines, CHUNK))):
-            waiting -= {request_id for request_id, _ in chunk}
-            _take(store, found, dict(chunk), config.attempts, done, is_last=not waiting)
+        for lines in results.chunks(server.results(found.remote)):
+            _take(store, found, lines, config.attempts, done)
     except (NotThereError, BrokenOffError) as error:
         done.warnings.append(f"{found.batch_id}: {error}; the next ingest goes on")
         return
-    if waiting:
-        done.warnings.append(f"{found.batch_id}: {len(waiting)} of its requests have no result yet")
+    if results.foreign:
+        done.warnings.append(
+            f"{found.batch_id}: its results name {len(results.foreign)} requests that it did not ask, "
+            f"such as {clean_text(min(results.foreign), 80)}; they are left out"
+        )
+    if done.trouble is None:
+        _finish(store, found, results, done)
+
+
+def _finish(store: Store, found: Polled, results: _Results, done: Ingested) -> None:
+    """All results were read: the batch is finished with, unless some are still to come."""
+    missing = results.missing
+    counted = found.remote.requests if found.remote else 0
+    if missing and (not counted or results.foreign or len(results.seen) < counted):
+        done.warnings.append(f"{found.batch_id}: {len(missing)} of its requests have no result yet")
         return
-    if not any(outcome is None for outcome in outcomes.values()):  # killed after its last result was entered
-        with store.catalog.write() as con:
-            batches.close_batch(con, found.batch_id, "ingested", None, found.ended_at)
+    with store.catalog.write() as con:
+        batches.end_items(con, found.batch_id, "missing", "the results of its batch do not name it")
+        batches.close_batch(con, found.batch_id, "ingested", None, found.ended_at)
+    if missing:
+        done.warnings.append(f"{found.batch_id}: {len(missing)} of its requests have no result, by the server's count")
     done.batches += 1
 
 
-def _take(store: Store, found: Polled, lines: dict[str, str], attempts: int, done: Ingested, *, is_last: bool) -> None:
-    """Land some results, then enter them; the batch is finished with the last of them."""
+class _Results:
+    """The results of one batch, sorted: messages can be taken as they come, failures when all lines were read.
+
+    A server may name a request twice, in whatever order; then the message counts, for it was paid for.
+
+    Args:
+        outcomes: the requests of the batch, and what became of each before.
+        landed: hashes of its lines that are on the disk already.
+    """
+
+    def __init__(self, outcomes: Mapping[str, str | None], landed: set[str]) -> None:
+        self._outcomes = outcomes
+        self._known = landed
+        self.seen: set[str] = set()  # all that the results name
+        self._failures: list[tuple[str, str]] = []
+
+    @property
+    def foreign(self) -> set[str]:
+        """What the results name and the batch did not ask."""
+        return self.seen - self._outcomes.keys()
+
+    @property
+    def missing(self) -> set[str]:
+        """Requests without any result."""
+        return {key for key, outcome in self._outcomes.items() if outcome is None} - self.seen
+
+    def chunks(self, lines: Iterable[str]) -> Iterator[dict[str, str]]:
+        """Lines that are new, by request, in parts of which each names a request once."""
+        yield from _parts(self._messages(lines))
+        yield from _parts(self._failures)
+
+    def _messages(self, lines: Iterable[str]) -> Iterator[tuple[str, str]]:
+        for request_id, line in read_ids(lines):
+            self.seen.add(request_id)
+            mark = _hash(line)
+            if request_id not in self._outcomes or mark in self._known:
+                continue
+            self._known.add(mark)
+            if _is_message(line):
+                yield request_id, line
+            elif self._outcomes[request_id] is None:
+                self._failures.append((request_id, line))
+
+
+def _parts(pairs: Iterable[tuple[str, str]]) -> Iterator[dict[str, str]]:
+    part: dict[str, str] = {}
+    for request_id, line in pairs:
+        if request_id in part or len(part) >= CHUNK:
+            yield part
+            part = {}
+        part[request_id] = line
+    if part:
+        yield part
+
+
+def _is_message(line: str) -> bool:
+    try:
+        return parse_answer(line).raw is not None
+    except ValueError:
+        return False
+
+
+def _hash(line: str) -> str:
+    return hashlib.sha256(line.encode("utf-8", "replace")).hexdigest()
+
+
+def _lines_landed(store: Store, found: Polled) -> set[str]:
+    """Hashes of a batch's lines that are on the disk."""
+    return {
+        _hash(landed.record.raw)
+        for landed in ledger.read_whole(store, found.run_id)
+        if landed.record.batch_id == found.batch_id
+    }
+
+
+def _take(store: Store, found: Polled, lines: dict[str, str], attempts: int, done: Ingested) -> None:
+    """Land some results, then enter them; where the catalog cannot be written, the next command enters them."""
     landed = _land(store, found, [_record(found, request_id, line) for request_id, line in lines.items()])
+    if done.trouble is None:
+        try:
+            _enter(store, found, landed, attempts, done)
+        except Exception as error:
+            done.trouble = error
+    if done.trouble is not None:
+        done.unentered += len(landed)
+
+
+def _enter(store: Store, found: Polled, landed: Sequence[Landed], attempts: int, done: Ingested) -> None:
     with store.catalog.write() as con:
         taken = batches.take_landed(con, found.batch_id, landed, attempts)
-        if is_last:
-            batches.close_batch(con, found.batch_id, "ingested", None, found.ended_at)
     answered = sum(bool(reply.record.message) for reply in taken)
     done.answered += answered
     done.returned += len(taken) - answered

@@ -8,6 +8,7 @@ finds the reply in its file. No verb asks a model; requests under way are in `ba
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 
 from storage.annotations import insert_annotations, insert_rejections
@@ -234,7 +235,8 @@ def _give_back(con: Connection, row: Mapping[str, object], most_attempts: int) -
     con.execute(
         """UPDATE requests SET error = $error, attempts = attempts + 1, updated_at = now(),
                state = CASE WHEN attempts + 1 >= $most THEN 'failed' ELSE 'pending' END
-           WHERE request_id = $request AND state <> 'done'""",
+           WHERE request_id = $request AND state <> 'done'
+               AND request_id NOT IN (SELECT request_id FROM batch_items WHERE outcome IS NULL)""",
         {"error": row["problem"], "most": most_attempts, "request": row["request_id"]},
     )
 
@@ -343,6 +345,14 @@ def read_landed(store: Store, run_id: str) -> Iterable[Landed]:
     """All raw replies of a run's files, in the order in which they landed."""
     for stored in iterate_responses(store, run_id):
         yield Landed(stored.file, stored.line, RawReply.model_validate(stored.record))
+
+
+def read_whole(store: Store, run_id: str) -> list[Landed]:
+    """The raw replies of a run up to the first damage, of which `store verify` tells."""
+    landed: list[Landed] = []
+    with suppress(DamagedStore, ValueError):
+        landed.extend(read_landed(store, run_id))
+    return landed
 
 
 def find_replies(store: Store, request_ids: Sequence[str]) -> dict[str, str]:

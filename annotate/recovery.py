@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
+
+from pydantic import ValidationError
 
 from storage.catalog import Connection
 from storage.errors import CatalogLocked
@@ -36,7 +39,7 @@ def recover(store: Store, most_attempts: int = MOST_ATTEMPTS) -> int:
     found = [
         landed
         for run_id in runs
-        for landed in ledger.read_landed(store, run_id)
+        for landed in ledger.read_whole(store, run_id)
         if (landed.file, landed.line) not in entered and _takes_effect(landed, outcomes)
     ]
     if found:
@@ -94,9 +97,11 @@ def settle(store: Store, run_id: str, note: Note) -> None:
 def _enter_notes(store: Store, run_id: str) -> None:
     """Enter what earlier commands could not; a note goes away after that, and entering it twice is once."""
     for path in sorted(store.responses_dir(run_id).glob(f"*{_NOTE}")):
-        with store.catalog.write() as con:
-            _enter_note(con, Note.model_validate_json(path.read_bytes()))
-        path.unlink()
+        with suppress(ValidationError):  # a file of somebody else stays where it is
+            note = Note.model_validate_json(path.read_bytes())
+            with store.catalog.write() as con:
+                _enter_note(con, note)
+            path.unlink()
 
 
 def _enter_note(con: Connection, note: Note) -> None:

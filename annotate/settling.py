@@ -1,26 +1,35 @@
 """Batches of which nobody knows whether the server has them: adopted from its list, or given up after a grace period.
 
-A batch is adopted only if it was made after ours was sent, is not known, has as many requests, has ended, and its
-results name exactly our requests. Nothing is created here.
+A batch of the server is ours if nobody has claimed it, it is not much older than ours, and its results name all our
+requests and none that this store asked elsewhere. What another account sent is adopted if it is found, and never given
+up because it is not. What was given up, and shows up later, is adopted after all. Nothing is created here.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Generator, Iterable, Iterator
-from contextlib import contextmanager
-from datetime import datetime, timedelta
+from collections.abc import Collection, Generator, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from datetime import UTC, datetime, timedelta
+from typing import Literal, NamedTuple
 
-from storage.errors import CatalogLocked
+from storage.errors import BadInput, CatalogLocked, ProviderFailed
 from storage.files import owned
 from storage.store import Store
 
 from . import batches
 from .batches import Batch
-from .providers.batch import BatchServer, BrokenOffError, NotThereError, RemoteBatch
+from .providers.batch import RESULTS_KEPT_DAYS, BatchServer, BrokenOffError, NotThereError, RemoteBatch
 
-SLACK = timedelta(minutes=5)
-"""How much a server's clocks may differ among themselves."""
+LOOK_BACK = timedelta(hours=25)
+"""How much older than ours a batch may seem to be: a server's clocks differ, by an hour where one knows no summer."""
+
+
+class Found(NamedTuple):
+    """What a server's list says about one of our batches."""
+
+    matches: list[RemoteBatch]  # those that hold its requests, the likeliest first
+    is_waiting: bool  # whether one that has not ended, or cannot be read, may still turn out to be it
 
 
 @contextmanager
@@ -34,6 +43,18 @@ def owned_run(store: Store, run_id: str) -> Generator[None]:
     folder.mkdir(parents=True, exist_ok=True)
     with owned(folder, f"the answers of {run_id}"):
         yield
+
+
+@contextmanager
+def if_free(store: Store, run_id: str) -> Generator[bool]:
+    """Be the only process that works on a run, or learn that another one does."""
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(owned_run(store, run_id))
+            is_mine = True
+        except CatalogLocked:
+            is_mine = False
+        yield is_mine
 
 
 def find_shipped(store: Store, server: BatchServer, states: Collection[str]) -> list[Batch]:
@@ -51,16 +72,64 @@ def reconcile(store: Store, server: BatchServer, grace_s: float) -> list[str]:
         grace_s: seconds of the server's clock that a batch has to show up, from the first time it is missed.
 
     Returns:
-        What remains unknown, in words.
+        What remains unknown, and what was found out, in words.
     """
-    remaining: list[str | None] = []
+    said: list[str] = []
     for batch in find_shipped(store, server, ["intent"]):
-        try:
-            with owned_run(store, batch.run_id):
-                remaining.append(_settle(store, server, batch.batch_id, timedelta(seconds=grace_s)))
-        except CatalogLocked:
-            remaining.append(f"{batch.batch_id} belongs to a run that another process works on")
-    return [said for said in remaining if said]
+        with if_free(store, batch.run_id) as is_mine:
+            if is_mine:
+                said += _settle(store, server, batch.batch_id, timedelta(seconds=grace_s))
+            else:
+                said.append(f"{batch.batch_id} belongs to a run that another process works on")
+    return [*said, *_adopt_late(store, server)]
+
+
+def give_up(store: Store, batch_id: str) -> int:
+    """Give up a batch that is under way or unknown: its requests may be asked again, and it counts at its worst price.
+
+    If it is found after all, with the key that sent it, its answers are taken in.
+
+    Returns:
+        How many requests are free now.
+
+    Raises:
+        BadInput: if no such batch is under way.
+        CatalogLocked: if another process works on its run.
+    """
+    with store.catalog.read() as con:
+        known = {batch.batch_id: batch for batch in batches.find_batches(con, ["intent", "submitted"])}
+    if batch_id not in known:
+        shown = ", ".join(known) or "none"
+        raise BadInput(f"No batch {batch_id!r} is under way.", f"Batches under way: {shown}.")
+    with owned_run(store, known[batch_id].run_id), store.catalog.write() as con:
+        freed = batches.end_items(con, batch_id, "released", None)
+        batches.close_batch(con, batch_id, "abandoned", "given up by hand")
+    return freed
+
+
+def is_from_here(store: Store, server: BatchServer, batch: Batch) -> bool:
+    """Whether a batch was sent to this server, by an account that sees what this one sees.
+
+    Another key of the same organisation counts where the server shows it a batch that the other key has sent.
+    """
+    if batch.base_url != server.base_url:
+        return False
+    if batch.account is None or batch.account == server.account:
+        return True
+    if batch.organisation and server.organisation and batch.organisation != server.organisation:
+        return False
+    with store.catalog.read() as con:
+        remotes = batches.remotes_of(con, batch.account)
+    return any(_is_shown(server, remote_id) for remote_id in remotes)
+
+
+def tell_elsewhere(server: BatchServer, batch: Batch) -> str:
+    """Why a batch cannot be settled from here, and what to do."""
+    place = "another key" if batch.base_url == server.base_url else f"--base-url {batch.base_url}"
+    return (
+        f"{batch.batch_id} was sent with {place}: use that again, "
+        f"or give it up with `trajnote annotate poll --give-up {batch.batch_id}`"
+    )
 
 
 def read_ids(lines: Iterable[str]) -> Iterator[tuple[str, str]]:
@@ -74,50 +143,119 @@ def read_ids(lines: Iterable[str]) -> Iterator[tuple[str, str]]:
             yield content["custom_id"], line
 
 
-def _settle(store: Store, server: BatchServer, batch_id: str, grace: timedelta) -> str | None:
+def _settle(store: Store, server: BatchServer, batch_id: str, grace: timedelta) -> list[str]:
     """Adopt one batch, or abandon it, or say what keeps it unknown."""
     batch = next((batch for batch in find_shipped(store, server, ["intent"]) if batch.batch_id == batch_id), None)
     if batch is None:
-        return None
+        return []
     now = server.now()
-    unsure_since = batch.unsure_since or now
-    with store.catalog.write() as con:
-        batches.mark_unsure(con, batch_id, now)
-    adopted, is_waiting = _adopt(store, server, batch, now)
-    if adopted:
-        return None
-    if is_waiting:
-        return f"{batch_id} may be a batch that the server has not finished; it is settled when that has ended"
-    if now - unsure_since < grace:
-        return f"{batch_id} is not on the server's list; it is given up after {grace.total_seconds():g} s"
+    is_here = is_from_here(store, server, batch)
+    if is_here:
+        with store.catalog.write() as con:
+            batches.mark_unsure(con, batch_id, now)
+    found = _look_for(store, server, batch, server.newer_than((batch.marker or now) - LOOK_BACK))
+    if found.matches:
+        return _adopt(store, batch, found.matches)
+    if not is_here:
+        return [tell_elsewhere(server, batch)]
+    if found.is_waiting:
+        return [f"{batch_id} may be a batch that the server has not finished; it is settled when that has ended"]
+    if now - (batch.unsure_since or now) < grace:
+        return [f"{batch_id} is not on the server's list; it is given up after {grace.total_seconds():g} s"]
     with store.catalog.write() as con:
         batches.end_items(con, batch_id, "released", None)
-        batches.close_batch(con, batch_id, "abandoned", "the server never had it")
-    return None
+        batches.close_batch(con, batch_id, "abandoned", "the server never showed it")
+    return [f"{batch_id} is given up: the server's list does not show it; it counts with the most it can have cost"]
 
 
-def _adopt(store: Store, server: BatchServer, batch: Batch, now: datetime) -> tuple[bool, bool]:
-    """Whether a batch of the server is ours, and if not, whether one of them may still turn out to be."""
+def _adopt_late(store: Store, server: BatchServer) -> list[str]:
+    """Adopt batches that were given up and show up now; their answers count, though they may have been asked again."""
+    with store.catalog.read() as con:
+        given_up = [batch for batch in batches.find_given_up(con) if batch.base_url == server.base_url]
+    now = server.now() if given_up else None
+    kept = [batch for batch in given_up if now and now - (batch.marker or now) < timedelta(days=RESULTS_KEPT_DAYS)]
+    if not kept or now is None:
+        return []
+    listed = server.newer_than(min(batch.marker or now for batch in kept) - LOOK_BACK)
+    said: list[str] = []
+    for batch in kept:
+        with if_free(store, batch.run_id) as is_mine:
+            matches = _find_late(store, server, batch, listed) if is_mine else []
+            if matches:
+                said += [f"{batch.batch_id} was given up and is there after all", *_adopt(store, batch, matches)]
+    return said
+
+
+def _find_late(store: Store, server: BatchServer, batch: Batch, listed: Sequence[RemoteBatch]) -> list[RemoteBatch]:
+    if batch.remote_id is None:
+        return _look_for(store, server, batch, listed).matches
+    try:
+        return [server.retrieve(batch.remote_id)]
+    except (NotThereError, ProviderFailed):
+        return []
+
+
+def _look_for(store: Store, server: BatchServer, batch: Batch, listed: Sequence[RemoteBatch]) -> Found:
+    """Compare our batch with those of the server that nobody has claimed."""
     with store.catalog.read() as con:
         known = batches.known_remotes(con)
         items = set(batches.item_outcomes(con, batch.batch_id))
-    is_waiting = False
-    for remote in server.newer_than((batch.marker or now) - SLACK):
-        if remote.remote_id in known or remote.requests != len(items) or remote.vanished:
-            continue
-        found = _request_ids(server, remote) if remote.ended else None
-        if found == items:
-            with store.catalog.write() as con:
-                batches.mark_submitted(con, batch.batch_id, remote.remote_id, remote.created_at)
-            return True, False
-        is_waiting = is_waiting or found is None
-    return False, is_waiting
+        asked = batches.asked_elsewhere(con, batch.batch_id)
+    start = batch.marker - LOOK_BACK if batch.marker else None
+    free = [
+        remote
+        for remote in listed
+        if remote.remote_id not in known and not remote.vanished and (start is None or remote.created_at >= start)
+    ]
+    verdicts = [(_compare(server, remote, items, asked), remote) for remote in free]
+    marker = batch.marker or datetime.now(UTC)
+    matches = sorted((r for verdict, r in verdicts if verdict == "ours"), key=lambda r: abs(r.created_at - marker))
+    return Found(matches, any(verdict == "waiting" for verdict, _ in verdicts))
 
 
-def _request_ids(server: BatchServer, remote: RemoteBatch) -> set[str] | None:
-    """The requests of an ended batch; None if they cannot be read now, or not all of them."""
+def _compare(
+    server: BatchServer, remote: RemoteBatch, items: set[str], asked: Collection[str]
+) -> Literal["ours", "waiting", "other"]:
+    """Whether a batch of the server holds our requests.
+
+    Args:
+        server: whose results are read, as far as needed.
+        remote: one that nobody has claimed.
+        items: our requests.
+        asked: requests of this store's other batches; what holds one of them is one of those.
+    """
+    spare = max(2, len(items) // 10)  # a server may add a few that nobody asked
+    if remote.requests and not len(items) <= remote.requests <= len(items) + spare:
+        return "other"
+    if not remote.ended:
+        return "waiting"
+    found: set[str] = set()
     try:
-        found = {request_id for request_id, _ in read_ids(server.results(remote))}
+        for request_id, _ in read_ids(server.results(remote)):
+            found.add(request_id)
+            if request_id in asked or len(found) > len(found & items) + spare:
+                return "other"
     except (NotThereError, BrokenOffError):
-        return None
-    return found if len(found) >= remote.requests else None  # results may end early without any error
+        return "waiting"
+    if found >= items:
+        return "ours"
+    return "other" if len(found) >= remote.requests > 0 else "waiting"  # results may end early without any error
+
+
+def _adopt(store: Store, batch: Batch, matches: Sequence[RemoteBatch]) -> list[str]:
+    """The likeliest match is our batch; one more is a second one of the same requests, made by one sending."""
+    with store.catalog.write() as con:
+        batches.adopt(con, batch.batch_id, matches[0].remote_id, matches[0].created_at)
+        spare = matches[1 + batches.count_alike(con, batch.batch_id) :]
+        for remote in spare:
+            batches.add_twin(con, batch, remote.remote_id, remote.created_at)
+    twice = f"{batch.batch_id} is at the server twice: both were billed and count; the second is"
+    return [f"{twice} {remote.remote_id}" for remote in spare]
+
+
+def _is_shown(server: BatchServer, remote_id: str) -> bool:
+    try:
+        server.retrieve(remote_id)
+    except (NotThereError, ProviderFailed):
+        return False
+    return True

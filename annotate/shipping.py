@@ -167,7 +167,9 @@ def _enter_intent(
         allowed, stopped = _cut_to_budget(con, run_id, chunk, budget_usd)
         if not allowed:
             return None, [], stopped
-        batch_id = batches.add_batch(con, run_id, BATCH, server.base_url, marker)
+        batch_id = batches.add_batch(
+            con, run_id, BATCH, server.base_url, marker, account=server.account, organisation=server.organisation
+        )
         claimed = batches.claim(con, batch_id, allowed, ["pending"])
         if not claimed:
             batches.close_batch(con, batch_id, "abandoned", "another command has asked its requests")

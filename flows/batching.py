@@ -5,7 +5,7 @@ Each may be killed at any instant and called again. It loads the SDK, so import 
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 
 from annotate.batch_config import BatchConfig
@@ -15,6 +15,7 @@ from annotate.fetching import ingest as ingest_batches
 from annotate.fetching import poll as poll_batches
 from annotate.providers.batch import BatchServer
 from annotate.run import RunSummary
+from annotate.settling import give_up as give_up_batch
 from annotate.shipping import Submission
 from annotate.shipping import submit as submit_batches
 from storage.store import Store
@@ -38,9 +39,26 @@ def submit(store: Store, dataset_id: str, config: LabelConfig) -> Submission:
 
 
 def poll(
-    store: Store, base_url: str | None = None, config: BatchConfig | None = None
+    store: Store,
+    base_url: str | None = None,
+    config: BatchConfig | None = None,
+    *,
+    give_up: Sequence[str] = (),
 ) -> tuple[list[Polled], list[str]]:
-    """How far the batches under way are, of all runs; and what is unknown, in words."""
+    """How far the batches under way are, of all runs; and what is unknown, in words.
+
+    Args:
+        store: holds the ledger.
+        base_url: the server; Anthropic's own when None.
+        config: how long a lost batch is waited for.
+        give_up: batches to give up before, so that their requests may be asked again.
+
+    Raises:
+        BadInput: if one to give up is not under way.
+        ProviderFailed: if the server does not answer.
+    """
+    for batch_id in give_up:
+        give_up_batch(store, batch_id)
     with batch_server(base_url) as server:
         return poll_batches(store, server, config or BatchConfig())
 

@@ -124,7 +124,7 @@ class _Night:
 
             done = ingest(self.store, self.config.label.base_url, self.config.label.batch)
             self.night.answered += done.answered
-            self._note(*done.warnings)
+            self._note(*done.warnings, *done.failed)
 
     def _ask(self, dataset_id: str) -> None:
         """Ask what has no answer yet; batches are sent, not waited for."""

@@ -43,3 +43,10 @@ DROP TABLE runs_before;
 """`problem` is why a reply holds no answer, NULL if it holds one; `response_id` is the reply that a run's labels were
 read from; `error` is why the last command of a run ended without all answers. A CHECK of a table cannot be changed, so
 `annotation_runs` is written anew."""
+
+BATCH_ACCOUNTS = """
+ALTER TABLE batches ADD COLUMN account VARCHAR;
+ALTER TABLE batches ADD COLUMN organisation VARCHAR;
+UPDATE batches SET state = 'intent' WHERE state = 'submitted' AND provider = 'batch' AND coalesce(remote_id, '') = '';
+"""
+"""Who sent a batch, as hashes that give away neither key nor name; a batch without a name at its server is unknown."""

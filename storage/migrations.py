@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from .ablation_tables import ABLATION_TABLES
-from .batch_tables import ANSWERS, BATCH_COLUMNS
+from .batch_tables import ANSWERS, BATCH_ACCOUNTS, BATCH_COLUMNS
 from .catalog import Catalog, Connection
 from .deployment_tables import DEPLOYMENT_TABLES
 from .environments import ENVIRONMENTS
@@ -45,6 +45,10 @@ def _create_label_replays(con: Connection) -> None:
 
 def _add_batch_columns(con: Connection) -> None:
     con.execute(BATCH_COLUMNS)
+
+
+def _add_batch_accounts(con: Connection) -> None:
+    con.execute(BATCH_ACCOUNTS)
 
 
 def _create_ablations(con: Connection) -> None:
@@ -86,6 +90,7 @@ MIGRATIONS: tuple[Migration, ...] = (
     Migration(8, "estimates without a simulator", _create_estimates),
     Migration(9, "environments that were played in", _add_environments),
     Migration(10, "replies that hold no answer", _add_answers),
+    Migration(11, "who sent a batch", _add_batch_accounts),
 )
 
 

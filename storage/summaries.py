@@ -20,8 +20,8 @@ WITH asked AS (
     SELECT run_id, count(*) AS rejections FROM rejections GROUP BY ALL
 ), sent AS (  -- what is under way, or may have been billed without a bill that we saw, counts with the most it can cost
     SELECT run_id, sum(worst_usd) FILTER (outcome IS NULL) AS under_way_usd,
-        sum(worst_usd) FILTER (outcome IN ('lost', 'unknown') OR (outcome = 'succeeded' AND bill.cost_usd IS NULL))
-            AS lost_usd,
+        sum(worst_usd) FILTER (outcome IN ('lost', 'unknown', 'released', 'missing')
+            OR (outcome = 'succeeded' AND bill.cost_usd IS NULL)) AS lost_usd,
         sum(estimated_usd) FILTER (outcome = 'succeeded') AS estimated_usd
     FROM batch_items JOIN batches USING (batch_id)
     LEFT JOIN (SELECT batch_id, request_id, cost_usd FROM responses) AS bill USING (batch_id, request_id)

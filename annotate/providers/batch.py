@@ -6,8 +6,10 @@ knows no idempotency key.
 
 from __future__ import annotations
 
+import re
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -23,13 +25,15 @@ from storage.errors import ProviderFailed
 
 from ..messages import clean_text
 from ..requests import Request
-from .connection import ANTHROPIC_URL, connect, hide_key, mark_prefix, pause_after, read_key
+from .connection import ANTHROPIC_URL, connect, fingerprint, hide_key, mark_prefix, never_began, pause_after, read_key
 
 MOST_BYTES = 256_000_000
 RESULTS_KEPT_DAYS = 29
 NOTHING_CREATED = (400, 401, 402, 403, 404, 413, 422, 429)
 _PAGE = 100
 _MOST_PAGES = 1_000
+_ORGANISATION = "anthropic-organization-id"
+_NAME = re.compile(r"[\w.:-]{1,200}")
 _UNREADABLE = (ValueError, AttributeError, TypeError)
 """What an answer raises that is no JSON, or JSON of something else."""
 
@@ -102,7 +106,14 @@ class BatchServer:
         self._key = read_key(base_url)
         self.base_url = (base_url or ANTHROPIC_URL).rstrip("/")
         is_plain = self.base_url.startswith("http://")  # no certificates are needed, and they take a while to load
-        self._http = anthropic.DefaultHttpxClient(follow_redirects=False, timeout=timeout_s, verify=not is_plain)
+        self.account = fingerprint("key", self.base_url, self._key.get_secret_value())
+        self.organisation: str | None = None  # a hash of its name, once the server has said it
+        self._http = anthropic.DefaultHttpxClient(
+            follow_redirects=False,
+            timeout=timeout_s,
+            verify=not is_plain,
+            event_hooks={"response": [self._note_organisation]},
+        )
         self._client = connect(self._key, self.base_url, timeout_s, self._http)
         self._attempts = attempts
         self.sleep = sleep
@@ -110,6 +121,11 @@ class BatchServer:
     def close(self) -> None:
         """Let go of the connection."""
         self._client.close()
+
+    def _note_organisation(self, response: httpx2.Response) -> None:
+        named = response.headers.get(_ORGANISATION)
+        if named:
+            self.organisation = fingerprint("organisation", self.base_url, named)
 
     def now(self) -> datetime:
         """The server's clock; ours if it does not tell."""
@@ -135,6 +151,8 @@ class BatchServer:
                 raise NothingCreatedError(said, pause_after(error, 1) if error.status_code == 429 else None) from None
             raise OutcomeUnknownError(said) from None
         except anthropic.AnthropicError as error:
+            if never_began(error):
+                raise NothingCreatedError(self._said(error), pause_after(error, 1)) from None
             raise OutcomeUnknownError(self._said(error)) from None
         except _UNREADABLE:
             raise OutcomeUnknownError("the server's answer is not one about a batch") from None
@@ -143,6 +161,7 @@ class BatchServer:
         """Batches created at or after a time of the server's clock, the newest first.
 
         It ends whatever the server does: at a page that brings nothing new too, since some servers ignore the cursor.
+        A list that is not in this order is read to its end, and an entry that is no batch is left out.
         """
         found: dict[str, RemoteBatch] = {}
         after: str | None = None
@@ -150,7 +169,9 @@ class BatchServer:
             listed, has_more = self._list(after)
             fresh = [batch for batch in listed if batch.remote_id not in found]
             found |= {batch.remote_id: batch for batch in fresh}
-            if not fresh or not has_more or fresh[-1].created_at < marker:
+            times = [batch.created_at for batch in listed]
+            is_older = times == sorted(times, reverse=True) and bool(times) and times[-1] < marker
+            if not fresh or not has_more or is_older:
                 break
             after = listed[-1].remote_id
         return [batch for batch in found.values() if batch.created_at >= marker]
@@ -179,6 +200,8 @@ class BatchServer:
                 yield from (hide_key(self._key, line) for line in _lines(response.iter_bytes()) if line.strip())
         except httpx2.HTTPError as error:
             raise BrokenOffError(f"results of {batch.remote_id}: {type(error).__name__}") from error
+        except (httpx2.InvalidURL, ValueError) as error:
+            raise NotThereError(f"results of {batch.remote_id}: their address is none") from error
 
     def _results_url(self, batch: RemoteBatch) -> str:
         """Where the results are, at this server and nowhere else: the key goes to no other host."""
@@ -192,7 +215,7 @@ class BatchServer:
 
         def ask() -> tuple[list[RemoteBatch], bool]:
             page = self._client.messages.batches.list(limit=_PAGE, after_id=after or anthropic.omit)
-            return [_remote(batch) for batch in page.data], bool(page.has_more)
+            return [*_remotes(page.data)], bool(page.has_more)
 
         return self._ask_list(ask)
 
@@ -230,7 +253,21 @@ class BatchServer:
         return clean_text(hide_key(self._key, str(error)), 500)
 
 
+def _remotes(entries: Iterable[MessageBatch]) -> Iterator[RemoteBatch]:
+    """Those entries of a list that are batches."""
+    for entry in entries:
+        with suppress(*_UNREADABLE):
+            yield _remote(entry)
+
+
 def _remote(batch: MessageBatch) -> RemoteBatch:
+    """What a server says about a batch.
+
+    Raises:
+        ValueError, AttributeError, TypeError: if it says something else.
+    """
+    if not _NAME.fullmatch(batch.id):
+        raise ValueError("a batch needs a name")
     counts = batch.request_counts.model_dump()
     return RemoteBatch(
         remote_id=batch.id,

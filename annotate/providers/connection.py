@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import random
 from collections.abc import Mapping
 from typing import Any, Literal
@@ -85,6 +86,11 @@ def connect(
         open_telemetry=False,
         http_client=http or anthropic.DefaultHttpxClient(follow_redirects=False),
     )
+
+
+def fingerprint(kind: str, base_url: str, secret: str) -> str:
+    """A name for what must not be written down: equal for equal secrets at one server, and nobody can turn it back."""
+    return hashlib.sha256(f"trajnote {kind} at {base_url.rstrip('/')}: {secret}".encode()).hexdigest()[:16]
 
 
 def hide_key(key: SecretStr, text: str) -> str:

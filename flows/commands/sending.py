@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from storage.errors import ProviderFailed
 
 from .annotating import annotate_app
 from .asking import asks
@@ -12,6 +15,8 @@ from .options import DEFAULT_STORE, DatasetOption, JsonOption, StoreOption
 from .output import print_json, print_lines
 
 if TYPE_CHECKING:
+    from annotate.fetching import Polled
+
     from ..questions import LabelConfig
 
 BaseUrlOption = Annotated[str | None, typer.Option(help="Server that has Message Batches; default: Anthropic's.")]
@@ -53,14 +58,20 @@ def annotate_submit(
 
 @annotate_app.command("poll")
 def annotate_poll(
-    store: StoreOption = DEFAULT_STORE, base_url: BaseUrlOption = None, as_json: JsonOption = False
+    store: StoreOption = DEFAULT_STORE,
+    base_url: BaseUrlOption = None,
+    give_up: Annotated[
+        list[str] | None,
+        typer.Option(help="Batch that cannot be settled, for want of its key: it is counted and asked again."),
+    ] = None,
+    as_json: JsonOption = False,
 ) -> None:
     """Say how far the batches of all runs are; batches whose outcome is unknown are settled first."""
     from storage.store import Store
 
     from ..batching import poll
 
-    found, unknown = poll(Store.open(store), base_url)
+    found, unknown = poll(Store.open(store), base_url, give_up=give_up or ())
     if as_json:
         told = [
             {
@@ -72,7 +83,12 @@ def annotate_poll(
             for p in found
         ]
         print_json({"batches": told, "unknown": unknown, "warnings": [p.warning for p in found if p.warning]})
-        return
+    else:
+        _tell_polled(found, unknown)
+    _fail([polled.failure for polled in found if polled.failure])
+
+
+def _tell_polled(found: Sequence[Polled], unknown: Sequence[str]) -> None:
     for polled in found:
         counts = ", ".join(
             f"{count} {state}" for state, count in (polled.remote.counts if polled.remote else {}).items()
@@ -96,10 +112,21 @@ def annotate_ingest(
 
     done = ingest(Store.open(store), base_url)
     if as_json:
-        print_json(asdict(done))
+        told = asdict(done)
+        print_json({name: value for name, value in told.items() if name not in ("trouble", "unentered")})
+        _fail(done.failed)
         return
     print_lines(
         f"{done.batches} batches finished: {done.answered} answers, {done.returned} came back without one; "
         f"{done.read} answers read into labels; {done.under_way} batches under way",
         *done.warnings,
     )
+    _fail(done.failed)
+
+
+def _fail(failures: Sequence[str]) -> None:
+    """What went wrong with single batches, when the others have been handled."""
+    if failures:
+        raise ProviderFailed(
+            f"{len(failures)} could not be handled: {'; '.join(failures[:3])}.", "All others were; run it again later."
+        )
