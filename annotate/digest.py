@@ -34,17 +34,20 @@ ORDER BY run_id, episode_id, request_id
 """
 
 
-def digest(store: Store, failed: list[str]) -> int:
+def digest(store: Store, failed: list[str] | None = None) -> int:
     """Enter what the replies to open runs say, and close the runs that are answered; once entered, twice is once.
 
     A run in two stages is closed by the command that asks its second stage, never here.
 
     Args:
         store: holds the replies.
-        failed: gets a line for each run whose replies cannot be read; the others go on.
+        failed: gets a line for each run whose replies cannot be read, and the others go on; without it, that is raised.
 
     Returns:
         How many replies were read.
+
+    Raises:
+        DamagedStore: if a raw reply is missing, and there is no list for that.
     """
     with store.catalog.read() as con:
         runs = [(_read_run(row), Card.model_validate_json(row[6])) for row in con.execute(_OPEN_RUNS).fetchall()]
@@ -54,6 +57,8 @@ def digest(store: Store, failed: list[str]) -> int:
         try:
             _digest_run(store, run, card, [row[1:] for row in unread if row[0] == run.run_id])
         except DamagedStore as error:
+            if failed is None:
+                raise
             failed.append(f"{run.run_id}: {error}")
             continue
         if run.run_id not in waiting and not run.config.get("two_stage"):

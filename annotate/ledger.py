@@ -164,13 +164,13 @@ QUALIFY row_number() OVER (PARTITION BY request_id ORDER BY received_at DESC, re
 """
 """The reply that counts for each request: the newest that holds an answer, and how many answers it corrects."""
 
-READ = """
-SELECT run_id, request_id FROM run_requests LEFT JOIN ({counting}) AS counting USING (request_id)
+READ = f"""
+SELECT run_id, request_id FROM run_requests LEFT JOIN ({COUNTING}) AS counting USING (request_id)
 WHERE run_requests.response_id = counting.response_id OR (run_requests.response_id IS NULL AND (
     (run_id, request_id) IN (SELECT (run_id, request_id) FROM annotations WHERE request_id IS NOT NULL)
     OR (run_id, request_id) IN (SELECT (run_id, request_id) FROM rejections WHERE request_id IS NOT NULL)
     OR (run_id, request_id) IN (SELECT (run_id, request_id) FROM rules WHERE request_id IS NOT NULL)))
-""".format(counting=COUNTING)
+"""
 """Requests whose counting reply a run has read; before `response_id` was kept, what it left shows that."""
 
 

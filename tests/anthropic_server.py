@@ -26,13 +26,24 @@ from urllib.parse import parse_qs, urlsplit
 
 KEY = "sk-test-0123456789abcdef"
 FAULTS = {
-    "create": ("lost_reply", "error_500_after", "error_500_before", "reset_before", "error_429", "error_529_before"),
+    "create": (
+        "lost_reply",
+        "error_500_after",
+        "error_500_before",
+        "reset_before",
+        "error_429",
+        "error_529_before",
+        "no_id",
+        "null_id",
+        "html",
+    ),
     "list": ("error_429", "error_529", "reset"),
     "retrieve": ("error_404", "error_500", "reset"),
-    "results": ("error_404", "error_500", "cut", "cut_clean"),
+    "results": ("error_404", "error_500", "cut", "cut_clean", "contradict", "foreign"),
     "message": ("error_429", "error_529", "lost_reply", "error_400"),
 }
-"""What can go wrong where; `after` and `lost_reply` come after the work was done and billed."""
+"""What can go wrong where; `after`, `lost_reply` and what has no name come after the work was done and billed."""
+WITHOUT_NAME = ("no_id", "null_id", "html")
 
 
 @dataclass
@@ -46,6 +57,7 @@ class MadeBatch:
     ends_at: float
     outcomes: dict[str, str] = field(default_factory=dict)
     archived: bool = False
+    workspace: str = ""
 
 
 def answer_text(step: int = 1) -> str:
@@ -75,6 +87,11 @@ class AnthropicServer:
         self.ignores_after_id = False
         self.results_host: str | None = None
         self.page: int | None = None
+        self.workspaces: dict[str, str] = {}  # key -> workspace; a key that is not there has one of its own
+        self.organisations: dict[str, str] = {}  # key -> the organisation that the server names
+        self.date_ahead_s = 0.0  # how far the Date of a reply is ahead of what batches say
+        self.list_lag_s = 0.0  # how long a batch is not on the list
+        self.broken: set[str] = set()  # batches of which nothing can be known: status 500
         self.output_tokens = 120
         self.text: Callable[[dict[str, Any]], str] = lambda _: answer_text()
         self.batches: dict[str, MadeBatch] = {}
@@ -116,7 +133,10 @@ class AnthropicServer:
                 self.happened[f"{call} {fault}"] += 1
             return fault
 
-    def create(self, requests: list[dict[str, Any]]) -> MadeBatch:
+    def workspace_of(self, key: str) -> str:
+        return self.workspaces.get(key, key)
+
+    def create(self, requests: list[dict[str, Any]], key: str = KEY) -> MadeBatch:
         with self.lock:
             ids = [request["custom_id"] for request in requests]
             now = self.now()
@@ -126,6 +146,7 @@ class AnthropicServer:
                 {request["custom_id"]: request["params"] for request in requests},
                 now,
                 now + self.random.uniform(*self.work_s),
+                workspace=self.workspace_of(key),
             )
             self.batches[made.remote_id] = made
             return made
@@ -181,10 +202,14 @@ class AnthropicServer:
             "results_url": f"{host}/v1/messages/batches/{made.remote_id}/results" if ended else None,
         }
 
-    def listed(self, limit: int, after_id: str | None) -> dict[str, Any]:
+    def shown_to(self, key: str) -> dict[str, MadeBatch]:
+        return {name: made for name, made in self.batches.items() if made.workspace == self.workspace_of(key)}
+
+    def listed(self, limit: int, after_id: str | None, key: str = KEY) -> dict[str, Any]:
         with self.idle:
             self.idle.wait_for(lambda: self.creating == 0, 5)
-            newest = sorted(self.batches.values(), key=lambda made: (made.created_at, made.remote_id), reverse=True)
+            there = [made for made in self.shown_to(key).values() if made.created_at + self.list_lag_s <= self.now()]
+            newest = sorted(there, key=lambda made: (made.created_at, made.remote_id), reverse=True)
             ids = [made.remote_id for made in newest]
             start = ids.index(after_id) + 1 if after_id in ids and not self.ignores_after_id else 0
             limit = min(limit, self.page or limit)
@@ -196,9 +221,14 @@ class AnthropicServer:
                 "last_id": page[-1].remote_id if page else None,
             }
 
-    def result_lines(self, made: MadeBatch) -> list[str]:
+    def result_lines(self, made: MadeBatch, fault: str = "") -> list[str]:
         self.settle(made)
         lines = [json.dumps({"custom_id": key, "result": self._result(made, key)}) for key in made.custom_ids]
+        if fault == "contradict":
+            answered = [key for key, outcome in made.outcomes.items() if outcome == "succeeded"]
+            lines += [json.dumps({"custom_id": key, "result": {"type": "expired"}}) for key in answered]
+        if fault == "foreign":
+            lines.append(json.dumps({"custom_id": "nobody-asked", "result": {"type": "expired"}}))
         self.random.shuffle(lines)
         return lines
 
@@ -250,7 +280,11 @@ class _Handler(BaseHTTPRequestHandler):
         """Nothing."""
 
     def date_time_string(self, timestamp: float | None = None) -> str:
-        return formatdate(self.server.owner.now(), usegmt=True)
+        return formatdate(self.server.owner.now() + self.server.owner.date_ahead_s, usegmt=True)
+
+    @property
+    def key(self) -> str:
+        return self.headers.get("x-api-key") or self.headers.get("authorization", "").removeprefix("Bearer ")
 
     def do_POST(self) -> None:
         path = urlsplit(self.path).path
@@ -279,10 +313,12 @@ class _Handler(BaseHTTPRequestHandler):
             query = parse_qs(parts.query)
             after = query.get("after_id", [None])[0]
             if not self._fail(self.server.owner.fault_of("list")):
-                self._send(200, self.server.owner.listed(int(query.get("limit", ["20"])[0]), after))
-        elif names[-1] == "results":
+                self._send(200, self.server.owner.listed(int(query.get("limit", ["20"])[0]), after, self.key))
+        elif set(names) & self.server.owner.broken:
+            self._error(500)
+        elif names[-1] == "results" and names[-2] in self.server.owner.shown_to(self.key):
             self._results(names[-2])
-        elif names[-1] in self.server.owner.batches:
+        elif names[-1] in self.server.owner.shown_to(self.key):
             if not self._fail(self.server.owner.fault_of("retrieve")):
                 self._send(200, self.server.owner.describe(self.server.owner.batches[names[-1]]))
         else:
@@ -297,13 +333,23 @@ class _Handler(BaseHTTPRequestHandler):
             self._fail(fault.removesuffix("_before"))
         else:
             self.server.owner.bodies.append(body)
-            made = self.server.owner.create(body["requests"])
-            if fault == "lost_reply":
+            made = self.server.owner.create(body["requests"], self.key)
+            if fault == "twice":
+                self.server.owner.create(body["requests"], self.key)
+            if fault in ("lost_reply", "twice"):
                 self._drop()
+            elif fault in WITHOUT_NAME:
+                self._send_without_name(fault, self.server.owner.describe(made))
             elif fault:
                 self._error(500)
             else:
                 self._send(200, self.server.owner.describe(made))
+
+    def _send_without_name(self, fault: str, said: dict[str, Any]) -> None:
+        if fault == "html":
+            self._send_bytes(200, b"<html>bad gateway</html>", {"content-type": "text/html"})
+        else:
+            self._send(200, said | {"id": None} if fault == "null_id" else {k: v for k, v in said.items() if k != "id"})
 
     def _message(self) -> None:
         body = self._body()
@@ -323,7 +369,7 @@ class _Handler(BaseHTTPRequestHandler):
         if fault.startswith("error"):
             self._fail(fault)
             return
-        lines = self.server.owner.result_lines(self.server.owner.batches[remote_id])
+        lines = self.server.owner.result_lines(self.server.owner.batches[remote_id], fault)
         content = "".join(line + "\n" for line in lines).encode()
         keep = len(content) * 2 // 3
         self.send_response(200)
@@ -336,7 +382,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(content[:keep])
         if fault == "cut":
             self._drop()
-        elif not fault:
+        elif fault != "cut_clean":
             self.wfile.write(content[keep:])
 
     def _fail(self, fault: str) -> bool:
@@ -359,9 +405,14 @@ class _Handler(BaseHTTPRequestHandler):
         self._send(status, said, {"retry-after": "0.02"} if status >= 429 else {})
 
     def _send(self, status: int, said: object, headers: dict[str, str] | None = None) -> None:
-        content = json.dumps(said).encode()
+        self._send_bytes(status, json.dumps(said).encode(), {"content-type": "application/json", **(headers or {})})
+
+    def _send_bytes(self, status: int, content: bytes, headers: dict[str, str]) -> None:
+        organisation = self.server.owner.organisations.get(self.key)
+        if organisation:
+            headers = {**headers, "anthropic-organization-id": organisation}
         self.send_response(status)
-        for name, value in {"content-type": "application/json", **(headers or {})}.items():
+        for name, value in headers.items():
             self.send_header(name, value)
         self.send_header("content-length", str(len(content)))
         self.end_headers()
