@@ -105,11 +105,22 @@ def collect(
             _check_count(config, done, "was interrupted with")
         report(f"collect {draft.dataset_id}", done, config.episodes)
         seeds = range(config.seed + done, config.seed + config.episodes)
-        with closing(_play(config, policy, draft, seeds, first_id=done)) as episodes:
-            for episode in episodes:
-                writer.write(episode)
-                report(f"collect {draft.dataset_id}", episode.episode_id + 1, config.episodes)
+        try:
+            with closing(_play(config, policy, draft, seeds, first_id=done)) as episodes:
+                for episode in episodes:
+                    writer.write(episode)
+                    report(f"collect {draft.dataset_id}", episode.episode_id + 1, config.episodes)
+        except BadInput as error:
+            raise _after(writer.keep(), error) from error
         return writer.finish()
+
+
+def _after(kept: int, error: BadInput) -> BadInput:
+    """The error with what becomes of the episodes before it."""
+    if not kept:
+        return error
+    whole = f"{kept} whole episodes before it are kept for the next run; --episodes {kept} asks for these alone."
+    return BadInput(error.problem, f"{error.hint} {whole}".strip())
 
 
 def _check_count(config: CollectConfig, episodes: int, verb: str) -> None:

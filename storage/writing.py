@@ -82,6 +82,12 @@ class StepsWriter:
         if self._bytes >= self._shard_bytes:
             self._flush()
 
+    def keep(self) -> int:
+        """Write the episodes so far, so that the next run goes on behind them; returns how many there are."""
+        if self._episodes:
+            self._flush()
+        return sum(finished.episodes for finished in self._shards)
+
     def finish(self) -> Manifest:
         """Write what is left, give the dataset its name, register it in the catalog and refresh the views.
 

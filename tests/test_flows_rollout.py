@@ -236,7 +236,7 @@ def test_an_observation_of_another_shape_than_promised_is_refused() -> None:
         def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
             return np.zeros(1), {}
 
-    with pytest.raises(BadInput, match=r"shape \(1,\).*promises \(2,\)"):
+    with pytest.raises(BadInput, match=r"shape \(1,\).*promises numbers of shape \(2,\)"):
         list(rollout(Wrong, Alternating(), [0]))
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -63,7 +65,7 @@ def collect(
         max_steps=max_steps,
         dataset=dataset,
     )
-    with Store.create_for(store) as opened, progress_bars() as report:
+    with Store.create_for(store) as opened, progress_bars() as report, redirect_stdout(sys.stderr):
         manifest = gather(opened, config, card=card, report=report)
     if as_json:
         print_json({"dataset_id": manifest.dataset_id, "episodes": manifest.episodes, "steps": manifest.steps})

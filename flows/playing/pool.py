@@ -16,12 +16,13 @@ from typing import Any
 import gymnasium
 import numpy as np
 
-from refine.policy import Mode
+from refine.policy import Acts, Mode
 from storage.errors import BadInput, Prerequisite
-from storage.schema import Engine, Episode
+from storage.schema import Array, Engine, Episode
 
 from .actors import Actor
 from .environments import Environment, Spaces, look_up_spaces, make_environment, package_versions, spaces_of
+from .promises import are_finite, broken, not_finite
 from .rollout import ENVIRONMENTS, acting_generator
 from .tape import Tape
 
@@ -197,11 +198,21 @@ class _Round:
         acts = policy.act(tape.observations(running), mode=mode, rngs=[self._rngs[place] for place in ids])
         following, rewards = tape.act(acts, running)
         following[running], rewards[running], terminated, truncated, _ = self._pool.step(acts.actions, ids)
+        self._check(following, rewards, acts)
         tape.tick += 1
         over = terminated | truncated | (tape.tick - self._firsts[running] == self._max_steps)
         for place in np.flatnonzero(over):
             ended = bool(terminated[place])
             self._end(int(running[place]), ended, bool(truncated[place]) or not ended)
+
+    def _check(self, following: Array, rewards: Array, acts: Acts) -> None:
+        """Refuse the first number that is not finite."""
+        if all(map(are_finite, (following, rewards, acts.actions, acts.outputs))):
+            return
+        for row, lane in enumerate(self._running):
+            if wrong := not_finite(following[lane], rewards[lane], acts, row):
+                step = self._tape.tick - int(self._firsts[lane]) + wrong[0]
+                raise broken(self._first_id + int(self._ids[lane]), step, wrong[1])
 
     def _begin(self, lane: int) -> bool:
         """Show the next waiting environment in a lane; False when none waits."""

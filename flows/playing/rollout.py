@@ -13,15 +13,20 @@ from dataclasses import dataclass
 import numpy as np
 
 from refine.chance import Chance
-from refine.policy import Mode
+from refine.policy import Acts, Mode
+from storage.errors import BadInput
 from storage.schema import Array, Episode
 
 from .actors import Actor
 from .environments import Environment, Step, bare_step, spaces_of
+from .promises import are_finite, broken, complaint, first_observation, not_finite, plain_observation, plain_reward
 from .tape import Tape
 
 ENVIRONMENTS = 64
 _MAKING = 0.05  # seconds for making more of them: what is slow to make is slow to step, and gains little by company
+LONGEST = 200_000
+"""Steps of an episode that neither its environment nor `max_steps` limits; one that goes on has no end."""
+_FLOATS = (float, np.float64)
 _ACTING = 0x7261  # keeps a policy's chance apart from its environment's, which has the bare seed
 
 
@@ -48,6 +53,9 @@ def rollout(
 
     Yields:
         Episodes in the order of the seeds.
+
+    Raises:
+        BadInput: as `play` does.
     """
     environments = _make_some(make_env, max(1, min(envs, len(seeds))))
     try:
@@ -66,15 +74,23 @@ def play(
     max_steps: int | None = None,
     first_id: int = 0,
 ) -> Generator[Episode]:
-    """Play as `rollout` does, in environments that the caller made and closes."""
+    """Play as `rollout` does, in environments that the caller made and closes.
+
+    Raises:
+        BadInput: naming episode and step, for the first episode in which the environment failed, gave what Gymnasium
+            does not allow or its spaces do not promise, or a number that is not finite; after all episodes before it.
+    """
     stage = _Stage(environments, seeds, max_steps, first_id)
-    finished: dict[int, Episode] = {}
+    finished: dict[int, Episode | BadInput] = {}
     following = 0
     while following < len(seeds):
         for index, episode in stage.tick(policy, mode):
             finished[index] = episode
         while following in finished:
-            yield finished.pop(following)
+            episode = finished.pop(following)
+            if isinstance(episode, BadInput):
+                raise episode
+            yield episode
             following += 1
 
 
@@ -127,44 +143,82 @@ class _Stage:
     ) -> None:
         self._seeds, self._max_steps, self._first_id = seeds, max_steps, first_id
         self._waiting = iter(range(len(seeds)))
+        self._failed: list[tuple[int, BadInput]] = []  # episodes that broke, still to be told
         self._tape = Tape(len(environments), *spaces_of(environments[0]))
         lanes = [_Lane(slot, environment, *bare_step(environment)) for slot, environment in enumerate(environments)]
         self._lanes = [lane for lane in lanes if self._start(lane)]
         self._chance = Chance(map(self._generator_of, self._lanes))
         self._slots = self._list_slots()
 
-    def tick(self, policy: Actor, mode: Mode) -> list[tuple[int, Episode]]:
-        """One step in every lane; returns the episodes that it ended, each with the index of its seed."""
+    def tick(self, policy: Actor, mode: Mode) -> list[tuple[int, Episode | BadInput]]:
+        """One step in every lane; returns the episodes that it ended or broke, each with the index of its seed."""
+        if self._failed:
+            return [self._failed.pop()]
         lanes, tape = self._lanes, self._tape
         if tape.is_full:
             tape.make_room(min(lane.first for lane in lanes))
         acts = policy.act(tape.observations(self._slots), mode=mode, rngs=self._chance)
         following, rewards = tape.act(acts, self._slots)
         ended: list[tuple[_Lane, bool, bool]] = []
-        tick = tape.tick
+        failed: dict[int, tuple[int, str]] = {}  # slot -> step and what is wrong
+        tick, shape, dtype = tape.tick, following.shape[1:], following.dtype
         for lane, action in zip(lanes, acts.actions, strict=True):
-            observation, reward, terminated, truncated, _ = lane.step(action)
-            following[lane.slot] = observation
-            rewards[lane.slot] = reward
-            if terminated or truncated or tick == lane.last:
-                ended.append((lane, bool(terminated), bool(truncated)))
+            try:
+                observation, reward, terminated, truncated, _ = lane.step(action)
+                if observation.__class__ is not np.ndarray or observation.shape != shape or observation.dtype != dtype:
+                    observation = plain_observation(observation, shape, dtype)
+                following[lane.slot] = observation
+                rewards[lane.slot] = reward if reward.__class__ in _FLOATS else plain_reward(reward)
+                if terminated or truncated or tick == lane.last:
+                    ended.append((lane, bool(terminated), bool(truncated)))
+            except Exception as error:  # whatever somebody's environment raises
+                failed[lane.slot] = tick - lane.first, complaint(error)
+        if not all(map(are_finite, (following, rewards, acts.actions, acts.outputs))):
+            failed |= self._not_finite(following, rewards, acts)
         tape.tick = tick + 1
+        if failed:
+            ended = [each for each in ended if each[0].slot not in failed]
+            self._failed += [self._drop(lane, *failed[lane.slot]) for lane in list(lanes) if lane.slot in failed]
         return [self._end(*each) for each in ended] if ended else []
 
+    def _not_finite(self, following: Array, rewards: Array, acts: Acts) -> dict[int, tuple[int, str]]:
+        """The lanes whose step holds such a number."""
+        found: dict[int, tuple[int, str]] = {}
+        for row, lane in enumerate(self._lanes):
+            if wrong := not_finite(following[lane.slot], rewards[lane.slot], acts, row):
+                found[lane.slot] = self._tape.tick - lane.first + wrong[0], wrong[1]
+        return found
+
+    def _drop(self, lane: _Lane, step: int, text: str) -> tuple[int, BadInput]:
+        """Close the lane of an episode that cannot be gone on with; no further episode is begun."""
+        self._waiting = iter(())
+        self._close(self._lanes.index(lane))
+        return lane.index, broken(self._first_id + lane.index, step, text)
+
     def _start(self, lane: _Lane) -> bool:
-        """Begin the next waiting episode in a lane; False when none waits."""
+        """Begin the next waiting episode in a lane; False when none waits, or it cannot begin."""
         index = next(self._waiting, None)
         if index is None:
             return False
-        observation, _ = lane.environment.reset(seed=int(self._seeds[index]))
-        self._tape.begin(lane.slot, observation)
+        try:
+            result = lane.environment.reset(seed=int(self._seeds[index]))
+            self._tape.begin(lane.slot, first_observation(result))
+        except Exception as error:  # whatever somebody's environment raises
+            self._waiting = iter(())
+            self._failed.append((index, broken(self._first_id + index, 0, complaint(error))))
+            return False
         lane.index, lane.first = index, self._tape.tick
-        lane.last = lane.first + min(lane.limit, self._max_steps or lane.limit) - 1
+        lane.last = lane.first + min(lane.limit, self._max_steps or min(lane.limit, LONGEST)) - 1
         return True
 
-    def _end(self, lane: _Lane, terminated: bool, truncated: bool) -> tuple[int, Episode]:
+    def _end(self, lane: _Lane, terminated: bool, truncated: bool) -> tuple[int, Episode | BadInput]:
         """Take the finished episode off the tape, and give its lane to the next seed."""
-        index, timed_out = lane.index, self._tape.tick - lane.first == lane.limit
+        index, length = lane.index, self._tape.tick - lane.first
+        timed_out = length == lane.limit
+        if length == LONGEST and not (terminated or truncated or timed_out or self._max_steps):
+            return self._drop(
+                lane, length - 1, f"it goes on after {LONGEST:,} steps; --max-steps cuts it there or elsewhere"
+            )
         columns = self._tape.cut(lane.slot, lane.first)
         self._go_on(self._lanes.index(lane))
         episode = Episode(
@@ -182,6 +236,9 @@ class _Stage:
         if self._start(lane):
             self._chance.renew(row, self._generator_of(lane))
             return
+        self._close(row)
+
+    def _close(self, row: int) -> None:
         del self._lanes[row]
         self._chance.drop(row)
         self._slots = self._list_slots()

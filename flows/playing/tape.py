@@ -10,8 +10,9 @@ from typing import Any, TypedDict
 import numpy as np
 
 from refine.policy import Acts
-from storage.errors import BadInput
 from storage.schema import Array, Space
+
+from .promises import BrokenPromiseError, are_finite, plain_observation
 
 _FIRST_CAPACITY = 256
 
@@ -51,15 +52,12 @@ class Tape:
         """Put the first observation of a new episode into a lane.
 
         Raises:
-            BadInput: when it does not have the shape that the observation space promises.
+            BrokenPromiseError: when it is not what the observation space promises, or not finite.
         """
         rows = self._observations[self.tick - self._base]
-        if np.shape(observation) != rows.shape[1:]:
-            raise BadInput(
-                f"The environment's first observation has shape {np.shape(observation)}; "
-                f"its observation space promises {rows.shape[1:]}."
-            )
-        rows[slot] = observation
+        rows[slot] = plain_observation(observation, rows.shape[1:], rows.dtype)
+        if not are_finite(rows[slot]):
+            raise BrokenPromiseError(f"its observation is not finite: {rows[slot].tolist()}")
 
     def act(self, acts: Acts, slots: Array | None) -> tuple[Array, Array]:
         """Keep what the policy did at this tick.

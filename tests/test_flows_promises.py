@@ -1,0 +1,136 @@
+"""What an environment may give: numbers as its spaces promise them. All else ends in one sentence, with its place."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from flows.collect import CollectConfig, collect
+from flows.playing import rollout as rollouts
+from flows.playing.actors import RandomActor
+from flows.playing.environments import make_environment, spaces_of
+from flows.playing.pool import _Round
+from flows.playing.rollout import rollout
+from refine.policy import Acts
+from storage.errors import BadInput
+from storage.schema import Array
+from storage.steps import iterate_episodes
+from storage.store import Store
+
+
+def config(name: str, **changes: Any) -> CollectConfig:
+    given: dict[str, Any] = {"env_id": f"odd_environments:{name}-v0", "policy": "random", "episodes": 6, "dataset": name.lower()}
+    return CollectConfig(**{**given, **changes})
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("NanReward", "Episode 2, step 2: its reward is not finite: nan"),
+        ("InfReward", "Episode 2, step 2: its reward is not finite: -inf"),
+        ("NoReward", "Episode 2, step 2: its reward is None; a single number"),
+        ("ListReward", r"Episode 2, step 2: its reward is array\(\[1\.\]\) of shape \(1,\); a single number"),
+        ("TextReward", "Episode 2, step 2: its reward is 'much'; a single number"),
+        ("NanObservation", r"Episode 2, step 3: its observation is not finite: \[nan, 0.0\]"),
+        ("InfObservation", r"Episode 2, step 3: its observation is not finite: \[0.0, inf\]"),
+        ("HugeObservation", "Episode 2, step 3: its observation is not finite"),
+        ("LongObservation", r"Episode 2, step 2: its observation is .* of shape \(3,\); .* of shape \(2,\)"),
+        ("ShortObservation", r"Episode 2, step 2: its observation is .* of shape \(1,\); .* of shape \(2,\)"),
+        ("NoObservation", r"Episode 2, step 2: its observation is None of shape \(\)"),
+        ("RaggedObservation", "Episode 2, step 2: its observation is a list of lists of different lengths"),
+        ("HalfInteger", r"Episode 2, step 2: its observation \[0.5, 0.0\] is not int64"),
+        ("Crash", "Episode 2, step 2: its environment raised RuntimeError: sensor lost"),
+    ],
+)
+@pytest.mark.parametrize("envs", [1, 4])
+def test_what_cannot_be_stored_is_named_and_the_episodes_before_it_are_kept(
+    store: Store, name: str, message: str, envs: int
+) -> None:
+    with pytest.raises(BadInput, match=message) as refusal:
+        collect(store, config(name, envs=envs))
+    assert (
+        refusal.value.hint == "2 whole episodes before it are kept for the next run; --episodes 2 asks for these alone."
+    )
+    assert not store.dataset_dir(name.lower()).exists()
+    made = collect(store, config(name, episodes=2))
+    assert (made.episodes, len(made.shards)) == (2, 1)
+    alone = collect(store, config(name, episodes=2, dataset="alone"))
+    assert alone.shards == made.shards  # the kept episodes are those that a run of its own makes
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("OldStep", "Episode 0, step 0: its step does not return observation, reward, terminated, truncated and info"),
+        ("OldReset", "Episode 0, step 0: its reset does not return an observation and info"),
+        ("NoSeed", "Episode 0, step 0: its environment raised TypeError: .*unexpected keyword argument 'seed'"),
+    ],
+)
+def test_the_interface_of_old_environments_is_explained(store: Store, name: str, message: str) -> None:
+    with pytest.raises(BadInput, match=message):
+        collect(store, config(name))
+
+
+def test_an_episode_without_end_is_named(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rollouts, "LONGEST", 50)
+    with pytest.raises(BadInput, match="Episode 0, step 49: it goes on after 50 steps; --max-steps"):
+        collect(store, config("Never"))
+    assert collect(store, config("Never", max_steps=60, episodes=2)).steps == 120
+
+
+def test_whole_numbers_and_lists_are_taken_as_what_they_are(store: Store) -> None:
+    assert collect(store, config("IntReward")).steps == 30
+    collect(store, config("ListObservation"))
+    assert next(e for e in iterate_episodes(store, "listobservation") if e.episode_id == 2).observations[
+        3
+    ].tolist() == [
+        0.25,
+        1.0,
+    ]
+
+
+def test_a_policy_that_gives_no_finite_number_is_named(store: Store) -> None:
+    make = partial(make_environment, "MountainCarContinuous-v0")
+    environment = make()
+    spaces = spaces_of(environment)
+    environment.close()
+
+    class Broken(RandomActor):
+        def act(self, observations: Array, **options: Any) -> Acts:
+            acts = super().act(observations, **options)
+            return Acts(acts.actions, np.full((len(observations), 1), np.nan, np.float32))
+
+    with pytest.raises(BadInput, match=r"Episode 0, step 0: the policy's output is not finite: \[nan\]"):
+        list(rollout(make, Broken(spaces.action), [0]))
+
+
+def test_a_pool_that_gives_no_finite_number_is_named() -> None:
+    environment = make_environment("CartPole-v1")
+    spaces = spaces_of(environment)
+    environment.close()
+
+    class Pool:
+        def reset(self) -> Any:
+            return np.zeros((2, 4), np.float32), {}
+
+        def step(self, actions: Array, ids: Array) -> Any:
+            shown = np.zeros((len(ids), 4), np.float32)
+            shown[ids == 1, 2] = np.inf
+            return shown, np.ones(len(ids)), np.zeros(len(ids), bool), np.zeros(len(ids), bool), {}
+
+    playing = _Round(Pool(), [5, 6], spaces, lanes=2, max_steps=3, first_id=10)
+    with pytest.raises(BadInput, match=r"Episode 11, step 1: its observation is not finite: \[0.0, 0.0, inf, 0.0\]"):
+        playing.play(RandomActor(spaces.action), "sampled")
+
+
+def test_what_an_environment_prints_does_not_stand_in_the_answer(
+    run: Callable[[list[str]], str], tmp_path: Path
+) -> None:
+    words = ["collect", "--env", "odd_environments:Loud-v0", "--policy", "random", "--episodes", "1", "--json"]
+    assert json.loads(run([*words, "--store", str(tmp_path / "store")]))["steps"] == 5
