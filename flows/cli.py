@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from rich.console import Console
 from rich.text import Text
 
-from storage.disk import explain_disk
+from storage.disk import explain_disk, refused_file
 from storage.errors import BadInput, TrajnoteError, TrajnoteWarning
 
 INTERRUPTED = 130
@@ -62,10 +62,11 @@ def main() -> None:
     except TrajnoteError as error:
         _fail(f"error: {error}", error.exit_code)
     except OSError as error:
-        failed = explain_disk(error, Path(error.filename or "a file"))
-        if failed is None:
+        file = refused_file(error)
+        failed = explain_disk(error, file or Path("a file"))
+        if failed is None and file is None:
             raise
-        _fail(f"error: {failed}", failed.exit_code)
+        _fail(f"error: {failed or f'{file}: {error.strerror}.'}", (failed or BadInput).exit_code)
     except ValidationError as error:
         _fail(f"error: {_first_problem(error)}", BadInput.exit_code)
     except SystemExit as leaving:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 from pydantic import ValidationError
 
 from .checks import check_draft
 from .datasets import register_dataset
+from .disk import writing
 from .errors import BadInput, DamagedStore
-from .files import owned, publish_folder, sync_file
+from .files import copy_file, owned, publish_folder
 from .identity import sha256_file
 from .schema import Manifest
 from .store import MANIFEST, Store
@@ -65,9 +65,9 @@ def _check_hashes(folder: Path, manifest: Manifest) -> None:
 
 def _copy(store: Store, folder: Path, manifest: Manifest) -> None:
     partial = store.partial_dir(manifest.dataset_id)
-    partial.mkdir(parents=True, exist_ok=True)
+    with writing(partial):
+        partial.mkdir(parents=True, exist_ok=True)
     with owned(partial, f"the dataset {manifest.dataset_id}"):
         for name in (*(shard.name for shard in manifest.shards), MANIFEST):
-            shutil.copyfile(folder / name, partial / name)
-            sync_file(partial / name)
+            copy_file(folder / name, partial / name)
         publish_folder(partial, store.dataset_dir(manifest.dataset_id))

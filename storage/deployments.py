@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import ClassVar
 
+from .disk import writing
 from .errors import CatalogLocked, TrajnoteError
 from .files import owned, sync_folder, write_whole
 from .store import Store
@@ -59,14 +60,15 @@ def alone(store: Store, deployment: str) -> Generator[str | None]:
 def point_to(store: Store, deployment: str, policy_id: str) -> Path:
     """Have `deployments/<deployment>/current` be the folder of a policy, in one step; returns the link."""
     folder = store.deployment_dir(deployment)
-    folder.mkdir(parents=True, exist_ok=True)
     link, target = folder / CURRENT, Path("..", "..", store.policy_dir(policy_id).relative_to(store.root))
-    if not link.is_symlink() or link.readlink() != target:
-        new = folder / f"{CURRENT}.new"
-        new.unlink(missing_ok=True)
-        new.symlink_to(target, target_is_directory=True)
-        new.replace(link)
-        sync_folder(folder)
+    with writing(link):
+        folder.mkdir(parents=True, exist_ok=True)
+        if not link.is_symlink() or link.readlink() != target:
+            new = folder / f"{CURRENT}.new"
+            new.unlink(missing_ok=True)
+            new.symlink_to(target, target_is_directory=True)
+            new.replace(link)
+            sync_folder(folder)
     return link
 
 

@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from .annotations import load_annotations
+from .disk import writing
 from .files import TEMPORARY, sync_file, sync_folder, write_whole
 from .identity import canonical_json
 from .recordings import MANIFEST_KEY, sidecar
@@ -171,9 +172,10 @@ def _replacing(path: Path) -> Generator[Path]:
     temporary = path.with_name(f".{path.name}.{os.getpid()}{TEMPORARY}")
     try:
         yield temporary
-        sync_file(temporary)
-        temporary.replace(path)
-        sync_folder(path.parent)
+        with writing(path):
+            sync_file(temporary)
+            temporary.replace(path)
+            sync_folder(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 

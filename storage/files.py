@@ -7,18 +7,20 @@ import os
 from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import IO
 
-from .disk import writing
+from .disk import disk_failed, reading, writing
 from .errors import CatalogLocked
 
 TEMPORARY = ".tmp"
+_PIECE = 1 << 20  # bytes that are copied at a time
 
 
 def write_whole(path: Path, content: bytes) -> None:
     """Write a file so that a reader, or a crash at any instant, sees the old content or the new one.
 
     Raises:
-        DiskFailed: if the disk does not take it.
+        DiskFailed: if the disk does not take it, whatever the reason.
     """
     temporary = path.with_name(f"{path.name}.{os.getpid()}{TEMPORARY}")
     with writing(path), gone_on_failure(temporary):
@@ -59,16 +61,47 @@ def publish_folder(partial: Path, final: Path) -> None:
     """Give a finished folder its final name in one step.
 
     Raises:
+        DiskFailed: if the disk does not take it.
         FileExistsError: if something that is not an empty folder has that name already.
     """
-    sync_folder(partial)
+    with writing(final):
+        sync_folder(partial)
+        is_free = _renamed(partial, final)
+        sync_folder(final.parent)
+    if not is_free:
+        raise FileExistsError(str(final))
+
+
+def _renamed(partial: Path, final: Path) -> bool:
+    """Whether a folder got another name, which a folder that has it already keeps."""
     try:
         partial.rename(final)
-    except OSError as error:
+    except OSError:
         if final.exists():
-            raise FileExistsError(str(final)) from error
+            return False
         raise
-    sync_folder(final.parent)
+    return True
+
+
+def copy_file(source: Path, target: Path) -> None:
+    """Copy a user's file into the store, and have it on the disk.
+
+    Raises:
+        BadInput: if the file cannot be read.
+        DiskFailed: if the disk does not take the copy.
+    """
+    with reading(source):
+        given = source.open("rb")
+    with given, writing(target), target.open("wb") as file:
+        while piece := _next_piece(given, source):
+            file.write(piece)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _next_piece(file: IO[bytes], path: Path) -> bytes:
+    with reading(path):
+        return file.read(_PIECE)
 
 
 @contextmanager
@@ -91,6 +124,8 @@ def owned(folder: Path, what: str, *, wait: bool = False) -> Generator[None]:
             raise CatalogLocked(
                 f"Another process is writing {what} ({folder}).", "Wait until it has finished, then run this again."
             ) from error
+        except OSError as error:  # a file system without locks
+            raise disk_failed(error, folder) from error
         yield
     finally:
         os.close(descriptor)

@@ -8,6 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from .catalog import Connection
+from .disk import writing
 from .files import TEMPORARY, sync_file, sync_folder
 from .identity import canonical_json
 from .remote import Remote
@@ -39,9 +40,10 @@ def write_tables(con: Connection, folder: Path) -> list[Path]:
         temporary = path.with_name(f"{path.name}{TEMPORARY}")
         text = str(temporary).replace("'", "''")
         con.execute(f"COPY ({query}) TO '{text}' (FORMAT parquet, COMPRESSION zstd)")
-        sync_file(temporary)
-        written.append(temporary.replace(path))
-    sync_folder(folder)
+        with writing(path):
+            sync_file(temporary)
+            written.append(temporary.replace(path))
+            sync_folder(folder)
     return written
 
 

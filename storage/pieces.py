@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from .disk import explain_full
 from .errors import BadInput
 from .text_rows import PACKED, TEXT, TextRows, text_kind
 
@@ -47,7 +48,7 @@ class RowFile:
         try:
             self._file = pq.ParquetFile(self._as_parquet())
         except _BROKEN as error:
-            raise unreadable(path, error) from error
+            raise explain_full(error, Path(self._folder.name)) or unreadable(path, error) from error
 
     def __enter__(self) -> RowFile:
         return self

@@ -5,7 +5,6 @@ fsspec's backends find credentials in the usual environment variables and files;
 
 from __future__ import annotations
 
-import errno
 import os
 import re
 from collections.abc import Generator
@@ -15,13 +14,12 @@ from typing import Any
 
 import fsspec
 
-from .disk import explain_disk
+from .disk import disk_failed, explain_full, refused_file
 from .errors import BadInput, Prerequisite, RemoteFailed, TrajnoteError
 
 SCHEMES = ("s3", "gs", "file", "memory")
 _EXTRAS = {"s3": "s3", "gs": "gcs"}
 _OPTIONS: dict[str, dict[str, Any]] = {"file": {"auto_mkdir": True}}
-_HERE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)  # a remote that refuses has other numbers
 _SECRETS = re.compile(r"(?i)key|secret|token|password|credential")
 
 
@@ -107,7 +105,9 @@ class Remote:
             try:
                 self._files.get_file(f"{self._root}/{name}", str(local))
             except OSError as error:
-                if error.errno in _HERE and (failed := explain_disk(error, local)):
+                if refused_file(error) == local:
+                    raise disk_failed(error, local) from None
+                if failed := explain_full(error, local):
                     raise failed from None
                 raise
 

@@ -11,6 +11,7 @@ import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 
+from .disk import writing
 from .files import TEMPORARY, owned, write_whole
 from .store import Store
 
@@ -28,7 +29,8 @@ def save_training(store: Store, training_id: str, files: Mapping[str, bytes], *,
         limit: bytes that all trainings may take.
     """
     folder = store.trainings_dir
-    folder.mkdir(exist_ok=True)
+    with writing(folder):
+        folder.mkdir(exist_ok=True)
     with owned(folder, "a training", wait=True):
         for leftover in folder.glob(f"*{TEMPORARY}"):  # of a killed command: nobody else writes here now
             leftover.unlink()

@@ -31,6 +31,32 @@ def test_an_error_of_the_operating_system_is_one_line_and_exit_code_8(
     assert line.endswith("then run the same command again: it goes on, and nothing is lost.")
 
 
+@pytest.mark.parametrize(
+    ("error", "line", "exit_code"),
+    [
+        (OSError(errno.ESTALE, os.strerror(errno.ESTALE), "in", None, "out"), "error: out cannot be written: stale", 8),
+        (FileNotFoundError(errno.ENOENT, "No such file", "gone.toml"), "error: gone.toml: No such file", 2),
+    ],
+)
+def test_an_error_that_names_files_is_one_line_about_the_right_one(
+    store: Store,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    error: OSError,
+    line: str,
+    exit_code: int,
+) -> None:
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(Store, "open", fail)
+    monkeypatch.setattr(sys, "argv", ["trajnote", "store", "list", "--store", str(store.root)])
+    with pytest.raises(SystemExit) as left:
+        main()
+    (said,) = capsys.readouterr().err.splitlines()
+    assert (said[: len(line)], left.value.code) == (line, exit_code)
+
+
 def test_a_dataset_that_is_left_out_is_a_warning_on_standard_error_and_the_answer_stays_json(
     store: Store, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

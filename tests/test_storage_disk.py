@@ -6,6 +6,7 @@ import errno
 import os
 import re
 import resource
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -14,9 +15,10 @@ from crash_points import SCENARIOS, state_of
 from small_disk import SmallDisk, mounted
 
 from storage.catalog import insert_rows
-from storage.disk import explain_disk
-from storage.errors import DiskFailed
-from storage.files import write_whole
+from storage.disk import explain_disk, refused_file
+from storage.errors import BadInput, DiskFailed
+from storage.files import copy_file, write_whole
+from storage.pieces import RowFile
 from storage.queries import run_query
 from storage.responses import append_response, iterate_responses
 from storage.room import ROOM_BYTES, hold_room, release_room
@@ -144,6 +146,77 @@ def test_a_failing_sync_is_a_failed_write(tmp_path: Path, monkeypatch: pytest.Mo
     with pytest.raises(DiskFailed, match="the device fails"):
         write_whole(tmp_path / "file", b"new")
     assert (tmp_path / "file").read_bytes() == b"old"
+
+
+@pytest.mark.parametrize(
+    "name", ["ESTALE", "EBUSY", "EXDEV", "ENOTSUP", "EREMOTEIO", "ENOTEMPTY", "ETIMEDOUT", "ENOENT"]
+)
+def test_whatever_a_disk_raises_at_a_rename_is_one_line_that_names_the_file(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code = getattr(errno, name)
+    rename, calls = os.rename, [0]
+
+    def fail(source: str, target: str) -> None:
+        calls[0] += 1
+        if calls[0] == 1:
+            raise OSError(code, os.strerror(code), str(source), None, str(target))
+        rename(source, target)
+
+    for scenario, work in SCENARIOS.items():
+        store = tmp_path / scenario
+        if scenario != "create":
+            Store.create(store)
+        for function in ("rename", "replace"):
+            monkeypatch.setattr(os, function, fail)
+        calls[0] = 0
+        try:
+            work(store)
+        except DiskFailed as error:
+            assert re.search(rf"{re.escape(str(store))}\S* cannot be written: ", str(error))  # noqa: PT017
+            assert os.strerror(code).lower() in str(error)  # noqa: PT017
+        finally:
+            monkeypatch.undo()
+        work(store)
+        assert verify_store(Store.open(store)) == []
+
+
+def test_a_copy_blames_the_file_that_it_could_not_write_and_the_input_only_where_it_cannot_be_read(
+    disk: SmallDisk, tmp_path: Path
+) -> None:
+    given = tmp_path / "given"
+    given.write_bytes(os.urandom(100_000))
+    disk.fill(0)
+    with pytest.raises(DiskFailed, match=f"{disk.root / 'copy'} cannot be written: the disk is full"):
+        copy_file(given, disk.root / "copy")
+    disk.empty()
+    copy_file(given, disk.root / "copy")
+    assert (disk.root / "copy").read_bytes() == given.read_bytes()
+    with pytest.raises(BadInput, match=f"{tmp_path} cannot be read: Is a directory"):
+        copy_file(tmp_path, disk.root / "other")
+
+
+def test_a_text_file_is_not_blamed_when_there_is_no_room_to_unpack_it(
+    disk: SmallDisk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "rows.csv"
+    lines = [f"{n % 7},{n},{os.urandom(8).hex()}" for n in range(20_000)]
+    path.write_text("\n".join(["a,b,c", *lines]))
+    monkeypatch.setattr(tempfile, "tempdir", str(disk.root))
+    disk.fill(20_000)
+    with pytest.raises(DiskFailed, match=rf"{disk.root}/trajnote-\S* cannot be written: the disk is full"):
+        RowFile(path)
+    disk.empty()
+    with RowFile(path) as rows:
+        assert rows.rows == 20_000
+
+
+def test_of_two_files_that_an_error_names_the_one_to_be_written_is_meant() -> None:
+    error = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "source", None, "target")
+    assert refused_file(error) == Path("target")
+    assert refused_file(OSError(errno.EIO, "text", b"source")) == Path("source")
+    assert refused_file(OSError(errno.EIO, "text")) is None
+    assert "unknown" not in str(explain_disk(OSError("IO Error: Could not write: Stale file handle"), Path("x")))
 
 
 def test_other_errors_keep_their_own_words() -> None:
