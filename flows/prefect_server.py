@@ -10,15 +10,21 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 from urllib.error import URLError
+from urllib.parse import urlsplit
 from urllib.request import urlopen
 
-from storage.errors import TrajnoteError
+import httpx
+
+from storage.errors import RemoteFailed, TrajnoteError
 
 _START_S = 120.0  # seconds; on a fresh machine it makes its database first
+_ANSWER_S = 5.0  # seconds that a server of the user's has for one answer
+_TRIES = 2
 _ENVIRONMENT = {"PREFECT__SERVER_FINAL": "1", "PREFECT_UI_ENABLED": "0"}
 _WITHOUT_SCHEDULES = {"PREFECT__SERVER_EPHEMERAL": "1"}
 _WITH_SCHEDULES = {  # a server that is killed must not forget for how long a place is taken, or it is taken for ever
@@ -70,23 +76,83 @@ class Server:
             ) from error
 
 
-def start_server(*, schedules: bool = False) -> Server | None:
-    """Start a server, unless the user's settings name one."""
+def start_server(*, schedules: bool = False, needed: bool = True) -> Server | None:
+    """Start a server, unless the user's settings name one.
+
+    Args:
+        schedules: as for `Server`.
+        needed: whether nothing goes without it, so that the user's own is asked first whether it answers.
+
+    Raises:
+        RemoteFailed: if the user's own does not answer.
+    """
     from prefect.settings import PREFECT_API_URL
 
-    return None if PREFECT_API_URL.value() else Server(schedules=schedules)
+    url = PREFECT_API_URL.value()
+    if url and needed:
+        _check_server(url)
+    return None if url else Server(schedules=schedules)
+
+
+def _check_server(url: str) -> None:
+    """Ask a server for what a flow needs of it: its database, with the user's credentials."""
+    from prefect.client.orchestration import get_client
+    from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
+
+    for tries_left in reversed(range(_TRIES)):
+        try:
+            with (
+                temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0}),
+                get_client(httpx_settings={"timeout": _ANSWER_S}, sync_client=True) as client,
+            ):
+                client.read_flows(limit=1)
+            return
+        except Exception as error:  # whatever the client makes of an answer that is not Prefect's
+            if not tries_left:
+                raise _no_answer(url, error) from error
+            time.sleep(1.0)
+
+
+def _no_answer(url: str, error: Exception) -> RemoteFailed:
+    """One line about a server that does not answer as it should; its address without credentials."""
+    if isinstance(error, httpx.HTTPStatusError):
+        what = f"answers with {error.response.status_code}"
+    elif isinstance(error, httpx.TimeoutException):
+        what = f"does not answer within {_ANSWER_S:g} s"
+    elif isinstance(error, httpx.TransportError):
+        what = f"cannot be reached ({type(error).__name__})"
+    else:
+        what = f"does not answer as Prefect's API does ({type(error).__name__})"
+    return RemoteFailed(
+        f"The Prefect server at {_without_credentials(url)}, which PREFECT_API_URL names, {what}.",
+        "Start it with `prefect server start`, correct the address and its credentials, or unset PREFECT_API_URL: "
+        "trajnote then starts a server of its own.",
+    )
+
+
+def _without_credentials(url: str) -> str:
+    try:
+        parts = urlsplit(url)
+        return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment="").geturl()
+    except ValueError:
+        return "an address that cannot be read"
 
 
 @contextmanager
 def served(server: Server | None) -> Generator[None]:
-    """Have the flows inside this block report to a server, once it answers; to the user's own when None."""
+    """Have the flows inside this block report to a server, once it answers; to the user's own when None.
+
+    Raises:
+        RemoteFailed: if it stops answering.
+    """
     from prefect.settings import PREFECT_API_URL, temporary_settings
 
-    if server is None:
-        yield
-        return
-    with temporary_settings({PREFECT_API_URL: server.wait()}):
-        yield
+    url = server.wait() if server else PREFECT_API_URL.value()
+    try:
+        with temporary_settings({PREFECT_API_URL: url}):
+            yield
+    except httpx.HTTPError as error:
+        raise _no_answer(str(url), error) from error
 
 
 def _serve() -> None:

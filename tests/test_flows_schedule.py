@@ -32,7 +32,7 @@ from prefect.flows import load_flow_from_entrypoint  # noqa: E402
 from flows import notices, schedule  # noqa: E402
 from flows.artifacts import Told, as_markdown  # noqa: E402
 from flows.night import Night  # noqa: E402
-from flows.prefect_server import Server, served  # noqa: E402
+from flows.prefect_server import Server, served, start_server  # noqa: E402
 from flows.schedule import make_deployments, nightly_flow  # noqa: E402
 
 ROOT = Path(__file__).parent.parent
@@ -246,6 +246,7 @@ def test_prefect_yaml_deploys_to_a_process_pool_and_a_worker_runs_it(settings: P
         )
         assert done.returncode == 0, done.stdout + done.stderr
 
+    assert start_server() is None  # the one that the settings name answers
     call("work-pool", "create", "trajnote", "--type", "process")
     call("deploy", "--all")
     with get_client(sync_client=True) as client:

@@ -59,7 +59,9 @@ def nightly(
     from ..prefect_server import served, start_server
     from ..schedule import run_told
 
-    server = served(start_server()) if config.notify else nullcontext()  # Prefect keeps the block that is told
+    server = (
+        served(start_server(needed=False)) if config.notify else nullcontext()
+    )  # Prefect keeps the block that is told
     with server, progress_bars() as bars:
         night = run_told(name, config, bars)
     if as_json:
