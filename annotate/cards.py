@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import math
-import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -17,10 +16,15 @@ from pydantic import Field, StringConstraints, ValidationError, model_validator
 from storage.errors import BadInput
 from storage.identity import canonical_json, sha256_bytes
 from storage.schema import Frozen, Space
+from storage.untrusted import parse_toml, read_file, shorten
 
 from .claims import OUTCOMES, Claim, EffectClaim, unknown_name
 
 PLACEHOLDER = "TODO"
+MAX_CARD_BYTES = 1_000_000
+"""Of a card; a long one has 10,000."""
+MAX_CARD_NAMES = 4_096
+"""Components, and actions, that a card may explain; nobody reads so many."""
 _HARMLESS = ("render_mode", "max_episode_steps")  # arguments of make that change no word of a card
 _FOLDER = Path(__file__).parent / "cards"
 
@@ -86,8 +90,8 @@ class Card(Frozen):
         default=(), description="options of reset that lead to states worth checking, rare by chance"
     )
     advice: tuple[Text, ...] = Field(default=(), description="facts of the physics; never what to do")
-    components: tuple[Component, ...] = Field(min_length=1)
-    actions: tuple[Action, ...] = Field(min_length=1)
+    components: tuple[Component, ...] = Field(min_length=1, max_length=MAX_CARD_NAMES)
+    actions: tuple[Action, ...] = Field(min_length=1, max_length=MAX_CARD_NAMES)
     events: tuple[Event, ...] = ()
     claims: tuple[Claim, ...] = ()
 
@@ -121,7 +125,7 @@ class Card(Frozen):
             raise ValueError("every component has show = false")
         for index, event in enumerate(self.events):
             if event.component not in self.component_names:
-                known = ", ".join(self.component_names)
+                known = shorten(", ".join(self.component_names))
                 raise ValueError(f"events[{index}].component: {event.component!r} is none of {known}")
         for index, claim in enumerate(self.claims):
             if problem := unknown_name(claim, self.component_names, self.action_names):
@@ -179,15 +183,10 @@ def card_sha256(card: Card) -> str:
 
 
 def _read_card(path: Path) -> Card:
-    try:
-        fields = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise BadInput(f"The card {path} cannot be read: {error.strerror}.") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise BadInput(f"{path} is not TOML: {_one_line(str(error))}.") from error
+    fields = parse_toml(read_file(path, limit=MAX_CARD_BYTES), str(path))
     unfinished = list(_placeholders(fields))
     if unfinished:
-        places = ", ".join(unfinished)
+        places = shorten(", ".join(unfinished), 1_000)
         raise BadInput(f"{path}: {len(unfinished)} places still say {PLACEHOLDER}: {places}.", "Fill them in.")
     try:
         return Card.model_validate(fields)
@@ -210,7 +209,7 @@ def _first_problem(error: ValidationError) -> str:
     first, *others = error.errors(include_url=False)
     place = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in first["loc"]).lstrip(".")
     received = first["input"]
-    shown = f" (received {received!r})" if isinstance(received, str | int | float) else ""
+    shown = f" (received {shorten(repr(received))})" if isinstance(received, str | int | float) else ""
     more = f"; and {len(others)} more" if others else ""
     message = _one_line(first["msg"].removeprefix("Value error, "))
     return f"{place}: {message}{shown}{more}" if place else f"{message}{more}"
@@ -235,14 +234,14 @@ def _no_card(env_id: str, env_kwargs: Mapping[str, Any] | None) -> str:
 
 
 def _observation_mismatch(card: Card, space: Space) -> str:
-    names = ", ".join(card.component_names)
+    names = shorten(", ".join(card.component_names))
     if len(card.components) != space.size:
         return f"it has {len(card.components)} components ({names}), an observation has {space.size}"
     return ""
 
 
 def _action_mismatch(card: Card, space: Space) -> str:
-    names = ", ".join(card.action_names)
+    names = shorten(", ".join(card.action_names))
     if card.is_discrete != space.is_discrete:
         kinds = ("discrete", "continuous") if card.is_discrete else ("continuous", "discrete")
         return f"its actions ({names}) are {kinds[0]}, the environment's are {kinds[1]}"

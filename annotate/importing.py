@@ -7,9 +7,8 @@ Replies to our requests come in another way (`providers/file.py`).
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -23,6 +22,7 @@ from storage.identity import content_id
 from storage.schema import Annotation, Frozen, Manifest
 from storage.steps import read_manifest
 from storage.store import Store
+from storage.untrusted import UnreadableError, decode_json, read_lines
 
 from .messages import clean_text
 from .reply_fields import MAX_RATIONALE
@@ -109,7 +109,7 @@ def import_annotations(store: Store, path: Path) -> ImportSummary:
     """
     batch = _Batch()
     datasets = _Datasets(store)
-    lines = list(_lines(path))
+    lines = list(read_lines(path))
     for number, text in lines:
         try:
             _read_line(text, number, datasets, batch)
@@ -184,9 +184,9 @@ def _read_line(text: str, number: int, datasets: _Datasets, batch: _Batch) -> No
 
 def _parse(text: str) -> LabelRow:
     try:
-        value = json.loads(text)
-    except (ValueError, RecursionError):
-        raise ValueError("it is not JSON") from None
+        value = decode_json(text)
+    except UnreadableError as error:
+        raise ValueError(f"it is not JSON: {error}") from None
     if not isinstance(value, dict):
         raise ValueError("it is not a JSON object")
     try:
@@ -230,13 +230,3 @@ def _check_bounds(values: tuple[float, ...], manifest: Manifest) -> None:
     for name, value, low, high in zip(manifest.action_names, values, lows, highs, strict=True):
         if not low <= value <= high:
             raise ValueError(f"suggested_action {name} = {value:g} is out of range; allowed are {low:g} to {high:g}")
-
-
-def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    try:
-        with path.open(encoding="utf-8", newline="\n") as file:
-            yield from ((number, line) for number, line in enumerate(file, start=1) if line.strip())
-    except OSError as error:
-        raise BadInput(f"{path} cannot be read: {error.strerror}.", "Name a JSON Lines file of labels.") from error
-    except UnicodeDecodeError as error:
-        raise BadInput(f"{path} is not UTF-8 text: {error}.", "Labels are JSON Lines in UTF-8.") from error

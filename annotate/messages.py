@@ -11,6 +11,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from storage.untrusted import UnreadableError, check_depth, decode_json
+
 MAX_TEXT = 1_000_000
 """Characters of a reply's text that are looked at; an honest one has a few thousand."""
 MAX_RAW = 4_000
@@ -136,8 +138,8 @@ def clean_text(text: str, limit: int) -> str:
 
 def _parse(text: str) -> Any:
     try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
+        return decode_json(text)
+    except UnreadableError:
         return None
 
 
@@ -207,6 +209,8 @@ def _entries_of_broken_text(text: str, key: str) -> Entries:
 def _decode(text: str, position: int) -> tuple[Any, int]:
     """The JSON value at a position and where it ends; None where there is none."""
     try:
-        return _DECODER.raw_decode(text, position)
+        value, end = _DECODER.raw_decode(text, position)
+        check_depth(value)
     except (ValueError, RecursionError):
         return None, position
+    return value, end

@@ -8,8 +8,6 @@ were logged, or an object of numbers by dimension. `confidence` and `rationale` 
 from __future__ import annotations
 
 import csv
-import json
-import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +23,7 @@ from storage.rules import Rule, insert_rules, rule_columns
 from storage.schema import Frozen, Manifest
 from storage.steps import read_manifest
 from storage.store import Store
+from storage.untrusted import UnreadableError, decode_json, decode_toml, read_text
 
 from .importing import DEFAULT_MODEL, read_import_action
 from .messages import clean_text
@@ -160,27 +159,21 @@ def _read_action(
 
 
 def _read_entries(path: Path) -> list[object]:
-    try:
-        if path.stat().st_size > MAX_BYTES:
-            raise BadInput(f"{path} has {path.stat().st_size} bytes; {MAX_BYTES} are allowed for rules.")
-        text = path.read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise BadInput(
-            f"{path} cannot be read: {error.strerror}.", "Name a file of rules: JSON, TOML or CSV."
-        ) from error
-    except UnicodeDecodeError as error:
-        raise BadInput(f"{path} is not UTF-8 text: {error}.", "Rules are JSON, TOML or CSV in UTF-8.") from error
+    text = read_text(path, limit=MAX_BYTES)
     readers = {".json": _json_entries, ".toml": _toml_entries, ".csv": _csv_entries}
     if path.suffix.lower() not in readers:
         raise BadInput(f"{path} does not end in .json, .toml or .csv.", "Name a file of rules.")
     try:
         return readers[path.suffix.lower()](text)
-    except (ValueError, RecursionError, csv.Error) as error:
+    except (ValueError, csv.Error) as error:
         raise BadInput(f"{path} cannot be read as {path.suffix[1:].upper()}: {error}.", "Correct the file.") from error
 
 
 def _json_entries(text: str) -> list[object]:
-    value = json.loads(text)
+    return _rules_of(decode_json(text))
+
+
+def _rules_of(value: object) -> list[object]:
     rules = value.get("rules") if isinstance(value, dict) else value
     if not isinstance(rules, list):
         raise ValueError("it has no list of rules")
@@ -188,7 +181,7 @@ def _json_entries(text: str) -> list[object]:
 
 
 def _toml_entries(text: str) -> list[object]:
-    return _json_entries(json.dumps(tomllib.loads(text), default=str))
+    return _rules_of(decode_toml(text))
 
 
 def _csv_entries(text: str) -> list[object]:
@@ -199,6 +192,6 @@ def _csv_entries(text: str) -> list[object]:
 
 def _cell(text: str) -> object:
     try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
+        return decode_json(text)
+    except UnreadableError:
         return text

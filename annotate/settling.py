@@ -7,7 +7,6 @@ up because it is not. What was given up, and shows up later, is adopted after al
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Generator, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime, timedelta
@@ -16,6 +15,7 @@ from typing import Literal, NamedTuple
 from storage.errors import BadInput, CatalogLocked, ProviderFailed
 from storage.files import owned
 from storage.store import Store
+from storage.untrusted import UnreadableError, decode_json
 
 from . import batches
 from .batches import Batch
@@ -136,8 +136,8 @@ def read_ids(lines: Iterable[str]) -> Iterator[tuple[str, str]]:
     """The request that each line of results names, and the line; lines that name none are left out."""
     for line in lines:
         try:
-            content = json.loads(line)
-        except (ValueError, RecursionError):
+            content = decode_json(line)
+        except UnreadableError:
             continue
         if isinstance(content, dict) and isinstance(content.get("custom_id"), str):
             yield content["custom_id"], line

@@ -23,10 +23,10 @@ from storage.errors import BadInput, Prerequisite
 from storage.exporting import Labels
 from storage.files import publish_folder, sync_file
 from storage.final_rows import complete
-from storage.hdf5_files import MAX_ROWS, check_hdf5, table_of
+from storage.hdf5_files import check_hdf5, table_of
 from storage.identity import canonical_json
 from storage.import_report import ImportReport
-from storage.pieces import guarded, unreadable
+from storage.pieces import MAX_ROWS, RowFile, guarded, unreadable
 from storage.recordings import MANIFEST_KEY, About, Recording, parse_about
 from storage.schema import MAX_COMPONENTS, Episode, Manifest, Space
 from storage.untrusted import parse_json, read_file, require_inside
@@ -44,6 +44,7 @@ _BROKEN = (
     NotImplementedError,
     OverflowError,
     RuntimeError,
+    MemoryError,
     gymnasium.error.Error,
 )
 """What Minari raises for a folder that it did not write so."""
@@ -60,8 +61,8 @@ def open_minari(folder: Path) -> Generator[Recording]:
     data = folder / "data" if (folder / "data").is_dir() else folder
     if not (data / _METADATA).is_file():
         raise BadInput(f"{folder} is no dataset.", "Name the folder of a dataset of a store or of Minari, or a file.")
-    _check_folder(data)
     try:
+        _check_folder(data)
         opened = _minari("minari.dataset.minari_storage").MinariStorage.read(data)
         about = _read_about(opened.metadata, str(data / _METADATA))
     except _BROKEN as error:
@@ -160,6 +161,9 @@ def _check_folder(data: Path) -> None:
             raise BadInput(f"{metadata} has {name} = {total}; allowed are 0 to {MAX_ROWS:,}.")
     for path in sorted(data.rglob("*.hdf5")):
         check_hdf5(path)
+    for path in sorted(data.rglob("*.parquet")):
+        with RowFile(path):
+            pass  # opening it was the check
 
 
 def _check_space(space: Any, where: str) -> None:

@@ -6,7 +6,6 @@ It starts nothing. Paths in the file are relative to its folder; no secret belon
 from __future__ import annotations
 
 import os
-import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -17,6 +16,7 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 from refine.policy import Mode
 from storage.errors import BadInput, Prerequisite
 from storage.schema import Frozen
+from storage.untrusted import parse_toml, read_file, shorten
 
 from .improve import ImproveConfig
 from .questions import LabelConfig
@@ -106,15 +106,10 @@ def read_settings(path: Path = SETTINGS, store: Path | None = None) -> Settings:
         Prerequisite: if there is none.
         BadInput: naming every key that does not fit, what was received and what is allowed.
     """
+    if not path.exists():
+        raise Prerequisite(f"There is no {path}.", "Write one with `trajnote init`, or name it with --settings.")
     try:
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise Prerequisite(
-            f"There is no {path}.", "Write one with `trajnote init`, or name it with --settings."
-        ) from error
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise BadInput(f"{path} cannot be read as TOML: {error}.", "`trajnote init` writes one that can.") from error
-    try:
+        content = parse_toml(read_file(path), str(path), "`trajnote init` writes one that can be read.")
         found = Settings.model_validate(_anchored(content, path.resolve().parent))
     except ValidationError as error:
         problems = "; ".join(_describe(problem) for problem in error.errors(include_url=False))
@@ -195,7 +190,9 @@ def _describe(problem: Mapping[str, Any]) -> str:
     if problem["type"] == "missing":
         return f"{place} is missing"
     message = str(problem["msg"]).removeprefix("Value error, ")
-    return f"{place}: {message}" + ("" if problem["type"] == "value_error" else f" (received {problem['input']!r})")
+    return f"{place}: {message}" + (
+        "" if problem["type"] == "value_error" else f" (received {shorten(repr(problem['input']))})"
+    )
 
 
 def _keys_beside(place: tuple[int | str, ...]) -> list[str]:

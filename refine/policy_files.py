@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import zipfile
 from collections.abc import Mapping
 from typing import Any, cast
 
@@ -16,6 +15,7 @@ import numpy as np
 
 from storage.errors import DamagedStore
 from storage.schema import Array
+from storage.untrusted import UnreadableError, decode_json, read_arrays
 
 SPEC_FILE = "policy.json"
 WEIGHTS_FILE = "weights.npz"
@@ -61,7 +61,11 @@ def decode_network(files: Mapping[str, bytes]) -> tuple[dict[str, Any], dict[str
     spec = _read_spec(files[SPEC_FILE])
     _check_hash(WEIGHTS_FILE, hashlib.sha256(files[WEIGHTS_FILE]).hexdigest(), spec.get("weights_sha256"))
     arrays = _read_arrays(files[WEIGHTS_FILE])
-    _check_hash("The policy", hash_network(spec["description"], arrays), spec.get("sha256"))
+    try:
+        found = hash_network(spec["description"], arrays)
+    except ValueError as error:  # NaN, which no description has
+        raise DamagedStore(f"{SPEC_FILE} does not describe a policy: {error}.", RESTORE) from error
+    _check_hash("The policy", found, spec.get("sha256"))
     return spec["description"], arrays
 
 
@@ -72,8 +76,8 @@ def _check_hash(what: str, found: str, named: object) -> None:
 
 def _read_spec(text: bytes) -> dict[str, Any]:
     try:
-        spec = json.loads(text)
-    except ValueError as error:
+        spec = decode_json(text)
+    except UnreadableError as error:
         raise DamagedStore(f"{SPEC_FILE} is not JSON: {error}.", RESTORE) from error
     if not isinstance(spec, dict) or not isinstance(spec.get("description"), dict):
         raise DamagedStore(f"{SPEC_FILE} does not describe a policy.", RESTORE)
@@ -85,7 +89,6 @@ def _read_spec(text: bytes) -> dict[str, Any]:
 
 def _read_arrays(content: bytes) -> dict[str, Array]:
     try:
-        with np.load(io.BytesIO(content), allow_pickle=False) as archive:
-            return {name: archive[name] for name in archive.files}
-    except (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile) as error:
+        return read_arrays(content)
+    except UnreadableError as error:
         raise DamagedStore(f"{WEIGHTS_FILE} cannot be read: {error}.", RESTORE) from error

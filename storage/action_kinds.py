@@ -8,10 +8,11 @@ from typing import Literal
 import numpy as np
 from pydantic import Field
 
+from .checks import check_action_space
 from .columns import StepArrays
 from .errors import BadInput
 from .import_report import ImportReport
-from .schema import Array, Frozen, Space
+from .schema import MAX_ACTIONS, Array, Frozen, Space
 
 ActionKind = Literal["discrete", "continuous"]
 Rows = Callable[[], Iterator[StepArrays]]
@@ -57,7 +58,8 @@ class _Seen:
 
     def __init__(self, rows: Rows) -> None:
         self.dtype, self.size, self.is_whole = np.dtype(np.int64), 1, True
-        self.values: set[int] = set()
+        self.values: set[int] = set()  # not all of them, where there are more than may be discrete actions
+        self.lowest, self.highest = 0, 0
         self.fraction = ""  # where the first one is that is not whole
         for steps in rows():
             actions = steps.action[~steps.is_final].reshape(np.count_nonzero(~steps.is_final), -1)
@@ -67,7 +69,14 @@ class _Seen:
             self._note_fraction(steps, actions, whole)
             if not self.is_whole or self.size > 1:
                 break
-            self.values.update(np.unique(actions.astype(np.int64)).tolist())
+            found = np.unique(actions.astype(np.int64))
+            self.lowest, self.highest = (
+                (min(self.lowest, int(found[0])), max(self.highest, int(found[-1])))
+                if self.values
+                else (int(found[0]), int(found[-1]))
+            )
+            if len(self.values) <= MAX_ACTIONS:
+                self.values.update(found.tolist())
 
     def _note_fraction(self, steps: StepArrays, actions: Array, whole: Array) -> None:
         if not whole.all():
@@ -77,7 +86,7 @@ class _Seen:
 
     @property
     def span(self) -> str:
-        return f"whole numbers from {min(self.values)} to {max(self.values)}" if self.values else "whole numbers"
+        return f"whole numbers from {self.lowest} to {self.highest}" if self.values else "whole numbers"
 
 
 def _infer(rows: Rows, choices: Choices, report: ImportReport) -> Space:
@@ -109,21 +118,23 @@ def _discrete(seen: _Seen, choices: Choices, report: ImportReport) -> Space:
         )
     if not seen.is_whole:
         raise BadInput(f"{seen.fraction}, so that actions are not discrete.", "Leave out --actions discrete.")
-    start, lowest, highest = choices.first_action or 0, min(seen.values), max(seen.values)
+    start, lowest, highest = choices.first_action or 0, seen.lowest, seen.highest
     if lowest < start:
         raise BadInput(f"There is an action {lowest}.", f"--first-action {lowest} says that it is the first one.")
+    space = Space(kind="discrete", dtype="int64", size=1, n=highest - start + 1, start=start)
+    check_action_space(space)  # before anybody counts its actions
     if choices.actions is None:
         report.decide(
             f"actions are discrete, {start} to {highest}, for they are {seen.dtype}; --actions continuous "
             "takes them as numbers"
         )
     _report_gaps(seen, start, report)
-    return Space(kind="discrete", dtype="int64", size=1, n=highest - start + 1, start=start)
+    return space
 
 
 def _report_gaps(seen: _Seen, start: int, report: ImportReport) -> None:
     """Actions that are counted, because numbers run without a gap, but never occur."""
-    lowest, highest = min(seen.values), max(seen.values)
+    lowest, highest = seen.lowest, seen.highest
     if missing := highest - start + 1 - len(seen.values):
         first = (value for value in range(start, highest) if value not in seen.values)
         shown = ", ".join(str(value) for value, _ in zip(first, range(_SHOWN), strict=False))

@@ -19,7 +19,7 @@ from .schema import (
 )
 
 _MAX_START = 1 << 53
-_MANY_ACTIONS = "Where the numbers are amounts, write them as decimal numbers: they are continuous then."
+_MANY_ACTIONS = "Where the numbers are amounts, `--actions continuous` takes them so."
 
 
 def check_draft(draft: ManifestDraft) -> None:
@@ -41,6 +41,11 @@ def check_spaces(observations: Space, actions: Space) -> None:
         BadInput: naming the space, the value received and the values allowed.
     """
     _check_space("observation", observations, values=MAX_VALUES, size=MAX_COMPONENTS)
+    check_action_space(actions)
+
+
+def check_action_space(actions: Space) -> None:
+    """As `check_spaces`, of the actions alone."""
     _check_space("action", actions, values=MAX_ACTIONS, size=MAX_DIMENSIONS)
 
 

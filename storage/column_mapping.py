@@ -70,7 +70,8 @@ def check_names(columns: Columns, there: Sequence[str]) -> None:
     if missing := [name for name in _NEEDED if name not in (columns or there)]:
         shown = ", ".join(there[:_SHOWN])
         raise BadInput(f"There is no column {missing[0]!r}; known: {shown}.", f"Say what they mean. {_EXAMPLE}")
-    for name in (name for names in columns.values() for name in names if name not in there):
+    known = set(there)
+    for name in (name for names in columns.values() for name in names if name not in known):
         close = difflib.get_close_matches(name, there, n=1)
         near = f" Did you mean {close[0]!r}?" if close else ""
         raise BadInput(f"There is no column {name!r}.{near}", f"Known: {', '.join(there[:_SHOWN])}.")

@@ -32,6 +32,10 @@ def complete(table: pa.Table, report: ImportReport) -> pa.Table:
     Raises:
         BadInput: if a flag is no flag, or a next observation is not the observation of the next row.
     """
+    if missing := [name for name in ("observation", "action", "reward") if name not in table.column_names]:
+        raise BadInput(
+            f"The column {missing[0]!r} is missing.", "Name another one that is meant: --column MEANING=NAME."
+        )
     ids = np.asarray(table["episode_id"])
     is_last = np.append(ids[1:] != ids[:-1], True)
     ends = is_last & np.asarray(table["action"].is_valid())

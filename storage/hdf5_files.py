@@ -18,18 +18,14 @@ import pyarrow as pa
 from .errors import BadInput
 from .final_rows import complete
 from .import_report import ImportReport
-from .pieces import ROWS, guarded, unreadable
+from .pieces import MAX_EPISODE_BYTES, MAX_ROWS, ROWS, guarded, unreadable
 from .recordings import MANIFEST_KEY, About, Recording, parse_about
 from .schema import MAX_COMPONENTS, Array
 from .untrusted import require_growth, require_regular
 
 File: TypeAlias = Any  # h5py.File, whose types do not say which names are arrays
-MAX_ROWS = 100_000_000
-"""Of one array; its flags are held in memory at once."""
 MAX_OBJECTS = 5_000_000
 """Groups and arrays that are looked at in one file."""
-MAX_EPISODE_BYTES = 1 << 31
-"""Of one episode, which is held in memory at once."""
 _MAX_CHUNK_BYTES = 1 << 28
 _BROKEN = (OSError, RuntimeError, KeyError, ValueError, TypeError)  # as h5py says that a file is damaged
 _D4RL = ("observations", "actions", "rewards", "terminals")

@@ -7,13 +7,14 @@ Which rules they have to keep is in `rows.py`, how files are read in `recordings
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
-from contextlib import AbstractContextManager
+from collections.abc import Generator, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from .action_kinds import Choices, choose_actions, infer_box
 from .checks import check_draft, check_episode, check_spaces
@@ -29,8 +30,10 @@ from .rows import CheckedRows, check_rows
 from .schema import Array, Episode, Manifest, ManifestDraft, Space
 from .steps import StepsWriter
 from .store import Store
+from .untrusted import shorten
 
 HDF5 = (".h5", ".hdf5")
+_UNFORESEEN = (pa.ArrowException, ValueError, LookupError, TypeError, OverflowError, MemoryError)
 
 
 @dataclass(frozen=True)
@@ -112,11 +115,22 @@ def import_recording(
     """
     report = report or ImportReport()
     reading = Reading(recording, choices or Choices())
-    draft = _draft(reading, about, report)
-    check_draft(draft)
-    draft = draft.model_copy(update={"source_sha256": _check_and_hash(reading, draft, report)})
+    with _refusing():
+        draft = _draft(reading, about, report)
+        check_draft(draft)
+        draft = draft.model_copy(update={"source_sha256": _check_and_hash(reading, draft, report)})
     draft = draft.model_copy(update={"dataset_id": dataset_id or content_id("d_", draft)})
     return find_finished(store, draft) or _write(store, draft, reading)
+
+
+@contextmanager
+def _refusing() -> Generator[None]:
+    """What no rule has foreseen in a stranger's rows is their fault: a night goes on with the next file."""
+    try:
+        yield
+    except _UNFORESEEN as error:
+        said = shorten(" ".join(str(error).split()), 300) or "no reason is given"
+        raise BadInput(f"The rows cannot be used: {said} ({type(error).__name__}).") from error
 
 
 def _draft(reading: Reading, about: About, report: ImportReport) -> ManifestDraft:

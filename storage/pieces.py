@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
@@ -17,9 +19,26 @@ import pyarrow.parquet as pq
 from .disk import explain_full
 from .errors import BadInput
 from .text_rows import PACKED, TEXT, TextRows, text_kind
+from .untrusted import require_growth, require_regular
 
 ROWS = 65_536  # rows that are read at a time; a piece has more where an episode does
-_BROKEN = (pa.ArrowException, pl.exceptions.PolarsError, OSError, ValueError)
+MAX_ROWS = 100_000_000
+"""Of one file."""
+MAX_COLUMNS = 20_000
+"""Of one file; longer observations are lists in one column."""
+MAX_EPISODE_BYTES = 1 << 31
+"""Of one episode, which is held in memory at once."""
+_PIECE_BYTES = 1 << 28
+_BROKEN = (
+    pa.ArrowException,
+    pl.exceptions.PolarsError,
+    OSError,
+    ValueError,
+    LookupError,
+    TypeError,
+    MemoryError,
+    csv.Error,
+)
 
 
 class Batch(NamedTuple):
@@ -43,10 +62,12 @@ class RowFile:
         self._path = path
         self._folder = TemporaryDirectory(prefix="trajnote-", ignore_cleanup_errors=True)
         self._text: TextRows | None = None
-        if not path.is_file():
+        if not path.exists():
             raise BadInput(f"There is no file {path}.")
+        require_regular(path)
         try:
             self._file = pq.ParquetFile(self._as_parquet())
+            self._rows = _check_parquet(path, self._file)
         except _BROKEN as error:
             raise explain_full(error, Path(self._folder.name)) or unreadable(path, error) from error
 
@@ -94,7 +115,7 @@ class RowFile:
     def _tables(self, columns: list[str] | None) -> Iterator[pa.Table]:
         if not self.rows:
             yield self._file.read(columns)
-        for batch in self._file.iter_batches(ROWS, columns=columns):
+        for batch in self._file.iter_batches(min(ROWS, self._rows), columns=columns):
             yield pa.Table.from_batches([batch])
 
     def _place(self, start: int, row: int) -> str:
@@ -113,6 +134,39 @@ class RowFile:
         return self._text.parquet
 
 
+def _check_parquet(path: Path, file: pq.ParquetFile) -> int:
+    """Refuse a Parquet file that claims more than anybody should read; its pages are not looked at.
+
+    Returns:
+        How many of its rows may be read at a time.
+
+    Raises:
+        BadInput: naming the column, or what there is too much of.
+    """
+    names = file.schema_arrow.names
+    if len(set(names)) < len(names):
+        twice = next(name for name, count in Counter(names).items() if count > 1)
+        raise BadInput(f"{path} has more than one column {twice!r}.", "Give each its own name.")
+    if len(names) > MAX_COLUMNS:
+        raise BadInput(
+            f"{path} has {len(names):,} columns; {MAX_COLUMNS:,} are allowed.",
+            "Write an observation as one column of lists.",
+        )
+    if file.metadata.num_rows > MAX_ROWS:
+        raise BadInput(f"{path} has {file.metadata.num_rows:,} rows; {MAX_ROWS:,} are allowed.", "Split the file.")
+    widest = 1
+    for place in range(file.metadata.num_row_groups):
+        group = file.metadata.row_group(place)
+        values = 0
+        for column, kind in zip(map(group.column, range(group.num_columns)), file.schema, strict=True):
+            if kind.max_repetition_level:  # lists; all others have one value for each row
+                where = f"{path}: the column {column.path_in_schema.removesuffix('.list.element')!r}"
+                require_growth(where, 8 * column.num_values, column.total_compressed_size)
+            values += column.num_values
+        widest = max(widest, 8 * values // max(group.num_rows, 1))
+    return max(1, _PIECE_BYTES // widest)
+
+
 def whole_episodes(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
     """The same rows cut between episodes; rows of one episode lie together."""
     rest: list[pa.Table] = []  # the beginning of an episode whose end was not seen yet
@@ -124,6 +178,9 @@ def whole_episodes(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
             yield pa.concat_tables([*rest, table.slice(0, start)])
             rest = []
         rest.append(table.slice(start))
+        if (size := sum(piece.nbytes for piece in rest)) > MAX_EPISODE_BYTES:
+            episode = _id(rest[0], 0)
+            raise BadInput(f"Episode {episode} has over {size:,} bytes; {MAX_EPISODE_BYTES:,} are allowed.")
     if rest:
         yield pa.concat_tables(rest)
 

@@ -5,7 +5,6 @@ Parquet, JSON lines and CSV here, HDF5 in `hdf5_files.py`. Nothing is checked be
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -25,6 +24,7 @@ from .pieces import RowFile, number_episodes, whole_episodes
 from .rows import DERIVED, OPTIONAL, REQUIRED
 from .schema import Frozen, ManifestDraft, Space
 from .text_rows import text_kind
+from .untrusted import parse_json, read_file
 
 MANIFEST_KEY = "trajnote"
 """Under this name an exported file carries the manifest of its dataset."""
@@ -96,11 +96,12 @@ def parse_about(text: str | bytes, where: str) -> About:
         BadInput: if that is not a manifest.
     """
     try:
+        found = parse_json(text, f"The manifest in {where}", "Export the dataset again.")
         told = ManifestDraft.model_validate(
-            {name: value for name, value in json.loads(text).items() if name in ManifestDraft.model_fields}
+            {name: value for name, value in found.items() if name in ManifestDraft.model_fields}
         )
-    except (ValueError, AttributeError, ValidationError) as error:
-        raise BadInput(f"The manifest in {where} cannot be read.", "Export the dataset again.") from error
+    except (AttributeError, ValidationError) as error:
+        raise BadInput(f"The manifest in {where} is none.", "Export the dataset again.") from error
     return About(**{name: getattr(told, name) for name in About.model_fields})
 
 
@@ -117,7 +118,7 @@ def _read_about(path: Path, file: RowFile) -> About:
     if notes := file.notes.get(MANIFEST_KEY.encode()):
         return parse_about(notes, str(path))
     if sidecar(path).is_file():
-        return parse_about(sidecar(path).read_bytes(), str(sidecar(path)))
+        return parse_about(read_file(sidecar(path)), str(sidecar(path)))
     return About()
 
 

@@ -21,6 +21,7 @@ OPTIONAL = ("policy_output", "seed")
 DERIVED = ("dataset_id", "action_vector", "action_name", "annotations")
 """Columns that the view `steps` or an export with labels has besides."""
 
+_LARGEST = (1 << 63) - 1
 _FORMAT = (
     "An episode of T steps has T+1 rows: the last has the final observation and a null action; the flags stand on row "
     "T-1."
@@ -49,13 +50,13 @@ def check_rows(table: pa.Table, *, finite: bool = True) -> CheckedRows:
     ids = _whole(table["episode_id"], "episode_id")
     numbers = _whole(table["step"], "step")
     order = np.lexsort((numbers, ids))
-    rows = _Rows(table.take(pa.array(order)), ids[order], numbers[order].astype(np.int32), finite=finite)
+    rows = _Rows(table.take(pa.array(order)), ids[order], numbers[order], finite=finite)
     _check_order(rows)
     terminated, truncated = _flags(rows)
     final = rows.is_final
     steps = StepArrays(
         episode_id=rows.ids,
-        step=rows.steps,
+        step=rows.steps.astype(np.int32),
         observation=_lists(rows, "observation", required=np.ones(len(final), np.bool_)),
         action=_action(rows),
         reward=_reward(rows),
@@ -70,7 +71,7 @@ def check_rows(table: pa.Table, *, finite: bool = True) -> CheckedRows:
 class _Rows:
     """A sorted table with what every rule needs: where each row belongs."""
 
-    def __init__(self, table: pa.Table, ids: NDArray[np.int64], steps: NDArray[np.int32], *, finite: bool) -> None:
+    def __init__(self, table: pa.Table, ids: NDArray[np.int64], steps: NDArray[np.int64], *, finite: bool) -> None:
         self.table, self._finite = table, finite
         self.ids = ids
         self.steps = steps
@@ -103,7 +104,10 @@ def _whole(column: pa.ChunkedArray, name: str) -> NDArray[np.int64]:
         raise BadInput(f"The column {name!r} is of type {column.type}; it has to be whole numbers.")
     if column.null_count:
         raise BadInput(f"The column {name!r} is null in {column.null_count} rows.")
-    return column.cast(pa.int64()).to_numpy()
+    values = column.to_numpy()
+    if (largest := values.max(initial=0)) > _LARGEST:
+        raise BadInput(f"The column {name!r} has {largest}; {_LARGEST} is the largest number allowed.")
+    return values.astype(np.int64)
 
 
 def _check_order(rows: _Rows) -> None:

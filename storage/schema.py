@@ -19,7 +19,7 @@ MAX_VALUES = 1_000_000
 """Values of a discrete observation."""
 MAX_ACTIONS = 10_000
 """Discrete actions, each of which has a name."""
-MAX_DIMENSIONS = 1_024
+MAX_DIMENSIONS = 256
 """Numbers of one action."""
 MAX_NAME = 200
 """Characters in the name of a component or an action."""

@@ -11,6 +11,7 @@ import itertools
 import json
 import re
 import zlib
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
@@ -19,6 +20,7 @@ import polars as pl
 import pyarrow as pa
 
 from .errors import BadInput
+from .untrusted import MAX_BYTES, UnreadableError, check_depth, decode_json
 
 TEXT = (".jsonl", ".ndjson", ".csv", ".tsv")
 PACKED = (".gz", ".zst")
@@ -26,6 +28,7 @@ _SEPARATORS = ",;\t|"
 _UNPACKED = 2**30  # bytes of a packed file that are always allowed; beyond, a ratio that tables do not reach
 _RATIO = 200
 _CHUNK = 2**20
+_LEVELS = 16  # of lists and objects in a line
 _COMMA = r"^[-+]?\d*,?\d+(?:[eE][-+]?\d+)?$"
 _POINT = r"^[-+]?[\d.]*\.[\d,]+(?:[eE][-+]?\d+)?$"
 _DECIMAL_COMMA = re.compile(r"[-+]?\d*,\d+(?:[eE][-+]?\d+)?")
@@ -96,7 +99,7 @@ class TextRows:
         text = _decode(line.removeprefix(b"\xef\xbb\xbf"), f"{self._path}, line 1")
         self._separator = max(_SEPARATORS, key=text.count)
         names = [name.strip() for name in next(csv.reader([text], delimiter=self._separator), [])]
-        if twice := sorted({name for name in names if name and names.count(name) > 1}):
+        if twice := sorted(name for name, count in Counter(names).items() if name and count > 1):
             raise BadInput(f"{self._path}, line 1: the column {twice[0]!r} is there twice.", "Rename one of them.")
         if self._separator != ",":
             self.notes.append(f"columns are separated by {self._separator!r}")
@@ -166,11 +169,24 @@ class TextRows:
                 _decode(line, f"{self._path}, line {number}")
 
     def _read_json(self) -> None:
+        self._check_levels()
         try:
             pl.scan_ndjson(self._plain, infer_schema_length=None).sink_parquet(self.parquet)
         except (pl.exceptions.PolarsError, pa.ArrowException):
             self._check_lines()
             raise
+
+    def _check_levels(self) -> None:
+        """Refuse what a reader would need for ever for: its time depends exponentially on the levels of a line."""
+        with self._plain.open("rb") as file:
+            for number in itertools.count(1):
+                if not (line := file.readline(MAX_BYTES + 1)):
+                    return
+                if len(line) > MAX_BYTES or line.count(b"[") + line.count(b"{") > _LEVELS:
+                    try:
+                        check_depth(decode_json(line), _LEVELS)
+                    except UnreadableError as error:
+                        raise BadInput(f"{self._path}, line {number}: {error}.", "Each line is an object.") from error
 
     def _check_lines(self) -> None:
         """Name the first line that is no object of JSON."""

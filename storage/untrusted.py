@@ -157,7 +157,8 @@ def decode_json(text: str | bytes) -> Any:
     try:
         value = json.loads(content)
     except json.JSONDecodeError as error:
-        raise UnreadableError(f"{error.msg} (line {error.lineno}, column {error.colno})") from None
+        line = f"line {error.lineno}, " if "\n" in content else ""
+        raise UnreadableError(f"{error.msg} ({line}column {error.colno})") from None
     except RecursionError:
         raise UnreadableError(_too_deep()) from None
     except ValueError:  # Python's own bound of digits
@@ -206,7 +207,12 @@ def decode_text(text: str | bytes) -> str:
         raise UnreadableError(f"the byte 0x{text[error.start]:02x} is no UTF-8 ({_place(text, error.start)})") from None
 
 
-def check_depth(value: object) -> None:
+def shorten(text: str, limit: int = 120) -> str:
+    """A text for a message, which may have come from anybody."""
+    return text if len(text) <= limit else f"{text[: limit - 1]}…"
+
+
+def check_depth(value: object, most_levels: int = MAX_DEPTH) -> None:
     """Refuse lists and objects nested too deeply, and whole numbers of too many digits; nothing recurses here.
 
     Raises:
@@ -216,8 +222,8 @@ def check_depth(value: object) -> None:
     for depth in count():
         if not level:
             return
-        if depth > MAX_DEPTH:
-            raise UnreadableError(_too_deep())
+        if depth > most_levels:
+            raise UnreadableError(_too_deep(most_levels))
         inner: list[object] = []
         for item in level:
             if isinstance(item, dict):
@@ -308,8 +314,8 @@ def _place(text: bytes, position: int) -> str:
     return f"line {line}, column {position - start}"
 
 
-def _too_deep() -> str:
-    return f"it is nested more than {MAX_DEPTH} levels deep"
+def _too_deep(levels: int = MAX_DEPTH) -> str:
+    return f"it is nested more than {levels} levels deep"
 
 
 def _too_many_digits() -> str:

@@ -80,9 +80,10 @@ def test_all_bad_lines_are_listed_with_their_numbers(tmp_path: Path) -> None:
         read_answers([path])
     said = caught.value.problem
     assert said.startswith(
-        "8 lines cannot be used: a.jsonl line 2: it is not JSON; a.jsonl line 3: it is not a JSON object"
+        "8 lines cannot be used: a.jsonl line 2: it is not JSON: Expecting value (column 1); "
+        "a.jsonl line 4: it is not a JSON object"
     )
-    assert "a.jsonl line 8: r_1 is answered differently in a.jsonl line 1" in said
+    assert "a.jsonl line 9: r_1 is answered differently in a.jsonl line 1" in said
     assert "it has text, reply" in said
 
 

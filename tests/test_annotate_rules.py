@@ -298,9 +298,9 @@ def test_one_bad_rule_keeps_all_of_them_out(toys: Store, tmp_path: Path) -> None
         ("broken.toml", "= 1", "cannot be read as TOML"),
         ("plain.txt", "x < 0", "does not end in .json, .toml or .csv"),
         ("deep.json", "[" * 100_000, "cannot be read as JSON"),
-        ("long.json", "[" + " " * 1_000_001 + "]", "bytes; 1000000 are allowed"),
+        ("long.json", "[" + " " * 1_000_001 + "]", "more than 1,000,000 bytes"),
         ("missing.json", None, "cannot be read"),
-        ("bytes.csv", b"\xff\xfe", "not UTF-8"),
+        ("bytes.csv", b"\xff\xfe", "is no text: it is UTF-16"),
     ],
 )
 def test_a_file_that_holds_no_rules_is_refused(

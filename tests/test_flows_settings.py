@@ -81,7 +81,7 @@ def test_the_store_is_that_of_the_option_then_of_the_variable_then_of_the_file(
         (SMALL + 'notify = "slack"\n', "`block-type/name` is expected"),
         ("deployments = 3\n", "deployments: .*received 3"),
         ("", "deployments is missing"),
-        ("[deployments\n", "cannot be read as TOML"),
+        ("[deployments\n", "is not TOML"),
         ("[deployments.a.collect]\nepisodes = 3\n", r"a\.collect\.policy is missing"),
     ],
 )

@@ -11,16 +11,14 @@ What an answer says is not looked at here.
 
 from __future__ import annotations
 
-import io
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import zstandard
-
 from storage.errors import BadInput
+from storage.untrusted import UnreadableError, decode_json, read_lines
 
 from ..messages import clean_text
 from .protocol import Reply
@@ -50,7 +48,7 @@ def read_answers(paths: Iterable[Path]) -> dict[str, AnswerLine]:
     answers: dict[str, AnswerLine] = {}
     problems: list[str] = []
     for path in paths:
-        for number, text in enumerate(_lines(path), start=1):
+        for number, text in read_lines(path):
             place = f"{path.name} line {number}"
             try:
                 reply = parse_answer(text)
@@ -75,9 +73,9 @@ def parse_answer(text: str) -> Reply:
         ValueError: saying what is wrong with it.
     """
     try:
-        line = json.loads(text)
-    except (ValueError, RecursionError):
-        raise ValueError("it is not JSON") from None
+        line = decode_json(text)
+    except UnreadableError as error:
+        raise ValueError(f"it is not JSON: {error}") from None
     if not isinstance(line, dict):
         raise ValueError("it is not a JSON object")
     request_id = line.get("request_id", line.get("custom_id"))
@@ -133,19 +131,3 @@ def _plain(value: Any) -> str | float | bool | None:
 def _dump(value: Any) -> str:
     """JSON with every unusual character escaped, so that it can be stored whatever it is."""
     return json.dumps(value)
-
-
-def _lines(path: Path) -> Iterator[str]:
-    """The lines of a file that are not blank; line breaks inside JSON strings are escaped, so they do not count."""
-    try:
-        with path.open("rb") as file:
-            stream = (
-                zstandard.ZstdDecompressor().stream_reader(file, read_across_frames=True)
-                if path.suffix == ".zst"
-                else file
-            )
-            yield from (line for line in io.TextIOWrapper(stream, encoding="utf-8", newline="\n") if line.strip())
-    except OSError as error:
-        raise BadInput(f"{path} cannot be read: {error.strerror}.", "Name a file of answers in JSON Lines.") from error
-    except (UnicodeDecodeError, zstandard.ZstdError) as error:
-        raise BadInput(f"{path} is damaged or not JSON Lines: {error}.", "Export or pack it again.") from error

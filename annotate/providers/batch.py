@@ -34,7 +34,7 @@ _PAGE = 100
 _MOST_PAGES = 1_000
 _ORGANISATION = "anthropic-organization-id"
 _NAME = re.compile(r"[\w.:-]{1,200}")
-_UNREADABLE = (ValueError, AttributeError, TypeError)
+_UNREADABLE = (ValueError, AttributeError, TypeError, RecursionError)
 """What an answer raises that is no JSON, or JSON of something else."""
 
 

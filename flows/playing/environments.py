@@ -26,6 +26,7 @@ from gymnasium.wrappers import OrderEnforcing, TimeLimit
 
 from storage.errors import BadInput, Prerequisite
 from storage.schema import Space
+from storage.untrusted import parse_json, shorten
 
 Environment: TypeAlias = gymnasium.Env[Any, Any]
 Step: TypeAlias = Callable[[Any], tuple[Any, Any, bool, bool, dict[str, Any]]]
@@ -62,12 +63,9 @@ def parse_json_object(text: str | None, option: str) -> dict[str, Any]:
     """
     if not text:
         return {}
-    try:
-        value = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise BadInput(f"{option} is not JSON ({error}): {text!r}.", _object_hint(option)) from error
+    value = parse_json(text, option, f"Received {shorten(repr(text))}. {_object_hint(option)}")
     if not isinstance(value, dict):
-        raise BadInput(f"{option} is not a JSON object: {text!r}.", _object_hint(option))
+        raise BadInput(f"{option} is not a JSON object: {shorten(repr(text))}.", _object_hint(option))
     return value
 
 

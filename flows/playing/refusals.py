@@ -6,13 +6,13 @@ observation. One that carries a memory would be asked without it and act wrongly
 
 from __future__ import annotations
 
-import json
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
 from storage.errors import BadInput
+from storage.untrusted import MAX_BYTES, decode_json
 
 _RECURRENT_LAYERS = {"RNN", "LSTM", "GRU", "RNNCell", "LSTMCell", "GRUCell"}  # of torch, told by their names
 
@@ -93,9 +93,9 @@ def refuse_unusable_python(spec: str, policy: Any) -> None:
 def _module_of_policy(file: Path) -> str:
     """The module of the policy's class, as a zip of Stable-Baselines3 names it; empty if it does not."""
     try:
-        with zipfile.ZipFile(file) as archive:
-            return str(json.loads(archive.read("data"))["policy_class"]["__module__"])
-    except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile):
+        with zipfile.ZipFile(file) as archive, archive.open("data") as data:
+            return str(decode_json(data.read(MAX_BYTES + 1))["policy_class"]["__module__"])
+    except (OSError, ValueError, LookupError, TypeError, RuntimeError, zipfile.BadZipFile):
         return ""  # loading it will say what is wrong
 
 
