@@ -12,6 +12,7 @@ from pathlib import Path
 from annotate.cards import Card, load_card
 from storage.errors import BadInput, Prerequisite
 from storage.files import write_whole
+from storage.identity import seal
 from storage.schema import Manifest
 from storage.store import Store
 
@@ -73,7 +74,7 @@ def write_report(
     checkups = check_labels(store, about.dataset_id, about.run_ids) if found else []
     told = story.tell(known, found, checkups)
     drawn = charts.draw_all(known, found, checkups=checkups, components=viewer.components, states=states)
-    content = page.render_page(told, drawn, viewer, library=assets.vega_bundle()).encode()
+    content = seal(page.render_page(told, drawn, viewer, library=assets.vega_bundle()).encode())
     path = out or store.reports_dir / f"{about.name}.html"
     write_whole(path, content)
     return Written(

@@ -31,6 +31,8 @@ DEFAULT_WAIT_S = 30.0
 _SETTINGS: dict[str, str | bool | int | float | list[str]] = {"autoinstall_known_extensions": "false"}
 _IN_OTHER_PROCESS = "Could not set lock on file"
 _CORRUPT = "Corrupt database file"
+_SHARD = ".parquet"
+_OF_FILES = (duckdb.IOException, duckdb.SerializationException, duckdb.InternalException, duckdb.FatalException)
 _IN_THIS_PROCESS = "different configuration than existing connections"
 _ARROW_TYPES: Mapping[str, pa.DataType] = {
     "VARCHAR": pa.string(),
@@ -60,6 +62,8 @@ class Catalog:
     def __init__(self, path: Path, wait_s: float | None = None) -> None:
         self.path = path
         self.wait_s = _wait_from_environment() if wait_s is None else wait_s
+        self.session = ""
+        """Statements at the beginning of each reading connection, which may make temporary views."""
 
     @contextmanager
     def read(self) -> Generator[Connection]:
@@ -137,9 +141,11 @@ class Catalog:
             con.execute("SET TimeZone = 'UTC'")
             con.execute("SET python_enable_replacements = false")
             con.execute("SET enable_progress_bar = false")  # it would be printed among the rows of a long question
+            if self.session and read_only:
+                con.execute(self.session)
             yield con
         except duckdb.Error as error:
-            if _CORRUPT in str(error) or explain_disk(error, self.path):
+            if _is_of_the_file(error) or explain_disk(error, self.path):
                 raise _explain(error, self.path, self.wait_s) from error
             raise
         finally:
@@ -272,10 +278,22 @@ def _is_locked(error: BaseException) -> bool:
     return isinstance(error, duckdb.Error) and (_IN_OTHER_PROCESS in str(error) or _IN_THIS_PROCESS in str(error))
 
 
+def _is_of_the_file(error: duckdb.Error) -> bool:
+    """Whether a file is damaged, not a statement wrong."""
+    return is_corrupt(error) or _SHARD in str(error) or isinstance(error, _OF_FILES) or type(error) is duckdb.Error
+
+
+def is_corrupt(error: duckdb.Error) -> bool:
+    """Whether DuckDB met a damaged block of a catalog."""
+    return _CORRUPT in str(error) or isinstance(error, duckdb.SerializationException | duckdb.FatalException)
+
+
 def _explain(error: duckdb.Error, path: Path, wait_s: float) -> CatalogLocked | DamagedStore | DiskFailed:
     if not _is_locked(error):
-        problem = f"The catalog {path} cannot be read: {error_line(error)}."
-        return explain_disk(error, path) or DamagedStore(problem, "Restore it from a backup.")
+        what = "The store's files" if _SHARD in str(error) else f"The catalog {path}"
+        problem = f"{what} cannot be read: {error_line(error)}."
+        hint = "`trajnote store verify` names everything that is damaged; restore it from a backup."
+        return explain_disk(error, path) or DamagedStore(problem, hint)
     holder = re.search(r"PID (\d+)", str(error))
     return _locked(path, wait_s, int(holder[1]) if holder else os.getpid())
 

@@ -24,7 +24,7 @@ from .views import refresh_views
 
 Kind = Literal["policy", "dataset", "report", "columns", "leftover"]
 _SETTLED_S = 3600.0  # seconds; something younger that nobody knows may be under way
-_TABLES: dict[str, Sequence[str]] = {"policy": ("policies",), "dataset": ("episodes", "datasets")}
+_TABLES: dict[str, Sequence[str]] = {"policy": ("policies",), "dataset": ("episodes", "shards", "datasets")}
 
 
 @dataclass(frozen=True)

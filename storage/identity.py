@@ -12,6 +12,7 @@ from typing import Any
 from pydantic import BaseModel
 
 _CHUNK = 1 << 20
+_SEAL = "<!-- sha256 of all above: "
 
 
 def canonical_json(value: Any) -> str:
@@ -42,6 +43,19 @@ def sha256_file(path: Path) -> str:
         while piece := file.read(_CHUNK):
             digest.update(piece)
     return digest.hexdigest()
+
+
+def seal(page: bytes) -> bytes:
+    """An HTML page with its own hash as the last line, so that damage shows."""
+    return page + f"{_SEAL}{sha256_bytes(page)} -->\n".encode()
+
+
+def is_sealed(path: Path) -> bool:
+    """Whether a page is what was sealed; one without a seal has to end as pages do."""
+    page, mark, seal_ = path.read_bytes().rpartition(_SEAL.encode())
+    if not mark:
+        return seal_.rstrip().endswith(b"</html>")
+    return seal_ == f"{sha256_bytes(page)} -->\n".encode()
 
 
 def _plain(value: Any) -> Any:

@@ -10,7 +10,7 @@ import math
 import os
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -61,17 +61,61 @@ def map_dataset(store: Store, manifest: Manifest) -> Mapped | None:
     Raises:
         DamagedStore: if a shard is damaged.
     """
-    folder = _find_folder(store, manifest)
-    if folder is None:
+    for _ in range(2):
+        folder = _find_folder(store, manifest)
+        if folder is None:
+            return None
+        if (found := _open_columns(folder, manifest)) is not None:
+            rows = StepArrays(**{name: found.get(name) for name in _NAMES})  # pyright: ignore[reportArgumentType]
+            return Mapped(rows, [None if seed == _UNKNOWN_SEED else seed for seed in found[_SEEDS].tolist()])
+        with suppress(FileNotFoundError):
+            shutil.rmtree(folder)  # it is damaged, and only a copy
+    return None
+
+
+def damaged_columns(store: Store, manifest: Manifest) -> list[Path]:
+    """The files of columns that are not what the shards hold; none if the dataset has no columns.
+
+    Raises:
+        DamagedStore: if a shard is damaged.
+    """
+    folder = store.columns_dir(manifest.dataset_id) / _key(manifest)
+    if not folder.is_dir():
+        return []
+    if (found := _open_columns(folder, manifest)) is None:
+        return [folder]
+    wrong: set[str] = set()
+    places = dict.fromkeys(found, 0)
+    for part, seeds in _parts(store, manifest):
+        for name, column in {**_columns(part), _SEEDS: seeds}.items():
+            start, places[name] = places[name], places[name] + len(column)
+            if found[name][start : places[name]].tobytes() != column.tobytes():
+                wrong.add(name)
+    return [folder / f"{name}.npy" for name in sorted(wrong)]
+
+
+def _open_columns(folder: Path, manifest: Manifest) -> dict[str, Array] | None:
+    """The columns of a folder; None if one is missing, or is not of the type and the size that it has to be."""
+    rows = manifest.steps + manifest.episodes
+    expected = {name: (column.dtype, (rows, *column.shape[1:])) for name, column in _empty(manifest).items()}
+    expected[_SEEDS] = (np.dtype(np.int64), (manifest.episodes,))
+    try:
+        found = {name: np.asarray(np.load(folder / f"{name}.npy", mmap_mode="r")) for name in expected}
+    except (OSError, ValueError, EOFError):
         return None
-    found = {path.stem: np.asarray(np.load(path, mmap_mode="r")) for path in folder.glob("*.npy")}
-    rows = StepArrays(**{name: found.get(name) for name in _NAMES})  # pyright: ignore[reportArgumentType]
-    return Mapped(rows, [None if seed == _UNKNOWN_SEED else seed for seed in found[_SEEDS].tolist()])
+    return found if {name: (column.dtype, column.shape) for name, column in found.items()} == expected else None
+
+
+def _empty(manifest: Manifest) -> Mapping[str, Array]:
+    return _columns(decode_steps([], 0, manifest))
+
+
+def _key(manifest: Manifest) -> str:
+    return content_id("", [shard.sha256 for shard in manifest.shards])
 
 
 def _find_folder(store: Store, manifest: Manifest) -> Path | None:
-    key = content_id("", [shard.sha256 for shard in manifest.shards])
-    folder = store.columns_dir(manifest.dataset_id) / key
+    folder = store.columns_dir(manifest.dataset_id) / _key(manifest)
     if not folder.is_dir():
         folder.parent.mkdir(parents=True, exist_ok=True)
         with owned(folder.parent, f"the columns of {manifest.dataset_id}", wait=True):
@@ -82,7 +126,7 @@ def _find_folder(store: Store, manifest: Manifest) -> Path | None:
 
 def _write(store: Store, manifest: Manifest, folder: Path) -> bool:
     """Write the columns shard by shard; False if there is no room for them."""
-    empty = _columns(decode_steps([], 0, manifest))
+    empty = _empty(manifest)
     row_bytes = sum(column.itemsize * math.prod(column.shape[1:]) for column in empty.values())
     rows = manifest.steps + manifest.episodes
     if shutil.disk_usage(folder.parent).free < _ROOM * rows * row_bytes:

@@ -17,6 +17,7 @@ from .errors import Prerequisite
 from .estimate_tables import ESTIMATES
 from .evidence_table import LABEL_REPLAYS
 from .first_tables import FIRST_TABLES
+from .integrity import SHARDS
 from .round_table import ROUNDS
 from .rules_table import RULES
 
@@ -79,6 +80,10 @@ def _add_answers(con: Connection) -> None:
     con.execute(ANSWERS)
 
 
+def _create_shards(con: Connection) -> None:
+    con.execute(SHARDS)
+
+
 MIGRATIONS: tuple[Migration, ...] = (
     Migration(1, "first tables", _create_first_tables),
     Migration(2, "replays of labels", _create_label_replays),
@@ -91,6 +96,7 @@ MIGRATIONS: tuple[Migration, ...] = (
     Migration(9, "environments that were played in", _add_environments),
     Migration(10, "replies that hold no answer", _add_answers),
     Migration(11, "who sent a batch", _add_batch_accounts),
+    Migration(12, "what the files were", _create_shards),
 )
 
 

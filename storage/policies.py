@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from .catalog import insert_rows
 from .datasets import pick
@@ -108,6 +109,22 @@ def read_folder(folder: Path) -> dict[str, bytes]:
     if not folder.is_dir():
         return {}
     return {path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path.is_file() and path.name != RECORD}
+
+
+def is_record(store: Store, policy_id: str, *, is_registered: bool) -> bool:
+    """Whether the record in a policy's folder is whole, and says what the catalog says."""
+    try:
+        record = json.loads((store.policy_dir(policy_id) / RECORD).read_bytes())
+        row = policy_record(store, policy_id) if is_registered else None
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(record, dict) and (row is None or _says_the_same(cast(dict[str, Any], record), row))
+
+
+def _says_the_same(record: dict[str, Any], row: dict[str, Any]) -> bool:
+    """The columns of type JSON are text in the row."""
+    pairs = [(value, row.get(name)) for name, value in record.items()]
+    return all(value == kept or canonical_json(value) == kept for value, kept in pairs)
 
 
 def _publish(store: Store, policy_id: str, files: Mapping[str, bytes]) -> None:

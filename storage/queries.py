@@ -8,16 +8,13 @@ from pathlib import Path
 import duckdb
 import pyarrow as pa
 
-from .catalog import Connection
+from .catalog import Connection, is_corrupt
 from .errors import BadInput, DamagedStore, TrajnoteError
 from .store import Store
 
 _OF_THE_STATEMENT = (duckdb.ProgrammingError, duckdb.DataError)
 _ALLOWED = "Allowed are SELECT, WITH, FROM, EXPLAIN, DESCRIBE, SHOW and SUMMARIZE."
-_VERIFY = (
-    "`trajnote store verify` names everything that is damaged. Without the damaged file the views leave its dataset "
-    "out, and the others can be asked."
-)
+_VERIFY = "`trajnote store verify` names everything that is damaged."
 _EXPLAIN = re.compile(r"\s*explain\s+(analyze\s+)?(\([^)]*\)\s*)?", re.IGNORECASE)
 _HELPFUL = re.compile(r"^(Did you mean|Candidate bindings).*", re.MULTILINE)
 _WHOLE_NUMBER = pa.decimal128(38, 0)
@@ -35,15 +32,27 @@ def run_query(store: Store, sql: str) -> pa.Table:
 
     Raises:
         BadInput: if it is not one reading statement, or DuckDB does not accept it.
-        DamagedStore: if a Parquet file that it needs is missing or damaged.
+        DamagedStore: if the catalog, or a Parquet file that the question itself names, is missing or damaged. A dataset
+            with a damaged file is left out of the views, with a `LeftOutWarning`.
     """
     _require_one_reading_statement(sql)
+    try:
+        return _ask(store, sql)
+    except (BadInput, DamagedStore) as error:
+        of_the_question = isinstance(error.__cause__, (*_OF_THE_STATEMENT, duckdb.PermissionException))
+        if (of_the_question and isinstance(error, BadInput)) or not store.leave_out_damaged():
+            raise
+    return _ask(store, sql)
+
+
+def _ask(store: Store, sql: str) -> pa.Table:
     with store.catalog.read_alone() as con:
         shards = _shut_in(con, store.rollouts_dir)
         try:
-            answer = con.sql(sql)
-            return _with_plain_sums(answer.to_arrow_table())
+            return _with_plain_sums(con.sql(sql).to_arrow_table())
         except duckdb.Error as error:
+            if is_corrupt(error):
+                raise  # the catalog says which file it is
             raise _explain(error, shards) from error
 
 
@@ -83,26 +92,12 @@ def _shut_in(con: Connection, rollouts: Path) -> list[Path]:
 
 def _explain(error: duckdb.Error, shards: list[Path]) -> TrajnoteError:
     line = _one_line(error)
-    named = [path for path in shards if str(path) in line]
-    if missing := [path for path in named if not path.is_file()]:
-        return DamagedStore(f"{missing[0]} is missing.", _VERIFY)
+    named = next((path for path in shards if str(path) in line), None)
+    if named is not None and not named.is_file():
+        return DamagedStore(f"{named} is missing.", _VERIFY)
     if isinstance(error, duckdb.PermissionException):
         return BadInput(line, "A query reaches only this store's tables and views.")
-    if not named and not isinstance(error, _OF_THE_STATEMENT) and (unreadable := _first_unreadable(shards)):
-        return DamagedStore(f"{unreadable} is damaged: {line}.", _VERIFY)
-    return DamagedStore(line, _VERIFY) if named else BadInput(line)
-
-
-def _first_unreadable(shards: list[Path]) -> Path | None:
-    """A file whose description of itself is damaged; DuckDB does not always name it."""
-    import pyarrow.parquet as pq  # a tenth of the time of a question, which seldom needs it
-
-    for path in shards:
-        try:
-            pq.read_metadata(path)
-        except (pa.ArrowException, OSError, ValueError):
-            return path
-    return None
+    return BadInput(line) if named is None else DamagedStore(line, _VERIFY)
 
 
 def _one_line(error: duckdb.Error) -> str:

@@ -20,7 +20,7 @@ from .remote import Remote
 
 FORMAT = 1
 _FOLDER = "snapshots"
-_BOOKS = ("schema_migrations",)  # when the tables were made says nothing of what is in them
+_BOOKS = ("schema_migrations", "shards")  # when tables were made and files were looked at says nothing of the rest
 
 
 class RemoteFile(BaseModel):

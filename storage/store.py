@@ -11,10 +11,11 @@ from pathlib import Path
 
 from .catalog import Catalog, Connection, create_file
 from .disk import writing
-from .errors import BadInput, LeftOutWarning, Prerequisite
+from .errors import BadInput, DamagedStore, DiskFailed, LeftOutWarning, Prerequisite
 from .files import TEMPORARY, owned, sync_folder
+from .integrity import suspect_shards
 from .migrations import create_tables, is_newest, migrate
-from .views import are_current, left_out, refresh_views
+from .views import look_at_views, refresh_views
 
 CATALOG = "catalog.duckdb"
 MANIFEST = "manifest.json"
@@ -56,20 +57,33 @@ class Store:
     def open(cls, root: Path | str) -> Store:
         """The store in a folder; its catalog is brought up to date, and its views if the folder has moved.
 
-        A `LeftOutWarning` names each dataset of which a file is missing or cut off.
+        A `LeftOutWarning` names each dataset of which a file is damaged. A store that cannot be written can be read:
+        its views are made for each connection.
 
         Raises:
             Prerequisite: if there is no store, or its catalog was written by a newer trajnote.
             CatalogLocked: if another process keeps the catalog for too long.
+            DamagedStore: if the catalog cannot be read.
+            DiskFailed: if the catalog is of an older trajnote and cannot be written.
         """
         path = _folder(root)
         if not (path / CATALOG).is_file():
-            raise Prerequisite(
-                f"There is no store in {path}.", "Make one with `trajnote collect`, or name another one with --store."
-            )
+            raise _no_store(path)
         store = cls(path, Catalog(path / CATALOG))
         _warn_of_damage(store._bring_up_to_date())
         return store
+
+    @classmethod
+    def locate(cls, root: Path | str) -> Store:
+        """The store in a folder, however damaged; nothing in it is read or changed.
+
+        Raises:
+            Prerequisite: if nothing there looks like a store.
+        """
+        path = _folder(root)
+        if not (path / CATALOG).exists() and not (path / ROLLOUTS).is_dir():
+            raise _no_store(path)
+        return cls(path, Catalog(path / CATALOG))
 
     @classmethod
     def prepare(cls, root: Path | str) -> Store:
@@ -118,6 +132,22 @@ class Store:
             leftover.unlink()
         if with_root:
             self.root.rmdir()
+
+    def leave_out_damaged(self) -> bool:
+        """Compare every shard with what was written, and leave damaged datasets out of the views, with a warning.
+
+        Returns:
+            Whether there is damage.
+
+        Raises:
+            CatalogLocked, DiskFailed: if the catalog cannot be written.
+        """
+        with self.catalog.write() as con:
+            if not suspect_shards(con, self.rollouts_dir):
+                return False
+            left_out = refresh_views(con, self.rollouts_dir)
+        _warn_of_damage(left_out)
+        return True
 
     @property
     def rollouts_dir(self) -> Path:
@@ -209,19 +239,25 @@ class Store:
                 if path.is_file() and path.suffix != TEMPORARY and all(map(_NAME.fullmatch, parts)):
                     yield "/".join(parts), path
 
-    def _bring_up_to_date(self) -> dict[str, str]:
+    def _bring_up_to_date(self) -> Mapping[str, str]:
         """Migrate the catalog, and make the views again if the store has moved or they are made otherwise now.
 
         Returns:
             The datasets that cannot be asked, and what is wrong with each.
         """
         with self.catalog.read() as con:
-            if is_newest(con) and are_current(con, self.rollouts_dir):
-                return left_out(con, self.rollouts_dir)
-        migrate(self.catalog)
-        with self.catalog.write() as con:
-            refresh_views(con, self.rollouts_dir)
-            return left_out(con, self.rollouts_dir)
+            views = look_at_views(con, self.rollouts_dir) if is_newest(con) else None
+        if views is not None and views.is_current:
+            return views.left_out
+        try:
+            migrate(self.catalog)
+            with self.catalog.write() as con:
+                return refresh_views(con, self.rollouts_dir)
+        except DiskFailed:
+            if views is None:
+                raise
+            self.catalog.session = views.temporary_script
+            return views.left_out
 
 
 def _warn_of_damage(found: Mapping[str, str]) -> None:
@@ -233,6 +269,14 @@ def _warn_of_damage(found: Mapping[str, str]) -> None:
             LeftOutWarning,
             stacklevel=3,
         )
+
+
+def _no_store(path: Path) -> DamagedStore | Prerequisite:
+    if (path / ROLLOUTS).is_dir() and any((path / ROLLOUTS).iterdir()):
+        return DamagedStore(f"The catalog {path / CATALOG} is missing.", "Restore it from a backup of the store.")
+    return Prerequisite(
+        f"There is no store in {path}.", "Make one with `trajnote collect`, or name another one with --store."
+    )
 
 
 def _folder(root: Path | str) -> Path:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import os
 import zipfile
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -45,7 +46,7 @@ def load_training(store: Store, training_id: str) -> dict[str, bytes] | None:
         with zipfile.ZipFile(path) as archive:
             files = {name: archive.read(name) for name in archive.namelist()}
         os.utime(path)  # it was used: others go first
-    except (OSError, zipfile.BadZipFile):
+    except (OSError, zipfile.BadZipFile, zlib.error, ValueError, RuntimeError, EOFError):
         return None
     return files
 

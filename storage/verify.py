@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import warnings
+from collections.abc import Callable, Container, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .errors import DamagedStore, TrajnoteError
-from .identity import sha256_file
-from .policies import files_sha256, read_folder
+from .errors import DamagedStore, LeftOutWarning, Prerequisite, TrajnoteError
+from .identity import is_sealed, sha256_file
+from .integrity import inspect_shards
+from .mapped import damaged_columns
+from .policies import RECORD, files_sha256, is_record, read_folder
 from .responses import read_frames
 from .rule_views import is_allowed
 from .schema import Manifest, Shard
 from .shards import check_shard, read_manifest
 from .store import Store
-from .views import component_columns, left_out
+from .views import component_columns
 
 _RESTORE = "Restore it from a backup."
+_DELETE = "Delete its folder: it is made again when it is needed."
 _RECOLLECT = "Restore it from a backup, or remove the dataset's folder and make it again."
 
 
@@ -45,31 +49,77 @@ def verify_store(store: Store, progress: Callable[[str], None] | None = None) ->
         run goes on from them.
     """
     tell = progress or (lambda _: None)
-    try:
-        _read_every_table(store)
-    except DamagedStore as error:
-        return [Damage(store.catalog.path.name, error.problem, _RESTORE)]
+    catalog = [*_check_catalog(store)]
+    if catalog:
+        return [*catalog, *_check_files(store, _Registered.from_folders(store), tell)]
     return [
-        *_check_datasets(store, tell),
-        *_check_policies(store, tell),
-        *_check_responses(store, tell),
+        *_check_files(store, _Registered.from_catalog(store), tell),
         *_check_annotations(store),
         *_check_rules(store),
     ]
 
 
-def _read_every_table(store: Store) -> None:
-    """Have DuckDB compare the checksum of every block that holds rows."""
-    with store.catalog.read() as con:
-        for (table,) in con.execute("SELECT table_name FROM duckdb_tables() WHERE NOT internal").fetchall():
-            con.execute(f'SELECT bit_xor(hash(rows)) FROM "{table}" AS rows').fetchall()
+@dataclass(frozen=True)
+class _Registered:
+    """What the catalog knows of the files; without a catalog, that they are there."""
+
+    datasets: Mapping[str, str]  # id -> sha256 of the manifest
+    policies: Mapping[str, str]  # id -> sha256 of the files
+    replies: Mapping[str, int]  # file -> number of its last line
+    is_complete: bool
+
+    @classmethod
+    def from_catalog(cls, store: Store) -> _Registered:
+        return cls(
+            dict(_rows(store, "SELECT dataset_id, manifest_sha256 FROM datasets ORDER BY dataset_id")),
+            dict(_rows(store, "SELECT policy_id, sha256 FROM policies ORDER BY policy_id")),
+            dict(_rows(store, "SELECT file, max(line) FROM responses GROUP BY file ORDER BY file")),
+            is_complete=True,
+        )
+
+    @classmethod
+    def from_folders(cls, store: Store) -> _Registered:
+        datasets, policies = (
+            {path.name: "" for path in _strangers(folder, {})} for folder in (store.rollouts_dir, store.policies_dir)
+        )
+        return cls(datasets, policies, {}, is_complete=False)
 
 
-def _check_datasets(store: Store, tell: Callable[[str], None]) -> Iterator[Damage]:
-    registered = dict(_rows(store, "SELECT dataset_id, manifest_sha256 FROM datasets ORDER BY dataset_id"))
-    for dataset_id, sha256 in registered.items():
+def _check_catalog(store: Store) -> Iterator[Damage]:
+    """Bring the catalog up to date, and have DuckDB compare the checksum of every block that holds rows."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", LeftOutWarning)  # the files are checked, and named, one by one
+            Store.open(store.root)
+        with store.catalog.read() as con:
+            for (table,) in con.execute("SELECT table_name FROM duckdb_tables() WHERE NOT internal").fetchall():
+                con.execute(f'SELECT bit_xor(hash(rows)) FROM "{table}" AS rows').fetchall()
+    except DamagedStore as error:
+        problem = error.problem.replace(f"{store.root}/", "").rstrip(".")
+        yield Damage(store.catalog.path.name, problem, _RESTORE)
+    except Prerequisite as error:
+        is_there = store.catalog.path.is_file()
+        yield Damage(
+            store.catalog.path.name,
+            error.problem.rstrip(".") if is_there else "the catalog is missing",
+            error.hint if is_there else _RESTORE,
+        )
+
+
+def _check_files(store: Store, registered: _Registered, tell: Callable[[str], None]) -> Iterator[Damage]:
+    yield from _check_datasets(store, registered, tell)
+    yield from _check_policies(store, registered, tell)
+    yield from _check_responses(store, registered, tell)
+    for path in sorted(store.reports_dir.glob("*.html")):
+        tell(_name(store, path))
+        if not is_sealed(path):
+            yield Damage(_name(store, path), "the report is not what was written", "Write it again.")
+
+
+def _check_datasets(store: Store, registered: _Registered, tell: Callable[[str], None]) -> Iterator[Damage]:
+    for dataset_id, sha256 in registered.datasets.items():
         yield from _check_dataset(store, dataset_id, sha256, tell)
-    for folder in _strangers(store.rollouts_dir, set(registered)):
+    for folder in _strangers(store.rollouts_dir, registered.datasets):
         yield Damage(
             _name(store, folder),
             "the catalog does not know this dataset",
@@ -82,20 +132,28 @@ def _check_dataset(store: Store, dataset_id: str, sha256: str, tell: Callable[[s
     tell(_name(store, path))
     if not path.is_file():
         yield Damage(_name(store, path), "the manifest is missing", _RECOLLECT)
-        yield from _check_views(store, dataset_id)
+        if sha256:
+            yield from _check_views(store, dataset_id)
         return
-    if sha256_file(path) != sha256:
+    if sha256 and sha256_file(path) != sha256:
         yield Damage(_name(store, path), "the manifest is not the one that was registered", _RESTORE)
     try:
         manifest = read_manifest(store, dataset_id)
     except TrajnoteError as error:
         yield Damage(_name(store, path), error.problem, _RECOLLECT)
         return
+    is_whole = True
     for shard in manifest.shards:
         tell(_name(store, path.parent / shard.name))
-        yield from _check_shard(store, manifest, shard)
-    yield from _check_views(store, dataset_id)
-    yield from _check_counts(store, manifest)
+        damages = [*_check_shard(store, manifest, shard)]
+        yield from damages
+        is_whole = is_whole and not damages
+    if is_whole:
+        for column in damaged_columns(store, manifest):
+            yield Damage(_name(store, column), "the copy of a column is not what the shards hold", _DELETE)
+    if sha256:
+        yield from _check_views(store, dataset_id)
+        yield from _check_counts(store, manifest)
 
 
 def _check_shard(store: Store, manifest: Manifest, shard: Shard) -> Iterator[Damage]:
@@ -112,7 +170,7 @@ def _check_shard(store: Store, manifest: Manifest, shard: Shard) -> Iterator[Dam
 
 def _check_views(store: Store, dataset_id: str) -> Iterator[Damage]:
     with store.catalog.read() as con:
-        wrong = left_out(con, store.rollouts_dir).get(dataset_id)
+        wrong = inspect_shards(con, store.rollouts_dir).damaged.get(dataset_id)
     if wrong:
         problem = f"the dataset is left out of the views `steps` and `annotated_steps`, for {wrong}"
         yield Damage(_name(store, store.dataset_dir(dataset_id)), problem, "It comes back with its files.")
@@ -135,16 +193,17 @@ def _check_counts(store: Store, manifest: Manifest) -> Iterator[Damage]:
         )
 
 
-def _check_policies(store: Store, tell: Callable[[str], None]) -> Iterator[Damage]:
-    registered = dict(_rows(store, "SELECT policy_id, sha256 FROM policies ORDER BY policy_id"))
-    for policy_id, sha256 in registered.items():
+def _check_policies(store: Store, registered: _Registered, tell: Callable[[str], None]) -> Iterator[Damage]:
+    for policy_id, sha256 in registered.policies.items():
         folder = store.policy_dir(policy_id)
         tell(_name(store, folder))
         if not folder.is_dir():
             yield Damage(_name(store, folder), "the policy's folder is missing", _RESTORE)
-        elif files_sha256(read_folder(folder)) != sha256:
+        elif sha256 and files_sha256(read_folder(folder)) != sha256:
             yield Damage(_name(store, folder), "the policy's files are not those that were saved", _RESTORE)
-    for folder in _strangers(store.policies_dir, set(registered)):
+        elif not is_record(store, policy_id, is_registered=bool(sha256)):
+            yield Damage(_name(store, folder / RECORD), "the record is not what was saved", _RESTORE)
+    for folder in _strangers(store.policies_dir, registered.policies):
         yield Damage(
             _name(store, folder),
             "the catalog does not know this policy",
@@ -152,16 +211,22 @@ def _check_policies(store: Store, tell: Callable[[str], None]) -> Iterator[Damag
         )
 
 
-def _check_responses(store: Store, tell: Callable[[str], None]) -> Iterator[Damage]:
+def _check_responses(store: Store, registered: _Registered, tell: Callable[[str], None]) -> Iterator[Damage]:
     whole: dict[str, int] = {}
     for path in sorted((store.root / "responses").glob("*/*.jsonl.zst")):
         name = _name(store, path)
         tell(name)
-        frames = read_frames(path)
+        try:
+            frames = read_frames(path)
+        except OSError as error:
+            yield Damage(name, f"the file cannot be read: {error.strerror}", _RESTORE)
+            continue
         whole[name] = len(frames.lines)
         for line in frames.damaged:
             yield Damage(name, f"line {line} is damaged", _RESTORE)
-    for file, last in _rows(store, "SELECT file, max(line) FROM responses GROUP BY file ORDER BY file"):
+        if not registered.is_complete and frames.end < frames.size:
+            yield Damage(name, f"the file is damaged after line {len(frames.lines)}", _RESTORE)
+    for file, last in registered.replies.items():
         if file not in whole:
             yield Damage(file, "the file of raw replies is missing", _RESTORE)
         elif last > whole[file]:
@@ -201,8 +266,10 @@ def _check_rules(store: Store) -> Iterator[Damage]:
             yield Damage("catalog.duckdb", f"the condition of the rule {rule_id} is not one that was let in", _RESTORE)
 
 
-def _strangers(folder: Path, known: set[str]) -> list[Path]:
+def _strangers(folder: Path, known: Container[str]) -> list[Path]:
     """Finished folders that the catalog does not know."""
+    if not folder.is_dir():
+        return []
     return sorted(path for path in folder.iterdir() if not path.name.startswith(".") and path.name not in known)
 
 

@@ -1,20 +1,22 @@
 """The views that people query: steps over the Parquet files, annotations joined to them, and summaries per run.
 
 They are text made from the `datasets` table, the store's absolute path and the files that are there, so they are made
-again when one of these changes. A dataset of which a file is missing or cut off is left out; the others can be asked.
+again when one of these changes. A dataset of which a file is damaged (`integrity.py`) is left out; the others can be
+asked.
 What cannot depend on a dataset is in `summaries.py`.
 """
 
 from __future__ import annotations
 
-import os
 import re
-from collections.abc import Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from .catalog import Connection
 from .identity import sha256_bytes
+from .integrity import inspect_shards, note_shards
 from .opinions import opinion_views, same_action
 from .rule_views import RuledDataset, rule_view
 from .schema import Space
@@ -50,7 +52,7 @@ _NOTE_TYPES = {
     "prompt_version": "VARCHAR",
     "created_at": "TIMESTAMPTZ",
 }
-_PARQUET_END = b"PAR1"
+_CREATE = "CREATE OR REPLACE VIEW "
 _JOINED_TYPES = {"agrees": "BOOLEAN", "return_": "DOUBLE", "length": "INTEGER"}
 
 
@@ -65,49 +67,49 @@ class _Dataset:
     component_names: list[str]
     action_names: list[str]
 
-    def first_damage(self) -> str | None:
-        """What keeps DuckDB from reading it, as far as a glance at each file can tell."""
-        return next((f"{path.name} {wrong}" for path in self.files if (wrong := _glance(path))), None)
+
+class ViewState(NamedTuple):
+    """How the views stand."""
+
+    left_out: Mapping[str, str]  # datasets that no view can show now, and what is wrong with each
+    script: str  # that makes the views
+    is_current: bool  # whether the catalog's views are those, and it knows all that was found out about the files
+
+    @property
+    def temporary_script(self) -> str:
+        """The script for one connection alone, where the catalog cannot be written."""
+        return self.script.replace(_CREATE, "CREATE OR REPLACE TEMP VIEW ")
 
 
-def left_out(con: Connection, rollouts: Path) -> dict[str, str]:
-    """The datasets that no view can show now, and what is wrong with each.
+def look_at_views(con: Connection, rollouts: Path) -> ViewState:
+    """Whether the views fit the datasets that are registered, their files, and the place where the store lies now.
 
     Args:
         con: a connection of the catalog.
         rollouts: the absolute folder with one folder per dataset.
     """
-    return {d.dataset_id: wrong for d in _datasets(con, rollouts) if (wrong := d.first_damage())}
+    damaged, news = inspect_shards(con, rollouts)
+    script = _script(con, rollouts, damaged)
+    found = con.execute("SELECT comment FROM duckdb_views() WHERE view_name = 'steps' AND NOT internal").fetchone()
+    return ViewState(damaged, script, not news and found is not None and found[0] == _mark(script))
 
 
-def _glance(path: Path) -> str | None:
-    """What is wrong with a Parquet file, from its last bytes; a damaged one may still look whole."""
-    try:
-        with path.open("rb") as file:
-            file.seek(-len(_PARQUET_END), os.SEEK_END)
-            return None if file.read() == _PARQUET_END else "is cut off"
-    except FileNotFoundError:
-        return "is missing"
-    except OSError:
-        return "cannot be read"
-
-
-def refresh_views(con: Connection, rollouts: Path) -> None:
+def refresh_views(con: Connection, rollouts: Path) -> Mapping[str, str]:
     """Make all views again.
 
     Args:
         con: a connection of `Catalog.write`.
         rollouts: the absolute folder with one folder per dataset.
+
+    Returns:
+        The datasets that no view can show now, and what is wrong with each.
     """
-    script = _script(con, rollouts)
+    damaged, news = inspect_shards(con, rollouts)
+    note_shards(con, news)
+    script = _script(con, rollouts, damaged)
     con.execute(script)
     con.execute(f"COMMENT ON VIEW steps IS {_text(_mark(script))}")
-
-
-def are_current(con: Connection, rollouts: Path) -> bool:
-    """Whether the views fit the datasets that are registered and the place where the store lies now."""
-    found = con.execute("SELECT comment FROM duckdb_views() WHERE view_name = 'steps' AND NOT internal").fetchone()
-    return found is not None and found[0] == _mark(_script(con, rollouts))
+    return damaged
 
 
 def component_columns(names: Sequence[str]) -> list[str]:
@@ -127,9 +129,9 @@ def component_columns(names: Sequence[str]) -> list[str]:
     return columns
 
 
-def _script(con: Connection, rollouts: Path) -> str:
+def _script(con: Connection, rollouts: Path, damaged: Container[str]) -> str:
     everything = _datasets(con, rollouts)
-    datasets = [dataset for dataset in everything if dataset.first_damage() is None]
+    datasets = [dataset for dataset in everything if dataset.dataset_id not in damaged]
     return ";\n".join(
         [
             _view("steps", [_no_rows(_KEY_TYPES | _STEP_TYPES), *map(_steps_of, datasets)]),
@@ -226,7 +228,7 @@ WHERE notes.dataset_id = {_text(dataset.dataset_id)}"""
 
 
 def _view(name: str, selects: Sequence[str]) -> str:
-    return f"CREATE OR REPLACE VIEW {name} AS\n" + "\nUNION ALL BY NAME\n".join(selects)
+    return f"{_CREATE}{name} AS\n" + "\nUNION ALL BY NAME\n".join(selects)
 
 
 def _no_rows(types: dict[str, str]) -> str:

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import warnings
 from collections.abc import Callable
 from pathlib import Path
 
+import duckdb
 import pytest
 from toy_datasets import make_draft, make_episode, write
 
 from storage.annotations import insert_annotations
-from storage.errors import DamagedStore, LeftOutWarning
+from storage.catalog import Catalog
+from storage.errors import DamagedStore, DiskFailed, LeftOutWarning
+from storage.identity import seal
+from storage.policies import save_policy
 from storage.queries import run_query
 from storage.schema import Annotation
 from storage.steps import read_steps
@@ -45,9 +51,7 @@ def answer(store: Store) -> list[tuple[str, int, int]]:
     return [tuple(row.values()) for row in run_query(store, ASKED).to_pylist()]
 
 
-@pytest.mark.parametrize(
-    ("harm", "wrong"), [(Path.unlink, "is missing"), (cut, "is cut off"), (empty, "cannot be read")]
-)
+@pytest.mark.parametrize(("harm", "wrong"), [(Path.unlink, "is missing"), (cut, "is cut off"), (empty, "is cut off")])
 def test_a_dataset_without_its_files_is_left_out_with_a_warning_and_comes_back_with_them(
     two: Store, harm: Callable[[Path], object], wrong: str
 ) -> None:
@@ -79,12 +83,125 @@ def test_a_whole_folder_that_is_gone_is_named_and_left_out(two: Store) -> None:
     assert verify_store(harmed)[0].file == "rollouts/bad/manifest.json"
 
 
-def test_a_file_that_only_looks_whole_is_named_with_the_way_out(two: Store) -> None:
-    content = bytearray((two.root / SHARD).read_bytes())
+def at_the_end(path: Path) -> None:
+    content = bytearray(path.read_bytes())
     content[-12:-8] = b"\xff\xff\xff\xff"
-    (two.root / SHARD).write_bytes(content)
-    with pytest.raises(DamagedStore, match=r"bad/steps-00000.parquet.*leave its dataset out"):
-        answer(Store.open(two.root))
-    (two.root / SHARD).rename(two.root.parent / "aside")
-    with pytest.warns(LeftOutWarning):
+    path.write_bytes(content)
+
+
+def flip(path: Path, place: int = 40) -> None:
+    content = bytearray(path.read_bytes())
+    content[place] ^= 4
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("harm", [at_the_end, flip])
+def test_a_file_that_only_looks_whole_takes_nothing_with_it(two: Store, harm: Callable[[Path], object]) -> None:
+    harm(two.root / SHARD)
+    with pytest.warns(
+        LeftOutWarning, match=r"dataset bad .*: steps-00000.parquet is (not what was written|.* damaged)"
+    ):
+        assert answer(Store.open(two.root)) == [("good", 15, 1)]
+
+
+def test_damage_that_leaves_the_time_of_a_file_is_found_when_a_question_meets_it(two: Store) -> None:
+    path = two.root / SHARD
+    before = path.stat().st_mtime_ns
+    content = bytearray(path.read_bytes())
+    content[4:400] = bytes(396)
+    path.write_bytes(content)
+    os.utime(path, ns=(before, before))
+    opened = Store.open(two.root)
+    with pytest.warns(LeftOutWarning, match="dataset bad"):
+        assert answer(opened) == [("good", 15, 1)]
+    with pytest.warns(LeftOutWarning, match="dataset bad"):
+        Store.open(two.root)
+
+
+def test_a_copied_store_with_a_damaged_end_answers_about_the_others(two: Store, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(two.root, tmp_path / "copy"))
+    at_the_end(copy / SHARD)
+    assert [damage.file for damage in verify_store(Store.locate(copy))] == [SHARD, "rollouts/bad"]
+    with pytest.warns(LeftOutWarning, match="dataset bad"):
+        assert answer(Store.open(copy)) == [("good", 15, 1)]
+
+
+def test_a_copy_that_cannot_be_written_is_answered_from_views_of_its_own(
+    two: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy = Path(shutil.copytree(two.root, tmp_path / "copy"))
+    (two.root / SHARD).unlink()
+    connect = Catalog._connect
+
+    def refuse(catalog: Catalog, read_only: bool) -> object:
+        if not read_only:
+            raise DiskFailed("The file system is read-only.")
+        return connect(catalog, read_only)
+
+    monkeypatch.setattr(Catalog, "_connect", refuse)
+    assert answer(Store.open(copy)) == [("bad", 15, 1), ("good", 15, 1)]
+    assert verify_store(Store.locate(copy)) == []
+
+
+@pytest.mark.parametrize("content", [b"", b"hello\n", bytes(8192), None])
+def test_a_store_without_a_readable_catalog_is_still_verified(two: Store, content: bytes | None) -> None:
+    if content is None:
+        two.catalog.path.unlink()
+    else:
+        two.catalog.path.write_bytes(content)
+    cut(two.root / SHARD)
+    assert [damage.file for damage in verify_store(Store.locate(two.root))] == ["catalog.duckdb", SHARD]
+    with pytest.raises(DamagedStore, match=r"catalog.duckdb"):
+        Store.open(two.root)
+
+
+def test_a_catalog_of_a_newer_version_is_named(two: Store) -> None:
+    with two.catalog.write() as con:
+        con.execute("INSERT INTO schema_migrations (version, name) VALUES (999, 'later')")
+    (damage,) = verify_store(Store.locate(two.root))
+    assert damage.file == "catalog.duckdb"
+    assert "version 999" in damage.problem
+
+
+def test_a_log_that_is_damaged_is_named(two: Store, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    with duckdb.connect(str(two.catalog.path)) as con:  # a log lives until its connection ends
+        con.execute("SET wal_autocheckpoint = '1TB'")
+        for number in range(30):
+            con.execute(f"CREATE TABLE t{number} AS SELECT 1 AS a")
+        shutil.copytree(two.root, copy)
+    flip(copy / "catalog.duckdb.wal", 2000)
+    (damage,) = verify_store(Store.locate(copy))
+    assert damage.file == "catalog.duckdb"
+    assert "WAL" in damage.problem
+    assert str(tmp_path) not in damage.problem
+
+
+@pytest.mark.parametrize(
+    ("name", "harm"),
+    [
+        ("policies/p1/record.json", flip),
+        ("policies/p1/record.json", empty),
+        ("reports/r.html", flip),
+        ("reports/r.html", cut),
+    ],
+)
+def test_records_and_reports_that_are_damaged_are_named(two: Store, name: str, harm: Callable[[Path], object]) -> None:
+    save_policy(two, "p1", {"weights.npz": b"numbers"}, {"kind": "baseline", "config": {"also": ["good"], "beta": 0.1}})
+    (two.reports_dir / "r.html").write_bytes(seal(b"<html>" + b"words " * 20 + b"</html>"))
+    (two.reports_dir / "older.html").write_bytes(b"<html>without a seal</html>\n")
+    assert verify_store(two) == []
+    harm(two.root / name)
+    assert [damage.file for damage in verify_store(two)] == [name]
+
+
+def test_a_catalog_of_an_older_version_learns_what_the_files_were(two: Store) -> None:
+    with two.catalog.write() as con:
+        con.execute("DROP TABLE shards")
+        con.execute(
+            "DELETE FROM schema_migrations WHERE version >= (SELECT version FROM schema_migrations "
+            "WHERE name = 'what the files were')"
+        )
+    flip(two.root / SHARD)
+    with pytest.warns(LeftOutWarning, match="dataset bad .*is not what was written"):
         assert answer(Store.open(two.root)) == [("good", 15, 1)]

@@ -40,7 +40,7 @@ def filled(store: Store) -> Store:
     keep_policy(store, "refined-3", dataset_id="e")
     record_decision(store, "nightly", 0, Decision("c_1", "refined-1", None, True, 5, "promoted"))
     for age, name in ((9, "old"), (5, "new")):
-        (store.reports_dir / f"{name}.html").write_text("<p>")
+        (store.reports_dir / f"{name}.html").write_text("<html></html>")
         os.utime(store.reports_dir / f"{name}.html", (LONG_AGO - age, LONG_AGO - age))
     return store
 

@@ -19,6 +19,7 @@ from storage.errors import DamagedStore
 from storage.garbage import delete_garbage, find_garbage
 from storage.steps import list_episodes, read_steps
 from storage.store import Store
+from storage.verify import verify_store
 
 EPISODES = [make_episode(number, 3 + number) for number in range(7)]
 
@@ -121,3 +122,17 @@ def test_the_columns_do_not_travel_and_do_not_count_as_a_foreign_folder(large: S
     large.catalog.path.unlink()
     shutil.rmtree(large.rollouts_dir)
     assert Store.create(large.root).root == large.root
+
+
+@pytest.mark.parametrize("content", [b"", b"hello", None, b"\x93NUMPY\x01\x00"])
+def test_columns_that_are_damaged_are_written_anew(large: Store, content: bytes | None) -> None:
+    read_steps(large, "d1")
+    (path,) = large.columns_dir("d1").glob("*/reward.npy")
+    path.write_bytes(path.read_bytes()[:-8] if content is None else content)
+    assert verify_store(large)[0].file.startswith("columns/d1/")
+    assert read_steps(large, "d1").reward[0] == EPISODES[0].rewards[0]
+    assert verify_store(large) == []
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-20] + bytes([whole[-20] ^ 1]) + whole[-19:])
+    (damage,) = verify_store(large)
+    assert damage.file == path.relative_to(large.root).as_posix()

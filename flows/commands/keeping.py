@@ -24,7 +24,7 @@ def store_verify(store: StoreOption = DEFAULT_STORE, as_json: JsonOption = False
     from storage.store import Store
     from storage.verify import verify_store
 
-    damages = verify_store(Store.open(store))
+    damages = verify_store(Store.locate(store))
     if as_json:
         print_json({"damaged": len(damages), "damages": [str(damage) for damage in damages]})
     else:
