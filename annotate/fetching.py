@@ -230,8 +230,8 @@ class _Results:
 
     def chunks(self, lines: Iterable[str]) -> Iterator[dict[str, str]]:
         """Lines that are new, by request, in parts of which each names a request once."""
-        yield from _parts(self._messages(lines))
-        yield from _parts(self._failures)
+        yield from filter(None, _parts(self._messages(lines)))
+        yield from filter(None, _parts(self._failures))
 
     def _messages(self, lines: Iterable[str]) -> Iterator[tuple[str, str]]:
         for request_id, line in read_ids(lines):
@@ -247,14 +247,18 @@ class _Results:
 
 
 def _parts(pairs: Iterable[tuple[str, str]]) -> Iterator[dict[str, str]]:
+    """Pairs in parts; where reading breaks off, what was read comes first."""
     part: dict[str, str] = {}
-    for request_id, line in pairs:
-        if request_id in part or len(part) >= CHUNK:
-            yield part
-            part = {}
-        part[request_id] = line
-    if part:
+    try:
+        for request_id, line in pairs:
+            if request_id in part or len(part) >= CHUNK:
+                yield part
+                part = {}
+            part[request_id] = line
+    except (NotThereError, BrokenOffError):
         yield part
+        raise
+    yield part
 
 
 def _is_message(line: str) -> bool:

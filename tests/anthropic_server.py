@@ -2,7 +2,7 @@
 
 It fails on request: by name, in order (`plan_fault`), or by chance with a seed (`chances`). A program of its own too:
 
-    python tests/anthropic_server.py SEED SKEW_S    # prints its port; GET /books shows the books
+    python tests/anthropic_server.py SEED SKEW_S CHANCE LAG_S    # prints its port; GET /books shows the books
 """
 
 from __future__ import annotations
@@ -58,6 +58,7 @@ class MadeBatch:
     outcomes: dict[str, str] = field(default_factory=dict)
     archived: bool = False
     workspace: str = ""
+    lag_s: float = 0.0  # how long it is not on the list
 
 
 def answer_text(step: int = 1) -> str:
@@ -91,6 +92,7 @@ class AnthropicServer:
         self.organisations: dict[str, str] = {}  # key -> the organisation that the server names
         self.date_ahead_s = 0.0  # how far the Date of a reply is ahead of what batches say
         self.list_lag_s = 0.0  # how long a batch is not on the list
+        self.late: tuple[float, float] = (0.0, 0.0)  # chance that one is on the list later still, by so many seconds
         self.broken: set[str] = set()  # batches of which nothing can be known: status 500
         self.output_tokens = 120
         self.text: Callable[[dict[str, Any]], str] = lambda _: answer_text()
@@ -147,6 +149,7 @@ class AnthropicServer:
                 now,
                 now + self.random.uniform(*self.work_s),
                 workspace=self.workspace_of(key),
+                lag_s=self.late[1] if self.random.random() < self.late[0] else 0.0,
             )
             self.batches[made.remote_id] = made
             return made
@@ -208,7 +211,11 @@ class AnthropicServer:
     def listed(self, limit: int, after_id: str | None, key: str = KEY) -> dict[str, Any]:
         with self.idle:
             self.idle.wait_for(lambda: self.creating == 0, 5)
-            there = [made for made in self.shown_to(key).values() if made.created_at + self.list_lag_s <= self.now()]
+            there = [
+                made
+                for made in self.shown_to(key).values()
+                if made.created_at + self.list_lag_s + made.lag_s <= self.now()
+            ]
             newest = sorted(there, key=lambda made: (made.created_at, made.remote_id), reverse=True)
             ids = [made.remote_id for made in newest]
             start = ids.index(after_id) + 1 if after_id in ids and not self.ignores_after_id else 0
@@ -239,6 +246,7 @@ class AnthropicServer:
                 self.settle(made)
             return {
                 "batches": {key: made.outcomes for key, made in self.batches.items()},
+                "late": sorted({name for made in self.batches.values() if made.lag_s for name in made.custom_ids}),
                 "billed": self.billed,
                 "billed_tokens": self.billed_tokens,
                 "calls": self.calls,
@@ -423,14 +431,15 @@ def _iso(seconds: float) -> str:
     return datetime.fromtimestamp(seconds, UTC).isoformat()
 
 
-def main(seed: int, skew_s: float) -> None:
-    """Serve until killed, with everything going wrong by chance."""
+def main(seed: int, skew_s: float, late: tuple[float, float]) -> None:
+    """Serve until killed, with everything going wrong by chance, and a Date that is an hour ahead of its batches."""
     server = AnthropicServer(seed, skew_s, work_s=(0.0, 0.15))
-    server.chances = {"create": 0.35, "list": 0.05, "retrieve": 0.1, "results": 0.25}
+    server.chances = {"create": 0.35, "list": 0.05, "retrieve": 0.1, "results": 0.25, "message": 0.1}
+    server.date_ahead_s, server.list_lag_s, server.late = 3600.0, 0.5, late
     server.item_chances = {"errored": 0.06, "expired": 0.06, "canceled": 0.06}
     print(server.http.server_port, flush=True)
     server.http.serve_forever(poll_interval=0.05)
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), float(sys.argv[2]))
+    main(int(sys.argv[1]), float(sys.argv[2]), (float(sys.argv[3]), float(sys.argv[4])))
