@@ -1,21 +1,31 @@
 """Commands of `trajnote annotate` killed with SIGKILL again and again, against a server where everything goes wrong.
 
-    python benchmarks/chaos.py [--seed 7] [--kills 120] [--worlds 2]
+    python benchmarks/chaos.py [--seed 7] [--kills 120] [--worlds 2] [--kind batches | late | single | all]
 
 A loopback server (`tests/anthropic_server.py`) keeps its own books of what it created, answered and billed. Each life
-is a forked process that runs one command, `run`, `submit`, `poll` or `ingest`, and is killed at a named point or at any
-instant, while the server loses replies, fails after it created a batch, says that it is busy, expires items, hides
-results for a while and breaks connections off, with a clock that is hours ahead. At the end nothing is killed any
-more, the run is finished, and the server's books are compared with the ledger: nothing lost, nothing billed twice.
-Worlds, each with a store, a server and a seed of its own, run side by side.
+is a forked process that runs one command, `run`, `submit`, `poll` or `ingest`, and is killed at a named point or at
+any instant, while the server loses replies, fails after it created a batch, answers a creation without a name or with
+HTML, says that it is busy, expires items, contradicts itself, names requests that nobody asked, hides results for a
+while, lists batches late and breaks connections off, with a clock that is hours ahead and a Date that is an hour
+ahead of that. Some lives use the key of another account, and some meet a reader that holds the catalog for longer
+than they wait. At the end nothing is killed any more, the run is finished, and the server's books are compared with
+the ledger.
 
-A lost batch is given up after 2.5 s here, not after minutes; on a machine so busy that this server needs longer for a
-request whose sender has died, that would show as billed twice.
+Kinds: `batches`, where nothing may be billed twice; `late`, where some batches are listed only after the grace
+period, so that nobody could know of them when they were bought again; `single`, calls without batches, where a reply
+that was under way when its command was killed is gone. In the last two a second purchase is inevitable, and what
+counts is that the ledger counts it: no answer that was billed may be missing there, or the budget would not hold
+(`dropped`, `unseen`).
+
+Worlds, each with a store, a server and a seed of its own, run side by side. A lost batch is given up after 2.5 s
+here, not after minutes; on a machine so busy that this server needs longer for a request whose sender has died, that
+would show as billed twice.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import random
@@ -26,6 +36,7 @@ import tempfile
 import time
 import traceback
 import urllib.request
+import warnings
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
@@ -39,14 +50,14 @@ sys.path.insert(0, str(TESTS))
 from anthropic_server import KEY  # noqa: E402
 from toy_datasets import make_draft, make_episode, write  # noqa: E402
 
-from annotate import fetching  # noqa: E402
+from annotate import fetching, ledger  # noqa: E402
 from annotate.batch_config import BatchConfig  # noqa: E402
 from annotate.providers.batch import BatchServer  # noqa: E402
 from annotate.requests import AnnotateConfig  # noqa: E402
-from flows import batching  # noqa: E402
+from flows import batching, label  # noqa: E402
 from flows.questions import LabelConfig  # noqa: E402
-from storage.catalog import Catalog, Connection  # noqa: E402
-from storage.errors import TrajnoteError  # noqa: E402
+from storage.catalog import WAIT_VARIABLE, Catalog, Connection  # noqa: E402
+from storage.errors import TrajnoteError, TrajnoteWarning  # noqa: E402
 from storage.store import Store  # noqa: E402
 
 EPISODES = 18
@@ -67,8 +78,13 @@ MEETS = {
     "submit": ("POST", "commit"),
     "poll": ("commit",),
     "ingest": ("commit", "replies", "results"),
+    "call": ("commit", "replies"),
 }
 """Words of the points that a command comes by."""
+COUNTED = """
+SELECT request_id, count(*) FROM batch_items WHERE outcome IN ('lost', 'unknown', 'released', 'missing') GROUP BY ALL
+"""
+"""What may have been billed without an answer in the ledger, and counts there at its worst price."""
 CARD = """
 env_id = "Toy-v0"
 title = "Toy"
@@ -83,6 +99,10 @@ components = [
 actions = [{name = "left", meaning = "go left"}, {name = "right", meaning = "go right"}]
 """
 FINISHED, REFUSED, CRASHED = 0, 3, 9
+KEYS = (KEY, "sk-test-another-account")
+LATE_S = 6.0
+WAIT_S = 0.5
+KINDS = ("batches", "late", "single")
 
 
 class Figures(NamedTuple):
@@ -96,7 +116,10 @@ class Figures(NamedTuple):
     created: int  # batches that the server made
     answered: int  # replies that the server billed
     lost: int  # billed replies that are not in the ledger, and requests without a reply
-    billed_twice: int  # requests that the server answered more than once
+    billed_twice: int  # requests that the server answered more than once, though that could be known
+    billed_again: int  # requests that it answered more than once because nobody could know of the first answer
+    dropped: int  # answers that were billed and are neither in the ledger nor counted there at their worst price
+    unseen_usd: float  # dollars billed beyond what the ledger counted against the budget, at the worst moment
     entered_twice: int  # requests with more than one response in the ledger
     token_gap: int  # tokens billed by the server and not in the ledger, or the other way round
     crashed: int  # lives that ended in an error that is nobody's business
@@ -111,13 +134,15 @@ class World(NamedTuple):
     url: str
     card: Path
     generation: int  # each one asks as many requests more
+    kind: str = "batches"
 
     @property
     def config(self) -> LabelConfig:
         """What is asked."""
         asked = AnnotateConfig(model="claude-haiku-4-5", windows=1, rows=4, median_rows=4, samples=self.generation)
+        provider = "anthropic" if self.kind == "single" else "batch"
         return LabelConfig(
-            provider="batch", annotate=asked, card=str(self.card), base_url=self.url, batch=BATCHES, poll_s=0.05
+            provider=provider, annotate=asked, card=str(self.card), base_url=self.url, batch=BATCHES, poll_s=0.05
         )
 
 
@@ -128,8 +153,8 @@ def run_command(world: World, name: str) -> None:
         batching.submit(store, "d1", world.config)
     elif name == "poll":
         batching.poll(store, world.url, BATCHES)
-    elif name == "run":
-        batching.run(store, "d1", world.config)
+    elif name in ("run", "call"):
+        label.label(store, "d1", world.config)
     else:
         batching.ingest(store, world.url, BATCHES)
 
@@ -174,12 +199,15 @@ def die_at(point: str, visit: int) -> None:
         reach("after raw replies landed")
         return places
 
+    def land_one(*arguments: Any) -> Any:
+        return land(*arguments[:-1], [arguments[-1]])[0]
+
     Catalog.write, BatchServer.create, BatchServer.results = change, post, read
-    fetching.append_responses = land
+    fetching.append_responses, ledger.append_response = land, land_one
 
 
-def in_child(work: Callable[[], None], kill_after_s: float | None = None) -> int:
-    """Run something in a forked process; its exit status, negative when it was killed."""
+def fork(work: Callable[[], None]) -> int:
+    """Run something in a forked process; its id."""
     child = os.fork()
     if child == 0:
         status = CRASHED
@@ -192,15 +220,47 @@ def in_child(work: Callable[[], None], kill_after_s: float | None = None) -> int
             traceback.print_exc()
         finally:
             os._exit(status)
+    return child
+
+
+def in_child(work: Callable[[], None], kill_after_s: float | None = None) -> int:
+    """Run something in a forked process; its exit status, negative when it was killed."""
+    child = fork(work)
     if kill_after_s is not None:
         time.sleep(kill_after_s)
         os.kill(child, signal.SIGKILL)
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
+@contextmanager
+def reader(world: World, rng: random.Random) -> Generator[None]:
+    """Now and then somebody reads the catalog for longer than a command waits for it."""
+    if rng.random() > 0.15:
+        yield
+        return
+    starts, lasts = rng.uniform(0.0, 0.5), rng.uniform(1.0, 2.5) * WAIT_S
+
+    def read() -> None:
+        time.sleep(starts)
+        with Catalog(world.root / "catalog.duckdb", wait_s=5.0).read():
+            time.sleep(lasts)
+
+    child = fork(read)
+    try:
+        yield
+    finally:
+        os.waitpid(child, 0)
+
+
 def live(world: World, rng: random.Random) -> tuple[str, int]:
     """One life and where it was to end."""
-    name = rng.choices(["run", "submit", "ingest", "poll"], [14, 3, 3, 1])[0]
+    os.environ["ANTHROPIC_API_KEY"] = rng.choices(KEYS, [3, 1])[0]
+    with reader(world, rng):
+        return _live(world, rng)
+
+
+def _live(world: World, rng: random.Random) -> tuple[str, int]:
+    name = rng.choices(["run", "submit", "ingest", "poll"], [14, 3, 3, 1])[0] if world.kind != "single" else "call"
     if rng.random() < 0.3:
         return "any instant", in_child(partial(run_command, world, name), kill_after_s=rng.uniform(0.02, 0.4))
     point = rng.choice([point for point in POINTS if any(word in point for word in MEETS[name])])
@@ -217,24 +277,37 @@ def read_ledger(root: Path, out: Path) -> None:
     """What the ledger says, into a file."""
     with Store.open(root).catalog.read() as con:
         replies = con.execute("SELECT request_id, count(*) FROM responses GROUP BY ALL").fetchall()
+        counted = con.execute(COUNTED).fetchall()
+        usd = con.execute("SELECT sum(cost_usd + under_way_usd + lost_usd) FROM spending").fetchone()
+        bodies = con.execute("SELECT request_id, body FROM requests").fetchall()
         states = con.execute("SELECT state, count(*) FROM requests GROUP BY ALL").fetchall()
         tokens = con.execute("SELECT sum(input_tokens)::BIGINT, sum(output_tokens)::BIGINT FROM responses").fetchone()
         under_way = con.execute("SELECT count(*) FROM batches WHERE state IN ('intent', 'submitted')").fetchone()
-    told = {"replies": dict(replies), "states": dict(states), "tokens": tokens, "under_way": under_way}
+    told = {
+        "replies": dict(replies),
+        "counted": dict(counted),
+        "usd": (usd[0] if usd else 0.0) or 0.0,
+        "asked": {json.dumps(json.loads(body)["messages"]): request_id for request_id, body in bodies},
+        "states": dict(states),
+        "tokens": tokens,
+        "under_way": under_way,
+    }
     out.write_text(json.dumps(told))
 
 
-def run_trial(seed: int, kills: int, folder: Path) -> Figures:
+def run_trial(seed: int, kills: int, folder: Path, kind: str = "batches") -> Figures:
     """Kill commands, finish the run, compare the books."""
     started = time.monotonic()
-    os.environ["ANTHROPIC_API_KEY"] = KEY
+    warnings.simplefilter("ignore", TrajnoteWarning)
+    os.environ |= {"ANTHROPIC_API_KEY": KEY, WAIT_VARIABLE: str(WAIT_S)}
     batching.BatchServer = partial(BatchServer, sleep=lambda wait_s: time.sleep(min(wait_s, 0.02)))
     (folder / "card.toml").write_text(CARD)
-    arguments = [sys.executable, str(TESTS / "anthropic_server.py"), str(seed), str(SKEW_S)]
+    late = ("0.2", str(LATE_S)) if kind == "late" else ("0", "0")
+    arguments = [sys.executable, str(TESTS / "anthropic_server.py"), str(seed), str(SKEW_S), *late]
     with subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True) as server:
         try:
             port = int((server.stdout.readline() if server.stdout else "").strip())
-            world = World(folder / "store", f"http://127.0.0.1:{port}", folder / "card.toml", 1)
+            world = World(folder / "store", f"http://127.0.0.1:{port}", folder / "card.toml", 1, kind)
             in_child(partial(_make_store, world.root))
             return _run_lives(world, random.Random(seed), kills, folder / "ledger.json", seed)._replace(
                 seconds=round(time.monotonic() - started, 1)
@@ -248,35 +321,79 @@ def _make_store(root: Path) -> None:
 
 
 def _run_lives(world: World, rng: random.Random, kills: int, out: Path, seed: int) -> Figures:
-    killed, ends = Counter[str](), Counter[int]()
+    killed, ends, unseen = Counter[str](), Counter[int](), [0.0]
     while killed.total() < kills:
         point, status = live(world, rng)
         ends[status] += 1
         killed[point] += status == -signal.SIGKILL
-        if ends.total() % 12 == 0 and not _is_open(world, out):
-            world = world._replace(generation=world.generation + 1)
-    while _is_open(world, out):
+        if ends.total() % 12 == 0:
+            unseen.append(_unseen_usd(world, out))
+            if not _is_open(world, out):
+                world = world._replace(generation=world.generation + 1)
+    for key in itertools.cycle(KEYS):
+        if not _is_open(world, out):
+            break
+        os.environ["ANTHROPIC_API_KEY"] = key
         ends[in_child(partial(run_command, world, "run"))] += 1
-    ledger = json.loads(out.read_text())
-    with urllib.request.urlopen(f"{world.url}/books") as reply:
-        books = json.load(reply)
-    billed, replies = books["billed"], ledger["replies"]
-    return Figures(
+    if world.kind == "late":  # by now all batches are listed
+        time.sleep(LATE_S)
+        for key in KEYS:
+            os.environ["ANTHROPIC_API_KEY"] = key
+            while in_child(partial(run_command, world, "ingest")) != FINISHED or _is_open(world, out):
+                pass
+    unseen.append(_unseen_usd(world, out))
+    books, ledger = _books(world), json.loads(out.read_text())
+    billed = Counter[str]()
+    for name, count in books["billed"].items():
+        billed[ledger["asked"].get(name, name)] += count
+    return _compare(billed, books, ledger)._replace(
         seeds=[seed],
         kills=killed.total(),
         kills_at=dict(killed),
         lives=ends.total(),
+        crashed=ends[CRASHED],
+        unseen_usd=round(max(unseen), 6),
+    )
+
+
+def _compare(billed: Counter[str], books: dict[str, Any], ledger: dict[str, Any]) -> Figures:
+    """The server's books beside the ledger."""
+    replies, counted = ledger["replies"], ledger["counted"]
+    inevitable = {*books["late"], *(counted if not books["batches"] else ())}
+    again = {name for name, count in billed.items() if count > 1}
+    missing = {name: count - replies.get(name, 0) for name, count in billed.items()}
+    return Figures(
+        seeds=[],
+        kills=0,
+        kills_at={},
+        lives=0,
         requests=sum(ledger["states"].values()),
         created=len(books["batches"]),
-        answered=sum(billed.values()),
+        answered=billed.total(),
         lost=len(billed.keys() - replies.keys()) + sum(ledger["states"].values()) - ledger["states"].get("done", 0),
-        billed_twice=sum(count > 1 for count in billed.values()),
-        entered_twice=sum(count > 1 for count in replies.values()),
+        billed_twice=len(again - inevitable),
+        billed_again=len(again & inevitable),
+        dropped=sum(max(0, count - counted.get(name, 0)) for name, count in missing.items()),
+        unseen_usd=0.0,
+        entered_twice=sum(count > billed[name] for name, count in replies.items()),
         token_gap=abs(sum(ledger["tokens"]) - sum(books["billed_tokens"].values())),
-        crashed=ends[CRASHED],
+        crashed=0,
         faults=sum(books["happened"].values()),
         seconds=0.0,
     )
+
+
+def _books(world: World) -> dict[str, Any]:
+    with urllib.request.urlopen(f"{world.url}/books") as reply:
+        return json.load(reply)
+
+
+def _unseen_usd(world: World, out: Path) -> float:
+    """Dollars that the server has billed and the ledger does not count; below 0 the ledger is on the safe side."""
+    tokens = _books(world)["billed_tokens"]
+    in_child(partial(read_ledger, world.root, out))
+    dollars = (tokens.get("input", 0) + 5 * tokens.get("output", 0)) / 1e6
+    return dollars / (1 if world.kind == "single" else 2) - json.loads(out.read_text())["usd"]
 
 
 def _is_open(world: World, out: Path) -> bool:
@@ -287,54 +404,56 @@ def _is_open(world: World, out: Path) -> bool:
     return done < EPISODES * world.generation or ledger["under_way"][0] > 0
 
 
-def run_worlds(seed: int, kills: int, worlds: int) -> Figures:
+def run_worlds(seed: int, kills: int, worlds: int, kind: str = "batches") -> Figures:
     """Several trials, each a process of its own, because what forks may have no threads."""
     each = -(-kills // worlds)
-    commands = [
-        [sys.executable, __file__, "--json", "--worlds", "1", "--seed", str(seed + n), "--kills", str(each)]
-        for n in range(worlds)
-    ]
+    options = ["--json", "--worlds", "1", "--kills", str(each), "--kind", kind]
+    commands = [[sys.executable, __file__, *options, "--seed", str(seed + n)] for n in range(worlds)]
     running = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for command in commands]
     found = [Figures(**json.loads(trial.communicate()[0].splitlines()[-1])) for trial in running]
     sums = {
         name: sum(getattr(figures, name) for figures in found)
         for name in Figures._fields
-        if name not in ("seeds", "kills_at", "seconds")
+        if name not in ("seeds", "kills_at", "seconds", "unseen_usd")
     }
     return Figures(
         seeds=[seed for figures in found for seed in figures.seeds],
         kills_at=dict(sum((Counter(figures.kills_at) for figures in found), Counter[str]())),
         seconds=max(figures.seconds for figures in found),
+        unseen_usd=max(figures.unseen_usd for figures in found),
         **sums,
     )
+
+
+def tell(kind: str, figures: Figures) -> None:
+    """The figures of one kind as lines of a table."""
+    told = figures._asdict()
+    print(f"{kind}: seeds {', '.join(map(str, figures.seeds))}, {figures.lives} lives, {figures.seconds:.0f} s")
+    print("  kills: " + ", ".join(f"{count} {point}" for point, count in sorted(figures.kills_at.items())))
+    for name in Figures._fields:
+        if name not in ("seeds", "kills_at", "lives", "seconds"):
+            print(f"  {name.replace('_', ' '):16}{told[name]:>12}")
 
 
 def main() -> None:
     """Print the figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seed", type=int, default=7)
-    parser.add_argument("--kills", type=int, default=120)
+    parser.add_argument("--kills", type=int, default=120, help="of each kind")
     parser.add_argument("--worlds", type=int, default=2)
+    parser.add_argument("--kind", choices=(*KINDS, "all"), default="batches")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
-    if options.worlds > 1:
-        figures = run_worlds(options.seed, options.kills, options.worlds)
-    else:
-        with tempfile.TemporaryDirectory() as folder:
-            figures = run_trial(options.seed, options.kills, Path(folder))
-    if options.json:
-        print(json.dumps(figures._asdict()))
-        return
-    seeds = ", ".join(map(str, figures.seeds))
-    print(f"seeds {seeds}: {figures.kills} kills with SIGKILL in {figures.lives} lives, {figures.seconds:.0f} s")
-    for point, count in sorted(figures.kills_at.items(), key=lambda pair: -pair[1]):
-        print(f"  {count:4d} at {point}")
-    print(f"{figures.faults} failures of the server, {figures.created} batches created")
-    print(f"{figures.requests} requests, {figures.answered} answers billed")
-    print(
-        f"lost: {figures.lost}   billed twice: {figures.billed_twice}   entered twice: {figures.entered_twice}   "
-        f"tokens billed and not booked: {figures.token_gap}   crashed: {figures.crashed}"
-    )
+    for kind in KINDS if options.kind == "all" else (options.kind,):
+        if options.worlds > 1:
+            figures = run_worlds(options.seed, options.kills, options.worlds, kind)
+        else:
+            with tempfile.TemporaryDirectory() as folder:
+                figures = run_trial(options.seed, options.kills, Path(folder), kind)
+        if options.json:
+            print(json.dumps(figures._asdict()))
+        else:
+            tell(kind, figures)
 
 
 if __name__ == "__main__":
