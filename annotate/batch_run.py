@@ -60,6 +60,7 @@ def run_batches(
     report: Report | None = None,
     *,
     budget_usd: float | None = None,
+    max_tokens: int | None = None,
     poll_s: float = 30.0,
 ) -> RunSummary:
     """Ask what is open of a plan in batches, wait for them, and enter labels and rejections.
@@ -71,6 +72,7 @@ def run_batches(
         config: their size and number.
         report: told of the progress.
         budget_usd: dollars that the run may cost over all its commands.
+        max_tokens: cap on a reply; what the server allows the model when None.
         poll_s: seconds between two looks at the server while nothing happens.
 
     Raises:
@@ -81,6 +83,7 @@ def run_batches(
     """
     asked = answered = troubles = 0
     stopped: str | None = None
+    is_halted = False
     recover(store, config.attempts)
     while True:
         states = _states(store, plan)
@@ -90,7 +93,7 @@ def run_batches(
         if not states["in_batch"] and (stopped or not sendable):
             break
         try:
-            submission = submit(store, plan, server, config, budget_usd=budget_usd)
+            submission = submit(store, plan, server, config, budget_usd=budget_usd, max_tokens=max_tokens)
             ingested = ingest(store, server, config)
         except ServerBusyError as error:
             troubles += 1
@@ -101,7 +104,7 @@ def run_batches(
             continue
         troubles = 0
         asked, answered = asked + submission.requests, answered + ingested.answered
-        stopped = submission.stopped
+        stopped, is_halted = submission.stopped, submission.is_halted
         config = config.model_copy(update={"retry_failed": False})
         _say([*submission.warnings, *ingested.warnings, *ingested.failed])
         if not submission.batch_ids and not ingested.batches:
@@ -115,6 +118,7 @@ def run_batches(
         answered=answered,
         reused=summary.reused - answered,
         stopped=stopped,
+        is_halted=is_halted,
     )
 
 

@@ -8,6 +8,7 @@ intent -> submitted -> ingested | abandoned; a request that is in one is asked b
 from __future__ import annotations
 
 import secrets
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -16,7 +17,7 @@ from typing import Literal
 from storage.catalog import Connection, insert_rows
 
 from . import ledger
-from .costs import estimate_calls, most_tokens, price
+from .costs import Tokens, estimate_calls, most_tokens, price
 from .providers.answers import parse_answer
 from .providers.protocol import Reply
 from .records import BATCH, Landed
@@ -369,6 +370,16 @@ def asked_elsewhere(con: Connection, batch_id: str) -> set[str]:
     return {request_id for (request_id,) in rows}
 
 
+def count_vain(con: Connection, request_ids: Sequence[str]) -> Counter[str]:
+    """Why some requests have no answer, and how often."""
+    rows = con.execute(
+        """SELECT coalesce(error, 'unknown') FROM requests
+           WHERE state <> 'done' AND request_id IN (SELECT unnest(?::VARCHAR[]))""",
+        [list(request_ids)],
+    ).fetchall()
+    return Counter(error for (error,) in rows)
+
+
 def known_remotes(con: Connection) -> set[str]:
     """All names of batches that the server gave us."""
     rows = con.execute("SELECT remote_id FROM batches WHERE remote_id IS NOT NULL").fetchall()
@@ -386,6 +397,28 @@ def unsettled_items(con: Connection) -> dict[tuple[str, str], str | None]:
         "SELECT batch_id, request_id, outcome FROM batch_items WHERE outcome IS DISTINCT FROM 'succeeded'"
     ).fetchall()
     return {(batch_id, request_id): outcome for batch_id, request_id, outcome in rows}
+
+
+def find_excess(con: Connection, run_id: str) -> str | None:
+    """How the newest replies that a run got out of a batch cost more than they may; None if they do not."""
+    rows = con.execute(
+        """SELECT requests.model, responses.model, input_tokens, cache_write_tokens, cache_read_tokens, output_tokens,
+               cost_usd, worst_usd
+           FROM responses JOIN requests USING (request_id) JOIN batch_items USING (batch_id, request_id)
+           WHERE batch_id = (
+               SELECT batch_id FROM batches JOIN responses USING (batch_id)
+               WHERE batches.run_id = ? AND batches.provider = ? ORDER BY received_at DESC LIMIT 1
+           ) AND (responses.model <> requests.model OR cost_usd > worst_usd)
+           LIMIT 1000""",
+        [run_id, BATCH],
+    ).fetchall()
+    for asked, model, *tokens, cost, worst in rows:
+        expected = price(asked, Tokens(*tokens), batch=True) if None not in tokens else None
+        if cost is not None and expected is not None and cost > expected * 1.000001:
+            return f"{model} answered in place of {asked}, for ${cost:.4f} in place of ${expected:.4f}"
+        if cost is not None and worst is not None and cost > worst:
+            return f"a reply was billed with ${cost:.4f}, where its request can cost ${worst:.4f} at most"
+    return None
 
 
 def committed_usd(con: Connection, run_id: str) -> float:

@@ -41,6 +41,7 @@ class CallBook:
         self.sent: set[str] = set()
         self.stopped: str | None = None  # why no further call was allowed
         self.is_halted = False  # no call is handed out until the catalog can be written again
+        self.ended: str | None = None  # why no further call makes sense, whatever the budget allows
 
     def hand_out(self, requests: Sequence[Request]) -> Iterator[Request]:
         """Give requests away one by one, each entered before; stop where the budget ends, or the catalog is locked.
@@ -53,6 +54,8 @@ class CallBook:
         """
         self.stopped, self.is_halted = None, False
         for request in requests:
+            if self.ended is not None:
+                return
             claimed = not self.is_halted and self._claim(request)
             if self.stopped is not None or self.is_halted:
                 return

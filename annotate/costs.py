@@ -6,12 +6,14 @@ Prices come from `genai-prices`, which brings its list with it and asks no netwo
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from genai_prices import Usage as PricedUsage
 from genai_prices import calc_price
+from genai_prices.types import ClauseEquals, ClauseOr, ClauseStartsWith, ModelInfo
 
 from .requests import Request
 
@@ -83,7 +85,7 @@ def most_tokens(request: Request) -> Tokens:
     """More than a call can take: a token for each byte sent, all of it written to the cache, and the longest reply."""
     pictures = _picture_sizes(request)
     sent = len(request.body.encode()) - sum(pictures) + MOST_PICTURE_TOKENS * len(pictures)
-    return Tokens(cache_write=sent + HIDDEN_TOKENS, output=int(request.params.get("max_tokens", 0)))
+    return Tokens(cache_write=sent + HIDDEN_TOKENS, output=int(request.sent.get("max_tokens", 0)))
 
 
 def tokens_of(usage: Mapping[str, int] | None) -> Tokens | None:
@@ -115,9 +117,53 @@ def price(model: str, tokens: Tokens, *, batch: bool = False) -> float | None:
     )
     context = {"processing": "batch"} if batch else None
     try:
-        return float(calc_price(usage, model, provider_id="anthropic", price_context=context).total_price)
+        found = calc_price(usage, model, provider_id="anthropic", price_context=context)
     except LookupError:
         return None
+    return float(found.total_price) if _is_name_of(model, found.model) else None
+
+
+def find_excess(request: Request, model: str | None, usage: Mapping[str, int] | None) -> str | None:
+    """Why a reply costs more than its request can; None if it does not, or nothing is known of its price.
+
+    Args:
+        request: as it was sent.
+        model: that answered, in the reply's words.
+        usage: in the reply's words.
+    """
+    tokens, most = tokens_of(usage), most_tokens(request)
+    expected = price(request.model, tokens) if tokens else None
+    if tokens is None or expected is None:
+        return None
+    paid = price(model or request.model, tokens)
+    if paid is not None and paid > expected * 1.000001:
+        return f"{model} answered in place of {request.model}, for ${paid:.4f} in place of ${expected:.4f}"
+    sent = tokens.input + tokens.cache_write + tokens.cache_read
+    if sent > most.cache_write or tokens.output > most.output:
+        return (
+            f"a reply was billed with {sent} input and {tokens.output} output tokens, where its request allows "
+            f"{most.cache_write} and {most.output}"
+        )
+    return None
+
+
+_VERSION = re.compile(r"(-latest|[-@]\d{8}|-\d{4}-\d{2}-\d{2})$")
+
+
+def _is_name_of(name: str, model: ModelInfo) -> bool:
+    """Whether a name is a model's, or that of a dated version of it; the price list knows models by prefix."""
+    names = {model.id, *_literals(model.match)}
+    return _VERSION.sub("", name) in {_VERSION.sub("", known) for known in names}
+
+
+def _literals(clause: object) -> Iterator[str]:
+    if isinstance(clause, ClauseOr):
+        for part in clause.or_:
+            yield from _literals(part)
+    elif isinstance(clause, ClauseEquals):
+        yield clause.equals
+    elif isinstance(clause, ClauseStartsWith):
+        yield clause.starts_with
 
 
 def _picture_sizes(request: Request) -> list[int]:

@@ -7,6 +7,7 @@ call goes on where this one was. What the replies say becomes labels in `digest.
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -69,6 +70,7 @@ class Ingested:
     answered: int = 0  # requests that got their reply
     returned: int = 0  # requests that came back without one: errored, canceled or expired
     under_way: int = 0  # batches that are not finished with
+    reasons: Counter[str] = field(default_factory=Counter[str])  # of those, and how often
     read: int = 0  # replies that became labels and rejections
     warnings: list[str] = field(default_factory=list)
     failed: list[str] = field(default_factory=list)  # batches and runs that could not be handled, and why
@@ -199,6 +201,9 @@ def _finish(store: Store, found: Polled, results: _Results, done: Ingested) -> N
         batches.close_batch(con, found.batch_id, "ingested", None, found.ended_at)
     if missing:
         done.warnings.append(f"{found.batch_id}: {len(missing)} of its requests have no result, by the server's count")
+    with store.catalog.read() as con:
+        if (dear := batches.find_excess(con, found.run_id)) is not None:
+            done.warnings.append(f"{found.batch_id}: {dear}; no further batch of {found.run_id} is sent")
     done.batches += 1
 
 
@@ -296,8 +301,11 @@ def _take(store: Store, found: Polled, lines: dict[str, str], attempts: int, don
 def _enter(store: Store, found: Polled, landed: Sequence[Landed], attempts: int, done: Ingested) -> None:
     with store.catalog.write() as con:
         taken = batches.take_landed(con, found.batch_id, landed, attempts)
-    answered = sum(bool(reply.record.message) for reply in taken)
+    with store.catalog.read() as con:
+        vain = batches.count_vain(con, [reply.record.request_id for reply in taken])
+    answered = len(taken) - vain.total()
     done.answered += answered
+    done.reasons += vain
     done.returned += len(taken) - answered
 
 

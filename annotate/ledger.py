@@ -139,6 +139,35 @@ def reopen_failed(con: Connection, questions: Sequence[Question]) -> None:
     )
 
 
+_EMPTY = """
+SELECT request_id FROM run_requests JOIN requests USING (request_id)
+WHERE run_id = $run AND (requests.state = 'failed' OR (requests.state = 'done'
+    AND (run_id, request_id) NOT IN (SELECT (run_id, request_id) FROM annotations WHERE request_id IS NOT NULL)
+    AND (run_id, request_id) NOT IN (SELECT (run_id, request_id) FROM rules WHERE request_id IS NOT NULL)
+    AND NOT (kind = 'identify' AND (episode_id, sample) IN (
+        SELECT (episode_id, sample) FROM run_requests JOIN requests USING (request_id)
+        WHERE run_id = $run AND kind = 'suggest'))))
+"""
+
+
+def reopen_empty(con: Connection, run_id: str) -> int:
+    """Let a run's requests be asked anew that have failed, or whose reply left no label and no rule; how many."""
+    ids = [request_id for (request_id,) in con.execute(_EMPTY, {"run": run_id}).fetchall()]
+    con.execute(
+        f"""UPDATE run_requests SET response_id = counting.response_id FROM ({COUNTING}) AS counting
+            WHERE run_requests.request_id = counting.request_id AND run_requests.response_id IS NULL
+                AND run_requests.request_id IN (SELECT unnest(?::VARCHAR[]))""",
+        [ids],
+    )
+    con.execute(
+        """UPDATE requests SET state = 'pending', attempts = 0, error = NULL, updated_at = now()
+           WHERE request_id IN (SELECT unnest(?::VARCHAR[]))""",
+        [ids],
+    )
+    con.execute("UPDATE annotation_runs SET state = 'open' WHERE run_id = ?", [run_id])
+    return len(ids)
+
+
 def total_run(con: Connection, run_id: str) -> Totals:
     """The sums of a run, as the view `spending` has them."""
     row = con.execute(
@@ -180,6 +209,11 @@ def digested(con: Connection, run_id: str) -> set[str]:
     return {request_id for (request_id,) in rows}
 
 
+def as_text(raw: str) -> str:
+    """A reply as it is kept; a lone surrogate is no text."""
+    return raw.encode("utf-8", "replace").decode()
+
+
 def land_reply(store: Store, run_id: str, provider: Provider, reply: Reply, *, batch_id: str | None = None) -> Landed:
     """Put a raw reply on the disk, before anything reads it."""
     record = RawReply(
@@ -188,7 +222,7 @@ def land_reply(store: Store, run_id: str, provider: Provider, reply: Reply, *, b
         recorded=provider.recorded or bool(reply.provenance.get("recorded")),
         received_at=datetime.now(UTC).isoformat(),
         provenance=reply.provenance,
-        raw=(reply.raw or "").encode("utf-8", "replace").decode(),  # a lone surrogate is no text
+        raw=as_text(reply.raw or ""),
         batch_id=batch_id,
     )
     file, line = append_response(store, run_id, record.model_dump(mode="json"))

@@ -101,7 +101,7 @@ def read_message(raw: str) -> Message:
         return Message("", trouble=Trouble("not_a_message", "the reply is not a JSON object"))
     error = body.get("error")
     if error is not None:
-        return Message("", trouble=Trouble("error_reply", clean_text(json.dumps(error), 500)))
+        return Message("", trouble=Trouble("error_reply", clean_text(_error_text(error), 300)))
     stop_reason = body.get("stop_reason")
     text = "".join(_texts(body.get("content")))
     return Message(
@@ -141,6 +141,13 @@ def _parse(text: str) -> Any:
         return decode_json(text)
     except UnreadableError:
         return None
+
+
+def _error_text(error: Any) -> str:
+    """An error in its own words where it has some."""
+    if isinstance(error, dict) and isinstance(error.get("message"), str):
+        return f"{error.get('type', 'error')}: {error['message']}"
+    return error if isinstance(error, str) and error.strip() else json.dumps(error)
 
 
 def _texts(content: Any) -> Iterator[str]:

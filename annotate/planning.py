@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from storage.datasets import pick
 from storage.errors import BadInput
 from storage.identity import content_id
 from storage.rules import rule_columns
@@ -99,6 +100,40 @@ def plan_run(
         episodes=asked,
         questions=tuple(questions),
     )
+
+
+def plan_again(store: Store, name: str | None, render: Callable[[str], FrameSource]) -> RunPlan:
+    """The plan of a run that was started before, about the episodes that it has asked about.
+
+    Args:
+        store: holds the run.
+        name: of the run, or the beginning of it; the newest one that asked a model when None.
+        render: makes the pictures of a dataset, where the run shows some.
+
+    Raises:
+        BadInput: if there is no such run, or its prompt or its data have changed since.
+    """
+    with store.catalog.read() as con:
+        rows = con.execute(
+            "SELECT run_id, dataset_id, config, card FROM annotation_runs WHERE card IS NOT NULL ORDER BY created_at"
+        ).fetchall()
+        if not rows:
+            raise BadInput("No run of this store has asked a model.", "`trajnote annotate run` starts one.")
+        known = {run_id: rest for run_id, *rest in rows}
+        run_id = rows[-1][0] if name is None else pick(name, list(known), "annotation run")
+        found = con.execute("SELECT request_id FROM run_requests WHERE run_id = ?", [run_id]).fetchall()
+    dataset_id, config_json, card = known[run_id]
+    config = AnnotateConfig.model_validate_json(config_json)
+    frames = render(dataset_id) if config.frames else None
+    plan = plan_run(store, dataset_id, Card.model_validate_json(card), config, frames=frames)
+    asked = {request_id for (request_id,) in found}
+    questions = tuple(question for question in plan.questions if question.request.request_id in asked)
+    if plan.run.run_id != run_id or not questions:
+        raise BadInput(
+            f"The prompt or the data of the run {run_id} have changed since it asked.",
+            "`trajnote annotate run` asks with those of today.",
+        )
+    return replace(plan, questions=questions)
 
 
 def unanswered_requests(store: Store, plan: RunPlan) -> list[Request]:

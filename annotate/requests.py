@@ -26,6 +26,10 @@ from .statistics import DatasetStatistics
 from .tables import Table, render_table
 
 DEFAULT_MODEL = "claude-sonnet-5-5"
+DEFAULT_MAX_TOKENS = 12_000
+"""Cap on a reply, room for a model's thinking included, where neither the user nor the server says another one."""
+MOST_UNSTREAMED_TOKENS = 21_333
+"""Cap on a reply of a single call where only the server's own limit is known: more can take longer than ten minutes."""
 
 
 class AnnotateConfig(Frozen):
@@ -35,7 +39,11 @@ class AnnotateConfig(Frozen):
     windows: int = Field(default=8, ge=1, le=64, description="labels asked for in an episode, one for each window")
     rows: int = Field(default=40, ge=4, le=2000, description="rows of an episode's table; five for each window")
     median_rows: int = Field(default=16, ge=4, le=2000, description="rows of the median episode's table")
-    max_tokens: int = Field(default=12_000, ge=256, description="cap on a reply, room for a model's thinking included")
+    max_tokens: int = Field(
+        default=DEFAULT_MAX_TOKENS,
+        ge=256,
+        description="cap on a reply that names requests; what is sent is the label option max_tokens",
+    )
     two_stage: bool = Field(
         default=False, description="identify critical steps first, suggest actions in a second call"
     )
@@ -62,6 +70,19 @@ class AnnotateConfig(Frozen):
         """How many entries a reply has, at most."""
         return self.rules if self.kind == "rules" else self.windows
 
+    def cap(self, given: int | None, limit: int | None, *, streamed: bool) -> int | None:
+        """The cap on a reply that is sent; None for the one in the requests.
+
+        Args:
+            given: what the user wants.
+            limit: the longest reply that the server allows the model.
+            streamed: whether a reply may take its time, as in Message Batches.
+        """
+        given = given or (self.max_tokens if self.max_tokens != DEFAULT_MAX_TOKENS else None)
+        if given is not None or limit is None:
+            return given
+        return limit if streamed else min(limit, MOST_UNSTREAMED_TOKENS)
+
     @property
     def told(self) -> dict[str, Any]:
         """What a run is named by; an option that was added later counts only where it is used."""
@@ -78,6 +99,12 @@ class Request:
     request_id: str
     kind: Kind
     params: Mapping[str, Any]  # of a Messages call
+    max_tokens: int | None = None  # cap on the reply that is sent in place of that in `params`; the id does not know it
+
+    @property
+    def sent(self) -> Mapping[str, Any]:
+        """The parameters as they are sent."""
+        return self.params if self.max_tokens is None else {**self.params, "max_tokens": self.max_tokens}
 
     @property
     def model(self) -> str:

@@ -8,17 +8,20 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from storage.catalog import Catalog, Connection
-from storage.errors import TrajnoteError
+from storage.errors import ProviderFailed, TrajnoteError
 from storage.files import owned
 from storage.store import Store
 
 from . import ledger
 from .calls import CallBook, hasty
+from .costs import find_excess
+from .digest import digest
+from .ledger import as_text
 from .planning import (
     RunPlan,
     earlier_readings,
@@ -28,10 +31,10 @@ from .planning import (
     second_questions,
     unanswered_requests,
 )
-from .providers.protocol import Provider, Reply, Threaded
+from .providers.protocol import Limited, Provider, Reply, Threaded, Written
 from .records import Landed, Note, Totals
 from .recovery import enter_failure, enter_landed, leave_note, recover
-from .replies import Reading
+from .replies import Reading, find_in_reply
 from .requests import Question, Request
 
 __all__ = ["RunPlan", "RunSummary", "annotate_run", "estimate_run", "plan_run", "unanswered_requests"]
@@ -39,6 +42,12 @@ __all__ = ["RunPlan", "RunSummary", "annotate_run", "estimate_run", "plan_run", 
 Report = Callable[[str, int, int | None], None]
 _CHUNK = 50
 """Replies entered in one transaction at most."""
+MOST_IN_A_ROW = 10
+"""Requests in a row that bring no answer, after which a command asks no further."""
+_LASTING = ("max_tokens", "context_window", "refusal")
+"""Reasons that the same request brings again, so that it is left to another command, with other options."""
+_REASONS = 4
+"""Reasons that a message names."""
 FLUSH_S = 1.0
 """Seconds for which landed replies may wait for others, to be entered together; a killed command loses none of them."""
 
@@ -58,14 +67,34 @@ class RunSummary:
     answered: int  # of those, how many got a reply
     pending: int  # requests without a reply; the same command asks them again
     failed: int  # of those, how many were refused by the server
-    errors: Mapping[str, int]  # what was said about requests without a reply, and how often
-    stopped: str | None  # why no further request was sent, if a budget ended
+    errors: Counter[str]  # what was said about requests without a reply, and how often
+    stopped: str | None  # why no further request was sent
     estimated_usd: float | None  # what the answered requests were expected to cost when they were sent
     totals: Totals  # labels, rejections, tokens and dollars of the whole run
+    is_halted: bool = False  # it was stopped by what the server did, not by the budget
+
+    @property
+    def failure(self) -> ProviderFailed | None:
+        """Why labels are missing, where that is the server's doing; None if nothing is missing for such a reason."""
+        if not self.errors and not self.is_halted:
+            return None
+        reasons = [f"{count} times {error}" for error, count in self.errors.most_common(_REASONS)]
+        if len(self.errors) > _REASONS:
+            reasons.append(f"and {len(self.errors) - _REASONS} other reasons")
+        missing = f"{self.errors.total()} of {self.pending + self.reused + self.answered} requests have no answer"
+        told = [f"{missing}: {'; '.join(reasons)}"] if reasons else []
+        problem = "; ".join([self.stopped, *told] if self.is_halted and self.stopped else told)
+        return ProviderFailed(f"{problem}.", advise(self.errors, self.failed))
 
 
 def annotate_run(
-    store: Store, plan: RunPlan, provider: Provider, report: Report | None = None, *, budget_usd: float | None = None
+    store: Store,
+    plan: RunPlan,
+    provider: Provider,
+    report: Report | None = None,
+    *,
+    budget_usd: float | None = None,
+    max_tokens: int | None = None,
 ) -> RunSummary:
     """Ask what is open of a plan, and enter labels and rejections; the same call again goes on where this one stopped.
 
@@ -75,6 +104,7 @@ def annotate_run(
         provider: who answers.
         report: told of the progress.
         budget_usd: dollars that the run may cost over all its commands, where the provider is paid.
+        max_tokens: cap on a reply; what the server allows the model when None, see `AnnotateConfig.cap`.
 
     Raises:
         BadInput: if the provider cannot answer, or there is a budget and no list price to hold against it.
@@ -83,11 +113,17 @@ def annotate_run(
             disk, and the next command enters it.
     """
     recover(store)
-    worker = _Worker(store, plan, provider, report or _silent, budget_usd)
+    worker = _Worker(store, plan, provider, report or _silent, budget_usd, max_tokens=max_tokens)
     with store.catalog.read() as con:
         was_done = ledger.is_done(con, plan.run.run_id) and not ledger.unanswered(con, plan.questions)
-    if not was_done:
-        worker.work()
+    if not was_done or worker.find_corrections(plan.questions):
+        was_done = False
+        try:
+            worker.work()
+        except ProviderFailed as error:
+            with store.catalog.write() as con:
+                ledger.fail_run(con, plan.run.run_id, error.problem)
+            raise
     return worker.summarise(was_done=was_done)
 
 
@@ -95,13 +131,22 @@ class _Worker:
     """Carries one command through its rounds: one for a plain run, two for a run in two stages."""
 
     def __init__(
-        self, store: Store, plan: RunPlan, provider: Provider, report: Report, budget_usd: float | None
+        self,
+        store: Store,
+        plan: RunPlan,
+        provider: Provider,
+        report: Report,
+        budget_usd: float | None,
+        *,
+        max_tokens: int | None,
     ) -> None:
         self.store = store
         self.plan = plan
         self.provider = provider
         self.report = report
         self.budget_usd = budget_usd
+        self.max_tokens = max_tokens
+        self.is_correcting = False
         self.book: CallBook | None = None
         self.questions: list[Question] = []
         self.asked = 0
@@ -109,6 +154,8 @@ class _Worker:
         self.kept: dict[str, Landed] = {}  # landed by the threads that received them, and not yet taken
         self.landed: list[tuple[Question, Landed]] = []  # on the disk, and not yet in the catalog
         self.failures: list[Reply] = []  # what came back without a message, and is not yet in the catalog
+        self.vain: dict[str, Question] = {}  # those whose reply in this command holds no answer
+        self.in_a_row = 0  # requests, up to now, that brought none
         self.trouble: Exception | None = None  # the first thing that went wrong with a single reply
         self.entered_at = time.monotonic()
 
@@ -117,9 +164,14 @@ class _Worker:
         self._round(self.plan.questions, complete=not self.plan.config.two_stage)
         if self.plan.config.two_stage:
             self._round(second_questions(self.store, self.plan), complete=True)
+        if self.is_correcting:
+            digest(self.store)  # other runs that ask the same
+        summary = self.summarise(was_done=False)
         with self.store.catalog.write() as con:
             if not ledger.unanswered(con, self.questions):
                 ledger.close_run(con, self.plan.run.run_id)
+            elif summary.failure is not None:
+                ledger.fail_run(con, self.plan.run.run_id, summary.failure.problem)
 
     def summarise(self, *, was_done: bool) -> RunSummary:
         """The state of the run, read from the catalog."""
@@ -141,8 +193,9 @@ class _Worker:
             answered=self.answered,
             pending=len(unanswered),
             failed=sum(standing.state == "failed" for standing in unanswered.values()),
-            errors=Counter(standing.error for standing in unanswered.values() if standing.error),
-            stopped=self.book.stopped if self.book else None,
+            errors=Counter(one.error for one in unanswered.values() if one.error and one.state != "in_batch"),
+            stopped=(self.book.ended or self.book.stopped) if self.book else None,
+            is_halted=bool(self.book and self.book.ended),
             estimated_usd=estimated,
             totals=totals,
         )
@@ -161,9 +214,24 @@ class _Worker:
                 ledger.add_questions(con, self.plan.run, questions)
                 pending = ledger.unanswered(con, questions)
             self._use_again([q for q in questions if q.request.request_id not in pending])
-            self._ask(
-                [q for q in questions if q.request.request_id in pending and pending[q.request.request_id].is_open]
-            )
+            same, corrected = self._compare(questions)
+            is_open = {key for key, standing in pending.items() if standing.is_open}
+            self.is_correcting = self.is_correcting or bool(corrected - pending.keys())
+            self._ask([q for q in questions if q.request.request_id in (is_open - same) | corrected])
+
+    def find_corrections(self, questions: Sequence[Question]) -> set[str]:
+        """Requests that the provider answers otherwise than it did before."""
+        return self._compare(questions)[1]
+
+    def _compare(self, questions: Sequence[Question]) -> tuple[set[str], set[str]]:
+        """Requests that the provider has answered before: in the same words, and in others."""
+        if not isinstance(self.provider, Written):
+            return set(), set()
+        ids = [question.request.request_id for question in questions]
+        before = ledger.newest_replies(self.store, self.provider.name, ids)
+        now = {key: self.provider.says(key) for key in before}
+        same = {key for key, raw in before.items() if raw == as_text(now[key] or "")}
+        return same, {key for key, raw in now.items() if raw is not None} - same
 
     def _use_again(self, questions: Sequence[Question]) -> None:
         """Enter what earlier replies say, where this run has not done so yet."""
@@ -185,9 +253,28 @@ class _Worker:
             self.asked += len(waiting)
             self._exchange([question.request for question in questions], waiting)
             return
-        self.book = self._new_book()
         if isinstance(self.provider, Threaded):
             self.provider.keep = self._keep
+        self._learn_limit(questions)
+        self._ask_all(waiting)
+        if self.vain and self.book and not self.book.ended:
+            self._ask_all(self._open_again())
+
+    def _learn_limit(self, questions: Sequence[Question]) -> None:
+        """Find out how long replies may be, and within seconds whether there is a server at all."""
+        if questions and isinstance(self.provider, Limited):
+            limit = self.provider.output_limit(self.plan.run.model)
+            self.max_tokens = self.plan.config.cap(self.max_tokens, limit, streamed=False)
+
+    def _open_again(self) -> dict[str, Question]:
+        """Those whose reply held no answer, and that may be asked again: once in each command."""
+        vain, self.vain = self.vain, {}
+        with self.store.catalog.read() as con:
+            standings = ledger.unanswered(con, list(vain.values()))
+        return {key: vain[key] for key, standing in standings.items() if standing.is_open}
+
+    def _ask_all(self, waiting: dict[str, Question]) -> None:
+        self.book = self._new_book()
         try:
             while self._ask_paid(self.book, waiting):
                 pass
@@ -201,8 +288,9 @@ class _Worker:
         That is so where calls came out cheaper than they might have, and where the catalog was locked for a while.
         """
         before = book.handed_out
-        self._exchange(book.hand_out([question.request for question in waiting.values()]), waiting)
-        return book.is_halted or (book.stopped is not None and book.handed_out > before)
+        requests = [replace(question.request, max_tokens=self.max_tokens) for question in waiting.values()]
+        self._exchange(book.hand_out(requests), waiting)
+        return not book.ended and (book.is_halted or (book.stopped is not None and book.handed_out > before))
 
     def _exchange(self, requests: Iterable[Request], waiting: dict[str, Question]) -> None:
         """Ask, and take what comes back; whatever goes wrong, what is under way is waited for, landed and entered."""
@@ -258,8 +346,25 @@ class _Worker:
         else:
             self.landed.append((question, self.kept.pop(reply.request_id, None) or self._land(reply)))
         del waiting[reply.request_id]
+        self._watch(question, reply)
         if len(self.landed) + len(self.failures) >= _CHUNK or time.monotonic() - self.entered_at >= FLUSH_S:
             self._enter_soon()
+
+    def _watch(self, question: Question, reply: Reply) -> None:
+        """End the command where asking on would cost more than it may, or brings nothing."""
+        request = replace(question.request, max_tokens=self.max_tokens)
+        found = find_in_reply(reply.raw, request.kind) if reply.raw is not None else None
+        is_vain = found is None or found.problem is not None
+        self.in_a_row = self.in_a_row + 1 if is_vain else 0
+        if found is not None and found.problem is not None and found.problem.reason not in _LASTING:
+            self.vain[request.request_id] = question
+        if self.book is None or self.book.ended:
+            return
+        excess = find_excess(request, found.message.model, found.message.usage) if found else None
+        if excess:
+            self.book.ended = f"nothing more is asked: {excess}"
+        elif self.in_a_row >= MOST_IN_A_ROW:
+            self.book.ended = f"nothing more is asked: {self.in_a_row} requests in a row brought no answer"
 
     def _take_late(self, waiting: dict[str, Question]) -> None:
         """Take what came in after the provider was left, each on its own."""
@@ -323,3 +428,20 @@ class _Worker:
 
 def _silent(description: str, done: int, total: int | None) -> None:
     """Nobody is told."""
+
+
+_ADVICE = (
+    ("413", "Ask for less in each request: fewer --rows, --labels or, for rules, --tables."),
+    ("--max-tokens", "What is answered is kept: with a larger --max-tokens only the others are asked again."),
+    ("stream", "Requests are sent without streaming: name a server, or a proxy before it, that answers in one piece."),
+)
+"""What to do about a reason, by a word that stands in it."""
+
+
+def advise(errors: Iterable[str], failed: int) -> str:
+    """What to do about requests without an answer."""
+    told = [advice for word, advice in _ADVICE if any(word in error for error in errors)]
+    if told:
+        return " ".join(told)
+    again = " `trajnote annotate retry` asks those anew that have failed." if failed else ""
+    return f"What is answered is kept; the same command asks the others again.{again}"

@@ -7,7 +7,7 @@ leaves unknown is settled from the server's own list (`settling.py`); results ar
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import NamedTuple
 
@@ -48,12 +48,19 @@ class Submission:
     under_way: int  # requests in batches, of this run or another one
     failed: int  # requests that were refused, or came back too often
     unknown: int  # batches of which nobody knows yet whether the server has them
-    stopped: str | None  # why nothing further is sent, if a budget ended
+    stopped: str | None  # why nothing further is sent
     warnings: tuple[str, ...] = ()
+    is_halted: bool = False  # it was stopped by what the server did, not by the budget
 
 
 def submit(
-    store: Store, plan: RunPlan, server: BatchServer, config: BatchConfig, *, budget_usd: float | None = None
+    store: Store,
+    plan: RunPlan,
+    server: BatchServer,
+    config: BatchConfig,
+    *,
+    budget_usd: float | None = None,
+    max_tokens: int | None = None,
 ) -> Submission:
     """Send what is open of a plan, as far as the limits and the budget allow.
 
@@ -64,6 +71,7 @@ def submit(
         config: their size and number.
         budget_usd: dollars that the run may cost over all its commands; what is under way counts with the most it can
             cost, and so does what would be sent.
+        max_tokens: cap on a reply; what the server allows the model when None, see `AnnotateConfig.cap`.
 
     Raises:
         ProviderFailed: if the server refuses; nothing is under way then that was not before.
@@ -76,12 +84,16 @@ def submit(
     sent: list[_Sent] = []
     with owned_run(store, plan.run.run_id):
         _enter_questions(store, plan, questions, config)
-        asked, in_flight = _open_priced(store, plan, questions)
-        for chunk in islice(_chunks(asked, config.size), max(0, config.in_flight - in_flight)):
+        asked, in_flight, dear = _find_open(store, plan, questions)
+        if dear is not None:
+            asked, sent = [], [_Sent(stopped=f"no further batch is sent: {dear}")]
+        for chunk in islice(
+            _chunks(_price(plan, server, asked, max_tokens), config.size), max(0, config.in_flight - in_flight)
+        ):
             sent.append(_send(store, plan.run.run_id, server, budget_usd, chunk))
             if sent[-1].batch_id is None or sent[-1].stopped:
                 break
-    return _tell(store, plan, questions, sent, warnings)
+    return replace(_tell(store, plan, questions, sent, warnings), is_halted=dear is not None)
 
 
 def _enter_questions(store: Store, plan: RunPlan, questions: Sequence[Question], config: BatchConfig) -> None:
@@ -92,17 +104,28 @@ def _enter_questions(store: Store, plan: RunPlan, questions: Sequence[Question],
             ledger.reopen_failed(con, questions)
 
 
-def _open_priced(store: Store, plan: RunPlan, questions: Sequence[Question]) -> tuple[list[Priced], int]:
-    """What may be sent, and how many batches of the run are under way."""
+def _find_open(store: Store, plan: RunPlan, questions: Sequence[Question]) -> tuple[list[Request], int, str | None]:
+    """What may be sent, how many batches of the run are under way, and why nothing should be sent."""
     with store.catalog.read() as con:
         standings = ledger.unanswered(con, questions)
         shipped = batches.find_batches(con, ["intent", "submitted"])
+        dear = batches.find_excess(con, plan.run.run_id)
     asked = [
-        batches.price_request(question.request, plan.config.entries, batch=True)
+        question.request
         for question in questions
         if question.request.request_id in standings and standings[question.request.request_id].state == "pending"
     ]
-    return asked, sum(batch.run_id == plan.run.run_id for batch in shipped)
+    return asked, sum(batch.run_id == plan.run.run_id for batch in shipped), dear if asked else None
+
+
+def _price(plan: RunPlan, server: BatchServer, asked: Sequence[Request], max_tokens: int | None) -> list[Priced]:
+    """Requests as they are sent, with what each costs at most."""
+    if not asked:
+        return []
+    cap = plan.config.cap(max_tokens, server.output_limit(plan.run.model), streamed=True)
+    return [
+        batches.price_request(replace(request, max_tokens=cap), plan.config.entries, batch=True) for request in asked
+    ]
 
 
 def _chunks(asked: Sequence[Priced], size: int) -> Iterator[list[Priced]]:

@@ -13,6 +13,7 @@ from annotate.batch_run import run_batches
 from annotate.fetching import Ingested, Polled
 from annotate.fetching import ingest as ingest_batches
 from annotate.fetching import poll as poll_batches
+from annotate.planning import RunPlan
 from annotate.providers.batch import BatchServer
 from annotate.run import RunSummary
 from annotate.settling import give_up as give_up_batch
@@ -35,7 +36,9 @@ def submit(store: Store, dataset_id: str, config: LabelConfig) -> Submission:
     """
     with batch_server(config.base_url) as server:
         plan = write_questions(store, dataset_id, config)
-        return submit_batches(store, plan, server, config.batch, budget_usd=config.budget_usd)
+        return submit_batches(
+            store, plan, server, config.batch, budget_usd=config.budget_usd, max_tokens=config.max_tokens
+        )
 
 
 def poll(
@@ -71,10 +74,21 @@ def ingest(store: Store, base_url: str | None = None, config: BatchConfig | None
 
 def run(store: Store, dataset_id: str, config: LabelConfig, report: Report = silent) -> RunSummary:
     """Submit, wait and ingest until nothing is open. Raises what `submit` raises."""
+    return run_plan(store, write_questions(store, dataset_id, config), config, report)
+
+
+def run_plan(store: Store, plan: RunPlan, config: LabelConfig, report: Report = silent) -> RunSummary:
+    """As `run`, with questions that are written already."""
     with batch_server(config.base_url) as server:
-        plan = write_questions(store, dataset_id, config)
         return run_batches(
-            store, plan, server, config.batch, report, budget_usd=config.budget_usd, poll_s=config.poll_s
+            store,
+            plan,
+            server,
+            config.batch,
+            report,
+            budget_usd=config.budget_usd,
+            max_tokens=config.max_tokens,
+            poll_s=config.poll_s,
         )
 
 

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from annotate.estimates import Counter, Estimate
-from annotate.planning import RunPlan, estimate_run, unanswered_requests
+from annotate.ledger import reopen_empty
+from annotate.planning import RunPlan, estimate_run, plan_again, unanswered_requests
 from annotate.providers.file import FileProvider, export_requests
 from annotate.providers.protocol import Provider
 from annotate.providers.recorded import RecordedProvider
@@ -14,6 +15,7 @@ from annotate.run import RunSummary, annotate_run
 from storage.errors import BadInput, Prerequisite
 from storage.store import Store
 
+from .playing.frames import FrameRenderer
 from .progress import Report, silent
 from .questions import LabelConfig, write_questions
 
@@ -44,13 +46,47 @@ def label(store: Store, dataset_id: str, config: LabelConfig, report: Report = s
         Prerequisite: if the provider needs a key or a file that was not given.
         ProviderFailed: if the server refuses everything.
     """
-    if config.provider == "batch":
-        from .batching import run  # the SDK takes a second to load
+    provider = _check_provider(config)
+    return _answer(store, write_questions(store, dataset_id, config), provider, config, report)
 
-        return run(store, dataset_id, config, report)
-    provider = make_provider(config)
-    made = write_questions(store, dataset_id, config)
-    return annotate_run(store, made, provider, report, budget_usd=config.budget_usd)
+
+def retry(store: Store, run: str | None, config: LabelConfig, report: Report = silent) -> RunSummary:
+    """Ask a run's requests anew that have failed, or whose reply left no label; earlier replies stay as evidence.
+
+    Args:
+        store: holds the run.
+        run: its id, or the beginning of it; the newest one that asked a model when None.
+        config: who answers; what is asked is in the run.
+        report: shown the progress.
+
+    Raises:
+        BadInput: if there is no such run, or its prompt or its data have changed since.
+        ProviderFailed: if the server refuses everything.
+    """
+    made = plan_again(store, run, lambda dataset_id: FrameRenderer(store, dataset_id))
+    provider = _check_provider(config)
+    if provider is None or provider.paid:
+        with store.catalog.write() as con:
+            reopen_empty(con, made.run.run_id)
+    return _answer(store, made, provider, config, report)
+
+
+def _check_provider(config: LabelConfig) -> Provider | None:
+    """The provider, None for batches; what it needs is there."""
+    if config.provider != "batch":
+        return make_provider(config)
+    from annotate.providers.connection import read_key  # the SDK takes a second to load
+
+    read_key(config.base_url)
+    return None
+
+
+def _answer(store: Store, made: RunPlan, provider: Provider | None, config: LabelConfig, report: Report) -> RunSummary:
+    if provider is None:
+        from .batching import run_plan  # the SDK takes a second to load
+
+        return run_plan(store, made, config, report)
+    return annotate_run(store, made, provider, report, budget_usd=config.budget_usd, max_tokens=config.max_tokens)
 
 
 def export(store: Store, dataset_id: str, config: LabelConfig, path: Path) -> int:

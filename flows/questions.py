@@ -36,6 +36,9 @@ class LabelConfig(Frozen):
     concurrency: int = Field(default=4, ge=1, le=64, description="requests under way at once")
     count: bool = Field(default=False, description="have the server count the tokens of some requests for a plan")
     budget_usd: float | None = Field(default=None, ge=0, description="dollars a run may cost over all its commands")
+    max_tokens: int | None = Field(
+        default=None, ge=256, description="cap on a reply; what the server allows the model when null, or else 12,000"
+    )
     batch: BatchConfig = Field(default_factory=BatchConfig, description="size and number of batches")
     poll_s: float = Field(default=30.0, gt=0, description="seconds between two looks at batches under way")
 

@@ -29,8 +29,8 @@ WITH asked AS (
     WHERE created_at > now() - INTERVAL {minutes} MINUTE GROUP BY run_id
 )
 SELECT run_id, annotation_runs.dataset_id, spending.model, annotation_runs.provider, state, requests, pending, in_batch,
-    done, failed, annotations AS labels, rejections, coalesce(labels_per_minute, 0) AS labels_per_minute, cost_usd,
-    annotation_runs.created_at
+    done, failed, error, annotations AS labels, rejections, coalesce(labels_per_minute, 0) AS labels_per_minute,
+    cost_usd, annotation_runs.created_at
 FROM annotation_runs
 JOIN spending USING (run_id)
 LEFT JOIN asked USING (run_id)

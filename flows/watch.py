@@ -47,6 +47,7 @@ def draw(standing: Standing, budget_usd: float | None = None) -> RenderableType:
     parts: list[RenderableType] = [_head(standing, budget_usd)]
     if standing.runs:
         parts.append(_table("annotation runs", [_run(row) for row in standing.runs]))
+        parts += [Text(f"{row['run_id']} failed: {row['error']}", style="red") for row in standing.runs if row["error"]]
     if standing.batches:
         parts.append(_table("batches in flight", [_batch(row) for row in standing.batches]))
     if standing.evaluations:

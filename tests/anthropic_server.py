@@ -95,6 +95,9 @@ class AnthropicServer:
         self.late: tuple[float, float] = (0.0, 0.0)  # chance that one is on the list later still, by so many seconds
         self.broken: set[str] = set()  # batches of which nothing can be known: status 500
         self.output_tokens = 120
+        self.shape: Callable[[dict[str, Any]], object] = lambda message: message  # what becomes of a message
+        self.refusal: tuple[int, dict[str, Any]] | None = None  # status and body in place of a message
+        self.limit: int | None = None  # of the tokens of a reply, as the list of models has it
         self.text: Callable[[dict[str, Any]], str] = lambda _: answer_text()
         self.batches: dict[str, MadeBatch] = {}
         self.billed: Counter[str] = Counter()  # request -> how often it was answered for money
@@ -256,7 +259,7 @@ class AnthropicServer:
     def _result(self, made: MadeBatch, request_id: str) -> dict[str, Any]:
         outcome = made.outcomes[request_id]
         if outcome == "succeeded":
-            return {"type": "succeeded", "message": self.message(made.params[request_id])}
+            return {"type": "succeeded", "message": self.shape(self.message(made.params[request_id]))}
         if outcome in ("errored", "invalid"):
             kind = "invalid_request_error" if outcome == "invalid" else "api_error"
             return {"type": "errored", "error": {"type": "error", "error": {"type": kind, "message": "no"}}}
@@ -317,6 +320,8 @@ class _Handler(BaseHTTPRequestHandler):
         names = parts.path.strip("/").split("/")
         if parts.path == "/books":
             self._send(200, self.server.owner.books())
+        elif names[-2:-1] == ["models"] and self.server.owner.limit:
+            self._send(200, {"id": names[-1], "type": "model", "max_tokens": self.server.owner.limit})
         elif names[-1] == "batches":
             query = parse_qs(parts.query)
             after = query.get("after_id", [None])[0]
@@ -361,6 +366,10 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _message(self) -> None:
         body = self._body()
+        if self.server.owner.refusal is not None:
+            self.server.owner.bodies.append(body)
+            self._send(*self.server.owner.refusal)
+            return
         fault = self.server.owner.fault_of("message")
         if fault.startswith("error"):
             self._error(int(fault[6:]))
@@ -370,7 +379,7 @@ class _Handler(BaseHTTPRequestHandler):
         if fault == "lost_reply":
             self._drop()
         else:
-            self._send(200, self.server.owner.message(body))
+            self._send(200, self.server.owner.shape(self.server.owner.message(body)))
 
     def _results(self, remote_id: str) -> None:
         fault = self.server.owner.fault_of("results")
@@ -413,7 +422,11 @@ class _Handler(BaseHTTPRequestHandler):
         self._send(status, said, {"retry-after": "0.02"} if status >= 429 else {})
 
     def _send(self, status: int, said: object, headers: dict[str, str] | None = None) -> None:
-        self._send_bytes(status, json.dumps(said).encode(), {"content-type": "application/json", **(headers or {})})
+        self._send_bytes(
+            status,
+            said if isinstance(said, bytes) else json.dumps(said).encode(),
+            {"content-type": "application/json", **(headers or {})},
+        )
 
     def _send_bytes(self, status: int, content: bytes, headers: dict[str, str]) -> None:
         organisation = self.server.owner.organisations.get(self.key)

@@ -18,8 +18,7 @@ from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_at
 
 from storage.errors import ProviderFailed
 
-from ..messages import clean_text
-from ..requests import Request
+from ..requests import MOST_UNSTREAMED_TOKENS, Request
 from .connection import (
     BUSY,
     HOPELESS,
@@ -27,14 +26,20 @@ from .connection import (
     Credentials,
     connect,
     hide_key,
+    learn_limit,
     mark_prefix,
     never_began,
+    own_words,
+    patience,
     pause_after,
     read_key,
 )
 from .protocol import Reply
 
 __all__ = ["AnthropicProvider", "Credentials"]
+
+
+_SECONDS_PER_TOKEN = 600 / MOST_UNSTREAMED_TOKENS
 
 
 class AnthropicProvider:
@@ -100,6 +105,15 @@ class AnthropicProvider:
         late, self._late = self._late, []
         return late
 
+    def output_limit(self, model: str) -> int | None:
+        """The longest reply that the server allows a model; None if it does not say.
+
+        Raises:
+            ProviderFailed: if nobody answers within seconds.
+        """
+        with self._connect() as client:
+            return learn_limit(client, model)
+
     def count_tokens(self, requests: Iterable[Request]) -> list[int]:
         """Input tokens of requests, counted by the server, which asks nothing for it.
 
@@ -114,7 +128,7 @@ class AnthropicProvider:
                     for request in requests
                 ]
         except anthropic.APIError as error:
-            said = clean_text(self._hide_key(error.message), 500)
+            said = own_words(self._key, error)
             raise ProviderFailed(f"The server did not count tokens: {said}.", "Leave --count away.") from None
 
     def _connect(self) -> anthropic.Anthropic:
@@ -158,14 +172,15 @@ class AnthropicProvider:
             return self._explain(request, error)
 
     def _call(self, client: anthropic.Anthropic, request: Request) -> Reply:
-        response = client.messages.with_raw_response.create(**mark_prefix(request.params, "5m"))
+        wait_s = max(self._timeout_s, _SECONDS_PER_TOKEN * int(request.sent.get("max_tokens", 0)))
+        response = client.messages.with_raw_response.create(**mark_prefix(request.sent, "5m"), timeout=patience(wait_s))
         provenance = {"date": datetime.now(UTC).isoformat(timespec="seconds"), "base_url": str(client.base_url)}
         return Reply(request.request_id, self._hide_key(response.text()), provenance=provenance)
 
     def _explain(self, request: Request, error: anthropic.APIError) -> Reply:
         """What an error means for the request, or for all of them; it is not chained, since it may quote the key."""
         status = error.status_code if isinstance(error, anthropic.APIStatusError) else None
-        said = clean_text(self._hide_key(error.message), 500)
+        said = own_words(self._key, error)
         if status in HOPELESS:
             raise ProviderFailed(
                 f"The server refused: {said}.", "Check the key, the model's name and --base-url."

@@ -23,9 +23,20 @@ from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_at
 
 from storage.errors import ProviderFailed
 
-from ..messages import clean_text
 from ..requests import Request
-from .connection import ANTHROPIC_URL, connect, fingerprint, hide_key, mark_prefix, never_began, pause_after, read_key
+from .connection import (
+    ANTHROPIC_URL,
+    UNREADABLE,
+    connect,
+    fingerprint,
+    hide_key,
+    learn_limit,
+    mark_prefix,
+    never_began,
+    own_words,
+    pause_after,
+    read_key,
+)
 
 MOST_BYTES = 256_000_000
 RESULTS_KEPT_DAYS = 29
@@ -34,8 +45,6 @@ _PAGE = 100
 _MOST_PAGES = 1_000
 _ORGANISATION = "anthropic-organization-id"
 _NAME = re.compile(r"[\w.:-]{1,200}")
-_UNREADABLE = (ValueError, AttributeError, TypeError, RecursionError)
-"""What an answer raises that is no JSON, or JSON of something else."""
 
 
 class ServerBusyError(ProviderFailed):
@@ -116,7 +125,18 @@ class BatchServer:
         )
         self._client = connect(self._key, self.base_url, timeout_s, self._http)
         self._attempts = attempts
+        self._limits: dict[str, int | None] = {}
         self.sleep = sleep
+
+    def output_limit(self, model: str) -> int | None:
+        """The longest reply that the server allows a model, asked once; None if it does not say.
+
+        Raises:
+            ProviderFailed: if nobody answers within seconds.
+        """
+        if model not in self._limits:
+            self._limits[model] = learn_limit(self._client, model)
+        return self._limits[model]
 
     def close(self) -> None:
         """Let go of the connection."""
@@ -142,7 +162,7 @@ class BatchServer:
             NothingCreatedError: if there is certainly no batch.
             OutcomeUnknownError: if there may be one.
         """
-        body: Any = [{"custom_id": r.request_id, "params": mark_prefix(r.params, "1h")} for r in requests]
+        body: Any = [{"custom_id": r.request_id, "params": mark_prefix(r.sent, "1h")} for r in requests]
         try:
             return _remote(self._client.messages.batches.create(requests=body))
         except anthropic.APIStatusError as error:
@@ -154,7 +174,7 @@ class BatchServer:
             if never_began(error):
                 raise NothingCreatedError(self._said(error), pause_after(error, 1)) from None
             raise OutcomeUnknownError(self._said(error)) from None
-        except _UNREADABLE:
+        except UNREADABLE:
             raise OutcomeUnknownError("the server's answer is not one about a batch") from None
 
     def newer_than(self, marker: datetime) -> list[RemoteBatch]:
@@ -245,18 +265,18 @@ class BatchServer:
             if _may_pass(error):
                 raise ServerBusyError(said, "Run the same command again later; nothing was lost.") from None
             raise ProviderFailed(said, "Check the key and --base-url.") from None
-        except _UNREADABLE:
+        except UNREADABLE:
             raise ProviderFailed("The server's answer is not one about batches.", "Check --base-url.") from None
 
     def _said(self, error: Exception) -> str:
         """What a server said, without the key; the error itself, which may have it, is never chained."""
-        return clean_text(hide_key(self._key, str(error)), 500)
+        return own_words(self._key, error)
 
 
 def _remotes(entries: Iterable[MessageBatch]) -> Iterator[RemoteBatch]:
     """Those entries of a list that are batches."""
     for entry in entries:
-        with suppress(*_UNREADABLE):
+        with suppress(*UNREADABLE):
             yield _remote(entry)
 
 

@@ -13,7 +13,9 @@ import httpx2
 from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from storage.errors import BadInput, Prerequisite
+from storage.errors import BadInput, Prerequisite, ProviderFailed
+
+from ..messages import clean_text
 
 ANTHROPIC_URL = "https://api.anthropic.com"
 HOPELESS = (401, 402, 403, 404)
@@ -21,6 +23,10 @@ HOPELESS = (401, 402, 403, 404)
 BUSY = (429, 529)
 REFUSED = (400, 413, 422)
 _LONGEST_WAIT_S = 120.0
+_CONNECT_S = 5.0
+_QUICK_S = 15.0
+UNREADABLE = (ValueError, AttributeError, TypeError, RecursionError)
+"""What an answer raises that is no JSON, or JSON of something else."""
 
 
 class Credentials(BaseSettings):
@@ -82,7 +88,7 @@ def connect(
         api_key=key.get_secret_value(),
         base_url=base_url,
         max_retries=0,
-        timeout=timeout_s,
+        timeout=patience(timeout_s),
         open_telemetry=False,
         http_client=http or anthropic.DefaultHttpxClient(follow_redirects=False),
     )
@@ -93,10 +99,44 @@ def fingerprint(kind: str, base_url: str, secret: str) -> str:
     return hashlib.sha256(f"trajnote {kind} at {base_url.rstrip('/')}: {secret}".encode()).hexdigest()[:16]
 
 
+def patience(silence_s: float) -> httpx2.Timeout:
+    """Seconds of silence that are borne; a server that is there lets one in much sooner."""
+    return httpx2.Timeout(silence_s, connect=_CONNECT_S)
+
+
 def hide_key(key: SecretStr, text: str) -> str:
     """The text without the key, which a server may repeat in its errors."""
     secret = key.get_secret_value()
     return text.replace(secret, "***") if len(secret) >= 8 else text
+
+
+def own_words(key: SecretStr, error: Exception) -> str:
+    """What a server said, in its own sentence where its answer has one; a bounded line without the key."""
+    body = getattr(error, "body", None)
+    inner = body.get("error", body) if isinstance(body, dict) else None
+    said = inner.get("message") if isinstance(inner, dict) else inner
+    plain = said if isinstance(said, str) and said.strip() else getattr(error, "message", None) or str(error)
+    return clean_text(hide_key(key, str(plain)), 300).rstrip(".") or type(error).__name__
+
+
+def learn_limit(client: anthropic.Anthropic, model: str) -> int | None:
+    """The longest reply that a server allows a model, None if it does not say; it shows that there is a server, too.
+
+    Raises:
+        ProviderFailed: if nobody answers within seconds.
+    """
+    quick = client.with_options(timeout=patience(_QUICK_S))
+    try:
+        limit = quick.models.retrieve(model).max_tokens
+    except anthropic.APIConnectionError as error:
+        said = "it does not answer" if isinstance(error, anthropic.APITimeoutError) else str(error.__cause__ or error)
+        raise ProviderFailed(
+            f"The server {client.base_url} cannot be reached: {clean_text(said, 200)}.",
+            "Check --base-url and the network; nothing was sent.",
+        ) from None
+    except (anthropic.AnthropicError, *UNREADABLE):
+        return None
+    return limit if isinstance(limit, int) and not isinstance(limit, bool) and 256 <= limit <= 2**20 else None
 
 
 def mark_prefix(params: Mapping[str, Any], ttl: Literal["5m", "1h"]) -> dict[str, Any]:

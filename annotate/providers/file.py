@@ -66,6 +66,11 @@ class FileProvider:
             if request.request_id in self._answers:
                 yield self._answers[request.request_id].reply
 
+    def says(self, request_id: str) -> str | None:
+        """The raw reply to a request, if there is one."""
+        answer = self._answers.get(request_id)
+        return answer.reply.raw if answer else None
+
     def late(self) -> list[Reply]:
         """None: nothing is under way."""
         return []

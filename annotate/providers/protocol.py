@@ -63,3 +63,25 @@ class Threaded(Protocol):
 
     keep: Callable[[Reply], None]
     """Called with each reply in the thread that received it, so that it is on the disk whatever the others do."""
+
+
+@runtime_checkable
+class Limited(Protocol):
+    """A provider whose server can say how long the replies of a model may be."""
+
+    def output_limit(self, model: str) -> int | None:
+        """The longest reply that is allowed; None if the server does not say.
+
+        Raises:
+            ProviderFailed: if nobody answers within seconds.
+        """
+        ...
+
+
+@runtime_checkable
+class Written(Protocol):
+    """A provider whose answers stand somewhere and may be corrected there."""
+
+    def says(self, request_id: str) -> str | None:
+        """The raw reply to a request, if there is one."""
+        ...

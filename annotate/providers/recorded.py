@@ -59,6 +59,11 @@ class RecordedProvider:
             reply = self._answers[request.request_id].reply
             yield replace(reply, provenance={"recorded": True, **reply.provenance})
 
+    def says(self, request_id: str) -> str | None:
+        """The raw reply to a request, if there is one."""
+        answer = self._answers.get(request_id)
+        return answer.reply.raw if answer else None
+
     def late(self) -> list[Reply]:
         """None: nothing is under way."""
         return []

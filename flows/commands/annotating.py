@@ -10,7 +10,7 @@ import typer
 from storage.errors import BadInput
 
 from .asking import asks
-from .options import DEFAULT_STORE, DatasetOption, JsonOption, StoreOption
+from .options import DEFAULT_STORE, DatasetOption, JsonOption, ProviderOption, StoreOption
 from .output import print_json, print_lines, progress_bars
 
 if TYPE_CHECKING:
@@ -81,6 +81,41 @@ def annotate_run(
     _run(config, store, dataset, export, as_json=as_json)
 
 
+@annotate_app.command("retry")
+def annotate_retry(
+    run: Annotated[
+        str | None, typer.Argument(metavar="[RUN]", help="Annotation run, or the beginning of its id; default: newest.")
+    ] = None,
+    provider: ProviderOption = "anthropic",
+    answers: Annotated[Path | None, typer.Option(help="file: corrected answers; recorded: file or folder.")] = None,
+    base_url: Annotated[str | None, typer.Option(help="Server that speaks the Messages API.")] = None,
+    concurrency: Annotated[int, typer.Option(min=1, max=64, help="Requests under way at once.")] = 4,
+    budget: Annotated[
+        float | None, typer.Option(min=0.0, help="Dollars this run may cost over all its commands, at most.")
+    ] = None,
+    max_tokens: Annotated[int | None, typer.Option(min=256, help="Cap on a reply.")] = None,
+    store: StoreOption = DEFAULT_STORE,
+    as_json: JsonOption = False,
+) -> None:
+    """Ask anew what has failed, or whose reply left no label; earlier replies are kept as evidence."""
+    from storage.store import Store
+
+    from ..label import retry
+    from ..questions import LabelConfig
+
+    config = LabelConfig(
+        provider=provider,
+        answers=answers,
+        base_url=base_url,
+        concurrency=concurrency,
+        budget_usd=budget,
+        max_tokens=max_tokens,
+    )
+    with progress_bars() as bars:
+        summary = retry(Store.open(store), run, config, bars)
+    tell_run(summary, as_json)
+
+
 @annotations_app.command("import")
 def annotations_import(
     path: Annotated[Path, typer.Argument(help="JSON lines of dataset_id, episode_id, step, suggested_action, ...")],
@@ -139,7 +174,7 @@ def _run(config: LabelConfig, store: Path, dataset: str | None, export: Path | N
         return
     with progress_bars() as bars:
         summary = label(opened, dataset_id, config, bars)
-    _tell_run(summary, as_json)
+    tell_run(summary, as_json)
 
 
 def _tell_plan(planned: Planned, as_json: bool) -> None:
@@ -189,7 +224,12 @@ def _tell_export(count: int, path: Path, as_json: bool) -> None:
         print_lines(f"{count} requests in {path}")
 
 
-def _tell_run(summary: RunSummary, as_json: bool) -> None:
+def tell_run(summary: RunSummary, as_json: bool) -> None:
+    """Print what a run has come to.
+
+    Raises:
+        ProviderFailed: if labels are missing because of what the server did; what was answered is kept.
+    """
     if as_json:
         print_json(
             {
@@ -212,17 +252,25 @@ def _tell_run(summary: RunSummary, as_json: bool) -> None:
                 "cost_usd": summary.totals.cost_usd,
                 "estimated_usd": summary.estimated_usd,
                 "stopped": summary.stopped,
+                "errors": summary.errors,
             }
         )
-        return
+    else:
+        _tell_brought_and_bill(summary)
+    if summary.failure is not None:
+        raise summary.failure
+
+
+def _tell_brought_and_bill(summary: RunSummary) -> None:
     state = "was done before" if summary.was_done else "is done" if summary.done else "is open: run the command again"
+    if summary.failure is not None and not summary.done:
+        state = "has failed"
     print_lines(
         f"{summary.run_id} of {summary.dataset_id} {state}",
         f"{_tell_brought(summary)}, {summary.totals.rejections} rejections from {summary.episodes} episodes; "
         f"{summary.answered} requests answered now, {summary.reused} before, {summary.pending} open",
         *_tell_bill(summary),
-        *((f"stopped: {summary.stopped}",) if summary.stopped else ()),
-        *(f"{count} times: {error}" for error, count in summary.errors.items()),
+        *((f"stopped: {summary.stopped}",) if summary.stopped and not summary.is_halted else ()),
     )
 
 

@@ -83,6 +83,10 @@ def _configure(
     budget: Annotated[
         float | None, typer.Option(min=0.0, help="Dollars this run may cost over all its commands, at most.")
     ] = None,
+    max_tokens: Annotated[
+        int | None,
+        typer.Option(min=256, help="Cap on a reply; default: what the server allows the model, or else 12,000."),
+    ] = None,
     batch_size: Annotated[int, typer.Option(min=1, max=100_000, help="batch: requests in each, at most.")] = 1_000,
     batches: Annotated[int, typer.Option(min=1, max=100, help="batch: under way at once.")] = 4,
     retry_failed: Annotated[
@@ -118,6 +122,7 @@ def _configure(
         base_url=base_url,
         concurrency=concurrency,
         budget_usd=budget,
+        max_tokens=max_tokens,
         batch=BatchConfig(size=batch_size, in_flight=batches, retry_failed=retry_failed),
         count=count,
     )

@@ -119,6 +119,7 @@ def annotate_ingest(
     print_lines(
         f"{done.batches} batches finished: {done.answered} answers, {done.returned} came back without one; "
         f"{done.read} answers read into labels; {done.under_way} batches under way",
+        *(f"{count} times without an answer: {reason}" for reason, count in done.reasons.most_common(5)),
         *done.warnings,
     )
     _fail(done.failed)
