@@ -50,6 +50,18 @@ def label(store: Store, dataset_id: str, config: LabelConfig, report: Report = s
     return _answer(store, write_questions(store, dataset_id, config), provider, config, report)
 
 
+def label_some(store: Store, dataset_id: str, config: LabelConfig, report: Report = silent) -> RunSummary:
+    """As `label`, for what goes on with the labels.
+
+    Raises:
+        ProviderFailed: if the server's failures have left no label at all.
+    """
+    summary = label(store, dataset_id, config, report)
+    if summary.failure is not None and not summary.totals.labels and not summary.totals.rules:
+        raise summary.failure
+    return summary
+
+
 def retry(store: Store, run: str | None, config: LabelConfig, report: Report = silent) -> RunSummary:
     """Ask a run's requests anew that have failed, or whose reply left no label; earlier replies stay as evidence.
 

@@ -144,6 +144,7 @@ class _Night:
         self.night.answered += summary.answered
         self.night.waiting += summary.pending
         self._note(*((summary.stopped,) if summary.stopped else ()))
+        self._note(*((str(summary.failure),) if summary.failure else ()))
 
     def _label_config(self, dataset_id: str) -> LabelConfig | None:
         """How a dataset is asked about; None where its answers are still to be written.

@@ -22,7 +22,7 @@ from .artifacts import Told, in_words, leave, tell_dataset, tell_labels, tell_ou
 from .collect import CollectConfig
 from .gather import gather
 from .improve import ImproveConfig, Outcome, improve
-from .label import label, plan
+from .label import label_some, plan
 from .outcome import as_json
 from .progress import listener
 from .questions import LabelConfig
@@ -59,7 +59,7 @@ def collect_task(store: Path, config: CollectConfig, card: str | None = None) ->
 @task(name="label", persist_result=False)
 def label_task(store: Path, dataset_id: str, config: LabelConfig) -> str:
     """Annotate a dataset; returns the id of the run."""
-    summary = label(Store.open(store), dataset_id, config, listener())
+    summary = label_some(Store.open(store), dataset_id, config, listener())
     leave(f"label-{dataset_id}", tell_labels(summary))
     return summary.run_id
 

@@ -23,7 +23,7 @@ from storage.store import Store
 from .collect import CollectConfig
 from .gather import gather
 from .improve import ImproveConfig, Outcome, improve
-from .label import export, label
+from .label import export, label_some
 from .progress import listener
 from .questions import LabelConfig
 
@@ -114,7 +114,7 @@ def plain_work() -> Work:
         collect=lambda store, config, card: (
             gather(Store.create(store), config, card=card, report=listener()).dataset_id
         ),
-        label=lambda store, dataset_id, config: label(Store.open(store), dataset_id, config, listener()).run_id,
+        label=lambda store, dataset_id, config: label_some(Store.open(store), dataset_id, config, listener()).run_id,
         improve=lambda store, dataset_id, run_ids, config: improve(
             Store.open(store), dataset_id, config, run_ids=run_ids, report=listener()
         ),

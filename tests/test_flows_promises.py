@@ -25,7 +25,8 @@ from storage.store import Store
 
 
 def config(name: str, **changes: Any) -> CollectConfig:
-    given: dict[str, Any] = {"env_id": f"odd_environments:{name}-v0", "policy": "random", "episodes": 6, "dataset": name.lower()}
+    env_id = f"odd_environments:{name}-v0"
+    given: dict[str, Any] = {"env_id": env_id, "policy": "random", "episodes": 6, "dataset": name.lower()}
     return CollectConfig(**{**given, **changes})
 
 
