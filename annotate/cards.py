@@ -152,9 +152,18 @@ def load_card(source: str | Path, env_kwargs: Mapping[str, Any] | None = None) -
     """
     if isinstance(source, Path) or source.endswith(".toml"):
         return _read_card(Path(source))
-    card = find_card(source, env_kwargs)
+    return packaged_card(source, env_kwargs)
+
+
+def packaged_card(env_id: str, env_kwargs: Mapping[str, Any] | None = None) -> Card:
+    """The packaged card of an environment; an id is never taken for the path of a file.
+
+    Raises:
+        BadInput: if there is none.
+    """
+    card = find_card(env_id, env_kwargs)
     if card is None:
-        raise BadInput(_no_card(source, env_kwargs), f"Write one with `trajnote card new {source}`.")
+        raise BadInput(_no_card(env_id, env_kwargs), f"Write one with `trajnote card new {env_id}`.")
     return card
 
 

@@ -36,6 +36,7 @@ from flows.judging.arms import Draw, Material, list_draws
 from flows.playing.environments import EnvironmentMaker, Spaces, look_up_spaces
 from flows.playing.policies import load_policy
 from flows.playing.rollout import rollout
+from flows.playing.trust import Named
 from flows.processes import core_count, share_out
 from flows.train_baseline import TrainConfig, train_baseline
 from refine.config import RefineConfig
@@ -109,8 +110,8 @@ def measure(env_id: str, seed: int, arguments: argparse.Namespace, folder: Path,
     )
     manifest = gather(store, log)
     steps = read_steps(store, manifest.dataset_id)
-    labels = label_steps(steps, spaces, load_policy(expert_spec, spaces, store), arguments.wrong, seed)
-    baseline: Any = load_policy(spec, spaces, store)
+    labels = label_steps(steps, spaces, load_policy(Named(expert_spec), spaces, store), arguments.wrong, seed)
+    baseline: Any = load_policy(Named(spec), spaces, store)
     recipe = RefineConfig(seed=seed).completed(spaces.action)
     material = Material(store.root, manifest.dataset_id, labels, baseline.network, recipe)
     draws: list[Draw] = list_draws(arguments.draws)

@@ -24,6 +24,7 @@ from storage.store import Store
 from .improve import ImproveConfig, Outcome, improve
 from .judging.contest import ArmResult, Comparison
 from .judging.lineage import arm_rows
+from .playing.trust import Named
 from .progress import Report, silent
 
 
@@ -78,7 +79,8 @@ def ablate(
     config: AblateConfig,
     *,
     run_ids: Sequence[str] | None = None,
-    baseline: str | None = None,
+    baseline: Named | None = None,
+    env_id: Named | None = None,
     report: Report = silent,
 ) -> Ablation:
     """Refine a dataset's policy under every mode and with every training seed, beside all arms.
@@ -92,6 +94,7 @@ def ablate(
         config: modes, seeds, and the refinement.
         run_ids: annotation runs whose labels count; all when None.
         baseline: another baseline than the dataset's policy.
+        env_id: the dataset's environment, where the user has to name it.
         report: shown the progress.
 
     Raises:
@@ -102,7 +105,9 @@ def ablate(
         for mode in config.modes:
             told = _named(report, f"{mode}, seed {seed}")
             one = _one(config.improve, mode, seed)
-            outcomes[mode, seed] = improve(store, dataset_id, one, run_ids=run_ids, baseline=baseline, report=told)
+            outcomes[mode, seed] = improve(
+                store, dataset_id, one, run_ids=run_ids, baseline=baseline, env_id=env_id, report=told
+            )
     arms = [arm for mode in config.modes for arm in _pool(mode, _of(outcomes, mode))]
     verdicts = [_judge(mode, _of(outcomes, mode), config.improve.gate.mode) for mode in config.modes]
     ablation = Ablation(_name(dataset_id, outcomes), outcomes, arms, verdicts)

@@ -23,7 +23,7 @@ from refine.policy import Mode
 from storage.annotations import list_runs, load_annotations
 from storage.datasets import pick
 from storage.environments import insert_environment
-from storage.errors import Prerequisite, TrajnoteError
+from storage.errors import BadInput, Prerequisite, TrajnoteError
 from storage.evidence import LabelReplay, insert_label_replays, load_label_replays
 from storage.identity import content_id
 from storage.schema import Annotation, Episode, Frozen, Manifest
@@ -36,6 +36,7 @@ from .playing.branches import Branch, Ending, play_branches
 from .playing.environments import Spaces
 from .playing.fingerprint import look_up_fingerprint
 from .playing.policies import load_policy
+from .playing.trust import Home, Named, find_home, not_loaded, own_policy
 from .processes import share_out
 from .progress import Report, silent
 from .runners import workers_if_chosen
@@ -47,7 +48,8 @@ class ReplayConfig(Frozen):
     """Which labels are replayed, and how the policy goes on."""
 
     limit: int | None = Field(default=None, ge=1, description="labels at most, drawn by a fixed shuffle; all when null")
-    policy: str | None = Field(default=None, description="who goes on; the policy that made the dataset when null")
+    policy: Named | None = Field(default=None, description="who goes on; the policy that made the dataset when null")
+    env_id: Named | None = Field(default=None, description="the dataset's environment, where the user has to name it")
     mode: Mode | None = Field(default=None, description="how it acts; as in the dataset when null")
     continuations: int = Field(default=4, ge=1, le=1000, description="pairs for each label, where it acts by chance")
     horizon: int | None = Field(default=None, ge=1, description="steps of a continuation at most; to its end when null")
@@ -81,14 +83,17 @@ def replay_labels(
 
     Raises:
         BadInput: for an unknown dataset or run, or one without environment or seeds.
-        Prerequisite: when the policy that made the dataset is not at hand.
+        Prerequisite: when the policy that made the dataset is not at hand, or it or the environment has to be named.
     """
     manifest = read_manifest(store, dataset_id)
+    if manifest.env_id is None:
+        raise BadInput(f"The labels of {dataset_id} cannot be replayed: it was recorded without an environment.")
+    home = find_home(store, manifest, config.env_id)
     policy = _continuing_policy(store, manifest, config)
     mode = check_mode(policy, config.mode or manifest.policy_mode or "greedy")
-    here = look_up_fingerprint(manifest.env_id, manifest.env_kwargs) if manifest.env_id else None
+    here = look_up_fingerprint(*home)
     pairs = config.continuations if mode == "sampled" else 1
-    way = _Way(policy.sha256, mode, pairs, config.horizon, here.sha256 if here else None)
+    way = _Way(policy.sha256, mode, pairs, config.horizon, here.sha256)
     labels = [note for note in _labels(store, dataset_id, run_ids) if note.suggested_action is not None]
     episodes = {e.episode_id: e for e in iterate_episodes(store, dataset_id, sorted({n.episode_id for n in labels}))}
     differing = [note for note in labels if not _confirms(note, episodes[note.episode_id], manifest)]
@@ -97,14 +102,13 @@ def replay_labels(
     missing = [note for note in wanted if way.name(note) not in known]
     batches = [missing[start : start + BATCH] for start in range(0, len(missing), BATCH)]
     tasks = [(notes, {note.episode_id: episodes[note.episode_id] for note in notes}) for notes in batches]
-    work = partial(measure, manifest, policy, way)
+    work = partial(measure, manifest, home, policy, way)
     with closing(share_out(work, tasks, workers_if_chosen(), threadsafe=True)) as measured:
         report("replay labels", 0, len(missing))
         for number, rows in enumerate(measured, start=1):
             with store.catalog.write() as con:
                 insert_label_replays(con, rows)
-                if here and manifest.env_id:
-                    insert_environment(con, here.known, manifest.env_id, manifest.env_kwargs)
+                insert_environment(con, here.known, *home)
             report("replay labels", min(number * BATCH, len(missing)), len(missing))
     names, fresh = {way.name(note) for note in wanted}, {way.name(note) for note in missing}
     found = [replay for replay in load_label_replays(store, dataset_id) if replay.label_replay_id in names]
@@ -138,12 +142,16 @@ def _labels(store: Store, dataset_id: str, run_ids: Sequence[str] | None) -> lis
 def _continuing_policy(store: Store, manifest: Manifest, config: ReplayConfig) -> Policy:
     spaces = Spaces(manifest.observation_space, manifest.action_space)
     if config.policy is not None:
-        return load_policy(config.policy, spaces, store)
+        known = manifest.policy_file_sha256 if config.policy == manifest.policy else None
+        return load_policy(config.policy, spaces, store, file_sha256=known)
     kept = find_recorded_baseline(store, manifest.policy_sha256) if manifest.policy_sha256 else None
     if kept is not None:
         return NetworkActor(manifest.policy or "baseline", kept)
+    own = own_policy(store, manifest)
+    if own is None and manifest.policy is not None:
+        raise Prerequisite(not_loaded(manifest), "If you trust it, name it with --policy.")
     try:
-        policy = load_policy(manifest.policy or "", spaces, store)
+        policy = load_policy(own, spaces, store, file_sha256=manifest.policy_file_sha256) if own else None
     except TrajnoteError:
         policy = None
     if policy is None or policy.sha256 != manifest.policy_sha256:
@@ -159,7 +167,7 @@ def _confirms(note: Annotation, episode: Episode, manifest: Manifest) -> bool:
 
 
 def measure(
-    manifest: Manifest, policy: Policy, way: _Way, task: tuple[Sequence[Annotation], dict[int, Episode]]
+    manifest: Manifest, home: Home, policy: Policy, way: _Way, task: tuple[Sequence[Annotation], dict[int, Episode]]
 ) -> list[LabelReplay]:
     """Play both sides of every pair of some labels, beside the episodes that these are in; in any process."""
     notes, episodes = task
@@ -171,7 +179,7 @@ def measure(
         for pair in range(way.continuations)
     ]
     endings: dict[int, list[Ending]] = defaultdict(list)
-    for ending in play_branches(branches, manifest, policy, mode=way.mode, horizon=way.horizon):
+    for ending in play_branches(branches, manifest, home, policy, mode=way.mode, horizon=way.horizon):
         endings[ending.branch.number].append(ending)
     order = {id(branch): place for place, branch in enumerate(branches)}
     return [

@@ -17,6 +17,7 @@ from .judging.lineage import find_recorded_baseline, find_recorded_id
 from .playing.actors import NetworkActor, Policy
 from .playing.environments import Spaces
 from .playing.policies import load_policy
+from .playing.trust import Named, not_loaded, own_policy, spelled
 
 
 @dataclass(frozen=True)
@@ -26,13 +27,15 @@ class Baseline:
     policy: MlpPolicy
     origin: str
     policy_id: str | None = None  # by which the store knows it already
+    warning: str | None = None  # what the dataset names and was not loaded
 
 
-def find_baseline(store: Store, manifest: Manifest, steps: StepArrays, spec: str | None = None) -> Baseline:
+def find_baseline(store: Store, manifest: Manifest, steps: StepArrays, spec: Named | None = None) -> Baseline:
     """The policy that made a dataset, as a portable network.
 
     Its own weights are used wherever they can be read exactly; otherwise a network is distilled from the dataset's
-    `policy_output`, or from the logged actions if it has none.
+    `policy_output`, or from the logged actions if it has none. So it is where the manifest names a policy that the user
+    did not name, with a warning: that policy is not loaded.
 
     Args:
         store: where policies are looked up.
@@ -48,19 +51,24 @@ def find_baseline(store: Store, manifest: Manifest, steps: StepArrays, spec: str
     return replace(found, policy_id=find_recorded_id(store, found.policy.sha256))
 
 
-def _find(store: Store, manifest: Manifest, steps: StepArrays, spec: str | None) -> Baseline:
+def _find(store: Store, manifest: Manifest, steps: StepArrays, spec: Named | None) -> Baseline:
     spaces = Spaces(manifest.observation_space, manifest.action_space)
     if spec is not None:
         return _distilled_if_needed(_load_other(spec, spaces, store, manifest), manifest, steps)
     kept = find_recorded_baseline(store, manifest.policy_sha256) if manifest.policy_sha256 else None
     if kept is not None:
         return Baseline(kept, "the weights that the dataset was collected with")
-    return _distilled_if_needed(_load_named(store, manifest, spaces), manifest, steps)
+    own = own_policy(store, manifest)
+    found = _distilled_if_needed(_load_own(own, store, manifest, spaces), manifest, steps)
+    if own is not None or manifest.policy in (None, "random"):
+        return found
+    return replace(found, warning=f"{not_loaded(manifest)} --baseline {spelled(str(manifest.policy))} starts from it")
 
 
-def _load_other(spec: str, spaces: Spaces, store: Store, manifest: Manifest) -> Policy:
+def _load_other(spec: Named, spaces: Spaces, store: Store, manifest: Manifest) -> Policy:
     """The policy that the user names; one without readable weights must be the one that the dataset shows."""
-    policy = load_policy(spec, spaces, store)
+    known = manifest.policy_file_sha256 if spec == manifest.policy else None
+    policy = load_policy(spec, spaces, store, file_sha256=known)
     if not isinstance(policy, NetworkActor) and policy.sha256 != manifest.policy_sha256:
         raise BadInput(
             f"{spec} has no weights that can be read exactly, and the steps of {manifest.dataset_id} are not its own.",
@@ -69,10 +77,12 @@ def _load_other(spec: str, spaces: Spaces, store: Store, manifest: Manifest) -> 
     return policy
 
 
-def _load_named(store: Store, manifest: Manifest, spaces: Spaces) -> Policy | None:
-    """The policy that the manifest names, if it is still there and still the same."""
+def _load_own(spec: Named | None, store: Store, manifest: Manifest, spaces: Spaces) -> Policy | None:
+    """The policy that the user collected with, if it is still there and still the same."""
+    if spec is None:
+        return None
     try:
-        policy = load_policy(manifest.policy or "", spaces, store)
+        policy = load_policy(spec, spaces, store, file_sha256=manifest.policy_file_sha256)
     except TrajnoteError:
         return None
     return policy if policy.sha256 == manifest.policy_sha256 else None

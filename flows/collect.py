@@ -24,9 +24,11 @@ from storage.store import DRAFT, Store
 from .playing.actors import Policy, check_mode
 from .playing.environments import EnvironmentMaker, spaces_of
 from .playing.fingerprint import Fingerprint, take_fingerprint
+from .playing.foreign import hash_policy_file
 from .playing.policies import load_policy
 from .playing.pool import engine_versions, make_in_engine, play_pooled
 from .playing.rollout import ENVIRONMENTS, rollout
+from .playing.trust import Named, remember
 from .playing.workers import play_episodes
 from .progress import Report, silent
 from .runners import workers_if_chosen
@@ -47,12 +49,12 @@ _DECISIVE = (
 class CollectConfig(Frozen):
     """What to collect."""
 
-    env_id: str = Field(description="Gymnasium id, or module:EnvId")
+    env_id: Named = Field(description="Gymnasium id, or module:EnvId")
     env_kwargs: Mapping[str, Any] = Field(default_factory=dict, description="arguments of gymnasium.make")
     engine: Engine = Field(
         default="gymnasium", description="whose code the environment runs in; recorded in the manifest"
     )
-    policy: str = Field(description="what acts, as `load_policy` names it")
+    policy: Named = Field(description="what acts, as `load_policy` names it")
     mode: Mode = Field(default="greedy", description="greedy, or sampled from the policy's distribution")
     episodes: int = Field(default=30, ge=1, description="how many; 30 cover what a stuck policy keeps doing")
     seed: int = Field(default=0, ge=0, description="seed of the first episode; episode i has seed + i")
@@ -98,7 +100,7 @@ def collect(
     if finished is not None:
         _check_count(config, finished.episodes, "has")
         report(f"{finished.dataset_id} was collected before", finished.episodes, finished.episodes)
-        return finished
+        return _remember(store, config, draft, finished)
     with StepsWriter(store, draft, shard_bytes=shard_bytes) as writer:
         done = writer.episodes_done
         if done > config.episodes:
@@ -112,7 +114,13 @@ def collect(
                     report(f"collect {draft.dataset_id}", episode.episode_id + 1, config.episodes)
         except BadInput as error:
             raise _after(writer.keep(), error) from error
-        return writer.finish()
+        return _remember(store, config, draft, writer.finish())
+
+
+def _remember(store: Store, config: CollectConfig, draft: ManifestDraft, manifest: Manifest) -> Manifest:
+    """Note what the user named; a dataset that was there already may have been made with another file."""
+    policy = config.policy if manifest.policy_file_sha256 == draft.policy_file_sha256 else None
+    return remember(store, manifest, env_id=config.env_id, policy=policy)
 
 
 def _after(kept: int, error: BadInput) -> BadInput:
@@ -168,6 +176,7 @@ def _plan(
         action_names=tuple(action_names or _numbered("a", spaces.action.n or spaces.action.size)),
         policy=policy.spec,
         policy_sha256=policy.sha256,
+        policy_file_sha256=hash_policy_file(config.policy),
         policy_mode=check_mode(policy, config.mode),
         policy_output=policy.output_kind,
         seed=config.seed,

@@ -22,6 +22,7 @@ from .playing.actors import NetworkActor
 from .playing.environments import Spaces
 from .playing.policies import load_policy
 from .playing.replay import Replay, replay_episode
+from .playing.trust import Named
 from .prefect_server import Server, served
 from .progress import listener
 from .questions import LabelConfig
@@ -78,7 +79,7 @@ def take_example(store: Store, folder: Path) -> Manifest:
     """Take an example's dataset and its baseline into a store."""
     manifest = adopt_dataset(store, folder / "rollouts")
     spaces = Spaces(manifest.observation_space, manifest.action_space)
-    baseline = load_policy(f"policy:{folder / 'baseline'}", spaces, store)
+    baseline = load_policy(Named(f"policy:{folder / 'baseline'}"), spaces, store)
     if isinstance(baseline, NetworkActor):
         record_baseline(
             store,

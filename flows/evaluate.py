@@ -20,14 +20,15 @@ from .judging.judge import Contestant, Judge
 from .playing.actors import check_mode
 from .playing.environments import look_up_spaces
 from .playing.policies import load_policy
+from .playing.trust import Named, find_home
 from .progress import Report, silent
 
 
 class EvaluateConfig(Frozen):
     """Which policy is played where, and how often."""
 
-    policy: str = Field(description="id in the store, or a specification as `load_policy` takes it")
-    env_id: str | None = Field(
+    policy: Named = Field(description="id in the store, or a specification as `load_policy` takes it")
+    env_id: Named | None = Field(
         default=None, description="Gymnasium id; the one that the stored policy is for when null"
     )
     env_kwargs: Mapping[str, Any] = Field(default_factory=dict, description="arguments of gymnasium.make")
@@ -40,7 +41,7 @@ class EvaluateConfig(Frozen):
 class _Home(NamedTuple):
     """Where a policy is played."""
 
-    env_id: str
+    env_id: Named
     env_kwargs: Mapping[str, Any]
     max_steps: int | None = None
 
@@ -79,7 +80,7 @@ def evaluate(store: Store, config: EvaluateConfig, report: Report = silent) -> d
     }
 
 
-def _resolve(store: Store, config: EvaluateConfig) -> tuple[str, _Home]:
+def _resolve(store: Store, config: EvaluateConfig) -> tuple[Named, _Home]:
     """The policy's specification and where it is played; a policy of the store knows the environment it is for."""
     name = config.policy.removeprefix("policy:")
     if ":" in name or name == "random" or Path(name).is_dir():
@@ -88,9 +89,9 @@ def _resolve(store: Store, config: EvaluateConfig) -> tuple[str, _Home]:
         return config.policy, _Home(config.env_id, config.env_kwargs)
     policy_id = resolve_policy(store, name)
     if config.env_id is not None:
-        return f"policy:{policy_id}", _Home(config.env_id, config.env_kwargs)
+        return Named(f"policy:{policy_id}"), _Home(config.env_id, config.env_kwargs)
     home = _home_of(store, policy_id)
-    return f"policy:{policy_id}", home._replace(env_kwargs=config.env_kwargs) if config.env_kwargs else home
+    return Named(f"policy:{policy_id}"), home._replace(env_kwargs=config.env_kwargs) if config.env_kwargs else home
 
 
 def _home_of(store: Store, policy_id: str) -> _Home:
@@ -99,4 +100,4 @@ def _home_of(store: Store, policy_id: str) -> _Home:
     manifest = read_manifest(store, dataset_id) if dataset_id else None
     if manifest is None or manifest.env_id is None:
         raise BadInput(f"The store does not know which environment {policy_id} is for.", "Name it with --env ENV_ID.")
-    return _Home(manifest.env_id, manifest.env_kwargs, manifest.max_steps)
+    return _Home(*find_home(store, manifest), manifest.max_steps)

@@ -24,6 +24,7 @@ from .minari_files import open_minari
 from .playing.actors import NetworkActor
 from .playing.environments import Spaces, look_up_spaces
 from .playing.policies import load_policy
+from .playing.trust import Named, remember
 from .progress import Report, silent
 
 
@@ -65,7 +66,7 @@ def take_in(
     path: Path,
     *,
     dataset_id: str | None = None,
-    env_id: str | None = None,
+    env_id: Named | None = None,
     env_kwargs: Mapping[str, Any] | None = None,
     card: str | None = None,
     columns: Columns | None = None,
@@ -91,7 +92,7 @@ def take_in(
         DamagedStore: if a shard of the folder is not what its manifest says.
     """
     if (path / MANIFEST).is_file():
-        return adopt_dataset(store, path)
+        return _remember(store, adopt_dataset(store, path), env_id, env_kwargs)
     opened = open_minari(path) if path.is_dir() else open_recording(path, columns)
     with opened as recording:
         told = recording.about
@@ -106,7 +107,15 @@ def take_in(
             component_names=fitting.component_names if fitting else None,
             action_names=fitting.action_names if fitting else None,
         )
-        return import_recording(store, recording, about, dataset_id, choices=choices, report=report)
+        manifest = import_recording(store, recording, about, dataset_id, choices=choices, report=report)
+    return _remember(store, manifest, env_id, env_kwargs)
+
+
+def _remember(store: Store, manifest: Manifest, env_id: Named | None, env_kwargs: Mapping[str, Any] | None) -> Manifest:
+    """Note that the user named the environment, unless the data have brought arguments that the user did not name."""
+    if env_id is None or dict(manifest.env_kwargs) != dict(env_kwargs or {}):
+        return manifest
+    return remember(store, manifest, env_id=env_id)
 
 
 def fitting_card(

@@ -28,6 +28,7 @@ from .judging.opinions import Opinions, find_opinions
 from .judging.oracle import ask_expert
 from .playing.environments import Spaces, look_up_spaces
 from .playing.foreign import check_spaces
+from .playing.trust import Home, Named, find_home
 from .progress import Report, silent
 
 
@@ -37,7 +38,7 @@ class ImproveConfig(Frozen):
     refine: RefineConfig = Field(default_factory=RefineConfig)
     gate: GateConfig = Field(default_factory=GateConfig)
     random_states: bool = Field(default=False, description="also the arm of other states with the annotator's rules")
-    expert: str | None = Field(default=None, description="policy whose actions are the arm oracle; none when null")
+    expert: Named | None = Field(default=None, description="policy whose actions are the arm oracle; none when null")
     log_dir: Path | None = Field(default=None, description="folder for d3rlpy's logs of the labels' training")
     workers: int | None = Field(default=None, ge=1, description="processes; one per core when null; never the result")
 
@@ -68,7 +69,8 @@ def improve(
     *,
     run_ids: Sequence[str] | None = None,
     rules: bool = False,
-    baseline: str | None = None,
+    baseline: Named | None = None,
+    env_id: Named | None = None,
     also: Sequence[str] = (),
     report: Report = silent,
 ) -> Outcome:
@@ -83,15 +85,16 @@ def improve(
         run_ids: annotation runs whose labels count; all when None.
         rules: imitate their corrective rules instead, at all steps that they match.
         baseline: another baseline than the dataset's policy, see `policies.load_policy`.
+        env_id: the dataset's environment, where the user has to name it; see `trust.find_home`.
         also: further datasets whose steps and labels count, of the same environment.
         report: shown the progress.
 
     Raises:
-        Prerequisite: if the dataset has no annotations, or no rules.
+        Prerequisite: if the dataset has no annotations, or no rules, or its environment has to be named.
         BadInput: if it has no environment, or its seeds are among the gate's.
     """
     manifest = read_manifest(store, dataset_id)
-    env_id = _home_of(manifest)
+    home = _home_of(store, manifest, env_id)
     for each in (dataset_id, *also):
         _refuse_shared_seeds(store, each, config.gate)
     material, start, opinions, warnings = gather_material(
@@ -100,7 +103,7 @@ def improve(
     if opinions.rules and config.random_states:
         raise BadInput("Rules speak of all states that they match, so there are no others to compare with.")
     material = replace(material, log_dir=config.log_dir)
-    judge = Judge(store, env_id, manifest.env_kwargs, config.workers, manifest.max_steps)
+    judge = Judge(store, *home, config.workers, manifest.max_steps)
     warnings += tuple(_tell_changes(judge, read_manifest(store, each)) for each in (dataset_id, *also))
     warnings = tuple(filter(None, warnings))
     contest = Contest(material, judge, config.gate, report, config.references)
@@ -128,8 +131,8 @@ def gather_material(
     *,
     rules: bool = False,
     also: Sequence[str] = (),
-    baseline: str | None = None,
-    expert: str | None = None,
+    baseline: Named | None = None,
+    expert: Named | None = None,
 ) -> Gathered:
     """Find a dataset's labels and baseline; arguments as for `improve`.
 
@@ -146,7 +149,8 @@ def gather_material(
     recipe = config.completed(manifest.action_space)
     oracle = ask_expert(expert, labels, steps, manifest, store) if expert else None
     material = Material(store.root, dataset_id, labels, start.policy, recipe, oracle, tuple(also), start.policy_id)
-    return Gathered(material, start, opinions, find_warnings(steps, labels, recipe))
+    warnings = (*find_warnings(steps, labels, recipe), *((start.warning,) if start.warning else ()))
+    return Gathered(material, start, opinions, warnings)
 
 
 def find_warnings(steps: StepArrays, labels: Labels, recipe: RefineConfig) -> tuple[str, ...]:
@@ -157,16 +161,17 @@ def find_warnings(steps: StepArrays, labels: Labels, recipe: RefineConfig) -> tu
     return () if warning is None else (warning,)
 
 
-def _home_of(manifest: Manifest) -> str:
+def _home_of(store: Store, manifest: Manifest, named: Named | None) -> Home:
     """The environment that can judge a refinement: the dataset's, if it is still what it was."""
     if manifest.env_id is None:
         raise BadInput(
             f"The dataset {manifest.dataset_id} has no environment, so nothing can judge a refinement.",
             "Import it with --env ENV_ID if there is a simulator of it.",
         )
+    home = find_home(store, manifest, named)
     logged = Spaces(manifest.observation_space, manifest.action_space)
-    check_spaces(f"The dataset {manifest.dataset_id}", logged, look_up_spaces(manifest.env_id, manifest.env_kwargs))
-    return manifest.env_id
+    check_spaces(f"The dataset {manifest.dataset_id}", logged, look_up_spaces(*home))
+    return home
 
 
 def _tell_changes(judge: Judge, manifest: Manifest) -> str:

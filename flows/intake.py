@@ -21,6 +21,7 @@ from storage.store import MANIFEST, Store
 
 from .collect import CollectConfig
 from .gather import gather, take_in
+from .playing.trust import Named
 from .progress import Report, silent
 from .settings import CollectPlan, DeploymentConfig
 
@@ -98,7 +99,7 @@ def _collect_due(
     manifest = gather(
         store,
         CollectConfig(
-            env_id=config.env_id or "",
+            env_id=config.env_id or Named(),
             env_kwargs=config.env_kwargs,
             policy=acting_policy(store, deployment) or plan.policy,
             mode=plan.mode,
@@ -114,10 +115,10 @@ def _collect_due(
     _enter(store, deployment, origin, manifest.dataset_id, found)
 
 
-def acting_policy(store: Store, deployment: str) -> str | None:
+def acting_policy(store: Store, deployment: str) -> Named | None:
     """The policy in force, as `policy:ID`; None before the first decision."""
     decisions = list_decisions(store, deployment)
-    return f"policy:{decisions[-1].policy_id}" if decisions else None
+    return Named(f"policy:{decisions[-1].policy_id}") if decisions else None
 
 
 def period_start(now: datetime, plan: CollectPlan, timezone: str) -> datetime:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from storage.deployments import alone, point_to
-from storage.errors import Prerequisite
+from storage.errors import Prerequisite, TrajnoteError
 from storage.promotions import (
     Decision,
     count_labels,
@@ -22,12 +22,15 @@ from storage.promotions import (
     record_decision,
     sum_dollars,
 )
+from storage.schema import Manifest
+from storage.steps import read_manifest
 from storage.store import Store
 
 from .improve import ImproveConfig, Outcome, improve
 from .intake import acting_policy, take_in_new
 from .label import export, label
 from .outcome import sentences, table_rows
+from .playing.trust import Named, are_alike, find_home
 from .progress import Report, silent
 from .questions import LabelConfig
 from .runners import running_on
@@ -86,7 +89,8 @@ class _Night:
     def __init__(self, store: Store, deployment: str, config: DeploymentConfig, report: Report) -> None:
         self.store = store
         self.deployment = deployment
-        self.config = config
+        label = config.label.model_copy(update={"env_id": config.label.env_id or config.env_id})
+        self.config = config.model_copy(update={"label": label})
         self.report = report
         self.night = Night(deployment)
 
@@ -110,8 +114,24 @@ class _Night:
         return self.night
 
     def _datasets(self) -> list[str]:
-        """The deployment's datasets, the newest first."""
-        return list(dict.fromkeys(reversed(list_intakes(self.store, self.deployment).values())))
+        """The deployment's datasets, the newest first, without those whose environment may not be made."""
+        known = dict.fromkeys(reversed(list_intakes(self.store, self.deployment).values()))
+        return [dataset_id for dataset_id in known if self._is_admitted(dataset_id)]
+
+    def _is_admitted(self, dataset_id: str) -> bool:
+        try:
+            manifest = read_manifest(self.store, dataset_id)
+            if manifest.env_id is not None:
+                find_home(self.store, manifest, self._named(manifest))
+        except TrajnoteError as error:
+            self._note(f"left out: {error}")
+            return False
+        return True
+
+    def _named(self, manifest: Manifest) -> Named | None:
+        """The environment of the settings, if it is the dataset's."""
+        named = self.config.env_id
+        return named if named and manifest.env_id and are_alike(named, manifest.env_id) else None
 
     def _totals(self) -> tuple[int, float]:
         datasets = self._datasets()
@@ -182,6 +202,7 @@ class _Night:
             datasets[0],
             fresh_seeds(self.config.improve, len(decisions)),
             baseline=before or self.config.baseline,
+            env_id=self._named(read_manifest(self.store, datasets[0])),
             also=datasets[1:],
             report=self.report,
         )
@@ -215,7 +236,13 @@ class _Night:
         from .report import write_report  # altair takes a second to load
 
         try:
-            write_report(self.store, comparison_id, pictures=self.config.pictures, report=self.report)
+            write_report(
+                self.store,
+                comparison_id,
+                pictures=self.config.pictures,
+                env_id=self.config.env_id,
+                report=self.report,
+            )
         except Prerequisite as error:
             self._note(f"no report was written: {error}")
 

@@ -8,7 +8,7 @@ from typing import Literal
 from pydantic import Field
 
 from annotate.batch_config import BatchConfig
-from annotate.cards import Card, load_card
+from annotate.cards import Card, load_card, packaged_card
 from annotate.planning import RunPlan, plan_run
 from annotate.requests import AnnotateConfig
 from annotate.selection import Method
@@ -18,6 +18,7 @@ from storage.steps import read_manifest
 from storage.store import Store
 
 from .playing.frames import FrameRenderer
+from .playing.trust import Named
 
 ProviderName = Literal["anthropic", "batch", "file", "recorded"]
 
@@ -27,6 +28,9 @@ class LabelConfig(Frozen):
 
     provider: ProviderName = Field(default="anthropic", description="who answers")
     annotate: AnnotateConfig = Field(default_factory=AnnotateConfig)
+    env_id: Named | None = Field(
+        default=None, description="environment of frames, where the user has to name the dataset's own"
+    )
     card: str | None = Field(default=None, description="path of a card; the environment's packaged one when null")
     limit: int | None = Field(default=None, ge=1, description="annotate only so many episodes")
     select: Method = Field(default="first", description="which ones: first, stratified, novel or failing")
@@ -53,7 +57,7 @@ def write_questions(store: Store, dataset_id: str, config: LabelConfig) -> RunPl
         limit=config.limit,
         select=config.select,
         select_seed=config.select_seed,
-        frames=FrameRenderer(store, dataset_id) if config.annotate.frames else None,
+        frames=FrameRenderer(store, dataset_id, config.env_id) if config.annotate.frames else None,
     )
 
 
@@ -63,4 +67,4 @@ def _card_of(store: Store, dataset_id: str, config: LabelConfig) -> Card:
         return load_card(config.card)
     if manifest.env_id is None:
         raise BadInput(f"The dataset {dataset_id} has no environment.", "Name its card with --card FILE.toml.")
-    return load_card(manifest.env_id, manifest.env_kwargs)
+    return packaged_card(manifest.env_id, manifest.env_kwargs)

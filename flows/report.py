@@ -9,14 +9,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from annotate.cards import Card, load_card
-from storage.errors import BadInput, Prerequisite
+from annotate.cards import Card, find_card
+from storage.errors import Prerequisite
 from storage.files import write_whole
 from storage.identity import seal
 from storage.schema import Manifest
 from storage.store import Store
 
 from .health import check_labels
+from .playing.trust import Named
 from .progress import Report, silent
 
 PICTURES = 1_600
@@ -43,6 +44,7 @@ def write_report(
     *,
     out: Path | None = None,
     pictures: int = PICTURES,
+    env_id: Named | None = None,
     report: Report = silent,
 ) -> Written:
     """Write the report of what a name means; an older one of the same name is replaced.
@@ -52,6 +54,7 @@ def write_report(
         name: id of a refinement, comparison, run or dataset, or its beginning; the newest comparison when None.
         out: the file; `reports/<id>.html` of the store when None.
         pictures: pictures of single steps at most; 0 renders nothing.
+        env_id: the dataset's environment, where the user has to name it.
         report: shown the progress.
 
     Raises:
@@ -68,7 +71,9 @@ def write_report(
     known = facts.gather_facts(store, about)
     found = labels.load_labels(store, about)
     limits = episodes.Limits(pictures=pictures)
-    viewer = episodes.build_viewer(store, known, found, limits, units=_units(known.manifest), report=report)
+    viewer = episodes.build_viewer(
+        store, known, found, limits, units=_units(known.manifest), env_id=env_id, report=report
+    )
     visited = labels.sample_states(store, about.dataset_id, _STATES) if found else []
     states = labels.state_rows(found, visited, len(viewer.components), _STATES)
     checkups = check_labels(store, about.dataset_id, about.run_ids) if found else []
@@ -89,9 +94,4 @@ def _units(manifest: Manifest) -> Mapping[str, str]:
 
 
 def _card(manifest: Manifest) -> Card | None:
-    if manifest.env_id is None:
-        return None
-    try:
-        return load_card(manifest.env_id, manifest.env_kwargs)
-    except BadInput:
-        return None
+    return None if manifest.env_id is None else find_card(manifest.env_id, manifest.env_kwargs)

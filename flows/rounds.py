@@ -24,6 +24,7 @@ from .collect import CollectConfig
 from .gather import gather
 from .improve import ImproveConfig, Outcome, improve
 from .label import export, label_some
+from .playing.trust import Named
 from .progress import listener
 from .questions import LabelConfig
 
@@ -104,7 +105,7 @@ def run_rounds(config: RoundsConfig, work: Work | None = None) -> Series:
         _record(config, done)
         if not done[-1].accepted:
             return Series(done, f"round {number} gained nothing: {outcome.comparison.decision.reason}")
-        policy = f"policy:{outcome.comparison.policy_id}"
+        policy = Named(f"policy:{outcome.comparison.policy_id}")
     return Series(done, f"all {config.rounds} rounds are done")
 
 
@@ -121,7 +122,7 @@ def plain_work() -> Work:
     )
 
 
-def plan_round(config: RoundsConfig, number: int, policy: str) -> RoundsConfig:
+def plan_round(config: RoundsConfig, number: int, policy: Named) -> RoundsConfig:
     """What one round does: the series' own settings, with the round's seeds, policy, episodes and files."""
     before, size = number - 1, len(_gate_seeds(config, 1))
     asked = config.label.model_copy(update={"select": config.select}) if before else config.label

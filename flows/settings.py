@@ -19,6 +19,7 @@ from storage.schema import Frozen
 from storage.untrusted import parse_toml, read_file, shorten
 
 from .improve import ImproveConfig
+from .playing.trust import Named
 from .questions import LabelConfig
 from .runners import parse_runner
 
@@ -30,7 +31,7 @@ _ZONE_ERRORS = (KeyError, ValueError, OSError)
 class CollectPlan(Frozen):
     """New episodes of the policy in force, once in each period."""
 
-    policy: str = Field(description="what acts until a policy is promoted, as `trajnote collect --policy` names it")
+    policy: Named = Field(description="what acts until a policy is promoted, as `trajnote collect --policy` names it")
     episodes: int = Field(default=20, ge=1, description="how many in each period")
     per: Literal["hour", "day", "week"] = Field(default="day", description="the period, in the deployment's time zone")
     mode: Mode = Field(default="sampled", description="greedy, or sampled from the policy's distribution")
@@ -42,14 +43,14 @@ class DeploymentConfig(Frozen):
     """One deployment: where its rollouts come from, who labels them, when it refines, and when it runs."""
 
     store: Path = Field(default=Path("trajnote-store"), description="folder of the store")
-    env_id: str | None = Field(default=None, description="environment of what is collected or taken from the inbox")
+    env_id: Named | None = Field(default=None, description="environment of what is collected or taken from the inbox")
     env_kwargs: Mapping[str, Any] = Field(default_factory=dict, description="arguments of gymnasium.make")
     inbox: Path | None = Field(default=None, description="folder into which files of rows are dropped")
     datasets: tuple[str, ...] = Field(default=(), description="datasets of the store, by the beginning of their names")
     collect: CollectPlan | None = Field(default=None, description="new episodes to play")
     label: LabelConfig = Field(default_factory=LabelConfig, description="who labels, as the options of annotate")
     improve: ImproveConfig = Field(default_factory=ImproveConfig, description="refinement and gate")
-    baseline: str | None = Field(
+    baseline: Named | None = Field(
         default=None, description="what the first refinement starts from; the policy of the newest dataset when null"
     )
     refine_after: int = Field(default=100, ge=1, description="new labels that are worth another refinement")

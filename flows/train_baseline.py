@@ -33,6 +33,7 @@ from .playing.environments import (
     spaces_of,
 )
 from .playing.rollout import returns_of
+from .playing.trust import Named
 from .progress import Report, silent
 
 EVALUATION_SEEDS = range(900_000, 1_000_000)  # kept for this: no dataset and no gate begins there by itself
@@ -51,7 +52,7 @@ _PPO: Mapping[str, Any] = {
 class TrainConfig(Frozen):
     """How to train a baseline, and when to stop."""
 
-    env_id: str = Field(description="Gymnasium id, or module:EnvId")
+    env_id: Named = Field(description="Gymnasium id, or module:EnvId")
     env_kwargs: Mapping[str, Any] = Field(default_factory=dict, description="arguments of gymnasium.make")
     ppo: Mapping[str, Any] = Field(default_factory=dict, description="arguments of PPO beside the defaults here")
     timesteps: int = Field(default=400_000, ge=1, description="steps after which it stops in any case")
@@ -230,7 +231,7 @@ def _main(
 ) -> None:
     """Train PPO until it stops getting better, and write it as a policy folder."""
     config = TrainConfig(
-        env_id=env_id,
+        env_id=Named(env_id),
         env_kwargs=parse_env_kwargs(env_kwargs),
         ppo=parse_json_object(ppo, "--ppo"),
         timesteps=timesteps,

@@ -59,8 +59,8 @@ def register_dataset(store: Store, manifest: Manifest) -> None:
 def find_finished(store: Store, draft: ManifestDraft) -> Manifest | None:
     """The dataset that an earlier run of the same command finished, registered if that run was killed before it could.
 
-    Package versions and the environment's code may differ, which only those who play can judge; everything else of the
-    draft has to be equal.
+    Package versions, the environment's code and the bytes of a file with the same policy may differ, which only those
+    who play can judge; everything else of the draft has to be equal.
 
     Raises:
         BadInput: if a dataset of that name was made from something else.
@@ -125,7 +125,7 @@ def _registered_sha256(con: Connection, dataset_id: str) -> str | None:
 
 
 def _essence(draft: ManifestDraft) -> dict[str, str]:
-    fields = set(ManifestDraft.model_fields) - {"versions", "environment_code"}
+    fields = set(ManifestDraft.model_fields) - {"versions", "environment_code", "policy_file_sha256"}
     return {name: canonical_json(getattr(draft, name)) for name in fields}
 
 

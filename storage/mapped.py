@@ -100,7 +100,8 @@ def _open_columns(folder: Path, manifest: Manifest) -> dict[str, Array] | None:
     expected = {name: (column.dtype, (rows, *column.shape[1:])) for name, column in _empty(manifest).items()}
     expected[_SEEDS] = (np.dtype(np.int64), (manifest.episodes,))
     try:
-        found = {name: np.asarray(np.load(folder / f"{name}.npy", mmap_mode="r")) for name in expected}
+        files = {name: folder / f"{name}.npy" for name in expected}
+        found = {name: np.asarray(np.load(file, mmap_mode="r", allow_pickle=False)) for name, file in files.items()}
     except (OSError, ValueError, EOFError):
         return None
     return found if {name: (column.dtype, column.shape) for name, column in found.items()} == expected else None

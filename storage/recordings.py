@@ -43,6 +43,7 @@ class About(Frozen):
     action_names: tuple[str, ...] | None = None
     policy: str | None = None
     policy_sha256: str | None = None
+    policy_file_sha256: str | None = None
     policy_mode: Literal["greedy", "sampled"] | None = None
     policy_output: Literal["logits", "q_values", "mean"] | None = None
     seed: int | None = None

@@ -103,6 +103,11 @@ class ManifestDraft(Frozen):
     action_names: tuple[str, ...] = Field(description="names of the actions (discrete) or of their dimensions (box)")
     policy: str | None = Field(default=None, description="specification of the policy that acted")
     policy_sha256: str | None = None
+    policy_file_sha256: str | None = Field(
+        default=None,
+        exclude_if=lambda sha256: sha256 is None,
+        description="of the file or module that the specification names, where it holds code",
+    )
     policy_mode: Literal["greedy", "sampled"] | None = None
     policy_output: Literal["logits", "q_values", "mean"] | None = None
     seed: int | None = Field(default=None, description="seed of the first episode; episode i has seed + i")

@@ -20,11 +20,12 @@ from annotate.planning import plan_run
 from annotate.requests import AnnotateConfig
 from flows.improve import Outcome, improve
 from flows.label import label
+from flows.playing.trust import Named
 from flows.questions import LabelConfig
 from storage.schema import Array
 from storage.store import Store
 
-SHOWN = "report_world:Shown-v0"
+SHOWN = Named("report_world:Shown-v0")
 HOSTILE = (
     "</script><script>window.pwned = 1</script><img src=x onerror='window.pwned = 2'>"
     "<svg onload='window.pwned = 3'><!-- {{ 7 * 7 }} ${window.pwned = 4} javascript:window.pwned=5 "

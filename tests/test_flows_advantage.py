@@ -20,6 +20,7 @@ from flows.health import check_labels
 from flows.playing.branches import Branch, play_branches
 from flows.playing.environments import Spaces
 from flows.playing.policies import load_policy
+from flows.playing.trust import Named, find_home
 from refine.policy import MlpPolicy
 from storage.annotations import insert_annotations
 from storage.catalog import insert_rows
@@ -132,9 +133,9 @@ def test_how_many_run_side_by_side_changes_nothing(poles: Store, monkeypatch: py
 def test_both_sides_of_a_pair_draw_the_same_chance(poles: Store) -> None:
     manifest = read_manifest(poles, "poles")
     episode = read_episode(poles, "poles", 0)
-    policy = load_policy(BASELINE, Spaces(manifest.observation_space, manifest.action_space))
+    policy = load_policy(Named(BASELINE), Spaces(manifest.observation_space, manifest.action_space))
     twins = [Branch(0, episode, 4, 1, pair) for pair in (0, 0, 1, 2, 3)]
-    ends = list(play_branches(twins, manifest, policy, mode="sampled"))
+    ends = list(play_branches(twins, manifest, find_home(poles, manifest), policy, mode="sampled"))
     by_pair = {pair: [end.return_ for end in ends if end.branch.pair == pair] for pair in range(4)}
     assert by_pair[0][0] == by_pair[0][1]
     assert len({returns[0] for returns in by_pair.values()}) > 1

@@ -20,6 +20,7 @@ from flows.playing.environments import (
     spaces_of,
     to_space,
 )
+from flows.playing.trust import Named
 from storage.errors import BadInput, Prerequisite
 from storage.schema import Space
 
@@ -122,7 +123,7 @@ def test_an_environment_of_ones_own_is_found_beside_the_caller(tmp_path: Path, m
     )
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
-    environment = make_environment("own_envs:Mine-v0")
+    environment = make_environment(Named("own_envs:Mine-v0"))
     assert type(environment.unwrapped).__name__ == "Mine"
     assert gymnasium.spec("Mine-v0").max_episode_steps == 3
     del gymnasium.registry["Mine-v0"]
@@ -135,9 +136,9 @@ def test_a_module_that_cannot_be_imported_is_named_with_its_error(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
     with pytest.raises(BadInput, match=r"'broken_envs'.*ZeroDivisionError: division by zero"):
-        make_environment("broken_envs:Mine-v0")
+        make_environment(Named("broken_envs:Mine-v0"))
     with pytest.raises(BadInput, match=r"'absent_envs'.*No module named 'absent_envs'"):
-        make_environment("absent_envs:Mine-v0")
+        make_environment(Named("absent_envs:Mine-v0"))
 
 
 def test_a_missing_physics_engine_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -48,7 +48,7 @@ def test_frames_of_a_step_are_what_the_environment_showed(poles: Store) -> None:
     image = decode(renderer(0, [0, 6]))
     assert image.shape == (133 + 2, 2 * (200 + 2), 3)  # 400 x 600 shrunk by 3, two tiles with a line
     assert not np.array_equal(image[:133, :200], image[:133, 202:402])
-    environment = make_rendering(read_manifest(poles, "poles"))
+    environment = make_rendering(poles, read_manifest(poles, "poles"))
     environment.reset(seed=0)
     first = shrink(np.asarray(environment.render()))
     assert np.array_equal(image[:133, :200], first)
@@ -113,4 +113,4 @@ def test_frames_need_the_second_stage() -> None:
 def test_an_environment_that_does_not_render_is_refused(poles: Store) -> None:
     manifest: Manifest = read_manifest(poles, "poles").model_copy(update={"env_id": None})
     with pytest.raises(BadInput, match="has no environment, so there are no frames"):
-        make_rendering(manifest)
+        make_rendering(poles, manifest)

@@ -15,6 +15,7 @@ from flows.judging import judge as judging
 from flows.judging.judge import Contestant, Judge
 from flows.playing.environments import make_environment
 from flows.playing.rollout import returns_of
+from flows.playing.trust import Named
 from refine.gate import interval
 from refine.policy import MlpPolicy
 from storage.store import Store
@@ -83,7 +84,7 @@ def test_equal_questions_are_played_once_and_different_ones_are_not_confused(sto
 
 def test_an_endless_environment_is_cut_where_the_dataset_was(store: Store) -> None:
     (east,) = contestants(1)
-    judge = Judge(store, "toy_environment:ToyEndless-v0", {}, workers=1, max_steps=20)
+    judge = Judge(store, Named("toy_environment:ToyEndless-v0"), {}, workers=1, max_steps=20)
     (returns,) = judge.returns([east], range(2), mode="greedy", purpose="select")
     assert np.all((returns >= 0) & (returns <= 20))
 

@@ -12,10 +12,12 @@ import pytest
 import torch
 from gymnasium import spaces as gym_spaces
 
+from flows.playing import policies
 from flows.playing.actors import ForeignActor, NetworkActor, check_mode
 from flows.playing.environments import Spaces, make_environment, spaces_of
-from flows.playing.policies import FORMS, load_policy
+from flows.playing.policies import FORMS
 from flows.playing.rollout import acting_generator, rollout
+from flows.playing.trust import Named
 from refine import baselines, learnables
 from refine.policy import MlpPolicy
 from storage.errors import BadInput, DamagedStore, Prerequisite
@@ -29,6 +31,11 @@ import d3rlpy  # noqa: E402  (after refine.baselines, which silences the old gym
 torch.set_num_threads(1)
 CARTPOLE = ("CartPole-v1", {})
 LANDER = ("LunarLander-v3", {"continuous": True})
+
+
+def load_policy(spec: str, spaces: Spaces, store: Store | None = None) -> policies.Policy:
+    """As the user names it."""
+    return policies.load_policy(Named(spec), spaces, store)
 
 
 def spaces_for(env_id: str, env_kwargs: dict[str, Any]) -> Spaces:

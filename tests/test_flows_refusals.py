@@ -14,8 +14,9 @@ import pytest
 import torch
 from gymnasium import spaces as gym_spaces
 
+from flows.playing import policies
 from flows.playing.environments import Spaces, look_up_spaces, make_environment
-from flows.playing.policies import load_policy
+from flows.playing.trust import Named
 from refine.baselines import use_one_thread  # silences the old gym before the libraries below import it
 from storage.errors import BadInput
 
@@ -26,6 +27,10 @@ use_one_thread()
 
 RECURRENT = "is recurrent .*: its action depends on more than the observation, so it cannot act here"
 IMAGES = r"sees images or sequences: its observations have shape \(.*\); one row of numbers is allowed"
+
+
+def load_policy(spec: str, spaces: Spaces) -> policies.Policy:
+    return policies.load_policy(Named(spec), spaces)
 
 
 def cartpole() -> Spaces:

@@ -12,11 +12,13 @@ import numpy as np
 import pytest
 
 from flows.collect import CollectConfig, collect
+from flows.playing import replay as replays
 from flows.playing.actors import RandomActor
 from flows.playing.branches import Branch, play_branches
 from flows.playing.environments import make_environment
-from flows.playing.replay import play_again, replay_episode
+from flows.playing.replay import Replay, check_replayable, replay_episode
 from flows.playing.rollout import rollout
+from flows.playing.trust import Home, Named
 from refine.policy import Acts
 from storage.errors import BadInput
 from storage.schema import Episode, Manifest
@@ -35,6 +37,14 @@ def cartpole(tmp_path_factory: pytest.TempPathFactory) -> Cartpole:
     config = CollectConfig(env_id="CartPole-v1", policy="random", episodes=2, seed=5)
     manifest = collect(store, config, component_names=NAMES)
     return read_episode(store, manifest.dataset_id, 1), manifest
+
+
+def home_of(manifest: Manifest) -> Home:
+    return Home(Named(manifest.env_id), manifest.env_kwargs)
+
+
+def play_again(episode: Episode, manifest: Manifest) -> Replay:
+    return replays.play_again(episode, manifest, home_of(manifest))
 
 
 def replays_of(store: Store) -> list[tuple[Any, ...]]:
@@ -87,7 +97,7 @@ def test_collection_replay_and_branches_hand_over_actions_alike(store: Store) ->
     assert float(np.float32(0.1) * 3) != float(np.float32(0.1)) * 3
     assert replay_episode(store, manifest.dataset_id, 1).exact
     branch = Branch(0, episode, 7, episode.actions[7], pair=0)
-    (ending,) = play_branches([branch], manifest, Logged(episode), mode="greedy", horizon=None)
+    (ending,) = play_branches([branch], manifest, home_of(manifest), Logged(episode), mode="greedy", horizon=None)
     assert ending.difference is None
     assert ending.return_ == sum(episode.rewards[7:].tolist())
 
@@ -187,9 +197,9 @@ def test_a_negative_zero_is_not_a_zero(cartpole: Cartpole) -> None:
 def test_without_environment_or_seed_there_is_no_replay(cartpole: Cartpole) -> None:
     episode, manifest = cartpole
     with pytest.raises(BadInput, match="recorded without a seed"):
-        play_again(replace(episode, seed=None), manifest)
+        check_replayable(replace(episode, seed=None), manifest)
     with pytest.raises(BadInput, match="recorded without an environment"):
-        play_again(episode, manifest.model_copy(update={"env_id": None}))
+        check_replayable(episode, manifest.model_copy(update={"env_id": None}))
 
 
 def test_the_environment_is_made_with_the_datasets_arguments(cartpole: Cartpole) -> None:

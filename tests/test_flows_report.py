@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 from report_world import HOSTILE, SHOWN, make_judged_store
-from toy_environment import gather_toys
+from toy_environment import TOY, gather_toys
 
 from flows.improve import Outcome
+from flows.playing.trust import Home
 from flows.report import Written, write_report
 from flows.reporting.pictures import Take, film
 from flows.reporting.subject import find_subject
@@ -166,13 +167,13 @@ def test_filming_stops_where_the_replay_departs_from_the_log(judged: tuple[Store
     changed = episode.observations.copy()
     changed[5] += 1
     other = Episode(**vars(episode) | {"observations": changed})
-    found = film(Take(SHOWN, {}, other, frozenset({0, 3, 7})))
+    found = film(Take(Home(SHOWN, {}), other, frozenset({0, 3, 7})))
     assert (sorted(found.pictures), found.problem) == ([0, 3], "the replay departs from what was logged at step 5")
 
 
 def test_an_environment_that_cannot_render_says_so(judged: tuple[Store, Outcome]) -> None:
     episode = read_episode(judged[0], judged[1].dataset_id, 0)
-    found = film(Take("toy_environment:Toy-v0", {}, episode, frozenset({0})))
+    found = film(Take(Home(TOY, {}), episode, frozenset({0})))
     assert found.pictures == {}
     assert found.problem
     assert "render" in found.problem

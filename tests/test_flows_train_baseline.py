@@ -11,6 +11,7 @@ import pytest
 from flows.playing.environments import make_environment, spaces_of
 from flows.playing.policies import load_policy
 from flows.playing.rollout import returns_of
+from flows.playing.trust import Named
 from flows.train_baseline import EVALUATION_SEEDS, TrainConfig, is_plateau, train_baseline
 from storage.errors import BadInput
 
@@ -59,7 +60,7 @@ def test_equal_configurations_give_equal_policies_which_act_as_was_logged(tmp_pa
     for mode in ("greedy", "sampled"):
         returns = returns_of(make, policy, EVALUATION_SEEDS[:4], mode=mode)
         assert float(np.mean(returns)) == getattr(first.evaluations[-1], mode)
-    assert load_policy(f"sb3:PPO:{tmp_path / 'first/model.zip'}", spaces).sha256 == policy.sha256
+    assert load_policy(Named(f"sb3:PPO:{tmp_path / 'first/model.zip'}"), spaces).sha256 == policy.sha256
     assert sorted(path.name for path in (tmp_path / "second").iterdir()) == [
         "policy.json",
         "training.json",

@@ -23,6 +23,7 @@ from flows.gather import gather
 from flows.improve import ImproveConfig
 from flows.judging.contest import GateConfig
 from flows.playing.environments import look_up_spaces
+from flows.playing.trust import Named
 from refine.config import RefineConfig
 from refine.policy import Head, MlpPolicy
 from storage.schema import Array, Manifest
@@ -30,7 +31,7 @@ from storage.steps import iterate_episodes, read_steps
 from storage.store import Store
 
 STEPS = 8
-TOY, REACH = "toy_environment:Toy-v0", "toy_environment:ToyReach-v0"
+TOY, REACH = Named("toy_environment:Toy-v0"), Named("toy_environment:ToyReach-v0")
 CARD = """
 env_id = "toy_environment:Toy-v0"
 title = "Push"
@@ -108,7 +109,7 @@ def right_actions(observations: Array, env_id: str = TOY) -> Array:
 
 def make_baseline(env_id: str = TOY, head: Head | None = None) -> MlpPolicy:
     """A network that pushes east for ever, or does nothing where it should reach."""
-    spaces = look_up_spaces(env_id)
+    spaces = look_up_spaces(Named(env_id))
     rng = np.random.default_rng(0)
     outputs = spaces.action.n or spaces.action.size
     weights = (rng.normal(size=(2, 8)) / 2, np.zeros((8, outputs)))

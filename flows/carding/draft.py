@@ -19,6 +19,7 @@ from storage.files import write_whole
 from storage.schema import Space
 
 from ..playing.environments import Environment, make_environment, spaces_of
+from ..playing.trust import Named
 from .docstrings import Entry, describe_actions, describe_observation, section
 
 _QUOTED_LINES = 20
@@ -63,7 +64,7 @@ def card_path(env_id: str, folder: Path) -> Path:
     return folder / f"{name}.toml"
 
 
-def write_draft(env_id: str, env_kwargs: Mapping[str, Any], path: Path) -> None:
+def write_draft(env_id: Named, env_kwargs: Mapping[str, Any], path: Path) -> None:
     """Write a draft to a new file.
 
     Raises:
@@ -78,7 +79,7 @@ def write_draft(env_id: str, env_kwargs: Mapping[str, Any], path: Path) -> None:
         raise BadInput(f"{path} cannot be written: {error.strerror}.") from error
 
 
-def draft_card(env_id: str, env_kwargs: Mapping[str, Any] | None = None) -> str:
+def draft_card(env_id: Named, env_kwargs: Mapping[str, Any] | None = None) -> str:
     """The text of a card as far as it can be known without understanding.
 
     Args:

@@ -17,6 +17,7 @@ from annotate.expressions import evaluate
 from storage.schema import Array
 
 from ..playing.environments import Environment, make_environment, spaces_of
+from ..playing.trust import Named, admit
 from .experiments import Twins, wander
 
 _ROUNDING = 1e-6
@@ -32,12 +33,20 @@ class Finding:
     evidence: str
 
 
-def probe_card(card: Card, *, env: Environment | None = None, steps: int = 4000, trials: int = 40) -> list[Finding]:
+def probe_card(
+    card: Card,
+    *,
+    env: Environment | None = None,
+    env_id: Named | None = None,
+    steps: int = 4000,
+    trials: int = 40,
+) -> list[Finding]:
     """Check every claim of a card.
 
     Args:
         card: the card; its spaces are compared first.
         env: the environment, closed afterwards; by default a fresh one of the card's id and arguments.
+        env_id: the card's environment, where the user has to name it; see `trust.admit`.
         steps: random steps that ranges, rates, laws, rewards and terminations are checked on.
         trials: twin experiments per effect; a claim that finds less than half as many did not hold.
 
@@ -46,8 +55,9 @@ def probe_card(card: Card, *, env: Environment | None = None, steps: int = 4000,
 
     Raises:
         BadInput: if there is no such environment, it does not fit the card, or it cannot be replayed.
+        Prerequisite: if the environment has to be named.
     """
-    env = env or make_environment(card.env_id, card.env_kwargs)
+    env = env or make_environment(*admit(f"The card of {card.env_id}", card.env_id, card.env_kwargs, env_id))
     try:
         check_card_against_spaces(card, *spaces_of(env))
         named = wander(env, steps=steps, resets=card.probe_resets).named(card)

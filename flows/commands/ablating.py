@@ -19,7 +19,7 @@ from .improving import (
     SeedOption,
     SelectOption,
 )
-from .options import DEFAULT_STORE, DatasetOption, JsonOption, StoreOption, WorkersOption
+from .options import DEFAULT_STORE, DatasetOption, JsonOption, StoreOption, TrustOption, WorkersOption
 from .output import print_json, print_lines, print_table, progress_bars
 
 
@@ -33,6 +33,7 @@ def ablate(
     dataset: DatasetOption = None,
     run: RunOption = None,
     baseline: BaselineOption = None,
+    env: TrustOption = None,
     modes: Annotated[str, typer.Option("--modes", help="Which of A, R and RA, with commas.")] = "A,R,RA",
     seeds: Annotated[int, typer.Option("--seeds", min=1, help="Training seeds, from --seed on.")] = 3,
     expert: ExpertOption = None,
@@ -55,6 +56,7 @@ def ablate(
     from ..ablate import ablate as compare
     from ..ablation_table import as_json as to_json
     from ..ablation_table import sentences, table_rows
+    from ..playing.trust import Named
 
     sizes = {"select": select, "accept": accept, "report": report, "placebo_draws": draws}
     judging = {"first_seed": first_seed, "mode": gate_mode, "method": gate} | sizes
@@ -63,8 +65,9 @@ def ablate(
     config = AblateConfig.model_validate(chosen | {"improve": improve | {"random_states": True, "expert": expert}})
     opened = Store.open(store)
     dataset_id = resolve_dataset(opened, dataset)
+    named = {"baseline": Named.of(baseline), "env_id": Named.of(env)}
     with progress_bars() as bars:
-        found = compare(opened, dataset_id, config, run_ids=run, baseline=baseline, report=bars)
+        found = compare(opened, dataset_id, config, run_ids=run, **named, report=bars)
     if as_json:
         print_json(to_json(found))
         return

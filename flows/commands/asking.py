@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from .options import ProviderOption
+from .options import ProviderOption, TrustOption
 
 if TYPE_CHECKING:
     from ..questions import LabelConfig
@@ -67,6 +67,7 @@ def _configure(
     frames: Annotated[
         bool, typer.Option("--frames", help="Show a picture of the critical steps in the second stage.")
     ] = False,
+    env: TrustOption = None,
     kind: Annotated[
         Literal["labels", "rules"],
         typer.Option("--kind", help="Labels of steps, or corrective rules: conditions on the state, with an action."),
@@ -99,6 +100,7 @@ def _configure(
     from annotate.batch_config import BatchConfig
     from annotate.requests import AnnotateConfig
 
+    from ..playing.trust import Named
     from ..questions import LabelConfig
 
     asked: dict[str, Any] = {
@@ -114,6 +116,7 @@ def _configure(
     return LabelConfig(
         provider=provider,
         annotate=AnnotateConfig.model_validate(asked | ({"model": model} if model else {})),
+        env_id=Named.of(env),
         card=card,
         limit=limit,
         select=select,

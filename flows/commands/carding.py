@@ -79,19 +79,24 @@ def card_new(
     """Draft a card from the environment's spaces and docstring; what only a person can know is marked TODO."""
     from ..carding.draft import card_path, write_draft
     from ..playing.environments import parse_env_kwargs
+    from ..playing.trust import Named
 
     path = output or card_path(env_id, Path())
-    write_draft(env_id, parse_env_kwargs(env_kwargs), path)
+    write_draft(Named(env_id), parse_env_kwargs(env_kwargs), path)
     if as_json:
         print_json({"env_id": env_id, "path": str(path)})
     else:
-        print_lines(f"{path}: fill in what says TODO, then check it with `trajnote card check {path}`")
+        named = f" --env {env_id}" if ":" in env_id else ""
+        print_lines(f"{path}: fill in what says TODO, then check it with `trajnote card check {path}{named}`")
 
 
 @card_app.command("check")
 def card_check(
     card: Annotated[str, typer.Argument(help="Gymnasium id, or path of a TOML card.")],
     env_kwargs: EnvKwargsOption = None,
+    env: Annotated[
+        str | None, typer.Option("--env", help="The environment, where a card names module:EnvId and you trust it.")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Try every claim of a card in the environment itself: signs, units, bounds, rewards, terminations."""
@@ -100,8 +105,9 @@ def card_check(
 
     from ..carding.probe import probe_card
     from ..playing.environments import parse_env_kwargs
+    from ..playing.trust import Named
 
-    findings = probe_card(load_card(card, parse_env_kwargs(env_kwargs)))
+    findings = probe_card(load_card(card, parse_env_kwargs(env_kwargs)), env_id=Named.of(env))
     rows = [{"held": f.held, "claim": f.claim.text, "evidence": f.evidence} for f in findings]
     if as_json:
         print_json({"held": sum(f.held for f in findings), "claims": len(findings), "findings": rows})

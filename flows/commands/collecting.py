@@ -9,7 +9,15 @@ from typing import Annotated, Literal
 
 import typer
 
-from .options import DEFAULT_STORE, ActingOption, DatasetOption, EnvKwargsOption, JsonOption, StoreOption
+from .options import (
+    DEFAULT_STORE,
+    ActingOption,
+    DatasetOption,
+    EnvKwargsOption,
+    JsonOption,
+    StoreOption,
+    TrustOption,
+)
 from .output import print_json, print_lines, progress_bars
 
 
@@ -52,12 +60,13 @@ def collect(
     from ..collect import CollectConfig
     from ..gather import gather
     from ..playing.environments import parse_env_kwargs
+    from ..playing.trust import Named
 
     config = CollectConfig(
-        env_id=env,
+        env_id=Named(env),
         env_kwargs=parse_env_kwargs(env_kwargs),
         engine=engine,
-        policy=policy,
+        policy=Named(policy),
         mode=mode,
         episodes=episodes,
         seed=seed,
@@ -107,6 +116,7 @@ def import_rows(
 
     from ..gather import take_in
     from ..playing.environments import parse_env_kwargs
+    from ..playing.trust import Named
 
     kwargs, columns, report = parse_env_kwargs(env_kwargs), parse_columns(column or []), ImportReport()
     with local_copy(path) as here, Store.create_for(store) as opened:
@@ -114,7 +124,7 @@ def import_rows(
             opened,
             here,
             dataset_id=dataset,
-            env_id=env,
+            env_id=Named.of(env),
             env_kwargs=kwargs,
             card=card,
             columns=columns or None,
@@ -161,6 +171,7 @@ def replay(
     episode: Annotated[int, typer.Option("--episode", min=0, help="Episode of the dataset.")],
     store: StoreOption = DEFAULT_STORE,
     dataset: DatasetOption = None,
+    env: TrustOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Play a stored episode again from its seed and actions, and say whether every bit is the same."""
@@ -170,9 +181,10 @@ def replay(
     from storage.store import Store
 
     from ..playing.replay import replay_episode
+    from ..playing.trust import Named
 
     opened = Store.open(store)
-    result = replay_episode(opened, resolve_dataset(opened, dataset), episode)
+    result = replay_episode(opened, resolve_dataset(opened, dataset), episode, Named.of(env))
     if as_json:
         print_json(asdict(result))
     else:

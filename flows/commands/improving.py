@@ -18,6 +18,7 @@ from .options import (
     JsonOption,
     ProviderOption,
     StoreOption,
+    TrustOption,
     WorkersOption,
 )
 from .output import print_json, print_lines, print_table, progress_bars
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from storage.store import Store
 
     from ..improve import ImproveConfig, Outcome
+    from ..playing.trust import Named
 
 ModeOption = Annotated[
     Literal["A", "R", "RA"],
@@ -130,6 +132,7 @@ def refine(
     run: RunOption = None,
     rules: RulesOption = False,
     baseline: BaselineOption = None,
+    env: TrustOption = None,
     mode: ModeOption = "A",
     algorithm: AlgorithmOption = "recipe",
     shaping: ShapingOption = "additive",
@@ -163,6 +166,7 @@ def refine(
     from storage.store import Store
 
     from ..improve import improve
+    from ..playing.trust import Named
     from ..tracking import enter_run, load_tracker
 
     config = _configure(
@@ -189,22 +193,24 @@ def refine(
             "placebo_draws": draws,
         },
         workers=workers,
-    ).model_copy(update={"expert": expert, "random_states": random_states, "log_dir": log_dir})
-    opened = Store.open(store)
+    ).model_copy(update={"expert": Named.of(expert), "random_states": random_states, "log_dir": log_dir})
+    opened, named = Store.open(store), Named.of(baseline)
     dataset_id = resolve_dataset(opened, dataset)
     if estimate or read_manifest(opened, dataset_id).env_id is None:
         if expert or random_states:
             raise BadInput("An estimate has no arms beside the placebos.", "Leave --expert and --random-states out.")
         if log_dir or track:
             raise BadInput("An estimate is neither logged nor tracked.", "Leave --log-dir and --track out.")
-        _appraise(opened, dataset_id, config, run, rules, baseline=baseline, accept=accept_estimate, as_json=as_json)
+        _appraise(opened, dataset_id, config, run, rules, baseline=named, accept=accept_estimate, as_json=as_json)
         return
     if accept_estimate:
         raise BadInput("--accept-estimate is for estimates; the simulator judges this dataset.", "Add --estimate.")
     if track is not None:
         load_tracker(track)  # what is missing is told before hours of work
     with progress_bars() as bars:
-        outcome = improve(opened, dataset_id, config, run_ids=run, rules=rules, baseline=baseline, report=bars)
+        outcome = improve(
+            opened, dataset_id, config, run_ids=run, rules=rules, baseline=named, env_id=Named.of(env), report=bars
+        )
     if track is not None:
         enter_run(opened, outcome, config, track)
     _tell(outcome, as_json)
@@ -217,7 +223,7 @@ def _appraise(
     run_ids: list[str] | None,
     rules: bool,
     *,
-    baseline: str | None,
+    baseline: Named | None,
     accept: bool,
     as_json: bool,
 ) -> None:
@@ -268,10 +274,11 @@ def evaluate(
     from ..evaluate import EvaluateConfig
     from ..evaluate import evaluate as play
     from ..playing.environments import parse_env_kwargs
+    from ..playing.trust import Named
 
     config = EvaluateConfig(
-        policy=policy,
-        env_id=env,
+        policy=Named(policy),
+        env_id=Named.of(env),
         env_kwargs=parse_env_kwargs(env_kwargs),
         episodes=episodes,
         seed=seed,
@@ -318,13 +325,14 @@ def pipeline(
 
     from ..collect import CollectConfig
     from ..pipeline import PipelineConfig, pipeline_flow
+    from ..playing.trust import Named
     from ..progress import listening
     from ..questions import LabelConfig
 
     asked = AnnotateConfig(model=model) if model else AnnotateConfig()
     config = PipelineConfig(
         store=store,
-        collect=CollectConfig(env_id=env, policy=policy, episodes=episodes, seed=seed, mode="sampled"),
+        collect=CollectConfig(env_id=Named(env), policy=Named(policy), episodes=episodes, seed=seed, mode="sampled"),
         label=LabelConfig(provider=provider, answers=answers, annotate=asked, card=card, limit=limit),
         improve=_configure(refine={"mode": mode, "seed": seed}, gate={}, workers=workers),
     )

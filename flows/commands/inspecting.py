@@ -11,7 +11,7 @@ from storage.errors import BadInput
 
 from .annotating import annotate_app, annotations_app
 from .asking import asks
-from .options import DEFAULT_STORE, DatasetOption, JsonOption, StoreOption
+from .options import DEFAULT_STORE, DatasetOption, JsonOption, StoreOption, TrustOption
 from .output import print_json, print_lines, print_table, progress_bars
 
 if TYPE_CHECKING:
@@ -113,6 +113,7 @@ def annotations_replay(
     ] = None,
     continuations: Annotated[int, typer.Option(min=1, help="Pairs for each label, where it acts by chance.")] = 4,
     horizon: Annotated[int | None, typer.Option(min=1, help="Steps of a continuation at most.")] = None,
+    env: TrustOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Take each suggestion once from its exact state and let the policy go on: its measured advantage.
@@ -123,8 +124,16 @@ def annotations_replay(
     from storage.store import Store
 
     from ..advantage import ReplayConfig, replay_labels
+    from ..playing.trust import Named
 
-    config = ReplayConfig(limit=limit, policy=policy, mode=mode, continuations=continuations, horizon=horizon)
+    config = ReplayConfig(
+        limit=limit,
+        policy=Named.of(policy),
+        env_id=Named.of(env),
+        mode=mode,
+        continuations=continuations,
+        horizon=horizon,
+    )
     opened = Store.open(store)
     with progress_bars() as bars:
         found = replay_labels(opened, resolve_dataset(opened, dataset), config, run_ids=run, report=bars)

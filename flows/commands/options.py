@@ -23,4 +23,8 @@ ActingOption = Annotated[
     typer.Option("--mode", help="The likeliest action, or one drawn from the distribution."),
 ]
 EnvKwargsOption = Annotated[str | None, typer.Option("--env-kwargs", help="Arguments of gymnasium.make, as JSON.")]
+TrustOption = Annotated[
+    str | None,
+    typer.Option("--env", help="The dataset's environment, where it came with the data and you trust its module."),
+]
 DEFAULT_STORE = Path("trajnote-store")

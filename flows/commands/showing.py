@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from .options import DEFAULT_STORE, JsonOption, StoreOption
+from .options import DEFAULT_STORE, JsonOption, StoreOption, TrustOption
 from .output import print_json, print_lines, progress_bars
 
 
@@ -29,6 +29,7 @@ def report(
     store: StoreOption = DEFAULT_STORE,
     out: Annotated[Path | None, typer.Option("--out", help="File; default: reports/ID.html of the store.")] = None,
     pictures: Annotated[int, typer.Option(min=0, help="Rendered steps at most; 0 for none.")] = 1_600,
+    env: TrustOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Write one HTML file that shows what was done: no network, no server, it opens from the disk.
@@ -37,10 +38,13 @@ def report(
     """
     from storage.store import Store
 
+    from ..playing.trust import Named
     from ..report import write_report
 
     with progress_bars() as bars:
-        written = write_report(Store.open(store), subject, out=out, pictures=pictures, report=bars)
+        written = write_report(
+            Store.open(store), subject, out=out, pictures=pictures, env_id=Named.of(env), report=bars
+        )
     if as_json:
         print_json(vars(written))
     else:

@@ -30,6 +30,7 @@ from storage.store import Store
 
 from ..improve import gather_material
 from ..judging.arms import PLACEBOS, Draw, Material, labels_of, list_draws, train_draw
+from ..playing.trust import Named
 from ..processes import share_out
 from ..progress import Report, silent
 from .appraisal import Appraisal, AppraiseConfig, ArmEstimate, Trial
@@ -46,7 +47,7 @@ def appraise(
     *,
     run_ids: Sequence[str] | None = None,
     rules: bool = False,
-    baseline: str | None = None,
+    baseline: Named | None = None,
     report: Report = silent,
 ) -> Appraisal:
     """Refine with a dataset's annotations, beside the controls, and estimate from its steps what each arm is worth.

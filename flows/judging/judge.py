@@ -26,6 +26,7 @@ from storage.store import Store
 
 from ..playing.actors import Actor
 from ..playing.fingerprint import Fingerprint, look_up_fingerprint
+from ..playing.trust import Named
 from ..playing.workers import play_policies
 
 Returns = NDArray[np.float64]
@@ -62,7 +63,7 @@ class Judge:
     """
 
     store: Store
-    env_id: str
+    env_id: Named
     env_kwargs: Mapping[str, Any]
     workers: int | None = None
     max_steps: int | None = None

@@ -11,10 +11,11 @@ from storage.store import Store
 
 from ..playing.environments import Spaces
 from ..playing.policies import load_policy
+from ..playing.trust import Named
 from .arms import Oracle
 
 
-def ask_expert(spec: str, labels: Labels, steps: StepArrays, manifest: Manifest, store: Store) -> Oracle:
+def ask_expert(spec: Named, labels: Labels, steps: StepArrays, manifest: Manifest, store: Store) -> Oracle:
     """An expert's greedy actions in the labelled states.
 
     Args:

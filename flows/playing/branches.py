@@ -16,7 +16,8 @@ from storage.schema import Array, Episode, Manifest
 
 from .actors import Actor
 from .environments import Environment
-from .replay import Difference, make_replayable, play_until
+from .replay import Difference, check_replayable, make_replayable, play_until
+from .trust import Home
 
 LANES = 16
 _BRANCHING = 0x6272  # keeps this chance apart from that of rollouts
@@ -55,7 +56,13 @@ class _Lane:
 
 
 def play_branches(
-    branches: Sequence[Branch], manifest: Manifest, policy: Actor, *, mode: Mode, horizon: int | None = None
+    branches: Sequence[Branch],
+    manifest: Manifest,
+    home: Home,
+    policy: Actor,
+    *,
+    mode: Mode,
+    horizon: int | None = None,
 ) -> Iterator[Ending]:
     """Play branches, in the order in which they end.
 
@@ -65,15 +72,18 @@ def play_branches(
     Args:
         branches: episodes with seeds.
         manifest: of their dataset.
+        home: its environment.
         policy: goes on after the one action.
         mode: how it acts.
         horizon: steps from the branching on at most, the one action included; to the end when None.
     """
+    for branch in branches:
+        check_replayable(branch.episode, manifest)
     waiting = iter(branches)
     lanes: list[_Lane] = []
     try:
         for _ in range(min(LANES, len(branches))):
-            yield from _fill(lanes, waiting, manifest, horizon, make_replayable(branches[0].episode, manifest))
+            yield from _fill(lanes, waiting, manifest, horizon, make_replayable(manifest, home))
         while lanes:
             _act(lanes, policy, mode, manifest)
             for lane in [lane for lane in lanes if lane.left <= 0]:

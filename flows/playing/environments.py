@@ -28,6 +28,8 @@ from storage.errors import BadInput, Prerequisite
 from storage.schema import Space
 from storage.untrusted import parse_json, shorten
 
+from .trust import Named, first_strange
+
 Environment: TypeAlias = gymnasium.Env[Any, Any]
 Step: TypeAlias = Callable[[Any], tuple[Any, Any, bool, bool, dict[str, Any]]]
 
@@ -69,11 +71,12 @@ def parse_json_object(text: str | None, option: str) -> dict[str, Any]:
     return value
 
 
-def make_environment(env_id: str, env_kwargs: Mapping[str, Any] | None = None) -> Environment:
+def make_environment(env_id: Named, env_kwargs: Mapping[str, Any] | None = None) -> Environment:
     """Make an environment with the wrappers that it was registered with.
 
     Args:
-        env_id: a registered id, or `module:EnvId` where importing the module registers it.
+        env_id: a registered id, or `module:EnvId` where importing the module registers it. A plain text is no name of
+            the user's: nothing is imported for it, and only harmless arguments go with it.
         env_kwargs: arguments of `gymnasium.make`; `max_episode_steps` is one of them.
 
     Raises:
@@ -81,6 +84,7 @@ def make_environment(env_id: str, env_kwargs: Mapping[str, Any] | None = None) -
         Prerequisite: when the environment needs a package that is not installed; the hint names the extra.
     """
     kwargs = dict(env_kwargs or {})
+    _refuse_unnamed(env_id, kwargs)
     name = _registered_name(env_id)
     try:
         return gymnasium.make(name, **kwargs)
@@ -100,7 +104,7 @@ class EnvironmentMaker:
     every step.
     """
 
-    env_id: str
+    env_id: Named
     env_kwargs: Mapping[str, Any] | None = None
     _is_checked: bool = field(default=False, init=False)  # whether one was made that is
 
@@ -145,7 +149,7 @@ def spaces_of(environment: Environment) -> Spaces:
     return Spaces(to_space(observation, "observation", hint), to_space(action, "action", _ACTION_HINT))
 
 
-def look_up_spaces(env_id: str, env_kwargs: Mapping[str, Any] | None = None) -> Spaces:
+def look_up_spaces(env_id: Named, env_kwargs: Mapping[str, Any] | None = None) -> Spaces:
     """The spaces of an environment that is made for this question only.
 
     Raises:
@@ -227,6 +231,16 @@ def import_module_here(name: str, purpose: str) -> ModuleType:
             f"Module {name!r} of {purpose} cannot be imported: {_one_line(error)}.",
             f"It is looked for on the Python path and in {here}.",
         ) from error
+
+
+def _refuse_unnamed(env_id: str, kwargs: Mapping[str, Any]) -> None:
+    """The last look, also at what a type checker cannot see: the user's names have a type of their own."""
+    if not isinstance(env_id, Named) and (":" in env_id or first_strange(kwargs) is not None):
+        raise BadInput(
+            f"The environment {env_id!r} with {json.dumps(dict(kwargs), default=str)} was not named by the user; it is "
+            "not loaded.",
+            "If you trust it, name it with --env.",
+        )
 
 
 def _registered_name(env_id: str) -> str:

@@ -28,6 +28,7 @@ from storage.environments import KnownEnvironment
 from storage.identity import content_id, sha256_bytes
 
 from .environments import Environment, distributions_of, make_environment, package_versions
+from .trust import Named
 
 MOST_BYTES = 64_000_000
 """Bytes of code and data that are read for one environment; what goes beyond counts by its size and time of change."""
@@ -118,7 +119,7 @@ def take_fingerprint(environment: Environment, env_id: str, versions: Mapping[st
     return Fingerprint(dict(sorted(versions.items())), {**tree.found, REGISTRATION: _registration(environment)})
 
 
-def look_up_fingerprint(env_id: str, env_kwargs: Mapping[str, Any] | None = None) -> Fingerprint:
+def look_up_fingerprint(env_id: Named, env_kwargs: Mapping[str, Any] | None = None) -> Fingerprint:
     """The fingerprint of an environment that is made for this question only, once per process.
 
     Raises:
@@ -129,7 +130,7 @@ def look_up_fingerprint(env_id: str, env_kwargs: Mapping[str, Any] | None = None
 
 
 @functools.lru_cache
-def _look_up(env_id: str, env_kwargs: str) -> Fingerprint:
+def _look_up(env_id: Named, env_kwargs: str) -> Fingerprint:
     environment = make_environment(env_id, json.loads(env_kwargs))
     try:
         return take_fingerprint(environment, env_id)

@@ -30,6 +30,7 @@ from .refusals import (
     refuse_unusable_sb3_file,
     refuse_unusable_sb3_model,
 )
+from .trust import Named, find_module
 
 _SB3_ALGORITHMS = ("PPO", "A2C", "DQN", "SAC", "TD3", "DDPG")
 # needed for training only, and not sure to be unpickled on another Python
@@ -51,7 +52,31 @@ def check_spaces(spec: str, theirs: Spaces, ours: Spaces) -> None:
                 raise BadInput(f"{spec} was made for an {role} space with {field} {have}; the environment has {want}.")
 
 
-def open_d3rlpy(spec: str, spaces: Spaces) -> Policy:
+def hash_policy_file(spec: Named) -> str | None:
+    """The sha256 of the file that a specification would open or import, which is neither; None if there is none.
+
+    Raises:
+        BadInput: if the file does not exist.
+    """
+    file = _find_file(spec)
+    return None if file is None else sha256_file(file)
+
+
+def _find_file(spec: Named) -> Path | None:
+    kind, _, rest = spec.partition(":")
+    if kind == "sb3":
+        return _file(rest.partition(":")[2], spec, ".zip")
+    if kind == "onnx":
+        return _file(rest, spec)
+    if kind == "d3rlpy":
+        from refine import learnables  # seconds: d3rlpy and torch
+
+        return learnables.find_learnable(_path(spec))
+    found = find_module(rest.partition(":")[0]) if kind == "py" else None
+    return None if found is None else Path(found)
+
+
+def open_d3rlpy(spec: Named, spaces: Spaces) -> Policy:
     """Open `d3rlpy:PATH`, a `.d3` file or a folder of d3rlpy's logger, whose newest model acts.
 
     Raises:
@@ -76,7 +101,7 @@ def open_d3rlpy(spec: str, spaces: Spaces) -> Policy:
         return ForeignActor(spec, sha256_file(file), spaces, _ask_d3rlpy)
 
 
-def open_sb3(spec: str, spaces: Spaces) -> Policy:
+def open_sb3(spec: Named, spaces: Spaces) -> Policy:
     """Open `sb3:ALGO:PATH`, a zip of Stable-Baselines3.
 
     Statistics of a `VecNormalize` are a file of their own and are not applied.
@@ -97,7 +122,7 @@ def open_sb3(spec: str, spaces: Spaces) -> Policy:
         return ForeignActor(spec, sha256_file(file), spaces, _ask_sb3)
 
 
-def open_onnx(spec: str, spaces: Spaces) -> Policy:
+def open_onnx(spec: Named, spaces: Spaces) -> Policy:
     """Open `onnx:PATH`.
 
     The first input takes observations (N, n) float32 (a discrete observation is n = 1). The first output decides: for
@@ -115,7 +140,7 @@ def open_onnx(spec: str, spaces: Spaces) -> Policy:
     return actor
 
 
-def open_py(spec: str, spaces: Spaces) -> Policy:
+def open_py(spec: Named, spaces: Spaces) -> Policy:
     """Open `py:MODULE:CALLABLE`, a function from observations (N, n) to N actions; it is called with N = 1.
 
     A class, or a function without parameters, is called once; it gives such a function, or an object with

@@ -21,6 +21,7 @@ from storage.store import Store
 
 from .environments import Environment, make_environment
 from .replay import play_until
+from .trust import Named, find_home
 
 WIDEST_TILE = 256
 """Pixels; larger frames are shrunk by whole factors, which keeps an image of eight tiles under 400 tokens."""
@@ -34,10 +35,12 @@ class FrameRenderer:
     Args:
         store: holds the dataset.
         dataset_id: collected from an environment that renders, with seeds.
+        env_id: its environment, where the user has to name it.
     """
 
-    def __init__(self, store: Store, dataset_id: str) -> None:
+    def __init__(self, store: Store, dataset_id: str, env_id: Named | None = None) -> None:
         self._store = store
+        self._env_id = env_id
         self._dataset_id = dataset_id
         self._rendered: dict[tuple[int, tuple[int, ...]], bytes] = {}
 
@@ -60,7 +63,7 @@ class FrameRenderer:
         episode = read_episode(self._store, self._dataset_id, episode_id)
         if episode.seed is None:
             raise BadInput(f"Episode {episode_id} has no seed, so there are no frames of it.", "Leave --frames out.")
-        environment = make_rendering(self._manifest)
+        environment = make_rendering(self._store, self._manifest, self._env_id)
         try:
             pictures: dict[int, Picture] = {}
             for step in sorted(set(steps)):
@@ -77,15 +80,17 @@ class FrameRenderer:
             environment.close()
 
 
-def make_rendering(manifest: Manifest) -> Environment:
+def make_rendering(store: Store, manifest: Manifest, env_id: Named | None = None) -> Environment:
     """A dataset's environment, rendering into arrays.
 
     Raises:
         BadInput: if there is no environment, or it does not render.
+        Prerequisite: if the user has to name it.
     """
     if manifest.env_id is None:
         raise BadInput(f"{manifest.dataset_id} has no environment, so there are no frames.", "Leave --frames out.")
-    environment = make_environment(manifest.env_id, {**manifest.env_kwargs, "render_mode": "rgb_array"})
+    home = find_home(store, manifest, env_id)
+    environment = make_environment(home.env_id, {**home.env_kwargs, "render_mode": "rgb_array"})
     if "rgb_array" not in environment.metadata.get("render_modes", ()):
         environment.close()
         raise BadInput(f"{manifest.env_id} does not render.", "Leave --frames out.")

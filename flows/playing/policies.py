@@ -15,11 +15,12 @@ from storage.store import Store
 
 from .actors import NetworkActor, Policy, RandomActor
 from .environments import Spaces
-from .foreign import check_spaces, open_d3rlpy, open_onnx, open_py, open_sb3
+from .foreign import check_spaces, hash_policy_file, open_d3rlpy, open_onnx, open_py, open_sb3
+from .trust import Named
 
 FORMS = "random, policy:PATH_OR_ID, d3rlpy:PATH, sb3:ALGO:PATH, onnx:PATH, py:MODULE:CALLABLE"
 
-_OPENERS: Mapping[str, Callable[[str, Spaces], Policy]] = {
+_OPENERS: Mapping[str, Callable[[Named, Spaces], Policy]] = {
     "d3rlpy": open_d3rlpy,
     "sb3": open_sb3,
     "onnx": open_onnx,
@@ -27,7 +28,7 @@ _OPENERS: Mapping[str, Callable[[str, Spaces], Policy]] = {
 }
 
 
-def load_policy(spec: str, spaces: Spaces, store: Store | None = None) -> Policy:
+def load_policy(spec: Named, spaces: Spaces, store: Store | None = None, *, file_sha256: str | None = None) -> Policy:
     """Load a policy for an environment.
 
     - `random`: uniformly random actions.
@@ -38,12 +39,13 @@ def load_policy(spec: str, spaces: Spaces, store: Store | None = None) -> Policy
     - `py:MODULE:CALLABLE`: a function from observations to actions; see `foreign.open_py`.
 
     Args:
-        spec: one of these forms.
+        spec: one of these forms. Of a plain text, which is no name of the user's, only the first two are loaded.
         spaces: of the environment.
         store: where `policy:ID` is looked up.
+        file_sha256: of the file that it was; another one is not opened. None: any.
 
     Raises:
-        BadInput: for another form, a file or module that cannot be loaded, or a policy for other spaces.
+        BadInput: for another form, a file or module that cannot be loaded or has changed, or a policy for other spaces.
         Prerequisite: when an extra has to be installed.
         DamagedStore: when the files of a `policy:` are not what was written.
     """
@@ -53,9 +55,28 @@ def load_policy(spec: str, spaces: Spaces, store: Store | None = None) -> Policy
     if kind == "policy" and rest:
         return _open_portable(spec, rest, spaces, store)
     if kind in _OPENERS and rest:
+        _refuse_unnamed(spec)
+        _refuse_changed(spec, file_sha256)
         return _OPENERS[kind](spec, spaces)
     hint = f"Did you mean policy:{spec}?" if Path(spec).is_dir() else ""
     raise BadInput(f"Unknown policy {spec!r}; allowed are {FORMS}.", hint)
+
+
+def _refuse_unnamed(spec: str) -> None:
+    """The last look, also at what a type checker cannot see: the user's names have a type of their own."""
+    if not isinstance(spec, Named):
+        raise BadInput(
+            f"The policy {spec!r} was not named by the user; it is not loaded.",
+            "If you trust it, name it with an option.",
+        )
+
+
+def _refuse_changed(spec: Named, file_sha256: str | None) -> None:
+    if file_sha256 is not None and hash_policy_file(spec) != file_sha256:
+        raise BadInput(
+            f"The file of {spec} is not the one that played the dataset: its bytes have changed, so it is not opened.",
+            "Restore it; or name another policy, which has another path.",
+        )
 
 
 def _open_portable(spec: str, name: str, spaces: Spaces, store: Store | None) -> Policy:

@@ -25,6 +25,7 @@ from .environments import Environment, Spaces, look_up_spaces, make_environment,
 from .promises import are_finite, broken, not_finite
 from .rollout import ENVIRONMENTS, acting_generator
 from .tape import Tape
+from .trust import Named
 
 _POOL = 256  # environments of one pool
 _SEEDS = 2**31  # envpool keeps a seed in an int32
@@ -39,7 +40,7 @@ class PooledEnvironment(gymnasium.Env[Any, Any]):
         BadInput: when Gymnasium or envpool does not know the environment or refuses its arguments.
     """
 
-    def __init__(self, env_id: str, env_kwargs: Mapping[str, Any]) -> None:
+    def __init__(self, env_id: Named, env_kwargs: Mapping[str, Any]) -> None:
         with_spaces = make_environment(env_id, env_kwargs)
         self.observation_space, self.action_space = with_spaces.observation_space, with_spaces.action_space
         with_spaces.close()
@@ -59,7 +60,7 @@ class PooledEnvironment(gymnasium.Env[Any, Any]):
         return observation[0], float(reward[0]), bool(terminated[0]), bool(truncated[0]), {}
 
 
-def make_in_engine(engine: Engine, env_id: str, env_kwargs: Mapping[str, Any]) -> Environment:
+def make_in_engine(engine: Engine, env_id: Named, env_kwargs: Mapping[str, Any]) -> Environment:
     """One environment in the engine that a manifest names.
 
     Raises:
@@ -78,7 +79,7 @@ def engine_versions(environment: Environment) -> dict[str, str]:
 
 
 def play_pooled(
-    env_id: str,
+    env_id: Named,
     env_kwargs: Mapping[str, Any],
     policy: Actor,
     seeds: Sequence[int],

@@ -23,6 +23,7 @@ from storage.store import Store
 from .environments import Environment
 from .fingerprint import Fingerprint, take_fingerprint
 from .pool import engine_versions, make_in_engine
+from .trust import Home, Named, find_home
 
 
 @dataclass(frozen=True)
@@ -37,49 +38,62 @@ class Replay:
     detail: str  # in words: what was compared, or the first difference and its likely cause
 
 
-def replay_episode(store: Store, dataset_id: str, episode_id: int) -> Replay:
+def replay_episode(store: Store, dataset_id: str, episode_id: int, env_id: Named | None = None) -> Replay:
     """Play one episode of a dataset again in a fresh environment, and record the result in the catalog.
 
     Args:
         store: the store.
         dataset_id: a dataset that was collected from an environment, with seeds.
         episode_id: one of its episodes.
+        env_id: its environment, where the user has to name it; see `trust.find_home`.
 
     Raises:
         BadInput: for an unknown dataset or episode, or one without environment or seed.
-        Prerequisite: when the environment needs a package that is not installed.
+        Prerequisite: when the environment needs a package that is not installed, or has to be named.
     """
-    replay = play_again(read_episode(store, dataset_id, episode_id), read_manifest(store, dataset_id))
+    episode, manifest = read_episode(store, dataset_id, episode_id), read_manifest(store, dataset_id)
+    check_replayable(episode, manifest)
+    replay = play_again(episode, manifest, find_home(store, manifest, env_id))
     _record(store, replay)
     return replay
 
 
-def play_again(episode: Episode, manifest: Manifest) -> Replay:
+def play_again(episode: Episode, manifest: Manifest, home: Home) -> Replay:
     """Play an episode again in a fresh environment and compare; nothing is read or recorded.
 
     Args:
         episode: with the seed and the actions to play.
-        manifest: of its dataset, which says in which environment.
+        manifest: of its dataset.
+        home: its environment.
 
     Raises:
-        BadInput: when there is no environment or no seed.
+        BadInput: when the environment cannot be made.
         Prerequisite: when the environment needs a package that is not installed.
     """
-    environment = make_replayable(episode, manifest)
+    environment = make_replayable(manifest, home)
     try:
         difference = next(_differences(environment, episode, manifest), None)
-        here = take_fingerprint(environment, manifest.env_id or "", engine_versions(environment))
+        here = take_fingerprint(environment, home.env_id, engine_versions(environment))
         return _judge(manifest, episode, difference, here)
     finally:
         environment.close()
 
 
-def make_replayable(episode: Episode, manifest: Manifest) -> Environment:
-    """The environment in which an episode can be played again; the caller closes it.
+def make_replayable(manifest: Manifest, home: Home) -> Environment:
+    """The environment in which a dataset's episodes can be played again; the caller closes it.
+
+    Raises:
+        BadInput: when it cannot be made.
+        Prerequisite: when it needs a package that is not installed.
+    """
+    return make_in_engine(manifest.engine, *home)
+
+
+def check_replayable(episode: Episode, manifest: Manifest) -> None:
+    """Refuse an episode that cannot be played again.
 
     Raises:
         BadInput: when there is no environment or no seed.
-        Prerequisite: when the environment needs a package that is not installed.
     """
     if manifest.env_id is None or episode.seed is None:
         missing = "an environment" if manifest.env_id is None else "a seed"
@@ -88,7 +102,6 @@ def make_replayable(episode: Episode, manifest: Manifest) -> Environment:
             f"{name} cannot be replayed: it was recorded without {missing}.",
             "Episodes made by `trajnote collect` can be.",
         )
-    return make_in_engine(manifest.engine, manifest.env_id, manifest.env_kwargs)
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from ..processes import share_out
 from .actors import Actor
 from .environments import Environment, EnvironmentMaker
 from .rollout import play
+from .trust import Named
 
 _CHUNK = 8  # seeds of one task, side by side in one process: small enough to share out evenly
 Advance = Callable[[int, int], None]
@@ -28,7 +29,7 @@ Advance = Callable[[int, int], None]
 class _Task(NamedTuple):
     """Some seeds of one policy."""
 
-    env_id: str
+    env_id: Named
     env_kwargs: str  # canonical JSON, so that it can be a key
     policy: Actor
     seeds: tuple[int, ...]
@@ -37,7 +38,7 @@ class _Task(NamedTuple):
 
 
 def play_policies(
-    env_id: str,
+    env_id: Named,
     env_kwargs: Mapping[str, Any] | None,
     policies: Sequence[Actor],
     seeds: Sequence[int],
@@ -84,7 +85,7 @@ def play_policies(
 
 
 def play_episodes(
-    env_id: str, env_kwargs: Mapping[str, Any], policy: Actor, seeds: Sequence[int], **options: Any
+    env_id: Named, env_kwargs: Mapping[str, Any], policy: Actor, seeds: Sequence[int], **options: Any
 ) -> Generator[Episode]:
     """Play a policy on every seed as `rollout` does, shared out to the workers of the chosen runner.
 
@@ -140,7 +141,7 @@ class _Kept(threading.local):
 _kept = _Kept()
 
 
-def _kept_environments(env_id: str, env_kwargs: str) -> Sequence[Environment]:
+def _kept_environments(env_id: Named, env_kwargs: str) -> Sequence[Environment]:
     if _kept.key != (env_id, env_kwargs):
         for environment in _kept.environments:
             environment.close()
@@ -150,7 +151,7 @@ def _kept_environments(env_id: str, env_kwargs: str) -> Sequence[Environment]:
     return _kept.environments
 
 
-def _make(env_id: str, env_kwargs: str) -> list[Environment]:
+def _make(env_id: Named, env_kwargs: str) -> list[Environment]:
     make = EnvironmentMaker(env_id, json.loads(env_kwargs))
     return [make() for _ in range(_CHUNK)]
 

@@ -18,6 +18,7 @@ from storage.schema import Episode, Manifest
 from storage.steps import iterate_episodes
 from storage.store import Store
 
+from ..playing.trust import Home, Named, find_home
 from ..progress import Report, silent
 from .facts import Facts, Row
 from .pictures import Film, Take, choose_steps, film_all
@@ -80,6 +81,7 @@ def build_viewer(
     limits: Limits,
     *,
     units: Mapping[str, str],
+    env_id: Named | None = None,
     report: Report = silent,
 ) -> Viewer:
     """Gather episodes, play the other policy, take pictures, and pack everything.
@@ -90,6 +92,7 @@ def build_viewer(
         labels: of the subject, see `labels.load_labels`.
         limits: how much may be shown.
         units: unit of each named component, where it is known.
+        env_id: the dataset's environment, where the user has to name it.
         report: shown the progress.
     """
     manifest = facts.manifest
@@ -102,11 +105,16 @@ def build_viewer(
         _Scene(episode, by_episode[episode.episode_id])
         for episode in iterate_episodes(store, manifest.dataset_id, chosen)
     ]
-    problems: list[str] = []
     opponent = find_opponent(facts)
-    if opponent is not None:
-        problems += _add_rematches(store, manifest, opponent, scenes[: limits.rematches])
-    problems += _add_pictures(manifest, scenes, limits, report)
+    problems: list[str] = []
+    try:
+        home = find_home(store, manifest, env_id)
+    except TrajnoteError as error:
+        problems += [f"There are no pictures. {error.problem}"] if opponent is not None or limits.pictures else []
+    else:
+        if opponent is not None:
+            problems += _add_rematches(store, manifest, home, opponent, scenes[: limits.rematches])
+        problems += _add_pictures(home, scenes, limits, report)
     names = manifest.component_names[:MAX_COMPONENTS]
     return Viewer(
         components=[{"name": name, "unit": units.get(name, "")} for name in names],
@@ -118,11 +126,13 @@ def build_viewer(
     )
 
 
-def _add_rematches(store: Store, manifest: Manifest, opponent: Opponent, scenes: Sequence[_Scene]) -> list[str]:
+def _add_rematches(
+    store: Store, manifest: Manifest, home: Home, opponent: Opponent, scenes: Sequence[_Scene]
+) -> list[str]:
     """Let the other policy play each scene's seed; returns what kept it from doing so."""
     seeds = [scene.episode.seed for scene in scenes if scene.episode.seed is not None]
     try:
-        played = play_rematch(store, manifest, opponent, seeds)
+        played = play_rematch(store, manifest, home, opponent, seeds)
     except TrajnoteError as error:
         return [f"{opponent.policy_id} could not play beside: {error.problem}"]
     for scene in scenes:
@@ -131,12 +141,10 @@ def _add_rematches(store: Store, manifest: Manifest, opponent: Opponent, scenes:
     return []
 
 
-def _add_pictures(manifest: Manifest, scenes: Sequence[_Scene], limits: Limits, report: Report) -> list[str]:
+def _add_pictures(home: Home, scenes: Sequence[_Scene], limits: Limits, report: Report) -> list[str]:
     """Film as many scenes as the limit allows; returns why some could not be filmed."""
     if not limits.pictures:
         return []
-    if manifest.env_id is None:
-        return ["There are no pictures: the dataset has no environment."]
     filmed = [scene for scene in scenes if scene.episode.seed is not None][: max(1, limits.pictures // 8)]
     episodes = [e for scene in filmed for e in (scene.episode, scene.rematch) if e is not None]
     each = limits.pictures // max(1, len(episodes))
@@ -144,7 +152,7 @@ def _add_pictures(manifest: Manifest, scenes: Sequence[_Scene], limits: Limits, 
     for scene in filmed:
         labelled = sorted({label["step"] for label in scene.labels})
         steps = choose_steps(len(scene.episode), labelled, each)
-        takes.append(Take(manifest.env_id, manifest.env_kwargs, scene.episode, steps))
+        takes.append(Take(home, scene.episode, steps))
         if scene.rematch is not None:
             takes.append(_rematch_take(takes[-1], scene.rematch, each))
     films = _told(film_all(takes), len(takes), report)

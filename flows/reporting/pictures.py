@@ -19,6 +19,7 @@ from storage.schema import Array, Episode
 
 from ..playing.environments import Environment, make_environment
 from ..playing.replay import logged_action
+from ..playing.trust import Home
 from ..processes import core_count, share_out
 from ..runners import PROCESSES
 
@@ -32,8 +33,7 @@ _AROUND = 5  # steps between a labelled one and the pictures beside it
 class Take:
     """One episode and the steps of which pictures are wanted."""
 
-    env_id: str
-    env_kwargs: Mapping[str, Any]
+    home: Home
     episode: Episode
     steps: frozenset[int]
 
@@ -88,7 +88,7 @@ def _film_as(take: Take, declared: str | None) -> Film:
     """
     os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # pygame opens no window, and does not ask for a display
     try:
-        environment = make_environment(take.env_id, {**take.env_kwargs, "render_mode": declared})
+        environment = make_environment(take.home.env_id, {**take.home.env_kwargs, "render_mode": declared})
     except TrajnoteError as error:
         return Film({}, f"the environment cannot be rendered: {error.problem}")
     try:

@@ -12,6 +12,7 @@ from storage.store import Store
 from ..playing.environments import EnvironmentMaker, Spaces
 from ..playing.policies import load_policy
 from ..playing.rollout import rollout
+from ..playing.trust import Home, Named
 from .facts import Facts
 from .wording import read_object
 
@@ -37,12 +38,15 @@ def find_opponent(facts: Facts) -> Opponent | None:
     return Opponent(judged["policy_id"], "sampled" if mode == "sampled" else "greedy")
 
 
-def play_rematch(store: Store, manifest: Manifest, opponent: Opponent, seeds: Sequence[int]) -> dict[int, Episode]:
+def play_rematch(
+    store: Store, manifest: Manifest, home: Home, opponent: Opponent, seeds: Sequence[int]
+) -> dict[int, Episode]:
     """Play one episode per seed, by seed.
 
     Args:
         store: holds the policy.
-        manifest: of the dataset, which says in which environment, and for how long.
+        manifest: of the dataset, which says for how long.
+        home: its environment.
         opponent: who plays.
         seeds: those of the logged episodes.
 
@@ -50,8 +54,8 @@ def play_rematch(store: Store, manifest: Manifest, opponent: Opponent, seeds: Se
         TrajnoteError: if the policy or the environment cannot be loaded here.
     """
     spaces = Spaces(manifest.observation_space, manifest.action_space)
-    policy = load_policy(f"policy:{opponent.policy_id}", spaces, store)
-    make = EnvironmentMaker(str(manifest.env_id), manifest.env_kwargs)
+    policy = load_policy(Named(f"policy:{opponent.policy_id}"), spaces, store)
+    make = EnvironmentMaker(*home)
     distinct = list(dict.fromkeys(seeds))
     episodes = rollout(make, policy, distinct, mode=opponent.mode, max_steps=manifest.max_steps)
     return dict(zip(distinct, episodes, strict=True))
