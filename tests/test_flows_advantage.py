@@ -174,7 +174,7 @@ def test_without_the_policy_it_says_what_to_name(store: Store) -> None:
         writer.write(read_episode(store, "lost", 0))
         there = writer.finish()
     label(store, there, [(0, 1)])
-    with pytest.raises(Prerequisite, match=r"not at hand\. Name it with --policy"):
+    with pytest.raises(Prerequisite, match=r"is not loaded\. If you trust it, name it with --policy"):
         replay_labels(store, "gone", ReplayConfig())
 
 

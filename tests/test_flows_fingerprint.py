@@ -22,6 +22,7 @@ from flows.playing import environments, fingerprint
 from flows.playing.environments import make_environment
 from flows.playing.fingerprint import REGISTRATION, Fingerprint, look_up_fingerprint, take_fingerprint
 from flows.playing.replay import replay_episode
+from flows.playing.trust import Named
 from storage.errors import BadInput, ChangedEnvironmentWarning
 from storage.steps import read_manifest
 from storage.store import Store
@@ -45,7 +46,7 @@ class Paying(gymnasium.Env):
         return np.zeros(2, np.float32), payment.PAY * scale, self.t >= self.length, False, {}
 gymnasium.register("Paying-v0", Paying)
 """
-PAYING = "paying_world:Paying-v0"
+PAYING = Named("paying_world:Paying-v0")
 Edit = Callable[[dict[str, str]], None]
 
 
@@ -250,7 +251,7 @@ def test_code_in_an_archive_is_read_and_large_files_are_not(
     with zipfile.ZipFile(tmp_path / "world.zip", "w") as archive:
         archive.writestr("zipped_world.py", SOURCE.replace("Paying-v0", "Zipped-v0"))
     monkeypatch.syspath_prepend(str(tmp_path / "world.zip"))
-    found = look_up_fingerprint("zipped_world:Zipped-v0")
+    found = look_up_fingerprint(Named("zipped_world:Zipped-v0"))
     assert found.code["zipped_world"] == fingerprint.sha256_bytes(SOURCE.replace("Paying-v0", "Zipped-v0").encode())
     whole = look_up_fingerprint(PAYING).code["scale.json"]
     monkeypatch.setattr(fingerprint, "MOST_BYTES", len(SOURCE))
