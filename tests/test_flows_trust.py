@@ -203,6 +203,7 @@ USERS = {
     "card new": "its argument is what the user names",
     "serve": "runs nights",
     "annotate submit": "asks what `annotate run` asks",
+    "annotate retry": "the same",
 }
 """Commands that load only what they are given."""
 READERS = {
