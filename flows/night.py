@@ -7,13 +7,15 @@ and a second one on the same evening changes nothing. When nights happen is not 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from storage.deployments import alone, point_to
-from storage.errors import Prerequisite, TrajnoteError
+from storage.errors import Prerequisite, TrajnoteError, TrajnoteWarning
 from storage.promotions import (
     Decision,
     count_labels,
@@ -78,9 +80,24 @@ def run_night(store: Store, deployment: str, config: DeploymentConfig, report: R
         TrajnoteError: whatever its steps raise; what they have done stays, and the next night goes on from there.
     """
     started = time.monotonic()
-    with alone(store, deployment) as killed, running_on(config.runner):
+    with alone(store, deployment) as killed, running_on(config.runner), _hearing() as heard:
         night = _Night(store, deployment, config, report).run()
-    return replace(night, killed=killed, seconds=time.monotonic() - started)
+    notes = tuple(dict.fromkeys([*night.notes, *heard]))
+    return replace(night, killed=killed, notes=notes, seconds=time.monotonic() - started)
+
+
+@contextmanager
+def _hearing() -> Generator[list[str]]:
+    """The project's own warnings of the block, in words, once it has ended; a night tells them with the rest."""
+    heard: list[str] = []
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", TrajnoteWarning)
+        yield heard
+    for warning in caught:
+        if issubclass(warning.category, TrajnoteWarning):
+            heard.append(str(warning.message))
+        else:
+            warnings.showwarning(warning.message, warning.category, warning.filename, warning.lineno)
 
 
 class _Night:

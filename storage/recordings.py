@@ -49,6 +49,7 @@ class About(Frozen):
     seed: int | None = None
     max_steps: int | None = None
     versions: Mapping[str, str] = Field(default_factory=dict)
+    environment_code: Mapping[str, str] = Field(default_factory=dict)
 
     def but(self, **given: Any) -> About:
         """The same with every value that was given in place of its own."""

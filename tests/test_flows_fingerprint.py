@@ -19,8 +19,9 @@ from flows.collect import CollectConfig, collect
 from flows.evaluate import EvaluateConfig, evaluate
 from flows.judging import judge as judging
 from flows.playing import environments, fingerprint
-from flows.playing.environments import make_environment
+from flows.playing.environments import look_up_spaces, make_environment
 from flows.playing.fingerprint import REGISTRATION, Fingerprint, look_up_fingerprint, take_fingerprint
+from flows.playing.policies import load_policy
 from flows.playing.replay import replay_episode
 from flows.playing.trust import Named
 from storage.errors import BadInput, ChangedEnvironmentWarning
@@ -257,6 +258,16 @@ def test_code_in_an_archive_is_read_and_large_files_are_not(
     monkeypatch.setattr(fingerprint, "MOST_BYTES", len(SOURCE))
     edit({})
     assert look_up_fingerprint(PAYING).code["scale.json"] != whole
+
+
+def test_a_policy_of_ones_own_is_known_by_the_code_that_it_imports_too(edit: Edit) -> None:
+    def known(acts: str) -> str:
+        edit({"paying_world.py": SOURCE + "\ndef push(observations):\n    return [payment.ACT]\n", "payment.py": acts})
+        return load_policy("py:paying_world:push", look_up_spaces(PAYING)).sha256
+
+    first = known("PAY, ACT = 1.0, 0")
+    assert known("PAY, ACT = 1.0, 1") != first
+    assert known("PAY, ACT = 1.0, 0") == first
 
 
 def test_installed_packages_are_known_by_their_versions_alone() -> None:

@@ -18,8 +18,12 @@ import pytest
 from store_state import counts_of, state_of
 from toy_environment import CARD, TOY, gather_toys, small_config, write_answers
 
+from flows import collect as collecting
 from flows import night as nights
+from flows.collect import CollectConfig
+from flows.gather import gather
 from flows.night import Night, run_night
+from flows.playing.fingerprint import Fingerprint
 from flows.settings import DeploymentConfig
 from storage.deployments import AlreadyRunning, alone
 from storage.errors import Prerequisite, ProviderFailed
@@ -179,6 +183,23 @@ def test_episodes_are_collected_once_in_a_period_each_with_seeds_of_its_own(worl
     requests = world.folder / "store" / "deployments" / "toy" / "requests"
     assert [len(path.read_text().splitlines()) for path in sorted(requests.iterdir())] == [3, 3]
     assert first.waiting == 3
+
+
+def test_a_night_that_was_killed_before_the_code_was_edited_collects_anew_and_says_so(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    policy, card = f"policy:{world.folder / 'baseline'}", str(world.folder / "card.toml")
+    asked = {"provider": "file", "answers": world.folder / "replies", "card": card}
+    with monkeypatch.context() as before:
+        edited = Fingerprint({"gymnasium": "1"}, {"toy_environment": "older"})
+        before.setattr(collecting, "take_fingerprint", lambda *_: edited)
+        killed = CollectConfig(env_id=TOY, policy=policy, episodes=3, mode="sampled", dataset="toy-00000")
+        gather(Store.create(world.folder / "store"), killed, card=card)
+    night = world.run(inbox=None, collect={"policy": policy, "episodes": 3, "per": "week"}, label=asked)
+    (taken,) = night.took_in
+    assert taken.startswith("toy-00000-")
+    assert any(note.startswith(f"The dataset toy-00000 was made in another {TOY} (") for note in night.notes)
+    assert "toy_environment has changed" in " ".join(night.notes)
 
 
 def test_labels_of_anybody_count_and_datasets_are_found_by_the_beginning_of_their_names(world: World) -> None:

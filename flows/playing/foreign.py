@@ -18,11 +18,12 @@ import numpy as np
 
 from refine.policy import Head, MlpPolicy, Mode
 from storage.errors import BadInput, Prerequisite
-from storage.identity import sha256_file
+from storage.identity import canonical_json, sha256_file
 from storage.schema import Array, Space
 
 from .actors import Answer, Foreign, ForeignActor, NetworkActor, Policy
 from .environments import Spaces, import_module_here, to_space
+from .fingerprint import code_of
 from .refusals import (
     refuse_unusable_d3rlpy,
     refuse_unusable_onnx,
@@ -153,7 +154,9 @@ def open_py(spec: Named, spaces: Spaces) -> Policy:
     module, target = _python_target(spec)
     file = getattr(module, "__file__", None)
     source = Path(file).read_bytes() if file else module.__name__.encode()
-    actor = ForeignActor(spec, hashlib.sha256(source + spec.encode()).hexdigest(), spaces, _ask_py)
+    beside = {name: sha256 for name, sha256 in code_of(module).items() if name != module.__name__}
+    decides = source + spec.encode() + (canonical_json(beside).encode() if beside else b"")
+    actor = ForeignActor(spec, hashlib.sha256(decides).hexdigest(), spaces, _ask_py)
     if not callable(target) and not hasattr(target, "act"):
         raise BadInput(f"{spec} is no function, class or object with `act`; it is {target!r}.")
     return actor
