@@ -27,6 +27,7 @@ class Exported(NamedTuple):
 
     manifest: Manifest
     labels: int
+    notes: Sequence[str] = ()  # what to know about reading it
 
 
 def export_dataset(
@@ -55,14 +56,15 @@ def export_dataset(
     dataset_id = resolve_dataset(store, dataset)
     manifest = read_manifest(store, dataset_id)
     labels = labels_by_step(store, dataset_id, runs) if with_labels or runs else None
+    notes: list[str] = []
     if not path.parent.is_dir():
         raise BadInput(f"There is no folder {path.parent}.", "Make it first.")
     if format_ != "minari":
         if path.is_dir():
             raise BadInput(f"{path} is a folder.", "Name a file.")
-        EXPORTS[format_](store, dataset_id, labels, path)
+        notes = EXPORTS[format_](store, dataset_id, labels, path) or notes
     elif path.exists():
         raise BadInput(f"{path} exists.", "A Minari dataset is a folder of its own; name another one.")
     else:
         write_minari(manifest, iterate_episodes(store, dataset_id), labels, path)
-    return Exported(manifest, sum(map(len, labels.values())) if labels else 0)
+    return Exported(manifest, sum(map(len, labels.values())) if labels else 0, notes)

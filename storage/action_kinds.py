@@ -12,6 +12,7 @@ from .checks import check_action_space
 from .columns import StepArrays
 from .errors import BadInput
 from .import_report import ImportReport
+from .resets import Autoreset
 from .schema import MAX_ACTIONS, Array, Frozen, Space
 
 ActionKind = Literal["discrete", "continuous"]
@@ -23,6 +24,9 @@ class Choices(Frozen):
     """What a user decides where a file does not say."""
 
     actions: ActionKind | None = Field(default=None, description="None: by the type of their numbers, with a word")
+    autoreset: Autoreset | None = Field(
+        default=None, description="what to do with rows in which an environment reset itself; None: refuse or warn"
+    )
     first_action: int | None = Field(default=None, description="the smallest discrete action; None: 0")
 
 

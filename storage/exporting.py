@@ -22,7 +22,7 @@ from .disk import writing
 from .files import TEMPORARY, sync_file, sync_folder, write_whole
 from .identity import canonical_json
 from .recordings import MANIFEST_KEY, sidecar
-from .schema import Annotation, Episode, Manifest
+from .schema import Annotation, Array, Episode, Manifest, Space
 from .shards import read_manifest, read_shard
 from .steps import iterate_episodes
 from .store import Store
@@ -84,20 +84,56 @@ def export_csv(store: Store, dataset_id: str, labels: Labels | None, path: Path)
         write_whole(sidecar(path), canonical_json(manifest).encode())
 
 
-def export_d3rlpy(store: Store, dataset_id: str, labels: Labels | None, path: Path) -> None:
+def export_d3rlpy(store: Store, dataset_id: str, labels: Labels | None, path: Path) -> list[str]:
     """Write what `ReplayBuffer.load` of d3rlpy reads, discrete actions as indices from 0.
 
     That format has neither final observations nor seeds; they stand beside it, where d3rlpy does not look.
+
+    Returns:
+        How to load it, where d3rlpy would guess another action space than this dataset has.
     """
     manifest = read_manifest(store, dataset_id)
+    guess = _D3rlpyGuess()
     with _replacing(path) as temporary, h5py.File(temporary, "w") as file:
         file.attrs[MANIFEST_KEY] = canonical_json(manifest)
         file["version"] = _D3RLPY_VERSION
         file["columns"] = ["observations", "actions", "rewards", "terminated"]
         file["num_episodes"] = manifest.episodes
         for number, episode in enumerate(iterate_episodes(store, dataset_id)):
-            for name, values in _dump(episode, manifest, labels).items():
+            dumped = _dump(episode, manifest, labels)
+            guess.see(dumped["actions"])
+            for name, values in dumped.items():
                 file[f"{name}_{number}"] = values
+        said = guess.correction(manifest.action_space, path)
+        if said:
+            file.attrs["how_to_load"] = said[-1]
+    return said
+
+
+class _D3rlpyGuess:
+    """What d3rlpy's loader takes actions for: discrete if the first episode has whole numbers only."""
+
+    def __init__(self) -> None:
+        self._kind, self._largest = "", 0
+
+    def see(self, actions: Array) -> None:
+        with np.errstate(invalid="ignore"):
+            self._kind = self._kind or ("discrete" if np.all(actions.astype(np.int32) == actions) else "continuous")
+        self._largest = max(self._largest, int(np.nanmax(actions, initial=0, where=np.isfinite(actions))))
+
+    def correction(self, space: Space, path: Path) -> list[str]:
+        """What is wrong with that guess and how to load the file instead; nothing if it is right."""
+        kind, size = ("discrete", space.n or 1) if space.is_discrete else ("continuous", space.size)
+        if self._kind == kind and (kind == "continuous" or self._largest + 1 == size):
+            return []
+        guessed = f"{self._largest + 1} discrete actions" if self._kind == "discrete" else "continuous actions"
+        return [
+            f"ReplayBuffer.load takes these for {guessed}; they are {kind}, of size {size}. Load them so:",
+            "from d3rlpy.constants import ActionSpace; from d3rlpy.dataset.io import load; "
+            "from d3rlpy.dataset import Episode, InfiniteBuffer, ReplayBuffer; "
+            f"buffer = ReplayBuffer(InfiniteBuffer(), episodes=load(Episode, "
+            f"open({path.name!r}, 'rb')), action_space=ActionSpace.{kind.upper()}, action_size={size})",
+        ]
 
 
 def _dump(episode: Episode, manifest: Manifest, labels: Labels | None) -> dict[str, Any]:
@@ -180,7 +216,7 @@ def _replacing(path: Path) -> Generator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-EXPORTS: Mapping[str, Callable[[Store, str, Labels | None, Path], None]] = {
+EXPORTS: Mapping[str, Callable[[Store, str, Labels | None, Path], list[str] | None]] = {
     "parquet": export_parquet,
     "csv": export_csv,
     "d3rlpy": export_d3rlpy,

@@ -7,9 +7,10 @@ Which rules they have to keep is in `rows.py`, how files are read in `recordings
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Generator, Iterator
+import sys
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from .hdf5_files import open_hdf5
 from .identity import canonical_json, content_id
 from .import_report import ImportReport
 from .recordings import About, Recording, open_rows
+from .resets import Kind, ResetSigns, refuse_or_warn, resets_to_drop, without_reset
 from .rows import CheckedRows, check_rows
 from .schema import Array, Episode, Manifest, ManifestDraft, Space
 from .steps import StepsWriter
@@ -42,6 +44,7 @@ class Reading:
 
     recording: Recording
     choices: Choices
+    resets: Mapping[int, Kind] = field(default_factory=dict[int, Kind])  # that are left out, by episode
 
     def checked(self, report: ImportReport) -> Iterator[CheckedRows]:
         """Its rows, piece by piece, each checked; an export may hold what was stored before."""
@@ -118,6 +121,7 @@ def import_recording(
     with _refusing():
         draft = _draft(reading, about, report)
         check_draft(draft)
+        reading = _without_resets(reading, draft, report)
         draft = draft.model_copy(update={"source_sha256": _check_and_hash(reading, draft, report)})
     draft = draft.model_copy(update={"dataset_id": dataset_id or content_id("d_", draft)})
     return find_finished(store, draft) or _write(store, draft, reading)
@@ -152,14 +156,26 @@ def _draft(reading: Reading, about: About, report: ImportReport) -> ManifestDraf
     return ManifestDraft(dataset_id="unnamed", source="import", **fields)
 
 
+def _without_resets(reading: Reading, draft: ManifestDraft, report: ImportReport) -> Reading:
+    """The same reading, leaving out resets if that is wanted."""
+    if reading.choices.autoreset != "drop":
+        return reading
+    signs = ResetSigns(limit=sys.maxsize)
+    for episode in _episodes(reading, draft, ImportReport()):
+        check_episode(episode, draft)
+        signs.see(episode)
+    return replace(reading, resets=resets_to_drop(signs, report))
+
+
 def _check_and_hash(reading: Reading, draft: ManifestDraft, report: ImportReport) -> str:
-    digest = hashlib.sha256()
+    digest, signs = hashlib.sha256(), ResetSigns()
     last = -1
     for episode in _episodes(reading, draft, report):
         check_episode(episode, draft)
         if episode.episode_id <= last:
             raise BadInput(f"Episode {episode.episode_id} follows episode {last}; ids have to ascend.")
         last = episode.episode_id
+        signs.see(episode)
         report.episodes += 1
         report.steps += len(episode)
         ends = [last, episode.seed, episode.terminated, episode.truncated]
@@ -169,13 +185,17 @@ def _check_and_hash(reading: Reading, draft: ManifestDraft, report: ImportReport
                 digest.update(f"{column.dtype}{column.shape}".encode())
                 digest.update(np.ascontiguousarray(column).tobytes())
     report.check()
+    if reading.choices.autoreset is None and not reading.recording.is_export:
+        refuse_or_warn(signs.find(), report)
     return digest.hexdigest()
 
 
 def _episodes(reading: Reading, draft: ManifestDraft, report: ImportReport) -> Iterator[Episode]:
     for steps, seeds in reading.checked(report):
         fitted = _in_spaces(steps, draft.observation_space, draft.action_space, exactly=reading.recording.exactly)
-        yield from cut_episodes(fitted, seeds, draft)
+        for episode in cut_episodes(fitted, seeds, draft):
+            if (kept := without_reset(episode, reading.resets, report)) is not None:
+                yield kept
 
 
 def _write(store: Store, draft: ManifestDraft, reading: Reading) -> Manifest:

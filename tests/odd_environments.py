@@ -72,7 +72,7 @@ class OldReset(Odd):
 
 
 class NoSeed(Odd):
-    def reset(self) -> Any:
+    def reset(self) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
         return super().reset()
 
 

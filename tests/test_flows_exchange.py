@@ -12,6 +12,7 @@ import minari
 import numpy as np
 import polars as pl
 import pytest
+from d3rlpy.constants import ActionSpace
 from d3rlpy.dataset import InfiniteBuffer, ReplayBuffer
 from minari.data_collector.episode_buffer import EpisodeBuffer
 from toy_datasets import make_draft, make_episode, same, write
@@ -203,6 +204,49 @@ def test_d3rlpy_itself_loads_the_export(store: Store, tmp_path: Path) -> None:
         assert ReplayBuffer.load(file, InfiniteBuffer()).transition_count == 1
 
 
+def torques(store: Store) -> list[Episode]:
+    """Continuous actions that are whole numbers, as motors have them."""
+    draft = make_draft(env_id=None, action_space=BOX, action_names=("push", "turn"), policy=None)
+    actions = np.array([[30.0, -10.0], [0.0, 20.0], [10.0, 0.0]])
+    episodes = [make_episode(number, 3, actions=actions + 10 * number) for number in range(2)]
+    write(store, draft, episodes)
+    return episodes
+
+
+def rarely(store: Store) -> list[Episode]:
+    """Three discrete actions, of which the last one never occurs."""
+    draft = make_draft(action_space=SHIFTED, action_names=("left", "none", "right"))
+    episodes = [make_episode(number, 3, actions=np.array([-1, 0, -1])) for number in range(2)]
+    write(store, draft, episodes)
+    return episodes
+
+
+@pytest.mark.parametrize(
+    ("make", "wrong", "right"),
+    [
+        (torques, (ActionSpace.DISCRETE, 41), (ActionSpace.CONTINUOUS, 2)),
+        (rarely, (ActionSpace.DISCRETE, 2), (ActionSpace.DISCRETE, 3)),
+    ],
+)
+def test_where_d3rlpy_guesses_another_action_space_the_export_says_how_to_load_it(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make: Any, wrong: Any, right: Any
+) -> None:
+    episodes = make(store)
+    done = export_dataset(store, tmp_path / "out.h5", "d3rlpy")
+    with (tmp_path / "out.h5").open("rb") as file:
+        guessed = ReplayBuffer.load(file, InfiniteBuffer()).dataset_info
+    assert (guessed.action_space, guessed.action_size) == wrong
+    assert f"takes these for {wrong[1]} discrete actions" in done.notes[0]
+    monkeypatch.chdir(tmp_path)
+    loaded: dict[str, Any] = {}
+    exec(done.notes[1], loaded)  # the line that the command prints
+    info = loaded["buffer"].dataset_info
+    assert (info.action_space, info.action_size) == right
+    back = take_in(store, tmp_path / "out.h5", dataset_id="back")
+    assert back.action_space.kind == ("discrete" if make is rarely else "box")
+    assert all(same(a, b) for a, b in zip(episodes, iterate_episodes(store, "back"), strict=True))
+
+
 def test_labels_stand_at_their_steps(store: Store, tmp_path: Path) -> None:
     discrete(store)
     assert export_dataset(store, tmp_path / "all.parquet", "parquet", with_labels=True).labels == 3
@@ -261,6 +305,7 @@ def test_the_commands_say_what_they_did(store: Store, tmp_path: Path) -> None:
         "episodes": 3,
         "steps": 12,
         "labels": 3,
+        "notes": [],
     }
     pl.DataFrame({"x": [0.5, 1.5, 2.5], "a": [0, 1, 0], "r": [1.0, 2.0, 3.0]}).write_csv(tmp_path / "plain.csv")
     columns = [text for name in ("observation=x", "action=a", "reward=r") for text in ("--column", name)]

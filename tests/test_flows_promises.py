@@ -15,7 +15,7 @@ from flows.collect import CollectConfig, collect
 from flows.playing import rollout as rollouts
 from flows.playing.actors import RandomActor
 from flows.playing.environments import make_environment, spaces_of
-from flows.playing.pool import _Round
+from flows.playing.pool import play_pooled
 from flows.playing.rollout import rollout
 from refine.policy import Acts
 from storage.errors import BadInput
@@ -111,7 +111,7 @@ def test_a_policy_that_gives_no_finite_number_is_named(store: Store) -> None:
         list(rollout(make, Broken(spaces.action), [0]))
 
 
-def test_a_pool_that_gives_no_finite_number_is_named() -> None:
+def test_a_pool_that_gives_no_finite_number_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     environment = make_environment("CartPole-v1")
     spaces = spaces_of(environment)
     environment.close()
@@ -125,9 +125,10 @@ def test_a_pool_that_gives_no_finite_number_is_named() -> None:
             shown[ids == 1, 2] = np.inf
             return shown, np.ones(len(ids)), np.zeros(len(ids), bool), np.zeros(len(ids), bool), {}
 
-    playing = _Round(Pool(), [5, 6], spaces, lanes=2, max_steps=3, first_id=10)
+    monkeypatch.setattr("flows.playing.pool.make_pool", lambda *_: Pool())
+    playing = play_pooled("CartPole-v1", {}, RandomActor(spaces.action), [5, 6], mode="sampled", first_id=10)
     with pytest.raises(BadInput, match=r"Episode 11, step 1: its observation is not finite: \[0.0, 0.0, inf, 0.0\]"):
-        playing.play(RandomActor(spaces.action), "sampled")
+        next(playing)
 
 
 def test_what_an_environment_prints_does_not_stand_in_the_answer(

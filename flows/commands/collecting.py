@@ -105,6 +105,10 @@ def import_rows(
     first_action: Annotated[
         int | None, typer.Option("--first-action", help="Smallest of the discrete actions, if it is not 0.")
     ] = None,
+    autoreset: Annotated[
+        Literal["drop", "keep"] | None,
+        typer.Option("--autoreset", help="Leave out, or keep, rows in which a vector environment reset itself."),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Take in steps that were recorded elsewhere; everything is checked before anything is written."""
@@ -128,7 +132,7 @@ def import_rows(
             env_kwargs=kwargs,
             card=card,
             columns=columns or None,
-            choices=Choices(actions=actions, first_action=first_action),
+            choices=Choices(actions=actions, first_action=first_action, autoreset=autoreset),
             report=report,
         )
     said = report.sentences()
@@ -162,9 +166,12 @@ def export(
     told = done.manifest
     if as_json:
         numbers = {"episodes": told.episodes, "steps": told.steps, "labels": done.labels}
-        print_json({"dataset_id": told.dataset_id, "path": str(path), "format": format_, **numbers})
+        print_json(
+            {"dataset_id": told.dataset_id, "path": str(path), "format": format_, **numbers, "notes": done.notes}
+        )
     else:
-        print_lines(f"{path}: {told.episodes} episodes, {told.steps} steps, {done.labels} labels of {told.dataset_id}")
+        line = f"{path}: {told.episodes} episodes, {told.steps} steps, {done.labels} labels of {told.dataset_id}"
+        print_lines(line, *done.notes)
 
 
 def replay(

@@ -85,12 +85,12 @@ def are_finite(values: Array) -> bool:
     return values.dtype.kind != "f" or bool(np.isfinite(values).all())
 
 
-def not_finite(observation: Array, reward: float, acts: Acts, row: int) -> tuple[int, str] | None:
+def not_finite(observation: Array, reward: Array, acts: Acts, row: int) -> tuple[int, str] | None:
     """What of one lane's step is not finite: 0 for the step itself, 1 for the one behind it, and what it is."""
     for what, value, later in (
         ("the policy's action", acts.actions[row], 0),
         ("the policy's output", acts.outputs[row], 0),
-        ("its reward", np.float64(reward), 0),
+        ("its reward", reward, 0),
         ("its observation", observation, 1),
     ):
         if not are_finite(np.asarray(value)):
