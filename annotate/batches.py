@@ -324,6 +324,17 @@ def find_given_up(con: Connection) -> list[Batch]:
     return [Batch(*row) for row in rows]
 
 
+def find_adopted(con: Connection) -> list[Batch]:
+    """Message Batches whose creation was not confirmed, and that were found at their server."""
+    rows = con.execute(
+        f"""SELECT {_COLUMNS} FROM batches
+            WHERE provider = ? AND unsure_since IS NOT NULL AND state IN ('submitted', 'ingested')
+            ORDER BY created_at, batch_id""",
+        [BATCH],
+    ).fetchall()
+    return [Batch(*row) for row in rows]
+
+
 def find_holding(con: Connection, request_ids: Collection[str]) -> list[Batch]:
     """The batches that have some requests under way, of whichever run and provider."""
     rows = con.execute(

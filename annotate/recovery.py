@@ -45,10 +45,10 @@ def recover(store: Store, most_attempts: int = MOST_ATTEMPTS) -> int:
     if found:
         with store.catalog.write() as con:
             enter_landed(con, found, most_attempts)
-    for run_id in runs:
-        _enter_notes(store, run_id)
+    noted = {batch_id for run_id in runs for batch_id in _enter_notes(store, run_id)}
     for batch in calls:
-        _free_dead_calls(store, batch)
+        if batch.batch_id not in noted:
+            _free_dead_calls(store, batch)
     return len(found)
 
 
@@ -94,14 +94,21 @@ def settle(store: Store, run_id: str, note: Note) -> None:
         raise
 
 
-def _enter_notes(store: Store, run_id: str) -> None:
-    """Enter what earlier commands could not; a note goes away after that, and entering it twice is once."""
+def _enter_notes(store: Store, run_id: str) -> list[str]:
+    """Enter what earlier commands could not; a note goes away after that, and entering it twice is once.
+
+    Returns:
+        The batches that notes were about.
+    """
+    noted: list[str] = []
     for path in sorted(store.responses_dir(run_id).glob(f"*{_NOTE}")):
         with suppress(ValidationError):  # a file of somebody else stays where it is
             note = Note.model_validate_json(path.read_bytes())
             with store.catalog.write() as con:
                 _enter_note(con, note)
             path.unlink()
+            noted.append(note.batch_id)
+    return noted
 
 
 def _enter_note(con: Connection, note: Note) -> None:

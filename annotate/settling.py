@@ -25,6 +25,10 @@ LOOK_BACK = timedelta(hours=25)
 """How much older than ours a batch may seem to be: a server's clocks differ, by an hour where one knows no summer."""
 
 
+AT_ONCE = timedelta(minutes=10)
+"""How far two batches that one sending has made are apart at most."""
+
+
 class Found(NamedTuple):
     """What a server's list says about one of our batches."""
 
@@ -169,21 +173,39 @@ def _settle(store: Store, server: BatchServer, batch_id: str, grace: timedelta) 
 
 
 def _adopt_late(store: Store, server: BatchServer) -> list[str]:
-    """Adopt batches that were given up and show up now; their answers count, though they may have been asked again."""
+    """Adopt batches that were given up and show up now, and second ones of those that were found before.
+
+    Their answers count, though they may have been asked again.
+    """
     with store.catalog.read() as con:
         given_up = [batch for batch in batches.find_given_up(con) if batch.base_url == server.base_url]
-    now = server.now() if given_up else None
-    kept = [batch for batch in given_up if now and now - (batch.marker or now) < timedelta(days=RESULTS_KEPT_DAYS)]
-    if not kept or now is None:
+        found = [batch for batch in batches.find_adopted(con) if batch.base_url == server.base_url]
+    if not given_up and not found:
         return []
-    listed = server.newer_than(min(batch.marker or now for batch in kept) - LOOK_BACK)
+    now = server.now()
+    late = [batch for batch in given_up if now - (batch.marker or now) < timedelta(days=RESULTS_KEPT_DAYS)]
+    lately = [batch for batch in found if now - (batch.marker or now) < LOOK_BACK]
+    if not late and not lately:
+        return []
+    listed = server.newer_than(min(batch.marker or now for batch in [*late, *lately]) - LOOK_BACK)
     said: list[str] = []
-    for batch in kept:
+    for batch in [*late, *lately]:
         with if_free(store, batch.run_id) as is_mine:
-            matches = _find_late(store, server, batch, listed) if is_mine else []
-            if matches:
-                said += [f"{batch.batch_id} was given up and is there after all", *_adopt(store, batch, matches)]
+            if is_mine:
+                said += _adopt_one_late(store, server, batch, listed)
     return said
+
+
+def _adopt_one_late(store: Store, server: BatchServer, batch: Batch, listed: Sequence[RemoteBatch]) -> list[str]:
+    if batch.submitted_at is not None and batch.state != "abandoned":
+        twins = [
+            remote
+            for remote in _look_for(store, server, batch, listed).matches
+            if abs(remote.created_at - batch.submitted_at) < AT_ONCE
+        ]
+        return _add_twins(store, batch, twins)
+    matches = _find_late(store, server, batch, listed)
+    return [f"{batch.batch_id} was given up and is there after all", *_adopt(store, batch, matches)] if matches else []
 
 
 def _find_late(store: Store, server: BatchServer, batch: Batch, listed: Sequence[RemoteBatch]) -> list[RemoteBatch]:
@@ -246,7 +268,15 @@ def _adopt(store: Store, batch: Batch, matches: Sequence[RemoteBatch]) -> list[s
     """The likeliest match is our batch; one more is a second one of the same requests, made by one sending."""
     with store.catalog.write() as con:
         batches.adopt(con, batch.batch_id, matches[0].remote_id, matches[0].created_at)
-        spare = matches[1 + batches.count_alike(con, batch.batch_id) :]
+    return _add_twins(store, batch, matches[1:])
+
+
+def _add_twins(store: Store, batch: Batch, matches: Sequence[RemoteBatch]) -> list[str]:
+    """Enter further batches of the server with the same requests, but for those that other batches of ours may be."""
+    if not matches:
+        return []
+    with store.catalog.write() as con:
+        spare = matches[batches.count_alike(con, batch.batch_id) :]
         for remote in spare:
             batches.add_twin(con, batch, remote.remote_id, remote.created_at)
     twice = f"{batch.batch_id} is at the server twice: both were billed and count; the second is"

@@ -16,6 +16,7 @@ from annotate.providers.batch import BatchServer
 from annotate.providers.scripted import text_message
 from annotate.recovery import recover
 from annotate.settling import give_up
+from flows import cli
 from storage.errors import BadInput, CatalogLocked, Prerequisite, TrajnoteWarning
 
 OTHER_KEY = "sk-test-another-account"
@@ -146,6 +147,48 @@ def test_a_batch_that_was_made_twice_is_adopted_once_and_counted_twice(bench: Be
     tokens = bench.rows("SELECT sum(input_tokens + output_tokens)::BIGINT FROM responses")[0][0]
     assert tokens == sum(bench.server.billed_tokens.values())
     assert bench.rows("SELECT count(*) FROM annotations") == [(6,)]
+
+
+def test_a_second_batch_that_shows_up_after_the_first_was_found_counts_too(bench: Bench) -> None:  # noqa: F811
+    lose_a_batch(bench, "twice")
+    second = list(bench.server.batches.values())[1]
+    second.lag_s = 60.0
+    bench.ingest()
+    assert bench.states("batches") == {"ingested": 1}
+    bench.server.skew_s += 61
+    done = bench.ingest()
+    assert any(second.remote_id in said for said in done.warnings)
+    tokens = bench.rows("SELECT sum(input_tokens + output_tokens)::BIGINT FROM responses")[0][0]
+    assert tokens == sum(bench.server.billed_tokens.values())
+
+
+def test_the_command_line_names_what_is_broken_and_gives_up_what_cannot_be_settled(
+    bench: Bench,  # noqa: F811
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def call(*words: str) -> tuple[int, str]:
+        address = ["--store", str(bench.store.root), "--base-url", bench.server.url]
+        monkeypatch.setattr("sys.argv", ["trajnote", "annotate", *words, *address])
+        with pytest.raises(SystemExit) as leaving:
+            cli.main()
+        said = capsys.readouterr()
+        return int(leaving.value.code or 0), " ".join((said.out + said.err).split())
+
+    monkeypatch.setattr("time.sleep", lambda _: None)
+    batch_id = lose_a_batch(bench, "error_500_before")
+    with_key(bench, OTHER_KEY, monkeypatch)
+    code, said = call("poll")
+    assert (code, "was sent with another key" in said) == (0, True)
+    code, said = call("poll", "--give-up", batch_id)
+    assert (code, bench.states(), bench.states("batches")) == (0, {"pending": 6}, {"abandoned": 1})
+    bench.client = with_key(bench, KEY, monkeypatch)
+    bench.config = SMALL
+    bench.submit()
+    bench.server.broken = {next(iter(bench.server.batches))}
+    code, said = call("ingest")
+    assert (code, "2 batches finished: 4 answers" in said, "1 could not be handled" in said) == (6, True, True)
+    assert KEY not in said
 
 
 @pytest.mark.parametrize("fault", ["no_id", "null_id", "html"])
