@@ -151,6 +151,18 @@ def test_packages_and_lazy_imports_are_followed_and_files_beside_that_nobody_nam
     assert not found.keys() & {"stranger", "other.json", "json"}
 
 
+def test_a_file_that_nobody_may_look_at_counts_as_absent(edit: Edit, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = Path.is_file
+
+    def refuse(path: Path) -> bool:
+        if path.name == "scale.json":
+            raise PermissionError(13, "Permission denied", str(path))
+        return asked(path)
+
+    monkeypatch.setattr(Path, "is_file", refuse)
+    assert look_up_fingerprint(PAYING).code.keys() == {"paying_world", "payment", REGISTRATION}
+
+
 def test_registered_arguments_and_limits_are_a_part_of_an_environment(edit: Edit) -> None:
     make_environment(PAYING)
     world = sys.modules["paying_world"]
@@ -263,7 +275,7 @@ def test_code_in_an_archive_is_read_and_large_files_are_not(
 def test_a_policy_of_ones_own_is_known_by_the_code_that_it_imports_too(edit: Edit) -> None:
     def known(acts: str) -> str:
         edit({"paying_world.py": SOURCE + "\ndef push(observations):\n    return [payment.ACT]\n", "payment.py": acts})
-        return load_policy("py:paying_world:push", look_up_spaces(PAYING)).sha256
+        return load_policy(Named("py:paying_world:push"), look_up_spaces(PAYING)).sha256
 
     first = known("PAY, ACT = 1.0, 0")
     assert known("PAY, ACT = 1.0, 1") != first

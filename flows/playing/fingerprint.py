@@ -15,7 +15,7 @@ import os
 import re
 import sys
 import sysconfig
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
@@ -242,12 +242,12 @@ class _Tree:
     def _add_files(self, folders: list[Path], texts: tuple[str, ...]) -> None:
         """Add the files that a module names as text, relative to its folder, one in it that it names, or this one."""
         named = [text for text in texts if Path(text).name == text]
-        inner = [folder / text for folder in folders for text in named if (folder / text).is_dir()]
+        inner = [folder / text for folder in folders for text in named if _is(Path.is_dir, folder / text)]
         for folder in [*folders, *inner]:
             for text in texts:
                 path = folder / text
                 may_count = path.suffix not in {"", *_RESULTS} and text not in self.found
-                if may_count and len(self.found) < MOST_FILES and path.is_file():
+                if may_count and len(self.found) < MOST_FILES and _is(Path.is_file, path):
                     content = self._read(path, None)
                     self.found[text] = _UNREADABLE if content is None else sha256_bytes(content)
 
@@ -267,6 +267,14 @@ class _Tree:
             return None
 
 
+def _is(question: Callable[[Path], bool], path: Path) -> bool:
+    """Whether a path is something; no, where this user may not look."""
+    try:
+        return question(path)
+    except OSError:
+        return False
+
+
 def _should_have_source(name: str, module: ModuleType | None, beside: Path | None) -> bool:
     """Whether a module without a file holds code that may change: not one of Python's own, nor a mere folder."""
     if module is None:
@@ -281,7 +289,7 @@ def _look_beside(name: str, beside: Path | None) -> str | None:
         return None
     folders = [beside, *beside.parents][: len(below.parts) + 1]
     files = (folder / each for folder in folders for each in (below.with_suffix(".py"), below / "__init__.py"))
-    return next((str(file) for file in files if file.is_file()), None)
+    return next((str(file) for file in files if _is(Path.is_file, file)), None)
 
 
 def _names_in(unit: _Unit) -> tuple[set[str], tuple[str, ...]]:
