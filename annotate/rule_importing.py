@@ -32,6 +32,8 @@ from .tables import label_vector
 
 MAX_BYTES = 1_000_000
 """Of a file of rules; an honest one has a few thousand."""
+MAX_RULES = 1_000
+"""In one file: each step is compared with all of them."""
 
 
 class RuleRow(Frozen):
@@ -69,6 +71,8 @@ def import_rules(store: Store, dataset_id: str, path: Path, model: str | None = 
     """
     manifest = read_manifest(store, dataset_id)
     entries = _read_entries(path)
+    if len(entries) > MAX_RULES:
+        raise BadInput(f"{path} has {len(entries):,} rules; {MAX_RULES:,} are allowed.", "Join some of them with OR.")
     read: dict[str, dict[str, Any]] = {}
     problems: list[str] = []
     for number, entry in enumerate(entries, 1):

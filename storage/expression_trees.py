@@ -40,7 +40,7 @@ def parse_expression(text: str) -> Node:
         raise RefusedError(f"{quote(text)} is no condition: {_first_line(tree.get('error_message'))}")
     statements = tree["statements"]
     expressions = statements[0]["node"].get("select_list", [])
-    plain = len(statements) == len(expressions) == 1 and _skeleton(tree) == _skeleton(_tree(f"{BEFORE}1"))
+    plain = len(statements) == len(expressions) == 1 and _skeleton(tree) == _bare_skeleton()
     if not plain or _tree(f"{BEFORE}({text})").get("error"):  # brackets hold an expression, and no clause behind it
         raise RefusedError(f"{quote(text)} is more than a condition")
     return expressions[0]
@@ -64,6 +64,11 @@ def _skeleton(tree: Mapping[str, Any]) -> list[dict[str, Any]]:
         {**statement, "node": {name: value for name, value in node.items() if name != "select_list"}}
         for statement, node in nodes
     ]
+
+
+@cache
+def _bare_skeleton() -> list[dict[str, Any]]:
+    return _skeleton(_tree(f"{BEFORE}1"))
 
 
 @cache

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
-from functools import cache
+from functools import cache, lru_cache
 from typing import NamedTuple
 
 from .errors import BadInput
@@ -71,15 +71,16 @@ def read_predicate(text: str, columns: Collection[str], *, is_canonical: bool = 
     """
     try:
         limit = MAX_LENGTH * (_CANONICAL_GROWTH if is_canonical else 1)
-        return _read(text, {name.lower(): name for name in columns}, limit)
+        return _read(text, tuple(columns), limit)
     except RefusedError as refused:
         raise BadInput(f"{refused}.", f"{_ALLOWED} The columns are {', '.join(columns)}.") from None
 
 
-def _read(text: str, columns: Mapping[str, str], limit: int) -> Predicate:
+@lru_cache(maxsize=8_192)
+def _read(text: str, columns: Sequence[str], limit: int) -> Predicate:
     if len(text) > limit:
         raise RefusedError(f"the condition has {len(text)} characters; {limit} are allowed")
-    piece = _Reader(text, columns).read(parse_expression(text), MAX_DEPTH)
+    piece = _Reader(text, {name.lower(): name for name in columns}).read(parse_expression(text), MAX_DEPTH)
     if piece.is_number:
         raise RefusedError(f"{quote(piece.text)} is a number, not a condition")
     if not piece.columns:

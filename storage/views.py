@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from .catalog import Connection
-from .identity import sha256_bytes
+from .identity import canonical_json, sha256_bytes
 from .integrity import inspect_shards, note_shards
 from .opinions import opinion_views, same_action
 from .rule_views import RuledDataset, rule_view
@@ -72,13 +72,13 @@ class ViewState(NamedTuple):
     """How the views stand."""
 
     left_out: Mapping[str, str]  # datasets that no view can show now, and what is wrong with each
-    script: str  # that makes the views
+    views: _Views
     is_current: bool  # whether the catalog's views are those, and it knows all that was found out about the files
 
     @property
     def temporary_script(self) -> str:
         """The script for one connection alone, where the catalog cannot be written."""
-        return self.script.replace(_CREATE, "CREATE OR REPLACE TEMP VIEW ")
+        return self.views.script().replace(_CREATE, "CREATE OR REPLACE TEMP VIEW ")
 
 
 def look_at_views(con: Connection, rollouts: Path) -> ViewState:
@@ -89,9 +89,9 @@ def look_at_views(con: Connection, rollouts: Path) -> ViewState:
         rollouts: the absolute folder with one folder per dataset.
     """
     damaged, news = inspect_shards(con, rollouts)
-    script = _script(con, rollouts, damaged)
+    views = _read(con, rollouts, damaged)
     found = con.execute("SELECT comment FROM duckdb_views() WHERE view_name = 'steps' AND NOT internal").fetchone()
-    return ViewState(damaged, script, not news and found is not None and found[0] == _mark(script))
+    return ViewState(damaged, views, not news and found is not None and found[0] == views.mark())
 
 
 def refresh_views(con: Connection, rollouts: Path) -> Mapping[str, str]:
@@ -106,9 +106,9 @@ def refresh_views(con: Connection, rollouts: Path) -> Mapping[str, str]:
     """
     damaged, news = inspect_shards(con, rollouts)
     note_shards(con, news)
-    script = _script(con, rollouts, damaged)
-    con.execute(script)
-    con.execute(f"COMMENT ON VIEW steps IS {_text(_mark(script))}")
+    views = _read(con, rollouts, damaged)
+    con.execute(views.script())
+    con.execute(f"COMMENT ON VIEW steps IS {_text(views.mark())}")
     return damaged
 
 
@@ -129,10 +129,32 @@ def component_columns(names: Sequence[str]) -> list[str]:
     return columns
 
 
-def _script(con: Connection, rollouts: Path, damaged: Container[str]) -> str:
+@dataclass(frozen=True)
+class _Views:
+    """What all views are made of."""
+
+    before: Sequence[str]  # statements
+    ruled: Sequence[RuledDataset]
+
+    def script(self) -> str:
+        """The statements that make them."""
+        return ";\n".join([*self.before, rule_view(self.ruled), *SUMMARIES])
+
+    def mark(self) -> str:
+        """What tells whether they are those that would be made now.
+
+        Every command needs it, so that of a dataset's rules only the first is written as SQL, which takes a while.
+        """
+        first = [dataset._replace(rules=dataset.rules[:1]) for dataset in self.ruled]
+        rules = [(dataset.dataset_id, *rule) for dataset in self.ruled for rule in dataset.rules]
+        script = ";\n".join([*self.before, rule_view(first), *SUMMARIES, canonical_json(rules)])
+        return f"made from {sha256_bytes(script.encode())}"
+
+
+def _read(con: Connection, rollouts: Path, damaged: Container[str]) -> _Views:
     everything = _datasets(con, rollouts)
     datasets = [dataset for dataset in everything if dataset.dataset_id not in damaged]
-    return ";\n".join(
+    return _Views(
         [
             _view("steps", [_no_rows(_KEY_TYPES | _STEP_TYPES), *map(_steps_of, datasets)]),
             _view(
@@ -140,9 +162,8 @@ def _script(con: Connection, rollouts: Path, damaged: Container[str]) -> str:
                 [_no_rows(_NOTE_TYPES | _STEP_TYPES | _JOINED_TYPES), *map(_annotated_steps_of, datasets)],
             ),
             *opinion_views([(dataset.dataset_id, dataset.action_space) for dataset in everything]),
-            rule_view(_ruled(con, datasets)),
-            *SUMMARIES,
-        ]
+        ],
+        _ruled(con, datasets),
     )
 
 
@@ -234,10 +255,6 @@ def _view(name: str, selects: Sequence[str]) -> str:
 def _no_rows(types: dict[str, str]) -> str:
     """What gives a view its columns while there is no dataset."""
     return "SELECT " + ", ".join(f"NULL::{kind} AS {name}" for name, kind in types.items()) + " WHERE false"
-
-
-def _mark(script: str) -> str:
-    return f"made from {sha256_bytes(script.encode())}"
 
 
 def _text(value: str) -> str:

@@ -301,6 +301,13 @@ def test_one_bad_rule_keeps_all_of_them_out(toys: Store, tmp_path: Path) -> None
         ("long.json", "[" + " " * 1_000_001 + "]", "more than 1,000,000 bytes"),
         ("missing.json", None, "cannot be read"),
         ("bytes.csv", b"\xff\xfe", "is no text: it is UTF-16"),
+        (
+            "many.json",
+            json.dumps([entry(f"x < {number}") for number in range(1_001)]),
+            "1,001 rules; 1,000 are allowed",
+        ),
+        ("dots.toml", "a." * 100_000 + "a = 1", "cannot be read as TOML: it is nested more than 64 levels"),
+        ("digits.json", '[{"predicate": 1' + "0" * 5_000 + "}]", "a number has more than 40 digits"),
     ],
 )
 def test_a_file_that_holds_no_rules_is_refused(

@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 from toy_datasets import BOX3, make_draft, make_episode, write
 
+from storage import rule_views
 from storage.catalog import Catalog, insert_rows
 from storage.errors import BadInput
 from storage.migrations import MIGRATIONS, migrate
+from storage.predicates import read_predicate
 from storage.queries import run_query
 from storage.rule_summaries import list_rule_runs, summarise_rules
 from storage.rules import Rule, insert_rules, load_rules, match_rules
@@ -168,3 +170,28 @@ def test_an_older_catalog_keeps_its_requests(tmp_path: Path) -> None:
         insert_rows(con, "requests", [{"request_id": "r_2", "kind": "rules"}])
         with pytest.raises(BadInput, match="does not fit"):
             insert_rows(con, "requests", [{"request_id": "r_3", "kind": "poem"}])
+
+
+def test_a_store_is_opened_without_reading_its_rules_but_for_the_first_of_a_dataset(
+    toys: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    enter(toys, *(rule(f"x > {number}.5", position=number) for number in range(20)))
+    read: list[str] = []
+
+    def count(text: str, *rest: Any, **more: Any) -> Any:
+        read.append(text)
+        return read_predicate(text, *rest, **more)
+
+    monkeypatch.setattr(rule_views, "read_predicate", count)
+    opened = Store.open(toys.root)
+    assert run_query(opened, "SELECT 1 AS one").to_pylist() == [{"one": 1}]
+    assert len(set(read)) == 1
+
+
+def test_a_rule_that_changed_makes_the_views_again(toys: Store) -> None:
+    enter(toys, rule("x > 100.5"), rule("x > 200.5", position=1))
+    question = "SELECT count(*) AS steps FROM ruled_steps"
+    assert run_query(Store.open(toys.root), question).to_pylist() == [{"steps": 0}]
+    with toys.catalog.write() as con:
+        con.execute("UPDATE rules SET predicate = 'x > -100.0'")
+    assert run_query(Store.open(toys.root), question).to_pylist()[0]["steps"] > 0
