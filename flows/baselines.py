@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from refine.policy import MlpPolicy
-from storage.errors import BadInput, TrajnoteError
+from storage.errors import BadInput, Prerequisite, TrajnoteError
 from storage.schema import Manifest
 from storage.steps import StepArrays
 from storage.store import Store
@@ -58,11 +58,21 @@ def _find(store: Store, manifest: Manifest, steps: StepArrays, spec: Named | Non
     kept = find_recorded_baseline(store, manifest.policy_sha256) if manifest.policy_sha256 else None
     if kept is not None:
         return Baseline(kept, "the weights that the dataset was collected with")
-    own = own_policy(store, manifest)
+    own, warning = _find_own(store, manifest)
     found = _distilled_if_needed(_load_own(own, store, manifest, spaces), manifest, steps)
+    return replace(found, warning=warning)
+
+
+def _find_own(store: Store, manifest: Manifest) -> tuple[Named | None, str | None]:
+    """The policy that the user collected with; or why what the manifest names is not loaded."""
+    start = f"--baseline {spelled(str(manifest.policy))} starts from it."
+    try:
+        own = own_policy(store, manifest)
+    except Prerequisite as error:
+        return None, f"{error.problem} {start}"
     if own is not None or manifest.policy in (None, "random"):
-        return found
-    return replace(found, warning=f"{not_loaded(manifest)} --baseline {spelled(str(manifest.policy))} starts from it")
+        return own, None
+    return None, f"{not_loaded(manifest)} {start}"
 
 
 def _load_other(spec: Named, spaces: Spaces, store: Store, manifest: Manifest) -> Policy:

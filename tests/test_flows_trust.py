@@ -506,6 +506,7 @@ def own_module(path: Path, canary: Path) -> None:
     (path / "planted.py").write_text(MODULE.format(canary=str(canary)))
 
 
+@pytest.mark.usefixtures("without_training")
 def test_a_module_of_the_same_name_in_another_folder_is_not_the_users(
     folder: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run: Say
 ) -> None:
@@ -526,6 +527,8 @@ def test_a_module_of_the_same_name_in_another_folder_is_not_the_users(
     manifest = read_manifest(store, next(path.name for path in store.rollouts_dir.iterdir()))
     with pytest.raises(Prerequisite, match="which is not loaded"):
         own_policy(store, manifest)
+    warning = find_baseline(store, manifest, read_steps(store, manifest.dataset_id)).warning
+    assert str(warning).endswith("which is not loaded. --baseline py:planted:act starts from it.")
     assert not folder.has_run
 
 
