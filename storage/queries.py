@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import re
+import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import duckdb
 import pyarrow as pa
+from duckdb.sqltypes import DuckDBPyType
 
+from .bounded import Bounds, run_bounded, too_much_memory
 from .catalog import Connection, is_corrupt
 from .errors import BadInput, DamagedStore, TrajnoteError
 from .store import Store
@@ -17,43 +21,131 @@ _ALLOWED = "Allowed are SELECT, WITH, FROM, EXPLAIN, DESCRIBE, SHOW and SUMMARIZ
 _VERIFY = "`trajnote store verify` names everything that is damaged."
 _EXPLAIN = re.compile(r"\s*explain\s+(analyze\s+)?(\([^)]*\)\s*)?", re.IGNORECASE)
 _HELPFUL = re.compile(r"^(Did you mean|Candidate bindings).*", re.MULTILINE)
+_ANSWER = "answer.arrow"
+_BOUNDS = Bounds()
+_PLAIN = {
+    *("boolean", "tinyint", "smallint", "integer", "bigint", "hugeint", "float", "double", "varchar"),
+    *("utinyint", "usmallint", "uinteger", "ubigint"),
+}
+_OF_ARROW = {
+    *("blob", "date", "decimal", "enum", "time", "uuid", "timestamp with time zone"),
+    *("timestamp", "timestamp_s", "timestamp_ms", "timestamp_ns"),
+}
 _WHOLE_NUMBER = pa.decimal128(38, 0)
 
 
-def run_query(store: Store, sql: str) -> pa.Table:
+def run_query(store: Store, sql: str, *, as_text: bool = False, bounds: Bounds = _BOUNDS) -> pa.Table:
     """The answer to one question.
 
     It cannot change anything: the file is opened for reading only, one reading statement is taken, and neither other
-    files, the network, extensions nor settings can be reached.
+    files, the network, extensions nor settings can be reached. It is worked out in a process of its own. Columns of
+    equal names are named as DuckDB does in a subquery: `a`, `a_1`.
 
     Args:
         store: the store to ask.
         sql: one statement in DuckDB's SQL.
+        as_text: have DuckDB write as text what a text file has no form for: times, bytes, enumerations, decimals as
+            doubles. What Arrow has no form for (intervals, unions, bit strings ...) is text in any case.
+        bounds: time, memory and room on the disk that it may take.
 
     Raises:
-        BadInput: if it is not one reading statement, or DuckDB does not accept it.
+        BadInput: if it is not one reading statement, DuckDB does not accept it, or it takes more than it may.
         DamagedStore: if the catalog, or a Parquet file that the question itself names, is missing or damaged. A dataset
             with a damaged file is left out of the views, with a `LeftOutWarning`.
     """
     _require_one_reading_statement(sql)
+
+    def ask() -> pa.Table:
+        return run_bounded(lambda folder: _ask(store, sql, folder, as_text, bounds), _collect, bounds)
+
     try:
-        return _ask(store, sql)
-    except (BadInput, DamagedStore) as error:
-        of_the_question = isinstance(error.__cause__, (*_OF_THE_STATEMENT, duckdb.PermissionException))
-        if (of_the_question and isinstance(error, BadInput)) or not store.leave_out_damaged():
-            raise
-    return _ask(store, sql)
+        return ask()
+    except DamagedStore as error:
+        if not store.leave_out_damaged():
+            raise error if error.hint else BadInput(error.problem) from error
+    return ask()
 
 
-def _ask(store: Store, sql: str) -> pa.Table:
+def _ask(store: Store, sql: str, folder: Path, as_text: bool, bounds: Bounds) -> None:
     with store.catalog.read_alone() as con:
+        _set_bounds(con, folder, bounds)
         shards = _shut_in(con, store.rollouts_dir)
         try:
-            return _with_plain_sums(con.sql(sql).to_arrow_table())
+            relation = con.sql(sql)
+            answer = relation.project(_columns(relation, as_text)).to_arrow_table()
+        except duckdb.OutOfMemoryException as error:
+            raise too_much_memory(bounds, _one_line(error)) from error
         except duckdb.Error as error:
             if is_corrupt(error):
                 raise  # the catalog says which file it is
             raise _explain(error, shards) from error
+    with pa.OSFile(str(folder / _ANSWER), "wb") as file, pa.ipc.new_file(file, answer.schema) as writer:
+        writer.write_table(answer)
+
+
+def _set_bounds(con: Connection, folder: Path, bounds: Bounds) -> None:
+    room = shutil.disk_usage(folder).free // 2
+    con.execute(f"SET temp_directory = '{folder / 'spilled'}'")
+    con.execute(f"SET max_temp_directory_size = '{room} B'")
+    con.execute(f"SET memory_limit = '{bounds.memory} B'")
+
+
+def _collect(folder: Path) -> pa.Table:
+    with pa.memory_map(str(folder / _ANSWER)) as file:
+        return _with_plain_sums(pa.ipc.open_file(file).read_all())
+
+
+def _columns(relation: duckdb.DuckDBPyRelation, as_text: bool) -> str:
+    """The columns of an answer under names of their own, in types that Arrow, or a text file, has a form for."""
+    columns: list[str] = []
+    names = unique_names(relation.columns)
+    for place, (name, kind) in enumerate(zip(names, relation.types, strict=True), 1):
+        wanted = _plain_type(kind, as_text)
+        value = f"#{place}" if wanted == str(kind) else f"CAST(#{place} AS {wanted})"
+        columns.append(f"{value} AS {_identifier(name)}")
+    return ", ".join(columns)
+
+
+def unique_names(names: Sequence[str]) -> list[str]:
+    """Names of columns, each once, upper and lower case being the same: the second `a` is `a_1`, as DuckDB has it."""
+    seen: dict[str, int] = {}
+    found: list[str] = []
+    for name in names:
+        chosen = name
+        while chosen.lower() in seen:
+            chosen = f"{name}_{seen[name.lower()]}"
+            seen[name.lower()] += 1
+        seen[chosen.lower()] = 1
+        found.append(chosen)
+    return found
+
+
+def _plain_type(kind: DuckDBPyType, as_text: bool) -> str:
+    """The type as which a column leaves DuckDB."""
+    if kind.id in ("list", "array", "struct", "map"):
+        return _nested_type(kind, as_text)
+    if kind.id == "decimal" and as_text:
+        return "DOUBLE"
+    plain = kind.id in _PLAIN or (not as_text and kind.id in _OF_ARROW)
+    return str(kind) if plain else "VARCHAR"
+
+
+def _nested_type(kind: DuckDBPyType, as_text: bool) -> str:
+    children = [(name, child) for name, child in kind.children if isinstance(child, DuckDBPyType)]
+    inner = [_plain_type(child, as_text) for _, child in children]
+    if all(new == str(child) for new, (_, child) in zip(inner, children, strict=True)):
+        return str(kind)
+    if kind.id == "list":
+        return f"{inner[0]}[]"
+    if kind.id == "array":
+        return f"{inner[0]}[{dict(kind.children)['size']}]"
+    if kind.id == "map":
+        return f"MAP({', '.join(inner)})"
+    return f"STRUCT({', '.join(f'{_identifier(name)} {new}' for new, (name, _) in zip(inner, children, strict=True))})"
+
+
+def _identifier(name: str) -> str:
+    return '"' + name.replace('"', '""') + '"'
 
 
 def _require_one_reading_statement(sql: str) -> None:
@@ -97,7 +189,9 @@ def _explain(error: duckdb.Error, shards: list[Path]) -> TrajnoteError:
         return DamagedStore(f"{named} is missing.", _VERIFY)
     if isinstance(error, duckdb.PermissionException):
         return BadInput(line, "A query reaches only this store's tables and views.")
-    return BadInput(line) if named is None else DamagedStore(line, _VERIFY)
+    if named is not None:
+        return DamagedStore(line, _VERIFY)
+    return BadInput(line) if isinstance(error, _OF_THE_STATEMENT) else DamagedStore(line)  # without a hint: or is it?
 
 
 def _one_line(error: duckdb.Error) -> str:

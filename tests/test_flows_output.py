@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import csv
+import json
+from collections.abc import Callable
 from datetime import UTC, datetime
+from pathlib import Path
 from types import SimpleNamespace
 from typing import cast
 
+import pyarrow.parquet as pq
 import pytest
 
 from flows.commands.output import format_cell, print_json, print_lines, print_table, progress_bars
@@ -79,3 +84,34 @@ def test_nothing_is_said_of_progress_before_there_is_any(capsys: pytest.CaptureF
     with progress_bars() as report:
         report("collect", 3, 3)
     assert "collect" in capsys.readouterr().err
+
+
+EVERYTHING = """SELECT 1 AS a, 2 AS a, 'nan'::DOUBLE AS x, MAP {1: [NULL, 'inf'::DOUBLE]} AS m, {'k': INTERVAL 1 DAY}
+AS s, 100000000000000000000::HUGEINT AS n, true AS t, 'y, z' AS w"""
+
+
+def test_an_answer_of_every_kind_is_printed_and_written(
+    empty_store: Path, tmp_path: Path, run: Callable[[list[str]], str]
+) -> None:
+    ask = ["sql", EVERYTHING, "--store", str(empty_store)]
+    row = {
+        "a": 1, "a_1": 2, "x": "NaN", "m": {"1": [None, "Infinity"]}, "s": {"k": "1 day"},
+        "n": 100000000000000000000, "t": True, "w": "y, z",
+    }  # fmt: skip
+    assert json.loads(run([*ask, "--json"])) == {"columns": list(row), "rows": [row]}
+    assert json.loads(run([*ask, "--format", "json"])) == row
+    assert list(csv.reader(run([*ask, "--format", "csv"]).splitlines())) == [
+        list(row),
+        ["1", "2", "nan", '{"1": [null, "Infinity"]}', '{"k": "1 day"}', "100000000000000000000", "true", "y, z"],
+    ]
+    assert "k: 1 day" in run(ask)
+    run([*ask, "--format", "parquet", "--output", str(tmp_path / "rows.parquet")])
+    assert pq.read_table(tmp_path / "rows.parquet").column_names == list(row)
+
+
+def test_a_long_answer_is_printed_in_part_and_says_how_many_more_there_are(
+    empty_store: Path, run: Callable[[list[str]], str]
+) -> None:
+    said = run(["sql", "SELECT range AS n FROM range(1234)", "--store", str(empty_store), "--max-rows", "3"])
+    assert said.startswith("1234 rows")
+    assert "and 1231 more rows; --max-rows and --output show more" in said

@@ -1,11 +1,17 @@
 from __future__ import annotations
 
+import os
+import tempfile
+from decimal import Decimal
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from toy_datasets import make_draft, make_episode, write
 
+from storage import bounded
+from storage.bounded import Bounds
 from storage.catalog import insert_rows
 from storage.errors import BadInput, DamagedStore, LeftOutWarning
 from storage.queries import run_query
@@ -108,6 +114,13 @@ WRITING = [
     "INSTALL spatial FROM 'http://127.0.0.1'",
     "LOAD '{outside}/x.duckdb_extension'",
     "EXECUTE q",
+    "SET memory_limit = '1TB'",
+    "RESET memory_limit",
+    "PRAGMA memory_limit = '1TB'",
+    "SET max_temp_directory_size = '1TB'",
+    "SET temp_directory = '{outside}'",
+    "SET GLOBAL threads = 1000",
+    "CALL pragma_memory_limit('1TB')",
     "",
     "-- nothing",
 ]
@@ -231,3 +244,104 @@ def test_a_store_behind_a_link_can_be_asked(store: Store, tmp_path: Path) -> Non
 
 def test_a_long_question_prints_no_progress_among_its_rows(store: Store) -> None:
     assert run_query(store, "SELECT current_setting('enable_progress_bar') AS shown").to_pylist() == [{"shown": False}]
+
+
+VALUES = {
+    r"'\xAA\x00b'::BLOB": r"\xAA\x00b",
+    "INTERVAL '1 month 2 days 3.5 seconds'": "1 month 2 days 00:00:03.5",
+    "MAP {'a': 1, 'b': NULL}": [("a", 1), ("b", None)],
+    "union_value(num := 2)": "2",
+    "170141183460469231731687303715884105727::HUGEINT": Decimal("170141183460469231731687303715884105727"),
+    "340282366920938463463374607431768211455::UHUGEINT": "340282366920938463463374607431768211455",
+    "1.5::DECIMAL(4, 2)": 1.5,
+    "'6ba7b810-9dad-11d1-80b4-00c04fd430c8'::UUID": "6ba7b810-9dad-11d1-80b4-00c04fd430c8",
+    "'a'::ENUM('a', 'b')": "a",
+    "'0101'::BIT": "0101",
+    "TIME '12:34:56.789'": "12:34:56.789",
+    "TIMETZ '12:34:56+02'": "12:34:56+02",
+    "'2026-01-01 01:02:03.123456789'::TIMESTAMP_NS": "2026-01-01 01:02:03.123456789",
+    "'infinity'::TIMESTAMP": "infinity",
+    "'20000-01-01'::DATE": "20000-01-01",
+    "TIMESTAMPTZ '2026-01-01 01:02:03+02'": "2025-12-31 23:02:03+00",
+    "{'a': [1, NULL], 'b': {'c': '\\x01'::BLOB}, 'd': [INTERVAL 1 DAY]}": {
+        "a": [1, None],
+        "b": {"c": "\\x01"},
+        "d": ["1 day"],
+    },
+    "[1, NULL, 3]::INTEGER[3]": [1, None, 3],
+    "[NULL, 'inf'::DOUBLE]": [None, float("inf")],
+    "NULL": None,
+}
+
+
+@pytest.mark.parametrize("value", VALUES)
+def test_a_value_of_every_type_has_a_form(filled: Store, value: str) -> None:
+    question = f"SELECT {value} AS v UNION ALL SELECT NULL"
+    assert run_query(filled, question, as_text=True)["v"].to_pylist() == [VALUES[value], None]
+    pq.write_table(run_query(filled, question), pa.BufferOutputStream())
+
+
+@pytest.mark.parametrize(
+    ("names", "given"),
+    [
+        (["a", "a"], ["a", "a_1"]),
+        (["a", "a", "A", "a_1", "b"], ["a", "a_1", "A_2", "a_1_1", "b"]),
+        (['"', '"'], ['"', '"_1']),
+    ],
+)
+def test_columns_of_one_name_are_named_as_duckdb_does_in_a_subquery(
+    filled: Store, names: list[str], given: list[str]
+) -> None:
+    quoted = [name.replace('"', '""') for name in names]
+    columns = ", ".join(f'{place} AS "{name}"' for place, name in enumerate(quoted))
+    expected = dict(zip(given, range(len(names)), strict=True))
+    assert run_query(filled, f"SELECT {columns}").to_pylist() == [expected]
+    assert run_query(filled, f"FROM (SELECT {columns})").to_pylist() == [expected]
+
+
+def test_a_self_join_keeps_every_column(filled: Store) -> None:
+    rows = run_query(filled, "SELECT * FROM episodes AS a JOIN episodes AS b USING (dataset_id)")
+    assert rows.num_columns == 15
+    assert rows["return__1"].to_pylist() == rows["return_"].to_pylist()
+
+
+ENDLESS = "SELECT count(*) FROM range(10000000) AS a, range(10000000) AS b"
+
+
+@pytest.mark.parametrize(
+    ("sql", "bounds", "said"),
+    [
+        (ENDLESS, Bounds(timeout_s=0.5), r"longer than 0\.5 s.*--timeout"),
+        (
+            "SELECT list_sum(range(4000000000))",
+            Bounds(memory_bytes=100_000_000),
+            r"than the 0\.1 GB.*--memory",
+        ),
+    ],
+)
+def test_a_question_takes_no_more_than_it_may(filled: Store, sql: str, bounds: Bounds, said: str) -> None:
+    with pytest.raises(BadInput, match=said):
+        run_query(filled, sql, bounds=bounds)
+
+
+def test_an_interrupt_ends_a_question_and_leaves_nothing(
+    filled: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[int] = []
+    fork = os.fork
+
+    def note() -> int:
+        started.append(fork())
+        return started[-1]
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(bounded.os, "fork", note)
+    monkeypatch.setattr(bounded.select, "select", interrupt)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with pytest.raises(KeyboardInterrupt):
+        run_query(filled, ENDLESS)
+    with pytest.raises(ChildProcessError):
+        os.waitpid(started[0], os.WNOHANG)
+    assert list(tmp_path.iterdir()) == []

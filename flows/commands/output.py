@@ -11,7 +11,7 @@ from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from decimal import Decimal
-from typing import Any
+from typing import Any, cast
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -97,7 +97,9 @@ def format_cell(value: object) -> str:
     if isinstance(value, datetime):
         return f"{value:%Y-%m-%d %H:%M:%S}"
     if isinstance(value, list | tuple):
-        return ", ".join(map(_format_item, value))
+        return ", ".join(map(_format_item, cast(Sequence[object], value)))
+    if isinstance(value, Mapping):
+        return ", ".join(map(_format_item, cast(Mapping[object, object], value).items()))
     return str(value)
 
 
@@ -121,7 +123,18 @@ def print_lines(*lines: str) -> None:
 
 def print_json(result: Mapping[str, object]) -> None:
     """Print one JSON object on one line of standard output."""
-    Console(soft_wrap=True, highlight=False).print(Text(json.dumps(result, default=_plain)), soft_wrap=True)
+    Console(soft_wrap=True, highlight=False).print(Text(json.dumps(strict(result), default=_plain)), soft_wrap=True)
+
+
+def strict(value: object) -> object:
+    """The same value for JSON, which has no NaN and no infinity: they are the texts "NaN", "Infinity", "-Infinity"."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+    if isinstance(value, Mapping):
+        return {key: strict(item) for key, item in cast(Mapping[object, object], value).items()}
+    if isinstance(value, list | tuple):
+        return [strict(item) for item in cast(Sequence[object], value)]
+    return value
 
 
 def _plain(value: object) -> object:

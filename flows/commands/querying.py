@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable, Iterator
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from .options import DEFAULT_STORE, JsonOption, StoreOption
-from .output import print_json, print_lines, print_table
+from .output import print_json, print_lines, print_table, strict
 
 if TYPE_CHECKING:
-    import polars as pl
     import pyarrow as pa
 
 
@@ -39,6 +39,11 @@ def sql(
     store: StoreOption = DEFAULT_STORE,
     format_: Annotated[Format, typer.Option("--format", help="How to print the rows.")] = Format.TABLE,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="File to write instead of printing.")] = None,
+    timeout: Annotated[float, typer.Option("--timeout", min=0.1, help="Seconds that it may take.")] = 600.0,
+    memory: Annotated[
+        float | None, typer.Option("--memory", min=0.1, help="Gigabytes that it may take; default: half of all.")
+    ] = None,
+    max_rows: Annotated[int, typer.Option("--max-rows", min=1, help="Rows that a printed table has at most.")] = 1_000,
     as_json: JsonOption = False,
 ) -> None:
     """Ask the catalog and the steps anything; nothing can be changed from here.
@@ -46,34 +51,26 @@ def sql(
     Tables: datasets, episodes, annotation_runs, requests, responses, annotations, rejections, policies, refinements,
     evaluations, replays. Views: steps, annotated_steps, label_quality, spending, leaderboard.
     """
+    from storage.bounded import Bounds
     from storage.queries import run_query
     from storage.store import Store
 
-    rows = run_query(Store.open(store), query)
-    if format_ is not Format.PARQUET:
-        rows = _with_plain_numbers(rows)
+    bounds = Bounds(timeout, None if memory is None else int(memory * 1e9))
+    rows = run_query(Store.open(store), query, as_text=as_json or format_ is not Format.PARQUET, bounds=bounds)
     if as_json:
-        print_json({"columns": rows.column_names, "rows": rows.to_pylist()})
+        print_json({"columns": rows.column_names, "rows": list(iterate_rows(rows))})
     else:
-        write_rows(rows, format_, output)
+        write_rows(rows, format_, output, max_rows)
 
 
-def _with_plain_numbers(rows: pa.Table) -> pa.Table:
-    """SQL's decimal numbers, such as `0.9` in a query, as doubles: JSON has no others."""
-    import pyarrow as pa
-
-    if not any(pa.types.is_decimal(field.type) for field in rows.schema):
-        return rows
-    plain = [pa.field(field.name, pa.float64()) if pa.types.is_decimal(field.type) else field for field in rows.schema]
-    return rows.cast(pa.schema(plain))
-
-
-def write_rows(rows: pa.Table, format_: Format, output: Path | None) -> None:
+def write_rows(rows: pa.Table, format_: Format, output: Path | None, max_rows: int) -> None:
     """Print rows, or write them to a file; Parquet needs a file or a pipe."""
     from storage.errors import BadInput
 
     if format_ is Format.TABLE and output is None:
-        print_table("1 row" if rows.num_rows == 1 else f"{rows.num_rows} rows", rows.to_pylist())
+        print_table("1 row" if rows.num_rows == 1 else f"{rows.num_rows} rows", list(iterate_rows(rows[:max_rows])))
+        if rows.num_rows > max_rows:
+            print_lines(f"and {rows.num_rows - max_rows} more rows; --max-rows and --output show more")
         return
     if format_ is Format.PARQUET and output is None and sys.stdout.isatty():
         raise BadInput("Parquet is not for a terminal.", "Add --output FILE, or send it into a pipe.")
@@ -88,26 +85,68 @@ def write_rows(rows: pa.Table, format_: Format, output: Path | None) -> None:
 
 
 def encode_rows(rows: pa.Table, format_: Format) -> bytes:
-    """Rows as JSON lines, CSV (lists as JSON text), Parquet, or a table for a text file."""
+    """Rows as Parquet, CSV (lists, structs and maps as JSON text), or JSON lines."""
+    import csv
     import io
-
-    import polars as pl
-
-    frame = pl.DataFrame(pl.from_arrow(rows))
-    if format_ is Format.PARQUET:
-        buffer = io.BytesIO()
-        frame.write_parquet(buffer)
-        return buffer.getvalue()
-    if format_ is Format.CSV:
-        nested = [name for name, kind in frame.schema.items() if kind.is_nested()]
-        return frame.with_columns(pl.col(nested).map_elements(_list_text, return_dtype=pl.String)).write_csv().encode()
-    return frame.write_ndjson().encode()
-
-
-def _list_text(values: pl.Series) -> str:
     import json
 
-    return json.dumps(values.to_list())
+    if format_ is Format.PARQUET:
+        import pyarrow.parquet as pq
+
+        buffer = io.BytesIO()
+        pq.write_table(rows, buffer, compression="zstd")
+        return buffer.getvalue()
+    text = io.StringIO()
+    if format_ is Format.CSV:
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(rows.column_names)
+        writer.writerows(map(_csv_cell, row.values()) for row in iterate_rows(rows))
+    else:
+        for row in iterate_rows(rows):
+            text.write(json.dumps(strict(row), ensure_ascii=False) + "\n")
+    return text.getvalue().encode()
+
+
+def _csv_cell(value: object) -> object:
+    import json
+
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return json.dumps(strict(value), ensure_ascii=False) if isinstance(value, list | dict) else value
+
+
+def iterate_rows(rows: pa.Table) -> Iterator[dict[str, Any]]:
+    """Rows as plain values: maps are mappings from text, whole numbers of any size are int."""
+    for batch in rows.to_batches(max_chunksize=10_000):
+        columns = [list(map(_reader(column.type), column.to_pylist())) for column in batch.columns]
+        for values in zip(*columns, strict=True):
+            yield dict(zip(rows.column_names, values, strict=True))
+
+
+def _reader(kind: pa.DataType) -> Callable[[Any], Any]:
+    """What makes a plain value of a type's value."""
+    import pyarrow as pa
+
+    if pa.types.is_map(kind):
+        key, item = _reader(kind.key_type), _reader(kind.item_type)
+        return _unless_null(lambda pairs: {_key_text(key(k)): item(v) for k, v in pairs})
+    if pa.types.is_struct(kind):
+        readers = {field.name: _reader(field.type) for field in kind}
+        return _unless_null(lambda value: {name: read(value[name]) for name, read in readers.items()})
+    if pa.types.is_list(kind) or pa.types.is_fixed_size_list(kind):
+        item = _reader(kind.value_type)
+        return _unless_null(lambda values: [item(value) for value in values])
+    return _unless_null(int) if pa.types.is_decimal(kind) else lambda value: value
+
+
+def _unless_null(read: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    return lambda value: None if value is None else read(value)
+
+
+def _key_text(key: object) -> str:
+    import json
+
+    return key if isinstance(key, str) else json.dumps(strict(key), ensure_ascii=False)
 
 
 def figures(
