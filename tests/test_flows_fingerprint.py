@@ -7,7 +7,7 @@ import sys
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import gymnasium
@@ -18,6 +18,8 @@ from toy_environment import TOY
 from flows.collect import CollectConfig, collect
 from flows.evaluate import EvaluateConfig, evaluate
 from flows.judging import judge as judging
+from flows.judging import lineage
+from flows.judging.contest import GateConfig
 from flows.playing import environments, fingerprint
 from flows.playing.environments import look_up_spaces, make_environment
 from flows.playing.fingerprint import REGISTRATION, Fingerprint, look_up_fingerprint, take_fingerprint
@@ -123,6 +125,28 @@ def test_an_edited_environment_is_played_anew_and_an_unchanged_one_is_not(
     )
     assert [return_ for return_, _ in codes] == [5.0, 500.0]
     assert len({code for _, code in codes}) == 2
+
+
+def test_the_gate_remembers_for_one_code_only_and_a_comparison_is_named_by_it(
+    store: Store, edit: Edit, played: list[int]
+) -> None:
+    def returns() -> float:
+        policy = load_policy("random", look_up_spaces(PAYING))
+        asked = judging.Contestant("random", policy.sha256, policy)
+        judge = judging.Judge(store, PAYING, {}, workers=1)
+        return float(judge.returns([asked], range(2), mode="sampled", purpose="accept")[0].mean())
+
+    def name() -> str:
+        material = SimpleNamespace(oracle=None, content_id="m_1")
+        judge = judging.Judge(store, PAYING, {})
+        contest: Any = SimpleNamespace(material=material, gate=GateConfig(), references=(), judge=judge)
+        return lineage._comparison_id(contest)
+
+    first = name()
+    assert [returns(), returns(), name() == first] == [5.0, 5.0, True]
+    edit({"payment.py": "PAY = 100.0"})
+    assert [returns(), returns(), name() == first] == [500.0, 500.0, False]
+    assert played == [1, 1]
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -136,3 +137,14 @@ def test_replays_are_kept_once_and_summed_up_beside_the_labels(pushed: Store) ->
     assert load_label_replays(pushed, "d1") == kept
     columns = "annotations, replayed, inexact_replays, replay_advantage, replay_better_share, replay_steps"
     assert rows(pushed, f"SELECT {columns} FROM label_quality") == [(3, 2, 1, 0.5, 0.5, 30)]
+
+
+def test_what_two_environments_paid_is_never_one_mean(pushed: Store) -> None:
+    enter(pushed, *(("a", "m", step, [1.0], 1.0) for step in (1, 2)))
+    older, newer = replay("l1", "n0", 2.0), replace(replay("l2", "n0", 200.0), environment_sha256="edited")
+    for kept in (older, newer):
+        with pushed.catalog.write() as con:
+            insert_label_replays(con, [kept])
+    assert rows(pushed, "SELECT replayed, replay_advantage FROM label_quality") == [(1, 200.0)]
+    assert load_label_replays(pushed, "d1", current=True) == [newer]
+    assert load_label_replays(pushed, "d1") == [older, newer]
