@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 
 from .cells import LISTS, Reader
 from .errors import BadInput
+from .untrusted import shorten
 
 SCALARS = ("episode_id", "step", "reward", "terminated", "truncated", "seed")
 _SHOWN = 40  # names that an error lists
@@ -68,13 +69,13 @@ def check_names(columns: Columns, there: Sequence[str]) -> None:
         BadInput: with the name that is nearest.
     """
     if missing := [name for name in _NEEDED if name not in (columns or there)]:
-        shown = ", ".join(there[:_SHOWN])
+        shown = shorten(", ".join(there[:_SHOWN]), 300)
         raise BadInput(f"There is no column {missing[0]!r}; known: {shown}.", f"Say what they mean. {_EXAMPLE}")
     known = set(there)
     for name in (name for names in columns.values() for name in names if name not in known):
         close = difflib.get_close_matches(name, there, n=1)
         near = f" Did you mean {close[0]!r}?" if close else ""
-        raise BadInput(f"There is no column {name!r}.{near}", f"Known: {', '.join(there[:_SHOWN])}.")
+        raise BadInput(f"There is no column {name!r}.{near}", f"Known: {shorten(', '.join(there[:_SHOWN]), 300)}.")
 
 
 def map_columns(table: pa.Table, columns: Columns, read: Reader) -> pa.Table:

@@ -49,9 +49,12 @@ def open_hdf5(path: Path) -> Generator[Recording]:
     except _BROKEN as error:
         raise unreadable(path, error) from error
     with file:
-        arrays = _Arrays(path, file)
-        about = parse_about(arrays.notes, str(path)) if arrays.notes is not None else About()
-        read = _reader(arrays, about)
+        try:
+            arrays = _Arrays(path, file)
+            about = parse_about(arrays.notes, str(path)) if arrays.notes is not None else About()
+            read = _reader(arrays, about)
+        except _BROKEN as error:
+            raise unreadable(path, error) from error
         yield Recording(lambda report: guarded(read(report), path, _BROKEN), about, is_export=arrays.notes is not None)
 
 
