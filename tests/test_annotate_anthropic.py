@@ -190,6 +190,19 @@ def test_an_unreachable_server_is_tried_again_and_then_named() -> None:
     assert len(pauses) == 2
 
 
+def test_a_server_that_takes_the_first_request_and_is_silent_gets_no_other(server: Server) -> None:
+    server.bodies.append({})  # from the second on the server holds its replies back
+    server.hold = threading.Event()
+    silent = provider(server, timeout_s=0.5)
+    replies = silent.answer([request("one"), request("two"), request("three")])
+    first = next(replies)
+    assert (first.raw, first.unknown) == (None, True)
+    with pytest.raises(ProviderFailed, match="took a request and did not answer it within"):
+        next(replies)
+    server.hold.set()
+    assert len(server.bodies) == 2
+
+
 def test_replies_under_way_when_the_caller_gives_up_are_kept(server: Server) -> None:
     asked = [request(str(i)) for i in range(10)]
     asking = provider(server, concurrency=3)

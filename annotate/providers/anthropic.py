@@ -39,6 +39,7 @@ from .protocol import Reply
 __all__ = ["AnthropicProvider", "Credentials"]
 
 
+_SILENCE = "did not answer"
 _SECONDS_PER_TOKEN = 600 / MOST_UNSTREAMED_TOKENS
 
 
@@ -94,10 +95,16 @@ class AnthropicProvider:
             stream = iter(requests)
             for request in islice(stream, 1):
                 try:
-                    yield self._ask_and_keep(client, request)
+                    reply = self._ask_and_keep(client, request)
                 except ProviderFailed as error:
                     self._late.append(Reply(request.request_id, None, error.problem))
                     raise
+                yield reply
+                if reply.error is not None and reply.error.endswith(_SILENCE):
+                    raise ProviderFailed(
+                        f"The server took a request and {_SILENCE} it within {self._timeout_s:g} s.",
+                        "It may have been billed. Check the server; the same command asks again.",
+                    )
             yield from self._ask_side_by_side(client, stream)
 
     def late(self) -> list[Reply]:
@@ -180,7 +187,7 @@ class AnthropicProvider:
     def _explain(self, request: Request, error: anthropic.APIError) -> Reply:
         """What an error means for the request, or for all of them; it is not chained, since it may quote the key."""
         status = error.status_code if isinstance(error, anthropic.APIStatusError) else None
-        said = own_words(self._key, error)
+        said = _SILENCE if isinstance(error, anthropic.APITimeoutError) else own_words(self._key, error)
         if status in HOPELESS:
             raise ProviderFailed(
                 f"The server refused: {said}.", "Check the key, the model's name and --base-url."
