@@ -140,7 +140,7 @@ def read_manifest(store: Store, dataset_id: str) -> Manifest:
     path = store.manifest_path(dataset_id)
     if not path.parent.is_dir():
         raise BadInput(
-            f"There is no dataset {dataset_id!r} in {store.root}.", "`trajnote store info` lists those there are."
+            f"There is no dataset {dataset_id!r} in {store.root}.", "`trajnote store list` lists those there are."
         )
     try:
         return Manifest.model_validate_json(path.read_bytes())

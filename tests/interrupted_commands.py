@@ -9,6 +9,7 @@ run, and what else was wrong.
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import shutil
@@ -32,6 +33,8 @@ from refine import config as refine_config
 from storage.catalog import Catalog
 from storage.store import Store
 
+END = -1  # the number of the instant before a command's process ends
+LAST = (END, signal.SIGKILL)
 LINE = "interrupted: run the same command again and it goes on"
 refine_config.DISCRETE_DEFAULTS = {"betas": (0.1,), "snapshots": (5, 10)}  # seconds of training show nothing more
 
@@ -82,13 +85,11 @@ def in_child(work: Callable[[], object], said: Path) -> int:
 
 def count_touches(root: Path, stop: Callable[[int], None]) -> None:
     """Call `stop` with the number of each touch of a store's files that is about to happen."""
-    number = 0
+    numbers = itertools.count(1)  # threads touch files, too, and each number is given once
 
     def count(event: str, arguments: tuple[Any, ...]) -> None:
-        nonlocal number
         if event in _TOUCHES and (event == "touch" or str(arguments[0]).startswith(str(root))):
-            number += 1
-            stop(number)
+            stop(next(numbers))
 
     fsync, connect = os.fsync, Catalog._connect
     os.fsync = lambda descriptor: (sys.audit("touch"), fsync(descriptor))[1]
@@ -114,7 +115,10 @@ class Command:
         def work() -> None:
             count_touches(self.root, stop)
             sys.argv = ["trajnote", *self.arguments]
-            trajnote()
+            try:
+                trajnote()
+            finally:
+                stop(END)
 
         return in_child(work, self.said)
 
@@ -128,12 +132,13 @@ class Command:
     def count(self) -> int:
         """How many touches an uninterrupted run has."""
         path = self.folder / "touches"
-        self.run(lambda number: path.open("w").write(str(number)) and None)
+        self.run(lambda number: path.open("w").write(str(number)) and None if number != END else None)
         return int(path.read_text())
 
 
 def stop_at(place: int, sent: signal.Signals) -> Callable[[int], None]:
-    return lambda number: os.kill(os.getpid(), sent) if number == place else None
+    """Stop at a touch, or, with SIGKILL, at the end of a run whose threads needed fewer touches this time."""
+    return lambda number: os.kill(os.getpid(), sent) if number == place or (number, sent) == LAST else None
 
 
 def spread(count: int, total: int) -> list[int]:

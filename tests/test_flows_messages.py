@@ -1,0 +1,108 @@
+"""Every command and option that a message names is one that the command line has."""
+
+from __future__ import annotations
+
+import ast
+import re
+import shlex
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.main import get_command
+
+from flows.cli import make_app
+
+ROOMS = ("storage", "annotate", "refine", "flows")
+ROOT = Path(__file__).parents[1]
+HOLE = "HOLE"  # where an f-string has a value
+
+
+@cache
+def root() -> Any:
+    return get_command(make_app())
+
+
+def commands_of(command: Any) -> dict[str, Any]:
+    return getattr(command, "commands", {})
+
+
+def texts(tree: ast.AST) -> Iterator[tuple[int, str]]:
+    """Every string of a module, neighbours joined by the parser, with a word in place of each value."""
+    inside = {id(part) for node in ast.walk(tree) if isinstance(node, ast.JoinedStr) for part in node.values}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.JoinedStr):
+            parts = [str(part.value) if isinstance(part, ast.Constant) else HOLE for part in node.values]
+            yield node.lineno, "".join(parts)
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in inside:
+            yield node.lineno, node.value
+
+
+def named_commands(text: str) -> Iterator[str]:
+    """What stands in backticks and begins with the program's name."""
+    yield from (found for found in re.findall(r"`(trajnote [^`]+)`", text) if "\n" not in found)
+
+
+def problem_of(line: str) -> str | None:
+    """What is wrong with a command line; values are not looked at."""
+    words = shlex.split(line.split("|")[0].replace("...", ""))[1:]
+    command = root()
+    while (below := commands_of(command)) and words and not words[0].startswith("-"):
+        if words[0] == HOLE:
+            return None
+        if words[0] not in below:
+            return f"there is no command {words[0]!r}"
+        command = below[words.pop(0)]
+    known = {option for parameter in command.params for option in (*parameter.opts, *parameter.secondary_opts)}
+    wrong = [
+        word for word in words if re.fullmatch(r"--[a-z-]+", word.split("=")[0]) and word.split("=")[0] not in known
+    ]
+    return f"it has no option {wrong[0]}" if wrong else None
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_every_command_that_a_text_names_exists_with_its_options(room: str) -> None:
+    wrong: list[str] = []
+    for path in sorted((ROOT / room).rglob("*.py")):
+        for line, text in texts(ast.parse(path.read_text())):
+            found = [(command, problem_of(command)) for command in named_commands(text)]
+            wrong += [f"{path.name}:{line}: `{command}`: {problem}" for command, problem in found if problem]
+    assert wrong == []
+
+
+def test_every_option_that_a_text_names_is_one_of_some_command() -> None:
+    known = {
+        "--help",
+        "--version",
+        "--ppo",
+        *every_option(root()),
+    }  # `--ppo` is one of `python -m flows.train_baseline`
+    wrong: list[str] = []
+    for room in ROOMS:
+        for path in sorted((ROOT / room).rglob("*.py")):
+            for line, text in texts(ast.parse(path.read_text())):
+                words = re.findall(r"(?<![\w-])--[a-z][a-z-]*[a-z](?![\w-])", text)
+                wrong += [f"{path.name}:{line}: {word}" for word in words if word not in known]
+    assert wrong == []
+
+
+def every_option(command: Any) -> Iterator[str]:
+    for parameter in command.params:
+        yield from (*parameter.opts, *parameter.secondary_opts)
+    for below in commands_of(command).values():
+        yield from every_option(below)
+
+
+@pytest.mark.parametrize(
+    ("line", "problem"),
+    [
+        ("trajnote store list --json", None),
+        ("trajnote store info", "there is no command 'info'"),
+        ("trajnote annotate run --dataset HOLE", None),
+        ("trajnote annotate run --datasets HOLE", "it has no option --datasets"),
+    ],
+)
+def test_a_wrong_command_is_seen(line: str, problem: str | None) -> None:
+    assert problem_of(line) == problem
