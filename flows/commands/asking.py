@@ -54,9 +54,9 @@ def _configure(
     ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Annotate only so many episodes.")] = None,
     select: Annotated[
-        Literal["first", "stratified", "novel"],
+        Literal["first", "stratified", "novel", "failing"],
         typer.Option(
-            help="Which episodes, with --limit: the first ones, evenly over returns and lengths, or unlike states."
+            help="Which episodes, with --limit: the first, evenly over returns and lengths, unlike, or failing ones."
         ),
     ] = "first",
     select_seed: Annotated[int, typer.Option(min=0, help="Seed of that choice.")] = 0,
