@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import sys
 import zipfile
 from collections.abc import Callable
@@ -302,3 +303,44 @@ def test_whatever_is_done_to_a_sound_file_it_is_read_or_refused(store: Store, tm
             assert entered(store) == before
 
     attack()
+
+
+BOX = json.dumps({"type": "Box", "dtype": "float32", "shape": [1], "low": [0.0], "high": [1.0]})
+LARGE = json.dumps({"type": "Box", "dtype": "float32", "shape": [10**6, 10**6], "low": 0.0, "high": 1.0})
+NESTED = '{"type": "Tuple", "subspaces": ' + "[" * 900 + "]" * 900 + "}"
+MINARI: dict[str, tuple[dict[str, Any], str]] = {
+    "a space of 10^12 numbers": ({"observation_space": LARGE}, "observation_space .* has shape"),
+    "a space nested deeply": ({"action_space": NESTED}, "action_space .* nested more than 64 levels"),
+    "a space of pictures in a tuple": ({"observation_space": '{"type": "Tuple", "subspaces": []}'}, "of type 'Tuple'"),
+    "10^12 episodes": ({"total_episodes": 10**12}, "total_episodes = 1000000000000"),
+    "no space": ({"observation_space": None}, "has no observation_space"),
+    "a link inside": ({}, r"'episode_0/observations' is a link \(ExternalLink\)"),
+}
+
+
+@pytest.mark.parametrize("name", MINARI)
+def test_a_folder_of_minari_is_looked_at_before_minari_reads_it(
+    store: Store, tmp_path: Path, refuse: Callable[..., str], name: str
+) -> None:
+    changes, message = MINARI[name]
+    sound = {
+        "total_episodes": 1,
+        "total_steps": 1,
+        "data_format": "hdf5",
+        "action_space": BOX,
+        "observation_space": BOX,
+    }
+    data = tmp_path / "folder" / "data"
+    data.mkdir(parents=True)
+    (data / "metadata.json").write_text(json.dumps(sound | changes))
+    with h5py.File(data / "main_data.hdf5", "w") as file:
+        file["episode_0/observations"] = h5py.ExternalLink("/somewhere/else.h5", "x")
+    assert re.search(message, refuse("import", tmp_path / "folder", "--store", store.root))
+
+
+def test_a_folder_with_a_link_out_of_it_is_refused(store: Store, tmp_path: Path, refuse: Callable[..., str]) -> None:
+    data = tmp_path / "folder" / "data"
+    data.mkdir(parents=True)
+    (data / "metadata.json").write_text("{}")
+    (data / "main_data.hdf5").symlink_to("/etc/hostname")
+    assert "main_data.hdf5 is a link to a place outside" in refuse("import", tmp_path / "folder", "--store", store.root)
