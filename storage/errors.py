@@ -29,7 +29,7 @@ class TrajnoteWarning(UserWarning):
 
 
 class LeftOutWarning(TrajnoteWarning):
-    """A dataset cannot be read and is left out of the views; everything else works."""
+    """Something is left out: a dataset that cannot be read, or a question without an answer; everything else works."""
 
 
 class ChangedEnvironmentWarning(TrajnoteWarning):

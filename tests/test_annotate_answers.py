@@ -13,7 +13,7 @@ from annotate.providers.answers import parse_answer, read_answers
 from annotate.providers.file import FileProvider, export_requests
 from annotate.providers.recorded import RecordedProvider
 from annotate.requests import Request, request_id_of
-from storage.errors import BadInput
+from storage.errors import BadInput, LeftOutWarning
 
 MESSAGE = {"type": "message", "model": "m", "content": [{"type": "text", "text": "hello"}], "stop_reason": "end_turn"}
 
@@ -147,3 +147,9 @@ def test_a_recording_is_marked_as_recorded(tmp_path: Path) -> None:
 def test_an_empty_folder_of_recordings_is_refused(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match=r"holds no .jsonl"):
         RecordedProvider(tmp_path)
+
+
+def test_requests_without_a_line_are_named(tmp_path: Path) -> None:
+    provider = FileProvider(write(tmp_path / "a.jsonl", {"request_id": "r_1", "text": "x"}))
+    with pytest.warns(LeftOutWarning, match=r"a\.jsonl has no line for 2 requests: r_2; r_3\. .*--export"):
+        provider.prepare({"r_1", "r_2", "r_3"}, {"r_1", "r_3", "r_2"}, complete=True)

@@ -6,10 +6,11 @@ The exported lines are requests of Anthropic's Message Batches, so they can be s
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Collection, Generator, Iterable
 from pathlib import Path
 
-from storage.errors import BadInput
+from storage.errors import BadInput, LeftOutWarning
 from storage.files import write_whole
 
 from ..requests import Request
@@ -48,7 +49,7 @@ class FileProvider:
         self._answers = read_answers([path])
 
     def prepare(self, known: Collection[str], pending: Collection[str], *, complete: bool) -> None:
-        """Refuse answers to questions that this run does not ask.
+        """Refuse answers to questions that this run does not ask, and warn of those without a line.
 
         Raises:
             BadInput: naming them; not when a second stage may still ask them.
@@ -58,6 +59,13 @@ class FileProvider:
             raise BadInput(
                 f"{self._path} answers {len(unknown)} requests that this run does not ask: {join_some(unknown)}.",
                 "Use the dataset, model and options that the requests were exported with; nothing was read in.",
+            )
+        if missing := sorted(key for key in pending if key not in self._answers):
+            warnings.warn(
+                f"{self._path} has no line for {len(missing)} requests: {join_some(missing)}. They stay open; the same "
+                "command with --export FILE in place of --answers writes them.",
+                LeftOutWarning,
+                stacklevel=2,
             )
 
     def answer(self, requests: Iterable[Request]) -> Generator[Reply]:
