@@ -21,13 +21,14 @@ from flows.improve import ImproveConfig, improve
 from flows.judging import contest
 from flows.judging import judge as judging
 from flows.outcome import as_json as outcome_json
+from flows.playing.trust import Named
 from refine.crossed import interval_over_seeds
 from refine.gate import interval
 from storage.errors import BadInput
 from storage.store import Store
 
 ARMS = ["baseline", "labels", "no_labels", "shuffled", "random", "random_states", "oracle"]
-EXPERT = f"py:{__name__}:push_right_way"
+EXPERT = Named(f"py:{__name__}:push_right_way")
 
 
 def push_right_way(observation: Any) -> int:
