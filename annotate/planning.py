@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from storage.checks import is_finite, require_finite
 from storage.datasets import pick
 from storage.errors import BadInput
 from storage.identity import content_id
 from storage.rules import rule_columns
 from storage.schema import Episode, Manifest
-from storage.steps import list_episodes, read_manifest
+from storage.steps import list_episodes, read_manifest, read_steps
 from storage.store import Store
 
 from . import ledger
@@ -70,7 +71,7 @@ def plan_run(
         frames: renders critical steps, where the configuration asks for frames.
 
     Raises:
-        BadInput: if there is no such dataset, or the card is not one for it.
+        BadInput: if there is no such dataset, it holds numbers that are not finite, or the card is not one for it.
         DamagedStore: if the dataset is damaged.
     """
     config = config or AnnotateConfig()
@@ -78,6 +79,8 @@ def plan_run(
     _check_card(card, manifest)
     first_action = manifest.action_space.start
     episodes = [_with_action_indices(episode, first_action) for episode in list_episodes(store, dataset_id)]
+    if not all(map(is_finite, episodes)):
+        require_finite(read_steps(store, dataset_id), dataset_id)
     statistics = describe_dataset(episodes, card)
     median = next(episode for episode in episodes if episode.episode_id == statistics.median_episode)
     questioner = Questioner(card, config, statistics, median, frames)

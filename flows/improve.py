@@ -143,8 +143,8 @@ def gather_material(
     dataset_id = manifest.dataset_id
     datasets = (dataset_id, *also)
     opinions = find_opinions(store, datasets, run_ids, config.mode, rules=rules)
-    start = find_baseline(store, manifest, read_steps(store, dataset_id), baseline)
     steps = read_pool(store, datasets)
+    start = find_baseline(store, manifest, read_steps(store, dataset_id), baseline)
     labels = opinions.labels(store, manifest, steps)
     recipe = config.completed(manifest.action_space)
     oracle = ask_expert(expert, labels, steps, manifest, store) if expert else None

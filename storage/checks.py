@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from .columns import DTYPES, output_size
+from .columns import DTYPES, StepArrays, output_size
 from .errors import BadInput
 from .schema import (
     MAX_ACTIONS,
@@ -20,6 +20,7 @@ from .schema import (
 
 _MAX_START = 1 << 53
 _MANY_ACTIONS = "Where the numbers are amounts, `--actions continuous` takes them so."
+_BLOCK = 1_000_000  # rows that are looked at together
 
 
 def check_draft(draft: ManifestDraft) -> None:
@@ -124,3 +125,35 @@ def _check_outputs(where: str, episode: Episode, draft: ManifestDraft) -> None:
     expected = (len(episode), output_size(draft))
     if outputs is not None and (outputs.shape != expected or outputs.dtype != np.float32):
         raise BadInput(f"{where} has policy outputs {outputs.dtype} {outputs.shape}; expected float32 {expected}.")
+
+
+def is_finite(episode: Episode) -> bool:
+    """Whether all numbers of an episode are finite."""
+    columns = (episode.observations, episode.actions, episode.rewards, episode.policy_outputs)
+    return all(values is None or values.dtype.kind != "f" or bool(np.isfinite(values).all()) for values in columns)
+
+
+def require_finite(rows: StepArrays, dataset_id: str) -> None:
+    """Refuse rows on which nothing can be asked or trained: an older version stored whatever an environment gave.
+
+    Raises:
+        BadInput: naming an observation, action, reward or policy output that is not finite.
+    """
+    columns = {
+        "observation": rows.observation,
+        "action": rows.action,
+        "reward": rows.reward,
+        "policy output": rows.policy_output,
+    }
+    for start in range(0, len(rows), _BLOCK):
+        block = slice(start, start + _BLOCK)
+        for name, values in columns.items():
+            if values is None or values.dtype.kind != "f" or (finite := np.isfinite(values[block])).all():
+                continue
+            row = start + int(np.argmin(finite.reshape(len(finite), -1).all(axis=1)))
+            place = f"episode {rows.episode_id[row]}, step {rows.step[row]}"
+            raise BadInput(
+                f"The dataset {dataset_id} holds numbers that are not finite, for example at {place}: the {name} "
+                f"{values[row].tolist()}.",
+                "Collect or import it anew without them; nothing is asked about them or trained on them.",
+            )

@@ -114,7 +114,8 @@ def _check_next(table: pa.Table, ids: NDArray[np.int64], is_last: Bools) -> None
     shown, after = (_matrix(table[name]) for name in ("observation", "next_observation"))
     if shown.shape != after.shape:
         raise BadInput(f"The next observations have {after.shape[1]} numbers, the observations {shown.shape[1]}.")
-    same = np.append((after[:-1] == shown[1:]).all(axis=1), True) | is_last
+    both, neither = after[:-1] == shown[1:], (after[:-1] != after[:-1]) & (shown[1:] != shown[1:])
+    same = np.append((both | neither).all(axis=1), True) | is_last
     if (wrong := np.flatnonzero(~same)).size:
         step = wrong[0] - np.flatnonzero(ids == ids[wrong[0]])[0]
         raise BadInput(

@@ -24,6 +24,7 @@ class ImportReport:
     finals: int = field(default=0, compare=False)  # of them, final rows, which hold no step
     steps: int = field(default=0, compare=False)  # that were kept
     episodes: int = field(default=0, compare=False)  # that were kept
+    stained: list[int] = field(default_factory=list[int], compare=False)  # episodes with numbers that are not finite
     decided: list[str] = field(default_factory=list[str], compare=False)
     warnings: list[str] = field(default_factory=list[str], compare=False)
     left_out: dict[str, list[str]] = field(default_factory=dict[str, list[str]], compare=False)
@@ -43,6 +44,12 @@ class ImportReport:
         if sentence not in self.decided:
             self.decided.append(sentence)
 
+    def see(self, episode_id: int, *, finite: bool) -> None:
+        """Count an episode that is kept; exports of older versions may hold numbers that are not finite."""
+        self.episodes += 1
+        if not finite:
+            self.stained.append(episode_id)
+
     def check(self) -> None:
         """Compare the rows that were read with those that were kept and given up.
 
@@ -54,6 +61,14 @@ class ImportReport:
                 f"{self.rows} rows were read, but {self.steps} steps and {self.finals} final rows kept and "
                 f"{self.given_up} given up; nothing is imported.",
                 "Rows of an episode have to lie together, or have the columns episode_id and step.",
+            )
+
+    def note_stains(self) -> None:
+        """Warn of numbers that are not finite."""
+        if self.stained:
+            self.warnings.append(
+                f"numbers that are not finite in {len(self.stained)} episodes, the first is {self.stained[0]}: "
+                "nothing is asked or trained on them"
             )
 
     def sentences(self) -> list[str]:

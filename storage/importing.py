@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 
 from .action_kinds import Choices, choose_actions, infer_box
-from .checks import check_draft, check_episode, check_spaces
+from .checks import check_draft, check_episode, check_spaces, is_finite
 from .column_mapping import Columns
 from .columns import StepArrays, cut_episodes
 from .datasets import find_finished
@@ -176,7 +176,7 @@ def _check_and_hash(reading: Reading, draft: ManifestDraft, report: ImportReport
             raise BadInput(f"Episode {episode.episode_id} follows episode {last}; ids have to ascend.")
         last = episode.episode_id
         signs.see(episode)
-        report.episodes += 1
+        report.see(episode.episode_id, finite=is_finite(episode))
         report.steps += len(episode)
         ends = [last, episode.seed, episode.terminated, episode.truncated]
         digest.update(canonical_json(ends).encode())
@@ -185,6 +185,7 @@ def _check_and_hash(reading: Reading, draft: ManifestDraft, report: ImportReport
                 digest.update(f"{column.dtype}{column.shape}".encode())
                 digest.update(np.ascontiguousarray(column).tobytes())
     report.check()
+    report.note_stains()
     if reading.choices.autoreset is None and not reading.recording.is_export:
         refuse_or_warn(signs.find(), report)
     return digest.hexdigest()

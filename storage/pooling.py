@@ -12,6 +12,7 @@ from itertools import accumulate
 import numpy as np
 
 from .annotations import load_annotations
+from .checks import require_finite
 from .columns import StepArrays
 from .errors import BadInput
 from .identity import canonical_json
@@ -28,9 +29,12 @@ def read_pool(store: Store, dataset_ids: Sequence[str]) -> StepArrays:
     `policy_output` is kept where all of them have it in the same size.
 
     Raises:
-        BadInput: if there is no such dataset, or they differ in environment, spaces or names.
+        BadInput: if there is no such dataset, one holds numbers that are not finite, or they differ in environment,
+            spaces or names.
     """
     parts = [read_steps(store, dataset_id) for dataset_id in dataset_ids]
+    for part, dataset_id in zip(parts, dataset_ids, strict=True):
+        require_finite(part, dataset_id)
     if len(parts) == 1:
         return parts[0]
     _check_alike(store, dataset_ids)

@@ -123,20 +123,20 @@ class TextRows:
     def _settle_types(self, comma: bool) -> None:
         """Numbers and flags between blanks or quotes are numbers and flags all the same."""
         rows = pl.scan_parquet(self.parquet)
-        texts = [name for name, kind in rows.collect_schema().items() if kind == pl.String]
-        if not texts:
-            return
-        known: dict[str, pl.DataType | type[pl.DataType]] = {}
-        for name in texts:
-            cell = _bare(name, comma)
+        kinds = dict(rows.collect_schema())
+        casts: list[pl.Expr] = []
+        for name in (name for name, kind in kinds.items() if kind == pl.Int128):
+            kind = pl.Float64 if _fails(rows, pl.col(name), pl.UInt64) else pl.UInt64
+            casts.append(pl.col(name).cast(kind))
+        for name in (name for name, kind in kinds.items() if kind == pl.String):
             if comma:
                 self._refuse_points(rows, name)
-            kinds = [kind for kind in (pl.Int64, pl.Float64) if not _fails(rows, cell, kind)]
-            if kinds and rows.select(cell.is_not_null().any()).collect().item():
-                known[name] = kinds[0]
-        if known:
+            cell = _bare(name, comma)
+            found = [kind for kind in (pl.Int64, pl.Float64) if not _fails(rows, cell, kind)]
+            if found and rows.select(cell.is_not_null().any()).collect().item():
+                casts.append(cell.cast(found[0]).alias(name))
+        if casts:
             settled = self.parquet.with_name("settled.parquet")
-            casts = [_bare(name, comma).cast(kind).alias(name) for name, kind in known.items()]
             rows.with_columns(casts).sink_parquet(settled)
             settled.replace(self.parquet)
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +16,14 @@ import polars as pl
 import pytest
 from d3rlpy.constants import ActionSpace
 from d3rlpy.dataset import InfiniteBuffer, ReplayBuffer
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from minari.data_collector.episode_buffer import EpisodeBuffer
 from toy_datasets import make_draft, make_episode, same, write
 from typer.testing import CliRunner
 
+from annotate.cards import Action, Card, Component
+from annotate.planning import plan_run
 from flows.cli import make_app
 from flows.exchange import export_dataset
 from flows.gather import take_in
@@ -25,8 +31,9 @@ from storage.annotations import insert_annotations
 from storage.catalog import insert_rows
 from storage.errors import BadInput, DamagedStore
 from storage.import_report import ImportReport
+from storage.pooling import read_pool
 from storage.schema import Annotation, Episode, Manifest, ManifestDraft, Space
-from storage.steps import iterate_episodes
+from storage.steps import iterate_episodes, read_manifest
 from storage.store import Store
 
 FORMATS = ("parquet", "csv", "minari", "d3rlpy")
@@ -124,6 +131,123 @@ def test_what_is_exported_comes_back_bit_for_bit_with_its_metadata(
     assert kept(back) == kept(manifest)
     assert (back.source, take_in(other, path)) == ("import", back)
     assert not [item for item in tmp_path.iterdir() if item.name.startswith(".")]
+
+
+def stained(store: Store) -> list[Episode]:
+    """What an older version collected from an environment that gave numbers that are not finite."""
+    episodes = [make_episode(number) for number in range(3)]
+    episodes[1].rewards[2] = math.nan
+    episodes[1].observations[3] = (math.inf, -math.inf, math.nan)
+    write(store, make_draft(env_id=None), episodes)
+    return episodes
+
+
+@pytest.mark.parametrize("format_", FORMATS)
+def test_numbers_that_are_not_finite_come_back_as_they_were_exported_with_a_warning(
+    store: Store, tmp_path: Path, format_: Any
+) -> None:
+    episodes = stained(store)
+    export_dataset(store, tmp_path / ENDINGS[format_], format_)
+    report = ImportReport()
+    take_in(store, tmp_path / ENDINGS[format_], dataset_id="back", report=report)
+    assert all(same(a, b) for a, b in zip(episodes, iterate_episodes(store, "back"), strict=True))
+    assert report.warnings == [
+        "numbers that are not finite in 1 episodes, the first is 1: nothing is asked or trained on them"
+    ]
+
+
+def test_nothing_is_asked_or_trained_on_numbers_that_are_not_finite(store: Store) -> None:
+    stained(store)
+    message = r"The dataset d1 holds numbers that are not finite, for example at episode 1, step 3: the obs"
+    with pytest.raises(BadInput, match=message):
+        read_pool(store, ["d1"])
+    card = Card(
+        env_id="Toy-v0",
+        title="t",
+        goal="g",
+        termination="t",
+        reward="r",
+        components=tuple(Component(name=name, meaning="m") for name in "xyz"),
+        actions=tuple(Action(name=name, meaning="m") for name in ("left", "right")),
+    )
+    with pytest.raises(BadInput, match=message):
+        plan_run(store, "d1", card)
+
+
+FLOATS = ("float32", "float64")
+INTEGERS = ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32")
+
+
+@st.composite
+def datasets(draw: st.DrawFn) -> tuple[ManifestDraft, list[Episode]]:
+    """Everything that `collect` can make, in small."""
+    observations, actions = draw(space_of(FLOATS + INTEGERS)), draw(space_of(FLOATS + INTEGERS))
+    has_output = draw(st.booleans())
+    draft = make_draft(
+        env_id=None,
+        observation_space=observations,
+        action_space=actions,
+        component_names=tuple(f'c {place}.,"' for place in range(observations.size)),
+        action_names=tuple(f"a;{place}" for place in range(actions.n or actions.size)),
+        policy_output=("logits" if actions.is_discrete else "mean") if has_output else None,
+    )
+    rng = np.random.default_rng(draw(st.integers(0, 2**32)))
+    episodes: list[Episode] = []
+    for number in range(draw(st.integers(1, 3))):
+        length = draw(st.integers(1, 4))
+        outputs = rng.normal(size=(length, actions.n or actions.size)).astype(np.float32) if has_output else None
+        values = {
+            "observations": values_of(rng, observations, length + 1),
+            "actions": values_of(rng, actions, length),
+            "rewards": values_of(rng, Space(kind="box", dtype="float64", size=1), length)[:, 0],
+        }
+        ends = draw(st.sampled_from([(True, False), (False, True), (True, True)]))
+        made = make_episode(number * 3, length, policy_outputs=outputs, **values)
+        episodes.append(
+            replace(made, terminated=ends[0], truncated=ends[1], seed=draw(st.none() | st.integers(0, 2**62)))
+        )
+    return draft, episodes
+
+
+def space_of(dtypes: Sequence[str]) -> st.SearchStrategy[Space]:
+    boxes = st.builds(Space, kind=st.just("box"), dtype=st.sampled_from(dtypes), size=st.integers(1, 3))
+    ids = st.builds(
+        Space,
+        kind=st.just("discrete"),
+        dtype=st.just("int64"),
+        size=st.just(1),
+        n=st.integers(1, 4),
+        start=st.integers(-2, 2),
+    )
+    return boxes | ids
+
+
+def values_of(rng: np.random.Generator, space: Space, count: int) -> np.ndarray:
+    if space.is_discrete:
+        return rng.integers(space.start, space.start + (space.n or 1), count)
+    kind = np.dtype(space.dtype)
+    if kind.kind == "f":
+        odd = np.array([*ODD, 1.0, 3.0, 1e22], np.float64)
+        with np.errstate(over="ignore"):
+            values = rng.choice(odd, (count, space.size)).astype(kind)
+        return np.where(np.isfinite(values), values, kind.type(2))
+    edges = np.iinfo(kind)
+    return rng.choice(np.array([edges.min, 0, 1, edges.max], kind), (count, space.size))
+
+
+@pytest.mark.parametrize("format_", FORMATS)
+@settings(max_examples=8, deadline=None, derandomize=True)
+@given(made=datasets())
+def test_whatever_can_be_collected_comes_back_from_every_format(
+    tmp_path_factory: pytest.TempPathFactory, format_: Any, made: tuple[ManifestDraft, list[Episode]]
+) -> None:
+    folder = tmp_path_factory.mktemp("trip")
+    store = Store.create(folder / "store")
+    write(store, *made)
+    export_dataset(store, folder / ENDINGS[format_], format_)
+    back = take_in(store, folder / ENDINGS[format_], dataset_id="back")
+    assert all(same(a, b) for a, b in zip(made[1], iterate_episodes(store, "back"), strict=True))
+    assert kept(back) == kept(read_manifest(store, "d1"))
 
 
 def test_minari_itself_loads_the_export(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
