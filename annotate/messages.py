@@ -18,6 +18,7 @@ MAX_TEXT = 1_000_000
 MAX_RAW = 4_000
 """Characters of a rejected piece that are kept beside its reason; the whole reply stays in the raw file."""
 _MAX_STARTS = 200
+_MAX_DIGITS = 4_300  # as Python reads them; a number that is too large is refused with its label
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u2069\ufeff]+")
 """Control characters, and those that break lines, turn text around or are never seen."""
 _DECODER = json.JSONDecoder()
@@ -217,7 +218,7 @@ def _decode(text: str, position: int) -> tuple[Any, int]:
     """The JSON value at a position and where it ends; None where there is none."""
     try:
         value, end = _DECODER.raw_decode(text, position)
-        check_depth(value)
+        check_depth(value, most_digits=_MAX_DIGITS)
     except (ValueError, RecursionError):
         return None, position
     return value, end

@@ -212,13 +212,13 @@ def shorten(text: str, limit: int = 120) -> str:
     return text if len(text) <= limit else f"{text[: limit - 1]}…"
 
 
-def check_depth(value: object, most_levels: int = MAX_DEPTH) -> None:
+def check_depth(value: object, most_levels: int = MAX_DEPTH, most_digits: int = MAX_DIGITS) -> None:
     """Refuse lists and objects nested too deeply, and whole numbers of too many digits; nothing recurses here.
 
     Raises:
         UnreadableError: if there is one.
     """
-    level, most = [value], 10**MAX_DIGITS
+    level, most = [value], 10**most_digits
     for depth in count():
         if not level:
             return
