@@ -24,7 +24,7 @@ EXTRAS = {
 }
 OTHERS = {
     "examples/": "rollouts, baselines and recorded answers; README.md says how each was made",
-    "docs/": "the pictures of this page, a cookbook of questions in SQL, and how to outgrow one machine",
+    "docs/": "the pictures of this page, a cookbook in SQL, promises with their tests, and how to outgrow one machine",
     "tests/": "flat: test_<room>_<module>.py; test_docs.py runs this page",
     "pyproject.toml": "dependencies with bounds, extras, and the settings of every tool",
     "prefect.yaml": "deploys the nightly flow to a work pool",

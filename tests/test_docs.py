@@ -218,3 +218,10 @@ def test_the_examples_readme_names_commands_that_exist() -> None:
         else:
             assert words[:2] == ["python", "-m"]
             assert (ROOT / (words[2].replace(".", os.sep) + ".py")).is_file()
+
+
+def test_every_test_that_a_promise_names_exists() -> None:
+    named = re.findall(r"`(tests/\w+\.py)::(\w+)`", (ROOT / "docs" / "promises.md").read_text())
+    assert len(named) > 60
+    missing = [name for file, name in named if f"def {name}(" not in (ROOT / file).read_text()]
+    assert not missing
