@@ -9,13 +9,14 @@ import json
 import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import Field, StringConstraints, ValidationError, model_validator
 
-from storage.errors import BadInput
+from storage.errors import BadInput, DamagedStore
 from storage.identity import canonical_json, sha256_bytes
-from storage.schema import Frozen, Space
+from storage.schema import Frozen, Manifest, Space
+from storage.store import Store
 from storage.untrusted import parse_toml, read_file, shorten
 
 from .claims import OUTCOMES, Claim, EffectClaim, unknown_name
@@ -135,6 +136,13 @@ class Card(Frozen):
         return self
 
 
+class CardFile(NamedTuple):
+    """A card, and the bytes of the file that it was read from."""
+
+    card: Card
+    content: bytes
+
+
 def packaged_cards() -> list[Path]:
     """The card files that come with trajnote."""
     return sorted(_FOLDER.glob("*.toml"))
@@ -150,9 +158,34 @@ def load_card(source: str | Path, env_kwargs: Mapping[str, Any] | None = None) -
     Raises:
         BadInput: if there is no such card, or the file is not a complete and consistent card; names file and field.
     """
+    return read_card(locate_card(source, env_kwargs)).card
+
+
+def locate_card(source: str | Path, env_kwargs: Mapping[str, Any] | None = None) -> Path:
+    """The file of a card, as `load_card` takes it.
+
+    Raises:
+        BadInput: if the environment has no packaged card.
+    """
     if isinstance(source, Path) or source.endswith(".toml"):
-        return _read_card(Path(source))
-    return packaged_card(source, env_kwargs)
+        return Path(source)
+    return _locate_packaged(source, env_kwargs)
+
+
+def own_card(store: Store, manifest: Manifest) -> Card | None:
+    """The card that a dataset keeps, since it was named when the dataset was made; None if it keeps none.
+
+    Raises:
+        DamagedStore: if the file is not what was written.
+        BadInput: if it is no card.
+    """
+    if manifest.card_file_sha256 is None:
+        return None
+    path = store.card_path(manifest.dataset_id)
+    content = read_file(path, limit=MAX_CARD_BYTES) if path.exists() else b""
+    if sha256_bytes(content) != manifest.card_file_sha256:
+        raise DamagedStore(f"{path} is not what was written.", "Restore it from a backup, or name a card with --card.")
+    return parse_card(content, str(path))
 
 
 def packaged_card(env_id: str, env_kwargs: Mapping[str, Any] | None = None) -> Card:
@@ -161,10 +194,7 @@ def packaged_card(env_id: str, env_kwargs: Mapping[str, Any] | None = None) -> C
     Raises:
         BadInput: if there is none.
     """
-    card = find_card(env_id, env_kwargs)
-    if card is None:
-        raise BadInput(_no_card(env_id, env_kwargs), f"Write one with `trajnote card new {env_id}`.")
-    return card
+    return read_card(_locate_packaged(env_id, env_kwargs)).card
 
 
 def find_card(env_id: str, env_kwargs: Mapping[str, Any] | None = None) -> Card | None:
@@ -172,7 +202,8 @@ def find_card(env_id: str, env_kwargs: Mapping[str, Any] | None = None) -> Card 
 
     Other arguments may well make a card's words untrue (gravity, wind, another map), so there is no nearest match.
     """
-    return next((card for card in _packaged(env_id) if card.env_kwargs == _telling(env_kwargs)), None)
+    path = _find_packaged(env_id, env_kwargs)
+    return None if path is None else read_card(path).card
 
 
 def check_card_against_spaces(card: Card, observation_space: Space, action_space: Space) -> None:
@@ -191,16 +222,31 @@ def card_sha256(card: Card) -> str:
     return sha256_bytes(canonical_json(card.model_dump(exclude={"claims", "probe_resets"})).encode())
 
 
-def _read_card(path: Path) -> Card:
-    fields = parse_toml(read_file(path, limit=MAX_CARD_BYTES), str(path))
+def read_card(path: Path) -> CardFile:
+    """A card and the bytes of its file.
+
+    Raises:
+        BadInput: as `load_card`.
+    """
+    content = read_file(path, limit=MAX_CARD_BYTES)
+    return CardFile(parse_card(content, str(path)), content)
+
+
+def parse_card(content: bytes, where: str) -> Card:
+    """The card in a file's content.
+
+    Raises:
+        BadInput: as `load_card`.
+    """
+    fields = parse_toml(content, where)
     unfinished = list(_placeholders(fields))
     if unfinished:
         places = shorten(", ".join(unfinished), 1_000)
-        raise BadInput(f"{path}: {len(unfinished)} places still say {PLACEHOLDER}: {places}.", "Fill them in.")
+        raise BadInput(f"{where}: {len(unfinished)} places still say {PLACEHOLDER}: {places}.", "Fill them in.")
     try:
         return Card.model_validate(fields)
     except ValidationError as error:
-        raise BadInput(f"{path}: {_first_problem(error)}.") from error
+        raise BadInput(f"{where}: {_first_problem(error)}.") from error
 
 
 def _placeholders(value: object, place: str = "") -> Iterable[str]:
@@ -224,8 +270,21 @@ def _first_problem(error: ValidationError) -> str:
     return f"{place}: {message}{shown}{more}" if place else f"{message}{more}"
 
 
-def _packaged(env_id: str) -> list[Card]:
-    return [card for card in map(_read_card, packaged_cards()) if card.env_id == env_id]
+def _packaged(env_id: str) -> dict[Path, Card]:
+    cards = {path: read_card(path).card for path in packaged_cards()}
+    return {path: card for path, card in cards.items() if card.env_id == env_id}
+
+
+def _find_packaged(env_id: str, env_kwargs: Mapping[str, Any] | None) -> Path | None:
+    cards = _packaged(env_id)
+    return next((path for path, card in cards.items() if card.env_kwargs == _telling(env_kwargs)), None)
+
+
+def _locate_packaged(env_id: str, env_kwargs: Mapping[str, Any] | None) -> Path:
+    path = _find_packaged(env_id, env_kwargs)
+    if path is None:
+        raise BadInput(_no_card(env_id, env_kwargs), f"Write one with `trajnote card new {env_id}`.")
+    return path
 
 
 def _telling(env_kwargs: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -235,10 +294,10 @@ def _telling(env_kwargs: Mapping[str, Any] | None) -> dict[str, Any]:
 def _no_card(env_id: str, env_kwargs: Mapping[str, Any] | None) -> str:
     cards = _packaged(env_id)
     if cards:
-        there = " and ".join(json.dumps(dict(card.env_kwargs)) for card in cards)
+        there = " and ".join(json.dumps(dict(card.env_kwargs)) for card in cards.values())
         given = json.dumps(_telling(env_kwargs), default=str)
         return f"There are cards of {env_id} for the arguments {there}, but none for {given}."
-    known = sorted({_read_card(path).env_id for path in packaged_cards()})
+    known = sorted({read_card(path).card.env_id for path in packaged_cards()})
     return f"There is no card for {env_id!r}; there are cards for {', '.join(known)}."
 
 

@@ -73,6 +73,7 @@ def collect(
     *,
     component_names: Sequence[str] | None = None,
     action_names: Sequence[str] | None = None,
+    card: bytes | None = None,
     shard_bytes: int = SHARD_BYTES,
 ) -> Manifest:
     """Collect a dataset, or go on with an interrupted one, or return the one that is there already.
@@ -83,7 +84,8 @@ def collect(
         report: told of every episode; of all of them at once when the dataset was there already.
         component_names: of the observation, from the card; o0, o1, ... without one.
         action_names: of the actions, or of the dimensions of a continuous one; a0, a1, ... without one.
-        shard_bytes: see `StepsWriter`.
+        card: see `StepsWriter`.
+        shard_bytes: likewise.
 
     Returns:
         The manifest of the dataset, the same one every time.
@@ -101,7 +103,7 @@ def collect(
         _check_count(config, finished.episodes, "has")
         report(f"{finished.dataset_id} was collected before", finished.episodes, finished.episodes)
         return _remember(store, config, draft, finished)
-    with StepsWriter(store, draft, shard_bytes=shard_bytes) as writer:
+    with StepsWriter(store, draft, shard_bytes=shard_bytes, card=card) as writer:
         done = writer.episodes_done
         if done > config.episodes:
             _check_count(config, done, "was interrupted with")

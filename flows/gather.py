@@ -5,14 +5,17 @@ Playing is `collect.py`; checking rows is `storage/importing.py`.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from annotate.cards import Card, check_card_against_spaces, find_card, load_card
+from annotate.cards import CardFile, check_card_against_spaces, find_card, locate_card, read_card
 from storage.action_kinds import Choices
 from storage.adopting import adopt_dataset
 from storage.column_mapping import Columns
+from storage.errors import LeftOutWarning
+from storage.identity import sha256_bytes
 from storage.import_report import ImportReport
 from storage.importing import import_recording, open_recording
 from storage.schema import Manifest
@@ -40,15 +43,11 @@ def gather(store: Store, config: CollectConfig, *, card: str | None = None, repo
     Raises:
         BadInput: as `collect` does, or if the card does not fit the environment.
     """
+    named = _read_named(card)
     spaces = look_up_spaces(config.env_id, config.env_kwargs)
-    fitting = fitting_card(card, config.env_id, config.env_kwargs, spaces)
-    manifest = collect(
-        store,
-        config,
-        report,
-        component_names=fitting.component_names if fitting else None,
-        action_names=fitting.action_names if fitting else None,
-    )
+    fitting = fit_card(named, config.env_id, config.env_kwargs, spaces)
+    manifest = collect(store, config, report, **fitting._asdict())
+    _say_if_not_kept(manifest, named)
     policy = load_policy(config.policy, spaces, store)
     if isinstance(policy, NetworkActor):
         record_baseline(
@@ -91,23 +90,30 @@ def take_in(
         BadInput: naming what is wrong with the rows, the environment or the card; nothing was written then.
         DamagedStore: if a shard of the folder is not what its manifest says.
     """
+    named = _read_named(card)
     if (path / MANIFEST).is_file():
-        return _remember(store, adopt_dataset(store, path), env_id, env_kwargs)
+        manifest = adopt_dataset(store, path)
+        _say_if_not_kept(manifest, named)
+        return _remember(store, manifest, env_id, env_kwargs)
     opened = open_minari(path) if path.is_dir() else open_recording(path, columns)
     with opened as recording:
         told = recording.about
         id_, kwargs = (env_id, env_kwargs or {}) if env_id else (told.env_id, told.env_kwargs)
         spaces = look_up_spaces(env_id, env_kwargs) if env_id else None
-        fitting = fitting_card(card, id_, kwargs, spaces) if card or env_id or not told.component_names else None
+        is_wanted = named or env_id or not told.component_names
+        fitting = fit_card(named, id_, kwargs, spaces) if is_wanted else Fitting()
         about = told.but(
             env_id=env_id,
             env_kwargs=env_kwargs,
             observation_space=spaces.observation if spaces else None,
             action_space=spaces.action if spaces else None,
-            component_names=fitting.component_names if fitting else None,
-            action_names=fitting.action_names if fitting else None,
+            component_names=fitting.component_names,
+            action_names=fitting.action_names,
         )
-        manifest = import_recording(store, recording, about, dataset_id, choices=choices, report=report)
+        manifest = import_recording(
+            store, recording, about, dataset_id, choices=choices, card=fitting.card, report=report
+        )
+    _say_if_not_kept(manifest, named)
     return _remember(store, manifest, env_id, env_kwargs)
 
 
@@ -118,15 +124,43 @@ def _remember(store: Store, manifest: Manifest, env_id: Named | None, env_kwargs
     return remember(store, manifest, env_id=env_id)
 
 
-def fitting_card(
-    card: str | None, env_id: str | None, env_kwargs: Mapping[str, Any], spaces: Spaces | None
-) -> Card | None:
-    """The card that was named, or the packaged one of the environment; None if neither is there.
+class Fitting(NamedTuple):
+    """What a dataset takes from a card; nothing if there is none."""
+
+    component_names: tuple[str, ...] | None = None
+    action_names: tuple[str, ...] | None = None
+    card: bytes | None = None  # its file, where the user named it
+
+
+def fit_card(
+    named: CardFile | None, env_id: str | None, env_kwargs: Mapping[str, Any], spaces: Spaces | None
+) -> Fitting:
+    """The names of the card that was named, or of the packaged one of the environment.
 
     Raises:
         BadInput: if it does not fit the spaces.
     """
-    found = load_card(card) if card else find_card(env_id, env_kwargs) if env_id else None
-    if found is not None and spaces is not None:
+    found, content = named or (None, None)
+    if found is None and env_id:
+        found = find_card(env_id, env_kwargs)
+    if found is None:
+        return Fitting()
+    if spaces is not None:
         check_card_against_spaces(found, *spaces)
-    return found
+    return Fitting(found.component_names, found.action_names, content if env_id in (None, found.env_id) else None)
+
+
+def _read_named(card: str | None) -> CardFile | None:
+    return read_card(locate_card(card)) if card else None
+
+
+def _say_if_not_kept(manifest: Manifest, named: CardFile | None) -> None:
+    """Say so if annotating the dataset would not find the card that was named."""
+    if named is None or sha256_bytes(named.content) == manifest.card_file_sha256:
+        return
+    kept = "no card" if manifest.card_file_sha256 is None else "another card"
+    warnings.warn(
+        f"The dataset {manifest.dataset_id} keeps {kept}; the one given now counts where --card names it again.",
+        LeftOutWarning,
+        stacklevel=3,
+    )

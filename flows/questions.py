@@ -8,7 +8,7 @@ from typing import Literal
 from pydantic import Field
 
 from annotate.batch_config import BatchConfig
-from annotate.cards import Card, load_card, packaged_card
+from annotate.cards import Card, load_card, own_card, packaged_card
 from annotate.planning import RunPlan, plan_run
 from annotate.requests import AnnotateConfig
 from annotate.selection import Method
@@ -31,7 +31,9 @@ class LabelConfig(Frozen):
     env_id: Named | None = Field(
         default=None, description="environment of frames, where the user has to name the dataset's own"
     )
-    card: str | None = Field(default=None, description="path of a card; the environment's packaged one when null")
+    card: str | None = Field(
+        default=None, description="path of a card; when null the dataset's own, or else the environment's packaged one"
+    )
     limit: int | None = Field(default=None, ge=1, description="annotate only so many episodes")
     select: Method = Field(default="first", description="which ones: first, stratified, novel or failing")
     select_seed: int = Field(default=0, ge=0, description="seed of that choice")
@@ -65,6 +67,8 @@ def _card_of(store: Store, dataset_id: str, config: LabelConfig) -> Card:
     manifest = read_manifest(store, dataset_id)
     if config.card is not None:
         return load_card(config.card)
+    if (own := own_card(store, manifest)) is not None:
+        return own
     if manifest.env_id is None:
         raise BadInput(f"The dataset {dataset_id} has no environment.", "Name its card with --card FILE.toml.")
     return packaged_card(manifest.env_id, manifest.env_kwargs)

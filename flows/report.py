@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from annotate.cards import Card, find_card
+from annotate.cards import find_card, own_card
 from storage.errors import Prerequisite
 from storage.files import write_whole
 from storage.identity import seal
@@ -72,7 +72,7 @@ def write_report(
     found = labels.load_labels(store, about)
     limits = episodes.Limits(pictures=pictures)
     viewer = episodes.build_viewer(
-        store, known, found, limits, units=_units(known.manifest), env_id=env_id, report=report
+        store, known, found, limits, units=_units(store, known.manifest), env_id=env_id, report=report
     )
     visited = labels.sample_states(store, about.dataset_id, _STATES) if found else []
     states = labels.state_rows(found, visited, len(viewer.components), _STATES)
@@ -87,11 +87,9 @@ def write_report(
     )
 
 
-def _units(manifest: Manifest) -> Mapping[str, str]:
-    """The unit of each component, from the environment's packaged card if there is one."""
-    card = _card(manifest)
+def _units(store: Store, manifest: Manifest) -> Mapping[str, str]:
+    """The unit of each component, from the dataset's own card, or else from the environment's packaged one."""
+    card = own_card(store, manifest)
+    if card is None and manifest.env_id is not None:
+        card = find_card(manifest.env_id, manifest.env_kwargs)
     return {component.name: component.unit for component in card.components} if card else {}
-
-
-def _card(manifest: Manifest) -> Card | None:
-    return None if manifest.env_id is None else find_card(manifest.env_id, manifest.env_kwargs)

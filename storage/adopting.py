@@ -13,7 +13,7 @@ from .errors import BadInput, DamagedStore
 from .files import copy_file, owned, publish_folder
 from .identity import sha256_file
 from .schema import Manifest
-from .store import MANIFEST, Store
+from .store import CARD, MANIFEST, Store
 from .untrusted import parse_json, read_file, require_inside
 
 
@@ -24,11 +24,11 @@ def adopt_dataset(store: Store, folder: Path) -> Manifest:
 
     Args:
         store: where it goes.
-        folder: holds `manifest.json` and the shards that it lists.
+        folder: holds `manifest.json`, the shards that it lists and the card that it names, if any.
 
     Raises:
         BadInput: if the folder holds no dataset, or another dataset of that name is in the store.
-        DamagedStore: if a shard is missing or is not what the manifest says; nothing is kept then.
+        DamagedStore: if a file is missing or is not what the manifest says; nothing is kept then.
     """
     manifest = _read_manifest(folder)
     final = store.dataset_dir(manifest.dataset_id)
@@ -55,12 +55,18 @@ def _read_manifest(folder: Path) -> Manifest:
 
 
 def _check_hashes(folder: Path, manifest: Manifest) -> None:
-    for shard in manifest.shards:
-        path = folder / shard.name
+    for name, sha256 in _files(manifest).items():
+        path = folder / name
         if not path.is_file():
             raise DamagedStore(f"{path} is missing.", "Copy the whole folder.")
-        if sha256_file(path) != shard.sha256:
+        if sha256_file(path) != sha256:
             raise DamagedStore(f"{path} is not what its manifest says: its hash differs.", "Copy the folder again.")
+
+
+def _files(manifest: Manifest) -> dict[str, str]:
+    """Name and hash of every file of a dataset beside its manifest."""
+    card = {} if manifest.card_file_sha256 is None else {CARD: manifest.card_file_sha256}
+    return {shard.name: shard.sha256 for shard in manifest.shards} | card
 
 
 def _copy(store: Store, folder: Path, manifest: Manifest) -> None:
@@ -68,6 +74,6 @@ def _copy(store: Store, folder: Path, manifest: Manifest) -> None:
     with writing(partial):
         partial.mkdir(parents=True, exist_ok=True)
     with owned(partial, f"the dataset {manifest.dataset_id}"):
-        for name in (*(shard.name for shard in manifest.shards), MANIFEST):
+        for name in (*_files(manifest), MANIFEST):
             copy_file(folder / name, partial / name)
         publish_folder(partial, store.dataset_dir(manifest.dataset_id))

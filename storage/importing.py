@@ -99,6 +99,7 @@ def import_recording(
     dataset_id: str | None = None,
     *,
     choices: Choices | None = None,
+    card: bytes | None = None,
     report: ImportReport | None = None,
 ) -> Manifest:
     """Make a dataset of a recording; a second time it is found finished.
@@ -110,6 +111,7 @@ def import_recording(
             `storage.action_kinds.infer_actions`. Components are called o0, o1, ..., actions a0, a1, ...
         dataset_id: its name; made from the content when None.
         choices: what the user decided where the file does not say.
+        card: see `StepsWriter`.
         report: counted up: what was decided, given up and left out.
 
     Raises:
@@ -124,7 +126,7 @@ def import_recording(
         reading = _without_resets(reading, draft, report)
         draft = draft.model_copy(update={"source_sha256": _check_and_hash(reading, draft, report)})
     draft = draft.model_copy(update={"dataset_id": dataset_id or content_id("d_", draft)})
-    return find_finished(store, draft) or _write(store, draft, reading)
+    return find_finished(store, draft) or _write(store, draft, reading, card)
 
 
 @contextmanager
@@ -199,8 +201,8 @@ def _episodes(reading: Reading, draft: ManifestDraft, report: ImportReport) -> I
                 yield kept
 
 
-def _write(store: Store, draft: ManifestDraft, reading: Reading) -> Manifest:
-    with StepsWriter(store, draft) as writer:
+def _write(store: Store, draft: ManifestDraft, reading: Reading, card: bytes | None) -> Manifest:
+    with StepsWriter(store, draft, card=card) as writer:
         for number, episode in enumerate(_episodes(reading, draft, ImportReport())):
             if number >= writer.episodes_done:
                 writer.write(episode)

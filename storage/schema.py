@@ -127,6 +127,11 @@ class Manifest(ManifestDraft):
     episodes: int
     steps: int
     shards: tuple[Shard, ...]
+    card_file_sha256: str | None = Field(
+        default=None,
+        exclude_if=lambda sha256: sha256 is None,  # so that a manifest without it keeps its bytes
+        description="of the card that the user named, which lies beside the shards",
+    )
     created_at: str
 
 

@@ -20,6 +20,7 @@ from .views import look_at_views, refresh_views
 CATALOG = "catalog.duckdb"
 MANIFEST = "manifest.json"
 DRAFT = "draft.json"
+CARD = "card.toml"
 ROLLOUTS = "rollouts"
 _FOLDERS = (ROLLOUTS, "policies", "responses", "reports", "trainings")
 _LASTING = (ROLLOUTS, "policies", "responses", "reports")
@@ -193,6 +194,10 @@ class Store:
     def manifest_path(self, dataset_id: str) -> Path:
         """The file that says what a dataset is."""
         return self.dataset_dir(dataset_id) / MANIFEST
+
+    def card_path(self, dataset_id: str) -> Path:
+        """The file of the card that a dataset keeps, if it keeps one."""
+        return self.dataset_dir(dataset_id) / CARD
 
     def policy_dir(self, policy_id: str) -> Path:
         """The folder of a policy's files."""

@@ -148,6 +148,7 @@ def _check_dataset(store: Store, dataset_id: str, sha256: str, tell: Callable[[s
         damages = [*_check_shard(store, manifest, shard)]
         yield from damages
         is_whole = is_whole and not damages
+    yield from _check_card(store, manifest, tell)
     if is_whole:
         for column in damaged_columns(store, manifest):
             yield Damage(_name(store, column), "the copy of a column is not what the shards hold", _DELETE)
@@ -166,6 +167,17 @@ def _check_shard(store: Store, manifest: Manifest, shard: Shard) -> Iterator[Dam
     if (found := sha256_file(path)) != shard.sha256:
         problem = f"the content has sha256 {found[:12]}..., {shard.sha256[:12]}... was written"
         yield Damage(_name(store, path), problem, _RECOLLECT)
+
+
+def _check_card(store: Store, manifest: Manifest, tell: Callable[[str], None]) -> Iterator[Damage]:
+    if manifest.card_file_sha256 is None:
+        return
+    path = store.card_path(manifest.dataset_id)
+    tell(_name(store, path))
+    if not path.is_file():
+        yield Damage(_name(store, path), "the card is missing", _RESTORE)
+    elif sha256_file(path) != manifest.card_file_sha256:
+        yield Damage(_name(store, path), "the card is not the one that was written", _RESTORE)
 
 
 def _check_views(store: Store, dataset_id: str) -> Iterator[Damage]:

@@ -16,10 +16,10 @@ from .datasets import register_dataset
 from .disk import writing
 from .errors import BadInput, DamagedStore
 from .files import owned, publish_folder, write_whole
-from .identity import canonical_json
+from .identity import canonical_json, sha256_bytes
 from .schema import Episode, Manifest, ManifestDraft
 from .shards import FinishedShard, describe_shard, shard_name, write_shard
-from .store import DRAFT, MANIFEST, Store
+from .store import CARD, DRAFT, MANIFEST, Store
 
 
 class StepsWriter:
@@ -32,6 +32,7 @@ class StepsWriter:
         store: where the dataset belongs.
         draft: what is known of it beforehand.
         shard_bytes: a shard is closed after this many bytes, before compression; an episode is never split.
+        card: file of the card that the dataset keeps; it is no part of what the dataset is.
 
     Raises:
         BadInput: if the draft cannot be stored, or the dataset exists already (see `find_finished`).
@@ -39,11 +40,14 @@ class StepsWriter:
         DiskFailed: if the disk does not take it; finished shards stay, and the same command goes on from them.
     """
 
-    def __init__(self, store: Store, draft: ManifestDraft, *, shard_bytes: int = 100_000_000) -> None:
+    def __init__(
+        self, store: Store, draft: ManifestDraft, *, shard_bytes: int = 100_000_000, card: bytes | None = None
+    ) -> None:
         check_draft(draft)
         self._store = store
         self._draft = draft
         self._shard_bytes = shard_bytes
+        self._card = card
         self._folder = store.partial_dir(draft.dataset_id)
         self._episodes: list[Episode] = []
         self._bytes = 0
@@ -99,6 +103,8 @@ class StepsWriter:
         if not self._shards:
             raise BadInput(f"The dataset {self._draft.dataset_id} would have no episodes.")
         manifest = self._manifest()
+        if self._card is not None:
+            write_whole(self._folder / CARD, self._card)
         write_whole(self._folder / MANIFEST, canonical_json(manifest).encode())
         publish_folder(self._folder, self._store.dataset_dir(manifest.dataset_id))
         self._lock.close()
@@ -137,6 +143,7 @@ class StepsWriter:
             episodes=episodes,
             steps=sum(shard.rows for shard in shards) - episodes,
             shards=shards,
+            card_file_sha256=None if self._card is None else sha256_bytes(self._card),
             created_at=datetime.now(UTC).isoformat(timespec="microseconds"),
         )
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -11,8 +14,16 @@ from toy_environment import CARD, TOY, gather_toys, make_baseline, save_folder
 from flows.collect import CollectConfig
 from flows.gather import gather, take_in
 from flows.judging.lineage import find_recorded_baseline
-from storage.errors import BadInput, DamagedStore
-from storage.store import Store
+from flows.questions import LabelConfig, write_questions
+from storage.errors import BadInput, DamagedStore, LeftOutWarning
+from storage.exporting import export_csv
+from storage.identity import sha256_bytes
+from storage.pulling import pull_store
+from storage.pushing import push_store
+from storage.steps import read_manifest
+from storage.store import CARD as CARD_FILE
+from storage.store import MANIFEST, Store
+from storage.verify import verify_store
 
 
 def config(folder: Path) -> CollectConfig:
@@ -79,3 +90,99 @@ def test_a_folder_is_adopted_whole_or_not_at_all(store: Store, tmp_path: Path) -
     assert take_in(store, folder) == manifest
     assert take_in(store, folder) == manifest
     assert (counts_of(store)["datasets"], counts_of(store)["episodes"]) == (1, 12)
+
+
+Run = Callable[[list[str]], str]
+
+
+def test_a_dataset_keeps_the_card_that_collect_named_and_annotate_asks_with_it(run: Run, tmp_path: Path) -> None:
+    card, policy = tmp_path / "my.toml", save_folder(make_baseline(), tmp_path / "baseline")
+    card.write_text(CARD)
+    root = ["--store", str(tmp_path / "notes")]
+    collected = ["collect", "--env", TOY, "--policy", f"policy:{policy}", "--episodes", "2", "--dataset", "toys"]
+    run([*collected, "--card", str(card), *root])
+    store = Store.open(tmp_path / "notes")
+    assert store.card_path("toys").read_text() == CARD
+    plan = ["annotate", "plan", "--json", *root]
+    named = run([*plan, "--card", str(card)])
+    card.unlink()
+    assert run(plan) == named
+    card.write_text(CARD.replace("push east", "push to the east"))
+    assert run([*plan, "--card", str(card)]) != named  # the option comes first
+    assert verify_store(store) == []
+
+
+def test_the_card_is_no_part_of_a_datasets_name_and_manifests_without_one_keep_their_bytes(
+    store: Store, tmp_path: Path
+) -> None:
+    (tmp_path / "card.toml").write_text(CARD)
+    kept = gather(store, config(tmp_path), card=str(tmp_path / "card.toml"))
+    (tmp_path / "other.toml").write_text(f"# mine\n{CARD}")
+    with pytest.warns(LeftOutWarning, match=f"{kept.dataset_id} keeps another card"):
+        assert gather(store, config(tmp_path), card=str(tmp_path / "other.toml")) == kept
+    plain = gather(store, config(tmp_path))  # other names, o0 and o1
+    assert "card_file_sha256" not in store.manifest_path(plain.dataset_id).read_text()
+    assert not store.card_path(plain.dataset_id).exists()
+
+
+def test_rows_without_an_environment_are_annotated_with_the_card_of_their_import(run: Run, tmp_path: Path) -> None:
+    card, rows = tmp_path / "card.toml", tmp_path / "rows.csv"
+    card.write_text(CARD.replace("toy_environment:Toy-v0", "nowhere:Elsewhere-v0"))
+    lines = [f"0,{step},{step / 10},0.5,{step % 4},1.0,{step == 7}" for step in range(8)]
+    rows.write_text("\n".join(["episode_id,step,observation.x,observation.y,action,reward,terminated", *lines]))
+    root = ["--store", str(tmp_path / "notes")]
+    run(["import", str(rows), "--dataset", "mine", "--card", str(card), *root])
+    assert "1 requests" in run(["annotate", "plan", "--dataset", "mine", *root])
+
+
+def test_the_card_goes_with_its_dataset_and_its_hash_is_checked(store: Store, tmp_path: Path) -> None:
+    (tmp_path / "card.toml").write_text(CARD)
+    manifest = gather(store, config(tmp_path), card=str(tmp_path / "card.toml"))
+    folder = store.dataset_dir(manifest.dataset_id)
+    push_store(store, (tmp_path / "remote").as_uri())
+    pull_store(tmp_path / "pulled", (tmp_path / "remote").as_uri())
+    assert Store.open(tmp_path / "pulled").card_path(manifest.dataset_id).read_text() == CARD
+    adopted = Store.create(tmp_path / "adopted")
+    assert take_in(adopted, folder) == manifest
+    assert adopted.card_path(manifest.dataset_id).read_text() == CARD
+    export_csv(store, manifest.dataset_id, None, tmp_path / "rows.csv")
+    again = take_in(adopted, tmp_path / "rows.csv", dataset_id="again")
+    assert read_manifest(adopted, "again").component_names == again.component_names == ("x", "y")
+
+
+@pytest.mark.parametrize(("change", "problem"), [("edit", "not the one that was written"), ("remove", "is missing")])
+def test_a_card_that_is_not_what_was_written_is_damage(change: str, problem: str, store: Store, tmp_path: Path) -> None:
+    (tmp_path / "card.toml").write_text(CARD)
+    manifest = gather(store, config(tmp_path), card=str(tmp_path / "card.toml"))
+    path = store.card_path(manifest.dataset_id)
+    path.write_text(CARD.replace("east", "west")) if change == "edit" else path.unlink()
+    assert [problem in damage.problem for damage in verify_store(store)] == [True]
+    with pytest.raises(DamagedStore, match=r"card\.toml is not what was written.*--card"):
+        write_questions(store, manifest.dataset_id, LabelConfig(provider="file"))
+    other = Store.create(tmp_path / "other")
+    with pytest.raises(DamagedStore, match=r"card\.toml is"):
+        take_in(other, path.parent)
+    assert counts_of(other)["datasets"] == 0
+
+
+def test_a_strangers_card_is_text_of_bounded_size_and_no_module_that_it_names_is_imported(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "planted.py").write_text("raise SystemExit('imported')")
+    monkeypatch.syspath_prepend(tmp_path)
+    kept = gather(store, config(tmp_path))
+    folder = store.dataset_dir(kept.dataset_id)
+    for text, problem in (
+        (CARD.replace("toy_environment:Toy-v0", "planted:Toy-v0"), "The card is for planted:Toy-v0"),
+        ("#" * 1_000_001, "more than 1,000,000 bytes"),
+        ("title = " + "[" * 50_000, "card.toml"),
+    ):
+        dropped = tmp_path / sha256_bytes(text.encode())
+        shutil.copytree(folder, dropped)
+        told = json.loads((dropped / MANIFEST).read_text()) | {"card_file_sha256": sha256_bytes(text.encode())}
+        (dropped / MANIFEST).write_text(json.dumps(told))
+        (dropped / CARD_FILE).write_text(text)
+        other = Store.create(tmp_path / f"store-{dropped.name}")
+        take_in(other, dropped)
+        with pytest.raises(BadInput, match=problem):
+            write_questions(other, kept.dataset_id, LabelConfig(provider="file"))

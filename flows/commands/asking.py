@@ -75,7 +75,7 @@ def _configure(
     rules: Annotated[int, typer.Option("--rules", min=1, max=40, help="rules: so many are asked for, at most.")] = 10,
     tables: Annotated[int, typer.Option(min=1, max=50, help="rules: episodes shown, worst to best.")] = 4,
     card: Annotated[
-        str | None, typer.Option("--card", help="TOML card; default: the environment's packaged one.")
+        str | None, typer.Option("--card", help="TOML card; default: the dataset's own, or else the packaged one.")
     ] = None,
     base_url: Annotated[
         str | None, typer.Option(help="Server that speaks the Messages API: Ollama, vLLM, llama.cpp, LiteLLM.")
