@@ -14,6 +14,7 @@ import benchmarks.environments  # registers them
 from annotate.cards import load_card
 from benchmarks.environments import SparseReward
 from flows.carding.probe import probe_card
+from flows.playing.trust import Named
 
 CARDS = Path(benchmarks.environments.__file__).parent / "cards"
 NEEDS = {"doorkey": "minigrid", "pongobjects": "ale_py"}
@@ -24,7 +25,8 @@ def test_every_claim_of_a_card_of_the_board_holds(path: Path):
     package = NEEDS.get(path.stem, "mujoco")
     if not importlib.util.find_spec(package):
         pytest.skip(f"{package} is not installed")
-    findings = probe_card(load_card(path), trials=4, steps=2500)
+    card = load_card(path)
+    findings = probe_card(card, env_id=Named(card.env_id), trials=4, steps=2500)
     assert findings
     assert [f"{finding.claim.text}: {finding.evidence}" for finding in findings if not finding.held] == []
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from benchmarks.baselines import read_configurations
 from flows.judging.contest import GateConfig
+from flows.playing.trust import Named
 from refine.policy import Mode
 
 CARDS = Path(__file__).resolve().parents[1] / "cards"
@@ -38,7 +39,7 @@ class Entry:
     """One environment of the board."""
 
     name: str
-    env_id: str
+    env_id: Named
     env_kwargs: Mapping[str, Any]
     episodes: int = 30  # collected where no example has rollouts
     select: int = 12  # episodes that choose among the candidates, at most
@@ -75,7 +76,7 @@ def list_entries() -> dict[str, Entry]:
     return {
         name: Entry(
             name,
-            training.env_id,
+            Named(training.env_id),
             dict(training.env_kwargs),
             **_SIZES.get(name, {}),
             mode="sampled" if name in _SAMPLED else "greedy",
