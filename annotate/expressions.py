@@ -15,6 +15,7 @@ import numpy as np
 from pydantic import AfterValidator
 
 from storage.schema import Array
+from storage.untrusted import shorten
 
 _OPERATORS: Mapping[type[ast.AST], Callable[..., Any]] = {
     ast.Add: operator.add,
@@ -45,6 +46,7 @@ _FUNCTIONS: Mapping[str, tuple[int, Callable[..., Array]]] = {
 }
 _MAX_LENGTH = 1000
 _MAX_DEPTH = 50
+_MAX_WHOLE = 2**53  # beyond it Python's own numbers would be worked with, and one power of them never ends
 
 
 def names_in(expression: str) -> frozenset[str]:
@@ -71,13 +73,16 @@ def evaluate(expression: str, values: Mapping[str, Array]) -> Array:
         for a division by zero; the result is infinite or not a number there.
 
     Raises:
-        ValueError: if the text is not an expression of this language, or a name has no value.
+        ValueError: if the text is not an expression of this language, a name has no value, or its pieces do not fit.
     """
     missing = names_in(expression) - values.keys()
     if missing:
         raise ValueError(f"{expression!r} uses {', '.join(sorted(missing))}; known are {', '.join(sorted(values))}")
-    with np.errstate(all="ignore"):
-        return np.asarray(_value(_parse(expression), values))
+    try:
+        with np.errstate(all="ignore"):
+            return np.asarray(_value(_parse(expression), values))
+    except TypeError as error:  # a difference of comparisons
+        raise ValueError(f"{shorten(repr(expression))} cannot be worked out: {error}") from error
 
 
 def _checked(expression: str) -> str:
@@ -97,7 +102,14 @@ def _parse(expression: str) -> ast.expr:
     except (SyntaxError, RecursionError, MemoryError) as error:
         raise ValueError(f"{expression!r} is not an expression") from error
     _check(tree, expression, _MAX_DEPTH)
+    _refuse_large(tree, expression)
     return tree
+
+
+def _refuse_large(tree: ast.expr, expression: str) -> None:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and isinstance(node.value, int) and node.value > _MAX_WHOLE:
+            raise ValueError(f"{shorten(repr(expression))} has a whole number beyond {_MAX_WHOLE}; write it as 1e20")
 
 
 def _check(node: ast.expr, expression: str, depth: int) -> None:

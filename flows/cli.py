@@ -19,6 +19,8 @@ from rich.text import Text
 from storage.disk import explain_disk, refused_file
 from storage.errors import BadInput, TrajnoteError, TrajnoteWarning
 
+from .reporting.plain_text import visible
+
 INTERRUPTED = 130
 MODULES: Mapping[str, Sequence[str]] = {
     "collecting": ("collect", "import", "export", "replay"),
@@ -67,6 +69,8 @@ def main() -> None:
         if failed is None and file is None:
             raise
         _fail(f"error: {failed or f'{file}: {error.strerror}.'}", (failed or BadInput).exit_code)
+    except MemoryError:
+        _fail("error: This takes more memory than there is. Ask for less at a time.", BadInput.exit_code)
     except ValidationError as error:
         _fail(f"error: {_first_problem(error)}", BadInput.exit_code)
     except SystemExit as leaving:
@@ -78,13 +82,13 @@ def main() -> None:
 def _show_warning(message: Warning | str, category: type[Warning], filename: str, lineno: int, *rest: object) -> None:
     """Warnings of this project are one line each; those of libraries speak to programmers."""
     if issubclass(category, TrajnoteWarning):
-        Console(stderr=True, soft_wrap=True).print(Text(f"warning: {message}", style="yellow"))
+        Console(stderr=True, soft_wrap=True).print(Text(visible(f"warning: {message}"), style="yellow"))
     else:
         sys.stderr.write(warnings.formatwarning(message, category, filename, lineno))
 
 
 def _fail(line: str, exit_code: int) -> None:
-    Console(stderr=True, soft_wrap=True).print(Text(" ".join(line.split()), style="red"))
+    Console(stderr=True, soft_wrap=True).print(Text(visible(" ".join(line.split())), style="red"))
     sys.exit(exit_code)
 
 

@@ -15,6 +15,7 @@ from refine.gate import Interval
 from storage.errors import CatalogLocked
 from storage.store import Store
 
+from .reporting.plain_text import visible
 from .standing import RATE_MINUTES, Row, Standing, look
 
 _NUMBERS = ("requests", "answered", "open", "sent", "failed", "labels", "$", "policies")
@@ -47,7 +48,11 @@ def draw(standing: Standing, budget_usd: float | None = None) -> RenderableType:
     parts: list[RenderableType] = [_head(standing, budget_usd)]
     if standing.runs:
         parts.append(_table("annotation runs", [_run(row) for row in standing.runs]))
-        parts += [Text(f"{row['run_id']} failed: {row['error']}", style="red") for row in standing.runs if row["error"]]
+        parts += [
+            Text(visible(f"{row['run_id']} failed: {row['error']}"), style="red")
+            for row in standing.runs
+            if row["error"]
+        ]
     if standing.batches:
         parts.append(_table("batches in flight", [_batch(row) for row in standing.batches]))
     if standing.evaluations:
@@ -125,7 +130,7 @@ def _gate(standing: Standing, comparison: Row) -> list[RenderableType]:
     ]
     title = f"last comparison {comparison['comparison_id']}, {comparison['env_id']}"
     verdicts = f"better than the baseline: {better}; the labels did it: {credit}"
-    return [_table(title, arms), Text(f"gate: {comparison['reason']}"), Text(verdicts)]
+    return [_table(title, arms), Text(visible(f"gate: {comparison['reason']}")), Text(verdicts)]
 
 
 def _snapshots(snapshots: Sequence[Row], arm: str) -> str:
@@ -137,12 +142,14 @@ def _snapshots(snapshots: Sequence[Row], arm: str) -> str:
 
 
 def _table(title: str, rows: Sequence[dict[str, str]]) -> Table:
-    table = Table(title=Text(title), title_justify="left", box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    table = Table(
+        title=Text(visible(title)), title_justify="left", box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0)
+    )
     for name in rows[0] if rows else ():
         right, wide = name in _NUMBERS, name in _WIDE
         table.add_column(name, justify="right" if right else "left", no_wrap=not wide, overflow="fold")
     for row in rows:
-        table.add_row(*(Text(value) for value in row.values()))
+        table.add_row(*(Text(visible(value)) for value in row.values()))
     return table
 
 

@@ -60,8 +60,16 @@ def test_a_division_by_zero_is_infinite_and_raises_nothing():
         "1" * 2000,
         "-" * 900 + "x",
         "(" * 300 + "x" + ")" * 300,
+        f"{10**30} ** 9999999999",
+        f"x < {2**53 + 1}",
     ],
 )
 def test_everything_else_is_refused_when_it_is_read(expression: str):
     with pytest.raises(ValueError, match=r"."):
         names_in(expression)
+
+
+@pytest.mark.parametrize("expression", ["(x > 1) - (y > 1)", "2 ** -1", "-(x > 1)"])
+def test_pieces_that_do_not_fit_are_named(expression: str):
+    with pytest.raises(ValueError, match=r"."):
+        evaluate(expression, VALUES)

@@ -13,6 +13,7 @@ from typing import cast
 import pyarrow.parquet as pq
 import pytest
 
+from flows import cli
 from flows.commands.output import format_cell, print_json, print_lines, print_table, progress_bars
 from flows.improve import Outcome
 from flows.judging.contest import ArmResult
@@ -115,3 +116,35 @@ def test_a_long_answer_is_printed_in_part_and_says_how_many_more_there_are(
     said = run(["sql", "SELECT range AS n FROM range(1234)", "--store", str(empty_store), "--max-rows", "3"])
     assert said.startswith("1234 rows")
     assert "and 1231 more rows; --max-rows and --output show more" in said
+
+
+def test_nothing_that_is_printed_steers_the_terminal(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("COLUMNS", "60")
+    steering = "\x1b[31mred\x1b]0;title\x07"
+    print_lines(steering)
+    print_table(steering, [{steering: steering}])
+    print_table(steering, [{f"{steering} {n}": steering for n in range(6)}])
+    (tmp_path / "rows.jsonl").write_text(json.dumps({steering: 0}) + "\n")
+    monkeypatch.setattr(
+        "sys.argv", ["trajnote", "import", str(tmp_path / "rows.jsonl"), "--store", str(tmp_path / "s")]
+    )
+    with pytest.raises(SystemExit):
+        cli.main()
+    said = capsys.readouterr()
+    assert "⟨U+001B⟩[31mred" in said.out
+    assert "known: ⟨U+001B⟩[31mred" in said.err
+    assert "\x1b]" not in said.out + said.err
+    assert "\x07" not in said.out + said.err
+
+
+def test_too_little_memory_is_one_sentence(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*words: str) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(cli, "make_app", fail)
+    with pytest.raises(SystemExit) as leaving:
+        cli.main()
+    assert leaving.value.code == 2
+    assert capsys.readouterr().err == "error: This takes more memory than there is. Ask for less at a time.\n"

@@ -20,6 +20,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ..progress import Report
+from ..reporting.plain_text import visible
 
 _UNBROKEN = 28  # characters; a column whose cells are no longer than this is never broken over lines
 _PROSE = 24  # characters that a column of longer cells needs at least, to be read as prose
@@ -53,14 +54,15 @@ def progress_bars() -> Generator[Report]:
 def print_table(title: str, rows: Sequence[Mapping[str, object]]) -> None:
     """Print rows as one table, or one under the other where the terminal is too narrow for their columns.
 
-    Short cells are never broken. Nothing in them is read as markup, for they may come from a language model.
+    Short cells are never broken. Nothing in them is read as markup or steers the terminal, for they may come from a
+    language model.
     """
     console = Console()
     print_lines(title)
     if not rows:
         return
-    cells = {name: [format_cell(row[name]) for row in rows] for name in rows[0]}
-    widths = {name: max(len(text) for text in [name, *texts]) for name, texts in cells.items()}
+    cells = {name: [visible(format_cell(row[name])) for row in rows] for name in rows[0]}
+    widths = {name: max(len(text) for text in [visible(name), *texts]) for name, texts in cells.items()}
     needed = sum((width if width <= _UNBROKEN else _PROSE) + _GAP for width in widths.values()) - _GAP
     if needed > console.width:
         _print_records(console, rows)
@@ -68,7 +70,7 @@ def print_table(title: str, rows: Sequence[Mapping[str, object]]) -> None:
     table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False, collapse_padding=True)
     for name, width in widths.items():
         short, number = width <= _UNBROKEN, any(_is_number(row[name]) for row in rows)
-        table.add_column(Text(name), overflow="fold", no_wrap=short, justify="right" if number else "left")
+        table.add_column(Text(visible(name)), overflow="fold", no_wrap=short, justify="right" if number else "left")
     for texts in zip(*cells.values(), strict=True):
         table.add_row(*map(Text, texts))
     console.print(table)
@@ -77,14 +79,14 @@ def print_table(title: str, rows: Sequence[Mapping[str, object]]) -> None:
 
 def _print_records(console: Console, rows: Sequence[Mapping[str, object]]) -> None:
     """One line per value; a long value goes on under its beginning."""
-    longest = max(map(len, rows[0]))
+    longest = max(len(visible(name)) for name in rows[0])
     for number, row in enumerate(rows, 1):
         console.print(Text(f"{number}", style="bold"))
         values = Table.grid(padding=(0, _GAP))
         values.add_column(min_width=longest, no_wrap=True)
         values.add_column(overflow="fold")
         for name, value in row.items():
-            values.add_row(Text(name), Text(format_cell(value)))
+            values.add_row(Text(visible(name)), Text(visible(format_cell(value))))
         console.print(values)
 
 
@@ -115,10 +117,13 @@ def _is_number(value: object) -> bool:
 
 
 def print_lines(*lines: str) -> None:
-    """Print plain lines without markup; a terminal gets them broken between words, a file or a pipe whole."""
+    """Print plain lines: no markup, and nothing that steers a terminal.
+
+    A terminal gets them broken between words, a file or a pipe whole.
+    """
     console = Console(highlight=False)
     for line in lines:
-        console.print(Text(line), soft_wrap=not console.is_terminal)
+        console.print(Text(visible(line)), soft_wrap=not console.is_terminal)
 
 
 def print_json(result: Mapping[str, object]) -> None:
