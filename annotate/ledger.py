@@ -116,6 +116,34 @@ def _add_questions(con: Connection, run: Run, questions: Sequence[Question]) -> 
     insert_rows(con, "run_requests", asked)
 
 
+def withdraw_second(con: Connection, run_id: str, first: Sequence[Question], second: Sequence[Question]) -> None:
+    """Forget a second stage's questions, and what came of them, that the first stage's answers do not lead to now."""
+    is_open = unanswered(con, first)
+    told = {
+        "run": run_id,
+        "now": [question.request.request_id for question in second],
+        "first": [question.request.request_id for question in first if question.request.request_id not in is_open],
+    }
+    stale = con.execute(
+        """SELECT request_id FROM run_requests JOIN requests USING (request_id)
+           WHERE run_id = $run AND kind = 'suggest' AND request_id NOT IN (SELECT unnest($now::VARCHAR[]))
+               AND (episode_id, sample) IN (SELECT (episode_id, sample) FROM run_requests
+                   WHERE run_id = $run AND request_id IN (SELECT unnest($first::VARCHAR[])))""",
+        told,
+    ).fetchall()
+    for table in ("annotations", "rejections", "run_requests"):
+        con.execute(
+            f"DELETE FROM {table} WHERE run_id = ? AND request_id IN (SELECT unnest(?::VARCHAR[]))",
+            [run_id, [request_id for (request_id,) in stale]],
+        )
+
+
+def answered_in(con: Connection, run_id: str) -> list[str]:
+    """Requests that got a reply for a run, among them some that it does not ask any more."""
+    rows = con.execute("SELECT DISTINCT request_id FROM responses WHERE split_part(file, '/', 2) = ?", [run_id])
+    return [request_id for (request_id,) in rows.fetchall()]
+
+
 def unanswered(con: Connection, questions: Sequence[Question]) -> dict[str, Standing]:
     """Those of some requests that have no reply in the store, whichever run it was for."""
     ids = [question.request.request_id for question in questions]

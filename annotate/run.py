@@ -24,6 +24,7 @@ from .digest import digest
 from .ledger import as_text
 from .planning import (
     RunPlan,
+    all_questions,
     earlier_readings,
     estimate_run,
     plan_run,
@@ -116,7 +117,7 @@ def annotate_run(
     worker = _Worker(store, plan, provider, report or _silent, budget_usd, max_tokens=max_tokens)
     with store.catalog.read() as con:
         was_done = ledger.is_done(con, plan.run.run_id) and not ledger.unanswered(con, plan.questions)
-    if not was_done or worker.find_corrections(plan.questions):
+    if not was_done or worker.find_corrections():
         was_done = False
         try:
             worker.work()
@@ -203,8 +204,10 @@ class _Worker:
     def _round(self, questions: Sequence[Question], *, complete: bool) -> None:
         self.questions += questions
         known = [question.request.request_id for question in self.questions]
+        is_second = complete and self.plan.config.two_stage
         with self.store.catalog.read() as con:
             pending = ledger.unanswered(con, questions)
+            known += ledger.answered_in(con, self.plan.run.run_id) if is_second else []
         self.provider.prepare(known, list(pending), complete=complete)
         folder = self.store.responses_dir(self.plan.run.run_id)
         folder.mkdir(parents=True, exist_ok=True)
@@ -212,6 +215,8 @@ class _Worker:
             with self.store.catalog.write() as con:
                 ledger.open_run(con, self.plan.run, self.plan.card, self.provider.name, recorded=self.provider.recorded)
                 ledger.add_questions(con, self.plan.run, questions)
+                if is_second:
+                    ledger.withdraw_second(con, self.plan.run.run_id, self.plan.questions, questions)
                 pending = ledger.unanswered(con, questions)
             self._use_again([q for q in questions if q.request.request_id not in pending])
             same, corrected = self._compare(questions)
@@ -219,9 +224,11 @@ class _Worker:
             self.is_correcting = self.is_correcting or bool(corrected - pending.keys())
             self._ask([q for q in questions if q.request.request_id in (is_open - same) | corrected])
 
-    def find_corrections(self, questions: Sequence[Question]) -> set[str]:
-        """Requests that the provider answers otherwise than it did before."""
-        return self._compare(questions)[1]
+    def find_corrections(self) -> set[str]:
+        """Requests of either stage that the provider answers otherwise than it did before."""
+        if not isinstance(self.provider, Written):
+            return set()
+        return self._compare(all_questions(self.store, self.plan))[1]
 
     def _compare(self, questions: Sequence[Question]) -> tuple[set[str], set[str]]:
         """Requests that the provider has answered before: in the same words, and in others."""

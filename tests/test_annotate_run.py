@@ -17,7 +17,7 @@ from toy_datasets import make_draft, make_episode, write
 from annotate import ledger
 from annotate.batch_config import MOST_ATTEMPTS
 from annotate.cards import Action, Card, Component
-from annotate.planning import RunPlan, estimate_run, plan_run, unanswered_requests
+from annotate.planning import RunPlan, all_questions, estimate_run, plan_run, unanswered_requests
 from annotate.providers.file import FileProvider, export_requests
 from annotate.providers.protocol import Reply
 from annotate.providers.recorded import RecordedProvider
@@ -316,6 +316,37 @@ def test_the_second_stage_can_be_exported_once_the_first_is_answered(toys: Store
         )
     summary = annotate_run(toys, asked, FileProvider(path))
     assert (summary.done, summary.totals.labels) == (True, 2)
+
+
+def test_corrections_of_both_stages_are_heard_and_leave_no_label_of_an_earlier_first_stage(
+    toys: Store, tmp_path: Path
+) -> None:
+    asked = plan(toys, two_stage=True, limit=1)
+    path = tmp_path / "answers.jsonl"
+    told: dict[str, object] = {}
+
+    def take(kind: str, reply: object) -> list[tuple[int, str | None]]:
+        told.update({q.request.request_id: reply for q in all_questions(toys, asked) if q.request.kind == kind})
+        path.write_text("".join(json.dumps({"request_id": key, "reply": said}) + "\n" for key, said in told.items()))
+        annotate_run(toys, asked, FileProvider(path))
+        return [(label.step, label.suggested_label) for label in load_annotations(toys, "d1")]
+
+    def find(step: int) -> object:
+        return {"assessment": "", "steps": [{"step": step, "rationale": "here"}]}
+
+    def judge(step: int, action: str) -> object:
+        label = {"rationale": "so", "implicit_reward": -0.5, "confidence": 0.75, "critical": True}
+        labels = [{"step": at, "suggested_action": action, **label} for at in (step, 99)]
+        return {"assessment": "", "labels": labels}
+
+    assert take("identify", find(1)) == []
+    assert take("suggest", judge(1, "left")) == [(1, "left")]
+    assert take("suggest", judge(1, "right")) == [(1, "right")]
+    assert take("identify", find(2)) == []
+    assert take("suggest", judge(2, "left")) == [(2, "left")]
+    kinds = rows(toys, "SELECT kind FROM run_requests JOIN requests USING (request_id) ORDER BY kind")
+    assert kinds == [("identify",), ("suggest",)]
+    assert take("identify", find(1)) == [(1, "right")]
 
 
 def test_a_first_stage_that_finds_nothing_ends_the_run(toys: Store) -> None:
