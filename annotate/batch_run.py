@@ -109,7 +109,8 @@ def run_batches(
         _say([*submission.warnings, *ingested.warnings, *ingested.failed])
         if not submission.batch_ids and not ingested.batches:
             _refuse_to_wait_in_vain(store, plan, server)
-            server.sleep(poll_s)
+            if submission.under_way or not stopped:
+                server.sleep(poll_s)
     summary = annotate_run(store, plan, _Nobody())
     return replace(
         summary,

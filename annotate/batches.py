@@ -410,6 +410,14 @@ def unsettled_items(con: Connection) -> dict[tuple[str, str], str | None]:
     return {(batch_id, request_id): outcome for batch_id, request_id, outcome in rows}
 
 
+NO_BATCH = "no further batch is sent"
+GO_ON = (
+    "Name the model that answers with --model; or see to the server, and ask the others with --provider anthropic, one "
+    "by one, up to the first that costs more than it can."
+)
+"""What to do when a batch has cost more than it can, which ends all batches of its run."""
+
+
 def find_excess(con: Connection, run_id: str) -> str | None:
     """How the newest replies that a run got out of a batch cost more than they may; None if they do not."""
     rows = con.execute(

@@ -32,6 +32,7 @@ class Estimate:
     cached: Tokens  # if all but the first call find the shared prefix in the cache
     cached_usd: float | None
     worst_usd: float | None  # what it cannot exceed: a token a byte, and the longest replies allowed
+    longest_reply: int  # tokens of those; 0 if there is nothing to ask
     batch: bool  # whether the dollars are those of Message Batches
     basis: str  # how good the estimate is, in words
 
@@ -79,6 +80,7 @@ def estimate_requests(
         cached=cached,
         cached_usd=price(model, cached, batch=batch) if asked else 0.0,
         worst_usd=None if None in worst else sum(dollars or 0.0 for dollars in worst),
+        longest_reply=max((int(request.sent.get("max_tokens", 0)) for request in asked), default=0),
         batch=batch,
         basis=known.basis,
     )

@@ -203,7 +203,9 @@ def _finish(store: Store, found: Polled, results: _Results, done: Ingested) -> N
         done.warnings.append(f"{found.batch_id}: {len(missing)} of its requests have no result, by the server's count")
     with store.catalog.read() as con:
         if (dear := batches.find_excess(con, found.run_id)) is not None:
-            done.warnings.append(f"{found.batch_id}: {dear}; no further batch of {found.run_id} is sent")
+            done.warnings.append(
+                f"{found.batch_id}: {dear}; no further batch of {found.run_id} is sent. {batches.GO_ON}"
+            )
     done.batches += 1
 
 

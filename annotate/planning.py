@@ -176,7 +176,14 @@ def read_question(plan: RunPlan, question: Question, raw: str) -> Reading:
     return read_answer(raw, question.request.kind, plan.card, question.steps)
 
 
-def estimate_run(store: Store, plan: RunPlan, *, batch: bool = False, count: Counter | None = None) -> Estimate:
+def estimate_run(
+    store: Store,
+    plan: RunPlan,
+    *,
+    batch: bool = False,
+    count: Counter | None = None,
+    max_tokens: int | None = None,
+) -> Estimate:
     """What the rest of a run will cost; each first stage that is open counts for a second one of equal length too.
 
     Args:
@@ -184,8 +191,11 @@ def estimate_run(store: Store, plan: RunPlan, *, batch: bool = False, count: Cou
         plan: from `plan_run`.
         batch: at the price of Message Batches.
         count: counts the tokens of some requests, where a server can be asked.
+        max_tokens: cap on a reply; that of the requests when None, for the server's limit is not asked for.
     """
-    pending, answered = _sort_out(store, plan)
+    unanswered, answered = _sort_out(store, plan)
+    cap = plan.config.cap(max_tokens, None, streamed=batch)
+    pending = [replace(request, max_tokens=cap) for request in unanswered]
     with store.catalog.read() as con:
         known = correct_by_replies(con, plan.config.model, plan.config.entries)
     return estimate_requests(

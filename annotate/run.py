@@ -17,7 +17,7 @@ from storage.errors import ProviderFailed, TrajnoteError
 from storage.files import owned
 from storage.store import Store
 
-from . import ledger
+from . import batches, ledger
 from .calls import CallBook, hasty
 from .costs import find_excess
 from .digest import digest
@@ -72,6 +72,7 @@ class RunSummary:
     stopped: str | None  # why no further request was sent
     estimated_usd: float | None  # what the answered requests were expected to cost when they were sent
     totals: Totals  # labels, rejections, tokens and dollars of the whole run
+    under_way: int = 0  # of those, how many are in batches
     is_halted: bool = False  # it was stopped by what the server did, not by the budget
 
     @property
@@ -85,7 +86,7 @@ class RunSummary:
         missing = f"{self.errors.total()} of {self.pending + self.reused + self.answered} requests have no answer"
         told = [f"{missing}: {'; '.join(reasons)}"] if reasons else []
         problem = "; ".join([self.stopped, *told] if self.is_halted and self.stopped else told)
-        return ProviderFailed(f"{problem}.", advise(self.errors, self.failed))
+        return ProviderFailed(f"{problem}.", advise(self.errors, self.failed, self.stopped))
 
 
 def annotate_run(
@@ -194,6 +195,7 @@ class _Worker:
             answered=self.answered,
             pending=len(unanswered),
             failed=sum(standing.state == "failed" for standing in unanswered.values()),
+            under_way=sum(standing.state == "in_batch" for standing in unanswered.values()),
             errors=Counter(one.error for one in unanswered.values() if one.error and one.state != "in_batch"),
             stopped=(self.book.ended or self.book.stopped) if self.book else None,
             is_halted=bool(self.book and self.book.ended),
@@ -445,8 +447,10 @@ _ADVICE = (
 """What to do about a reason, by a word that stands in it."""
 
 
-def advise(errors: Iterable[str], failed: int) -> str:
+def advise(errors: Iterable[str], failed: int, stopped: str | None = None) -> str:
     """What to do about requests without an answer."""
+    if stopped and stopped.startswith(batches.NO_BATCH):
+        return batches.GO_ON
     told = [advice for word, advice in _ADVICE if any(word in error for error in errors)]
     if told:
         return " ".join(told)

@@ -86,7 +86,7 @@ def submit(
         _enter_questions(store, plan, questions, config)
         asked, in_flight, dear = _find_open(store, plan, questions)
         if dear is not None:
-            asked, sent = [], [_Sent(stopped=f"no further batch is sent: {dear}")]
+            asked, sent = [], [_Sent(stopped=f"{batches.NO_BATCH}: {dear}")]
         for chunk in islice(
             _chunks(_price(plan, server, asked, max_tokens), config.size), max(0, config.in_flight - in_flight)
         ):

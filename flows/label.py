@@ -35,7 +35,10 @@ def plan(store: Store, dataset_id: str, config: LabelConfig) -> Planned:
         BadInput: if there is no such dataset or card, or they do not fit each other.
     """
     made = write_questions(store, dataset_id, config)
-    return Planned(made, estimate_run(store, made, batch=config.provider == "batch", count=_counter(config)))
+    estimate = estimate_run(
+        store, made, batch=config.provider == "batch", count=_counter(config), max_tokens=config.max_tokens
+    )
+    return Planned(made, estimate)
 
 
 def label(store: Store, dataset_id: str, config: LabelConfig, report: Report = silent) -> RunSummary:

@@ -16,11 +16,14 @@ from anthropic_server import KEY, AnthropicServer
 from toy_datasets import make_draft, make_episode, write
 
 from annotate.batch_config import MOST_ATTEMPTS
+from annotate.cards import load_card
 from annotate.costs import Tokens, price
-from annotate.requests import DEFAULT_MAX_TOKENS, MOST_UNSTREAMED_TOKENS
+from annotate.planning import plan_run
+from annotate.requests import DEFAULT_MAX_TOKENS, MOST_UNSTREAMED_TOKENS, AnnotateConfig
 from flows import cli
 from flows.standing import look
 from flows.watch import draw
+from storage.errors import LeftOutWarning
 from storage.store import Store
 
 CARD = """
@@ -382,6 +385,53 @@ def test_a_batch_that_costs_more_than_it_can_is_the_last(desk: Desk, name: str) 
     assert desk.ask("--provider", "batch", *sizes, model="claude-haiku-4-5") == 6
     assert said in desk.said
     assert len(desk.server.batches) == 1
+    assert "--provider anthropic" in desk.said
+    desk.server.shape = lambda message: message
+    assert desk.ask("--provider", "batch", *sizes, model="claude-haiku-4-5") == 6
+    assert desk.ask("--provider", "anthropic", model="claude-haiku-4-5") == 0  # as the message says
+    assert (desk.out["labels"], len(desk.server.batches)) == (4, 1)
+
+
+def test_the_worst_case_of_a_plan_is_that_of_the_longest_reply_it_allows(desk: Desk) -> None:
+    plan = ["annotate", "plan", "--card", str(desk.card), "--model", "claude-haiku-4-5"]
+    worst: dict[int, float] = {}
+    for more in ([], ["--max-tokens", "12000"], ["--max-tokens", "30000"]):
+        assert desk.call(*plan, *more) == 0
+        worst.setdefault(desk.out["longest_reply"], desk.out["worst_usd"])
+        assert worst[desk.out["longest_reply"]] == desk.out["worst_usd"]
+    dearer = price("claude-haiku-4-5", Tokens(output=4 * 18_000)) or 0.0
+    assert list(worst) == [DEFAULT_MAX_TOKENS, 30_000]
+    assert worst[30_000] - worst[DEFAULT_MAX_TOKENS] == pytest.approx(dearer)
+
+
+def test_requests_without_a_line_are_named_once_and_the_run_is_open_without_bad_advice(
+    run: Callable[[list[str]], str], desk: Desk
+) -> None:
+    asked = ["annotate", "run", "--card", str(desk.card), "--model", "m", "--labels", "1", "--rows", "4"]
+    asked += ["--provider", "file", "--store", str(desk.store.root)]
+    requests, answers = desk.store.root.parent / "requests.jsonl", desk.store.root.parent / "answers.jsonl"
+    run([*asked, "--export", str(requests)])
+    ids = [json.loads(line)["custom_id"] for line in requests.read_text().splitlines()]
+    reply = {"assessment": "fine", "labels": []}
+    answers.write_text(json.dumps({"request_id": ids[0], "reply": reply}) + "\n")
+    with pytest.warns(LeftOutWarning, match=f"no line for 3 requests: .*{max(ids[1:])}.*--export FILE"):
+        said = run([*asked, "--answers", str(answers)])
+    assert "is open\n" in said
+    assert "again" not in said
+
+
+def test_the_episodes_that_fail_are_selected_on_the_command_line(desk: Desk) -> None:
+    path = desk.store.root.parent / "requests.jsonl"
+    asked = {}
+    for method in ("first", "failing"):
+        assert desk.ask("--provider", "file", "--limit", "1", "--select", method, "--export", str(path)) == 0
+        asked[method] = [json.loads(line)["custom_id"] for line in path.read_text().splitlines()]
+    returns = desk.rows("SELECT episode_id FROM episodes ORDER BY return_ LIMIT 1")
+    config = AnnotateConfig(model="qwen3", windows=1, rows=4)
+    plan = plan_run(desk.store, "d1", load_card(desk.card), config)
+    worst = [q.request.request_id for q in plan.questions if (q.episode_id,) == returns[0]]
+    assert returns[0] != (0,)
+    assert asked["failing"] == worst != asked["first"]
 
 
 @pytest.mark.parametrize(

@@ -191,6 +191,7 @@ def _tell_plan(planned: Planned, as_json: bool) -> None:
         "cached_input_tokens": estimate.cached.cache_read,
         "cached_usd": estimate.cached_usd,
         "worst_usd": estimate.worst_usd,
+        "longest_reply": estimate.longest_reply,
         "batch": estimate.batch,
         "basis": estimate.basis,
     }
@@ -213,7 +214,8 @@ def _tell_dollars(estimate: Estimate) -> list[str]:
     what = "in batches, at their discount" if estimate.batch else "in single calls; --provider batch costs about half"
     return [
         f"about ${estimate.cached_usd:.2f} to ${estimate.cost_usd:.2f} {what}",
-        f"at most ${estimate.worst_usd:.2f}: a token a byte, and the longest replies allowed; --budget caps it lower",
+        f"at most ${estimate.worst_usd:.2f}: a token a byte, and replies of {estimate.longest_reply:,} tokens, which "
+        "--max-tokens sets (a run without it allows what the server does); --budget caps it lower",
     ]
 
 
@@ -261,8 +263,13 @@ def tell_run(summary: RunSummary, as_json: bool) -> None:
         raise summary.failure
 
 
+_UNDER_WAY = "{} requests are under way in batches; `trajnote annotate ingest` enters their answers"
+
+
 def _tell_brought_and_bill(summary: RunSummary) -> None:
     state = "was done before" if summary.was_done else "is done" if summary.done else "is open: run the command again"
+    if summary.pending and not summary.done:
+        state = "is open"
     if summary.failure is not None and not summary.done:
         state = "has failed"
     print_lines(
@@ -270,6 +277,7 @@ def _tell_brought_and_bill(summary: RunSummary) -> None:
         f"{_tell_brought(summary)}, {summary.totals.rejections} rejections from {summary.episodes} episodes; "
         f"{summary.answered} requests answered now, {summary.reused} before, {summary.pending} open",
         *_tell_bill(summary),
+        *((_UNDER_WAY.format(summary.under_way),) if summary.under_way else ()),
         *((f"stopped: {summary.stopped}",) if summary.stopped and not summary.is_halted else ()),
     )
 

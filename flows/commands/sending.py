@@ -37,6 +37,7 @@ def annotate_submit(
     """Send what is open in Message Batches and come back at once; `annotate ingest` collects the answers."""
     from dataclasses import asdict
 
+    from annotate.batches import GO_ON
     from storage.datasets import resolve_dataset
     from storage.store import Store
 
@@ -51,6 +52,7 @@ def annotate_submit(
         f"{sent.run_id}: {sent.requests} requests in {len(sent.batch_ids)} new batches; "
         f"{sent.under_way} under way in all, {sent.open} still to be sent, {sent.failed} failed",
         *((f"stopped: {sent.stopped}",) if sent.stopped else ()),
+        *((GO_ON,) if sent.is_halted else ()),
         *((f"{sent.unknown} batches are unknown: `trajnote annotate poll` settles them",) if sent.unknown else ()),
         *sent.warnings,
     )
