@@ -193,8 +193,9 @@ def _finish(store: Store, found: Polled, results: _Results, done: Ingested) -> N
     """All results were read: the batch is finished with, unless some are still to come."""
     missing = results.missing
     counted = found.remote.requests if found.remote else 0
-    if missing and (not counted or results.foreign or len(results.seen) < counted):
-        done.warnings.append(f"{found.batch_id}: {len(missing)} of its requests have no result yet")
+    open_ = results.unread if len(results.seen) < counted else missing if not counted or results.foreign else set[str]()
+    if open_:
+        done.warnings.append(f"{found.batch_id}: {len(open_)} of its requests have no result yet")
         return
     with store.catalog.write() as con:
         batches.end_items(con, found.batch_id, "missing", "the results of its batch do not name it")
@@ -235,6 +236,11 @@ class _Results:
         """Requests without any result."""
         return {key for key, outcome in self._outcomes.items() if outcome is None} - self.seen
 
+    @property
+    def unread(self) -> set[str]:
+        """Requests without a message that the results do not name; one that failed before may have one after all."""
+        return {key for key, outcome in self._outcomes.items() if outcome != "succeeded"} - self.seen
+
     def chunks(self, lines: Iterable[str]) -> Iterator[dict[str, str]]:
         """Lines that are new, by request, in parts of which each names a request once."""
         yield from filter(None, _parts(self._messages(lines)))
@@ -249,7 +255,7 @@ class _Results:
             self._known.add(mark)
             if _is_message(line):
                 yield request_id, line
-            elif self._outcomes[request_id] is None:
+            else:
                 self._failures.append((request_id, line))
 
 

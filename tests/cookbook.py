@@ -15,6 +15,7 @@ from readme import ROOT, Block, read_blocks
 PAGE = ROOT / "docs" / "cookbook.md"
 RIVAL = "claude-haiku-4-5"
 _EXAMPLE = "examples/cartpole"
+_BASELINE = f"policy:{_EXAMPLE}/baseline"
 _SMALL = ["--select", "4", "--accept", "10", "--report", "10", "--draws", "2", "--workers", "1"]
 Run = Callable[[list[str]], str]
 
@@ -30,8 +31,8 @@ def build_store(folder: Path, run: Run) -> None:
     replies = (_reply(request, answer) for request, answer in zip(requests, _contradict(answers), strict=True))
     (folder / "answers.jsonl").write_text("".join(json.dumps(reply) + "\n" for reply in replies))
     run([*asked, "--answers", "answers.jsonl"])
-    run(["annotations", "replay", "--limit", "12"])
-    run(["refine", *_SMALL])
+    run(["annotations", "replay", "--limit", "12", "--policy", _BASELINE])
+    run(["refine", *_SMALL, "--baseline", _BASELINE])
 
 
 def questions() -> list[tuple[Block, Block | None, bool]]:
