@@ -44,6 +44,8 @@ def load_training(store: Store, training_id: str) -> dict[str, bytes] | None:
     path = store.training_path(training_id)
     try:
         with zipfile.ZipFile(path) as archive:
+            if sum(member.file_size for member in archive.infolist()) > LIMIT_BYTES:
+                return None
             files = {name: archive.read(name) for name in archive.namelist()}
         os.utime(path)  # it was used: others go first
     except (OSError, zipfile.BadZipFile, zlib.error, ValueError, RuntimeError, EOFError):

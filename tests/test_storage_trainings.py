@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import zipfile
+
+import pytest
 
 from storage.store import Store
 from storage.trainings import load_training, save_training
@@ -42,3 +45,13 @@ def test_what_a_killed_command_left_half_written_is_gone_after_the_next(store: S
     leftover.write_bytes(b"half")
     save_training(store, "t_1", FILES)
     assert [path.name for path in store.trainings_dir.iterdir()] == ["t_1.zip"]
+
+
+def test_a_training_that_unpacks_to_more_than_is_ever_kept_is_made_again(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with zipfile.ZipFile(store.training_path("t_1"), "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("snapshots.json", b"0" * 100_000)
+    assert load_training(store, "t_1") is not None
+    monkeypatch.setattr("storage.trainings.LIMIT_BYTES", 99_999)
+    assert load_training(store, "t_1") is None

@@ -19,6 +19,7 @@ from storage.errors import DamagedStore
 from storage.identity import content_id, sha256_bytes
 from storage.store import Store
 from storage.trainings import load_training, save_training
+from storage.untrusted import decode_json
 
 from .arms import Draw, Material
 
@@ -34,9 +35,9 @@ def find_candidates(store: Store, material: Material, draw: Draw) -> list[Snapsh
     try:
         return [
             Snapshot(MlpPolicy.from_files(_files_of(files, number)), step, beta, reading)
-            for number, (step, beta, reading) in enumerate(json.loads(files[_BOOK]))
+            for number, (step, beta, reading) in enumerate(decode_json(files[_BOOK]))
         ]
-    except (DamagedStore, KeyError, ValueError):
+    except (DamagedStore, KeyError, TypeError, ValueError):
         return None
 
 
