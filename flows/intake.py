@@ -15,6 +15,7 @@ from zoneinfo import ZoneInfo
 from storage.datasets import list_datasets
 from storage.errors import BadInput, DamagedStore, Prerequisite
 from storage.identity import sha256_file
+from storage.import_report import ImportReport
 from storage.promotions import list_decisions, list_intakes, record_intake
 from storage.recordings import SIDECAR
 from storage.store import MANIFEST, Store
@@ -35,6 +36,7 @@ class Intake:
 
     datasets: list[str] = field(default_factory=list[str])  # new ones
     refused: dict[str, str] = field(default_factory=dict[str, str])  # name of a file -> what is wrong with it
+    notes: list[str] = field(default_factory=list[str])  # what was decided, given up and left out of files
     unmatched: list[str] = field(default_factory=list[str])  # beginnings of names that no dataset has
 
 
@@ -70,12 +72,15 @@ def _empty_inbox(store: Store, deployment: str, config: DeploymentConfig, inbox:
         origin = f"file:{sha256_file(path / MANIFEST if path.is_dir() else path)}"
         if origin in known:
             continue
+        said = ImportReport()
+        env_id, env_kwargs, card = config.env_id, config.env_kwargs, config.label.card
         try:
-            manifest = take_in(store, path, env_id=config.env_id, env_kwargs=config.env_kwargs, card=config.label.card)
+            manifest = take_in(store, path, env_id=env_id, env_kwargs=env_kwargs, card=card, report=said)
         except (BadInput, DamagedStore) as error:
             found.refused[path.name] = str(error)
         else:
             _enter(store, deployment, origin, manifest.dataset_id, found)
+            found.notes += [f"{path.name}: {sentence}" for sentence in said.sentences()]
 
 
 def _drops(inbox: Path) -> Iterator[Path]:

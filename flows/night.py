@@ -117,6 +117,7 @@ class _Night:
         self._fetch()
         intake = take_in_new(self.store, self.deployment, self.config, self.report)
         self.night.took_in, self.night.refused = intake.datasets, intake.refused
+        self._note(*intake.notes)
         self.night.warnings = [
             f"no dataset of {self.store.root} has a name that begins with {prefix!r}, which `datasets` names"
             for prefix in intake.unmatched

@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from .errors import BadInput
+from .schema import Array
 
 Bools = NDArray[np.bool_]
 Place = Callable[[int], str]  # row of a piece -> where it is in the file: `line 7`
@@ -78,6 +79,14 @@ def read_cells(
     return _numbers(cells)
 
 
+def same_whole(values: Array, converted: Array) -> Bools:
+    """Where whole numbers are the same after a conversion to another type of numbers."""
+    with np.errstate(all="ignore"):
+        same = (converted.astype(values.dtype) == values) & ((converted < 0) == (values < 0))
+    beyond = 2.0 ** (8 * values.dtype.itemsize - (values.dtype.kind == "i"))  # rounded up to that, it overflows
+    return same & (converted < beyond) if converted.dtype.kind == "f" else same
+
+
 @dataclass(frozen=True)
 class _Cells:
     column: pa.ChunkedArray
@@ -120,8 +129,11 @@ def _whole(cells: _Cells, *, may_miss: bool) -> pa.ChunkedArray:
     """Whole numbers as int64, also where they are written as text or as floats."""
     numbers = _numbers(cells)
     cells.require(~np.asarray(numbers.is_null()) | may_miss, "is missing")
-    if pa.types.is_integer(numbers.type) and numbers.type != pa.uint64():
-        return numbers
+    if pa.types.is_integer(numbers.type):
+        if numbers.type == pa.uint64():
+            fits = np.asarray(pc.fill_null(numbers, 0)) < 2**63
+            cells.require(fits, f"is larger than {2**63 - 1}, the largest number allowed")
+        return numbers.cast(pa.int64())
     values = np.asarray(pc.fill_null(numbers, 0)).astype(np.float64)
     cells.require((np.abs(values) < 2**53) & (values == np.floor(values)), "is not a whole number")
     return pa.chunked_array([pa.array(values.astype(np.int64), mask=np.asarray(numbers.is_null()))])
@@ -149,11 +161,23 @@ def _parsed(cells: _Cells) -> pa.ChunkedArray:
     for row, text in enumerate(texts):
         if text is not None:
             try:
-                values[row] = float(text.replace("_", "x"))
+                values[row] = _number(text)
             except ValueError:
                 good[row] = False
-    cells.require(good, "is no number", "Decimals have a point: 0.5.")
+    cells.require(good, "is no number, or a whole one that a float does not hold", "Decimals have a point: 0.5.")
     return pa.chunked_array([pa.array(values, mask=np.array([text is None for text in texts], np.bool_))])
+
+
+def _number(text: str) -> float:
+    """A number that is written as text.
+
+    Raises:
+        ValueError: if it is none, or a whole one of so many digits that it would be rounded.
+    """
+    number = float(text.replace("_", "x"))
+    if abs(number) >= 2**53 and text.lstrip("+-").isdecimal() and int(text) != int(number):
+        raise ValueError(text)
+    return number
 
 
 def _lists(cells: _Cells) -> pa.ChunkedArray:
@@ -187,7 +211,7 @@ def _list_of(text: str) -> list[float] | None:
         return None
     parts = inner[1:-1].replace(",", " ").split()
     try:
-        return [float(part) for part in parts]
+        return [_number(part) for part in parts]
     except ValueError:
         return None
 

@@ -9,8 +9,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from .cells import LISTS, Reader
+from .cells import LISTS, Reader, same_whole
 from .errors import BadInput
+from .schema import Array
 from .untrusted import shorten
 
 SCALARS = ("episode_id", "step", "reward", "terminated", "truncated", "seed")
@@ -98,7 +99,27 @@ def _join(table: pa.Table, meaning: str, names: Sequence[str], read: Reader) -> 
     is_alone = len(names) == 1 and (meaning not in LISTS or meaning == "action")
     if is_list or (is_alone and not names[0].startswith(f"{meaning}.")):
         return first
-    values = np.stack([pc.fill_null(column, 0).to_numpy() for column in cells], axis=1)
+    values = _stacked({name: pc.fill_null(column, 0).to_numpy() for name, column in zip(names, cells, strict=True)})
     valid = np.stack([column.is_valid().to_numpy() for column in cells], axis=1)
     flat = pa.array(values.reshape(-1), mask=~valid.reshape(-1))
     return pa.FixedSizeListArray.from_arrays(flat, len(names), mask=pa.array(~valid.any(axis=1)))
+
+
+def _stacked(columns: Mapping[str, Array]) -> Array:
+    """Columns beside each other, (N, n), in a type that holds each number exactly.
+
+    Raises:
+        BadInput: if there is none, for NumPy would round: 2**64 - 1 beside -1, 2**53 + 1 beside 0.5.
+    """
+    stacked = np.stack(list(columns.values()), axis=1)
+    if stacked.dtype.kind == "f" and all(values.dtype.kind in "iu" for values in columns.values()):
+        has_negative = any(values.min(initial=0) < 0 for values in columns.values())
+        stacked = np.stack([values.astype("int64" if has_negative else "uint64") for values in columns.values()], 1)
+    for place, (name, values) in enumerate(columns.items()):
+        if values.dtype.kind in "iu" and not (same := same_whole(values, stacked[:, place])).all():
+            raise BadInput(
+                f"The column {name!r} has {values[np.argmin(same)]}, which {stacked.dtype}, the type that it has "
+                "together with the columns beside it, does not hold exactly.",
+                "Leave it out, or write its numbers with a decimal point if they may be rounded.",
+            )
+    return stacked

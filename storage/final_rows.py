@@ -39,7 +39,7 @@ def complete(table: pa.Table, report: ImportReport) -> pa.Table:
     ids = np.asarray(table["episode_id"])
     is_last = np.append(ids[1:] != ids[:-1], True)
     ends = is_last & np.asarray(table["action"].is_valid())
-    terminated, truncated = (_flag(table, name) for name in ("terminated", "truncated"))
+    terminated, truncated = (_flag(table, name, report) for name in ("terminated", "truncated"))
     stopped = ends & ~terminated & ~truncated
     truncated = truncated | stopped
     known = "next_observation" in table.column_names
@@ -98,15 +98,21 @@ def _steps(table: pa.Table, first: Bools) -> NDArray[np.int64]:
     return np.arange(len(first)) - np.repeat(starts, np.diff(starts, append=len(first)))
 
 
-def _flag(table: pa.Table, name: str) -> Bools:
+def _flag(table: pa.Table, name: str, report: ImportReport) -> Bools:
+    """A flag of each row, (N,); where it is empty it counts as false, which is said."""
     if name not in table.column_names:
         return np.zeros(table.num_rows, np.bool_)
-    column = pc.fill_null(table[name], 0 if not pa.types.is_boolean(table[name].type) else False)
+    column = table[name]
     if not (pa.types.is_boolean(column.type) or pa.types.is_integer(column.type) or pa.types.is_floating(column.type)):
         raise BadInput(f"The column {name!r} is of type {column.type}; it has to be true or false, or 1 or 0.")
-    values = np.asarray(column)
-    if not np.isin(values, (0, 1)).all():
-        raise BadInput(f"The column {name!r} has values besides 0 and 1.")
+    is_empty = column.is_null().to_numpy() & table["action"].is_valid().to_numpy()
+    report.note_empty(name, int(is_empty.sum()))
+    values = np.asarray(pc.fill_null(column, False if pa.types.is_boolean(column.type) else 0))
+    if (wrong := np.flatnonzero(~np.isin(values, (0, 1)))).size:
+        row = wrong[0]
+        step = row - np.flatnonzero(np.asarray(table["episode_id"]) == table["episode_id"][row].as_py())[0]
+        place = f"Episode {table['episode_id'][row]}, step {step}"
+        raise BadInput(f"{place}: {name} is {values[row]}; it has to be true or false, or 1 or 0.")
     return values.astype(np.bool_)
 
 

@@ -129,8 +129,9 @@ class _Arrays:
         if len(shape) > 2 or shape[1:] not in ((), (1,)):
             raise BadInput(f"{self.path}: {name!r} has shape {shape}; one flag per row is needed.", _EXPECTED)
         values = self.rows(name).reshape(-1)
-        if not np.isin(values, (0, 1)).all():
-            raise BadInput(f"{self.path}: {name!r} has values besides 0 and 1.", _EXPECTED)
+        if (wrong := np.flatnonzero(~np.isin(values, (0, 1)))).size:
+            place = f"{self.path}: {name!r}, row {wrong[0]} (the first is 0)"
+            raise BadInput(f"{place}: {values[wrong[0]]} is neither 0 nor 1.", _EXPECTED)
         return values.astype(np.bool_)
 
     def number(self, name: str) -> Any:
@@ -139,6 +140,13 @@ class _Arrays:
         if array.size != 1:
             raise BadInput(f"{self.path}: {name!r} has shape {array.shape}; a single number is needed.", _EXPECTED)
         return array[()].item()
+
+    def flag(self, name: str) -> bool:
+        """A single flag."""
+        value = self.number(name)
+        if value not in (0, 1):
+            raise BadInput(f"{self.path}: {name!r} is {value}; it has to be 0 or 1.", _EXPECTED)
+        return bool(value)
 
     def length(self, names: Iterable[str]) -> int:
         """How many rows some arrays have."""
@@ -290,9 +298,9 @@ def _dumped_episode(arrays: _Arrays, number: int, about: About) -> pa.Table:
 
     length = arrays.length([f"{name}_{number}" for name in ("observations", "actions", "rewards")])
     observations, rewards = (arrays.rows(f"{name}_{number}") for name in ("observations", "rewards"))
-    seed, episode_id, told = extra("seed"), extra("episode_id"), extra("truncated")
-    is_terminal = bool(arrays.number(f"terminated_{number}"))
-    is_truncated = not is_terminal if told is None else bool(told)
+    seed, episode_id = extra("seed"), extra("episode_id")
+    is_terminal = arrays.flag(f"terminated_{number}")
+    is_truncated = not is_terminal if f"truncated_{number}" not in arrays else arrays.flag(f"truncated_{number}")
     last = np.arange(length) == length - 1
     others: dict[str, Any] = {"terminated": last & is_terminal, "truncated": last & is_truncated}
     if f"final_observation_{number}" in arrays:

@@ -19,6 +19,7 @@ class ImportReport:
     dropped: int = 0  # episodes, truncated; their last step was given up
     vanished: int = 0  # episodes of one step, truncated; nothing of them is left
     stopped: int = 0  # episodes that ended without a flag; they count as truncated
+    empty_flags: dict[str, int] = field(default_factory=dict[str, int])  # name of a flag -> rows without it
     resets: int = 0  # rows in which an environment reset itself; left out
     rows: int = field(default=0, compare=False)  # that the file has
     finals: int = field(default=0, compare=False)  # of them, final rows, which hold no step
@@ -43,6 +44,11 @@ class ImportReport:
         """Note what the file does not say and was decided, once."""
         if sentence not in self.decided:
             self.decided.append(sentence)
+
+    def note_empty(self, name: str, rows: int) -> None:
+        """Count rows in which a flag is empty, which therefore is false."""
+        if rows:
+            self.empty_flags[name] = self.empty_flags.get(name, 0) + rows
 
     def see(self, episode_id: int, *, finite: bool) -> None:
         """Count an episode that is kept; exports of older versions may hold numbers that are not finite."""
@@ -80,6 +86,7 @@ class ImportReport:
             "without a flag at their end: they count as truncated": self.stopped,
         }
         said = [f"episodes {what}: {count}" for what, count in counted.items() if count]
+        said += [f"rows without {name}, which counts as false there: {rows}" for name, rows in self.empty_flags.items()]
         if self.resets:
             said.append(f"rows in which the environment reset itself, left out: {self.resets}")
         if self.given_up:
@@ -96,6 +103,7 @@ class ImportReport:
             "final_observation_repeated": self.repeated,
             "last_step_given_up": self.dropped,
             "ended_without_flag": self.stopped,
+            "flags_empty": self.empty_flags,
             "resets_left_out": self.resets,
             "decided": self.decided,
             "left_out": self.left_out,

@@ -18,6 +18,7 @@ import numpy as np
 import pyarrow as pa
 
 from .action_kinds import Choices, choose_actions, infer_box
+from .cells import same_whole
 from .checks import check_draft, check_episode, check_spaces, is_finite
 from .column_mapping import Columns
 from .columns import StepArrays, cut_episodes
@@ -239,7 +240,9 @@ def _convert(steps: StepArrays, what: str, values: Array, space: Space, *, exact
         raise BadInput(f"Each {what} has {values.shape[1]} numbers; its space has {space.size}.")
     with np.errstate(all="ignore"):
         converted = values.astype("int64" if space.is_discrete else space.dtype)
-        if exactly or converted.dtype.kind in "iu":
+        if values.dtype.kind in "iu" and (exactly or space.dtype != "float32"):
+            same = same_whole(values, converted)
+        elif exactly or converted.dtype.kind in "iu":
             same = (converted.astype(values.dtype) == values) | (np.isnan(values) & (converted.dtype.kind == "f"))
         else:
             same = np.isfinite(converted) | ~np.isfinite(values)

@@ -102,6 +102,7 @@ ODD = {
     "RaggedObservation": with_observation([[1.0], [1.0, 2.0]]),
     "HalfInteger": with_observation(np.array([0.5, 0]), spaces.Box(0, 9, (2,), np.int64)),
     "ListObservation": with_observation([0.25, 1]),
+    "WideObservation": with_observation(np.array([0.1, 0])),
     "Crash": Crash,
     "OldStep": OldStep,
     "OldReset": OldReset,

@@ -22,6 +22,7 @@ from flows import collect as collecting
 from flows import night as nights
 from flows.collect import CollectConfig
 from flows.gather import gather
+from flows.intake import take_in_new
 from flows.night import Night, run_night
 from flows.playing.fingerprint import Fingerprint
 from flows.settings import DeploymentConfig
@@ -166,6 +167,17 @@ def test_a_bad_drop_is_told_and_keeps_nobody_out_and_an_unfinished_one_waits(wor
     shutil.rmtree(world.folder / "inbox")
     with pytest.raises(Prerequisite, match="There is no folder"):
         world.run()
+
+
+def test_what_an_import_gave_up_and_left_out_is_noted(store: Store, tmp_path: Path) -> None:
+    rows = "".join(f"0,{step},{step}.5,1,0.5,false,false,9\n" for step in range(3))
+    (tmp_path / "a.csv").write_text("episode_id,step,observation.x,action,reward,terminated,truncated,battery\n" + rows)
+    config = DeploymentConfig.model_validate({"store": store.root, "inbox": tmp_path, "label": {"provider": "file"}})
+    found = take_in_new(store, "toy", config)
+    assert len(found.datasets) == 1
+    assert "a.csv: columns left out: battery" in found.notes
+    assert "a.csv: rows read: 3, kept: 2, given up: 1" in found.notes
+    assert take_in_new(store, "toy", config).notes == []
 
 
 def test_episodes_are_collected_once_in_a_period_each_with_seeds_of_its_own(world: World) -> None:

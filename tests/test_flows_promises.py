@@ -18,7 +18,7 @@ from flows.playing.environments import make_environment, spaces_of
 from flows.playing.pool import play_pooled
 from flows.playing.rollout import rollout
 from refine.policy import Acts
-from storage.errors import BadInput
+from storage.errors import BadInput, TrajnoteWarning
 from storage.schema import Array
 from storage.steps import iterate_episodes
 from storage.store import Store
@@ -94,6 +94,32 @@ def test_whole_numbers_and_lists_are_taken_as_what_they_are(store: Store) -> Non
         0.25,
         1.0,
     ]
+
+
+@pytest.mark.parametrize("runner", ["", "processes"])
+def test_that_observations_are_rounded_to_the_type_of_their_space_is_said_once(
+    store: Store, monkeypatch: pytest.MonkeyPatch, runner: str
+) -> None:
+    monkeypatch.setenv("TRAJNOTE_RUNNER", runner)
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
+    with pytest.warns(TrajnoteWarning) as said:
+        collect(store, config("WideObservation"))
+    assert [str(warning.message) for warning in said] == [
+        "the environment gives observations as float64, but its space promises float32: the policy and the dataset "
+        "see them rounded to float32"
+    ]
+    kept = next(e for e in iterate_episodes(store, "wideobservation") if e.episode_id == 2)
+    assert kept.observations[3].tolist() == [float(np.float32(0.1)), 0.0]
+
+
+def test_processes_keep_the_whole_episodes_before_the_one_that_fails(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TRAJNOTE_RUNNER", "processes")
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
+    with pytest.raises(BadInput, match="Episode 2, step 2: its reward is not finite") as refusal:
+        collect(store, config("NanReward"))
+    assert refusal.value.hint.startswith("2 whole episodes before it are kept")
 
 
 def test_a_policy_that_gives_no_finite_number_is_named(store: Store) -> None:

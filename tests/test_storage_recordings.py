@@ -9,6 +9,8 @@ from typing import Any
 import h5py
 import numpy as np
 import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from d3rlpy.dataset import Episode as D3rlpyEpisode
 from d3rlpy.dataset import InfiniteBuffer, ReplayBuffer
@@ -234,6 +236,8 @@ def test_a_meaning_that_does_not_fit_is_refused_and_nothing_is_written(
     [
         ({"actions": None}, "has no 'actions'"),
         ({"rewards": np.zeros(7)}, "7 and 8 rows"),
+        ({"terminals": np.array([0, 0, 2, 0, 0, 0, 0, 1])}, r"'terminals', row 2 \(the first is 0\): 2 is neither"),
+        ({"timeouts": np.array([0, 0, 0, np.nan, 0, 0, 0, 0])}, r"'timeouts', row 3 .*: nan is neither 0 nor 1"),
         ({"rewards": np.full(8, np.nan)}, "Episode 0, step 0: the reward is not finite"),
         ({"observations": np.zeros((8, 2, 2)), "next_observations": None}, r"Each observation has shape \(2, 2\)"),
         ({"observations": np.array([b"x"] * 8), "next_observations": None}, "'observations' holds texts"),
@@ -269,3 +273,34 @@ def test_a_file_is_read_piece_by_piece(store: Store, tmp_path: Path, monkeypatch
     made = import_rows(other, path)
     monkeypatch.setattr(pieces, "ROWS", 1000)
     assert import_rows(other, path) == made
+
+
+@pytest.mark.parametrize("where", ["terminated_0", "truncated_0"])
+def test_the_flag_of_a_dumped_episode_is_one(store: Store, tmp_path: Path, where: str) -> None:
+    with h5py.File(tmp_path / "dump.h5", "w") as file:
+        values = {"observations_0": np.ones((2, 3)), "actions_0": np.zeros((2, 1)), "rewards_0": np.ones((2, 1))}
+        for name, value in {**values, "num_episodes": 1, "terminated_0": 1, "truncated_0": 0, where: 2}.items():
+            file.pop(name, None)
+            file[name] = value
+    with pytest.raises(BadInput, match=rf"'{where}' is 2; it has to be 0 or 1"):
+        take_in(store, tmp_path / "dump.h5")
+
+
+@pytest.mark.parametrize("ending", ["hdf5", "parquet"])
+def test_half_floats_come_in_as_floats_with_the_same_values(store: Store, tmp_path: Path, ending: str) -> None:
+    halves = flat("observations").astype(np.float16)
+    if ending == "hdf5":
+        after = flat("next_observations").astype(np.float16)
+        path = d4rl(tmp_path / "f.hdf5", observations=halves, next_observations=after)
+        _, episodes, _ = take_in(store, path)
+    else:
+        path = plain(tmp_path / "f.parquet")
+        table = pq.read_table(path)
+        for place, name in enumerate("xyz"):
+            table = table.set_column(place, name, pa.array(halves[:, place]))
+        pq.write_table(table, path)
+        _, episodes, _ = take_in(store, path, *COLUMNS)
+    assert {episode.observations.dtype for episode in episodes} == {np.dtype(np.float32)}
+    shown = np.concatenate([episode.observations[:-1] for episode in episodes])
+    steps = [0, 1, 2, 4, 5, 6, 7] if ending == "parquet" else range(8)  # the one that is truncated vanishes
+    assert shown.tolist() == halves[list(steps)].astype(np.float32).tolist()

@@ -20,6 +20,7 @@ from storage.errors import BadInput
 from storage.import_report import ImportReport
 from storage.importing import import_recording, open_recording
 from storage.schema import Manifest
+from storage.steps import iterate_episodes
 from storage.store import Store
 
 PLAIN = """episode_id,step,x,v,a,r,done
@@ -262,3 +263,92 @@ def test_a_list_column_with_a_dot_in_its_name_is_that_list(shared: Store, tmp_pa
     frame.rename({"observation.state": "state"}).write_parquet(tmp_path / "g.parquet")
     with open_recording(tmp_path / "g.parquet", parse_columns(["observation=state", *columns])) as recording:
         assert import_recording(shared, recording, recording.about) == manifest
+
+
+@pytest.mark.parametrize(
+    ("x", "v", "dtype"),
+    [
+        ((2**64 - 1, 5), (2**63, 0), "uint64"),
+        ((2**64 - 1, 5), (2**53 + 1, 0), "uint64"),
+        ((2**63 - 1, -5), (2**53 + 1, 0), "int64"),
+    ],
+)
+def test_whole_numbers_of_many_digits_are_not_rounded(
+    shared: Store, tmp_path: Path, x: tuple[int, int], v: tuple[int, int], dtype: str
+) -> None:
+    lines = [f"{a},{b},0,0.5,{end}" for a, b, end in zip(x, v, (0, 1), strict=True)]
+    manifest, _ = take_in(shared, tmp_path / "f.csv", "\n".join(["x,v,a,r,done", *lines]), *COLUMNS[:4])
+    assert manifest.observation_space.dtype == dtype
+    (episode,) = iterate_episodes(shared, manifest.dataset_id)
+    assert episode.observations.tolist()[:2] == [[x[0], v[0]], [x[1], v[1]]]
+
+
+@pytest.mark.parametrize(
+    ("x", "v", "message"),
+    [
+        ("18446744073709551615", "-1", "The column 'x' has 18446744073709551615, which int64, .* does not hold"),
+        ("9007199254740993", "0.5", "The column 'x' has 9007199254740993, which float64, .* does not hold"),
+        ("[9007199254740993]", "0.5", r"line 2, column 'x': '\[9007199254740993\]' is no list of numbers"),
+    ],
+)
+def test_whole_numbers_that_would_be_rounded_are_refused(
+    shared: Store, tmp_path: Path, x: str, v: str, message: str
+) -> None:
+    columns = ("observation=x" if x.startswith("[") else COLUMNS[0], *COLUMNS[1:4])
+    with pytest.raises(BadInput, match=message):
+        take_in(shared, tmp_path / "f.csv", f"x,v,a,r,done\n{x},{v},0,0.5,1\n", *columns)
+
+
+def test_flags_that_are_empty_count_as_false_with_a_word(shared: Store, tmp_path: Path) -> None:
+    plain, _ = take_in(shared, tmp_path / "plain.csv", PLAIN)
+    manifest, report = take_in(shared, tmp_path / "f.csv", replaced(("false", "")))
+    assert manifest == plain
+    assert "rows without terminated, which counts as false there: 3" in report.sentences()
+    assert report.as_json()["flags_empty"] == {"terminated": 3}
+
+
+@pytest.mark.parametrize(
+    ("actions", "choices", "message"),
+    [
+        ([1, 2, 1], {"first_action": 2}, r"There is an action 1\. --first-action 1 says that it is the first one"),
+        ([0.5, 1.0, 0.0], {"actions": "discrete"}, r"Episode 0, step 0: the action \[0.5\] is not whole, so that"),
+        ([0.5, 1.0, 0.0], {"first_action": 1}, r"--first-action 1: these actions are continuous \(float64\)\. Add"),
+        ([1, 2, 1], {"actions": "continuous", "first_action": 1}, r"these actions are continuous .* --actions discr"),
+        ([0, 2**40, 1], {}, r"There are 1,099,511,627,777 discrete actions; .* `--actions continuous` takes them so"),
+    ],
+)
+def test_choices_that_contradict_the_actions_are_refused(
+    shared: Store, tmp_path: Path, actions: list[float], choices: dict[str, Any], message: str
+) -> None:
+    text = "x,v,a,r,done\n" + "".join(f"0.5,1.5,{action},1.0,0\n" for action in actions)
+    with pytest.raises(BadInput, match=message):
+        take_in(shared, tmp_path / "f.csv", text, *COLUMNS[:4], **choices)
+
+
+@pytest.mark.parametrize(
+    ("actions", "choices", "space", "said"),
+    [
+        ([1, 2, 1], {}, (0, 3), "actions are discrete, 0 to 2, for they are int64; --actions continuous takes them"),
+        ([1, 2, 1], {}, (0, 3), "count all the same: 0; --first-action 1 lets them begin with 1"),
+        ([1, 3, 1], {"first_action": 1}, (1, 3), "actions that never occur, and count all the same: 2"),
+        ([0, 5, 0], {}, (0, 6), "actions that never occur, and count all the same: 1, 2, 3, 4"),
+        (
+            [1.0, 2.0, -0.0],
+            {},
+            None,
+            "although all are whole numbers from 0 to 2; --actions discrete takes",
+        ),
+        ([1.0, 2.0, -0.0], {"actions": "discrete"}, (0, 3), "given up"),
+        ([1, 2, 0], {"actions": "continuous"}, None, "given up"),
+    ],
+)
+def test_what_was_decided_about_actions_is_said(
+    shared: Store, tmp_path: Path, actions: list[float], choices: dict[str, Any], space: Any, said: str
+) -> None:
+    text = "x,v,a,r,done\n" + "".join(f"0.5,1.5,{action},1.0,0\n" for action in [*actions, actions[0]])
+    manifest, report = take_in(shared, tmp_path / "f.csv", text, *COLUMNS[:4], **choices)
+    found = manifest.action_space
+    assert ((found.start, found.n) if found.is_discrete else None) == space
+    assert any(said in sentence for sentence in report.sentences())
+    if "actions" in choices:
+        assert not any("--actions" in sentence for sentence in report.sentences())

@@ -45,6 +45,17 @@ def plain_observation(observation: Any, shape: tuple[int, ...], dtype: np.dtype[
     return cast
 
 
+def describe_rounding(given: Any, plain: Any) -> str:
+    """What `plain_observation` has changed, in a sentence; empty where it is the same number for number."""
+    values, kept = np.asarray(given), np.asarray(plain)
+    if values.dtype == kept.dtype or np.array_equal(values, kept):
+        return ""
+    return (
+        f"the environment gives observations as {values.dtype}, but its space promises {kept.dtype}: the policy and "
+        f"the dataset see them rounded to {kept.dtype}"
+    )
+
+
 def plain_reward(reward: Any) -> float:
     """A reward as a float.
 

@@ -7,19 +7,30 @@ what ran before it. Processes are in `workers.py`; files in `flows/collect.py`.
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from refine.chance import Chance
 from refine.policy import Acts, Mode
-from storage.errors import BadInput
+from storage.errors import BadInput, TrajnoteWarning
 from storage.schema import Array, Episode
 
 from .actors import Actor
 from .environments import Environment, Step, bare_step, spaces_of
-from .promises import are_finite, broken, complaint, first_observation, not_finite, plain_observation, plain_reward
+from .promises import (
+    are_finite,
+    broken,
+    complaint,
+    describe_rounding,
+    first_observation,
+    not_finite,
+    plain_observation,
+    plain_reward,
+)
 from .tape import Tape
 
 ENVIRONMENTS = 64
@@ -28,6 +39,14 @@ LONGEST = 200_000
 """Steps of an episode that neither its environment nor `max_steps` limits; one that goes on has no end."""
 _FLOATS = (float, np.float64)
 _ACTING = 0x7261  # keeps a policy's chance apart from its environment's, which has the bare seed
+
+
+Say = Callable[[str], None]
+
+
+def warn_of(sentence: str) -> None:
+    """Say it as a warning of this project."""
+    warnings.warn(sentence, TrajnoteWarning, stacklevel=2)
 
 
 def rollout(
@@ -73,14 +92,24 @@ def play(
     mode: Mode = "greedy",
     max_steps: int | None = None,
     first_id: int = 0,
+    say: Say | None = warn_of,
 ) -> Generator[Episode]:
     """Play as `rollout` does, in environments that the caller made and closes.
+
+    Args:
+        environments: at most one episode at a time in each.
+        policy: as for `rollout`.
+        seeds: as for `rollout`.
+        mode: as for `rollout`.
+        max_steps: as for `rollout`.
+        first_id: as for `rollout`.
+        say: hears once that observations are rounded to the type of their space; None where nobody should.
 
     Raises:
         BadInput: naming episode and step, for the first episode in which the environment failed, gave what Gymnasium
             does not allow or its spaces do not promise, or a number that is not finite; after all episodes before it.
     """
-    stage = _Stage(environments, seeds, max_steps, first_id)
+    stage = _Stage(environments, seeds, max_steps, first_id, say)
     finished: dict[int, Episode | BadInput] = {}
     following = 0
     while following < len(seeds):
@@ -139,8 +168,14 @@ class _Stage:
     """All lanes, the tape of what they did, and the seeds that wait for a free one."""
 
     def __init__(
-        self, environments: Sequence[Environment], seeds: Sequence[int], max_steps: int | None, first_id: int
+        self,
+        environments: Sequence[Environment],
+        seeds: Sequence[int],
+        max_steps: int | None,
+        first_id: int,
+        say: Say | None,
     ) -> None:
+        self._say = say
         self._seeds, self._max_steps, self._first_id = seeds, max_steps, first_id
         self._waiting = iter(range(len(seeds)))
         self._failed: list[tuple[int, BadInput]] = []  # episodes that broke, still to be told
@@ -166,7 +201,7 @@ class _Stage:
             try:
                 observation, reward, terminated, truncated, _ = lane.step(action)
                 if observation.__class__ is not np.ndarray or observation.shape != shape or observation.dtype != dtype:
-                    observation = plain_observation(observation, shape, dtype)
+                    observation = self._plain(observation, shape, dtype)
                 following[lane.slot] = observation
                 rewards[lane.slot] = reward if reward.__class__ in _FLOATS else plain_reward(reward)
                 if terminated or truncated or tick == lane.last:
@@ -202,7 +237,8 @@ class _Stage:
             return False
         try:
             result = lane.environment.reset(seed=int(self._seeds[index]))
-            self._tape.begin(lane.slot, first_observation(result))
+            shown = self._tape.observations(None)
+            self._tape.begin(lane.slot, self._plain(first_observation(result), shown.shape[1:], shown.dtype))
         except Exception as error:  # whatever somebody's environment raises
             self._waiting = iter(())
             self._failed.append((index, broken(self._first_id + index, 0, complaint(error))))
@@ -210,6 +246,14 @@ class _Stage:
         lane.index, lane.first = index, self._tape.tick
         lane.last = lane.first + min(lane.limit, self._max_steps or min(lane.limit, LONGEST)) - 1
         return True
+
+    def _plain(self, observation: Any, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Any:
+        """An observation as its space promises it; that it is rounded is said once."""
+        plain = plain_observation(observation, shape, dtype)
+        if self._say is not None and (rounding := describe_rounding(observation, plain)):
+            self._say(rounding)
+            self._say = None
+        return plain
 
     def _end(self, lane: _Lane, terminated: bool, truncated: bool) -> tuple[int, Episode | BadInput]:
         """Take the finished episode off the tape, and give its lane to the next seed."""

@@ -14,12 +14,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from refine.policy import Mode
+from storage.errors import BadInput
 from storage.schema import Array, Episode
 
 from ..processes import share_out
 from .actors import Actor
 from .environments import Environment, EnvironmentMaker
-from .rollout import play
+from .rollout import play, warn_of
 from .trust import Named
 
 _CHUNK = 8  # seeds of one task, side by side in one process: small enough to share out evenly
@@ -35,6 +36,14 @@ class _Task(NamedTuple):
     seeds: tuple[int, ...]
     mode: Mode
     max_steps: int | None
+
+
+class _Played(NamedTuple):
+    """What became of a task."""
+
+    episodes: list[Episode]  # before the one that failed, if any
+    said: list[str]  # what the user should know
+    failure: BadInput | None
 
 
 def play_policies(
@@ -98,6 +107,9 @@ def play_episodes(
 
     Yields:
         Episodes in the order of the seeds, the same bits as from `rollout`.
+
+    Raises:
+        BadInput: as `play` does, after all episodes before the one that failed.
     """
     kwargs = json.dumps(dict(env_kwargs), sort_keys=True)
     mode, max_steps, first_id = options["mode"], options["max_steps"], options["first_id"]
@@ -107,13 +119,29 @@ def play_episodes(
         for number, chunk in enumerate(chunks)
     ]
     with closing(share_out(_play_whole, tasks, threadsafe=True)) as played:
-        for episodes in played:
+        for episodes, said, failure in played:
             yield from episodes
+            for sentence in said:
+                warn_of(sentence)
+            if failure is not None:
+                raise failure
 
 
-def _play_whole(numbered: tuple[_Task, int]) -> list[Episode]:
+def _play_whole(numbered: tuple[_Task, int]) -> _Played:
     task, first_id = numbered
-    return _episodes(task, _kept_environments(task.env_id, task.env_kwargs), first_id)
+    playing = _kept_environments(task.env_id, task.env_kwargs)[: len(task.seeds)]
+    played = _Played([], [], None)
+    options: dict[str, Any] = {
+        "mode": task.mode,
+        "max_steps": task.max_steps,
+        "first_id": first_id,
+        "say": played.said.append,
+    }
+    try:
+        played.episodes.extend(play(playing, task.policy, task.seeds, **options))
+    except BadInput as error:
+        return played._replace(failure=error)
+    return played
 
 
 def _play_here(tasks: Sequence[_Task]) -> Generator[list[float]]:
@@ -157,9 +185,6 @@ def _make(env_id: Named, env_kwargs: str) -> list[Environment]:
 
 
 def _play(task: _Task, environments: Sequence[Environment]) -> list[float]:
-    return [episode.return_ for episode in _episodes(task, environments)]
-
-
-def _episodes(task: _Task, environments: Sequence[Environment], first_id: int = 0) -> list[Episode]:
     playing = environments[: len(task.seeds)]
-    return list(play(playing, task.policy, task.seeds, mode=task.mode, max_steps=task.max_steps, first_id=first_id))
+    episodes = play(playing, task.policy, task.seeds, mode=task.mode, max_steps=task.max_steps, say=None)
+    return [episode.return_ for episode in episodes]
