@@ -13,6 +13,7 @@ from .errors import BadInput, DamagedStore
 from .files import copy_file, owned, publish_folder
 from .identity import sha256_file
 from .schema import Manifest
+from .shards import require_readable
 from .store import CARD, MANIFEST, Store
 from .untrusted import parse_json, read_file, require_inside
 
@@ -61,6 +62,8 @@ def _check_hashes(folder: Path, manifest: Manifest) -> None:
             raise DamagedStore(f"{path} is missing.", "Copy the whole folder.")
         if sha256_file(path) != sha256:
             raise DamagedStore(f"{path} is not what its manifest says: its hash differs.", "Copy the folder again.")
+        if path.suffix == ".parquet":
+            require_readable(path)
 
 
 def _files(manifest: Manifest) -> dict[str, str]:

@@ -44,11 +44,15 @@ def writing(path: Path) -> Generator[None]:
     """Say in one line why a file cannot be written.
 
     Raises:
-        DiskFailed: in place of every error of the operating system.
+        BadInput: where there is no folder to write into.
+        DiskFailed: in place of every other error of the operating system.
     """
     try:
         yield
     except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ENOTDIR) and not path.parent.is_dir():
+            hint = "Make it, or name another place."
+            raise BadInput(f"{path} cannot be written: there is no folder {path.parent}.", hint) from error
         raise disk_failed(error, path) from error
 
 

@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 
 from .disk import explain_full
 from .errors import BadInput
+from .shards import require_readable
 from .text_rows import PACKED, TEXT, TextRows, text_kind
 from .untrusted import require_growth, require_regular
 
@@ -66,7 +67,10 @@ class RowFile:
             raise BadInput(f"There is no file {path}.")
         require_regular(path)
         try:
-            self._file = pq.ParquetFile(self._as_parquet())
+            rows = self._as_parquet()
+            if self._text is None:
+                require_readable(rows)
+            self._file = pq.ParquetFile(rows)
             self._rows = _check_parquet(path, self._file)
         except _BROKEN as error:
             raise explain_full(error, Path(self._folder.name)) or unreadable(path, error) from error

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
+import duckdb
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -146,6 +148,24 @@ def read_manifest(store: Store, dataset_id: str) -> Manifest:
         return Manifest.model_validate_json(path.read_bytes())
     except (OSError, ValidationError) as error:
         raise DamagedStore(f"{path} is missing or not a manifest.", _VERIFY) from error
+
+
+def require_readable(path: Path) -> None:
+    """Refuse a Parquet file with encrypted columns before they are looked at, for Arrow ends the whole process there.
+
+    Raises:
+        BadInput: if columns are encrypted, or DuckDB, which raises where Arrow ends, cannot tell.
+    """
+    question = "SELECT count(encryption_algorithm) FROM parquet_file_metadata(?)"
+    with TemporaryDirectory(prefix="trajnote-") as folder, duckdb.connect() as con:
+        link = Path(folder) / "rows.parquet"  # a name without signs that DuckDB would take for a pattern
+        link.symlink_to(path.resolve())
+        try:
+            found = con.execute(question, [str(link)]).fetchone()
+        except duckdb.Error as error:
+            raise BadInput(f"{path} cannot be read as Parquet: it is damaged or encrypted.") from error
+    if found and found[0]:
+        raise BadInput(f"{path} has encrypted columns.", "Write it without encryption.")
 
 
 def _open(path: Path) -> pq.ParquetFile:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import json
 import os
@@ -16,6 +17,8 @@ from typing import Any
 import h5py
 import numpy as np
 import polars as pl
+import pyarrow.parquet as pq
+import pyarrow.parquet.encryption as encryption
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -170,6 +173,39 @@ def test_columns_that_cannot_be_a_dataset_are_refused(toys: Store, tmp_path: Pat
     pl.DataFrame(ROWS | changes).write_parquet(tmp_path / "rows.parquet")
     with pytest.raises(TrajnoteError, match=message):
         import_rows(toys, tmp_path / "rows.parquet", columns=MEANINGS)
+    assert entered(toys) == 1
+
+
+class _Keys(encryption.KmsClient):
+    """Wraps keys by not wrapping them."""
+
+    def __init__(self, config: encryption.KmsConnectionConfig) -> None:
+        super().__init__()
+
+    def wrap_key(self, key_bytes: bytes, master_key_identifier: str) -> bytes:
+        return base64.b64encode(key_bytes)
+
+    def unwrap_key(self, wrapped_key: bytes, master_key_identifier: str) -> bytes:
+        return base64.b64decode(wrapped_key)
+
+
+@pytest.mark.parametrize("plain_footer", [True, False])
+def test_encrypted_columns_are_refused_before_arrow_looks_at_them(
+    toys: Store, tmp_path: Path, plain_footer: bool
+) -> None:
+    path = tmp_path / "[rows].parquet"
+    factory = encryption.CryptoFactory(_Keys)
+    properties = factory.file_encryption_properties(
+        encryption.KmsConnectionConfig(),
+        encryption.EncryptionConfiguration(
+            footer_key="f" * 16, column_keys={"c" * 16: ["r"]}, plaintext_footer=plain_footer
+        ),
+    )
+    table = pl.DataFrame(ROWS).to_arrow()
+    with pq.ParquetWriter(path, table.schema, encryption_properties=properties) as writer:
+        writer.write_table(table)
+    with pytest.raises(TrajnoteError, match="encrypted"):
+        import_rows(toys, path, columns=MEANINGS)
     assert entered(toys) == 1
 
 

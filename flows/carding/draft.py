@@ -68,15 +68,11 @@ def write_draft(env_id: Named, env_kwargs: Mapping[str, Any], path: Path) -> Non
     """Write a draft to a new file.
 
     Raises:
-        BadInput: if the file exists (it is left as it is), or there is no such environment.
+        BadInput: if the file exists (it is left as it is), or there is no such environment, or no such folder.
     """
     if path.exists():
         raise BadInput(f"{path} exists already and is left as it is.", "Name another file, or remove this one first.")
-    text = draft_card(env_id, env_kwargs)
-    try:
-        write_whole(path, text.encode())
-    except OSError as error:
-        raise BadInput(f"{path} cannot be written: {error.strerror}.") from error
+    write_whole(path, draft_card(env_id, env_kwargs).encode())
 
 
 def draft_card(env_id: Named, env_kwargs: Mapping[str, Any] | None = None) -> str:

@@ -15,14 +15,16 @@ from collections.abc import Mapping
 from contextlib import suppress
 from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pydantic_core import core_schema
 
 from storage.errors import BadInput, Prerequisite
 from storage.identity import canonical_json, sha256_file
 from storage.schema import Manifest
-from storage.store import Store
+
+if TYPE_CHECKING:
+    from storage.store import Store  # its catalog takes a while to load, and workers do without
 
 STATE = "TRAJNOTE_STATE"
 _PICTURES = (None, "rgb_array")
