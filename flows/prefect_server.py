@@ -22,7 +22,7 @@ import httpx
 
 from storage.errors import RemoteFailed, TrajnoteError
 
-_START_S = 120.0  # seconds; on a fresh machine it makes its database first
+_START_S = 240.0  # seconds; on a fresh machine it makes its database first
 _ANSWER_S = 5.0  # seconds that a server of the user's has for one answer
 _TRIES = 2
 _ENVIRONMENT = {"PREFECT__SERVER_FINAL": "1", "PREFECT_UI_ENABLED": "0"}

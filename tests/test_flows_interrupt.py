@@ -64,7 +64,7 @@ def descendants(pid: int) -> set[int]:
 
 
 def wait_until(condition: Callable[[], bool]) -> bool:
-    return any(condition() or time.sleep(0.05) for _ in range(600))
+    return any(condition() or time.sleep(0.05) for _ in range(4800))
 
 
 def stop_when(
