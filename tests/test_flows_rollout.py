@@ -335,7 +335,7 @@ if __name__ == "__main__":
 
 
 def wait_until(condition: Callable[[], bool]) -> bool:
-    return any(condition() or time.sleep(0.05) for _ in range(400))
+    return any(condition() or time.sleep(0.05) for _ in range(2400))
 
 
 def is_alive(pid: int) -> bool:
