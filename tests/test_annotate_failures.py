@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from anthropic_server import KEY, AnthropicServer
+from test_flows_sending import CARD
 from toy_datasets import make_draft, make_episode, write
 
 from annotate.batch_config import MOST_ATTEMPTS
@@ -25,17 +26,6 @@ from flows.standing import look
 from flows.watch import draw
 from storage.store import Store
 
-CARD = """
-env_id = "Toy-v0"
-title = "Toy"
-goal = "go right"
-termination = "after a while"
-reward = "pays at random"
-components = [
-    {name = "x", meaning = "place"}, {name = "y", meaning = "place"}, {name = "z", meaning = "place"},
-]
-actions = [{name = "left", meaning = "go left"}, {name = "right", meaning = "go right"}]
-"""
 Message = dict[str, Any]
 
 
