@@ -18,7 +18,7 @@ from typing import Any
 import gymnasium
 import numpy as np
 
-from flows.playing.environments import make_environment
+from flows.simulation.environments import make_environment
 
 EPISODES = 5
 STEPS = 300  # of an episode at most

@@ -1,9 +1,9 @@
 """Train the board's baselines and experts: `python -m benchmarks.baselines --out baselines Hopper-v5 Acrobot-v1`.
 
-One training per environment, by `flows.train_baseline`. The expert is the best policy of the whole training. The
-baseline is the policy of the first plateau, which is what `python -m flows.train_baseline` ends with by itself; where
-that plateau is the solution, there is nothing to improve, and the baseline is the last policy that had not come half
-the way. The arguments are in `baselines.toml`. Nothing is judged here.
+One training per environment, by `flows.policies.train_baseline`. The expert is the best policy of the whole training.
+The baseline is the policy of the first plateau, which is what `python -m flows.policies.train_baseline` ends with by
+itself; where that plateau is the solution, there is nothing to improve, and the baseline is the last policy that had
+not come half the way. The arguments are in `baselines.toml`. Nothing is judged here.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Annotated, Any
 
 import typer
 
-from flows.train_baseline import TRAINING_LOG, TrainConfig, is_plateau, train_baseline
+from flows.policies.train_baseline import TRAINING_LOG, TrainConfig, is_plateau, train_baseline
 
 _NOTHING_LEFT = 0.1  # of the rise; a plateau so near to the best is the solution
 _CONFIGURATIONS = Path(__file__).with_name("baselines.toml")

@@ -19,12 +19,12 @@ from d3rlpy.constants import ActionSpace
 from d3rlpy.dataset import MDPDataset, ReplayBuffer
 from threadpoolctl import threadpool_limits
 
-from refine.door import quiet
-from refine.labels import Labels
-from refine.packing import build_buffer
-from refine.policy import MlpPolicy
+from refine.labels.labels import Labels
+from refine.policies.mlp import MlpPolicy
+from refine.training.d3rlpy_setup import quiet
+from refine.training.packing import build_buffer
+from storage.datasets.reader import StepArrays
 from storage.schema import Space
-from storage.steps import StepArrays
 
 LENGTH, INPUTS, ACTIONS, WIDTH, BATCH = 1000, 8, 4, 64, 256
 OBSERVATIONS = Space(kind="box", dtype="float32", size=INPUTS)

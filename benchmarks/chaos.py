@@ -50,13 +50,14 @@ sys.path.insert(0, str(TESTS))
 from anthropic_server import KEY  # noqa: E402
 from toy_datasets import make_draft, make_episode, write  # noqa: E402
 
-from annotate import fetching, ledger  # noqa: E402
-from annotate.batch_config import BatchConfig  # noqa: E402
+from annotate.ledger import ledger  # noqa: E402
+from annotate.prompting.requests import AnnotateConfig  # noqa: E402
 from annotate.providers.batch import BatchServer  # noqa: E402
-from annotate.requests import AnnotateConfig  # noqa: E402
-from flows import batching, label  # noqa: E402
-from flows.questions import LabelConfig  # noqa: E402
-from storage.catalog import WAIT_VARIABLE, Catalog, Connection  # noqa: E402
+from annotate.runs import ingest as fetching  # noqa: E402
+from annotate.runs.batch_config import BatchConfig  # noqa: E402
+from flows.labelling import batching, label  # noqa: E402
+from flows.labelling.questions import LabelConfig  # noqa: E402
+from storage.catalog.connection import WAIT_VARIABLE, Catalog, Connection  # noqa: E402
 from storage.errors import TrajnoteError, TrajnoteWarning  # noqa: E402
 from storage.store import Store  # noqa: E402
 

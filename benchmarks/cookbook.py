@@ -22,9 +22,9 @@ from rich.console import Console
 from rich.table import Table
 from storage_scan import measure
 
-from storage.queries import run_query
+from storage.catalog.query import run_query
+from storage.datasets.reader import StepsWriter
 from storage.schema import Episode, ManifestDraft, Space
-from storage.steps import StepsWriter
 from storage.store import Store
 
 PAGE = Path(__file__).parents[1] / "docs" / "cookbook.md"

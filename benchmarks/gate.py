@@ -38,8 +38,8 @@ from gate_world import (
 )
 from notebook import Notebook
 
-from flows.processes import core_count, share_out
-from refine.policy import Mode
+from flows.runtime.processes import core_count, share_out
+from refine.policies.mlp import Mode
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 SCOUT_SEED = 80_000_000

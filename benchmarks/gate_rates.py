@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy import stats
 
-from refine.gate import judge_labels
+from refine.evaluation.gate import judge_labels
 
 Row = Mapping[str, Any]
 RESAMPLES = 2_000

@@ -17,17 +17,17 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from flows.judging.contest import ACCEPT, SELECT
-from flows.judging.judge import Contestant, Returns
-from flows.judging.trials import Method, try_fields
-from flows.playing.environments import Environment, EnvironmentMaker, spaces_of
-from flows.playing.rollout import play
-from flows.train_baseline import TrainConfig, train_baseline
+from flows.policies.train_baseline import TrainConfig, train_baseline
+from flows.refinement.comparison import ACCEPT, SELECT
+from flows.refinement.evaluator import Contestant, Returns
+from flows.refinement.selection import Method, try_fields
+from flows.simulation.environments import Environment, EnvironmentMaker, spaces_of
+from flows.simulation.rollout import play
 from refine.config import RefineConfig
-from refine.gate import SeedPlan, paired_difference
-from refine.labels import Labels, arm_labels
-from refine.policy import MlpPolicy, Mode
-from storage.columns import StepArrays
+from refine.evaluation.gate import SeedPlan, paired_difference
+from refine.labels.labels import Labels, arm_labels
+from refine.policies.mlp import MlpPolicy, Mode
+from storage.datasets.columns import StepArrays
 from storage.schema import Episode
 
 METHODS: tuple[Method, ...] = ("racing", "full")
@@ -307,7 +307,7 @@ def refine_and_try(task: tuple[Job, Played, Played]) -> dict[str, Any]:
     """
     job, gated, truth = task
     started = time.process_time()
-    from refine.train import refine  # seconds, and only where something is trained
+    from refine.training.train import refine  # seconds, and only where something is trained
 
     steps, baseline = _logged_steps(job.plan), load_network(job.plan.baseline)
     labels, recipe = make_labels(job, steps)

@@ -27,16 +27,16 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from annotate.cards import Card, load_card
-from annotate.planning import plan_run
+from annotate.cards.cards import Card, load_card
+from annotate.prompting.requests import AnnotateConfig, Request
 from annotate.providers.protocol import Reply
-from annotate.requests import AnnotateConfig, Request
-from annotate.run import annotate_run
-from refine.labels import labels_from_annotations
-from storage.annotations import load_annotations
-from storage.queries import run_query
+from annotate.runs.plan import plan_run
+from annotate.runs.run import annotate_run
+from refine.labels.labels import labels_from_annotations
+from storage.annotations.annotations import load_annotations
+from storage.catalog.query import run_query
+from storage.datasets.reader import StepsWriter, iterate_episodes, read_manifest, read_steps
 from storage.schema import Episode, ManifestDraft, Space
-from storage.steps import StepsWriter, iterate_episodes, read_manifest, read_steps
 from storage.store import Store
 
 CARD, NAME = "LunarLander-v3", "made"

@@ -25,21 +25,21 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from flows.advantage import ReplayConfig, replay_labels
-from flows.collect import CollectConfig
-from flows.gather import gather
-from flows.judging.arms import Material, list_draws, train_draw
-from flows.playing.environments import look_up_spaces
-from flows.playing.policies import load_policy
-from flows.playing.workers import play_policies
-from flows.processes import core_count, let_go, share_out
-from flows.runners import Runner, running_on
+from flows.datasets.collect import CollectConfig
+from flows.datasets.gather import gather
+from flows.labelling.label_replays import ReplayConfig, replay_labels
+from flows.policies.loading import load_policy
+from flows.refinement.arms import Material, list_draws, train_draw
+from flows.runtime.processes import core_count, let_go, share_out
+from flows.runtime.runners import Runner, running_on
+from flows.simulation.environments import look_up_spaces
+from flows.simulation.workers import play_policies
 from refine.config import RefineConfig
-from refine.labels import labels_from_annotations
-from storage.annotations import load_annotations
-from storage.catalog import insert_rows
-from storage.evidence import load_label_replays
-from storage.steps import iterate_episodes, read_steps
+from refine.labels.labels import labels_from_annotations
+from storage.annotations.annotations import load_annotations
+from storage.annotations.label_replays import load_label_replays
+from storage.catalog.connection import insert_rows
+from storage.datasets.reader import iterate_episodes, read_steps
 from storage.store import Store
 
 ENV = "LunarLander-v3"
@@ -180,10 +180,10 @@ def nothing(item: int) -> int:
 
 def measure_prefect() -> Iterator[tuple[str, float]]:
     """Milliseconds of one empty task under Prefect's task runners, each with two workers, on a server of our own."""
-    from flows.prefect_defaults import quieten_prefect
+    from flows.runtime.prefect_defaults import quieten_prefect
 
     quieten_prefect()
-    from flows.prefect_server import Server, served
+    from flows.runtime.prefect_server import Server, served
 
     with served(Server()):
         for name, make in prefect_runners().items():

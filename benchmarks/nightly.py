@@ -25,15 +25,15 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from annotate.cards import load_card
-from annotate.planning import plan_run
-from annotate.requests import AnnotateConfig
-from flows.collect import CollectConfig
-from flows.gather import gather
-from flows.night import Night, run_night, tell_night
-from flows.prefect_defaults import quieten_prefect
-from flows.settings import read_deployment
-from storage.steps import iterate_episodes
+from annotate.cards.cards import load_card
+from annotate.prompting.requests import AnnotateConfig
+from annotate.runs.plan import plan_run
+from flows.datasets.collect import CollectConfig
+from flows.datasets.gather import gather
+from flows.deployment.night import Night, run_night, tell_night
+from flows.deployment.settings import read_deployment
+from flows.runtime.prefect_defaults import quieten_prefect
+from storage.datasets.reader import iterate_episodes
 from storage.store import Store
 
 ROOT = Path(__file__).parent.parent

@@ -24,9 +24,9 @@ from typing import Any, get_args
 
 import numpy as np
 
-from flows.judging.trials import Method
-from flows.processes import core_count, share_out
-from refine.crossed import interval_over_seeds
+from flows.refinement.selection import Method
+from flows.runtime.processes import core_count, share_out
+from refine.evaluation.variance_components import interval_over_seeds
 from refine.noise import Noise
 
 from .noise_world import RECIPES, RECORDED, Cell, Effort, Home, Kind, prepare, refine_and_judge

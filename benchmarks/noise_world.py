@@ -13,29 +13,29 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from annotate.requests import AnnotateConfig
-from flows.collect import CollectConfig
+from annotate.prompting.requests import AnnotateConfig
+from flows.datasets.collect import CollectConfig
+from flows.datasets.gather import gather
 from flows.demo import take_example
-from flows.gather import gather
-from flows.judging.contest import GateConfig
-from flows.judging.judge import Contestant, Returns
-from flows.judging.lineage import find_recorded_baseline
-from flows.judging.trials import Method, try_fields
-from flows.label import label
-from flows.playing.actors import NetworkActor
-from flows.playing.environments import Spaces
-from flows.playing.policies import load_policy
-from flows.playing.workers import play_policies
-from flows.questions import LabelConfig
+from flows.labelling.label import label
+from flows.labelling.questions import LabelConfig
+from flows.policies.actors import NetworkActor
+from flows.policies.loading import load_policy
+from flows.refinement.comparison import GateConfig
+from flows.refinement.evaluator import Contestant, Returns
+from flows.refinement.lineage import find_recorded_baseline
+from flows.refinement.selection import Method, try_fields
+from flows.simulation.environments import Spaces
+from flows.simulation.workers import play_policies
 from refine.config import RefineConfig
-from refine.gate import SeedPlan
-from refine.labels import Labels, labels_from_annotations
+from refine.evaluation.gate import SeedPlan
+from refine.labels.labels import Labels, labels_from_annotations
 from refine.noise import Noise, corrupt_labels, share_changed
-from refine.policy import MlpPolicy
-from storage.annotations import load_annotations
-from storage.columns import StepArrays
+from refine.policies.mlp import MlpPolicy
+from storage.annotations.annotations import load_annotations
+from storage.datasets.columns import StepArrays
+from storage.datasets.reader import read_manifest, read_steps
 from storage.schema import Manifest
-from storage.steps import read_manifest, read_steps
 from storage.store import Store
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
@@ -194,7 +194,7 @@ def _labels_of(cell: Cell, scene: Scene) -> Labels:
 
 
 def _refine(cell: Cell, scene: Scene, labels: Labels, baseline: Contestant) -> tuple[Contestant, dict[str, Any]]:
-    from refine.robust import refine_candidates  # seconds, and only where something is trained
+    from refine.labels.robust import refine_candidates  # seconds, and only where something is trained
 
     config = RefineConfig(seed=cell.seed, robust=cell.recipe == "robust")
     snapshots = refine_candidates(scene.steps, labels, scene.baseline, config)

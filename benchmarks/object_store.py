@@ -22,12 +22,12 @@ from object_server import s3_server
 from rich.console import Console
 from rich.table import Table
 
-from storage.catalog import insert_rows
-from storage.identity import sha256_file
-from storage.pulling import pull_store
-from storage.pushing import push_store
+from storage.catalog.connection import insert_rows
+from storage.content_hash import sha256_file
+from storage.datasets.reader import StepsWriter
+from storage.remote.pull import pull_store
+from storage.remote.push import push_store
 from storage.schema import Episode, ManifestDraft, Space
-from storage.steps import StepsWriter
 from storage.store import Store
 
 SEED, COMPONENTS, LENGTH, NOTES = 0, 17, 1000, 20_000

@@ -29,22 +29,22 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import spearmanr
 
-from flows.collect import CollectConfig
-from flows.estimating.appraise import refit_number, train_and_score
-from flows.gather import gather
-from flows.judging.arms import Draw, Material, list_draws
-from flows.playing.environments import EnvironmentMaker, Spaces, look_up_spaces
-from flows.playing.policies import load_policy
-from flows.playing.rollout import rollout
-from flows.playing.trust import Named
-from flows.processes import core_count, share_out
-from flows.train_baseline import TrainConfig, train_baseline
+from flows.datasets.collect import CollectConfig
+from flows.datasets.gather import gather
+from flows.estimation.estimate import refit_number, train_and_score
+from flows.policies.loading import load_policy
+from flows.policies.train_baseline import TrainConfig, train_baseline
+from flows.policies.trust import Named
+from flows.refinement.arms import Draw, Material, list_draws
+from flows.runtime.processes import core_count, share_out
+from flows.simulation.environments import EnvironmentMaker, Spaces, look_up_spaces
+from flows.simulation.rollout import rollout
 from refine.config import RefineConfig
-from refine.estimates import OpeConfig, estimated_gain
-from refine.labels import Labels
-from refine.ope import collect_refits
-from refine.policy import MlpPolicy, Mode
-from storage.steps import StepArrays, read_steps
+from refine.evaluation.estimates import OpeConfig, estimated_gain
+from refine.evaluation.ope import collect_refits
+from refine.labels.labels import Labels
+from refine.policies.mlp import MlpPolicy, Mode
+from storage.datasets.reader import StepArrays, read_steps
 from storage.store import Store
 
 EXAMPLES = Path(__file__).parent.parent / "examples"

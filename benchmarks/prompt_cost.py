@@ -36,16 +36,16 @@ from rich.console import Console
 from rich.table import Table
 from scipy.linalg import solve_discrete_are
 
-from annotate.costs import Tokens as Counted
-from annotate.costs import estimate_input, estimate_tokens, price
-from annotate.health.calibration import EDGES
-from annotate.requests import DEFAULT_MODEL, AnnotateConfig, Request
+from annotate.costs.prices import Tokens as Counted
+from annotate.costs.prices import estimate_input, estimate_tokens, price
+from annotate.prompting.requests import DEFAULT_MODEL, AnnotateConfig, Request
+from annotate.quality.calibration import EDGES
 from flows.demo import take_example
-from flows.label import label, plan
-from flows.questions import LabelConfig
-from storage.annotations import load_annotations
+from flows.labelling.label import label, plan
+from flows.labelling.questions import LabelConfig
+from storage.annotations.annotations import load_annotations
+from storage.datasets.reader import iterate_episodes
 from storage.schema import Annotation, Episode
-from storage.steps import iterate_episodes
 from storage.store import Store
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"

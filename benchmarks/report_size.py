@@ -23,16 +23,16 @@ from typing import Any
 import numpy as np
 from playwright.sync_api import Page, sync_playwright
 
-from flows.collect import CollectConfig
-from flows.gather import gather
-from flows.judging.lineage import record_baseline
-from flows.report import write_report
-from refine.policy import MlpPolicy
-from storage.annotations import insert_annotations
-from storage.catalog import insert_rows
-from storage.responses import append_response
+from flows.datasets.collect import CollectConfig
+from flows.datasets.gather import gather
+from flows.refinement.lineage import record_baseline
+from flows.reporting.report import write_report
+from refine.policies.mlp import MlpPolicy
+from storage.annotations.annotations import insert_annotations
+from storage.annotations.responses import append_response
+from storage.catalog.connection import insert_rows
+from storage.datasets.reader import iterate_episodes
 from storage.schema import Annotation, Manifest
-from storage.steps import iterate_episodes
 from storage.store import Store
 
 BASELINE = Path(__file__).resolve().parent.parent / "examples" / "lunarlander" / "baseline"

@@ -17,21 +17,21 @@ from typing import Annotated, Literal
 import numpy as np
 import typer
 
-from annotate.importing import import_annotations
-from annotate.selection import select_episodes
-from flows.collect import CollectConfig
-from flows.improve import ImproveConfig, Outcome, improve
-from flows.judging.contest import GateConfig
-from flows.outcome import short
-from flows.playing.environments import Spaces
-from flows.playing.policies import load_policy
-from flows.questions import LabelConfig
-from flows.rounds import Round, RoundsConfig, plain_work, run_rounds
+from annotate.importing.labels import import_annotations
+from annotate.prompting.selection import select_episodes
+from flows.datasets.collect import CollectConfig
+from flows.labelling.questions import LabelConfig
+from flows.policies.loading import load_policy
+from flows.refinement.comparison import GateConfig
+from flows.refinement.improve import ImproveConfig, Outcome, improve
+from flows.refinement.present import short
+from flows.refinement.rounds import Round, RoundsConfig, plain_work, run_rounds
+from flows.simulation.environments import Spaces
 from refine.config import RefineConfig
-from storage.annotations import load_annotations
-from storage.identity import content_id
+from storage.annotations.annotations import load_annotations
+from storage.content_hash import content_id
+from storage.datasets.reader import StepsWriter, iterate_episodes, read_manifest
 from storage.schema import Array, ManifestDraft
-from storage.steps import StepsWriter, iterate_episodes, read_manifest
 from storage.store import Store
 
 from .baselines import read_configurations, train

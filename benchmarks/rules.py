@@ -19,13 +19,13 @@ from prompt_cost import lander_expert
 from rich.console import Console
 from rich.table import Table
 
-from annotate.requests import AnnotateConfig
+from annotate.prompting.requests import AnnotateConfig
 from flows.demo import EXAMPLE, take_example
-from flows.label import label
-from flows.questions import LabelConfig
-from refine.rule_labels import place_rules
-from storage.rules import load_rules, match_rules
-from storage.steps import read_steps
+from flows.labelling.label import label
+from flows.labelling.questions import LabelConfig
+from refine.labels.rule_labels import place_rules
+from storage.annotations.rules import load_rules, match_rules
+from storage.datasets.reader import read_steps
 from storage.store import Store
 
 

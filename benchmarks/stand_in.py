@@ -27,14 +27,14 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 from test_annotate_batches import CARD
 from toy_datasets import make_draft, make_episode, write
 
-from annotate.batch_config import BatchConfig
-from annotate.batch_run import run_batches
-from annotate.planning import RunPlan, plan_run
+from annotate.prompting.requests import AnnotateConfig
 from annotate.providers import batch as batch_provider
 from annotate.providers.anthropic import AnthropicProvider
 from annotate.providers.batch import BatchServer, OutcomeUnknownError
-from annotate.requests import AnnotateConfig
-from annotate.run import annotate_run
+from annotate.runs.batch_config import BatchConfig
+from annotate.runs.plan import RunPlan, plan_run
+from annotate.runs.run import annotate_run
+from annotate.runs.run_batches import run_batches
 from storage.store import Store
 
 PACKAGE = "llmock==0.2.2"

@@ -19,10 +19,10 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from storage.catalog import insert_rows
-from storage.queries import run_query
+from storage.catalog.connection import insert_rows
+from storage.catalog.query import run_query
+from storage.datasets.reader import StepsWriter, iterate_episodes, read_episode, read_steps
 from storage.schema import Episode, Manifest, ManifestDraft, Space
-from storage.steps import StepsWriter, iterate_episodes, read_episode, read_steps
 from storage.store import Store
 
 COMPONENTS, ACTIONS, LENGTH = 17, 6, 1000  # the sizes of Hopper-like tasks

@@ -27,14 +27,14 @@ from growth import Script, draft, episode
 from rich.console import Console
 from rich.table import Table
 
-from annotate.cards import load_card
-from annotate.planning import plan_run
-from annotate.requests import AnnotateConfig, Request
-from annotate.run import annotate_run
-from flows.improve import ImproveConfig, improve
-from flows.judging.contest import GateConfig
-from storage.queries import run_query
-from storage.steps import StepsWriter
+from annotate.cards.cards import load_card
+from annotate.prompting.requests import AnnotateConfig, Request
+from annotate.runs.plan import plan_run
+from annotate.runs.run import annotate_run
+from flows.refinement.comparison import GateConfig
+from flows.refinement.improve import ImproveConfig, improve
+from storage.catalog.query import run_query
+from storage.datasets.reader import StepsWriter
 from storage.store import Store
 
 CARD, NAME, LENGTH, POOL, EPISODES, LABELS = "LunarLander-v3", "made", 500, 200, 2_000, 8

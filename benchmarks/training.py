@@ -25,17 +25,17 @@ from threadpoolctl import threadpool_limits
 from torch import nn
 from torch.nn.functional import cross_entropy, log_softmax
 
-from refine.algorithms import create_algorithm
-from refine.buffer import AnnotatedBuffer
 from refine.config import RefineConfig
-from refine.door import NoopAdapterFactory, quiet
-from refine.fast_engine import create_training
-from refine.labels import Labels
-from refine.packing import build_buffer
-from refine.policy import MlpPolicy
-from refine.train import refine
+from refine.labels.labels import Labels
+from refine.policies.mlp import MlpPolicy
+from refine.training.buffer import AnnotatedBuffer
+from refine.training.d3rlpy_setup import NoopAdapterFactory, quiet
+from refine.training.fast.engine import create_training
+from refine.training.packing import build_buffer
+from refine.training.reference.factory import create_algorithm
+from refine.training.train import refine
+from storage.datasets.reader import StepArrays
 from storage.schema import Space
-from storage.steps import StepArrays
 
 STEPS, LENGTH, INPUTS, ACTIONS, BATCH, QUOTA, BETA = 20_000, 200, 8, 4, 320, 64, 0.1
 OBSERVATIONS = Space(kind="box", dtype="float32", size=INPUTS)

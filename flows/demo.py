@@ -9,24 +9,24 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from annotate.requests import AnnotateConfig
-from storage.adopting import adopt_dataset
+from annotate.prompting.requests import AnnotateConfig
+from storage.datasets.adopt import adopt_dataset
 from storage.errors import Prerequisite
 from storage.schema import Manifest
 from storage.store import Store
 
-from .improve import ImproveConfig, Outcome
-from .judging.lineage import record_baseline
-from .pipeline import PipelineConfig, pipeline_flow
-from .playing.actors import NetworkActor
-from .playing.environments import Spaces
-from .playing.policies import load_policy
-from .playing.replay import Replay, replay_episode
-from .playing.trust import Named
-from .prefect_server import Server, served
+from .deployment.pipeline import PipelineConfig, pipeline_flow
+from .labelling.questions import LabelConfig
+from .policies.actors import NetworkActor
+from .policies.loading import load_policy
+from .policies.trust import Named
 from .progress import listener
-from .questions import LabelConfig
-from .report import write_report
+from .refinement.improve import ImproveConfig, Outcome
+from .refinement.lineage import record_baseline
+from .reporting.report import write_report
+from .runtime.prefect_server import Server, served
+from .simulation.environments import Spaces
+from .simulation.replay import Replay, replay_episode
 
 EXAMPLE = Path(__file__).resolve().parent.parent / "examples" / "lunarlander"
 RECORDED_MODEL = "claude"

@@ -1,4 +1,4 @@
-"""What a refinement is asked to do and what comes of it. Importing this loads no learner; `train.py` does the work."""
+"""What a refinement is asked to do and what comes of it. Importing this loads no learner."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 from storage.errors import BadInput
 from storage.schema import Frozen, Space
 
-from .policy import MlpPolicy
+from .policies.mlp import MlpPolicy
 
 Engine = Literal["fast", "reference"]
 TrainingMode = Literal["A", "R", "RA"]
@@ -188,7 +188,7 @@ class Snapshot:
     policy: MlpPolicy
     step: int
     beta: float
-    reading: str = "as given"  # which labels it comes from, see `readings.py`
+    reading: str = "as given"  # which labels it comes from, see `labels/label_hypotheses.py`
 
     @property
     def name(self) -> str:

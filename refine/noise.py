@@ -12,12 +12,12 @@ from typing import Literal, NamedTuple, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from storage.datasets.reader import StepArrays
 from storage.errors import BadInput
 from storage.schema import Array, Space
-from storage.steps import StepArrays
 
-from .labels import Labels, finite_bounds
-from .spaces import action_units
+from .labels.labels import Labels, finite_bounds
+from .policies.spaces import action_units
 
 Noise = Literal["uniform", "confused", "region", "mirrored"]
 NOISES: tuple[Noise, ...] = get_args(Noise)

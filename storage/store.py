@@ -9,13 +9,13 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
-from .catalog import Catalog, Connection, create_file
-from .disk import writing
+from .catalog.connection import Catalog, Connection, create_file
+from .catalog.migrations import create_tables, is_newest, migrate
+from .catalog.views import look_at_views, refresh_views
+from .datasets.integrity import suspect_shards
+from .disk.atomic import TEMPORARY, owned, sync_folder
+from .disk.os_errors import writing
 from .errors import BadInput, DamagedStore, DiskFailed, LeftOutWarning, Prerequisite
-from .files import TEMPORARY, owned, sync_folder
-from .integrity import suspect_shards
-from .migrations import create_tables, is_newest, migrate
-from .views import look_at_views, refresh_views
 
 CATALOG = "catalog.duckdb"
 MANIFEST = "manifest.json"

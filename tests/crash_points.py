@@ -24,11 +24,11 @@ from typing import Any
 
 from toy_datasets import make_draft, make_episode
 
-from storage.catalog import Catalog, insert_rows
-from storage.datasets import find_finished
-from storage.policies import save_policy
-from storage.responses import append_response, iterate_responses
-from storage.steps import StepsWriter
+from storage.annotations.responses import append_response, iterate_responses
+from storage.catalog.connection import Catalog, insert_rows
+from storage.datasets.reader import StepsWriter
+from storage.datasets.registry import find_finished
+from storage.policies.policies import save_policy
 from storage.store import Store
 
 _TOUCHES = {"open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate", "os.scandir", "touch"}

@@ -24,13 +24,13 @@ import toy_environment as toy
 from crash_points import _TOUCHES
 from store_state import state_of
 
-import annotate.run  # noqa: F401
-import flows.improve  # noqa: F401
-import refine.train  # noqa: F401
-from annotate.importing import import_annotations
+import annotate.runs.run  # noqa: F401
+import flows.refinement.improve  # noqa: F401
+import refine.training.train  # noqa: F401
+from annotate.importing.labels import import_annotations
 from flows.cli import main as trajnote
 from refine import config as refine_config
-from storage.catalog import Catalog
+from storage.catalog.connection import Catalog
 from storage.store import Store
 
 END = -1  # the number of the instant before a command's process ends

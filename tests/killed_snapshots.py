@@ -22,11 +22,11 @@ from crash_points import _TOUCHES
 from store_state import state_of
 from toy_datasets import make_draft, make_episode, write
 
-from storage.catalog import Catalog, insert_rows
-from storage.pulling import pull_store
-from storage.pushing import push_store
+from storage.catalog.connection import Catalog, insert_rows
+from storage.remote.pull import pull_store
+from storage.remote.push import push_store
 from storage.store import Store
-from storage.verify import verify_store
+from storage.upkeep.verify import verify_store
 
 NOTE = {"annotation_id": "n1", "run_id": "r", "dataset_id": "d1", "episode_id": 0, "step": 0, "critical": True}
 

@@ -19,7 +19,7 @@ ROOMS = {
 EXTRAS = {
     "annotate": {
         "cards/*.toml": "environment cards: names, units, meanings, and claims that a machine checks",
-        "prompts/*.md": "the words of a request, as templates; their hash is the prompt's version",
+        "prompting/*.md": "the words of a request, as templates; their hash is the prompt's version",
     },
 }
 OTHERS = {

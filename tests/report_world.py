@@ -15,13 +15,13 @@ import numpy as np
 import pytest
 from toy_environment import CARD, Toy, answers_of, gather_toys, small_config
 
-from annotate.cards import load_card
-from annotate.planning import plan_run
-from annotate.requests import AnnotateConfig
-from flows.improve import Outcome, improve
-from flows.label import label
-from flows.playing.trust import Named
-from flows.questions import LabelConfig
+from annotate.cards.cards import load_card
+from annotate.prompting.requests import AnnotateConfig
+from annotate.runs.plan import plan_run
+from flows.labelling.label import label
+from flows.labelling.questions import LabelConfig
+from flows.policies.trust import Named
+from flows.refinement.improve import Outcome, improve
 from storage.schema import Array
 from storage.store import Store
 

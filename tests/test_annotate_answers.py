@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 import zstandard
 
-from annotate.messages import read_message
+from annotate.parsing.messages import read_message
+from annotate.prompting.requests import Request, request_id_of
 from annotate.providers.answers import parse_answer, read_answers
 from annotate.providers.file import FileProvider, export_requests
 from annotate.providers.recorded import RecordedProvider
-from annotate.requests import Request, request_id_of
 from storage.errors import BadInput, LeftOutWarning
 
 MESSAGE = {"type": "message", "model": "m", "content": [{"type": "text", "text": "hello"}], "stop_reason": "end_turn"}

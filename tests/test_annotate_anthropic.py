@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from annotate.messages import read_message
+from annotate.parsing.messages import read_message
+from annotate.prompting.requests import Request, request_id_of
 from annotate.providers.anthropic import AnthropicProvider, Credentials
-from annotate.requests import Request, request_id_of
 from storage.errors import Prerequisite, ProviderFailed
 
 KEY = "sk-test-0123456789abcdef"

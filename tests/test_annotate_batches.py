@@ -14,21 +14,22 @@ import pytest
 from anthropic_server import KEY, AnthropicServer, answer_text
 from toy_datasets import make_draft, make_episode, write
 
-from annotate import batches, fetching
-from annotate.batch_config import BatchConfig
-from annotate.batch_run import run_batches
-from annotate.cards import Action, Card, Component
-from annotate.fetching import Ingested, ingest, poll
-from annotate.planning import RunPlan, estimate_run, plan_run, read_question
+from annotate.cards.cards import Action, Card, Component
+from annotate.ledger import batches
+from annotate.ledger.recovery import recover
+from annotate.prompting.requests import AnnotateConfig
 from annotate.providers.anthropic import AnthropicProvider
 from annotate.providers.batch import BatchServer
 from annotate.providers.scripted import ScriptedProvider
-from annotate.recovery import recover
-from annotate.requests import AnnotateConfig
-from annotate.run import annotate_run
-from annotate.settling import owned_run
-from annotate.shipping import Submission, submit
-from storage.catalog import Catalog, Connection
+from annotate.runs import ingest as fetching
+from annotate.runs.batch_config import BatchConfig
+from annotate.runs.ingest import Ingested, ingest, poll
+from annotate.runs.plan import RunPlan, estimate_run, plan_run, read_question
+from annotate.runs.reconcile import owned_run
+from annotate.runs.run import annotate_run
+from annotate.runs.run_batches import run_batches
+from annotate.runs.submit import Submission, submit
+from storage.catalog.connection import Catalog, Connection
 from storage.errors import BadInput, CatalogLocked, DamagedStore, DiskFailed, ProviderFailed, TrajnoteError
 from storage.store import Store
 
@@ -442,7 +443,7 @@ def test_calls_of_a_command_that_was_killed_are_freed_and_counted(bench: Bench) 
 READING = """
 import sys
 from pathlib import Path
-from storage.catalog import Catalog
+from storage.catalog.connection import Catalog
 with Catalog(Path(sys.argv[1]), wait_s=60).read():
     print(flush=True)
     sys.stdin.read()
@@ -569,7 +570,7 @@ def test_a_reply_that_cannot_be_read_keeps_no_other_one_out(bench: Bench, monkey
             raise ValueError("never seen before")
         return read_question(*given)
 
-    monkeypatch.setattr("annotate.run.read_question", read)
+    monkeypatch.setattr("annotate.runs.run.read_question", read)
     with pytest.raises(ValueError, match="never seen before"):
         ask_singly(bench)
     billed = sum(bench.server.billed.values())

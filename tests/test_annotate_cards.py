@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from annotate.cards import Card, card_sha256, check_card_against_spaces, find_card, load_card, packaged_cards
-from annotate.claims import EffectClaim, RangeClaim, RateClaim
-from annotate.expressions import names_in
+from annotate.cards.cards import Card, card_sha256, check_card_against_spaces, find_card, load_card, packaged_cards
+from annotate.cards.claims import EffectClaim, RangeClaim, RateClaim
+from annotate.cards.expressions import names_in
 from storage.errors import BadInput
 from storage.schema import Space
 

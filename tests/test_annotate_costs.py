@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from annotate.costs import Tokens, estimate_calls, estimate_tokens, price, tokens_of
-from annotate.requests import Request
+from annotate.costs.prices import Tokens, estimate_calls, estimate_tokens, price, tokens_of
+from annotate.prompting.requests import Request
 
 
 def test_text_is_counted_at_three_and_a_half_characters_a_token() -> None:

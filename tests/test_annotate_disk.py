@@ -11,9 +11,9 @@ from small_disk import SmallDisk, mounted
 from test_annotate_run import answer, dump, plan
 from toy_datasets import make_draft, make_episode, write
 
+from annotate.prompting.requests import Request
 from annotate.providers.scripted import ScriptedProvider
-from annotate.requests import Request
-from annotate.run import annotate_run
+from annotate.runs.run import annotate_run
 from storage.errors import DiskFailed
 from storage.store import Store
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from annotate.expressions import evaluate, names_in
+from annotate.cards.expressions import evaluate, names_in
 
 VALUES = {"x": np.array([-2.0, 0.0, 3.0]), "y": np.array([1.0, 1.0, 4.0])}
 

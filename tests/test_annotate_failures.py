@@ -16,14 +16,14 @@ from anthropic_server import KEY, AnthropicServer
 from test_flows_sending import CARD
 from toy_datasets import make_draft, make_episode, write
 
-from annotate.batch_config import MOST_ATTEMPTS
-from annotate.cards import load_card
-from annotate.costs import Tokens, price
-from annotate.planning import plan_run
-from annotate.requests import DEFAULT_MAX_TOKENS, MOST_UNSTREAMED_TOKENS, AnnotateConfig
+from annotate.cards.cards import load_card
+from annotate.costs.prices import Tokens, price
+from annotate.prompting.requests import DEFAULT_MAX_TOKENS, MOST_UNSTREAMED_TOKENS, AnnotateConfig
+from annotate.runs.batch_config import MOST_ATTEMPTS
+from annotate.runs.plan import plan_run
 from flows import cli
-from flows.standing import look
-from flows.watch import draw
+from flows.reporting.standing import look
+from flows.reporting.watch import draw
 from storage.store import Store
 
 Message = dict[str, Any]

@@ -13,17 +13,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from toy_datasets import make_draft, make_episode, write
 
-from annotate.cards import Action, Card, Component
-from annotate.messages import MAX_RAW
-from annotate.planning import plan_run
+from annotate.cards.cards import Action, Card, Component
+from annotate.parsing.fields import MAX_RATIONALE
+from annotate.parsing.labels import Reading, find_in_reply, read_reply
+from annotate.parsing.messages import MAX_RAW
+from annotate.prompting.requests import AnnotateConfig
 from annotate.providers.scripted import ScriptedProvider
-from annotate.replies import Reading, find_in_reply, read_reply
-from annotate.reply_fields import MAX_RATIONALE
-from annotate.requests import AnnotateConfig
-from annotate.run import annotate_run
-from storage.responses import append_response, iterate_responses, raw_reply
+from annotate.runs.plan import plan_run
+from annotate.runs.run import annotate_run
+from storage.annotations.responses import append_response, iterate_responses, raw_reply
 from storage.store import Store
-from storage.verify import verify_store
+from storage.upkeep.verify import verify_store
 
 CARD = Card(
     env_id="Toy-v0",

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from toy_datasets import make_draft, make_episode, write
 
-from annotate.importing import import_annotations
-from storage.annotations import load_annotations
+from annotate.importing.labels import import_annotations
+from storage.annotations.annotations import load_annotations
 from storage.errors import BadInput
 from storage.schema import Space
 from storage.store import Store

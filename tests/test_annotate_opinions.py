@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 from toy_datasets import make_draft, make_episode, write
 
-from annotate.cards import Action, Card, Component
-from annotate.planning import plan_run
+from annotate.cards.cards import Action, Card, Component
+from annotate.prompting.requests import AnnotateConfig, Request
 from annotate.providers.scripted import ScriptedProvider, text_message
-from annotate.requests import AnnotateConfig, Request
-from annotate.run import RunSummary, annotate_run
-from flows.health import check_labels
+from annotate.runs.plan import plan_run
+from annotate.runs.run import RunSummary, annotate_run
+from flows.labelling.quality import check_labels
 from storage.store import Store
 
 CARD = Card(

@@ -10,18 +10,18 @@ import numpy as np
 import pytest
 from toy_datasets import BOX3, PUSH
 
-from annotate.health.agreement import measure_agreement
-from annotate.health.calibration import measure_calibration
-from annotate.health.consistency import measure_consistency
-from annotate.health.coverage import measure_coverage
-from annotate.health.fitting import clustered_error
-from annotate.health.notes import Notes, place_notes, same_actions
-from annotate.health.quality import Quality, assess_run
-from annotate.health.salience import discounted_returns, measure_salience
-from annotate.health.verdict import judge
-from storage.evidence import LabelReplay
+from annotate.quality.agreement import measure_agreement
+from annotate.quality.calibration import measure_calibration
+from annotate.quality.consistency import measure_consistency
+from annotate.quality.coverage import measure_coverage
+from annotate.quality.fitting import clustered_error
+from annotate.quality.notes import Notes, place_notes, same_actions
+from annotate.quality.quality import Quality, assess_run
+from annotate.quality.salience import discounted_returns, measure_salience
+from annotate.quality.verdict import judge
+from storage.annotations.label_replays import LabelReplay
+from storage.datasets.reader import StepArrays
 from storage.schema import Annotation, Space
-from storage.steps import StepArrays
 
 EPISODES, LENGTH = 12, 30
 BOX2 = Space(kind="box", dtype="float32", size=2, low=(-1.0, -1.0), high=(1.0, 1.0))

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from annotate.cards import Action, load_card
-from annotate.replies import Reading, read_reply
+from annotate.cards.cards import Action, load_card
+from annotate.parsing.labels import Reading, read_reply
 
 CARD = load_card("CartPole-v1")
 THRUST = (

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from annotate.cards import Action, Card, load_card
-from annotate.prompts import prompt_version
-from annotate.requests import AnnotateConfig, Questioner, canonical_body, request_id_of
-from annotate.statistics import describe_dataset
+from annotate.cards.cards import Action, Card, load_card
+from annotate.prompting.requests import AnnotateConfig, Questioner, canonical_body, request_id_of
+from annotate.prompting.statistics import describe_dataset
+from annotate.prompting.templates import prompt_version
 from storage.schema import Episode
 
 

@@ -13,23 +13,23 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from toy_datasets import make_draft, make_episode, write
 
-from annotate import ledger
-from annotate.cards import Action, Card, Component, load_card
-from annotate.digest import digest
-from annotate.planning import RunPlan, estimate_run, plan_run
-from annotate.prompts import prompt_version
+from annotate.cards.cards import Action, Card, Component, load_card
+from annotate.importing.rules import import_rules
+from annotate.ledger import ledger
+from annotate.ledger.read_replies import digest
+from annotate.ledger.recovery import enter_landed
+from annotate.parsing.rules import read_rules
+from annotate.prompting.reply_schema import reply_schema
+from annotate.prompting.requests import AnnotateConfig, Request
+from annotate.prompting.selection import spread_by_return
+from annotate.prompting.templates import prompt_version
 from annotate.providers.file import FileProvider, export_requests
 from annotate.providers.scripted import ScriptedProvider, text_message
-from annotate.recovery import enter_landed
-from annotate.requests import AnnotateConfig, Request
-from annotate.rule_importing import import_rules
-from annotate.rule_replies import read_rules
-from annotate.run import annotate_run
-from annotate.schemas import reply_schema
-from annotate.selection import spread_by_return
+from annotate.runs.plan import RunPlan, estimate_run, plan_run
+from annotate.runs.run import annotate_run
+from storage.annotations.responses import raw_reply
+from storage.annotations.rules import load_rules
 from storage.errors import BadInput
-from storage.responses import raw_reply
-from storage.rules import load_rules
 from storage.schema import Space
 from storage.store import Store
 

@@ -14,21 +14,21 @@ import numpy as np
 import pytest
 from toy_datasets import make_draft, make_episode, write
 
-from annotate import ledger
-from annotate.batch_config import MOST_ATTEMPTS
-from annotate.cards import Action, Card, Component
-from annotate.planning import RunPlan, all_questions, estimate_run, plan_run, unanswered_requests
+from annotate.cards.cards import Action, Card, Component
+from annotate.ledger import ledger
+from annotate.prompting.requests import AnnotateConfig, Request
 from annotate.providers.file import FileProvider, export_requests
 from annotate.providers.protocol import Reply
 from annotate.providers.recorded import RecordedProvider
 from annotate.providers.scripted import ScriptedProvider, text_message
-from annotate.requests import AnnotateConfig, Request
-from annotate.run import RunSummary, annotate_run
-from storage.annotations import load_annotations
-from storage.catalog import Catalog, Connection
+from annotate.runs.batch_config import MOST_ATTEMPTS
+from annotate.runs.plan import RunPlan, all_questions, estimate_run, plan_run, unanswered_requests
+from annotate.runs.run import RunSummary, annotate_run
+from storage.annotations.annotations import load_annotations
+from storage.annotations.responses import raw_reply
+from storage.catalog.connection import Catalog, Connection
+from storage.disk.atomic import owned
 from storage.errors import BadInput, DamagedStore, ProviderFailed
-from storage.files import owned
-from storage.responses import raw_reply
 from storage.schema import Space
 from storage.store import Store
 
@@ -234,7 +234,7 @@ def test_the_points_at_which_it_is_killed_are_all_there_are(toys: Store, monkeyp
 
 
 def test_replies_that_come_slowly_are_entered_one_by_one(toys: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("annotate.run.FLUSH_S", 0.0)
+    monkeypatch.setattr("annotate.runs.run.FLUSH_S", 0.0)
     counts: list[int] = []
 
     def script(request: Request) -> str:

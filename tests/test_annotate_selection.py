@@ -11,15 +11,15 @@ import numpy as np
 import pytest
 from toy_datasets import make_draft, make_episode, write
 
-from annotate.cards import Action, Card, Component
-from annotate.planning import plan_run
+from annotate.cards.cards import Action, Card, Component
+from annotate.prompting.requests import AnnotateConfig
+from annotate.prompting.selection import METHODS, Method, select_episodes
 from annotate.providers.scripted import ScriptedProvider, text_message
-from annotate.requests import AnnotateConfig
-from annotate.run import annotate_run
-from annotate.selection import METHODS, Method, select_episodes
-from flows.label import plan
-from flows.questions import LabelConfig
-from storage.adopting import adopt_dataset
+from annotate.runs.plan import plan_run
+from annotate.runs.run import annotate_run
+from flows.labelling.label import plan
+from flows.labelling.questions import LabelConfig
+from storage.datasets.adopt import adopt_dataset
 from storage.errors import BadInput
 from storage.schema import Episode
 from storage.store import Store

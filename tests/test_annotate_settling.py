@@ -9,13 +9,13 @@ import pytest
 from anthropic_server import KEY, MadeBatch
 from test_annotate_batches import MODEL, SMALL, Bench, Reader, bench, reader, worst_of  # noqa: F401
 
-from annotate import fetching
-from annotate.batch_run import run_batches
-from annotate.fetching import ingest, poll
+from annotate.ledger.recovery import recover
 from annotate.providers.batch import BatchServer
 from annotate.providers.scripted import text_message
-from annotate.recovery import recover
-from annotate.settling import give_up
+from annotate.runs import ingest as fetching
+from annotate.runs.ingest import ingest, poll
+from annotate.runs.reconcile import give_up
+from annotate.runs.run_batches import run_batches
 from flows import cli
 from storage.errors import BadInput, CatalogLocked, Prerequisite, TrajnoteWarning
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from annotate.cards import Action, Card, Component
-from annotate.statistics import describe_dataset
+from annotate.cards.cards import Action, Card, Component
+from annotate.prompting.statistics import describe_dataset
 from storage.schema import Episode
 
 CARD = Card(

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from annotate.cards import Action, Card, Component, Event
-from annotate.tables import choose_steps, format_fixed, format_significant, render_table, window_bounds
+from annotate.cards.cards import Action, Card, Component, Event
+from annotate.prompting.tables import choose_steps, format_fixed, format_significant, render_table, window_bounds
 from storage.schema import Episode
 
 CARD = Card(

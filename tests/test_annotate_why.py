@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 from toy_datasets import make_draft, make_episode, write
 
-from annotate.cards import Action, Card, Component
-from annotate.planning import RunPlan, plan_run
+from annotate.cards.cards import Action, Card, Component
+from annotate.explain.nearest_request import Explanation, explain_misses, explain_request
+from annotate.explain.request_diff import compare_parts, parts_of
+from annotate.prompting.requests import AnnotateConfig
 from annotate.providers.scripted import ScriptedProvider, text_message
-from annotate.relatives import Explanation, explain_misses, explain_request
-from annotate.requests import AnnotateConfig
-from annotate.run import annotate_run
-from annotate.why import compare_parts, parts_of
+from annotate.runs.plan import RunPlan, plan_run
+from annotate.runs.run import annotate_run
 from storage.errors import BadInput
 from storage.store import Store
 
@@ -149,7 +149,7 @@ def test_the_command_explains_a_miss(tmp_path: Path) -> None:
     from typer.testing import CliRunner
 
     from flows.cli import make_app
-    from storage.adopting import adopt_dataset
+    from storage.datasets.adopt import adopt_dataset
 
     example = Path(__file__).parents[1] / "examples" / "cartpole"
     store = Store.create(tmp_path / "store")

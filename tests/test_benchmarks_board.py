@@ -22,10 +22,10 @@ from benchmarks.board.results import gain, interval_over_trainings, summarise
 from benchmarks.board.rows import Row, append_row, read_rows
 from benchmarks.board.scenes import Scene, Sources, set_scene, spread_states
 from benchmarks.board.table import draw_table, write_between
-from flows.playing.environments import make_environment
+from flows.simulation.environments import make_environment
+from storage.datasets.reader import iterate_episodes, read_steps
 from storage.errors import BadInput, Prerequisite
 from storage.schema import Episode, Manifest
-from storage.steps import iterate_episodes, read_steps
 from storage.store import Store
 
 ENTRY = Entry("Toy-v0", TOY, {}, episodes=6, select=4, accept=10, report=10)
@@ -226,8 +226,8 @@ def test_rows_are_made_once_and_shown_on_the_leaderboard(
 def test_more_training_uses_the_budget_and_starts_at_critical_states(scene: Scene, tmp_path: Path) -> None:
     from stable_baselines3 import PPO
 
-    from flows.playing.environments import look_up_spaces
-    from refine import baselines
+    from flows.simulation.environments import look_up_spaces
+    from refine.policies import from_sb3 as baselines
 
     model = PPO("MlpPolicy", make_environment(TOY), n_steps=16, batch_size=64, policy_kwargs={"net_arch": [8]})
     model.save(tmp_path / "model.zip")

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 import benchmarks.environments  # registers them
-from annotate.cards import load_card
+from annotate.cards.cards import load_card
 from benchmarks.environments import SparseReward
-from flows.carding.probe import probe_card
-from flows.playing.trust import Named
+from flows.cards.probe import probe_card
+from flows.policies.trust import Named
 
 CARDS = Path(benchmarks.environments.__file__).parent / "cards"
 NEEDS = {"doorkey": "minigrid", "pongobjects": "ale_py"}

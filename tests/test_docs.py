@@ -21,7 +21,7 @@ from readme import ROOT, Block, draw_tree, read_blocks, tree_names
 from typer.main import get_command
 
 from flows import cli
-from storage.steps import read_manifest
+from storage.datasets.reader import read_manifest
 from storage.store import Store
 
 README = (ROOT / "README.md").read_text()

@@ -12,18 +12,18 @@ import pytest
 from store_state import state_of
 from toy_environment import TOY, gather_toys, right_actions, small_config, write_labels
 
-from annotate.importing import import_annotations
-from flows import ablate as ablating
-from flows.ablate import AblateConfig, Ablation, ablate
-from flows.ablation_table import as_json, sentences, table_rows
-from flows.figures import draw_figures
-from flows.improve import ImproveConfig, improve
-from flows.judging import contest
-from flows.judging import judge as judging
-from flows.outcome import as_json as outcome_json
-from flows.playing.trust import Named
-from refine.crossed import interval_over_seeds
-from refine.gate import interval
+from annotate.importing.labels import import_annotations
+from flows.policies.trust import Named
+from flows.refinement import ablate as ablating
+from flows.refinement import comparison as contest
+from flows.refinement import evaluator as judging
+from flows.refinement.ablate import AblateConfig, Ablation, ablate
+from flows.refinement.ablation_table import as_json, sentences, table_rows
+from flows.refinement.improve import ImproveConfig, improve
+from flows.refinement.present import as_json as outcome_json
+from flows.reporting.figures import draw_figures
+from refine.evaluation.gate import interval
+from refine.evaluation.variance_components import interval_over_seeds
 from storage.errors import BadInput
 from storage.store import Store
 

@@ -12,22 +12,22 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-import flows.playing.branches
-from flows.advantage import ReplayConfig, replay_labels
+import flows.simulation.branches
 from flows.cli import make_app
-from flows.collect import CollectConfig, collect
-from flows.health import check_labels
-from flows.playing.branches import Branch, play_branches
-from flows.playing.environments import Spaces
-from flows.playing.policies import load_policy
-from flows.playing.trust import Named, find_home
-from refine.policy import MlpPolicy
-from storage.annotations import insert_annotations
-from storage.catalog import insert_rows
+from flows.datasets.collect import CollectConfig, collect
+from flows.labelling.label_replays import ReplayConfig, replay_labels
+from flows.labelling.quality import check_labels
+from flows.policies.loading import load_policy
+from flows.policies.trust import Named, find_home
+from flows.simulation.branches import Branch, play_branches
+from flows.simulation.environments import Spaces
+from refine.policies.mlp import MlpPolicy
+from storage.annotations.annotations import insert_annotations
+from storage.annotations.label_replays import load_label_replays
+from storage.catalog.connection import insert_rows
+from storage.datasets.reader import StepsWriter, iterate_episodes, read_episode, read_manifest
 from storage.errors import BadInput, Prerequisite
-from storage.evidence import load_label_replays
 from storage.schema import Annotation, Manifest, ManifestDraft
-from storage.steps import StepsWriter, iterate_episodes, read_episode, read_manifest
 from storage.store import Store
 
 BASELINE = f"policy:{Path(__file__).parents[1] / 'examples' / 'cartpole' / 'baseline'}"
@@ -123,7 +123,7 @@ def test_how_many_run_side_by_side_changes_nothing(poles: Store, monkeypatch: py
     wide = load_label_replays(poles, "poles")
     with poles.catalog.write() as con:
         con.execute("DELETE FROM label_replays")
-    monkeypatch.setattr(flows.playing.branches, "LANES", 1)
+    monkeypatch.setattr(flows.simulation.branches, "LANES", 1)
     replay_labels(poles, "poles", chance)
     assert load_label_replays(poles, "poles") == wide
     assert all(len(row.advantages) == 3 and (row.standard_error or 0) >= 0 for row in wide)

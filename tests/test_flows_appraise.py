@@ -13,19 +13,19 @@ import pytest
 from store_state import state_of
 from toy_environment import gather_toys, small_config, write_labels
 
-from annotate.importing import import_annotations
-from flows.estimating.appraisal import Appraisal, AppraiseConfig
-from flows.estimating.appraise import appraise
-from flows.estimating.words import as_json, sentences, table_rows
-from flows.figures import draw_figures
-from flows.gather import take_in
-from flows.judging import judge as judging
-from flows.outcome import as_json as played_json
-from flows.playing import workers
-from flows.report import write_report
-from refine.estimates import OpeConfig
+from annotate.importing.labels import import_annotations
+from flows.datasets.gather import take_in
+from flows.estimation.appraisal import Appraisal, AppraiseConfig
+from flows.estimation.estimate import appraise
+from flows.estimation.present import as_json, sentences, table_rows
+from flows.refinement import evaluator as judging
+from flows.refinement.present import as_json as played_json
+from flows.reporting.figures import draw_figures
+from flows.reporting.report import write_report
+from flows.simulation import workers
+from refine.evaluation.estimates import OpeConfig
+from storage.datasets.reader import scan_steps
 from storage.errors import BadInput, Prerequisite
-from storage.steps import scan_steps
 from storage.store import Store
 
 
@@ -112,7 +112,7 @@ def test_every_form_of_the_result_says_that_it_is_an_estimate(appraised: tuple[S
     assert lines[0].startswith("ESTIMATE: an estimate from logged steps, not played")
     assert not any("accepted:" in line for line in lines)
     assert "nothing was played" in "\n".join(lines)
-    assert played_json.__module__ == "flows.outcome"
+    assert played_json.__module__ == "flows.refinement.present"
 
 
 def test_a_second_appraisal_says_the_same_and_changes_nothing(appraised: tuple[Store, Appraisal]) -> None:

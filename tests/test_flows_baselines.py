@@ -11,18 +11,18 @@ import numpy as np
 import pytest
 from toy_environment import REACH, TOY, gather_toys, make_baseline, right_actions, save_folder
 
-from flows import baselines
-from flows.baselines import Baseline, find_baseline
-from flows.collect import CollectConfig, collect
-from flows.gather import gather
-from flows.playing.environments import look_up_spaces, make_environment
-from refine.distil import distil
-from refine.labels import Labels
-from refine.policy import MlpPolicy
-from refine.train import RefineConfig, refine
+from flows.datasets.collect import CollectConfig, collect
+from flows.datasets.gather import gather
+from flows.policies import baselines
+from flows.policies.baselines import Baseline, find_baseline
+from flows.simulation.environments import look_up_spaces, make_environment
+from refine.labels.labels import Labels
+from refine.policies.distil import distil
+from refine.policies.mlp import MlpPolicy
+from refine.training.train import RefineConfig, refine
+from storage.datasets.reader import read_steps
 from storage.errors import BadInput
 from storage.schema import Manifest
-from storage.steps import read_steps
 from storage.store import Store
 
 
@@ -37,7 +37,7 @@ def short_lessons(monkeypatch: pytest.MonkeyPatch) -> None:
     def briefly(*arguments: Any, **options: Any) -> Any:
         return distil(*arguments, **options, training_steps=200)
 
-    monkeypatch.setattr("refine.distil.distil", briefly)
+    monkeypatch.setattr("refine.policies.distil.distil", briefly)
 
 
 def test_the_weights_that_were_kept_are_found_after_their_file_has_gone(store: Store, tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ import typer
 from typer.main import get_command
 
 from flows import cli
-from storage.catalog import WAIT_VARIABLE
+from storage.catalog.connection import WAIT_VARIABLE
 from storage.store import Store
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
@@ -26,7 +26,7 @@ RECORDED = ["--provider", "recorded", "--answers", str(EXAMPLES / "cartpole" / "
 _HOLD = """
 import sys, time
 from pathlib import Path
-from storage.catalog import Catalog
+from storage.catalog.connection import Catalog
 with Catalog(Path(sys.argv[1])).write():
     print("held", flush=True)
     time.sleep(60)

@@ -12,10 +12,10 @@ from test_flows_night import World
 from test_flows_night import template as template
 from test_flows_night import world as world
 
-from flows.intake import is_due
-from flows.settings import CollectPlan
-from storage.garbage import delete_garbage, find_garbage
+from flows.deployment.intake import is_due
+from flows.deployment.settings import CollectPlan
 from storage.store import Store
+from storage.upkeep.garbage import delete_garbage, find_garbage
 
 NOON = datetime(2026, 3, 4, 12, tzinfo=UTC)  # a Wednesday
 DAY = timedelta(days=1)

@@ -16,14 +16,14 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from flows.collect import CollectConfig, collect
-from flows.playing.actors import RandomActor
-from flows.playing.environments import make_environment, package_versions, spaces_of
-from flows.playing.rollout import rollout
-from refine.policy import MlpPolicy
+from flows.datasets.collect import CollectConfig, collect
+from flows.policies.actors import RandomActor
+from flows.simulation.environments import make_environment, package_versions, spaces_of
+from flows.simulation.rollout import rollout
+from refine.policies.mlp import MlpPolicy
+from storage.datasets.reader import iterate_episodes, read_steps
 from storage.errors import BadInput
 from storage.schema import Manifest
-from storage.steps import iterate_episodes, read_steps
 from storage.store import Store
 
 CARTPOLE = {"env_id": "CartPole-v1", "policy": "random", "episodes": 5}
@@ -189,7 +189,7 @@ def test_an_interrupted_collection_goes_on_where_its_last_shard_ended(
 
 SCRIPT = """
 import sys
-from flows.collect import CollectConfig, collect
+from flows.datasets.collect import CollectConfig, collect
 from storage.store import Store
 
 config = CollectConfig(env_id="LunarLander-v3", policy="random", episodes=40)

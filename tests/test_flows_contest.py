@@ -11,17 +11,17 @@ import numpy as np
 import pytest
 from toy_environment import REACH, TOY, gather_toys, small_config, write_labels
 
-from annotate.importing import import_annotations
-from flows.baselines import find_baseline
-from flows.judging.arms import Draw, Material, list_draws
-from flows.judging.contest import Comparison, Contest, GateConfig
-from flows.judging.judge import Judge
-from refine.gate import interval
-from refine.labels import labels_from_annotations
-from refine.policy import Head
-from storage.annotations import load_annotations
+from annotate.importing.labels import import_annotations
+from flows.policies.baselines import find_baseline
+from flows.refinement.arms import Draw, Material, list_draws
+from flows.refinement.comparison import Comparison, Contest, GateConfig
+from flows.refinement.evaluator import Judge
+from refine.evaluation.gate import interval
+from refine.labels.labels import labels_from_annotations
+from refine.policies.mlp import Head
+from storage.annotations.annotations import load_annotations
+from storage.datasets.reader import read_steps
 from storage.errors import BadInput
-from storage.steps import read_steps
 from storage.store import Store
 
 LABELS = 96

@@ -9,11 +9,11 @@ from typing import Any
 import gymnasium
 import pytest
 
-from annotate.cards import check_card_against_spaces, load_card
-from flows.carding.docstrings import describe_actions, describe_observation, section
-from flows.carding.draft import card_path, draft_card, write_draft
-from flows.carding.probe import probe_card
-from flows.playing.environments import make_environment, spaces_of
+from annotate.cards.cards import check_card_against_spaces, load_card
+from flows.cards.docstrings import describe_actions, describe_observation, section
+from flows.cards.draft import card_path, draft_card, write_draft
+from flows.cards.probe import probe_card
+from flows.simulation.environments import make_environment, spaces_of
 from storage.errors import BadInput
 from storage.schema import Space
 

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 
-from flows.playing.environments import (
+from flows.policies.trust import Named
+from flows.simulation.environments import (
     EnvironmentMaker,
     make_environment,
     package_versions,
@@ -20,7 +21,6 @@ from flows.playing.environments import (
     spaces_of,
     to_space,
 )
-from flows.playing.trust import Named
 from storage.errors import BadInput, Prerequisite
 from storage.schema import Space
 

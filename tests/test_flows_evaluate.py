@@ -11,11 +11,11 @@ import pytest
 from store_state import state_of
 from toy_environment import REACH, TOY, gather_toys, make_baseline, save_folder
 
-from flows.evaluate import EvaluateConfig, evaluate
-from flows.judging import judge as judging
-from flows.playing.environments import make_environment
-from flows.playing.rollout import returns_of
-from refine.gate import interval
+from flows.refinement import evaluator as judging
+from flows.refinement.evaluate import EvaluateConfig, evaluate
+from flows.simulation.environments import make_environment
+from flows.simulation.rollout import returns_of
+from refine.evaluation.gate import interval
 from storage.errors import BadInput
 from storage.store import Store
 

@@ -22,18 +22,18 @@ from minari.data_collector.episode_buffer import EpisodeBuffer
 from toy_datasets import make_draft, make_episode, same, write
 from typer.testing import CliRunner
 
-from annotate.cards import Action, Card, Component
-from annotate.planning import plan_run
+from annotate.cards.cards import Action, Card, Component
+from annotate.runs.plan import plan_run
 from flows.cli import make_app
-from flows.exchange import export_dataset
-from flows.gather import take_in
-from storage.annotations import insert_annotations
-from storage.catalog import insert_rows
+from flows.datasets.export import export_dataset
+from flows.datasets.gather import take_in
+from storage.annotations.annotations import insert_annotations
+from storage.catalog.connection import insert_rows
+from storage.datasets.pooling import read_pool
+from storage.datasets.reader import iterate_episodes, read_manifest
 from storage.errors import BadInput, DamagedStore
-from storage.import_report import ImportReport
-from storage.pooling import read_pool
+from storage.importing.import_report import ImportReport
 from storage.schema import Annotation, Episode, Manifest, ManifestDraft, Space
-from storage.steps import iterate_episodes, read_manifest
 from storage.store import Store
 
 FORMATS = ("parquet", "csv", "minari", "d3rlpy")

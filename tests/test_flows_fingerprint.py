@@ -15,19 +15,19 @@ import numpy as np
 import pytest
 from toy_environment import TOY
 
-from flows.collect import CollectConfig, collect
-from flows.evaluate import EvaluateConfig, evaluate
-from flows.judging import judge as judging
-from flows.judging import lineage
-from flows.judging.contest import GateConfig
-from flows.playing import environments, fingerprint
-from flows.playing.environments import look_up_spaces, make_environment
-from flows.playing.fingerprint import REGISTRATION, Fingerprint, look_up_fingerprint, take_fingerprint
-from flows.playing.policies import load_policy
-from flows.playing.replay import replay_episode
-from flows.playing.trust import Named
+from flows.datasets.collect import CollectConfig, collect
+from flows.policies.loading import load_policy
+from flows.policies.trust import Named
+from flows.refinement import evaluator as judging
+from flows.refinement import lineage
+from flows.refinement.comparison import GateConfig
+from flows.refinement.evaluate import EvaluateConfig, evaluate
+from flows.simulation import environments, fingerprint
+from flows.simulation.environments import look_up_spaces, make_environment
+from flows.simulation.fingerprint import REGISTRATION, Fingerprint, look_up_fingerprint, take_fingerprint
+from flows.simulation.replay import replay_episode
+from storage.datasets.reader import read_manifest
 from storage.errors import BadInput, ChangedEnvironmentWarning
-from storage.steps import read_manifest
 from storage.store import Store
 
 SOURCE = """

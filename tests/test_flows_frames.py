@@ -10,16 +10,16 @@ from typing import Any
 import numpy as np
 import pytest
 
+from annotate.prompting.requests import AnnotateConfig, Request
 from annotate.providers.scripted import ScriptedProvider, text_message
-from annotate.requests import AnnotateConfig, Request
-from annotate.run import annotate_run
-from flows.collect import CollectConfig, collect
-from flows.label import plan
-from flows.playing.frames import FrameRenderer, encode_png, make_rendering, shrink, tile
-from flows.questions import LabelConfig
+from annotate.runs.run import annotate_run
+from flows.datasets.collect import CollectConfig, collect
+from flows.labelling.label import plan
+from flows.labelling.questions import LabelConfig
+from flows.simulation.frames import FrameRenderer, encode_png, make_rendering, shrink, tile
+from storage.datasets.reader import read_manifest
 from storage.errors import BadInput
 from storage.schema import Manifest
-from storage.steps import read_manifest
 from storage.store import Store
 
 TWO_STAGE = {"model": "seeing", "two_stage": True, "windows": 2, "rows": 60}

@@ -11,19 +11,19 @@ import pytest
 from store_state import counts_of, state_of
 from toy_environment import CARD, TOY, gather_toys, make_baseline, save_folder
 
-from flows.collect import CollectConfig
-from flows.gather import gather, take_in
-from flows.judging.lineage import find_recorded_baseline
-from flows.questions import LabelConfig, write_questions
+from flows.datasets.collect import CollectConfig
+from flows.datasets.gather import gather, take_in
+from flows.labelling.questions import LabelConfig, write_questions
+from flows.refinement.lineage import find_recorded_baseline
+from storage.content_hash import sha256_bytes
+from storage.datasets.reader import read_manifest
 from storage.errors import BadInput, DamagedStore, LeftOutWarning
-from storage.exporting import export_csv
-from storage.identity import sha256_bytes
-from storage.pulling import pull_store
-from storage.pushing import push_store
-from storage.steps import read_manifest
+from storage.exporting.datasets import export_csv
+from storage.remote.pull import pull_store
+from storage.remote.push import push_store
 from storage.store import CARD as CARD_FILE
 from storage.store import MANIFEST, Store
-from storage.verify import verify_store
+from storage.upkeep.verify import verify_store
 
 
 def config(folder: Path) -> CollectConfig:
@@ -57,7 +57,7 @@ def test_a_gathering_that_was_killed_before_its_policy_was_kept_keeps_it_the_nex
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr("flows.gather.record_baseline", None)
+        patch.setattr("flows.datasets.gather.record_baseline", None)
         with pytest.raises(TypeError):
             gather(store, config(tmp_path))
     assert counts_of(store)["policies"] == 0

@@ -24,15 +24,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from toy_datasets import make_draft, make_episode, write
 
-from annotate.cards import load_card
-from annotate.importing import import_annotations
+from annotate.cards.cards import load_card
+from annotate.importing.labels import import_annotations
+from annotate.importing.rules import import_rules
 from annotate.providers.answers import read_answers
-from annotate.rule_importing import import_rules
 from flows import cli
-from flows.settings import read_settings
-from refine.policy import MlpPolicy
+from flows.deployment.settings import read_settings
+from refine.policies.mlp import MlpPolicy
 from storage.errors import TrajnoteError
-from storage.importing import import_rows
+from storage.importing.import_dataset import import_rows
 from storage.schema import Space
 from storage.store import Store
 

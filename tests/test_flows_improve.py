@@ -12,14 +12,14 @@ import pytest
 from store_state import state_of
 from toy_environment import REACH, TOY, gather_toys, make_baseline, save_folder, small_config, write_labels
 
-from annotate.importing import import_annotations
-from flows.gather import take_in
-from flows.improve import Outcome, improve
-from flows.judging import arms
-from flows.judging import judge as judging
-from flows.outcome import as_json, sentences
+from annotate.importing.labels import import_annotations
+from flows.datasets.gather import take_in
+from flows.refinement import arms
+from flows.refinement import evaluator as judging
+from flows.refinement.improve import Outcome, improve
+from flows.refinement.present import as_json, sentences
+from storage.datasets.reader import read_episode
 from storage.errors import BadInput, Prerequisite
-from storage.steps import read_episode
 from storage.store import Store
 
 

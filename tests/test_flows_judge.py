@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 from toy_environment import REACH, TOY, make_baseline
 
-from flows.judging import judge as judging
-from flows.judging.judge import Contestant, Judge
-from flows.playing.environments import make_environment
-from flows.playing.rollout import returns_of
-from flows.playing.trust import Named
-from refine.gate import interval
-from refine.policy import MlpPolicy
+from flows.policies.trust import Named
+from flows.refinement import evaluator as judging
+from flows.refinement.evaluator import Contestant, Judge
+from flows.simulation.environments import make_environment
+from flows.simulation.rollout import returns_of
+from refine.evaluation.gate import interval
+from refine.policies.mlp import MlpPolicy
 from storage.store import Store
 
 SEEDS = range(500, 510)

@@ -10,16 +10,16 @@ from typing import Any
 import pytest
 from toy_environment import CARD, answers_of, gather_toys, make_baseline, small_config
 
-from annotate.cards import load_card
-from annotate.planning import plan_run
+from annotate.cards.cards import load_card
+from annotate.prompting.requests import AnnotateConfig
 from annotate.providers.scripted import ScriptedProvider, text_message
-from annotate.requests import AnnotateConfig
-from annotate.run import annotate_run
-from flows.gather import take_in
-from flows.improve import Outcome, improve
-from flows.judging.lineage import find_recorded_baseline, record_baseline
-from storage.policies import files_sha256, policy_files
-from storage.responses import raw_reply
+from annotate.runs.plan import plan_run
+from annotate.runs.run import annotate_run
+from flows.datasets.gather import take_in
+from flows.refinement.improve import Outcome, improve
+from flows.refinement.lineage import find_recorded_baseline, record_baseline
+from storage.annotations.responses import raw_reply
+from storage.policies.policies import files_sha256, policy_files
 from storage.store import Store
 
 

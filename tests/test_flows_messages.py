@@ -78,7 +78,7 @@ def test_every_option_that_a_text_names_is_one_of_some_command() -> None:
         "--version",
         "--ppo",
         *every_option(root()),
-    }  # `--ppo` is one of `python -m flows.train_baseline`
+    }  # `--ppo` is one of `python -m flows.policies.train_baseline`
     wrong: list[str] = []
     for room in ROOMS:
         for path in sorted((ROOT / room).rglob("*.py")):

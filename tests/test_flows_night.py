@@ -18,17 +18,17 @@ import pytest
 from store_state import counts_of, state_of
 from toy_environment import CARD, TOY, gather_toys, small_config, write_answers
 
-from flows import collect as collecting
-from flows import night as nights
-from flows.collect import CollectConfig
-from flows.gather import gather
-from flows.intake import take_in_new
-from flows.night import Night, run_night
-from flows.playing.fingerprint import Fingerprint
-from flows.settings import DeploymentConfig
-from storage.deployments import AlreadyRunning, alone
+from flows.datasets import collect as collecting
+from flows.datasets.collect import CollectConfig
+from flows.datasets.gather import gather
+from flows.deployment import night as nights
+from flows.deployment.intake import take_in_new
+from flows.deployment.night import Night, run_night
+from flows.deployment.settings import DeploymentConfig
+from flows.simulation.fingerprint import Fingerprint
 from storage.errors import Prerequisite, ProviderFailed
-from storage.promotions import list_decisions, list_in_force, list_intakes
+from storage.policies.deployments import AlreadyRunning, alone
+from storage.policies.promotions import list_decisions, list_in_force, list_intakes
 from storage.store import Store
 
 TESTS = Path(__file__).parent
@@ -36,8 +36,8 @@ GATE = {"method": "full", "select": 4, "accept": 16, "report": 10, "placebo_draw
 PROGRAM = """
 import sys
 from pathlib import Path
-from flows.night import run_night
-from flows.settings import DeploymentConfig
+from flows.deployment.night import run_night
+from flows.deployment.settings import DeploymentConfig
 from storage.store import Store
 config = DeploymentConfig.model_validate_json(Path(sys.argv[1]).read_text())
 run_night(Store.create(config.store), "toy", config)

@@ -10,9 +10,9 @@ from anthropic_server import KEY, AnthropicServer
 from test_flows_sending import CARD
 from toy_datasets import make_draft, make_episode, write
 
-from flows.night import Night, run_night
-from flows.settings import DeploymentConfig
-from storage.promotions import count_labels
+from flows.deployment.night import Night, run_night
+from flows.deployment.settings import DeploymentConfig
+from storage.policies.promotions import count_labels
 from storage.store import Store
 
 

@@ -15,10 +15,10 @@ import pytest
 
 from flows import cli
 from flows.commands.output import format_cell, print_json, print_lines, print_table, progress_bars
-from flows.improve import Outcome
-from flows.judging.contest import ArmResult
-from flows.outcome import table_rows
-from refine.gate import Interval
+from flows.refinement.comparison import ArmResult
+from flows.refinement.improve import Outcome
+from flows.refinement.present import table_rows
+from refine.evaluation.gate import Interval
 
 ARMS = ("baseline", "labels", "no_labels", "shuffled", "random")
 

@@ -15,10 +15,10 @@ import pytest
 from store_state import state_of
 from toy_environment import CARD, TOY, gather_toys, small_config, write_answers
 
-from annotate.requests import AnnotateConfig
-from flows.collect import CollectConfig
-from flows.prefect_defaults import quieten_prefect
-from flows.questions import LabelConfig
+from annotate.prompting.requests import AnnotateConfig
+from flows.datasets.collect import CollectConfig
+from flows.labelling.questions import LabelConfig
+from flows.runtime.prefect_defaults import quieten_prefect
 from storage.errors import BadInput
 from storage.store import Store
 
@@ -26,16 +26,16 @@ quieten_prefect()
 
 from prefect.flows import load_flow_from_entrypoint  # noqa: E402
 
-from flows import pipeline  # noqa: E402
-from flows.pipeline import PipelineConfig, pipeline_flow  # noqa: E402
-from flows.prefect_server import Server, served  # noqa: E402
+from flows.deployment import pipeline  # noqa: E402
+from flows.deployment.pipeline import PipelineConfig, pipeline_flow  # noqa: E402
+from flows.runtime.prefect_server import Server, served  # noqa: E402
 
 TESTS = Path(__file__).parent
 PROGRAM = """
 import sys
-from flows.prefect_defaults import quieten_prefect
+from flows.runtime.prefect_defaults import quieten_prefect
 quieten_prefect()
-from flows.pipeline import PipelineConfig, pipeline_flow
+from flows.deployment.pipeline import PipelineConfig, pipeline_flow
 pipeline_flow(PipelineConfig.model_validate_json(sys.argv[1]))
 """
 
@@ -77,7 +77,7 @@ def configure(folder: Path, store: str) -> PipelineConfig:
 
 def test_every_flow_is_found_by_its_module_and_takes_values_only() -> None:
     for name in ("collect", "label", "improve", "pipeline"):
-        found = load_flow_from_entrypoint(f"flows.pipeline.{name}_flow")
+        found = load_flow_from_entrypoint(f"flows.deployment.pipeline.{name}_flow")
         assert found.name == name
         assert found.description
         assert found.parameters.model_dump()["properties"].keys() <= {

@@ -12,21 +12,22 @@ import pytest
 import torch
 from gymnasium import spaces as gym_spaces
 
-from flows.playing import policies
-from flows.playing.actors import ForeignActor, NetworkActor, check_mode
-from flows.playing.environments import Spaces, make_environment, spaces_of
-from flows.playing.policies import FORMS
-from flows.playing.rollout import acting_generator, rollout
-from flows.playing.trust import Named
-from refine import baselines, learnables
-from refine.policy import MlpPolicy
+from flows.policies import loading as policies
+from flows.policies.actors import ForeignActor, NetworkActor, check_mode
+from flows.policies.loading import FORMS
+from flows.policies.trust import Named
+from flows.simulation.environments import Spaces, make_environment, spaces_of
+from flows.simulation.rollout import acting_generator, rollout
+from refine.policies import from_d3rlpy as learnables
+from refine.policies import from_sb3 as baselines
+from refine.policies.mlp import MlpPolicy
 from storage.errors import BadInput, DamagedStore, Prerequisite
-from storage.policies import save_policy
+from storage.policies.policies import save_policy
 from storage.schema import Space
 from storage.store import Store
 
 sb3 = pytest.importorskip("stable_baselines3")
-import d3rlpy  # noqa: E402  (after refine.baselines, which silences the old gym)
+import d3rlpy  # noqa: E402  (after refine.policies.from_sb3, which silences the old gym)
 
 torch.set_num_threads(1)
 CARTPOLE = ("CartPole-v1", {})

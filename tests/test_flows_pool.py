@@ -9,16 +9,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from flows.collect import CollectConfig, collect
-from flows.playing.actors import RandomActor
-from flows.playing.environments import look_up_spaces
-from flows.playing.pool import make_pool, play_pooled
-from flows.playing.replay import replay_episode
-from storage.datasets import list_datasets
+from flows.datasets.collect import CollectConfig, collect
+from flows.policies.actors import RandomActor
+from flows.simulation.environments import look_up_spaces
+from flows.simulation.envpool_engine import make_pool, play_pooled
+from flows.simulation.replay import replay_episode
+from storage.content_hash import canonical_json
+from storage.datasets.reader import read_episode, read_manifest
+from storage.datasets.registry import list_datasets
 from storage.errors import BadInput, Prerequisite
-from storage.identity import canonical_json
 from storage.schema import Episode, Manifest
-from storage.steps import read_episode, read_manifest
 from storage.store import Store
 
 HAS_ENVPOOL = importlib.util.find_spec("envpool") is not None
@@ -53,7 +53,7 @@ def test_an_episode_of_envpool_does_not_depend_on_how_many_run_beside_it(env_id:
 @needs_envpool
 def test_an_episode_of_envpool_does_not_depend_on_the_size_of_its_pool(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = play("LunarLander-v3", 2, max_steps=90)
-    monkeypatch.setattr("flows.playing.pool._POOL", 3)
+    monkeypatch.setattr("flows.simulation.envpool_engine._POOL", 3)
     assert list(map(bits_of, play("LunarLander-v3", 2, max_steps=90))) == list(map(bits_of, whole))
 
 

@@ -11,15 +11,15 @@ from pathlib import Path
 import httpx
 import pytest
 
-from flows.prefect_defaults import quieten_prefect
+from flows.runtime.prefect_defaults import quieten_prefect
 from storage.errors import RemoteFailed
 
 quieten_prefect()
 
 from prefect.settings import PREFECT_API_URL, temporary_settings  # noqa: E402
 
-from flows import prefect_server  # noqa: E402
-from flows.prefect_server import served, start_server  # noqa: E402
+from flows.runtime import prefect_server  # noqa: E402
+from flows.runtime.prefect_server import served, start_server  # noqa: E402
 
 
 @contextmanager

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from pydantic import TypeAdapter
 
-from annotate.cards import Card, load_card, packaged_cards
-from annotate.claims import Claim
-from flows.carding.experiments import Twins, wander
-from flows.carding.probe import Finding, probe_card
-from flows.playing.environments import make_environment
+from annotate.cards.cards import Card, load_card, packaged_cards
+from annotate.cards.claims import Claim
+from flows.cards.experiments import Twins, wander
+from flows.cards.probe import Finding, probe_card
+from flows.simulation.environments import make_environment
 from storage.errors import BadInput
 
 X, Z = 0, 2

@@ -11,16 +11,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from flows.collect import CollectConfig, collect
-from flows.playing import rollout as rollouts
-from flows.playing.actors import RandomActor
-from flows.playing.environments import make_environment, spaces_of
-from flows.playing.pool import play_pooled
-from flows.playing.rollout import rollout
-from refine.policy import Acts
+from flows.datasets.collect import CollectConfig, collect
+from flows.policies.actors import RandomActor
+from flows.simulation import rollout as rollouts
+from flows.simulation.environments import make_environment, spaces_of
+from flows.simulation.envpool_engine import play_pooled
+from flows.simulation.rollout import rollout
+from refine.policies.mlp import Acts
+from storage.datasets.reader import iterate_episodes
 from storage.errors import BadInput, TrajnoteWarning
 from storage.schema import Array
-from storage.steps import iterate_episodes
 from storage.store import Store
 
 
@@ -151,7 +151,7 @@ def test_a_pool_that_gives_no_finite_number_is_named(monkeypatch: pytest.MonkeyP
             shown[ids == 1, 2] = np.inf
             return shown, np.ones(len(ids)), np.zeros(len(ids), bool), np.zeros(len(ids), bool), {}
 
-    monkeypatch.setattr("flows.playing.pool.make_pool", lambda *_: Pool())
+    monkeypatch.setattr("flows.simulation.envpool_engine.make_pool", lambda *_: Pool())
     playing = play_pooled("CartPole-v1", {}, RandomActor(spaces.action), [5, 6], mode="sampled", first_id=10)
     with pytest.raises(BadInput, match=r"Episode 11, step 1: its observation is not finite: \[0.0, 0.0, inf, 0.0\]"):
         next(playing)

@@ -14,10 +14,10 @@ import pytest
 import torch
 from gymnasium import spaces as gym_spaces
 
-from flows.playing import policies
-from flows.playing.environments import Spaces, look_up_spaces, make_environment
-from flows.playing.trust import Named
-from refine.baselines import use_one_thread  # silences the old gym before the libraries below import it
+from flows.policies import loading as policies
+from flows.policies.trust import Named
+from flows.simulation.environments import Spaces, look_up_spaces, make_environment
+from refine.policies.from_sb3 import use_one_thread  # silences the old gym before the libraries below import it
 from storage.errors import BadInput
 
 sb3 = pytest.importorskip("stable_baselines3")

@@ -11,18 +11,18 @@ import gymnasium
 import numpy as np
 import pytest
 
-from flows.collect import CollectConfig, collect
-from flows.playing import replay as replays
-from flows.playing.actors import RandomActor
-from flows.playing.branches import Branch, play_branches
-from flows.playing.environments import make_environment
-from flows.playing.replay import Replay, check_replayable, replay_episode
-from flows.playing.rollout import rollout
-from flows.playing.trust import Home, Named
-from refine.policy import Acts
+from flows.datasets.collect import CollectConfig, collect
+from flows.policies.actors import RandomActor
+from flows.policies.trust import Home, Named
+from flows.simulation import replay as replays
+from flows.simulation.branches import Branch, play_branches
+from flows.simulation.environments import make_environment
+from flows.simulation.replay import Replay, check_replayable, replay_episode
+from flows.simulation.rollout import rollout
+from refine.policies.mlp import Acts
+from storage.datasets.reader import read_episode
 from storage.errors import BadInput
 from storage.schema import Episode, Manifest
-from storage.steps import read_episode
 from storage.store import Store
 
 Cartpole = tuple[Episode, Manifest]

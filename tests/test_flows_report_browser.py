@@ -10,7 +10,7 @@ import pytest
 from report_world import HOSTILE, make_judged_store
 from toy_environment import gather_toys
 
-from flows.report import write_report
+from flows.reporting.report import write_report
 from storage.store import Store
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is in the extra dev")

@@ -13,14 +13,14 @@ import pytest
 from store_state import state_of
 from toy_environment import CARD, TOY, Answer, answers_of, make_baseline, save_folder, small_config, write_labels
 
-from annotate.importing import import_annotations
-from annotate.requests import AnnotateConfig
-from annotate.selection import select_episodes
-from flows.collect import CollectConfig
-from flows.improve import ImproveConfig, Outcome, improve
-from flows.questions import LabelConfig, write_questions
-from flows.rounds import RoundsConfig, Series, Work, check_seeds, plain_work, plan_round, run_rounds
-from flows.rounds_table import as_json, sentences, table_rows
+from annotate.importing.labels import import_annotations
+from annotate.prompting.requests import AnnotateConfig
+from annotate.prompting.selection import select_episodes
+from flows.datasets.collect import CollectConfig
+from flows.labelling.questions import LabelConfig, write_questions
+from flows.refinement.improve import ImproveConfig, Outcome, improve
+from flows.refinement.rounds import RoundsConfig, Series, Work, check_seeds, plain_work, plan_round, run_rounds
+from flows.refinement.rounds_table import as_json, sentences, table_rows
 from storage.errors import BadInput
 from storage.schema import Episode
 from storage.store import Store
@@ -217,5 +217,5 @@ def make(number: int, return_: float, place: float) -> Episode:
 def test_the_flow_of_rounds_is_found_by_its_module() -> None:
     from prefect.flows import load_flow_from_entrypoint
 
-    found = load_flow_from_entrypoint("flows.pipeline.rounds_flow")
+    found = load_flow_from_entrypoint("flows.deployment.pipeline.rounds_flow")
     assert (found.name, list(found.parameters.properties)) == ("rounds", ["config"])

@@ -11,15 +11,15 @@ from pathlib import Path
 import pytest
 from toy_environment import REACH, gather_toys, small_config, write_labels
 
-from annotate.importing import import_annotations
-from annotate.rule_importing import import_rules
+from annotate.importing.labels import import_annotations
+from annotate.importing.rules import import_rules
 from flows import cli
-from flows.improve import improve
-from flows.judging.opinions import find_opinions
-from flows.report import write_report
-from refine.rule_labels import RuleLabels
+from flows.refinement.improve import improve
+from flows.refinement.label_source import find_opinions
+from flows.reporting.report import write_report
+from refine.labels.rule_labels import RuleLabels
+from storage.datasets.reader import read_manifest, read_steps
 from storage.errors import BadInput, Prerequisite
-from storage.steps import read_manifest, read_steps
 from storage.store import Store
 
 RIGHT = [

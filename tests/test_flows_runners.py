@@ -17,23 +17,23 @@ import pytest
 from toy_environment import REACH, gather_toys, make_baseline, save_folder, small_config, write_labels
 from typer.testing import CliRunner
 
-import flows.processes
-from annotate.importing import import_annotations
-from flows.advantage import ReplayConfig, replay_labels
+import flows.runtime.processes
+from annotate.importing.labels import import_annotations
 from flows.cli import make_app
-from flows.collect import CollectConfig, collect
-from flows.judging.arms import Draw, Material, train_draw
-from flows.night import Night, run_night
-from flows.playing.workers import play_policies
-from flows.processes import share_out
-from flows.runners import PROCESSES, Runner, chosen_runner, parse_runner, running_on, workers_if_chosen
-from flows.settings import DeploymentConfig
-from refine.labels import labels_from_annotations
-from storage.annotations import load_annotations
+from flows.datasets.collect import CollectConfig, collect
+from flows.deployment.night import Night, run_night
+from flows.deployment.settings import DeploymentConfig
+from flows.labelling.label_replays import ReplayConfig, replay_labels
+from flows.refinement.arms import Draw, Material, train_draw
+from flows.runtime.processes import share_out
+from flows.runtime.runners import PROCESSES, Runner, chosen_runner, parse_runner, running_on, workers_if_chosen
+from flows.simulation.workers import play_policies
+from refine.labels.labels import labels_from_annotations
+from storage.annotations.annotations import load_annotations
+from storage.annotations.label_replays import load_label_replays
+from storage.datasets.reader import read_steps
 from storage.errors import BadInput, Prerequisite, TrajnoteError
-from storage.evidence import load_label_replays
 from storage.schema import Manifest
-from storage.steps import read_steps
 from storage.store import Store
 
 POLICIES = [make_baseline(REACH), make_baseline(REACH, "tanh")]
@@ -58,9 +58,9 @@ def two_workers(monkeypatch: pytest.MonkeyPatch) -> Generator[None]:
     """Every runner has two workers, wherever the tests run, and none outlives its test."""
     monkeypatch.delenv("TRAJNOTE_RUNNER", raising=False)
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parents[1])]))
-    monkeypatch.setattr(flows.processes, "core_count", lambda: 2)
+    monkeypatch.setattr(flows.runtime.processes, "core_count", lambda: 2)
     yield
-    flows.processes.let_go()
+    flows.runtime.processes.let_go()
 
 
 class World:
@@ -229,7 +229,7 @@ def test_a_night_runs_where_its_deployment_says(store: Store, monkeypatch: pytes
         seen.append(chosen_runner())
         return Night("a")
 
-    monkeypatch.setattr("flows.night._Night.run", look)
+    monkeypatch.setattr("flows.deployment.night._Night.run", look)
     run_night(store, "a", DeploymentConfig(inbox=Path("in"), runner="threads"))
     assert (seen, chosen_runner()) == ([Runner("threads")], None)
 

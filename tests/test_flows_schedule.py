@@ -17,9 +17,9 @@ from typing import Any, ClassVar
 import pytest
 from toy_environment import CARD, TOY, gather_toys, write_answers
 
-from flows.prefect_defaults import quieten_prefect
-from storage.deployments import alone
+from flows.runtime.prefect_defaults import quieten_prefect
 from storage.errors import BadInput, Prerequisite
+from storage.policies.deployments import alone
 from storage.store import Store
 
 quieten_prefect()
@@ -29,11 +29,11 @@ from prefect.blocks.webhook import Webhook  # noqa: E402
 from prefect.client.orchestration import get_client  # noqa: E402
 from prefect.flows import load_flow_from_entrypoint  # noqa: E402
 
-from flows import notices, schedule  # noqa: E402
-from flows.artifacts import Told, as_markdown  # noqa: E402
-from flows.night import Night  # noqa: E402
-from flows.prefect_server import Server, served, start_server  # noqa: E402
-from flows.schedule import make_deployments, nightly_flow  # noqa: E402
+from flows.deployment import notices, schedule  # noqa: E402
+from flows.deployment.artifacts import Told, as_markdown  # noqa: E402
+from flows.deployment.night import Night  # noqa: E402
+from flows.deployment.schedule import make_deployments, nightly_flow  # noqa: E402
+from flows.runtime.prefect_server import Server, served, start_server  # noqa: E402
 
 ROOT = Path(__file__).parent.parent
 SETTINGS = f"""
@@ -120,7 +120,7 @@ def test_a_beginning_that_fits_no_dataset_is_a_warning_of_every_night(
     settings.write_text(SETTINGS.replace('inbox = "inbox"', 'datasets = ["toy", "tyo-"]'))
     logged: list[tuple[object, ...]] = []
     monkeypatch.setattr(
-        "flows.artifacts.get_run_logger", lambda: SimpleNamespace(warning=lambda *said: logged.append(said))
+        "flows.deployment.artifacts.get_run_logger", lambda: SimpleNamespace(warning=lambda *said: logged.append(said))
     )
     warning = (
         f"no dataset of {settings.parent / 'elsewhere'} has a name that begins with 'tyo-', which `datasets` names"
@@ -211,7 +211,7 @@ def test_what_comes_from_elsewhere_is_text_in_an_artifact_and_never_markup() -> 
 
 def test_deployments_are_module_paths_with_their_schedule_and_run_once_at_a_time(settings: Path) -> None:
     (made,) = make_deployments(settings)
-    assert made.entrypoint == "flows.schedule.nightly_flow"
+    assert made.entrypoint == "flows.deployment.schedule.nightly_flow"
     assert load_flow_from_entrypoint(made.entrypoint).name == "nightly"
     assert made.parameters == {"deployment": "nightly", "settings": str(settings)}
     (elsewhere,) = make_deployments(settings, settings.parent / "elsewhere")
@@ -251,7 +251,7 @@ def test_prefect_yaml_deploys_to_a_process_pool_and_a_worker_runs_it(settings: P
     call("deploy", "--all")
     with get_client(sync_client=True) as client:
         deployment = client.read_deployment_by_name("nightly/nightly")
-        assert deployment.entrypoint == "flows.schedule.nightly_flow"
+        assert deployment.entrypoint == "flows.deployment.schedule.nightly_flow"
         run = client.create_flow_run_from_deployment(deployment.id)
     call("worker", "start", "--pool", "trajnote", "--run-once")
     with get_client(sync_client=True) as client:

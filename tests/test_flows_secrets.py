@@ -21,12 +21,12 @@ from urllib.parse import quote
 import pytest
 import zstandard
 
+from annotate.prompting.requests import Request
 from annotate.providers.anthropic import AnthropicProvider
 from annotate.providers.batch import BatchServer
-from annotate.requests import Request
 from flows.cli import main
-from storage.adopting import adopt_dataset
-from storage.responses import read_frames
+from storage.annotations.responses import read_frames
+from storage.datasets.adopt import adopt_dataset
 from storage.store import Store
 
 KEY = "sk-ant-api03-S3cr3t-0123456789_abcdefghijkl"
@@ -347,7 +347,8 @@ def test_a_flow_that_fails_leaves_no_key_with_prefect(server: EchoServer, poles:
     server.behaviour = "401"
     home = tmp_path / "prefect"
     script = (
-        "from pathlib import Path; from flows.pipeline import label_flow; from flows.questions import LabelConfig\n"
+        "from pathlib import Path; from flows.deployment.pipeline import label_flow\n"
+        "from flows.labelling.questions import LabelConfig\n"
         f"label_flow('cartpole-v1-f83dbaf4abde', LabelConfig(base_url={server.url!r}, limit=1), Path({str(poles)!r}))"
     )
     settings = {

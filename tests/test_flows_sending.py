@@ -13,9 +13,9 @@ from toy_datasets import make_draft, make_episode, write
 from typer.testing import CliRunner
 
 from flows.cli import make_app
-from storage.catalog import Catalog, create_file
+from storage.catalog.connection import Catalog, create_file
+from storage.catalog.migrations import MIGRATIONS, migrate
 from storage.errors import BadInput
-from storage.migrations import MIGRATIONS, migrate
 from storage.store import Store
 
 CARD = """
@@ -113,9 +113,9 @@ def test_a_store_from_before_batches_gets_their_columns(tmp_path: Path) -> None:
 
 
 def test_each_verb_is_a_task_for_a_schedule(desk: Desk) -> None:
-    from annotate.requests import AnnotateConfig
-    from flows.pipeline import ingest_task, plan_task, poll_task, submit_task
-    from flows.questions import LabelConfig
+    from annotate.prompting.requests import AnnotateConfig
+    from flows.deployment.pipeline import ingest_task, plan_task, poll_task, submit_task
+    from flows.labelling.questions import LabelConfig
 
     asked = AnnotateConfig(model="claude-haiku-4-5", windows=1, rows=4)
     config = LabelConfig(provider="batch", annotate=asked, card=str(desk.card), base_url=desk.server.url)

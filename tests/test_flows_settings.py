@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from flows.intake import period_start
-from flows.settings import CollectPlan, read_deployment, read_settings, write_template
+from flows.deployment.intake import period_start
+from flows.deployment.settings import CollectPlan, read_deployment, read_settings, write_template
 from storage.errors import BadInput, Prerequisite
 
 SMALL = '[deployments.a]\ninbox = "in"\n'

@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 from toy_environment import gather_toys, small_config, write_labels
 
-from annotate.importing import import_annotations
-from flows.improve import improve
-from flows.outcome import as_json
-from flows.tracking import enter_run, metrics_of
+from annotate.importing.labels import import_annotations
+from flows.refinement.improve import improve
+from flows.refinement.present import as_json
+from flows.reporting.tracking import enter_run, metrics_of
 from storage.errors import BadInput
 from storage.store import Store
 

@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from flows.playing.environments import make_environment, spaces_of
-from flows.playing.policies import load_policy
-from flows.playing.rollout import returns_of
-from flows.playing.trust import Named
-from flows.train_baseline import EVALUATION_SEEDS, TrainConfig, is_plateau, train_baseline
+from flows.policies.loading import load_policy
+from flows.policies.train_baseline import EVALUATION_SEEDS, TrainConfig, is_plateau, train_baseline
+from flows.policies.trust import Named
+from flows.simulation.environments import make_environment, spaces_of
+from flows.simulation.rollout import returns_of
 from storage.errors import BadInput
 
 pytest.importorskip("stable_baselines3")

@@ -4,11 +4,11 @@ from pathlib import Path
 
 import numpy as np
 
-from flows.judging.arms import Draw, Material
-from flows.judging.trainings import find_candidates, keep_candidates
+from flows.refinement.arms import Draw, Material
+from flows.refinement.training_cache import find_candidates, keep_candidates
 from refine.config import RefineConfig, Snapshot
-from refine.labels import Labels
-from refine.policy import MlpPolicy
+from refine.labels.labels import Labels
+from refine.policies.mlp import MlpPolicy
 from storage.schema import Space
 from storage.store import Store
 

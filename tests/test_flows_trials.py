@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from toy_environment import TOY
 
-from flows.judging.judge import Contestant, Returns
-from flows.judging.trials import Finding, Method, try_fields
-from flows.playing.environments import look_up_spaces
-from refine.gate import SeedPlan
-from refine.policy import MlpPolicy
+from flows.refinement.evaluator import Contestant, Returns
+from flows.refinement.selection import Finding, Method, try_fields
+from flows.simulation.environments import look_up_spaces
+from refine.evaluation.gate import SeedPlan
+from refine.policies.mlp import MlpPolicy
 
 PLAN = SeedPlan.starting_at(0, select=24, accept=96, report=10)
 SHORT_PLAN = SeedPlan.starting_at(0, select=12, accept=13, report=10)

@@ -24,22 +24,23 @@ import pytest
 import typer
 from toy_environment import TOY, gather_toys
 
-from annotate.importing import import_annotations
-from flows import cli, improve
-from flows.baselines import find_baseline
-from flows.estimating import appraise
-from flows.exchange import export_dataset
-from flows.gather import take_in
-from flows.night import run_night
-from flows.playing.environments import make_environment
-from flows.playing.frames import FrameRenderer
-from flows.playing.policies import load_policy
-from flows.playing.trust import Named, find_home, own_policy
-from flows.settings import DeploymentConfig
-from refine.policy import MlpPolicy
+from annotate.importing.labels import import_annotations
+from flows import cli
+from flows.datasets.export import export_dataset
+from flows.datasets.gather import take_in
+from flows.deployment.night import run_night
+from flows.deployment.settings import DeploymentConfig
+from flows.estimation import estimate as appraise
+from flows.policies.baselines import find_baseline
+from flows.policies.loading import load_policy
+from flows.policies.trust import Named, find_home, own_policy
+from flows.refinement import improve
+from flows.simulation.environments import make_environment
+from flows.simulation.frames import FrameRenderer
+from refine.policies.mlp import MlpPolicy
+from storage.datasets.reader import read_manifest, read_steps
 from storage.errors import BadInput, Prerequisite, TrajnoteError
-from storage.policies import save_policy
-from storage.steps import read_manifest, read_steps
+from storage.policies.policies import save_policy
 from storage.store import MANIFEST, Store
 
 ROOT = Path(__file__).parent.parent
@@ -124,7 +125,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Folder]:
 def rollouts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of an honest dataset; a copy's manifest says whatever a stranger likes."""
     store = Store.create(tmp_path_factory.mktemp("rollouts") / "store")
-    from flows.collect import CollectConfig, collect
+    from flows.datasets.collect import CollectConfig, collect
 
     config = CollectConfig(env_id="CartPole-v1", policy="random", episodes=12, max_steps=12, dataset="theirs")
     return store.dataset_dir(collect(store, config).dataset_id)
@@ -261,7 +262,7 @@ def without_training(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(improve.Contest, "run", stop)
     monkeypatch.setattr(appraise, "_train", stop)
-    monkeypatch.setattr("refine.distil.distil", lambda steps, *spaces, **options: _Distilled(*spaces))
+    monkeypatch.setattr("refine.policies.distil.distil", lambda steps, *spaces, **options: _Distilled(*spaces))
 
 
 class _Distilled:
@@ -316,8 +317,8 @@ def hand_over(way: str, store: Store, folder: Folder, victim: Path) -> Store:
     if way == "copied store":
         return Store.open(shutil.copytree(store.root, victim))
     if way == "pulled store":
-        from storage.pulling import pull_store
-        from storage.pushing import push_store
+        from storage.remote.pull import pull_store
+        from storage.remote.push import push_store
 
         url = (folder.path / "remote").as_uri()
         push_store(store, url)
@@ -547,7 +548,7 @@ def test_a_file_that_has_changed_since_it_was_collected_with_is_not_opened(
     environment = gymnasium.make("CartPole-v1")
     model = sb3.PPO("MlpPolicy", environment, n_steps=8, batch_size=8, device="cpu")
     model.save(folder.path / "model.zip")
-    from flows.collect import CollectConfig, collect
+    from flows.datasets.collect import CollectConfig, collect
 
     spec = Named(f"sb3:PPO:{folder.path / 'model.zip'}")
     manifest = collect(store, CollectConfig(env_id="CartPole-v1", policy=spec, episodes=2, max_steps=9))
@@ -563,8 +564,8 @@ def test_a_file_that_has_changed_since_it_was_collected_with_is_not_opened(
 
 
 def test_the_hash_of_a_policys_file_is_in_the_manifest_and_travels_with_exports(folder: Folder, store: Store) -> None:
-    from flows.collect import CollectConfig, collect
-    from storage.identity import sha256_file
+    from flows.datasets.collect import CollectConfig, collect
+    from storage.content_hash import sha256_file
 
     config = CollectConfig(env_id="CartPole-v1", policy="py:planted:act", episodes=2, max_steps=9)
     manifest = collect(store, config)
@@ -587,9 +588,14 @@ def test_a_text_that_is_not_the_users_is_refused_where_code_would_be_loaded(fold
 
 
 NAMING = {
-    "flows/playing/trust.py", "flows/rounds.py", "flows/intake.py", "flows/evaluate.py", "flows/demo.py",
-    "flows/train_baseline.py", "flows/reporting/rematch.py",
-}  # fmt: skip
+    "flows/policies/trust.py",
+    "flows/refinement/rounds.py",
+    "flows/deployment/intake.py",
+    "flows/refinement/evaluate.py",
+    "flows/demo.py",
+    "flows/policies/train_baseline.py",
+    "flows/reporting/viewer/side_by_side.py",
+}
 """Beside the command line: `policy:ID` of the store, the shipped example, and what is found to be the user's own."""
 
 

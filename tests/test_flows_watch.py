@@ -11,10 +11,10 @@ import pytest
 from report_world import make_judged_store
 from rich.console import Console
 
-from flows.improve import Outcome
-from flows.standing import look
-from flows.watch import draw
-from storage.catalog import insert_rows
+from flows.refinement.improve import Outcome
+from flows.reporting.standing import look
+from flows.reporting.watch import draw
+from storage.catalog.connection import insert_rows
 from storage.errors import CatalogLocked
 from storage.store import Store
 

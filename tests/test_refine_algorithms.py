@@ -8,13 +8,13 @@ import pytest
 import torch
 from scipy.special import log_softmax
 
-from refine.algorithms import create_algorithm, network_outputs, policy_module
-from refine.buffer import AnnotatedMiniBatch
 from refine.config import RefineConfig
-from refine.door import TorchMiniBatch, load_learnable, quiet
-from refine.losses import Notes, continuous_behaviour, discrete_behaviour, read_notes
-from refine.networks import as_logits, read_weights
-from refine.policy import MlpPolicy
+from refine.policies.mlp import MlpPolicy
+from refine.training.buffer import AnnotatedMiniBatch
+from refine.training.d3rlpy_setup import TorchMiniBatch, load_learnable, quiet
+from refine.training.losses import Notes, continuous_behaviour, discrete_behaviour, read_notes
+from refine.training.networks import as_logits, read_weights
+from refine.training.reference.factory import create_algorithm, network_outputs, policy_module
 from storage.errors import BadInput
 from storage.schema import Space
 

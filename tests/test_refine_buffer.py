@@ -3,14 +3,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from refine import packing
-from refine.buffer import AnnotatedBuffer
-from refine.labels import Labels
-from refine.packing import build_buffer
-from refine.policy import MlpPolicy
+from refine.labels.labels import Labels
+from refine.policies.mlp import MlpPolicy
+from refine.training import packing
+from refine.training.buffer import AnnotatedBuffer
+from refine.training.packing import build_buffer
+from storage.datasets.reader import StepArrays
 from storage.errors import BadInput
 from storage.schema import Space
-from storage.steps import StepArrays
 
 BOX = Space(kind="box", dtype="float64", size=2, low=(-9.0, -9.0), high=(9.0, 9.0))
 DISCRETE = Space(kind="discrete", dtype="int64", size=1, n=3, start=5)

@@ -5,11 +5,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from refine.distil import distil
-from refine.policy import MlpPolicy
+from refine.policies.distil import distil
+from refine.policies.mlp import MlpPolicy
+from storage.datasets.reader import StepArrays
 from storage.errors import BadInput
 from storage.schema import Array, Space
-from storage.steps import StepArrays
 
 BOX = Space(kind="box", dtype="float32", size=3, low=(-9.0,) * 3, high=(9.0,) * 3)
 DISCRETE = Space(kind="discrete", dtype="int64", size=1, n=3, start=4)

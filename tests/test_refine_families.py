@@ -29,10 +29,10 @@ from test_refine_train import (
     walker,
 )
 
-from refine.algorithms import create_algorithm, network_outputs, policy_module
 from refine.config import CONTINUOUS_ALGORITHMS, DISCRETE_ALGORITHMS, AlgorithmName, RefineConfig
-from refine.door import TorchMiniBatch, load_learnable, quiet
-from refine.losses import BehaviourLoss
+from refine.training.d3rlpy_setup import TorchMiniBatch, load_learnable, quiet
+from refine.training.losses import BehaviourLoss
+from refine.training.reference.factory import create_algorithm, network_outputs, policy_module
 from storage.errors import BadInput
 
 DISCRETE = [("A", name, "logits") for name in DISCRETE_ALGORITHMS if name != "recipe"]

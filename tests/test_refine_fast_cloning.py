@@ -3,14 +3,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from refine import train
 from refine.config import RefineConfig, Snapshot
-from refine.labels import Labels
-from refine.policy import Activation, Head, MlpPolicy
-from refine.stacked import Adam, StackedNetworks
+from refine.labels.labels import Labels
+from refine.policies.mlp import Activation, Head, MlpPolicy
+from refine.training import train
+from refine.training.fast.batched_mlp import Adam, StackedNetworks
+from storage.datasets.reader import StepArrays
 from storage.errors import BadInput
 from storage.schema import Space
-from storage.steps import StepArrays
 
 POINTS = Space(kind="box", dtype="float32", size=3)
 CHOICES = Space(kind="discrete", dtype="int64", size=1, n=4, start=2)

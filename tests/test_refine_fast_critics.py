@@ -7,15 +7,15 @@ import numpy as np
 import pytest
 from test_refine_fast_cloning import BETAS, Changes, baseline, changed, suggest, walk
 
-from refine.algorithms import create_algorithm
-from refine.buffer import AnnotatedBuffer
 from refine.config import RefineConfig
-from refine.door import NoopAdapterFactory
-from refine.fast_critic import FastCritic
-from refine.fast_engine import create_training
-from refine.networks import module_layers, reproducible
-from refine.packing import build_buffer
-from refine.policy import Head, MlpPolicy
+from refine.policies.mlp import Head, MlpPolicy
+from refine.training.buffer import AnnotatedBuffer
+from refine.training.d3rlpy_setup import NoopAdapterFactory
+from refine.training.fast.critic import FastCritic
+from refine.training.fast.engine import create_training
+from refine.training.networks import module_layers, reproducible
+from refine.training.packing import build_buffer
+from refine.training.reference.factory import create_algorithm
 from storage.schema import Array
 
 CASES: list[tuple[Head, Changes]] = [

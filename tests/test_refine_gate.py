@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from refine.gate import (
+from refine.evaluation.gate import (
     Interval,
     SeedPlan,
     decide_acceptance,

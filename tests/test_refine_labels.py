@@ -8,11 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from refine.config import RefineConfig
-from refine.labels import ARMS, Labels, arm_labels, check_labels, labels_from_annotations
-from refine.relabel import relabel, relabel_additive, relabel_potential
+from refine.labels.labels import ARMS, Labels, arm_labels, check_labels, labels_from_annotations
+from refine.labels.reward_relabelling import relabel, relabel_additive, relabel_potential
+from storage.datasets.reader import StepArrays
 from storage.errors import BadInput
 from storage.schema import Annotation, Space
-from storage.steps import StepArrays
 
 DISCRETE = Space(kind="discrete", dtype="int64", size=1, n=4)
 TORQUES = Space(kind="box", dtype="float32", size=2, low=(-1.0, -2.0), high=(1.0, 2.0))

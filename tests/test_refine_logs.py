@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from toy_environment import gather_toys, small_config, write_labels
 
-from annotate.importing import import_annotations
-from flows.improve import gather_material
-from refine.robust import refine_candidates
-from storage.steps import read_steps
+from annotate.importing.labels import import_annotations
+from flows.refinement.improve import gather_material
+from refine.labels.robust import refine_candidates
+from storage.datasets.reader import read_steps
 from storage.store import Store
 
 

@@ -5,11 +5,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from refine.labels import Labels
+from refine.labels.labels import Labels
 from refine.noise import NOISES, Noise, corrupt_labels, share_changed
+from storage.datasets.reader import StepArrays
 from storage.errors import BadInput
 from storage.schema import Space
-from storage.steps import StepArrays
 
 MOVES = Space(kind="discrete", dtype="int64", size=1, n=4, start=1)
 TORQUES = Space(kind="box", dtype="float32", size=2, low=(-1.0, 0.0), high=(1.0, 4.0))

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from refine import onnx_export
-from refine.onnx_export import INPUT, export_onnx
-from refine.policy import MlpPolicy
+from refine.policies import onnx_export
+from refine.policies.mlp import MlpPolicy
+from refine.policies.onnx_export import INPUT, export_onnx
 from storage.errors import BadInput
 from storage.schema import Space
 

@@ -9,12 +9,18 @@ import numpy as np
 import pytest
 
 from refine.config import RefineConfig
-from refine.consistency import out_of_fold
-from refine.estimates import Estimate, OpeConfig, estimated_gain, judge_estimated_improvement, judge_estimated_labels
-from refine.labels import Labels
-from refine.ope import estimate
-from refine.policy import MlpPolicy
-from storage.columns import StepArrays
+from refine.evaluation.estimates import (
+    Estimate,
+    OpeConfig,
+    estimated_gain,
+    judge_estimated_improvement,
+    judge_estimated_labels,
+)
+from refine.evaluation.held_out import out_of_fold
+from refine.evaluation.ope import estimate
+from refine.labels.labels import Labels
+from refine.policies.mlp import MlpPolicy
+from storage.datasets.columns import StepArrays
 from storage.errors import BadInput
 from storage.schema import Space
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from refine.policy import MlpPolicy
+from refine.policies.mlp import MlpPolicy
 from storage.errors import BadInput, DamagedStore
 from storage.schema import Space
 
@@ -226,6 +226,7 @@ def test_observations_of_another_width_are_refused() -> None:
 
 def test_acting_loads_no_learner() -> None:
     learners = "print(sorted({'torch', 'd3rlpy', 'gym'} & set(sys.modules)))"
-    code = f"import sys, refine.policy, refine.labels, refine.relabel, refine.gate; {learners}"
+    light = "refine.policies.mlp, refine.labels.labels, refine.labels.reward_relabelling, refine.evaluation.gate"
+    code = f"import sys, {light}; {learners}"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "[]"

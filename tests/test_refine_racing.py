@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from refine.gate import Decision, paired_difference
-from refine.racing import Rung, bound_gain, decide_early, list_looks, list_rungs, rank_survivors
+from refine.evaluation.gate import Decision, paired_difference
+from refine.evaluation.racing import Rung, bound_gain, decide_early, list_looks, list_rungs, rank_survivors
 from storage.errors import BadInput
 
 Drawn = Callable[[np.random.Generator, int], NDArray[np.float64]]

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 from test_refine_labels import DISCRETE, TORQUES, make_steps, some_labels
 
-from refine.crossed import interval_over_seeds
-from refine.gate import interval
-from refine.labels import Labels, check_labels
-from refine.references import label_like_expert, label_random_states, nearest_labels
+from refine.evaluation.gate import interval
+from refine.evaluation.variance_components import interval_over_seeds
+from refine.labels.labels import Labels, check_labels
+from refine.labels.reference_arms import label_like_expert, label_random_states, nearest_labels
+from storage.datasets.reader import StepArrays
 from storage.errors import BadInput
 from storage.schema import Space
-from storage.steps import StepArrays
 
 BOX = Space(kind="box", dtype="float32", size=3, low=(-9.0,) * 3, high=(9.0,) * 3)
 PLACES = Space(kind="discrete", dtype="int64", size=1, n=5)

@@ -6,15 +6,15 @@ import numpy as np
 import pytest
 
 from refine.config import RefineConfig
-from refine.consensus import find_borne_out
-from refine.labels import Labels
-from refine.policy import MlpPolicy
-from refine.readings import list_readings
-from refine.robust import refine_candidates
-from refine.train import refine
+from refine.labels.cross_fold_filter import find_borne_out
+from refine.labels.label_hypotheses import list_readings
+from refine.labels.labels import Labels
+from refine.labels.robust import refine_candidates
+from refine.policies.mlp import MlpPolicy
+from refine.training.train import refine
+from storage.datasets.reader import StepArrays
 from storage.errors import BadInput
 from storage.schema import Space
-from storage.steps import StepArrays
 
 # Points in a square; the right action is known: which side of the first axis, or the point itself as a force.
 PLANE = Space(kind="box", dtype="float32", size=2, low=(-1.0, -1.0), high=(1.0, 1.0))

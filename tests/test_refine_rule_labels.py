@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from test_refine_labels import DISCRETE, TORQUES, make_steps
 
-from refine.labels import Labels, arm_labels
-from refine.rule_labels import RuleLabels, labels_from_rules, place_rules, rule_arm_labels
+from refine.labels.labels import Labels, arm_labels
+from refine.labels.rule_labels import RuleLabels, labels_from_rules, place_rules, rule_arm_labels
+from storage.annotations.rules import Matches, Rule
 from storage.errors import BadInput
-from storage.rules import Matches, Rule
 
 STEPS = make_steps([5, 4])
 

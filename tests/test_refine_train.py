@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 
 import refine as room
-from refine.labels import Labels, arm_labels
-from refine.policy import MlpPolicy
-from refine.train import RefineConfig, refine
+from refine.labels.labels import Labels, arm_labels
+from refine.policies.mlp import MlpPolicy
+from refine.training.train import RefineConfig, refine
+from storage.datasets.reader import StepArrays
 from storage.errors import BadInput
 from storage.schema import Space
-from storage.steps import StepArrays
 
 # A gridworld whose best policies are known: from every cell, right or down, while there is room.
 SIDE = 4

@@ -9,8 +9,8 @@ import pytest
 from test_refine_train import FIRST_VISITS, FORCES, LABELS, MOVES, STEPS, push, pusher, walker
 
 from refine.config import RefineConfig
-from refine.labels import Labels
-from refine.weighting import agreement, relative_likelihood, weigh_labels
+from refine.labels.labels import Labels
+from refine.labels.weighting import agreement, relative_likelihood, weigh_labels
 
 
 def labels_at(rows: list[int], suggestions: np.ndarray, confidences: list[float]) -> Labels:

@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from storage.catalog import Catalog, Connection, insert_rows
+from storage.catalog.connection import Catalog, Connection, insert_rows
+from storage.catalog.migrations import MIGRATIONS, Migration, catalog_version, migrate
+from storage.catalog.rwlock import latch_of
 from storage.errors import BadInput, CatalogLocked, DamagedStore, Prerequisite
-from storage.latch import latch_of
-from storage.migrations import MIGRATIONS, Migration, catalog_version, migrate
 from storage.store import Store
 
 

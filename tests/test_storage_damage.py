@@ -12,16 +12,16 @@ import duckdb
 import pytest
 from toy_datasets import make_draft, make_episode, write
 
-from storage.annotations import insert_annotations
-from storage.catalog import Catalog
+from storage.annotations.annotations import insert_annotations
+from storage.catalog.connection import Catalog
+from storage.catalog.query import run_query
+from storage.content_hash import seal
+from storage.datasets.reader import read_steps
 from storage.errors import DamagedStore, DiskFailed, LeftOutWarning
-from storage.identity import seal
-from storage.policies import save_policy
-from storage.queries import run_query
+from storage.policies.policies import save_policy
 from storage.schema import Annotation
-from storage.steps import read_steps
 from storage.store import Store
-from storage.verify import verify_store
+from storage.upkeep.verify import verify_store
 
 ASKED = """SELECT dataset_id, count(*) AS rows, (SELECT count(*) FROM annotated_steps AS a
 WHERE a.dataset_id = steps.dataset_id) AS labels FROM steps GROUP BY ALL ORDER BY ALL"""

@@ -5,11 +5,11 @@ from pathlib import Path
 import pytest
 from toy_datasets import make_draft, make_episode, write
 
-from storage import writing
-from storage.datasets import find_finished, list_datasets, register_dataset, resolve_dataset
+from storage.datasets import writer as writing
+from storage.datasets.reader import StepsWriter, read_manifest
+from storage.datasets.registry import find_finished, list_datasets, register_dataset, resolve_dataset
 from storage.errors import BadInput, DamagedStore, Prerequisite
 from storage.schema import Manifest
-from storage.steps import StepsWriter, read_manifest
 from storage.store import Store
 
 

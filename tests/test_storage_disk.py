@@ -14,16 +14,16 @@ import pytest
 from crash_points import SCENARIOS, state_of
 from small_disk import SmallDisk, mounted
 
-from storage.catalog import insert_rows
-from storage.disk import explain_disk, refused_file
+from storage.annotations.responses import append_response, iterate_responses
+from storage.catalog.connection import insert_rows
+from storage.catalog.query import run_query
+from storage.disk.atomic import copy_file, write_whole
+from storage.disk.disk_reserve import ROOM_BYTES, hold_room, release_room
+from storage.disk.os_errors import explain_disk, refused_file
 from storage.errors import BadInput, DiskFailed
-from storage.files import copy_file, write_whole
-from storage.pieces import RowFile
-from storage.queries import run_query
-from storage.responses import append_response, iterate_responses
-from storage.room import ROOM_BYTES, hold_room, release_room
+from storage.importing.pieces import RowFile
 from storage.store import Store
-from storage.verify import verify_store
+from storage.upkeep.verify import verify_store
 
 RUN = {"run_id": "run", "dataset_id": "d1", "provider": "file", "model": "m" * 2000}
 

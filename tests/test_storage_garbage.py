@@ -9,14 +9,14 @@ from pathlib import Path
 import pytest
 from toy_datasets import make_draft, make_episode, write
 
-from storage.catalog import insert_rows
-from storage.deployments import AlreadyRunning, alone
+from storage.catalog.connection import insert_rows
 from storage.errors import BadInput
-from storage.garbage import delete_garbage, find_garbage
-from storage.policies import save_policy
-from storage.promotions import Decision, record_decision, record_intake
+from storage.policies.deployments import AlreadyRunning, alone
+from storage.policies.policies import save_policy
+from storage.policies.promotions import Decision, record_decision, record_intake
 from storage.store import Store
-from storage.verify import verify_store
+from storage.upkeep.garbage import delete_garbage, find_garbage
+from storage.upkeep.verify import verify_store
 
 LONG_AGO = time.time() - 7200
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from storage.errors import BadInput
-from storage.importing import import_rows
+from storage.importing.import_dataset import import_rows
 from storage.store import Store
 
 ROWS = 8

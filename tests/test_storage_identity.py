@@ -5,7 +5,7 @@ import math
 import pytest
 from pydantic import TypeAdapter
 
-from storage.identity import canonical_json, content_id, sha256_bytes
+from storage.content_hash import canonical_json, content_id, sha256_bytes
 from storage.schema import Space
 
 

@@ -11,11 +11,11 @@ import pyarrow.parquet as pq
 import pytest
 from toy_datasets import BOX3, PUSH, make_draft, make_episode, same, write
 
-from storage import writing
+from storage.datasets import writer as writing
+from storage.datasets.reader import iterate_episodes, read_episode
 from storage.errors import BadInput
-from storage.importing import import_rows
+from storage.importing.import_dataset import import_rows
 from storage.schema import Space
-from storage.steps import iterate_episodes, read_episode
 from storage.store import Store
 
 Rows = list[dict[str, Any]]

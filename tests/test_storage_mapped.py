@@ -13,13 +13,14 @@ import numpy as np
 import pytest
 from toy_datasets import make_draft, make_episode, same, write
 
-from storage import mapped, steps
-from storage.columns import StepArrays
+from storage.datasets import memory_map as mapped
+from storage.datasets import reader as steps
+from storage.datasets.columns import StepArrays
+from storage.datasets.reader import list_episodes, read_steps
 from storage.errors import DamagedStore
-from storage.garbage import delete_garbage, find_garbage
-from storage.steps import list_episodes, read_steps
 from storage.store import Store
-from storage.verify import verify_store
+from storage.upkeep.garbage import delete_garbage, find_garbage
+from storage.upkeep.verify import verify_store
 
 EPISODES = [make_episode(number, 3 + number) for number in range(7)]
 

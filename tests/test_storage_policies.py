@@ -2,9 +2,9 @@ from __future__ import annotations
 
 import pytest
 
-from storage import policies
 from storage.errors import BadInput, DamagedStore, Prerequisite
-from storage.policies import files_sha256, policy_files, policy_record, resolve_policy, save_policy
+from storage.policies import policies
+from storage.policies.policies import files_sha256, policy_files, policy_record, resolve_policy, save_policy
 from storage.store import Store
 
 FILES = {"policy.json": b'{"head": "logits"}', "weights.npz": bytes(range(256))}

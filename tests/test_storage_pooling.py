@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from toy_datasets import make_draft, make_episode, write
 
-from storage.catalog import insert_rows
+from storage.catalog.connection import insert_rows
+from storage.datasets.pooling import pool_annotations, read_pool
+from storage.datasets.reader import read_steps
 from storage.errors import BadInput
-from storage.pooling import pool_annotations, read_pool
-from storage.steps import read_steps
 from storage.store import Store
 
 

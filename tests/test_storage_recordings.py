@@ -16,15 +16,15 @@ from d3rlpy.dataset import Episode as D3rlpyEpisode
 from d3rlpy.dataset import InfiniteBuffer, ReplayBuffer
 from toy_datasets import make_draft, make_episode, same, write
 
-from storage import pieces
-from storage.column_mapping import parse_columns
+from storage.datasets.reader import iterate_episodes
+from storage.datasets.writer import StepsWriter
 from storage.errors import BadInput
-from storage.import_report import ImportReport
-from storage.importing import import_recording, import_rows, open_recording
+from storage.importing import pieces
+from storage.importing.column_mapping import parse_columns
+from storage.importing.import_dataset import import_recording, import_rows, open_recording
+from storage.importing.import_report import ImportReport
 from storage.schema import Episode, Manifest
-from storage.steps import iterate_episodes
 from storage.store import Store
-from storage.writing import StepsWriter
 
 EPISODES = [
     make_episode(number, length) for number, length in enumerate((3, 1, 4))
@@ -88,7 +88,7 @@ def nothing_written(store: Store) -> bool:
 def test_d4rl_with_next_observations_comes_in_bit_for_bit(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rows: int
 ) -> None:
-    monkeypatch.setattr("storage.hdf5_files.ROWS", rows)
+    monkeypatch.setattr("storage.importing.hdf5.ROWS", rows)
     manifest, episodes, report = take_in(store, d4rl(tmp_path / "d4rl.hdf5"))
     assert equal(episodes, EPISODES)
     assert report == ImportReport()
@@ -105,11 +105,11 @@ def test_an_import_that_was_killed_between_shards_goes_on_where_it_was(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = d4rl(tmp_path / "d4rl.hdf5")
-    monkeypatch.setattr("storage.importing.StepsWriter", partial(StepsWriter, shard_bytes=1))
+    monkeypatch.setattr("storage.importing.import_dataset.StepsWriter", partial(StepsWriter, shard_bytes=1))
     whole, _, _ = take_in(Store.create(tmp_path / "other"), path)
     with monkeypatch.context() as patched:
         patched.setattr(
-            "storage.writing.shard_name", lambda number: f"steps-{number:05d}.parquet" if not number else 1 / 0
+            "storage.datasets.writer.shard_name", lambda number: f"steps-{number:05d}.parquet" if not number else 1 / 0
         )
         with pytest.raises(ZeroDivisionError):
             take_in(store, path)

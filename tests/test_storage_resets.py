@@ -14,15 +14,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from storage.action_kinds import Choices
-from storage.column_mapping import parse_columns
-from storage.columns import decode_episodes
+from storage.datasets.columns import decode_episodes
+from storage.datasets.reader import iterate_episodes
 from storage.errors import BadInput
-from storage.import_report import ImportReport
-from storage.importing import import_recording, open_recording
-from storage.resets import ResetSigns
+from storage.importing.action_kinds import Choices
+from storage.importing.column_mapping import parse_columns
+from storage.importing.import_dataset import import_recording, open_recording
+from storage.importing.import_report import ImportReport
+from storage.importing.resets import ResetSigns
 from storage.schema import Episode, Manifest
-from storage.steps import iterate_episodes
 from storage.store import Store
 
 Row = dict[str, Any]

@@ -10,18 +10,18 @@ import numpy as np
 import pytest
 from toy_datasets import BOX3, make_draft, make_episode, write
 
-from storage import rule_views
-from storage.catalog import Catalog, insert_rows
+from storage.annotations.rule_summaries import list_rule_runs, summarise_rules
+from storage.annotations.rules import Rule, insert_rules, load_rules, match_rules
+from storage.catalog import rule_views
+from storage.catalog.connection import Catalog, insert_rows
+from storage.catalog.migrations import MIGRATIONS, migrate
+from storage.catalog.query import run_query
+from storage.datasets.reader import read_steps
 from storage.errors import BadInput
-from storage.migrations import MIGRATIONS, migrate
-from storage.predicates import read_predicate
-from storage.queries import run_query
-from storage.rule_summaries import list_rule_runs, summarise_rules
-from storage.rules import Rule, insert_rules, load_rules, match_rules
+from storage.predicates.predicates import read_predicate
 from storage.schema import Space
-from storage.steps import read_steps
 from storage.store import Store
-from storage.verify import verify_store
+from storage.upkeep.verify import verify_store
 
 TORQUES = Space(kind="box", dtype="float64", size=2, low=(-1.0, -1.0), high=(1.0, 1.0))
 

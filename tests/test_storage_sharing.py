@@ -18,18 +18,18 @@ from toy_datasets import make_draft, make_episode, write
 
 from benchmarks.object_server import KEY_ID, SECRET, s3_server
 from flows.cli import main
-from storage import pushing
-from storage.adopting import adopt_dataset
-from storage.catalog import insert_rows
-from storage.downloads import local_copy
+from storage.catalog.connection import insert_rows
+from storage.datasets.adopt import adopt_dataset
 from storage.errors import BadInput, DamagedStore, DiskFailed, Prerequisite, RemoteFailed
-from storage.parquet_tables import export_tables
-from storage.pulling import pull_store
-from storage.pushing import push_store
-from storage.remote import Remote
-from storage.snapshots import find_newest, read_snapshot
+from storage.exporting.tables import export_tables
+from storage.remote import push as pushing
+from storage.remote.download import local_copy
+from storage.remote.pull import pull_store
+from storage.remote.push import push_store
+from storage.remote.remote import Remote
+from storage.remote.snapshots import find_newest, read_snapshot
 from storage.store import Store
-from storage.verify import verify_store
+from storage.upkeep.verify import verify_store
 
 PROGRAM = Path(__file__).with_name("killed_snapshots.py")
 

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from toy_datasets import BOX3, make_draft, make_episode, same, write
 
+from storage.datasets.reader import StepsWriter, iterate_episodes, read_episode, read_manifest, read_steps, scan_steps
 from storage.errors import BadInput, CatalogLocked, DamagedStore
 from storage.schema import Episode, ManifestDraft, Space
-from storage.steps import StepsWriter, iterate_episodes, read_episode, read_manifest, read_steps, scan_steps
 from storage.store import Store
 
 

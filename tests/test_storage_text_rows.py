@@ -13,14 +13,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from storage import text_rows
-from storage.action_kinds import Choices
-from storage.column_mapping import parse_columns
+from storage.datasets.reader import iterate_episodes
 from storage.errors import BadInput
-from storage.import_report import ImportReport
-from storage.importing import import_recording, open_recording
+from storage.importing import text_rows
+from storage.importing.action_kinds import Choices
+from storage.importing.column_mapping import parse_columns
+from storage.importing.import_dataset import import_recording, open_recording
+from storage.importing.import_report import ImportReport
 from storage.schema import Manifest
-from storage.steps import iterate_episodes
 from storage.store import Store
 
 PLAIN = """episode_id,step,x,v,a,r,done

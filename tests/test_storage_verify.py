@@ -8,14 +8,14 @@ from pathlib import Path
 import pytest
 from toy_datasets import make_draft, make_episode, write
 
-from storage.annotations import insert_annotations
-from storage.catalog import insert_rows
+from storage.annotations.annotations import insert_annotations
+from storage.annotations.responses import append_response
+from storage.catalog.connection import insert_rows
 from storage.errors import DamagedStore
-from storage.policies import save_policy
-from storage.responses import append_response
+from storage.policies.policies import save_policy
 from storage.schema import Annotation
 from storage.store import Store
-from storage.verify import verify_store
+from storage.upkeep.verify import verify_store
 
 
 @pytest.fixture(scope="module")

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from toy_datasets import make_draft, make_episode, write
 
-from storage.catalog import insert_rows
+from storage.catalog.connection import insert_rows
+from storage.catalog.views import component_columns
 from storage.schema import Space
 from storage.store import Store
-from storage.views import component_columns
 
 BOX2 = Space(kind="box", dtype="float32", size=2, low=(-1.0, -1.0), high=(1.0, 1.0))
 FREE = Space(kind="box", dtype="float64", size=1)

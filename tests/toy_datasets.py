@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from storage.datasets.reader import StepsWriter
 from storage.schema import Episode, Manifest, ManifestDraft, Space
-from storage.steps import StepsWriter
 from storage.store import Store
 
 BOX3 = Space(kind="box", dtype="float32", size=3, low=(-1.0, float("-inf"), 0.0), high=(1.0, float("inf"), 9.0))

@@ -15,19 +15,19 @@ from typing import Any, Literal
 import gymnasium
 import numpy as np
 
-from annotate.cards import load_card
-from annotate.planning import plan_run
-from annotate.requests import AnnotateConfig, Question
-from flows.collect import CollectConfig
-from flows.gather import gather
-from flows.improve import ImproveConfig
-from flows.judging.contest import GateConfig
-from flows.playing.environments import look_up_spaces
-from flows.playing.trust import Named
+from annotate.cards.cards import load_card
+from annotate.prompting.requests import AnnotateConfig, Question
+from annotate.runs.plan import plan_run
+from flows.datasets.collect import CollectConfig
+from flows.datasets.gather import gather
+from flows.policies.trust import Named
+from flows.refinement.comparison import GateConfig
+from flows.refinement.improve import ImproveConfig
+from flows.simulation.environments import look_up_spaces
 from refine.config import RefineConfig
-from refine.policy import Head, MlpPolicy
+from refine.policies.mlp import Head, MlpPolicy
+from storage.datasets.reader import iterate_episodes, read_steps
 from storage.schema import Array, Manifest
-from storage.steps import iterate_episodes, read_steps
 from storage.store import Store
 
 STEPS = 8

@@ -17,10 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from storage.disk.untrusted import UnreadableError, decode_json, read_lines
 from storage.errors import BadInput
-from storage.untrusted import UnreadableError, decode_json, read_lines
 
-from ..messages import clean_text
+from ..parsing.messages import clean_text
 from .protocol import Reply
 from .scripted import text_message
 

@@ -16,7 +16,7 @@ from typing import Annotated
 
 import typer
 
-from flows.processes import core_count, share_out
+from flows.runtime.processes import core_count, share_out
 from storage.errors import BadInput, TrajnoteError
 from storage.store import Store
 

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.baselines import read_configurations
-from flows.judging.contest import GateConfig
-from flows.playing.trust import Named
-from refine.policy import Mode
+from flows.policies.trust import Named
+from flows.refinement.comparison import GateConfig
+from refine.policies.mlp import Mode
 
 CARDS = Path(__file__).resolve().parents[1] / "cards"
 FIRST_SEED = 2_000_000  # of the gate of training seed 0; far from datasets, trainings and `trajnote refine`

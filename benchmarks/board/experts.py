@@ -14,8 +14,8 @@ from typing import Protocol
 
 import numpy as np
 
-from refine.policy import MlpPolicy
-from storage.identity import content_id
+from refine.policies.mlp import MlpPolicy
+from storage.content_hash import content_id
 from storage.schema import Array
 
 

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from refine.policy import MlpPolicy
+from refine.policies.mlp import MlpPolicy
+from storage.content_hash import content_id
 from storage.errors import Prerequisite, TrajnoteError
-from storage.identity import content_id
 
 from .playing import Candidate, pass_gate, play
 from .rows import Row, append_row

@@ -12,8 +12,12 @@ from typing import Any
 import d3rlpy
 import numpy as np
 
-from refine.baselines import use_one_thread
-from refine.door import (
+from refine.labels.reward_relabelling import scale_of_returns
+from refine.policies.from_d3rlpy import from_d3rlpy
+from refine.policies.from_sb3 import use_one_thread
+from refine.policies.mlp import MlpPolicy
+from refine.policies.spaces import action_bounds, input_size, network_inputs, output_size
+from refine.training.d3rlpy_setup import (
     MinMaxActionScaler,
     MultiplyRewardScaler,
     NoopAdapterFactory,
@@ -21,14 +25,10 @@ from refine.door import (
     VectorEncoderFactory,
     quiet,
 )
-from refine.learnables import from_d3rlpy
-from refine.networks import reproducible
-from refine.packing import build_buffer
-from refine.policy import MlpPolicy
-from refine.relabel import scale_of_returns
-from refine.spaces import action_bounds, input_size, network_inputs, output_size
+from refine.training.networks import reproducible
+from refine.training.packing import build_buffer
+from storage.datasets.reader import StepArrays
 from storage.schema import Space
-from storage.steps import StepArrays
 
 from .playing import Candidate
 from .scenes import Scene, logged_labels

@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from flows.playing.environments import Spaces, make_environment
-from refine.policy import MlpPolicy
-from refine.spaces import input_size, network_inputs
+from flows.simulation.environments import Spaces, make_environment
+from refine.policies.mlp import MlpPolicy
+from refine.policies.spaces import input_size, network_inputs
+from storage.datasets.reader import iterate_episodes
 from storage.errors import Prerequisite
 from storage.schema import Episode
-from storage.steps import iterate_episodes
 from storage.store import Store
 
 from .resets import Counted, CriticalResets
@@ -62,7 +62,7 @@ def train_until(learn: Callable[[], Any], spent: Callable[[], int], budget: int)
 
 
 def _fine_tune(scene: Scene, seed: int, budget: int, *, states: Sequence[tuple[int, int]], bonus: float) -> Trained:
-    from refine import baselines  # torch; it also silences the old gym before the next import
+    from refine.policies import from_sb3 as baselines
 
     baselines.use_one_thread()
     from stable_baselines3.common.vec_env import DummyVecEnv
@@ -128,7 +128,7 @@ def _load_model(scene: Scene, environments: Any) -> Any:
 
 
 def _to_network(model: Any, baseline: MlpPolicy) -> MlpPolicy:
-    from refine import baselines
+    from refine.policies import from_sb3 as baselines
 
     return baselines.from_sb3(model, *Spaces(baseline.observation_space, baseline.action_space))
 

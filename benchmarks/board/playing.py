@@ -10,11 +10,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from flows.judging.judge import Contestant, Purpose, Returns
-from flows.judging.trials import try_fields
-from flows.playing.environments import EnvironmentMaker
-from flows.playing.rollout import rollout
-from refine.policy import MlpPolicy, Mode
+from flows.refinement.evaluator import Contestant, Purpose, Returns
+from flows.refinement.selection import try_fields
+from flows.simulation.environments import EnvironmentMaker
+from flows.simulation.rollout import rollout
+from refine.policies.mlp import MlpPolicy, Mode
 
 from .scenes import Scene
 

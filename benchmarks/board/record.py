@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from flows.judging.judge import Contestant
-from storage.catalog import insert_rows
-from storage.identity import content_id
+from flows.refinement.evaluator import Contestant
+from storage.catalog.connection import insert_rows
+from storage.content_hash import content_id
 from storage.store import Store
 
 from .results import Result, gain

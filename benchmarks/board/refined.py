@@ -10,12 +10,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from refine.baselines import use_one_thread
 from refine.config import RefineConfig
-from refine.labels import Labels, arm_labels
-from refine.train import refine
+from refine.labels.labels import Labels, arm_labels
+from refine.policies.from_sb3 import use_one_thread
+from refine.training.train import refine
+from storage.datasets.reader import StepArrays
 from storage.errors import Prerequisite
-from storage.steps import StepArrays
 
 from .playing import Candidate
 from .scenes import Scene, logged_labels, spread_states, suggested_labels
@@ -49,7 +49,7 @@ def make_labels(scene: Scene, arm: str, steps: StepArrays, seed: int) -> Labels:
     """The labels of an arm, at the annotator's states; where there is no annotator, at states spread over episodes.
 
     `oracle` takes the expert's greedy actions, `best_10` the logged actions of the tenth of the episodes with the
-    highest returns, at all of their states; the others are those of `refine.labels.arm_labels`.
+    highest returns, at all of their states; the others are those of `refine.labels.labels.arm_labels`.
 
     Raises:
         Prerequisite: when there is no annotator or no expert.

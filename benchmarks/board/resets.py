@@ -12,8 +12,8 @@ from typing import Any
 import gymnasium
 import numpy as np
 
-from flows.playing.environments import Environment
-from flows.playing.replay import play_until
+from flows.simulation.environments import Environment
+from flows.simulation.replay import play_until
 from storage.schema import Episode, Manifest
 
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
-from flows.judging.judge import Returns
-from refine.gate import CONFIDENCE, Interval, interval
+from flows.refinement.evaluator import Returns
+from refine.evaluation.gate import CONFIDENCE, Interval, interval
 
 from .jobs import ARMS
 from .rows import Row

@@ -13,20 +13,20 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from annotate.costs import estimate_calls, price
-from annotate.requests import DEFAULT_MODEL, AnnotateConfig
-from flows.collect import CollectConfig
+from annotate.costs.prices import estimate_calls, price
+from annotate.prompting.requests import DEFAULT_MODEL, AnnotateConfig
+from flows.datasets.collect import CollectConfig
+from flows.datasets.gather import gather
 from flows.demo import RECORDED_MODEL, take_example
-from flows.gather import gather
-from flows.label import label, plan
-from flows.questions import LabelConfig
-from refine.labels import Labels, labels_from_annotations
-from refine.policy import MlpPolicy
-from storage.annotations import load_annotations
+from flows.labelling.label import label, plan
+from flows.labelling.questions import LabelConfig
+from refine.labels.labels import Labels, labels_from_annotations
+from refine.policies.mlp import MlpPolicy
+from storage.annotations.annotations import load_annotations
+from storage.content_hash import content_id
+from storage.datasets.reader import StepArrays, read_steps
 from storage.errors import Prerequisite, TrajnoteError
-from storage.identity import content_id
 from storage.schema import Array, Manifest
-from storage.steps import StepArrays, read_steps
 from storage.store import Store
 
 from .entries import Entry, plain_name

@@ -6,9 +6,9 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from refine.gate import Interval
+from refine.evaluation.gate import Interval
+from storage.disk.atomic import write_whole
 from storage.errors import BadInput
-from storage.files import write_whole
 
 from .results import Result, gain
 

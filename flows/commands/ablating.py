@@ -49,14 +49,14 @@ def ablate(
     as_json: JsonOption = False,
 ) -> None:
     """Refine with suggestions, with rewards and with both, beside all arms and over several training seeds."""
-    from storage.datasets import resolve_dataset
+    from storage.datasets.registry import resolve_dataset
     from storage.store import Store
 
-    from ..ablate import AblateConfig
-    from ..ablate import ablate as compare
-    from ..ablation_table import as_json as to_json
-    from ..ablation_table import sentences, table_rows
-    from ..playing.trust import Named
+    from ..policies.trust import Named
+    from ..refinement.ablate import AblateConfig
+    from ..refinement.ablate import ablate as compare
+    from ..refinement.ablation_table import as_json as to_json
+    from ..refinement.ablation_table import sentences, table_rows
 
     sizes = {"select": select, "accept": accept, "report": report, "placebo_draws": draws}
     judging = {"first_seed": first_seed, "mode": gate_mode, "method": gate} | sizes

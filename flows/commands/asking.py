@@ -15,7 +15,7 @@ import typer
 from .options import ProviderOption, TrustOption
 
 if TYPE_CHECKING:
-    from ..questions import LabelConfig
+    from ..labelling.questions import LabelConfig
 
 
 def asks(command: Callable[..., None]) -> Callable[..., None]:
@@ -97,11 +97,11 @@ def _configure(
         bool, typer.Option("--count", help="plan: let the server count the tokens of some requests, for free.")
     ] = False,
 ) -> LabelConfig:
-    from annotate.batch_config import BatchConfig
-    from annotate.requests import AnnotateConfig
+    from annotate.prompting.requests import AnnotateConfig
+    from annotate.runs.batch_config import BatchConfig
 
-    from ..playing.trust import Named
-    from ..questions import LabelConfig
+    from ..labelling.questions import LabelConfig
+    from ..policies.trust import Named
 
     asked: dict[str, Any] = {
         "windows": labels,

@@ -9,7 +9,7 @@ import typer
 
 from storage.errors import BadInput
 
-from ..prefect_defaults import quieten_prefect
+from ..runtime.prefect_defaults import quieten_prefect
 from .options import (
     DEFAULT_STORE,
     ActingOption,
@@ -27,8 +27,8 @@ from .rounding import go_round
 if TYPE_CHECKING:
     from storage.store import Store
 
-    from ..improve import ImproveConfig, Outcome
-    from ..playing.trust import Named
+    from ..policies.trust import Named
+    from ..refinement.improve import ImproveConfig, Outcome
 
 ModeOption = Annotated[
     Literal["A", "R", "RA"],
@@ -161,13 +161,13 @@ def refine(
     as_json: JsonOption = False,
 ) -> None:
     """Refine a dataset's policy with its annotations, beside all controls, and let the gate judge every arm."""
-    from storage.datasets import resolve_dataset
-    from storage.steps import read_manifest
+    from storage.datasets.reader import read_manifest
+    from storage.datasets.registry import resolve_dataset
     from storage.store import Store
 
-    from ..improve import improve
-    from ..playing.trust import Named
-    from ..tracking import enter_run, load_tracker
+    from ..policies.trust import Named
+    from ..refinement.improve import improve
+    from ..reporting.tracking import enter_run, load_tracker
 
     config = _configure(
         refine={
@@ -228,12 +228,12 @@ def _appraise(
     as_json: bool,
 ) -> None:
     """Refine without a simulator, and tell what is estimated."""
-    from refine.estimates import OpeConfig
+    from refine.evaluation.estimates import OpeConfig
 
-    from ..estimating.appraisal import AppraiseConfig
-    from ..estimating.appraise import appraise
-    from ..estimating.words import as_json as to_json
-    from ..estimating.words import sentences, table_rows
+    from ..estimation.appraisal import AppraiseConfig
+    from ..estimation.estimate import appraise
+    from ..estimation.present import as_json as to_json
+    from ..estimation.present import sentences, table_rows
 
     asked = AppraiseConfig(
         refine=config.refine,
@@ -268,13 +268,13 @@ def evaluate(
     as_json: JsonOption = False,
 ) -> None:
     """Play a policy on fresh seeds: mean return with its 95% bootstrap interval."""
-    from refine.gate import Interval
+    from refine.evaluation.gate import Interval
     from storage.store import Store
 
-    from ..evaluate import EvaluateConfig
-    from ..evaluate import evaluate as play
-    from ..playing.environments import parse_env_kwargs
-    from ..playing.trust import Named
+    from ..policies.trust import Named
+    from ..refinement.evaluate import EvaluateConfig
+    from ..refinement.evaluate import evaluate as play
+    from ..simulation.environments import parse_env_kwargs
 
     config = EvaluateConfig(
         policy=Named(policy),
@@ -317,17 +317,17 @@ def pipeline(
     as_json: JsonOption = False,
 ) -> None:
     """Collect, annotate, refine and judge in one Prefect flow; each step resumes what an interruption left."""
-    from ..prefect_server import served, start_server
+    from ..runtime.prefect_server import served, start_server
 
     quieten_prefect()
     server = start_server()
-    from annotate.requests import AnnotateConfig
+    from annotate.prompting.requests import AnnotateConfig
 
-    from ..collect import CollectConfig
-    from ..pipeline import PipelineConfig, pipeline_flow
-    from ..playing.trust import Named
+    from ..datasets.collect import CollectConfig
+    from ..deployment.pipeline import PipelineConfig, pipeline_flow
+    from ..labelling.questions import LabelConfig
+    from ..policies.trust import Named
     from ..progress import listening
-    from ..questions import LabelConfig
 
     asked = AnnotateConfig(model=model) if model else AnnotateConfig()
     config = PipelineConfig(
@@ -350,7 +350,7 @@ def demo(
     as_json: JsonOption = False,
 ) -> None:
     """Run the shipped LunarLander example end to end, with recorded answers: no key, no network, no cost."""
-    from ..prefect_server import start_server
+    from ..runtime.prefect_server import start_server
 
     quieten_prefect()
     server = start_server()
@@ -372,8 +372,8 @@ def demo(
 def _configure(refine: dict[str, Any], gate: dict[str, Any], workers: int | None) -> ImproveConfig:
     from refine.config import RefineConfig
 
-    from ..improve import ImproveConfig
-    from ..judging.contest import GateConfig
+    from ..refinement.comparison import GateConfig
+    from ..refinement.improve import ImproveConfig
 
     return ImproveConfig(
         refine=RefineConfig.model_validate(refine), gate=GateConfig.model_validate(gate), workers=workers
@@ -381,8 +381,8 @@ def _configure(refine: dict[str, Any], gate: dict[str, Any], workers: int | None
 
 
 def _tell(outcome: Outcome, as_json: bool, extra: dict[str, Any] | None = None) -> None:
-    from ..outcome import as_json as to_json
-    from ..outcome import sentences, table_rows
+    from ..refinement.present import as_json as to_json
+    from ..refinement.present import sentences, table_rows
 
     if as_json:
         print_json({**to_json(outcome), **(extra or {})})

@@ -20,7 +20,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ..progress import Report
-from ..reporting.plain_text import visible
+from ..reporting.page.plain_text import visible
 
 _UNBROKEN = 28  # characters; a column whose cells are no longer than this is never broken over lines
 _PROSE = 24  # characters that a column of longer cells needs at least, to be read as prose

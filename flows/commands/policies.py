@@ -21,8 +21,8 @@ def register(app: typer.Typer) -> None:
 
 def current(store: StoreOption = DEFAULT_STORE, as_json: JsonOption = False) -> None:
     """Show which policy each deployment has in force, since when and why, and the folder where it always is."""
-    from storage.deployments import CURRENT
-    from storage.promotions import list_in_force
+    from storage.policies.deployments import CURRENT
+    from storage.policies.promotions import list_in_force
     from storage.store import Store
 
     opened = Store.open(store)
@@ -50,7 +50,7 @@ def export(
     """
     from storage.store import Store
 
-    from ..hand_over import hand_over
+    from ..policies.export_onnx import hand_over
 
     written = hand_over(Store.open(store), policy, out)
     if as_json:

@@ -51,8 +51,8 @@ def sql(
     Tables: datasets, episodes, annotation_runs, requests, responses, annotations, rejections, policies, refinements,
     evaluations, replays. Views: steps, annotated_steps, label_quality, spending, leaderboard.
     """
-    from storage.bounded import Bounds
-    from storage.queries import run_query
+    from storage.catalog.bounded import Bounds
+    from storage.catalog.query import run_query
     from storage.store import Store
 
     bounds = Bounds(timeout, None if memory is None else int(memory * 1e9))
@@ -79,7 +79,7 @@ def write_rows(rows: pa.Table, format_: Format, output: Path | None, max_rows: i
         sys.stdout.buffer.write(content)
         sys.stdout.buffer.flush()
     else:
-        from storage.files import write_whole
+        from storage.disk.atomic import write_whole
 
         write_whole(output, content)
 
@@ -161,7 +161,7 @@ def figures(
     """Draw a comparison's arms with their intervals, what the gate chose from, and the board of all environments."""
     from storage.store import Store
 
-    from ..figures import draw_figures
+    from ..reporting.figures import draw_figures
 
     files = draw_figures(Store.open(store), out, comparison=comparison, picture_format=picture_format)
     if as_json:

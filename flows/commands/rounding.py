@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 from .output import print_json, print_lines, print_table, progress_bars
 
 if TYPE_CHECKING:
-    from ..pipeline import PipelineConfig
-    from ..prefect_server import Server
+    from ..deployment.pipeline import PipelineConfig
+    from ..runtime.prefect_server import Server
 
 
 def go_round(pipeline: PipelineConfig, rounds: int, server: Server | None, as_json: bool) -> None:
@@ -19,12 +19,12 @@ def go_round(pipeline: PipelineConfig, rounds: int, server: Server | None, as_js
     """
     from storage.errors import BadInput, Prerequisite
 
-    from ..pipeline import rounds_flow
-    from ..prefect_server import served
+    from ..deployment.pipeline import rounds_flow
     from ..progress import listening
-    from ..rounds import RoundsConfig
-    from ..rounds_table import as_json as to_json
-    from ..rounds_table import sentences, table_rows
+    from ..refinement.rounds import RoundsConfig
+    from ..refinement.rounds_table import as_json as to_json
+    from ..refinement.rounds_table import sentences, table_rows
+    from ..runtime.prefect_server import served
 
     if pipeline.collect is None:
         raise BadInput("Rounds collect, each with another policy.")

@@ -38,8 +38,8 @@ def report(
     """
     from storage.store import Store
 
-    from ..playing.trust import Named
-    from ..report import write_report
+    from ..policies.trust import Named
+    from ..reporting.report import write_report
 
     with progress_bars() as bars:
         written = write_report(
@@ -67,9 +67,9 @@ def watch(
 
     from storage.store import Store
 
-    from ..standing import look
-    from ..watch import draw
-    from ..watch import watch as keep_watching
+    from ..reporting.standing import look
+    from ..reporting.watch import draw
+    from ..reporting.watch import watch as keep_watching
 
     opened = Store.open(store)
     if as_json:

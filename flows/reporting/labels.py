@@ -8,12 +8,12 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
-from annotate.health.calibration import EDGES, Bin
+from annotate.quality.calibration import EDGES, Bin
 from storage.store import Store
 
-from ..health import Checkup
-from .facts import Row, fetch
-from .subject import Subject
+from ..labelling.quality import Checkup
+from .queries import Row, fetch
+from .report_target import Subject
 
 POSITION_BINS = 20
 CONFIRMS = "confirms the logged action"
@@ -22,7 +22,7 @@ QUESTIONS = {
     "opinions": "other opinions agree",
     "replays": "better when replayed",
 }
-"""What the sources of `annotate.health.calibration` compare a label with, in a few words."""
+"""What the sources of `annotate.quality.calibration` compare a label with, in a few words."""
 _Z = 1.959963984540054  # of a 95% interval
 
 _LABELS = """

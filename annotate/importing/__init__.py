@@ -1,0 +1,1 @@
+"""Labels and rules that were made elsewhere."""

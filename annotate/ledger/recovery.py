@@ -1,0 +1,132 @@
+"""What an earlier command left behind when it was killed: replies that landed but were not entered, and dead calls."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+
+from pydantic import ValidationError
+
+from storage.catalog.connection import Connection
+from storage.disk.atomic import owned, write_whole
+from storage.errors import CatalogLocked
+from storage.store import Store
+
+from ..providers.protocol import Reply
+from ..runs.batch_config import MOST_ATTEMPTS
+from . import batches, ledger
+from .batches import Batch
+from .records import Landed, Note
+
+_LIVE_RUNS = """
+SELECT run_id FROM annotation_runs WHERE state <> 'done'
+UNION SELECT run_id FROM batches WHERE state IN ('intent', 'submitted')
+"""
+_NOTE = ".note.json"
+
+
+def recover(store: Store, most_attempts: int = MOST_ATTEMPTS) -> int:
+    """Enter replies that landed but were not entered, then free requests whose command has died.
+
+    Returns:
+        How many replies there were.
+    """
+    with store.catalog.read() as con:
+        runs = [run_id for (run_id,) in con.execute(_LIVE_RUNS).fetchall()]
+        entered = set(con.execute("SELECT file, line FROM responses").fetchall())
+        outcomes = batches.unsettled_items(con)
+        calls = batches.find_batches(con, ["submitted"], provider=None)
+    found = [
+        landed
+        for run_id in runs
+        for landed in ledger.read_whole(store, run_id)
+        if (landed.file, landed.line) not in entered and _takes_effect(landed, outcomes)
+    ]
+    if found:
+        with store.catalog.write() as con:
+            enter_landed(con, found, most_attempts)
+    noted = {batch_id for run_id in runs for batch_id in _enter_notes(store, run_id)}
+    for batch in calls:
+        if batch.batch_id not in noted:
+            _free_dead_calls(store, batch)
+    return len(found)
+
+
+def _takes_effect(landed: Landed, outcomes: Mapping[tuple[str, str], str | None]) -> bool:
+    """Whether a reply that was not entered says something new: a first outcome, or a message in place of a failure."""
+    record = landed.record
+    if record.batch_id is None:
+        return True
+    key = (record.batch_id, record.request_id)
+    return key in outcomes and (outcomes[key] is None or bool(record.message))
+
+
+def enter_landed(con: Connection, landed: Sequence[Landed], most_attempts: int = MOST_ATTEMPTS) -> None:
+    """Enter landed replies; a second time changes nothing."""
+    single = [reply for reply in landed if reply.record.batch_id is None]
+    if single:
+        ledger.record_replies(con, single, most_attempts)
+    for batch_id in dict.fromkeys(reply.record.batch_id for reply in landed):
+        if batch_id is not None:
+            mine = [reply for reply in landed if reply.record.batch_id == batch_id]
+            batches.take_landed(con, batch_id, mine, most_attempts)
+
+
+def enter_failure(con: Connection, batch_id: str | None, reply: Reply) -> None:
+    """Enter why a request has no reply."""
+    ledger.record_error(con, reply)
+    if batch_id is not None:
+        batches.end_item(con, batch_id, reply.request_id, "unknown" if reply.unknown else "errored")
+
+
+def leave_note(store: Store, run_id: str, note: Note) -> None:
+    """Put what cannot be entered now beside the run's raw replies."""
+    write_whole(store.responses_dir(run_id) / f"{note.batch_id}{_NOTE}", note.model_dump_json().encode())
+
+
+def settle(store: Store, run_id: str, note: Note) -> None:
+    """Enter what is known about a batch; where the catalog cannot be written, a note keeps it for the next command."""
+    try:
+        with store.catalog.write() as con:
+            _enter_note(con, note)
+    except BaseException:
+        leave_note(store, run_id, note)
+        raise
+
+
+def _enter_notes(store: Store, run_id: str) -> list[str]:
+    """Enter what earlier commands could not; a note goes away after that, and entering it twice is once.
+
+    Returns:
+        The batches that notes were about.
+    """
+    noted: list[str] = []
+    for path in sorted(store.responses_dir(run_id).glob(f"*{_NOTE}")):
+        with suppress(ValidationError):  # a file of somebody else stays where it is
+            note = Note.model_validate_json(path.read_bytes())
+            with store.catalog.write() as con:
+                _enter_note(con, note)
+            path.unlink()
+            noted.append(note.batch_id)
+    return noted
+
+
+def _enter_note(con: Connection, note: Note) -> None:
+    if note.remote_id is not None and note.created_at is not None:
+        batches.mark_submitted(con, note.batch_id, note.remote_id, note.created_at)
+    if note.refused is not None:
+        batches.refuse(con, note.batch_id, note.refused)
+    for reply in note.failures:
+        enter_failure(con, note.batch_id, reply)
+    if note.sent is not None:
+        batches.end_calls(con, note.batch_id, note.sent)
+
+
+def _free_dead_calls(store: Store, batch: Batch) -> None:
+    """Calls whose command was killed may have been answered and billed; nobody will know, so they are asked anew."""
+    try:
+        with owned(store.responses_dir(batch.run_id), f"the answers of {batch.run_id}"), store.catalog.write() as con:
+            batches.end_items(con, batch.batch_id, "lost", "its command was killed before the reply came")
+            batches.close_batch(con, batch.batch_id, "abandoned", "its command was killed")
+    except CatalogLocked:  # its command is alive, or the next one frees them
+        return

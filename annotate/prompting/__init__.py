@@ -1,0 +1,1 @@
+"""From a trajectory to a request: tables, statistics, selected steps, templates and the reply's schema."""

@@ -1,0 +1,215 @@
+"""What is asked, of which model, about which episode: canonical requests and their content-made names.
+
+It sends nothing and stores nothing. A request is exactly the parameters of a Messages call; its id is a hash of their
+JSON text in the order they are built in (the order of a schema's properties is the order a model answers in, so it
+counts), so any change of prompt, model, card, schema or data is a new request and equal content has an equal id.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from storage.errors import BadInput
+from storage.schema import Episode, Frozen
+
+from ..cards.cards import Card
+from .images import FrameSource, with_frames
+from .reply_schema import reply_schema
+from .statistics import DatasetStatistics
+from .tables import Table, render_table
+from .templates import Kind, render_episode, render_system
+
+DEFAULT_MODEL = "claude-sonnet-5-5"
+DEFAULT_MAX_TOKENS = 12_000
+"""Cap on a reply, room for a model's thinking included, where neither the user nor the server says another one."""
+MOST_UNSTREAMED_TOKENS = 21_333
+"""Cap on a reply of a single call where only the server's own limit is known: more can take longer than ten minutes."""
+
+
+class AnnotateConfig(Frozen):
+    """How a dataset is annotated; every field changes what is asked."""
+
+    model: str = Field(default=DEFAULT_MODEL, min_length=1, description="name of the model, as its provider calls it")
+    windows: int = Field(default=8, ge=1, le=64, description="labels asked for in an episode, one for each window")
+    rows: int = Field(default=40, ge=4, le=2000, description="rows of an episode's table; five for each window")
+    median_rows: int = Field(default=16, ge=4, le=2000, description="rows of the median episode's table")
+    max_tokens: int = Field(
+        default=DEFAULT_MAX_TOKENS,
+        ge=256,
+        description="cap on a reply that names requests; what is sent is the label option max_tokens",
+    )
+    two_stage: bool = Field(
+        default=False, description="identify critical steps first, suggest actions in a second call"
+    )
+    samples: int = Field(default=1, ge=1, le=100, description="independent answers asked for each episode")
+    frames: bool = Field(default=False, description="show a picture of the critical steps in the second stage")
+    kind: Literal["labels", "rules"] = Field(default="labels", description="labels of steps, or corrective rules")
+    rules: int = Field(default=10, ge=1, le=40, description="rules asked for, at most")
+    tables: int = Field(default=4, ge=1, le=50, description="episodes shown where rules are asked for")
+
+    @model_validator(mode="after")
+    def _choice(self) -> AnnotateConfig:
+        if self.kind == "labels" and self.rows < 3 * self.windows:
+            raise ValueError(
+                f"{self.rows} rows leave no choice in {self.windows} windows; give 3 rows a window or more"
+            )
+        if self.frames and not self.two_stage:
+            raise ValueError("frames show the critical steps, which only the second stage knows; add --two-stage")
+        if self.kind == "rules" and self.two_stage:
+            raise ValueError("rules are asked for in one stage; leave --two-stage out")
+        return self
+
+    @property
+    def entries(self) -> int:
+        """How many entries a reply has, at most."""
+        return self.rules if self.kind == "rules" else self.windows
+
+    def cap(self, given: int | None, limit: int | None, *, streamed: bool) -> int | None:
+        """The cap on a reply that is sent; None for the one in the requests.
+
+        Args:
+            given: what the user wants.
+            limit: the longest reply that the server allows the model.
+            streamed: whether a reply may take its time, as in Message Batches.
+        """
+        given = given or (self.max_tokens if self.max_tokens != DEFAULT_MAX_TOKENS else None)
+        if given is not None or limit is None:
+            return given
+        return limit if streamed else min(limit, MOST_UNSTREAMED_TOKENS)
+
+    @property
+    def told(self) -> dict[str, Any]:
+        """What a run is named by; an option that was added later counts only where it is used."""
+        if self.kind == "rules":
+            return self.model_dump(mode="json", exclude={"windows", "two_stage", "frames"})
+        later = {"kind", "rules", "tables"} | (set[str]() if self.frames else {"frames"})
+        return self.model_dump(mode="json", exclude=later)
+
+
+@dataclass(frozen=True)
+class Request:
+    """One call to a model."""
+
+    request_id: str
+    kind: Kind
+    params: Mapping[str, Any]  # of a Messages call
+    max_tokens: int | None = None  # cap on the reply that is sent in place of that in `params`; the id does not know it
+
+    @property
+    def sent(self) -> Mapping[str, Any]:
+        """The parameters as they are sent."""
+        return self.params if self.max_tokens is None else {**self.params, "max_tokens": self.max_tokens}
+
+    @property
+    def model(self) -> str:
+        """The model asked."""
+        return str(self.params["model"])
+
+    @property
+    def body(self) -> str:
+        """The canonical JSON text that the id is made of."""
+        return canonical_body(self.params)
+
+
+@dataclass(frozen=True)
+class Question:
+    """A request, and what its reply may speak about."""
+
+    request: Request
+    episode_id: int | None  # None where rules for all episodes are asked for
+    sample: int
+    steps: frozenset[int]  # the steps shown, which a label may name
+
+
+def canonical_body(params: Mapping[str, Any]) -> str:
+    """The JSON text of a call's parameters: as built, without spaces, not escaped."""
+    return json.dumps(params, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+
+
+def request_id_of(params: Mapping[str, Any], sample: int = 0) -> str:
+    """`r_` and a hash of the call's parameters; samples after the first get names of their own."""
+    text = canonical_body(params) + (f"#{sample}" if sample else "")
+    return f"r_{hashlib.sha256(text.encode()).hexdigest()[:48]}"
+
+
+class Questioner:
+    """Writes the questions of one run; they share their system prompt, byte by byte, and their schemas."""
+
+    def __init__(
+        self,
+        card: Card,
+        config: AnnotateConfig,
+        statistics: DatasetStatistics,
+        median: Episode,
+        frames: FrameSource | None = None,
+    ) -> None:
+        if config.frames and frames is None:
+            raise BadInput("Frames are asked for, but nothing renders them.", "Leave the option frames out.")
+        self.frames = frames if config.frames else None
+        self.card = card
+        self.config = config
+        self.statistics = statistics
+        kinds: tuple[Kind, ...] = ("identify", "suggest") if config.two_stage else ("mark",)
+        kinds = ("rules",) if config.kind == "rules" else kinds
+        self.systems: Mapping[Kind, str] = {
+            kind: render_system(card, statistics, median, kind=kind, median_rows=config.median_rows, rules=config.rules)
+            for kind in kinds
+        }
+        self.schemas = {kind: reply_schema(kind, card) for kind in kinds}
+
+    def ask_first(self, episode: Episode) -> list[Question]:
+        """The questions an episode starts with, one for each sample."""
+        table = self.table(episode)
+        kind: Kind = "identify" if self.config.two_stage else "mark"
+        text = render_episode(self.card, self.statistics, episode, table)
+        return [self._question(kind, episode.episode_id, text, table.steps, n) for n in range(self.config.samples)]
+
+    def ask_rules(self, shown: Sequence[Episode]) -> list[Question]:
+        """The questions for rules, one for each sample: some episodes, one table below the other."""
+        tables = [render_table(episode, self.card, rows=self.config.rows, windows=1) for episode in shown]
+        texts = [
+            render_episode(self.card, self.statistics, episode, table)
+            for episode, table in zip(shown, tables, strict=True)
+        ]
+        return [self._question("rules", None, "\n\n".join(texts), (), n) for n in range(self.config.samples)]
+
+    def ask_second(self, episode: Episode, marks: Sequence[tuple[int, str]], sample: int) -> Question:
+        """The second stage: what to do at the steps that the first one found.
+
+        Args:
+            episode: the same episode.
+            marks: steps with their rationales, from the validated first reply; at least one.
+            sample: which of the first stage's samples they come from.
+        """
+        text = render_episode(self.card, self.statistics, episode, self.table(episode), marks=marks)
+        steps = [step for step, _ in marks]
+        shown = text if self.frames is None else with_frames(text, self.frames(episode.episode_id, steps), steps)
+        return self._question("suggest", episode.episode_id, shown, steps, sample)
+
+    def table(self, episode: Episode) -> Table:
+        """The table of an episode, as its questions show it."""
+        return render_table(episode, self.card, rows=self.config.rows, windows=self.config.windows)
+
+    def _question(
+        self,
+        kind: Kind,
+        episode_id: int | None,
+        content: str | list[dict[str, Any]],
+        steps: Sequence[int],
+        sample: int,
+    ) -> Question:
+        params = {
+            "model": self.config.model,
+            "max_tokens": self.config.max_tokens,
+            "system": self.systems[kind],
+            "messages": [{"role": "user", "content": content}],
+            "output_config": {"format": {"type": "json_schema", "schema": self.schemas[kind]}},
+        }
+        request = Request(request_id_of(params, sample), kind, params)
+        return Question(request, episode_id, sample, frozenset(steps))

@@ -1,0 +1,334 @@
+"""Results out of Message Batches: how far they are, and what came back, each item once.
+
+Raw results are on the disk before anything reads them; small transactions enter them. Killed at any instant, the next
+call goes on where this one was. What the replies say becomes labels in `ledger/read_replies.py`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+
+from storage.annotations.responses import append_responses
+from storage.errors import ProviderFailed, TrajnoteError
+from storage.store import Store
+
+from ..ledger import batches, ledger
+from ..ledger.batches import Batch
+from ..ledger.read_replies import digest
+from ..ledger.records import BATCH, Landed, RawReply
+from ..ledger.recovery import recover
+from ..parsing.messages import clean_text
+from ..providers.answers import parse_answer
+from ..providers.batch import (
+    RESULTS_KEPT_DAYS,
+    BatchServer,
+    BrokenOffError,
+    NotThereError,
+    RemoteBatch,
+    ServerBusyError,
+)
+from .batch_config import BatchConfig
+from .reconcile import find_shipped, if_free, is_from_here, read_ids, reconcile, tell_elsewhere
+
+WARN_DAYS = 7
+"""Days before a server throws results away, from which on that is said."""
+CHUNK = 50
+"""Results that land with one touch of the disk and are entered in one transaction."""
+
+
+@dataclass(frozen=True)
+class Polled:
+    """One batch as the server sees it now."""
+
+    batch_id: str
+    run_id: str
+    remote_id: str
+    remote: RemoteBatch | None  # None while the server does not show it
+    warning: str | None
+    failure: str | None = None  # why nothing is known of it
+
+    @property
+    def ended(self) -> bool:
+        """Whether results can be fetched."""
+        return self.remote is not None and self.remote.ended
+
+    @property
+    def ended_at(self) -> datetime | None:
+        """When the server had finished it."""
+        return self.remote.ended_at if self.remote else None
+
+
+@dataclass
+class Ingested:
+    """What an ingest has done."""
+
+    batches: int = 0  # finished with
+    answered: int = 0  # requests that got their reply
+    returned: int = 0  # requests that came back without one: errored, canceled or expired
+    under_way: int = 0  # batches that are not finished with
+    reasons: Counter[str] = field(default_factory=Counter[str])  # of those, and how often
+    read: int = 0  # replies that became labels and rejections
+    warnings: list[str] = field(default_factory=list)
+    failed: list[str] = field(default_factory=list)  # batches and runs that could not be handled, and why
+    trouble: Exception | None = None  # why replies that landed could not be entered
+    unentered: int = 0  # those replies
+
+
+def poll(store: Store, server: BatchServer, config: BatchConfig) -> tuple[list[Polled], list[str]]:
+    """Ask the server how far the batches of all runs are; unknown ones are settled first.
+
+    Returns:
+        The batches, and what remains unknown, in words.
+
+    Raises:
+        ProviderFailed: if the server does not answer at all; what it says of one batch stops no other one.
+    """
+    recover(store, config.attempts)
+    unknown = reconcile(store, server, config.grace_s)
+    with store.catalog.read() as con:
+        shipped = batches.find_batches(con, ["intent", "submitted"])
+    unknown += [tell_elsewhere(server, batch) for batch in shipped if batch.base_url != server.base_url]
+    return [_look(store, server, batch) for batch in find_shipped(store, server, ["submitted"])], unknown
+
+
+def ingest(store: Store, server: BatchServer, config: BatchConfig) -> Ingested:
+    """Fetch the results of ended batches, of all runs, and enter replies and labels.
+
+    Raises:
+        ProviderFailed: if the server does not answer at all; what fails about one batch is in `failed`.
+        CatalogLocked: if another process holds the catalog for long; what was fetched is on the disk, and the next
+            command enters it.
+    """
+    polled, unknown = poll(store, server, config)
+    done = Ingested(
+        warnings=[*unknown, *(found.warning for found in polled if found.warning)],
+        failed=[found.failure for found in polled if found.failure],
+    )
+    for found in polled:
+        if found.remote is not None and (found.ended or found.remote.vanished):
+            _ingest_alone(store, server, config, found, done)
+    if done.trouble is not None:
+        raise _say_kept(done.trouble, done.unentered)
+    done.read = digest(store, done.failed)
+    done.under_way = len(find_shipped(store, server, ["intent", "submitted"]))
+    return done
+
+
+def _ingest_alone(store: Store, server: BatchServer, config: BatchConfig, found: Polled, done: Ingested) -> None:
+    """One batch, if nobody else works on its run; what is wrong with it is said, and stops no other one."""
+    with if_free(store, found.run_id) as is_mine:
+        if not is_mine:
+            done.warnings.append(f"{found.batch_id} is left to the process that works on {found.run_id}")
+            return
+        try:
+            _ingest_batch(store, server, config, found, done)
+        except ProviderFailed as error:
+            done.failed.append(f"{found.batch_id}: {error}")
+
+
+def _say_kept(error: Exception, replies: int) -> Exception:
+    if not isinstance(error, TrajnoteError):
+        return error
+    kept = f"{replies} replies are on the disk, and the next `trajnote annotate` command enters them"
+    return type(error)(f"{error.problem.rstrip('.')}; {kept}.", error.hint)
+
+
+def _look(store: Store, server: BatchServer, batch: Batch) -> Polled:
+    """How far a batch is; a server that answers nothing else either is out of reach."""
+    remote_id = batch.remote_id or ""
+    remote, warning, failure = None, None, None
+    try:
+        remote = server.retrieve(remote_id)
+        warning = _warn(batch.batch_id, remote, server.now()) if remote.ended else None
+    except NotThereError as error:
+        warning = f"{batch.batch_id} is not shown by the server now: {error}"
+        if not is_from_here(store, server, batch):
+            warning = tell_elsewhere(server, batch)
+    except ServerBusyError as error:
+        server.now()
+        failure = f"{batch.batch_id}: {error.problem}"
+    except ProviderFailed as error:
+        failure = f"{batch.batch_id}: {error.problem}"
+    return Polled(batch.batch_id, batch.run_id, remote_id, remote, warning, failure)
+
+
+def _warn(batch_id: str, remote: RemoteBatch, now: datetime) -> str | None:
+    vanishes = remote.created_at + timedelta(days=RESULTS_KEPT_DAYS)
+    if remote.vanished:
+        return f"{batch_id}: the server has thrown its results away, {RESULTS_KEPT_DAYS} days after it was made"
+    if vanishes - now > timedelta(days=WARN_DAYS):
+        return None
+    return f"{batch_id}: its results vanish on {vanishes:%Y-%m-%d %H:%M} UTC; `trajnote annotate ingest` fetches them"
+
+
+def _ingest_batch(store: Store, server: BatchServer, config: BatchConfig, found: Polled, done: Ingested) -> None:
+    with store.catalog.read() as con:
+        outcomes = batches.item_outcomes(con, found.batch_id)
+    if found.remote is None or found.remote.vanished:
+        with store.catalog.write() as con:
+            batches.end_items(con, found.batch_id, "lost", "its results were thrown away unread", failed=True)
+            batches.close_batch(con, found.batch_id, "abandoned", "its results were thrown away unread")
+        return
+    results = _Results(outcomes, _lines_landed(store, found) if any(outcomes.values()) else set())
+    try:
+        for lines in results.chunks(server.results(found.remote)):
+            _take(store, found, lines, config.attempts, done)
+    except (NotThereError, BrokenOffError) as error:
+        done.warnings.append(f"{found.batch_id}: {error}; the next ingest goes on")
+        return
+    if results.foreign:
+        done.warnings.append(
+            f"{found.batch_id}: its results name {len(results.foreign)} requests that it did not ask, "
+            f"such as {clean_text(min(results.foreign), 80)}; they are left out"
+        )
+    if done.trouble is None:
+        _finish(store, found, results, done)
+
+
+def _finish(store: Store, found: Polled, results: _Results, done: Ingested) -> None:
+    """All results were read: the batch is finished with, unless some are still to come."""
+    missing = results.missing
+    counted = found.remote.requests if found.remote else 0
+    open_ = results.unread if len(results.seen) < counted else missing if not counted or results.foreign else set[str]()
+    if open_:
+        done.warnings.append(f"{found.batch_id}: {len(open_)} of its requests have no result yet")
+        return
+    with store.catalog.write() as con:
+        batches.end_items(con, found.batch_id, "missing", "the results of its batch do not name it")
+        batches.close_batch(con, found.batch_id, "ingested", None, found.ended_at)
+    if missing:
+        done.warnings.append(f"{found.batch_id}: {len(missing)} of its requests have no result, by the server's count")
+    with store.catalog.read() as con:
+        if (dear := batches.find_excess(con, found.run_id)) is not None:
+            done.warnings.append(
+                f"{found.batch_id}: {dear}; no further batch of {found.run_id} is sent. {batches.GO_ON}"
+            )
+    done.batches += 1
+
+
+class _Results:
+    """The results of one batch, sorted: messages can be taken as they come, failures when all lines were read.
+
+    A server may name a request twice, in whatever order; then the message counts, for it was paid for.
+
+    Args:
+        outcomes: the requests of the batch, and what became of each before.
+        landed: hashes of its lines that are on the disk already.
+    """
+
+    def __init__(self, outcomes: Mapping[str, str | None], landed: set[str]) -> None:
+        self._outcomes = outcomes
+        self._known = landed
+        self.seen: set[str] = set()  # all that the results name
+        self._failures: list[tuple[str, str]] = []
+
+    @property
+    def foreign(self) -> set[str]:
+        """What the results name and the batch did not ask."""
+        return self.seen - self._outcomes.keys()
+
+    @property
+    def missing(self) -> set[str]:
+        """Requests without any result."""
+        return {key for key, outcome in self._outcomes.items() if outcome is None} - self.seen
+
+    @property
+    def unread(self) -> set[str]:
+        """Requests without a message that the results do not name; one that failed before may have one after all."""
+        return {key for key, outcome in self._outcomes.items() if outcome != "succeeded"} - self.seen
+
+    def chunks(self, lines: Iterable[str]) -> Iterator[dict[str, str]]:
+        """Lines that are new, by request, in parts of which each names a request once."""
+        yield from filter(None, _parts(self._messages(lines)))
+        yield from filter(None, _parts(self._failures))
+
+    def _messages(self, lines: Iterable[str]) -> Iterator[tuple[str, str]]:
+        for request_id, line in read_ids(lines):
+            self.seen.add(request_id)
+            mark = _hash(line)
+            if request_id not in self._outcomes or mark in self._known:
+                continue
+            self._known.add(mark)
+            if _is_message(line):
+                yield request_id, line
+            else:
+                self._failures.append((request_id, line))
+
+
+def _parts(pairs: Iterable[tuple[str, str]]) -> Iterator[dict[str, str]]:
+    """Pairs in parts; where reading breaks off, what was read comes first."""
+    part: dict[str, str] = {}
+    try:
+        for request_id, line in pairs:
+            if request_id in part or len(part) >= CHUNK:
+                yield part
+                part = {}
+            part[request_id] = line
+    except (NotThereError, BrokenOffError):
+        yield part
+        raise
+    yield part
+
+
+def _is_message(line: str) -> bool:
+    try:
+        return parse_answer(line).raw is not None
+    except ValueError:
+        return False
+
+
+def _hash(line: str) -> str:
+    return hashlib.sha256(line.encode("utf-8", "replace")).hexdigest()
+
+
+def _lines_landed(store: Store, found: Polled) -> set[str]:
+    """Hashes of a batch's lines that are on the disk."""
+    return {
+        _hash(landed.record.raw)
+        for landed in ledger.read_whole(store, found.run_id)
+        if landed.record.batch_id == found.batch_id
+    }
+
+
+def _take(store: Store, found: Polled, lines: dict[str, str], attempts: int, done: Ingested) -> None:
+    """Land some results, then enter them; where the catalog cannot be written, the next command enters them."""
+    landed = _land(store, found, [_record(found, request_id, line) for request_id, line in lines.items()])
+    if done.trouble is None:
+        try:
+            _enter(store, found, landed, attempts, done)
+        except Exception as error:
+            done.trouble = error
+    if done.trouble is not None:
+        done.unentered += len(landed)
+
+
+def _enter(store: Store, found: Polled, landed: Sequence[Landed], attempts: int, done: Ingested) -> None:
+    with store.catalog.write() as con:
+        taken = batches.take_landed(con, found.batch_id, landed, attempts)
+    with store.catalog.read() as con:
+        vain = batches.count_vain(con, [reply.record.request_id for reply in taken])
+    answered = len(taken) - vain.total()
+    done.answered += answered
+    done.reasons += vain
+    done.returned += len(taken) - answered
+
+
+def _land(store: Store, found: Polled, records: Sequence[RawReply]) -> list[Landed]:
+    places = append_responses(store, found.run_id, [record.model_dump(mode="json") for record in records])
+    return [Landed(file, line, record) for (file, line), record in zip(places, records, strict=True)]
+
+
+def _record(found: Polled, request_id: str, line: str) -> RawReply:
+    return RawReply(
+        request_id=request_id,
+        provider=BATCH,
+        recorded=False,
+        received_at=datetime.now(UTC).isoformat(),
+        provenance={"remote_id": found.remote_id},
+        raw=line.encode("utf-8", "replace").decode(),
+        batch_id=found.batch_id,
+    )

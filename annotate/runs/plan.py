@@ -1,0 +1,257 @@
+"""What a run would ask: the dataset read, its statistics taken, all questions written. Nothing is sent or stored."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from storage.annotations.rules import rule_columns
+from storage.content_hash import content_id
+from storage.datasets.checks import is_finite, require_finite
+from storage.datasets.reader import list_episodes, read_manifest, read_steps
+from storage.datasets.registry import pick
+from storage.errors import BadInput
+from storage.schema import Episode, Manifest
+from storage.store import Store
+
+from ..cards.cards import Card, card_sha256, check_card_against_spaces
+from ..costs.estimates import Counter, Estimate, correct_by_count, correct_by_replies, estimate_requests
+from ..ledger import ledger
+from ..ledger.records import Run
+from ..parsing.labels import Reading
+from ..parsing.rules import read_answer, rule_names
+from ..prompting.images import FrameSource
+from ..prompting.requests import AnnotateConfig, Question, Questioner, Request
+from ..prompting.selection import Method, select_episodes, spread_by_return
+from ..prompting.statistics import describe_dataset
+from ..prompting.templates import prompt_version
+
+
+@dataclass(frozen=True)
+class RunPlan:
+    """A run, and everything needed to ask its questions and to understand the replies."""
+
+    run: Run
+    card: Card
+    config: AnnotateConfig
+    questioner: Questioner
+    episodes: Mapping[int, Episode]  # asked about; discrete actions are indices into the card's list
+    questions: tuple[Question, ...]  # of the first stage
+
+    @property
+    def requests(self) -> list[Request]:
+        """The requests of the first stage."""
+        return [question.request for question in self.questions]
+
+
+def plan_run(
+    store: Store,
+    dataset_id: str,
+    card: Card,
+    config: AnnotateConfig | None = None,
+    *,
+    limit: int | None = None,
+    select: Method = "first",
+    select_seed: int = 0,
+    frames: FrameSource | None = None,
+) -> RunPlan:
+    """Write the questions of a run.
+
+    The run's id comes from all that is asked, so the same arguments always mean the same run; which episodes are asked
+    about does not count.
+
+    Args:
+        store: holds the dataset.
+        dataset_id: the dataset.
+        card: of its environment.
+        config: model, number of labels and the like.
+        limit: episodes to ask about; all when None.
+        select: how they are chosen, see `selection.select_episodes`.
+        select_seed: of that choice.
+        frames: renders critical steps, where the configuration asks for frames.
+
+    Raises:
+        BadInput: if there is no such dataset, it holds numbers that are not finite, or the card is not one for it.
+        DamagedStore: if the dataset is damaged.
+    """
+    config = config or AnnotateConfig()
+    manifest = read_manifest(store, dataset_id)
+    _check_card(card, manifest)
+    first_action = manifest.action_space.start
+    episodes = [_with_action_indices(episode, first_action) for episode in list_episodes(store, dataset_id)]
+    if not all(map(is_finite, episodes)):
+        require_finite(read_steps(store, dataset_id), dataset_id)
+    statistics = describe_dataset(episodes, card)
+    median = next(episode for episode in episodes if episode.episode_id == statistics.median_episode)
+    questioner = Questioner(card, config, statistics, median, frames)
+    if config.kind == "rules":
+        _check_names(card, manifest)
+        chosen = spread_by_return(episodes, config.tables)
+    else:
+        chosen = select_episodes(episodes, limit, method=select, seed=select_seed)
+    asked = {episode.episode_id: episode for episode in chosen}
+    questions = (
+        questioner.ask_rules(chosen)
+        if config.kind == "rules"
+        else [question for episode in chosen for question in questioner.ask_first(episode)]
+    )
+    return RunPlan(
+        run=_name_run(dataset_id, questioner, first_action),
+        card=card,
+        config=config,
+        questioner=questioner,
+        episodes=asked,
+        questions=tuple(questions),
+    )
+
+
+def plan_again(store: Store, name: str | None, render: Callable[[str], FrameSource]) -> RunPlan:
+    """The plan of a run that was started before, about the episodes that it has asked about.
+
+    Args:
+        store: holds the run.
+        name: of the run, or the beginning of it; the newest one that asked a model when None.
+        render: makes the pictures of a dataset, where the run shows some.
+
+    Raises:
+        BadInput: if there is no such run, or its prompt or its data have changed since.
+    """
+    with store.catalog.read() as con:
+        rows = con.execute(
+            "SELECT run_id, dataset_id, config, card FROM annotation_runs WHERE card IS NOT NULL ORDER BY created_at"
+        ).fetchall()
+        if not rows:
+            raise BadInput("No run of this store has asked a model.", "`trajnote annotate run` starts one.")
+        known = {run_id: rest for run_id, *rest in rows}
+        run_id = rows[-1][0] if name is None else pick(name, list(known), "annotation run")
+        found = con.execute("SELECT request_id FROM run_requests WHERE run_id = ?", [run_id]).fetchall()
+    dataset_id, config_json, card = known[run_id]
+    config = AnnotateConfig.model_validate_json(config_json)
+    frames = render(dataset_id) if config.frames else None
+    plan = plan_run(store, dataset_id, Card.model_validate_json(card), config, frames=frames)
+    asked = {request_id for (request_id,) in found}
+    questions = tuple(question for question in plan.questions if question.request.request_id in asked)
+    if plan.run.run_id != run_id or not questions:
+        raise BadInput(
+            f"The prompt or the data of the run {run_id} have changed since it asked.",
+            "`trajnote annotate run` asks with those of today.",
+        )
+    return replace(plan, questions=questions)
+
+
+def unanswered_requests(store: Store, plan: RunPlan) -> list[Request]:
+    """The requests that no reply in the store answers; a second stage's as soon as the first is answered."""
+    return _sort_out(store, plan)[0]
+
+
+def all_questions(store: Store, plan: RunPlan) -> list[Question]:
+    """The questions of a plan as far as they are known: those of a second stage follow from the first one's answers."""
+    return [*plan.questions, *(second_questions(store, plan) if plan.config.two_stage else ())]
+
+
+def second_questions(store: Store, plan: RunPlan) -> list[Question]:
+    """What to ask about the steps that the first stage found so far; episodes without any are finished."""
+    with store.catalog.read() as con:
+        unanswered = ledger.unanswered(con, plan.questions)
+    first = [question for question in plan.questions if question.request.request_id not in unanswered]
+    return [
+        plan.questioner.ask_second(
+            plan.episodes[question.episode_id],
+            [(label.step, label.rationale) for label in reading.labels],
+            question.sample,
+        )
+        for question, reading in earlier_readings(store, plan, first)
+        if reading.labels and question.episode_id is not None
+    ]
+
+
+def earlier_readings(store: Store, plan: RunPlan, questions: Sequence[Question]) -> list[tuple[Question, Reading]]:
+    """What the store's replies to some answered questions say."""
+    raw = ledger.find_replies(store, [question.request.request_id for question in questions])
+    return [(question, read_question(plan, question, raw[question.request.request_id])) for question in questions]
+
+
+def read_question(plan: RunPlan, question: Question, raw: str) -> Reading:
+    """Validate a raw reply to a question."""
+    return read_answer(raw, question.request.kind, plan.card, question.steps)
+
+
+def estimate_run(
+    store: Store,
+    plan: RunPlan,
+    *,
+    batch: bool = False,
+    count: Counter | None = None,
+    max_tokens: int | None = None,
+) -> Estimate:
+    """What the rest of a run will cost; each first stage that is open counts for a second one of equal length too.
+
+    Args:
+        store: holds the plan's dataset.
+        plan: from `plan_run`.
+        batch: at the price of Message Batches.
+        count: counts the tokens of some requests, where a server can be asked.
+        max_tokens: cap on a reply; that of the requests when None, for the server's limit is not asked for.
+    """
+    unanswered, answered = _sort_out(store, plan)
+    cap = plan.config.cap(max_tokens, None, streamed=batch)
+    pending = [replace(request, max_tokens=cap) for request in unanswered]
+    with store.catalog.read() as con:
+        known = correct_by_replies(con, plan.config.model, plan.config.entries)
+    return estimate_requests(
+        pending,
+        [request for request in pending if request.kind == "identify"],
+        answered=answered,
+        labels=plan.config.entries,
+        batch=batch,
+        known=known if count is None else correct_by_count(pending, count),
+    )
+
+
+def _sort_out(store: Store, plan: RunPlan) -> tuple[list[Request], int]:
+    """Of all requests known so far, those without a reply, and how many have one."""
+    asked = all_questions(store, plan)
+    with store.catalog.read() as con:
+        unanswered = ledger.unanswered(con, asked)
+    pending = [question.request for question in asked if question.request.request_id in unanswered]
+    return pending, len(asked) - len(pending)
+
+
+def _check_card(card: Card, manifest: Manifest) -> None:
+    if manifest.env_id is not None and card.env_id != manifest.env_id:
+        raise BadInput(
+            f"The card is for {card.env_id}, the dataset {manifest.dataset_id} is of {manifest.env_id}.",
+            "Name the right card with --card.",
+        )
+    check_card_against_spaces(card, manifest.observation_space, manifest.action_space)
+
+
+def _check_names(card: Card, manifest: Manifest) -> None:
+    """Rules speak of columns, so the card's names must be those of the dataset."""
+    told, there = rule_names(card), rule_columns(manifest)
+    if told != there or len(told) == 1:
+        raise BadInput(
+            f"The card of {card.env_id} calls the columns {', '.join(told)}; the dataset {manifest.dataset_id} has "
+            f"{', '.join(there)}.",
+            "Rules need equal names: collect or import the dataset with this card (--card).",
+        )
+
+
+def _with_action_indices(episode: Episode, first_action: int) -> Episode:
+    return replace(episode, actions=episode.actions - first_action) if first_action else episode
+
+
+def _name_run(dataset_id: str, questioner: Questioner, first_action: int) -> Run:
+    """A run is named by what it says and how it chooses rows; a card's claims say nothing to a model."""
+    card, config = questioner.card, questioner.config
+    told = [questioner.systems, card.model_dump(mode="json", exclude={"claims"}), config.told]
+    version = prompt_version("rules" if config.kind == "rules" else "mark")
+    return Run(
+        run_id=content_id("a_", [dataset_id, version, *told]),
+        dataset_id=dataset_id,
+        model=config.model,
+        prompt_version=version,
+        card_sha256=card_sha256(card),
+        config=config.told,
+        first_action=first_action,
+    )

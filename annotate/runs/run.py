@@ -1,0 +1,458 @@
+"""One annotation run from plan to finish: what is still open is asked, what was answered before is used again.
+
+It is the way from a dataset to a model's labels. The catalog's verbs are in `ledger/ledger.py`, the words in
+`prompting/templates.py`; who answers is behind `providers/protocol.py`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import closing
+from dataclasses import dataclass, replace
+
+from storage.catalog.connection import Catalog, Connection
+from storage.disk.atomic import owned
+from storage.errors import ProviderFailed, TrajnoteError
+from storage.store import Store
+
+from ..costs.prices import find_excess
+from ..ledger import batches, ledger
+from ..ledger.budget import CallBook, hasty
+from ..ledger.ledger import as_text
+from ..ledger.read_replies import digest
+from ..ledger.records import Landed, Note, Totals
+from ..ledger.recovery import enter_failure, enter_landed, leave_note, recover
+from ..parsing.labels import Reading, find_in_reply
+from ..prompting.requests import Question, Request
+from ..providers.protocol import Limited, Provider, Reply, Threaded, Written
+from .plan import (
+    RunPlan,
+    all_questions,
+    earlier_readings,
+    estimate_run,
+    plan_run,
+    read_question,
+    second_questions,
+    unanswered_requests,
+)
+
+__all__ = ["RunPlan", "RunSummary", "annotate_run", "estimate_run", "plan_run", "unanswered_requests"]
+
+Report = Callable[[str, int, int | None], None]
+_CHUNK = 50
+"""Replies entered in one transaction at most."""
+MOST_IN_A_ROW = 10
+"""Requests in a row that bring no answer, after which a command asks no further."""
+_LASTING = ("max_tokens", "context_window", "refusal")
+"""Reasons that the same request brings again, so that it is left to another command, with other options."""
+_REASONS = 4
+"""Reasons that a message names."""
+FLUSH_S = 1.0
+"""Seconds for which landed replies may wait for others, to be entered together; a killed command loses none of them."""
+
+
+@dataclass(frozen=True)
+class RunSummary:
+    """What a run has come to."""
+
+    run_id: str
+    dataset_id: str
+    model: str
+    episodes: int
+    was_done: bool  # there was nothing left to do
+    done: bool
+    reused: int  # requests that were answered before this command
+    asked: int  # requests that went to the provider now
+    answered: int  # of those, how many got a reply
+    pending: int  # requests without a reply; the same command asks them again
+    failed: int  # of those, how many were refused by the server
+    errors: Counter[str]  # what was said about requests without a reply, and how often
+    stopped: str | None  # why no further request was sent
+    estimated_usd: float | None  # what the answered requests were expected to cost when they were sent
+    totals: Totals  # labels, rejections, tokens and dollars of the whole run
+    under_way: int = 0  # of those, how many are in batches
+    is_halted: bool = False  # it was stopped by what the server did, not by the budget
+
+    @property
+    def failure(self) -> ProviderFailed | None:
+        """Why labels are missing, where that is the server's doing; None if nothing is missing for such a reason."""
+        if not self.errors and not self.is_halted:
+            return None
+        reasons = [f"{count} times {error}" for error, count in self.errors.most_common(_REASONS)]
+        if len(self.errors) > _REASONS:
+            reasons.append(f"and {len(self.errors) - _REASONS} other reasons")
+        missing = f"{self.errors.total()} of {self.pending + self.reused + self.answered} requests have no answer"
+        told = [f"{missing}: {'; '.join(reasons)}"] if reasons else []
+        problem = "; ".join([self.stopped, *told] if self.is_halted and self.stopped else told)
+        return ProviderFailed(f"{problem}.", advise(self.errors, self.failed, self.stopped))
+
+
+def annotate_run(
+    store: Store,
+    plan: RunPlan,
+    provider: Provider,
+    report: Report | None = None,
+    *,
+    budget_usd: float | None = None,
+    max_tokens: int | None = None,
+) -> RunSummary:
+    """Ask what is open of a plan, and enter labels and rejections; the same call again goes on where this one stopped.
+
+    Args:
+        store: holds the plan's dataset.
+        plan: from `plan_run`.
+        provider: who answers.
+        report: told of the progress.
+        budget_usd: dollars that the run may cost over all its commands, where the provider is paid.
+        max_tokens: cap on a reply; what the server allows the model when None, see `AnnotateConfig.cap`.
+
+    Raises:
+        BadInput: if the provider cannot answer, or there is a budget and no list price to hold against it.
+        ProviderFailed: if the server refuses everything; what was answered before is kept.
+        CatalogLocked: if another process works on this run, or holds the catalog for long; what came back is on the
+            disk, and the next command enters it.
+    """
+    recover(store)
+    worker = _Worker(store, plan, provider, report or _silent, budget_usd, max_tokens=max_tokens)
+    with store.catalog.read() as con:
+        was_done = ledger.is_done(con, plan.run.run_id) and not ledger.unanswered(con, plan.questions)
+    if not was_done or worker.find_corrections():
+        was_done = False
+        try:
+            worker.work()
+        except ProviderFailed as error:
+            with store.catalog.write() as con:
+                ledger.fail_run(con, plan.run.run_id, error.problem)
+            raise
+    return worker.summarise(was_done=was_done)
+
+
+class _Worker:
+    """Carries one command through its rounds: one for a plain run, two for a run in two stages."""
+
+    def __init__(
+        self,
+        store: Store,
+        plan: RunPlan,
+        provider: Provider,
+        report: Report,
+        budget_usd: float | None,
+        *,
+        max_tokens: int | None,
+    ) -> None:
+        self.store = store
+        self.plan = plan
+        self.provider = provider
+        self.report = report
+        self.budget_usd = budget_usd
+        self.max_tokens = max_tokens
+        self.is_correcting = False
+        self.book: CallBook | None = None
+        self.questions: list[Question] = []
+        self.asked = 0
+        self.answered = 0
+        self.kept: dict[str, Landed] = {}  # landed by the threads that received them, and not yet taken
+        self.landed: list[tuple[Question, Landed]] = []  # on the disk, and not yet in the catalog
+        self.failures: list[Reply] = []  # what came back without a message, and is not yet in the catalog
+        self.vain: dict[str, Question] = {}  # those whose reply in this command holds no answer
+        self.in_a_row = 0  # requests, up to now, that brought none
+        self.trouble: Exception | None = None  # the first thing that went wrong with a single reply
+        self.entered_at = time.monotonic()
+
+    def work(self) -> None:
+        """Both rounds, then the run is closed if nothing is open."""
+        self._round(self.plan.questions, complete=not self.plan.config.two_stage)
+        if self.plan.config.two_stage:
+            self._round(second_questions(self.store, self.plan), complete=True)
+        if self.is_correcting:
+            digest(self.store)  # other runs that ask the same
+        summary = self.summarise(was_done=False)
+        with self.store.catalog.write() as con:
+            if not ledger.unanswered(con, self.questions):
+                ledger.close_run(con, self.plan.run.run_id)
+            elif summary.failure is not None:
+                ledger.fail_run(con, self.plan.run.run_id, summary.failure.problem)
+
+    def summarise(self, *, was_done: bool) -> RunSummary:
+        """The state of the run, read from the catalog."""
+        with self.store.catalog.read() as con:
+            questions = self.questions or self.plan.questions
+            unanswered = ledger.unanswered(con, questions)
+            totals = ledger.total_run(con, self.plan.run.run_id)
+            estimated = ledger.estimated_usd(con, self.plan.run.run_id)
+            done = ledger.is_done(con, self.plan.run.run_id)
+        return RunSummary(
+            run_id=self.plan.run.run_id,
+            dataset_id=self.plan.run.dataset_id,
+            model=self.plan.run.model,
+            episodes=len(self.plan.episodes),
+            was_done=was_done,
+            done=done,
+            reused=len(questions) - len(unanswered) - self.answered,
+            asked=self.asked,
+            answered=self.answered,
+            pending=len(unanswered),
+            failed=sum(standing.state == "failed" for standing in unanswered.values()),
+            under_way=sum(standing.state == "in_batch" for standing in unanswered.values()),
+            errors=Counter(one.error for one in unanswered.values() if one.error and one.state != "in_batch"),
+            stopped=(self.book.ended or self.book.stopped) if self.book else None,
+            is_halted=bool(self.book and self.book.ended),
+            estimated_usd=estimated,
+            totals=totals,
+        )
+
+    def _round(self, questions: Sequence[Question], *, complete: bool) -> None:
+        self.questions += questions
+        known = [question.request.request_id for question in self.questions]
+        is_second = complete and self.plan.config.two_stage
+        with self.store.catalog.read() as con:
+            pending = ledger.unanswered(con, questions)
+            known += ledger.answered_in(con, self.plan.run.run_id) if is_second else []
+        self.provider.prepare(known, list(pending), complete=complete)
+        folder = self.store.responses_dir(self.plan.run.run_id)
+        folder.mkdir(parents=True, exist_ok=True)
+        with owned(folder, f"the answers of {self.plan.run.run_id}"):
+            with self.store.catalog.write() as con:
+                ledger.open_run(con, self.plan.run, self.plan.card, self.provider.name, recorded=self.provider.recorded)
+                ledger.add_questions(con, self.plan.run, questions)
+                if is_second:
+                    ledger.withdraw_second(con, self.plan.run.run_id, self.plan.questions, questions)
+                pending = ledger.unanswered(con, questions)
+            self._use_again([q for q in questions if q.request.request_id not in pending])
+            same, corrected = self._compare(questions)
+            is_open = {key for key, standing in pending.items() if standing.is_open}
+            self.is_correcting = self.is_correcting or bool(corrected - pending.keys())
+            self._ask([q for q in questions if q.request.request_id in (is_open - same) | corrected])
+
+    def find_corrections(self) -> set[str]:
+        """Requests of either stage that the provider answers otherwise than it did before."""
+        if not isinstance(self.provider, Written):
+            return set()
+        return self._compare(all_questions(self.store, self.plan))[1]
+
+    def _compare(self, questions: Sequence[Question]) -> tuple[set[str], set[str]]:
+        """Requests that the provider has answered before: in the same words, and in others."""
+        if not isinstance(self.provider, Written):
+            return set(), set()
+        ids = [question.request.request_id for question in questions]
+        before = ledger.newest_replies(self.store, self.provider.name, ids)
+        now = {key: self.provider.says(key) for key in before}
+        same = {key for key, raw in before.items() if raw == as_text(now[key] or "")}
+        return same, {key for key, raw in now.items() if raw is not None} - same
+
+    def _use_again(self, questions: Sequence[Question]) -> None:
+        """Enter what earlier replies say, where this run has not done so yet."""
+        if not questions:
+            return
+        with self.store.catalog.read() as con:
+            digested = ledger.digested(con, self.plan.run.run_id)
+        fresh = [question for question in questions if question.request.request_id not in digested]
+        readings = earlier_readings(self.store, self.plan, fresh)
+        for start in range(0, len(readings), _CHUNK):
+            with self.store.catalog.write() as con:
+                ledger.record_readings(con, self.store, self.plan.run, readings[start : start + _CHUNK])
+
+    def _ask(self, questions: Sequence[Question]) -> None:
+        """Ask; a reply that is under way when this is interrupted is waited for and kept."""
+        waiting = {question.request.request_id: question for question in questions}
+        self.report("asking", 0, len(questions))
+        if not self.provider.paid:
+            self.asked += len(waiting)
+            self._exchange([question.request for question in questions], waiting)
+            return
+        if isinstance(self.provider, Threaded):
+            self.provider.keep = self._keep
+        self._learn_limit(questions)
+        self._ask_all(waiting)
+        if self.vain and self.book and not self.book.ended:
+            self._ask_all(self._open_again())
+
+    def _learn_limit(self, questions: Sequence[Question]) -> None:
+        """Find out how long replies may be, and within seconds whether there is a server at all."""
+        if questions and isinstance(self.provider, Limited):
+            limit = self.provider.output_limit(self.plan.run.model)
+            self.max_tokens = self.plan.config.cap(self.max_tokens, limit, streamed=False)
+
+    def _open_again(self) -> dict[str, Question]:
+        """Those whose reply held no answer, and that may be asked again: once in each command."""
+        vain, self.vain = self.vain, {}
+        with self.store.catalog.read() as con:
+            standings = ledger.unanswered(con, list(vain.values()))
+        return {key: vain[key] for key, standing in standings.items() if standing.is_open}
+
+    def _ask_all(self, waiting: dict[str, Question]) -> None:
+        self.book = self._new_book()
+        try:
+            while self._ask_paid(self.book, waiting):
+                pass
+        finally:
+            self.asked += self.book.handed_out
+            self._close_book(self.book)
+
+    def _ask_paid(self, book: CallBook, waiting: dict[str, Question]) -> bool:
+        """Ask what may be asked now; true if there may be more.
+
+        That is so where calls came out cheaper than they might have, and where the catalog was locked for a while.
+        """
+        before = book.handed_out
+        requests = [replace(question.request, max_tokens=self.max_tokens) for question in waiting.values()]
+        self._exchange(book.hand_out(requests), waiting)
+        return not book.ended and (book.is_halted or (book.stopped is not None and book.handed_out > before))
+
+    def _exchange(self, requests: Iterable[Request], waiting: dict[str, Question]) -> None:
+        """Ask, and take what comes back; whatever goes wrong, what is under way is waited for, landed and entered."""
+        total = len(waiting)
+        try:
+            with closing(self.provider.answer(requests)) as replies:
+                for reply in replies:
+                    self._take(reply, waiting)
+                    self.report("asking", total - len(waiting), total)
+        finally:
+            self._take_late(waiting)
+            self._enter_rest()
+        if self.trouble is not None:
+            raise self.trouble
+
+    def _new_book(self) -> CallBook:
+        plan = self.plan
+        return CallBook(self.store, plan.run.run_id, self.provider.name, plan.config.entries, self.budget_usd)
+
+    def _close_book(self, book: CallBook) -> None:
+        """End the book in the catalog; where that cannot be written, a note says how each call ended."""
+        book.release_room()
+        if self.landed or self.failures:
+            self._leave_note(book)
+            return
+        try:
+            book.close()
+        except BaseException:
+            self._leave_note(book)
+            raise
+
+    def _leave_note(self, book: CallBook) -> None:
+        if book.batch_id is not None:
+            note = Note(batch_id=book.batch_id, sent=tuple(book.sent), failures=tuple(self.failures))
+            leave_note(self.store, self.plan.run.run_id, note)
+
+    def _keep(self, reply: Reply) -> None:
+        """Land a reply in the thread that received it."""
+        if reply.raw is not None:
+            self.kept[reply.request_id] = self._land(reply)
+
+    def _land(self, reply: Reply) -> Landed:
+        batch_id = self.book.batch_id if self.book else None
+        return ledger.land_reply(self.store, self.plan.run.run_id, self.provider, reply, batch_id=batch_id)
+
+    def _take(self, reply: Reply, waiting: dict[str, Question]) -> None:
+        """Land one reply at once; what follows from it is entered soon, with that of its neighbours."""
+        question = waiting.get(reply.request_id)
+        if question is None:
+            return
+        if reply.raw is None:
+            self.failures.append(reply)
+        else:
+            self.landed.append((question, self.kept.pop(reply.request_id, None) or self._land(reply)))
+        del waiting[reply.request_id]
+        self._watch(question, reply)
+        if len(self.landed) + len(self.failures) >= _CHUNK or time.monotonic() - self.entered_at >= FLUSH_S:
+            self._enter_soon()
+
+    def _watch(self, question: Question, reply: Reply) -> None:
+        """End the command where asking on would cost more than it may, or brings nothing."""
+        request = replace(question.request, max_tokens=self.max_tokens)
+        found = find_in_reply(reply.raw, request.kind) if reply.raw is not None else None
+        is_vain = found is None or found.problem is not None
+        self.in_a_row = self.in_a_row + 1 if is_vain else 0
+        if found is not None and found.problem is not None and found.problem.reason not in _LASTING:
+            self.vain[request.request_id] = question
+        if self.book is None or self.book.ended:
+            return
+        excess = find_excess(request, found.message.model, found.message.usage) if found else None
+        if excess:
+            self.book.ended = f"nothing more is asked: {excess}"
+        elif self.in_a_row >= MOST_IN_A_ROW:
+            self.book.ended = f"nothing more is asked: {self.in_a_row} requests in a row brought no answer"
+
+    def _take_late(self, waiting: dict[str, Question]) -> None:
+        """Take what came in after the provider was left, each on its own."""
+        for reply in self.provider.late():
+            try:
+                self._take(reply, waiting)
+            except Exception as error:
+                self.trouble = self.trouble or error
+        for request_id in [key for key in self.kept if key in waiting]:  # the provider was left before it was asked
+            self.landed.append((waiting.pop(request_id), self.kept.pop(request_id)))
+
+    def _enter_soon(self) -> None:
+        """Enter what has landed, if the catalog is free; else it stays noted, and no new call is made before it is."""
+        if self.book is None:
+            self._enter(self.store.catalog)
+            return
+        try:
+            self._enter(hasty(self.store))
+        except Exception:
+            self.book.is_halted = True
+
+    def _enter_rest(self) -> None:
+        """Enter all that has landed; nothing is under way, so that there is time to wait for the catalog."""
+        try:
+            if self.landed or self.failures or (self.book and self.book.is_halted):
+                self._enter(self.store.catalog)
+        except TrajnoteError as error:
+            raise self._say_kept(error) from error
+
+    def _say_kept(self, error: TrajnoteError) -> TrajnoteError:
+        if not self.landed:
+            return error
+        kept = f"{len(self.landed)} replies are on the disk, and the next `trajnote annotate` command enters them"
+        return type(error)(f"{error.problem.rstrip('.')}; {kept}.", error.hint)
+
+    def _enter(self, catalog: Catalog) -> None:
+        """One transaction: replies, labels, rejections and the state of the requests."""
+        self.entered_at = time.monotonic()
+        readings = [*self._read(self.landed)]
+        with catalog.write() as con:
+            enter_landed(con, [reply for _, reply in self.landed])
+            self._enter_failures(con)
+            ledger.record_readings(con, self.store, self.plan.run, readings)
+        self.answered += sum(reading.is_answer for _, reading in readings)
+        self.landed, self.failures = [], []
+        if self.book and self.trouble:
+            self.book.is_halted = True
+
+    def _enter_failures(self, con: Connection) -> None:
+        for reply in self.failures:
+            enter_failure(con, self.book.batch_id if self.book else None, reply)
+
+    def _read(self, landed: Sequence[tuple[Question, Landed]]) -> Iterable[tuple[Question, Reading]]:
+        """What replies say; one that cannot be read stops no other one."""
+        for question, reply in landed:
+            try:
+                yield question, read_question(self.plan, question, reply.record.raw)
+            except Exception as error:
+                self.trouble = self.trouble or error
+
+
+def _silent(description: str, done: int, total: int | None) -> None:
+    """Nobody is told."""
+
+
+_ADVICE = (
+    ("413", "Ask for less in each request: fewer --rows, --labels or, for rules, --tables."),
+    ("--max-tokens", "What is answered is kept: with a larger --max-tokens only the others are asked again."),
+    ("stream", "Requests are sent without streaming: name a server, or a proxy before it, that answers in one piece."),
+)
+"""What to do about a reason, by a word that stands in it."""
+
+
+def advise(errors: Iterable[str], failed: int, stopped: str | None = None) -> str:
+    """What to do about requests without an answer."""
+    if stopped and stopped.startswith(batches.NO_BATCH):
+        return batches.GO_ON
+    told = [advice for word, advice in _ADVICE if any(word in error for error in errors)]
+    if told:
+        return " ".join(told)
+    again = " `trajnote annotate retry` asks those anew that have failed." if failed else ""
+    return f"What is answered is kept; the same command asks the others again.{again}"

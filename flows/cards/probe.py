@@ -1,0 +1,202 @@
+"""Checks the claims of an environment card in the environment itself, so that its words are tested, not remembered.
+
+It does not correct a card; it says which claims held, with the numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from annotate.cards.cards import Card, check_card_against_spaces
+from annotate.cards.claims import Claim, EffectClaim, LawClaim, RangeClaim, RateClaim, RewardClaim, TerminationClaim
+from annotate.cards.expressions import evaluate
+from storage.schema import Array
+
+from ..policies.trust import Named, admit
+from ..simulation.environments import Environment, make_environment, spaces_of
+from .experiments import Twins, wander
+
+_ROUNDING = 1e-6
+_PATIENCE = 10  # moments looked at per trial wanted
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What an experiment says about one claim."""
+
+    claim: Claim
+    held: bool
+    evidence: str
+
+
+def probe_card(
+    card: Card,
+    *,
+    env: Environment | None = None,
+    env_id: Named | None = None,
+    steps: int = 4000,
+    trials: int = 40,
+) -> list[Finding]:
+    """Check every claim of a card.
+
+    Args:
+        card: the card; its spaces are compared first.
+        env: the environment, closed afterwards; by default a fresh one of the card's id and arguments.
+        env_id: the card's environment, where the user has to name it; see `trust.admit`.
+        steps: random steps that ranges, rates, laws, rewards and terminations are checked on.
+        trials: twin experiments per effect; a claim that finds less than half as many did not hold.
+
+    Returns:
+        One finding per claim, in the card's order.
+
+    Raises:
+        BadInput: if there is no such environment, it does not fit the card, or it cannot be replayed.
+        Prerequisite: if the environment has to be named.
+    """
+    env = env or make_environment(*admit(f"The card of {card.env_id}", card.env_id, card.env_kwargs, env_id))
+    try:
+        check_card_against_spaces(card, *spaces_of(env))
+        named = wander(env, steps=steps, resets=card.probe_resets).named(card)
+        twins = {"random": Twins(env, wandered=True), "reset": Twins(env, wandered=False)}
+        return [_probe(claim, card, named, twins, trials) for claim in card.claims]
+    finally:
+        env.close()
+
+
+def _probe(claim: Claim, card: Card, named: Mapping[str, Array], twins: Mapping[str, Twins], trials: int) -> Finding:
+    try:
+        return _try(claim, card, named, twins, trials)
+    except ValueError as error:  # an expression that cannot be worked out, such as 2 ** -1
+        return Finding(claim, False, str(error))
+
+
+def _try(claim: Claim, card: Card, named: Mapping[str, Array], twins: Mapping[str, Twins], trials: int) -> Finding:
+    match claim:
+        case EffectClaim():
+            return _probe_effect(claim, card, twins[claim.prefix], trials)
+        case RangeClaim():
+            return _probe_range(claim, named)
+        case RateClaim():
+            return _probe_rate(claim, named)
+        case LawClaim():
+            return _probe_law(claim, named)
+        case TerminationClaim():
+            return _probe_termination(claim, named)
+        case RewardClaim():
+            return _probe_reward(claim, named)
+
+
+def _probe_effect(claim: EffectClaim, card: Card, twins: Twins, trials: int) -> Finding:
+    """The sign of the difference between holding one action and holding the other, from the same moments."""
+    one, other = _held(claim, card)
+    column = card.component_names.index(claim.component)
+    differences: list[float] = []
+    for trial in range(_PATIENCE * trials):
+        if not _counts(claim, card, twins.moment(trial)):
+            continue
+        a, b = (twins.outcome(trial, action, steps=claim.steps) for action in (one, other))
+        if a is not None and b is not None:
+            differences.append(float(a[column] - b[column]))
+        if len(differences) == trials:
+            break
+    return _judge_effect(claim, np.asarray(differences), trials)
+
+
+def _held(claim: EffectClaim, card: Card) -> tuple[Array, Array]:
+    if claim.dimension is None:
+        indices = [card.action_names.index(str(name)) for name in (claim.action, claim.versus)]
+        return np.asarray(indices[0]), np.asarray(indices[1])
+    dimension = card.action_names.index(claim.dimension)
+    acts = np.zeros((2, len(card.actions)))
+    acts[:, dimension] = (claim.value, claim.versus)
+    return acts[0], acts[1]
+
+
+def _counts(claim: EffectClaim, card: Card, moment: Array | None) -> bool:
+    if moment is None or claim.when is None:
+        return moment is not None
+    return bool(evaluate(claim.when, dict(zip(card.component_names, moment, strict=True))))
+
+
+def _judge_effect(claim: EffectClaim, differences: NDArray[np.float64], trials: int) -> Finding:
+    if 2 * len(differences) < trials:
+        return Finding(claim, False, f"only {len(differences)} of the {trials} trials could be made")
+    wanted = {"increases": 1, "decreases": -1, "keeps": 0}[claim.effect]
+    agree = int(np.count_nonzero(np.sign(differences) == wanted))
+    held = agree >= claim.share * len(differences)
+    mean = float(np.mean(differences))
+    return Finding(claim, held, f"in {agree} of {len(differences)} trials; mean difference {mean:+.4g}")
+
+
+def _probe_range(claim: RangeClaim, named: Mapping[str, Array]) -> Finding:
+    seen = np.concatenate([named[claim.component], named[f"next_{claim.component}"]])
+    held = True
+    if claim.low is not None:
+        held &= bool(seen.min() >= claim.low - _ROUNDING)
+    if claim.high is not None:
+        held &= bool(seen.max() <= claim.high + _ROUNDING)
+    if claim.values is not None:
+        held &= set(np.unique(seen).tolist()) == set(claim.values)
+    distinct = len(np.unique(seen))
+    return Finding(claim, held, f"seen from {seen.min():.4g} to {seen.max():.4g}, {distinct} distinct values")
+
+
+def _probe_rate(claim: RateClaim, named: Mapping[str, Array]) -> Finding:
+    change = named[f"next_{claim.component}"] - named[claim.component]
+    expected = claim.rate * np.stack([named[claim.follows], named[f"next_{claim.follows}"]])
+    slack = claim.tolerance * np.abs(expected).max(axis=0) + _ROUNDING
+    agree = (change >= expected.min(axis=0) - slack) & (change <= expected.max(axis=0) + slack)
+    counted = _counted(claim.when, named)
+    measured = claim.rate * _slope(expected[:, counted], change[counted])
+    return _judge_share(claim, agree[counted], claim.share, f"measured rate {measured:.4g}")
+
+
+def _slope(ends: NDArray[np.float64], change: NDArray[np.float64]) -> float:
+    """The slope of `change` over the expected change: before the step, after it or between, whichever fits best."""
+    fits: list[tuple[float, float]] = []
+    for expected in (*ends, ends.mean(axis=0)):
+        slope = float(np.sum(change * expected)) / max(float(np.sum(expected**2)), 1e-12)
+        fits.append((float(np.sum((change - slope * expected) ** 2)), slope))
+    return min(fits)[1]
+
+
+def _probe_law(claim: LawClaim, named: Mapping[str, Array]) -> Finding:
+    counted = _counted(claim.when, named)
+    return _judge_share(claim, _truth(claim.holds, named)[counted], claim.share)
+
+
+def _probe_reward(claim: RewardClaim, named: Mapping[str, Array]) -> Finding:
+    counted = _counted(claim.when, named)
+    error = np.abs(named["reward"] - evaluate(claim.equals, named))[counted]
+    worst = f"largest difference {error.max():.3g}" if len(error) else ""
+    return _judge_share(claim, error <= claim.tolerance, claim.share, worst)
+
+
+def _probe_termination(claim: TerminationClaim, named: Mapping[str, Array]) -> Finding:
+    ended = named["terminated"].astype(np.bool_)
+    if claim.never:
+        return Finding(claim, not ended.any(), f"{ended.sum()} of {len(ended)} steps terminated")
+    predicted = _truth(claim.exactly or claim.whenever or "", named)
+    wrong = predicted & ~ended if claim.whenever else predicted != ended
+    numbers = f"predicted {predicted.sum()}, terminated {ended.sum()}, wrong {wrong.sum()} of {len(ended)} steps"
+    return Finding(claim, bool(predicted.any()) and not wrong.any(), numbers)
+
+
+def _judge_share(claim: Claim, agree: NDArray[np.bool_], share: float, more: str = "") -> Finding:
+    if len(agree) == 0:
+        return Finding(claim, False, "it never came up")
+    numbers = f"on {np.count_nonzero(agree)} of {len(agree)} steps"
+    return Finding(claim, bool(agree.mean() >= share), f"{numbers}; {more}" if more else numbers)
+
+
+def _counted(when: str | None, named: Mapping[str, Array]) -> NDArray[np.bool_]:
+    return np.ones(len(named["reward"]), dtype=np.bool_) if when is None else _truth(when, named)
+
+
+def _truth(expression: str, named: Mapping[str, Array]) -> NDArray[np.bool_]:
+    value = evaluate(expression, named).astype(np.bool_)
+    return np.broadcast_to(value, named["reward"].shape)

@@ -1,0 +1,1 @@
+"""Datasets by command: collect, gather, import and export."""

@@ -1,0 +1,256 @@
+"""Collecting a dataset: episodes of a policy in an environment, into the store, resumable at any instant.
+
+How episodes are played is `simulation/rollout.py`; how they are written is `storage/datasets/writer.py`.
+"""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import closing
+from typing import Any
+
+from pydantic import Field
+
+from refine.policies.mlp import Mode
+from storage.content_hash import content_id
+from storage.datasets.reader import StepsWriter, read_manifest
+from storage.datasets.registry import find_finished
+from storage.errors import BadInput, ChangedEnvironmentWarning
+from storage.schema import Engine, Episode, Frozen, Manifest, ManifestDraft
+from storage.store import DRAFT, Store
+
+from ..policies.actors import Policy, check_mode
+from ..policies.external import hash_policy_file
+from ..policies.loading import load_policy
+from ..policies.trust import Named, remember
+from ..progress import Report, silent
+from ..runtime.runners import workers_if_chosen
+from ..simulation.environments import EnvironmentMaker, spaces_of
+from ..simulation.envpool_engine import engine_versions, make_in_engine, play_pooled
+from ..simulation.fingerprint import Fingerprint, take_fingerprint
+from ..simulation.rollout import ENVIRONMENTS, rollout
+from ..simulation.workers import play_episodes
+
+SHARD_BYTES = 100_000_000
+_DECISIVE = (
+    "env_id",
+    "env_kwargs",
+    "policy_sha256",
+    "policy_mode",
+    "seed",
+    "max_steps",
+    "component_names",
+    "action_names",
+)
+
+
+class CollectConfig(Frozen):
+    """What to collect."""
+
+    env_id: Named = Field(description="Gymnasium id, or module:EnvId")
+    env_kwargs: Mapping[str, Any] = Field(default_factory=dict, description="arguments of gymnasium.make")
+    engine: Engine = Field(
+        default="gymnasium", description="whose code the environment runs in; recorded in the manifest"
+    )
+    policy: Named = Field(description="what acts, as `load_policy` names it")
+    mode: Mode = Field(default="greedy", description="greedy, or sampled from the policy's distribution")
+    episodes: int = Field(default=30, ge=1, description="how many; 30 cover what a stuck policy keeps doing")
+    seed: int = Field(default=0, ge=0, description="seed of the first episode; episode i has seed + i")
+    envs: int = Field(default=ENVIRONMENTS, ge=1, description="environments side by side; changes the speed only")
+    max_steps: int | None = Field(default=None, ge=1, description="cut longer episodes there; None: never")
+    dataset: str | None = Field(default=None, description="name of the dataset; None: made from its content")
+    rename: bool = Field(
+        default=False, description="take a further name where a dataset of that one was made in another environment"
+    )
+
+
+def collect(
+    store: Store,
+    config: CollectConfig,
+    report: Report = silent,
+    *,
+    component_names: Sequence[str] | None = None,
+    action_names: Sequence[str] | None = None,
+    card: bytes | None = None,
+    shard_bytes: int = SHARD_BYTES,
+) -> Manifest:
+    """Collect a dataset, or go on with an interrupted one, or return the one that is there already.
+
+    Args:
+        store: where it goes.
+        config: what to collect.
+        report: told of every episode; of all of them at once when the dataset was there already.
+        component_names: of the observation, from the card; o0, o1, ... without one.
+        action_names: of the actions, or of the dimensions of a continuous one; a0, a1, ... without one.
+        card: see `StepsWriter`.
+        shard_bytes: likewise.
+
+    Returns:
+        The manifest of the dataset, the same one every time.
+
+    Raises:
+        BadInput: when the environment or the policy is refused, or a dataset of that name was made otherwise, for
+            example in an environment whose code or package versions have changed since.
+        Prerequisite: when a package is missing.
+        CatalogLocked: when another process is collecting the same dataset.
+    """
+    policy, draft = _plan(store, config, component_names, action_names)
+    draft = _set_apart(store, config, draft)
+    finished = find_finished(store, _with_known_origin(store, draft))
+    if finished is not None:
+        _check_count(config, finished.episodes, "has")
+        report(f"{finished.dataset_id} was collected before", finished.episodes, finished.episodes)
+        return _remember(store, config, draft, finished)
+    with StepsWriter(store, draft, shard_bytes=shard_bytes, card=card) as writer:
+        done = writer.episodes_done
+        if done > config.episodes:
+            _check_count(config, done, "was interrupted with")
+        report(f"collect {draft.dataset_id}", done, config.episodes)
+        seeds = range(config.seed + done, config.seed + config.episodes)
+        try:
+            with closing(_play(config, policy, draft, seeds, first_id=done)) as episodes:
+                for episode in episodes:
+                    writer.write(episode)
+                    report(f"collect {draft.dataset_id}", episode.episode_id + 1, config.episodes)
+        except BadInput as error:
+            raise _after(writer.keep(), error) from error
+        return _remember(store, config, draft, writer.finish())
+
+
+def _remember(store: Store, config: CollectConfig, draft: ManifestDraft, manifest: Manifest) -> Manifest:
+    """Note what the user named; a dataset that was there already may have been made with another file."""
+    policy = config.policy if manifest.policy_file_sha256 == draft.policy_file_sha256 else None
+    return remember(store, manifest, env_id=config.env_id, policy=policy)
+
+
+def _after(kept: int, error: BadInput) -> BadInput:
+    """The error with what becomes of the episodes before it."""
+    if not kept:
+        return error
+    whole = f"{kept} whole episodes before it are kept for the next run; --episodes {kept} asks for these alone."
+    return BadInput(error.problem, f"{error.hint} {whole}".strip())
+
+
+def _check_count(config: CollectConfig, episodes: int, verb: str) -> None:
+    """Only a dataset that the user named can be there with another number of episodes."""
+    if episodes != config.episodes:
+        raise BadInput(
+            f"The dataset {config.dataset} {verb} {episodes} episodes; {config.episodes} were asked for.",
+            "Give the new one another name.",
+        )
+
+
+def _play(
+    config: CollectConfig, policy: Policy, draft: ManifestDraft, seeds: range, *, first_id: int
+) -> Generator[Episode]:
+    """In this process, unless a runner was chosen; the workers only play, this process writes."""
+    env_id, kwargs, mode = config.env_id, config.env_kwargs, draft.policy_mode or config.mode
+    options: dict[str, Any] = {"mode": mode, "max_steps": config.max_steps, "first_id": first_id}
+    if draft.engine == "envpool":
+        return play_pooled(env_id, kwargs, policy, seeds, lanes=config.envs, **options)
+    if workers_if_chosen() != 1:
+        return play_episodes(env_id, kwargs, policy, seeds, **options)
+    return rollout(EnvironmentMaker(env_id, kwargs), policy, seeds, envs=config.envs, **options)
+
+
+def _plan(
+    store: Store, config: CollectConfig, component_names: Sequence[str] | None, action_names: Sequence[str] | None
+) -> tuple[Policy, ManifestDraft]:
+    """Load what is asked for, and describe the dataset that it will make."""
+    environment = make_in_engine(config.engine, config.env_id, config.env_kwargs)
+    try:
+        spaces = spaces_of(environment)
+        here = take_fingerprint(environment, config.env_id, engine_versions(environment))
+    finally:
+        environment.close()
+    policy = load_policy(config.policy, spaces, store)
+    draft = ManifestDraft(
+        dataset_id=config.dataset or "",
+        source="collect",
+        env_id=config.env_id,
+        env_kwargs=config.env_kwargs,
+        engine=config.engine,
+        observation_space=spaces.observation,
+        action_space=spaces.action,
+        component_names=tuple(component_names or _numbered("o", spaces.observation.size)),
+        action_names=tuple(action_names or _numbered("a", spaces.action.n or spaces.action.size)),
+        policy=policy.spec,
+        policy_sha256=policy.sha256,
+        policy_file_sha256=hash_policy_file(config.policy),
+        policy_mode=check_mode(policy, config.mode),
+        policy_output=policy.output_kind,
+        seed=config.seed,
+        max_steps=config.max_steps,
+        versions=here.versions,
+        environment_code=here.code,
+    )
+    return policy, draft if config.dataset else draft.model_copy(update={"dataset_id": _name(draft, config.episodes)})
+
+
+def _name(draft: ManifestDraft, episodes: int) -> str:
+    """A readable beginning and a hash of everything that decides the rows and their names, but for package versions.
+
+    Code that no version stands for is a part of it.
+    """
+    readable = re.sub(r"[^a-z0-9.]+", "-", str(draft.env_id).lower()).strip("-.")
+    made_of = {name: getattr(draft, name) for name in _DECISIVE}
+    if draft.engine != "gymnasium":  # which is what names were made for before there was another one
+        made_of["engine"] = draft.engine
+    if own_code := Fingerprint(draft.versions, draft.environment_code).own_code:
+        made_of["environment_code"] = own_code
+    return content_id(f"{readable}-", {**made_of, "episodes": episodes}, length=12)
+
+
+def _numbered(letter: str, count: int) -> tuple[str, ...]:
+    return tuple(f"{letter}{number}" for number in range(count))
+
+
+def _set_apart(store: Store, config: CollectConfig, draft: ManifestDraft) -> ManifestDraft:
+    """The same draft; under a further name where a dataset of its name was made in another environment.
+
+    Raises:
+        BadInput: when the user gave the name.
+    """
+    name, here = draft.dataset_id, Fingerprint(draft.versions, draft.environment_code)
+    if not store.dataset_dir(name).exists():
+        _warn_if_begun_anew(store, draft, here)
+        return draft
+    known = read_manifest(store, name)
+    changes = "; ".join(here.changes_since(known.versions, known.environment_code))
+    if not changes:
+        return draft
+    if config.dataset and not config.rename:
+        raise BadInput(
+            f"The dataset {name} was made in another {config.env_id} ({changes}).", "Give the new one another name."
+        )
+    apart = draft.model_copy(update={"dataset_id": f"{name}-{here.sha256[:8]}"})
+    if not store.dataset_dir(apart.dataset_id).exists():
+        _warn(f"The dataset {name} was made in another {config.env_id} ({changes}): this is {apart.dataset_id}.")
+    return apart
+
+
+def _warn_if_begun_anew(store: Store, draft: ManifestDraft, here: Fingerprint) -> None:
+    """Say so when the episodes of an interrupted collection cannot be gone on with."""
+    try:
+        begun = ManifestDraft.model_validate_json((store.partial_dir(draft.dataset_id) / DRAFT).read_bytes())
+    except (OSError, ValueError):
+        return
+    if changes := "; ".join(here.changes_since(begun.versions, begun.environment_code)):
+        _warn(
+            f"The collection of {draft.dataset_id} was interrupted in another {draft.env_id} ({changes}): "
+            "it begins anew."
+        )
+
+
+def _warn(text: str) -> None:
+    warnings.warn(text, ChangedEnvironmentWarning, stacklevel=3)
+
+
+def _with_known_origin(store: Store, draft: ManifestDraft) -> ManifestDraft:
+    """The same policy may be named by another path this time; its hash says that it is the same."""
+    if not store.dataset_dir(draft.dataset_id).exists():
+        return draft
+    known = read_manifest(store, draft.dataset_id)
+    return draft.model_copy(update={"policy": known.policy}) if known.policy_sha256 == draft.policy_sha256 else draft

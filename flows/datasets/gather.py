@@ -1,0 +1,166 @@
+"""Datasets with their card: collecting or importing one under the names that its environment's card gives.
+
+Playing is `collect.py`; checking rows is `storage/importing/import_dataset.py`.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from annotate.cards.cards import CardFile, check_card_against_spaces, find_card, locate_card, read_card
+from storage.content_hash import sha256_bytes
+from storage.datasets.adopt import adopt_dataset
+from storage.errors import LeftOutWarning
+from storage.importing.action_kinds import Choices
+from storage.importing.column_mapping import Columns
+from storage.importing.import_dataset import import_recording, open_recording
+from storage.importing.import_report import ImportReport
+from storage.schema import Manifest
+from storage.store import MANIFEST, Store
+
+from ..policies.actors import NetworkActor
+from ..policies.loading import load_policy
+from ..policies.trust import Named, remember
+from ..progress import Report, silent
+from ..refinement.lineage import record_baseline
+from ..simulation.environments import Spaces, look_up_spaces
+from .collect import CollectConfig, collect
+from .minari import open_minari
+
+
+def gather(store: Store, config: CollectConfig, *, card: str | None = None, report: Report = silent) -> Manifest:
+    """Collect a dataset with the card's names, and keep the policy that acted, for it is the baseline of refinements.
+
+    Args:
+        store: where it goes.
+        config: what to collect.
+        card: path of a card; the packaged one of the environment, if there is one, when None.
+        report: shown the progress.
+
+    Raises:
+        BadInput: as `collect` does, or if the card does not fit the environment.
+    """
+    named = _read_named(card)
+    spaces = look_up_spaces(config.env_id, config.env_kwargs)
+    fitting = fit_card(named, config.env_id, config.env_kwargs, spaces)
+    manifest = collect(store, config, report, **fitting._asdict())
+    _say_if_not_kept(manifest, named)
+    policy = load_policy(config.policy, spaces, store)
+    if isinstance(policy, NetworkActor):
+        record_baseline(
+            store,
+            policy.network,
+            env_id=config.env_id,
+            dataset_id=manifest.dataset_id,
+            origin=f"{policy.spec}, its own weights",
+        )
+    return manifest
+
+
+def take_in(
+    store: Store,
+    path: Path,
+    *,
+    dataset_id: str | None = None,
+    env_id: Named | None = None,
+    env_kwargs: Mapping[str, Any] | None = None,
+    card: str | None = None,
+    columns: Columns | None = None,
+    choices: Choices | None = None,
+    report: ImportReport | None = None,
+) -> Manifest:
+    """Import what was recorded elsewhere, or adopt the folder of a dataset as it is.
+
+    Args:
+        store: where it goes.
+        path: a file that `open_recording` takes, or the folder of a dataset of Minari or of a store.
+        dataset_id: its name; made from the content when None.
+        env_id: Gymnasium id of the environment; what the file says, if anything, when None. It need not be installed
+            then.
+        env_kwargs: arguments with which it was made.
+        card: path of a card; the packaged one of the environment, if there is one, when None.
+        columns: as `storage.importing.import_dataset.open_recording`.
+        choices: what the user decided where the file does not say.
+        report: counted up: what was decided, given up and left out.
+
+    Raises:
+        BadInput: naming what is wrong with the rows, the environment or the card; nothing was written then.
+        DamagedStore: if a shard of the folder is not what its manifest says.
+    """
+    named = _read_named(card)
+    if (path / MANIFEST).is_file():
+        manifest = adopt_dataset(store, path)
+        _say_if_not_kept(manifest, named)
+        return _remember(store, manifest, env_id, env_kwargs)
+    opened = open_minari(path) if path.is_dir() else open_recording(path, columns)
+    with opened as recording:
+        told = recording.about
+        id_, kwargs = (env_id, env_kwargs or {}) if env_id else (told.env_id, told.env_kwargs)
+        spaces = look_up_spaces(env_id, env_kwargs) if env_id else None
+        is_wanted = named or env_id or not told.component_names
+        fitting = fit_card(named, id_, kwargs, spaces) if is_wanted else Fitting()
+        about = told.but(
+            env_id=env_id,
+            env_kwargs=env_kwargs,
+            observation_space=spaces.observation if spaces else None,
+            action_space=spaces.action if spaces else None,
+            component_names=fitting.component_names,
+            action_names=fitting.action_names,
+        )
+        manifest = import_recording(
+            store, recording, about, dataset_id, choices=choices, card=fitting.card, report=report
+        )
+    _say_if_not_kept(manifest, named)
+    return _remember(store, manifest, env_id, env_kwargs)
+
+
+def _remember(store: Store, manifest: Manifest, env_id: Named | None, env_kwargs: Mapping[str, Any] | None) -> Manifest:
+    """Note that the user named the environment, unless the data have brought arguments that the user did not name."""
+    if env_id is None or dict(manifest.env_kwargs) != dict(env_kwargs or {}):
+        return manifest
+    return remember(store, manifest, env_id=env_id)
+
+
+class Fitting(NamedTuple):
+    """What a dataset takes from a card; nothing if there is none."""
+
+    component_names: tuple[str, ...] | None = None
+    action_names: tuple[str, ...] | None = None
+    card: bytes | None = None  # its file, where the user named it
+
+
+def fit_card(
+    named: CardFile | None, env_id: str | None, env_kwargs: Mapping[str, Any], spaces: Spaces | None
+) -> Fitting:
+    """The names of the card that was named, or of the packaged one of the environment.
+
+    Raises:
+        BadInput: if it does not fit the spaces.
+    """
+    found, content = named or (None, None)
+    if found is None and env_id:
+        found = find_card(env_id, env_kwargs)
+    if found is None:
+        return Fitting()
+    if spaces is not None:
+        check_card_against_spaces(found, *spaces)
+    return Fitting(found.component_names, found.action_names, content if env_id in (None, found.env_id) else None)
+
+
+def _read_named(card: str | None) -> CardFile | None:
+    return read_card(locate_card(card)) if card else None
+
+
+def _say_if_not_kept(manifest: Manifest, named: CardFile | None) -> None:
+    """Say so if annotating the dataset would not find the card that was named."""
+    if named is None or sha256_bytes(named.content) == manifest.card_file_sha256:
+        return
+    kept = "no card" if manifest.card_file_sha256 is None else "another card"
+    warnings.warn(
+        f"The dataset {manifest.dataset_id} keeps {kept}; the one given now counts where --card names it again.",
+        LeftOutWarning,
+        stacklevel=3,
+    )

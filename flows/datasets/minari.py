@@ -1,0 +1,242 @@
+"""Minari datasets as folders, read and written through the package `minari`. Nothing is fetched from anywhere.
+
+A folder is `NAME/data/metadata.json` beside its data, as below `MINARI_DATASETS_PATH`, or that `data` folder itself.
+"""
+
+from __future__ import annotations
+
+import copy
+import importlib
+import re
+import shutil
+from collections.abc import Generator, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import gymnasium
+import numpy as np
+from gymnasium import spaces
+
+from storage.content_hash import canonical_json
+from storage.disk.atomic import publish_folder, sync_file
+from storage.disk.untrusted import parse_json, read_file, require_inside
+from storage.errors import BadInput, Prerequisite
+from storage.exporting.datasets import Labels
+from storage.importing.final_rows import complete
+from storage.importing.hdf5 import check_hdf5, table_of
+from storage.importing.import_report import ImportReport
+from storage.importing.pieces import MAX_ROWS, RowFile, guarded, unreadable
+from storage.importing.recordings import MANIFEST_KEY, About, Recording, parse_about
+from storage.schema import MAX_COMPONENTS, Episode, Manifest, Space
+
+from ..simulation.environments import ALLOWED, to_space
+
+_METADATA = "metadata.json"
+_BROKEN = (
+    OSError,
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    AssertionError,
+    NotImplementedError,
+    OverflowError,
+    RuntimeError,
+    MemoryError,
+    gymnasium.error.Error,
+)
+"""What Minari raises for a folder that it did not write so."""
+
+
+@contextmanager
+def open_minari(folder: Path) -> Generator[Recording]:
+    """The folder of a Minari dataset.
+
+    Raises:
+        BadInput: if it is none, or its spaces cannot be stored.
+        Prerequisite: if Minari is not installed.
+    """
+    data = folder / "data" if (folder / "data").is_dir() else folder
+    if not (data / _METADATA).is_file():
+        raise BadInput(f"{folder} is no dataset.", "Name the folder of a dataset of a store or of Minari, or a file.")
+    try:
+        _check_folder(data)
+        opened = _minari("minari.dataset.minari_storage").MinariStorage.read(data)
+        about = _read_about(opened.metadata, str(data / _METADATA))
+    except _BROKEN as error:
+        raise unreadable(folder, error) from error
+    is_export = MANIFEST_KEY in opened.metadata
+    yield Recording(lambda report: guarded(_tables(opened, report), folder, _BROKEN), about, is_export=is_export)
+
+
+def write_minari(manifest: Manifest, episodes: Iterable[Episode], labels: Labels | None, folder: Path) -> None:
+    """Write a dataset as the folder of a Minari dataset.
+
+    Args:
+        manifest: the dataset's; kept in the metadata.
+        episodes: of the dataset, ascending.
+        labels: stand as JSON, one text per step, in `infos/annotations`.
+        folder: made; it must not be there.
+
+    Raises:
+        Prerequisite: if Minari is not installed.
+    """
+    _minari("minari")  # or nothing is made
+    partial = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    (partial / "data").mkdir(parents=True)
+    ids: list[int] = []
+    try:
+        _fill(partial / "data", manifest, _buffers(episodes, labels, ids), ids)
+        for path in (partial / "data").iterdir():
+            sync_file(path)
+        publish_folder(partial, folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _fill(data: Path, manifest: Manifest, buffers: Iterator[Any], ids: list[int]) -> None:
+    """Write all episodes, then what is known of each and of all of them; `ids` are known after the former."""
+    storage = _minari("minari.dataset.minari_storage").MinariStorage.new(
+        data,
+        observation_space=_from_space(manifest.observation_space),
+        action_space=_from_space(manifest.action_space),
+        env_spec=_env_spec(manifest),
+    )
+    storage.update_episodes(buffers)
+    storage.update_episode_metadata(({"episode_id": episode_id} for episode_id in ids), range(len(ids)))
+    storage.update_metadata(
+        {
+            "dataset_id": f"trajnote/{re.sub(r'[^-_0-9A-Za-z]', '-', manifest.dataset_id)}-v0",
+            "minari_version": _minari("minari").__version__,
+            "algorithm_name": manifest.policy or "unknown",
+            MANIFEST_KEY: canonical_json(manifest),
+        }
+    )
+
+
+def _buffers(episodes: Iterable[Episode], labels: Labels | None, ids: list[int]) -> Iterator[Any]:
+    buffer = _minari("minari.data_collector.episode_buffer").EpisodeBuffer
+    for episode in episodes:
+        ids.append(episode.episode_id)
+        last = np.arange(len(episode)) == len(episode) - 1
+        yield buffer(
+            seed=episode.seed,
+            observations=episode.observations,
+            actions=episode.actions,
+            rewards=episode.rewards,
+            terminations=last & episode.terminated,
+            truncations=last & episode.truncated,
+            infos=_infos(episode, labels) or None,
+        )
+
+
+def _infos(episode: Episode, labels: Labels | None) -> dict[str, Any]:
+    """What Minari keeps beside the steps, one value per observation."""
+    infos: dict[str, Any] = {}
+    if (outputs := episode.policy_outputs) is not None:
+        infos["policy_output"] = np.concatenate([outputs, np.zeros_like(outputs[:1])])
+    if labels is not None:
+        notes = [labels.get((episode.episode_id, step), ()) for step in range(len(episode) + 1)]
+        infos["annotations"] = [canonical_json([vars(note) for note in at_step]) for at_step in notes]
+    return infos
+
+
+def _check_folder(data: Path) -> None:
+    """Look at what Minari is going to read: links out of the folder, arrays of other files, spaces that are too large.
+
+    Without spaces Minari would make the environment, and so run whatever the file names.
+    """
+    metadata = data / _METADATA
+    require_inside(data)
+    told = parse_json(read_file(metadata), str(metadata))
+    for name in ("observation_space", "action_space"):
+        if not isinstance(told, dict) or not isinstance(told.get(name), str):
+            raise BadInput(f"{metadata} has no {name}.", "Load and save it with a newer Minari first.")
+        _check_space(parse_json(told[name], f"{name} in {metadata}"), f"The {name} in {metadata}")
+    for name in ("total_episodes", "total_steps"):
+        if not isinstance(total := told.get(name), int) or not 0 <= total <= MAX_ROWS:
+            raise BadInput(f"{metadata} has {name} = {total}; allowed are 0 to {MAX_ROWS:,}.")
+    for path in sorted(data.rglob("*.hdf5")):
+        check_hdf5(path)
+    for path in sorted(data.rglob("*.parquet")):
+        with RowFile(path):
+            pass  # opening it was the check
+
+
+def _check_space(space: Any, where: str) -> None:
+    """Refuse a space that is none of those that a dataset may have, before an array is made of its numbers."""
+    kind = space.get("type") if isinstance(space, dict) else None
+    if kind not in ("Box", "Discrete"):
+        raise BadInput(f"{where} is of type {str(kind)[:60]!r}; allowed is {ALLOWED}.")
+    shape = space.get("shape")
+    flat = isinstance(shape, list) and len(shape) == 1 and isinstance(shape[0], int) and 0 < shape[0] <= MAX_COMPONENTS
+    if kind == "Box" and not flat:
+        raise BadInput(f"{where} has shape {str(shape)[:60]}; allowed is {ALLOWED} with n up to {MAX_COMPONENTS:,}.")
+
+
+def _tables(storage: Any, report: ImportReport) -> Iterator[Any]:
+    numbers = range(storage.total_episodes)
+    report.rows = int(storage.total_steps)
+    for episode, told in zip(storage.get_episodes(numbers), storage.get_episode_metadata(numbers), strict=True):
+        length = len(episode["rewards"])
+        observations = np.asarray(episode["observations"])
+        others: dict[str, Any] = {
+            "terminated": np.asarray(episode["terminations"]),
+            "truncated": np.asarray(episode["truncations"]),
+            "next_observation": observations[1:],
+        }
+        if told.get("seed") is not None:
+            others["seed"] = np.full(length, told["seed"])
+        infos = episode["infos"] or {}
+        report.leave_out("infos", (name for name in infos if name != "policy_output"))
+        if "policy_output" in infos:
+            others["policy_output"] = infos["policy_output"][:length]
+        ids = np.full(length, told.get("episode_id", episode["id"]), np.int64)
+        table = table_of(ids, observations[:-1], np.asarray(episode["actions"]), episode["rewards"], **others)
+        yield complete(table, report)
+
+
+def _read_about(metadata: dict[str, Any], where: str) -> About:
+    if MANIFEST_KEY in metadata:
+        return parse_about(metadata[MANIFEST_KEY], where)
+    spec = parse_json(metadata.get("env_spec") or "{}", f"env_spec in {where}")
+    return About(
+        env_id=spec.get("id"),
+        env_kwargs=spec.get("kwargs") or {},
+        observation_space=to_space(metadata["observation_space"], "observation"),
+        action_space=to_space(metadata["action_space"], "action"),
+        policy=metadata.get("algorithm_name"),
+        versions={"minari": str(metadata.get("minari_version")), "minari_dataset": str(metadata.get("dataset_id"))},
+    )
+
+
+def _env_spec(manifest: Manifest) -> Any:
+    """How Gymnasium makes the environment; None if it is not known here."""
+    try:
+        spec = copy.deepcopy(gymnasium.spec(manifest.env_id or ""))
+    except (gymnasium.error.Error, ImportError, ValueError):
+        return None
+    spec.kwargs.update(manifest.env_kwargs)
+    return spec
+
+
+def _from_space(space: Space) -> spaces.Space[Any]:
+    if space.is_discrete:
+        return spaces.Discrete(space.n or 1, start=space.start)
+    kind = np.dtype(space.dtype)
+    low, high = (-np.inf, np.inf) if kind.kind == "f" else (np.iinfo(kind).min, np.iinfo(kind).max)
+    return spaces.Box(
+        np.full(space.size, low, kind) if space.low is None else np.asarray(space.low, kind),
+        np.full(space.size, high, kind) if space.high is None else np.asarray(space.high, kind),
+        dtype=kind.type,
+    )
+
+
+def _minari(module: str) -> ModuleType:
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise Prerequisite("Minari is not installed.", "Install it: pip install 'trajnote[minari]'.") from error

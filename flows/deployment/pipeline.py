@@ -1,0 +1,178 @@
+"""The Prefect flows: collect, label, improve, the pipeline of all three, and rounds of it; each calls a plain function.
+
+Each task leaves artifacts that say what came of it; a refusal is a failed state in its own words.
+
+What a run did is in the store; Prefect says when it ran. A run killed half-way is finished by the next one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from prefect import flow, task
+from pydantic import Field, model_validator
+
+from storage.errors import BadInput
+from storage.schema import Frozen
+from storage.store import Store
+
+from ..datasets.collect import CollectConfig
+from ..datasets.gather import gather
+from ..labelling.label import label_some, plan
+from ..labelling.questions import LabelConfig
+from ..progress import listener
+from ..refinement.improve import ImproveConfig, Outcome, improve
+from ..refinement.present import as_json
+from ..refinement.rounds import RoundsConfig, Series, Work, run_rounds
+from .artifacts import Told, in_words, leave, tell_dataset, tell_labels, tell_outcome, tell_values
+
+STORE = Path("trajnote-store")
+
+
+class PipelineConfig(Frozen):
+    """One pass to a judged refinement, from an environment and a policy or from a dataset that is there."""
+
+    store: Path = Field(default=STORE, description="folder of the store")
+    collect: CollectConfig | None = Field(default=None, description="what to collect")
+    dataset_id: str | None = Field(default=None, description="the dataset, where nothing is to be collected")
+    label: LabelConfig
+    improve: ImproveConfig = Field(default_factory=ImproveConfig)
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> PipelineConfig:
+        if (self.collect is None) == (self.dataset_id is None):
+            raise BadInput("A pipeline either collects a dataset or names one.")
+        return self
+
+
+@task(name="collect", persist_result=False)
+def collect_task(store: Path, config: CollectConfig, card: str | None = None) -> str:
+    """Collect a dataset under its card's names; returns its id."""
+    opened = Store.create(store)
+    dataset_id = gather(opened, config, card=card, report=listener()).dataset_id
+    leave(f"collect-{dataset_id}", tell_dataset(opened, dataset_id))
+    return dataset_id
+
+
+@task(name="label", persist_result=False)
+def label_task(store: Path, dataset_id: str, config: LabelConfig) -> str:
+    """Annotate a dataset; returns the id of the run."""
+    summary = label_some(Store.open(store), dataset_id, config, listener())
+    leave(f"label-{dataset_id}", tell_labels(summary))
+    return summary.run_id
+
+
+@task(name="annotate plan", persist_result=False)
+def plan_task(store: Path, dataset_id: str, config: LabelConfig) -> dict[str, Any]:
+    """Say what a run would ask and cost; nothing is sent."""
+    estimate = asdict(plan(Store.open(store), dataset_id, config).estimate)
+    return _left(f"annotate-plan-{dataset_id}", f"plan for {dataset_id}", estimate)
+
+
+@task(name="annotate submit", persist_result=False)
+def submit_task(store: Path, dataset_id: str, config: LabelConfig) -> dict[str, Any]:
+    """Send what is open in batches."""
+    from ..labelling.batching import submit  # the SDK takes a second to load
+
+    sent = asdict(submit(Store.open(store), dataset_id, config))
+    return _left(f"annotate-submit-{dataset_id}", f"batches of {dataset_id}", sent)
+
+
+@task(name="annotate poll", persist_result=False)
+def poll_task(store: Path, base_url: str | None) -> list[dict[str, Any]]:
+    """Ask how far the batches are."""
+    from ..labelling.batching import poll
+
+    found, _ = poll(Store.open(store), base_url)
+    rows = [{"batch_id": batch.batch_id, "run_id": batch.run_id, "ended": batch.ended} for batch in found]
+    leave("annotate-poll", Told("batches", [f"{len(rows)} batches under way"], rows))
+    return rows
+
+
+@task(name="annotate ingest", persist_result=False)
+def ingest_task(store: Path, base_url: str | None) -> dict[str, Any]:
+    """Enter what has ended."""
+    from ..labelling.batching import ingest
+
+    return _left("annotate-ingest", "answers of batches", asdict(ingest(Store.open(store), base_url)))
+
+
+@task(name="improve", persist_result=False)
+def improve_task(store: Path, dataset_id: str, run_ids: list[str], config: ImproveConfig) -> Outcome:
+    """Refine and judge."""
+    outcome = improve(Store.open(store), dataset_id, config, run_ids=run_ids, report=listener())
+    leave(f"improve-{dataset_id}", tell_outcome(outcome))
+    return outcome
+
+
+def _left(key: str, title: str, values: dict[str, Any]) -> dict[str, Any]:
+    leave(key, tell_values(title, values))
+    return values
+
+
+@flow(name="collect", persist_result=False)
+@in_words
+def collect_flow(config: CollectConfig, store: Path = STORE, card: str | None = None) -> str:
+    """Collect a dataset under its card's names; returns its id."""
+    return collect_task(store, config, card)
+
+
+@flow(name="label", persist_result=False)
+@in_words
+def label_flow(dataset_id: str, config: LabelConfig, store: Path = STORE) -> str:
+    """Annotate a dataset; returns the id of the run."""
+    return label_task(store, dataset_id, config)
+
+
+@flow(name="annotate plan", persist_result=False)
+@in_words
+def plan_flow(dataset_id: str, config: LabelConfig, store: Path = STORE) -> dict[str, Any]:
+    """Say what a run would ask and cost; nothing is sent."""
+    return plan_task(store, dataset_id, config)
+
+
+@flow(name="annotate submit", persist_result=False)
+@in_words
+def submit_flow(dataset_id: str, config: LabelConfig, store: Path = STORE) -> dict[str, Any]:
+    """Send what is open in batches and end; `ingest_flow` collects, hours later or on the next day."""
+    return submit_task(store, dataset_id, config)
+
+
+@flow(name="annotate poll", persist_result=False)
+@in_words
+def poll_flow(store: Path = STORE, base_url: str | None = None) -> list[dict[str, Any]]:
+    """Ask how far the batches of all runs are."""
+    return poll_task(store, base_url)
+
+
+@flow(name="annotate ingest", persist_result=False)
+@in_words
+def ingest_flow(store: Path = STORE, base_url: str | None = None) -> dict[str, Any]:
+    """Enter what has ended, of all runs, with the labels that follow."""
+    return ingest_task(store, base_url)
+
+
+@flow(name="improve", persist_result=False)
+@in_words
+def improve_flow(dataset_id: str, run_ids: list[str], config: ImproveConfig, store: Path = STORE) -> dict[str, Any]:
+    """Refine and judge; returns the outcome as plain values."""
+    return as_json(improve_task(store, dataset_id, run_ids, config))
+
+
+@flow(name="pipeline", persist_result=False)
+@in_words
+def pipeline_flow(config: PipelineConfig) -> Outcome:
+    """Collect, label, improve."""
+    dataset_id = config.dataset_id or ""
+    if config.collect is not None:
+        dataset_id = collect_task(config.store, config.collect, config.label.card)
+    run_id = label_task(config.store, dataset_id, config.label)
+    return improve_task(config.store, dataset_id, [run_id], config.improve)
+
+
+@flow(name="rounds", persist_result=False)
+def rounds_flow(config: RoundsConfig) -> Series:
+    """The pipeline again and again, each time with the policy that is in force, while that gains something."""
+    return run_rounds(config, Work(collect_task, label_task, improve_task))

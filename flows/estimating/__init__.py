@@ -1,1 +1,0 @@
-"""`refine` without a simulator: candidates chosen and judged by estimates from the log."""

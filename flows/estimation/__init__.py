@@ -1,0 +1,1 @@
+"""Refinement without a simulator: everything is called an estimate."""

@@ -1,0 +1,103 @@
+"""What an appraisal is asked to do and what comes of it: arms, estimates, and two claims about estimates.
+
+Making one is in `estimate.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from pydantic import Field
+
+from refine.config import RefineConfig, Snapshot
+from refine.evaluation.estimates import Estimate, OpeConfig
+from refine.evaluation.gate import Interval, Verdict
+from refine.policies.mlp import Mode
+from storage.schema import Frozen
+
+from ..policies.baselines import Baseline
+from ..refinement.arms import Draw, Material
+from ..refinement.evaluator import Contestant
+
+if TYPE_CHECKING:
+    from refine.evaluation.held_out import Consistency
+
+
+class AppraiseConfig(Frozen):
+    """One refinement with its controls, judged by an estimate."""
+
+    refine: RefineConfig = Field(default_factory=RefineConfig)
+    ope: OpeConfig = Field(default_factory=OpeConfig)
+    folds: int = Field(default=5, ge=2, description="parts of the labelled episodes; each is held out once")
+    mode: Mode = Field(default="greedy", description="how policies act in the estimate")
+    placebo_draws: int = Field(default=3, ge=2, description="draws of the shuffled and of the random arm")
+    accept: bool = Field(default=False, description="put the policy in force on the estimate alone")
+    workers: int | None = Field(default=None, ge=1, description="processes; one per core when null; never the result")
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One draw of one arm: its candidates, how they foretold held-out labels, and what the chosen one is worth."""
+
+    draw: Draw
+    snapshots: Sequence[Snapshot]
+    consistency: Consistency
+    estimate: Estimate
+    improvement: Verdict
+
+    @property
+    def winner(self) -> Snapshot:
+        """The chosen candidate."""
+        return self.snapshots[self.consistency.best]
+
+
+@dataclass(frozen=True)
+class ArmEstimate:
+    """One row of the table: an arm, its draws pooled."""
+
+    arm: str
+    labels: int
+    draws: int
+    better: int  # draws that are estimated better than the baseline
+    return_: Interval  # discounted
+    support: float  # share of logged steps at which it would do the same; nan when continuous
+
+
+@dataclass(frozen=True)
+class Appraisal:
+    """What came of it; `improvement` and `credit` are claims about estimates, never about what was played."""
+
+    comparison_id: str
+    dataset_id: str
+    config: AppraiseConfig
+    material: Material
+    origin: Baseline
+    run_ids: Sequence[str]
+    baseline: Estimate
+    arms: Sequence[ArmEstimate]
+    improvement: Verdict
+    credit: Verdict
+    warnings: tuple[str, ...]
+    trials: Sequence[Trial] = field(repr=False)  # the annotator's labels come first
+
+    @property
+    def candidate(self) -> Contestant:
+        """The refined policy, which is kept in the store whatever its estimate."""
+        return Contestant.of(self.trials[0].winner.policy, "refined")
+
+    @property
+    def accepted(self) -> bool:
+        """Whether it takes the baseline's place: only where the user asked for that on an estimate alone."""
+        return self.config.accept and self.improvement.holds
+
+    @property
+    def policy_id(self) -> str:
+        """What is in force."""
+        return self.candidate.policy_id if self.accepted else self.baseline_id
+
+    @property
+    def baseline_id(self) -> str:
+        """The name of what every arm started from."""
+        return self.material.baseline_id or Contestant.of(self.material.baseline, "baseline").policy_id

@@ -1,0 +1,175 @@
+"""`refine` without a simulator: candidates chosen by labels that they have not seen, and judged by an estimate.
+
+Nothing is played, so nothing is accepted: without the user's word the baseline stays in force. The statistics are in
+`refine/evaluation/estimates.py`, what the catalog keeps in `records.py`, how it is told in `present.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import closing
+from functools import partial
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from refine.config import Snapshot
+from refine.evaluation.estimates import (
+    Estimate,
+    OpeConfig,
+    estimated_interval,
+    judge_estimated_improvement,
+    judge_estimated_labels,
+)
+from refine.evaluation.ope import check_episodes, collect_refits, refit
+from refine.policies.mlp import MlpPolicy, Mode
+from storage.datasets.reader import read_manifest, read_steps
+from storage.errors import BadInput
+from storage.schema import Array
+from storage.store import Store
+
+from ..policies.trust import Named
+from ..progress import Report, silent
+from ..refinement.arms import PLACEBOS, Draw, Material, labels_of, list_draws, train_draw
+from ..refinement.improve import gather_material
+from ..runtime.processes import share_out
+from .appraisal import Appraisal, AppraiseConfig, ArmEstimate, Trial
+from .records import comparison_id_of, record_appraisal
+
+if TYPE_CHECKING:
+    from refine.evaluation.held_out import Consistency
+
+
+def appraise(
+    store: Store,
+    dataset_id: str,
+    config: AppraiseConfig,
+    *,
+    run_ids: Sequence[str] | None = None,
+    rules: bool = False,
+    baseline: Named | None = None,
+    report: Report = silent,
+) -> Appraisal:
+    """Refine with a dataset's annotations, beside the controls, and estimate from its steps what each arm is worth.
+
+    Args:
+        store: the store.
+        dataset_id: any dataset; no environment is asked.
+        config: refinement, estimate and processes.
+        run_ids: annotation runs whose labels count; all when None.
+        rules: imitate their corrective rules instead, at all steps that they match.
+        baseline: another baseline than the dataset's policy, see `policies.load_policy`.
+        report: shown the progress.
+
+    Raises:
+        Prerequisite: if the dataset has no annotations.
+        BadInput: if it has too few episodes or labels, or policies are to be drawn from that have no distribution.
+    """
+    if config.refine.robust:
+        raise BadInput("Readings of the labels can only be told apart by playing.", "Leave --robust out.")
+    found = gather_material(
+        store, read_manifest(store, dataset_id), config.refine, run_ids, rules=rules, baseline=baseline
+    )
+    material, steps = found.material, read_steps(store, dataset_id)
+    check_episodes(steps)
+    if config.mode == "sampled" and not material.baseline.is_stochastic:
+        raise BadInput(
+            f"The baseline has {material.baseline.output_kind} without a distribution; nothing can be drawn from it.",
+            "Use --gate-mode greedy.",
+        )
+    draws = list_draws(config.placebo_draws)
+    chosen = _train(material, draws, config, report)
+    policies = [material.baseline, *(kept.snapshots[kept.consistency.best].policy for kept in chosen)]
+    estimates = collect_refits(steps, policies, _refit_all(material, policies, config, report))
+    trials = [
+        Trial(draw, *kept, estimate, judge_estimated_improvement(estimate, estimates[0]))
+        for draw, kept, estimate in zip(draws, chosen, estimates[1:], strict=True)
+    ]
+    placebos = {arm: [trial.estimate for trial in trials if trial.draw.arm == arm] for arm in PLACEBOS}
+    appraisal = Appraisal(
+        comparison_id=comparison_id_of(material, config),
+        dataset_id=dataset_id,
+        config=config,
+        material=material,
+        origin=found.baseline,
+        run_ids=found.opinions.run_ids,
+        baseline=estimates[0],
+        arms=_pool(trials, estimates[0], len(material.labels)),
+        improvement=trials[0].improvement,
+        credit=judge_estimated_labels(trials[0].estimate, placebos),
+        warnings=found.warnings,
+        trials=trials,
+    )
+    record_appraisal(store, appraisal)
+    return appraisal
+
+
+class _Kept(NamedTuple):
+    """A draw's candidates and how they were compared."""
+
+    snapshots: list[Snapshot]
+    consistency: Consistency
+
+
+def _train(material: Material, draws: Sequence[Draw], config: AppraiseConfig, report: Report) -> list[_Kept]:
+    """Train every draw on all labels, and once more per fold to choose among its candidates."""
+    work = partial(train_and_score, material, config.folds)
+    kept: list[_Kept] = []
+    with closing(share_out(work, draws, config.workers)) as arriving:
+        report("train the arms", 0, len(draws))
+        for snapshots, consistency in arriving:
+            kept.append(_Kept(snapshots, consistency))
+            report("train the arms", len(kept), len(draws))
+    return kept
+
+
+def train_and_score(material: Material, folds: int, draw: Draw) -> tuple[list[Snapshot], Consistency]:
+    """Candidates of one draw, and how well each foretells labels that its training has not seen."""
+    from refine.evaluation.held_out import (
+        out_of_fold,  # seconds: d3rlpy and torch, which only the processes that train need
+    )
+
+    steps = read_steps(Store.open(material.store_root), material.dataset_id)
+    labels = labels_of(material, draw, steps)
+    consistency = out_of_fold(steps, labels, material.baseline, material.config, folds=folds)
+    return train_draw(material, draw), consistency
+
+
+def _refit_all(
+    material: Material, policies: Sequence[MlpPolicy], config: AppraiseConfig, report: Report
+) -> list[Array]:
+    work = partial(refit_number, material, policies, config.ope, config.mode)
+    refits: list[Array] = []
+    with closing(share_out(work, range(config.ope.resamples), config.workers)) as arriving:
+        for values in arriving:
+            refits.append(values)
+            report("estimate", len(refits), config.ope.resamples)
+    return refits
+
+
+def refit_number(
+    material: Material, policies: Sequence[MlpPolicy], config: OpeConfig, mode: Mode, number: int
+) -> Array:
+    """One refit of all policies, in any process."""
+    steps = read_steps(Store.open(material.store_root), material.dataset_id)
+    return refit(steps, policies, config, mode, number)
+
+
+def _pool(trials: Sequence[Trial], baseline: Estimate, labels: int) -> list[ArmEstimate]:
+    """The baseline and every arm; the interval of an arm is over refits of the mean over its draws."""
+    arms = [ArmEstimate("baseline", 0, 0, 0, baseline.interval, baseline.support)]
+    for arm in dict.fromkeys(trial.draw.arm for trial in trials):
+        own = [trial for trial in trials if trial.draw.arm == arm]
+        value = float(np.mean([trial.estimate.value for trial in own]))
+        refits = np.mean([trial.estimate.refits for trial in own], axis=0)
+        arms.append(
+            ArmEstimate(
+                arm=arm,
+                labels=0 if arm == "no_labels" else labels,
+                draws=len(own),
+                better=sum(trial.improvement.holds for trial in own),
+                return_=estimated_interval(value, refits, baseline.episodes),
+                support=float(np.mean([trial.estimate.support for trial in own])),
+            )
+        )
+    return arms

@@ -1,1 +1,0 @@
-"""The gate: arms and their trainings, the episodes that judge them, trials, and what the catalog keeps of it."""

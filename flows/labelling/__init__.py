@@ -1,0 +1,1 @@
+"""Asking for labels, measuring them and judging their quality."""

@@ -1,1 +1,0 @@
-"""Where policies act: environments, episodes side by side, replays, and policies whoever made them."""

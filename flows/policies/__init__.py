@@ -1,0 +1,1 @@
+"""Policies by name: loaded, acting, trained as baselines and handed over."""

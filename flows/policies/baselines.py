@@ -1,0 +1,107 @@
+"""The policy that a refinement starts from: found again from what a dataset's manifest says, or distilled.
+
+How a policy's files are read is `policies/loading.py`; how one is distilled is `refine/policies/distil.py`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from refine.policies.mlp import MlpPolicy
+from storage.datasets.reader import StepArrays
+from storage.errors import BadInput, Prerequisite, TrajnoteError
+from storage.schema import Manifest
+from storage.store import Store
+
+from ..refinement.lineage import find_recorded_baseline, find_recorded_id
+from ..simulation.environments import Spaces
+from .actors import NetworkActor, Policy
+from .loading import load_policy
+from .trust import Named, not_loaded, own_policy, spelled
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """A portable baseline, and how it was obtained."""
+
+    policy: MlpPolicy
+    origin: str
+    policy_id: str | None = None  # by which the store knows it already
+    warning: str | None = None  # what the dataset names and was not loaded
+
+
+def find_baseline(store: Store, manifest: Manifest, steps: StepArrays, spec: Named | None = None) -> Baseline:
+    """The policy that made a dataset, as a portable network.
+
+    Its own weights are used wherever they can be read exactly; otherwise a network is distilled from the dataset's
+    `policy_output`, or from the logged actions if it has none. So it is where the manifest names a policy that the user
+    did not name, with a warning: that policy is not loaded.
+
+    Args:
+        store: where policies are looked up.
+        manifest: of the dataset.
+        steps: of the dataset, for distillation.
+        spec: another baseline than the one that the manifest names; see `policies.load_policy`.
+
+    Raises:
+        BadInput: if the policy named cannot be loaded, is for other spaces, or has neither weights that can be read
+            exactly nor steps in this dataset that it could be distilled from.
+    """
+    found = _find(store, manifest, steps, spec)
+    return replace(found, policy_id=find_recorded_id(store, found.policy.sha256))
+
+
+def _find(store: Store, manifest: Manifest, steps: StepArrays, spec: Named | None) -> Baseline:
+    spaces = Spaces(manifest.observation_space, manifest.action_space)
+    if spec is not None:
+        return _distilled_if_needed(_load_other(spec, spaces, store, manifest), manifest, steps)
+    kept = find_recorded_baseline(store, manifest.policy_sha256) if manifest.policy_sha256 else None
+    if kept is not None:
+        return Baseline(kept, "the weights that the dataset was collected with")
+    own, warning = _find_own(store, manifest)
+    found = _distilled_if_needed(_load_own(own, store, manifest, spaces), manifest, steps)
+    return replace(found, warning=warning)
+
+
+def _find_own(store: Store, manifest: Manifest) -> tuple[Named | None, str | None]:
+    """The policy that the user collected with; or why what the manifest names is not loaded."""
+    start = f"--baseline {spelled(str(manifest.policy))} starts from it."
+    try:
+        own = own_policy(store, manifest)
+    except Prerequisite as error:
+        return None, f"{error.problem} {start}"
+    if own is not None or manifest.policy in (None, "random"):
+        return own, None
+    return None, f"{not_loaded(manifest)} {start}"
+
+
+def _load_other(spec: Named, spaces: Spaces, store: Store, manifest: Manifest) -> Policy:
+    """The policy that the user names; one without readable weights must be the one that the dataset shows."""
+    known = manifest.policy_file_sha256 if spec == manifest.policy else None
+    policy = load_policy(spec, spaces, store, file_sha256=known)
+    if not isinstance(policy, NetworkActor) and policy.sha256 != manifest.policy_sha256:
+        raise BadInput(
+            f"{spec} has no weights that can be read exactly, and the steps of {manifest.dataset_id} are not its own.",
+            "Collect a dataset with it; a refinement of that one distils it.",
+        )
+    return policy
+
+
+def _load_own(spec: Named | None, store: Store, manifest: Manifest, spaces: Spaces) -> Policy | None:
+    """The policy that the user collected with, if it is still there and still the same."""
+    if spec is None:
+        return None
+    try:
+        policy = load_policy(spec, spaces, store, file_sha256=manifest.policy_file_sha256)
+    except TrajnoteError:
+        return None
+    return policy if policy.sha256 == manifest.policy_sha256 else None
+
+
+def _distilled_if_needed(policy: Policy | None, manifest: Manifest, steps: StepArrays) -> Baseline:
+    if isinstance(policy, NetworkActor):
+        return Baseline(policy.network, f"{policy.spec}, its own weights")
+    from refine.policies.distil import distil  # seconds: torch, which a baseline that has weights does not need
+
+    made = distil(steps, manifest.observation_space, manifest.action_space, output_kind=manifest.policy_output)
+    return Baseline(made.policy, f"distilled from {made.source}, {made.agreement:.1%} agreement on held-out steps")

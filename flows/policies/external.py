@@ -1,0 +1,289 @@
+"""Policies of other libraries and of the user: opened, checked against the environment, made portable where exact.
+
+A plain perceptron becomes a portable network and acts in NumPy. Anything else is asked row by row and acts greedily,
+unless it says that it can be sampled. Files of Stable-Baselines3 and d3rlpy hold pickles: open only what you trust.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import importlib.util
+import inspect
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from refine.policies.mlp import Head, MlpPolicy, Mode
+from storage.content_hash import canonical_json, sha256_file
+from storage.errors import BadInput, Prerequisite
+from storage.schema import Array, Space
+
+from ..simulation.environments import Spaces, import_module_here, to_space
+from ..simulation.fingerprint import code_of
+from .actors import Answer, Foreign, ForeignActor, NetworkActor, Policy
+from .trust import Named, find_module
+from .unsupported import (
+    refuse_unusable_d3rlpy,
+    refuse_unusable_onnx,
+    refuse_unusable_python,
+    refuse_unusable_sb3_file,
+    refuse_unusable_sb3_model,
+)
+
+_SB3_ALGORITHMS = ("PPO", "A2C", "DQN", "SAC", "TD3", "DDPG")
+# needed for training only, and not sure to be unpickled on another Python
+_SB3_UNNEEDED = {"learning_rate": 0.0, "lr_schedule": 0.0, "clip_range": 0.0, "clip_range_vf": None, "buffer_size": 1}
+# fields of a space that a policy is bound to; observations may well leave their bounds
+_DECISIVE = {"observation": ("kind", "size", "n"), "action": ("kind", "size", "n", "start", "low", "high")}
+
+
+def check_spaces(spec: str, theirs: Spaces, ours: Spaces) -> None:
+    """Refuse a policy that was made for another environment.
+
+    Raises:
+        BadInput: naming the first thing that differs.
+    """
+    for role, fields in _DECISIVE.items():
+        for field in fields:
+            have, want = (getattr(getattr(spaces, role), field) for spaces in (theirs, ours))
+            if have != want:
+                raise BadInput(f"{spec} was made for an {role} space with {field} {have}; the environment has {want}.")
+
+
+def hash_policy_file(spec: Named) -> str | None:
+    """The sha256 of the file that a specification would open or import, which is neither; None if there is none.
+
+    Raises:
+        BadInput: if the file does not exist.
+    """
+    file = _find_file(spec)
+    return None if file is None else sha256_file(file)
+
+
+def _find_file(spec: Named) -> Path | None:
+    kind, _, rest = spec.partition(":")
+    if kind == "sb3":
+        return _file(rest.partition(":")[2], spec, ".zip")
+    if kind == "onnx":
+        return _file(rest, spec)
+    if kind == "d3rlpy":
+        from refine.policies import from_d3rlpy as learnables
+
+        return learnables.find_learnable(_path(spec))
+    found = find_module(rest.partition(":")[0]) if kind == "py" else None
+    return None if found is None else Path(found)
+
+
+def open_d3rlpy(spec: Named, spaces: Spaces) -> Policy:
+    """Open `d3rlpy:PATH`, a `.d3` file or a folder of d3rlpy's logger, whose newest model acts.
+
+    Raises:
+        BadInput: when there is no such model, it cannot be loaded, or was made for other spaces.
+    """
+    from refine.policies import from_d3rlpy as learnables
+    from refine.policies import from_sb3 as baselines
+
+    file = learnables.find_learnable(_path(spec))
+    algo = learnables.load_learnable(file)
+    refuse_unusable_d3rlpy(spec, algo)
+    inputs, outputs = tuple(algo.impl.observation_shape), int(algo.impl.action_size)
+    if inputs != (spaces.observation.size,) or outputs != (spaces.action.n or spaces.action.size):
+        raise BadInput(
+            f"{spec} takes observations of shape {inputs} and has {outputs} action values; "
+            f"the environment has {(spaces.observation.size,)} and {spaces.action.n or spaces.action.size}."
+        )
+    if (algo.get_action_type().name == "DISCRETE") != spaces.action.is_discrete:
+        raise BadInput(f"{spec} is not made for {spaces.action.kind} actions.")
+    try:
+        return NetworkActor(spec, learnables.from_d3rlpy(algo, *spaces))
+    except baselines.NotAnMlpError:
+        return ForeignActor(spec, sha256_file(file), spaces, _ask_d3rlpy)
+
+
+def open_sb3(spec: Named, spaces: Spaces) -> Policy:
+    """Open `sb3:ALGO:PATH`, a zip of Stable-Baselines3.
+
+    Statistics of a `VecNormalize` are a file of their own and are not applied.
+
+    Raises:
+        BadInput: when there is no such file or algorithm, it cannot be loaded, or was made for other spaces.
+        Prerequisite: when Stable-Baselines3 is not installed.
+    """
+    from refine.policies import from_sb3 as baselines
+
+    model, file = _load_sb3(spec)
+    refuse_unusable_sb3_model(spec, model)
+    theirs = Spaces(to_space(model.observation_space, "observation"), to_space(model.action_space, "action"))
+    check_spaces(spec, theirs, spaces)
+    try:
+        return NetworkActor(spec, baselines.from_sb3(model, *spaces))
+    except baselines.NotAnMlpError:
+        return ForeignActor(spec, sha256_file(file), spaces, _ask_sb3)
+
+
+def open_onnx(spec: Named, spaces: Spaces) -> Policy:
+    """Open `onnx:PATH`.
+
+    The first input takes observations (N, n) float32 (a discrete observation is n = 1). The first output decides: for
+    discrete actions (N, k) floats are logits, or Q values if it is named `q_values`, and integers are the actions
+    themselves; for continuous actions (N, m) floats are the mean, which is cut to the bounds.
+
+    Raises:
+        BadInput: when there is no such file, it cannot be loaded, or does not fit the spaces.
+        Prerequisite: when onnxruntime is not installed.
+    """
+    file = _file(spec.partition(":")[2], spec)
+    actor = ForeignActor(spec, sha256_file(file), spaces, _ask_onnx)
+    shape = (1,) if spaces.observation.is_discrete else (1, spaces.observation.size)
+    actor.act(np.full(shape, spaces.observation.start, spaces.observation.dtype))  # what does not fit is said now
+    return actor
+
+
+def open_py(spec: Named, spaces: Spaces) -> Policy:
+    """Open `py:MODULE:CALLABLE`, a function from observations (N, n) to N actions; it is called with N = 1.
+
+    A class, or a function without parameters, is called once; it gives such a function, or an object with
+    `act(observations, mode=, rngs=)` that returns actions and outputs as `actors.Actor` does, and may say what it is in
+    `output_kind` and `modes`. Whatever it returns must depend on the observation (and the generators) alone.
+
+    Raises:
+        BadInput: when the module cannot be imported or has no such callable.
+    """
+    module, target = _python_target(spec)
+    file = getattr(module, "__file__", None)
+    source = Path(file).read_bytes() if file else module.__name__.encode()
+    beside = {name: sha256 for name, sha256 in code_of(module).items() if name != module.__name__}
+    decides = source + spec.encode() + (canonical_json(beside).encode() if beside else b"")
+    actor = ForeignActor(spec, hashlib.sha256(decides).hexdigest(), spaces, _ask_py)
+    if not callable(target) and not hasattr(target, "act"):
+        raise BadInput(f"{spec} is no function, class or object with `act`; it is {target!r}.")
+    return actor
+
+
+def _ask_d3rlpy(spec: str, spaces: Spaces) -> Foreign:
+    from refine.policies import from_d3rlpy as learnables
+    from refine.policies import from_sb3 as baselines
+
+    baselines.use_one_thread()
+    algo = learnables.load_learnable(learnables.find_learnable(_path(spec)))
+
+    def respond(observation: Array, mode: Mode, rng: np.random.Generator | None) -> Answer:
+        chosen = algo.predict(observation.reshape(1, -1))
+        return Answer(chosen + spaces.action.start if spaces.action.is_discrete else chosen)
+
+    return Foreign(respond)
+
+
+def _ask_sb3(spec: str, spaces: Spaces) -> Foreign:
+    from refine.policies import from_sb3 as baselines
+
+    baselines.use_one_thread()
+    model, _ = _load_sb3(spec)
+    return Foreign(lambda observation, mode, rng: Answer(model.predict(observation, deterministic=True)[0]))
+
+
+def _ask_onnx(spec: str, spaces: Spaces) -> Foreign:
+    onnxruntime = _extra("onnxruntime", "onnx")
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    try:
+        session = onnxruntime.InferenceSession(_path(spec), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # of any of the runtime's own types
+        raise BadInput(f"{spec} is not an ONNX model: {error}.") from error
+    refuse_unusable_onnx(spec, [given.shape for given in session.get_inputs()])
+    source, target = session.get_inputs()[0].name, session.get_outputs()[0]
+
+    def run(observation: Array) -> Array:
+        try:
+            return session.run([target.name], {source: observation.reshape(1, -1).astype(np.float32)})[0]
+        except Exception as error:  # a wrong number of components, for example
+            raise BadInput(f"{spec} does not take observations of {spaces.observation.size}: {error}.") from error
+
+    if "int" in target.type and spaces.action.is_discrete:
+        return Foreign(lambda observation, mode, rng: Answer(run(observation)))
+    head: Head = "clip" if not spaces.action.is_discrete else "q_values" if target.name == "q_values" else "logits"
+    decide = _decision(head, spaces.action)
+
+    def respond(observation: Array, mode: Mode, rng: np.random.Generator | None) -> Answer:
+        outputs = run(observation)
+        if outputs.shape != (1, decide.input_size):
+            raise BadInput(f"{spec} returned shape {outputs.shape}; (1, {decide.input_size}) is expected.")
+        acts = decide.act(outputs, mode=mode, rngs=[rng] if rng else None)
+        return Answer(acts.actions, acts.outputs)
+
+    return Foreign(respond, decide.output_kind, ("greedy", "sampled") if decide.is_stochastic else ("greedy",))
+
+
+def _ask_py(spec: str, spaces: Spaces) -> Foreign:
+    asked = _instantiate(_python_target(spec)[1])
+    refuse_unusable_python(spec, asked)
+    if not hasattr(asked, "act"):
+        return Foreign(lambda observation, mode, rng: Answer(asked(observation)))
+
+    def respond(observation: Array, mode: Mode, rng: np.random.Generator | None) -> Answer:
+        return Answer(*asked.act(observation, mode=mode, rngs=[rng] if rng else None))
+
+    modes: tuple[Mode, ...] = tuple(getattr(asked, "modes", ("greedy", "sampled")))
+    return Foreign(respond, getattr(asked, "output_kind", None), modes)
+
+
+def _instantiate(target: Any) -> Any:
+    """A class and a function without parameters make the policy; anything else is it."""
+    makes = inspect.isclass(target) or (inspect.isfunction(target) and not inspect.signature(target).parameters)
+    return target() if makes else target
+
+
+def _decision(head: Head, action_space: Space) -> MlpPolicy:
+    """One identity layer under a head: what a portable policy would do with these outputs."""
+    width = action_space.n or action_space.size
+    outputs = Space(kind="box", dtype="float32", size=width)
+    layer, bias = np.eye(width, dtype=np.float32), np.zeros(width, dtype=np.float32)
+    return MlpPolicy(outputs, action_space, (layer,), (bias,), "relu", head)
+
+
+def _load_sb3(spec: str) -> tuple[Any, Path]:
+    algorithm, _, name = spec.partition(":")[2].partition(":")
+    refuse_unusable_sb3_file(spec, algorithm, None)
+    if algorithm.upper() not in _SB3_ALGORITHMS or not name:
+        raise BadInput(f"{spec!r} is not sb3:ALGO:PATH with ALGO one of {', '.join(_SB3_ALGORITHMS)}.")
+    file = _file(name, spec, ".zip")
+    refuse_unusable_sb3_file(spec, algorithm, file)
+    library = _extra("stable_baselines3", "sb3")
+    try:
+        return getattr(library, algorithm.upper()).load(file, device="cpu", custom_objects=_SB3_UNNEEDED), file
+    except Exception as error:  # pickles of any origin
+        raise BadInput(f"{file} is no {algorithm.upper()} model: {type(error).__name__}: {error}.") from error
+
+
+def _python_target(spec: str) -> tuple[ModuleType, Any]:
+    module_name, _, name = spec.partition(":")[2].partition(":")
+    if not module_name or not name:
+        raise BadInput(f"{spec!r} is not py:MODULE:CALLABLE.", "For example py:my_policies:act.")
+    module = import_module_here(module_name, f"policy {spec!r}")
+    target: Any = module
+    for part in name.split("."):
+        if not hasattr(target, part):
+            raise BadInput(f"Module {module_name!r} has no {name!r}, which {spec!r} names.")
+        target = getattr(target, part)
+    return module, target
+
+
+def _extra(module: str, extra: str) -> ModuleType:
+    if importlib.util.find_spec(module) is None:
+        raise Prerequisite(f"The package {module} is not installed.", f"pip install 'trajnote[{extra}]'")
+    return importlib.import_module(module)
+
+
+def _path(spec: str) -> Path:
+    return Path(spec.partition(":")[2]).expanduser()
+
+
+def _file(name: str, spec: str, suffix: str = "") -> Path:
+    """The file of a name, with or without its suffix."""
+    for candidate in (Path(name).expanduser(), Path(name + suffix).expanduser()):
+        if candidate.is_file():
+            return candidate
+    raise BadInput(f"There is no file {name!r}, which {spec!r} names.")

@@ -1,0 +1,1 @@
+"""Candidates, arms and verdicts: refine, ablate, rounds and evaluate."""

@@ -1,0 +1,195 @@
+"""`ablate`: every mode and every arm, with several training seeds, in one table.
+
+Each mode and seed is one refinement as `improve.py` makes it; here they are pooled. What was trained or played before
+is found again, so an interrupted ablation goes on where it was.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from pydantic import Field
+
+from refine.config import TrainingMode
+from refine.evaluation.gate import Interval
+from refine.evaluation.variance_components import interval_over_seeds
+from refine.policies.mlp import Mode
+from storage.catalog.connection import insert_rows
+from storage.content_hash import content_id
+from storage.schema import Array, Frozen
+from storage.store import Store
+
+from ..policies.trust import Named
+from ..progress import Report, silent
+from .comparison import ArmResult, Comparison
+from .improve import ImproveConfig, Outcome, improve
+from .lineage import arm_rows
+
+
+class AblateConfig(Frozen):
+    """What is compared with what."""
+
+    improve: ImproveConfig = Field(
+        default_factory=lambda: ImproveConfig(random_states=True), description="each refinement; its mode is replaced"
+    )
+    modes: tuple[TrainingMode, ...] = Field(default=("A", "R", "RA"), min_length=1, description="the rows of the table")
+    seeds: int = Field(default=3, ge=1, description="training seeds, from the refinement's own on")
+
+    @property
+    def training_seeds(self) -> range:
+        """The seeds of trainings and placebos."""
+        first = self.improve.refine.seed
+        return range(first, first + self.seeds)
+
+
+@dataclass(frozen=True)
+class PooledArm(ArmResult):
+    """One row of the table: an arm under one mode, its draws those of all training seeds."""
+
+    recipe: TrainingMode
+
+
+@dataclass(frozen=True)
+class PooledVerdict:
+    """What the refinements of one mode came to, and how far the labels lead the other arms."""
+
+    recipe: TrainingMode
+    seeds: int
+    accepted: int  # of so many seeds
+    better: int
+    credit: int
+    leads: Mapping[str, Interval]  # arm -> the labels' return minus its, acting as the gate did
+
+
+@dataclass(frozen=True)
+class Ablation:
+    """All of it."""
+
+    ablation_id: str
+    outcomes: Mapping[tuple[TrainingMode, int], Outcome]  # by mode and training seed
+    arms: Sequence[PooledArm]
+    verdicts: Sequence[PooledVerdict]
+
+
+def ablate(
+    store: Store,
+    dataset_id: str,
+    config: AblateConfig,
+    *,
+    run_ids: Sequence[str] | None = None,
+    baseline: Named | None = None,
+    env_id: Named | None = None,
+    report: Report = silent,
+) -> Ablation:
+    """Refine a dataset's policy under every mode and with every training seed, beside all arms.
+
+    All of them are judged on the same seeds of the environment, so that rows can be compared. Choosing the best row is
+    a search like any other: confirm it with another first seed of the gate.
+
+    Args:
+        store: the store.
+        dataset_id: as for `improve`.
+        config: modes, seeds, and the refinement.
+        run_ids: annotation runs whose labels count; all when None.
+        baseline: another baseline than the dataset's policy.
+        env_id: the dataset's environment, where the user has to name it.
+        report: shown the progress.
+
+    Raises:
+        Prerequisite, BadInput: as `improve` does.
+    """
+    outcomes: dict[tuple[TrainingMode, int], Outcome] = {}
+    for seed in config.training_seeds:
+        for mode in config.modes:
+            told = _named(report, f"{mode}, seed {seed}")
+            one = _one(config.improve, mode, seed)
+            outcomes[mode, seed] = improve(
+                store, dataset_id, one, run_ids=run_ids, baseline=baseline, env_id=env_id, report=told
+            )
+    arms = [arm for mode in config.modes for arm in _pool(mode, _of(outcomes, mode))]
+    verdicts = [_judge(mode, _of(outcomes, mode), config.improve.gate.mode) for mode in config.modes]
+    ablation = Ablation(_name(dataset_id, outcomes), outcomes, arms, verdicts)
+    _record(store, dataset_id, ablation)
+    return ablation
+
+
+def _one(config: ImproveConfig, mode: TrainingMode, seed: int) -> ImproveConfig:
+    return config.model_copy(update={"refine": config.refine.model_copy(update={"mode": mode, "seed": seed})})
+
+
+def _of(outcomes: Mapping[tuple[TrainingMode, int], Outcome], mode: TrainingMode) -> list[Outcome]:
+    return [outcome for (own, _), outcome in outcomes.items() if own == mode]
+
+
+def _pool(mode: TrainingMode, outcomes: Sequence[Outcome]) -> list[PooledArm]:
+    comparisons = [outcome.comparison for outcome in outcomes]
+    pooled: list[PooledArm] = []
+    for place, arm in enumerate(comparisons[0].arms):
+        rows = [comparison.arms[place] for comparison in comparisons]
+        sampled = None if arm.sampled is None else interval_over_seeds(_returns(comparisons, arm.arm, "sampled"))
+        pooled.append(
+            PooledArm(
+                recipe=mode,
+                arm=arm.arm,
+                labels=arm.labels,
+                draws=sum(row.draws for row in rows),
+                accepted=sum(row.accepted for row in rows),
+                greedy=interval_over_seeds(_returns(comparisons, arm.arm, "greedy")),
+                sampled=sampled,
+            )
+        )
+    return pooled
+
+
+def _returns(comparisons: Sequence[Comparison], arm: str, acting: Mode) -> Array:
+    """Returns on the report seeds of the mean over an arm's draws, (training seeds, episodes)."""
+    rows: list[Array] = []
+    for comparison in comparisons:
+        names = [trial.draw.name for trial in comparison.trials if trial.draw.arm == arm] or [arm]
+        rows.append(np.mean([comparison.returns[acting][name] for name in names], axis=0))
+    return np.array(rows)
+
+
+def _judge(mode: TrainingMode, outcomes: Sequence[Outcome], acting: Mode) -> PooledVerdict:
+    comparisons = [outcome.comparison for outcome in outcomes]
+    own = _returns(comparisons, "labels", acting)
+    others = [arm.arm for arm in comparisons[0].arms if arm.arm != "labels"]
+    return PooledVerdict(
+        recipe=mode,
+        seeds=len(comparisons),
+        accepted=sum(comparison.decision.accepted for comparison in comparisons),
+        better=sum(comparison.improvement.holds for comparison in comparisons),
+        credit=sum(comparison.credit.holds for comparison in comparisons),
+        leads={arm: interval_over_seeds(own - _returns(comparisons, arm, acting)) for arm in others},
+    )
+
+
+def _name(dataset_id: str, outcomes: Mapping[tuple[TrainingMode, int], Outcome]) -> str:
+    made_of = [[mode, seed, outcome.comparison_id] for (mode, seed), outcome in sorted(outcomes.items())]
+    return content_id("x_", [dataset_id, made_of])
+
+
+def _record(store: Store, dataset_id: str, ablation: Ablation) -> None:
+    """Keep the table; the comparisons behind it are in the catalog already."""
+    with store.catalog.write() as con:
+        env_id = con.execute("SELECT env_id FROM datasets WHERE dataset_id = ?", [dataset_id]).fetchall()[0][0]
+        shared = {"ablation_id": ablation.ablation_id, "dataset_id": dataset_id, "env_id": env_id}
+        seeds = len({seed for _, seed in ablation.outcomes})
+        rows = [
+            shared | {"seeds": seeds, "recipe": arm.recipe} | row for arm in ablation.arms for row in arm_rows([arm])
+        ]
+        insert_rows(con, "ablations", rows)
+        members = [
+            {"ablation_id": ablation.ablation_id, "recipe": mode, "seed": seed, "comparison_id": outcome.comparison_id}
+            for (mode, seed), outcome in ablation.outcomes.items()
+        ]
+        insert_rows(con, "ablation_comparisons", members)
+
+
+def _named(report: Report, name: str) -> Report:
+    def told(description: str, done: int, total: int | None, /) -> None:
+        report(f"{name}: {description}", done, total)
+
+    return told

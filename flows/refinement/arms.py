@@ -1,0 +1,125 @@
+"""The arms of a comparison: which labels each one gets, and the candidates that come of them.
+
+Training one arm is one call that any process can make; judging the candidates is in `comparison.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from refine.config import RefineConfig, Snapshot
+from refine.labels.labels import Arm, Labels
+from refine.labels.reference_arms import ReferenceArm, label_random_states
+from refine.labels.rule_labels import rule_arm_labels
+from refine.policies.mlp import MlpPolicy
+from storage.content_hash import content_id
+from storage.datasets.pooling import read_pool
+from storage.datasets.reader import StepArrays
+from storage.errors import BadInput
+from storage.store import Store
+
+AnyArm = Arm | ReferenceArm
+PLACEBOS: tuple[Arm, ...] = ("no_labels", "shuffled", "random")
+CHANCE: tuple[AnyArm, ...] = ("shuffled", "random", "random_states")
+"""Arms that depend on chance, so that each is drawn several times."""
+_PLACEBO_STREAM = 0x9AC  # keeps the placebos' chance apart from the learner's
+
+
+@dataclass(frozen=True)
+class Draw:
+    """One refinement of one arm; those that depend on chance are drawn several times."""
+
+    arm: AnyArm
+    number: int  # from 0
+
+    @property
+    def name(self) -> str:
+        """How tables and reasons call it."""
+        return f"{self.arm} {self.number + 1}" if self.arm in CHANCE else self.arm
+
+
+def list_draws(placebo_draws: int, references: Sequence[ReferenceArm] = ()) -> list[Draw]:
+    """The annotator's labels and plain cloning once, what depends on chance `placebo_draws` times, the oracle once."""
+    arms: list[AnyArm] = ["labels", "no_labels", "shuffled", "random", *references]
+    return [Draw(arm, n) for arm in arms for n in range(placebo_draws if arm in CHANCE else 1)]
+
+
+@dataclass(frozen=True)
+class Oracle:
+    """What an expert says at the labelled states."""
+
+    labels: Labels
+    spec: str  # how the expert was named
+    sha256: str  # what decides its actions
+
+
+@dataclass(frozen=True)
+class Material:
+    """What all arms of a comparison share, small enough to send to another process."""
+
+    store_root: Path
+    dataset_id: str
+    labels: Labels
+    baseline: MlpPolicy
+    config: RefineConfig
+    oracle: Oracle | None = None  # only the arm of that name needs it
+    also: tuple[str, ...] = ()  # further datasets whose steps and labels count, behind those of the first
+    baseline_id: str | None = None  # by which the store knows the baseline already; it decides nothing
+    log_dir: Path | None = None  # where the training of the annotator's labels is logged; it decides nothing
+
+    def is_logged(self, draw: Draw) -> bool:
+        """Whether the training of a draw is watched, so that one made before does not do."""
+        return self.log_dir is not None and draw.arm == "labels"
+
+    @property
+    def dataset_ids(self) -> tuple[str, ...]:
+        """All datasets, in the order in which their rows follow each other."""
+        return (self.dataset_id, *self.also)
+
+    @cached_property
+    def content_id(self) -> str:
+        """Named by everything that decides the candidates of an arm, but for the oracle."""
+        labels = {name: np.asarray(value).tolist() for name, value in vars(self.labels).items()}
+        made_of = [self.dataset_id, labels, self.baseline.sha256, self.config]
+        return content_id("m_", [*made_of, list(self.also)] if self.also else made_of)
+
+
+def train_draw(material: Material, draw: Draw) -> list[Snapshot]:
+    """Refine the baseline with the labels of one arm; equal arguments give equal snapshots.
+
+    Args:
+        material: dataset, labels, baseline and configuration.
+        draw: which arm, and which of its draws.
+
+    Returns:
+        The candidates, in the order of training.
+    """
+    from refine.labels.robust import (
+        refine_candidates,  # seconds: d3rlpy and torch, which only the processes that train need
+    )
+
+    steps = read_pool(Store.open(material.store_root), material.dataset_ids)
+    log_dir = material.log_dir if material.is_logged(draw) else None
+    labels = labels_of(material, draw, steps)
+    return refine_candidates(steps, labels, material.baseline, material.config, log_dir=log_dir)
+
+
+def labels_of(material: Material, draw: Draw, steps: StepArrays) -> Labels:
+    """The labels that one draw of one arm is trained with.
+
+    Raises:
+        BadInput: for the arm `oracle` without an expert.
+    """
+    baseline, rng = material.baseline, np.random.default_rng([material.config.seed, _PLACEBO_STREAM, draw.number])
+    if draw.arm == "random_states":
+        return label_random_states(material.labels, steps, baseline.observation_space, rng)
+    if draw.arm != "oracle":
+        return rule_arm_labels(draw.arm, material.labels, steps, baseline.action_space, rng)
+    if material.oracle is None:
+        raise BadInput("The arm oracle needs an expert's actions.", "Name its policy with --expert.")
+    return material.oracle.labels

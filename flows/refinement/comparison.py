@@ -1,0 +1,255 @@
+"""A refinement with its controls: every arm is trained alike, passes the same gate, and is reported on fresh seeds.
+
+The gate chooses among an arm's candidates on one range of seeds, accepts the winner on a second and reports on a
+third; a rejected arm leaves the baseline in place. Statistics are in `refine/evaluation/gate.py`, episodes in
+`evaluator.py`, what the catalog keeps of it in `lineage.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field, replace
+from functools import partial
+
+import numpy as np
+from pydantic import Field
+
+from refine.config import Snapshot
+from refine.evaluation.gate import (
+    Decision,
+    Interval,
+    SeedPlan,
+    Verdict,
+    interval,
+    judge_improvement,
+    judge_labels,
+)
+from refine.labels.reference_arms import ReferenceArm
+from refine.policies.mlp import Mode
+from storage.errors import BadInput
+from storage.schema import Frozen
+
+from ..progress import Report, silent
+from ..runtime.processes import share_out
+from .arms import PLACEBOS, Draw, Material, list_draws, train_draw
+from .evaluator import Contestant, Judge, Purpose, Returns
+from .selection import Method, try_fields
+from .training_cache import find_candidates, keep_candidates
+
+SELECT: Mapping[Method, int] = {"racing": 12, "full": 24}
+"""Selection episodes; in a race only the last two candidates play them all."""
+ACCEPT: Mapping[Method, int] = {"racing": 192, "full": 60}
+"""Acceptance episodes; a race needs them all only where the gain is small."""
+
+
+class GateConfig(Frozen):
+    """How much evidence the gate asks for; its three ranges of seeds follow each other from `first_seed`."""
+
+    first_seed: int = Field(default=1_000_000, ge=0, description="first seed of the evaluation, far from datasets'")
+    method: Method = Field(
+        default="racing", description="racing: stop when it is clear; full: every candidate plays every episode"
+    )
+    select: int | None = Field(
+        default=None,
+        ge=2,
+        description="episodes per candidate that choose among them, at most; null: 12, and 24 in full",
+    )
+    accept: int | None = Field(
+        default=None,
+        ge=10,
+        description="episodes that accept the winner, paired with the baseline's, at most; null: 192, and 60 in full",
+    )
+    report: int = Field(default=100, ge=10, description="episodes that are reported and that judge the verdicts")
+    mode: Mode = Field(default="greedy", description="how policies act while they are chosen and accepted")
+    placebo_draws: int = Field(
+        default=3, ge=2, description="draws of the shuffled and of the random arm; their spread is part of the verdict"
+    )
+
+    @property
+    def seeds(self) -> SeedPlan:
+        """The three ranges."""
+        select, accept = self.select or SELECT[self.method], self.accept or ACCEPT[self.method]
+        return SeedPlan.starting_at(self.first_seed, select=select, accept=accept, report=self.report)
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One draw of one arm after the gate."""
+
+    draw: Draw
+    candidates: Sequence[Contestant]
+    snapshots: Sequence[Snapshot]  # of the same order
+    selection: Sequence[float]  # mean return of each candidate on the selection seeds that it played
+    episodes: Sequence[int]  # how many of them it played
+    winner: int  # index of the candidate that was tested
+    decision: Decision
+    kept: Contestant  # the winner if it was accepted, else the baseline
+
+
+@dataclass(frozen=True)
+class ArmResult:
+    """One row of the table: an arm, its draws pooled."""
+
+    arm: str
+    labels: int
+    draws: int
+    accepted: int  # draws that the gate accepted
+    greedy: Interval
+    sampled: Interval | None  # None when the policy has no distribution
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What came of it: the table, the gate's decision about the annotator's labels, and the two verdicts."""
+
+    arms: Sequence[ArmResult]
+    decision: Decision
+    improvement: Verdict
+    credit: Verdict
+    trials: Sequence[Trial] = field(repr=False)  # the annotator's labels come first
+    returns: Mapping[Mode, Mapping[str, Returns]] = field(repr=False)  # on the report seeds, by the draws' names
+
+    @property
+    def policy_id(self) -> str:
+        """What is in force now: the refined policy, or the baseline."""
+        return self.trials[0].kept.policy_id
+
+
+@dataclass(frozen=True)
+class Contest:
+    """The arms of one comparison on their way through the gate.
+
+    Args:
+        material: dataset, labels, baseline and the refinement's configuration.
+        judge: plays episodes and remembers them.
+        gate: how much evidence is asked for.
+        report: shown the progress.
+        references: arms that inform and do not enter the verdicts.
+    """
+
+    material: Material
+    judge: Judge
+    gate: GateConfig
+    report: Report = silent
+    references: Sequence[ReferenceArm] = ()
+
+    @property
+    def baseline(self) -> Contestant:
+        """The policy that every arm started from."""
+        made = Contestant.of(self.material.baseline, "baseline")
+        return replace(made, policy_id=self.material.baseline_id or made.policy_id)
+
+    def run(self) -> Comparison:
+        """Train, select, accept and report every arm.
+
+        Equal questions were remembered, so running it again plays nothing twice and ends the same.
+
+        Raises:
+            BadInput: without labels, or if the gate is to draw from a baseline that has no distribution.
+        """
+        self._check()
+        draws = list_draws(self.gate.placebo_draws, self.references)
+        trained = self._train(draws)
+        trials = self._judge(draws, trained)
+        greedy = self._report(trials, "greedy")
+        sampled = self._report(trials, "sampled") if self.material.baseline.is_stochastic else None
+        judged = greedy if sampled is None or self.gate.mode == "greedy" else sampled
+        return self._conclude(trials, greedy, sampled, judged)
+
+    def _check(self) -> None:
+        if not len(self.material.labels):
+            raise BadInput("There are no labels to refine with.", "Annotate the dataset first: trajnote annotate.")
+        baseline = self.material.baseline
+        if self.gate.mode == "sampled" and not baseline.is_stochastic:
+            raise BadInput(
+                f"The baseline has {baseline.output_kind} without a distribution, so the gate cannot draw its actions.",
+                "Use --gate-mode greedy.",
+            )
+
+    def _train(self, draws: Sequence[Draw]) -> list[list[Snapshot]]:
+        """The candidates of every draw, trained now or before; each in one thread of one process."""
+        store, train, workers = self.judge.store, partial(train_draw, self.material), self.judge.workers
+        known = {draw: found for draw in draws if (found := find_candidates(store, self.material, draw)) is not None}
+        missing = [draw for draw in draws if draw not in known]
+        with closing(share_out(train, missing, workers)) as arriving:
+            self.report("train the arms", len(known), len(draws))
+            for draw, snapshots in zip(missing, arriving, strict=True):
+                keep_candidates(store, self.material, draw, snapshots)
+                known[draw] = snapshots
+                self.report("train the arms", len(known), len(draws))
+        return [known[draw] for draw in draws]
+
+    def _judge(self, draws: Sequence[Draw], trained: Sequence[Sequence[Snapshot]]) -> list[Trial]:
+        """Choose the best candidate of each draw; accept it, or leave the baseline in force."""
+        fields = [[Contestant.of(s.policy, "refined") for s in snapshots] for snapshots in trained]
+        play = partial(self._returns, mode=self.gate.mode)
+        found = try_fields(play, self.baseline, fields, self.gate.seeds, self.gate.method)
+        return [
+            Trial(
+                draw=draw,
+                candidates=candidates,
+                snapshots=snapshots,
+                selection=finding.selection,
+                episodes=finding.episodes,
+                winner=finding.winner,
+                decision=finding.decision,
+                kept=candidates[finding.winner] if finding.decision.accepted else self.baseline,
+            )
+            for draw, candidates, snapshots, finding in zip(draws, fields, trained, found, strict=True)
+        ]
+
+    def _report(self, trials: Sequence[Trial], mode: Mode) -> dict[str, Returns]:
+        """Returns on the report seeds of the baseline and of what each draw left in force, by name."""
+        names = ["baseline", *(trial.draw.name for trial in trials)]
+        contestants = [self.baseline, *(trial.kept for trial in trials)]
+        seeds = self.gate.seeds.report
+        return dict(zip(names, self._returns(contestants, seeds, "report", mode=mode), strict=True))
+
+    def _returns(
+        self, contestants: Sequence[Contestant], seeds: range, purpose: Purpose, *, mode: Mode
+    ) -> list[Returns]:
+        words = {"select": "choose a candidate", "accept": "accept or reject", "report": f"report, {mode}"}
+        advance: Callable[[int, int], None] = lambda done, total: self.report(words[purpose], done, total)  # noqa: E731
+        return self.judge.returns(contestants, seeds, mode=mode, purpose=purpose, advance=advance)
+
+    def _conclude(
+        self,
+        trials: Sequence[Trial],
+        greedy: Mapping[str, Returns],
+        sampled: Mapping[str, Returns] | None,
+        judged: Mapping[str, Returns],
+    ) -> Comparison:
+        labels = trials[0]
+        placebos = {arm: [judged[trial.draw.name] for trial in trials if trial.draw.arm == arm] for arm in PLACEBOS}
+        return Comparison(
+            arms=[self._arm_result(arm, trials, greedy, sampled) for arm in ("baseline", *_arms_of(trials))],
+            decision=labels.decision,
+            improvement=judge_improvement(judged["labels"], judged["baseline"], accepted=labels.decision.accepted),
+            credit=judge_labels(judged["labels"], placebos, accepted=labels.decision.accepted),
+            trials=trials,
+            returns={"greedy": greedy, "sampled": sampled or {}},
+        )
+
+    def _arm_result(
+        self, arm: str, trials: Sequence[Trial], greedy: Mapping[str, Returns], sampled: Mapping[str, Returns] | None
+    ) -> ArmResult:
+        own = [trial for trial in trials if trial.draw.arm == arm]
+        names = [trial.draw.name for trial in own] or [arm]
+        return ArmResult(
+            arm=arm,
+            labels=0 if arm in ("baseline", "no_labels") else len(self.material.labels),
+            draws=len(own),
+            accepted=sum(trial.decision.accepted for trial in own),
+            greedy=_pooled(greedy, names),
+            sampled=None if sampled is None else _pooled(sampled, names),
+        )
+
+
+def _arms_of(trials: Sequence[Trial]) -> list[str]:
+    return list(dict.fromkeys(trial.draw.arm for trial in trials))
+
+
+def _pooled(returns: Mapping[str, Returns], names: Sequence[str]) -> Interval:
+    """Interval over the seeds of the mean over the draws: draws on one seed are not independent episodes."""
+    return interval(np.mean([returns[name] for name in names], axis=0))

@@ -1,0 +1,178 @@
+"""The judge: returns of policies on given seeds, played once and remembered in the catalog.
+
+It measures and remembers; what the numbers prove is in `refine/evaluation/gate.py`.
+"""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from refine.evaluation.gate import interval
+from refine.policies.mlp import MlpPolicy, Mode
+from storage.catalog.connection import insert_rows
+from storage.catalog.environments import insert_environment, list_environments
+from storage.content_hash import content_id
+from storage.errors import ChangedEnvironmentWarning
+from storage.store import Store
+
+from ..policies.actors import Actor
+from ..policies.trust import Named
+from ..simulation.fingerprint import Fingerprint, look_up_fingerprint
+from ..simulation.workers import play_policies
+
+Returns = NDArray[np.float64]
+Purpose = Literal["select", "accept", "report", "evaluate"]
+_COMMIT_S = 2.0  # seconds of playing that are committed together, so that an interruption costs little
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """A policy that is judged, under the name by which the catalog knows it."""
+
+    policy_id: str
+    sha256: str
+    actor: Actor
+
+    @classmethod
+    def of(cls, network: MlpPolicy, prefix: str) -> Contestant:
+        """A portable network, named by its content."""
+        return cls(f"{prefix}-{network.sha256[:12]}", network.sha256, network)
+
+
+@dataclass(frozen=True)
+class Judge:
+    """Plays policies in one environment; equal questions are played once, over all commands and interruptions.
+
+    A question is another one once the environment's code, its registration or a package version has changed.
+
+    Args:
+        store: remembers what was played.
+        env_id: as for `make_environment`.
+        env_kwargs: as for `make_environment`.
+        workers: processes; one per core when None. They never change a return.
+        max_steps: longer episodes are cut there, as those of the dataset were; never when None.
+    """
+
+    store: Store
+    env_id: Named
+    env_kwargs: Mapping[str, Any]
+    workers: int | None = None
+    max_steps: int | None = None
+
+    @property
+    def fingerprint(self) -> Fingerprint:
+        """What the environment is now."""
+        return look_up_fingerprint(self.env_id, self.env_kwargs)
+
+    def returns(
+        self,
+        contestants: Sequence[Contestant],
+        seeds: range,
+        *,
+        mode: Mode,
+        purpose: Purpose,
+        advance: Callable[[int, int], None] = lambda done, total: None,
+    ) -> list[Returns]:
+        """Undiscounted returns, one (S,) array per contestant, of one episode per seed.
+
+        Args:
+            contestants: the policies; equal ones are played once.
+            seeds: the episodes, the same for all, so that returns are paired.
+            mode: `greedy` or `sampled`.
+            purpose: what the seeds are for, for the catalog.
+            advance: called with episodes done and episodes in all.
+        """
+        ids = [self._evaluation_id(contestant, seeds, mode) for contestant in contestants]
+        known = self._remembered(ids)
+        missing = {id_: c for id_, c in zip(ids, contestants, strict=True) if id_ not in known}
+        if missing:
+            self._warn_of_changes()
+            known |= self._play(missing, seeds, mode, purpose, advance)
+        return [known[id_] for id_ in ids]
+
+    def _play(
+        self,
+        missing: Mapping[str, Contestant],
+        seeds: range,
+        mode: Mode,
+        purpose: Purpose,
+        advance: Callable[[int, int], None],
+    ) -> dict[str, Returns]:
+        """Play what is not known yet; what was finished when it is interrupted is kept."""
+        found: dict[str, Returns] = {}
+        rows: list[dict[str, Any]] = []
+        committed = time.monotonic()
+        actors = [contestant.actor for contestant in missing.values()]
+        play = partial(play_policies, self.env_id, self.env_kwargs, actors, seeds, mode, self.workers)
+        try:
+            with closing(play(max_steps=self.max_steps, advance=advance)) as played:
+                for (id_, contestant), returns in zip(missing.items(), played, strict=True):
+                    found[id_] = returns
+                    rows.append(self._row(id_, contestant, returns, seeds, mode=mode, purpose=purpose))
+                    if time.monotonic() - committed > _COMMIT_S:
+                        self._remember(rows)
+                        rows, committed = [], time.monotonic()
+        finally:
+            self._remember(rows)
+        return found
+
+    def _warn_of_changes(self) -> None:
+        """Say once why episodes that were played before do not count."""
+        with self.store.catalog.read() as con:
+            known = list_environments(con, self.env_id, self.env_kwargs)
+        here = self.fingerprint
+        if known and here.sha256 not in {environment.environment_sha256 for environment in known}:
+            changes = "; ".join(here.changes_since(known[0].versions, known[0].code))
+            warnings.warn(
+                f"{self.env_id} is not what was played before ({changes}): its episodes are played anew, and the "
+                "earlier rows of the table evaluations keep their environment_sha256.",
+                ChangedEnvironmentWarning,
+                stacklevel=2,
+            )
+
+    def _evaluation_id(self, contestant: Contestant, seeds: range, mode: Mode) -> str:
+        place = [self.env_id, dict(self.env_kwargs), self.fingerprint.sha256, self.max_steps]
+        return content_id("e_", [contestant.sha256, place, mode, seeds.start, len(seeds)], 24)
+
+    def _remembered(self, ids: Sequence[str]) -> dict[str, Returns]:
+        with self.store.catalog.read() as con:
+            rows = con.execute(
+                "SELECT evaluation_id, returns FROM evaluations WHERE evaluation_id IN (SELECT unnest(?))", [list(ids)]
+            ).fetchall()
+        return {id_: np.array(returns, dtype=np.float64) for id_, returns in rows}
+
+    def _row(
+        self, id_: str, contestant: Contestant, returns: Returns, seeds: range, *, mode: Mode, purpose: Purpose
+    ) -> dict[str, Any]:
+        estimate = interval(returns)
+        return {
+            "evaluation_id": id_,
+            "policy_id": contestant.policy_id,
+            "env_id": self.env_id,
+            "env_kwargs": dict(self.env_kwargs),
+            "environment_sha256": self.fingerprint.sha256,
+            "purpose": purpose,
+            "mode": mode,
+            "first_seed": seeds.start,
+            "episodes": len(seeds),
+            "returns": returns.tolist(),
+            "return_": estimate.mean,
+            "low": estimate.low,
+            "high": estimate.high,
+        }
+
+    def _remember(self, rows: Sequence[dict[str, Any]]) -> None:
+        if rows:
+            here = self.fingerprint
+            with self.store.catalog.write() as con:
+                insert_environment(con, here.known, self.env_id, self.env_kwargs)
+                insert_rows(con, "evaluations", rows)

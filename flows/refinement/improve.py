@@ -1,0 +1,192 @@
+"""`refine`: from a dataset and its annotations to a judged policy. The arms and the gate are in `judging/`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import NamedTuple
+
+from pydantic import Field
+
+from refine.config import RefineConfig
+from refine.labels.labels import Labels
+from refine.labels.reference_arms import ReferenceArm
+from refine.labels.reward_relabelling import relabel
+from storage.datasets.pooling import read_pool
+from storage.datasets.reader import StepArrays, read_manifest, read_steps
+from storage.errors import BadInput
+from storage.schema import Frozen, Manifest
+from storage.store import Store
+
+from ..policies.baselines import Baseline, find_baseline
+from ..policies.external import check_spaces
+from ..policies.trust import Home, Named, find_home
+from ..progress import Report, silent
+from ..simulation.environments import Spaces, look_up_spaces
+from .arms import Material
+from .comparison import Comparison, Contest, GateConfig
+from .evaluator import Judge
+from .expert_arm import ask_expert
+from .label_source import Opinions, find_opinions
+from .lineage import record_comparison
+
+
+class ImproveConfig(Frozen):
+    """One refinement with its controls."""
+
+    refine: RefineConfig = Field(default_factory=RefineConfig)
+    gate: GateConfig = Field(default_factory=GateConfig)
+    random_states: bool = Field(default=False, description="also the arm of other states with the annotator's rules")
+    expert: Named | None = Field(default=None, description="policy whose actions are the arm oracle; none when null")
+    log_dir: Path | None = Field(default=None, description="folder for d3rlpy's logs of the labels' training")
+    workers: int | None = Field(default=None, ge=1, description="processes; one per core when null; never the result")
+
+    @property
+    def references(self) -> list[ReferenceArm]:
+        """The arms that inform beside those that judge."""
+        also: list[ReferenceArm] = ["random_states"] if self.random_states else []
+        return [*also, "oracle"] if self.expert else also
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A judged refinement and where it stands in the catalog."""
+
+    comparison_id: str
+    dataset_id: str
+    baseline: Baseline
+    comparison: Comparison
+    n_labels: int
+    warnings: tuple[str, ...] = ()  # what a user should know before believing the result
+    baseline_id: str = ""  # by which the catalog knows the baseline
+
+
+def improve(
+    store: Store,
+    dataset_id: str,
+    config: ImproveConfig,
+    *,
+    run_ids: Sequence[str] | None = None,
+    rules: bool = False,
+    baseline: Named | None = None,
+    env_id: Named | None = None,
+    also: Sequence[str] = (),
+    report: Report = silent,
+) -> Outcome:
+    """Refine the policy that made a dataset with the dataset's annotations, beside its controls, and judge it.
+
+    Running it again gives the same and repeats no episode that was played.
+
+    Args:
+        store: the store.
+        dataset_id: a dataset that was collected in a Gymnasium environment.
+        config: refinement, gate and processes.
+        run_ids: annotation runs whose labels count; all when None.
+        rules: imitate their corrective rules instead, at all steps that they match.
+        baseline: another baseline than the dataset's policy, see `policies.load_policy`.
+        env_id: the dataset's environment, where the user has to name it; see `trust.find_home`.
+        also: further datasets whose steps and labels count, of the same environment.
+        report: shown the progress.
+
+    Raises:
+        Prerequisite: if the dataset has no annotations, or no rules, or its environment has to be named.
+        BadInput: if it has no environment, or its seeds are among the gate's.
+    """
+    manifest = read_manifest(store, dataset_id)
+    home = _home_of(store, manifest, env_id)
+    for each in (dataset_id, *also):
+        _refuse_shared_seeds(store, each, config.gate)
+    material, start, opinions, warnings = gather_material(
+        store, manifest, config.refine, run_ids, rules=rules, also=also, baseline=baseline, expert=config.expert
+    )
+    if opinions.rules and config.random_states:
+        raise BadInput("Rules speak of all states that they match, so there are no others to compare with.")
+    material = replace(material, log_dir=config.log_dir)
+    judge = Judge(store, *home, config.workers, manifest.max_steps)
+    warnings += tuple(_tell_changes(judge, read_manifest(store, each)) for each in (dataset_id, *also))
+    warnings = tuple(filter(None, warnings))
+    contest = Contest(material, judge, config.gate, report, config.references)
+    comparison = contest.run()
+    comparison_id = record_comparison(contest, comparison, opinions.run_ids, start.origin, warnings=warnings)
+    return Outcome(
+        comparison_id, dataset_id, start, comparison, len(material.labels), warnings, contest.baseline.policy_id
+    )
+
+
+class Gathered(NamedTuple):
+    """What a refinement of a dataset starts from, whoever judges it."""
+
+    material: Material
+    baseline: Baseline
+    opinions: Opinions
+    warnings: tuple[str, ...]
+
+
+def gather_material(
+    store: Store,
+    manifest: Manifest,
+    config: RefineConfig,
+    run_ids: Sequence[str] | None,
+    *,
+    rules: bool = False,
+    also: Sequence[str] = (),
+    baseline: Named | None = None,
+    expert: Named | None = None,
+) -> Gathered:
+    """Find a dataset's labels and baseline; arguments as for `improve`.
+
+    Raises:
+        Prerequisite: if the dataset has no annotations.
+        BadInput: for labels that do not fit, or a baseline that cannot be had.
+    """
+    dataset_id = manifest.dataset_id
+    datasets = (dataset_id, *also)
+    opinions = find_opinions(store, datasets, run_ids, config.mode, rules=rules)
+    steps = read_pool(store, datasets)
+    start = find_baseline(store, manifest, read_steps(store, dataset_id), baseline)
+    labels = opinions.labels(store, manifest, steps)
+    recipe = config.completed(manifest.action_space)
+    oracle = ask_expert(expert, labels, steps, manifest, store) if expert else None
+    material = Material(store.root, dataset_id, labels, start.policy, recipe, oracle, tuple(also), start.policy_id)
+    warnings = (*find_warnings(steps, labels, recipe), *((start.warning,) if start.warning else ()))
+    return Gathered(material, start, opinions, warnings)
+
+
+def find_warnings(steps: StepArrays, labels: Labels, recipe: RefineConfig) -> tuple[str, ...]:
+    """What the labels do to the data that a user should know: whether implicit rewards drown the environment's."""
+    if recipe.mode == "A":
+        return ()
+    warning = relabel(steps, labels, recipe).warning
+    return () if warning is None else (warning,)
+
+
+def _home_of(store: Store, manifest: Manifest, named: Named | None) -> Home:
+    """The environment that can judge a refinement: the dataset's, if it is still what it was."""
+    if manifest.env_id is None:
+        raise BadInput(
+            f"The dataset {manifest.dataset_id} has no environment, so nothing can judge a refinement.",
+            "Import it with --env ENV_ID if there is a simulator of it.",
+        )
+    home = find_home(store, manifest, named)
+    logged = Spaces(manifest.observation_space, manifest.action_space)
+    check_spaces(f"The dataset {manifest.dataset_id}", logged, look_up_spaces(*home))
+    return home
+
+
+def _tell_changes(judge: Judge, manifest: Manifest) -> str:
+    """What a user should know of a dataset whose environment has other code by now; nothing if it has the same."""
+    if manifest.source == "import":
+        return ""
+    changes = "; ".join(judge.fingerprint.changes_since({}, manifest.environment_code))
+    return (
+        f"{manifest.dataset_id} was collected in another {judge.env_id} than judges now ({changes})" if changes else ""
+    )
+
+
+def _refuse_shared_seeds(store: Store, dataset_id: str, gate: GateConfig) -> None:
+    with store.catalog.read() as con:
+        rows = con.execute(
+            "SELECT seed FROM episodes WHERE dataset_id = ? AND seed IS NOT NULL", [dataset_id]
+        ).fetchall()
+    gate.seeds.check_unused(seed for (seed,) in rows)

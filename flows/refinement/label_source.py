@@ -1,0 +1,89 @@
+"""What a refinement imitates: labels of single steps, or corrective rules at all steps that they match."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from refine.config import TrainingMode
+from refine.labels.labels import Labels, labels_from_annotations
+from refine.labels.rule_labels import labels_from_rules, place_rules
+from storage.annotations.rules import Rule, load_rules, match_rules
+from storage.datasets.pooling import pool_annotations
+from storage.datasets.reader import StepArrays
+from storage.errors import BadInput, Prerequisite
+from storage.schema import Annotation, Manifest
+from storage.store import Store
+
+
+@dataclass(frozen=True)
+class Opinions:
+    """Annotations or rules of a dataset, never both."""
+
+    notes: Sequence[Annotation]
+    rules: Sequence[Rule]
+
+    @property
+    def run_ids(self) -> list[str]:
+        """The annotation runs that they come from."""
+        return sorted({opinion.run_id for opinion in (*self.notes, *self.rules)})
+
+    def labels(self, store: Store, manifest: Manifest, steps: StepArrays) -> Labels:
+        """One label for each annotation, or for each step that a list of rules matches.
+
+        Raises:
+            BadInput: if one of them does not fit the dataset.
+        """
+        if not self.rules:
+            return labels_from_annotations(self.notes, steps, manifest.action_space)
+        matches = match_rules(store, manifest.dataset_id, self.rules)
+        return labels_from_rules(self.rules, place_rules(self.rules, matches, steps), steps, manifest.action_space)
+
+
+def find_opinions(
+    store: Store, datasets: Sequence[str], run_ids: Sequence[str] | None, mode: TrainingMode, *, rules: bool
+) -> Opinions:
+    """The annotations of some runs; their rules if that is asked for, or if the runs named have nothing else.
+
+    Args:
+        store: the store.
+        datasets: of it; several are pooled, which rules cannot be.
+        run_ids: annotation runs; all when None.
+        mode: what is to be done with them.
+        rules: take rules and leave labels of single steps aside.
+
+    Raises:
+        Prerequisite: if there is nothing.
+        BadInput: for an unknown run, for runs of both kinds, for rules of several datasets, or for rules as rewards.
+    """
+    dataset_id = datasets[0]
+    notes = [] if rules else pool_annotations(store, datasets, run_ids)
+    there = [rule for name in datasets for rule in load_rules(store, name, run_ids)]
+    found = Opinions(notes, there if rules or run_ids else [])
+    if found.notes and found.rules:
+        raise BadInput(
+            f"The runs {', '.join(found.run_ids)} have labels of single steps and rules.",
+            "Name runs of one kind, or take the rules alone with --rules.",
+        )
+    if not found.notes and not found.rules:
+        raise _nothing(dataset_id, run_ids, rules=rules, has_rules=bool(there))
+    if found.rules and len(datasets) > 1:
+        raise BadInput(
+            "Rules are about one dataset, and several were given.", "Refine with each of them, or by labels."
+        )
+    if found.rules and mode == "R":
+        raise BadInput("Rules suggest actions and grade none, so there are no rewards to refine with.", "Use --mode A.")
+    return found
+
+
+def _nothing(dataset_id: str, run_ids: Sequence[str] | None, *, rules: bool, has_rules: bool) -> Prerequisite:
+    asked = f" of {', '.join(run_ids)}" if run_ids else ""
+    if rules:
+        return Prerequisite(
+            f"The dataset {dataset_id} has no rules{asked}.",
+            "Run `trajnote annotate run --kind rules` or `trajnote rules import` first.",
+        )
+    hint = "It has rules: refine with --rules, or run `trajnote annotate` for labels." if has_rules else ""
+    return Prerequisite(
+        f"The dataset {dataset_id} has no annotations{asked}.", hint or "Run `trajnote annotate` first."
+    )

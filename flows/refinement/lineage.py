@@ -1,0 +1,217 @@
+"""What the catalog keeps of a comparison: policies with their parents, refinements with their reasons, candidates.
+
+Rows are named by content, so writing them again changes nothing.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from refine.policies.mlp import MlpPolicy
+from storage.catalog.connection import insert_rows
+from storage.content_hash import content_id
+from storage.policies.policies import policy_files, save_policy
+from storage.store import Store
+
+from .comparison import ArmResult, Comparison, Contest, Trial
+from .evaluator import Contestant
+
+
+def record_baseline(store: Store, policy: MlpPolicy, *, env_id: str | None, dataset_id: str, origin: str) -> str:
+    """Keep a policy that others start from, named by its content; returns the id by which the store knows it.
+
+    A refined policy from which another refinement starts keeps its name, so that lineage is one chain.
+
+    Args:
+        store: where it is kept.
+        policy: the network.
+        env_id: of its dataset; None when that came without one.
+        dataset_id: the first dataset that it acted in, or that it was distilled from.
+        origin: where the weights came from, in words.
+    """
+    known = find_recorded_id(store, policy.sha256)
+    if known is not None:
+        return known
+    policy_id = Contestant.of(policy, "baseline").policy_id
+    config = {"origin": origin, "policy_sha256": policy.sha256}
+    record = {"kind": "baseline", "env_id": env_id, "dataset_id": dataset_id, "config": config}
+    save_policy(store, policy_id, policy.to_files(), record)
+    return policy_id
+
+
+def find_recorded_baseline(store: Store, sha256: str) -> MlpPolicy | None:
+    """The policy that a manifest names by its hash, if it was kept."""
+    known = find_recorded_id(store, sha256)
+    return MlpPolicy.from_files(policy_files(store, known)) if known else None
+
+
+def find_recorded_id(store: Store, sha256: str) -> str | None:
+    """The id of the policy with this hash, if one was kept; the oldest, should there be two."""
+    with store.catalog.read() as con:
+        kept = con.execute(
+            """SELECT policy_id FROM policies WHERE config ->> 'policy_sha256' = ?
+               ORDER BY created_at, policy_id LIMIT 1""",
+            [sha256],
+        ).fetchone()
+    return kept[0] if kept else None
+
+
+def record_comparison(
+    contest: Contest, comparison: Comparison, run_ids: Sequence[str], origin: str, *, warnings: Sequence[str] = ()
+) -> str:
+    """Write the accepted policies and every arm's refinement into the store.
+
+    Args:
+        contest: what was asked.
+        comparison: what came of it.
+        run_ids: the annotation runs whose labels were used.
+        origin: where the baseline's weights came from, in words.
+        warnings: what a user was told about the annotator's labels; kept with the arm that has them.
+
+    Returns:
+        The comparison's id, which is that of its content.
+    """
+    store, material = contest.judge.store, contest.material
+    comparison_id = _comparison_id(contest)
+    home = {"env_id": contest.judge.env_id, "dataset_id": material.dataset_id}
+    record_baseline(store, material.baseline, **home, origin=origin)
+    for trial in comparison.trials:
+        if trial.decision.accepted:
+            _save_refined(contest, trial, run_ids)
+    ids = {trial.draw.name: content_id("f_", [comparison_id, trial.draw.name]) for trial in comparison.trials}
+    with store.catalog.write() as con:
+        insert_rows(con, "comparisons", [_comparison_row(contest, comparison) | {"comparison_id": comparison_id}])
+        insert_rows(con, "arms", [row | {"comparison_id": comparison_id} for row in arm_rows(comparison.arms)])
+        rows = [_refinement_row(contest, trial, run_ids) for trial in comparison.trials]
+        for row, trial in zip(rows, comparison.trials, strict=True):
+            row |= {"refinement_id": ids[trial.draw.name], "comparison_id": comparison_id}
+            if warnings and trial.draw.arm == "labels":
+                row["config"]["warnings"] = list(warnings)
+        insert_rows(con, "refinements", rows)
+        insert_rows(con, "candidates", [c for trial in comparison.trials for c in _candidate_rows(trial, ids)])
+    return comparison_id
+
+
+def _comparison_id(contest: Contest) -> str:
+    """Named by what was asked and where; arms that only inform, and their expert, count where there are any."""
+    oracle = contest.material.oracle
+    references = [*contest.references, oracle.sha256 if oracle else None] if contest.references else []
+    return content_id("c_", [contest.material.content_id, contest.gate, *references, contest.judge.fingerprint.sha256])
+
+
+def _save_refined(contest: Contest, trial: Trial, run_ids: Sequence[str]) -> None:
+    material, winner = contest.material, trial.snapshots[trial.winner]
+    record: dict[str, Any] = {
+        "kind": "refined",
+        "env_id": contest.judge.env_id,
+        "dataset_id": material.dataset_id,
+        "baseline_id": contest.baseline.policy_id,
+        "run_ids": list(run_ids),
+        "config": {
+            "arm": trial.draw.arm,
+            "draw": trial.draw.number,
+            "step": winner.step,
+            "beta": winner.beta,
+            "reading": winner.reading,
+            "refine": material.config.model_dump(mode="json"),
+            "gate": contest.gate.model_dump(mode="json"),
+            "versions": learner_versions(),
+            "policy_sha256": trial.kept.sha256,
+            **_further_datasets(contest),
+        },
+    }
+    save_policy(contest.judge.store, trial.kept.policy_id, winner.policy.to_files(), record)
+
+
+def _further_datasets(contest: Contest) -> dict[str, list[str]]:
+    """The datasets beside the first one, where there are any."""
+    return {"also": list(contest.material.also)} if contest.material.also else {}
+
+
+def learner_versions() -> dict[str, str]:
+    """Versions of what trained a policy."""
+    return {name: importlib.metadata.version(name) for name in ("d3rlpy", "torch", "numpy")}
+
+
+def _comparison_row(contest: Contest, comparison: Comparison) -> dict[str, Any]:
+    return {
+        "dataset_id": contest.material.dataset_id,
+        "env_id": contest.judge.env_id,
+        "baseline_id": contest.baseline.policy_id,
+        "policy_id": comparison.policy_id,
+        "recipe": contest.material.config.name,
+        "accepted": comparison.decision.accepted,
+        "reason": comparison.decision.reason,
+        "better": comparison.improvement.holds,
+        "better_reason": comparison.improvement.reason,
+        "credit": comparison.credit.holds,
+        "credit_reason": comparison.credit.reason,
+        "environment_sha256": contest.judge.fingerprint.sha256,
+    }
+
+
+def arm_rows(arms: Sequence[ArmResult]) -> list[dict[str, Any]]:
+    """One row per arm and way of acting: how many draws, how many accepted, and the return with its interval."""
+    return [
+        {
+            "arm": arm.arm,
+            "mode": mode,
+            "labels": arm.labels,
+            "draws": arm.draws,
+            "accepted": arm.accepted,
+            "episodes": returns.n,
+            "return_": returns.mean,
+            "low": returns.low,
+            "high": returns.high,
+        }
+        for arm in arms
+        for mode, returns in (("greedy", arm.greedy), ("sampled", arm.sampled))
+        if returns is not None
+    ]
+
+
+def _refinement_row(contest: Contest, trial: Trial, run_ids: Sequence[str]) -> dict[str, Any]:
+    material = contest.material
+    expert = material.oracle.spec if material.oracle and trial.draw.arm == "oracle" else None
+    more = {"expert": expert} if expert else {}
+    return {
+        "dataset_id": material.dataset_id,
+        "baseline_id": contest.baseline.policy_id,
+        "arm": trial.draw.arm,
+        "mode": material.config.mode,
+        "config": {
+            "refine": material.config,
+            "gate": contest.gate,
+            "draw": trial.draw.number,
+            **more,
+            **_further_datasets(contest),
+        },
+        "run_ids": list(run_ids),
+        "labels": len(material.labels),
+        "seed": material.config.seed,
+        "state": "done",
+        "accepted": trial.decision.accepted,
+        "policy_id": trial.kept.policy_id,
+        "reason": trial.decision.reason,
+        "finished_at": datetime.now(UTC),
+    }
+
+
+def _candidate_rows(trial: Trial, refinement_ids: dict[str, str]) -> list[dict[str, Any]]:
+    return [
+        {
+            "refinement_id": refinement_ids[trial.draw.name],
+            "number": number,
+            "policy_id": candidate.policy_id,
+            "step": snapshot.step,
+            "beta": snapshot.beta,
+            "return_": mean,
+            "chosen": number == trial.winner,
+        }
+        for number, (candidate, snapshot, mean) in enumerate(
+            zip(trial.candidates, trial.snapshots, trial.selection, strict=True)
+        )
+    ]

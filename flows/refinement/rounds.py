@@ -1,0 +1,226 @@
+"""Rounds: collect with the policy in force, annotate where it fails now, refine it again, while that gains something.
+
+Every round is a pipeline of its own with seeds that no other round uses, and its gate compares with the policy in
+force. Each step finds what it did before, so a killed series goes on in the round where it was.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import Field
+
+from annotate.prompting.selection import Method
+from refine.evaluation.gate import Interval
+from storage.catalog.connection import insert_rows
+from storage.content_hash import content_id
+from storage.errors import BadInput
+from storage.schema import Frozen
+from storage.store import Store
+
+from ..datasets.collect import CollectConfig
+from ..datasets.gather import gather
+from ..labelling.label import export, label_some
+from ..labelling.questions import LabelConfig
+from ..policies.trust import Named
+from ..progress import listener
+from .improve import ImproveConfig, Outcome, improve
+
+
+class RoundsConfig(Frozen):
+    """A series of rounds; what is said of collecting, labelling and improving holds for each of them."""
+
+    store: Path = Field(description="folder of the store")
+    collect: CollectConfig = Field(description="the first round's; later ones have other seeds and the policy in force")
+    label: LabelConfig = Field(description="with provider file, `answers` is a folder with two files per round")
+    improve: ImproveConfig = Field(default_factory=ImproveConfig, description="each round's gate has seeds of its own")
+    rounds: int = Field(default=2, ge=1, description="at most; the series ends where nothing is gained")
+    select: Method = Field(default="failing", description="which episodes are asked about from the second round on")
+
+
+@dataclass(frozen=True)
+class Work:
+    """The three steps of a round; a flow gives its tasks instead."""
+
+    collect: Callable[[Path, CollectConfig, str | None], str]
+    label: Callable[[Path, str, LabelConfig], str]
+    improve: Callable[[Path, str, list[str], ImproveConfig], Outcome]
+
+
+@dataclass(frozen=True)
+class Round:
+    """One round, from the policy that was in force before it to the one that is now."""
+
+    number: int  # from 1
+    dataset_id: str
+    run_ids: tuple[str, ...]
+    outcome: Outcome
+
+    @property
+    def accepted(self) -> bool:
+        """Whether the gate put another policy in force."""
+        return self.outcome.comparison.decision.accepted
+
+    @property
+    def gain(self) -> Interval:
+        """What is in force now minus what was, on the round's report seeds."""
+        return self.outcome.comparison.improvement.differences["baseline"]
+
+
+@dataclass(frozen=True)
+class Series:
+    """What came of the rounds."""
+
+    rounds: Sequence[Round]
+    ended: str  # why there are no more, in words
+    waits: bool = False  # for answers: the same command goes on when they are there
+
+
+def run_rounds(config: RoundsConfig, work: Work | None = None) -> Series:
+    """Go from round to round until one gains nothing, answers are missing, or all are done.
+
+    Args:
+        config: the series.
+        work: the steps; the plain functions when None.
+
+    Raises:
+        BadInput: if two rounds would share a seed, and as the steps do.
+    """
+    check_seeds(config)
+    work = work or plain_work()
+    done: list[Round] = []
+    policy = config.collect.policy
+    for number in range(1, config.rounds + 1):
+        planned = plan_round(config, number, policy)
+        dataset_id = work.collect(config.store, planned.collect, planned.label.card)
+        waiting = _export_open(planned, dataset_id, number)
+        run_ids = [] if waiting else [work.label(config.store, dataset_id, planned.label)]
+        waiting = waiting or _count_open(planned, dataset_id, run_ids, number)
+        if waiting:
+            return Series(done, waiting, waits=True)
+        outcome = work.improve(config.store, dataset_id, run_ids, planned.improve)
+        done.append(Round(number, dataset_id, tuple(run_ids), outcome))
+        _record(config, done)
+        if not done[-1].accepted:
+            return Series(done, f"round {number} gained nothing: {outcome.comparison.decision.reason}")
+        policy = Named(f"policy:{outcome.comparison.policy_id}")
+    return Series(done, f"all {config.rounds} rounds are done")
+
+
+def plain_work() -> Work:
+    """The steps as they are called without Prefect."""
+    return Work(
+        collect=lambda store, config, card: (
+            gather(Store.create(store), config, card=card, report=listener()).dataset_id
+        ),
+        label=lambda store, dataset_id, config: label_some(Store.open(store), dataset_id, config, listener()).run_id,
+        improve=lambda store, dataset_id, run_ids, config: improve(
+            Store.open(store), dataset_id, config, run_ids=run_ids, report=listener()
+        ),
+    )
+
+
+def plan_round(config: RoundsConfig, number: int, policy: Named) -> RoundsConfig:
+    """What one round does: the series' own settings, with the round's seeds, policy, episodes and files."""
+    before, size = number - 1, len(_gate_seeds(config, 1))
+    asked = config.label.model_copy(update={"select": config.select}) if before else config.label
+    if asked.provider == "file" and asked.answers is not None:
+        asked = asked.model_copy(update={"answers": asked.answers / f"round-{number}-answers.jsonl"})
+    gate = config.improve.gate.model_copy(update={"first_seed": config.improve.gate.first_seed + before * size})
+    shifted = {"policy": policy, "seed": config.collect.seed + before * config.collect.episodes}
+    return config.model_copy(
+        update={
+            "collect": config.collect.model_copy(update=shifted),
+            "label": asked,
+            "improve": config.improve.model_copy(update={"gate": gate}),
+        }
+    )
+
+
+def check_seeds(config: RoundsConfig) -> None:
+    """Refuse a series before it starts if two of its uses of seeds would overlap.
+
+    Raises:
+        BadInput: naming the two uses.
+    """
+    first = config.collect.seed
+    uses = {"the datasets": range(first, first + config.rounds * config.collect.episodes)}
+    start, size = config.improve.gate.first_seed, len(_gate_seeds(config, 1))
+    uses["the gates"] = range(start, start + config.rounds * size)
+    datasets, gates = uses["the datasets"], uses["the gates"]
+    if datasets.start < gates.stop and gates.start < datasets.stop:
+        raise BadInput(
+            f"{config.rounds} rounds collect with the seeds {datasets.start} to {datasets.stop - 1} and judge with"
+            f" {gates.start} to {gates.stop - 1}; they must not share any.",
+            "Choose another first seed, or fewer rounds.",
+        )
+    if config.collect.dataset is not None:
+        raise BadInput("Each round has a dataset of its own, so they cannot all have one name.", "Leave it out.")
+
+
+def _gate_seeds(config: RoundsConfig, number: int) -> range:
+    """All seeds of one round's gate."""
+    plan = config.improve.gate.seeds
+    size = plan.report.stop - plan.select.start
+    return range(plan.select.start + (number - 1) * size, plan.select.start + number * size)
+
+
+def _export_open(planned: RoundsConfig, dataset_id: str, number: int) -> str:
+    """With the file provider and no answers yet: write the questions, and say where the answers are expected."""
+    asked = planned.label
+    if asked.provider != "file" or asked.answers is None or asked.answers.exists():
+        return ""
+    return _ask_by_file(planned, dataset_id, number)
+
+
+def _count_open(planned: RoundsConfig, dataset_id: str, run_ids: Sequence[str], number: int) -> str:
+    """Say what a run still waits for; nothing if it is answered."""
+    with Store.open(planned.store).catalog.read() as con:
+        found = con.execute(
+            """SELECT count(*) FROM run_requests JOIN requests USING (request_id)
+               WHERE run_id IN (SELECT unnest(?)) AND state IN ('pending', 'in_batch')""",
+            [list(run_ids)],
+        ).fetchone()
+    if not found or not found[0]:
+        return ""
+    if planned.label.provider == "file":
+        return _ask_by_file(planned, dataset_id, number)
+    return f"round {number} waits for {found[0]} answers"
+
+
+def _ask_by_file(planned: RoundsConfig, dataset_id: str, number: int) -> str:
+    answers = planned.label.answers or Path()
+    requests = answers.with_name(f"round-{number}-requests.jsonl")
+    exported = export(Store.open(planned.store), dataset_id, planned.label, requests)
+    return f"round {number} waits for {exported} answers: the requests are in {requests}, the answers go to {answers}"
+
+
+def series_id(config: RoundsConfig, first: Round) -> str:
+    """Named by what decides the rounds, but not by how many there are: a longer series goes on with this one."""
+    own = config.improve.model_dump(mode="json", exclude={"workers"})
+    made_of = [first.dataset_id, first.run_ids, own, config.select, config.label.limit, config.label.select_seed]
+    return content_id("s_", made_of)
+
+
+def _record(config: RoundsConfig, done: Sequence[Round]) -> None:
+    """Keep the newest round as a row; the same round is the same row."""
+    last = done[-1]
+    comparison = last.outcome.comparison
+    row = {
+        "series_id": series_id(config, done[0]),
+        "round": last.number,
+        "env_id": config.collect.env_id,
+        "dataset_id": last.dataset_id,
+        "run_ids": list(last.run_ids),
+        "comparison_id": last.outcome.comparison_id,
+        "baseline_id": last.outcome.baseline_id,
+        "policy_id": comparison.policy_id,
+        "accepted": last.accepted,
+        "gain": last.gain.mean,
+        "low": last.gain.low,
+        "high": last.gain.high,
+    }
+    with Store.open(config.store).catalog.write() as con:
+        insert_rows(con, "rounds", [row])

@@ -1,0 +1,194 @@
+"""Pictures from the catalog: a comparison's arms, its candidates over the training, and the board of all environments.
+
+Nothing is computed here that the catalog does not hold; the report for people is elsewhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from storage.disk.atomic import write_whole
+from storage.errors import Prerequisite
+from storage.store import Store
+
+PictureFormat = Literal["svg", "pdf", "png"]
+
+# Okabe and Ito's colours, which people with any kind of colour blindness can tell apart.
+_COLOURS = {
+    "baseline": "#000000",
+    "refined": "#0072B2",
+    "no_labels": "#009E73",
+    "shuffled": "#E69F00",
+    "random": "#CC79A7",
+    "random_states": "#56B4E9",
+    "oracle": "#D55E00",
+}
+_WIDTH, _ROW, _CURVE_HEIGHT = 300, 26, 220  # pixels
+_PNG_SCALE = 2.0
+
+_ARMS = """
+SELECT CASE arm WHEN 'labels' THEN 'refined' ELSE arm END AS arm, mode, return_, low, high
+FROM arms WHERE comparison_id = ? ORDER BY arms.arm, mode
+"""
+_CANDIDATES = """
+SELECT CASE arm WHEN 'labels' THEN 'refined' ELSE arm END AS arm, refinement_id, step, beta,
+    coalesce(candidates.return_, consistency) AS return_, chosen
+FROM candidates JOIN refinements USING (refinement_id)
+WHERE comparison_id = ? ORDER BY refinement_id, number
+"""
+_BOARD = """
+SELECT CASE arm WHEN 'labels' THEN 'refined' ELSE arm END AS arm, env_id, return_, low, high
+FROM leaderboard WHERE mode = 'greedy' AND basis = 'played'
+QUALIFY rank() OVER (PARTITION BY env_id ORDER BY created_at DESC, comparison_id) = 1
+ORDER BY env_id, leaderboard.arm
+"""
+_NEWEST = """
+SELECT comparison_id, env_id, dataset_id, basis = 'estimated' FROM comparisons
+WHERE starts_with(comparison_id, ?) ORDER BY created_at DESC, comparison_id LIMIT 1
+"""
+
+
+def draw_figures(
+    store: Store, folder: Path, *, comparison: str | None = None, picture_format: PictureFormat = "svg"
+) -> list[Path]:
+    """Draw `arms` and `candidates` of a comparison, and the `board` of all; equal catalogs give equal pictures.
+
+    Pictures of estimates say so, and estimates are not on the board.
+
+    Args:
+        store: with a comparison, that is, after `refine`.
+        folder: where the pictures go; made if need be.
+        comparison: id or its beginning; the newest one when None.
+        picture_format: `svg`, `pdf` or `png`.
+
+    Returns:
+        The files.
+
+    Raises:
+        Prerequisite: if there is no such comparison, or the extra `plots` is not installed.
+    """
+    comparison_id, env_id, dataset_id, estimated = _find(store, comparison)
+    subject = f"{env_id}, {dataset_id}" if env_id else dataset_id
+    charts = {
+        "arms": _draw_arms(_rows(store, _ARMS, comparison_id), subject, estimated),
+        "candidates": _draw_candidates(_rows(store, _CANDIDATES, comparison_id), subject, estimated),
+    }
+    if board := _rows(store, _BOARD):
+        charts["board"] = _draw_board(board)
+    folder.mkdir(parents=True, exist_ok=True)
+    return [_write(chart, folder / f"{name}.{picture_format}", picture_format) for name, chart in charts.items()]
+
+
+def _find(store: Store, comparison: str | None) -> tuple[str, str | None, str, bool]:
+    with store.catalog.read() as con:
+        found = con.execute(_NEWEST, [comparison or ""]).fetchone()
+    if found is None:
+        named = f"comparison {comparison}" if comparison else "comparison"
+        raise Prerequisite(f"The store has no {named}.", "Run `trajnote refine` first.")
+    return found
+
+
+def _rows(store: Store, query: str, *values: str) -> list[dict[str, Any]]:
+    with store.catalog.read() as con:
+        found = con.execute(query, values)
+        names = [column[0] for column in found.description or ()]
+        return [dict(zip(names, row, strict=True)) for row in found.fetchall()]
+
+
+def _draw_arms(rows: Sequence[dict[str, Any]], subject: str, estimated: bool) -> Any:
+    """Mean returns as points on their intervals, one row per arm, greedy and sampled side by side."""
+    alt = _altair()
+    words = "Mean return on the report seeds" if not estimated else "Estimated discounted return, not played"
+    return (
+        _intervals(alt, rows)
+        .facet(column=alt.Column("mode:N", title=None))
+        .properties(title=_title(alt, f"{words}, 95% bootstrap intervals", subject))
+    )
+
+
+def _draw_board(rows: Sequence[dict[str, Any]]) -> Any:
+    """The newest comparison of every environment, greedy, each with returns on an axis of its own."""
+    alt = _altair()
+    title = _title(alt, "Mean greedy return on the report seeds, 95% bootstrap intervals", "newest comparisons")
+    return (
+        _intervals(alt, rows)
+        .facet(row=alt.Row("env_id:N", title=None))
+        .resolve_scale(x="independent")
+        .properties(title=title)
+    )
+
+
+def _intervals(alt: Any, rows: Sequence[dict[str, Any]]) -> Any:
+    shared = alt.Chart(alt.Data(values=list(rows))).encode(
+        y=alt.Y("arm:N", sort=list(_COLOURS), title=None),
+        color=alt.Color("arm:N", scale=_scale(alt, rows), legend=None),
+    )
+    intervals = shared.mark_rule(strokeWidth=2).encode(
+        x=alt.X("low:Q", title="return per episode (sum of rewards)", scale=alt.Scale(zero=False)), x2="high:Q"
+    )
+    points = shared.mark_point(filled=True, size=45, opacity=1).encode(x="return_:Q")
+    return alt.layer(intervals, points).properties(width=_WIDTH, height=alt.Step(_ROW))
+
+
+def _draw_candidates(rows: Sequence[dict[str, Any]], subject: str, estimated: bool) -> Any:
+    """Selection returns of every snapshot over the training, one line per draw and beta; the chosen ones are ringed."""
+    alt = _altair()
+    score = "log-likelihood of held-out labels" if estimated else "mean return on the selection seeds"
+    title = (
+        f"Candidates of every arm; {'the ringed ones are estimated' if estimated else 'the gate tests the ringed ones'}"
+    )
+    shared = alt.Chart(alt.Data(values=list(rows))).encode(
+        x=alt.X("step:Q", title="optimizer steps of the refinement"),
+        y=alt.Y("return_:Q", title=score),
+        color=alt.Color("arm:N", scale=_scale(alt, rows), title="arm"),
+    )
+    dashes = alt.StrokeDash("beta:N", title="beta", legend=alt.Legend(symbolType="stroke", symbolSize=400))
+    lines = shared.mark_line(strokeWidth=1.5).encode(detail="refinement_id:N", strokeDash=dashes)
+    points = shared.mark_point(filled=True, size=25, opacity=1)
+    chosen = shared.mark_point(size=160, strokeWidth=2).transform_filter("datum.chosen")
+    return alt.layer(lines, points, chosen).properties(
+        width=2 * _WIDTH,
+        height=_CURVE_HEIGHT,
+        title=_title(alt, title, subject),
+    )
+
+
+def _title(alt: Any, text: str, subject: str) -> Any:
+    return alt.TitleParams(text, subtitle=subject, anchor="start")
+
+
+def _scale(alt: Any, rows: Sequence[dict[str, Any]]) -> Any:
+    """The colours of those arms that some row has, so that a legend shows no others."""
+    present = {row["arm"] for row in rows}
+    shown = {arm: colour for arm, colour in _COLOURS.items() if arm in present}
+    return alt.Scale(domain=list(shown), range=list(shown.values()))
+
+
+def _write(chart: Any, path: Path, picture_format: PictureFormat) -> Path:
+    try:
+        import vl_convert
+    except ImportError as error:
+        raise _missing() from error
+    specification = chart.configure(background="white").to_json()
+    if picture_format == "svg":
+        content = vl_convert.vegalite_to_svg(specification).encode()
+    elif picture_format == "pdf":
+        content = vl_convert.vegalite_to_pdf(specification)
+    else:
+        content = vl_convert.vegalite_to_png(specification, scale=_PNG_SCALE)
+    write_whole(path, content)
+    return path
+
+
+def _altair() -> Any:
+    try:
+        import altair
+    except ImportError as error:
+        raise _missing() from error
+    return altair
+
+
+def _missing() -> Prerequisite:
+    return Prerequisite("Pictures need Altair and vl-convert.", "pip install 'trajnote[plots]'")

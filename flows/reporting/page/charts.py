@@ -1,0 +1,283 @@
+"""The charts, as Vega-Lite specifications made with Altair; a browser draws them at the width that it has.
+
+Colours are names such as `@labels`, which the page replaces by those of its light or dark palette. A chart that
+changes with a click has named data, which the page fills in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import altair as alt
+
+from ...labelling.quality import Checkup
+from ..labels import CONFIRMS, QUESTIONS, confidence_rows, position_rows
+from ..queries import Facts, Row
+from ..viewer.lanes import STANCE_COLOURS, axis_title, timeline_chart
+
+Chart = alt.Chart | alt.LayerChart | alt.VConcatChart
+ARM_NAMES = {
+    "baseline": "baseline",
+    "labels": "refined with the labels",
+    "no_labels": "no labels (plain cloning)",
+    "shuffled": "shuffled labels",
+    "random": "random suggestions",
+    "random_states": "random states, same rules",
+    "oracle": "an expert's actions",
+}
+_ARM_COLOURS = {
+    "labels": "@labels",
+    "baseline": "@ink",
+    "no_labels": "@none",
+    "shuffled": "@shuffled",
+    "random": "@random",
+    "random_states": "@elsewhere",
+    "oracle": "@oracle",
+}
+_SHAPES = {"corrects": "triangle-up", "confirms": "circle", "no suggestion": "square"}
+_QUESTION_COLOURS = {
+    CONFIRMS: "@confirms",
+    QUESTIONS["out_of_fold"]: "@labels",
+    QUESTIONS["opinions"]: "@random",
+    QUESTIONS["replays"]: "@corrects",
+}
+_ROW_HEIGHT = 34
+
+
+def draw_all(
+    facts: Facts,
+    labels: Sequence[Row],
+    *,
+    checkups: Sequence[Checkup],
+    components: Sequence[Row],
+    states: Sequence[Row],
+) -> Row:
+    """Everything that the page's scripts draw.
+
+    Args:
+        facts: of the subject.
+        labels: of the subject.
+        checkups: of its runs.
+        components: name and unit of each that may be an axis.
+        states: points of the state space, see `labels.state_rows`.
+
+    Returns:
+        `specs` by name; `states`, `components` and `axes`, the two places shown first, for the plane of states.
+    """
+    greedy = {row["arm"]: row["return_"] for row in facts.arms if row["mode"] == "greedy"}
+    axes = first_axes(states, components)
+    specs: dict[str, Chart] = {"timeline": timeline_chart(components)}
+    if facts.arms:
+        specs["arms"] = arms_chart(facts.arms, "estimated return, not played" if facts.estimated else "mean return")
+    if facts.candidates:
+        level = None if facts.estimated else greedy.get("baseline")
+        specs["candidates"] = candidates_chart(facts.candidates, level, _score_name(facts.estimated))
+    if labels:
+        specs["positions"] = positions_chart(position_rows(labels))
+        specs["confidence"] = confidence_chart(confidence_rows(labels, checkups))
+        across, up = ({**components[place], "place": place} for place in axes)
+        specs["states"] = states_chart(across, up, states)
+    return {
+        "specs": {name: chart.to_dict() for name, chart in specs.items()},
+        "states": states,
+        "components": components,
+        "axes": axes,
+    }
+
+
+def first_axes(states: Sequence[Row], components: Sequence[Row]) -> tuple[int, int]:
+    """The two components shown first: those called x and y, or the first two that take many values."""
+    names = [component["name"] for component in components]
+    if "x" in names and "y" in names:
+        return names.index("x"), names.index("y")
+    values = [len({row[f"c{place}"] for row in states}) for place in range(len(names))]
+    rich = [place for place, count in enumerate(values) if count > 10] or list(range(len(names)))
+    return rich[0], rich[min(1, len(rich) - 1)]
+
+
+def arms_chart(arms: Sequence[Row], return_name: str = "mean return") -> Chart:
+    """The headline: mean return of every arm with its interval, greedy and sampled."""
+    rows = [row | {"name": arm_name(row["arm"])} for row in arms]
+    order = list(
+        dict.fromkeys(row["name"] for row in sorted(rows, key=lambda row: (row["mode"] != "greedy", row["return_"])))
+    )
+    modes = sorted({row["mode"] for row in rows})
+    y: Any = alt.Y("name:N", title=None, sort=order[::-1], axis=alt.Axis(labelLimit=200, domain=False, ticks=False))
+    offset: Any = (
+        alt.YOffset("mode:N", sort=modes, scale=alt.Scale(paddingOuter=0.6)) if len(modes) > 1 else alt.Undefined
+    )
+    base = alt.Chart(alt.Data(values=rows)).encode(y=y, yOffset=offset, color=_arm_colour(rows, legend=False))
+    x = alt.X(
+        "low:Q", title=f"{return_name} per episode", scale=alt.Scale(zero=False, nice=True), axis=alt.Axis(tickCount=6)
+    )
+    tip = [
+        alt.Tooltip("name:N", title="arm"),
+        alt.Tooltip("mode:N", title="acting"),
+        alt.Tooltip("return_:Q", title=return_name, format=".4~r"),
+        alt.Tooltip("low:Q", title="95% from", format=".4~r"),
+        alt.Tooltip("high:Q", title="to", format=".4~r"),
+        alt.Tooltip("episodes:Q", title="episodes"),
+    ]
+    intervals = base.mark_rule(strokeWidth=3, opacity=0.55, strokeCap="round").encode(x=x, x2="high:Q", tooltip=tip)
+    points = base.mark_point(filled=True, size=95, opacity=1).encode(
+        x="return_:Q",
+        shape=alt.Shape(
+            "mode:N",
+            title=None,
+            scale=alt.Scale(domain=["greedy", "sampled"], range=["circle", "diamond"]),
+            legend=alt.Legend(symbolFillColor="@ink", symbolStrokeColor="@ink"),
+        ),
+        tooltip=tip,
+    )
+    return _wide(alt.layer(intervals, points), _ROW_HEIGHT * len(order) * (1.25 if len(modes) > 1 else 1))
+
+
+def _score_name(estimated: bool) -> str:
+    return "log-likelihood of held-out labels" if estimated else "mean return, selection seeds"
+
+
+def candidates_chart(candidates: Sequence[Row], baseline: float | None, score: str) -> Chart:
+    """How the candidates did where they were chosen, by training step, one line per arm, draw and beta."""
+    rows = [
+        row
+        | {"name": arm_name(row["arm"]), "line": f"{row['refinement_id']} {row['beta']}", "own": row["arm"] == "labels"}
+        for row in candidates
+    ]
+    base = alt.Chart(alt.Data(values=rows)).encode(
+        x=alt.X(
+            "step:Q",
+            title="training steps of the candidate",
+            scale=alt.Scale(type="log", nice=False, padding=12),
+            axis=alt.Axis(values=sorted({row["step"] for row in rows}), format="d", grid=False),
+        ),
+        y=alt.Y("return_:Q", title=score, scale=alt.Scale(zero=False)),
+        color=_arm_colour(rows),
+        detail="line:N",
+    )
+    tip = [
+        alt.Tooltip("name:N", title="arm"),
+        alt.Tooltip("draw:Q", title="draw"),
+        alt.Tooltip("step:Q", title="steps"),
+        alt.Tooltip("beta:Q", title="beta"),
+        alt.Tooltip("return_:Q", title=score, format=".2f"),
+    ]
+    dash = alt.StrokeDash("beta:N", title=None, legend=alt.Legend(labelExpr="'beta ' + datum.label", symbolSize=220))
+    lines = base.mark_line(strokeWidth=2).encode(
+        strokeDash=dash, opacity=alt.condition("datum.own", alt.value(1), alt.value(0.45)), tooltip=tip
+    )
+    points = base.mark_point(filled=True, size=36, opacity=1).encode(tooltip=tip)
+    chosen = base.mark_point(size=190, strokeWidth=2, opacity=1).transform_filter("datum.chosen").encode(tooltip=tip)
+    layers: list[Any] = [lines, points, chosen]
+    if baseline is not None:
+        level = alt.Chart(alt.Data(values=[{"return_": baseline}]))
+        layers.insert(0, level.mark_rule(strokeDash=[2, 3], color="@muted").encode(y="return_:Q"))
+    return _wide(alt.layer(*layers), 260)
+
+
+def positions_chart(rows: Sequence[Row]) -> Chart:
+    """Where in their episodes the labels lie."""
+    chart = alt.Chart(alt.Data(values=list(rows))).mark_bar()
+    return _wide(
+        chart.encode(
+            x=alt.X(
+                "from:Q",
+                bin="binned",
+                title="position in the episode (%)",
+                scale=alt.Scale(domain=[0, 100]),
+                axis=alt.Axis(values=[0, 25, 50, 75, 100], grid=False),
+            ),
+            x2="to:Q",
+            y=alt.Y("labels:Q", title="labels", axis=alt.Axis(tickMinStep=1, tickCount=4)),
+            color=_stance_colour(rows),
+            tooltip=["stance:N", "labels:Q", alt.Tooltip("from:Q", title="from %"), alt.Tooltip("to:Q", title="to %")],
+        ),
+        180,
+    )
+
+
+def states_chart(x: Row, y: Row, states: Sequence[Row]) -> Chart:
+    """Labelled states over visited ones, in the plane of two components; the page fills `states` and swaps the axes.
+
+    Args:
+        x: name, unit and place of the component across.
+        y: the same of the one upwards.
+        states: the points, for their stances only.
+    """
+    base = alt.Chart(alt.NamedData(name="states")).encode(
+        x=alt.X(
+            f"c{x['place']}:Q", title=axis_title(x), scale=alt.Scale(zero=False), axis=alt.Axis(grid=False, tickCount=6)
+        ),
+        y=alt.Y(
+            f"c{y['place']}:Q", title=axis_title(y), scale=alt.Scale(zero=False), axis=alt.Axis(grid=False, tickCount=6)
+        ),
+    )
+    visited = base.mark_circle(size=9, opacity=0.35, color="@faint").transform_filter("datum.stance == 'visited'")
+    labelled = (
+        base.mark_point(filled=True, size=34, opacity=0.85)
+        .transform_filter("datum.stance != 'visited'")
+        .encode(
+            color=_stance_colour(states),
+            shape=alt.Shape("stance:N", title=None, scale=_scale(_SHAPES, states, "stance")),
+        )
+    )
+    return _wide(alt.layer(visited, labelled), 300)
+
+
+def confidence_chart(rows: Sequence[Row]) -> Chart:
+    """Agreement by stated confidence, one line for each thing that labels were compared with."""
+    base = alt.Chart(alt.Data(values=list(rows))).encode(
+        x=alt.X(
+            "confidence:Q",
+            title="confidence that the annotator states",
+            scale=alt.Scale(zero=False, nice=True, padding=8),
+            axis=alt.Axis(format=".2~f", tickCount=5, grid=False),
+        ),
+        color=alt.Color(
+            "question:N", title=None, scale=_scale(_QUESTION_COLOURS, rows, "question"), legend=alt.Legend(columns=1)
+        ),
+    )
+    tip = [
+        alt.Tooltip("question:N", title="question"),
+        alt.Tooltip("confidence:Q", format=".2f"),
+        alt.Tooltip("share:Q", format=".0%"),
+        alt.Tooltip("n:Q", title="labels"),
+    ]
+    y = alt.Y(
+        "low:Q", title="share of labels", scale=alt.Scale(domain=[0, 1]), axis=alt.Axis(format=".0%", tickCount=5)
+    )
+    intervals = base.mark_rule(strokeWidth=2, opacity=0.6).encode(y=y, y2="high:Q", tooltip=tip)
+    lines = base.mark_line(strokeWidth=1, opacity=0.5).encode(y="share:Q")
+    points = base.mark_point(filled=True, opacity=1).encode(
+        y="share:Q", tooltip=tip, size=alt.Size("n:Q", title="labels", scale=alt.Scale(range=[30, 220]), legend=None)
+    )
+    return _wide(alt.layer(lines, intervals, points), 220)
+
+
+def arm_name(arm: str) -> str:
+    """An arm in words."""
+    return ARM_NAMES.get(arm, arm.replace("_", " "))
+
+
+def _arm_colour(rows: Sequence[Row], *, legend: bool = True) -> Any:
+    colours = {arm_name(arm): colour for arm, colour in _ARM_COLOURS.items()}
+    shown: Any = alt.Undefined if legend else None
+    return alt.Color("name:N", title=None, scale=_scale(colours, rows, "name"), legend=shown)
+
+
+def _stance_colour(rows: Sequence[Row]) -> Any:
+    return alt.Color("stance:N", title=None, scale=_scale(STANCE_COLOURS, rows, "stance"))
+
+
+def _scale(values: Mapping[str, str], rows: Sequence[Row], field: str) -> alt.Scale:
+    """A scale of those names that some row has, so that a legend shows no others."""
+    present = {row[field] for row in rows}
+    shown = {name: value for name, value in values.items() if name in present}
+    return alt.Scale(domain=list(shown), range=list(shown.values()))
+
+
+def _wide(chart: Any, height: float) -> Any:
+    """A chart as wide as its place on the page."""
+    return chart.properties(
+        width="container", height=height, autosize=alt.AutoSizeParams(type="fit-x", contains="padding")
+    )

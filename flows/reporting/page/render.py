@@ -1,0 +1,76 @@
+"""The page: template, style and scripts joined into one file that may not reach any network."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from ..viewer.episodes import Viewer
+from .plain_text import script_json, visible
+
+_TEMPLATES = Path(__file__).resolve().parents[2] / "templates"
+_SCRIPTS = ("theme.js", "charts.js", "viewer.js")
+
+
+def render_page(story: Mapping[str, Any], charts: Mapping[str, Any], viewer: Viewer, *, library: str) -> str:
+    """One HTML document with everything in it.
+
+    Args:
+        story: what the template says, see `story.tell`.
+        charts: what the scripts draw: `specs` by name, and the data of those that change.
+        viewer: the episodes.
+        library: JavaScript that draws Vega-Lite.
+    """
+    scripts = [library, *((_TEMPLATES / name).read_text(encoding="utf-8") for name in _SCRIPTS)]
+    listed = {
+        "components": viewer.components,
+        "episodes": [entry.summary for entry in viewer.entries],
+        "opponent": viewer.opponent.policy_id if viewer.opponent else None,
+    }
+    return (
+        _environment()
+        .get_template("report.html")
+        .render(
+            story=story,
+            viewer=viewer,
+            policy=_content_policy(scripts),
+            style=Markup((_TEMPLATES / "report.css").read_text(encoding="utf-8")),
+            scripts=[Markup(script) for script in scripts],
+            charts_json=Markup(script_json(charts)),
+            viewer_json=Markup(script_json(listed)),
+        )
+    )
+
+
+def _environment() -> Environment:
+    """Jinja that escapes everything, and shows the characters that would deceive a reader."""
+    return Environment(
+        loader=FileSystemLoader(_TEMPLATES),
+        autoescape=True,
+        finalize=_finalize,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+
+
+def _finalize(value: Any) -> Any:
+    if isinstance(value, Markup):
+        return value
+    return "" if value is None else visible(value) if isinstance(value, str) else value
+
+
+def _content_policy(scripts: Sequence[str]) -> str:
+    """A content security policy: these scripts and no others, pictures from the page itself, no connection anywhere."""
+    hashes = [base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts]
+    allowed = " ".join(f"'sha256-{digest}'" for digest in hashes)
+    return (
+        f"default-src 'none'; script-src {allowed}; style-src 'unsafe-inline'; img-src data:; "
+        "connect-src 'none'; base-uri 'none'; form-action 'none'"
+    )

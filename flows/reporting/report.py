@@ -1,0 +1,101 @@
+"""The report: one HTML file about a refinement, a comparison, a run or a dataset, made from the store alone.
+
+It opens from the disk, asks no network, and holds everything that it shows. The parts are in `reporting/`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from annotate.cards.cards import find_card, own_card
+from storage.content_hash import seal
+from storage.disk.atomic import write_whole
+from storage.errors import Prerequisite
+from storage.schema import Manifest
+from storage.store import Store
+
+from ..labelling.quality import check_labels
+from ..policies.trust import Named
+from ..progress import Report, silent
+
+PICTURES = 1_600
+"""Pictures of single steps in one report, unless another number is asked for."""
+_STATES = 1_500  # points of the state space without a label, and at most so many with one
+
+
+@dataclass(frozen=True)
+class Written:
+    """A report on the disk."""
+
+    path: Path
+    bytes: int
+    dataset_id: str
+    comparison_id: str | None
+    labels: int
+    episodes: int  # in its viewer
+    pictures: int
+
+
+def write_report(
+    store: Store,
+    name: str | None = None,
+    *,
+    out: Path | None = None,
+    pictures: int = PICTURES,
+    env_id: Named | None = None,
+    report: Report = silent,
+) -> Written:
+    """Write the report of what a name means; an older one of the same name is replaced.
+
+    Args:
+        store: the store.
+        name: id of a refinement, comparison, run or dataset, or its beginning; the newest comparison when None.
+        out: the file; `reports/<id>.html` of the store when None.
+        pictures: pictures of single steps at most; 0 renders nothing.
+        env_id: the dataset's environment, where the user has to name it.
+        report: shown the progress.
+
+    Raises:
+        BadInput: if nothing, or more than one thing, has this name.
+        Prerequisite: if the store is empty, or the extra `plots` is not installed.
+    """
+    try:
+        from . import labels
+        from . import queries as facts
+        from . import report_target as subject
+        from . import template_context as story
+        from .page import assets, charts
+        from .page import render as page
+        from .viewer import episodes
+    except ImportError as error:
+        raise Prerequisite(
+            f"A report needs Altair, vl-convert and Pillow ({error}).", "pip install 'trajnote[plots]'"
+        ) from error
+    about = subject.find_subject(store, name)
+    known = facts.gather_facts(store, about)
+    found = labels.load_labels(store, about)
+    limits = episodes.Limits(pictures=pictures)
+    viewer = episodes.build_viewer(
+        store, known, found, limits, units=_units(store, known.manifest), env_id=env_id, report=report
+    )
+    visited = labels.sample_states(store, about.dataset_id, _STATES) if found else []
+    states = labels.state_rows(found, visited, len(viewer.components), _STATES)
+    checkups = check_labels(store, about.dataset_id, about.run_ids) if found else []
+    told = story.tell(known, found, checkups)
+    drawn = charts.draw_all(known, found, checkups=checkups, components=viewer.components, states=states)
+    content = seal(page.render_page(told, drawn, viewer, library=assets.vega_bundle()).encode())
+    path = out or store.reports_dir / f"{about.name}.html"
+    write_whole(path, content)
+    return Written(
+        path, len(content), about.dataset_id, about.comparison_id, len(found), len(viewer.entries), viewer.picture_count
+    )
+
+
+def _units(store: Store, manifest: Manifest) -> Mapping[str, str]:
+    """The unit of each component, from the dataset's own card, or else from the environment's packaged one."""
+    card = own_card(store, manifest)
+    if card is None and manifest.env_id is not None:
+        card = find_card(manifest.env_id, manifest.env_kwargs)
+    return {component.name: component.unit for component in card.components} if card else {}

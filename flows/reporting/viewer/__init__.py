@@ -1,0 +1,1 @@
+"""The episode viewer: steps, lanes, pictures, replies, and a rematch side by side."""

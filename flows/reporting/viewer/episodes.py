@@ -1,0 +1,255 @@
+"""The episodes of the viewer: each one packed on its own, so that a page opens at once and unpacks what is clicked.
+
+A pack is JSON, deflated, as base64: letters that no HTML parser can take for anything else, whatever a model wrote.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import zlib
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from storage.datasets.reader import iterate_episodes
+from storage.errors import TrajnoteError
+from storage.schema import Episode, Manifest
+from storage.store import Store
+
+from ...policies.trust import Home, Named, find_home
+from ...progress import Report, silent
+from ..page.plain_text import all_visible
+from ..queries import Facts, Row
+from .pictures import Film, Take, choose_steps, film_all
+from .replies import load_replies
+from .side_by_side import Opponent, find_opponent, play_rematch
+from .timeline import choose_grid, columns_of
+
+MAX_COMPONENTS = 12
+"""Components of an observation that the viewer draws; an observation may have thousands."""
+_NUMBERS = 3_600_000  # of all timelines together: about 9 MB when packed
+_MOST_POINTS, _FEWEST_POINTS = 1_001, 60
+_UNLABELLED = 60  # episodes shown of a dataset without labels
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How much of the viewer a page can carry."""
+
+    episodes: int = 1_500
+    rematches: int = 60
+    pictures: int = 2_000  # about 1.5 kB each
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One episode of the viewer: what its line in the list says, and its pack."""
+
+    summary: Row
+    pack: str  # base64 of deflated JSON
+
+
+@dataclass(frozen=True)
+class Viewer:
+    """What the page needs to let somebody look at episodes."""
+
+    components: Sequence[Row]  # name and unit of each that is drawn
+    entries: Sequence[Entry]
+    left_out: int  # episodes with labels that did not fit
+    opponent: Opponent | None
+    picture_count: int
+    problems: Sequence[str]  # why pictures or the other policy's episodes are missing
+
+
+@dataclass
+class _Scene:
+    """An episode on its way into the viewer."""
+
+    episode: Episode
+    labels: Sequence[Row]
+    rematch: Episode | None = None
+    film: Film = field(default_factory=lambda: Film({}))
+    rematch_film: Film = field(default_factory=lambda: Film({}))
+
+
+def build_viewer(
+    store: Store,
+    facts: Facts,
+    labels: Sequence[Row],
+    limits: Limits,
+    *,
+    units: Mapping[str, str],
+    env_id: Named | None = None,
+    report: Report = silent,
+) -> Viewer:
+    """Gather episodes, play the other policy, take pictures, and pack everything.
+
+    Args:
+        store: the store.
+        facts: of the subject.
+        labels: of the subject, see `labels.load_labels`.
+        limits: how much may be shown.
+        units: unit of each named component, where it is known.
+        env_id: the dataset's environment, where the user has to name it.
+        report: shown the progress.
+    """
+    manifest = facts.manifest
+    by_episode: dict[int, list[Row]] = defaultdict(list)
+    for label in labels:
+        by_episode[label["episode_id"]].append(label)
+    wanted = sorted(by_episode) or list(range(min(manifest.episodes, _UNLABELLED)))
+    chosen = wanted[: limits.episodes]
+    scenes = [
+        _Scene(episode, by_episode[episode.episode_id])
+        for episode in iterate_episodes(store, manifest.dataset_id, chosen)
+    ]
+    opponent = find_opponent(facts)
+    problems: list[str] = []
+    try:
+        home = find_home(store, manifest, env_id)
+    except TrajnoteError as error:
+        problems += [f"There are no pictures. {error.problem}"] if opponent is not None or limits.pictures else []
+    else:
+        if opponent is not None:
+            problems += _add_rematches(store, manifest, home, opponent, scenes[: limits.rematches])
+        problems += _add_pictures(home, scenes, limits, report)
+    names = manifest.component_names[:MAX_COMPONENTS]
+    return Viewer(
+        components=[{"name": name, "unit": units.get(name, "")} for name in names],
+        entries=list(_pack_all(store, manifest, scenes)),
+        left_out=len(wanted) - len(scenes),
+        opponent=opponent,
+        picture_count=sum(len(scene.film.pictures) + len(scene.rematch_film.pictures) for scene in scenes),
+        problems=list(dict.fromkeys(problems)),
+    )
+
+
+def _add_rematches(
+    store: Store, manifest: Manifest, home: Home, opponent: Opponent, scenes: Sequence[_Scene]
+) -> list[str]:
+    """Let the other policy play each scene's seed; returns what kept it from doing so."""
+    seeds = [scene.episode.seed for scene in scenes if scene.episode.seed is not None]
+    try:
+        played = play_rematch(store, manifest, home, opponent, seeds)
+    except TrajnoteError as error:
+        return [f"{opponent.policy_id} could not play beside: {error.problem}"]
+    for scene in scenes:
+        if scene.episode.seed is not None:
+            scene.rematch = played[scene.episode.seed]
+    return []
+
+
+def _add_pictures(home: Home, scenes: Sequence[_Scene], limits: Limits, report: Report) -> list[str]:
+    """Film as many scenes as the limit allows; returns why some could not be filmed."""
+    if not limits.pictures:
+        return []
+    filmed = [scene for scene in scenes if scene.episode.seed is not None][: max(1, limits.pictures // 8)]
+    episodes = [e for scene in filmed for e in (scene.episode, scene.rematch) if e is not None]
+    each = limits.pictures // max(1, len(episodes))
+    takes: list[Take] = []
+    for scene in filmed:
+        labelled = sorted({label["step"] for label in scene.labels})
+        steps = choose_steps(len(scene.episode), labelled, each)
+        takes.append(Take(home, scene.episode, steps))
+        if scene.rematch is not None:
+            takes.append(_rematch_take(takes[-1], scene.rematch, each))
+    films = _told(film_all(takes), len(takes), report)
+    for scene in filmed:
+        scene.film = next(films)
+        if scene.rematch is not None:
+            scene.rematch_film = next(films)
+    return [
+        f"Some pictures are missing: {found.problem}."
+        for scene in filmed
+        for found in (scene.film, scene.rematch_film)
+        if found.problem
+    ]
+
+
+def _rematch_take(take: Take, rematch: Episode, count: int) -> Take:
+    """The same steps of the other policy's episode, as far as it lasts, and its end."""
+    return replace(take, episode=rematch, steps=choose_steps(len(rematch), sorted(take.steps), count))
+
+
+def _told(films: Iterator[Film], total: int, report: Report) -> Iterator[Film]:
+    for done, film in enumerate(films, 1):
+        report("take pictures", done, total)
+        yield film
+
+
+def _pack_all(store: Store, manifest: Manifest, scenes: Sequence[_Scene]) -> Iterator[Entry]:
+    components = range(min(MAX_COMPONENTS, len(manifest.component_names)))
+    timelines = sum(1 + (scene.rematch is not None) for scene in scenes)
+    points = _NUMBERS // max(1, timelines * (len(components) + 3))
+    points = min(_MOST_POINTS, max(_FEWEST_POINTS, points))
+    names = manifest.action_names if manifest.action_space.is_discrete else ()
+    requests = {label["request_id"] for scene in scenes for label in scene.labels if label["request_id"]}
+    replies = load_replies(store, sorted(requests))
+    for scene in scenes:
+        yield _pack(scene, replies, points=points, components=components, action_names=names)
+
+
+def _pack(
+    scene: _Scene, replies: Mapping[str, Row], *, points: int, components: Sequence[int], action_names: Sequence[str]
+) -> Entry:
+    def tell(episode: Episode, film: Film, wanted: Sequence[int]) -> Row:
+        grid = choose_grid(len(episode), {*film.pictures, *wanted}, points)
+        told = columns_of(episode, grid, components, action_names)
+        pictures = {str(step): base64.b64encode(data).decode() for step, data in sorted(film.pictures.items())}
+        return told | {"pictures": pictures} | _ending(episode)
+
+    used = {label["request_id"] for label in scene.labels} & replies.keys()
+    content = {
+        **tell(scene.episode, scene.film, [label["step"] for label in scene.labels]),
+        "notes": [_note(label) for label in scene.labels],
+        "replies": {request_id: replies[request_id] for request_id in sorted(used)},
+        "rematch": None if scene.rematch is None else tell(scene.rematch, scene.rematch_film, ()),
+    }
+    return Entry(_summary(scene), pack(content))
+
+
+def pack(content: Any) -> str:
+    """Base64 of the deflated JSON of anything that a page unpacks by itself."""
+    text = json.dumps(all_visible(content), ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    return base64.b64encode(zlib.compress(text.encode(), 7)).decode()
+
+
+def _note(label: Row) -> Row:
+    suggested = label["suggested_label"]
+    if suggested is None and label["suggested_action"] is not None:
+        suggested = ", ".join(f"{value:.3g}" for value in label["suggested_action"])
+    logged = label["action_name"] or ", ".join(f"{value:.3g}" for value in label["action_vector"] or ())
+    return {
+        "step": label["step"],
+        "critical": label["critical"],
+        "logged": logged,
+        "suggested": suggested,
+        "agrees": label["agrees"],
+        "grade": label["implicit_reward"],
+        "confidence": label["confidence"],
+        "rationale": label["rationale"],
+        "model": label["model"],
+        "run": label["run_id"],
+        "request": label["request_id"],
+        "advantage": label["advantage"],
+        "error": label["standard_error"],
+        "pairs": label["continuations"],
+    }
+
+
+def _summary(scene: _Scene) -> Row:
+    return {
+        "id": scene.episode.episode_id,
+        "seed": scene.episode.seed,
+        "labels": len(scene.labels),
+        "corrections": sum(label["agrees"] is False for label in scene.labels),
+        **_ending(scene.episode),
+        "rematch": None if scene.rematch is None else round(scene.rematch.return_, 2),
+    }
+
+
+def _ending(episode: Episode) -> Row:
+    end = "terminated" if episode.terminated else "cut by the time limit" if episode.truncated else "ended"
+    return {"return": round(episode.return_, 2), "length": len(episode), "end": end}

@@ -1,0 +1,163 @@
+"""`trajnote watch`: how things stand, drawn again and again in a terminal, until somebody has seen enough."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from refine.evaluation.gate import Interval
+from storage.errors import CatalogLocked
+from storage.store import Store
+
+from .page.plain_text import visible
+from .standing import RATE_MINUTES, Row, Standing, look
+
+_NUMBERS = ("requests", "answered", "open", "sent", "failed", "labels", "$", "policies")
+_WIDE = ("snapshots", "model", "environment")  # these may break into lines
+
+
+def watch(store: Store, console: Console, *, every_s: float = 2.0, budget_usd: float | None = None) -> None:
+    """Draw how things stand, every few seconds, until interrupted.
+
+    Args:
+        store: the store.
+        console: where to draw.
+        every_s: seconds between two looks.
+        budget_usd: the cap that dollars are shown against.
+    """
+    shown = draw(look(store), budget_usd)
+    with Live(shown, console=console, screen=True, auto_refresh=False) as live:
+        while True:
+            time.sleep(every_s)
+            try:
+                shown = draw(look(store), budget_usd)
+                live.update(shown, refresh=True)
+            except CatalogLocked:
+                busy = Text("the catalog is being written; this was the last look", style="dim")
+                live.update(Group(shown, busy), refresh=True)
+
+
+def draw(standing: Standing, budget_usd: float | None = None) -> RenderableType:
+    """One look as tables and lines; nothing in them is read as markup, for names come from anywhere."""
+    parts: list[RenderableType] = [_head(standing, budget_usd)]
+    if standing.runs:
+        parts.append(_table("annotation runs", [_run(row) for row in standing.runs]))
+        parts += [
+            Text(visible(f"{row['run_id']} failed: {row['error']}"), style="red")
+            for row in standing.runs
+            if row["error"]
+        ]
+    if standing.batches:
+        parts.append(_table("batches in flight", [_batch(row) for row in standing.batches]))
+    if standing.evaluations:
+        parts.append(
+            _table("refinement under way: episodes played", [_evaluation(row) for row in standing.evaluations])
+        )
+    if standing.comparison is not None:
+        parts += _gate(standing, standing.comparison)
+    if len(parts) == 1:
+        parts.append(Text("Nothing was asked or refined here yet."))
+    return Group(*parts)
+
+
+def _head(standing: Standing, budget_usd: float | None) -> Text:
+    spent, flying = standing.spent_usd, standing.in_flight_usd
+    line = Text(f"{standing.at:%H:%M:%S} UTC   {standing.datasets} datasets   spent ${spent:.2f}", style="bold")
+    if flying:
+        line.append(f", at most ${flying:.2f} in flight")
+    if budget_usd is not None:
+        used = (spent + flying) / budget_usd if budget_usd else 1.0
+        line.append(f", cap ${budget_usd:.2f} ({used:.0%})", style="bold red" if used >= 1 else "bold")
+    rate = sum(row["labels_per_minute"] for row in standing.runs)
+    line.append(f"   {rate:.1f} labels/min (last {RATE_MINUTES} min)")
+    return line
+
+
+def _run(row: Row) -> dict[str, str]:
+    return {
+        "run": row["run_id"],
+        "model": row["model"] or "",
+        "answered": f"{row['done'] or 0}/{row['requests']}",
+        "open": str(row["pending"] or 0),
+        "sent": str(row["in_batch"] or 0),
+        "failed": str(row["failed"] or 0),
+        "labels": str(row["labels"]),
+        "$": f"{row['cost_usd']:.2f}",
+    }
+
+
+def _batch(row: Row) -> dict[str, str]:
+    worst = row["worst_usd"]
+    return {
+        "batch": row["batch_id"],
+        "run": row["run_id"] or "",
+        "state": row["state"],
+        "requests": str(row["requests"]),
+        "at most": "" if worst is None else f"${worst:.2f}",
+        "age": _age(row["seconds"]),
+    }
+
+
+def _evaluation(row: Row) -> dict[str, str]:
+    purposes = {"select": "choose a candidate", "accept": "accept or reject", "report": "report"}
+    return {
+        "purpose": f"{purposes.get(row['purpose'], row['purpose'])}, {row['mode']}",
+        "environment": row["env_id"] or "",
+        "policies": str(row["policies"]),
+        "episodes": str(row["episodes"]),
+        "best return": f"{row['best']:.4g}",
+        "last": f"{_age(row['seconds'])} ago",
+    }
+
+
+def _gate(standing: Standing, comparison: Row) -> list[RenderableType]:
+    better, credit = _yes(comparison["better"]), _yes(comparison["credit"])
+    arms = [
+        {
+            "arm": row["arm"].replace("_", " "),
+            "labels": str(row["labels"]),
+            "gate": f"{row['accepted']} of {row['draws']}" if row["draws"] else "",
+            "return [95%]": str(Interval(row["return_"], row["low"], row["high"], row["episodes"])),
+            "snapshots": _snapshots(standing.snapshots, row["arm"]),
+        }
+        for row in standing.arms
+    ]
+    title = f"last comparison {comparison['comparison_id']}, {comparison['env_id']}"
+    verdicts = f"better than the baseline: {better}; the labels did it: {credit}"
+    return [_table(title, arms), Text(visible(f"gate: {comparison['reason']}")), Text(verdicts)]
+
+
+def _snapshots(snapshots: Sequence[Row], arm: str) -> str:
+    """Best selection return after so many training steps, the one that went to the gate in brackets."""
+    own = [row for row in snapshots if row["arm"] == arm]
+    return "  ".join(
+        f"[{row['step']}: {row['best']:.0f}]" if row["chosen"] else f"{row['step']}: {row['best']:.0f}" for row in own
+    )
+
+
+def _table(title: str, rows: Sequence[dict[str, str]]) -> Table:
+    table = Table(
+        title=Text(visible(title)), title_justify="left", box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0)
+    )
+    for name in rows[0] if rows else ():
+        right, wide = name in _NUMBERS, name in _WIDE
+        table.add_column(name, justify="right" if right else "left", no_wrap=not wide, overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(visible(value)) for value in row.values()))
+    return table
+
+
+def _age(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def _yes(holds: bool) -> str:
+    return "yes" if holds else "not shown"

@@ -1,0 +1,1 @@
+"""Processes, runners and Prefect's server."""

@@ -1,0 +1,193 @@
+"""Work shared out to processes, or to whatever runner was chosen; the workers stay for the next work.
+
+Processes end when the one that started them does, however it ends. Other runners are in `runners.py`. The work is the
+caller's: episodes are played in `simulation/workers.py`, arms are trained in `refinement/comparison.py`.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+from collections import deque
+from collections.abc import Callable, Generator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from functools import partial
+from itertools import islice
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from storage.errors import TrajnoteError
+
+from .runners import PROCESSES, Dask, Pool, Ray, Runner, Threads, chosen_runner
+
+if TYPE_CHECKING:
+    from multiprocessing.connection import PipeConnection
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+_AHEAD = 4  # items per worker that travel before the first result is taken
+_GLANCE_S = 0.2  # seconds; a Ctrl-C that another thread receives does not wake a longer wait
+_THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+
+
+def core_count() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def share_out(
+    work: Callable[[Item], Result],
+    items: Sequence[Item],
+    workers: int | None = None,
+    *,
+    threadsafe: bool = False,
+    runner: Runner | None = None,
+) -> Generator[Result]:
+    """Apply a function to every item, in workers that do their linear algebra in one thread each.
+
+    Workers start on the first call with this number of them and stay for the next ones. Closing the generator before
+    its end ends them in the middle of their work. A few items for each worker travel at a time, so that neither all
+    items nor all results are in memory at once.
+
+    Args:
+        work: a function of a module, so that another process finds it.
+        items: what travels to the workers.
+        workers: at most; 1 works in this process, None means one per core, or all of a running cluster.
+        threadsafe: whether the work may run beside itself in one process. Else it runs there one at a time: learners
+            draw from random generators that belong to the process.
+        runner: where; the chosen one, or processes, when None.
+
+    Yields:
+        The results in the order of the items.
+
+    Raises:
+        TrajnoteError: when a worker died, for example for want of memory; and whatever `work` raises.
+    """
+    runner = runner or chosen_runner() or PROCESSES
+    workers = workers or (None if runner.address else core_count())
+    if workers == 1 or not items:
+        yield from map(work, items)
+        return
+    pool = _keep(runner, workers)
+    submit = partial(pool.submit, work if threadsafe or runner == PROCESSES else partial(_one_at_a_time, work))
+    waiting, failed = iter(items), False
+    futures: deque[Future[Result]] = deque()
+    try:
+        futures.extend(submit(item) for item in islice(waiting, _AHEAD * pool.workers))
+        while futures:
+            while not futures[0].done():
+                wait([futures[0]], timeout=_GLANCE_S)
+            result = futures.popleft().result()
+            futures.extend(submit(item) for item in islice(waiting, 1))
+            yield result
+    except Exception as error:
+        failed = True
+        if (words := pool.translate(error)) is not None:
+            raise words from error
+        raise
+    finally:
+        if futures or failed:
+            let_go()
+
+
+_turn = threading.Lock()
+
+
+def _one_at_a_time(work: Callable[[Item], Result], item: Item) -> Result:
+    """Do work that needs its process for itself, also where a runner has several threads in one."""
+    with _turn:
+        return work(item)
+
+
+class _Processes:
+    """Processes that end when their rope does: when this process lets go of it, or dies in whatever way."""
+
+    def __init__(self, workers: int) -> None:
+        self.workers = workers
+        context = multiprocessing.get_context("spawn")  # a fork would copy the threads of Prefect and torch half-way
+        their_end, self._rope = context.Pipe(duplex=False)
+        begin = partial(_begin, their_end)
+        self._executor = ProcessPoolExecutor(workers, mp_context=context, initializer=begin)
+
+    def submit(self, work: Callable[[Any], Any], item: Any) -> Future[Any]:
+        """Have a process do it."""
+        with _one_thread_each(), _interrupts_wait():
+            return self._executor.submit(work, item)
+
+    def translate(self, error: Exception) -> TrajnoteError | None:
+        """A process that died takes the others along."""
+        if not isinstance(error, BrokenProcessPool):
+            return None
+        return TrajnoteError(
+            "A process died in the middle of its work, perhaps for want of memory.", "Run it again with --workers 1."
+        )
+
+    def end(self) -> None:
+        """End the processes at once."""
+        self._rope.close()
+        self._executor.shutdown(wait=True, cancel_futures=True)
+
+
+_kept: dict[tuple[Runner, int | None], Pool] = {}  # one at most
+
+
+def _keep(runner: Runner, workers: int | None) -> Pool:
+    """The workers that stay; others replace them."""
+    if (runner, workers) not in _kept:
+        let_go()
+        _kept[runner, workers] = _open(runner, workers)
+    return _kept[runner, workers]
+
+
+def let_go() -> None:
+    """End the workers that wait for more work; the next work starts others."""
+    while _kept:
+        _kept.popitem()[1].end()
+
+
+def _open(runner: Runner, workers: int | None) -> Pool:
+    if runner.kind == "dask":
+        return Dask(runner.address, workers)
+    if runner.kind == "ray":
+        return Ray(runner.address, workers)
+    return (Threads if runner.kind == "threads" else _Processes)(workers or core_count())
+
+
+@contextmanager
+def _one_thread_each() -> Generator[None]:
+    """Processes that start in here do their linear algebra in one thread; they are as many as there are cores."""
+    before = {name: os.environ.get(name) for name in _THREADS}
+    os.environ.update(dict.fromkeys(_THREADS, "1"))
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+@contextmanager
+def _interrupts_wait() -> Generator[None]:
+    """Processes that start in here inherit that Ctrl-C waits, until `_begin` lets it end them without a word."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _begin(rope: PipeConnection[Any, Any]) -> None:
+    """In a new process: die quietly on Ctrl-C and when the rope ends."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+    threading.Thread(target=_hang_on, args=(rope,), daemon=True).start()
+
+
+def _hang_on(rope: PipeConnection[Any, Any]) -> None:
+    rope.poll(None)  # nothing is ever sent: it returns when the other end is closed
+    os._exit(0)

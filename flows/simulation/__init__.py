@@ -1,0 +1,1 @@
+"""Playing episodes: environments, rollouts, replays, branches and frames."""

@@ -1,0 +1,302 @@
+"""Gymnasium environments: making them, their spaces in trajnote's words, and a clear refusal of what does not fit.
+
+No episode is played here; that is `rollout.py`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import importlib
+import importlib.metadata
+import importlib.util
+import json
+import platform
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import ModuleType
+from typing import Any, NamedTuple, TypeAlias
+
+import gymnasium
+import numpy as np
+from gymnasium import spaces
+from gymnasium.wrappers import OrderEnforcing, TimeLimit
+
+from storage.disk.untrusted import parse_json, shorten
+from storage.errors import BadInput, Prerequisite
+from storage.schema import Space
+
+from ..policies.trust import Named, first_strange
+
+Environment: TypeAlias = gymnasium.Env[Any, Any]
+Step: TypeAlias = Callable[[Any], tuple[Any, Any, bool, bool, dict[str, Any]]]
+
+ALLOWED = "a Discrete space or a flat Box, shape (n,)"
+OWN_ID = "Register a wrapped environment in a module of your own and name it as `module:EnvId`"
+_OWN_HINT = "One of your own is named `module:EnvId`, where importing the module registers it."
+_OBSERVATION_HINT = f"{OWN_ID}; gymnasium.wrappers.FlattenObservation makes any space a flat Box."
+_ACTION_HINT = f"{OWN_ID}; a gymnasium.ActionWrapper can map one Discrete or Box action onto it."
+_RAM_HINT = 'Use the console\'s memory instead of its screen: --env-kwargs \'{"obs_type": "ram"}\'.'
+
+# module of a physics engine or emulator -> distributions that may have brought it
+_ENGINES = {"Box2D": ("box2d", "box2d-py"), "mujoco": ("mujoco",), "ale_py": ("ale-py",)}
+_KNOWN = {"builtins", "typing", "abc", "gymnasium", "flows", *_ENGINES}
+
+
+class Spaces(NamedTuple):
+    """What an environment shows and what it takes."""
+
+    observation: Space
+    action: Space
+
+
+def parse_env_kwargs(text: str | None) -> dict[str, Any]:
+    """Read `--env-kwargs`, a JSON object of arguments of `gymnasium.make`; as `parse_json_object`."""
+    return parse_json_object(text, "--env-kwargs")
+
+
+def parse_json_object(text: str | None, option: str) -> dict[str, Any]:
+    """Read an option that is a JSON object; nothing is an empty one.
+
+    Raises:
+        BadInput: when the text is not a JSON object.
+    """
+    if not text:
+        return {}
+    value = parse_json(text, option, f"Received {shorten(repr(text))}. {_object_hint(option)}")
+    if not isinstance(value, dict):
+        raise BadInput(f"{option} is not a JSON object: {shorten(repr(text))}.", _object_hint(option))
+    return value
+
+
+def make_environment(env_id: Named, env_kwargs: Mapping[str, Any] | None = None) -> Environment:
+    """Make an environment with the wrappers that it was registered with.
+
+    Args:
+        env_id: a registered id, or `module:EnvId` where importing the module registers it. A plain text is no name of
+            the user's: nothing is imported for it, and only harmless arguments go with it.
+        env_kwargs: arguments of `gymnasium.make`; `max_episode_steps` is one of them.
+
+    Raises:
+        BadInput: for an unknown id (with near matches), a module that cannot be imported, or refused arguments.
+        Prerequisite: when the environment needs a package that is not installed; the hint names the extra.
+    """
+    kwargs = dict(env_kwargs or {})
+    _refuse_unnamed(env_id, kwargs)
+    name = _registered_name(env_id)
+    try:
+        return gymnasium.make(name, **kwargs)
+    except (ImportError, gymnasium.error.DependencyNotInstalled) as error:
+        raise _missing_package(name, error) from error
+    except Exception as error:  # a third party's constructor, given the user's arguments
+        raise BadInput(
+            f"{env_id} cannot be made with {json.dumps(kwargs, default=str)}: {_one_line(error)}."
+        ) from error
+
+
+@dataclass
+class EnvironmentMaker:
+    """Makes environments of one kind, to be played side by side; arguments and errors are those of `make_environment`.
+
+    Gymnasium's passive checks watch the first one. In the others they would say the same again, and cost time in
+    every step.
+    """
+
+    env_id: Named
+    env_kwargs: Mapping[str, Any] | None = None
+    _is_checked: bool = field(default=False, init=False)  # whether one was made that is
+
+    def __call__(self) -> Environment:
+        """Make the next one."""
+        unchecked = {"disable_env_checker": True} if self._is_checked else {}
+        environment = make_environment(self.env_id, {**unchecked, **(self.env_kwargs or {})})
+        self._is_checked = True
+        return environment
+
+
+class BareStep(NamedTuple):
+    """An environment's `step` below the wrappers that only count and check, and the limit that they kept."""
+
+    step: Step
+    limit: int  # steps after which the episode is truncated, terminated or not
+
+
+def bare_step(environment: Environment) -> BareStep:
+    """Look below Gymnasium's TimeLimit and OrderEnforcing, if they are the outermost wrappers; any other one stays.
+
+    For who resets the environment itself before the first step and after the last, and keeps the limit.
+    """
+    limit = None
+    if type(environment) is TimeLimit and environment.spec is not None:
+        limit, environment = environment.spec.max_episode_steps, environment.env
+    if type(environment) is OrderEnforcing:
+        environment = environment.env
+    return BareStep(environment.step, limit or sys.maxsize)
+
+
+def spaces_of(environment: Environment) -> Spaces:
+    """Describe the observation and the action space of an environment.
+
+    Raises:
+        BadInput: for any space that is not Discrete or a flat Box, naming it and what to do.
+    """
+    observation, action = environment.observation_space, environment.action_space
+    image = isinstance(observation, spaces.Box) and len(observation.shape) > 1
+    ale = "ale_py" in type(environment.unwrapped).__module__
+    hint = _RAM_HINT if image and ale else _OBSERVATION_HINT
+    return Spaces(to_space(observation, "observation", hint), to_space(action, "action", _ACTION_HINT))
+
+
+def look_up_spaces(env_id: Named, env_kwargs: Mapping[str, Any] | None = None) -> Spaces:
+    """The spaces of an environment that is made for this question only.
+
+    Raises:
+        BadInput: as `make_environment` and `spaces_of` do.
+        Prerequisite: as `make_environment` does.
+    """
+    environment = make_environment(env_id, env_kwargs)
+    try:
+        return spaces_of(environment)
+    finally:
+        environment.close()
+
+
+def to_space(space: spaces.Space[Any], role: str, hint: str = "") -> Space:
+    """Describe one Gymnasium space.
+
+    Args:
+        space: the space of the environment.
+        role: `observation` or `action`, for the message.
+        hint: what to do when it is refused.
+
+    Raises:
+        BadInput: when it is neither Discrete nor a flat Box of numbers.
+    """
+    if isinstance(space, spaces.Discrete):
+        return Space(kind="discrete", dtype="int64", size=1, n=int(space.n), start=int(space.start))
+    if isinstance(space, spaces.Box) and len(space.shape) == 1 and space.shape[0] > 0 and space.dtype.kind in "fiu":
+        return Space(
+            kind="box",
+            dtype=str(space.dtype),
+            size=space.shape[0],
+            low=tuple(float(bound) for bound in space.low),
+            high=tuple(float(bound) for bound in space.high),
+        )
+    raise BadInput(f"The {role} space is {_brief(space)}; allowed is {ALLOWED}.", hint)
+
+
+def package_versions(environment: Environment) -> dict[str, str]:
+    """Versions of what decides an episode's numbers: Python, NumPy, Gymnasium, the engine, the environment's package.
+
+    The same environment gives the same answer whatever else this process has loaded.
+    """
+    names = ["numpy", "gymnasium"]
+    for origin in {ancestor.__module__ for ancestor in type(environment.unwrapped).__mro__}:
+        package = origin.partition(".")[0]
+        members = vars(sys.modules[origin]) if origin in sys.modules else {}
+        used = {package, *(name for name, value in members.items() if isinstance(value, ModuleType))}
+        names += [distribution for engine in used & _ENGINES.keys() for distribution in _ENGINES[engine]]
+        if package not in _KNOWN:
+            names += distributions_of(package)
+    versions = {name: _version(name) for name in sorted(set(names))}
+    return {"python": platform.python_version()} | {name: version for name, version in versions.items() if version}
+
+
+@functools.lru_cache
+def distributions_of(package: str) -> Sequence[str]:
+    """The names of the distributions that brought an importable package."""
+    return _distributions().get(package, [])
+
+
+@functools.lru_cache
+def _distributions() -> Mapping[str, list[str]]:
+    return importlib.metadata.packages_distributions()
+
+
+def import_module_here(name: str, purpose: str) -> ModuleType:
+    """Import a module by name, looking in the current folder too, as `python -m` does.
+
+    Raises:
+        BadInput: when it does not exist or fails while it is imported; `purpose` says what it was needed for.
+    """
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.append(here)
+    try:
+        return importlib.import_module(name)
+    except Exception as error:  # whatever the user's module raises
+        raise BadInput(
+            f"Module {name!r} of {purpose} cannot be imported: {_one_line(error)}.",
+            f"It is looked for on the Python path and in {here}.",
+        ) from error
+
+
+def _refuse_unnamed(env_id: str, kwargs: Mapping[str, Any]) -> None:
+    """The last look, also at what a type checker cannot see: the user's names have a type of their own."""
+    if not isinstance(env_id, Named) and (":" in env_id or first_strange(kwargs) is not None):
+        raise BadInput(
+            f"The environment {env_id!r} with {json.dumps(dict(kwargs), default=str)} was not named by the user; it is "
+            "not loaded.",
+            "If you trust it, name it with --env.",
+        )
+
+
+def _registered_name(env_id: str) -> str:
+    module, _, name = env_id.rpartition(":")
+    if module:
+        import_module_here(module, f"environment {env_id!r}")
+    if name not in gymnasium.registry:
+        _register_atari(name)
+    if name not in gymnasium.registry:
+        raise BadInput(f"Unknown environment {env_id!r}{_near(name)}.", _OWN_HINT)
+    return name
+
+
+def _register_atari(name: str) -> None:
+    """Atari's games are registered by importing their package, if it is there."""
+    if importlib.util.find_spec("ale_py") is not None:
+        ale = importlib.import_module("ale_py")
+        ale.ALEInterface.setLoggerMode(ale.LoggerMode.Error)  # otherwise every game prints a banner
+        gymnasium.register_envs(ale)
+    elif name.startswith("ALE/"):
+        raise Prerequisite(f"{name} needs the package ale-py.", "pip install 'trajnote[atari]'")
+
+
+def _near(name: str) -> str:
+    by_lower = {known.lower(): known for known in gymnasium.registry}
+    close = difflib.get_close_matches(name.lower(), by_lower, n=3, cutoff=0.6)
+    if not close:
+        return f"; {len(by_lower)} are registered, none of them alike"
+    return "; did you mean " + " or ".join(by_lower[match] for match in close)
+
+
+def _missing_package(name: str, error: Exception) -> Prerequisite:
+    entry_point = str(gymnasium.registry[name].entry_point)
+    bundled = entry_point.startswith("gymnasium.envs.")
+    hint = "pip install 'trajnote[envs]'" if bundled else "Install the package that it names."
+    return Prerequisite(f"{name} needs a package that is not installed: {_one_line(error)}.", hint)
+
+
+def _object_hint(option: str) -> str:
+    return f"For example {option} '{{\"continuous\": true}}'."
+
+
+def _version(distribution: str) -> str | None:
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _brief(space: spaces.Space[Any]) -> str:
+    """A Box in one line, without its arrays of bounds."""
+    if isinstance(space, spaces.Box):
+        return f"Box of shape {space.shape} and dtype {np.dtype(space.dtype)}"
+    return str(space)
+
+
+def _one_line(error: Exception) -> str:
+    text = " ".join(str(error).split()) or "no message"
+    return f"{type(error).__name__}: {text}".rstrip(".")

@@ -1,0 +1,238 @@
+"""Episodes in envpool, an optional engine in C++: many environments step at once, every episode with its own seed.
+
+Its physics may differ from Gymnasium's, so a dataset says which engine made it. An environment of a pool can be seeded
+only when the pool is made, hence each plays one episode and never a second.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import json
+import warnings
+from collections.abc import Generator, Mapping, Sequence
+from typing import Any
+
+import gymnasium
+import numpy as np
+
+from refine.policies.mlp import Acts, Mode
+from storage.errors import BadInput, Prerequisite
+from storage.schema import Array, Engine, Episode
+
+from ..policies.actors import Actor
+from ..policies.trust import Named
+from .environments import Environment, Spaces, look_up_spaces, make_environment, package_versions, spaces_of
+from .promises import are_finite, broken, not_finite
+from .rollout import ENVIRONMENTS, acting_generator
+from .rollout_buffer import Tape
+
+_POOL = 256  # environments of one pool
+_SEEDS = 2**31  # envpool keeps a seed in an int32
+_GYMNASIUM = "Leave --engine out to play in Gymnasium."
+
+
+class PooledEnvironment(gymnasium.Env[Any, Any]):
+    """One environment of envpool behind Gymnasium's interface, for playing a stored episode again.
+
+    Raises:
+        Prerequisite: when envpool or the environment's own package is not installed.
+        BadInput: when Gymnasium or envpool does not know the environment or refuses its arguments.
+    """
+
+    def __init__(self, env_id: Named, env_kwargs: Mapping[str, Any]) -> None:
+        with_spaces = make_environment(env_id, env_kwargs)
+        self.observation_space, self.action_space = with_spaces.observation_space, with_spaces.action_space
+        with_spaces.close()
+        self._made_of = (env_id, env_kwargs, spaces_of(self))
+        self._pool: Any = make_pool(*self._made_of, seeds=[0])
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        """Begin the episode of a seed, in a pool of its own."""
+        if seed is None:
+            raise BadInput("An environment of envpool is reset with a seed.")
+        self._pool = make_pool(*self._made_of, seeds=[seed])
+        return self._pool.reset()[0][0], {}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        """One step."""
+        observation, reward, terminated, truncated, _ = self._pool.step(np.asarray(action)[None])
+        return observation[0], float(reward[0]), bool(terminated[0]), bool(truncated[0]), {}
+
+
+def make_in_engine(engine: Engine, env_id: Named, env_kwargs: Mapping[str, Any]) -> Environment:
+    """One environment in the engine that a manifest names.
+
+    Raises:
+        Prerequisite: as `PooledEnvironment` and `make_environment` do.
+        BadInput: as they do.
+    """
+    return PooledEnvironment(env_id, env_kwargs) if engine == "envpool" else make_environment(env_id, env_kwargs)
+
+
+def engine_versions(environment: Environment) -> dict[str, str]:
+    """Versions of what decides an episode's numbers, envpool among them if the environment is one of its own."""
+    versions = package_versions(environment)
+    if isinstance(environment.unwrapped, PooledEnvironment):
+        versions["envpool"] = str(_envpool().__version__)
+    return versions
+
+
+def play_pooled(
+    env_id: Named,
+    env_kwargs: Mapping[str, Any],
+    policy: Actor,
+    seeds: Sequence[int],
+    *,
+    mode: Mode = "greedy",
+    max_steps: int | None = None,
+    first_id: int = 0,
+    lanes: int = ENVIRONMENTS,
+) -> Generator[Episode]:
+    """Play one episode per seed, `lanes` of them side by side.
+
+    An episode depends on its environment, policy, seed and mode, and not on the lanes beside it.
+
+    Args:
+        env_id: an id that both Gymnasium and envpool know.
+        env_kwargs: arguments that both take.
+        policy: what acts.
+        seeds: seed of each episode, below 2**31, also for the policy's own chance.
+        mode: `greedy` or `sampled`.
+        max_steps: cut longer episodes there, as truncated; None leaves it to the environment.
+        first_id: `episode_id` of the first seed; the next ones count up.
+        lanes: episodes that are played at once.
+
+    Yields:
+        Episodes in the order of the seeds.
+
+    Raises:
+        Prerequisite: as `make_pool` does.
+        BadInput: as `make_pool` does.
+    """
+    spaces = look_up_spaces(env_id, env_kwargs)
+    for start in range(0, len(seeds), _POOL):
+        some = seeds[start : start + _POOL]
+        pool = make_pool(env_id, env_kwargs, spaces, some)
+        playing = _Round(pool, some, spaces, lanes=lanes, max_steps=max_steps, first_id=first_id + start)
+        yield from playing.play(policy, mode)
+
+
+def make_pool(env_id: str, env_kwargs: Mapping[str, Any], spaces: Spaces, seeds: Sequence[int]) -> Any:
+    """A pool of one environment per seed.
+
+    Raises:
+        Prerequisite: when envpool is not installed.
+        BadInput: for an id or arguments that envpool does not take, a seed that it cannot keep, or numbers of another
+            type than Gymnasium's.
+    """
+    envpool = _envpool()
+    if env_id not in envpool.list_all_envs():
+        raise BadInput(f"envpool has no environment {env_id!r}.", _GYMNASIUM)
+    if max(seeds) >= _SEEDS:
+        raise BadInput(f"The seed {max(seeds)} is too large for envpool; it takes seeds below {_SEEDS}.")
+    made = {"env_type": "gymnasium", "num_envs": len(seeds), "seed": [int(seed) for seed in seeds]}
+    try:
+        pool = envpool.make(env_id, **made, **env_kwargs)
+    except Exception as error:  # whatever a third party's constructor says of the user's arguments
+        kwargs = json.dumps(dict(env_kwargs), default=str)
+        raise BadInput(f"envpool cannot make {env_id} with {kwargs}: {error}.", _GYMNASIUM) from error
+    _check_types(env_id, pool, spaces)
+    return pool
+
+
+def _envpool() -> Any:
+    if importlib.util.find_spec("envpool") is None:
+        raise Prerequisite("The engine envpool needs the package envpool.", "pip install 'trajnote[envpool]'")
+    return importlib.import_module("envpool")
+
+
+def _check_types(env_id: str, pool: Any, spaces: Spaces) -> None:
+    """What is stored has Gymnasium's types, and none of them may cost a bit."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # envpool's bounds are rounded to float32, of which Gymnasium warns
+        shown, taken = pool.observation_space, pool.action_space
+    same_shapes = [shown.shape, taken.shape] == [() if space.is_discrete else (space.size,) for space in spaces]
+    if not same_shapes or not np.can_cast(shown.dtype, spaces.observation.dtype):
+        raise BadInput(
+            f"{env_id} is another environment in envpool: it shows {shown} and takes {taken}; Gymnasium's shows "
+            f"{spaces.observation.size} of {spaces.observation.dtype} and takes {spaces.action.size} of "
+            f"{spaces.action.dtype}.",
+            _GYMNASIUM,
+        )
+
+
+class _Round:
+    """The environments of one fresh pool, each playing its one episode, as many at a time as there are lanes."""
+
+    def __init__(
+        self,
+        pool: Any,
+        seeds: Sequence[int],
+        spaces: Spaces,
+        *,
+        lanes: int,
+        max_steps: int | None,
+        first_id: int,
+    ) -> None:
+        self._pool, self._seeds, self._max_steps, self._first_id = pool, seeds, max_steps, first_id
+        self._tape = Tape(min(lanes, len(seeds)), *spaces)
+        self._starts = pool.reset()[0].copy()  # first observation of every environment
+        self._waiting = iter(range(len(seeds)))
+        self._ids = np.zeros(self._tape.lanes, dtype=np.int32)  # of the environment that a lane shows
+        self._firsts = np.zeros(self._tape.lanes, dtype=np.int64)  # tick of its first step
+        self._rngs = [acting_generator(seed) for seed in seeds]
+        self._running = np.array([lane for lane in range(self._tape.lanes) if self._begin(lane)])
+        self._played: dict[int, Episode] = {}
+
+    def play(self, policy: Actor, mode: Mode) -> list[Episode]:
+        """Play all of them, in the order of the seeds."""
+        while len(self._running):
+            self._tick(policy, mode)
+        return [self._played[place] for place in range(len(self._seeds))]
+
+    def _tick(self, policy: Actor, mode: Mode) -> None:
+        tape, running = self._tape, self._running
+        if tape.is_full:
+            tape.make_room(int(self._firsts[running].min()))
+        ids = self._ids[running]
+        acts = policy.act(tape.observations(running), mode=mode, rngs=[self._rngs[place] for place in ids])
+        following, rewards = tape.act(acts, running)
+        following[running], rewards[running], terminated, truncated, _ = self._pool.step(acts.actions, ids)
+        self._check(following, rewards, acts)
+        tape.tick += 1
+        over = terminated | truncated | (tape.tick - self._firsts[running] == self._max_steps)
+        for place in np.flatnonzero(over):
+            ended = bool(terminated[place])
+            self._end(int(running[place]), ended, bool(truncated[place]) or not ended)
+
+    def _check(self, following: Array, rewards: Array, acts: Acts) -> None:
+        """Refuse the first number that is not finite."""
+        if all(map(are_finite, (following, rewards, acts.actions, acts.outputs))):
+            return
+        for row, lane in enumerate(self._running):
+            if wrong := not_finite(following[lane], rewards[lane], acts, row):
+                step = self._tape.tick - int(self._firsts[lane]) + wrong[0]
+                raise broken(self._first_id + int(self._ids[lane]), step, wrong[1])
+
+    def _begin(self, lane: int) -> bool:
+        """Show the next waiting environment in a lane; False when none waits."""
+        place = next(self._waiting, None)
+        if place is None:
+            return False
+        self._tape.begin(lane, self._starts[place])
+        self._ids[lane], self._firsts[lane] = place, self._tape.tick
+        return True
+
+    def _end(self, lane: int, terminated: bool, truncated: bool) -> None:
+        place = int(self._ids[lane])
+        columns = self._tape.cut(lane, int(self._firsts[lane]))
+        self._played[place] = Episode(
+            episode_id=self._first_id + place,
+            seed=int(self._seeds[place]),
+            terminated=terminated,
+            truncated=truncated,
+            **columns,
+        )
+        if not self._begin(lane):
+            self._running = self._running[self._running != lane]

@@ -1,0 +1,187 @@
+"""Playing a stored episode again from its seed and its actions, and comparing every number bit for bit.
+
+A replay is evidence about a dataset; it changes nothing but the catalog's table `replays`.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+
+from storage.catalog.connection import insert_rows
+from storage.content_hash import content_id
+from storage.datasets.reader import read_episode, read_manifest
+from storage.errors import BadInput
+from storage.schema import Array, Episode, Manifest
+from storage.store import Store
+
+from ..policies.trust import Home, Named, find_home
+from .environments import Environment
+from .envpool_engine import engine_versions, make_in_engine
+from .fingerprint import Fingerprint, take_fingerprint
+
+
+@dataclass(frozen=True)
+class Replay:
+    """What came of playing one episode again."""
+
+    dataset_id: str
+    episode_id: int
+    exact: bool  # every observation, reward and flag has the same bits
+    steps: int  # steps of the logged episode
+    first_mismatch: int | None  # step of the first difference; step t's observation is what action t was chosen from
+    detail: str  # in words: what was compared, or the first difference and its likely cause
+
+
+def replay_episode(store: Store, dataset_id: str, episode_id: int, env_id: Named | None = None) -> Replay:
+    """Play one episode of a dataset again in a fresh environment, and record the result in the catalog.
+
+    Args:
+        store: the store.
+        dataset_id: a dataset that was collected from an environment, with seeds.
+        episode_id: one of its episodes.
+        env_id: its environment, where the user has to name it; see `trust.find_home`.
+
+    Raises:
+        BadInput: for an unknown dataset or episode, or one without environment or seed.
+        Prerequisite: when the environment needs a package that is not installed, or has to be named.
+    """
+    episode, manifest = read_episode(store, dataset_id, episode_id), read_manifest(store, dataset_id)
+    check_replayable(episode, manifest)
+    replay = play_again(episode, manifest, find_home(store, manifest, env_id))
+    _record(store, replay)
+    return replay
+
+
+def play_again(episode: Episode, manifest: Manifest, home: Home) -> Replay:
+    """Play an episode again in a fresh environment and compare; nothing is read or recorded.
+
+    Args:
+        episode: with the seed and the actions to play.
+        manifest: of its dataset.
+        home: its environment.
+
+    Raises:
+        BadInput: when the environment cannot be made.
+        Prerequisite: when the environment needs a package that is not installed.
+    """
+    environment = make_replayable(manifest, home)
+    try:
+        difference = next(_differences(environment, episode, manifest), None)
+        here = take_fingerprint(environment, home.env_id, engine_versions(environment))
+        return _judge(manifest, episode, difference, here)
+    finally:
+        environment.close()
+
+
+def make_replayable(manifest: Manifest, home: Home) -> Environment:
+    """The environment in which a dataset's episodes can be played again; the caller closes it.
+
+    Raises:
+        BadInput: when it cannot be made.
+        Prerequisite: when it needs a package that is not installed.
+    """
+    return make_in_engine(manifest.engine, *home)
+
+
+def check_replayable(episode: Episode, manifest: Manifest) -> None:
+    """Refuse an episode that cannot be played again.
+
+    Raises:
+        BadInput: when there is no environment or no seed.
+    """
+    if manifest.env_id is None or episode.seed is None:
+        missing = "an environment" if manifest.env_id is None else "a seed"
+        name = f"Episode {episode.episode_id} of {manifest.dataset_id}"
+        raise BadInput(
+            f"{name} cannot be replayed: it was recorded without {missing}.",
+            "Episodes made by `trajnote collect` can be.",
+        )
+
+
+@dataclass(frozen=True)
+class Difference:
+    """The logged and the replayed value of one thing at one step."""
+
+    step: int
+    what: str
+    logged: object
+    replayed: object
+
+
+def play_until(environment: Environment, episode: Episode, manifest: Manifest, step: int) -> Difference | None:
+    """Bring an environment to the state in which action `step` was chosen, comparing every bit on the way.
+
+    Returns:
+        None when the environment is there; otherwise the first difference, behind which it stopped.
+    """
+    return next(_differences(environment, episode, manifest, step), None)
+
+
+def _differences(
+    environment: Environment, episode: Episode, manifest: Manifest, stop: int | None = None
+) -> Iterator[Difference]:
+    """Differences as they appear; what comes after the first one follows from it."""
+    shown, _ = environment.reset(seed=episode.seed)
+    yield from _compare_observations(0, episode, shown, manifest)
+    for step in range(len(episode) if stop is None else stop):
+        shown, reward, terminated, truncated, _ = environment.step(logged_action(episode, step))
+        yield from _compare_observations(step + 1, episode, shown, manifest)
+        if struct.pack("<d", float(reward)) != struct.pack("<d", float(episode.rewards[step])):
+            yield Difference(step, "reward", float(episode.rewards[step]), float(reward))
+        is_last = step == len(episode) - 1
+        cut = is_last and manifest.max_steps == len(episode) and not terminated
+        logged = (episode.terminated, episode.truncated) if is_last else (False, False)
+        for what, was, now in zip(("terminated", "truncated"), logged, (terminated, truncated or cut), strict=True):
+            if bool(was) != bool(now):
+                yield Difference(step, what, bool(was), bool(now))
+
+
+def logged_action(episode: Episode, step: int) -> Any:
+    """The action as a rollout gave it to the environment: NumPy's integer, or a vector, which is the caller's own."""
+    return episode.actions[step].copy()
+
+
+def _compare_observations(step: int, episode: Episode, shown: Any, manifest: Manifest) -> Iterator[Difference]:
+    logged = np.atleast_1d(episode.observations[step])
+    replayed = np.atleast_1d(np.asarray(shown, dtype=logged.dtype))
+    for place in np.flatnonzero(_bits(logged) != _bits(replayed)):
+        yield Difference(step, f"observation {manifest.component_names[place]}", logged[place], replayed[place])
+
+
+def _bits(numbers: Array) -> Array:
+    """Numbers as integers of the same bits, so that -0.0 is not 0.0 and NaN is itself."""
+    return np.ascontiguousarray(numbers).view(f"u{numbers.dtype.itemsize}")
+
+
+def _judge(manifest: Manifest, episode: Episode, difference: Difference | None, here: Fingerprint) -> Replay:
+    changes = "; ".join(here.changes_since(manifest.versions, manifest.environment_code))
+    where = f"seed {episode.seed}, {len(episode)} steps of {manifest.env_id}"
+    if difference is None:
+        detail = f"exact: {where}; every observation, reward and flag has the same bits"
+        detail += f"; the environment is not what it was: {changes}" if changes else ""
+    else:
+        values = f"logged {difference.logged!s}, replayed {difference.replayed!s}"
+        same = "the versions are the same, so the environment may draw chance from elsewhere than its seed"
+        cause = f"likely because of {changes}" if changes else same
+        detail = f"step {difference.step}, {difference.what}: {values} ({where}); {cause}"
+    return Replay(
+        dataset_id=manifest.dataset_id,
+        episode_id=episode.episode_id,
+        exact=difference is None,
+        steps=len(episode),
+        first_mismatch=None if difference is None else difference.step,
+        detail=detail,
+    )
+
+
+def _record(store: Store, replay: Replay) -> None:
+    row: dict[str, object] = dict(vars(replay))
+    row |= {"replay_id": content_id("replay_", row), "created_at": datetime.now(UTC)}
+    with store.catalog.write() as con:
+        insert_rows(con, "replays", [row])

@@ -1,0 +1,296 @@
+"""Playing episodes: many environments side by side, one batched policy call per tick, every episode its own seed.
+
+An episode depends on its environment, policy, seed and mode, and on nothing else: not on how many run beside it, not on
+what ran before it. Processes are in `workers.py`; files in `flows/datasets/collect.py`.
+"""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from refine.policies.mlp import Acts, Mode
+from refine.policies.rng import Chance
+from storage.errors import BadInput, TrajnoteWarning
+from storage.schema import Array, Episode
+
+from ..policies.actors import Actor
+from .environments import Environment, Step, bare_step, spaces_of
+from .promises import (
+    are_finite,
+    broken,
+    complaint,
+    describe_rounding,
+    first_observation,
+    not_finite,
+    plain_observation,
+    plain_reward,
+)
+from .rollout_buffer import Tape
+
+ENVIRONMENTS = 64
+_MAKING = 0.05  # seconds for making more of them: what is slow to make is slow to step, and gains little by company
+LONGEST = 200_000
+"""Steps of an episode that neither its environment nor `max_steps` limits; one that goes on has no end."""
+_FLOATS = (float, np.float64)
+_ACTING = 0x7261  # keeps a policy's chance apart from its environment's, which has the bare seed
+
+
+Say = Callable[[str], None]
+
+
+def warn_of(sentence: str) -> None:
+    """Say it as a warning of this project."""
+    warnings.warn(sentence, TrajnoteWarning, stacklevel=2)
+
+
+def rollout(
+    make_env: Callable[[], Environment],
+    policy: Actor,
+    seeds: Sequence[int],
+    *,
+    mode: Mode = "greedy",
+    envs: int = ENVIRONMENTS,
+    max_steps: int | None = None,
+    first_id: int = 0,
+) -> Generator[Episode]:
+    """Play one episode per seed.
+
+    Args:
+        make_env: makes one environment; called at most `envs` times, fewer if it is slow; closed at the end.
+        policy: what acts.
+        seeds: seed of each episode, for `reset(seed=...)` and for the policy's own chance.
+        mode: `greedy` or `sampled`.
+        envs: environments side by side; more is faster up to a point, and never another result.
+        max_steps: cut longer episodes there, as truncated; None leaves it to the environment.
+        first_id: `episode_id` of the first seed; the next ones count up.
+
+    Yields:
+        Episodes in the order of the seeds.
+
+    Raises:
+        BadInput: as `play` does.
+    """
+    environments = _make_some(make_env, max(1, min(envs, len(seeds))))
+    try:
+        yield from play(environments, policy, seeds, mode=mode, max_steps=max_steps, first_id=first_id)
+    finally:
+        for environment in environments:
+            environment.close()
+
+
+def play(
+    environments: Sequence[Environment],
+    policy: Actor,
+    seeds: Sequence[int],
+    *,
+    mode: Mode = "greedy",
+    max_steps: int | None = None,
+    first_id: int = 0,
+    say: Say | None = warn_of,
+) -> Generator[Episode]:
+    """Play as `rollout` does, in environments that the caller made and closes.
+
+    Args:
+        environments: at most one episode at a time in each.
+        policy: as for `rollout`.
+        seeds: as for `rollout`.
+        mode: as for `rollout`.
+        max_steps: as for `rollout`.
+        first_id: as for `rollout`.
+        say: hears once that observations are rounded to the type of their space; None where nobody should.
+
+    Raises:
+        BadInput: naming episode and step, for the first episode in which the environment failed, gave what Gymnasium
+            does not allow or its spaces do not promise, or a number that is not finite; after all episodes before it.
+    """
+    stage = _Stage(environments, seeds, max_steps, first_id, say)
+    finished: dict[int, Episode | BadInput] = {}
+    following = 0
+    while following < len(seeds):
+        for index, episode in stage.tick(policy, mode):
+            finished[index] = episode
+        while following in finished:
+            episode = finished.pop(following)
+            if isinstance(episode, BadInput):
+                raise episode
+            yield episode
+            following += 1
+
+
+def returns_of(
+    make_env: Callable[[], Environment],
+    policy: Actor,
+    seeds: Sequence[int],
+    *,
+    mode: Mode = "greedy",
+    envs: int = ENVIRONMENTS,
+    max_steps: int | None = None,
+) -> Array:
+    """Undiscounted return of one episode per seed, (S,) float64, in this process."""
+    episodes = rollout(make_env, policy, seeds, mode=mode, envs=envs, max_steps=max_steps)
+    return np.array([episode.return_ for episode in episodes], dtype=np.float64)
+
+
+def _make_some(make_env: Callable[[], Environment], at_most: int) -> list[Environment]:
+    """How many there are changes the speed only, so a clock may decide it."""
+    environments = [make_env()]
+    start = time.monotonic()
+    while len(environments) < at_most and time.monotonic() - start < _MAKING:
+        environments.append(make_env())
+    return environments
+
+
+def acting_generator(seed: int) -> np.random.Generator:
+    """The generator from which a policy draws in the episode of this seed."""
+    return np.random.default_rng(np.random.SeedSequence([seed, _ACTING]))
+
+
+@dataclass(slots=True, eq=False)
+class _Lane:
+    """One environment and the episode that it is in."""
+
+    slot: int
+    environment: Environment
+    step: Step
+    limit: int  # steps after which the environment truncates
+    index: int = 0  # of the episode's seed
+    first: int = 0  # tick of the episode's first step
+    last: int = 0  # tick of the last step that it may take
+
+
+class _Stage:
+    """All lanes, the tape of what they did, and the seeds that wait for a free one."""
+
+    def __init__(
+        self,
+        environments: Sequence[Environment],
+        seeds: Sequence[int],
+        max_steps: int | None,
+        first_id: int,
+        say: Say | None,
+    ) -> None:
+        self._say = say
+        self._seeds, self._max_steps, self._first_id = seeds, max_steps, first_id
+        self._waiting = iter(range(len(seeds)))
+        self._failed: list[tuple[int, BadInput]] = []  # episodes that broke, still to be told
+        self._tape = Tape(len(environments), *spaces_of(environments[0]))
+        lanes = [_Lane(slot, environment, *bare_step(environment)) for slot, environment in enumerate(environments)]
+        self._lanes = [lane for lane in lanes if self._start(lane)]
+        self._chance = Chance(map(self._generator_of, self._lanes))
+        self._slots = self._list_slots()
+
+    def tick(self, policy: Actor, mode: Mode) -> list[tuple[int, Episode | BadInput]]:
+        """One step in every lane; returns the episodes that it ended or broke, each with the index of its seed."""
+        if self._failed:
+            return [self._failed.pop()]
+        lanes, tape = self._lanes, self._tape
+        if tape.is_full:
+            tape.make_room(min(lane.first for lane in lanes))
+        acts = policy.act(tape.observations(self._slots), mode=mode, rngs=self._chance)
+        following, rewards = tape.act(acts, self._slots)
+        ended: list[tuple[_Lane, bool, bool]] = []
+        failed: dict[int, tuple[int, str]] = {}  # slot -> step and what is wrong
+        tick, shape, dtype = tape.tick, following.shape[1:], following.dtype
+        for lane, action in zip(lanes, acts.actions, strict=True):
+            try:
+                observation, reward, terminated, truncated, _ = lane.step(action)
+                if observation.__class__ is not np.ndarray or observation.shape != shape or observation.dtype != dtype:
+                    observation = self._plain(observation, shape, dtype)
+                following[lane.slot] = observation
+                rewards[lane.slot] = reward if reward.__class__ in _FLOATS else plain_reward(reward)
+                if terminated or truncated or tick == lane.last:
+                    ended.append((lane, bool(terminated), bool(truncated)))
+            except Exception as error:  # whatever somebody's environment raises
+                failed[lane.slot] = tick - lane.first, complaint(error)
+        if not all(map(are_finite, (following, rewards, acts.actions, acts.outputs))):
+            failed |= self._not_finite(following, rewards, acts)
+        tape.tick = tick + 1
+        if failed:
+            ended = [each for each in ended if each[0].slot not in failed]
+            self._failed += [self._drop(lane, *failed[lane.slot]) for lane in list(lanes) if lane.slot in failed]
+        return [self._end(*each) for each in ended] if ended else []
+
+    def _not_finite(self, following: Array, rewards: Array, acts: Acts) -> dict[int, tuple[int, str]]:
+        """The lanes whose step holds such a number."""
+        found: dict[int, tuple[int, str]] = {}
+        for row, lane in enumerate(self._lanes):
+            if wrong := not_finite(following[lane.slot], rewards[lane.slot], acts, row):
+                found[lane.slot] = self._tape.tick - lane.first + wrong[0], wrong[1]
+        return found
+
+    def _drop(self, lane: _Lane, step: int, text: str) -> tuple[int, BadInput]:
+        """Close the lane of an episode that cannot be gone on with; no further episode is begun."""
+        self._waiting = iter(())
+        self._close(self._lanes.index(lane))
+        return lane.index, broken(self._first_id + lane.index, step, text)
+
+    def _start(self, lane: _Lane) -> bool:
+        """Begin the next waiting episode in a lane; False when none waits, or it cannot begin."""
+        index = next(self._waiting, None)
+        if index is None:
+            return False
+        try:
+            result = lane.environment.reset(seed=int(self._seeds[index]))
+            shown = self._tape.observations(None)
+            self._tape.begin(lane.slot, self._plain(first_observation(result), shown.shape[1:], shown.dtype))
+        except Exception as error:  # whatever somebody's environment raises
+            self._waiting = iter(())
+            self._failed.append((index, broken(self._first_id + index, 0, complaint(error))))
+            return False
+        lane.index, lane.first = index, self._tape.tick
+        lane.last = lane.first + min(lane.limit, self._max_steps or min(lane.limit, LONGEST)) - 1
+        return True
+
+    def _plain(self, observation: Any, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Any:
+        """An observation as its space promises it; that it is rounded is said once."""
+        plain = plain_observation(observation, shape, dtype)
+        if self._say is not None and (rounding := describe_rounding(observation, plain)):
+            self._say(rounding)
+            self._say = None
+        return plain
+
+    def _end(self, lane: _Lane, terminated: bool, truncated: bool) -> tuple[int, Episode | BadInput]:
+        """Take the finished episode off the tape, and give its lane to the next seed."""
+        index, length = lane.index, self._tape.tick - lane.first
+        timed_out = length == lane.limit
+        if length == LONGEST and not (terminated or truncated or timed_out or self._max_steps):
+            return self._drop(
+                lane, length - 1, f"it goes on after {LONGEST:,} steps; --max-steps cuts it there or elsewhere"
+            )
+        columns = self._tape.cut(lane.slot, lane.first)
+        self._go_on(self._lanes.index(lane))
+        episode = Episode(
+            episode_id=self._first_id + index,
+            seed=int(self._seeds[index]),
+            terminated=terminated,
+            truncated=truncated or timed_out or not terminated,
+            **columns,
+        )
+        return index, episode
+
+    def _go_on(self, row: int) -> None:
+        """Give the lane of a row to the next waiting episode, or close it."""
+        lane = self._lanes[row]
+        if self._start(lane):
+            self._chance.renew(row, self._generator_of(lane))
+            return
+        self._close(row)
+
+    def _close(self, row: int) -> None:
+        del self._lanes[row]
+        self._chance.drop(row)
+        self._slots = self._list_slots()
+
+    def _generator_of(self, lane: _Lane) -> np.random.Generator:
+        return acting_generator(int(self._seeds[lane.index]))
+
+    def _list_slots(self) -> Array | None:
+        """The running lanes; None when that is all of them, which spares a copy per tick."""
+        slots = np.array([lane.slot for lane in self._lanes], dtype=np.intp)
+        return None if len(slots) == self._tape.lanes else slots

@@ -1,0 +1,118 @@
+"""The last ticks of environments that run side by side, column by column, so that one write stores a step of all.
+
+It holds arrays; it knows neither environments nor policies.
+"""
+
+from __future__ import annotations
+
+from typing import Any, TypedDict
+
+import numpy as np
+
+from refine.policies.mlp import Acts
+from storage.schema import Array, Space
+
+from .promises import BrokenPromiseError, are_finite, plain_observation
+
+_FIRST_CAPACITY = 256
+
+
+class Columns(TypedDict):
+    """One episode of T steps, as the fields of `storage.schema.Episode`."""
+
+    observations: Array  # (T+1, n), or (T+1,) when discrete
+    actions: Array  # (T, m), or (T,) when discrete
+    rewards: Array  # (T,) float64
+    policy_outputs: Array | None  # (T, k) float32
+
+
+class Tape:
+    """Columns of ticks x lanes. Ticks count from 0 for ever; those before the oldest running episode are dropped.
+
+    Args:
+        lanes: environments side by side.
+        observation_space: of each of them.
+        action_space: of each of them.
+    """
+
+    def __init__(self, lanes: int, observation_space: Space, action_space: Space) -> None:
+        self.lanes, self.tick = lanes, 0
+        self._base = 0  # tick of row 0
+        self._observations = _column(_FIRST_CAPACITY + 1, lanes, observation_space)
+        self._actions = _column(_FIRST_CAPACITY, lanes, action_space)
+        self._rewards = np.zeros((_FIRST_CAPACITY, lanes), dtype=np.float64)
+        self._outputs: Array | None = None
+
+    def observations(self, slots: Array | None) -> Array:
+        """What the lanes show now: of all lanes when `slots` is None, otherwise of those."""
+        shown = self._observations[self.tick - self._base]
+        return shown if slots is None else shown[slots]
+
+    def begin(self, slot: int, observation: Any) -> None:
+        """Put the first observation of a new episode into a lane.
+
+        Raises:
+            BrokenPromiseError: when it is not what the observation space promises, or not finite.
+        """
+        rows = self._observations[self.tick - self._base]
+        rows[slot] = plain_observation(observation, rows.shape[1:], rows.dtype)
+        if not are_finite(rows[slot]):
+            raise BrokenPromiseError(f"its observation is not finite: {rows[slot].tolist()}")
+
+    def act(self, acts: Acts, slots: Array | None) -> tuple[Array, Array]:
+        """Keep what the policy did at this tick.
+
+        Returns:
+            Two views by lane, to be filled with what follows: the next observations, and the rewards of this tick.
+        """
+        row = self.tick - self._base
+        where = slice(None) if slots is None else slots
+        self._actions[row][where] = acts.actions
+        if acts.outputs.shape[1]:
+            self._output_column(acts.outputs)[row][where] = acts.outputs
+        return self._observations[row + 1], self._rewards[row]
+
+    @property
+    def is_full(self) -> bool:
+        """Whether `make_room` has to come before the next tick."""
+        return self.tick - self._base == len(self._rewards)
+
+    def make_room(self, oldest: int) -> None:
+        """Have room for more ticks, keeping everything from tick `oldest` on."""
+        used = self.tick - self._base
+        start = oldest - self._base
+        capacity = len(self._rewards) * (2 if used - start > len(self._rewards) // 2 else 1)
+        self._observations = _moved(self._observations, start, used + 1, capacity + 1)
+        self._actions = _moved(self._actions, start, used, capacity)
+        self._rewards = _moved(self._rewards, start, used, capacity)
+        if self._outputs is not None:
+            self._outputs = _moved(self._outputs, start, used, capacity)
+        self._base = oldest
+
+    def cut(self, slot: int, first: int) -> Columns:
+        """Copy out the episode that began at tick `first` in a lane and ended with the tick before this one."""
+        steps = slice(first - self._base, self.tick - self._base)
+        shown = slice(steps.start, steps.stop + 1)
+        return Columns(
+            observations=self._observations[shown, slot].copy(),
+            actions=self._actions[steps, slot].copy(),
+            rewards=self._rewards[steps, slot].copy(),
+            policy_outputs=None if self._outputs is None else self._outputs[steps, slot].copy(),
+        )
+
+    def _output_column(self, outputs: Array) -> Array:
+        if self._outputs is None:
+            self._outputs = np.zeros((*self._rewards.shape, outputs.shape[1]), dtype=np.float32)
+        return self._outputs
+
+
+def _column(ticks: int, lanes: int, space: Space) -> Array:
+    shape = (ticks, lanes) if space.is_discrete else (ticks, lanes, space.size)
+    return np.zeros(shape, dtype=space.dtype)
+
+
+def _moved(column: Array, start: int, stop: int, capacity: int) -> Array:
+    """A column of another capacity whose first rows are rows `start` to `stop` of this one."""
+    moved = np.zeros((capacity, *column.shape[1:]), dtype=column.dtype)
+    moved[: stop - start] = column[start:stop]
+    return moved

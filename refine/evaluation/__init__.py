@@ -1,0 +1,1 @@
+"""Evidence: the gate's statistics, estimates without a simulator, held-out labels."""

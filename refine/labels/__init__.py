@@ -1,0 +1,1 @@
+"""From annotations to training targets: weights, reference arms, label noise, rewards."""

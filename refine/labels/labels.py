@@ -1,0 +1,202 @@
+"""Labels: what an annotator said, as arrays beside the steps, and the placebo arms made from them.
+
+Nothing is learned here and nothing is read from disk; every label that does not fit its step or the action space is
+refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from storage.datasets.reader import StepArrays
+from storage.errors import BadInput
+from storage.schema import Annotation, Array, Space
+
+from ..policies.spaces import action_bounds
+
+Arm = Literal["labels", "no_labels", "shuffled", "random"]
+ARMS: tuple[Arm, ...] = ("labels", "no_labels", "shuffled", "random")
+
+
+@dataclass(frozen=True)
+class Labels:
+    """L labels; two annotators of the same step are two of them.
+
+    A label without a suggestion has weight 0 and the logged action in its place; one without a reward has 0.
+    """
+
+    rows: NDArray[np.int64]  # (L,) rows of the steps
+    suggestions: Array  # (L,) int64 when discrete, else (L, m) float64
+    weights: NDArray[np.float64]  # (L,) confidence in [0, 1]
+    implicit_rewards: NDArray[np.float64]  # (L,) in [-1, 1]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+
+def labels_from_annotations(annotations: Sequence[Annotation], steps: StepArrays, action_space: Space) -> Labels:
+    """Place annotations beside the steps they speak of.
+
+    Args:
+        annotations: of one dataset, in any order; a missing confidence counts as 1.
+        steps: that dataset's steps.
+        action_space: of its environment.
+
+    Returns:
+        One label per annotation, in the same order.
+
+    Raises:
+        BadInput: naming the first annotation of an unknown step, of a final observation (where nothing was done), or
+            with an action, an implicit reward or a confidence out of range.
+    """
+    rows = steps.rows_of([note.episode_id for note in annotations], [note.step for note in annotations])
+    suggestions = np.array(steps.action[rows], dtype=np.float64).reshape(len(rows), action_space.size)
+    for index, note in enumerate(annotations):
+        if note.suggested_action is not None:
+            if len(note.suggested_action) != action_space.size:
+                raise _refusal(note, f"suggests {list(note.suggested_action)}; {_describe(action_space)}")
+            suggestions[index] = note.suggested_action
+    confidences = np.array([_default(note.confidence, 1.0) for note in annotations], np.float64)
+    rewards = np.array([_default(note.implicit_reward, 0.0) for note in annotations], np.float64)
+    problem = _first_problem(rows, suggestions, confidences, rewards, steps=steps, space=action_space)
+    if problem is not None:
+        raise _refusal(annotations[problem[0]], problem[1])
+    suggested = np.array([note.suggested_action is not None for note in annotations], np.bool_)
+    return Labels(rows, _as_actions(suggestions, action_space), np.where(suggested, confidences, 0.0), rewards)
+
+
+def check_labels(labels: Labels, steps: StepArrays, action_space: Space) -> None:
+    """Check labels that were not made by `labels_from_annotations`.
+
+    Raises:
+        BadInput: for unequal lengths, rows that are no step, actions out of range, or weights and implicit rewards
+            outside [0, 1] and [-1, 1].
+    """
+    shape = (len(labels),) if action_space.is_discrete else (len(labels), action_space.size)
+    if labels.suggestions.shape != shape or {len(labels.weights), len(labels.implicit_rewards)} != {len(labels)}:
+        raise BadInput(
+            f"{len(labels)} labels have suggestions {labels.suggestions.shape}, {len(labels.weights)} weights and "
+            f"{len(labels.implicit_rewards)} implicit rewards; suggestions of shape {shape} are expected."
+        )
+    outside = (labels.rows < 0) | (labels.rows >= len(steps))
+    if outside.any():
+        raise BadInput(f"A label is at row {labels.rows[outside][0]}; the dataset has rows 0 .. {len(steps) - 1}.")
+    suggestions = labels.suggestions.reshape(len(labels), -1)
+    columns = (labels.rows, suggestions, labels.weights, labels.implicit_rewards)
+    problem = _first_problem(*columns, steps=steps, space=action_space)
+    if problem is not None:
+        raise BadInput(f"The label at row {labels.rows[problem[0]]} {problem[1]}.")
+
+
+def arm_labels(arm: Arm, labels: Labels, steps: StepArrays, action_space: Space, rng: np.random.Generator) -> Labels:
+    """Make the labels of one arm of the experiment, at the same states and with the same weights or notes.
+
+    - `labels`: as they are.
+    - `no_labels`: the logged action, implicit reward 0: plain cloning.
+    - `shuffled`: each note, whole, moves to another labelled state, so that everything but its place is kept.
+    - `random`: a uniformly random action and implicit reward.
+
+    Raises:
+        BadInput: for an unknown arm.
+    """
+    if arm not in _MAKERS:
+        raise BadInput(f"There is no arm {arm!r}; the arms are {', '.join(ARMS)}.")
+    return _MAKERS[arm](labels, steps, action_space, rng)
+
+
+def _keep(labels: Labels, steps: StepArrays, action_space: Space, rng: np.random.Generator) -> Labels:
+    return labels
+
+
+def _clone(labels: Labels, steps: StepArrays, action_space: Space, rng: np.random.Generator) -> Labels:
+    logged = np.array(steps.action[labels.rows], dtype=labels.suggestions.dtype)
+    return replace(labels, suggestions=logged, implicit_rewards=np.zeros(len(labels)))
+
+
+def _shuffle(labels: Labels, steps: StepArrays, action_space: Space, rng: np.random.Generator) -> Labels:
+    order = rng.permutation(len(labels))
+    return Labels(labels.rows, labels.suggestions[order], labels.weights[order], labels.implicit_rewards[order])
+
+
+def _randomise(labels: Labels, steps: StepArrays, action_space: Space, rng: np.random.Generator) -> Labels:
+    if action_space.is_discrete:
+        count = int(action_space.n or 1)
+        suggestions = rng.integers(action_space.start, action_space.start + count, len(labels))
+    else:
+        low, high = finite_bounds(action_space, steps)
+        suggestions = rng.uniform(low, high, (len(labels), action_space.size))
+    return replace(labels, suggestions=suggestions, implicit_rewards=rng.uniform(-1, 1, len(labels)))
+
+
+_MAKERS: dict[str, Callable[[Labels, StepArrays, Space, np.random.Generator], Labels]] = {
+    "labels": _keep,
+    "no_labels": _clone,
+    "shuffled": _shuffle,
+    "random": _randomise,
+}
+
+
+def finite_bounds(space: Space, steps: StepArrays) -> tuple[Array, Array]:
+    """The action bounds; where there is none, the extremes of the logged actions."""
+    low, high = action_bounds(space)
+    if np.isfinite(low).all() and np.isfinite(high).all():
+        return low, high
+    logged = steps.action[~steps.is_final]
+    return np.where(np.isfinite(low), low, logged.min(axis=0)), np.where(np.isfinite(high), high, logged.max(axis=0))
+
+
+def _first_problem(
+    rows: NDArray[np.int64],
+    suggestions: Array,
+    confidences: NDArray[np.float64],
+    rewards: NDArray[np.float64],
+    *,
+    steps: StepArrays,
+    space: Space,
+) -> tuple[int, str] | None:
+    """Find the first label, (L,), that says something impossible: its index and what it does."""
+    sound = _is_action(suggestions, space)
+    for index in np.flatnonzero(~sound)[:1]:
+        return int(index), f"suggests {suggestions[index].tolist()}; {_describe(space)}"
+    for index in np.flatnonzero(~((confidences >= 0) & (confidences <= 1)))[:1]:
+        return int(index), f"has confidence {confidences[index]}; 0 to 1 is allowed"
+    for index in np.flatnonzero(~((rewards >= -1) & (rewards <= 1)))[:1]:
+        return int(index), f"has implicit reward {rewards[index]}; -1 to 1 is allowed"
+    for index in np.flatnonzero(steps.is_final[rows])[:1]:
+        return int(index), "is at the final observation, where no action was taken"
+    return None
+
+
+def _refusal(note: Annotation, problem: str) -> BadInput:
+    return BadInput(f"The annotation of episode {note.episode_id}, step {note.step} {problem}.")
+
+
+def _is_action(suggestions: Array, space: Space) -> NDArray[np.bool_]:
+    """Which suggestions, (L, m), belong to the action space, (L,)."""
+    if space.is_discrete:
+        index = suggestions - space.start
+        inside = (index >= 0) & (index < int(space.n or 1)) & (index == np.floor(index))
+    else:
+        low, high = action_bounds(space)
+        inside = (suggestions >= low) & (suggestions <= high) & np.isfinite(suggestions)
+    return np.all(inside, axis=1)
+
+
+def _as_actions(suggestions: Array, space: Space) -> Array:
+    return suggestions[:, 0].astype(np.int64) if space.is_discrete else suggestions
+
+
+def _describe(space: Space) -> str:
+    if space.is_discrete:
+        return f"one integer from {space.start} to {space.start + int(space.n or 1) - 1} is allowed"
+    low, high = (bounds.tolist() for bounds in action_bounds(space))
+    return f"{space.size} numbers from {low} to {high} are allowed"
+
+
+def _default(value: float | None, default: float) -> float:
+    return default if value is None else value

@@ -1,0 +1,68 @@
+"""Candidates of a refinement: from the labels as they are and, if asked for, from what they may have meant.
+
+Nothing here knows which reading is right; a gate that plays episodes finds out, and asks the same of placebos.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import cast
+
+from storage.datasets.reader import StepArrays
+
+from ..config import RefineConfig, Snapshot
+from ..policies.mlp import MlpPolicy
+from ..training.train import refine
+from .cross_fold_filter import find_borne_out
+from .label_hypotheses import Reading, keep, list_readings
+from .labels import Labels
+
+OUTLIER_SCALE = 0.3
+"""Of continuous suggestions in a robust refinement, in half ranges of the action; wider ones let errors through."""
+
+
+def refine_candidates(
+    steps: StepArrays,
+    labels: Labels,
+    baseline: MlpPolicy,
+    config: RefineConfig | None = None,
+    *,
+    log_dir: Path | None = None,
+) -> list[Snapshot]:
+    """Train the candidates of `refine` and, with `config.robust`, those of other readings of the labels after them.
+
+    The labels that the others bear out (discrete), or all of them with a loss that gives up on the far ones
+    (continuous), get the largest beta and every snapshot; each systematic suspicion the largest beta and the middle
+    snapshot. That makes about three times the candidates.
+
+    Args:
+        steps: the logged steps.
+        labels: of these steps.
+        baseline: where every training starts.
+        config: the refinement; the defaults when None.
+        log_dir: where the training with the labels as they are is logged; nowhere when None.
+
+    Raises:
+        BadInput: as `refine` does.
+    """
+    config = (config or RefineConfig()).completed(baseline.action_space)
+    candidates = refine(steps, labels, baseline, config, log_dir=log_dir)
+    if not config.robust:
+        return candidates
+    betas, stops = cast("tuple[float, ...]", config.betas), cast("tuple[int, ...]", config.snapshots)
+    brief = config.model_copy(update={"betas": (max(betas),)})
+    if baseline.action_space.is_discrete:
+        doubted = Reading("consensus", keep(labels, find_borne_out(steps, labels, baseline, config)))
+    else:
+        doubted = Reading("outliers discounted", labels)
+        brief = brief.model_copy(update={"outlier_scale": config.outlier_scale or OUTLIER_SCALE})
+    candidates += _refine_reading(doubted, steps, baseline, brief)
+    briefest = brief.model_copy(update={"snapshots": (stops[len(stops) // 2],)})
+    for reading in list_readings(labels, steps, baseline):
+        candidates += _refine_reading(reading, steps, baseline, briefest)
+    return candidates
+
+
+def _refine_reading(reading: Reading, steps: StepArrays, baseline: MlpPolicy, config: RefineConfig) -> list[Snapshot]:
+    return [replace(snapshot, reading=reading.name) for snapshot in refine(steps, reading.labels, baseline, config)]

@@ -1,0 +1,296 @@
+"""A portable multilayer perceptron: what a baseline or a refined policy is on disk, and what acts in rollouts.
+
+NumPy only, so that acting never loads a learner. Training is in `training/train.py`; conversion from torch in
+`training/networks.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal, NamedTuple, cast
+
+import numpy as np
+
+from storage.errors import BadInput, DamagedStore
+from storage.schema import Array, Space
+
+from .policy_files import RESTORE, decode_network, encode_network, hash_network
+from .rng import draw_uniforms
+from .spaces import action_bounds, input_size, network_inputs, output_size
+
+Activation = Literal["tanh", "relu"]
+Head = Literal["logits", "q_values", "tanh", "clip"]
+Mode = Literal["greedy", "sampled"]
+OutputKind = Literal["logits", "q_values", "mean"]
+
+_DISCRETE_HEADS = ("logits", "q_values")
+_CONTINUOUS_HEADS = ("tanh", "clip")
+
+
+class Acts(NamedTuple):
+    """What a policy did at N observations, and what it computed to decide."""
+
+    actions: Array  # (N,) int64 when discrete, else (N, m) in the action space's dtype, inside its bounds
+    outputs: Array  # (N, k) float32: logits, Q values, or the mean of the action
+
+
+@dataclass(frozen=True)
+class MlpPolicy:
+    """A policy of dense layers, exactly reproducible row by row.
+
+    The network computes `W_L a(... a(W_1 x + b_1) ...) + b_L` with `x = (observation - shift) / scale`, in float32.
+    A discrete observation is one-hot encoded first. The head says what the last layer means:
+
+    - `logits`: unnormalised log-probabilities of a discrete action;
+    - `q_values`: expected returns of a discrete action;
+    - `tanh`: a continuous action squashed to the bounds, `mid + half * tanh(z)`, Gaussian noise before the squashing;
+    - `clip`: a continuous action cut to the bounds after Gaussian noise was added.
+
+    Arrays are copied to contiguous float32 and made read-only.
+
+    Raises:
+        BadInput: when shapes, head and spaces do not fit each other, or a number is not finite.
+    """
+
+    observation_space: Space
+    action_space: Space
+    weights: tuple[Array, ...]  # (in, out) each
+    biases: tuple[Array, ...]  # (out,) each
+    activation: Activation
+    head: Head
+    shift: Array | None = None  # (n,)
+    scale: Array | None = None  # (n,)
+    log_std: Array | None = None  # (m,)
+
+    def __post_init__(self) -> None:
+        for name in ("weights", "biases"):
+            object.__setattr__(self, name, tuple(_frozen(array) for array in getattr(self, name)))
+        for name in ("shift", "scale", "log_std"):
+            value = getattr(self, name)
+            object.__setattr__(self, name, None if value is None else _frozen(value))
+        problem = next(_problems(self), None)
+        if problem is not None:
+            raise BadInput(f"The policy is not consistent: {problem}.")
+
+    @property
+    def output_kind(self) -> OutputKind:
+        """What `forward` returns: logits, Q values, or the mean of a continuous action."""
+        return "mean" if self.head in _CONTINUOUS_HEADS else cast("OutputKind", self.head)
+
+    @property
+    def is_stochastic(self) -> bool:
+        """Whether `sampled` differs from `greedy`; Q values and a mean without `log_std` have no distribution."""
+        return self.head == "logits" or self.log_std is not None
+
+    @property
+    def input_size(self) -> int:
+        """Numbers that enter the first layer: the box's components, or one per value of a discrete observation."""
+        return input_size(self.observation_space)
+
+    def forward(self, observations: Array) -> Array:
+        """Compute logits, Q values, or the mean of the action.
+
+        A row's result has the same bits whatever the other rows are and however many there are: every row is its own
+        vector-matrix product (a stacked `matmul`), because a blocked matrix product rounds by its shape.
+
+        Args:
+            observations: (N, n), or (N,) or (N, 1) when the observation is discrete; any numeric dtype.
+
+        Returns:
+            (N, k) float32.
+
+        Raises:
+            BadInput: for a wrong shape or a discrete observation out of range.
+        """
+        outputs = self._last_layer(observations)
+        return self._squash(outputs) if self.head == "tanh" else outputs
+
+    def act(
+        self, observations: Array, *, mode: Mode = "greedy", rngs: Sequence[np.random.Generator] | None = None
+    ) -> Acts:
+        """Choose one action per observation.
+
+        A policy without a distribution (see `is_stochastic`) is its own sample.
+
+        Args:
+            observations: as in `forward`, N rows.
+            mode: `greedy` takes the most likely (or most valuable, or mean) action, `sampled` draws one.
+            rngs: one generator per row, needed when sampled; each row draws from its own only.
+
+        Returns:
+            Actions inside the action space, and the outputs behind them.
+
+        Raises:
+            BadInput: when sampled without exactly one generator per row, and as in `forward`.
+        """
+        last = self._last_layer(observations)
+        outputs = self._squash(last) if self.head == "tanh" else last
+        if mode == "greedy" or not self.is_stochastic:
+            return Acts(self._greedy(outputs), outputs)
+        if rngs is None or len(rngs) != len(last):
+            given = "none" if rngs is None else str(len(rngs))
+            raise BadInput(f"Sampling {len(last)} actions needs {len(last)} random generators; {given} given.")
+        return Acts(self._sample(last, rngs), outputs)
+
+    @cached_property
+    def sha256(self) -> str:
+        """Hash of everything that decides an action: spaces, architecture and every weight."""
+        return hash_network(_describe(self), _arrays_of(self))
+
+    def to_files(self) -> dict[str, bytes]:
+        """Encode the policy as `policy.json` and `weights.npz`; equal policies give equal bytes."""
+        return encode_network(_describe(self), _arrays_of(self))
+
+    @classmethod
+    def from_files(cls, files: Mapping[str, bytes]) -> MlpPolicy:
+        """Decode what `to_files` wrote.
+
+        Raises:
+            DamagedStore: when a file is missing, cannot be read, is not what its hash names, or is no policy.
+        """
+        description, arrays = decode_network(files)
+        try:
+            return _build(description, arrays)
+        except (KeyError, TypeError, ValueError, BadInput) as error:
+            raise DamagedStore(f"The policy's files do not fit together: {error}.", RESTORE) from error
+
+    def _last_layer(self, observations: Array) -> Array:
+        hidden = self._inputs(observations)[:, None, :]  # (N, 1, n): N separate vector-matrix products
+        for weight, bias in zip(self.weights[:-1], self.biases[:-1], strict=True):
+            hidden = np.matmul(hidden, weight)
+            hidden += bias
+            if self.activation == "tanh":
+                np.tanh(hidden, out=hidden)
+            else:
+                np.maximum(hidden, 0, out=hidden)
+        last = np.matmul(hidden, self.weights[-1])[:, 0, :]
+        last += self.biases[-1]
+        return last
+
+    def _inputs(self, observations: Array) -> Array:
+        inputs = network_inputs(observations, self.observation_space)
+        if self.shift is not None:
+            inputs = inputs - self.shift
+        return inputs if self.scale is None else inputs / self.scale
+
+    @cached_property
+    def _bounds(self) -> tuple[Array, Array]:
+        return action_bounds(self.action_space)
+
+    @cached_property
+    def _std(self) -> Array:
+        return np.exp(cast("Array", self.log_std))
+
+    def _squash(self, last: Array) -> Array:
+        low, high = self._bounds
+        return (low + high) / 2 + (high - low) / 2 * np.tanh(last)
+
+    def _greedy(self, outputs: Array) -> Array:
+        if self.action_space.is_discrete:
+            return outputs.argmax(axis=1).astype(np.int64) + self.action_space.start
+        return self._bounded(outputs)
+
+    def _sample(self, last: Array, rngs: Sequence[np.random.Generator]) -> Array:
+        if self.head == "logits":
+            weights = np.subtract(last, np.maximum.reduce(last, axis=1, keepdims=True), dtype=np.float64)
+            heights = np.add.accumulate(np.exp(weights, out=weights), axis=1)
+            thresholds = draw_uniforms(rngs) * heights[:, -1]
+            below = heights[:, :-1] <= thresholds[:, None]
+            return np.add.reduce(below, axis=1, dtype=np.int64) + self.action_space.start
+        noise = np.empty(last.shape)
+        for row, rng in zip(noise, rngs, strict=True):
+            rng.standard_normal(out=row)
+        noisy = last + self._std * noise.astype(np.float32)
+        return self._bounded(self._squash(noisy) if self.head == "tanh" else noisy)
+
+    def _bounded(self, actions: Array) -> Array:
+        low, high = self._bounds
+        return np.clip(actions, low, high).astype(self.action_space.dtype)
+
+
+def _frozen(array: Array) -> Array:
+    copy = np.array(array, dtype=np.float32, order="C")
+    copy.setflags(write=False)
+    return copy
+
+
+def _problems(policy: MlpPolicy) -> Iterator[str]:
+    """Name what does not fit, in words; yields nothing for a sound policy."""
+    allowed = _DISCRETE_HEADS if policy.action_space.is_discrete else _CONTINUOUS_HEADS
+    if policy.head not in allowed:
+        yield f"a {policy.action_space.kind} action space takes a head of {allowed}, not {policy.head!r}"
+    if policy.activation not in ("tanh", "relu"):
+        yield f"the activation is {policy.activation!r}; tanh and relu are known"
+    if policy.log_std is not None and policy.action_space.is_discrete:
+        yield "log_std belongs to continuous actions"
+    if policy.head == "tanh" and not np.isfinite(action_bounds(policy.action_space)).all():
+        yield "the tanh head needs finite action bounds"
+    yield from _layer_problems(policy)
+    yield from _array_problems(policy)
+
+
+def _layer_problems(policy: MlpPolicy) -> Iterator[str]:
+    if not policy.weights or len(policy.weights) != len(policy.biases):
+        yield f"it has {len(policy.weights)} weight matrices and {len(policy.biases)} biases"
+    width = policy.input_size
+    for layer, (weight, bias) in enumerate(zip(policy.weights, policy.biases, strict=False)):
+        if weight.ndim != 2 or weight.shape[0] != width or bias.shape != weight.shape[1:]:
+            yield f"layer {layer} has weights {weight.shape} and bias {bias.shape}; {width} inputs enter it"
+            return
+        width = weight.shape[1]
+    if width != output_size(policy.action_space):
+        yield f"the last layer has {width} outputs; the action space needs {output_size(policy.action_space)}"
+
+
+def _array_problems(policy: MlpPolicy) -> Iterator[str]:
+    sizes = {"shift": policy.input_size, "scale": policy.input_size, "log_std": policy.action_space.size}
+    for name, array in _arrays_of(policy).items():
+        if not np.isfinite(array).all():
+            yield f"{name} holds a number that is not finite"
+        if name in sizes and array.shape != (sizes[name],):
+            yield f"{name} has shape {array.shape}; ({sizes[name]},) is expected"
+    if policy.scale is not None and not (policy.scale > 0).all():
+        yield "scale must be positive"
+
+
+def _arrays_of(policy: MlpPolicy) -> dict[str, Array]:
+    arrays = {f"weight_{layer}": weight for layer, weight in enumerate(policy.weights)}
+    arrays |= {f"bias_{layer}": bias for layer, bias in enumerate(policy.biases)}
+    extra = {"shift": policy.shift, "scale": policy.scale, "log_std": policy.log_std}
+    return arrays | {name: array for name, array in extra.items() if array is not None}
+
+
+def _describe(policy: MlpPolicy) -> dict[str, Any]:
+    return {
+        "observation_space": _space_to_json(policy.observation_space),
+        "action_space": _space_to_json(policy.action_space),
+        "activation": policy.activation,
+        "head": policy.head,
+        "layers": [list(weight.shape) for weight in policy.weights],
+    }
+
+
+def _space_to_json(space: Space) -> dict[str, Any]:
+    """JSON has no infinity; an unbounded component becomes the string `inf`, which `Space` reads back."""
+    fields = space.model_dump()
+    for name in ("low", "high"):
+        if fields[name] is not None:
+            fields[name] = [bound if np.isfinite(bound) else str(bound) for bound in fields[name]]
+    return fields
+
+
+def _build(description: Mapping[str, Any], arrays: Mapping[str, Array]) -> MlpPolicy:
+    layers = range(len(description["layers"]))
+    return MlpPolicy(
+        observation_space=Space.model_validate(description["observation_space"]),
+        action_space=Space.model_validate(description["action_space"]),
+        weights=tuple(arrays[f"weight_{layer}"] for layer in layers),
+        biases=tuple(arrays[f"bias_{layer}"] for layer in layers),
+        activation=description["activation"],
+        head=description["head"],
+        shift=arrays.get("shift"),
+        scale=arrays.get("scale"),
+        log_std=arrays.get("log_std"),
+    )

@@ -1,0 +1,1 @@
+"""Training from files alone: buffers, losses and the two engines."""

@@ -1,0 +1,115 @@
+"""What suggestions and the baseline do to a policy: the behaviour term and the stay-close term. No network is here.
+
+The recipe: `sum_i w_i l(pi(s_i), a_i)` over labelled states, plus beta times the distance to the baseline over the
+other logged states. Discrete: cross-entropy and `KL(pi_0 || pi)`. Continuous: squared errors, which are the same two
+terms for Gaussians of one fixed width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch.nn.functional import cross_entropy, kl_div, log_softmax
+
+from .buffer import AnnotatedMiniBatch
+from .d3rlpy_setup import ImitationLoss, TD3PlusBCActorLoss, TorchMiniBatch
+
+
+@dataclass(frozen=True)
+class Notes:
+    """The annotators' and the baseline's columns of one batch, as tensors."""
+
+    suggestions: torch.Tensor  # (B, 1) index or (B, m), network's units
+    weights: torch.Tensor  # (B,)
+    labelled: torch.Tensor  # (B,), 0 or 1
+    references: torch.Tensor  # (B, k), logits or mean in the network's units
+
+
+@dataclass(frozen=True)
+class BehaviourLoss(ImitationLoss):
+    """`loss = ramp * suggestion_loss + beta * stay_close_loss`."""
+
+    suggestion_loss: torch.Tensor
+    stay_close_loss: torch.Tensor
+
+
+@dataclass(frozen=True)
+class ActorLoss(TD3PlusBCActorLoss):
+    """`actor_loss = suggestion_loss + beta * bc_loss + improvement * own_loss`; the stay-close term is `bc_loss`."""
+
+    suggestion_loss: torch.Tensor
+    own_loss: torch.Tensor
+
+
+def read_notes(batch: TorchMiniBatch) -> Notes:
+    """Take the extra columns of a batch.
+
+    Raises:
+        TypeError: when the batch does not come from an `AnnotatedBuffer`.
+    """
+    columns = batch.numpy_batch
+    if not isinstance(columns, AnnotatedMiniBatch):
+        raise TypeError(f"An annotated algorithm needs an AnnotatedBuffer; the batch is a {type(columns).__name__}.")
+    suggestions, weights, labelled, references = (
+        torch.from_numpy(np.ascontiguousarray(column)).to(batch.device)
+        for column in (columns.suggestions, columns.weights, columns.labelled, columns.references)
+    )
+    return Notes(suggestions, weights[:, 0], labelled[:, 0], references)
+
+
+def discrete_behaviour(logits: torch.Tensor, notes: Notes, stay_close: float, ramp: float = 1.0) -> BehaviourLoss:
+    """Cross-entropy to the suggestions and `KL(pi_0 || pi)`.
+
+    Args:
+        logits: (B, k) of the policy.
+        notes: of the same batch.
+        stay_close: beta.
+        ramp: weight of the suggestions as a whole.
+    """
+    errors = cross_entropy(logits, notes.suggestions[:, 0].long(), reduction="none")
+    baseline = log_softmax(notes.references, dim=1)
+    divergences = kl_div(log_softmax(logits, dim=1), baseline, reduction="none", log_target=True).sum(dim=1)
+    return _combine(errors, divergences, notes, stay_close, ramp)
+
+
+def continuous_behaviour(
+    means: torch.Tensor, notes: Notes, stay_close: float, ramp: float = 1.0, *, outlier_scale: float | None = None
+) -> BehaviourLoss:
+    """Squared distance to the suggestions and to the baseline's mean, averaged over the action's dimensions.
+
+    With an outlier scale `c` the squared distance `d` to a suggestion becomes `2 c^2 (1 - exp(-d / (2 c^2)))`, which is
+    d where it is small and constant where it is large (Dennis and Welsch, Communications in Statistics B 1978).
+
+    Args:
+        means: (B, m) of the policy, in the network's units.
+        notes: of the same batch.
+        stay_close: beta.
+        ramp: weight of the suggestions as a whole.
+        outlier_scale: c, in the network's units; None: squared distances.
+    """
+    errors = ((means - notes.suggestions) ** 2).mean(dim=1)
+    if outlier_scale is not None:
+        width = 2 * outlier_scale**2
+        errors = width * (1 - torch.exp(-errors / width))
+    distances = ((means - notes.references) ** 2).mean(dim=1)
+    return _combine(errors, distances, notes, stay_close, ramp)
+
+
+def join_own(behaviour: BehaviourLoss, own_loss: torch.Tensor, improvement: float) -> ActorLoss:
+    """Add an algorithm's own loss of its policy, with its weight, to what annotators and baseline say."""
+    total = behaviour.loss + improvement * own_loss
+    return ActorLoss(total, behaviour.stay_close_loss, behaviour.suggestion_loss, own_loss)
+
+
+def _combine(
+    errors: torch.Tensor, distances: torch.Tensor, notes: Notes, stay_close: float, ramp: float
+) -> BehaviourLoss:
+    suggestion = _mean_where(notes.labelled, notes.weights * errors)
+    distance = _mean_where(1 - notes.labelled, distances)
+    return BehaviourLoss(ramp * suggestion + stay_close * distance, suggestion, distance)
+
+
+def _mean_where(mask: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+    return (mask * values).sum() / mask.sum().clamp(min=1)

@@ -1,0 +1,157 @@
+"""Policies as torch modules and back: what d3rlpy has to be told so that it starts exactly at the baseline."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from storage.errors import BadInput
+from storage.schema import Array
+
+from ..policies.mlp import MlpPolicy
+from ..policies.spaces import action_units
+from .d3rlpy_setup import (
+    ActionOutput,
+    MinMaxActionScaler,
+    Policy,
+    StandardObservationScaler,
+    TorchObservation,
+    VectorEncoderFactory,
+)
+
+
+class ClippedPolicy(Policy):
+    """A d3rlpy policy whose mean is cut to the bounds instead of squashed; `mu` is the mean before the cut.
+
+    Args:
+        policy: a d3rlpy policy, whose parameters are shared.
+    """
+
+    def __init__(self, policy: Policy) -> None:
+        super().__init__()
+        self._policy = policy
+
+    def forward(self, x: TorchObservation, *args: Any) -> ActionOutput:
+        """Mean action, and the same between -1 and 1, (B, m) each."""
+        output = self._policy(x)
+        return ActionOutput(output.mu, output.mu.clamp(-1.0, 1.0), output.logstd)
+
+
+@contextmanager
+def reproducible(seed: int) -> Generator[None]:
+    """Seed torch for a while and keep it to one thread, which is faster on small networks and always adds alike."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def encoder_of(policy: MlpPolicy) -> VectorEncoderFactory:
+    """The d3rlpy encoder with the policy's hidden layers.
+
+    Raises:
+        BadInput: when the policy has no hidden layer.
+    """
+    if len(policy.weights) < 2:
+        raise BadInput(
+            "The baseline has no hidden layer, which d3rlpy cannot build.",
+            "Distil it into a network with hidden layers first.",
+        )
+    return VectorEncoderFactory(
+        hidden_units=[weight.shape[1] for weight in policy.weights[:-1]], activation=policy.activation
+    )
+
+
+def observation_scaler_of(policy: MlpPolicy) -> StandardObservationScaler | None:
+    """The policy's normalisation as d3rlpy's, `(x - shift) / scale`, or None without one."""
+    if policy.shift is None and policy.scale is None:
+        return None
+    shift = np.zeros(policy.input_size) if policy.shift is None else policy.shift
+    scale = np.ones(policy.input_size) if policy.scale is None else policy.scale
+    return StandardObservationScaler(mean=shift, std=scale, eps=0.0)
+
+
+def action_scaler_of(policy: MlpPolicy) -> MinMaxActionScaler | None:
+    """The map of continuous actions to -1 .. 1, or None when discrete."""
+    if policy.action_space.is_discrete:
+        return None
+    middle, half = action_units(policy.action_space)
+    return MinMaxActionScaler(minimum=middle - half, maximum=middle + half)
+
+
+def load_weights(module: nn.Module, policy: MlpPolicy) -> None:
+    """Copy a policy's weights into a module with the same linear layers."""
+    weights, biases = network_layers(policy)
+    with torch.no_grad():
+        for linear, weight, bias in zip(_linears(module), weights, biases, strict=True):
+            linear.weight.copy_(torch.tensor(weight.T))
+            linear.bias.copy_(torch.tensor(bias))
+
+
+def read_weights(module: nn.Module, like: MlpPolicy) -> MlpPolicy:
+    """A policy like the given one with the weights of a module.
+
+    Raises:
+        BadInput: when a weight is not finite.
+    """
+    return as_policy(*module_layers(module), like)
+
+
+def module_layers(module: nn.Module) -> tuple[list[Array], list[Array]]:
+    """Weights (in, out) and biases (out,) of a module's linear layers."""
+    linears = _linears(module)
+    weights = [linear.weight.detach().cpu().numpy().T for linear in linears]
+    return weights, [linear.bias.detach().cpu().numpy() for linear in linears]
+
+
+def network_layers(policy: MlpPolicy) -> tuple[list[Array], list[Array]]:
+    """Weights and biases with the outputs in the network's units; squashed and discrete ones are already."""
+    weights, biases = list(policy.weights), list(policy.biases)
+    if policy.head == "clip":
+        middle, half = action_units(policy.action_space)
+        weights[-1], biases[-1] = weights[-1] / half, (biases[-1] - middle) / half
+    return weights, biases
+
+
+def as_policy(weights: Sequence[Array], biases: Sequence[Array], like: MlpPolicy) -> MlpPolicy:
+    """A policy like the given one with the layers of a network, (in, out) and (out,) each, in the network's units.
+
+    Raises:
+        BadInput: when a weight is not finite.
+    """
+    weights, biases = list(weights), list(biases)
+    if like.head == "clip":
+        middle, half = action_units(like.action_space)
+        weights[-1], biases[-1] = weights[-1] * half, biases[-1] * half + middle
+    return replace(like, weights=tuple(weights), biases=tuple(biases))
+
+
+def as_logits(policy: MlpPolicy, observations: Array) -> MlpPolicy:
+    """Read Q values as logits: `softmax(Q / t)`, where t is the mean lead of the best action over the average one.
+
+    The greedy action is the same at every observation; only how much a suggestion has to overcome depends on t. The
+    softmax of Q values is the policy of maximum-entropy learning (Haarnoja et al., ICML 2017).
+
+    Args:
+        policy: with a head of Q values.
+        observations: (N, n) over which the lead is averaged.
+    """
+    values = policy.forward(observations)
+    lead = float(np.mean(values.max(axis=1) - values.mean(axis=1)))
+    factor = np.float32(1.0 / max(lead, 1e-6))
+    weights = (*policy.weights[:-1], policy.weights[-1] * factor)
+    return replace(policy, weights=weights, biases=(*policy.biases[:-1], policy.biases[-1] * factor), head="logits")
+
+
+def _linears(module: nn.Module) -> list[nn.Linear]:
+    return [part for part in module.modules() if isinstance(part, nn.Linear)]

@@ -1,0 +1,1 @@
+"""Training with d3rlpy's own loop and algorithms."""

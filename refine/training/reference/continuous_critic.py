@@ -1,0 +1,147 @@
+"""Continuous actions with rewards, deterministic actors: d3rlpy's TD3+BC and ReBRAC, starting at the baseline.
+
+The critic learns from logged transitions only: its loss is d3rlpy's own and never sees a suggestion. As in
+`discrete_critic.py`, the actor waits until the critic knows what the baseline is worth. Actors that are Gaussians are
+in `weighted_regression.py`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, ClassVar
+
+import torch
+
+from ..d3rlpy_setup import (
+    ActionOutput,
+    DeviceArg,
+    ReBRAC,
+    ReBRACConfig,
+    ReBRACImpl,
+    Shape,
+    TD3PlusBC,
+    TD3PlusBCConfig,
+    TD3PlusBCImpl,
+    TorchMiniBatch,
+    register_learnable,
+)
+from ..losses import ActorLoss, continuous_behaviour, join_own, read_notes
+from ..networks import ClippedPolicy
+from .annotated import CriticFields, WaitingActor, rebuild
+
+
+@dataclasses.dataclass()
+class ContinuousFields(CriticFields):
+    """Fields of a continuous actor-critic.
+
+    Args:
+        clipped: whether the mean is cut to the bounds (PPO) instead of squashed to them (SAC, TD3).
+    """
+
+    clipped: bool = False
+
+
+class ContinuousActorImpl(WaitingActor):
+    """Mixin of d3rlpy's continuous actor-critics: behaviour terms beside the actor's own loss."""
+
+    def compute_actor_loss(self, batch: TorchMiniBatch, action: ActionOutput) -> ActorLoss:
+        """What annotators and baseline say, and what the algorithm itself asks of its actor."""
+        own = self.compute_own(batch, action)
+        means = action.mu if self._terms.clipped else action.squashed_mu  # a cut mean has no gradient beyond the bounds
+        behaviour = continuous_behaviour(
+            means,
+            read_notes(batch),
+            self._terms.stay_close,
+            self._ramp,
+            outlier_scale=self._terms.outlier_scale,
+        )
+        return join_own(behaviour, own, self._terms.improvement)
+
+    def compute_own(self, batch: TorchMiniBatch, action: ActionOutput) -> torch.Tensor:
+        """d3rlpy's own loss of the actor, on logged transitions."""
+        parent: Any = super()
+        return parent.compute_actor_loss(batch, action).actor_loss
+
+
+class ContinuousActor:
+    """Mixin of d3rlpy's algorithms: the annotated loss, and a cut mean where the baseline has one."""
+
+    implementation: ClassVar[type[ContinuousActorImpl]]
+
+    def inner_create_impl(self, observation_shape: Shape, action_size: int) -> None:
+        """Build d3rlpy's modules, then the annotated loss around them."""
+        algorithm: Any = self
+        parent: Any = super()
+        parent.inner_create_impl(observation_shape, action_size)
+        modules = algorithm._impl.modules
+        if algorithm._config.clipped:
+            names = [name for name in ("policy", "targ_policy") if hasattr(modules, name)]
+            modules = dataclasses.replace(modules, **{name: ClippedPolicy(getattr(modules, name)) for name in names})
+        algorithm._impl = rebuild(algorithm, self.implementation, modules=modules)
+
+
+@dataclasses.dataclass()
+class AnnotatedTD3PlusBCConfig(ContinuousFields, TD3PlusBCConfig):
+    """TD3+BC (Fujimoto and Gu, arXiv 2106.06860) with suggestions, staying close to the baseline.
+
+    Args:
+        clones: whether the actor's own loss is d3rlpy's, with its distance to the logged actions and `alpha`. If not,
+            it is `-Q(s, pi(s)) / mean |Q|` alone: a logged action is a noisy sample of the baseline, whose mean the
+            actor stays close to anyway.
+    """
+
+    clones: bool = False
+
+    def create(self, device: DeviceArg = False, enable_ddp: bool = False) -> AnnotatedTD3PlusBC:
+        """The algorithm of this configuration."""
+        return AnnotatedTD3PlusBC(self, device, enable_ddp)
+
+    @staticmethod
+    def get_type() -> str:
+        """Name under which d3rlpy saves and loads it."""
+        return "trajnote_td3_plus_bc"
+
+
+@dataclasses.dataclass()
+class AnnotatedReBRACConfig(ContinuousFields, ReBRACConfig):
+    """ReBRAC (Tarasov et al., arXiv 2305.09836) with suggestions, staying close to the baseline."""
+
+    def create(self, device: DeviceArg = False, enable_ddp: bool = False) -> AnnotatedReBRAC:
+        """The algorithm of this configuration."""
+        return AnnotatedReBRAC(self, device, enable_ddp)
+
+    @staticmethod
+    def get_type() -> str:
+        """Name under which d3rlpy saves and loads it."""
+        return "trajnote_rebrac"
+
+
+class AnnotatedTD3PlusBCImpl(ContinuousActorImpl, TD3PlusBCImpl):
+    """d3rlpy's critic with the annotated loss of the actor."""
+
+    def compute_own(self, batch: TorchMiniBatch, action: ActionOutput) -> torch.Tensor:
+        """d3rlpy's own, or the critic's value of the actor's action, divided by the values' mean size."""
+        if self._terms.clones:
+            return super().compute_own(batch, action)
+        values = self._q_func_forwarder.compute_expected_q(batch.observations, action.squashed_mu, "none")[0]
+        return -values.mean() / values.abs().mean().clamp(min=1e-6).detach()
+
+
+class AnnotatedReBRACImpl(ContinuousActorImpl, ReBRACImpl):
+    """d3rlpy's critic, penalised by the distance of next actions, with the annotated loss of the actor."""
+
+
+class AnnotatedTD3PlusBC(ContinuousActor, TD3PlusBC):
+    """See `AnnotatedTD3PlusBCConfig`."""
+
+    implementation = AnnotatedTD3PlusBCImpl
+
+
+class AnnotatedReBRAC(ContinuousActor, ReBRAC):
+    """See `AnnotatedReBRACConfig`."""
+
+    implementation = AnnotatedReBRACImpl
+
+
+register_learnable(AnnotatedTD3PlusBCConfig)
+register_learnable(AnnotatedReBRACConfig)

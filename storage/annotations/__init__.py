@@ -1,0 +1,1 @@
+"""Labels, rules, replays of labels and raw replies."""

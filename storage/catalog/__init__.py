@@ -1,0 +1,1 @@
+"""The DuckDB catalog: connections, its lock, migrations, views and questions."""

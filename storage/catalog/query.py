@@ -1,0 +1,210 @@
+"""Questions in SQL from anyone: one statement that can read the catalog and the registered Parquet files, no more."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import duckdb
+import pyarrow as pa
+from duckdb.sqltypes import DuckDBPyType
+
+from ..errors import BadInput, DamagedStore, TrajnoteError
+from ..store import Store
+from .bounded import Bounds, run_bounded, too_much_memory
+from .connection import Connection, is_corrupt
+
+_OF_THE_STATEMENT = (duckdb.ProgrammingError, duckdb.DataError)
+_ALLOWED = "Allowed are SELECT, WITH, FROM, EXPLAIN, DESCRIBE, SHOW and SUMMARIZE."
+_VERIFY = "`trajnote store verify` names everything that is damaged."
+_EXPLAIN = re.compile(r"\s*explain\s+(analyze\s+)?(\([^)]*\)\s*)?", re.IGNORECASE)
+_HELPFUL = re.compile(r"^(Did you mean|Candidate bindings).*", re.MULTILINE)
+_ANSWER = "answer.arrow"
+_BOUNDS = Bounds()
+_PLAIN = {
+    *("boolean", "tinyint", "smallint", "integer", "bigint", "hugeint", "float", "double", "varchar"),
+    *("utinyint", "usmallint", "uinteger", "ubigint"),
+}
+_OF_ARROW = {
+    *("blob", "date", "decimal", "enum", "time", "uuid", "timestamp with time zone"),
+    *("timestamp", "timestamp_s", "timestamp_ms", "timestamp_ns"),
+}
+_WHOLE_NUMBER = pa.decimal128(38, 0)
+
+
+def run_query(store: Store, sql: str, *, as_text: bool = False, bounds: Bounds = _BOUNDS) -> pa.Table:
+    """The answer to one question.
+
+    It cannot change anything: the file is opened for reading only, one reading statement is taken, and neither other
+    files, the network, extensions nor settings can be reached. It is worked out in a process of its own. Columns of
+    equal names are named as DuckDB does in a subquery: `a`, `a_1`.
+
+    Args:
+        store: the store to ask.
+        sql: one statement in DuckDB's SQL.
+        as_text: have DuckDB write as text what a text file has no form for: times, bytes, enumerations, decimals as
+            doubles. What Arrow has no form for (intervals, unions, bit strings ...) is text in any case.
+        bounds: time, memory and room on the disk that it may take.
+
+    Raises:
+        BadInput: if it is not one reading statement, DuckDB does not accept it, or it takes more than it may.
+        DamagedStore: if the catalog, or a Parquet file that the question itself names, is missing or damaged. A dataset
+            with a damaged file is left out of the views, with a `LeftOutWarning`.
+    """
+    _require_one_reading_statement(sql)
+
+    def ask() -> pa.Table:
+        return run_bounded(lambda folder: _ask(store, sql, folder, as_text, bounds), _collect, bounds)
+
+    try:
+        return ask()
+    except DamagedStore as error:
+        if not store.leave_out_damaged():
+            raise error if error.hint else BadInput(error.problem) from error
+    return ask()
+
+
+def _ask(store: Store, sql: str, folder: Path, as_text: bool, bounds: Bounds) -> None:
+    with store.catalog.read_alone() as con:
+        _set_bounds(con, folder, bounds)
+        shards = _shut_in(con, store.rollouts_dir)
+        try:
+            relation = con.sql(sql)
+            answer = relation.project(_columns(relation, as_text)).to_arrow_table()
+        except duckdb.OutOfMemoryException as error:
+            raise too_much_memory(bounds, _one_line(error)) from error
+        except duckdb.Error as error:
+            if is_corrupt(error):
+                raise  # the catalog says which file it is
+            raise _explain(error, shards) from error
+    with pa.OSFile(str(folder / _ANSWER), "wb") as file, pa.ipc.new_file(file, answer.schema) as writer:
+        writer.write_table(answer)
+
+
+def _set_bounds(con: Connection, folder: Path, bounds: Bounds) -> None:
+    room = shutil.disk_usage(folder).free // 2
+    con.execute(f"SET temp_directory = '{folder / 'spilled'}'")
+    con.execute(f"SET max_temp_directory_size = '{room} B'")
+    con.execute(f"SET memory_limit = '{bounds.memory} B'")
+
+
+def _collect(folder: Path) -> pa.Table:
+    with pa.memory_map(str(folder / _ANSWER)) as file:
+        return _with_plain_sums(pa.ipc.open_file(file).read_all())
+
+
+def _columns(relation: duckdb.DuckDBPyRelation, as_text: bool) -> str:
+    """The columns of an answer under names of their own, in types that Arrow, or a text file, has a form for."""
+    columns: list[str] = []
+    names = unique_names(relation.columns)
+    for place, (name, kind) in enumerate(zip(names, relation.types, strict=True), 1):
+        wanted = _plain_type(kind, as_text)
+        value = f"#{place}" if wanted == str(kind) else f"CAST(#{place} AS {wanted})"
+        columns.append(f"{value} AS {_identifier(name)}")
+    return ", ".join(columns)
+
+
+def unique_names(names: Sequence[str]) -> list[str]:
+    """Names of columns, each once, upper and lower case being the same: the second `a` is `a_1`, as DuckDB has it."""
+    seen: dict[str, int] = {}
+    found: list[str] = []
+    for name in names:
+        chosen = name
+        while chosen.lower() in seen:
+            chosen = f"{name}_{seen[name.lower()]}"
+            seen[name.lower()] += 1
+        seen[chosen.lower()] = 1
+        found.append(chosen)
+    return found
+
+
+def _plain_type(kind: DuckDBPyType, as_text: bool) -> str:
+    """The type as which a column leaves DuckDB."""
+    if kind.id in ("list", "array", "struct", "map"):
+        return _nested_type(kind, as_text)
+    if kind.id == "decimal" and as_text:
+        return "DOUBLE"
+    plain = kind.id in _PLAIN or (not as_text and kind.id in _OF_ARROW)
+    return str(kind) if plain else "VARCHAR"
+
+
+def _nested_type(kind: DuckDBPyType, as_text: bool) -> str:
+    children = [(name, child) for name, child in kind.children if isinstance(child, DuckDBPyType)]
+    inner = [_plain_type(child, as_text) for _, child in children]
+    if all(new == str(child) for new, (_, child) in zip(inner, children, strict=True)):
+        return str(kind)
+    if kind.id == "list":
+        return f"{inner[0]}[]"
+    if kind.id == "array":
+        return f"{inner[0]}[{dict(kind.children)['size']}]"
+    if kind.id == "map":
+        return f"MAP({', '.join(inner)})"
+    return f"STRUCT({', '.join(f'{_identifier(name)} {new}' for new, (name, _) in zip(inner, children, strict=True))})"
+
+
+def _identifier(name: str) -> str:
+    return '"' + name.replace('"', '""') + '"'
+
+
+def _require_one_reading_statement(sql: str) -> None:
+    kinds = _kinds(sql)
+    if kinds == ["EXPLAIN"]:
+        kinds = _kinds(_EXPLAIN.sub("", sql, count=1))
+    if len(kinds) != 1:
+        raise BadInput(f"A query is one statement; received {len(kinds)}.", _ALLOWED)
+    if kinds != ["SELECT"]:
+        raise BadInput(f"A query only reads; received a statement of kind {kinds[0]}.", _ALLOWED)
+
+
+def _kinds(sql: str) -> list[str]:
+    try:
+        return [statement.type.name for statement in duckdb.extract_statements(sql)]
+    except duckdb.Error as error:
+        raise BadInput(_one_line(error)) from error
+    except ValueError as error:  # a kind that this version of DuckDB has no name for, such as UPDATE EXTENSIONS
+        raise BadInput("A query only reads; received a statement of another kind.", _ALLOWED) from error
+
+
+def _shut_in(con: Connection, rollouts: Path) -> list[Path]:
+    """Leave a connection nothing but the catalog and the registered shards, for good, and say which those are.
+
+    Not the folder of the rollouts: DuckDB takes `folder/link/../file` for a file in the folder, but the operating
+    system follows the link first.
+    """
+    rows = con.execute("SELECT DISTINCT dataset_id, shard FROM episodes").fetchall()
+    shards = [rollouts / dataset_id / name for dataset_id, name in rows]
+    paths = ", ".join("'" + str(path).replace("'", "''") + "'" for path in shards)
+    con.execute(f"SET allowed_paths = [{paths}]")
+    con.execute("SET enable_external_access = false")
+    con.execute("SET lock_configuration = true")
+    return shards
+
+
+def _explain(error: duckdb.Error, shards: list[Path]) -> TrajnoteError:
+    line = _one_line(error)
+    named = next((path for path in shards if str(path) in line), None)
+    if named is not None and not named.is_file():
+        return DamagedStore(f"{named} is missing.", _VERIFY)
+    if isinstance(error, duckdb.PermissionException):
+        return BadInput(line, "A query reaches only this store's tables and views.")
+    if named is not None:
+        return DamagedStore(line, _VERIFY)
+    return BadInput(line) if isinstance(error, _OF_THE_STATEMENT) else DamagedStore(line)  # without a hint: or is it?
+
+
+def _one_line(error: duckdb.Error) -> str:
+    text = str(error).strip()
+    return " ".join([text.split("\n", 1)[0], *(hint.group() for hint in _HELPFUL.finditer(text))])
+
+
+def _with_plain_sums(table: pa.Table) -> pa.Table:
+    """DuckDB's sums of whole numbers have 128 bits; those that fit become ordinary int64 columns."""
+    for place, field in enumerate(table.schema):
+        if field.type == _WHOLE_NUMBER:
+            try:
+                table = table.set_column(place, field.name, table.column(place).cast(pa.int64()))
+            except pa.ArrowInvalid:
+                continue
+    return table

@@ -1,0 +1,1 @@
+"""Rollouts on the disk: columns, shards, writers, readers and the registry of datasets."""

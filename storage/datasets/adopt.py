@@ -1,0 +1,82 @@
+"""Taking over the folder of a dataset that another store made: copied, hashed and registered, bit for bit the same."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from ..content_hash import sha256_file
+from ..disk.atomic import copy_file, owned, publish_folder
+from ..disk.os_errors import writing
+from ..disk.untrusted import parse_json, read_file, require_inside
+from ..errors import BadInput, DamagedStore
+from ..schema import Manifest
+from ..store import CARD, MANIFEST, Store
+from .checks import check_draft
+from .registry import register_dataset
+from .shards import require_readable
+
+
+def adopt_dataset(store: Store, folder: Path) -> Manifest:
+    """Copy the folder of a dataset (`rollouts/<dataset_id>/` of any store) into a store.
+
+    A second call says the same and copies nothing.
+
+    Args:
+        store: where it goes.
+        folder: holds `manifest.json`, the shards that it lists and the card that it names, if any.
+
+    Raises:
+        BadInput: if the folder holds no dataset, or another dataset of that name is in the store.
+        DamagedStore: if a file is missing or is not what the manifest says; nothing is kept then.
+    """
+    manifest = _read_manifest(folder)
+    final = store.dataset_dir(manifest.dataset_id)
+    if not final.exists():
+        _check_hashes(folder, manifest)
+        _copy(store, folder, manifest)
+    elif sha256_file(final / MANIFEST) != sha256_file(folder / MANIFEST):
+        raise BadInput(f"The store has another dataset {manifest.dataset_id}.", "Use another store.")
+    register_dataset(store, manifest)
+    return manifest
+
+
+def _read_manifest(folder: Path) -> Manifest:
+    try:
+        manifest = Manifest.model_validate(parse_json(read_file(folder / MANIFEST), str(folder / MANIFEST)))
+    except ValidationError as error:
+        raise BadInput(f"{folder} holds no dataset: {MANIFEST} is not a manifest.") from error
+    check_draft(manifest)
+    require_inside(folder)
+    strange = [shard.name for shard in manifest.shards if Path(shard.name).name != shard.name]
+    if strange:
+        raise BadInput(f"{folder / MANIFEST} lists the shard {strange[0]!r}, which is not a plain file name.")
+    return manifest
+
+
+def _check_hashes(folder: Path, manifest: Manifest) -> None:
+    for name, sha256 in _files(manifest).items():
+        path = folder / name
+        if not path.is_file():
+            raise DamagedStore(f"{path} is missing.", "Copy the whole folder.")
+        if sha256_file(path) != sha256:
+            raise DamagedStore(f"{path} is not what its manifest says: its hash differs.", "Copy the folder again.")
+        if path.suffix == ".parquet":
+            require_readable(path)
+
+
+def _files(manifest: Manifest) -> dict[str, str]:
+    """Name and hash of every file of a dataset beside its manifest."""
+    card = {} if manifest.card_file_sha256 is None else {CARD: manifest.card_file_sha256}
+    return {shard.name: shard.sha256 for shard in manifest.shards} | card
+
+
+def _copy(store: Store, folder: Path, manifest: Manifest) -> None:
+    partial = store.partial_dir(manifest.dataset_id)
+    with writing(partial):
+        partial.mkdir(parents=True, exist_ok=True)
+    with owned(partial, f"the dataset {manifest.dataset_id}"):
+        for name in (*_files(manifest), MANIFEST):
+            copy_file(folder / name, partial / name)
+        publish_folder(partial, store.dataset_dir(manifest.dataset_id))

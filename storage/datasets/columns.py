@@ -1,0 +1,283 @@
+"""Episodes as Arrow columns and back, bit for bit. It knows no file.
+
+An episode of T steps is T+1 rows: the last row has the final observation, a null action and a null reward. The flags
+`terminated` and `truncated` stand on row T-1, whose step ended the episode, and are false on all others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from ..errors import BadInput
+from ..schema import Array, Episode, ManifestDraft, Space
+
+DTYPES = ("float32", "float64", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
+COLUMNS = (
+    "episode_id",
+    "step",
+    "observation",
+    "action",
+    "reward",
+    "terminated",
+    "truncated",
+    "policy_output",
+    "seed",
+)
+
+
+@dataclass(frozen=True)
+class StepArrays:
+    """Rows of a dataset as flat columns, episodes in ascending order, final rows included; N = sum of (T+1)."""
+
+    episode_id: NDArray[np.int64]  # (N,)
+    step: NDArray[np.int32]  # (N,)
+    observation: Array  # (N, n) in the environment's own dtype
+    action: Array  # (N,) int64 when discrete, else (N, m); zeros on final rows
+    reward: NDArray[np.float64]  # (N,); 0 on final rows
+    terminated: NDArray[np.bool_]  # (N,)
+    truncated: NDArray[np.bool_]  # (N,)
+    is_final: NDArray[np.bool_]  # (N,)
+    policy_output: NDArray[np.float32] | None  # (N, k); zeros on final rows
+
+    def __len__(self) -> int:
+        return len(self.step)
+
+    @cached_property
+    def starts(self) -> NDArray[np.int64]:
+        """The row of each episode's step 0, (E,)."""
+        return np.flatnonzero(self.step == 0)
+
+    @cached_property
+    def lengths(self) -> NDArray[np.int64]:
+        """Steps of each episode, without the final row, (E,)."""
+        return np.diff(self.starts, append=len(self)) - 1
+
+    @cached_property
+    def episodes(self) -> NDArray[np.int64]:
+        """The episodes' ids, ascending, (E,)."""
+        return self.episode_id[self.starts]
+
+    def row_of(self, episode_id: int, step: int) -> int:
+        """The row of one step.
+
+        Raises:
+            BadInput: if there is no such episode or step.
+        """
+        return int(self.rows_of([episode_id], [step])[0])
+
+    def rows_of(
+        self, episode_ids: Sequence[int] | NDArray[np.integer[Any]], steps: Sequence[int] | NDArray[np.integer[Any]]
+    ) -> NDArray[np.int64]:
+        """The rows of many steps, (L,), in the order given; step T is an episode's final row.
+
+        Raises:
+            BadInput: if there is no such episode or step; it names the first one.
+        """
+        wanted, within = np.asarray(episode_ids, np.int64), np.asarray(steps, np.int64)
+        place = np.searchsorted(self.episodes, wanted)
+        known = np.append(self.episodes, -1)  # one past the end, so that every place can be looked up
+        if (wrong := np.flatnonzero((known[place] != wanted) | (wanted < 0))).size:
+            raise BadInput(f"There is no episode {wanted[wrong[0]]} here.", _range("Episodes", self.episodes))
+        if (wrong := np.flatnonzero((within < 0) | (within > self.lengths[place]))).size:
+            episode_id, step, length = wanted[wrong[0]], within[wrong[0]], self.lengths[place[wrong[0]]]
+            raise BadInput(f"Episode {episode_id} has no step {step}.", f"Its steps run from 0 to {length - 1}.")
+        return self.starts[place] + within
+
+
+def steps_schema(draft: ManifestDraft) -> pa.Schema:
+    """The Arrow types of the steps schema for a dataset's spaces."""
+    observations, actions = draft.observation_space, draft.action_space
+    outputs = pa.list_(pa.float32(), output_size(draft)) if draft.policy_output else pa.list_(pa.float32())
+    types = (
+        pa.int64(),
+        pa.int32(),
+        pa.list_(_arrow_type(observations), observations.size),
+        pa.int64() if actions.is_discrete else pa.list_(_arrow_type(actions), actions.size),
+        pa.float64(),
+        pa.bool_(),
+        pa.bool_(),
+        outputs,
+        pa.int64(),
+    )
+    return pa.schema(list(zip(COLUMNS, types, strict=True)))
+
+
+def encode_episodes(episodes: Sequence[Episode], draft: ManifestDraft) -> pa.Table:
+    """Episodes as rows of the steps schema, in the order given.
+
+    Args:
+        episodes: at least one; each has passed `check_episode`.
+        draft: the spaces, and whether there is a policy output.
+    """
+    lengths = np.array([len(episode) for episode in episodes])
+    ends = np.cumsum(lengths + 1)
+    is_final = np.zeros(ends[-1], np.bool_)
+    is_final[ends - 1] = True
+    steps = np.concatenate([np.arange(length + 1, dtype=np.int32) for length in lengths])
+    observations = np.concatenate([episode.observations for episode in episodes])
+    columns = {
+        "episode_id": pa.array(np.repeat([episode.episode_id for episode in episodes], lengths + 1), pa.int64()),
+        "step": pa.array(steps),
+        "observation": _lists(observations, draft.observation_space.size, None),
+        "action": _actions(episodes, draft.action_space, is_final),
+        "reward": _spread([episode.rewards for episode in episodes], is_final),
+        "terminated": _flags([episode.terminated for episode in episodes], ends),
+        "truncated": _flags([episode.truncated for episode in episodes], ends),
+        "policy_output": _outputs(episodes, draft, is_final),
+        "seed": pa.array([episode.seed for episode in episodes], pa.int64()).take(
+            pa.array(np.repeat(np.arange(len(episodes)), lengths + 1))
+        ),
+    }
+    return pa.table(columns)
+
+
+def decode_steps(tables: Iterable[pa.Table], rows: int, draft: ManifestDraft) -> StepArrays:
+    """Rows of the steps schema as flat columns; the inverse of `encode_episodes`, but for the seeds.
+
+    Args:
+        tables: whole episodes, in ascending order; each table is let go before the next one is asked for.
+        rows: how many there are in all tables together.
+        draft: the dataset's manifest, for its spaces.
+    """
+    filled = _allocate(rows, draft)
+    done = 0
+    for table in tables:
+        _fill(filled, slice(done, done + table.num_rows), table)
+        done += table.num_rows
+    return filled
+
+
+def decode_episodes(table: pa.Table, draft: ManifestDraft) -> Iterator[Episode]:
+    """Rows of the steps schema as episodes, in the order of the rows."""
+    rows = decode_steps([table], table.num_rows, draft)
+    return cut_episodes(rows, table["seed"].take(pa.array(rows.starts)).to_pylist(), draft)
+
+
+def cut_episodes(rows: StepArrays, seeds: Sequence[int | None], draft: ManifestDraft) -> Iterator[Episode]:
+    """Flat columns as episodes, in the order of the rows.
+
+    Args:
+        rows: whole episodes.
+        seeds: one for each of them.
+        draft: the dataset's manifest, for its spaces.
+    """
+    for start, length, seed in zip(rows.starts, rows.lengths, seeds, strict=True):
+        yield _cut(rows, int(start), int(length), seed, draft)
+
+
+def output_size(draft: ManifestDraft) -> int:
+    """Numbers in one policy output: one per action when discrete, one per dimension otherwise."""
+    space = draft.action_space
+    return (space.n or 0) if space.is_discrete else space.size
+
+
+def _arrow_type(space: Space) -> pa.DataType:
+    return pa.int64() if space.is_discrete else pa.from_numpy_dtype(np.dtype(space.dtype))
+
+
+def _cut(rows: StepArrays, start: int, length: int, seed: int | None, draft: ManifestDraft) -> Episode:
+    acted = slice(start, start + length)
+    observations = rows.observation[start : start + length + 1]
+    return Episode(
+        episode_id=int(rows.episode_id[start]),
+        seed=seed,
+        observations=observations[:, 0] if draft.observation_space.is_discrete else observations,
+        actions=rows.action[acted],
+        rewards=rows.reward[acted],
+        terminated=bool(rows.terminated[acted][-1]),
+        truncated=bool(rows.truncated[acted][-1]),
+        policy_outputs=None if rows.policy_output is None else rows.policy_output[acted],
+    )
+
+
+def _allocate(rows: int, draft: ManifestDraft) -> StepArrays:
+    observations, actions = draft.observation_space, draft.action_space
+    return StepArrays(
+        episode_id=np.empty(rows, np.int64),
+        step=np.empty(rows, np.int32),
+        observation=np.empty((rows, observations.size), observations.dtype),
+        action=np.empty(rows, np.int64) if actions.is_discrete else np.empty((rows, actions.size), actions.dtype),
+        reward=np.empty(rows, np.float64),
+        terminated=np.empty(rows, np.bool_),
+        truncated=np.empty(rows, np.bool_),
+        is_final=np.empty(rows, np.bool_),
+        policy_output=np.empty((rows, output_size(draft)), np.float32) if draft.policy_output else None,
+    )
+
+
+def _fill(rows: StepArrays, place: slice, table: pa.Table) -> None:
+    for name in ("episode_id", "step", "reward", "terminated", "truncated"):
+        getattr(rows, name)[place] = _numbers(table[name])
+    rows.is_final[place] = table["reward"].is_null().to_numpy()
+    _fill_lists(rows.observation[place], table["observation"])
+    if rows.action.ndim == 1:
+        rows.action[place] = _numbers(table["action"])
+    else:
+        _fill_lists(rows.action[place], table["action"])
+    if rows.policy_output is not None:
+        _fill_lists(rows.policy_output[place], table["policy_output"])
+
+
+def _actions(episodes: Sequence[Episode], space: Space, is_final: Array) -> pa.Array:
+    if space.is_discrete:
+        return _spread([episode.actions for episode in episodes], is_final)
+    values = np.zeros((len(is_final), space.size), space.dtype)
+    values[~is_final] = np.concatenate([episode.actions for episode in episodes])
+    return _lists(values, space.size, is_final)
+
+
+def _outputs(episodes: Sequence[Episode], draft: ManifestDraft, is_final: Array) -> pa.Array:
+    if draft.policy_output is None:
+        return pa.nulls(len(is_final), pa.list_(pa.float32()))
+    values = np.zeros((len(is_final), output_size(draft)), np.float32)
+    outputs = [episode.policy_outputs for episode in episodes if episode.policy_outputs is not None]
+    values[~is_final] = np.concatenate(outputs)
+    return _lists(values, output_size(draft), is_final)
+
+
+def _spread(parts: Sequence[Array], is_final: Array) -> pa.Array:
+    """Values of the steps, (sum of T,), over all rows; null on the final ones."""
+    joined = np.concatenate(parts)
+    values = np.zeros(len(is_final), joined.dtype)
+    values[~is_final] = joined
+    return pa.array(values, mask=is_final)
+
+
+def _flags(flags: Sequence[bool], ends: Array) -> pa.Array:
+    values = np.zeros(ends[-1], np.bool_)
+    values[ends - 2] = flags
+    return pa.array(values)
+
+
+def _lists(values: Array, size: int, mask: Array | None) -> pa.FixedSizeListArray:
+    flat = pa.array(np.ascontiguousarray(values).reshape(-1))
+    return pa.FixedSizeListArray.from_arrays(flat, size, mask=None if mask is None else pa.array(mask))
+
+
+def _numbers(column: pa.ChunkedArray) -> Array:
+    """A column of numbers as one array of its own; nulls become zeros."""
+    filled = pc.fill_null(column, False if pa.types.is_boolean(column.type) else 0) if column.null_count else column
+    return filled.to_numpy()
+
+
+def _fill_lists(out: Array, column: pa.ChunkedArray) -> None:
+    """Put a column of lists into an array, (N, size); null lists become zeros."""
+    size = out.shape[1]
+    done = 0
+    for chunk in column.chunks:
+        values = chunk.values.slice(chunk.offset * size, len(chunk) * size)
+        values = pc.fill_null(values, 0) if values.null_count else values
+        out[done : done + len(chunk)] = values.to_numpy().reshape(-1, size)
+        done += len(chunk)
+
+
+def _range(what: str, ids: NDArray[np.int64]) -> str:
+    return f"{what} run from {ids[0]} to {ids[-1]}." if len(ids) else ""

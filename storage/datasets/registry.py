@@ -1,0 +1,163 @@
+"""Which datasets a store has: registering a published folder in the catalog, listing, and finding one by name."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..catalog.connection import Connection, insert_rows
+from ..catalog.views import refresh_views
+from ..content_hash import canonical_json, sha256_file
+from ..errors import BadInput, DamagedStore, Prerequisite
+from ..schema import Manifest, ManifestDraft, Shard
+from ..store import DRAFT, Store
+from .shards import read_manifest, read_shard
+
+_SUMMED = ("episode_id", "reward", "terminated", "truncated", "seed")
+
+
+@dataclass(frozen=True)
+class DatasetSummary:
+    """One dataset as a list shows it."""
+
+    dataset_id: str
+    source: str
+    env_id: str | None
+    policy: str | None
+    policy_mode: str | None
+    episodes: int
+    steps: int
+    return_: float  # mean over the episodes
+    created_at: str  # ISO 8601, UTC
+
+
+def register_dataset(store: Store, manifest: Manifest) -> None:
+    """Put a published dataset and its episodes into the catalog and refresh the views; doing it again changes nothing.
+
+    Raises:
+        DamagedStore: if a shard is damaged, or the catalog knows another manifest under this name.
+    """
+    written = sha256_file(store.manifest_path(manifest.dataset_id))
+    with store.catalog.read() as con:
+        registered = _registered_sha256(con, manifest.dataset_id)
+    if registered is None:
+        episodes = list(_episode_rows(store, manifest))
+        with store.catalog.write() as con:
+            insert_rows(con, "datasets", [_dataset_row(manifest, written)])
+            insert_rows(con, "episodes", episodes)
+            refresh_views(con, store.rollouts_dir)
+    elif registered != written:
+        raise DamagedStore(
+            f"{store.manifest_path(manifest.dataset_id)} is not the manifest that was registered.",
+            "Restore the file; a dataset is never changed once it is written.",
+        )
+    (store.dataset_dir(manifest.dataset_id) / DRAFT).unlink(missing_ok=True)
+
+
+def find_finished(store: Store, draft: ManifestDraft) -> Manifest | None:
+    """The dataset that an earlier run of the same command finished, registered if that run was killed before it could.
+
+    Package versions, the environment's code and the bytes of a file with the same policy may differ, which only those
+    who play can judge; everything else of the draft has to be equal.
+
+    Raises:
+        BadInput: if a dataset of that name was made from something else.
+    """
+    if not store.dataset_dir(draft.dataset_id).exists():
+        return None
+    manifest = read_manifest(store, draft.dataset_id)
+    ours, theirs = (_essence(item) for item in (draft, manifest))
+    if differing := sorted(name for name in ours if ours[name] != theirs[name]):
+        raise BadInput(
+            f"The dataset {draft.dataset_id} exists and was made otherwise ({', '.join(differing)} differ).",
+            "Give the new one another name.",
+        )
+    register_dataset(store, manifest)
+    return manifest
+
+
+def list_datasets(store: Store) -> list[DatasetSummary]:
+    """All datasets of the catalog, the oldest first."""
+    with store.catalog.read() as con:
+        rows = con.execute(
+            """SELECT dataset_id, source, env_id, policy, policy_mode, episodes, steps,
+                      (SELECT avg(return_) FROM episodes WHERE episodes.dataset_id = datasets.dataset_id),
+                      strftime(created_at, '%Y-%m-%dT%H:%M:%SZ')
+               FROM datasets ORDER BY created_at, dataset_id"""
+        ).fetchall()
+    return [DatasetSummary(*row) for row in rows]
+
+
+def resolve_dataset(store: Store, name: str | None = None) -> str:
+    """The id of the dataset that a user means: its id or the unique beginning of it; the latest one when None.
+
+    Raises:
+        Prerequisite: if the store has no dataset.
+        BadInput: if the name fits none, or several.
+    """
+    known = [dataset.dataset_id for dataset in list_datasets(store)]
+    if not known:
+        raise Prerequisite(f"There is no dataset in {store.root}.", "Make one with `trajnote collect`.")
+    return known[-1] if name is None else pick(name, known, "dataset")
+
+
+def pick(name: str, known: list[str], kind: str) -> str:
+    """The one of the known names that is `name` or begins with it.
+
+    Raises:
+        BadInput: if there is none, or more than one.
+    """
+    if name in known:
+        return name
+    fitting = [item for item in known if item.startswith(name)] if name else []
+    if len(fitting) == 1:
+        return fitting[0]
+    if fitting:
+        raise BadInput(f"{name!r} is the beginning of {len(fitting)} {kind} names: {', '.join(fitting[:5])}.")
+    raise BadInput(f"There is no {kind} {name!r}.", f"There is {', '.join(known[-5:])}." if known else "")
+
+
+def _registered_sha256(con: Connection, dataset_id: str) -> str | None:
+    found = con.execute("SELECT manifest_sha256 FROM datasets WHERE dataset_id = ?", [dataset_id]).fetchone()
+    return found[0] if found else None
+
+
+def _essence(draft: ManifestDraft) -> dict[str, str]:
+    fields = set(ManifestDraft.model_fields) - {"versions", "environment_code", "policy_file_sha256"}
+    return {name: canonical_json(getattr(draft, name)) for name in fields}
+
+
+def _dataset_row(manifest: Manifest, manifest_sha256: str) -> dict[str, object]:
+    copied = (
+        "dataset_id source env_id policy policy_sha256 policy_mode policy_output "
+        "component_names action_names episodes steps created_at"
+    )
+    row: dict[str, object] = {name: getattr(manifest, name) for name in copied.split()}
+    spaces = {name: canonical_json(getattr(manifest, name)) for name in ("observation_space", "action_space")}
+    return row | spaces | {"env_kwargs": canonical_json(manifest.env_kwargs), "manifest_sha256": manifest_sha256}
+
+
+def _episode_rows(store: Store, manifest: Manifest) -> Iterator[dict[str, object]]:
+    for shard in manifest.shards:
+        yield from _summarise(store, manifest, shard)
+
+
+def _summarise(store: Store, manifest: Manifest, shard: Shard) -> Iterator[dict[str, object]]:
+    table = read_shard(store, manifest, shard, columns=_SUMMED)
+    ids, ended, cut = (np.asarray(table[name]) for name in ("episode_id", "terminated", "truncated"))
+    rewards = table["reward"].to_numpy()
+    starts = np.flatnonzero(np.diff(ids, prepend=ids[0] - 1))
+    seeds = table["seed"].take(starts).to_pylist()
+    for start, stop, seed in zip(starts, [*starts[1:], len(ids)], seeds, strict=True):
+        yield {
+            "dataset_id": manifest.dataset_id,
+            "episode_id": int(ids[start]),
+            "seed": seed,
+            "length": int(stop - start - 1),
+            "return_": float(np.sum(rewards[start : stop - 1])),
+            "terminated": bool(ended[stop - 2]),
+            "truncated": bool(cut[stop - 2]),
+            "shard": shard.name,
+        }

@@ -1,0 +1,171 @@
+"""Writing a dataset, episode by episode, so that a killed run goes on where its last finished shard ended.
+
+Shards grow in `rollouts/.partial-<dataset_id>/`; the finished folder gets its name in one rename and is registered.
+"""
+
+from __future__ import annotations
+
+from contextlib import ExitStack, suppress
+from datetime import UTC, datetime
+from pathlib import Path
+from types import TracebackType
+
+from ..content_hash import canonical_json, sha256_bytes
+from ..disk.atomic import owned, publish_folder, write_whole
+from ..disk.os_errors import writing
+from ..errors import BadInput, DamagedStore
+from ..schema import Episode, Manifest, ManifestDraft
+from ..store import CARD, DRAFT, MANIFEST, Store
+from .checks import check_draft, check_episode
+from .columns import encode_episodes
+from .registry import register_dataset
+from .shards import FinishedShard, describe_shard, shard_name, write_shard
+
+
+class StepsWriter:
+    """Writes one dataset. Use it in a `with` block; call `finish` at its end.
+
+    Leaving the block without `finish` keeps the finished shards for the next run with an equal draft; with another
+    draft everything starts over.
+
+    Args:
+        store: where the dataset belongs.
+        draft: what is known of it beforehand.
+        shard_bytes: a shard is closed after this many bytes, before compression; an episode is never split.
+        card: file of the card that the dataset keeps; it is no part of what the dataset is.
+
+    Raises:
+        BadInput: if the draft cannot be stored, or the dataset exists already (see `find_finished`).
+        CatalogLocked: if another process is writing the same dataset.
+        DiskFailed: if the disk does not take it; finished shards stay, and the same command goes on from them.
+    """
+
+    def __init__(
+        self, store: Store, draft: ManifestDraft, *, shard_bytes: int = 100_000_000, card: bytes | None = None
+    ) -> None:
+        check_draft(draft)
+        self._store = store
+        self._draft = draft
+        self._shard_bytes = shard_bytes
+        self._card = card
+        self._folder = store.partial_dir(draft.dataset_id)
+        self._episodes: list[Episode] = []
+        self._bytes = 0
+        self._lock = ExitStack()
+        self._shards: list[FinishedShard] = []
+        self.episodes_done = 0
+        with writing(self._folder):
+            self._folder.mkdir(parents=True, exist_ok=True)
+        self._lock.enter_context(owned(self._folder, f"the dataset {draft.dataset_id}"))
+        try:
+            self._start()
+        except BaseException:
+            self._lock.close()
+            raise
+
+    def __enter__(self) -> StepsWriter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._lock.close()
+
+    def write(self, episode: Episode) -> None:
+        """Add one episode; ids ascend.
+
+        Raises:
+            BadInput: if the episode does not fit the dataset's spaces, or its id is not greater than the last one.
+        """
+        check_episode(episode, self._draft)
+        last = self._last_episode()
+        if episode.episode_id <= last:
+            raise BadInput(f"Episode {episode.episode_id} follows episode {last}; ids have to ascend from 0.")
+        self._episodes.append(episode)
+        self._bytes += _size(episode)
+        if self._bytes >= self._shard_bytes:
+            self._flush()
+
+    def keep(self) -> int:
+        """Write the episodes so far, so that the next run goes on behind them; returns how many there are."""
+        if self._episodes:
+            self._flush()
+        return sum(finished.episodes for finished in self._shards)
+
+    def finish(self) -> Manifest:
+        """Write what is left, give the dataset its name, register it in the catalog and refresh the views.
+
+        Raises:
+            BadInput: if there is no episode at all.
+        """
+        if self._episodes:
+            self._flush()
+        if not self._shards:
+            raise BadInput(f"The dataset {self._draft.dataset_id} would have no episodes.")
+        manifest = self._manifest()
+        if self._card is not None:
+            write_whole(self._folder / CARD, self._card)
+        write_whole(self._folder / MANIFEST, canonical_json(manifest).encode())
+        publish_folder(self._folder, self._store.dataset_dir(manifest.dataset_id))
+        self._lock.close()
+        register_dataset(self._store, manifest)
+        return manifest
+
+    def _start(self) -> None:
+        if self._store.dataset_dir(self._draft.dataset_id).exists():
+            with suppress(OSError):
+                self._folder.rmdir()
+            raise BadInput(f"The dataset {self._draft.dataset_id} exists already.", "Give the new one another name.")
+        text = canonical_json(self._draft).encode()
+        draft = self._folder / DRAFT
+        if draft.is_file() and draft.read_bytes() == text:
+            self._shards = _finished_shards(self._folder)
+        self.episodes_done = sum(finished.episodes for finished in self._shards)
+        _remove_others(self._folder, {DRAFT, *(finished.shard.name for finished in self._shards)})
+        if not self._shards:
+            write_whole(draft, text)
+
+    def _flush(self) -> None:
+        table = encode_episodes(self._episodes, self._draft)
+        self._shards.append(write_shard(self._folder, shard_name(len(self._shards)), table))
+        self._episodes, self._bytes = [], 0
+
+    def _last_episode(self) -> int:
+        if self._episodes:
+            return self._episodes[-1].episode_id
+        return self._shards[-1].shard.last_episode if self._shards else -1
+
+    def _manifest(self) -> Manifest:
+        shards = tuple(finished.shard for finished in self._shards)
+        episodes = sum(finished.episodes for finished in self._shards)
+        return Manifest(
+            **dict(self._draft),
+            episodes=episodes,
+            steps=sum(shard.rows for shard in shards) - episodes,
+            shards=shards,
+            card_file_sha256=None if self._card is None else sha256_bytes(self._card),
+            created_at=datetime.now(UTC).isoformat(timespec="microseconds"),
+        )
+
+
+def _finished_shards(folder: Path) -> list[FinishedShard]:
+    """The shards that an earlier run finished, up to the first that is missing or damaged."""
+    found: list[FinishedShard] = []
+    while (folder / shard_name(len(found))).is_file():
+        try:
+            found.append(describe_shard(folder, shard_name(len(found))))
+        except DamagedStore:
+            break
+    return found
+
+
+def _remove_others(folder: Path, kept: set[str]) -> None:
+    for path in list(folder.iterdir()):
+        if path.name not in kept:
+            path.unlink()
+
+
+def _size(episode: Episode) -> int:
+    outputs = episode.policy_outputs
+    arrays = episode.observations.nbytes + episode.actions.nbytes + episode.rewards.nbytes
+    return arrays + (0 if outputs is None else outputs.nbytes)

@@ -1,0 +1,131 @@
+"""Files that are either whole or absent: temporary name, fsync, rename. It does not know what is inside them."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Generator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO
+
+from ..errors import CatalogLocked
+from .os_errors import disk_failed, reading, writing
+
+TEMPORARY = ".tmp"
+_PIECE = 1 << 20  # bytes that are copied at a time
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file so that a reader, or a crash at any instant, sees the old content or the new one.
+
+    Raises:
+        DiskFailed: if the disk does not take it, whatever the reason.
+    """
+    temporary = path.with_name(f"{path.name}.{os.getpid()}{TEMPORARY}")
+    with writing(path), gone_on_failure(temporary):
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+        sync_folder(path.parent)
+
+
+@contextmanager
+def gone_on_failure(temporary: Path) -> Generator[None]:
+    """Take away what could not be written to its end: on a full disk the space is needed."""
+    try:
+        yield
+    except OSError:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise
+
+
+def sync_file(path: Path) -> None:
+    """Have the content of a file on the disk, not only in the operating system's memory."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sync_folder(path: Path) -> None:
+    """Have the names in a folder on the disk, so that a rename survives a power cut."""
+    sync_file(path)
+
+
+def publish_folder(partial: Path, final: Path) -> None:
+    """Give a finished folder its final name in one step.
+
+    Raises:
+        DiskFailed: if the disk does not take it.
+        FileExistsError: if something that is not an empty folder has that name already.
+    """
+    with writing(final):
+        sync_folder(partial)
+        is_free = _renamed(partial, final)
+        sync_folder(final.parent)
+    if not is_free:
+        raise FileExistsError(str(final))
+
+
+def _renamed(partial: Path, final: Path) -> bool:
+    """Whether a folder got another name, which a folder that has it already keeps."""
+    try:
+        partial.rename(final)
+    except OSError:
+        if final.exists():
+            return False
+        raise
+    return True
+
+
+def copy_file(source: Path, target: Path) -> None:
+    """Copy a user's file into the store, and have it on the disk.
+
+    Raises:
+        BadInput: if the file cannot be read.
+        DiskFailed: if the disk does not take the copy.
+    """
+    with reading(source):
+        given = source.open("rb")
+    with given, writing(target), target.open("wb") as file:
+        while piece := _next_piece(given, source):
+            file.write(piece)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _next_piece(file: IO[bytes], path: Path) -> bytes:
+    with reading(path):
+        return file.read(_PIECE)
+
+
+@contextmanager
+def owned(folder: Path, what: str, *, wait: bool = False) -> Generator[None]:
+    """Be the only process that works in a folder; the operating system lets go of it when the process ends.
+
+    Args:
+        folder: an existing folder.
+        what: what it is, for the message.
+        wait: wait for another process to finish, for work that lasts an instant.
+
+    Raises:
+        CatalogLocked: if another process works in it and `wait` is off.
+    """
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError as error:
+            raise CatalogLocked(
+                f"Another process is writing {what} ({folder}).", "Wait until it has finished, then run this again."
+            ) from error
+        except OSError as error:  # a file system without locks
+            raise disk_failed(error, folder) from error
+        yield
+    finally:
+        os.close(descriptor)

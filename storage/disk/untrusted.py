@@ -1,0 +1,327 @@
+"""What a stranger may have written, read within bounds: regular files, texts, JSON, TOML, lines, arrays in a zip.
+
+What is too large, nested too deeply or no such text ends as one sentence. What the values mean is not known here.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import stat
+import tomllib
+import zipfile
+from collections.abc import Iterator
+from itertools import count
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import zstandard
+from numpy.lib import format as npy
+
+from ..errors import BadInput
+from ..schema import Array
+
+MAX_BYTES = 16_000_000
+"""Of a JSON or TOML file, and of one line of JSON lines."""
+MAX_DEPTH = 64
+"""Levels of lists and objects in each other; honest ones have about five."""
+MAX_DIGITS = 40
+"""Of a whole number; more overflow everything that could take it."""
+MAX_ARRAY_BYTES = 1 << 30
+"""Of all arrays in a zip together."""
+SMALL_BYTES = 1 << 26
+"""Memory that a file may take whatever its own size."""
+MAX_GROWTH = 2_000
+"""Bytes of memory for each byte of a file beyond that; deflate reaches 1,032."""
+
+_KINDS = {stat.S_ISDIR: "a folder", stat.S_ISFIFO: "a pipe", stat.S_ISSOCK: "a socket"}
+_MANY_DIGITS = re.compile(rf"[0-9]{{{MAX_DIGITS + 1}}}")
+_DOTTED_KEY = re.compile(rf"""(?<![\w-])(?:(?:[\w-]++|"[^"\n]*+"|'[^'\n]*+')[ \t]*+\.[ \t]*+){{{MAX_DEPTH}}}""")
+_SURROGATE = re.compile("[\ud800-\udfff]")
+_BAD_ZIP = (ValueError, OSError, EOFError, KeyError, RecursionError, MemoryError, SyntaxError, zipfile.BadZipFile)
+_BAD_ZIP_FEATURES = (NotImplementedError, RuntimeError, zipfile.LargeZipFile)  # a password, an unknown compression
+
+
+class UnreadableError(ValueError):
+    """Why a text is not what it should be, in words, with the line and column where they are known."""
+
+
+def require_regular(path: Path) -> None:
+    """Refuse what is no file with an end, before anything waits for it.
+
+    Raises:
+        BadInput: naming what it is: missing, a folder, a pipe, a device.
+    """
+    try:
+        mode = path.stat().st_mode
+    except (OSError, ValueError) as error:
+        raise _unopened(path, error) from error
+    if not stat.S_ISREG(mode):
+        kind = next((name for is_kind, name in _KINDS.items() if is_kind(mode)), "a device")
+        raise BadInput(f"{path} is {kind}; a file is needed.")
+
+
+def require_inside(folder: Path) -> None:
+    """Refuse a stranger's folder with links out of it, through which files of others would be copied.
+
+    Raises:
+        BadInput: naming the first link that leads elsewhere.
+    """
+    own = folder.resolve()
+    for path in folder.rglob("*"):
+        if path.is_symlink() and not path.resolve().is_relative_to(own):
+            raise BadInput(f"{path} is a link to a place outside of {folder}.", "Put the file itself there.")
+
+
+def require_growth(where: str, claimed: int, held: int) -> None:
+    """Refuse content that claims far more memory than a file of its size can hold.
+
+    Args:
+        where: file and piece, for the message.
+        claimed: bytes that reading takes.
+        held: bytes of it in the file.
+
+    Raises:
+        BadInput: naming both.
+    """
+    if claimed > SMALL_BYTES + MAX_GROWTH * held:
+        raise BadInput(f"{where} claims {claimed:,} bytes, of which the file holds {held:,}.", "Write it anew.")
+
+
+def read_file(path: Path, *, limit: int = MAX_BYTES) -> bytes:
+    """The content of a file.
+
+    Raises:
+        BadInput: if it is no regular file, cannot be read, or has more bytes than `limit`.
+    """
+    require_regular(path)
+    try:
+        with path.open("rb") as file:
+            content = file.read(limit + 1)
+    except OSError as error:
+        raise _unopened(path, error) from error
+    if len(content) > limit:
+        raise BadInput(f"{path} has more than {limit:,} bytes, which is more than such a file needs.")
+    return content
+
+
+def read_text(path: Path, *, limit: int = MAX_BYTES) -> str:
+    """The text of a file in UTF-8; a mark at its beginning is passed over.
+
+    Raises:
+        BadInput: as `read_file`, or if it is no such text.
+    """
+    content = read_file(path, limit=limit)
+    try:
+        return decode_text(content)
+    except UnreadableError as error:
+        raise BadInput(f"{path} is no text: {error}.", "Save it as UTF-8.") from error
+
+
+def parse_json(text: str | bytes, where: str, hint: str = "") -> Any:
+    """The value of a JSON document.
+
+    Args:
+        text: hostile until proven otherwise.
+        where: the file, or the option, for the message.
+        hint: what to do where it is none.
+
+    Raises:
+        BadInput: if it is no JSON, too long, or holds what no honest document does.
+    """
+    try:
+        value = decode_json(text)
+        _check_strings(value, text)
+    except UnreadableError as error:
+        raise BadInput(f"{where} is not JSON: {error}.", hint) from error
+    return value
+
+
+def parse_toml(text: str | bytes, where: str, hint: str = "") -> dict[str, Any]:
+    """The tables of a TOML document; arguments and errors as `parse_json`."""
+    try:
+        return decode_toml(text)
+    except UnreadableError as error:
+        raise BadInput(f"{where} is not TOML: {error}.", hint) from error
+
+
+def decode_json(text: str | bytes) -> Any:
+    """The value of a JSON text.
+
+    Raises:
+        UnreadableError: if it is no JSON, too long, nested too deeply, or has a number of too many digits.
+    """
+    content = decode_text(text)
+    try:
+        value = json.loads(content)
+    except json.JSONDecodeError as error:
+        line = f"line {error.lineno}, " if "\n" in content else ""
+        raise UnreadableError(f"{error.msg} ({line}column {error.colno})") from None
+    except RecursionError:
+        raise UnreadableError(_too_deep()) from None
+    except ValueError:  # Python's own bound of digits
+        raise UnreadableError(_too_many_digits()) from None
+    if content.count("[") + content.count("{") > MAX_DEPTH or _MANY_DIGITS.search(content):
+        check_depth(value)
+    return value
+
+
+def decode_toml(text: str | bytes) -> dict[str, Any]:
+    """The tables of a TOML text.
+
+    Raises:
+        UnreadableError: as `decode_json`.
+    """
+    content = decode_text(text)
+    if _DOTTED_KEY.search(content):  # the parser takes the square of its length
+        raise UnreadableError(_too_deep())
+    try:
+        value = tomllib.loads(content)
+    except tomllib.TOMLDecodeError as error:
+        raise UnreadableError(" ".join(str(error).split()).rstrip(".")) from None
+    except RecursionError:
+        raise UnreadableError(_too_deep()) from None
+    except ValueError as error:  # a number of too many digits, or a date that no calendar has
+        raise UnreadableError(str(error) if "digits" not in str(error) else _too_many_digits()) from None
+    check_depth(value)
+    return value
+
+
+def decode_text(text: str | bytes) -> str:
+    """UTF-8 as a text, without a mark at its beginning.
+
+    Raises:
+        UnreadableError: naming the first byte that is none, or the encoding that it seems to be.
+    """
+    if len(text) > MAX_BYTES:
+        raise UnreadableError(f"it has {len(text):,} bytes, {MAX_BYTES:,} are allowed")
+    if isinstance(text, str):
+        return text.removeprefix("\ufeff")
+    if text[:2] in (b"\xff\xfe", b"\xfe\xff") or b"\0" in text[:4]:
+        raise UnreadableError("it is UTF-16 or binary; UTF-8 is needed")
+    try:
+        return text.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UnreadableError(f"the byte 0x{text[error.start]:02x} is no UTF-8 ({_place(text, error.start)})") from None
+
+
+def shorten(text: str, limit: int = 120) -> str:
+    """A text for a message, which may have come from anybody."""
+    return text if len(text) <= limit else f"{text[: limit - 1]}…"
+
+
+def check_depth(value: object, most_levels: int = MAX_DEPTH, most_digits: int = MAX_DIGITS) -> None:
+    """Refuse lists and objects nested too deeply, and whole numbers of too many digits; nothing recurses here.
+
+    Raises:
+        UnreadableError: if there is one.
+    """
+    level, most = [value], 10**most_digits
+    for depth in count():
+        if not level:
+            return
+        if depth > most_levels:
+            raise UnreadableError(_too_deep(most_levels))
+        inner: list[object] = []
+        for item in level:
+            if isinstance(item, dict):
+                inner.extend(item.values())
+            elif isinstance(item, list):
+                inner.extend(item)
+            elif isinstance(item, int) and not -most < item < most:
+                raise UnreadableError(_too_many_digits())
+        level = inner
+
+
+def read_lines(path: Path) -> Iterator[tuple[int, str]]:
+    """The lines of a text that are not blank, with their numbers from 1; packed with zstd where its name ends so.
+
+    Only line feeds end a line: JSON escapes those in its strings.
+
+    Raises:
+        BadInput: if it is no regular file, cannot be read, is no UTF-8, or has a line of more than `MAX_BYTES`.
+    """
+    require_regular(path)
+    number = 0
+    try:
+        with path.open("rb") as file:
+            packed = path.suffix == ".zst"
+            stream = zstandard.ZstdDecompressor().stream_reader(file, read_across_frames=True) if packed else file
+            lines: IO[bytes] = io.BufferedReader(stream) if packed else file  # pyright: ignore[reportArgumentType]
+            for number in count(1):
+                if not (line := lines.readline(MAX_BYTES + 1)):
+                    return
+                if (text := decode_text(line).strip("\n")) and text.strip():
+                    yield number, text
+    except (OSError, zstandard.ZstdError) as error:
+        raise _unopened(path, error) from error
+    except UnreadableError as error:
+        raise BadInput(f"{path}, line {number}: {error}.", "It has to be JSON lines in UTF-8.") from error
+
+
+def read_arrays(content: bytes) -> dict[str, Array]:
+    """The arrays of an `.npz`, each of which holds as many bytes as it claims. Nothing is unpickled.
+
+    Raises:
+        UnreadableError: if it is none, or claims more than `MAX_ARRAY_BYTES`.
+    """
+    try:
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            total = sum(member.file_size for member in archive.infolist())
+            if total > MAX_ARRAY_BYTES:
+                raise UnreadableError(f"its arrays have {total:,} bytes, {MAX_ARRAY_BYTES:,} are allowed")
+            return {member.filename.removesuffix(".npy"): _read_array(archive, member) for member in archive.infolist()}
+    except UnreadableError:
+        raise
+    except (*_BAD_ZIP, *_BAD_ZIP_FEATURES) as error:
+        raise UnreadableError(" ".join(str(error).split()) or type(error).__name__) from error
+
+
+def _read_array(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> Array:
+    with archive.open(member) as file:
+        content = file.read(member.file_size + 1)
+    stream = io.BytesIO(content)
+    version = npy.read_magic(stream)
+    if version not in ((1, 0), (2, 0)):
+        raise UnreadableError(f"{member.filename} has version {version} of NumPy's format")
+    read_header = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
+    shape, is_fortran, dtype = read_header(stream)
+    held = len(content) - stream.tell()
+    claimed = dtype.itemsize
+    for length in shape:
+        claimed *= length
+    if dtype.hasobject or dtype.kind not in "fiub" or claimed != held:
+        raise UnreadableError(f"{member.filename} claims numbers {dtype} of shape {shape} and holds {held:,} bytes")
+    flat = np.frombuffer(content, dtype, offset=stream.tell())
+    return flat.reshape(shape, order="F" if is_fortran else "C").copy()
+
+
+def _check_strings(value: object, text: str | bytes) -> None:
+    """Refuse half characters and NUL, which neither a file nor a table takes."""
+    escape = "\\u" if isinstance(text, str) else b"\\u"
+    if escape not in text:  # pyright: ignore[reportOperatorIssue]
+        return
+    found = json.dumps(value, ensure_ascii=False)
+    if _SURROGATE.search(found) or "\\u0000" in found:
+        raise UnreadableError("it holds a character that no text has (half a pair, or NUL)")
+
+
+def _place(text: bytes, position: int) -> str:
+    before = text[:position]
+    line, start = before.count(b"\n") + 1, before.rfind(b"\n")
+    return f"line {line}, column {position - start}"
+
+
+def _too_deep(levels: int = MAX_DEPTH) -> str:
+    return f"it is nested more than {levels} levels deep"
+
+
+def _too_many_digits() -> str:
+    return f"a number has more than {MAX_DIGITS} digits"
+
+
+def _unopened(path: Path, error: Exception) -> BadInput:
+    reason = (error.strerror if isinstance(error, OSError) else None) or " ".join(str(error).split())
+    return BadInput(f"{path} cannot be read: {reason}.".replace("\0", "?"))

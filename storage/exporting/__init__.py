@@ -1,0 +1,1 @@
+"""Datasets and tables as files for other tools."""

@@ -1,0 +1,1 @@
+"""Rows that were recorded elsewhere: read, checked as a whole, and entered."""

@@ -1,0 +1,252 @@
+"""The cells of one column as what its meaning needs: flags, numbers, ids or lists. The first that is none is named.
+
+Files differ in how they write them: `yes` or `1` for true, text for numbers, `[0.1, 0.2]` in a CSV, half floats.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from ..errors import BadInput
+from ..schema import Array
+
+Bools = NDArray[np.bool_]
+Place = Callable[[int], str]  # row of a piece -> where it is in the file: `line 7`
+LISTS = ("observation", "next_observation", "action", "policy_output")
+FLAGS = ("terminated", "truncated")
+_TRUE, _FALSE = ("true", "t", "yes", "y", "1", "1.0"), ("false", "f", "no", "n", "0", "0.0")
+_FLAG_HINT = f"Flags are {', '.join(_TRUE)} and {', '.join(_FALSE)}, in upper or lower case."
+
+
+Reader = Callable[[pa.ChunkedArray, str, str], pa.ChunkedArray]  # column, its name, its meaning -> its cells
+
+
+@dataclass
+class EpisodeNames:
+    """Texts that name episodes, numbered in the order in which they appear."""
+
+    numbers: dict[str, int] = field(default_factory=dict[str, int])
+
+    def number(self, texts: list[str]) -> NDArray[np.int64]:
+        """The numbers of some names, (N,)."""
+        return np.array([self.numbers.setdefault(text, len(self.numbers)) for text in texts], np.int64)
+
+    def sentences(self) -> list[str]:
+        """Which name has which number; nothing if there are none."""
+        shown = ", ".join(f"{name!r} is {number}" for name, number in itertools.islice(self.numbers.items(), 10))
+        return [f"episodes are numbered as their names appear: {shown}"] if self.numbers else []
+
+
+def make_reader(place: Place, names: EpisodeNames) -> Reader:
+    """What reads the cells of one piece of a file; see `read_cells`."""
+    return lambda column, name, meaning: read_cells(column, name, meaning, place=place, names=names)
+
+
+def read_cells(
+    column: pa.ChunkedArray, name: str, meaning: str, *, place: Place, names: EpisodeNames
+) -> pa.ChunkedArray:
+    """One column of a file as its meaning needs it; what needs no change is not copied.
+
+    Args:
+        column: as the file has it.
+        name: of the column in the file.
+        meaning: a column of the steps schema, or `next_observation`.
+        place: where a row is in the file.
+        names: of the episodes so far.
+
+    Raises:
+        BadInput: naming the place, the column and the first value that cannot be read.
+    """
+    cells = _Cells(_plain(column), name, place)
+    if pa.types.is_null(cells.column.type):
+        return cells.column
+    if meaning in FLAGS:
+        return _flags(cells)
+    if meaning == "episode_id":
+        return _ids(cells, names)
+    if meaning in ("step", "seed"):
+        return _whole(cells, may_miss=meaning == "seed")
+    if meaning in LISTS and (_is_list(cells.column.type) or _is_text_list(cells)):
+        return _lists(cells)
+    return _numbers(cells)
+
+
+def same_whole(values: Array, converted: Array) -> Bools:
+    """Where whole numbers are the same after a conversion to another type of numbers."""
+    with np.errstate(all="ignore"):
+        same = (converted.astype(values.dtype) == values) & ((converted < 0) == (values < 0))
+    beyond = 2.0 ** (8 * values.dtype.itemsize - (values.dtype.kind == "i"))  # rounded up to that, it overflows
+    return same & (converted < beyond) if converted.dtype.kind == "f" else same
+
+
+@dataclass(frozen=True)
+class _Cells:
+    column: pa.ChunkedArray
+    name: str
+    place: Place
+
+    def require(self, good: Bools, complaint: str, hint: str = "") -> None:
+        """Refuse the first cell that is not good."""
+        if (wrong := np.flatnonzero(~good)).size:
+            value = str(self.column[int(wrong[0])].as_py())
+            shown = value if len(value) <= 40 else value[:40] + "..."
+            raise BadInput(f"{self.place(int(wrong[0]))}, column {self.name!r}: {shown!r} {complaint}.", hint)
+
+
+def _flags(cells: _Cells) -> pa.ChunkedArray:
+    kind = cells.column.type
+    if pa.types.is_boolean(kind):
+        return cells.column
+    absent = np.asarray(cells.column.is_null())
+    if _is_text(kind):
+        texts = _series(cells.column).str.to_lowercase().fill_null("")
+        is_true, is_false = (texts.is_in(words).to_numpy() for words in (_TRUE, _FALSE))
+    elif _is_number(kind):
+        values = np.asarray(pc.fill_null(cells.column, 0))
+        is_true, is_false = values == 1, values == 0
+    else:
+        raise _wrong_type(cells, "true or false, or 1 or 0")
+    cells.require(is_true | is_false | absent, "is neither true nor false", _FLAG_HINT)
+    return pa.chunked_array([pa.array(is_true & ~absent, mask=absent)])
+
+
+def _ids(cells: _Cells, names: EpisodeNames) -> pa.ChunkedArray:
+    if not _is_text(cells.column.type):
+        return _whole(cells, may_miss=False)
+    cells.require(~np.asarray(cells.column.is_null()), "names no episode")
+    return pa.chunked_array([pa.array(names.number(cells.column.to_pylist()))])
+
+
+def _whole(cells: _Cells, *, may_miss: bool) -> pa.ChunkedArray:
+    """Whole numbers as int64, also where they are written as text or as floats."""
+    numbers = _numbers(cells)
+    cells.require(~np.asarray(numbers.is_null()) | may_miss, "is missing")
+    if pa.types.is_integer(numbers.type):
+        if numbers.type == pa.uint64():
+            fits = np.asarray(pc.fill_null(numbers, 0)) < 2**63
+            cells.require(fits, f"is larger than {2**63 - 1}, the largest number allowed")
+        return numbers.cast(pa.int64())
+    values = np.asarray(pc.fill_null(numbers, 0)).astype(np.float64)
+    cells.require((np.abs(values) < 2**53) & (values == np.floor(values)), "is not a whole number")
+    return pa.chunked_array([pa.array(values.astype(np.int64), mask=np.asarray(numbers.is_null()))])
+
+
+def _numbers(cells: _Cells) -> pa.ChunkedArray:
+    kind = cells.column.type
+    if pa.types.is_boolean(kind):
+        return cells.column.cast(pa.uint8())
+    if pa.types.is_float16(kind):
+        return cells.column.cast(pa.float32())
+    if pa.types.is_decimal(kind):
+        return cells.column.cast(pa.float64())
+    if _is_text(kind):
+        return _parsed(cells)
+    if not _is_number(kind):
+        raise _wrong_type(cells, "numbers")
+    return cells.column
+
+
+def _parsed(cells: _Cells) -> pa.ChunkedArray:
+    texts = cells.column.to_pylist()
+    values = np.zeros(len(texts))
+    good = np.ones(len(texts), np.bool_)
+    for row, text in enumerate(texts):
+        if text is not None:
+            try:
+                values[row] = _number(text)
+            except ValueError:
+                good[row] = False
+    cells.require(good, "is no number, or a whole one that a float does not hold", "Decimals have a point: 0.5.")
+    return pa.chunked_array([pa.array(values, mask=np.array([text is None for text in texts], np.bool_))])
+
+
+def _number(text: str) -> float:
+    """A number that is written as text.
+
+    Raises:
+        ValueError: if it is none, or a whole one of so many digits that it would be rounded.
+    """
+    number = float(text.replace("_", "x"))
+    if abs(number) >= 2**53 and text.lstrip("+-").isdecimal() and int(text) != int(number):
+        raise ValueError(text)
+    return number
+
+
+def _lists(cells: _Cells) -> pa.ChunkedArray:
+    """Lists of numbers, all of the same length; null where there is none."""
+    column = cells.column if _is_list(cells.column.type) else _parsed_lists(cells)
+    flat = column.combine_chunks().flatten()
+    inner = flat.type
+    if not (_is_number(inner) or pa.types.is_boolean(inner) or pa.types.is_decimal(inner) or pa.types.is_null(inner)):
+        raise _wrong_type(cells, "lists of numbers")
+    absent = np.asarray(column.is_null())
+    lengths = np.asarray(pc.fill_null(pc.call_function("list_value_length", [column]), 0))
+    size = int(lengths[~absent][0]) if not absent.all() else 0
+    cells.require(absent | (lengths == size), f"has another length than {size}, the first one's")
+    if pa.types.is_boolean(inner) or pa.types.is_float16(inner) or pa.types.is_decimal(inner):
+        narrow = pa.uint8() if pa.types.is_boolean(inner) else pa.float32() if pa.types.is_float16(inner) else None
+        return column.cast(pa.list_(narrow or pa.float64()))
+    return column
+
+
+def _parsed_lists(cells: _Cells) -> pa.ChunkedArray:
+    found = [None if text is None else _list_of(text) for text in cells.column.to_pylist()]
+    is_list = np.array([numbers is not None for numbers in found], np.bool_)
+    cells.require(is_list | np.asarray(cells.column.is_null()), "is no list of numbers such as [0.1, 0.2]")
+    return pa.chunked_array([pa.array(found, pa.list_(pa.float64()))])
+
+
+def _list_of(text: str) -> list[float] | None:
+    """`[0.1, 0.2]`, or `[0.1 0.2]` as NumPy prints it; None if it is neither."""
+    inner = text.strip()
+    if not (inner.startswith(("[", "(")) and inner.endswith(("]", ")"))):
+        return None
+    parts = inner[1:-1].replace(",", " ").split()
+    try:
+        return [_number(part) for part in parts]
+    except ValueError:
+        return None
+
+
+def _is_text_list(cells: _Cells) -> bool:
+    if not _is_text(cells.column.type) or not (present := cells.column.drop_null()):
+        return False
+    return str(present[0].as_py()).lstrip().startswith(("[", "("))
+
+
+def _plain(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Texts without blanks around them, null where nothing is left; dictionaries as what they stand for."""
+    if pa.types.is_dictionary(column.type):
+        column = column.cast(column.type.value_type)
+    if not _is_text(column.type):
+        return column
+    stripped = _series(column).str.strip_chars()
+    return pa.chunked_array([stripped.set(stripped == "", None).to_arrow()])
+
+
+def _series(column: pa.ChunkedArray) -> pl.Series:
+    return pl.Series(pl.from_arrow(column))
+
+
+def _wrong_type(cells: _Cells, needed: str) -> BadInput:
+    return BadInput(f"The column {cells.name!r} is of type {cells.column.type}; it has to be {needed}.")
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
+
+
+def _is_number(kind: pa.DataType) -> bool:
+    return pa.types.is_integer(kind) or pa.types.is_floating(kind)
+
+
+def _is_list(kind: pa.DataType) -> bool:
+    return pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)

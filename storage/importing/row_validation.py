@@ -1,0 +1,225 @@
+"""Rows of steps that were recorded elsewhere, checked one rule after another.
+
+Each complaint names the episode and the step. Spaces and files are not known here.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from ..datasets.columns import StepArrays
+from ..errors import BadInput
+from ..schema import Array
+
+REQUIRED = ("episode_id", "step", "observation", "action", "reward", "terminated", "truncated")
+OPTIONAL = ("policy_output", "seed")
+DERIVED = ("dataset_id", "action_vector", "action_name", "annotations")
+"""Columns that the view `steps` or an export with labels has besides."""
+
+_LARGEST = (1 << 63) - 1
+_FORMAT = (
+    "An episode of T steps has T+1 rows: the last has the final observation and a null action; the flags stand on row "
+    "T-1."
+)
+
+
+class CheckedRows(NamedTuple):
+    """Rows that keep every rule: episodes ascending, steps contiguous, flags on row T-1, final rows zero."""
+
+    steps: StepArrays
+    seeds: list[int | None]  # one per episode
+
+
+def check_rows(table: pa.Table, *, finite: bool = True) -> CheckedRows:
+    """Rows in any order as whole episodes.
+
+    Args:
+        table: columns as in the steps schema; lists may be of fixed or variable size, numbers of any width;
+            `policy_output` and `seed` may be missing; a final row may have zeros in place of nulls, and the flags.
+        finite: whether numbers have to be finite.
+
+    Raises:
+        BadInput: for the first rule that is broken; it names the episode and the step.
+    """
+    _check_columns(table)
+    ids = _whole(table["episode_id"], "episode_id")
+    numbers = _whole(table["step"], "step")
+    order = np.lexsort((numbers, ids))
+    rows = _Rows(table.take(pa.array(order)), ids[order], numbers[order], finite=finite)
+    _check_order(rows)
+    terminated, truncated = _flags(rows)
+    final = rows.is_final
+    steps = StepArrays(
+        episode_id=rows.ids,
+        step=rows.steps.astype(np.int32),
+        observation=_lists(rows, "observation", required=np.ones(len(final), np.bool_)),
+        action=_action(rows),
+        reward=_reward(rows),
+        terminated=terminated,
+        truncated=truncated,
+        is_final=final,
+        policy_output=_policy_output(rows),
+    )
+    return CheckedRows(steps, _seeds(rows))
+
+
+class _Rows:
+    """A sorted table with what every rule needs: where each row belongs."""
+
+    def __init__(self, table: pa.Table, ids: NDArray[np.int64], steps: NDArray[np.int64], *, finite: bool) -> None:
+        self.table, self._finite = table, finite
+        self.ids = ids
+        self.steps = steps
+        self.starts = np.flatnonzero(np.diff(ids, prepend=ids[0] - 1))
+        self.is_final = np.append(ids[1:] != ids[:-1], True)
+
+    def require(self, good: NDArray[np.bool_], complaint: str, hint: str = _FORMAT) -> None:
+        """Refuse the first row that is not good."""
+        if (wrong := np.flatnonzero(~good)).size:
+            raise BadInput(f"Episode {self.ids[wrong[0]]}, step {self.steps[wrong[0]]}: {complaint}.", hint)
+
+    def finite(self, values: Array) -> NDArray[np.bool_]:
+        """Where numbers are finite, if they have to be."""
+        return np.isfinite(values) if self._finite else np.ones(values.shape, np.bool_)
+
+    def present(self, name: str) -> NDArray[np.bool_]:
+        """Where a column is not null."""
+        return self.table[name].is_valid().to_numpy()
+
+
+def _check_columns(table: pa.Table) -> None:
+    if missing := [name for name in REQUIRED if name not in table.column_names]:
+        raise BadInput(f"The column {missing[0]!r} is missing.", f"Needed are {', '.join(REQUIRED)}.")
+    if not table.num_rows:
+        raise BadInput("There are no rows.")
+
+
+def _whole(column: pa.ChunkedArray, name: str) -> NDArray[np.int64]:
+    if not pa.types.is_integer(column.type):
+        raise BadInput(f"The column {name!r} is of type {column.type}; it has to be whole numbers.")
+    if column.null_count:
+        raise BadInput(f"The column {name!r} is null in {column.null_count} rows.")
+    values = column.to_numpy()
+    if (largest := values.max(initial=0)) > _LARGEST:
+        raise BadInput(f"The column {name!r} has {largest}; {_LARGEST} is the largest number allowed.")
+    return values.astype(np.int64)
+
+
+def _check_order(rows: _Rows) -> None:
+    rows.require(rows.ids >= 0, "a negative episode_id", "Episodes count from 0.")
+    expected = np.arange(len(rows.ids)) - np.repeat(rows.starts, np.diff(rows.starts, append=len(rows.ids)))
+    before = np.append(False, (rows.ids[1:] == rows.ids[:-1]) & (rows.steps[1:] == rows.steps[:-1]))
+    rows.require(~before, "there are two rows for it", "")
+    rows.require(rows.steps == expected, "a step before it is missing", "Steps count from 0 without a gap.")
+    rows.require(~rows.is_final | (rows.steps > 0), "it is the only row of its episode")
+
+
+def _flags(rows: _Rows) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Both flags, moved from the final row to the step that ended the episode where they stand there."""
+    terminated, truncated = (_flag(rows, name) for name in ("terminated", "truncated"))
+    last = np.append(rows.is_final[1:], False)
+    either = terminated | truncated
+    rows.require(~either | last | rows.is_final, "terminated or truncated before the end of its episode")
+    ends = np.flatnonzero(last)
+    unflagged = last.copy()
+    unflagged[ends] = ~(either[ends] | either[ends + 1])
+    rows.require(~unflagged, "it ends its episode, but is neither terminated nor truncated")
+    late = rows.is_final & rows.present("action") & ~np.append(False, either[:-1])
+    rows.require(~late, "it has an action and the flags; either the final row is missing, or its action has to be null")
+    for flag in (terminated, truncated):
+        flag[ends] |= flag[ends + 1]
+        flag[ends + 1] = False
+    return terminated, truncated
+
+
+def _flag(rows: _Rows, name: str) -> NDArray[np.bool_]:
+    column = rows.table[name]
+    if not (pa.types.is_boolean(column.type) or pa.types.is_null(column.type)):
+        raise BadInput(f"The column {name!r} is of type {column.type}; it has to be true or false.")
+    rows.require(rows.present(name) | rows.is_final, f"{name} is null")
+    return pc.fill_null(column.cast(pa.bool_()), False).to_numpy().copy()
+
+
+def _reward(rows: _Rows) -> NDArray[np.float64]:
+    rewards = _scalars(rows, "reward").astype(np.float64)
+    rows.require(rows.present("reward") | rows.is_final, "the reward is null")
+    rows.require(rows.finite(rewards), "the reward is not finite", "")
+    rows.require(~rows.is_final | (rewards == 0), "the final row has a reward")
+    return rewards
+
+
+def _action(rows: _Rows) -> Array:
+    kind = rows.table["action"].type
+    values = _lists(rows, "action", ~rows.is_final) if _is_list(kind) else _scalars(rows, "action")
+    rows.require(rows.present("action") | rows.is_final, "the action is null")
+    is_zero = (values == 0).reshape(len(values), -1).all(axis=1)
+    rows.require(~rows.is_final | is_zero, "the last row of its episode has an action")
+    return values
+
+
+def _policy_output(rows: _Rows) -> NDArray[np.float32] | None:
+    if "policy_output" not in rows.table.column_names or not rows.present("policy_output").any():
+        return None
+    outputs = _lists(rows, "policy_output", ~rows.is_final).astype(np.float32)
+    outputs[rows.is_final] = 0
+    return outputs
+
+
+def _seeds(rows: _Rows) -> list[int | None]:
+    if "seed" not in rows.table.column_names:
+        return [None] * len(rows.starts)
+    seeds = rows.table["seed"]
+    if not (pa.types.is_integer(seeds.type) or pa.types.is_null(seeds.type)):
+        raise BadInput(f"The column 'seed' is of type {seeds.type}; it has to be whole numbers.")
+    firsts = rows.starts[np.cumsum(np.diff(rows.ids, prepend=rows.ids[0] - 1) != 0) - 1]
+    filled = pc.fill_null(seeds.cast(pa.int64()), -1).to_numpy()
+    rows.require((filled == filled[firsts]) | ~rows.present("seed"), "the seed is not that of its episode's first row")
+    return seeds.cast(pa.int64()).take(pa.array(rows.starts)).to_pylist()
+
+
+def _scalars(rows: _Rows, name: str) -> Array:
+    column = rows.table[name]
+    if not (pa.types.is_integer(column.type) or pa.types.is_floating(column.type)):
+        raise BadInput(f"The column {name!r} is of type {column.type}; it has to be numbers.")
+    values = pc.fill_null(column, 0).to_numpy()
+    rows.require(rows.finite(values), f"the {name} is not finite", "")
+    return values
+
+
+def _lists(rows: _Rows, name: str, required: NDArray[np.bool_]) -> Array:
+    """A column of lists as (N, size), zeros where a list may be null and is."""
+    column = rows.table[name].combine_chunks()
+    if not _is_list(column.type) or not _is_number(column.type.value_type):
+        raise BadInput(f"The column {name!r} is of type {column.type}; it has to be lists of numbers.")
+    present = rows.present(name)
+    rows.require(present | ~required, f"the {name} is null")
+    lengths = _lengths(column)
+    size = int(lengths[present][0])
+    rows.require(~present | (lengths == size), f"the {name} has another length than {size}, the first one's", "")
+    if size == 0:
+        raise BadInput(f"The column {name!r} has empty lists.")
+    flat = column.drop_null().flatten()
+    values = np.zeros((len(column), size), column.type.value_type.to_pandas_dtype())
+    values[present] = pc.fill_null(flat, 0).to_numpy().reshape(-1, size)
+    whole = np.ones((len(column), size), np.bool_)
+    whole[present] = flat.is_valid().to_numpy(zero_copy_only=False).reshape(-1, size) & rows.finite(values[present])
+    rows.require(np.all(whole, axis=1), f"the {name} is null or not finite in places", "")
+    return values
+
+
+def _lengths(column: Any) -> NDArray[np.int64]:
+    """How many numbers each list has, (N,); 0 where it is null."""
+    return pc.call_function("list_value_length", [column]).fill_null(0).to_numpy()
+
+
+def _is_list(kind: pa.DataType) -> bool:
+    return pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+
+
+def _is_number(kind: pa.DataType) -> bool:
+    return pa.types.is_integer(kind) or pa.types.is_floating(kind)

@@ -1,0 +1,269 @@
+"""CSV and JSON lines as a temporary Parquet file, for their types are known only at their end. Faults have a line.
+
+Separators (comma, semicolon, tab, bar), decimal commas, blanks around values and gzip or zstd are found out.
+"""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import itertools
+import json
+import re
+import zlib
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO
+
+import polars as pl
+import pyarrow as pa
+
+from ..disk.untrusted import MAX_BYTES, UnreadableError, check_depth, decode_json
+from ..errors import BadInput
+
+TEXT = (".jsonl", ".ndjson", ".csv", ".tsv")
+PACKED = (".gz", ".zst")
+_SEPARATORS = ",;\t|"
+_UNPACKED = 2**30  # bytes of a packed file that are always allowed; beyond, a ratio that tables do not reach
+_RATIO = 200
+_CHUNK = 2**20
+_LEVELS = 16  # of lists and objects in a line
+_COMMA = r"^[-+]?\d*,?\d+(?:[eE][-+]?\d+)?$"
+_POINT = r"^[-+]?[\d.]*\.[\d,]+(?:[eE][-+]?\d+)?$"
+_DECIMAL_COMMA = re.compile(r"[-+]?\d*,\d+(?:[eE][-+]?\d+)?")
+_FINITE = "Numbers have to be finite."
+_UTF8 = "Save it as UTF-8."
+
+
+def text_kind(path: Path) -> str | None:
+    """The ending that says how a text file is written, behind which it may be packed; None if it is no text."""
+    ending = Path(path.stem).suffix if path.suffix in PACKED else path.suffix
+    return ending if ending in TEXT else None
+
+
+class TextRows:
+    """A text file of rows.
+
+    Args:
+        path: CSV or JSON lines, packed or not.
+        folder: for temporary files.
+
+    Raises:
+        BadInput: naming line and column of what cannot be read.
+    """
+
+    def __init__(self, path: Path, folder: Path) -> None:
+        self._path = path
+        self._is_csv = text_kind(path) in (".csv", ".tsv")
+        self._plain = _unpacked(path, folder) if path.suffix in PACKED else path
+        self._separator = ","
+        self.notes: list[str] = []  # what was found out about how it is written
+        self.parquet = folder / "rows.parquet"
+        (self._read_csv if self._is_csv else self._read_json)()
+
+    def place(self, row: int) -> str:
+        """Where a row is: its line."""
+        if self._is_csv:
+            return f"{self._path}, line {next(itertools.islice(self._records(), row + 1, None))[0]}"
+        with self._plain.open("rb") as file:
+            lines = (number for number, line in enumerate(file, start=1) if line.strip())
+            return f"{self._path}, line {next(itertools.islice(lines, row, None))}"
+
+    def _read_csv(self) -> None:
+        names = self._header()
+        comma = self._separator != "," and self._has_decimal_commas()
+        if comma:
+            self.notes.append("numbers are read with decimal commas: 0,5 is one half")
+        try:
+            rows = pl.scan_csv(
+                self._plain,
+                separator=self._separator,
+                new_columns=names,
+                infer_schema_length=None,
+                decimal_comma=comma,
+            )
+            rows.filter(~pl.all_horizontal(pl.all().is_null())).sink_parquet(self.parquet)
+        except pl.exceptions.PolarsError:
+            self._check_records(len(names))
+            raise
+        self._settle_types(comma)
+        self._check_last(names)
+
+    def _header(self) -> list[str]:
+        """The names of the columns; the separator is the one that the first line has most of."""
+        with self._plain.open("rb") as file:
+            line = file.readline(_CHUNK)
+        if line.startswith((b"\xff\xfe", b"\xfe\xff")):
+            raise BadInput(f"{self._path} is written in UTF-16.", _UTF8)
+        text = _decode(line.removeprefix(b"\xef\xbb\xbf"), f"{self._path}, line 1")
+        self._separator = max(_SEPARATORS, key=text.count)
+        names = [name.strip() for name in next(csv.reader([text], delimiter=self._separator), [])]
+        if twice := sorted(name for name, count in Counter(names).items() if name and count > 1):
+            raise BadInput(f"{self._path}, line 1: the column {twice[0]!r} is there twice.", "Rename one of them.")
+        if self._separator != ",":
+            self.notes.append(f"columns are separated by {self._separator!r}")
+        return [name or f"unnamed column {number}" for number, name in enumerate(names, start=1)]
+
+    def _has_decimal_commas(self) -> bool:
+        return any(
+            _DECIMAL_COMMA.fullmatch(cell.strip())
+            for _, row in itertools.islice(self._records(), 1, 100)
+            for cell in row
+        )
+
+    def _records(self) -> Iterator[tuple[int, list[str]]]:
+        """The line on which each record ends, and its cells; empty lines are none, the header is the first."""
+        with self._plain.open(encoding="utf-8-sig", newline="", errors="replace") as file:
+            reader = csv.reader(file, delimiter=self._separator)
+            for cells in reader:
+                if any(cells):
+                    yield reader.line_num, cells
+
+    def _settle_types(self, comma: bool) -> None:
+        """Numbers and flags between blanks or quotes are numbers and flags all the same."""
+        rows = pl.scan_parquet(self.parquet)
+        kinds = dict(rows.collect_schema())
+        casts: list[pl.Expr] = []
+        for name in (name for name, kind in kinds.items() if kind == pl.Int128):
+            kind = pl.Float64 if _fails(rows, pl.col(name), pl.UInt64) else pl.UInt64
+            casts.append(pl.col(name).cast(kind))
+        for name in (name for name, kind in kinds.items() if kind == pl.String):
+            if comma:
+                self._refuse_points(rows, name)
+            cell = _bare(name, comma)
+            found = [kind for kind in (pl.Int64, pl.Float64) if not _fails(rows, cell, kind)]
+            if found and rows.select(cell.is_not_null().any()).collect().item():
+                casts.append(cell.cast(found[0]).alias(name))
+        if casts:
+            settled = self.parquet.with_name("settled.parquet")
+            rows.with_columns(casts).sink_parquet(settled)
+            settled.replace(self.parquet)
+
+    def _refuse_points(self, rows: pl.LazyFrame, name: str) -> None:
+        """Beside decimal commas, 1.234 may be a thousand or one and a bit."""
+        cells = rows.select(pl.col(name).str.strip_chars()).collect().to_series()
+        points = cells.str.contains(_POINT).fill_null(value=False)
+        if points.any() and (cells.is_null() | points | cells.str.contains(_COMMA) | (cells == "")).all():
+            row = int(points.arg_true()[0])
+            raise BadInput(
+                f"{self.place(row)}, column {name!r}: {cells[row]!r} has a point; other numbers of the file have a "
+                "decimal comma.",
+                "Write all of them with a point.",
+            )
+
+    def _check_last(self, names: list[str]) -> None:
+        """A row that is too short has no value in the last column."""
+        if pl.scan_parquet(self.parquet).select(pl.col(names[-1]).is_null().any()).collect().item():
+            self._check_records(len(names))
+
+    def _check_records(self, width: int) -> None:
+        for line, cells in self._records():
+            if len(cells) != width:
+                raise BadInput(
+                    f"{self._path}, line {line}: {len(cells)} values; the header has {width} columns.",
+                    f"They are separated by {self._separator!r}.",
+                )
+        with self._plain.open("rb") as file:
+            for number, line in enumerate(file, start=1):
+                _decode(line, f"{self._path}, line {number}")
+
+    def _read_json(self) -> None:
+        self._check_levels()
+        try:
+            pl.scan_ndjson(self._plain, infer_schema_length=None).sink_parquet(self.parquet)
+        except (pl.exceptions.PolarsError, pa.ArrowException):
+            self._check_lines()
+            raise
+
+    def _check_levels(self) -> None:
+        """Refuse what a reader would need for ever for: its time depends exponentially on the levels of a line."""
+        with self._plain.open("rb") as file:
+            for number in itertools.count(1):
+                if not (line := file.readline(MAX_BYTES + 1)):
+                    return
+                if len(line) > MAX_BYTES or line.count(b"[") + line.count(b"{") > _LEVELS:
+                    try:
+                        check_depth(decode_json(line), _LEVELS)
+                    except UnreadableError as error:
+                        raise BadInput(f"{self._path}, line {number}: {error}.", "Each line is an object.") from error
+
+    def _check_lines(self) -> None:
+        """Name the first line that is no object of JSON."""
+        kinds: dict[str, str] = {}
+        with self._plain.open("rb") as file:
+            for number, line in enumerate(file, start=1):
+                if line.strip():
+                    _check_line(line, f"{self._path}, line {number}", kinds)
+
+
+def _check_line(line: bytes, place: str, kinds: dict[str, str]) -> None:
+    def refuse(text: str) -> None:
+        raise BadInput(f"{place}, column {line.decode().find(text) + 1}: {text} is no number of JSON.", _FINITE)
+
+    try:
+        row = json.loads(_decode(line.rstrip(), place), parse_constant=refuse)
+    except json.JSONDecodeError as error:
+        torn = " The line ends too early." if error.pos >= len(line.rstrip()) or not line.endswith(b"\n") else ""
+        raise BadInput(f"{place}, column {error.colno}: no JSON ({error.msg}).{torn}") from error
+    except RecursionError as error:
+        raise BadInput(f"{place}: nested too deeply.") from error
+    if not isinstance(row, dict):
+        raise BadInput(f"{place}: {_kind(row)} stands there; each line is an object.")
+    for name, value in row.items():
+        kind = _kind(value)
+        if value is not None and (before := kinds.setdefault(name, kind)) != kind:
+            raise BadInput(f"{place}, column {name!r}: {kind}; the lines before have {before}.")
+
+
+def _kind(value: object) -> str:
+    """What a value of JSON is, in words."""
+    if isinstance(value, bool):
+        return "true or false"
+    kinds = {"a number": int | float, "a text": str, "a list": list, "an object": dict}
+    return next((words for words, kind in kinds.items() if isinstance(value, kind)), "nothing")
+
+
+def _bare(name: str, comma: bool) -> pl.Expr:
+    """The text of a cell without blanks; null where nothing is left."""
+    cell = pl.col(name).str.strip_chars()
+    cell = pl.when(cell != "").then(cell)
+    return (
+        pl.when(cell.str.contains(_COMMA)).then(cell.str.replace(",", ".", literal=True)).otherwise(cell)
+        if comma
+        else cell
+    )
+
+
+def _fails(rows: pl.LazyFrame, cell: pl.Expr, kind: type[pl.DataType]) -> bool:
+    return rows.select((cell.is_not_null() & cell.cast(kind, strict=False).is_null()).any()).collect().item()
+
+
+def _decode(line: bytes, place: str) -> str:
+    try:
+        return line.decode()
+    except UnicodeDecodeError as error:
+        raise BadInput(f"{place}, byte {error.start + 1}: no UTF-8.", _UTF8) from error
+
+
+def _unpacked(path: Path, folder: Path) -> Path:
+    """The same without its packing.
+
+    Raises:
+        BadInput: if it is damaged, or grows beyond what a table does.
+    """
+    allowed = max(_UNPACKED, _RATIO * path.stat().st_size)
+    target = folder / path.stem
+    try:
+        with _open_packed(path) as packed, target.open("wb") as file:
+            while chunk := packed.read(_CHUNK):
+                if file.tell() > allowed:
+                    raise BadInput(f"{path} unpacks to more than {allowed:,} bytes.", "Unpack it yourself first.")
+                file.write(chunk)
+    except (EOFError, gzip.BadGzipFile, zlib.error, pa.ArrowException) as error:
+        raise BadInput(f"{path} cannot be unpacked: {error}.") from error
+    return target
+
+
+def _open_packed(path: Path) -> IO[bytes] | pa.CompressedInputStream:
+    return gzip.open(path) if path.suffix == ".gz" else pa.CompressedInputStream(pa.OSFile(str(path)), "zstd")

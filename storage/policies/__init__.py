@@ -1,0 +1,1 @@
+"""Policies, remembered trainings, and which policy a deployment has in force."""

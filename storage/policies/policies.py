@@ -1,0 +1,142 @@
+"""Policies as folders of files with a hash, and their parents in the catalog. What the files say is not known here."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, cast
+
+from ..catalog.connection import insert_rows
+from ..content_hash import canonical_json, sha256_bytes
+from ..datasets.registry import pick
+from ..disk.atomic import owned, publish_folder, write_whole
+from ..disk.os_errors import writing
+from ..errors import BadInput, DamagedStore, Prerequisite
+from ..store import Store
+
+RECORD = "record.json"
+
+
+def save_policy(store: Store, policy_id: str, files: Mapping[str, bytes], record: Mapping[str, object]) -> str:
+    """Keep a policy; saving the same one again changes nothing.
+
+    Args:
+        store: the store.
+        policy_id: its name.
+        files: file name -> content, for example `policy.json` and `weights.npz`.
+        record: columns of the table `policies`: kind, env_id, dataset_id, baseline_id, run_ids, config. It is also
+            written beside the files, so that the folder explains itself.
+
+    Returns:
+        The sha256 of the files.
+
+    Raises:
+        BadInput: if another policy has this name, or a file name is not a plain one.
+        DiskFailed: if the disk does not take it.
+    """
+    if not files or any("/" in name or name.startswith(".") or name == RECORD for name in files):
+        raise BadInput(f"A policy needs files with plain names other than {RECORD}; received {sorted(files)}.")
+    final, sha256 = store.policy_dir(policy_id), files_sha256(files)
+    if not final.exists():
+        _publish(store, policy_id, {**files, RECORD: canonical_json(record).encode()})
+    if files_sha256(read_folder(final)) != sha256:
+        raise BadInput(f"There is another policy named {policy_id!r}.", "Give the new one another name.")
+    with store.catalog.write() as con:
+        insert_rows(con, "policies", [{**record, "policy_id": policy_id, "sha256": sha256}])
+    return sha256
+
+
+def policy_files(store: Store, policy_id: str) -> dict[str, bytes]:
+    """The files of a policy, as they were saved.
+
+    Raises:
+        BadInput: if there is no such policy.
+        DamagedStore: if a file is missing or is not what was saved.
+    """
+    expected = str(policy_record(store, policy_id)["sha256"])
+    files = read_folder(store.policy_dir(policy_id))
+    if files_sha256(files) != expected:
+        raise DamagedStore(
+            f"The files in {store.policy_dir(policy_id)} are not those that were saved.",
+            "Restore them from a backup, or make the policy again.",
+        )
+    return files
+
+
+def policy_record(store: Store, policy_id: str) -> dict[str, Any]:
+    """The row of a policy in the catalog: its kind, hash, parents and configuration.
+
+    Raises:
+        BadInput: if there is no such policy.
+    """
+    with store.catalog.read() as con:
+        found = con.execute("SELECT * FROM policies WHERE policy_id = ?", [policy_id])
+        names, row = [column[0] for column in found.description or ()], found.fetchone()
+    if row is None:
+        raise BadInput(f"There is no policy {policy_id!r} in {store.root}.")
+    return dict(zip(names, row, strict=True))
+
+
+def resolve_policy(store: Store, name: str | None = None) -> str:
+    """The id of the policy that a user means: its id or the unique beginning of it; the latest one when None.
+
+    Raises:
+        Prerequisite: if the store has no policy.
+        BadInput: if the name fits none, or several.
+    """
+    with store.catalog.read() as con:
+        rows = con.execute("SELECT policy_id FROM policies ORDER BY created_at, policy_id").fetchall()
+    if not rows:
+        named = f" {name!r}" if name else ""
+        raise Prerequisite(
+            f"There is no policy{named} in {store.root}: it has none.", "Make one with `trajnote refine`."
+        )
+    known = [policy_id for (policy_id,) in rows]
+    return known[-1] if name is None else pick(name, known, "policy")
+
+
+def files_sha256(files: Mapping[str, bytes]) -> str:
+    """One hash of several files: of their names and contents, in any order; the record beside them does not count."""
+    return sha256_bytes(
+        canonical_json({name: sha256_bytes(content) for name, content in files.items() if name != RECORD}).encode()
+    )
+
+
+def read_folder(folder: Path) -> dict[str, bytes]:
+    """The files of a policy's folder, without the record beside them; none if there is no folder."""
+    if not folder.is_dir():
+        return {}
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path.is_file() and path.name != RECORD}
+
+
+def is_record(store: Store, policy_id: str, *, is_registered: bool) -> bool:
+    """Whether the record in a policy's folder is whole, and says what the catalog says."""
+    try:
+        record = json.loads((store.policy_dir(policy_id) / RECORD).read_bytes())
+        row = policy_record(store, policy_id) if is_registered else None
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(record, dict) and (row is None or _says_the_same(cast(dict[str, Any], record), row))
+
+
+def _says_the_same(record: dict[str, Any], row: dict[str, Any]) -> bool:
+    """The columns of type JSON are text in the row."""
+    pairs = [(value, row.get(name)) for name, value in record.items()]
+    return all(value == kept or canonical_json(value) == kept for value, kept in pairs)
+
+
+def _publish(store: Store, policy_id: str, files: Mapping[str, bytes]) -> None:
+    partial = store.policies_dir / f".partial-{policy_id}"
+    with writing(partial):
+        partial.mkdir(parents=True, exist_ok=True)
+    with owned(partial, f"the policy {policy_id}"):
+        for leftover in partial.iterdir():
+            leftover.unlink()
+        for name, content in files.items():
+            write_whole(partial / name, content)
+        try:
+            publish_folder(partial, store.policy_dir(policy_id))
+        except FileExistsError:
+            shutil.rmtree(partial)

@@ -1,0 +1,1 @@
+"""Conditions on states: parsed, checked and rebuilt as SQL."""

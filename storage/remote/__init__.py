@@ -1,0 +1,1 @@
+"""Stores for more than one machine: snapshots, push and pull."""

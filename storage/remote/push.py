@@ -1,0 +1,203 @@
+"""Pushing a store: its files and a copy of its catalog to a folder elsewhere, as a new snapshot. Nothing is deleted.
+
+Files travel under names made from their content, so that nothing which an older snapshot names is ever overwritten.
+"""
+
+from __future__ import annotations
+
+import platform
+import tempfile
+import uuid
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+
+from ..catalog.migrations import catalog_version
+from ..content_hash import sha256_file
+from ..disk.atomic import owned
+from ..errors import CatalogLocked, Prerequisite
+from ..exporting.tables import are_published, publish_tables, write_tables
+from ..store import CATALOG, Store
+from .remote import Remote
+from .snapshots import RemoteFile, Snapshot, copy_catalog, create_snapshot, digest_tables, find_newest
+from .sync_state import Remembered, Seen
+
+AT_ONCE = 8
+"""Files that travel at the same time: what waiting for answers costs, not the processor."""
+
+Progress = Callable[[str, int, int], None]
+_ATTEMPTS = 3
+
+
+@dataclass(frozen=True)
+class Pushed:
+    """What a push has done."""
+
+    number: int  # of the snapshot in force now
+    is_new: bool  # whether this push made it
+    files: int  # of the snapshot
+    sent: int  # files and catalogs that travelled
+    sent_bytes: int
+    listed: int  # objects that were listed to find what is there already
+
+
+@dataclass(frozen=True)
+class _Outgoing:
+    """The catalog's side of a push, all of one instant."""
+
+    digests: dict[str, str]
+    version: int
+    is_same: bool  # as that of the newest snapshot
+    catalog: RemoteFile
+    copy: Path | None  # None if it need not travel
+    tables: list[Path]  # Parquet files; none if the remote has them
+
+
+def push_store(
+    store: Store, url: str, *, replace: bool = False, check: bool = False, progress: Progress | None = None
+) -> Pushed:
+    """Bring a remote folder to the state of a store; killed at any instant, the next push goes on.
+
+    Args:
+        store: it may be read and written meanwhile; what is written after the catalog was copied goes next time.
+        url: of the remote folder, see `Remote`.
+        replace: push above a snapshot that this store has not seen, instead of refusing.
+        check: list the remote even if nothing is new here, and send again what is missing there.
+        progress: called with what is done, how much of it, and how much there is.
+
+    Raises:
+        Prerequisite: if somebody else has pushed since this store was last pushed or pulled.
+        RemoteFailed: if the remote refuses or cannot be reached.
+        CatalogLocked: if another push or pull of this store is under way.
+    """
+    remote = Remote(url)
+    with owned(store.root, "a snapshot of the store"), tempfile.TemporaryDirectory(prefix="trajnote-push-") as folder:
+        return _Push(store, remote, Path(folder), progress or _silent).run(replace, check)
+
+
+class _Push:
+    """One push, from what the remote has to the tables beside the snapshot."""
+
+    def __init__(self, store: Store, remote: Remote, folder: Path, progress: Progress) -> None:
+        self.store, self.remote, self.folder, self.progress = store, remote, folder, progress
+        self.memory = Remembered.load(store)
+        self.newest, self.taken = find_newest(remote)
+        self.seen = self.memory.seen.get(remote.url)
+        self.listed = 0
+
+    def run(self, replace: bool, check: bool) -> Pushed:
+        is_whole = not check or self.newest is None or self._is_whole(self.newest)
+        outgoing = self._look(copy_always=not is_whole)
+        if not replace:
+            self._refuse_unseen(outgoing)
+        files = {name: self.memory.file_of(name, path) for name, path in self.store.lasting_files()}
+        if self.newest and outgoing.copy is None and files == self.newest.files:
+            return self._done(self.newest, outgoing, sent={})
+        sent, snapshot = self._send(files, outgoing)
+        if not create_snapshot(self.remote, snapshot):
+            raise Prerequisite(
+                f"Another machine has pushed snapshot {snapshot.number} to {self.remote.url} at the same time.",
+                f"It is in force, and this push is not. {_pull_first(self.remote.url)}",
+            )
+        return self._done(snapshot, outgoing, sent)
+
+    def _is_whole(self, snapshot: Snapshot) -> bool:
+        arrived = self.remote.sizes()
+        self.listed = len(arrived)
+        return all(arrived.get(file.object) == file.bytes for file in [snapshot.catalog, *snapshot.files.values()])
+
+    def _look(self, copy_always: bool) -> _Outgoing:
+        """The catalog first: every file that it speaks of is there before it is."""
+        with self.store.catalog.read() as con:
+            digests, version = digest_tables(con), catalog_version(con)
+            is_same = self.newest is not None and digests == self._known(self.newest)
+            if self.newest and is_same and not copy_always:
+                tables = [] if are_published(self.remote, self.newest) else write_tables(con, self.folder)
+                return _Outgoing(digests, version, True, self.newest.catalog, None, tables)
+            copy = self.folder / CATALOG
+            copy_catalog(con, copy)
+            tables = write_tables(con, self.folder)
+        catalog = RemoteFile.of(f"catalog/{CATALOG}", sha256_file(copy), copy.stat().st_size)
+        return _Outgoing(digests, version, is_same, catalog, copy, tables)
+
+    def _known(self, snapshot: Snapshot) -> dict[str, str]:
+        """What the tables of a snapshot are here; another version of DuckDB may have another hash for them."""
+        return self.seen.tables if self.seen and self._has_seen(snapshot) else snapshot.tables
+
+    def _has_seen(self, snapshot: Snapshot) -> bool:
+        return self.seen is not None and self.seen.snapshot_id == snapshot.snapshot_id
+
+    def _refuse_unseen(self, outgoing: _Outgoing) -> None:
+        if self.newest is None or self._has_seen(self.newest) or outgoing.is_same:
+            return
+        known = f"the last one that it knows is {self.seen.number}" if self.seen else "it knows none of that place"
+        raise Prerequisite(
+            f"{self.remote.url} has {self.newest.described}, which this store has not seen: {known}.",
+            _pull_first(self.remote.url),
+        )
+
+    def _send(self, files: dict[str, RemoteFile], outgoing: _Outgoing) -> tuple[dict[str, RemoteFile], Snapshot]:
+        paths = {name: self.store.lasting_path(name) for name in files}
+        wanted = dict(files)
+        if outgoing.copy:
+            wanted[CATALOG], paths[CATALOG] = outgoing.catalog, outgoing.copy
+        arrived = self.remote.sizes()
+        self.listed = len(arrived)
+        missing = {name: file for name, file in wanted.items() if arrived.get(file.object) != file.bytes}
+        with ThreadPoolExecutor(AT_ONCE) as pool:
+            for done, (name, file) in enumerate(pool.map(partial(self._send_file, paths), missing.items()), 1):
+                missing[name] = file
+                self.progress("push", done, len(missing))
+        sent = {name: file for name, file in missing.items() if name != CATALOG}
+        return missing, self._snapshot(files | sent, outgoing)
+
+    def _send_file(self, paths: Mapping[str, Path], item: tuple[str, RemoteFile]) -> tuple[str, RemoteFile]:
+        """Send a file, and again if it has grown meanwhile: raw replies may be arriving."""
+        name, file = item
+        for _ in range(_ATTEMPTS):
+            self.remote.replace(file.object, paths[name])
+            if name == CATALOG or (now := self.memory.file_of(name, paths[name])) == file:
+                return name, file
+            self.remote.remove(file.object)
+            file = now
+        raise CatalogLocked(f"{name} changes faster than it can be sent.", "Push again when nothing writes to it.")
+
+    def _snapshot(self, files: dict[str, RemoteFile], outgoing: _Outgoing) -> Snapshot:
+        return Snapshot(
+            number=self.taken + 1,
+            snapshot_id=uuid.uuid4().hex,
+            host=platform.node(),
+            created_at=datetime.now(UTC).isoformat(timespec="seconds"),
+            catalog_version=outgoing.version,
+            tables=outgoing.digests,
+            catalog=outgoing.catalog,
+            files=files,
+        )
+
+    def _done(self, snapshot: Snapshot, outgoing: _Outgoing, sent: Mapping[str, RemoteFile]) -> Pushed:
+        self.memory.seen[self.remote.url] = Seen.of(snapshot, outgoing.digests)
+        self.memory.save(self.store)
+        if outgoing.tables:
+            publish_tables(self.remote, snapshot, outgoing.tables, self.folder / "mark")
+        return Pushed(
+            number=snapshot.number,
+            is_new=snapshot is not self.newest,
+            files=len(snapshot.files),
+            sent=len(sent),
+            sent_bytes=sum(file.bytes for file in sent.values()),
+            listed=self.listed,
+        )
+
+
+def _pull_first(url: str) -> str:
+    return (
+        f"`trajnote store pull {url}` brings its state here, with --store FOLDER beside this one; "
+        "--replace pushes above it, and it stays readable under its number."
+    )
+
+
+def _silent(what: str, done: int, total: int) -> None:
+    pass

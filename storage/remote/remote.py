@@ -1,0 +1,151 @@
+"""A folder by URL (s3://, gs://, file://): fsspec does the work. What lies there and why is not known here.
+
+fsspec's backends find credentials in the usual environment variables and files; none is read, kept or said here.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import fsspec
+
+from ..disk.os_errors import disk_failed, explain_full, refused_file
+from ..errors import BadInput, Prerequisite, RemoteFailed, TrajnoteError
+
+SCHEMES = ("s3", "gs", "file", "memory")
+_EXTRAS = {"s3": "s3", "gs": "gcs"}
+_OPTIONS: dict[str, dict[str, Any]] = {"file": {"auto_mkdir": True}}
+_SECRETS = re.compile(r"(?i)key|secret|token|password|credential")
+
+
+class Remote:
+    """A folder elsewhere, and the few verbs that a store needs of it.
+
+    Args:
+        url: for example `s3://bucket/folder`; no user, password or question mark in it.
+
+    Raises:
+        BadInput: if it is not such a URL.
+        Prerequisite: if the backend for its scheme is not installed.
+    """
+
+    def __init__(self, url: str) -> None:
+        scheme = _scheme(url)
+        self.url = url.rstrip("/")
+        try:
+            self._files, self._root = fsspec.url_to_fs(
+                self.url, use_listings_cache=False, skip_instance_cache=True, **_OPTIONS.get(scheme, {})
+            )
+        except ImportError as error:
+            extra = _EXTRAS.get(scheme, scheme)
+            raise Prerequisite(f"{scheme}:// needs one more package.", f"pip install 'trajnote[{extra}]'") from error
+
+    def names(self, folder: str) -> list[str]:
+        """The names of the files in a folder, sorted; none if it does not exist."""
+        with self._translated():
+            try:
+                found = self._files.ls(f"{self._root}/{folder}", detail=False)
+            except FileNotFoundError:
+                return []
+            return sorted(str(path).rsplit("/", 1)[-1] for path in found)
+
+    def sizes(self) -> dict[str, int]:
+        """Name -> bytes of all files below the folder: one listing, a thousand names a call."""
+        with self._translated():
+            found = self._files.find(self._root, detail=True)
+        return {_below(path, self._root): int(info["size"]) for path, info in found.items()}
+
+    def read(self, name: str) -> bytes | None:
+        """The content of a small file; None if it does not exist."""
+        with self._translated():
+            try:
+                return self._files.cat_file(f"{self._root}/{name}")
+            except FileNotFoundError:
+                return None
+
+    def create(self, name: str, content: bytes) -> bool:
+        """Write a small file that must not exist; False if it does. Of two who try at once, one succeeds.
+
+        It is S3's conditional write (`If-None-Match: *`), that of Google's storage, or the operating system's `O_EXCL`.
+        """
+        path = f"{self._root}/{name}"
+        with self._translated():
+            try:
+                if "file" in self._files.protocol:  # fsspec's own way looks first and writes then
+                    with self._files.open(path, "xb") as file:
+                        file.write(content)
+                else:
+                    self._files.pipe_file(path, content, mode="create")
+            except FileExistsError:
+                return False
+        return True
+
+    def replace(self, name: str, local: Path) -> None:
+        """Upload a file, in the place of an older one where there is one."""
+        with self._translated():
+            self._files.put_file(str(local), f"{self._root}/{name}")
+
+    def remove(self, name: str) -> None:
+        """Delete a file."""
+        with self._translated():
+            self._files.rm_file(f"{self._root}/{name}")
+
+    def fetch(self, name: str, local: Path) -> None:
+        """Download a file.
+
+        Raises:
+            DiskFailed: if the disk here does not take it.
+        """
+        with self._translated():
+            try:
+                self._files.get_file(f"{self._root}/{name}", str(local))
+            except OSError as error:
+                if refused_file(error) == local:
+                    raise disk_failed(error, local) from None
+                if failed := explain_full(error, local):
+                    raise failed from None
+                raise
+
+    @contextmanager
+    def _translated(self) -> Generator[None]:
+        """Whatever a backend raises, in one line without what is secret."""
+        try:
+            yield
+        except TrajnoteError:
+            raise
+        except Exception as error:  # each backend has classes of its own, which may not be installed here
+            problem = f"{self.url}: {type(error).__name__}: {_without_secrets(str(error))}"
+            raise RemoteFailed(
+                problem, "See that the URL, the credentials and the network are right, then run this again."
+            ) from None
+
+
+def _scheme(url: str) -> str:
+    scheme, mark, rest = url.partition("://")
+    if not mark or scheme not in SCHEMES or not rest.strip("/"):
+        raise BadInput(
+            f"{_without_secrets(url)!r} is not the URL of a folder.",
+            "Allowed are s3://BUCKET/FOLDER, gs://BUCKET/FOLDER and file:///FOLDER.",
+        )
+    if re.search(r"[@?#*]", rest):
+        raise BadInput(
+            "The URL has one of @ ? # *.", "Credentials belong into environment variables, such as AWS_ACCESS_KEY_ID."
+        )
+    return scheme
+
+
+def _below(path: str, root: str) -> str:
+    return path.removeprefix("/").removeprefix(root.removeprefix("/")).removeprefix("/")
+
+
+def _without_secrets(text: str) -> str:
+    """The first line of a message, with the values of environment variables that are secret taken out."""
+    for name, value in os.environ.items():
+        if _SECRETS.search(name) and len(value) > 3:
+            text = text.replace(value, "...")
+    return text.strip().split("\n", 1)[0][:300]
