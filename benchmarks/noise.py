@@ -24,10 +24,10 @@ from typing import Any, get_args
 
 import numpy as np
 
+from benchmarks.label_noise import Noise
 from flows.refinement.selection import Method
 from flows.runtime.processes import core_count, share_out
 from refine.evaluation.variance_components import interval_over_seeds
-from refine.noise import Noise
 
 from .noise_world import RECIPES, RECORDED, Cell, Effort, Home, Kind, prepare, refine_and_judge
 from .notebook import Notebook

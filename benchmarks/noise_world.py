@@ -14,23 +14,23 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from annotate.prompting.requests import AnnotateConfig
+from benchmarks.label_noise import Noise, corrupt_labels, share_changed
 from flows.datasets.collect import CollectConfig
 from flows.datasets.gather import gather
 from flows.demo import take_example
 from flows.labelling.label import label
 from flows.labelling.questions import LabelConfig
-from flows.policies.actors import NetworkActor
 from flows.policies.loading import load_policy
 from flows.refinement.comparison import GateConfig
 from flows.refinement.evaluator import Contestant, Returns
 from flows.refinement.lineage import find_recorded_baseline
 from flows.refinement.selection import Method, try_fields
+from flows.simulation.actors import NetworkActor
 from flows.simulation.environments import Spaces
 from flows.simulation.workers import play_policies
 from refine.config import RefineConfig
 from refine.evaluation.gate import SeedPlan
 from refine.labels.labels import Labels, labels_from_annotations
-from refine.noise import Noise, corrupt_labels, share_changed
 from refine.policies.mlp import MlpPolicy
 from storage.annotations.annotations import load_annotations
 from storage.datasets.columns import StepArrays
@@ -194,7 +194,7 @@ def _labels_of(cell: Cell, scene: Scene) -> Labels:
 
 
 def _refine(cell: Cell, scene: Scene, labels: Labels, baseline: Contestant) -> tuple[Contestant, dict[str, Any]]:
-    from refine.labels.robust import refine_candidates  # seconds, and only where something is trained
+    from refine.training.robust import refine_candidates  # seconds, and only where something is trained
 
     config = RefineConfig(seed=cell.seed, robust=cell.recipe == "robust")
     snapshots = refine_candidates(scene.steps, labels, scene.baseline, config)

@@ -20,8 +20,8 @@ from rich.progress import Progress
 from rich.table import Table
 
 from storage.catalog.connection import insert_rows
-from storage.catalog.query import run_query
 from storage.datasets.reader import StepsWriter, iterate_episodes, read_episode, read_steps
+from storage.queries.query import run_query
 from storage.schema import Episode, Manifest, ManifestDraft, Space
 from storage.store import Store
 

@@ -33,8 +33,8 @@ from annotate.runs.plan import plan_run
 from annotate.runs.run import annotate_run
 from flows.refinement.comparison import GateConfig
 from flows.refinement.improve import ImproveConfig, improve
-from storage.catalog.query import run_query
 from storage.datasets.reader import StepsWriter
+from storage.queries.query import run_query
 from storage.store import Store
 
 CARD, NAME, LENGTH, POOL, EPISODES, LABELS = "LunarLander-v3", "made", 500, 200, 2_000, 8

@@ -17,16 +17,16 @@ from storage.store import Store
 
 from .deployment.pipeline import PipelineConfig, pipeline_flow
 from .labelling.questions import LabelConfig
-from .policies.actors import NetworkActor
+from .policies.baselines import record_baseline
 from .policies.loading import load_policy
-from .policies.trust import Named
-from .progress import listener
 from .refinement.improve import ImproveConfig, Outcome
-from .refinement.lineage import record_baseline
 from .reporting.report import write_report
 from .runtime.prefect_server import Server, served
+from .runtime.progress import listener
+from .simulation.actors import NetworkActor
 from .simulation.environments import Spaces
 from .simulation.replay import Replay, replay_episode
+from .simulation.trust import Named
 
 EXAMPLE = Path(__file__).resolve().parent.parent / "examples" / "lunarlander"
 RECORDED_MODEL = "claude"

@@ -10,9 +10,9 @@ from functools import partial
 from pathlib import Path
 
 from .catalog.connection import Catalog, Connection, create_file
+from .catalog.integrity import suspect_shards
 from .catalog.migrations import create_tables, is_newest, migrate
 from .catalog.views import look_at_views, refresh_views
-from .datasets.integrity import suspect_shards
 from .disk.atomic import TEMPORARY, owned, sync_folder
 from .disk.os_errors import writing
 from .errors import BadInput, DamagedStore, DiskFailed, LeftOutWarning, Prerequisite

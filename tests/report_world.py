@@ -20,8 +20,8 @@ from annotate.prompting.requests import AnnotateConfig
 from annotate.runs.plan import plan_run
 from flows.labelling.label import label
 from flows.labelling.questions import LabelConfig
-from flows.policies.trust import Named
 from flows.refinement.improve import Outcome, improve
+from flows.simulation.trust import Named
 from storage.schema import Array
 from storage.store import Store
 

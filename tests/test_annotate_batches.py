@@ -16,13 +16,13 @@ from toy_datasets import make_draft, make_episode, write
 
 from annotate.cards.cards import Action, Card, Component
 from annotate.ledger import batches
+from annotate.ledger.batch_config import BatchConfig
 from annotate.ledger.recovery import recover
 from annotate.prompting.requests import AnnotateConfig
 from annotate.providers.anthropic import AnthropicProvider
 from annotate.providers.batch import BatchServer
 from annotate.providers.scripted import ScriptedProvider
 from annotate.runs import ingest as fetching
-from annotate.runs.batch_config import BatchConfig
 from annotate.runs.ingest import Ingested, ingest, poll
 from annotate.runs.plan import RunPlan, estimate_run, plan_run, read_question
 from annotate.runs.reconcile import owned_run

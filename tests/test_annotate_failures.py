@@ -18,8 +18,8 @@ from toy_datasets import make_draft, make_episode, write
 
 from annotate.cards.cards import load_card
 from annotate.costs.prices import Tokens, price
+from annotate.ledger.batch_config import MOST_ATTEMPTS
 from annotate.prompting.requests import DEFAULT_MAX_TOKENS, MOST_UNSTREAMED_TOKENS, AnnotateConfig
-from annotate.runs.batch_config import MOST_ATTEMPTS
 from annotate.runs.plan import plan_run
 from flows import cli
 from flows.reporting.standing import look

@@ -16,12 +16,12 @@ from toy_datasets import make_draft, make_episode, write
 
 from annotate.cards.cards import Action, Card, Component
 from annotate.ledger import ledger
+from annotate.ledger.batch_config import MOST_ATTEMPTS
 from annotate.prompting.requests import AnnotateConfig, Request
 from annotate.providers.file import FileProvider, export_requests
 from annotate.providers.protocol import Reply
 from annotate.providers.recorded import RecordedProvider
 from annotate.providers.scripted import ScriptedProvider, text_message
-from annotate.runs.batch_config import MOST_ATTEMPTS
 from annotate.runs.plan import RunPlan, all_questions, estimate_run, plan_run, unanswered_requests
 from annotate.runs.run import RunSummary, annotate_run
 from storage.annotations.annotations import load_annotations

@@ -14,7 +14,7 @@ import benchmarks.environments  # registers them
 from annotate.cards.cards import load_card
 from benchmarks.environments import SparseReward
 from flows.cards.probe import probe_card
-from flows.policies.trust import Named
+from flows.simulation.trust import Named
 
 CARDS = Path(benchmarks.environments.__file__).parent / "cards"
 NEEDS = {"doorkey": "minigrid", "pongobjects": "ale_py"}

@@ -13,7 +13,6 @@ from store_state import state_of
 from toy_environment import TOY, gather_toys, right_actions, small_config, write_labels
 
 from annotate.importing.labels import import_annotations
-from flows.policies.trust import Named
 from flows.refinement import ablate as ablating
 from flows.refinement import comparison as contest
 from flows.refinement import evaluator as judging
@@ -22,6 +21,7 @@ from flows.refinement.ablation_table import as_json, sentences, table_rows
 from flows.refinement.improve import ImproveConfig, improve
 from flows.refinement.present import as_json as outcome_json
 from flows.reporting.figures import draw_figures
+from flows.simulation.trust import Named
 from refine.evaluation.gate import interval
 from refine.evaluation.variance_components import interval_over_seeds
 from storage.errors import BadInput

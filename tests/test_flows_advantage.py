@@ -18,9 +18,9 @@ from flows.datasets.collect import CollectConfig, collect
 from flows.labelling.label_replays import ReplayConfig, replay_labels
 from flows.labelling.quality import check_labels
 from flows.policies.loading import load_policy
-from flows.policies.trust import Named, find_home
 from flows.simulation.branches import Branch, play_branches
 from flows.simulation.environments import Spaces
+from flows.simulation.trust import Named, find_home
 from refine.policies.mlp import MlpPolicy
 from storage.annotations.annotations import insert_annotations
 from storage.annotations.label_replays import load_label_replays

@@ -17,8 +17,8 @@ from flows.policies import baselines
 from flows.policies.baselines import Baseline, find_baseline
 from flows.simulation.environments import look_up_spaces, make_environment
 from refine.labels.labels import Labels
-from refine.policies.distil import distil
 from refine.policies.mlp import MlpPolicy
+from refine.training.distil import distil
 from refine.training.train import RefineConfig, refine
 from storage.datasets.reader import read_steps
 from storage.errors import BadInput
@@ -37,7 +37,7 @@ def short_lessons(monkeypatch: pytest.MonkeyPatch) -> None:
     def briefly(*arguments: Any, **options: Any) -> Any:
         return distil(*arguments, **options, training_steps=200)
 
-    monkeypatch.setattr("refine.policies.distil.distil", briefly)
+    monkeypatch.setattr("refine.training.distil.distil", briefly)
 
 
 def test_the_weights_that_were_kept_are_found_after_their_file_has_gone(store: Store, tmp_path: Path) -> None:

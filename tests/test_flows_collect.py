@@ -17,7 +17,7 @@ import pytest
 from pydantic import ValidationError
 
 from flows.datasets.collect import CollectConfig, collect
-from flows.policies.actors import RandomActor
+from flows.simulation.actors import RandomActor
 from flows.simulation.environments import make_environment, package_versions, spaces_of
 from flows.simulation.rollout import rollout
 from refine.policies.mlp import MlpPolicy

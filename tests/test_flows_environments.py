@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 
-from flows.policies.trust import Named
 from flows.simulation.environments import (
     EnvironmentMaker,
     make_environment,
@@ -21,6 +20,7 @@ from flows.simulation.environments import (
     spaces_of,
     to_space,
 )
+from flows.simulation.trust import Named
 from storage.errors import BadInput, Prerequisite
 from storage.schema import Space
 

@@ -28,8 +28,8 @@ from flows.cli import make_app
 from flows.datasets.export import export_dataset
 from flows.datasets.gather import take_in
 from storage.annotations.annotations import insert_annotations
+from storage.annotations.pooling import read_pool
 from storage.catalog.connection import insert_rows
-from storage.datasets.pooling import read_pool
 from storage.datasets.reader import iterate_episodes, read_manifest
 from storage.errors import BadInput, DamagedStore
 from storage.importing.import_report import ImportReport

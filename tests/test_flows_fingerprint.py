@@ -17,7 +17,6 @@ from toy_environment import TOY
 
 from flows.datasets.collect import CollectConfig, collect
 from flows.policies.loading import load_policy
-from flows.policies.trust import Named
 from flows.refinement import evaluator as judging
 from flows.refinement import lineage
 from flows.refinement.comparison import GateConfig
@@ -26,6 +25,7 @@ from flows.simulation import environments, fingerprint
 from flows.simulation.environments import look_up_spaces, make_environment
 from flows.simulation.fingerprint import REGISTRATION, Fingerprint, look_up_fingerprint, take_fingerprint
 from flows.simulation.replay import replay_episode
+from flows.simulation.trust import Named
 from storage.datasets.reader import read_manifest
 from storage.errors import BadInput, ChangedEnvironmentWarning
 from storage.store import Store

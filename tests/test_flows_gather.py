@@ -14,7 +14,7 @@ from toy_environment import CARD, TOY, gather_toys, make_baseline, save_folder
 from flows.datasets.collect import CollectConfig
 from flows.datasets.gather import gather, take_in
 from flows.labelling.questions import LabelConfig, write_questions
-from flows.refinement.lineage import find_recorded_baseline
+from flows.policies.baselines import find_recorded_baseline
 from storage.content_hash import sha256_bytes
 from storage.datasets.reader import read_manifest
 from storage.errors import BadInput, DamagedStore, LeftOutWarning

@@ -16,8 +16,8 @@ from annotate.providers.scripted import ScriptedProvider, text_message
 from annotate.runs.plan import plan_run
 from annotate.runs.run import annotate_run
 from flows.datasets.gather import take_in
+from flows.policies.baselines import find_recorded_baseline, record_baseline
 from flows.refinement.improve import Outcome, improve
-from flows.refinement.lineage import find_recorded_baseline, record_baseline
 from storage.annotations.responses import raw_reply
 from storage.policies.policies import files_sha256, policy_files
 from storage.store import Store

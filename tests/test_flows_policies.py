@@ -13,11 +13,11 @@ import torch
 from gymnasium import spaces as gym_spaces
 
 from flows.policies import loading as policies
-from flows.policies.actors import ForeignActor, NetworkActor, check_mode
 from flows.policies.loading import FORMS
-from flows.policies.trust import Named
+from flows.simulation.actors import ForeignActor, NetworkActor, check_mode
 from flows.simulation.environments import Spaces, make_environment, spaces_of
 from flows.simulation.rollout import acting_generator, rollout
+from flows.simulation.trust import Named
 from refine.policies import from_d3rlpy as learnables
 from refine.policies import from_sb3 as baselines
 from refine.policies.mlp import MlpPolicy

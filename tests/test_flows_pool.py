@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from flows.datasets.collect import CollectConfig, collect
-from flows.policies.actors import RandomActor
+from flows.simulation.actors import RandomActor
 from flows.simulation.environments import look_up_spaces
 from flows.simulation.envpool_engine import make_pool, play_pooled
 from flows.simulation.replay import replay_episode

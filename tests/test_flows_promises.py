@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from flows.datasets.collect import CollectConfig, collect
-from flows.policies.actors import RandomActor
 from flows.simulation import rollout as rollouts
+from flows.simulation.actors import RandomActor
 from flows.simulation.environments import make_environment, spaces_of
 from flows.simulation.envpool_engine import play_pooled
 from flows.simulation.rollout import rollout

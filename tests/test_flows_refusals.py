@@ -15,8 +15,8 @@ import torch
 from gymnasium import spaces as gym_spaces
 
 from flows.policies import loading as policies
-from flows.policies.trust import Named
 from flows.simulation.environments import Spaces, look_up_spaces, make_environment
+from flows.simulation.trust import Named
 from refine.policies.from_sb3 import use_one_thread  # silences the old gym before the libraries below import it
 from storage.errors import BadInput
 

@@ -13,11 +13,11 @@ import pytest
 from report_world import HOSTILE, SHOWN, make_judged_store
 from toy_environment import TOY, gather_toys
 
-from flows.policies.trust import Home
 from flows.refinement.improve import Outcome
+from flows.reporting.page.report_target import find_subject
 from flows.reporting.report import Written, write_report
-from flows.reporting.report_target import find_subject
 from flows.reporting.viewer.pictures import Take, film
+from flows.simulation.trust import Home
 from storage.datasets.reader import read_episode
 from storage.errors import BadInput, Prerequisite
 from storage.schema import Episode

@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 from gymnasium.wrappers import OrderEnforcing, RecordEpisodeStatistics, TimeLimit
 
-from flows.policies.actors import Answer, Foreign, ForeignActor, NetworkActor, RandomActor, legal_action
+from flows.simulation.actors import Answer, Foreign, ForeignActor, NetworkActor, RandomActor, legal_action
 from flows.simulation.environments import bare_step, make_environment, spaces_of
 from flows.simulation.rollout import acting_generator, play, returns_of, rollout
 from flows.simulation.workers import play_policies

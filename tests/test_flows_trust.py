@@ -33,10 +33,10 @@ from flows.deployment.settings import DeploymentConfig
 from flows.estimation import estimate as appraise
 from flows.policies.baselines import find_baseline
 from flows.policies.loading import load_policy
-from flows.policies.trust import Named, find_home, own_policy
 from flows.refinement import improve
 from flows.simulation.environments import make_environment
 from flows.simulation.frames import FrameRenderer
+from flows.simulation.trust import Named, find_home, own_policy
 from refine.policies.mlp import MlpPolicy
 from storage.datasets.reader import read_manifest, read_steps
 from storage.errors import BadInput, Prerequisite, TrajnoteError
@@ -262,7 +262,7 @@ def without_training(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(improve.Contest, "run", stop)
     monkeypatch.setattr(appraise, "_train", stop)
-    monkeypatch.setattr("refine.policies.distil.distil", lambda steps, *spaces, **options: _Distilled(*spaces))
+    monkeypatch.setattr("refine.training.distil.distil", lambda steps, *spaces, **options: _Distilled(*spaces))
 
 
 class _Distilled:
@@ -588,7 +588,7 @@ def test_a_text_that_is_not_the_users_is_refused_where_code_would_be_loaded(fold
 
 
 NAMING = {
-    "flows/policies/trust.py",
+    "flows/simulation/trust.py",
     "flows/refinement/rounds.py",
     "flows/deployment/intake.py",
     "flows/refinement/evaluate.py",

@@ -5,8 +5,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from refine.policies.distil import distil
 from refine.policies.mlp import MlpPolicy
+from refine.training.distil import distil
 from storage.datasets.reader import StepArrays
 from storage.errors import BadInput
 from storage.schema import Array, Space

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 from refine.config import RefineConfig
-from refine.labels.cross_fold_filter import find_borne_out
 from refine.labels.label_hypotheses import list_readings
 from refine.labels.labels import Labels
-from refine.labels.robust import refine_candidates
 from refine.policies.mlp import MlpPolicy
+from refine.training.cross_fold_filter import find_borne_out
+from refine.training.robust import refine_candidates
 from refine.training.train import refine
 from storage.datasets.reader import StepArrays
 from storage.errors import BadInput

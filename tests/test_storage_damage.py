@@ -14,11 +14,11 @@ from toy_datasets import make_draft, make_episode, write
 
 from storage.annotations.annotations import insert_annotations
 from storage.catalog.connection import Catalog
-from storage.catalog.query import run_query
 from storage.content_hash import seal
 from storage.datasets.reader import read_steps
 from storage.errors import DamagedStore, DiskFailed, LeftOutWarning
 from storage.policies.policies import save_policy
+from storage.queries.query import run_query
 from storage.schema import Annotation
 from storage.store import Store
 from storage.upkeep.verify import verify_store

@@ -10,11 +10,11 @@ import pyarrow.parquet as pq
 import pytest
 from toy_datasets import make_draft, make_episode, write
 
-from storage.catalog import bounded
-from storage.catalog.bounded import Bounds
 from storage.catalog.connection import insert_rows
-from storage.catalog.query import run_query
 from storage.errors import BadInput, DamagedStore, LeftOutWarning
+from storage.queries import bounded
+from storage.queries.bounded import Bounds
+from storage.queries.query import run_query
 from storage.store import Store
 
 

@@ -15,10 +15,10 @@ from storage.annotations.rules import Rule, insert_rules, load_rules, match_rule
 from storage.catalog import rule_views
 from storage.catalog.connection import Catalog, insert_rows
 from storage.catalog.migrations import MIGRATIONS, migrate
-from storage.catalog.query import run_query
 from storage.datasets.reader import read_steps
 from storage.errors import BadInput
 from storage.predicates.predicates import read_predicate
+from storage.queries.query import run_query
 from storage.schema import Space
 from storage.store import Store
 from storage.upkeep.verify import verify_store

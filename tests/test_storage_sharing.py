@@ -21,13 +21,13 @@ from flows.cli import main
 from storage.catalog.connection import insert_rows
 from storage.datasets.adopt import adopt_dataset
 from storage.errors import BadInput, DamagedStore, DiskFailed, Prerequisite, RemoteFailed
-from storage.exporting.tables import export_tables
 from storage.remote import push as pushing
 from storage.remote.download import local_copy
 from storage.remote.pull import pull_store
 from storage.remote.push import push_store
 from storage.remote.remote import Remote
 from storage.remote.snapshots import find_newest, read_snapshot
+from storage.remote.tables import export_tables
 from storage.store import Store
 from storage.upkeep.verify import verify_store
 

@@ -20,10 +20,10 @@ from annotate.prompting.requests import AnnotateConfig, Question
 from annotate.runs.plan import plan_run
 from flows.datasets.collect import CollectConfig
 from flows.datasets.gather import gather
-from flows.policies.trust import Named
 from flows.refinement.comparison import GateConfig
 from flows.refinement.improve import ImproveConfig
 from flows.simulation.environments import look_up_spaces
+from flows.simulation.trust import Named
 from refine.config import RefineConfig
 from refine.policies.mlp import Head, MlpPolicy
 from storage.datasets.reader import iterate_episodes, read_steps

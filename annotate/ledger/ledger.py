@@ -26,7 +26,7 @@ from ..parsing.labels import Reading, find_in_reply
 from ..prompting.requests import Question
 from ..prompting.templates import Kind
 from ..providers.protocol import Provider, Reply
-from ..runs.batch_config import MOST_ATTEMPTS
+from .batch_config import MOST_ATTEMPTS
 from .records import Landed, RawReply, Run, Standing, Totals
 
 

@@ -12,7 +12,7 @@ from storage.schema import Frozen
 from ..costs.prices import Tokens
 from ..providers.answers import parse_answer
 from ..providers.protocol import Reply
-from ..runs.batch_config import MOST_ATTEMPTS
+from .batch_config import MOST_ATTEMPTS
 
 BATCH = "batch"
 """The name of the provider whose raw replies are lines of a batch's results."""

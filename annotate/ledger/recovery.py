@@ -13,8 +13,8 @@ from storage.errors import CatalogLocked
 from storage.store import Store
 
 from ..providers.protocol import Reply
-from ..runs.batch_config import MOST_ATTEMPTS
 from . import batches, ledger
+from .batch_config import MOST_ATTEMPTS
 from .batches import Batch
 from .records import Landed, Note
 

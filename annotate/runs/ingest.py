@@ -17,6 +17,7 @@ from storage.errors import ProviderFailed, TrajnoteError
 from storage.store import Store
 
 from ..ledger import batches, ledger
+from ..ledger.batch_config import BatchConfig
 from ..ledger.batches import Batch
 from ..ledger.read_replies import digest
 from ..ledger.records import BATCH, Landed, RawReply
@@ -31,7 +32,6 @@ from ..providers.batch import (
     RemoteBatch,
     ServerBusyError,
 )
-from .batch_config import BatchConfig
 from .reconcile import find_shipped, if_free, is_from_here, read_ids, reconcile, tell_elsewhere
 
 WARN_DAYS = 7

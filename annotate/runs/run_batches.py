@@ -14,12 +14,12 @@ from storage.errors import Prerequisite, TrajnoteWarning
 from storage.store import Store
 
 from ..ledger import batches, ledger
+from ..ledger.batch_config import BatchConfig
 from ..ledger.records import BATCH
 from ..ledger.recovery import recover
 from ..prompting.requests import Request
 from ..providers.batch import BatchServer, ServerBusyError
 from ..providers.protocol import Reply
-from .batch_config import BatchConfig
 from .ingest import ingest
 from .plan import RunPlan, all_questions
 from .reconcile import is_from_here, tell_elsewhere

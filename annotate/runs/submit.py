@@ -16,6 +16,7 @@ from storage.errors import ProviderFailed
 from storage.store import Store
 
 from ..ledger import batches, ledger
+from ..ledger.batch_config import BatchConfig
 from ..ledger.batches import Priced
 from ..ledger.budget import refuse_over_budget
 from ..ledger.records import BATCH, Note
@@ -28,7 +29,6 @@ from ..providers.batch import (
     OutcomeUnknownError,
     ServerBusyError,
 )
-from .batch_config import BatchConfig
 from .plan import RunPlan, all_questions
 from .reconcile import owned_run, reconcile
 

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.baselines import read_configurations
-from flows.policies.trust import Named
 from flows.refinement.comparison import GateConfig
+from flows.simulation.trust import Named
 from refine.policies.mlp import Mode
 
 CARDS = Path(__file__).resolve().parents[1] / "cards"

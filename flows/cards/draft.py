@@ -18,8 +18,8 @@ from storage.disk.atomic import write_whole
 from storage.errors import BadInput
 from storage.schema import Space
 
-from ..policies.trust import Named
 from ..simulation.environments import Environment, make_environment, spaces_of
+from ..simulation.trust import Named
 from .docstrings import Entry, describe_actions, describe_observation, section
 
 _QUOTED_LINES = 20

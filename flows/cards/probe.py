@@ -16,8 +16,8 @@ from annotate.cards.claims import Claim, EffectClaim, LawClaim, RangeClaim, Rate
 from annotate.cards.expressions import evaluate
 from storage.schema import Array
 
-from ..policies.trust import Named, admit
 from ..simulation.environments import Environment, make_environment, spaces_of
+from ..simulation.trust import Named, admit
 from .experiments import Twins, wander
 
 _ROUNDING = 1e-6

@@ -52,11 +52,11 @@ def ablate(
     from storage.datasets.registry import resolve_dataset
     from storage.store import Store
 
-    from ..policies.trust import Named
     from ..refinement.ablate import AblateConfig
     from ..refinement.ablate import ablate as compare
     from ..refinement.ablation_table import as_json as to_json
     from ..refinement.ablation_table import sentences, table_rows
+    from ..simulation.trust import Named
 
     sizes = {"select": select, "accept": accept, "report": report, "placebo_draws": draws}
     judging = {"first_seed": first_seed, "mode": gate_mode, "method": gate} | sizes

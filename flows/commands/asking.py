@@ -97,11 +97,11 @@ def _configure(
         bool, typer.Option("--count", help="plan: let the server count the tokens of some requests, for free.")
     ] = False,
 ) -> LabelConfig:
+    from annotate.ledger.batch_config import BatchConfig
     from annotate.prompting.requests import AnnotateConfig
-    from annotate.runs.batch_config import BatchConfig
 
     from ..labelling.questions import LabelConfig
-    from ..policies.trust import Named
+    from ..simulation.trust import Named
 
     asked: dict[str, Any] = {
         "windows": labels,

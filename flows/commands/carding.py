@@ -78,8 +78,8 @@ def card_new(
 ) -> None:
     """Draft a card from the environment's spaces and docstring; what only a person can know is marked TODO."""
     from ..cards.draft import card_path, write_draft
-    from ..policies.trust import Named
     from ..simulation.environments import parse_env_kwargs
+    from ..simulation.trust import Named
 
     path = output or card_path(env_id, Path())
     write_draft(Named(env_id), parse_env_kwargs(env_kwargs), path)
@@ -104,8 +104,8 @@ def card_check(
     from storage.errors import BadInput
 
     from ..cards.probe import probe_card
-    from ..policies.trust import Named
     from ..simulation.environments import parse_env_kwargs
+    from ..simulation.trust import Named
 
     findings = probe_card(load_card(card, parse_env_kwargs(env_kwargs)), env_id=Named.of(env))
     rows = [{"held": f.held, "claim": f.claim.text, "evidence": f.evidence} for f in findings]

@@ -59,8 +59,8 @@ def collect(
 
     from ..datasets.collect import CollectConfig
     from ..datasets.gather import gather
-    from ..policies.trust import Named
     from ..simulation.environments import parse_env_kwargs
+    from ..simulation.trust import Named
 
     config = CollectConfig(
         env_id=Named(env),
@@ -119,8 +119,8 @@ def import_rows(
     from storage.store import Store
 
     from ..datasets.gather import take_in
-    from ..policies.trust import Named
     from ..simulation.environments import parse_env_kwargs
+    from ..simulation.trust import Named
 
     kwargs, columns, report = parse_env_kwargs(env_kwargs), parse_columns(column or []), ImportReport()
     with local_copy(path) as here, Store.create_for(store) as opened:
@@ -187,8 +187,8 @@ def replay(
     from storage.datasets.registry import resolve_dataset
     from storage.store import Store
 
-    from ..policies.trust import Named
     from ..simulation.replay import replay_episode
+    from ..simulation.trust import Named
 
     opened = Store.open(store)
     result = replay_episode(opened, resolve_dataset(opened, dataset), episode, Named.of(env))

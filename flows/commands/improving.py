@@ -27,8 +27,8 @@ from .rounding import go_round
 if TYPE_CHECKING:
     from storage.store import Store
 
-    from ..policies.trust import Named
     from ..refinement.improve import ImproveConfig, Outcome
+    from ..simulation.trust import Named
 
 ModeOption = Annotated[
     Literal["A", "R", "RA"],
@@ -165,9 +165,9 @@ def refine(
     from storage.datasets.registry import resolve_dataset
     from storage.store import Store
 
-    from ..policies.trust import Named
     from ..refinement.improve import improve
     from ..reporting.tracking import enter_run, load_tracker
+    from ..simulation.trust import Named
 
     config = _configure(
         refine={
@@ -271,10 +271,10 @@ def evaluate(
     from refine.evaluation.gate import Interval
     from storage.store import Store
 
-    from ..policies.trust import Named
     from ..refinement.evaluate import EvaluateConfig
     from ..refinement.evaluate import evaluate as play
     from ..simulation.environments import parse_env_kwargs
+    from ..simulation.trust import Named
 
     config = EvaluateConfig(
         policy=Named(policy),
@@ -326,8 +326,8 @@ def pipeline(
     from ..datasets.collect import CollectConfig
     from ..deployment.pipeline import PipelineConfig, pipeline_flow
     from ..labelling.questions import LabelConfig
-    from ..policies.trust import Named
-    from ..progress import listening
+    from ..runtime.progress import listening
+    from ..simulation.trust import Named
 
     asked = AnnotateConfig(model=model) if model else AnnotateConfig()
     config = PipelineConfig(
@@ -355,7 +355,7 @@ def demo(
     quieten_prefect()
     server = start_server()
     from ..demo import run_demo
-    from ..progress import listening
+    from ..runtime.progress import listening
 
     with progress_bars() as bars, listening(bars):
         result = run_demo(store, workers, server)

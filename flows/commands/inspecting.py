@@ -124,7 +124,7 @@ def annotations_replay(
     from storage.store import Store
 
     from ..labelling.label_replays import ReplayConfig, replay_labels
-    from ..policies.trust import Named
+    from ..simulation.trust import Named
 
     config = ReplayConfig(
         limit=limit,

@@ -51,8 +51,8 @@ def sql(
     Tables: datasets, episodes, annotation_runs, requests, responses, annotations, rejections, policies, refinements,
     evaluations, replays. Views: steps, annotated_steps, label_quality, spending, leaderboard.
     """
-    from storage.catalog.bounded import Bounds
-    from storage.catalog.query import run_query
+    from storage.queries.bounded import Bounds
+    from storage.queries.query import run_query
     from storage.store import Store
 
     bounds = Bounds(timeout, None if memory is None else int(memory * 1e9))

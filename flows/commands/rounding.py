@@ -20,11 +20,11 @@ def go_round(pipeline: PipelineConfig, rounds: int, server: Server | None, as_js
     from storage.errors import BadInput, Prerequisite
 
     from ..deployment.pipeline import rounds_flow
-    from ..progress import listening
     from ..refinement.rounds import RoundsConfig
     from ..refinement.rounds_table import as_json as to_json
     from ..refinement.rounds_table import sentences, table_rows
     from ..runtime.prefect_server import served
+    from ..runtime.progress import listening
 
     if pipeline.collect is None:
         raise BadInput("Rounds collect, each with another policy.")

@@ -88,7 +88,7 @@ def store_export_annotations(
     as_json: JsonOption = False,
 ) -> None:
     """Write annotations, rejections, runs and spending as Parquet, to be read without the catalog and its lock."""
-    from storage.exporting.tables import export_tables
+    from storage.remote.tables import export_tables
     from storage.store import Store
 
     files = export_tables(Store.open(store), folder)

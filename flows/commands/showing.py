@@ -38,8 +38,8 @@ def report(
     """
     from storage.store import Store
 
-    from ..policies.trust import Named
     from ..reporting.report import write_report
+    from ..simulation.trust import Named
 
     with progress_bars() as bars:
         written = write_report(

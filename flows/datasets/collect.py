@@ -21,16 +21,16 @@ from storage.errors import BadInput, ChangedEnvironmentWarning
 from storage.schema import Engine, Episode, Frozen, Manifest, ManifestDraft
 from storage.store import DRAFT, Store
 
-from ..policies.actors import Policy, check_mode
 from ..policies.external import hash_policy_file
 from ..policies.loading import load_policy
-from ..policies.trust import Named, remember
-from ..progress import Report, silent
+from ..runtime.progress import Report, silent
 from ..runtime.runners import workers_if_chosen
+from ..simulation.actors import Policy, check_mode
 from ..simulation.environments import EnvironmentMaker, spaces_of
 from ..simulation.envpool_engine import engine_versions, make_in_engine, play_pooled
 from ..simulation.fingerprint import Fingerprint, take_fingerprint
 from ..simulation.rollout import ENVIRONMENTS, rollout
+from ..simulation.trust import Named, remember
 from ..simulation.workers import play_episodes
 
 SHARD_BYTES = 100_000_000

@@ -21,12 +21,12 @@ from storage.importing.import_report import ImportReport
 from storage.schema import Manifest
 from storage.store import MANIFEST, Store
 
-from ..policies.actors import NetworkActor
+from ..policies.baselines import record_baseline
 from ..policies.loading import load_policy
-from ..policies.trust import Named, remember
-from ..progress import Report, silent
-from ..refinement.lineage import record_baseline
+from ..runtime.progress import Report, silent
+from ..simulation.actors import NetworkActor
 from ..simulation.environments import Spaces, look_up_spaces
+from ..simulation.trust import Named, remember
 from .collect import CollectConfig, collect
 from .minari import open_minari
 

@@ -22,8 +22,8 @@ from storage.store import MANIFEST, Store
 
 from ..datasets.collect import CollectConfig
 from ..datasets.gather import gather, take_in
-from ..policies.trust import Named
-from ..progress import Report, silent
+from ..runtime.progress import Report, silent
+from ..simulation.trust import Named
 from .settings import CollectPlan, DeploymentConfig
 
 _PERIODS = {"hour": timedelta(hours=1), "day": timedelta(days=1), "week": timedelta(weeks=1)}

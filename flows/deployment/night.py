@@ -30,11 +30,11 @@ from storage.store import Store
 
 from ..labelling.label import export, label
 from ..labelling.questions import LabelConfig
-from ..policies.trust import Named, are_alike, find_home
-from ..progress import Report, silent
 from ..refinement.improve import ImproveConfig, Outcome, improve
 from ..refinement.present import sentences, table_rows
+from ..runtime.progress import Report, silent
 from ..runtime.runners import running_on
+from ..simulation.trust import Named, are_alike, find_home
 from .intake import acting_policy, take_in_new
 from .settings import DeploymentConfig
 

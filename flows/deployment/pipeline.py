@@ -22,10 +22,10 @@ from ..datasets.collect import CollectConfig
 from ..datasets.gather import gather
 from ..labelling.label import label_some, plan
 from ..labelling.questions import LabelConfig
-from ..progress import listener
 from ..refinement.improve import ImproveConfig, Outcome, improve
 from ..refinement.present import as_json
 from ..refinement.rounds import RoundsConfig, Series, Work, run_rounds
+from ..runtime.progress import listener
 from .artifacts import Told, in_words, leave, tell_dataset, tell_labels, tell_outcome, tell_values
 
 STORE = Path("trajnote-store")

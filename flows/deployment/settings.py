@@ -19,9 +19,9 @@ from storage.errors import BadInput, Prerequisite
 from storage.schema import Frozen
 
 from ..labelling.questions import LabelConfig
-from ..policies.trust import Named
 from ..refinement.improve import ImproveConfig
 from ..runtime.runners import parse_runner
+from ..simulation.trust import Named
 
 SETTINGS = Path("trajnote.toml")
 TEMPLATE = Path(__file__).parents[1] / "templates" / "trajnote.toml"

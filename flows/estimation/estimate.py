@@ -28,11 +28,11 @@ from storage.errors import BadInput
 from storage.schema import Array
 from storage.store import Store
 
-from ..policies.trust import Named
-from ..progress import Report, silent
 from ..refinement.arms import PLACEBOS, Draw, Material, labels_of, list_draws, train_draw
 from ..refinement.improve import gather_material
 from ..runtime.processes import share_out
+from ..runtime.progress import Report, silent
+from ..simulation.trust import Named
 from .appraisal import Appraisal, AppraiseConfig, ArmEstimate, Trial
 from .records import comparison_id_of, record_appraisal
 

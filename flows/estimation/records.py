@@ -16,8 +16,9 @@ from storage.datasets.reader import read_manifest
 from storage.policies.policies import save_policy
 from storage.store import Store
 
+from ..policies.baselines import record_baseline
 from ..refinement.evaluator import Contestant
-from ..refinement.lineage import learner_versions, record_baseline
+from ..refinement.lineage import learner_versions
 
 if TYPE_CHECKING:
     from ..refinement.arms import Material

@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 
+from annotate.ledger.batch_config import BatchConfig
 from annotate.providers.batch import BatchServer
-from annotate.runs.batch_config import BatchConfig
 from annotate.runs.ingest import Ingested, Polled
 from annotate.runs.ingest import ingest as ingest_batches
 from annotate.runs.ingest import poll as poll_batches
@@ -21,7 +21,7 @@ from annotate.runs.submit import Submission
 from annotate.runs.submit import submit as submit_batches
 from storage.store import Store
 
-from ..progress import Report, silent
+from ..runtime.progress import Report, silent
 from .questions import LabelConfig, write_questions
 
 

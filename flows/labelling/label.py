@@ -15,7 +15,7 @@ from annotate.runs.run import RunSummary, annotate_run
 from storage.errors import BadInput, Prerequisite
 from storage.store import Store
 
-from ..progress import Report, silent
+from ..runtime.progress import Report, silent
 from ..simulation.frames import FrameRenderer
 from .questions import LabelConfig, write_questions
 

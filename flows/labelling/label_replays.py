@@ -30,16 +30,16 @@ from storage.errors import BadInput, Prerequisite, TrajnoteError
 from storage.schema import Annotation, Episode, Frozen, Manifest
 from storage.store import Store
 
-from ..policies.actors import NetworkActor, Policy, check_mode
+from ..policies.baselines import find_recorded_baseline
 from ..policies.loading import load_policy
-from ..policies.trust import Home, Named, find_home, not_loaded, own_policy
-from ..progress import Report, silent
-from ..refinement.lineage import find_recorded_baseline
 from ..runtime.processes import share_out
+from ..runtime.progress import Report, silent
 from ..runtime.runners import workers_if_chosen
+from ..simulation.actors import NetworkActor, Policy, check_mode
 from ..simulation.branches import Branch, Ending, play_branches
 from ..simulation.environments import Spaces
 from ..simulation.fingerprint import look_up_fingerprint
+from ..simulation.trust import Home, Named, find_home, not_loaded, own_policy
 
 BATCH = 16  # labels that are entered together, so that an interruption costs little
 

@@ -8,17 +8,17 @@ from typing import Literal
 from pydantic import Field
 
 from annotate.cards.cards import Card, load_card, own_card, packaged_card
+from annotate.ledger.batch_config import BatchConfig
 from annotate.prompting.requests import AnnotateConfig
 from annotate.prompting.selection import Method
-from annotate.runs.batch_config import BatchConfig
 from annotate.runs.plan import RunPlan, plan_run
 from storage.datasets.reader import read_manifest
 from storage.errors import BadInput
 from storage.schema import Frozen
 from storage.store import Store
 
-from ..policies.trust import Named
 from ..simulation.frames import FrameRenderer
+from ..simulation.trust import Named
 
 ProviderName = Literal["anthropic", "batch", "file", "recorded"]
 

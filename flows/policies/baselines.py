@@ -1,6 +1,6 @@
 """The policy that a refinement starts from: found again from what a dataset's manifest says, or distilled.
 
-How a policy's files are read is `policies/loading.py`; how one is distilled is `refine/policies/distil.py`.
+How a policy's files are read is `policies/loading.py`; how one is distilled is `refine/training/distil.py`.
 """
 
 from __future__ import annotations
@@ -10,14 +10,14 @@ from dataclasses import dataclass, replace
 from refine.policies.mlp import MlpPolicy
 from storage.datasets.reader import StepArrays
 from storage.errors import BadInput, Prerequisite, TrajnoteError
+from storage.policies.policies import policy_files, save_policy
 from storage.schema import Manifest
 from storage.store import Store
 
-from ..refinement.lineage import find_recorded_baseline, find_recorded_id
+from ..simulation.actors import NetworkActor, Policy
 from ..simulation.environments import Spaces
-from .actors import NetworkActor, Policy
+from ..simulation.trust import Named, not_loaded, own_policy, spelled
 from .loading import load_policy
-from .trust import Named, not_loaded, own_policy, spelled
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,46 @@ def _load_own(spec: Named | None, store: Store, manifest: Manifest, spaces: Spac
 def _distilled_if_needed(policy: Policy | None, manifest: Manifest, steps: StepArrays) -> Baseline:
     if isinstance(policy, NetworkActor):
         return Baseline(policy.network, f"{policy.spec}, its own weights")
-    from refine.policies.distil import distil  # seconds: torch, which a baseline that has weights does not need
+    from refine.training.distil import distil  # seconds: torch, which a baseline that has weights does not need
 
     made = distil(steps, manifest.observation_space, manifest.action_space, output_kind=manifest.policy_output)
     return Baseline(made.policy, f"distilled from {made.source}, {made.agreement:.1%} agreement on held-out steps")
+
+
+def record_baseline(store: Store, policy: MlpPolicy, *, env_id: str | None, dataset_id: str, origin: str) -> str:
+    """Keep a policy that others start from, named by its content; returns the id by which the store knows it.
+
+    A refined policy from which another refinement starts keeps its name, so that lineage is one chain.
+
+    Args:
+        store: where it is kept.
+        policy: the network.
+        env_id: of its dataset; None when that came without one.
+        dataset_id: the first dataset that it acted in, or that it was distilled from.
+        origin: where the weights came from, in words.
+    """
+    known = find_recorded_id(store, policy.sha256)
+    if known is not None:
+        return known
+    policy_id = f"baseline-{policy.sha256[:12]}"
+    config = {"origin": origin, "policy_sha256": policy.sha256}
+    record = {"kind": "baseline", "env_id": env_id, "dataset_id": dataset_id, "config": config}
+    save_policy(store, policy_id, policy.to_files(), record)
+    return policy_id
+
+
+def find_recorded_baseline(store: Store, sha256: str) -> MlpPolicy | None:
+    """The policy that a manifest names by its hash, if it was kept."""
+    known = find_recorded_id(store, sha256)
+    return MlpPolicy.from_files(policy_files(store, known)) if known else None
+
+
+def find_recorded_id(store: Store, sha256: str) -> str | None:
+    """The id of the policy with this hash, if one was kept; the oldest, should there be two."""
+    with store.catalog.read() as con:
+        kept = con.execute(
+            """SELECT policy_id FROM policies WHERE config ->> 'policy_sha256' = ?
+               ORDER BY created_at, policy_id LIMIT 1""",
+            [sha256],
+        ).fetchone()
+    return kept[0] if kept else None

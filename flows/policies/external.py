@@ -21,10 +21,10 @@ from storage.content_hash import canonical_json, sha256_file
 from storage.errors import BadInput, Prerequisite
 from storage.schema import Array, Space
 
+from ..simulation.actors import Answer, Foreign, ForeignActor, NetworkActor, Policy
 from ..simulation.environments import Spaces, import_module_here, to_space
 from ..simulation.fingerprint import code_of
-from .actors import Answer, Foreign, ForeignActor, NetworkActor, Policy
-from .trust import Named, find_module
+from ..simulation.trust import Named, find_module
 from .unsupported import (
     refuse_unusable_d3rlpy,
     refuse_unusable_onnx,

@@ -1,6 +1,6 @@
 """Policies by name: `policy:ID`, `sb3:PPO:model.zip`, `d3rlpy:model.d3`, `onnx:PATH`, `py:module:name`, `random`.
 
-How the files of other libraries are read is `external.py`; what acts in the end is `actors.py`.
+How the files of other libraries are read is `external.py`; what acts in the end is `simulation/actors.py`.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from storage.errors import BadInput
 from storage.policies.policies import policy_files, resolve_policy
 from storage.store import Store
 
+from ..simulation.actors import NetworkActor, Policy, RandomActor
 from ..simulation.environments import Spaces
-from .actors import NetworkActor, Policy, RandomActor
+from ..simulation.trust import Named
 from .external import check_spaces, hash_policy_file, open_d3rlpy, open_onnx, open_py, open_sb3
-from .trust import Named
 
 FORMS = "random, policy:PATH_OR_ID, d3rlpy:PATH, sb3:ALGO:PATH, onnx:PATH, py:MODULE:CALLABLE"
 

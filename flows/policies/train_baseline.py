@@ -23,7 +23,7 @@ from storage.disk.atomic import write_whole
 from storage.errors import BadInput, Prerequisite, TrajnoteError
 from storage.schema import Frozen
 
-from ..progress import Report, silent
+from ..runtime.progress import Report, silent
 from ..simulation.environments import (
     EnvironmentMaker,
     Spaces,
@@ -34,7 +34,7 @@ from ..simulation.environments import (
     spaces_of,
 )
 from ..simulation.rollout import returns_of
-from .trust import Named
+from ..simulation.trust import Named
 
 EVALUATION_SEEDS = range(900_000, 1_000_000)  # kept for this: no dataset and no gate begins there by itself
 TRAINING_LOG = "training.json"

@@ -21,8 +21,8 @@ from storage.content_hash import content_id
 from storage.schema import Array, Frozen
 from storage.store import Store
 
-from ..policies.trust import Named
-from ..progress import Report, silent
+from ..runtime.progress import Report, silent
+from ..simulation.trust import Named
 from .comparison import ArmResult, Comparison
 from .improve import ImproveConfig, Outcome, improve
 from .lineage import arm_rows

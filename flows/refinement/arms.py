@@ -17,8 +17,8 @@ from refine.labels.labels import Arm, Labels
 from refine.labels.reference_arms import ReferenceArm, label_random_states
 from refine.labels.rule_labels import rule_arm_labels
 from refine.policies.mlp import MlpPolicy
+from storage.annotations.pooling import read_pool
 from storage.content_hash import content_id
-from storage.datasets.pooling import read_pool
 from storage.datasets.reader import StepArrays
 from storage.errors import BadInput
 from storage.store import Store
@@ -99,7 +99,7 @@ def train_draw(material: Material, draw: Draw) -> list[Snapshot]:
     Returns:
         The candidates, in the order of training.
     """
-    from refine.labels.robust import (
+    from refine.training.robust import (
         refine_candidates,  # seconds: d3rlpy and torch, which only the processes that train need
     )
 

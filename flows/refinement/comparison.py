@@ -2,7 +2,7 @@
 
 The gate chooses among an arm's candidates on one range of seeds, accepts the winner on a second and reports on a
 third; a rejected arm leaves the baseline in place. Statistics are in `refine/evaluation/gate.py`, episodes in
-`evaluator.py`, what the catalog keeps of it in `lineage.py`.
+`evaluator.py`, what the catalog keeps of it in `refinement/lineage.py`.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ from refine.policies.mlp import Mode
 from storage.errors import BadInput
 from storage.schema import Frozen
 
-from ..progress import Report, silent
 from ..runtime.processes import share_out
+from ..runtime.progress import Report, silent
 from .arms import PLACEBOS, Draw, Material, list_draws, train_draw
 from .evaluator import Contestant, Judge, Purpose, Returns
 from .selection import Method, try_fields

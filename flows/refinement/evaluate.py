@@ -16,11 +16,11 @@ from storage.policies.policies import policy_record, resolve_policy
 from storage.schema import Frozen
 from storage.store import Store
 
-from ..policies.actors import check_mode
 from ..policies.loading import load_policy
-from ..policies.trust import Named, find_home
-from ..progress import Report, silent
+from ..runtime.progress import Report, silent
+from ..simulation.actors import check_mode
 from ..simulation.environments import look_up_spaces
+from ..simulation.trust import Named, find_home
 from .evaluator import Contestant, Judge
 
 

@@ -24,9 +24,9 @@ from storage.content_hash import content_id
 from storage.errors import ChangedEnvironmentWarning
 from storage.store import Store
 
-from ..policies.actors import Actor
-from ..policies.trust import Named
+from ..simulation.actors import Actor
 from ..simulation.fingerprint import Fingerprint, look_up_fingerprint
+from ..simulation.trust import Named
 from ..simulation.workers import play_policies
 
 Returns = NDArray[np.float64]

@@ -10,8 +10,8 @@ from storage.schema import Manifest
 from storage.store import Store
 
 from ..policies.loading import load_policy
-from ..policies.trust import Named
 from ..simulation.environments import Spaces
+from ..simulation.trust import Named
 from .arms import Oracle
 
 

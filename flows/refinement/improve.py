@@ -13,7 +13,7 @@ from refine.config import RefineConfig
 from refine.labels.labels import Labels
 from refine.labels.reference_arms import ReferenceArm
 from refine.labels.reward_relabelling import relabel
-from storage.datasets.pooling import read_pool
+from storage.annotations.pooling import read_pool
 from storage.datasets.reader import StepArrays, read_manifest, read_steps
 from storage.errors import BadInput
 from storage.schema import Frozen, Manifest
@@ -21,9 +21,9 @@ from storage.store import Store
 
 from ..policies.baselines import Baseline, find_baseline
 from ..policies.external import check_spaces
-from ..policies.trust import Home, Named, find_home
-from ..progress import Report, silent
+from ..runtime.progress import Report, silent
 from ..simulation.environments import Spaces, look_up_spaces
+from ..simulation.trust import Home, Named, find_home
 from .arms import Material
 from .comparison import Comparison, Contest, GateConfig
 from .evaluator import Judge

@@ -10,53 +10,12 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from refine.policies.mlp import MlpPolicy
 from storage.catalog.connection import insert_rows
 from storage.content_hash import content_id
-from storage.policies.policies import policy_files, save_policy
-from storage.store import Store
+from storage.policies.policies import save_policy
 
+from ..policies.baselines import record_baseline
 from .comparison import ArmResult, Comparison, Contest, Trial
-from .evaluator import Contestant
-
-
-def record_baseline(store: Store, policy: MlpPolicy, *, env_id: str | None, dataset_id: str, origin: str) -> str:
-    """Keep a policy that others start from, named by its content; returns the id by which the store knows it.
-
-    A refined policy from which another refinement starts keeps its name, so that lineage is one chain.
-
-    Args:
-        store: where it is kept.
-        policy: the network.
-        env_id: of its dataset; None when that came without one.
-        dataset_id: the first dataset that it acted in, or that it was distilled from.
-        origin: where the weights came from, in words.
-    """
-    known = find_recorded_id(store, policy.sha256)
-    if known is not None:
-        return known
-    policy_id = Contestant.of(policy, "baseline").policy_id
-    config = {"origin": origin, "policy_sha256": policy.sha256}
-    record = {"kind": "baseline", "env_id": env_id, "dataset_id": dataset_id, "config": config}
-    save_policy(store, policy_id, policy.to_files(), record)
-    return policy_id
-
-
-def find_recorded_baseline(store: Store, sha256: str) -> MlpPolicy | None:
-    """The policy that a manifest names by its hash, if it was kept."""
-    known = find_recorded_id(store, sha256)
-    return MlpPolicy.from_files(policy_files(store, known)) if known else None
-
-
-def find_recorded_id(store: Store, sha256: str) -> str | None:
-    """The id of the policy with this hash, if one was kept; the oldest, should there be two."""
-    with store.catalog.read() as con:
-        kept = con.execute(
-            """SELECT policy_id FROM policies WHERE config ->> 'policy_sha256' = ?
-               ORDER BY created_at, policy_id LIMIT 1""",
-            [sha256],
-        ).fetchone()
-    return kept[0] if kept else None
 
 
 def record_comparison(

@@ -24,8 +24,8 @@ from ..datasets.collect import CollectConfig
 from ..datasets.gather import gather
 from ..labelling.label import export, label_some
 from ..labelling.questions import LabelConfig
-from ..policies.trust import Named
-from ..progress import listener
+from ..runtime.progress import listener
+from ..simulation.trust import Named
 from .improve import ImproveConfig, Outcome, improve
 
 

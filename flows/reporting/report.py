@@ -17,8 +17,8 @@ from storage.schema import Manifest
 from storage.store import Store
 
 from ..labelling.quality import check_labels
-from ..policies.trust import Named
-from ..progress import Report, silent
+from ..runtime.progress import Report, silent
+from ..simulation.trust import Named
 
 PICTURES = 1_600
 """Pictures of single steps in one report, unless another number is asked for."""
@@ -62,12 +62,11 @@ def write_report(
         Prerequisite: if the store is empty, or the extra `plots` is not installed.
     """
     try:
-        from . import labels
-        from . import queries as facts
-        from . import report_target as subject
+        from . import render as page
         from . import template_context as story
-        from .page import assets, charts
-        from .page import render as page
+        from .page import assets, charts, labels
+        from .page import queries as facts
+        from .page import report_target as subject
         from .viewer import episodes
     except ImportError as error:
         raise Prerequisite(

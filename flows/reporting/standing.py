@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from storage.catalog.connection import Catalog
 from storage.store import Store
 
-from .queries import Row, fetch
+from .page.queries import Row, fetch
 
 RATE_MINUTES = 5
 """Labels per minute are counted over this time."""

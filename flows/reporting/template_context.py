@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ..labelling.quality import Checkup
-from .labels import action_table
 from .page.charts import arm_name
 from .page.commands import list_commands
+from .page.labels import action_table
 from .page.origins import tell_configuration, tell_lineage, tell_prompt, tell_spending
+from .page.queries import Facts, Row
 from .page.wording import interval_of, number, plain_reason, read_object, spread
-from .queries import Facts, Row
 
 
 def tell(facts: Facts, labels: Sequence[Row], checkups: Sequence[Checkup]) -> Row:

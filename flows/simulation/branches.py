@@ -14,10 +14,10 @@ import numpy as np
 from refine.policies.mlp import Mode
 from storage.schema import Array, Episode, Manifest
 
-from ..policies.actors import Actor
-from ..policies.trust import Home
+from .actors import Actor
 from .environments import Environment
 from .replay import Difference, check_replayable, make_replayable, play_until
+from .trust import Home
 
 LANES = 16
 _BRANCHING = 0x6272  # keeps this chance apart from that of rollouts

@@ -28,7 +28,7 @@ from storage.disk.untrusted import parse_json, shorten
 from storage.errors import BadInput, Prerequisite
 from storage.schema import Space
 
-from ..policies.trust import Named, first_strange
+from .trust import Named, first_strange
 
 Environment: TypeAlias = gymnasium.Env[Any, Any]
 Step: TypeAlias = Callable[[Any], tuple[Any, Any, bool, bool, dict[str, Any]]]

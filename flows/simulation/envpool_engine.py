@@ -20,12 +20,12 @@ from refine.policies.mlp import Acts, Mode
 from storage.errors import BadInput, Prerequisite
 from storage.schema import Array, Engine, Episode
 
-from ..policies.actors import Actor
-from ..policies.trust import Named
+from .actors import Actor
 from .environments import Environment, Spaces, look_up_spaces, make_environment, package_versions, spaces_of
 from .promises import are_finite, broken, not_finite
 from .rollout import ENVIRONMENTS, acting_generator
 from .rollout_buffer import Tape
+from .trust import Named
 
 _POOL = 256  # environments of one pool
 _SEEDS = 2**31  # envpool keeps a seed in an int32

@@ -27,8 +27,8 @@ import numpy as np
 from storage.catalog.environments import KnownEnvironment
 from storage.content_hash import content_id, sha256_bytes
 
-from ..policies.trust import Named
 from .environments import Environment, distributions_of, make_environment, package_versions
+from .trust import Named
 
 MOST_BYTES = 64_000_000
 """Bytes of code and data that are read for one environment; what goes beyond counts by its size and time of change."""

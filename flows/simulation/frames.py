@@ -20,9 +20,9 @@ from storage.errors import BadInput, Prerequisite
 from storage.schema import Manifest
 from storage.store import Store
 
-from ..policies.trust import Named, find_home
 from .environments import Environment, make_environment
 from .replay import play_until
+from .trust import Named, find_home
 
 WIDEST_TILE = 256
 """Pixels; larger frames are shrunk by whole factors, which keeps an image of eight tiles under 400 tokens."""

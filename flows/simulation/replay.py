@@ -20,10 +20,10 @@ from storage.errors import BadInput
 from storage.schema import Array, Episode, Manifest
 from storage.store import Store
 
-from ..policies.trust import Home, Named, find_home
 from .environments import Environment
 from .envpool_engine import engine_versions, make_in_engine
 from .fingerprint import Fingerprint, take_fingerprint
+from .trust import Home, Named, find_home
 
 
 @dataclass(frozen=True)

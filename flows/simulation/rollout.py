@@ -19,7 +19,7 @@ from refine.policies.rng import Chance
 from storage.errors import BadInput, TrajnoteWarning
 from storage.schema import Array, Episode
 
-from ..policies.actors import Actor
+from .actors import Actor
 from .environments import Environment, Step, bare_step, spaces_of
 from .promises import (
     are_finite,

@@ -17,11 +17,11 @@ from refine.policies.mlp import Mode
 from storage.errors import BadInput
 from storage.schema import Array, Episode
 
-from ..policies.actors import Actor
-from ..policies.trust import Named
 from ..runtime.processes import share_out
+from .actors import Actor
 from .environments import Environment, EnvironmentMaker
 from .rollout import play, warn_of
+from .trust import Named
 
 _CHUNK = 8  # seeds of one task, side by side in one process: small enough to share out evenly
 Advance = Callable[[int, int], None]

@@ -8,10 +8,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
-from ..datasets.integrity import SHARDS
 from ..errors import Prerequisite
 from .connection import Catalog, Connection
 from .environments import ENVIRONMENTS
+from .integrity import SHARDS
 from .tables.ablation_tables import ABLATION_TABLES
 from .tables.batch_tables import ANSWERS, BATCH_ACCOUNTS, BATCH_COLUMNS
 from .tables.deployment_tables import DEPLOYMENT_TABLES

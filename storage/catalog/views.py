@@ -1,7 +1,7 @@
 """The views that people query: steps over the Parquet files, annotations joined to them, and summaries per run.
 
 They are text made from the `datasets` table, the store's absolute path and the files that are there, so they are made
-again when one of these changes. A dataset of which a file is damaged (`datasets/integrity.py`) is left out; the others
+again when one of these changes. A dataset of which a file is damaged (`catalog/integrity.py`) is left out; the others
 can be asked. What cannot depend on a dataset is in `summaries.py`.
 """
 
@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..content_hash import canonical_json, sha256_bytes
-from ..datasets.integrity import inspect_shards, note_shards
 from ..schema import Space
 from .connection import Connection
+from .integrity import inspect_shards, note_shards
 from .opinions import opinion_views, same_action
 from .rule_views import RuledDataset, rule_view
 from .summaries import SUMMARIES

@@ -19,11 +19,11 @@ from ..catalog.migrations import catalog_version
 from ..content_hash import sha256_file
 from ..disk.atomic import owned
 from ..errors import CatalogLocked, Prerequisite
-from ..exporting.tables import are_published, publish_tables, write_tables
 from ..store import CATALOG, Store
 from .remote import Remote
 from .snapshots import RemoteFile, Snapshot, copy_catalog, create_snapshot, digest_tables, find_newest
 from .sync_state import Remembered, Seen
+from .tables import are_published, publish_tables, write_tables
 
 AT_ONCE = 8
 """Files that travel at the same time: what waiting for answers costs, not the processor."""

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from ..annotations.responses import read_frames
+from ..catalog.integrity import inspect_shards
 from ..catalog.rule_views import is_allowed
 from ..catalog.views import component_columns
 from ..content_hash import is_sealed, sha256_file
-from ..datasets.integrity import inspect_shards
 from ..datasets.memory_map import damaged_columns
 from ..datasets.shards import check_shard, read_manifest
 from ..errors import DamagedStore, LeftOutWarning, Prerequisite, TrajnoteError

@@ -12,9 +12,9 @@ from typing import Any
 import altair as alt
 
 from ...labelling.quality import Checkup
-from ..labels import CONFIRMS, QUESTIONS, confidence_rows, position_rows
-from ..queries import Facts, Row
-from ..viewer.lanes import STANCE_COLOURS, axis_title, timeline_chart
+from .labels import CONFIRMS, QUESTIONS, confidence_rows, position_rows
+from .lanes import STANCE_COLOURS, axis_title, timeline_chart
+from .queries import Facts, Row
 
 Chart = alt.Chart | alt.LayerChart | alt.VConcatChart
 ARM_NAMES = {

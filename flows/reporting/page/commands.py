@@ -9,7 +9,7 @@ from typing import Any
 
 from storage.schema import Manifest
 
-from ..queries import Facts, Row
+from .queries import Facts, Row
 
 
 def list_commands(facts: Facts) -> list[str]:

@@ -18,10 +18,10 @@ from storage.errors import TrajnoteError
 from storage.schema import Episode, Manifest
 from storage.store import Store
 
-from ...policies.trust import Home, Named, find_home
-from ...progress import Report, silent
+from ...runtime.progress import Report, silent
+from ...simulation.trust import Home, Named, find_home
 from ..page.plain_text import all_visible
-from ..queries import Facts, Row
+from ..page.queries import Facts, Row
 from .pictures import Film, Take, choose_steps, film_all
 from .replies import load_replies
 from .side_by_side import Opponent, find_opponent, play_rematch

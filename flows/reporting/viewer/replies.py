@@ -10,7 +10,7 @@ from annotate.parsing.messages import read_message
 from storage.annotations.responses import read_frames
 from storage.store import Store
 
-from ..queries import Row, fetch
+from ..page.queries import Row, fetch
 
 MAX_CHARACTERS = 20_000
 """Of one reply that a page shows; the whole of it stays in its file."""

@@ -10,11 +10,11 @@ from storage.schema import Episode, Manifest
 from storage.store import Store
 
 from ...policies.loading import load_policy
-from ...policies.trust import Home, Named
 from ...simulation.environments import EnvironmentMaker, Spaces
 from ...simulation.rollout import rollout
+from ...simulation.trust import Home, Named
+from ..page.queries import Facts
 from ..page.wording import read_object
-from ..queries import Facts
 
 
 @dataclass(frozen=True)

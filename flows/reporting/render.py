@@ -11,10 +11,10 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from ..viewer.episodes import Viewer
-from .plain_text import script_json, visible
+from .page.plain_text import script_json, visible
+from .viewer.episodes import Viewer
 
-_TEMPLATES = Path(__file__).resolve().parents[2] / "templates"
+_TEMPLATES = Path(__file__).resolve().parents[1] / "templates"
 _SCRIPTS = ("theme.js", "charts.js", "viewer.js")
 
 

@@ -11,14 +11,14 @@ from itertools import accumulate
 
 import numpy as np
 
-from ..annotations.annotations import load_annotations
 from ..content_hash import canonical_json
+from ..datasets.checks import require_finite
+from ..datasets.columns import StepArrays
+from ..datasets.reader import read_manifest, read_steps
 from ..errors import BadInput
 from ..schema import Annotation
 from ..store import Store
-from .checks import require_finite
-from .columns import StepArrays
-from .reader import read_manifest, read_steps
+from .annotations import load_annotations
 
 _ALIKE = ("env_id", "env_kwargs", "observation_space", "action_space", "component_names", "action_names")
 

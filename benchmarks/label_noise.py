@@ -12,11 +12,11 @@ from typing import Literal, NamedTuple, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from refine.labels.labels import Labels, finite_bounds
 from storage.datasets.reader import StepArrays
 from storage.errors import BadInput
 from storage.schema import Array, Space
 
-from .labels.labels import Labels, finite_bounds
 from .policies.spaces import action_units
 
 Noise = Literal["uniform", "confused", "region", "mirrored"]

@@ -12,11 +12,11 @@ from typing import cast
 from storage.datasets.reader import StepArrays
 
 from ..config import RefineConfig, Snapshot
+from ..labels.label_hypotheses import Reading, keep, list_readings
+from ..labels.labels import Labels
 from ..policies.mlp import MlpPolicy
-from ..training.train import refine
 from .cross_fold_filter import find_borne_out
-from .label_hypotheses import Reading, keep, list_readings
-from .labels import Labels
+from .train import refine
 
 OUTLIER_SCALE = 0.3
 """Of continuous suggestions in a robust refinement, in half ranges of the action; wider ones let errors through."""

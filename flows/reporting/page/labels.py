@@ -11,7 +11,7 @@ from typing import NamedTuple
 from annotate.quality.calibration import EDGES, Bin
 from storage.store import Store
 
-from ..labelling.quality import Checkup
+from ...labelling.quality import Checkup
 from .queries import Row, fetch
 from .report_target import Subject
 

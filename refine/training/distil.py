@@ -20,9 +20,9 @@ from storage.datasets.reader import StepArrays
 from storage.errors import BadInput
 from storage.schema import Array, Space
 
-from ..training.networks import read_weights, reproducible
-from .mlp import MlpPolicy, OutputKind
-from .spaces import action_bounds, action_units, input_size, network_inputs, output_size
+from ..policies.mlp import MlpPolicy, OutputKind
+from ..policies.spaces import action_bounds, action_units, input_size, network_inputs, output_size
+from .networks import read_weights, reproducible
 
 HIDDEN = (64, 64)
 TRAINING_STEPS = 4_000

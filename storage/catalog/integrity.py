@@ -14,9 +14,9 @@ from typing import NamedTuple
 
 from pydantic import ValidationError
 
-from ..catalog.connection import Connection
 from ..content_hash import sha256_bytes, sha256_file
 from ..schema import Manifest
+from .connection import Connection
 
 SHARDS = """
 CREATE TABLE shards (

@@ -1,6 +1,6 @@
 """What acts in a rollout, whoever made it: a portable network, chance, or somebody else's code asked row by row.
 
-Where they come from is `loading.py`; what they do to an environment is `simulation/rollout.py`.
+Where they come from is `policies/loading.py`; what they do to an environment is `simulation/rollout.py`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from refine.policies.spaces import action_bounds
 from storage.errors import BadInput
 from storage.schema import Array, Space
 
-from ..simulation.environments import Spaces
+from .environments import Spaces
 
 
 class Actor(Protocol):

@@ -11,9 +11,9 @@ from ..catalog.connection import Connection
 from ..content_hash import canonical_json
 from ..disk.atomic import TEMPORARY, sync_file, sync_folder
 from ..disk.os_errors import writing
-from ..remote.remote import Remote
-from ..remote.snapshots import Snapshot
 from ..store import Store
+from .remote import Remote
+from .snapshots import Snapshot
 
 TABLES = {
     "annotations": "SELECT * FROM annotations ORDER BY dataset_id, episode_id, step, annotation_id",

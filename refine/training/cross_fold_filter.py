@@ -1,7 +1,7 @@
 """Consensus: which labels the other episodes' labels bear out, found by refining without them.
 
 Labels that are wrong without a system disagree with a policy learned from the others; those that are wrong alike in
-all episodes do not, see `label_hypotheses.py`. Continuous suggestions have a loss for that instead, see
+all episodes do not, see `labels/label_hypotheses.py`. Continuous suggestions have a loss for that instead, see
 `training/losses.py`.
 """
 
@@ -16,10 +16,10 @@ from storage.datasets.reader import StepArrays
 from storage.schema import Array
 
 from ..config import RefineConfig
+from ..labels.label_hypotheses import keep
+from ..labels.labels import Labels
 from ..policies.mlp import MlpPolicy
-from ..training.train import refine
-from .label_hypotheses import keep
-from .labels import Labels
+from .train import refine
 
 FOLDS = 5
 

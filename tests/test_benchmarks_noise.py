@@ -5,8 +5,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from benchmarks.label_noise import NOISES, Noise, corrupt_labels, share_changed
 from refine.labels.labels import Labels
-from refine.noise import NOISES, Noise, corrupt_labels, share_changed
 from storage.datasets.reader import StepArrays
 from storage.errors import BadInput
 from storage.schema import Space

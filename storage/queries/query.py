@@ -11,10 +11,10 @@ import duckdb
 import pyarrow as pa
 from duckdb.sqltypes import DuckDBPyType
 
+from ..catalog.connection import Connection, is_corrupt
 from ..errors import BadInput, DamagedStore, TrajnoteError
 from ..store import Store
 from .bounded import Bounds, run_bounded, too_much_memory
-from .connection import Connection, is_corrupt
 
 _OF_THE_STATEMENT = (duckdb.ProgrammingError, duckdb.DataError)
 _ALLOWED = "Allowed are SELECT, WITH, FROM, EXPLAIN, DESCRIBE, SHOW and SUMMARIZE."

@@ -7,7 +7,7 @@ from typing import Any
 
 import altair as alt
 
-from ..queries import Row
+from .queries import Row
 
 STANCE_COLOURS = {"corrects": "@corrects", "confirms": "@confirms", "no suggestion": "@muted"}
 """What a label says of the logged action, and the name of its colour."""
