@@ -54,8 +54,9 @@ from annotate.ledger import ledger  # noqa: E402
 from annotate.ledger.batch_config import BatchConfig  # noqa: E402
 from annotate.prompting.requests import AnnotateConfig  # noqa: E402
 from annotate.providers.batch import BatchServer  # noqa: E402
-from annotate.runs import ingest as fetching  # noqa: E402
-from flows.labelling import batching, label  # noqa: E402
+from annotate.runs import ingestion as fetching  # noqa: E402
+from flows.labelling import annotation as label  # noqa: E402
+from flows.labelling import batching  # noqa: E402
 from flows.labelling.questions import LabelConfig  # noqa: E402
 from storage.catalog.connection import WAIT_VARIABLE, Catalog, Connection  # noqa: E402
 from storage.errors import TrajnoteError, TrajnoteWarning  # noqa: E402

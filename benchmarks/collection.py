@@ -29,10 +29,10 @@ from typing import Any, NamedTuple
 import gymnasium
 import numpy as np
 
-from flows.datasets.collect import CollectConfig, collect
+from flows.datasets.collection import CollectConfig, collect
 from flows.simulation.environments import Environment, EnvironmentMaker, Spaces, spaces_of
 from flows.simulation.envpool_engine import play_pooled
-from flows.simulation.rollout import rollout
+from flows.simulation.rollouts import rollout
 from refine.policies.mlp import MlpPolicy
 from storage.schema import Episode
 from storage.store import Store
@@ -162,7 +162,7 @@ def list_ways(scene: Scene, folder: Path) -> dict[str, Callable[[], int]]:
     if importlib.util.find_spec("envpool"):
         ways[f"envpool, {SIDE_BY_SIDE} side by side"] = partial(play_in_envpool, scene)
     if importlib.util.find_spec("stable_baselines3"):
-        from refine.policies.from_sb3 import use_one_thread
+        from refine.policies.sb3_models import use_one_thread
 
         use_one_thread()
         from stable_baselines3 import PPO

@@ -22,7 +22,7 @@ from flows.refinement.comparison import ACCEPT, SELECT
 from flows.refinement.evaluator import Contestant, Returns
 from flows.refinement.selection import Method, try_fields
 from flows.simulation.environments import Environment, EnvironmentMaker, spaces_of
-from flows.simulation.rollout import play
+from flows.simulation.rollouts import play
 from refine.config import RefineConfig
 from refine.evaluation.gate import SeedPlan, paired_difference
 from refine.labels.labels import Labels, arm_labels

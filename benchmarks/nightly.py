@@ -28,8 +28,8 @@ from typing import Any
 from annotate.cards.cards import load_card
 from annotate.prompting.requests import AnnotateConfig
 from annotate.runs.plan import plan_run
-from flows.datasets.collect import CollectConfig
-from flows.datasets.gather import gather
+from flows.datasets.collection import CollectConfig
+from flows.datasets.recordings import gather
 from flows.deployment.night import Night, run_night, tell_night
 from flows.deployment.settings import read_deployment
 from flows.runtime.prefect_defaults import quieten_prefect

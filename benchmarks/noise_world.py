@@ -15,10 +15,10 @@ import numpy as np
 
 from annotate.prompting.requests import AnnotateConfig
 from benchmarks.label_noise import Noise, corrupt_labels, share_changed
-from flows.datasets.collect import CollectConfig
-from flows.datasets.gather import gather
+from flows.datasets.collection import CollectConfig
+from flows.datasets.recordings import gather
 from flows.demo import take_example
-from flows.labelling.label import label
+from flows.labelling.annotation import label
 from flows.labelling.questions import LabelConfig
 from flows.policies.loading import load_policy
 from flows.refinement.comparison import GateConfig

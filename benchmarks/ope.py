@@ -29,15 +29,15 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import spearmanr
 
-from flows.datasets.collect import CollectConfig
-from flows.datasets.gather import gather
+from flows.datasets.collection import CollectConfig
+from flows.datasets.recordings import gather
 from flows.estimation.estimate import refit_number, train_and_score
 from flows.policies.loading import load_policy
 from flows.policies.train_baseline import TrainConfig, train_baseline
 from flows.refinement.arms import Draw, Material, list_draws
 from flows.runtime.processes import core_count, share_out
 from flows.simulation.environments import EnvironmentMaker, Spaces, look_up_spaces
-from flows.simulation.rollout import rollout
+from flows.simulation.rollouts import rollout
 from flows.simulation.trust import Named
 from refine.config import RefineConfig
 from refine.evaluation.estimates import OpeConfig, estimated_gain

@@ -41,7 +41,7 @@ from annotate.costs.prices import estimate_input, estimate_tokens, price
 from annotate.prompting.requests import DEFAULT_MODEL, AnnotateConfig, Request
 from annotate.quality.calibration import EDGES
 from flows.demo import take_example
-from flows.labelling.label import label, plan
+from flows.labelling.annotation import label, plan
 from flows.labelling.questions import LabelConfig
 from storage.annotations.annotations import load_annotations
 from storage.datasets.reader import iterate_episodes

@@ -23,8 +23,8 @@ from typing import Any
 import numpy as np
 from playwright.sync_api import Page, sync_playwright
 
-from flows.datasets.collect import CollectConfig
-from flows.datasets.gather import gather
+from flows.datasets.collection import CollectConfig
+from flows.datasets.recordings import gather
 from flows.refinement.lineage import record_baseline
 from flows.reporting.report import write_report
 from refine.policies.mlp import MlpPolicy

@@ -19,12 +19,12 @@ import typer
 
 from annotate.importing.labels import import_annotations
 from annotate.prompting.selection import select_episodes
-from flows.datasets.collect import CollectConfig
+from flows.datasets.collection import CollectConfig
 from flows.labelling.questions import LabelConfig
 from flows.policies.loading import load_policy
 from flows.refinement.comparison import GateConfig
-from flows.refinement.improve import ImproveConfig, Outcome, improve
 from flows.refinement.present import short
+from flows.refinement.refinement import ImproveConfig, Outcome, improve
 from flows.refinement.rounds import Round, RoundsConfig, plain_work, run_rounds
 from flows.simulation.environments import Spaces
 from refine.config import RefineConfig

@@ -21,7 +21,7 @@ from rich.table import Table
 
 from annotate.prompting.requests import AnnotateConfig
 from flows.demo import EXAMPLE, take_example
-from flows.labelling.label import label
+from flows.labelling.annotation import label
 from flows.labelling.questions import LabelConfig
 from refine.labels.rule_labels import place_rules
 from storage.annotations.rules import load_rules, match_rules

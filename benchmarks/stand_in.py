@@ -32,9 +32,9 @@ from annotate.prompting.requests import AnnotateConfig
 from annotate.providers import batch as batch_provider
 from annotate.providers.anthropic import AnthropicProvider
 from annotate.providers.batch import BatchServer, OutcomeUnknownError
+from annotate.runs.batch_runs import run_batches
 from annotate.runs.plan import RunPlan, plan_run
 from annotate.runs.run import annotate_run
-from annotate.runs.run_batches import run_batches
 from storage.store import Store
 
 PACKAGE = "llmock==0.2.2"

@@ -32,7 +32,7 @@ from annotate.prompting.requests import AnnotateConfig, Request
 from annotate.runs.plan import plan_run
 from annotate.runs.run import annotate_run
 from flows.refinement.comparison import GateConfig
-from flows.refinement.improve import ImproveConfig, improve
+from flows.refinement.refinement import ImproveConfig, improve
 from storage.datasets.reader import StepsWriter
 from storage.queries.query import run_query
 from storage.store import Store

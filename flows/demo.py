@@ -19,7 +19,7 @@ from .deployment.pipeline import PipelineConfig, pipeline_flow
 from .labelling.questions import LabelConfig
 from .policies.baselines import record_baseline
 from .policies.loading import load_policy
-from .refinement.improve import ImproveConfig, Outcome
+from .refinement.refinement import ImproveConfig, Outcome
 from .reporting.report import write_report
 from .runtime.prefect_server import Server, served
 from .runtime.progress import listener

@@ -25,7 +25,7 @@ from crash_points import _TOUCHES
 from store_state import state_of
 
 import annotate.runs.run  # noqa: F401
-import flows.refinement.improve  # noqa: F401
+import flows.refinement.refinement  # noqa: F401
 import refine.training.train  # noqa: F401
 from annotate.importing.labels import import_annotations
 from flows.cli import main as trajnote

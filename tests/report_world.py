@@ -18,9 +18,9 @@ from toy_environment import CARD, Toy, answers_of, gather_toys, small_config
 from annotate.cards.cards import load_card
 from annotate.prompting.requests import AnnotateConfig
 from annotate.runs.plan import plan_run
-from flows.labelling.label import label
+from flows.labelling.annotation import label
 from flows.labelling.questions import LabelConfig
-from flows.refinement.improve import Outcome, improve
+from flows.refinement.refinement import Outcome, improve
 from flows.simulation.trust import Named
 from storage.schema import Array
 from storage.store import Store

@@ -22,13 +22,13 @@ from annotate.prompting.requests import AnnotateConfig
 from annotate.providers.anthropic import AnthropicProvider
 from annotate.providers.batch import BatchServer
 from annotate.providers.scripted import ScriptedProvider
-from annotate.runs import ingest as fetching
-from annotate.runs.ingest import Ingested, ingest, poll
+from annotate.runs import ingestion as fetching
+from annotate.runs.batch_runs import run_batches
+from annotate.runs.ingestion import Ingested, ingest, poll
 from annotate.runs.plan import RunPlan, estimate_run, plan_run, read_question
 from annotate.runs.reconcile import owned_run
 from annotate.runs.run import annotate_run
-from annotate.runs.run_batches import run_batches
-from annotate.runs.submit import Submission, submit
+from annotate.runs.submission import Submission, submit
 from storage.catalog.connection import Catalog, Connection
 from storage.errors import BadInput, CatalogLocked, DamagedStore, DiskFailed, ProviderFailed, TrajnoteError
 from storage.store import Store

@@ -23,7 +23,7 @@ from annotate.prompting.requests import DEFAULT_MAX_TOKENS, MOST_UNSTREAMED_TOKE
 from annotate.runs.plan import plan_run
 from flows import cli
 from flows.reporting.standing import look
-from flows.reporting.watch import draw
+from flows.reporting.status import draw
 from storage.store import Store
 
 Message = dict[str, Any]

@@ -17,7 +17,7 @@ from annotate.prompting.selection import METHODS, Method, select_episodes
 from annotate.providers.scripted import ScriptedProvider, text_message
 from annotate.runs.plan import plan_run
 from annotate.runs.run import annotate_run
-from flows.labelling.label import plan
+from flows.labelling.annotation import plan
 from flows.labelling.questions import LabelConfig
 from storage.datasets.adopt import adopt_dataset
 from storage.errors import BadInput

@@ -12,10 +12,10 @@ from test_annotate_batches import MODEL, SMALL, Bench, Reader, bench, reader, wo
 from annotate.ledger.recovery import recover
 from annotate.providers.batch import BatchServer
 from annotate.providers.scripted import text_message
-from annotate.runs import ingest as fetching
-from annotate.runs.ingest import ingest, poll
+from annotate.runs import ingestion as fetching
+from annotate.runs.batch_runs import run_batches
+from annotate.runs.ingestion import ingest, poll
 from annotate.runs.reconcile import give_up
-from annotate.runs.run_batches import run_batches
 from flows import cli
 from storage.errors import BadInput, CatalogLocked, Prerequisite, TrajnoteWarning
 

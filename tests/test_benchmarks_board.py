@@ -227,7 +227,7 @@ def test_more_training_uses_the_budget_and_starts_at_critical_states(scene: Scen
     from stable_baselines3 import PPO
 
     from flows.simulation.environments import look_up_spaces
-    from refine.policies import from_sb3 as baselines
+    from refine.policies import sb3_models as baselines
 
     model = PPO("MlpPolicy", make_environment(TOY), n_steps=16, batch_size=64, policy_kwargs={"net_arch": [8]})
     model.save(tmp_path / "model.zip")

@@ -13,13 +13,13 @@ from store_state import state_of
 from toy_environment import TOY, gather_toys, right_actions, small_config, write_labels
 
 from annotate.importing.labels import import_annotations
-from flows.refinement import ablate as ablating
+from flows.refinement import ablation as ablating
 from flows.refinement import comparison as contest
 from flows.refinement import evaluator as judging
-from flows.refinement.ablate import AblateConfig, Ablation, ablate
-from flows.refinement.ablation_table import as_json, sentences, table_rows
-from flows.refinement.improve import ImproveConfig, improve
-from flows.refinement.present import as_json as outcome_json
+from flows.refinement.ablation import AblateConfig, Ablation, ablate
+from flows.refinement.ablation_table import ablation_json, ablation_rows, ablation_sentences
+from flows.refinement.present import comparison_json as outcome_json
+from flows.refinement.refinement import ImproveConfig, improve
 from flows.reporting.figures import draw_figures
 from flows.simulation.trust import Named
 from refine.evaluation.gate import interval
@@ -116,9 +116,9 @@ def test_the_catalog_has_the_table_and_the_leaderboard_every_comparison(done: tu
 
 def test_it_is_told_in_rows_sentences_and_json(done: tuple[Store, Ablation], tmp_path: Path) -> None:
     store, found = done
-    told = as_json(found)
-    assert [(row["mode"], row["arm"]) for row in table_rows(found)][:2] == [("A", "baseline"), ("A", "refined")]
-    assert sentences(found)[0].startswith("A: of 2 trainings accepted 2, better than the baseline 2, credited")
+    told = ablation_json(found)
+    assert [(row["mode"], row["arm"]) for row in ablation_rows(found)][:2] == [("A", "baseline"), ("A", "refined")]
+    assert ablation_sentences(found)[0].startswith("A: of 2 trainings accepted 2, better than the baseline 2, credited")
     assert len(told["comparisons"]) == 4
     assert told["verdicts"][0]["leads"]["oracle"].keys() == {"return", "low", "high"}
     pictures = draw_figures(store, tmp_path, comparison=told["comparisons"][0]["comparison_id"])
@@ -130,13 +130,13 @@ def test_an_interrupted_ablation_goes_on_and_ends_as_one_that_was_not(
 ) -> None:
     smooth, rough = (Store.open(shutil.copytree(labelled, tmp_path / name / "store")) for name in ("smooth", "rough"))
     short = configure(modes=("A",), seeds=1)
-    expected = as_json(ablate(smooth, dataset(smooth), short))
+    expected = ablation_json(ablate(smooth, dataset(smooth), short))
     with monkeypatch.context() as patch:
         patch.setattr(contest, "keep_candidates", interrupt_after(6, contest.keep_candidates))
         with pytest.raises(KeyboardInterrupt):
             ablate(rough, dataset(rough), short)
     trained = count_trainings(monkeypatch)
-    assert as_json(ablate(rough, dataset(rough), short)) == expected
+    assert ablation_json(ablate(rough, dataset(rough), short)) == expected
     assert len(trained) == 9 - 6
     assert state_of(rough.root) == state_of(smooth.root)
 

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 import flows.simulation.branches
 from flows.cli import make_app
-from flows.datasets.collect import CollectConfig, collect
+from flows.datasets.collection import CollectConfig, collect
 from flows.labelling.label_replays import ReplayConfig, replay_labels
 from flows.labelling.quality import check_labels
 from flows.policies.loading import load_policy

@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 from toy_environment import REACH, TOY, gather_toys, make_baseline, right_actions, save_folder
 
-from flows.datasets.collect import CollectConfig, collect
-from flows.datasets.gather import gather
+from flows.datasets.collection import CollectConfig, collect
+from flows.datasets.recordings import gather
 from flows.policies import baselines
 from flows.policies.baselines import Baseline, find_baseline
 from flows.simulation.environments import look_up_spaces, make_environment
 from refine.labels.labels import Labels
 from refine.policies.mlp import MlpPolicy
-from refine.training.distil import distil
+from refine.training.distillation import distil
 from refine.training.train import RefineConfig, refine
 from storage.datasets.reader import read_steps
 from storage.errors import BadInput
@@ -37,7 +37,7 @@ def short_lessons(monkeypatch: pytest.MonkeyPatch) -> None:
     def briefly(*arguments: Any, **options: Any) -> Any:
         return distil(*arguments, **options, training_steps=200)
 
-    monkeypatch.setattr("refine.training.distil.distil", briefly)
+    monkeypatch.setattr("refine.training.distillation.distil", briefly)
 
 
 def test_the_weights_that_were_kept_are_found_after_their_file_has_gone(store: Store, tmp_path: Path) -> None:

@@ -16,10 +16,10 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from flows.datasets.collect import CollectConfig, collect
+from flows.datasets.collection import CollectConfig, collect
 from flows.simulation.actors import RandomActor
 from flows.simulation.environments import make_environment, package_versions, spaces_of
-from flows.simulation.rollout import rollout
+from flows.simulation.rollouts import rollout
 from refine.policies.mlp import MlpPolicy
 from storage.datasets.reader import iterate_episodes, read_steps
 from storage.errors import BadInput
@@ -189,7 +189,7 @@ def test_an_interrupted_collection_goes_on_where_its_last_shard_ended(
 
 SCRIPT = """
 import sys
-from flows.datasets.collect import CollectConfig, collect
+from flows.datasets.collection import CollectConfig, collect
 from storage.store import Store
 
 config = CollectConfig(env_id="LunarLander-v3", policy="random", episodes=40)

@@ -13,8 +13,8 @@ import pytest
 from annotate.prompting.requests import AnnotateConfig, Request
 from annotate.providers.scripted import ScriptedProvider, text_message
 from annotate.runs.run import annotate_run
-from flows.datasets.collect import CollectConfig, collect
-from flows.labelling.label import plan
+from flows.datasets.collection import CollectConfig, collect
+from flows.labelling.annotation import plan
 from flows.labelling.questions import LabelConfig
 from flows.simulation.frames import FrameRenderer, encode_png, make_rendering, shrink, tile
 from storage.datasets.reader import read_manifest

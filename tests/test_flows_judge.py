@@ -14,7 +14,7 @@ from toy_environment import REACH, TOY, make_baseline
 from flows.refinement import evaluator as judging
 from flows.refinement.evaluator import Contestant, Judge
 from flows.simulation.environments import make_environment
-from flows.simulation.rollout import returns_of
+from flows.simulation.rollouts import returns_of
 from flows.simulation.trust import Named
 from refine.evaluation.gate import interval
 from refine.policies.mlp import MlpPolicy

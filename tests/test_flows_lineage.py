@@ -15,9 +15,9 @@ from annotate.prompting.requests import AnnotateConfig
 from annotate.providers.scripted import ScriptedProvider, text_message
 from annotate.runs.plan import plan_run
 from annotate.runs.run import annotate_run
-from flows.datasets.gather import take_in
+from flows.datasets.recordings import take_in
 from flows.policies.baselines import find_recorded_baseline, record_baseline
-from flows.refinement.improve import Outcome, improve
+from flows.refinement.refinement import Outcome, improve
 from storage.annotations.responses import raw_reply
 from storage.policies.policies import files_sha256, policy_files
 from storage.store import Store

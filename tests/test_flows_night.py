@@ -18,9 +18,9 @@ import pytest
 from store_state import counts_of, state_of
 from toy_environment import CARD, TOY, gather_toys, small_config, write_answers
 
-from flows.datasets import collect as collecting
-from flows.datasets.collect import CollectConfig
-from flows.datasets.gather import gather
+from flows.datasets import collection as collecting
+from flows.datasets.collection import CollectConfig
+from flows.datasets.recordings import gather
 from flows.deployment import night as nights
 from flows.deployment.intake import take_in_new
 from flows.deployment.night import Night, run_night

@@ -16,8 +16,8 @@ import pytest
 from flows import cli
 from flows.commands.output import format_cell, print_json, print_lines, print_table, progress_bars
 from flows.refinement.comparison import ArmResult
-from flows.refinement.improve import Outcome
-from flows.refinement.present import table_rows
+from flows.refinement.present import comparison_rows
+from flows.refinement.refinement import Outcome
 from refine.evaluation.gate import Interval
 
 ARMS = ("baseline", "labels", "no_labels", "shuffled", "random")
@@ -30,7 +30,7 @@ def test_the_table_of_arms_fits_eighty_columns_with_intervals_unbroken(
     monkeypatch.setenv("COLUMNS", "80")
     returns = Interval(mean, mean - 10, mean + 10, 100)
     arms = [ArmResult(arm, 288, 3, 3, returns, returns) for arm in ARMS]
-    rows = table_rows(cast("Outcome", SimpleNamespace(comparison=SimpleNamespace(arms=arms))))
+    rows = comparison_rows(cast("Outcome", SimpleNamespace(comparison=SimpleNamespace(arms=arms))))
     print_table("arms", rows)
     printed = capsys.readouterr().out.splitlines()
     assert max(map(len, printed)) <= 80

@@ -16,7 +16,7 @@ from store_state import state_of
 from toy_environment import CARD, TOY, gather_toys, small_config, write_answers
 
 from annotate.prompting.requests import AnnotateConfig
-from flows.datasets.collect import CollectConfig
+from flows.datasets.collection import CollectConfig
 from flows.labelling.questions import LabelConfig
 from flows.runtime.prefect_defaults import quieten_prefect
 from storage.errors import BadInput

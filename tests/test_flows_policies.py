@@ -16,10 +16,10 @@ from flows.policies import loading as policies
 from flows.policies.loading import FORMS
 from flows.simulation.actors import ForeignActor, NetworkActor, check_mode
 from flows.simulation.environments import Spaces, make_environment, spaces_of
-from flows.simulation.rollout import acting_generator, rollout
+from flows.simulation.rollouts import acting_generator, rollout
 from flows.simulation.trust import Named
-from refine.policies import from_d3rlpy as learnables
-from refine.policies import from_sb3 as baselines
+from refine.policies import d3rlpy_models as learnables
+from refine.policies import sb3_models as baselines
 from refine.policies.mlp import MlpPolicy
 from storage.errors import BadInput, DamagedStore, Prerequisite
 from storage.policies.policies import save_policy
@@ -27,7 +27,7 @@ from storage.schema import Space
 from storage.store import Store
 
 sb3 = pytest.importorskip("stable_baselines3")
-import d3rlpy  # noqa: E402  (after refine.policies.from_sb3, which silences the old gym)
+import d3rlpy  # noqa: E402  (after refine.policies.sb3_models, which silences the old gym)
 
 torch.set_num_threads(1)
 CARTPOLE = ("CartPole-v1", {})

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from flows.datasets.collect import CollectConfig, collect
+from flows.datasets.collection import CollectConfig, collect
 from flows.simulation.actors import RandomActor
 from flows.simulation.environments import look_up_spaces
 from flows.simulation.envpool_engine import make_pool, play_pooled

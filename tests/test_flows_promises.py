@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from flows.datasets.collect import CollectConfig, collect
-from flows.simulation import rollout as rollouts
+from flows.datasets.collection import CollectConfig, collect
+from flows.simulation import rollouts as rollouts
 from flows.simulation.actors import RandomActor
 from flows.simulation.environments import make_environment, spaces_of
 from flows.simulation.envpool_engine import play_pooled
-from flows.simulation.rollout import rollout
+from flows.simulation.rollouts import rollout
 from refine.policies.mlp import Acts
 from storage.datasets.reader import iterate_episodes
 from storage.errors import BadInput, TrajnoteWarning

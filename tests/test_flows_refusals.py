@@ -17,7 +17,7 @@ from gymnasium import spaces as gym_spaces
 from flows.policies import loading as policies
 from flows.simulation.environments import Spaces, look_up_spaces, make_environment
 from flows.simulation.trust import Named
-from refine.policies.from_sb3 import use_one_thread  # silences the old gym before the libraries below import it
+from refine.policies.sb3_models import use_one_thread  # silences the old gym before the libraries below import it
 from storage.errors import BadInput
 
 sb3 = pytest.importorskip("stable_baselines3")

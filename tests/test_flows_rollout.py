@@ -21,7 +21,7 @@ from gymnasium.wrappers import OrderEnforcing, RecordEpisodeStatistics, TimeLimi
 
 from flows.simulation.actors import Answer, Foreign, ForeignActor, NetworkActor, RandomActor, legal_action
 from flows.simulation.environments import bare_step, make_environment, spaces_of
-from flows.simulation.rollout import acting_generator, play, returns_of, rollout
+from flows.simulation.rollouts import acting_generator, play, returns_of, rollout
 from flows.simulation.workers import play_policies
 from refine.policies.mlp import Acts, MlpPolicy
 from storage.errors import BadInput
@@ -114,10 +114,10 @@ def test_environments_that_are_slow_to_make_are_fewer_and_the_episodes_the_same(
         return make_environment("CartPole-v1")
 
     play_all = partial(rollout, make, network_for("CartPole-v1"), range(6), mode="sampled")
-    monkeypatch.setattr("flows.simulation.rollout._MAKING", 3600.0)
+    monkeypatch.setattr("flows.simulation.rollouts._MAKING", 3600.0)
     many = list(play_all())
     assert len(made) == 6
-    monkeypatch.setattr("flows.simulation.rollout._MAKING", 0.0)
+    monkeypatch.setattr("flows.simulation.rollouts._MAKING", 0.0)
     assert all(same_bits(*pair) for pair in zip(many, play_all(), strict=True))
     assert len(made) == 7
 

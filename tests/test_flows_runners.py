@@ -20,7 +20,7 @@ from typer.testing import CliRunner
 import flows.runtime.processes
 from annotate.importing.labels import import_annotations
 from flows.cli import make_app
-from flows.datasets.collect import CollectConfig, collect
+from flows.datasets.collection import CollectConfig, collect
 from flows.deployment.night import Night, run_night
 from flows.deployment.settings import DeploymentConfig
 from flows.labelling.label_replays import ReplayConfig, replay_labels

@@ -11,7 +11,7 @@ import pytest
 from flows.policies.loading import load_policy
 from flows.policies.train_baseline import EVALUATION_SEEDS, TrainConfig, is_plateau, train_baseline
 from flows.simulation.environments import make_environment, spaces_of
-from flows.simulation.rollout import returns_of
+from flows.simulation.rollouts import returns_of
 from flows.simulation.trust import Named
 from storage.errors import BadInput
 

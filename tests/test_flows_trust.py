@@ -26,14 +26,14 @@ from toy_environment import TOY, gather_toys
 
 from annotate.importing.labels import import_annotations
 from flows import cli
-from flows.datasets.export import export_dataset
-from flows.datasets.gather import take_in
+from flows.datasets.exports import export_dataset
+from flows.datasets.recordings import take_in
 from flows.deployment.night import run_night
 from flows.deployment.settings import DeploymentConfig
 from flows.estimation import estimate as appraise
 from flows.policies.baselines import find_baseline
 from flows.policies.loading import load_policy
-from flows.refinement import improve
+from flows.refinement import refinement as improve
 from flows.simulation.environments import make_environment
 from flows.simulation.frames import FrameRenderer
 from flows.simulation.trust import Named, find_home, own_policy
@@ -125,7 +125,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Folder]:
 def rollouts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of an honest dataset; a copy's manifest says whatever a stranger likes."""
     store = Store.create(tmp_path_factory.mktemp("rollouts") / "store")
-    from flows.datasets.collect import CollectConfig, collect
+    from flows.datasets.collection import CollectConfig, collect
 
     config = CollectConfig(env_id="CartPole-v1", policy="random", episodes=12, max_steps=12, dataset="theirs")
     return store.dataset_dir(collect(store, config).dataset_id)
@@ -262,7 +262,7 @@ def without_training(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(improve.Contest, "run", stop)
     monkeypatch.setattr(appraise, "_train", stop)
-    monkeypatch.setattr("refine.training.distil.distil", lambda steps, *spaces, **options: _Distilled(*spaces))
+    monkeypatch.setattr("refine.training.distillation.distil", lambda steps, *spaces, **options: _Distilled(*spaces))
 
 
 class _Distilled:
@@ -548,7 +548,7 @@ def test_a_file_that_has_changed_since_it_was_collected_with_is_not_opened(
     environment = gymnasium.make("CartPole-v1")
     model = sb3.PPO("MlpPolicy", environment, n_steps=8, batch_size=8, device="cpu")
     model.save(folder.path / "model.zip")
-    from flows.datasets.collect import CollectConfig, collect
+    from flows.datasets.collection import CollectConfig, collect
 
     spec = Named(f"sb3:PPO:{folder.path / 'model.zip'}")
     manifest = collect(store, CollectConfig(env_id="CartPole-v1", policy=spec, episodes=2, max_steps=9))
@@ -564,7 +564,7 @@ def test_a_file_that_has_changed_since_it_was_collected_with_is_not_opened(
 
 
 def test_the_hash_of_a_policys_file_is_in_the_manifest_and_travels_with_exports(folder: Folder, store: Store) -> None:
-    from flows.datasets.collect import CollectConfig, collect
+    from flows.datasets.collection import CollectConfig, collect
     from storage.content_hash import sha256_file
 
     config = CollectConfig(env_id="CartPole-v1", policy="py:planted:act", episodes=2, max_steps=9)
@@ -591,7 +591,7 @@ NAMING = {
     "flows/simulation/trust.py",
     "flows/refinement/rounds.py",
     "flows/deployment/intake.py",
-    "flows/refinement/evaluate.py",
+    "flows/refinement/evaluation.py",
     "flows/demo.py",
     "flows/policies/train_baseline.py",
     "flows/reporting/viewer/side_by_side.py",

@@ -11,9 +11,9 @@ import pytest
 from report_world import make_judged_store
 from rich.console import Console
 
-from flows.refinement.improve import Outcome
+from flows.refinement.refinement import Outcome
 from flows.reporting.standing import look
-from flows.reporting.watch import draw
+from flows.reporting.status import draw
 from storage.catalog.connection import insert_rows
 from storage.errors import CatalogLocked
 from storage.store import Store

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from refine.policies.mlp import MlpPolicy
-from refine.training.distil import distil
+from refine.training.distillation import distil
 from storage.datasets.reader import StepArrays
 from storage.errors import BadInput
 from storage.schema import Array, Space

@@ -18,10 +18,10 @@ import numpy as np
 from annotate.cards.cards import load_card
 from annotate.prompting.requests import AnnotateConfig, Question
 from annotate.runs.plan import plan_run
-from flows.datasets.collect import CollectConfig
-from flows.datasets.gather import gather
+from flows.datasets.collection import CollectConfig
+from flows.datasets.recordings import gather
 from flows.refinement.comparison import GateConfig
-from flows.refinement.improve import ImproveConfig
+from flows.refinement.refinement import ImproveConfig
 from flows.simulation.environments import look_up_spaces
 from flows.simulation.trust import Named
 from refine.config import RefineConfig

@@ -2,7 +2,7 @@
 
 A batch is what one command sends: one POST of Message Batches, or the single calls of a synchronous run. Its life is
 intent -> submitted -> ingested | abandoned; a request that is in one is asked by nobody else. It talks to no server
-(`runs/submit.py`, `budget.py`), and every verb is part of the caller's transaction.
+(`runs/submission.py`, `budget.py`), and every verb is part of the caller's transaction.
 """
 
 from __future__ import annotations

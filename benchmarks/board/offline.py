@@ -13,9 +13,9 @@ import d3rlpy
 import numpy as np
 
 from refine.labels.reward_relabelling import scale_of_returns
-from refine.policies.from_d3rlpy import from_d3rlpy
-from refine.policies.from_sb3 import use_one_thread
+from refine.policies.d3rlpy_models import from_d3rlpy
 from refine.policies.mlp import MlpPolicy
+from refine.policies.sb3_models import use_one_thread
 from refine.policies.spaces import action_bounds, input_size, network_inputs, output_size
 from refine.training.d3rlpy_setup import (
     MinMaxActionScaler,

@@ -62,7 +62,7 @@ def train_until(learn: Callable[[], Any], spent: Callable[[], int], budget: int)
 
 
 def _fine_tune(scene: Scene, seed: int, budget: int, *, states: Sequence[tuple[int, int]], bonus: float) -> Trained:
-    from refine.policies import from_sb3 as baselines
+    from refine.policies import sb3_models as baselines
 
     baselines.use_one_thread()
     from stable_baselines3.common.vec_env import DummyVecEnv
@@ -128,7 +128,7 @@ def _load_model(scene: Scene, environments: Any) -> Any:
 
 
 def _to_network(model: Any, baseline: MlpPolicy) -> MlpPolicy:
-    from refine.policies import from_sb3 as baselines
+    from refine.policies import sb3_models as baselines
 
     return baselines.from_sb3(model, *Spaces(baseline.observation_space, baseline.action_space))
 

@@ -13,7 +13,7 @@ import numpy as np
 from flows.refinement.evaluator import Contestant, Purpose, Returns
 from flows.refinement.selection import try_fields
 from flows.simulation.environments import EnvironmentMaker
-from flows.simulation.rollout import rollout
+from flows.simulation.rollouts import rollout
 from refine.policies.mlp import MlpPolicy, Mode
 
 from .scenes import Scene

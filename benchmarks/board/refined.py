@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from refine.config import RefineConfig
 from refine.labels.labels import Labels, arm_labels
-from refine.policies.from_sb3 import use_one_thread
+from refine.policies.sb3_models import use_one_thread
 from refine.training.train import refine
 from storage.datasets.reader import StepArrays
 from storage.errors import Prerequisite

@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 
 from annotate.costs.prices import estimate_calls, price
 from annotate.prompting.requests import DEFAULT_MODEL, AnnotateConfig
-from flows.datasets.collect import CollectConfig
-from flows.datasets.gather import gather
+from flows.datasets.collection import CollectConfig
+from flows.datasets.recordings import gather
 from flows.demo import RECORDED_MODEL, take_example
-from flows.labelling.label import label, plan
+from flows.labelling.annotation import label, plan
 from flows.labelling.questions import LabelConfig
 from refine.labels.labels import Labels, labels_from_annotations
 from refine.policies.mlp import MlpPolicy

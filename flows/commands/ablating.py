@@ -52,10 +52,10 @@ def ablate(
     from storage.datasets.registry import resolve_dataset
     from storage.store import Store
 
-    from ..refinement.ablate import AblateConfig
-    from ..refinement.ablate import ablate as compare
-    from ..refinement.ablation_table import as_json as to_json
-    from ..refinement.ablation_table import sentences, table_rows
+    from ..refinement.ablation import AblateConfig
+    from ..refinement.ablation import ablate as compare
+    from ..refinement.ablation_table import ablation_json as to_json
+    from ..refinement.ablation_table import ablation_rows, ablation_sentences
     from ..simulation.trust import Named
 
     sizes = {"select": select, "accept": accept, "report": report, "placebo_draws": draws}
@@ -74,6 +74,6 @@ def ablate(
     first = next(iter(found.outcomes.values()))
     print_table(
         f"{dataset_id}: {first.n_labels} labels, {seeds} training seeds; baseline: {first.baseline.origin}",
-        table_rows(found),
+        ablation_rows(found),
     )
-    print_lines(*sentences(found), f"ablation: {found.ablation_id}")
+    print_lines(*ablation_sentences(found), f"ablation: {found.ablation_id}")

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from annotate.costs.estimates import Estimate
     from annotate.runs.run import RunSummary
 
-    from ..labelling.label import Planned
+    from ..labelling.annotation import Planned
     from ..labelling.questions import LabelConfig
 
 ExportOption = Annotated[
@@ -100,7 +100,7 @@ def annotate_retry(
     """Ask anew what has failed, or whose reply left no label; earlier replies are kept as evidence."""
     from storage.store import Store
 
-    from ..labelling.label import retry
+    from ..labelling.annotation import retry
     from ..labelling.questions import LabelConfig
 
     config = LabelConfig(
@@ -154,7 +154,7 @@ def _plan(config: LabelConfig, store: Path, dataset: str | None, *, as_json: boo
     from storage.datasets.registry import resolve_dataset
     from storage.store import Store
 
-    from ..labelling.label import plan
+    from ..labelling.annotation import plan
 
     opened = Store.open(store)
     _tell_plan(plan(opened, resolve_dataset(opened, dataset), config), as_json)
@@ -164,8 +164,8 @@ def _run(config: LabelConfig, store: Path, dataset: str | None, export: Path | N
     from storage.datasets.registry import resolve_dataset
     from storage.store import Store
 
-    from ..labelling.label import export as write_requests
-    from ..labelling.label import label
+    from ..labelling.annotation import export as write_requests
+    from ..labelling.annotation import label
 
     opened = Store.open(store)
     dataset_id = resolve_dataset(opened, dataset)

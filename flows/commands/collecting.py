@@ -57,8 +57,8 @@ def collect(
     """Play episodes of a policy and keep them, bit for bit and replayable; interrupted runs go on where they were."""
     from storage.store import Store
 
-    from ..datasets.collect import CollectConfig
-    from ..datasets.gather import gather
+    from ..datasets.collection import CollectConfig
+    from ..datasets.recordings import gather
     from ..simulation.environments import parse_env_kwargs
     from ..simulation.trust import Named
 
@@ -118,7 +118,7 @@ def import_rows(
     from storage.remote.download import local_copy
     from storage.store import Store
 
-    from ..datasets.gather import take_in
+    from ..datasets.recordings import take_in
     from ..simulation.environments import parse_env_kwargs
     from ..simulation.trust import Named
 
@@ -160,7 +160,7 @@ def export(
     """Write a dataset for other programs, with its labels if wanted; `import` gives it back bit for bit."""
     from storage.store import Store
 
-    from ..datasets.export import export_dataset
+    from ..datasets.exports import export_dataset
 
     done = export_dataset(Store.open(store), path, format_, dataset=dataset, with_labels=labels, runs=run)
     told = done.manifest

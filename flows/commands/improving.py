@@ -27,7 +27,7 @@ from .rounding import go_round
 if TYPE_CHECKING:
     from storage.store import Store
 
-    from ..refinement.improve import ImproveConfig, Outcome
+    from ..refinement.refinement import ImproveConfig, Outcome
     from ..simulation.trust import Named
 
 ModeOption = Annotated[
@@ -165,7 +165,7 @@ def refine(
     from storage.datasets.registry import resolve_dataset
     from storage.store import Store
 
-    from ..refinement.improve import improve
+    from ..refinement.refinement import improve
     from ..reporting.tracking import enter_run, load_tracker
     from ..simulation.trust import Named
 
@@ -232,8 +232,8 @@ def _appraise(
 
     from ..estimation.appraisal import AppraiseConfig
     from ..estimation.estimate import appraise
-    from ..estimation.present import as_json as to_json
-    from ..estimation.present import sentences, table_rows
+    from ..estimation.present import estimate_json as to_json
+    from ..estimation.present import estimate_rows, estimate_sentences
 
     asked = AppraiseConfig(
         refine=config.refine,
@@ -251,9 +251,9 @@ def _appraise(
     labels = len(appraisal.material.labels)
     print_table(
         f"{dataset_id}: {labels} labels; ESTIMATED, not played; baseline: {appraisal.origin.origin}",
-        table_rows(appraisal),
+        estimate_rows(appraisal),
     )
-    print_lines(*sentences(appraisal))
+    print_lines(*estimate_sentences(appraisal))
 
 
 def evaluate(
@@ -271,8 +271,8 @@ def evaluate(
     from refine.evaluation.gate import Interval
     from storage.store import Store
 
-    from ..refinement.evaluate import EvaluateConfig
-    from ..refinement.evaluate import evaluate as play
+    from ..refinement.evaluation import EvaluateConfig
+    from ..refinement.evaluation import evaluate as play
     from ..simulation.environments import parse_env_kwargs
     from ..simulation.trust import Named
 
@@ -323,7 +323,7 @@ def pipeline(
     server = start_server()
     from annotate.prompting.requests import AnnotateConfig
 
-    from ..datasets.collect import CollectConfig
+    from ..datasets.collection import CollectConfig
     from ..deployment.pipeline import PipelineConfig, pipeline_flow
     from ..labelling.questions import LabelConfig
     from ..runtime.progress import listening
@@ -373,7 +373,7 @@ def _configure(refine: dict[str, Any], gate: dict[str, Any], workers: int | None
     from refine.config import RefineConfig
 
     from ..refinement.comparison import GateConfig
-    from ..refinement.improve import ImproveConfig
+    from ..refinement.refinement import ImproveConfig
 
     return ImproveConfig(
         refine=RefineConfig.model_validate(refine), gate=GateConfig.model_validate(gate), workers=workers
@@ -381,13 +381,14 @@ def _configure(refine: dict[str, Any], gate: dict[str, Any], workers: int | None
 
 
 def _tell(outcome: Outcome, as_json: bool, extra: dict[str, Any] | None = None) -> None:
-    from ..refinement.present import as_json as to_json
-    from ..refinement.present import sentences, table_rows
+    from ..refinement.present import comparison_json as to_json
+    from ..refinement.present import comparison_rows, comparison_sentences
 
     if as_json:
         print_json({**to_json(outcome), **(extra or {})})
         return
     print_table(
-        f"{outcome.dataset_id}: {outcome.n_labels} labels; baseline: {outcome.baseline.origin}", table_rows(outcome)
+        f"{outcome.dataset_id}: {outcome.n_labels} labels; baseline: {outcome.baseline.origin}",
+        comparison_rows(outcome),
     )
-    print_lines(*sentences(outcome), *(f"{name}: {value}" for name, value in (extra or {}).items()))
+    print_lines(*comparison_sentences(outcome), *(f"{name}: {value}" for name, value in (extra or {}).items()))

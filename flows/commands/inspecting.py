@@ -73,7 +73,7 @@ def annotate_why(
     from storage.datasets.registry import resolve_dataset
     from storage.store import Store
 
-    from ..labelling.label import plan
+    from ..labelling.annotation import plan
 
     if (request_id is None) != miss:
         raise BadInput("`annotate why` takes a request's id or --miss.", "--miss takes the options of `annotate`.")

@@ -21,8 +21,8 @@ def go_round(pipeline: PipelineConfig, rounds: int, server: Server | None, as_js
 
     from ..deployment.pipeline import rounds_flow
     from ..refinement.rounds import RoundsConfig
-    from ..refinement.rounds_table import as_json as to_json
-    from ..refinement.rounds_table import sentences, table_rows
+    from ..refinement.rounds_table import rounds_json as to_json
+    from ..refinement.rounds_table import rounds_rows, rounds_sentences
     from ..runtime.prefect_server import served
     from ..runtime.progress import listening
 
@@ -35,7 +35,7 @@ def go_round(pipeline: PipelineConfig, rounds: int, server: Server | None, as_js
     if as_json:
         print_json(to_json(series))
     else:
-        print_table(f"{pipeline.collect.env_id}: {len(series.rounds)} of {rounds} rounds", table_rows(series))
-        print_lines(*sentences(series))
+        print_table(f"{pipeline.collect.env_id}: {len(series.rounds)} of {rounds} rounds", rounds_rows(series))
+        print_lines(*rounds_sentences(series))
     if series.waits:
         raise Prerequisite(f"{series.ended[0].upper()}{series.ended[1:]}.", "Run the same command when they are there.")

@@ -15,7 +15,7 @@ from .options import DEFAULT_STORE, DatasetOption, JsonOption, StoreOption
 from .output import print_json, print_lines
 
 if TYPE_CHECKING:
-    from annotate.runs.ingest import Polled
+    from annotate.runs.ingestion import Polled
 
     from ..labelling.questions import LabelConfig
 

@@ -68,8 +68,8 @@ def watch(
     from storage.store import Store
 
     from ..reporting.standing import look
-    from ..reporting.watch import draw
-    from ..reporting.watch import watch as keep_watching
+    from ..reporting.status import draw
+    from ..reporting.status import watch as keep_watching
 
     opened = Store.open(store)
     if as_json:

@@ -24,8 +24,8 @@ from annotate.runs.run import RunSummary
 from storage.errors import TrajnoteError
 from storage.store import Store
 
-from ..refinement.improve import Outcome
-from ..refinement.present import sentences, table_rows
+from ..refinement.present import comparison_rows, comparison_sentences
+from ..refinement.refinement import Outcome
 from .night import Night, tell_night
 
 P = ParamSpec("P")
@@ -129,8 +129,8 @@ def tell_outcome(outcome: Outcome) -> Told:
     """A refinement: the arms with their returns, the gate and the verdicts."""
     return Told(
         f"refinement of {outcome.dataset_id}",
-        [f"{outcome.n_labels} labels; baseline: {outcome.baseline.origin}", *sentences(outcome)],
-        table_rows(outcome),
+        [f"{outcome.n_labels} labels; baseline: {outcome.baseline.origin}", *comparison_sentences(outcome)],
+        comparison_rows(outcome),
     )
 
 

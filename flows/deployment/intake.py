@@ -20,8 +20,8 @@ from storage.importing.recordings import SIDECAR
 from storage.policies.promotions import list_decisions, list_intakes, record_intake
 from storage.store import MANIFEST, Store
 
-from ..datasets.collect import CollectConfig
-from ..datasets.gather import gather, take_in
+from ..datasets.collection import CollectConfig
+from ..datasets.recordings import gather, take_in
 from ..runtime.progress import Report, silent
 from ..simulation.trust import Named
 from .settings import CollectPlan, DeploymentConfig

@@ -28,10 +28,10 @@ from storage.policies.promotions import (
 from storage.schema import Manifest
 from storage.store import Store
 
-from ..labelling.label import export, label
+from ..labelling.annotation import export, label
 from ..labelling.questions import LabelConfig
-from ..refinement.improve import ImproveConfig, Outcome, improve
-from ..refinement.present import sentences, table_rows
+from ..refinement.present import comparison_rows, comparison_sentences
+from ..refinement.refinement import ImproveConfig, Outcome, improve
 from ..runtime.progress import Report, silent
 from ..runtime.runners import running_on
 from ..simulation.trust import Named, are_alike, find_home
@@ -235,8 +235,8 @@ class _Night:
     def _tell(self, outcome: Outcome, decision: Decision) -> None:
         self.night.comparison_id = outcome.comparison_id
         self.night.promoted, self.night.decision = decision.promoted, decision.reason
-        self.night.rows = table_rows(outcome)
-        self.night.verdicts = [line for line in sentences(outcome) if not line.startswith("in force:")]
+        self.night.rows = comparison_rows(outcome)
+        self.night.verdicts = [line for line in comparison_sentences(outcome) if not line.startswith("in force:")]
 
     def _show(self) -> None:
         """Have the link and the report show what the catalog says, also where the night that decided it was killed."""

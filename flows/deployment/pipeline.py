@@ -18,12 +18,12 @@ from storage.errors import BadInput
 from storage.schema import Frozen
 from storage.store import Store
 
-from ..datasets.collect import CollectConfig
-from ..datasets.gather import gather
-from ..labelling.label import label_some, plan
+from ..datasets.collection import CollectConfig
+from ..datasets.recordings import gather
+from ..labelling.annotation import label_some, plan
 from ..labelling.questions import LabelConfig
-from ..refinement.improve import ImproveConfig, Outcome, improve
-from ..refinement.present import as_json
+from ..refinement.present import comparison_json
+from ..refinement.refinement import ImproveConfig, Outcome, improve
 from ..refinement.rounds import RoundsConfig, Series, Work, run_rounds
 from ..runtime.progress import listener
 from .artifacts import Told, in_words, leave, tell_dataset, tell_labels, tell_outcome, tell_values
@@ -158,7 +158,7 @@ def ingest_flow(store: Path = STORE, base_url: str | None = None) -> dict[str, A
 @in_words
 def improve_flow(dataset_id: str, run_ids: list[str], config: ImproveConfig, store: Path = STORE) -> dict[str, Any]:
     """Refine and judge; returns the outcome as plain values."""
-    return as_json(improve_task(store, dataset_id, run_ids, config))
+    return comparison_json(improve_task(store, dataset_id, run_ids, config))
 
 
 @flow(name="pipeline", persist_result=False)

@@ -19,7 +19,7 @@ from storage.errors import BadInput, Prerequisite
 from storage.schema import Frozen
 
 from ..labelling.questions import LabelConfig
-from ..refinement.improve import ImproveConfig
+from ..refinement.refinement import ImproveConfig
 from ..runtime.runners import parse_runner
 from ..simulation.trust import Named
 

@@ -29,7 +29,7 @@ from storage.schema import Array
 from storage.store import Store
 
 from ..refinement.arms import PLACEBOS, Draw, Material, labels_of, list_draws, train_draw
-from ..refinement.improve import gather_material
+from ..refinement.refinement import gather_material
 from ..runtime.processes import share_out
 from ..runtime.progress import Report, silent
 from ..simulation.trust import Named

@@ -12,12 +12,12 @@ from .appraisal import Appraisal, ArmEstimate
 from .records import METHOD, decision_of
 
 
-def table_rows(appraisal: Appraisal) -> list[dict[str, object]]:
+def estimate_rows(appraisal: Appraisal) -> list[dict[str, object]]:
     """One row per arm: labels, draws estimated better than the baseline, the estimate, and what it rests on."""
     return [_row(arm) for arm in appraisal.arms]
 
 
-def sentences(appraisal: Appraisal) -> list[str]:
+def estimate_sentences(appraisal: Appraisal) -> list[str]:
     """What the numbers are, the decision, and the two verdicts."""
     trial = appraisal.trials[0]
     consistency, winner = trial.consistency, trial.winner
@@ -35,7 +35,7 @@ def sentences(appraisal: Appraisal) -> list[str]:
     ]
 
 
-def as_json(appraisal: Appraisal) -> dict[str, Any]:
+def estimate_json(appraisal: Appraisal) -> dict[str, Any]:
     """Everything above as plain values; there is no `accepted` policy and no return that was played."""
     trial = appraisal.trials[0]
     return {

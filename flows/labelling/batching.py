@@ -10,15 +10,15 @@ from contextlib import contextmanager
 
 from annotate.ledger.batch_config import BatchConfig
 from annotate.providers.batch import BatchServer
-from annotate.runs.ingest import Ingested, Polled
-from annotate.runs.ingest import ingest as ingest_batches
-from annotate.runs.ingest import poll as poll_batches
+from annotate.runs.batch_runs import run_batches
+from annotate.runs.ingestion import Ingested, Polled
+from annotate.runs.ingestion import ingest as ingest_batches
+from annotate.runs.ingestion import poll as poll_batches
 from annotate.runs.plan import RunPlan
 from annotate.runs.reconcile import give_up as give_up_batch
 from annotate.runs.run import RunSummary
-from annotate.runs.run_batches import run_batches
-from annotate.runs.submit import Submission
-from annotate.runs.submit import submit as submit_batches
+from annotate.runs.submission import Submission
+from annotate.runs.submission import submit as submit_batches
 from storage.store import Store
 
 from ..runtime.progress import Report, silent

@@ -1,6 +1,6 @@
 """The policy that a refinement starts from: found again from what a dataset's manifest says, or distilled.
 
-How a policy's files are read is `policies/loading.py`; how one is distilled is `refine/training/distil.py`.
+How a policy's files are read is `policies/loading.py`; how one is distilled is `refine/training/distillation.py`.
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ def _load_own(spec: Named | None, store: Store, manifest: Manifest, spaces: Spac
 def _distilled_if_needed(policy: Policy | None, manifest: Manifest, steps: StepArrays) -> Baseline:
     if isinstance(policy, NetworkActor):
         return Baseline(policy.network, f"{policy.spec}, its own weights")
-    from refine.training.distil import distil  # seconds: torch, which a baseline that has weights does not need
+    from refine.training.distillation import distil  # seconds: torch, which a baseline that has weights does not need
 
     made = distil(steps, manifest.observation_space, manifest.action_space, output_kind=manifest.policy_output)
     return Baseline(made.policy, f"distilled from {made.source}, {made.agreement:.1%} agreement on held-out steps")

@@ -70,7 +70,7 @@ def _find_file(spec: Named) -> Path | None:
     if kind == "onnx":
         return _file(rest, spec)
     if kind == "d3rlpy":
-        from refine.policies import from_d3rlpy as learnables
+        from refine.policies import d3rlpy_models as learnables
 
         return learnables.find_learnable(_path(spec))
     found = find_module(rest.partition(":")[0]) if kind == "py" else None
@@ -83,8 +83,8 @@ def open_d3rlpy(spec: Named, spaces: Spaces) -> Policy:
     Raises:
         BadInput: when there is no such model, it cannot be loaded, or was made for other spaces.
     """
-    from refine.policies import from_d3rlpy as learnables
-    from refine.policies import from_sb3 as baselines
+    from refine.policies import d3rlpy_models as learnables
+    from refine.policies import sb3_models as baselines
 
     file = learnables.find_learnable(_path(spec))
     algo = learnables.load_learnable(file)
@@ -112,7 +112,7 @@ def open_sb3(spec: Named, spaces: Spaces) -> Policy:
         BadInput: when there is no such file or algorithm, it cannot be loaded, or was made for other spaces.
         Prerequisite: when Stable-Baselines3 is not installed.
     """
-    from refine.policies import from_sb3 as baselines
+    from refine.policies import sb3_models as baselines
 
     model, file = _load_sb3(spec)
     refuse_unusable_sb3_model(spec, model)
@@ -164,8 +164,8 @@ def open_py(spec: Named, spaces: Spaces) -> Policy:
 
 
 def _ask_d3rlpy(spec: str, spaces: Spaces) -> Foreign:
-    from refine.policies import from_d3rlpy as learnables
-    from refine.policies import from_sb3 as baselines
+    from refine.policies import d3rlpy_models as learnables
+    from refine.policies import sb3_models as baselines
 
     baselines.use_one_thread()
     algo = learnables.load_learnable(learnables.find_learnable(_path(spec)))
@@ -178,7 +178,7 @@ def _ask_d3rlpy(spec: str, spaces: Spaces) -> Foreign:
 
 
 def _ask_sb3(spec: str, spaces: Spaces) -> Foreign:
-    from refine.policies import from_sb3 as baselines
+    from refine.policies import sb3_models as baselines
 
     baselines.use_one_thread()
     model, _ = _load_sb3(spec)

@@ -33,7 +33,7 @@ from ..simulation.environments import (
     parse_json_object,
     spaces_of,
 )
-from ..simulation.rollout import returns_of
+from ..simulation.rollouts import returns_of
 from ..simulation.trust import Named
 
 EVALUATION_SEEDS = range(900_000, 1_000_000)  # kept for this: no dataset and no gate begins there by itself
@@ -153,7 +153,7 @@ def _train(model: Any, config: TrainConfig, spaces: Spaces) -> Iterator[MlpPolic
 
 
 def _make_model(config: TrainConfig) -> Any:
-    from refine.policies import from_sb3 as baselines
+    from refine.policies import sb3_models as baselines
 
     baselines.use_one_thread()
     try:
@@ -170,7 +170,7 @@ def _make_model(config: TrainConfig) -> Any:
 
 
 def _to_network(model: Any, spaces: Spaces) -> MlpPolicy:
-    from refine.policies import from_sb3 as baselines
+    from refine.policies import sb3_models as baselines
 
     return baselines.from_sb3(model, *spaces)
 

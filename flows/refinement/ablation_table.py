@@ -4,21 +4,21 @@ from __future__ import annotations
 
 from typing import Any
 
-from .ablate import Ablation, PooledArm, PooledVerdict
+from .ablation import Ablation, PooledArm, PooledVerdict
 from .present import arm_title, plain, short
 
 
-def table_rows(ablation: Ablation) -> list[dict[str, object]]:
+def ablation_rows(ablation: Ablation) -> list[dict[str, object]]:
     """One row per mode and arm: trainings that the gate accepted, and returns on the report seeds."""
     return [_row(arm) for arm in ablation.arms]
 
 
-def sentences(ablation: Ablation) -> list[str]:
+def ablation_sentences(ablation: Ablation) -> list[str]:
     """For each mode how often the verdicts hold, and how far the labels lead each arm."""
     return [line for verdict in ablation.verdicts for line in _tell(verdict)]
 
 
-def as_json(ablation: Ablation) -> dict[str, Any]:
+def ablation_json(ablation: Ablation) -> dict[str, Any]:
     """Everything above as plain values; `refined` is the arm with the annotator's labels."""
     first = next(iter(ablation.outcomes.values()))
     return {

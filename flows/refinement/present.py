@@ -7,17 +7,17 @@ from typing import Any
 from refine.evaluation.gate import Interval
 
 from .comparison import ArmResult
-from .improve import Outcome
+from .refinement import Outcome
 
 _WHOLE_FROM = 1000  # returns of this size are told without decimals, so that the table keeps to 80 columns
 
 
-def table_rows(outcome: Outcome) -> list[dict[str, object]]:
+def comparison_rows(outcome: Outcome) -> list[dict[str, object]]:
     """One row per arm: how many labels, how many of its draws the gate accepted, and returns on the report seeds."""
     return [_row(arm) for arm in outcome.comparison.arms]
 
 
-def sentences(outcome: Outcome) -> list[str]:
+def comparison_sentences(outcome: Outcome) -> list[str]:
     """The gate's decision and the two verdicts, which are different claims; warnings come last."""
     comparison = outcome.comparison
     return [
@@ -29,7 +29,7 @@ def sentences(outcome: Outcome) -> list[str]:
     ]
 
 
-def as_json(outcome: Outcome) -> dict[str, Any]:
+def comparison_json(outcome: Outcome) -> dict[str, Any]:
     """Everything above as plain values; `refined` is the arm with the annotator's labels."""
     comparison = outcome.comparison
     arms = {arm_title(arm.arm): arm for arm in comparison.arms}

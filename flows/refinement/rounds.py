@@ -20,13 +20,13 @@ from storage.errors import BadInput
 from storage.schema import Frozen
 from storage.store import Store
 
-from ..datasets.collect import CollectConfig
-from ..datasets.gather import gather
-from ..labelling.label import export, label_some
+from ..datasets.collection import CollectConfig
+from ..datasets.recordings import gather
+from ..labelling.annotation import export, label_some
 from ..labelling.questions import LabelConfig
 from ..runtime.progress import listener
 from ..simulation.trust import Named
-from .improve import ImproveConfig, Outcome, improve
+from .refinement import ImproveConfig, Outcome, improve
 
 
 class RoundsConfig(Frozen):

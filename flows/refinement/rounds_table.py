@@ -4,23 +4,23 @@ from __future__ import annotations
 
 from typing import Any
 
-from .present import as_json as outcome_json
+from .present import comparison_json as outcome_json
 from .present import short
 from .rounds import Round, Series
 
 
-def table_rows(series: Series) -> list[dict[str, object]]:
+def rounds_rows(series: Series) -> list[dict[str, object]]:
     """One row per round: the policy in force before and after it, as the report seeds have them."""
     return [_row(made) for made in series.rounds]
 
 
-def sentences(series: Series) -> list[str]:
+def rounds_sentences(series: Series) -> list[str]:
     """Why the rounds ended, and what is in force."""
     in_force = [f"in force: {series.rounds[-1].outcome.comparison.policy_id}"] if series.rounds else []
     return [series.ended, *in_force]
 
 
-def as_json(series: Series) -> dict[str, Any]:
+def rounds_json(series: Series) -> dict[str, Any]:
     """Everything above as plain values, with each round's comparison whole."""
     return {
         "rounds": [

@@ -16,8 +16,8 @@ from storage.errors import BadInput, Prerequisite
 from storage.policies.promotions import sum_dollars
 from storage.store import Store
 
-from ..refinement.improve import ImproveConfig, Outcome
 from ..refinement.present import arm_title
+from ..refinement.refinement import ImproveConfig, Outcome
 
 PROJECT = "trajnote"
 _FOLDER = "TRACKIO_DIR"

@@ -1,6 +1,6 @@
 """What acts in a rollout, whoever made it: a portable network, chance, or somebody else's code asked row by row.
 
-Where they come from is `policies/loading.py`; what they do to an environment is `simulation/rollout.py`.
+Where they come from is `policies/loading.py`; what they do to an environment is `simulation/rollouts.py`.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Gymnasium environments: making them, their spaces in trajnote's words, and a clear refusal of what does not fit.
 
-No episode is played here; that is `rollout.py`.
+No episode is played here; that is `rollouts.py`.
 """
 
 from __future__ import annotations

@@ -23,8 +23,8 @@ from storage.schema import Array, Engine, Episode
 from .actors import Actor
 from .environments import Environment, Spaces, look_up_spaces, make_environment, package_versions, spaces_of
 from .promises import are_finite, broken, not_finite
-from .rollout import ENVIRONMENTS, acting_generator
 from .rollout_buffer import Tape
+from .rollouts import ENVIRONMENTS, acting_generator
 from .trust import Named
 
 _POOL = 256  # environments of one pool

@@ -20,7 +20,7 @@ from storage.schema import Array, Episode
 from ..runtime.processes import share_out
 from .actors import Actor
 from .environments import Environment, EnvironmentMaker
-from .rollout import play, warn_of
+from .rollouts import play, warn_of
 from .trust import Named
 
 _CHUNK = 8  # seeds of one task, side by side in one process: small enough to share out evenly

@@ -11,7 +11,7 @@ from storage.store import Store
 
 from ...policies.loading import load_policy
 from ...simulation.environments import EnvironmentMaker, Spaces
-from ...simulation.rollout import rollout
+from ...simulation.rollouts import rollout
 from ...simulation.trust import Home, Named
 from ..page.queries import Facts
 from ..page.wording import read_object

@@ -1,6 +1,6 @@
 """Datasets with their card: collecting or importing one under the names that its environment's card gives.
 
-Playing is `collect.py`; checking rows is `storage/importing/import_dataset.py`.
+Playing is `collection.py`; checking rows is `storage/importing/import_dataset.py`.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from ..runtime.progress import Report, silent
 from ..simulation.actors import NetworkActor
 from ..simulation.environments import Spaces, look_up_spaces
 from ..simulation.trust import Named, remember
-from .collect import CollectConfig, collect
+from .collection import CollectConfig, collect
 from .minari import open_minari
 
 

@@ -1,7 +1,7 @@
 """Playing episodes: many environments side by side, one batched policy call per tick, every episode its own seed.
 
 An episode depends on its environment, policy, seed and mode, and on nothing else: not on how many run beside it, not on
-what ran before it. Processes are in `workers.py`; files in `flows/datasets/collect.py`.
+what ran before it. Processes are in `workers.py`; files in `flows/datasets/collection.py`.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Requests into Message Batches: what is open of a plan is entered as an intent, then sent once.
 
 The order makes it safe: an intent with its items is committed before the POST, and the POST is never repeated. What it
-leaves unknown is settled from the server's own list (`reconcile.py`); results are fetched by `ingest.py`.
+leaves unknown is settled from the server's own list (`reconcile.py`); results are fetched by `ingestion.py`.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Collecting a dataset: episodes of a policy in an environment, into the store, resumable at any instant.
 
-How episodes are played is `simulation/rollout.py`; how they are written is `storage/datasets/writer.py`.
+How episodes are played is `simulation/rollouts.py`; how they are written is `storage/datasets/writer.py`.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from ..simulation.actors import Policy, check_mode
 from ..simulation.environments import EnvironmentMaker, spaces_of
 from ..simulation.envpool_engine import engine_versions, make_in_engine, play_pooled
 from ..simulation.fingerprint import Fingerprint, take_fingerprint
-from ..simulation.rollout import ENVIRONMENTS, rollout
+from ..simulation.rollouts import ENVIRONMENTS, rollout
 from ..simulation.trust import Named, remember
 from ..simulation.workers import play_episodes
 

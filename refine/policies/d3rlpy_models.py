@@ -26,8 +26,8 @@ from d3rlpy.preprocessing import (
 from storage.errors import BadInput
 from storage.schema import Array, Space
 
-from .from_sb3 import Dense, NotAnMlpError, read_dense
 from .mlp import Head, MlpPolicy
+from .sb3_models import Dense, NotAnMlpError, read_dense
 from .spaces import action_bounds
 
 _SNAPSHOT = re.compile(r"model_(\d+)\.d3")

@@ -1,6 +1,6 @@
 """Networks of other libraries as portable policies, layer by layer: the same weights, or a refusal that says why.
 
-Stable-Baselines3 is read here, d3rlpy in `from_d3rlpy.py`. Nothing is trained or distilled, and no file is opened.
+Stable-Baselines3 is read here, d3rlpy in `d3rlpy_models.py`. Nothing is trained or distilled, and no file is opened.
 """
 
 from __future__ import annotations

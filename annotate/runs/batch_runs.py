@@ -20,11 +20,11 @@ from ..ledger.recovery import recover
 from ..prompting.requests import Request
 from ..providers.batch import BatchServer, ServerBusyError
 from ..providers.protocol import Reply
-from .ingest import ingest
+from .ingestion import ingest
 from .plan import RunPlan, all_questions
 from .reconcile import is_from_here, tell_elsewhere
 from .run import RunSummary, annotate_run
-from .submit import submit
+from .submission import submit
 
 Report = Callable[[str, int, int | None], None]
 _PATIENCE = 20

@@ -1,7 +1,7 @@
 """`ablate`: every mode and every arm, with several training seeds, in one table.
 
-Each mode and seed is one refinement as `improve.py` makes it; here they are pooled. What was trained or played before
-is found again, so an interrupted ablation goes on where it was.
+Each mode and seed is one refinement as `refinement.py` makes it; here they are pooled. What was trained or played
+before is found again, so an interrupted ablation goes on where it was.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from storage.store import Store
 from ..runtime.progress import Report, silent
 from ..simulation.trust import Named
 from .comparison import ArmResult, Comparison
-from .improve import ImproveConfig, Outcome, improve
 from .lineage import arm_rows
+from .refinement import ImproveConfig, Outcome, improve
 
 
 class AblateConfig(Frozen):
