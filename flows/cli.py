@@ -16,10 +16,10 @@ from pydantic import ValidationError
 from rich.console import Console
 from rich.text import Text
 
-from storage.disk.os_errors import explain_disk, refused_file
+from storage.disk import explain_disk, refused_file
 from storage.errors import BadInput, TrajnoteError, TrajnoteWarning
 
-from .reporting.page.plain_text import visible
+from .reporting import visible
 
 INTERRUPTED = 130
 MODULES: Mapping[str, Sequence[str]] = {

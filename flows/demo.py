@@ -9,24 +9,19 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from annotate.prompting.requests import AnnotateConfig
-from storage.datasets.adopt import adopt_dataset
+from annotate.prompting import AnnotateConfig
+from storage.datasets import adopt_dataset
 from storage.errors import Prerequisite
 from storage.schema import Manifest
 from storage.store import Store
 
-from .deployment.pipeline import PipelineConfig, pipeline_flow
-from .labelling.questions import LabelConfig
-from .policies.baselines import record_baseline
-from .policies.loading import load_policy
-from .refinement.refinement import ImproveConfig, Outcome
-from .reporting.report import write_report
-from .runtime.prefect_server import Server, served
-from .runtime.progress import listener
-from .simulation.actors import NetworkActor
-from .simulation.environments import Spaces
-from .simulation.replay import Replay, replay_episode
-from .simulation.trust import Named
+from .deployment import PipelineConfig, pipeline_flow
+from .labelling import LabelConfig
+from .policies import load_policy, record_baseline
+from .refinement import ImproveConfig, Outcome
+from .reporting import write_report
+from .runtime import Server, listener, served
+from .simulation import Named, NetworkActor, Replay, Spaces, replay_episode
 
 EXAMPLE = Path(__file__).resolve().parent.parent / "examples" / "lunarlander"
 RECORDED_MODEL = "claude"

@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 from storage.errors import BadInput
 from storage.schema import Frozen, Space
 
-from .policies.mlp import MlpPolicy
+from .policies import MlpPolicy
 
 Engine = Literal["fast", "reference"]
 TrainingMode = Literal["A", "R", "RA"]

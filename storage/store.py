@@ -9,12 +9,18 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
-from .catalog.connection import Catalog, Connection, create_file
-from .catalog.integrity import suspect_shards
-from .catalog.migrations import create_tables, is_newest, migrate
-from .catalog.views import look_at_views, refresh_views
-from .disk.atomic import TEMPORARY, owned, sync_folder
-from .disk.os_errors import writing
+from .catalog import (
+    Catalog,
+    Connection,
+    create_file,
+    create_tables,
+    is_newest,
+    look_at_views,
+    migrate,
+    refresh_views,
+    suspect_shards,
+)
+from .disk import TEMPORARY, owned, sync_folder, writing
 from .errors import BadInput, DamagedStore, DiskFailed, LeftOutWarning, Prerequisite
 
 CATALOG = "catalog.duckdb"

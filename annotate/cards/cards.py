@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 from pydantic import Field, StringConstraints, ValidationError, model_validator
 
 from storage.content_hash import canonical_json, sha256_bytes
-from storage.disk.untrusted import parse_toml, read_file, shorten
+from storage.disk import parse_toml, read_file, shorten
 from storage.errors import BadInput, DamagedStore
 from storage.schema import Frozen, Manifest, Space
 from storage.store import Store

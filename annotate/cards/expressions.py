@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import numpy as np
 from pydantic import AfterValidator
 
-from storage.disk.untrusted import shorten
+from storage.disk import shorten
 from storage.schema import Array
 
 _OPERATORS: Mapping[type[ast.AST], Callable[..., Any]] = {

@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from storage.catalog.connection import Connection
+from storage.catalog import Connection
 
-from ..prompting.requests import Request
+from ..prompting import Request
 from .prices import Tokens, estimate_cached_calls, estimate_calls, estimate_input, most_tokens, price
 
 COUNTED = 5

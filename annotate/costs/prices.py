@@ -15,7 +15,7 @@ from genai_prices import Usage as PricedUsage
 from genai_prices import calc_price
 from genai_prices.types import ClauseEquals, ClauseOr, ClauseStartsWith, ModelInfo
 
-from ..prompting.requests import Request
+from ..prompting import Request
 
 CHARACTERS_PER_TOKEN = 3.5
 """Tables of short numbers and English instructions come to 3.2 to 3.8 characters a token."""

@@ -9,12 +9,12 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from storage.catalog.connection import Connection
+from storage.catalog import Connection
 from storage.errors import BadInput
 from storage.store import Store
 
-from ..prompting.requests import Request
-from ..runs.plan import RunPlan, unanswered_requests
+from ..prompting import Request
+from ..runs import RunPlan, unanswered_requests
 from .request_diff import FieldDifference, compare_parts, distance, parts_of
 
 MOST_CANDIDATES = 2_000

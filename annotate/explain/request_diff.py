@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from storage.content_hash import sha256_bytes
 
-from ..parsing.messages import clean_text
+from ..parsing import clean_text
 
 Kind = Literal["changed", "only here", "only there"]
 _DIFF_LINES = 6

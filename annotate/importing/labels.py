@@ -15,18 +15,17 @@ from typing import Annotated, Any
 
 from pydantic import ConfigDict, Field, StringConstraints, ValidationError
 
-from storage.annotations.annotations import insert_annotations
-from storage.catalog.connection import insert_rows
+from storage.annotations import insert_annotations
+from storage.catalog import insert_rows
 from storage.content_hash import content_id
-from storage.datasets.reader import read_manifest
-from storage.disk.untrusted import UnreadableError, decode_json, read_lines
+from storage.datasets import read_manifest
+from storage.disk import UnreadableError, decode_json, read_lines
 from storage.errors import BadInput
 from storage.schema import Annotation, Frozen, Manifest
 from storage.store import Store
 
-from ..parsing.fields import MAX_RATIONALE
-from ..parsing.messages import clean_text
-from ..prompting.tables import label_vector
+from ..parsing import MAX_RATIONALE, clean_text
+from ..prompting import label_vector
 
 DEFAULT_MODEL = "imported"
 

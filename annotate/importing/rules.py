@@ -15,19 +15,18 @@ from typing import Any
 
 from pydantic import ConfigDict, Field, ValidationError
 
-from storage.annotations.rules import Rule, insert_rules, rule_columns
-from storage.catalog.connection import insert_rows
+from storage.annotations import Rule, insert_rules, rule_columns
+from storage.catalog import insert_rows
 from storage.content_hash import content_id
-from storage.datasets.reader import read_manifest
-from storage.disk.untrusted import UnreadableError, decode_json, decode_toml, read_text
+from storage.datasets import read_manifest
+from storage.disk import UnreadableError, decode_json, decode_toml, read_text
 from storage.errors import BadInput
-from storage.predicates.predicates import read_predicate
+from storage.predicates import read_predicate
 from storage.schema import Frozen, Manifest
 from storage.store import Store
 
-from ..parsing.fields import MAX_RATIONALE
-from ..parsing.messages import clean_text
-from ..prompting.tables import label_vector
+from ..parsing import MAX_RATIONALE, clean_text
+from ..prompting import label_vector
 from .labels import DEFAULT_MODEL, read_import_action
 
 MAX_BYTES = 1_000_000

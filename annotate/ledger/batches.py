@@ -14,12 +14,11 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Literal
 
-from storage.catalog.connection import Connection, insert_rows
+from storage.catalog import Connection, insert_rows
 
-from ..costs.prices import Tokens, estimate_calls, most_tokens, price
-from ..prompting.requests import Request
-from ..providers.answers import parse_answer
-from ..providers.protocol import Reply
+from ..costs import Tokens, estimate_calls, most_tokens, price
+from ..prompting import Request
+from ..providers import Reply, parse_answer
 from . import ledger
 from .records import BATCH, Landed
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from storage.catalog.connection import Catalog
-from storage.disk.disk_reserve import hold_room, release_room
+from storage.catalog import Catalog
+from storage.disk import hold_room, release_room
 from storage.errors import BadInput, CatalogLocked
 from storage.store import Store
 
-from ..prompting.requests import Request
+from ..prompting import Request
 from . import batches
 
 STATES = ("pending", "failed")

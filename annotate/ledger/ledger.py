@@ -11,21 +11,25 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 
-from storage.annotations.annotations import insert_annotations, insert_rejections
-from storage.annotations.responses import append_response, iterate_responses
-from storage.annotations.rules import Rule, insert_rules
-from storage.catalog.connection import Connection, insert_rows
+from storage.annotations import (
+    Rule,
+    append_response,
+    insert_annotations,
+    insert_rejections,
+    insert_rules,
+    iterate_responses,
+)
+from storage.catalog import Connection, insert_rows
 from storage.content_hash import content_id
 from storage.errors import DamagedStore
 from storage.schema import Annotation, Rejection
 from storage.store import Store
 
-from ..cards.cards import Card
-from ..costs.prices import Tokens, estimate_input, price, tokens_of
-from ..parsing.labels import Reading, find_in_reply
-from ..prompting.requests import Question
-from ..prompting.templates import Kind
-from ..providers.protocol import Provider, Reply
+from ..cards import Card
+from ..costs import Tokens, estimate_input, price, tokens_of
+from ..parsing import Reading, find_in_reply
+from ..prompting import Kind, Question
+from ..providers import Provider, Reply
 from .batch_config import MOST_ATTEMPTS
 from .records import Landed, RawReply, Run, Standing, Totals
 

@@ -13,9 +13,9 @@ from storage.errors import DamagedStore
 from storage.schema import Space
 from storage.store import Store
 
-from ..cards.cards import Card
-from ..parsing.rules import read_answer
-from ..prompting.requests import Question, Request
+from ..cards import Card
+from ..parsing import read_answer
+from ..prompting import Question, Request
 from . import ledger
 from .records import Run
 

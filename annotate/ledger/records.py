@@ -9,9 +9,8 @@ from typing import Any, Literal
 
 from storage.schema import Frozen
 
-from ..costs.prices import Tokens
-from ..providers.answers import parse_answer
-from ..providers.protocol import Reply
+from ..costs import Tokens
+from ..providers import Reply, parse_answer
 from .batch_config import MOST_ATTEMPTS
 
 BATCH = "batch"

@@ -7,12 +7,12 @@ from contextlib import suppress
 
 from pydantic import ValidationError
 
-from storage.catalog.connection import Connection
-from storage.disk.atomic import owned, write_whole
+from storage.catalog import Connection
+from storage.disk import owned, write_whole
 from storage.errors import CatalogLocked
 from storage.store import Store
 
-from ..providers.protocol import Reply
+from ..providers import Reply
 from . import batches, ledger
 from .batch_config import MOST_ATTEMPTS
 from .batches import Batch

@@ -10,9 +10,8 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ..cards.cards import Card
-from ..prompting.tables import label_vector
-from ..prompting.templates import Kind
+from ..cards import Card
+from ..prompting import Kind, label_vector
 from .fields import (
     BrokenError,
     Refused,

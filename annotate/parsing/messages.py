@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from storage.disk.untrusted import UnreadableError, check_depth, decode_json
+from storage.disk import UnreadableError, check_depth, decode_json
 
 MAX_TEXT = 1_000_000
 """Characters of a reply's text that are looked at; an honest one has a few thousand."""

@@ -9,14 +9,12 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from storage.catalog.rule_views import STEP
-from storage.catalog.views import component_columns
+from storage.catalog import STEP, component_columns
 from storage.errors import BadInput
-from storage.predicates.predicates import read_predicate
+from storage.predicates import read_predicate
 
-from ..cards.cards import Card
-from ..prompting.tables import label_vector
-from ..prompting.templates import Kind
+from ..cards import Card
+from ..prompting import Kind, label_vector
 from .fields import (
     BrokenError,
     Refused,

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ..cards.cards import Card
+from ..cards import Card
 from .templates import Kind
 
 Schema = dict[str, Any]

@@ -18,7 +18,7 @@ from pydantic import Field, model_validator
 from storage.errors import BadInput
 from storage.schema import Episode, Frozen
 
-from ..cards.cards import Card
+from ..cards import Card
 from .images import FrameSource, with_frames
 from .reply_schema import reply_schema
 from .statistics import DatasetStatistics

@@ -15,7 +15,7 @@ import numpy as np
 
 from storage.schema import Array, Episode
 
-from ..cards.cards import Card
+from ..cards import Card
 from .tables import observation_rows
 
 RETURN_QUANTILES = (0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0)

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from storage.schema import Array, Episode
 
-from ..cards.cards import Card, Event
+from ..cards import Card, Event
 
 LEAD_UP = (1, 3, 8, 20)
 """Steps before a termination that are shown: close together where the end is near."""

@@ -13,12 +13,11 @@ from typing import Literal
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from storage.catalog.rule_views import STEP
-from storage.catalog.views import component_columns
-from storage.predicates.predicates import FUNCTIONS, MAX_LENGTH
+from storage.catalog import STEP, component_columns
+from storage.predicates import FUNCTIONS, MAX_LENGTH
 from storage.schema import Episode
 
-from ..cards.cards import Action, Card
+from ..cards import Action, Card
 from .statistics import DatasetStatistics, Group, Spread, Usage, describe_actions, exact_return
 from .tables import Table, format_fixed, format_significant, render_table
 

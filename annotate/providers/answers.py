@@ -17,10 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from storage.disk.untrusted import UnreadableError, decode_json, read_lines
+from storage.disk import UnreadableError, decode_json, read_lines
 from storage.errors import BadInput
 
-from ..parsing.messages import clean_text
+from ..parsing import clean_text
 from .protocol import Reply
 from .scripted import text_message
 

@@ -18,7 +18,7 @@ from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_at
 
 from storage.errors import ProviderFailed
 
-from ..prompting.requests import MOST_UNSTREAMED_TOKENS, Request
+from ..prompting import MOST_UNSTREAMED_TOKENS, Request
 from .connection import (
     BUSY,
     HOPELESS,

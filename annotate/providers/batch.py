@@ -23,7 +23,7 @@ from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_at
 
 from storage.errors import ProviderFailed
 
-from ..prompting.requests import Request
+from ..prompting import Request
 from .connection import (
     ANTHROPIC_URL,
     UNREADABLE,

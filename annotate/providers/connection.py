@@ -15,7 +15,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from storage.errors import BadInput, Prerequisite, ProviderFailed
 
-from ..parsing.messages import clean_text
+from ..parsing import clean_text
 
 ANTHROPIC_URL = "https://api.anthropic.com"
 HOPELESS = (401, 402, 403, 404)

@@ -10,10 +10,10 @@ import warnings
 from collections.abc import Collection, Generator, Iterable
 from pathlib import Path
 
-from storage.disk.atomic import write_whole
+from storage.disk import write_whole
 from storage.errors import BadInput, LeftOutWarning
 
-from ..prompting.requests import Request
+from ..prompting import Request
 from .answers import join_some, read_answers
 from .protocol import Reply
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Generator, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
-from ..prompting.requests import Request
+from ..prompting import Request
 
 
 @dataclass(frozen=True)

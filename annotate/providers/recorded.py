@@ -8,7 +8,7 @@ from pathlib import Path
 
 from storage.errors import BadInput
 
-from ..prompting.requests import Request
+from ..prompting import Request
 from .answers import read_answers
 from .protocol import Reply
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Collection, Generator, Iterable
 
-from ..prompting.requests import Request
+from ..prompting import Request
 from .protocol import Reply
 
 

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from storage.catalog.opinions import AGREEMENT_SHARE
-from storage.datasets.reader import StepArrays
+from storage.catalog import AGREEMENT_SHARE
+from storage.datasets import StepArrays
 from storage.schema import Annotation, Array, Space
 
 Floats = NDArray[np.float64]

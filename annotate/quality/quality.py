@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from storage.annotations.label_replays import LabelReplay
-from storage.datasets.reader import StepArrays
+from storage.annotations import LabelReplay
+from storage.datasets import StepArrays
 from storage.schema import Annotation, Space
 
 from .agreement import Agreement, measure_agreement

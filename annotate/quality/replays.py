@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from storage.annotations.label_replays import LabelReplay
+from storage.annotations import LabelReplay
 
 from .fitting import clustered_error
 from .notes import Floats, Notes

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from storage.datasets.reader import StepArrays
+from storage.datasets import StepArrays
 
 from .fitting import clustered_error, features_of, fit_numbers, fold_of
 from .notes import Bools, Floats, Notes, state_rows

@@ -1,1 +1,5 @@
 """Annotation runs: planned, asked one by one or in batches, taken up again after a crash."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -13,13 +13,9 @@ from dataclasses import replace
 from storage.errors import Prerequisite, TrajnoteWarning
 from storage.store import Store
 
-from ..ledger import batches, ledger
-from ..ledger.batch_config import BatchConfig
-from ..ledger.records import BATCH
-from ..ledger.recovery import recover
-from ..prompting.requests import Request
-from ..providers.batch import BatchServer, ServerBusyError
-from ..providers.protocol import Reply
+from ..ledger import BATCH, BatchConfig, batches, ledger, recover
+from ..prompting import Request
+from ..providers import BatchServer, Reply, ServerBusyError
 from .ingestion import ingest
 from .plan import RunPlan, all_questions
 from .reconcile import is_from_here, tell_elsewhere

@@ -12,25 +12,20 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 
-from storage.annotations.responses import append_responses
+from storage.annotations import append_responses
 from storage.errors import ProviderFailed, TrajnoteError
 from storage.store import Store
 
-from ..ledger import batches, ledger
-from ..ledger.batch_config import BatchConfig
-from ..ledger.batches import Batch
-from ..ledger.read_replies import digest
-from ..ledger.records import BATCH, Landed, RawReply
-from ..ledger.recovery import recover
-from ..parsing.messages import clean_text
-from ..providers.answers import parse_answer
-from ..providers.batch import (
+from ..ledger import BATCH, Batch, BatchConfig, Landed, RawReply, batches, digest, ledger, recover
+from ..parsing import clean_text
+from ..providers import (
     RESULTS_KEPT_DAYS,
     BatchServer,
     BrokenOffError,
     NotThereError,
     RemoteBatch,
     ServerBusyError,
+    parse_answer,
 )
 from .reconcile import find_shipped, if_free, is_from_here, read_ids, reconcile, tell_elsewhere
 

@@ -5,26 +5,29 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from storage.annotations.rules import rule_columns
+from storage.annotations import rule_columns
 from storage.content_hash import content_id
-from storage.datasets.checks import is_finite, require_finite
-from storage.datasets.reader import list_episodes, read_manifest, read_steps
-from storage.datasets.registry import pick
+from storage.datasets import is_finite, list_episodes, pick, read_manifest, read_steps, require_finite
 from storage.errors import BadInput
 from storage.schema import Episode, Manifest
 from storage.store import Store
 
-from ..cards.cards import Card, card_sha256, check_card_against_spaces
-from ..costs.estimates import Counter, Estimate, correct_by_count, correct_by_replies, estimate_requests
-from ..ledger import ledger
-from ..ledger.records import Run
-from ..parsing.labels import Reading
-from ..parsing.rules import read_answer, rule_names
-from ..prompting.images import FrameSource
-from ..prompting.requests import AnnotateConfig, Question, Questioner, Request
-from ..prompting.selection import Method, select_episodes, spread_by_return
-from ..prompting.statistics import describe_dataset
-from ..prompting.templates import prompt_version
+from ..cards import Card, card_sha256, check_card_against_spaces
+from ..costs import Counter, Estimate, correct_by_count, correct_by_replies, estimate_requests
+from ..ledger import Run, ledger
+from ..parsing import Reading, read_answer, rule_names
+from ..prompting import (
+    AnnotateConfig,
+    FrameSource,
+    Method,
+    Question,
+    Questioner,
+    Request,
+    describe_dataset,
+    prompt_version,
+    select_episodes,
+    spread_by_return,
+)
 
 
 @dataclass(frozen=True)

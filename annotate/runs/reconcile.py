@@ -12,14 +12,12 @@ from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Literal, NamedTuple
 
-from storage.disk.atomic import owned
-from storage.disk.untrusted import UnreadableError, decode_json
+from storage.disk import UnreadableError, decode_json, owned
 from storage.errors import BadInput, CatalogLocked, ProviderFailed
 from storage.store import Store
 
-from ..ledger import batches
-from ..ledger.batches import Batch
-from ..providers.batch import RESULTS_KEPT_DAYS, BatchServer, BrokenOffError, NotThereError, RemoteBatch
+from ..ledger import Batch, batches
+from ..providers import RESULTS_KEPT_DAYS, BatchServer, BrokenOffError, NotThereError, RemoteBatch
 
 LOOK_BACK = timedelta(hours=25)
 """How much older than ours a batch may seem to be: a server's clocks differ, by an hour where one knows no summer."""

@@ -12,21 +12,30 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 
-from storage.catalog.connection import Catalog, Connection
-from storage.disk.atomic import owned
+from storage.catalog import Catalog, Connection
+from storage.disk import owned
 from storage.errors import ProviderFailed, TrajnoteError
 from storage.store import Store
 
-from ..costs.prices import find_excess
-from ..ledger import batches, ledger
-from ..ledger.budget import CallBook, hasty
-from ..ledger.ledger import as_text
-from ..ledger.read_replies import digest
-from ..ledger.records import Landed, Note, Totals
-from ..ledger.recovery import enter_failure, enter_landed, leave_note, recover
-from ..parsing.labels import Reading, find_in_reply
-from ..prompting.requests import Question, Request
-from ..providers.protocol import Limited, Provider, Reply, Threaded, Written
+from ..costs import find_excess
+from ..ledger import (
+    CallBook,
+    Landed,
+    Note,
+    Totals,
+    as_text,
+    batches,
+    digest,
+    enter_failure,
+    enter_landed,
+    hasty,
+    leave_note,
+    ledger,
+    recover,
+)
+from ..parsing import Reading, find_in_reply
+from ..prompting import Question, Request
+from ..providers import Limited, Provider, Reply, Threaded, Written
 from .plan import (
     RunPlan,
     all_questions,

@@ -11,18 +11,13 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from typing import NamedTuple
 
-from storage.catalog.connection import Connection
+from storage.catalog import Connection
 from storage.errors import ProviderFailed
 from storage.store import Store
 
-from ..ledger import batches, ledger
-from ..ledger.batch_config import BatchConfig
-from ..ledger.batches import Priced
-from ..ledger.budget import refuse_over_budget
-from ..ledger.records import BATCH, Note
-from ..ledger.recovery import recover, settle
-from ..prompting.requests import Question, Request
-from ..providers.batch import (
+from ..ledger import BATCH, BatchConfig, Note, Priced, batches, ledger, recover, refuse_over_budget, settle
+from ..prompting import Question, Request
+from ..providers import (
     MOST_BYTES,
     BatchServer,
     NothingCreatedError,

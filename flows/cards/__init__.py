@@ -1,1 +1,5 @@
 """Environment cards where the simulator is: drafting one, and trying its claims."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -13,13 +13,12 @@ from typing import Any, NamedTuple, cast
 
 import numpy as np
 
-from annotate.cards.cards import PLACEHOLDER
-from storage.disk.atomic import write_whole
+from annotate.cards import PLACEHOLDER
+from storage.disk import write_whole
 from storage.errors import BadInput
 from storage.schema import Space
 
-from ..simulation.environments import Environment, make_environment, spaces_of
-from ..simulation.trust import Named
+from ..simulation import Environment, Named, make_environment, spaces_of
 from .docstrings import Entry, describe_actions, describe_observation, section
 
 _QUOTED_LINES = 20

@@ -13,11 +13,11 @@ import gymnasium
 import numpy as np
 from numpy.typing import NDArray
 
-from annotate.cards.cards import Card
+from annotate.cards import Card
 from storage.errors import BadInput
 from storage.schema import Array
 
-from ..simulation.environments import Environment
+from ..simulation import Environment
 
 _LONGEST_HOLD = 30
 _LONGEST_PREFIX = 60

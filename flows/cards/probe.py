@@ -11,13 +11,21 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from annotate.cards.cards import Card, check_card_against_spaces
-from annotate.cards.claims import Claim, EffectClaim, LawClaim, RangeClaim, RateClaim, RewardClaim, TerminationClaim
-from annotate.cards.expressions import evaluate
+from annotate.cards import (
+    Card,
+    Claim,
+    EffectClaim,
+    LawClaim,
+    RangeClaim,
+    RateClaim,
+    RewardClaim,
+    TerminationClaim,
+    check_card_against_spaces,
+    evaluate,
+)
 from storage.schema import Array
 
-from ..simulation.environments import Environment, make_environment, spaces_of
-from ..simulation.trust import Named, admit
+from ..simulation import Environment, Named, admit, make_environment, spaces_of
 from .experiments import Twins, wander
 
 _ROUNDING = 1e-6

@@ -49,14 +49,13 @@ def ablate(
     as_json: JsonOption = False,
 ) -> None:
     """Refine with suggestions, with rewards and with both, beside all arms and over several training seeds."""
-    from storage.datasets.registry import resolve_dataset
+    from storage.datasets import resolve_dataset
     from storage.store import Store
 
-    from ..refinement.ablation import AblateConfig
-    from ..refinement.ablation import ablate as compare
-    from ..refinement.ablation_table import ablation_json as to_json
-    from ..refinement.ablation_table import ablation_rows, ablation_sentences
-    from ..simulation.trust import Named
+    from ..refinement import AblateConfig, ablation_rows, ablation_sentences
+    from ..refinement import ablate as compare
+    from ..refinement import ablation_json as to_json
+    from ..simulation import Named
 
     sizes = {"select": select, "accept": accept, "report": report, "placebo_draws": draws}
     judging = {"first_seed": first_seed, "mode": gate_mode, "method": gate} | sizes

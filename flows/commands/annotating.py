@@ -14,11 +14,10 @@ from .options import DEFAULT_STORE, DatasetOption, JsonOption, ProviderOption, S
 from .output import print_json, print_lines, progress_bars
 
 if TYPE_CHECKING:
-    from annotate.costs.estimates import Estimate
-    from annotate.runs.run import RunSummary
+    from annotate.costs import Estimate
+    from annotate.runs import RunSummary
 
-    from ..labelling.annotation import Planned
-    from ..labelling.questions import LabelConfig
+    from ..labelling import LabelConfig, Planned
 
 ExportOption = Annotated[
     Path | None, typer.Option("--export", help="file: write the unanswered requests here, and stop.")
@@ -100,8 +99,7 @@ def annotate_retry(
     """Ask anew what has failed, or whose reply left no label; earlier replies are kept as evidence."""
     from storage.store import Store
 
-    from ..labelling.annotation import retry
-    from ..labelling.questions import LabelConfig
+    from ..labelling import LabelConfig, retry
 
     config = LabelConfig(
         provider=provider,
@@ -127,7 +125,7 @@ def annotations_import(
     Fields: dataset_id, episode_id, step, suggested_action (number, list or name), implicit_reward in [-1, 1],
     confidence in [0, 1], rationale; optional: critical, model.
     """
-    from annotate.importing.labels import import_annotations
+    from annotate.importing import import_annotations
     from storage.store import Store
 
     summary = import_annotations(Store.open(store), path)
@@ -151,21 +149,21 @@ def _refuse_stray_options(context: typer.Context) -> None:
 
 
 def _plan(config: LabelConfig, store: Path, dataset: str | None, *, as_json: bool) -> None:
-    from storage.datasets.registry import resolve_dataset
+    from storage.datasets import resolve_dataset
     from storage.store import Store
 
-    from ..labelling.annotation import plan
+    from ..labelling import plan
 
     opened = Store.open(store)
     _tell_plan(plan(opened, resolve_dataset(opened, dataset), config), as_json)
 
 
 def _run(config: LabelConfig, store: Path, dataset: str | None, export: Path | None, *, as_json: bool) -> None:
-    from storage.datasets.registry import resolve_dataset
+    from storage.datasets import resolve_dataset
     from storage.store import Store
 
-    from ..labelling.annotation import export as write_requests
-    from ..labelling.annotation import label
+    from ..labelling import export as write_requests
+    from ..labelling import label
 
     opened = Store.open(store)
     dataset_id = resolve_dataset(opened, dataset)

@@ -15,7 +15,7 @@ import typer
 from .options import ProviderOption, TrustOption
 
 if TYPE_CHECKING:
-    from ..labelling.questions import LabelConfig
+    from ..labelling import LabelConfig
 
 
 def asks(command: Callable[..., None]) -> Callable[..., None]:
@@ -97,11 +97,11 @@ def _configure(
         bool, typer.Option("--count", help="plan: let the server count the tokens of some requests, for free.")
     ] = False,
 ) -> LabelConfig:
-    from annotate.ledger.batch_config import BatchConfig
-    from annotate.prompting.requests import AnnotateConfig
+    from annotate.ledger import BatchConfig
+    from annotate.prompting import AnnotateConfig
 
-    from ..labelling.questions import LabelConfig
-    from ..simulation.trust import Named
+    from ..labelling import LabelConfig
+    from ..simulation import Named
 
     asked: dict[str, Any] = {
         "windows": labels,

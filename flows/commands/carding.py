@@ -22,7 +22,7 @@ def register(app: typer.Typer) -> None:
 @card_app.command("list")
 def card_list(as_json: JsonOption = False) -> None:
     """List the packaged cards."""
-    from annotate.cards.cards import load_card, packaged_cards
+    from annotate.cards import load_card, packaged_cards
 
     cards = [load_card(path) for path in packaged_cards()]
     rows = [
@@ -56,9 +56,9 @@ def card_show(
     as_json: JsonOption = False,
 ) -> None:
     """Show what an annotator is told of an environment."""
-    from annotate.cards.cards import load_card
+    from annotate.cards import load_card
 
-    from ..simulation.environments import parse_env_kwargs
+    from ..simulation import parse_env_kwargs
 
     found = load_card(card, parse_env_kwargs(env_kwargs))
     if as_json:
@@ -77,9 +77,8 @@ def card_new(
     as_json: JsonOption = False,
 ) -> None:
     """Draft a card from the environment's spaces and docstring; what only a person can know is marked TODO."""
-    from ..cards.draft import card_path, write_draft
-    from ..simulation.environments import parse_env_kwargs
-    from ..simulation.trust import Named
+    from ..cards import card_path, write_draft
+    from ..simulation import Named, parse_env_kwargs
 
     path = output or card_path(env_id, Path())
     write_draft(Named(env_id), parse_env_kwargs(env_kwargs), path)
@@ -100,12 +99,11 @@ def card_check(
     as_json: JsonOption = False,
 ) -> None:
     """Try every claim of a card in the environment itself: signs, units, bounds, rewards, terminations."""
-    from annotate.cards.cards import load_card
+    from annotate.cards import load_card
     from storage.errors import BadInput
 
-    from ..cards.probe import probe_card
-    from ..simulation.environments import parse_env_kwargs
-    from ..simulation.trust import Named
+    from ..cards import probe_card
+    from ..simulation import Named, parse_env_kwargs
 
     findings = probe_card(load_card(card, parse_env_kwargs(env_kwargs)), env_id=Named.of(env))
     rows = [{"held": f.held, "claim": f.claim.text, "evidence": f.evidence} for f in findings]

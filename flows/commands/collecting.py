@@ -57,10 +57,8 @@ def collect(
     """Play episodes of a policy and keep them, bit for bit and replayable; interrupted runs go on where they were."""
     from storage.store import Store
 
-    from ..datasets.collection import CollectConfig
-    from ..datasets.recordings import gather
-    from ..simulation.environments import parse_env_kwargs
-    from ..simulation.trust import Named
+    from ..datasets import CollectConfig, gather
+    from ..simulation import Named, parse_env_kwargs
 
     config = CollectConfig(
         env_id=Named(env),
@@ -112,15 +110,12 @@ def import_rows(
     as_json: JsonOption = False,
 ) -> None:
     """Take in steps that were recorded elsewhere; everything is checked before anything is written."""
-    from storage.importing.action_kinds import Choices
-    from storage.importing.column_mapping import parse_columns
-    from storage.importing.import_report import ImportReport
-    from storage.remote.download import local_copy
+    from storage.importing import Choices, ImportReport, parse_columns
+    from storage.remote import local_copy
     from storage.store import Store
 
-    from ..datasets.recordings import take_in
-    from ..simulation.environments import parse_env_kwargs
-    from ..simulation.trust import Named
+    from ..datasets import take_in
+    from ..simulation import Named, parse_env_kwargs
 
     kwargs, columns, report = parse_env_kwargs(env_kwargs), parse_columns(column or []), ImportReport()
     with local_copy(path) as here, Store.create_for(store) as opened:
@@ -160,7 +155,7 @@ def export(
     """Write a dataset for other programs, with its labels if wanted; `import` gives it back bit for bit."""
     from storage.store import Store
 
-    from ..datasets.exports import export_dataset
+    from ..datasets import export_dataset
 
     done = export_dataset(Store.open(store), path, format_, dataset=dataset, with_labels=labels, runs=run)
     told = done.manifest
@@ -184,11 +179,10 @@ def replay(
     """Play a stored episode again from its seed and actions, and say whether every bit is the same."""
     from dataclasses import asdict
 
-    from storage.datasets.registry import resolve_dataset
+    from storage.datasets import resolve_dataset
     from storage.store import Store
 
-    from ..simulation.replay import replay_episode
-    from ..simulation.trust import Named
+    from ..simulation import Named, replay_episode
 
     opened = Store.open(store)
     result = replay_episode(opened, resolve_dataset(opened, dataset), episode, Named.of(env))

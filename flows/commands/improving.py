@@ -9,7 +9,7 @@ import typer
 
 from storage.errors import BadInput
 
-from ..runtime.prefect_defaults import quieten_prefect
+from ..runtime import quieten_prefect
 from .options import (
     DEFAULT_STORE,
     ActingOption,
@@ -27,8 +27,8 @@ from .rounding import go_round
 if TYPE_CHECKING:
     from storage.store import Store
 
-    from ..refinement.refinement import ImproveConfig, Outcome
-    from ..simulation.trust import Named
+    from ..refinement import ImproveConfig, Outcome
+    from ..simulation import Named
 
 ModeOption = Annotated[
     Literal["A", "R", "RA"],
@@ -161,13 +161,12 @@ def refine(
     as_json: JsonOption = False,
 ) -> None:
     """Refine a dataset's policy with its annotations, beside all controls, and let the gate judge every arm."""
-    from storage.datasets.reader import read_manifest
-    from storage.datasets.registry import resolve_dataset
+    from storage.datasets import read_manifest, resolve_dataset
     from storage.store import Store
 
-    from ..refinement.refinement import improve
-    from ..reporting.tracking import enter_run, load_tracker
-    from ..simulation.trust import Named
+    from ..refinement import improve
+    from ..reporting import enter_run, load_tracker
+    from ..simulation import Named
 
     config = _configure(
         refine={
@@ -228,12 +227,10 @@ def _appraise(
     as_json: bool,
 ) -> None:
     """Refine without a simulator, and tell what is estimated."""
-    from refine.evaluation.estimates import OpeConfig
+    from refine.evaluation import OpeConfig
 
-    from ..estimation.appraisal import AppraiseConfig
-    from ..estimation.estimate import appraise
-    from ..estimation.present import estimate_json as to_json
-    from ..estimation.present import estimate_rows, estimate_sentences
+    from ..estimation import AppraiseConfig, appraise, estimate_rows, estimate_sentences
+    from ..estimation import estimate_json as to_json
 
     asked = AppraiseConfig(
         refine=config.refine,
@@ -268,13 +265,12 @@ def evaluate(
     as_json: JsonOption = False,
 ) -> None:
     """Play a policy on fresh seeds: mean return with its 95% bootstrap interval."""
-    from refine.evaluation.gate import Interval
+    from refine.evaluation import Interval
     from storage.store import Store
 
-    from ..refinement.evaluation import EvaluateConfig
-    from ..refinement.evaluation import evaluate as play
-    from ..simulation.environments import parse_env_kwargs
-    from ..simulation.trust import Named
+    from ..refinement import EvaluateConfig
+    from ..refinement import evaluate as play
+    from ..simulation import Named, parse_env_kwargs
 
     config = EvaluateConfig(
         policy=Named(policy),
@@ -317,17 +313,17 @@ def pipeline(
     as_json: JsonOption = False,
 ) -> None:
     """Collect, annotate, refine and judge in one Prefect flow; each step resumes what an interruption left."""
-    from ..runtime.prefect_server import served, start_server
+    from ..runtime import served, start_server
 
     quieten_prefect()
     server = start_server()
-    from annotate.prompting.requests import AnnotateConfig
+    from annotate.prompting import AnnotateConfig
 
-    from ..datasets.collection import CollectConfig
-    from ..deployment.pipeline import PipelineConfig, pipeline_flow
-    from ..labelling.questions import LabelConfig
-    from ..runtime.progress import listening
-    from ..simulation.trust import Named
+    from ..datasets import CollectConfig
+    from ..deployment import PipelineConfig, pipeline_flow
+    from ..labelling import LabelConfig
+    from ..runtime import listening
+    from ..simulation import Named
 
     asked = AnnotateConfig(model=model) if model else AnnotateConfig()
     config = PipelineConfig(
@@ -350,12 +346,12 @@ def demo(
     as_json: JsonOption = False,
 ) -> None:
     """Run the shipped LunarLander example end to end, with recorded answers: no key, no network, no cost."""
-    from ..runtime.prefect_server import start_server
+    from ..runtime import start_server
 
     quieten_prefect()
     server = start_server()
     from ..demo import run_demo
-    from ..runtime.progress import listening
+    from ..runtime import listening
 
     with progress_bars() as bars, listening(bars):
         result = run_demo(store, workers, server)
@@ -372,8 +368,7 @@ def demo(
 def _configure(refine: dict[str, Any], gate: dict[str, Any], workers: int | None) -> ImproveConfig:
     from refine.config import RefineConfig
 
-    from ..refinement.comparison import GateConfig
-    from ..refinement.refinement import ImproveConfig
+    from ..refinement import GateConfig, ImproveConfig
 
     return ImproveConfig(
         refine=RefineConfig.model_validate(refine), gate=GateConfig.model_validate(gate), workers=workers
@@ -381,8 +376,8 @@ def _configure(refine: dict[str, Any], gate: dict[str, Any], workers: int | None
 
 
 def _tell(outcome: Outcome, as_json: bool, extra: dict[str, Any] | None = None) -> None:
-    from ..refinement.present import comparison_json as to_json
-    from ..refinement.present import comparison_rows, comparison_sentences
+    from ..refinement import comparison_json as to_json
+    from ..refinement import comparison_rows, comparison_sentences
 
     if as_json:
         print_json({**to_json(outcome), **(extra or {})})

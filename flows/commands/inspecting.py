@@ -15,10 +15,9 @@ from .options import DEFAULT_STORE, DatasetOption, JsonOption, StoreOption, Trus
 from .output import print_json, print_lines, print_table, progress_bars
 
 if TYPE_CHECKING:
-    from annotate.explain.nearest_request import Explanation
+    from annotate.explain import Explanation
 
-    from ..labelling.quality import Checkup
-    from ..labelling.questions import LabelConfig
+    from ..labelling import Checkup, LabelConfig
 
 RunOption = Annotated[
     list[str] | None,
@@ -38,10 +37,10 @@ def annotate_quality(
     as_json: JsonOption = False,
 ) -> None:
     """Judge labels before training: coverage, consistency, calibration, agreement; a verdict with its reasons."""
-    from storage.datasets.registry import resolve_dataset
+    from storage.datasets import resolve_dataset
     from storage.store import Store
 
-    from ..labelling.quality import as_plain, check_labels
+    from ..labelling import as_plain, check_labels
 
     opened = Store.open(store)
     dataset_id = resolve_dataset(opened, dataset)
@@ -69,11 +68,11 @@ def annotate_why(
     as_json: JsonOption = False,
 ) -> None:
     """Say in which field a request differs from its nearest relative in the store: why it is not answered yet."""
-    from annotate.explain.nearest_request import explain_misses, explain_request
-    from storage.datasets.registry import resolve_dataset
+    from annotate.explain import explain_misses, explain_request
+    from storage.datasets import resolve_dataset
     from storage.store import Store
 
-    from ..labelling.annotation import plan
+    from ..labelling import plan
 
     if (request_id is None) != miss:
         raise BadInput("`annotate why` takes a request's id or --miss.", "--miss takes the options of `annotate`.")
@@ -120,11 +119,11 @@ def annotations_replay(
 
     It is evidence, in the table label_replays and in `annotate quality`; no label is dropped because of it.
     """
-    from storage.datasets.registry import resolve_dataset
+    from storage.datasets import resolve_dataset
     from storage.store import Store
 
-    from ..labelling.label_replays import ReplayConfig, replay_labels
-    from ..simulation.trust import Named
+    from ..labelling import ReplayConfig, replay_labels
+    from ..simulation import Named
 
     config = ReplayConfig(
         limit=limit,

@@ -22,7 +22,7 @@ def store_verify(store: StoreOption = DEFAULT_STORE, as_json: JsonOption = False
     """Hash every file again and compare it with the catalog; what is damaged is named."""
     from storage.errors import DamagedStore
     from storage.store import Store
-    from storage.upkeep.verify import verify_store
+    from storage.upkeep import verify_store
 
     damages = verify_store(Store.locate(store))
     if as_json:
@@ -51,7 +51,7 @@ def store_gc(
     force, an annotation or anything kept leads back to stays. Annotations and raw replies always stay.
     """
     from storage.store import Store
-    from storage.upkeep.garbage import delete_garbage, find_garbage
+    from storage.upkeep import delete_garbage, find_garbage
 
     opened = Store.open(store)
     found = find_garbage(opened, keep, pin or ())
@@ -69,7 +69,7 @@ def store_list(store: StoreOption = DEFAULT_STORE, as_json: JsonOption = False) 
     """List the store's datasets."""
     from dataclasses import asdict
 
-    from storage.datasets.registry import list_datasets
+    from storage.datasets import list_datasets
     from storage.store import Store
 
     rows = [asdict(summary) for summary in list_datasets(Store.open(store))]

@@ -19,8 +19,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from ..reporting.page.plain_text import visible
-from ..runtime.progress import Report
+from ..reporting import visible
+from ..runtime import Report
 
 _UNBROKEN = 28  # characters; a column whose cells are no longer than this is never broken over lines
 _PROSE = 24  # characters that a column of longer cells needs at least, to be read as prose

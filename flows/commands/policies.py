@@ -21,8 +21,7 @@ def register(app: typer.Typer) -> None:
 
 def current(store: StoreOption = DEFAULT_STORE, as_json: JsonOption = False) -> None:
     """Show which policy each deployment has in force, since when and why, and the folder where it always is."""
-    from storage.policies.deployments import CURRENT
-    from storage.policies.promotions import list_in_force
+    from storage.policies import CURRENT, list_in_force
     from storage.store import Store
 
     opened = Store.open(store)
@@ -50,7 +49,7 @@ def export(
     """
     from storage.store import Store
 
-    from ..policies.export_onnx import hand_over
+    from ..policies import hand_over
 
     written = hand_over(Store.open(store), policy, out)
     if as_json:

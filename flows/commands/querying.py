@@ -51,8 +51,7 @@ def sql(
     Tables: datasets, episodes, annotation_runs, requests, responses, annotations, rejections, policies, refinements,
     evaluations, replays. Views: steps, annotated_steps, label_quality, spending, leaderboard.
     """
-    from storage.queries.bounded import Bounds
-    from storage.queries.query import run_query
+    from storage.queries import Bounds, run_query
     from storage.store import Store
 
     bounds = Bounds(timeout, None if memory is None else int(memory * 1e9))
@@ -79,7 +78,7 @@ def write_rows(rows: pa.Table, format_: Format, output: Path | None, max_rows: i
         sys.stdout.buffer.write(content)
         sys.stdout.buffer.flush()
     else:
-        from storage.disk.atomic import write_whole
+        from storage.disk import write_whole
 
         write_whole(output, content)
 
@@ -161,7 +160,7 @@ def figures(
     """Draw a comparison's arms with their intervals, what the gate chose from, and the board of all environments."""
     from storage.store import Store
 
-    from ..reporting.figures import draw_figures
+    from ..reporting import draw_figures
 
     files = draw_figures(Store.open(store), out, comparison=comparison, picture_format=picture_format)
     if as_json:

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 from .output import print_json, print_lines, print_table, progress_bars
 
 if TYPE_CHECKING:
-    from ..deployment.pipeline import PipelineConfig
-    from ..runtime.prefect_server import Server
+    from ..deployment import PipelineConfig
+    from ..runtime import Server
 
 
 def go_round(pipeline: PipelineConfig, rounds: int, server: Server | None, as_json: bool) -> None:
@@ -19,12 +19,10 @@ def go_round(pipeline: PipelineConfig, rounds: int, server: Server | None, as_js
     """
     from storage.errors import BadInput, Prerequisite
 
-    from ..deployment.pipeline import rounds_flow
-    from ..refinement.rounds import RoundsConfig
-    from ..refinement.rounds_table import rounds_json as to_json
-    from ..refinement.rounds_table import rounds_rows, rounds_sentences
-    from ..runtime.prefect_server import served
-    from ..runtime.progress import listening
+    from ..deployment import rounds_flow
+    from ..refinement import RoundsConfig, rounds_rows, rounds_sentences
+    from ..refinement import rounds_json as to_json
+    from ..runtime import listening, served
 
     if pipeline.collect is None:
         raise BadInput("Rounds collect, each with another policy.")

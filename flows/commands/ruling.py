@@ -30,8 +30,8 @@ def rules_import(
     as_json: JsonOption = False,
 ) -> None:
     """Take in rules of anybody; every condition is checked first, and one bad rule keeps all of them out."""
-    from annotate.importing.rules import import_rules
-    from storage.datasets.registry import resolve_dataset
+    from annotate.importing import import_rules
+    from storage.datasets import resolve_dataset
     from storage.store import Store
 
     opened = Store.open(store)
@@ -51,8 +51,8 @@ def rules_list(
     as_json: JsonOption = False,
 ) -> None:
     """Say for each rule how many steps it matches and decides, how far it agrees, and which rules contradict it."""
-    from storage.annotations.rule_summaries import list_rule_runs, summarise_rules
-    from storage.datasets.registry import pick, resolve_dataset
+    from storage.annotations import list_rule_runs, summarise_rules
+    from storage.datasets import pick, resolve_dataset
     from storage.errors import Prerequisite
     from storage.store import Store
 

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from ..runtime.prefect_defaults import quieten_prefect
+from ..runtime import quieten_prefect
 from .options import JsonOption
 from .output import print_json, print_lines, print_table, progress_bars
 
@@ -32,7 +32,7 @@ def register(app: typer.Typer) -> None:
 
 def init(settings: SettingsOption = DEFAULT_SETTINGS, as_json: JsonOption = False) -> None:
     """Write a `trajnote.toml` with comments, to be edited: deployments, where rollouts come from, and when they run."""
-    from ..deployment.settings import write_template
+    from ..deployment import write_template
 
     write_template(settings)
     if as_json:
@@ -51,13 +51,12 @@ def nightly(
 
     It does what a served deployment does, without a schedule. Nothing is done twice; what was killed goes on.
     """
-    from ..deployment.settings import read_deployment
+    from ..deployment import read_deployment
 
     name, config = read_deployment(deployment, settings, store)
     quieten_prefect()
-    from ..deployment.night import as_plain, tell_night
-    from ..deployment.schedule import run_told
-    from ..runtime.prefect_server import served, start_server
+    from ..deployment import as_plain, run_told, tell_night
+    from ..runtime import served, start_server
 
     server = (
         served(start_server(needed=False)) if config.notify else nullcontext()
@@ -79,12 +78,12 @@ def serve(
 
     It starts a Prefect server of its own unless PREFECT_API_URL names yours.
     """
-    from ..deployment.settings import read_settings
+    from ..deployment import read_settings
 
     known = read_settings(settings, store).deployments
     quieten_prefect()
-    from ..deployment.schedule import make_deployments, serve_deployments
-    from ..runtime.prefect_server import served, start_server
+    from ..deployment import make_deployments, serve_deployments
+    from ..runtime import served, start_server
 
     make_deployments(settings, store)  # a wrong schedule is refused before a server is started
     rows = [

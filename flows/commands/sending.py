@@ -15,9 +15,9 @@ from .options import DEFAULT_STORE, DatasetOption, JsonOption, StoreOption
 from .output import print_json, print_lines
 
 if TYPE_CHECKING:
-    from annotate.runs.ingestion import Polled
+    from annotate.runs import Polled
 
-    from ..labelling.questions import LabelConfig
+    from ..labelling import LabelConfig
 
 BaseUrlOption = Annotated[str | None, typer.Option(help="Server that has Message Batches; default: Anthropic's.")]
 
@@ -37,11 +37,11 @@ def annotate_submit(
     """Send what is open in Message Batches and come back at once; `annotate ingest` collects the answers."""
     from dataclasses import asdict
 
-    from annotate.ledger.batches import GO_ON
-    from storage.datasets.registry import resolve_dataset
+    from annotate.ledger import GO_ON
+    from storage.datasets import resolve_dataset
     from storage.store import Store
 
-    from ..labelling.batching import submit
+    from ..labelling import submit
 
     opened = Store.open(store)
     sent = submit(opened, resolve_dataset(opened, dataset), config)
@@ -71,7 +71,7 @@ def annotate_poll(
     """Say how far the batches of all runs are; batches whose outcome is unknown are settled first."""
     from storage.store import Store
 
-    from ..labelling.batching import poll
+    from ..labelling import poll
 
     found, unknown = poll(Store.open(store), base_url, give_up=give_up or ())
     if as_json:
@@ -110,7 +110,7 @@ def annotate_ingest(
 
     from storage.store import Store
 
-    from ..labelling.batching import ingest
+    from ..labelling import ingest
 
     done = ingest(Store.open(store), base_url)
     if as_json:

@@ -36,7 +36,7 @@ def store_push(
     The annotations also land there as Parquet (`tables/`), for readers without the catalog. Credentials come from the
     usual environment variables (AWS_ACCESS_KEY_ID, AWS_ENDPOINT_URL, GOOGLE_APPLICATION_CREDENTIALS, ...).
     """
-    from storage.remote.push import push_store
+    from storage.remote import push_store
     from storage.store import Store
 
     with progress_bars() as report:
@@ -67,7 +67,7 @@ def store_pull(
 
     Work that was done here and not pushed is never replaced unless you say so, and then it is put aside.
     """
-    from storage.remote.pull import pull_store
+    from storage.remote import pull_store
 
     with progress_bars() as report:
         pulled = pull_store(store, url, number=snapshot, replace=replace, progress=report)
@@ -88,7 +88,7 @@ def store_export_annotations(
     as_json: JsonOption = False,
 ) -> None:
     """Write annotations, rejections, runs and spending as Parquet, to be read without the catalog and its lock."""
-    from storage.remote.tables import export_tables
+    from storage.remote import export_tables
     from storage.store import Store
 
     files = export_tables(Store.open(store), folder)

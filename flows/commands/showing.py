@@ -38,8 +38,8 @@ def report(
     """
     from storage.store import Store
 
-    from ..reporting.report import write_report
-    from ..simulation.trust import Named
+    from ..reporting import write_report
+    from ..simulation import Named
 
     with progress_bars() as bars:
         written = write_report(
@@ -67,9 +67,8 @@ def watch(
 
     from storage.store import Store
 
-    from ..reporting.standing import look
-    from ..reporting.status import draw
-    from ..reporting.status import watch as keep_watching
+    from ..reporting import draw, look
+    from ..reporting import watch as keep_watching
 
     opened = Store.open(store)
     if as_json:

@@ -13,25 +13,31 @@ from typing import Any
 
 from pydantic import Field
 
-from refine.policies.mlp import Mode
+from refine.policies import Mode
 from storage.content_hash import content_id
-from storage.datasets.reader import StepsWriter, read_manifest
-from storage.datasets.registry import find_finished
+from storage.datasets import StepsWriter, find_finished, read_manifest
 from storage.errors import BadInput, ChangedEnvironmentWarning
 from storage.schema import Engine, Episode, Frozen, Manifest, ManifestDraft
 from storage.store import DRAFT, Store
 
-from ..policies.external import hash_policy_file
-from ..policies.loading import load_policy
-from ..runtime.progress import Report, silent
-from ..runtime.runners import workers_if_chosen
-from ..simulation.actors import Policy, check_mode
-from ..simulation.environments import EnvironmentMaker, spaces_of
-from ..simulation.envpool_engine import engine_versions, make_in_engine, play_pooled
-from ..simulation.fingerprint import Fingerprint, take_fingerprint
-from ..simulation.rollouts import ENVIRONMENTS, rollout
-from ..simulation.trust import Named, remember
-from ..simulation.workers import play_episodes
+from ..policies import hash_policy_file, load_policy
+from ..runtime import Report, silent, workers_if_chosen
+from ..simulation import (
+    ENVIRONMENTS,
+    EnvironmentMaker,
+    Fingerprint,
+    Named,
+    Policy,
+    check_mode,
+    engine_versions,
+    make_in_engine,
+    play_episodes,
+    play_pooled,
+    remember,
+    rollout,
+    spaces_of,
+    take_fingerprint,
+)
 
 SHARD_BYTES = 100_000_000
 _DECISIVE = (

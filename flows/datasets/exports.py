@@ -10,10 +10,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from storage.datasets.reader import iterate_episodes, read_manifest
-from storage.datasets.registry import resolve_dataset
+from storage.datasets import iterate_episodes, read_manifest, resolve_dataset
 from storage.errors import BadInput
-from storage.exporting.datasets import EXPORTS, labels_by_step
+from storage.exporting import EXPORTS, labels_by_step
 from storage.schema import Manifest
 from storage.store import Store
 

@@ -20,18 +20,26 @@ import numpy as np
 from gymnasium import spaces
 
 from storage.content_hash import canonical_json
-from storage.disk.atomic import publish_folder, sync_file
-from storage.disk.untrusted import parse_json, read_file, require_inside
+from storage.disk import parse_json, publish_folder, read_file, require_inside, sync_file
 from storage.errors import BadInput, Prerequisite
-from storage.exporting.datasets import Labels
-from storage.importing.final_rows import complete
-from storage.importing.hdf5 import check_hdf5, table_of
-from storage.importing.import_report import ImportReport
-from storage.importing.pieces import MAX_ROWS, RowFile, guarded, unreadable
-from storage.importing.recordings import MANIFEST_KEY, About, Recording, parse_about
+from storage.exporting import Labels
+from storage.importing import (
+    MANIFEST_KEY,
+    MAX_ROWS,
+    About,
+    ImportReport,
+    Recording,
+    RowFile,
+    check_hdf5,
+    complete,
+    guarded,
+    parse_about,
+    table_of,
+    unreadable,
+)
 from storage.schema import MAX_COMPONENTS, Episode, Manifest, Space
 
-from ..simulation.environments import ALLOWED, to_space
+from ..simulation import ALLOWED, to_space
 
 _METADATA = "metadata.json"
 _BROKEN = (

@@ -10,23 +10,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from annotate.cards.cards import CardFile, check_card_against_spaces, find_card, locate_card, read_card
+from annotate.cards import CardFile, check_card_against_spaces, find_card, locate_card, read_card
 from storage.content_hash import sha256_bytes
-from storage.datasets.adopt import adopt_dataset
+from storage.datasets import adopt_dataset
 from storage.errors import LeftOutWarning
-from storage.importing.action_kinds import Choices
-from storage.importing.column_mapping import Columns
-from storage.importing.import_dataset import import_recording, open_recording
-from storage.importing.import_report import ImportReport
+from storage.importing import Choices, Columns, ImportReport, import_recording, open_recording
 from storage.schema import Manifest
 from storage.store import MANIFEST, Store
 
-from ..policies.baselines import record_baseline
-from ..policies.loading import load_policy
-from ..runtime.progress import Report, silent
-from ..simulation.actors import NetworkActor
-from ..simulation.environments import Spaces, look_up_spaces
-from ..simulation.trust import Named, remember
+from ..policies import load_policy, record_baseline
+from ..runtime import Report, silent
+from ..simulation import Named, NetworkActor, Spaces, look_up_spaces, remember
 from .collection import CollectConfig, collect
 from .minari import open_minari
 

@@ -20,12 +20,11 @@ from prefect.exceptions import PrefectException
 from prefect.logging import get_run_logger
 from prefect.states import Failed
 
-from annotate.runs.run import RunSummary
+from annotate.runs import RunSummary
 from storage.errors import TrajnoteError
 from storage.store import Store
 
-from ..refinement.present import comparison_rows, comparison_sentences
-from ..refinement.refinement import Outcome
+from ..refinement import Outcome, comparison_rows, comparison_sentences
 from .night import Night, tell_night
 
 P = ParamSpec("P")
@@ -92,7 +91,7 @@ def in_words(work: Callable[P, R]) -> Callable[P, R]:
 
 def tell_dataset(store: Store, dataset_id: str) -> Told:
     """A dataset: episodes, steps and the mean return with its interval."""
-    from refine.evaluation.gate import interval  # scipy takes a while to load
+    from refine.evaluation import interval  # scipy takes a while to load
 
     with store.catalog.read() as con:
         rows = con.execute(

@@ -13,17 +13,15 @@ from pathlib import Path
 from zoneinfo import ZoneInfo
 
 from storage.content_hash import sha256_file
-from storage.datasets.registry import list_datasets
+from storage.datasets import list_datasets
 from storage.errors import BadInput, DamagedStore, Prerequisite
-from storage.importing.import_report import ImportReport
-from storage.importing.recordings import SIDECAR
-from storage.policies.promotions import list_decisions, list_intakes, record_intake
+from storage.importing import SIDECAR, ImportReport
+from storage.policies import list_decisions, list_intakes, record_intake
 from storage.store import MANIFEST, Store
 
-from ..datasets.collection import CollectConfig
-from ..datasets.recordings import gather, take_in
-from ..runtime.progress import Report, silent
-from ..simulation.trust import Named
+from ..datasets import CollectConfig, gather, take_in
+from ..runtime import Report, silent
+from ..simulation import Named
 from .settings import CollectPlan, DeploymentConfig
 
 _PERIODS = {"hour": timedelta(hours=1), "day": timedelta(days=1), "week": timedelta(weeks=1)}

@@ -14,27 +14,25 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from storage.datasets.reader import read_manifest
+from storage.datasets import read_manifest
 from storage.errors import Prerequisite, TrajnoteError, TrajnoteWarning
-from storage.policies.deployments import alone, point_to
-from storage.policies.promotions import (
+from storage.policies import (
     Decision,
+    alone,
     count_labels,
     list_decisions,
     list_intakes,
+    point_to,
     record_decision,
     sum_dollars,
 )
 from storage.schema import Manifest
 from storage.store import Store
 
-from ..labelling.annotation import export, label
-from ..labelling.questions import LabelConfig
-from ..refinement.present import comparison_rows, comparison_sentences
-from ..refinement.refinement import ImproveConfig, Outcome, improve
-from ..runtime.progress import Report, silent
-from ..runtime.runners import running_on
-from ..simulation.trust import Named, are_alike, find_home
+from ..labelling import LabelConfig, export, label
+from ..refinement import ImproveConfig, Outcome, comparison_rows, comparison_sentences, improve
+from ..runtime import Report, running_on, silent
+from ..simulation import Named, are_alike, find_home
 from .intake import acting_policy, take_in_new
 from .settings import DeploymentConfig
 
@@ -158,7 +156,7 @@ class _Night:
     def _fetch(self) -> None:
         """Take in what earlier nights have sent in batches."""
         if self.config.label.provider == "batch" and self._datasets():
-            from ..labelling.batching import ingest  # the SDK takes a second to load
+            from ..labelling import ingest  # the SDK takes a second to load
 
             done = ingest(self.store, self.config.label.base_url, self.config.label.batch)
             self.night.answered += done.answered
@@ -167,7 +165,7 @@ class _Night:
     def _ask(self, dataset_id: str) -> None:
         """Ask what has no answer yet; batches are sent, not waited for."""
         if self.config.label.provider == "batch":
-            from ..labelling.batching import submit  # the SDK takes a second to load
+            from ..labelling import submit  # the SDK takes a second to load
 
             sent = submit(self.store, dataset_id, self.config.label)
             self.night.asked += sent.requests
@@ -251,7 +249,7 @@ class _Night:
         self.night.report = report if report.exists() else None
 
     def _write_report(self, comparison_id: str) -> None:
-        from ..reporting.report import write_report  # altair takes a second to load
+        from ..reporting import write_report  # altair takes a second to load
 
         try:
             write_report(

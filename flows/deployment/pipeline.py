@@ -18,14 +18,10 @@ from storage.errors import BadInput
 from storage.schema import Frozen
 from storage.store import Store
 
-from ..datasets.collection import CollectConfig
-from ..datasets.recordings import gather
-from ..labelling.annotation import label_some, plan
-from ..labelling.questions import LabelConfig
-from ..refinement.present import comparison_json
-from ..refinement.refinement import ImproveConfig, Outcome, improve
-from ..refinement.rounds import RoundsConfig, Series, Work, run_rounds
-from ..runtime.progress import listener
+from ..datasets import CollectConfig, gather
+from ..labelling import LabelConfig, label_some, plan
+from ..refinement import ImproveConfig, Outcome, RoundsConfig, Series, Work, comparison_json, improve, run_rounds
+from ..runtime import listener
 from .artifacts import Told, in_words, leave, tell_dataset, tell_labels, tell_outcome, tell_values
 
 STORE = Path("trajnote-store")
@@ -74,7 +70,7 @@ def plan_task(store: Path, dataset_id: str, config: LabelConfig) -> dict[str, An
 @task(name="annotate submit", persist_result=False)
 def submit_task(store: Path, dataset_id: str, config: LabelConfig) -> dict[str, Any]:
     """Send what is open in batches."""
-    from ..labelling.batching import submit  # the SDK takes a second to load
+    from ..labelling import submit  # the SDK takes a second to load
 
     sent = asdict(submit(Store.open(store), dataset_id, config))
     return _left(f"annotate-submit-{dataset_id}", f"batches of {dataset_id}", sent)
@@ -83,7 +79,7 @@ def submit_task(store: Path, dataset_id: str, config: LabelConfig) -> dict[str, 
 @task(name="annotate poll", persist_result=False)
 def poll_task(store: Path, base_url: str | None) -> list[dict[str, Any]]:
     """Ask how far the batches are."""
-    from ..labelling.batching import poll
+    from ..labelling import poll
 
     found, _ = poll(Store.open(store), base_url)
     rows = [{"batch_id": batch.batch_id, "run_id": batch.run_id, "ended": batch.ended} for batch in found]
@@ -94,7 +90,7 @@ def poll_task(store: Path, base_url: str | None) -> list[dict[str, Any]]:
 @task(name="annotate ingest", persist_result=False)
 def ingest_task(store: Path, base_url: str | None) -> dict[str, Any]:
     """Enter what has ended."""
-    from ..labelling.batching import ingest
+    from ..labelling import ingest
 
     return _left("annotate-ingest", "answers of batches", asdict(ingest(Store.open(store), base_url)))
 

@@ -18,10 +18,10 @@ from prefect.states import Completed
 from prefect.types.entrypoint import EntrypointType
 
 from storage.errors import BadInput, TrajnoteError
-from storage.policies.deployments import AlreadyRunning
+from storage.policies import AlreadyRunning
 from storage.store import Store
 
-from ..runtime.progress import Report, listener
+from ..runtime import Report, listener
 from .artifacts import in_words, leave, log_warnings, tell_artifact
 from .night import Night, as_plain, run_night
 from .notices import tell_failure, tell_promotion, tell_warnings

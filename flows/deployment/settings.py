@@ -13,15 +13,15 @@ from zoneinfo import ZoneInfo
 
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
-from refine.policies.mlp import Mode
-from storage.disk.untrusted import parse_toml, read_file, shorten
+from refine.policies import Mode
+from storage.disk import parse_toml, read_file, shorten
 from storage.errors import BadInput, Prerequisite
 from storage.schema import Frozen
 
-from ..labelling.questions import LabelConfig
-from ..refinement.refinement import ImproveConfig
-from ..runtime.runners import parse_runner
-from ..simulation.trust import Named
+from ..labelling import LabelConfig
+from ..refinement import ImproveConfig
+from ..runtime import parse_runner
+from ..simulation import Named
 
 SETTINGS = Path("trajnote.toml")
 TEMPLATE = Path(__file__).parents[1] / "templates" / "trajnote.toml"

@@ -12,17 +12,15 @@ from typing import TYPE_CHECKING
 from pydantic import Field
 
 from refine.config import RefineConfig, Snapshot
-from refine.evaluation.estimates import Estimate, OpeConfig
-from refine.evaluation.gate import Interval, Verdict
-from refine.policies.mlp import Mode
+from refine.evaluation import Estimate, Interval, OpeConfig, Verdict
+from refine.policies import Mode
 from storage.schema import Frozen
 
-from ..policies.baselines import Baseline
-from ..refinement.arms import Draw, Material
-from ..refinement.evaluator import Contestant
+from ..policies import Baseline
+from ..refinement import Contestant, Draw, Material
 
 if TYPE_CHECKING:
-    from refine.evaluation.held_out import Consistency
+    from refine.evaluation import Consistency
 
 
 class AppraiseConfig(Frozen):

@@ -14,30 +14,30 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from refine.config import Snapshot
-from refine.evaluation.estimates import (
+from refine.evaluation import (
     Estimate,
     OpeConfig,
+    check_episodes,
+    collect_refits,
     estimated_interval,
     judge_estimated_improvement,
     judge_estimated_labels,
+    refit,
 )
-from refine.evaluation.ope import check_episodes, collect_refits, refit
-from refine.policies.mlp import MlpPolicy, Mode
-from storage.datasets.reader import read_manifest, read_steps
+from refine.policies import MlpPolicy, Mode
+from storage.datasets import read_manifest, read_steps
 from storage.errors import BadInput
 from storage.schema import Array
 from storage.store import Store
 
-from ..refinement.arms import PLACEBOS, Draw, Material, labels_of, list_draws, train_draw
-from ..refinement.refinement import gather_material
-from ..runtime.processes import share_out
-from ..runtime.progress import Report, silent
-from ..simulation.trust import Named
+from ..refinement import PLACEBOS, Draw, Material, gather_material, labels_of, list_draws, train_draw
+from ..runtime import Report, share_out, silent
+from ..simulation import Named
 from .appraisal import Appraisal, AppraiseConfig, ArmEstimate, Trial
 from .records import comparison_id_of, record_appraisal
 
 if TYPE_CHECKING:
-    from refine.evaluation.held_out import Consistency
+    from refine.evaluation import Consistency
 
 
 def appraise(
@@ -125,7 +125,7 @@ def _train(material: Material, draws: Sequence[Draw], config: AppraiseConfig, re
 
 def train_and_score(material: Material, folds: int, draw: Draw) -> tuple[list[Snapshot], Consistency]:
     """Candidates of one draw, and how well each foretells labels that its training has not seen."""
-    from refine.evaluation.held_out import (
+    from refine.evaluation import (
         out_of_fold,  # seconds: d3rlpy and torch, which only the processes that train need
     )
 

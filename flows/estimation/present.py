@@ -5,8 +5,7 @@ from __future__ import annotations
 from math import isnan
 from typing import Any
 
-from refine.evaluation.estimates import CAVEAT
-from refine.evaluation.gate import Interval
+from refine.evaluation import CAVEAT, Interval
 
 from .appraisal import Appraisal, ArmEstimate
 from .records import METHOD, decision_of

@@ -10,18 +10,17 @@ from datetime import UTC, datetime
 from math import isnan
 from typing import TYPE_CHECKING, Any
 
-from storage.catalog.connection import insert_rows
+from storage.catalog import insert_rows
 from storage.content_hash import content_id
-from storage.datasets.reader import read_manifest
-from storage.policies.policies import save_policy
+from storage.datasets import read_manifest
+from storage.policies import save_policy
 from storage.store import Store
 
-from ..policies.baselines import record_baseline
-from ..refinement.evaluator import Contestant
-from ..refinement.lineage import learner_versions
+from ..policies import record_baseline
+from ..refinement import Contestant, learner_versions
 
 if TYPE_CHECKING:
-    from ..refinement.arms import Material
+    from ..refinement import Material
     from .appraisal import Appraisal, AppraiseConfig, Trial
 
 METHOD = "fqe"

@@ -1,1 +1,5 @@
 """Asking for labels, measuring them and judging their quality."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -5,18 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from annotate.costs.estimates import Counter, Estimate
-from annotate.ledger.ledger import reopen_empty
-from annotate.providers.file import FileProvider, export_requests
-from annotate.providers.protocol import Provider
-from annotate.providers.recorded import RecordedProvider
-from annotate.runs.plan import RunPlan, estimate_run, plan_again, unanswered_requests
-from annotate.runs.run import RunSummary, annotate_run
+from annotate.costs import Counter, Estimate
+from annotate.ledger import reopen_empty
+from annotate.providers import FileProvider, Provider, RecordedProvider, export_requests
+from annotate.runs import RunPlan, RunSummary, annotate_run, estimate_run, plan_again, unanswered_requests
 from storage.errors import BadInput, Prerequisite
 from storage.store import Store
 
-from ..runtime.progress import Report, silent
-from ..simulation.frames import FrameRenderer
+from ..runtime import Report, silent
+from ..simulation import FrameRenderer
 from .questions import LabelConfig, write_questions
 
 
@@ -90,7 +87,7 @@ def _check_provider(config: LabelConfig) -> Provider | None:
     """The provider, None for batches; what it needs is there."""
     if config.provider != "batch":
         return make_provider(config)
-    from annotate.providers.connection import read_key  # the SDK takes a second to load
+    from annotate.providers import read_key  # the SDK takes a second to load
 
     read_key(config.base_url)
     return None
@@ -118,7 +115,7 @@ def make_provider(config: LabelConfig) -> Provider:
     if config.provider == "batch":
         raise BadInput("Batches are not answered one by one.", "Use --provider anthropic, or `trajnote annotate run`.")
     if config.provider == "anthropic":
-        from annotate.providers.anthropic import AnthropicProvider  # the SDK takes a second to load
+        from annotate.providers import AnthropicProvider  # the SDK takes a second to load
 
         return AnthropicProvider(base_url=config.base_url, concurrency=config.concurrency)
     if config.answers is None:
@@ -133,6 +130,6 @@ def _counter(config: LabelConfig) -> Counter | None:
     """What counts tokens, if that is asked for."""
     if not config.count:
         return None
-    from annotate.providers.anthropic import AnthropicProvider  # the SDK takes a second to load
+    from annotate.providers import AnthropicProvider  # the SDK takes a second to load
 
     return AnthropicProvider(base_url=config.base_url).count_tokens

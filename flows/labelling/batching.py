@@ -8,20 +8,16 @@ from __future__ import annotations
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 
-from annotate.ledger.batch_config import BatchConfig
-from annotate.providers.batch import BatchServer
-from annotate.runs.batch_runs import run_batches
-from annotate.runs.ingestion import Ingested, Polled
-from annotate.runs.ingestion import ingest as ingest_batches
-from annotate.runs.ingestion import poll as poll_batches
-from annotate.runs.plan import RunPlan
-from annotate.runs.reconcile import give_up as give_up_batch
-from annotate.runs.run import RunSummary
-from annotate.runs.submission import Submission
-from annotate.runs.submission import submit as submit_batches
+from annotate.ledger import BatchConfig
+from annotate.providers import BatchServer
+from annotate.runs import Ingested, Polled, RunPlan, RunSummary, Submission, run_batches
+from annotate.runs import give_up as give_up_batch
+from annotate.runs import ingest as ingest_batches
+from annotate.runs import poll as poll_batches
+from annotate.runs import submit as submit_batches
 from storage.store import Store
 
-from ..runtime.progress import Report, silent
+from ..runtime import Report, silent
 from .questions import LabelConfig, write_questions
 
 

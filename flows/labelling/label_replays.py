@@ -18,28 +18,33 @@ from typing import Any
 import numpy as np
 from pydantic import Field
 
-from annotate.quality.notes import same_actions
-from refine.policies.mlp import Mode
-from storage.annotations.annotations import list_runs, load_annotations
-from storage.annotations.label_replays import LabelReplay, insert_label_replays, load_label_replays
-from storage.catalog.environments import insert_environment
+from annotate.quality import same_actions
+from refine.policies import Mode
+from storage.annotations import LabelReplay, insert_label_replays, list_runs, load_annotations, load_label_replays
+from storage.catalog import insert_environment
 from storage.content_hash import content_id
-from storage.datasets.reader import iterate_episodes, read_manifest
-from storage.datasets.registry import pick
+from storage.datasets import iterate_episodes, pick, read_manifest
 from storage.errors import BadInput, Prerequisite, TrajnoteError
 from storage.schema import Annotation, Episode, Frozen, Manifest
 from storage.store import Store
 
-from ..policies.baselines import find_recorded_baseline
-from ..policies.loading import load_policy
-from ..runtime.processes import share_out
-from ..runtime.progress import Report, silent
-from ..runtime.runners import workers_if_chosen
-from ..simulation.actors import NetworkActor, Policy, check_mode
-from ..simulation.branches import Branch, Ending, play_branches
-from ..simulation.environments import Spaces
-from ..simulation.fingerprint import look_up_fingerprint
-from ..simulation.trust import Home, Named, find_home, not_loaded, own_policy
+from ..policies import find_recorded_baseline, load_policy
+from ..runtime import Report, share_out, silent, workers_if_chosen
+from ..simulation import (
+    Branch,
+    Ending,
+    Home,
+    Named,
+    NetworkActor,
+    Policy,
+    Spaces,
+    check_mode,
+    find_home,
+    look_up_fingerprint,
+    not_loaded,
+    own_policy,
+    play_branches,
+)
 
 BATCH = 16  # labels that are entered together, so that an interruption costs little
 

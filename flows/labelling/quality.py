@@ -12,13 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from annotate.quality.quality import Quality, assess_run
-from annotate.quality.verdict import Judgement, judge
-from storage.annotations.annotations import list_runs, load_annotations
-from storage.annotations.label_replays import load_label_replays
-from storage.annotations.rule_summaries import list_rule_runs
-from storage.datasets.reader import read_manifest, read_steps
-from storage.datasets.registry import pick
+from annotate.quality import Judgement, Quality, assess_run, judge
+from storage.annotations import list_rule_runs, list_runs, load_annotations, load_label_replays
+from storage.datasets import pick, read_manifest, read_steps
 from storage.errors import Prerequisite
 from storage.store import Store
 

@@ -7,18 +7,16 @@ from typing import Literal
 
 from pydantic import Field
 
-from annotate.cards.cards import Card, load_card, own_card, packaged_card
-from annotate.ledger.batch_config import BatchConfig
-from annotate.prompting.requests import AnnotateConfig
-from annotate.prompting.selection import Method
-from annotate.runs.plan import RunPlan, plan_run
-from storage.datasets.reader import read_manifest
+from annotate.cards import Card, load_card, own_card, packaged_card
+from annotate.ledger import BatchConfig
+from annotate.prompting import AnnotateConfig, Method
+from annotate.runs import RunPlan, plan_run
+from storage.datasets import read_manifest
 from storage.errors import BadInput
 from storage.schema import Frozen
 from storage.store import Store
 
-from ..simulation.frames import FrameRenderer
-from ..simulation.trust import Named
+from ..simulation import FrameRenderer, Named
 
 ProviderName = Literal["anthropic", "batch", "file", "recorded"]
 

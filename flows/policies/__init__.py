@@ -1,1 +1,5 @@
 """Policies by name: loaded, acting, trained as baselines and handed over."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

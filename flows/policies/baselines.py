@@ -7,16 +7,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from refine.policies.mlp import MlpPolicy
-from storage.datasets.reader import StepArrays
+from refine.policies import MlpPolicy
+from storage.datasets import StepArrays
 from storage.errors import BadInput, Prerequisite, TrajnoteError
-from storage.policies.policies import policy_files, save_policy
+from storage.policies import policy_files, save_policy
 from storage.schema import Manifest
 from storage.store import Store
 
-from ..simulation.actors import NetworkActor, Policy
-from ..simulation.environments import Spaces
-from ..simulation.trust import Named, not_loaded, own_policy, spelled
+from ..simulation import Named, NetworkActor, Policy, Spaces, not_loaded, own_policy, spelled
 from .loading import load_policy
 
 
@@ -101,7 +99,7 @@ def _load_own(spec: Named | None, store: Store, manifest: Manifest, spaces: Spac
 def _distilled_if_needed(policy: Policy | None, manifest: Manifest, steps: StepArrays) -> Baseline:
     if isinstance(policy, NetworkActor):
         return Baseline(policy.network, f"{policy.spec}, its own weights")
-    from refine.training.distillation import distil  # seconds: torch, which a baseline that has weights does not need
+    from refine.training import distil  # seconds: torch, which a baseline that has weights does not need
 
     made = distil(steps, manifest.observation_space, manifest.action_space, output_kind=manifest.policy_output)
     return Baseline(made.policy, f"distilled from {made.source}, {made.agreement:.1%} agreement on held-out steps")

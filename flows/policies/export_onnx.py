@@ -8,11 +8,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from refine.policies.mlp import MlpPolicy
-from refine.policies.onnx_export import Agreement, export_onnx
-from storage.datasets.reader import read_steps
-from storage.disk.atomic import write_whole
-from storage.policies.policies import policy_files, policy_record, resolve_policy
+from refine.policies import Agreement, MlpPolicy, export_onnx
+from storage.datasets import read_steps
+from storage.disk import write_whole
+from storage.policies import policy_files, policy_record, resolve_policy
 from storage.schema import Array
 from storage.store import Store
 

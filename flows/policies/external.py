@@ -16,15 +16,24 @@ from typing import Any
 
 import numpy as np
 
-from refine.policies.mlp import Head, MlpPolicy, Mode
+from refine.policies import Head, MlpPolicy, Mode
 from storage.content_hash import canonical_json, sha256_file
 from storage.errors import BadInput, Prerequisite
 from storage.schema import Array, Space
 
-from ..simulation.actors import Answer, Foreign, ForeignActor, NetworkActor, Policy
-from ..simulation.environments import Spaces, import_module_here, to_space
-from ..simulation.fingerprint import code_of
-from ..simulation.trust import Named, find_module
+from ..simulation import (
+    Answer,
+    Foreign,
+    ForeignActor,
+    Named,
+    NetworkActor,
+    Policy,
+    Spaces,
+    code_of,
+    find_module,
+    import_module_here,
+    to_space,
+)
 from .unsupported import (
     refuse_unusable_d3rlpy,
     refuse_unusable_onnx,

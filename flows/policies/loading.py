@@ -8,14 +8,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from refine.policies.mlp import MlpPolicy
+from refine.policies import MlpPolicy
 from storage.errors import BadInput
-from storage.policies.policies import policy_files, resolve_policy
+from storage.policies import policy_files, resolve_policy
 from storage.store import Store
 
-from ..simulation.actors import NetworkActor, Policy, RandomActor
-from ..simulation.environments import Spaces
-from ..simulation.trust import Named
+from ..simulation import Named, NetworkActor, Policy, RandomActor, Spaces
 from .external import check_spaces, hash_policy_file, open_d3rlpy, open_onnx, open_py, open_sb3
 
 FORMS = "random, policy:PATH_OR_ID, d3rlpy:PATH, sb3:ALGO:PATH, onnx:PATH, py:MODULE:CALLABLE"

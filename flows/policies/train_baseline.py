@@ -18,23 +18,23 @@ import numpy as np
 import typer
 from pydantic import Field
 
-from refine.policies.mlp import MlpPolicy, Mode
-from storage.disk.atomic import write_whole
+from refine.policies import MlpPolicy, Mode
+from storage.disk import write_whole
 from storage.errors import BadInput, Prerequisite, TrajnoteError
 from storage.schema import Frozen
 
-from ..runtime.progress import Report, silent
-from ..simulation.environments import (
+from ..runtime import Report, silent
+from ..simulation import (
     EnvironmentMaker,
+    Named,
     Spaces,
     make_environment,
     package_versions,
     parse_env_kwargs,
     parse_json_object,
+    returns_of,
     spaces_of,
 )
-from ..simulation.rollouts import returns_of
-from ..simulation.trust import Named
 
 EVALUATION_SEEDS = range(900_000, 1_000_000)  # kept for this: no dataset and no gate begins there by itself
 TRAINING_LOG = "training.json"

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from storage.disk.untrusted import MAX_BYTES, decode_json
+from storage.disk import MAX_BYTES, decode_json
 from storage.errors import BadInput
 
 _RECURRENT_LAYERS = {"RNN", "LSTM", "GRU", "RNNCell", "LSTMCell", "GRUCell"}  # of torch, told by their names

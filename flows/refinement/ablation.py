@@ -13,16 +13,15 @@ import numpy as np
 from pydantic import Field
 
 from refine.config import TrainingMode
-from refine.evaluation.gate import Interval
-from refine.evaluation.variance_components import interval_over_seeds
-from refine.policies.mlp import Mode
-from storage.catalog.connection import insert_rows
+from refine.evaluation import Interval, interval_over_seeds
+from refine.policies import Mode
+from storage.catalog import insert_rows
 from storage.content_hash import content_id
 from storage.schema import Array, Frozen
 from storage.store import Store
 
-from ..runtime.progress import Report, silent
-from ..simulation.trust import Named
+from ..runtime import Report, silent
+from ..simulation import Named
 from .comparison import ArmResult, Comparison
 from .lineage import arm_rows
 from .refinement import ImproveConfig, Outcome, improve

@@ -13,13 +13,11 @@ from pathlib import Path
 import numpy as np
 
 from refine.config import RefineConfig, Snapshot
-from refine.labels.labels import Arm, Labels
-from refine.labels.reference_arms import ReferenceArm, label_random_states
-from refine.labels.rule_labels import rule_arm_labels
-from refine.policies.mlp import MlpPolicy
-from storage.annotations.pooling import read_pool
+from refine.labels import Arm, Labels, ReferenceArm, label_random_states, rule_arm_labels
+from refine.policies import MlpPolicy
+from storage.annotations import read_pool
 from storage.content_hash import content_id
-from storage.datasets.reader import StepArrays
+from storage.datasets import StepArrays
 from storage.errors import BadInput
 from storage.store import Store
 
@@ -99,7 +97,7 @@ def train_draw(material: Material, draw: Draw) -> list[Snapshot]:
     Returns:
         The candidates, in the order of training.
     """
-    from refine.training.robust import (
+    from refine.training import (
         refine_candidates,  # seconds: d3rlpy and torch, which only the processes that train need
     )
 

@@ -16,7 +16,7 @@ import numpy as np
 from pydantic import Field
 
 from refine.config import Snapshot
-from refine.evaluation.gate import (
+from refine.evaluation import (
     Decision,
     Interval,
     SeedPlan,
@@ -25,13 +25,12 @@ from refine.evaluation.gate import (
     judge_improvement,
     judge_labels,
 )
-from refine.labels.reference_arms import ReferenceArm
-from refine.policies.mlp import Mode
+from refine.labels import ReferenceArm
+from refine.policies import Mode
 from storage.errors import BadInput
 from storage.schema import Frozen
 
-from ..runtime.processes import share_out
-from ..runtime.progress import Report, silent
+from ..runtime import Report, share_out, silent
 from .arms import PLACEBOS, Draw, Material, list_draws, train_draw
 from .evaluator import Contestant, Judge, Purpose, Returns
 from .selection import Method, try_fields

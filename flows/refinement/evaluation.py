@@ -8,19 +8,17 @@ from typing import Any, NamedTuple
 
 from pydantic import Field
 
-from refine.evaluation.gate import interval
-from refine.policies.mlp import Mode
-from storage.datasets.reader import read_manifest
+from refine.evaluation import interval
+from refine.policies import Mode
+from storage.datasets import read_manifest
 from storage.errors import BadInput
-from storage.policies.policies import policy_record, resolve_policy
+from storage.policies import policy_record, resolve_policy
 from storage.schema import Frozen
 from storage.store import Store
 
-from ..policies.loading import load_policy
-from ..runtime.progress import Report, silent
-from ..simulation.actors import check_mode
-from ..simulation.environments import look_up_spaces
-from ..simulation.trust import Named, find_home
+from ..policies import load_policy
+from ..runtime import Report, silent
+from ..simulation import Named, check_mode, find_home, look_up_spaces
 from .evaluator import Contestant, Judge
 
 

@@ -16,18 +16,14 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from refine.evaluation.gate import interval
-from refine.policies.mlp import MlpPolicy, Mode
-from storage.catalog.connection import insert_rows
-from storage.catalog.environments import insert_environment, list_environments
+from refine.evaluation import interval
+from refine.policies import MlpPolicy, Mode
+from storage.catalog import insert_environment, insert_rows, list_environments
 from storage.content_hash import content_id
 from storage.errors import ChangedEnvironmentWarning
 from storage.store import Store
 
-from ..simulation.actors import Actor
-from ..simulation.fingerprint import Fingerprint, look_up_fingerprint
-from ..simulation.trust import Named
-from ..simulation.workers import play_policies
+from ..simulation import Actor, Fingerprint, Named, look_up_fingerprint, play_policies
 
 Returns = NDArray[np.float64]
 Purpose = Literal["select", "accept", "report", "evaluate"]

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from refine.labels.labels import Labels
-from refine.labels.reference_arms import label_like_expert
-from storage.datasets.reader import StepArrays
+from refine.labels import Labels, label_like_expert
+from storage.datasets import StepArrays
 from storage.errors import BadInput
 from storage.schema import Manifest
 from storage.store import Store
 
-from ..policies.loading import load_policy
-from ..simulation.environments import Spaces
-from ..simulation.trust import Named
+from ..policies import load_policy
+from ..simulation import Named, Spaces
 from .arms import Oracle
 
 

@@ -6,11 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from refine.config import TrainingMode
-from refine.labels.labels import Labels, labels_from_annotations
-from refine.labels.rule_labels import labels_from_rules, place_rules
-from storage.annotations.pooling import pool_annotations
-from storage.annotations.rules import Rule, load_rules, match_rules
-from storage.datasets.reader import StepArrays
+from refine.labels import Labels, labels_from_annotations, labels_from_rules, place_rules
+from storage.annotations import Rule, load_rules, match_rules, pool_annotations
+from storage.datasets import StepArrays
 from storage.errors import BadInput, Prerequisite
 from storage.schema import Annotation, Manifest
 from storage.store import Store

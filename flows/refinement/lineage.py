@@ -10,11 +10,11 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from storage.catalog.connection import insert_rows
+from storage.catalog import insert_rows
 from storage.content_hash import content_id
-from storage.policies.policies import save_policy
+from storage.policies import save_policy
 
-from ..policies.baselines import record_baseline
+from ..policies import record_baseline
 from .comparison import ArmResult, Comparison, Contest, Trial
 
 

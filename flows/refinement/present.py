@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from refine.evaluation.gate import Interval
+from refine.evaluation import Interval
 
 from .comparison import ArmResult
 from .refinement import Outcome

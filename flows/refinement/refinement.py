@@ -10,20 +10,16 @@ from typing import NamedTuple
 from pydantic import Field
 
 from refine.config import RefineConfig
-from refine.labels.labels import Labels
-from refine.labels.reference_arms import ReferenceArm
-from refine.labels.reward_relabelling import relabel
-from storage.annotations.pooling import read_pool
-from storage.datasets.reader import StepArrays, read_manifest, read_steps
+from refine.labels import Labels, ReferenceArm, relabel
+from storage.annotations import read_pool
+from storage.datasets import StepArrays, read_manifest, read_steps
 from storage.errors import BadInput
 from storage.schema import Frozen, Manifest
 from storage.store import Store
 
-from ..policies.baselines import Baseline, find_baseline
-from ..policies.external import check_spaces
-from ..runtime.progress import Report, silent
-from ..simulation.environments import Spaces, look_up_spaces
-from ..simulation.trust import Home, Named, find_home
+from ..policies import Baseline, check_spaces, find_baseline
+from ..runtime import Report, silent
+from ..simulation import Home, Named, Spaces, find_home, look_up_spaces
 from .arms import Material
 from .comparison import Comparison, Contest, GateConfig
 from .evaluator import Judge

@@ -12,20 +12,18 @@ from pathlib import Path
 
 from pydantic import Field
 
-from annotate.prompting.selection import Method
-from refine.evaluation.gate import Interval
-from storage.catalog.connection import insert_rows
+from annotate.prompting import Method
+from refine.evaluation import Interval
+from storage.catalog import insert_rows
 from storage.content_hash import content_id
 from storage.errors import BadInput
 from storage.schema import Frozen
 from storage.store import Store
 
-from ..datasets.collection import CollectConfig
-from ..datasets.recordings import gather
-from ..labelling.annotation import export, label_some
-from ..labelling.questions import LabelConfig
-from ..runtime.progress import listener
-from ..simulation.trust import Named
+from ..datasets import CollectConfig, gather
+from ..labelling import LabelConfig, export, label_some
+from ..runtime import listener
+from ..simulation import Named
 from .refinement import ImproveConfig, Outcome, improve
 
 

@@ -14,8 +14,16 @@ from typing import Literal
 
 import numpy as np
 
-from refine.evaluation.gate import Decision, SeedPlan, decide_acceptance, rank
-from refine.evaluation.racing import decide_early, list_looks, list_rungs, rank_survivors
+from refine.evaluation import (
+    Decision,
+    SeedPlan,
+    decide_acceptance,
+    decide_early,
+    list_looks,
+    list_rungs,
+    rank,
+    rank_survivors,
+)
 
 from .evaluator import Contestant, Purpose, Returns
 

@@ -14,11 +14,11 @@ from pathlib import Path
 
 import refine
 from refine.config import Snapshot
-from refine.policies.mlp import MlpPolicy
+from refine.policies import MlpPolicy
 from storage.content_hash import content_id, sha256_bytes
-from storage.disk.untrusted import decode_json
+from storage.disk import decode_json
 from storage.errors import DamagedStore
-from storage.policies.training_cache import load_training, save_training
+from storage.policies import load_training, save_training
 from storage.store import Store
 
 from .arms import Draw, Material

@@ -1,1 +1,5 @@
 """The report, part by part: what the catalog says, the charts, the episodes, the pictures, and the page itself."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

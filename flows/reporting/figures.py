@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from storage.disk.atomic import write_whole
+from storage.disk import write_whole
 from storage.errors import Prerequisite
 from storage.store import Store
 

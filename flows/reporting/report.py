@@ -9,16 +9,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from annotate.cards.cards import find_card, own_card
+from annotate.cards import find_card, own_card
 from storage.content_hash import seal
-from storage.disk.atomic import write_whole
+from storage.disk import write_whole
 from storage.errors import Prerequisite
 from storage.schema import Manifest
 from storage.store import Store
 
-from ..labelling.quality import check_labels
-from ..runtime.progress import Report, silent
-from ..simulation.trust import Named
+from ..labelling import check_labels
+from ..runtime import Report, silent
+from ..simulation import Named
 
 PICTURES = 1_600
 """Pictures of single steps in one report, unless another number is asked for."""

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from storage.catalog.connection import Catalog
+from storage.catalog import Catalog
 from storage.store import Store
 
 from .page.queries import Row, fetch

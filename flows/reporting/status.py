@@ -11,7 +11,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from refine.evaluation.gate import Interval
+from refine.evaluation import Interval
 from storage.errors import CatalogLocked
 from storage.store import Store
 

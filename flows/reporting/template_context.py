@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ..labelling.quality import Checkup
+from ..labelling import Checkup
 from .page.charts import arm_name
 from .page.commands import list_commands
 from .page.labels import action_table

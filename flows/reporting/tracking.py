@@ -13,11 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from storage.errors import BadInput, Prerequisite
-from storage.policies.promotions import sum_dollars
+from storage.policies import sum_dollars
 from storage.store import Store
 
-from ..refinement.present import arm_title
-from ..refinement.refinement import ImproveConfig, Outcome
+from ..refinement import ImproveConfig, Outcome, arm_title
 
 PROJECT = "trajnote"
 _FOLDER = "TRACKIO_DIR"

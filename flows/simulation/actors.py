@@ -13,9 +13,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from refine.policies.mlp import Acts, MlpPolicy, Mode, OutputKind
-from refine.policies.rng import draw_uniforms
-from refine.policies.spaces import action_bounds
+from refine.policies import Acts, MlpPolicy, Mode, OutputKind, action_bounds, draw_uniforms
 from storage.errors import BadInput
 from storage.schema import Array, Space
 

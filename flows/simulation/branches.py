@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from refine.policies.mlp import Mode
+from refine.policies import Mode
 from storage.schema import Array, Episode, Manifest
 
 from .actors import Actor

@@ -24,7 +24,7 @@ import numpy as np
 from gymnasium import spaces
 from gymnasium.wrappers import OrderEnforcing, TimeLimit
 
-from storage.disk.untrusted import parse_json, shorten
+from storage.disk import parse_json, shorten
 from storage.errors import BadInput, Prerequisite
 from storage.schema import Space
 

@@ -16,7 +16,7 @@ from typing import Any
 import gymnasium
 import numpy as np
 
-from refine.policies.mlp import Acts, Mode
+from refine.policies import Acts, Mode
 from storage.errors import BadInput, Prerequisite
 from storage.schema import Array, Engine, Episode
 

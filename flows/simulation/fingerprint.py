@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 import gymnasium
 import numpy as np
 
-from storage.catalog.environments import KnownEnvironment
+from storage.catalog import KnownEnvironment
 from storage.content_hash import content_id, sha256_bytes
 
 from .environments import Environment, distributions_of, make_environment, package_versions

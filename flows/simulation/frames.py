@@ -14,8 +14,8 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from annotate.prompting.images import COLUMNS
-from storage.datasets.reader import read_episode, read_manifest
+from annotate.prompting import COLUMNS
+from storage.datasets import read_episode, read_manifest
 from storage.errors import BadInput, Prerequisite
 from storage.schema import Manifest
 from storage.store import Store

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from refine.policies.mlp import Acts
+from refine.policies import Acts
 from storage.errors import BadInput
 from storage.schema import Array
 

@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from storage.catalog.connection import insert_rows
+from storage.catalog import insert_rows
 from storage.content_hash import content_id
-from storage.datasets.reader import read_episode, read_manifest
+from storage.datasets import read_episode, read_manifest
 from storage.errors import BadInput
 from storage.schema import Array, Episode, Manifest
 from storage.store import Store

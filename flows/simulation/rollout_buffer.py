@@ -9,7 +9,7 @@ from typing import Any, TypedDict
 
 import numpy as np
 
-from refine.policies.mlp import Acts
+from refine.policies import Acts
 from storage.schema import Array, Space
 
 from .promises import BrokenPromiseError, are_finite, plain_observation

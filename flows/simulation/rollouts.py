@@ -14,8 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from refine.policies.mlp import Acts, Mode
-from refine.policies.rng import Chance
+from refine.policies import Acts, Chance, Mode
 from storage.errors import BadInput, TrajnoteWarning
 from storage.schema import Array, Episode
 

@@ -13,11 +13,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from refine.policies.mlp import Mode
+from refine.policies import Mode
 from storage.errors import BadInput
 from storage.schema import Array, Episode
 
-from ..runtime.processes import share_out
+from ..runtime import share_out
 from .actors import Actor
 from .environments import Environment, EnvironmentMaker
 from .rollouts import play, warn_of

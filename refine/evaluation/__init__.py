@@ -1,1 +1,5 @@
 """Evidence: the gate's statistics, estimates without a simulator, held-out labels."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -12,16 +12,14 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import log_softmax
 
-from storage.datasets.reader import StepArrays
+from storage.datasets import StepArrays
 from storage.errors import BadInput
 from storage.schema import Array
 
 from ..config import RefineConfig
-from ..labels.labels import Labels
-from ..policies.mlp import MlpPolicy
-from ..policies.spaces import action_units
-from ..training.networks import as_logits
-from ..training.train import refine
+from ..labels import Labels
+from ..policies import MlpPolicy, action_units
+from ..training import as_logits, refine
 
 Floats = NDArray[np.float64]
 FOLDS = 5

@@ -11,12 +11,11 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from storage.datasets.reader import StepArrays
+from storage.datasets import StepArrays
 from storage.errors import BadInput
 from storage.schema import Array
 
-from ..policies.mlp import MlpPolicy, Mode
-from ..policies.spaces import action_units, network_inputs
+from ..policies import MlpPolicy, Mode, action_units, network_inputs
 from .estimates import Estimate, OpeConfig
 
 Floats = NDArray[np.float64]

@@ -14,11 +14,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from storage.datasets.reader import StepArrays
+from storage.datasets import StepArrays
 from storage.schema import Array
 
-from ..policies.mlp import MlpPolicy
-from ..policies.spaces import action_units, network_inputs
+from ..policies import MlpPolicy, action_units, network_inputs
 from .labels import Labels
 
 MOST_ACTIONS = 4

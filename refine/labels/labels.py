@@ -13,11 +13,11 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from storage.datasets.reader import StepArrays
+from storage.datasets import StepArrays
 from storage.errors import BadInput
 from storage.schema import Annotation, Array, Space
 
-from ..policies.spaces import action_bounds
+from ..policies import action_bounds
 
 Arm = Literal["labels", "no_labels", "shuffled", "random"]
 ARMS: tuple[Arm, ...] = ("labels", "no_labels", "shuffled", "random")

@@ -12,11 +12,11 @@ from typing import Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from storage.datasets.reader import StepArrays
+from storage.datasets import StepArrays
 from storage.errors import BadInput
 from storage.schema import Array, Space
 
-from ..policies.spaces import action_units, network_inputs
+from ..policies import action_units, network_inputs
 from .labels import Labels
 
 ReferenceArm = Literal["random_states", "oracle"]

@@ -12,12 +12,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from storage.annotations.rules import Matches, Rule
-from storage.datasets.reader import StepArrays
+from storage.annotations import Matches, Rule
+from storage.datasets import StepArrays
 from storage.errors import BadInput
 from storage.schema import Array, Space
 
-from ..policies.spaces import action_bounds
+from ..policies import action_bounds
 from .labels import Arm, Labels, arm_labels, check_labels
 
 _TRIES = 100

@@ -12,12 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import log_softmax
 
-from storage.datasets.reader import StepArrays
+from storage.datasets import StepArrays
 from storage.schema import Array, Space
 
 from ..config import RefineConfig
-from ..policies.mlp import MlpPolicy
-from ..policies.spaces import action_units
+from ..policies import MlpPolicy, action_units
 from .labels import Labels
 
 Weights = NDArray[np.float64]

@@ -13,7 +13,7 @@ from typing import Any, cast
 
 import numpy as np
 
-from storage.disk.untrusted import UnreadableError, decode_json, read_arrays
+from storage.disk import UnreadableError, decode_json, read_arrays
 from storage.errors import DamagedStore
 from storage.schema import Array
 

@@ -1,1 +1,5 @@
 """Training from files alone: buffers, losses and the two engines."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

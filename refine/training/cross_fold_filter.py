@@ -12,13 +12,12 @@ from typing import cast
 import numpy as np
 from numpy.typing import NDArray
 
-from storage.datasets.reader import StepArrays
+from storage.datasets import StepArrays
 from storage.schema import Array
 
 from ..config import RefineConfig
-from ..labels.label_hypotheses import keep
-from ..labels.labels import Labels
-from ..policies.mlp import MlpPolicy
+from ..labels import Labels, keep
+from ..policies import MlpPolicy
 from .train import refine
 
 FOLDS = 5

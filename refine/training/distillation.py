@@ -16,12 +16,11 @@ from scipy.special import softmax
 from torch import nn
 from torch.nn.functional import cross_entropy, mse_loss
 
-from storage.datasets.reader import StepArrays
+from storage.datasets import StepArrays
 from storage.errors import BadInput
 from storage.schema import Array, Space
 
-from ..policies.mlp import MlpPolicy, OutputKind
-from ..policies.spaces import action_bounds, action_units, input_size, network_inputs, output_size
+from ..policies import MlpPolicy, OutputKind, action_bounds, action_units, input_size, network_inputs, output_size
 from .networks import read_weights, reproducible
 
 HIDDEN = (64, 64)

@@ -14,8 +14,7 @@ from torch import nn
 from storage.errors import BadInput
 from storage.schema import Array
 
-from ..policies.mlp import MlpPolicy
-from ..policies.spaces import action_units
+from ..policies import MlpPolicy, action_units
 from .d3rlpy_setup import (
     ActionOutput,
     MinMaxActionScaler,

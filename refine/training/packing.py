@@ -8,13 +8,12 @@ from itertools import accumulate
 import numpy as np
 from numpy.typing import NDArray
 
-from storage.datasets.reader import StepArrays
+from storage.datasets import StepArrays
 from storage.errors import BadInput
 from storage.schema import Array, Space
 
-from ..labels.labels import Labels
-from ..policies.mlp import MlpPolicy
-from ..policies.spaces import action_units, input_size, network_inputs, output_size
+from ..labels import Labels
+from ..policies import MlpPolicy, action_units, input_size, network_inputs, output_size
 from .buffer import AnnotatedBuffer
 from .d3rlpy_setup import ActionSpace, DatasetInfo, Signature
 

@@ -9,12 +9,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
-from storage.datasets.reader import StepArrays
+from storage.datasets import StepArrays
 
 from ..config import RefineConfig, Snapshot
-from ..labels.label_hypotheses import Reading, keep, list_readings
-from ..labels.labels import Labels
-from ..policies.mlp import MlpPolicy
+from ..labels import Labels, Reading, keep, list_readings
+from ..policies import MlpPolicy
 from .cross_fold_filter import find_borne_out
 from .train import refine
 

@@ -15,16 +15,13 @@ from pathlib import Path
 import numpy as np
 from scipy.special import log_softmax
 
-from storage.datasets.reader import StepArrays
+from storage.datasets import StepArrays
 from storage.errors import BadInput
 from storage.schema import Array
 
 from ..config import RefineConfig, Snapshot
-from ..labels.labels import Labels, check_labels
-from ..labels.reward_relabelling import relabel, scale_of_returns
-from ..labels.weighting import weigh_labels
-from ..policies.mlp import MlpPolicy
-from ..policies.spaces import network_inputs
+from ..labels import Labels, check_labels, relabel, scale_of_returns, weigh_labels
+from ..policies import MlpPolicy, network_inputs
 from .buffer import AnnotatedBuffer
 from .d3rlpy_setup import quiet
 from .fast.engine import create_training, train_together

@@ -7,7 +7,7 @@ from dataclasses import fields
 
 import pyarrow as pa
 
-from ..catalog.connection import Connection, insert_rows
+from ..catalog import Connection, insert_rows
 from ..errors import BadInput
 from ..schema import Annotation, Rejection
 from ..store import Store

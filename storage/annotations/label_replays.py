@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
-from ..catalog.connection import Connection, insert_rows
+from ..catalog import Connection, insert_rows
 from ..store import Store
 
 

@@ -12,9 +12,7 @@ from itertools import accumulate
 import numpy as np
 
 from ..content_hash import canonical_json
-from ..datasets.checks import require_finite
-from ..datasets.columns import StepArrays
-from ..datasets.reader import read_manifest, read_steps
+from ..datasets import StepArrays, read_manifest, read_steps, require_finite
 from ..errors import BadInput
 from ..schema import Annotation
 from ..store import Store

@@ -17,9 +17,7 @@ from typing import Any, NamedTuple
 import zstandard
 
 from ..content_hash import sha256_bytes
-from ..disk.atomic import sync_folder, write_whole
-from ..disk.disk_reserve import release_room
-from ..disk.os_errors import writing
+from ..disk import release_room, sync_folder, write_whole, writing
 from ..errors import BadInput, DamagedStore, DiskFailed
 from ..store import Store
 

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..catalog.opinions import same_action
-from ..datasets.shards import read_manifest
+from ..catalog import same_action
+from ..datasets import read_manifest
 from ..store import Store
 
 _RULES = """

@@ -9,11 +9,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ..catalog.connection import Connection, insert_rows
-from ..catalog.rule_views import STEP, match_steps
-from ..catalog.views import component_columns, refresh_views
-from ..datasets.reader import read_manifest
-from ..predicates.predicates import read_predicate
+from ..catalog import STEP, Connection, component_columns, insert_rows, match_steps, refresh_views
+from ..datasets import read_manifest
+from ..predicates import read_predicate
 from ..schema import Manifest
 from ..store import Store
 from .annotations import rows_of_runs

@@ -18,7 +18,7 @@ import duckdb
 import pyarrow as pa
 
 from ..content_hash import canonical_json
-from ..disk.os_errors import explain_disk
+from ..disk import explain_disk
 from ..errors import BadInput, CatalogLocked, DamagedStore, DiskFailed
 from .rwlock import LatchTimeoutError, latch_of
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from ..errors import BadInput
-from ..predicates.predicates import read_predicate
+from ..predicates import read_predicate
 from ..schema import Space
 from .opinions import same_action
 

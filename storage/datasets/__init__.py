@@ -1,1 +1,5 @@
 """Rollouts on the disk: columns, shards, writers, readers and the registry of datasets."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

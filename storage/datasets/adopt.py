@@ -7,9 +7,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from ..content_hash import sha256_file
-from ..disk.atomic import copy_file, owned, publish_folder
-from ..disk.os_errors import writing
-from ..disk.untrusted import parse_json, read_file, require_inside
+from ..disk import copy_file, owned, parse_json, publish_folder, read_file, require_inside, writing
 from ..errors import BadInput, DamagedStore
 from ..schema import Manifest
 from ..store import CARD, MANIFEST, Store

@@ -21,8 +21,7 @@ from numpy.lib import format as npy
 from numpy.typing import NDArray
 
 from ..content_hash import content_id
-from ..disk.atomic import TEMPORARY, owned, publish_folder
-from ..disk.os_errors import writing
+from ..disk import TEMPORARY, owned, publish_folder, writing
 from ..schema import Array, Manifest
 from ..store import Store
 from .columns import StepArrays, decode_steps

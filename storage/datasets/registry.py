@@ -7,8 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..catalog.connection import Connection, insert_rows
-from ..catalog.views import refresh_views
+from ..catalog import Connection, insert_rows, refresh_views
 from ..content_hash import canonical_json, sha256_file
 from ..errors import BadInput, DamagedStore, Prerequisite
 from ..schema import Manifest, ManifestDraft, Shard

@@ -14,8 +14,7 @@ import pyarrow.parquet as pq
 from pydantic import ValidationError
 
 from ..content_hash import sha256_file
-from ..disk.atomic import TEMPORARY, gone_on_failure, sync_file, sync_folder
-from ..disk.os_errors import writing
+from ..disk import TEMPORARY, gone_on_failure, sync_file, sync_folder, writing
 from ..errors import BadInput, DamagedStore
 from ..schema import Manifest, Shard
 from ..store import Store

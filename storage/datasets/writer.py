@@ -11,8 +11,7 @@ from pathlib import Path
 from types import TracebackType
 
 from ..content_hash import canonical_json, sha256_bytes
-from ..disk.atomic import owned, publish_folder, write_whole
-from ..disk.os_errors import writing
+from ..disk import owned, publish_folder, write_whole, writing
 from ..errors import BadInput, DamagedStore
 from ..schema import Episode, Manifest, ManifestDraft
 from ..store import CARD, DRAFT, MANIFEST, Store

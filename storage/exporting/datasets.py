@@ -17,13 +17,11 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ..annotations.annotations import load_annotations
+from ..annotations import load_annotations
 from ..content_hash import canonical_json
-from ..datasets.reader import iterate_episodes
-from ..datasets.shards import read_manifest, read_shard
-from ..disk.atomic import TEMPORARY, sync_file, sync_folder, write_whole
-from ..disk.os_errors import writing
-from ..importing.recordings import MANIFEST_KEY, sidecar
+from ..datasets import iterate_episodes, read_manifest, read_shard
+from ..disk import TEMPORARY, sync_file, sync_folder, write_whole, writing
+from ..importing import MANIFEST_KEY, sidecar
 from ..schema import Annotation, Array, Episode, Manifest, Space
 from ..store import Store
 

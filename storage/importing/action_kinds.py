@@ -8,8 +8,7 @@ from typing import Literal
 import numpy as np
 from pydantic import Field
 
-from ..datasets.checks import check_action_space
-from ..datasets.columns import StepArrays
+from ..datasets import StepArrays, check_action_space
 from ..errors import BadInput
 from ..schema import MAX_ACTIONS, Array, Frozen, Space
 from .import_report import ImportReport

@@ -15,7 +15,7 @@ import h5py
 import numpy as np
 import pyarrow as pa
 
-from ..disk.untrusted import require_growth, require_regular
+from ..disk import require_growth, require_regular
 from ..errors import BadInput
 from ..schema import MAX_COMPONENTS, Array
 from .final_rows import complete

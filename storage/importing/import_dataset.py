@@ -18,11 +18,17 @@ import numpy as np
 import pyarrow as pa
 
 from ..content_hash import canonical_json, content_id
-from ..datasets.checks import check_draft, check_episode, check_spaces, is_finite
-from ..datasets.columns import StepArrays, cut_episodes
-from ..datasets.reader import StepsWriter
-from ..datasets.registry import find_finished
-from ..disk.untrusted import shorten
+from ..datasets import (
+    StepArrays,
+    StepsWriter,
+    check_draft,
+    check_episode,
+    check_spaces,
+    cut_episodes,
+    find_finished,
+    is_finite,
+)
+from ..disk import shorten
 from ..errors import BadInput
 from ..schema import Array, Episode, Manifest, ManifestDraft, Space
 from ..store import Store

@@ -16,9 +16,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from ..datasets.shards import require_readable
-from ..disk.os_errors import explain_full
-from ..disk.untrusted import require_growth, require_regular
+from ..datasets import require_readable
+from ..disk import explain_full, require_growth, require_regular
 from ..errors import BadInput
 from .text_rows import PACKED, TEXT, TextRows, text_kind
 

@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 from pydantic import Field, ValidationError
 
-from ..disk.untrusted import parse_json, read_file
+from ..disk import parse_json, read_file
 from ..errors import BadInput
 from ..schema import Frozen, ManifestDraft, Space
 from .cells import EpisodeNames, make_reader, read_cells

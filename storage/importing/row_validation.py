@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from ..datasets.columns import StepArrays
+from ..datasets import StepArrays
 from ..errors import BadInput
 from ..schema import Array
 

@@ -19,7 +19,7 @@ from typing import IO
 import polars as pl
 import pyarrow as pa
 
-from ..disk.untrusted import MAX_BYTES, UnreadableError, check_depth, decode_json
+from ..disk import MAX_BYTES, UnreadableError, check_depth, decode_json
 from ..errors import BadInput
 
 TEXT = (".jsonl", ".ndjson", ".csv", ".tsv")

@@ -1,1 +1,5 @@
 """Policies, remembered trainings, and which policy a deployment has in force."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -13,8 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import ClassVar
 
-from ..disk.atomic import owned, sync_folder, write_whole
-from ..disk.os_errors import writing
+from ..disk import owned, sync_folder, write_whole, writing
 from ..errors import CatalogLocked, TrajnoteError
 from ..store import Store
 

@@ -8,11 +8,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
-from ..catalog.connection import insert_rows
+from ..catalog import insert_rows
 from ..content_hash import canonical_json, sha256_bytes
-from ..datasets.registry import pick
-from ..disk.atomic import owned, publish_folder, write_whole
-from ..disk.os_errors import writing
+from ..datasets import pick
+from ..disk import owned, publish_folder, write_whole, writing
 from ..errors import BadInput, DamagedStore, Prerequisite
 from ..store import Store
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from ..catalog.connection import insert_rows
+from ..catalog import insert_rows
 from ..store import Store
 
 _IN_FORCE = """

@@ -12,8 +12,7 @@ import zlib
 from collections.abc import Mapping
 from pathlib import Path
 
-from ..disk.atomic import TEMPORARY, owned, write_whole
-from ..disk.os_errors import writing
+from ..disk import TEMPORARY, owned, write_whole, writing
 from ..store import Store
 
 LIMIT_BYTES = 500_000_000

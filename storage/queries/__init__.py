@@ -1,1 +1,5 @@
 """Questions to the catalog: anything a user may ask, read-only and bounded."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

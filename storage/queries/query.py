@@ -11,7 +11,7 @@ import duckdb
 import pyarrow as pa
 from duckdb.sqltypes import DuckDBPyType
 
-from ..catalog.connection import Connection, is_corrupt
+from ..catalog import Connection, is_corrupt
 from ..errors import BadInput, DamagedStore, TrajnoteError
 from ..store import Store
 from .bounded import Bounds, run_bounded, too_much_memory

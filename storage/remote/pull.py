@@ -13,11 +13,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from ..content_hash import sha256_file
-from ..disk.atomic import TEMPORARY, owned, sync_file, sync_folder
-from ..disk.os_errors import writing
+from ..disk import TEMPORARY, owned, sync_file, sync_folder, writing
 from ..errors import DamagedStore, Prerequisite
-from ..policies.deployments import point_to
-from ..policies.promotions import list_in_force
+from ..policies import list_in_force, point_to
 from ..store import CATALOG, Store
 from .push import AT_ONCE, Progress
 from .remote import Remote

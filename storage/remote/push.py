@@ -15,9 +15,9 @@ from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 
-from ..catalog.migrations import catalog_version
+from ..catalog import catalog_version
 from ..content_hash import sha256_file
-from ..disk.atomic import owned
+from ..disk import owned
 from ..errors import CatalogLocked, Prerequisite
 from ..store import CATALOG, Store
 from .remote import Remote

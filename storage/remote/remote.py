@@ -14,7 +14,7 @@ from typing import Any
 
 import fsspec
 
-from ..disk.os_errors import disk_failed, explain_full, refused_file
+from ..disk import disk_failed, explain_full, refused_file
 from ..errors import BadInput, Prerequisite, RemoteFailed, TrajnoteError
 
 SCHEMES = ("s3", "gs", "file", "memory")

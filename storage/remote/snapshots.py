@@ -12,9 +12,8 @@ from pathlib import Path, PurePosixPath
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from ..catalog.connection import Catalog, Connection
-from ..catalog.migrations import MIGRATIONS
-from ..disk.atomic import sync_folder
+from ..catalog import MIGRATIONS, Catalog, Connection
+from ..disk import sync_folder
 from ..errors import CatalogLocked, Prerequisite
 from .remote import Remote
 

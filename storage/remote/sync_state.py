@@ -10,7 +10,7 @@ from pathlib import Path
 from pydantic import BaseModel, Field, ValidationError
 
 from ..content_hash import sha256_file
-from ..disk.atomic import write_whole
+from ..disk import write_whole
 from ..store import Store
 from .snapshots import RemoteFile, Snapshot
 

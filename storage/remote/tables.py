@@ -7,10 +7,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ..catalog.connection import Connection
+from ..catalog import Connection
 from ..content_hash import canonical_json
-from ..disk.atomic import TEMPORARY, sync_file, sync_folder
-from ..disk.os_errors import writing
+from ..disk import TEMPORARY, sync_file, sync_folder, writing
 from ..store import Store
 from .remote import Remote
 from .snapshots import Snapshot

@@ -1,1 +1,5 @@
 """Whether a store is sound, and what may be thrown away."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -15,10 +15,10 @@ from itertools import chain
 from pathlib import Path
 from typing import Literal
 
-from ..catalog.views import refresh_views
-from ..disk.atomic import TEMPORARY, owned, sync_folder
+from ..catalog import refresh_views
+from ..disk import TEMPORARY, owned, sync_folder
 from ..errors import BadInput, CatalogLocked
-from ..policies.deployments import alone
+from ..policies import alone
 from ..store import Store
 from .retention import Kept, find_kept
 

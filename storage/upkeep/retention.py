@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ..catalog.connection import Connection
+from ..catalog import Connection
 from ..errors import BadInput
 from ..store import Store
 

@@ -8,15 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..annotations.responses import read_frames
-from ..catalog.integrity import inspect_shards
-from ..catalog.rule_views import is_allowed
-from ..catalog.views import component_columns
+from ..annotations import read_frames
+from ..catalog import component_columns, inspect_shards, is_allowed
 from ..content_hash import is_sealed, sha256_file
-from ..datasets.memory_map import damaged_columns
-from ..datasets.shards import check_shard, read_manifest
+from ..datasets import check_shard, damaged_columns, read_manifest
 from ..errors import DamagedStore, LeftOutWarning, Prerequisite, TrajnoteError
-from ..policies.policies import RECORD, files_sha256, is_record, read_folder
+from ..policies import RECORD, files_sha256, is_record, read_folder
 from ..schema import Manifest, Shard
 from ..store import Store
 

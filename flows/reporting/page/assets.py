@@ -12,7 +12,7 @@ from pathlib import Path
 
 import vl_convert
 
-from storage.disk.atomic import write_whole
+from storage.disk import write_whole
 from storage.errors import TrajnoteError
 
 _SNIPPET = "window.vegaEmbed = vegaEmbed;"

@@ -11,7 +11,7 @@ from typing import Any
 
 import altair as alt
 
-from ...labelling.quality import Checkup
+from ...labelling import Checkup
 from .labels import CONFIRMS, QUESTIONS, confidence_rows, position_rows
 from .lanes import STANCE_COLOURS, axis_title, timeline_chart
 from .queries import Facts, Row

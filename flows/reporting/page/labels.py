@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
-from annotate.quality.calibration import EDGES, Bin
+from annotate.quality import EDGES, Bin
 from storage.store import Store
 
-from ...labelling.quality import Checkup
+from ...labelling import Checkup
 from .queries import Row, fetch
 from .report_target import Subject
 

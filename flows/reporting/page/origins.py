@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from annotate.costs.prices import ASSESSMENT_TOKENS, OUTPUT_TOKENS_PER_LABEL, Tokens, price
+from annotate.costs import ASSESSMENT_TOKENS, OUTPUT_TOKENS_PER_LABEL, Tokens, price
 
 from .queries import Facts, Row
 from .wording import Pairs, number, pairs_of, read_object, when

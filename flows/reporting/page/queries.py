@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from storage.annotations.rule_summaries import has_rules, summarise_rules
-from storage.catalog.connection import Connection
-from storage.datasets.reader import read_manifest
+from storage.annotations import has_rules, summarise_rules
+from storage.catalog import Connection
+from storage.datasets import read_manifest
 from storage.schema import Manifest
 from storage.store import Store
 

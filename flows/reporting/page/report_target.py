@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from storage.catalog.connection import Connection
-from storage.datasets.registry import pick
+from storage.catalog import Connection
+from storage.datasets import pick
 from storage.errors import Prerequisite
 from storage.store import Store
 

@@ -13,13 +13,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from storage.datasets.reader import iterate_episodes
+from storage.datasets import iterate_episodes
 from storage.errors import TrajnoteError
 from storage.schema import Episode, Manifest
 from storage.store import Store
 
-from ...runtime.progress import Report, silent
-from ...simulation.trust import Home, Named, find_home
+from ...runtime import Report, silent
+from ...simulation import Home, Named, find_home
 from ..page.plain_text import all_visible
 from ..page.queries import Facts, Row
 from .pictures import Film, Take, choose_steps, film_all

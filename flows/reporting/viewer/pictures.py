@@ -17,11 +17,8 @@ from PIL import Image
 from storage.errors import TrajnoteError
 from storage.schema import Array, Episode
 
-from ...runtime.processes import core_count, share_out
-from ...runtime.runners import PROCESSES
-from ...simulation.environments import Environment, make_environment
-from ...simulation.replay import logged_action
-from ...simulation.trust import Home
+from ...runtime import PROCESSES, core_count, share_out
+from ...simulation import Environment, Home, logged_action, make_environment
 
 WIDTH = 240
 _QUALITY = 58

@@ -6,8 +6,8 @@ import json
 from collections import defaultdict
 from collections.abc import Sequence
 
-from annotate.parsing.messages import read_message
-from storage.annotations.responses import read_frames
+from annotate.parsing import read_message
+from storage.annotations import read_frames
 from storage.store import Store
 
 from ..page.queries import Row, fetch

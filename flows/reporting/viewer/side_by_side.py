@@ -5,14 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from refine.policies.mlp import Mode
+from refine.policies import Mode
 from storage.schema import Episode, Manifest
 from storage.store import Store
 
-from ...policies.loading import load_policy
-from ...simulation.environments import EnvironmentMaker, Spaces
-from ...simulation.rollouts import rollout
-from ...simulation.trust import Home, Named
+from ...policies import load_policy
+from ...simulation import EnvironmentMaker, Home, Named, Spaces, rollout
 from ..page.queries import Facts
 from ..page.wording import read_object
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from storage.schema import Array
 
-from ...policies.mlp import MlpPolicy
+from ...policies import MlpPolicy
 from ..buffer import Columns, Floats
 from ..networks import as_policy, network_layers
 from .batched_mlp import Adam, StackedNetworks, softmax

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from storage.schema import Array
 
-from ...policies.mlp import MlpPolicy
+from ...policies import MlpPolicy
 from ..buffer import Columns, Floats
 from ..reference.discrete_critic import AnnotatedDiscreteCQLConfig
 from .batched_mlp import Layers, softmax

@@ -15,7 +15,7 @@ from storage.errors import BadInput
 from storage.schema import Array
 
 from ...config import RefineConfig
-from ...policies.mlp import MlpPolicy
+from ...policies import MlpPolicy
 from ..buffer import AnnotatedBuffer, Columns
 from ..networks import module_layers
 from ..reference.factory import create_algorithm

@@ -9,8 +9,7 @@ import torch
 
 from storage.schema import Array
 
-from ...policies.mlp import MlpPolicy
-from ...policies.spaces import action_units
+from ...policies import MlpPolicy, action_units
 from ..buffer import Columns, Floats
 from ..reference.continuous_critic import AnnotatedTD3PlusBCConfig
 from .batched_mlp import Layers

@@ -12,8 +12,7 @@ from storage.errors import BadInput
 from storage.schema import Array
 
 from ...config import RefineConfig
-from ...policies.mlp import MlpPolicy
-from ...policies.spaces import action_bounds, action_units, network_inputs, output_size
+from ...policies import MlpPolicy, action_bounds, action_units, network_inputs, output_size
 from ..d3rlpy_setup import LearnableConfig, MultiplyRewardScaler, QLearningAlgoBase
 from ..networks import action_scaler_of, encoder_of, load_weights, observation_scaler_of
 from .cloning import AnnotatedBCConfig, AnnotatedDiscreteBCConfig

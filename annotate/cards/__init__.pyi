@@ -1,0 +1,43 @@
+from .cards import (
+    PLACEHOLDER,
+    Action,
+    Card,
+    CardFile,
+    Event,
+    card_sha256,
+    check_card_against_spaces,
+    find_card,
+    load_card,
+    locate_card,
+    own_card,
+    packaged_card,
+    packaged_cards,
+    read_card,
+)
+from .claims import Claim, EffectClaim, LawClaim, RangeClaim, RateClaim, RewardClaim, TerminationClaim
+from .expressions import evaluate
+
+__all__ = [
+    "PLACEHOLDER",
+    "Action",
+    "Card",
+    "CardFile",
+    "Claim",
+    "EffectClaim",
+    "Event",
+    "LawClaim",
+    "RangeClaim",
+    "RateClaim",
+    "RewardClaim",
+    "TerminationClaim",
+    "card_sha256",
+    "check_card_against_spaces",
+    "evaluate",
+    "find_card",
+    "load_card",
+    "locate_card",
+    "own_card",
+    "packaged_card",
+    "packaged_cards",
+    "read_card",
+]

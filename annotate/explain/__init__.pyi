@@ -1,0 +1,3 @@
+from .nearest_request import Explanation, explain_misses, explain_request
+
+__all__ = ["Explanation", "explain_misses", "explain_request"]

@@ -1,0 +1,40 @@
+from .answers import parse_answer
+from .anthropic import AnthropicProvider
+from .batch import (
+    MOST_BYTES,
+    RESULTS_KEPT_DAYS,
+    BatchServer,
+    BrokenOffError,
+    NothingCreatedError,
+    NotThereError,
+    OutcomeUnknownError,
+    RemoteBatch,
+    ServerBusyError,
+)
+from .connection import read_key
+from .file import FileProvider, export_requests
+from .protocol import Limited, Provider, Reply, Threaded, Written
+from .recorded import RecordedProvider
+
+__all__ = [
+    "MOST_BYTES",
+    "RESULTS_KEPT_DAYS",
+    "AnthropicProvider",
+    "BatchServer",
+    "BrokenOffError",
+    "FileProvider",
+    "Limited",
+    "NotThereError",
+    "NothingCreatedError",
+    "OutcomeUnknownError",
+    "Provider",
+    "RecordedProvider",
+    "RemoteBatch",
+    "Reply",
+    "ServerBusyError",
+    "Threaded",
+    "Written",
+    "export_requests",
+    "parse_answer",
+    "read_key",
+]

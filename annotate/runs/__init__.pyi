@@ -1,0 +1,24 @@
+from .batch_runs import run_batches
+from .ingestion import Ingested, Polled, ingest, poll
+from .plan import RunPlan, estimate_run, plan_again, plan_run, unanswered_requests
+from .reconcile import give_up
+from .run import RunSummary, annotate_run
+from .submission import Submission, submit
+
+__all__ = [
+    "Ingested",
+    "Polled",
+    "RunPlan",
+    "RunSummary",
+    "Submission",
+    "annotate_run",
+    "estimate_run",
+    "give_up",
+    "ingest",
+    "plan_again",
+    "plan_run",
+    "poll",
+    "run_batches",
+    "submit",
+    "unanswered_requests",
+]

@@ -1,0 +1,22 @@
+from .prefect_defaults import quieten_prefect
+from .prefect_server import Server, served, start_server
+from .processes import core_count, share_out
+from .progress import Report, listener, listening, silent
+from .runners import PROCESSES, parse_runner, running_on, workers_if_chosen
+
+__all__ = [
+    "PROCESSES",
+    "Report",
+    "Server",
+    "core_count",
+    "listener",
+    "listening",
+    "parse_runner",
+    "quieten_prefect",
+    "running_on",
+    "served",
+    "share_out",
+    "silent",
+    "start_server",
+    "workers_if_chosen",
+]

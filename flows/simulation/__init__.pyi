@@ -1,0 +1,75 @@
+from .actors import Actor, Answer, Foreign, ForeignActor, NetworkActor, Policy, RandomActor, check_mode
+from .branches import Branch, Ending, play_branches
+from .environments import (
+    ALLOWED,
+    Environment,
+    EnvironmentMaker,
+    Spaces,
+    import_module_here,
+    look_up_spaces,
+    make_environment,
+    package_versions,
+    parse_env_kwargs,
+    parse_json_object,
+    spaces_of,
+    to_space,
+)
+from .envpool_engine import engine_versions, make_in_engine, play_pooled
+from .fingerprint import Fingerprint, code_of, look_up_fingerprint, take_fingerprint
+from .frames import FrameRenderer
+from .replay import Replay, logged_action, replay_episode
+from .rollouts import ENVIRONMENTS, returns_of, rollout
+from .trust import Home, Named, admit, are_alike, find_home, find_module, not_loaded, own_policy, remember, spelled
+from .workers import play_episodes, play_policies
+
+__all__ = [
+    "ALLOWED",
+    "ENVIRONMENTS",
+    "Actor",
+    "Answer",
+    "Branch",
+    "Ending",
+    "Environment",
+    "EnvironmentMaker",
+    "Fingerprint",
+    "Foreign",
+    "ForeignActor",
+    "FrameRenderer",
+    "Home",
+    "Named",
+    "NetworkActor",
+    "Policy",
+    "RandomActor",
+    "Replay",
+    "Spaces",
+    "admit",
+    "are_alike",
+    "check_mode",
+    "code_of",
+    "engine_versions",
+    "find_home",
+    "find_module",
+    "import_module_here",
+    "logged_action",
+    "look_up_fingerprint",
+    "look_up_spaces",
+    "make_environment",
+    "make_in_engine",
+    "not_loaded",
+    "own_policy",
+    "package_versions",
+    "parse_env_kwargs",
+    "parse_json_object",
+    "play_branches",
+    "play_episodes",
+    "play_policies",
+    "play_pooled",
+    "remember",
+    "replay_episode",
+    "returns_of",
+    "rollout",
+    "spaces_of",
+    "spelled",
+    "take_fingerprint",
+    "to_space",
+]

@@ -1,0 +1,25 @@
+from .label_hypotheses import Reading, keep, list_readings
+from .labels import Arm, Labels, check_labels, labels_from_annotations
+from .reference_arms import ReferenceArm, label_like_expert, label_random_states
+from .reward_relabelling import relabel, scale_of_returns
+from .rule_labels import labels_from_rules, place_rules, rule_arm_labels
+from .weighting import weigh_labels
+
+__all__ = [
+    "Arm",
+    "Labels",
+    "Reading",
+    "ReferenceArm",
+    "check_labels",
+    "keep",
+    "label_like_expert",
+    "label_random_states",
+    "labels_from_annotations",
+    "labels_from_rules",
+    "list_readings",
+    "place_rules",
+    "relabel",
+    "rule_arm_labels",
+    "scale_of_returns",
+    "weigh_labels",
+]

@@ -1,0 +1,3 @@
+from .datasets import EXPORTS, Labels, labels_by_step
+
+__all__ = ["EXPORTS", "Labels", "labels_by_step"]

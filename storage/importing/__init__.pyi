@@ -1,0 +1,30 @@
+from .action_kinds import Choices
+from .column_mapping import Columns, parse_columns
+from .final_rows import complete
+from .hdf5 import check_hdf5, table_of
+from .import_dataset import import_recording, open_recording
+from .import_report import ImportReport
+from .pieces import MAX_ROWS, RowFile, guarded, unreadable
+from .recordings import MANIFEST_KEY, SIDECAR, About, Recording, parse_about, sidecar
+
+__all__ = [
+    "MANIFEST_KEY",
+    "MAX_ROWS",
+    "SIDECAR",
+    "About",
+    "Choices",
+    "Columns",
+    "ImportReport",
+    "Recording",
+    "RowFile",
+    "check_hdf5",
+    "complete",
+    "guarded",
+    "import_recording",
+    "open_recording",
+    "parse_about",
+    "parse_columns",
+    "sidecar",
+    "table_of",
+    "unreadable",
+]
