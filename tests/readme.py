@@ -1,31 +1,35 @@
-"""The README as data: its blocks with the notes before them, and its file tree as the modules' first lines give it.
+"""The manual as data: the blocks of a page with the notes before them, and the file tree as docstrings give it.
 
-`python tests/readme.py` prints the tree, to be pasted into the README when a file has come or gone.
+`python tests/readme.py --write` writes the tree into `docs/house.md`; without `--write` it prints it.
 """
 
 from __future__ import annotations
 
 import re
+import sys
+import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+HOUSE = ROOT / "docs" / "house.md"
 ROOMS = {
     "storage": "everything on disk; knows nobody above it",
     "annotate": "what a language model says about a trajectory",
     "refine": "a better policy, from files alone",
     "flows": "when and where things run: environments, the gate's episodes, the command line",
 }
-EXTRAS = {
-    "annotate": {
-        "cards/*.toml": "environment cards: names, units, meanings, and claims that a machine checks",
-        "prompting/*.md": "the words of a request, as templates; their hash is the prompt's version",
-    },
+FILES = {
+    "annotate/cards/*.toml": "environment cards: names, units, meanings, and claims that a machine checks",
+    "annotate/prompting/*.md": "the words of a request, as templates; their hash is the prompt's version",
+    "benchmarks/*.md": "how to run them; the results are pages of the manual",
+    "benchmarks/*.toml": "the baselines of the board",
+    "benchmarks/cards/*.toml": "cards of environments that only benchmarks play",
 }
 OTHERS = {
     "examples/": "rollouts, baselines and recorded answers; README.md says how each was made",
-    "docs/": "the pictures of this page, a cookbook in SQL, promises with their tests, and how to outgrow one machine",
-    "tests/": "flat: test_<room>_<module>.py; test_docs.py runs this page",
+    "docs/": "the manual: one idea per page",
+    "tests/": "flat: test_<room>_<module>.py; test_docs.py runs the blocks of the manual",
     "pyproject.toml": "dependencies with bounds, extras, and the settings of every tool",
     "prefect.yaml": "deploys the nightly flow to a work pool",
     "constraints.txt": "exact versions of all packages, which make installs; `make constraints` renews them",
@@ -34,7 +38,9 @@ OTHERS = {
     "LICENSE": "Apache-2.0",
     ".ci/run": "what continuous integration calls: make test",
 }
-_COMMENT_AT = 31
+_COMMENT_AT = 36
+_OWN_ENTRIES = {".py", ".pyi", ".pyc"}
+_TREE_END = "<!-- end of the tree -->\n"
 _SHORTEST = 22  # characters; a shorter beginning of a docstring says too little
 _BLOCK = re.compile(r"(?:<!-- (?P<note>[^\n]*?) -->\n)?```(?P<language>\w*)\n(?P<content>.*?)\n```$", re.M | re.S)
 
@@ -69,46 +75,58 @@ def read_blocks(text: str) -> list[Block]:
     ]
 
 
-def known_files() -> list[str]:
-    """The modules of the rooms and of the benchmarks, by their paths."""
-    folders = [ROOT / name for name in (*ROOMS, "benchmarks")]
-    return sorted(path.relative_to(ROOT).as_posix() for folder in folders for path in folder.rglob("*.py"))
-
-
 def draw_tree() -> str:
-    """The rooms' modules with the beginning of their docstrings, then everything else."""
-    files = known_files()
+    """The rooms' folders and modules with the beginning of their docstrings, then everything else."""
     lines: list[str] = []
     for room, meaning in ROOMS.items():
-        lines.append(_entry(f"{room}/", meaning))
-        lines += _modules(room, [name for name in files if name.startswith(f"{room}/")])
-        lines += [_entry(f"    {name}", comment) for name, comment in EXTRAS.get(room, {}).items()]
-    lines.append(_entry("benchmarks/", "one command each; they print ratios of one run"))
-    lines += _modules("benchmarks", [name for name in files if name.startswith("benchmarks/")])
+        lines += [_entry(f"{room}/", meaning), *_inside(ROOT / room, 1)]
+    lines += [_entry("benchmarks/", "one command each; they print ratios of one run"), *_inside(ROOT / "benchmarks", 1)]
     return "\n".join([*lines, *(_entry(name, comment) for name, comment in OTHERS.items())])
 
 
-def tree_names(tree: str) -> list[str]:
-    """The first words of a tree's lines, with their indentation."""
-    return [re.match(r"\s*\S+", line)[0] for line in tree.splitlines()]  # type: ignore[index]
+def written_tree() -> str:
+    """The tree as `docs/house.md` has it."""
+    (written,) = (block.content for block in read_blocks(HOUSE.read_text()) if block.note == "tree")
+    return written
 
 
-def _modules(room: str, files: list[str]) -> list[str]:
-    names = [name for name in files if name.endswith(".py") and not name.endswith("__init__.py")]
-    lines: list[str] = []
-    folder = Path(room)
-    for name in sorted((Path(name) for name in names), key=lambda path: (len(path.parts), path)):
-        if name.parent != folder:
-            folder = name.parent
-            lines.append(_entry(f"    {folder.name}/", _beginning(folder / "__init__.py")))
-        indent = " " * 4 * (len(name.parts) - 1)
-        lines.append(_entry(indent + name.name, _beginning(name)))
+def write_tree() -> None:
+    """Put the tree of today into `docs/house.md`, whatever is between its two lines, a conflict of a merge too."""
+    before, after = HOUSE.read_text().split("<!-- tree -->\n", 1)
+    after = after.rsplit(_TREE_END, 1)[1]
+    HOUSE.write_text(f"{before}<!-- tree -->\n```text\n{draw_tree()}\n```\n\n{_TREE_END}{after}")
+
+
+def _inside(folder: Path, depth: int) -> list[str]:
+    """What a folder holds: its modules, other files by their ending, and its folders in the order of the work."""
+    indent = "    " * depth
+    modules = sorted(path for path in folder.glob("*.py") if path.name != "__init__.py")
+    lines = [_entry(indent + path.name, _beginning(path)) for path in modules]
+    for ending in sorted({path.suffix for path in folder.glob("*.*")} - _OWN_ENTRIES):
+        pattern = (folder / f"*{ending}").relative_to(ROOT).as_posix()
+        lines.append(_entry(f"{indent}*{ending}", FILES.get(pattern, "")))
+    for inner in sorted((path.parent for path in folder.glob("*/__init__.py")), key=_position):
+        lines += [_entry(f"{indent}{inner.name}/", _beginning(inner / "__init__.py")), *_inside(inner, depth + 1)]
     return lines
+
+
+def _position(folder: Path) -> tuple[int, str]:
+    """Where a folder stands among its neighbours: a lower layer of the import contracts comes first."""
+    name = ".".join(folder.relative_to(ROOT).parts)
+    return -LAYERS.get(name, 0), name
+
+
+def _read_layers() -> dict[str, int]:
+    """The height of each inner room in its room's contract; 0 is the top."""
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    contracts = settings["tool"]["importlinter"]["contracts"]
+    layers = [list(enumerate(contract["layers"])) for contract in contracts if contract["type"] == "layers"]
+    return {name.strip(): height for each in layers for height, names in each for name in names.split("|")}
 
 
 def _beginning(module: Path) -> str:
     """The first words of a module's docstring that say something by themselves."""
-    first = (ROOT / module).read_text().split("\n", 1)[0].removeprefix('"""').split('"""')[0].rstrip(".")
+    first = module.read_text().split("\n", 1)[0].removeprefix('"""').split('"""')[0].rstrip(".")
     whole = ""
     for part in re.split(r"(?<=:) |(?<=;) |(?<=\.) ", first):
         whole = f"{whole} {part}".strip()
@@ -118,8 +136,12 @@ def _beginning(module: Path) -> str:
 
 
 def _entry(name: str, comment: str) -> str:
-    return f"{name:<{_COMMENT_AT}}{comment}".rstrip()
+    return f"{name:<{_COMMENT_AT - 1}} {comment}".rstrip()
 
 
+LAYERS = _read_layers()
 if __name__ == "__main__":
-    print(draw_tree())
+    if "--write" in sys.argv:
+        write_tree()
+    else:
+        print(draw_tree())

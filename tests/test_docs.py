@@ -17,7 +17,7 @@ import click
 import numpy as np
 import polars as pl
 import pytest
-from readme import ROOT, Block, draw_tree, read_blocks, tree_names
+from readme import ROOT, Block, draw_tree, read_blocks, written_tree
 from typer.main import get_command
 
 from flows import cli
@@ -97,10 +97,8 @@ def test_every_command_can_answer_in_json() -> None:
         assert any("--json" in parameter.opts for parameter in command.params), f"trajnote {name} has no --json"
 
 
-def test_the_tree_of_the_readme_is_the_tree() -> None:
-    (written,) = (block.content for block in BLOCKS if block.note == "tree")
-    drawn = draw_tree()
-    assert tree_names(written) == tree_names(drawn), f"put this into README.md:\n{drawn}"
+def test_the_tree_of_the_manual_is_the_tree() -> None:
+    assert written_tree() == draw_tree(), "mend docs/house.md: python tests/readme.py --write"
 
 
 def test_the_pictures_of_the_readme_are_there() -> None:
