@@ -38,7 +38,7 @@ from gate_world import (
 )
 from notebook import Notebook
 
-from flows.runtime.processes import core_count, share_out
+from flows.runtime.processes import core_count, parallel_map
 from refine.policies.mlp import Mode
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -55,7 +55,7 @@ def play_all(book: Notebook, wanted: Sequence[Question], workers: int) -> dict[s
     missing = [(key, question) for key, question in zip(keys, asked, strict=True) if key not in book.rows]
     parts = [(key, part) for key, question in missing for part in question.parts(CHUNK)]
     collected: dict[str, tuple[list[float], list[int]]] = {key: ([], []) for key, _ in missing}
-    with closing(share_out(play_many, [task for _, task in parts], workers)) as played:
+    with closing(parallel_map(play_many, [task for _, task in parts], workers)) as played:
         for (key, _), (returns, steps) in zip(parts, played, strict=True):
             collected[key][0].extend(returns)
             collected[key][1].extend(steps)
@@ -106,7 +106,7 @@ def run_jobs(book: Notebook, plans: Sequence[Plan], arguments: argparse.Namespac
     jobs = [job for plan in plans for job in list_jobs(plan, arguments.draws)]
     tasks = [(job, *_baseline_of(job, played)) for job in jobs if job.key not in book.rows]
     tasks.sort(key=lambda task: -float(task[1].steps.mean()))
-    with closing(share_out(refine_and_try, tasks, workers)) as rows:
+    with closing(parallel_map(refine_and_try, tasks, workers)) as rows:
         for number, row in enumerate(rows, start=1):
             book.add(row)
             if number % 10 == 0:
@@ -181,7 +181,7 @@ def main() -> None:
     root = arguments.baselines or arguments.work
     if arguments.baselines is None:
         trainings: list[Any] = [task for env_id in arguments.env for task in list_trainings(env_id, root)]
-        list(share_out(train_policy, sorted(trainings, key=lambda task: -task[1][0]), workers))
+        list(parallel_map(train_policy, sorted(trainings, key=lambda task: -task[1][0]), workers))
         print(f"baselines and experts in {root}: {time.perf_counter() - started:.0f} s", flush=True)
     book = Notebook(arguments.out)
     plans: list[Plan] = []

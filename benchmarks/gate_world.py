@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from flows.policies.train_baseline import TrainConfig, train_baseline
 from flows.refinement.comparison import ACCEPT, SELECT
-from flows.refinement.evaluator import Contestant, Returns
+from flows.refinement.evaluator import Candidate, Returns
 from flows.refinement.selection import Method, try_fields
 from flows.simulation.environments import Environment, EnvironmentMaker, spaces_of
 from flows.simulation.rollouts import play
@@ -189,7 +189,7 @@ class Memory:
         self._baseline = baseline.sha256
         self._asked: set[tuple[str, int]] = set()
 
-    def returns(self, contestants: Sequence[Contestant], seeds: range, purpose: str = "") -> list[Returns]:
+    def returns(self, contestants: Sequence[Candidate], seeds: range, purpose: str = "") -> list[Returns]:
         """As a judge answers."""
         return [self._returns(contestant, seeds) for contestant in contestants]
 
@@ -205,7 +205,7 @@ class Memory:
             "baseline_steps": sum(self._known[pair][1] for pair in shared),
         }
 
-    def _returns(self, contestant: Contestant, seeds: range) -> Returns:
+    def _returns(self, contestant: Candidate, seeds: range) -> Returns:
         sha = contestant.sha256
         missing = [seed for seed in seeds if (sha, seed) not in self._known]
         if missing:
@@ -313,7 +313,7 @@ def refine_and_try(task: tuple[Job, Played, Played]) -> dict[str, Any]:
     labels, recipe = make_labels(job, steps)
     snapshots = refine(steps, labels, baseline, recipe)
     trained = time.process_time()
-    candidates = [Contestant.of(snapshot.policy, "refined") for snapshot in snapshots]
+    candidates = [Candidate.of(snapshot.policy, "refined") for snapshot in snapshots]
     memory = Memory(job.plan, baseline, gated)
     found = {method: _try(job, method, memory, baseline, candidates) for method in METHODS}
     for winner in {row["winner"] for row in found.values()}:
@@ -337,14 +337,14 @@ def refine_and_try(task: tuple[Job, Played, Played]) -> dict[str, Any]:
 
 
 def _try(
-    job: Job, method: Method, memory: Memory, baseline: MlpPolicy, candidates: Sequence[Contestant]
+    job: Job, method: Method, memory: Memory, baseline: MlpPolicy, candidates: Sequence[Candidate]
 ) -> dict[str, Any]:
     seeds = job.plan.gate_seeds(method)
     memory.count()
-    (finding,) = try_fields(memory.returns, Contestant.of(baseline, "baseline"), [candidates], seeds, method)
+    (finding,) = try_fields(memory.returns, Candidate.of(baseline, "baseline"), [candidates], seeds, method)
     spent = memory.count()
     gain = finding.decision.gain
-    kept = candidates[finding.winner] if finding.decision.accepted else Contestant.of(baseline, "baseline")
+    kept = candidates[finding.winner] if finding.decision.accepted else Candidate.of(baseline, "baseline")
     (report,) = memory.returns([kept], seeds.report)
     return {
         "winner": finding.winner,

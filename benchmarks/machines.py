@@ -30,7 +30,7 @@ from flows.datasets.recordings import gather
 from flows.labelling.label_replays import ReplayConfig, replay_labels
 from flows.policies.loading import load_policy
 from flows.refinement.arms import Material, list_draws, train_draw
-from flows.runtime.processes import core_count, let_go, share_out
+from flows.runtime.processes import core_count, parallel_map, shutdown_workers
 from flows.runtime.runners import Runner, running_on
 from flows.simulation.environments import look_up_spaces
 from flows.simulation.workers import play_policies
@@ -111,7 +111,7 @@ class Work:
         recipe = RefineConfig(seed=0, snapshots=(max(20, round(200 * self.scale)),)).completed(spaces.action)
         network: Any = load_policy(BASELINE, spaces)
         material = Material(self.store.root, self.dataset_id, labels, network.network, recipe)
-        trained = share_out(partial(train_draw, material), list_draws(3), workers)
+        trained = parallel_map(partial(train_draw, material), list_draws(3), workers)
         return hashed(snapshot.policy.sha256.encode() for draw in trained for snapshot in draw)
 
     def replay(self, workers: int | None) -> str:
@@ -140,8 +140,8 @@ def timed(work: Callable[[], Any]) -> tuple[float, Any]:
 
 def warm_up(kind: str) -> tuple[float, float]:
     """Seconds until the workers have done something, and milliseconds of one empty item after that."""
-    started, _ = timed(lambda: list(share_out(nothing, range(8), runner=Runner(kind), threadsafe=True)))
-    empty, _ = timed(lambda: list(share_out(nothing, range(EMPTY), runner=Runner(kind), threadsafe=True)))
+    started, _ = timed(lambda: list(parallel_map(nothing, range(8), runner=Runner(kind), threadsafe=True)))
+    empty, _ = timed(lambda: list(parallel_map(nothing, range(EMPTY), runner=Runner(kind), threadsafe=True)))
     return started, empty / EMPTY * 1000
 
 
@@ -170,7 +170,7 @@ def measure(kinds: list[str], work: Work) -> list[tuple[str, ...]]:
         ratios, same = compare(work, kind)
         row = (kind, f"{start_s:.1f}", f"{item_ms:.1f}", *(f"{ratio:.2f}x" for ratio in ratios.values()))
         rows.append((*row, "yes" if same else "NO"))
-        let_go()
+        shutdown_workers()
     return rows
 
 

@@ -26,7 +26,7 @@ import numpy as np
 
 from benchmarks.label_noise import Noise
 from flows.refinement.selection import Method
-from flows.runtime.processes import core_count, share_out
+from flows.runtime.processes import core_count, parallel_map
 from refine.evaluation.variance_components import interval_over_seeds
 
 from .noise_world import RECIPES, RECORDED, Cell, Effort, Home, Kind, prepare, refine_and_judge
@@ -58,7 +58,7 @@ def list_cells(env_id: str, arguments: argparse.Namespace) -> Iterator[Cell]:
 def compute(book: Notebook, home: Home, cells: Sequence[Cell], workers: int) -> list[Row]:
     """The rows of all cells, from the notebook or computed now."""
     missing = [cell for cell in cells if _key(cell) not in book.rows]
-    with closing(share_out(refine_and_judge, [(home, cell) for cell in missing], workers)) as rows:
+    with closing(parallel_map(refine_and_judge, [(home, cell) for cell in missing], workers)) as rows:
         for number, (cell, row) in enumerate(zip(missing, rows, strict=True), start=1):
             book.add({"key": _key(cell), **row})
             if number % 10 == 0:

@@ -22,7 +22,7 @@ from flows.labelling.annotation import label
 from flows.labelling.questions import LabelConfig
 from flows.policies.loading import load_policy
 from flows.refinement.comparison import GateConfig
-from flows.refinement.evaluator import Contestant, Returns
+from flows.refinement.evaluator import Candidate, Returns
 from flows.refinement.lineage import find_recorded_baseline
 from flows.refinement.selection import Method, try_fields
 from flows.simulation.actors import NetworkActor
@@ -84,7 +84,7 @@ class Memory:
         self._manifest = manifest
         self._known: dict[tuple[str, range], Returns] = {}
 
-    def returns(self, contestants: Sequence[Contestant], seeds: range, purpose: str = "") -> list[Returns]:
+    def returns(self, contestants: Sequence[Candidate], seeds: range, purpose: str = "") -> list[Returns]:
         """As a judge answers."""
         missing = {c.sha256: c.actor for c in contestants if (c.sha256, seeds) not in self._known}
         home = self._manifest
@@ -175,7 +175,7 @@ def refine_and_judge(task: tuple[Home, Cell]) -> dict[str, Any]:
     home, cell = task
     started = time.process_time()
     scene = _scene(home.store, home.datasets[cell.env_id], home.experts.get(cell.env_id))
-    baseline = Contestant.of(scene.baseline, "baseline")
+    baseline = Candidate.of(scene.baseline, "baseline")
     found: dict[str, Any] = {"wrong": 0.0, "accepted": None, "winner": "", "candidates": 0}
     kept = baseline
     if cell.kind != "baseline":
@@ -193,12 +193,12 @@ def _labels_of(cell: Cell, scene: Scene) -> Labels:
     return corrupt_labels(scene.labels, cell.kind, cell.rate, scene.steps, space, seed=cell.seed, mirror=mirror)
 
 
-def _refine(cell: Cell, scene: Scene, labels: Labels, baseline: Contestant) -> tuple[Contestant, dict[str, Any]]:
+def _refine(cell: Cell, scene: Scene, labels: Labels, baseline: Candidate) -> tuple[Candidate, dict[str, Any]]:
     from refine.training.robust import refine_candidates  # seconds, and only where something is trained
 
     config = RefineConfig(seed=cell.seed, robust=cell.recipe == "robust")
     snapshots = refine_candidates(scene.steps, labels, scene.baseline, config)
-    candidates = [Contestant.of(snapshot.policy, "refined") for snapshot in snapshots]
+    candidates = [Candidate.of(snapshot.policy, "refined") for snapshot in snapshots]
     play = scene.memory.returns
     (finding,) = try_fields(play, baseline, [candidates], cell.seeds, cell.effort.method)
     accepted, winner = finding.decision.accepted, finding.winner

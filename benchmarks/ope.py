@@ -34,8 +34,8 @@ from flows.datasets.recordings import gather
 from flows.estimation.estimate import refit_number, train_and_score
 from flows.policies.loading import load_policy
 from flows.policies.train_baseline import TrainConfig, train_baseline
-from flows.refinement.arms import Draw, Material, list_draws
-from flows.runtime.processes import core_count, share_out
+from flows.refinement.arms import ArmDraw, Material, list_draws
+from flows.runtime.processes import core_count, parallel_map
 from flows.simulation.environments import EnvironmentMaker, Spaces, look_up_spaces
 from flows.simulation.rollouts import rollout
 from flows.simulation.trust import Named
@@ -114,18 +114,18 @@ def measure(env_id: str, seed: int, arguments: argparse.Namespace, folder: Path,
     baseline: Any = load_policy(Named(spec), spaces, store)
     recipe = RefineConfig(seed=seed).completed(spaces.action)
     material = Material(store.root, manifest.dataset_id, labels, baseline.network, recipe)
-    draws: list[Draw] = list_draws(arguments.draws)
-    trained = list(share_out(partial(train_and_score, material, arguments.folds), draws, arguments.workers))
+    draws: list[ArmDraw] = list_draws(arguments.draws)
+    trained = list(parallel_map(partial(train_and_score, material, arguments.folds), draws, arguments.workers))
     owners = [(draw, number) for draw, (found, _) in zip(draws, trained, strict=True) for number in range(len(found))]
     policies = [baseline.network, *(snapshot.policy for found, _ in trained for snapshot in found)]
     ope = OpeConfig(seed=seed, resamples=arguments.resamples)
-    refits = share_out(
+    refits = parallel_map(
         partial(refit_number, material, policies, ope, arguments.mode), range(ope.resamples), arguments.workers
     )
     estimates = collect_refits(steps, policies, list(refits))
     estimated = time.monotonic()
     play = partial(play_truth, env_id, ope.gamma, arguments.episodes, arguments.mode)
-    truths = list(share_out(play, policies, arguments.workers))
+    truths = list(parallel_map(play, policies, arguments.workers))
     own = [place for place, (draw, _) in enumerate(owners, start=1) if draw.arm == "labels"]
     gains = [estimated_gain(estimate, estimates[0]) for estimate in estimates[1:]]
     real = np.array([truth.discounted for truth in truths])

@@ -20,7 +20,7 @@ from .catalog import (
     refresh_views,
     suspect_shards,
 )
-from .disk import TEMPORARY, owned, sync_folder, writing
+from .disk import TEMPORARY, exclusive_lock, sync_folder, writing
 from .errors import BadInput, DamagedStore, DiskFailed, LeftOutWarning, Prerequisite
 
 CATALOG = "catalog.duckdb"
@@ -332,7 +332,7 @@ def _belongs(name: str) -> bool:
 def _create_catalog(path: Path) -> None:
     """Make the catalog under another name and rename it: whoever comes second waits, and finds a whole one."""
     new = path.with_name(f"{CATALOG}.new")
-    with owned(path.parent, "the store", wait=True):
+    with exclusive_lock(path.parent, "the store", wait=True):
         if path.exists():
             return
         new.unlink(missing_ok=True)

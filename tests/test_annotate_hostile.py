@@ -15,7 +15,7 @@ from toy_datasets import make_draft, make_episode, write
 
 from annotate.cards.cards import Action, Card, Component
 from annotate.parsing.fields import MAX_RATIONALE
-from annotate.parsing.labels import Reading, find_in_reply, read_reply
+from annotate.parsing.labels import ParsedReply, find_in_reply, read_reply
 from annotate.parsing.messages import MAX_RAW
 from annotate.prompting.requests import AnnotateConfig
 from annotate.providers.scripted import ScriptedProvider
@@ -48,7 +48,7 @@ ENTERED = [hostile for place, hostile in enumerate(CORPUS) if place % 2 == 0 or 
 UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u2069\ufeff\ud800-\udfff]")
 
 
-def check_lawful(reading: Reading) -> None:
+def check_lawful(reading: ParsedReply) -> None:
     """Every rule of a label, and of what is kept of the rest."""
     steps = [found.step for found in reading.labels]
     assert len(steps) == len(set(steps))

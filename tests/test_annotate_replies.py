@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from annotate.cards.cards import Action, load_card
-from annotate.parsing.labels import Reading, read_reply
+from annotate.parsing.labels import ParsedReply, read_reply
 
 CARD = load_card("CartPole-v1")
 THRUST = (
@@ -39,13 +39,13 @@ def message(text: object, **changes: object) -> str:
     return json.dumps(body | changes)
 
 
-def read(labels: object, **changes: object) -> Reading:
+def read(labels: object, **changes: object) -> ParsedReply:
     return read_reply(
         message(json.dumps({"assessment": "It drifts.", "labels": labels}), **changes), "mark", CARD, STEPS
     )
 
 
-def reasons(reading: Reading) -> list[str]:
+def reasons(reading: ParsedReply) -> list[str]:
     return [refused.reason for refused in reading.refused]
 
 

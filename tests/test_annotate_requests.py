@@ -10,7 +10,7 @@ import pytest
 from pydantic import ValidationError
 
 from annotate.cards.cards import Action, Card, load_card
-from annotate.prompting.requests import AnnotateConfig, Questioner, canonical_body, request_id_of
+from annotate.prompting.requests import AnnotateConfig, RequestBuilder, canonical_body, request_id_of
 from annotate.prompting.statistics import describe_dataset
 from annotate.prompting.templates import prompt_version
 from storage.schema import Episode
@@ -32,11 +32,11 @@ def episodes(count: int = 6, length: int = 100) -> list[Episode]:
     ]
 
 
-def questioner(config: AnnotateConfig | None = None, card: Card | None = None) -> Questioner:
+def questioner(config: AnnotateConfig | None = None, card: Card | None = None) -> RequestBuilder:
     card = card or load_card("CartPole-v1")
     data = episodes()
     statistics = describe_dataset(data, card)
-    return Questioner(card, config or AnnotateConfig(), statistics, data[statistics.median_episode])
+    return RequestBuilder(card, config or AnnotateConfig(), statistics, data[statistics.median_episode])
 
 
 def test_equal_content_has_an_equal_id_and_the_system_part_is_shared() -> None:
@@ -135,7 +135,7 @@ def test_a_continuous_action_is_asked_for_as_one_number_for_each_dimension() -> 
     )
     card = load_card("CartPole-v1").model_copy(update={"actions": thrust, "claims": ()})
     data = [replace(episode, actions=np.zeros((100, 2))) for episode in episodes()]
-    asked = Questioner(card, AnnotateConfig(), describe_dataset(data, card), data[0]).ask_first(data[0])[0].request
+    asked = RequestBuilder(card, AnnotateConfig(), describe_dataset(data, card), data[0]).ask_first(data[0])[0].request
     assert "- main (-1 to 1, in 100 N): main engine" in asked.params["system"]
     assert '"suggested_action": {"main": number, "side": number}' in asked.params["system"]
     assert "not a change to the agent's action" in asked.params["system"]

@@ -27,7 +27,7 @@ from annotate.runs.run import RunSummary, annotate_run
 from storage.annotations.annotations import load_annotations
 from storage.annotations.responses import raw_reply
 from storage.catalog.connection import Catalog, Connection
-from storage.disk.atomic import owned
+from storage.disk.atomic import exclusive_lock
 from storage.errors import BadInput, DamagedStore, ProviderFailed
 from storage.schema import Space
 from storage.store import Store
@@ -463,5 +463,8 @@ def test_a_changed_claim_on_the_card_is_the_same_run(toys: Store) -> None:
 def test_two_processes_do_not_work_on_one_run(toys: Store) -> None:
     folder = toys.responses_dir(plan(toys).run.run_id)
     folder.mkdir()
-    with owned(folder, "the same run"), pytest.raises(Exception, match="Another process is writing the answers of"):
+    with (
+        exclusive_lock(folder, "the same run"),
+        pytest.raises(Exception, match="Another process is writing the answers of"),
+    ):
         run(toys)

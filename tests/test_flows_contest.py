@@ -13,9 +13,9 @@ from toy_environment import REACH, TOY, gather_toys, small_config, write_labels
 
 from annotate.importing.labels import import_annotations
 from flows.policies.baselines import find_baseline
-from flows.refinement.arms import Draw, Material, list_draws
-from flows.refinement.comparison import Comparison, Contest, GateConfig
-from flows.refinement.evaluator import Judge
+from flows.refinement.arms import ArmDraw, Material, list_draws
+from flows.refinement.comparison import Comparison, ComparisonPlan, GateConfig
+from flows.refinement.evaluator import Evaluator
 from refine.evaluation.gate import interval
 from refine.labels.labels import labels_from_annotations
 from refine.policies.mlp import Head
@@ -30,7 +30,7 @@ NAMES = ["labels", "no_labels", *(f"{arm} {n}" for arm in ("shuffled", "random")
 
 def make_contest(
     folder: Path, env_id: str = TOY, answer: Any = "right", *, head: Head | None = None, **changes: Any
-) -> Contest:
+) -> ComparisonPlan:
     store = Store.create(folder / "store")
     mode = "greedy" if head == "q_values" else "sampled"
     manifest = gather_toys(store, folder, env_id, head, mode=mode)
@@ -41,10 +41,10 @@ def make_contest(
     baseline = find_baseline(store, manifest, steps).policy
     recipe = config.refine.completed(manifest.action_space)
     material = Material(store.root, manifest.dataset_id, labels, baseline, recipe)
-    return Contest(material, Judge(store, env_id, {}, workers=1), config.gate)
+    return ComparisonPlan(material, Evaluator(store, env_id, {}, workers=1), config.gate)
 
 
-Judged = Callable[[str], tuple[Contest, Comparison]]
+Judged = Callable[[str], tuple[ComparisonPlan, Comparison]]
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +52,7 @@ def judged(tmp_path_factory: pytest.TempPathFactory) -> Judged:
     """A contest with right labels, and what came of it; run once per environment."""
 
     @cache
-    def run(env_id: str) -> tuple[Contest, Comparison]:
+    def run(env_id: str) -> tuple[ComparisonPlan, Comparison]:
         contest = make_contest(tmp_path_factory.mktemp("contest"), env_id)
         return contest, contest.run()
 
@@ -65,7 +65,7 @@ def by_arm(comparison: Comparison) -> dict[str, Any]:
 
 def test_the_arms_are_the_labels_plain_cloning_and_several_draws_of_chance() -> None:
     assert [draw.name for draw in list_draws(3)] == NAMES
-    assert list_draws(2)[-1] == Draw("random", 1)
+    assert list_draws(2)[-1] == ArmDraw("random", 1)
 
 
 def test_the_gates_seeds_follow_each_other_and_are_never_shared() -> None:
@@ -202,6 +202,6 @@ def test_a_baseline_of_q_values_is_refined_greedily_and_never_drawn_from(tmp_pat
     comparison = contest.run()
     assert comparison.improvement.holds
     assert {arm.sampled for arm in comparison.arms} == {None}
-    drawing = Contest(contest.material, contest.judge, contest.gate.model_copy(update={"mode": "sampled"}))
+    drawing = ComparisonPlan(contest.material, contest.judge, contest.gate.model_copy(update={"mode": "sampled"}))
     with pytest.raises(BadInput, match=r"q_values without a distribution.*--gate-mode greedy"):
         drawing.run()

@@ -132,13 +132,13 @@ def test_the_gate_remembers_for_one_code_only_and_a_comparison_is_named_by_it(
 ) -> None:
     def returns() -> float:
         policy = load_policy("random", look_up_spaces(PAYING))
-        asked = judging.Contestant("random", policy.sha256, policy)
-        judge = judging.Judge(store, PAYING, {}, workers=1)
+        asked = judging.Candidate("random", policy.sha256, policy)
+        judge = judging.Evaluator(store, PAYING, {}, workers=1)
         return float(judge.returns([asked], range(2), mode="sampled", purpose="accept")[0].mean())
 
     def name() -> str:
         material = SimpleNamespace(oracle=None, content_id="m_1")
-        judge = judging.Judge(store, PAYING, {})
+        judge = judging.Evaluator(store, PAYING, {})
         contest: Any = SimpleNamespace(material=material, gate=GateConfig(), references=(), judge=judge)
         return lineage._comparison_id(contest)
 

@@ -12,7 +12,7 @@ import pytest
 from toy_environment import REACH, TOY, make_baseline
 
 from flows.refinement import evaluator as judging
-from flows.refinement.evaluator import Contestant, Judge
+from flows.refinement.evaluator import Candidate, Evaluator
 from flows.simulation.environments import make_environment
 from flows.simulation.rollouts import returns_of
 from flows.simulation.trust import Named
@@ -37,12 +37,12 @@ def played(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return counts
 
 
-def contestants(count: int = 4) -> list[Contestant]:
+def contestants(count: int = 4) -> list[Candidate]:
     """Policies that push in one direction for ever, each in its own."""
     base = make_baseline()
     spaces = base.observation_space, base.action_space
     biases = [(np.zeros(8), np.eye(4)[direction]) for direction in range(count)]
-    return [Contestant.of(MlpPolicy(*spaces, base.weights, bias, "tanh", "logits"), "refined") for bias in biases]
+    return [Candidate.of(MlpPolicy(*spaces, base.weights, bias, "tanh", "logits"), "refined") for bias in biases]
 
 
 def rows(store: Store, sql: str) -> list[tuple[Any, ...]]:
@@ -52,7 +52,7 @@ def rows(store: Store, sql: str) -> list[tuple[Any, ...]]:
 
 def test_returns_are_those_of_the_episodes_and_their_row_says_how_they_were_played(store: Store) -> None:
     east, north = contestants(2)
-    judge = Judge(store, TOY, {}, workers=1)
+    judge = Evaluator(store, TOY, {}, workers=1)
     found = judge.returns([east, north], SEEDS, mode="sampled", purpose="accept")
     for contestant, returns in zip((east, north), found, strict=True):
         expected = returns_of(partial(make_environment, TOY), contestant.actor, SEEDS, mode="sampled")
@@ -67,7 +67,7 @@ def test_returns_are_those_of_the_episodes_and_their_row_says_how_they_were_play
 
 def test_equal_questions_are_played_once_and_different_ones_are_not_confused(store: Store, played: list[int]) -> None:
     east, north = contestants(2)
-    judge = Judge(store, TOY, {}, workers=1)
+    judge = Evaluator(store, TOY, {}, workers=1)
     first = judge.returns([east, north, east], SEEDS, mode="greedy", purpose="select")
     assert played == [2]
     assert first[0].tobytes() == first[2].tobytes()
@@ -76,15 +76,15 @@ def test_equal_questions_are_played_once_and_different_ones_are_not_confused(sto
     assert [returns.tolist() for returns in again] == [first[1].tolist(), first[0].tolist()]
     judge.returns([east], range(501, 511), mode="greedy", purpose="select")
     judge.returns([east], SEEDS, mode="sampled", purpose="select")
-    Judge(store, TOY, {}, workers=1, max_steps=3).returns([east], SEEDS, mode="greedy", purpose="select")
-    Judge(store, TOY, {"max_episode_steps": 5}, workers=1).returns([east], SEEDS, mode="greedy", purpose="select")
+    Evaluator(store, TOY, {}, workers=1, max_steps=3).returns([east], SEEDS, mode="greedy", purpose="select")
+    Evaluator(store, TOY, {"max_episode_steps": 5}, workers=1).returns([east], SEEDS, mode="greedy", purpose="select")
     assert played == [2, 1, 1, 1, 1]
     assert len(rows(store, "SELECT 1 FROM evaluations")) == 6
 
 
 def test_an_endless_environment_is_cut_where_the_dataset_was(store: Store) -> None:
     (east,) = contestants(1)
-    judge = Judge(store, Named("toy_environment:ToyEndless-v0"), {}, workers=1, max_steps=20)
+    judge = Evaluator(store, Named("toy_environment:ToyEndless-v0"), {}, workers=1, max_steps=20)
     (returns,) = judge.returns([east], range(2), mode="greedy", purpose="select")
     assert np.all((returns >= 0) & (returns <= 20))
 
@@ -94,7 +94,7 @@ def test_policies_that_were_played_before_an_interruption_are_not_played_again(
     store: Store, played: list[int], monkeypatch: pytest.MonkeyPatch, pause: float
 ) -> None:
     monkeypatch.setattr(judging, "_COMMIT_S", pause)
-    four, judge = contestants(), Judge(store, TOY, {}, workers=1)
+    four, judge = contestants(), Evaluator(store, TOY, {}, workers=1)
 
     def interrupt(done: int, total: int) -> None:
         assert total == 40
@@ -113,9 +113,9 @@ def test_policies_that_were_played_before_an_interruption_are_not_played_again(
 
 
 def test_the_number_of_processes_does_not_change_a_bit(tmp_path: Path) -> None:
-    base = Contestant.of(make_baseline(REACH), "baseline")
+    base = Candidate.of(make_baseline(REACH), "baseline")
     found = [
-        Judge(Store.create(tmp_path / str(workers)), REACH, {}, workers).returns(
+        Evaluator(Store.create(tmp_path / str(workers)), REACH, {}, workers).returns(
             [base], range(40), mode="sampled", purpose="report"
         )[0]
         for workers in (1, 2)

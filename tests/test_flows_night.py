@@ -27,7 +27,7 @@ from flows.deployment.night import Night, run_night
 from flows.deployment.settings import DeploymentConfig
 from flows.simulation.fingerprint import Fingerprint
 from storage.errors import Prerequisite, ProviderFailed
-from storage.policies.deployments import AlreadyRunning, alone
+from storage.policies.deployments import AlreadyRunning, deployment_lock
 from storage.policies.promotions import list_decisions, list_in_force, list_intakes
 from storage.store import Store
 
@@ -224,12 +224,12 @@ def test_labels_of_anybody_count_and_datasets_are_found_by_the_beginning_of_thei
 
 def test_a_second_run_of_the_same_deployment_ends_at_once_with_words_and_a_code_of_its_own(world: World) -> None:
     store = Store.create(world.folder / "store")
-    with alone(store, "toy") as killed:
+    with deployment_lock(store, "toy") as killed:
         assert killed is None
         with pytest.raises(AlreadyRunning, match="The deployment toy runs already, since 20") as refused:
             world.run()
         assert refused.value.exit_code == 7
-        with alone(store, "another"):
+        with deployment_lock(store, "another"):
             pass
     assert world.run(refine_after=1000).took_in == []
 

@@ -24,8 +24,8 @@ from flows.datasets.collection import CollectConfig, collect
 from flows.deployment.night import Night, run_night
 from flows.deployment.settings import DeploymentConfig
 from flows.labelling.label_replays import ReplayConfig, replay_labels
-from flows.refinement.arms import Draw, Material, train_draw
-from flows.runtime.processes import share_out
+from flows.refinement.arms import ArmDraw, Material, train_draw
+from flows.runtime.processes import parallel_map
 from flows.runtime.runners import PROCESSES, Runner, chosen_runner, parse_runner, running_on, workers_if_chosen
 from flows.simulation.workers import play_policies
 from refine.labels.labels import labels_from_annotations
@@ -37,7 +37,7 @@ from storage.schema import Manifest
 from storage.store import Store
 
 POLICIES = [make_baseline(REACH), make_baseline(REACH, "tanh")]
-DRAWS = [Draw("labels", 1), Draw("no_labels", 1)]
+DRAWS = [ArmDraw("labels", 1), ArmDraw("no_labels", 1)]
 
 
 def needs(package: str) -> Any:
@@ -60,7 +60,7 @@ def two_workers(monkeypatch: pytest.MonkeyPatch) -> Generator[None]:
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parents[1])]))
     monkeypatch.setattr(flows.runtime.processes, "core_count", lambda: 2)
     yield
-    flows.runtime.processes.let_go()
+    flows.runtime.processes.shutdown_workers()
 
 
 class World:
@@ -88,7 +88,7 @@ class World:
     def evidence(self, into: Path, workers: int | None) -> dict[str, Any]:
         """Hashes and numbers of what collecting, playing, training and replaying give."""
         made = self.collect(into)
-        trained = share_out(partial(train_draw, self.material()), DRAWS, workers)
+        trained = parallel_map(partial(train_draw, self.material()), DRAWS, workers)
         returns = list(play_policies(REACH, {}, POLICIES, range(20), "sampled", workers))
         replays = replay_labels(self.store, self.manifest.dataset_id, ReplayConfig(limit=20, continuations=2))
         measured = [asdict(row) for row in load_label_replays(self.store, self.manifest.dataset_id)]
@@ -138,12 +138,12 @@ def fail(item: int) -> int:
 
 @pytest.mark.parametrize("kind", RUNNERS)
 def test_results_keep_their_order_come_from_the_runners_own_workers_and_errors_arrive_as_themselves(kind: str) -> None:
-    found = list(share_out(where, range(30), runner=Runner(kind), threadsafe=True))
+    found = list(parallel_map(where, range(30), runner=Runner(kind), threadsafe=True))
     assert [item for item, *_ in found] == list(range(30))
     assert {process == os.getpid() for _, process, _ in found} == {kind == "threads"}
     assert threading.get_ident() not in {thread for *_, thread in found} or kind != "threads"
     with pytest.raises(BadInput, match=r"Three is not allowed\. Take another one\."):
-        list(share_out(fail, range(9), runner=Runner(kind)))
+        list(parallel_map(fail, range(9), runner=Runner(kind)))
 
 
 def die(item: int) -> int:
@@ -153,7 +153,7 @@ def die(item: int) -> int:
 @pytest.mark.parametrize("kind", RUNNERS[1:])
 def test_a_worker_that_dies_again_and_again_is_told_in_words(kind: str) -> None:
     with pytest.raises(TrajnoteError, match=r"--workers 1"):
-        list(share_out(die, [1, 2], runner=Runner(kind)))
+        list(parallel_map(die, [1, 2], runner=Runner(kind)))
 
 
 _inside: list[int] = []
@@ -169,8 +169,8 @@ def overlap(item: int) -> int:
 
 
 def test_threads_do_work_that_needs_its_process_for_itself_one_at_a_time() -> None:
-    assert list(share_out(overlap, range(4), runner=Runner("threads"))) == [1] * 4
-    assert max(share_out(overlap, range(4), runner=Runner("threads"), threadsafe=True)) == 2
+    assert list(parallel_map(overlap, range(4), runner=Runner("threads"))) == [1] * 4
+    assert max(parallel_map(overlap, range(4), runner=Runner("threads"), threadsafe=True)) == 2
 
 
 def test_only_a_few_items_for_each_worker_are_under_way_at_once() -> None:
@@ -182,7 +182,7 @@ def test_only_a_few_items_for_each_worker_are_under_way_at_once() -> None:
                 taken.append(item)
                 yield item
 
-    results = share_out(abs, Items(range(1_000)), runner=Runner("threads"), threadsafe=True)
+    results = parallel_map(abs, Items(range(1_000)), runner=Runner("threads"), threadsafe=True)
     assert next(results) == 0
     assert len(taken) == 4 * 2 + 1
     results.close()
@@ -240,13 +240,13 @@ def test_a_runner_whose_extra_is_missing_says_how_to_install_it(
 ) -> None:
     monkeypatch.setitem(__import__("sys").modules, package, None)
     with pytest.raises(Prerequisite, match=rf"needs the package {package}.*pip install 'trajnote\[{kind}\]'"):
-        list(share_out(where, range(2), runner=Runner(kind)))
+        list(parallel_map(where, range(2), runner=Runner(kind)))
 
 
 @pytest.mark.parametrize("kind", [pytest.param("ray", marks=needs("ray"))])
 def test_a_cluster_that_nobody_runs_is_told_in_words(kind: str) -> None:
     with pytest.raises(TrajnoteError, match=r"The Ray cluster at 127\.0\.0\.1:1 cannot be reached"):
-        list(share_out(where, range(2), runner=Runner(kind, "127.0.0.1:1")))
+        list(parallel_map(where, range(2), runner=Runner(kind, "127.0.0.1:1")))
 
 
 def test_a_command_refuses_a_runner_that_does_not_exist_before_it_writes_a_row(
@@ -260,5 +260,5 @@ def test_a_command_refuses_a_runner_that_does_not_exist_before_it_writes_a_row(
 
 
 def test_no_items_start_no_workers() -> None:
-    assert list(share_out(where, [], runner=Runner("dask", "tcp://127.0.0.1:1"))) == []
+    assert list(parallel_map(where, [], runner=Runner("dask", "tcp://127.0.0.1:1"))) == []
     assert np.array_equal(list(play_policies(REACH, {}, [], range(3))), [])

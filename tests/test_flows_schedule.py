@@ -19,7 +19,7 @@ from toy_environment import CARD, TOY, gather_toys, write_answers
 
 from flows.runtime.prefect_defaults import quieten_prefect
 from storage.errors import BadInput, Prerequisite
-from storage.policies.deployments import alone
+from storage.policies.deployments import deployment_lock
 from storage.store import Store
 
 quieten_prefect()
@@ -30,7 +30,7 @@ from prefect.client.orchestration import get_client  # noqa: E402
 from prefect.flows import load_flow_from_entrypoint  # noqa: E402
 
 from flows.deployment import notices, schedule  # noqa: E402
-from flows.deployment.artifacts import Told, as_markdown  # noqa: E402
+from flows.deployment.artifacts import Summary, as_markdown  # noqa: E402
 from flows.deployment.night import Night  # noqa: E402
 from flows.deployment.schedule import make_deployments, nightly_flow  # noqa: E402
 from flows.runtime.prefect_server import Server, served, start_server  # noqa: E402
@@ -138,7 +138,7 @@ def test_a_beginning_that_fits_no_dataset_is_a_warning_of_every_night(
 
 @pytest.mark.usefixtures("api")
 def test_a_run_beside_another_one_ends_as_skipped_and_says_so(settings: Path) -> None:
-    with alone(Store.create(settings.parent / "trajnote-store"), "nightly"):
+    with deployment_lock(Store.create(settings.parent / "trajnote-store"), "nightly"):
         assert nightly_flow(settings=settings) is None
     state = latest_run().state
     assert (state.type.value, state.name) == ("COMPLETED", "Skipped")
@@ -205,7 +205,7 @@ class loopback:  # noqa: N801 -- used like a function
 
 
 def test_what_comes_from_elsewhere_is_text_in_an_artifact_and_never_markup() -> None:
-    told = Told("night of <b>", ["refused [x](http://y): `a` | *b*\n# c"], [])
+    told = Summary("night of <b>", ["refused [x](http://y): `a` | *b*\n# c"], [])
     assert as_markdown(told) == "## night of \\<b\\>\n\n- refused \\[x\\](http://y): \\`a\\` \\| \\*b\\* \\# c"
 
 

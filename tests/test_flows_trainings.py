@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from flows.refinement.arms import Draw, Material
+from flows.refinement.arms import ArmDraw, Material
 from flows.refinement.training_cache import find_candidates, keep_candidates
 from refine.config import RefineConfig, Snapshot
 from refine.labels.labels import Labels
@@ -22,8 +22,8 @@ def test_kept_candidates_come_back_with_the_reading_of_the_labels_that_they_are_
     labels = Labels(np.array([0]), np.array([1]), np.ones(1), np.zeros(1))
     material = Material(store.root, "toys", labels, policy, RefineConfig(robust=True))
     candidates = [Snapshot(policy, 30, 0.1), Snapshot(policy, 100, 0.3, "actions 0 and 1 exchanged")]
-    keep_candidates(store, material, Draw("labels", 0), candidates)
-    found = find_candidates(store, material, Draw("labels", 0))
+    keep_candidates(store, material, ArmDraw("labels", 0), candidates)
+    found = find_candidates(store, material, ArmDraw("labels", 0))
 
     assert found is not None
     assert [snapshot.name for snapshot in found] == [

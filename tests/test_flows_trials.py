@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from toy_environment import TOY
 
-from flows.refinement.evaluator import Contestant, Returns
+from flows.refinement.evaluator import Candidate, Returns
 from flows.refinement.selection import Finding, Method, try_fields
 from flows.simulation.environments import look_up_spaces
 from refine.evaluation.gate import SeedPlan
@@ -20,7 +20,7 @@ SHORT_PLAN = SeedPlan.starting_at(0, select=12, accept=13, report=10)
 SPREAD = 10.0
 
 
-def contestants(count: int) -> list[Contestant]:
+def contestants(count: int) -> list[Candidate]:
     spaces = look_up_spaces(TOY, {})
     rng = np.random.default_rng(0)
     size, width = spaces.observation.size, int(spaces.action.n or 1)
@@ -28,7 +28,7 @@ def contestants(count: int) -> list[Contestant]:
         MlpPolicy(*spaces, (rng.normal(size=(size, width)),), (np.zeros(width),), "tanh", "logits")
         for _ in range(count)
     ]
-    return [Contestant.of(network, "refined") for network in networks]
+    return [Candidate.of(network, "refined") for network in networks]
 
 
 class Table:
@@ -38,18 +38,18 @@ class Table:
         self._means = means
         self.played: Counter[str] = Counter()
 
-    def play(self, wanted: Sequence[Contestant], seeds: range, purpose: str) -> list[Returns]:
+    def play(self, wanted: Sequence[Candidate], seeds: range, purpose: str) -> list[Returns]:
         if len(seeds) < 2:
             raise ValueError("a judge wants two episodes at least")
         self.played.update({c.policy_id: len(seeds) for c in {c.policy_id: c for c in wanted}.values()})
         return [np.array([self._return(c, seed) for seed in seeds]) for c in wanted]
 
-    def _return(self, contestant: Contestant, seed: int) -> float:
+    def _return(self, contestant: Candidate, seed: int) -> float:
         chance = np.random.default_rng([seed, int(contestant.sha256[:8], 16)]).normal(0, SPREAD)
         return self._means[contestant.policy_id] + float(chance)
 
 
-def judge(method: Method, gains: Sequence[float]) -> tuple[Finding, Table, list[Contestant]]:
+def judge(method: Method, gains: Sequence[float]) -> tuple[Finding, Table, list[Candidate]]:
     baseline, *candidates = contestants(1 + len(gains))
     means = dict(zip([c.policy_id for c in (baseline, *candidates)], [0.0, *gains], strict=True))
     table = Table(means)

@@ -12,7 +12,7 @@ from refine.config import RefineConfig
 from refine.policies.mlp import MlpPolicy
 from refine.training.buffer import AnnotatedMiniBatch
 from refine.training.d3rlpy_setup import TorchMiniBatch, load_learnable, quiet
-from refine.training.losses import Notes, continuous_behaviour, discrete_behaviour, read_notes
+from refine.training.losses import AnnotationColumns, continuous_behaviour, discrete_behaviour, read_notes
 from refine.training.networks import as_logits, read_weights
 from refine.training.reference.factory import create_algorithm, network_outputs, policy_module
 from storage.errors import BadInput
@@ -164,12 +164,12 @@ def test_the_actor_waits_until_the_critic_has_had_its_start(head: str) -> None:
     assert moved == [False, False, False, True, True]
 
 
-def notes_for(discrete: bool) -> tuple[torch.Tensor, Notes]:
+def notes_for(discrete: bool) -> tuple[torch.Tensor, AnnotationColumns]:
     rng = np.random.default_rng(2)
     outputs, references = (torch.tensor(rng.normal(size=(6, 3)), dtype=torch.float32) for _ in range(2))
     suggestions = rng.integers(0, 3, (6, 1)) if discrete else rng.normal(size=(6, 3))
     weights, labelled = torch.tensor([2.0, 0.5, 1, 9, 9, 9]), torch.tensor([1.0, 1, 1, 0, 0, 0])
-    return outputs, Notes(torch.tensor(suggestions, dtype=torch.float32), weights, labelled, references)
+    return outputs, AnnotationColumns(torch.tensor(suggestions, dtype=torch.float32), weights, labelled, references)
 
 
 def test_the_discrete_loss_is_weighted_cross_entropy_and_divergence_from_the_baseline() -> None:
@@ -198,7 +198,7 @@ def test_the_continuous_loss_is_weighted_squared_error_and_distance_from_the_bas
 
 def test_nothing_pulls_a_policy_that_says_what_everybody_says() -> None:
     logits, notes = notes_for(discrete=True)
-    settled = Notes(notes.suggestions, torch.zeros(6), notes.labelled, logits.clone())
+    settled = AnnotationColumns(notes.suggestions, torch.zeros(6), notes.labelled, logits.clone())
 
     assert float(discrete_behaviour(logits, settled, 1.0).loss) == pytest.approx(0, abs=1e-6)
 

@@ -11,7 +11,7 @@ from toy_datasets import make_draft, make_episode, write
 
 from storage.catalog.connection import insert_rows
 from storage.errors import BadInput
-from storage.policies.deployments import AlreadyRunning, alone
+from storage.policies.deployments import AlreadyRunning, deployment_lock
 from storage.policies.policies import save_policy
 from storage.policies.promotions import Decision, record_decision, record_intake
 from storage.store import Store
@@ -106,7 +106,7 @@ def test_a_deleting_that_was_killed_is_finished_by_the_next_and_new_strangers_ar
 
 def test_nothing_is_deleted_while_a_deployment_runs_or_outside_the_store(filled: Store, tmp_path: Path) -> None:
     garbage = find_garbage(filled, 0)
-    with alone(filled, "nightly"), pytest.raises(AlreadyRunning):
+    with deployment_lock(filled, "nightly"), pytest.raises(AlreadyRunning):
         delete_garbage(filled, garbage)
     assert found(filled) == {item.name for item in garbage}
     other = Store.create(tmp_path / "other")

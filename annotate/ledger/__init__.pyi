@@ -1,9 +1,9 @@
 from .batch_config import BatchConfig
 from .batches import GO_ON, Batch, Priced
-from .budget import CallBook, hasty, refuse_over_budget
+from .budget import BudgetedCalls, hasty, refuse_over_budget
 from .ledger import as_text, reopen_empty
 from .read_replies import digest
-from .records import BATCH, Landed, Note, RawReply, Run, Totals
+from .records import BATCH, Note, RawReply, Run, StoredReply, Totals
 from .recovery import enter_failure, enter_landed, leave_note, recover, settle
 
 __all__ = [
@@ -11,12 +11,12 @@ __all__ = [
     "GO_ON",
     "Batch",
     "BatchConfig",
-    "CallBook",
-    "Landed",
+    "BudgetedCalls",
     "Note",
     "Priced",
     "RawReply",
     "Run",
+    "StoredReply",
     "Totals",
     "as_text",
     "digest",

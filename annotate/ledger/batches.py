@@ -20,7 +20,7 @@ from ..costs import Tokens, estimate_calls, most_tokens, price
 from ..prompting import Request
 from ..providers import Reply, parse_answer
 from . import ledger
-from .records import BATCH, Landed
+from .records import BATCH, StoredReply
 
 End = Literal["refused", "released", "lost", "missing", "unknown"]
 """How an item ends without a result: nothing was created, nothing was found, results vanished, they lack it, or nobody
@@ -239,7 +239,7 @@ def end_item(con: Connection, batch_id: str, request_id: str, outcome: str) -> b
     return bool(_note_outcomes(con, batch_id, {request_id: outcome}))
 
 
-def take_landed(con: Connection, batch_id: str, landed: Sequence[Landed], most_attempts: int) -> list[Landed]:
+def take_landed(con: Connection, batch_id: str, landed: Sequence[StoredReply], most_attempts: int) -> list[StoredReply]:
     """Enter raw replies of a batch that are on the disk; the second time, and for an unknown item, nothing happens.
 
     A message takes effect even after a failure, and of two messages the one that landed first does.
@@ -247,7 +247,7 @@ def take_landed(con: Connection, batch_id: str, landed: Sequence[Landed], most_a
     Returns:
         Those that took effect now.
     """
-    first: dict[str, tuple[Landed, Reply]] = {}
+    first: dict[str, tuple[StoredReply, Reply]] = {}
     for reply, said in reversed([(reply, _understand(reply)) for reply in landed]):
         if said.raw is not None or first.get(reply.record.request_id, (reply, said))[1].raw is None:
             first[reply.record.request_id] = (reply, said)
@@ -275,7 +275,7 @@ def _note_outcomes(con: Connection, batch_id: str, outcomes: Mapping[str, str]) 
     return {request_id for (request_id,) in rows}
 
 
-def _understand(landed: Landed) -> Reply:
+def _understand(landed: StoredReply) -> Reply:
     """A raw reply as a message or an error."""
     record = landed.record
     if not record.is_result_line:

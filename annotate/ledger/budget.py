@@ -18,7 +18,7 @@ SHORT_WAIT_S = 1.0
 """Seconds to wait for the catalog while replies are under way; the full wait is for when none is."""
 
 
-class CallBook:
+class BudgetedCalls:
     """The calls of one command.
 
     Args:

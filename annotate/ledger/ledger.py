@@ -27,11 +27,11 @@ from storage.store import Store
 
 from ..cards import Card
 from ..costs import Tokens, estimate_input, price, tokens_of
-from ..parsing import Reading, find_in_reply
+from ..parsing import ParsedReply, find_in_reply
 from ..prompting import Kind, Question
 from ..providers import Provider, Reply
 from .batch_config import MOST_ATTEMPTS
-from .records import Landed, RawReply, Run, Standing, Totals
+from .records import RawReply, RequestStatus, Run, StoredReply, Totals
 
 
 def open_run(con: Connection, run: Run, card: Card, provider: str, *, recorded: bool) -> None:
@@ -148,7 +148,7 @@ def answered_in(con: Connection, run_id: str) -> list[str]:
     return [request_id for (request_id,) in rows.fetchall()]
 
 
-def unanswered(con: Connection, questions: Sequence[Question]) -> dict[str, Standing]:
+def unanswered(con: Connection, questions: Sequence[Question]) -> dict[str, RequestStatus]:
     """Those of some requests that have no reply in the store, whichever run it was for."""
     ids = [question.request.request_id for question in questions]
     rows = con.execute(
@@ -156,8 +156,8 @@ def unanswered(con: Connection, questions: Sequence[Question]) -> dict[str, Stan
            WHERE request_id IN (SELECT unnest(?::VARCHAR[]))""",
         [ids],
     ).fetchall()
-    known = {request_id: Standing(*rest) for request_id, *rest in rows}
-    standings = {request_id: known.get(request_id, Standing("pending", None)) for request_id in ids}
+    known = {request_id: RequestStatus(*rest) for request_id, *rest in rows}
+    standings = {request_id: known.get(request_id, RequestStatus("pending", None)) for request_id in ids}
     return {request_id: standing for request_id, standing in standings.items() if standing.state != "done"}
 
 
@@ -246,7 +246,9 @@ def as_text(raw: str) -> str:
     return raw.encode("utf-8", "replace").decode()
 
 
-def land_reply(store: Store, run_id: str, provider: Provider, reply: Reply, *, batch_id: str | None = None) -> Landed:
+def land_reply(
+    store: Store, run_id: str, provider: Provider, reply: Reply, *, batch_id: str | None = None
+) -> StoredReply:
     """Put a raw reply on the disk, before anything reads it."""
     record = RawReply(
         request_id=reply.request_id,
@@ -258,10 +260,10 @@ def land_reply(store: Store, run_id: str, provider: Provider, reply: Reply, *, b
         batch_id=batch_id,
     )
     file, line = append_response(store, run_id, record.model_dump(mode="json"))
-    return Landed(file, line, record)
+    return StoredReply(file, line, record)
 
 
-def record_replies(con: Connection, landed: Sequence[Landed], most_attempts: int = MOST_ATTEMPTS) -> None:
+def record_replies(con: Connection, landed: Sequence[StoredReply], most_attempts: int = MOST_ATTEMPTS) -> None:
     """Enter landed replies; entering them again changes nothing.
 
     A request whose reply holds an answer is done, and every run that has read an earlier answer is opened again. One
@@ -307,7 +309,7 @@ def _give_back(con: Connection, row: Mapping[str, object], most_attempts: int) -
     )
 
 
-def _response(landed: Landed, kind: Kind, model_asked: str | None) -> dict[str, object]:
+def _response(landed: StoredReply, kind: Kind, model_asked: str | None) -> dict[str, object]:
     """A landed reply as a row of `responses`."""
     record = landed.record
     message, _, problem = find_in_reply(record.message, kind)
@@ -344,7 +346,7 @@ def record_error(con: Connection, reply: Reply) -> None:
     )
 
 
-def record_readings(con: Connection, store: Store, run: Run, read: Sequence[tuple[Question, Reading]]) -> None:
+def record_readings(con: Connection, store: Store, run: Run, read: Sequence[tuple[Question, ParsedReply]]) -> None:
     """Enter what the counting replies of some requests say; entering it again changes nothing.
 
     Labels and rules of an earlier answer give way to those of the one that counts; rejections stay beside them. The ids
@@ -407,15 +409,15 @@ def _mark_vain(con: Connection, run: Run, request_ids: Sequence[str]) -> None:
     )
 
 
-def read_landed(store: Store, run_id: str) -> Iterable[Landed]:
+def read_landed(store: Store, run_id: str) -> Iterable[StoredReply]:
     """All raw replies of a run's files, in the order in which they landed."""
     for stored in iterate_responses(store, run_id):
-        yield Landed(stored.file, stored.line, RawReply.model_validate(stored.record))
+        yield StoredReply(stored.file, stored.line, RawReply.model_validate(stored.record))
 
 
-def read_whole(store: Store, run_id: str) -> list[Landed]:
+def read_whole(store: Store, run_id: str) -> list[StoredReply]:
     """The raw replies of a run up to the first damage, of which `store verify` tells."""
-    landed: list[Landed] = []
+    landed: list[StoredReply] = []
     with suppress(DamagedStore, ValueError):
         landed.extend(read_landed(store, run_id))
     return landed
@@ -462,7 +464,7 @@ def _read_places(store: Store, places: set[tuple[str, int]]) -> dict[str, str]:
     }
 
 
-def _annotations(run: Run, question: Question, reading: Reading, salt: Sequence[str]) -> list[Annotation]:
+def _annotations(run: Run, question: Question, reading: ParsedReply, salt: Sequence[str]) -> list[Annotation]:
     request_id, episode_id = question.request.request_id, question.episode_id
     if episode_id is None:
         return []
@@ -487,7 +489,7 @@ def _annotations(run: Run, question: Question, reading: Reading, salt: Sequence[
     ]
 
 
-def _rules(run: Run, question: Question, reading: Reading, salt: Sequence[str]) -> list[Rule]:
+def _rules(run: Run, question: Question, reading: ParsedReply, salt: Sequence[str]) -> list[Rule]:
     request_id = question.request.request_id
     return [
         Rule(
@@ -508,7 +510,7 @@ def _rules(run: Run, question: Question, reading: Reading, salt: Sequence[str]) 
     ]
 
 
-def _rejections(run: Run, question: Question, reading: Reading, salt: Sequence[str]) -> list[Rejection]:
+def _rejections(run: Run, question: Question, reading: ParsedReply, salt: Sequence[str]) -> list[Rejection]:
     request_id = question.request.request_id
     return [
         Rejection(

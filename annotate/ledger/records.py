@@ -32,7 +32,7 @@ class Run:
 
 
 @dataclass(frozen=True)
-class Landed:
+class StoredReply:
     """A raw reply that is on the disk."""
 
     file: str  # relative to the store
@@ -79,7 +79,7 @@ class Note(Frozen):
 
 
 @dataclass(frozen=True)
-class Standing:
+class RequestStatus:
     """How far a request is."""
 
     state: State

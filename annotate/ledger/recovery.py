@@ -8,7 +8,7 @@ from contextlib import suppress
 from pydantic import ValidationError
 
 from storage.catalog import Connection
-from storage.disk import owned, write_whole
+from storage.disk import exclusive_lock, write_whole
 from storage.errors import CatalogLocked
 from storage.store import Store
 
@@ -16,7 +16,7 @@ from ..providers import Reply
 from . import batches, ledger
 from .batch_config import MOST_ATTEMPTS
 from .batches import Batch
-from .records import Landed, Note
+from .records import Note, StoredReply
 
 _LIVE_RUNS = """
 SELECT run_id FROM annotation_runs WHERE state <> 'done'
@@ -52,7 +52,7 @@ def recover(store: Store, most_attempts: int = MOST_ATTEMPTS) -> int:
     return len(found)
 
 
-def _takes_effect(landed: Landed, outcomes: Mapping[tuple[str, str], str | None]) -> bool:
+def _takes_effect(landed: StoredReply, outcomes: Mapping[tuple[str, str], str | None]) -> bool:
     """Whether a reply that was not entered says something new: a first outcome, or a message in place of a failure."""
     record = landed.record
     if record.batch_id is None:
@@ -61,7 +61,7 @@ def _takes_effect(landed: Landed, outcomes: Mapping[tuple[str, str], str | None]
     return key in outcomes and (outcomes[key] is None or bool(record.message))
 
 
-def enter_landed(con: Connection, landed: Sequence[Landed], most_attempts: int = MOST_ATTEMPTS) -> None:
+def enter_landed(con: Connection, landed: Sequence[StoredReply], most_attempts: int = MOST_ATTEMPTS) -> None:
     """Enter landed replies; a second time changes nothing."""
     single = [reply for reply in landed if reply.record.batch_id is None]
     if single:
@@ -125,7 +125,10 @@ def _enter_note(con: Connection, note: Note) -> None:
 def _free_dead_calls(store: Store, batch: Batch) -> None:
     """Calls whose command was killed may have been answered and billed; nobody will know, so they are asked anew."""
     try:
-        with owned(store.responses_dir(batch.run_id), f"the answers of {batch.run_id}"), store.catalog.write() as con:
+        with (
+            exclusive_lock(store.responses_dir(batch.run_id), f"the answers of {batch.run_id}"),
+            store.catalog.write() as con,
+        ):
             batches.end_items(con, batch.batch_id, "lost", "its command was killed before the reply came")
             batches.close_batch(con, batch.batch_id, "abandoned", "its command was killed")
     except CatalogLocked:  # its command is alive, or the next one frees them

@@ -1,6 +1,6 @@
 from .fields import MAX_RATIONALE
-from .labels import Reading, find_in_reply
+from .labels import ParsedReply, find_in_reply
 from .messages import clean_text, read_message
 from .rules import read_answer, rule_names
 
-__all__ = ["MAX_RATIONALE", "Reading", "clean_text", "find_in_reply", "read_answer", "read_message", "rule_names"]
+__all__ = ["MAX_RATIONALE", "ParsedReply", "clean_text", "find_in_reply", "read_answer", "read_message", "rule_names"]

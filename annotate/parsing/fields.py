@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from .messages import MAX_RAW, Entry, Trouble, clean_text
+from .messages import MAX_RAW, Entry, ReplyProblem, clean_text
 
 MAX_RATIONALE = 1_000
 """Characters of a rationale that are kept; the prompt asks for one sentence."""
@@ -33,15 +33,15 @@ class BrokenError(Exception):
 
     def __init__(self, reason: str, detail: str) -> None:
         super().__init__(reason)
-        self.trouble = Trouble(reason, detail)
+        self.trouble = ReplyProblem(reason, detail)
 
 
-def refuse_reply(trouble: Trouble, raw: str) -> Refused:
+def refuse_reply(trouble: ReplyProblem, raw: str) -> Refused:
     """A reply as a whole that breaks a rule."""
     return Refused(-1, None, trouble.reason, trouble.detail, clean_text(raw, MAX_RAW))
 
 
-def refuse_entry(position: int, entry: Entry, trouble: Trouble) -> Refused:
+def refuse_entry(position: int, entry: Entry, trouble: ReplyProblem) -> Refused:
     """An entry that breaks a rule."""
     try:
         raw = json.dumps(entry, ensure_ascii=False)

@@ -22,7 +22,7 @@ from .fields import (
     refuse_reply,
     show,
 )
-from .messages import Entry, Found, Message, Trouble, find_answer
+from .messages import Entry, Found, Message, ReplyProblem, find_answer
 
 MAX_ENTRIES = 2_000
 """Entries of one reply that are looked at; far more than a table has rows."""
@@ -54,7 +54,7 @@ class ProposedRule:
 
 
 @dataclass(frozen=True)
-class Reading:
+class ParsedReply:
     """Everything that was understood of one reply."""
 
     message: Message
@@ -70,14 +70,16 @@ def find_in_reply(raw: str, kind: Kind) -> Found:
     return find_answer(raw, {"identify": "steps", "rules": "rules"}.get(kind, "labels"))
 
 
-def read_nothing(found: Found, raw: str) -> Reading | None:
+def read_nothing(found: Found, raw: str) -> ParsedReply | None:
     """The reading of a reply that holds no answer; None for one that holds one."""
     if found.problem is None:
         return None
-    return Reading(found.message, "", (), (refuse_reply(found.problem, found.message.text or raw),), is_answer=False)
+    return ParsedReply(
+        found.message, "", (), (refuse_reply(found.problem, found.message.text or raw),), is_answer=False
+    )
 
 
-def read_reply(raw: str, kind: Kind, card: Card, steps: Collection[int]) -> Reading:
+def read_reply(raw: str, kind: Kind, card: Card, steps: Collection[int]) -> ParsedReply:
     """Validate a reply.
 
     Args:
@@ -104,9 +106,9 @@ def read_reply(raw: str, kind: Kind, card: Card, steps: Collection[int]) -> Read
         except BrokenError as broken:
             refused.append(refuse_entry(position, entry, broken.trouble))
     if len(found.entries) > MAX_ENTRIES:
-        trouble = Trouble("too_many", f"{len(found.entries)} entries, {MAX_ENTRIES} are read")
+        trouble = ReplyProblem("too_many", f"{len(found.entries)} entries, {MAX_ENTRIES} are read")
         refused.append(refuse_reply(trouble, message.text))
-    return Reading(message, found.assessment, tuple(labels.values()), tuple(refused))
+    return ParsedReply(message, found.assessment, tuple(labels.values()), tuple(refused))
 
 
 def _read_entry(entry: Entry, kind: Kind, card: Card, steps: Collection[int]) -> Label:

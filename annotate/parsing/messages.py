@@ -26,7 +26,7 @@ _DECODER = json.JSONDecoder()
 Entry = Any
 
 
-class Trouble(NamedTuple):
+class ReplyProblem(NamedTuple):
     """Why a reply, or a part of it, is not usable."""
 
     reason: str  # a short code
@@ -41,17 +41,17 @@ class Message:
     model: str | None = None
     stop_reason: str | None = None
     usage: Mapping[str, int] | None = None
-    trouble: Trouble | None = None
+    trouble: ReplyProblem | None = None
 
 
-_LIMIT = Trouble("max_tokens", "the reply was cut at the limit of its tokens; raise it with --max-tokens")
+_LIMIT = ReplyProblem("max_tokens", "the reply was cut at the limit of its tokens; raise it with --max-tokens")
 _CUT = {
     "max_tokens": _LIMIT,
     "length": _LIMIT,  # as servers that speak other APIs too call it
-    "model_context_window_exceeded": Trouble(
+    "model_context_window_exceeded": ReplyProblem(
         "context_window", "request and reply fill the model's context; fewer --rows or --labels make them smaller"
     ),
-    "pause_turn": Trouble("pause_turn", "the model paused before its end"),
+    "pause_turn": ReplyProblem("pause_turn", "the model paused before its end"),
 }
 """Stop reasons of a reply that does not end where its model wanted to."""
 
@@ -61,7 +61,7 @@ class Entries(NamedTuple):
 
     entries: Sequence[Entry]
     assessment: str
-    trouble: Trouble | None
+    trouble: ReplyProblem | None
 
 
 class Found(NamedTuple):
@@ -69,7 +69,7 @@ class Found(NamedTuple):
 
     message: Message
     entries: Entries
-    problem: Trouble | None  # why the reply holds no answer, whatever else is in it; None if it holds one
+    problem: ReplyProblem | None  # why the reply holds no answer, whatever else is in it; None if it holds one
 
 
 def find_answer(raw: str, key: str) -> Found:
@@ -99,10 +99,10 @@ def read_message(raw: str) -> Message:
     """
     body = _parse(raw)
     if not isinstance(body, dict):
-        return Message("", trouble=Trouble("not_a_message", "the reply is not a JSON object"))
+        return Message("", trouble=ReplyProblem("not_a_message", "the reply is not a JSON object"))
     error = body.get("error")
     if error is not None:
-        return Message("", trouble=Trouble("error_reply", clean_text(_error_text(error), 300)))
+        return Message("", trouble=ReplyProblem("error_reply", clean_text(_error_text(error), 300)))
     stop_reason = body.get("stop_reason")
     text = "".join(_texts(body.get("content")))
     return Message(
@@ -127,7 +127,7 @@ def find_entries(text: str, key: str) -> Entries:
     assessment = found.get("assessment")
     said = clean_text(assessment, 4000) if isinstance(assessment, str) else ""
     if not isinstance(found[key], list):
-        return Entries([], said, Trouble("wrong_type", f"{key} is not a list"))
+        return Entries([], said, ReplyProblem("wrong_type", f"{key} is not a list"))
     return Entries(found[key], said, None)
 
 
@@ -163,15 +163,15 @@ def _texts(content: Any) -> Iterator[str]:
             yield f"\n{json.dumps(block['input'])}"
 
 
-def _stop_trouble(stop_reason: Any, text: str) -> Trouble | None:
+def _stop_trouble(stop_reason: Any, text: str) -> ReplyProblem | None:
     if stop_reason == "refusal":
-        return Trouble("refusal", clean_text(text, 500) or "the model refused")
+        return ReplyProblem("refusal", clean_text(text, 500) or "the model refused")
     if isinstance(stop_reason, str) and stop_reason in _CUT:
         return _CUT[stop_reason]
     if len(text) > MAX_TEXT:
-        return Trouble("too_long", f"the text has {len(text)} characters, {MAX_TEXT} are read")
+        return ReplyProblem("too_long", f"the text has {len(text)} characters, {MAX_TEXT} are read")
     if not text.strip():
-        return Trouble("no_text", "the reply has no text")
+        return ReplyProblem("no_text", "the reply has no text")
     return None
 
 
@@ -200,7 +200,7 @@ def _objects_with(text: str, key: str) -> Iterator[dict[str, Any]]:
 def _entries_of_broken_text(text: str, key: str) -> Entries:
     start = re.search(rf'"{key}"\s*:\s*\[', text)
     if start is None:
-        return Entries([], "", Trouble("no_json", f"the text holds no JSON object with {key}"))
+        return Entries([], "", ReplyProblem("no_json", f"the text holds no JSON object with {key}"))
     entries: list[Entry] = []
     position, end = start.end(), start.end()
     while (position := text.find("{", position)) >= 0:
@@ -210,8 +210,8 @@ def _entries_of_broken_text(text: str, key: str) -> Entries:
         entries.append(value)
         end = position
     if not entries or "]" not in text[end:]:
-        return Entries([], "", Trouble("cut_json", f"the JSON is cut after {len(entries)} complete {key}"))
-    return Entries(entries, "", Trouble("cut_json", f"the JSON is broken after {len(entries)} complete {key}"))
+        return Entries([], "", ReplyProblem("cut_json", f"the JSON is cut after {len(entries)} complete {key}"))
+    return Entries(entries, "", ReplyProblem("cut_json", f"the JSON is broken after {len(entries)} complete {key}"))
 
 
 def _decode(text: str, position: int) -> tuple[Any, int]:

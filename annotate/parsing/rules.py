@@ -25,19 +25,19 @@ from .fields import (
     refuse_reply,
     show,
 )
-from .labels import ProposedRule, Reading, find_in_reply, read_action, read_nothing, read_reply
-from .messages import Entry, Trouble
+from .labels import ParsedReply, ProposedRule, find_in_reply, read_action, read_nothing, read_reply
+from .messages import Entry, ReplyProblem
 
 MAX_RULES = 100
 """Rules of one reply that are looked at; far more than are asked for."""
 
 
-def read_answer(raw: str, kind: Kind, card: Card, steps: Collection[int]) -> Reading:
+def read_answer(raw: str, kind: Kind, card: Card, steps: Collection[int]) -> ParsedReply:
     """Validate a reply to any kind of request, see `read_reply` and `read_rules`."""
     return read_rules(raw, card) if kind == "rules" else read_reply(raw, kind, card, steps)
 
 
-def read_rules(raw: str, card: Card) -> Reading:
+def read_rules(raw: str, card: Card) -> ParsedReply:
     """Validate a reply that gives rules.
 
     Args:
@@ -62,9 +62,9 @@ def read_rules(raw: str, card: Card) -> Reading:
         except BrokenError as broken:
             refused.append(refuse_entry(position, entry, broken.trouble))
     if len(found.entries) > MAX_RULES:
-        trouble = Trouble("too_many", f"{len(found.entries)} entries, {MAX_RULES} are read")
+        trouble = ReplyProblem("too_many", f"{len(found.entries)} entries, {MAX_RULES} are read")
         refused.append(refuse_reply(trouble, message.text))
-    return Reading(message, found.assessment, (), tuple(refused), tuple(rules.values()))
+    return ParsedReply(message, found.assessment, (), tuple(refused), tuple(rules.values()))
 
 
 def _read_entry(position: int, entry: Entry, card: Card) -> ProposedRule:

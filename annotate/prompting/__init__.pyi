@@ -1,5 +1,5 @@
 from .images import COLUMNS, FrameSource
-from .requests import MOST_UNSTREAMED_TOKENS, AnnotateConfig, Question, Questioner, Request
+from .requests import MOST_UNSTREAMED_TOKENS, AnnotateConfig, Question, Request, RequestBuilder
 from .selection import Method, select_episodes, spread_by_return
 from .statistics import describe_dataset
 from .tables import label_vector
@@ -13,8 +13,8 @@ __all__ = [
     "Kind",
     "Method",
     "Question",
-    "Questioner",
     "Request",
+    "RequestBuilder",
     "describe_dataset",
     "label_vector",
     "prompt_version",

@@ -138,7 +138,7 @@ def request_id_of(params: Mapping[str, Any], sample: int = 0) -> str:
     return f"r_{hashlib.sha256(text.encode()).hexdigest()[:48]}"
 
 
-class Questioner:
+class RequestBuilder:
     """Writes the questions of one run; they share their system prompt, byte by byte, and their schemas."""
 
     def __init__(

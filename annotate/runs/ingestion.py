@@ -16,7 +16,7 @@ from storage.annotations import append_responses
 from storage.errors import ProviderFailed, TrajnoteError
 from storage.store import Store
 
-from ..ledger import BATCH, Batch, BatchConfig, Landed, RawReply, batches, digest, ledger, recover
+from ..ledger import BATCH, Batch, BatchConfig, RawReply, StoredReply, batches, digest, ledger, recover
 from ..parsing import clean_text
 from ..providers import (
     RESULTS_KEPT_DAYS,
@@ -301,7 +301,7 @@ def _take(store: Store, found: Polled, lines: dict[str, str], attempts: int, don
         done.unentered += len(landed)
 
 
-def _enter(store: Store, found: Polled, landed: Sequence[Landed], attempts: int, done: Ingested) -> None:
+def _enter(store: Store, found: Polled, landed: Sequence[StoredReply], attempts: int, done: Ingested) -> None:
     with store.catalog.write() as con:
         taken = batches.take_landed(con, found.batch_id, landed, attempts)
     with store.catalog.read() as con:
@@ -312,9 +312,9 @@ def _enter(store: Store, found: Polled, landed: Sequence[Landed], attempts: int,
     done.returned += len(taken) - answered
 
 
-def _land(store: Store, found: Polled, records: Sequence[RawReply]) -> list[Landed]:
+def _land(store: Store, found: Polled, records: Sequence[RawReply]) -> list[StoredReply]:
     places = append_responses(store, found.run_id, [record.model_dump(mode="json") for record in records])
-    return [Landed(file, line, record) for (file, line), record in zip(places, records, strict=True)]
+    return [StoredReply(file, line, record) for (file, line), record in zip(places, records, strict=True)]
 
 
 def _record(found: Polled, request_id: str, line: str) -> RawReply:

@@ -15,14 +15,14 @@ from storage.store import Store
 from ..cards import Card, card_sha256, check_card_against_spaces
 from ..costs import Counter, Estimate, correct_by_count, correct_by_replies, estimate_requests
 from ..ledger import Run, ledger
-from ..parsing import Reading, read_answer, rule_names
+from ..parsing import ParsedReply, read_answer, rule_names
 from ..prompting import (
     AnnotateConfig,
     FrameSource,
     Method,
     Question,
-    Questioner,
     Request,
+    RequestBuilder,
     describe_dataset,
     prompt_version,
     select_episodes,
@@ -37,7 +37,7 @@ class RunPlan:
     run: Run
     card: Card
     config: AnnotateConfig
-    questioner: Questioner
+    questioner: RequestBuilder
     episodes: Mapping[int, Episode]  # asked about; discrete actions are indices into the card's list
     questions: tuple[Question, ...]  # of the first stage
 
@@ -86,7 +86,7 @@ def plan_run(
         require_finite(read_steps(store, dataset_id), dataset_id)
     statistics = describe_dataset(episodes, card)
     median = next(episode for episode in episodes if episode.episode_id == statistics.median_episode)
-    questioner = Questioner(card, config, statistics, median, frames)
+    questioner = RequestBuilder(card, config, statistics, median, frames)
     if config.kind == "rules":
         _check_names(card, manifest)
         chosen = spread_by_return(episodes, config.tables)
@@ -168,13 +168,13 @@ def second_questions(store: Store, plan: RunPlan) -> list[Question]:
     ]
 
 
-def earlier_readings(store: Store, plan: RunPlan, questions: Sequence[Question]) -> list[tuple[Question, Reading]]:
+def earlier_readings(store: Store, plan: RunPlan, questions: Sequence[Question]) -> list[tuple[Question, ParsedReply]]:
     """What the store's replies to some answered questions say."""
     raw = ledger.find_replies(store, [question.request.request_id for question in questions])
     return [(question, read_question(plan, question, raw[question.request.request_id])) for question in questions]
 
 
-def read_question(plan: RunPlan, question: Question, raw: str) -> Reading:
+def read_question(plan: RunPlan, question: Question, raw: str) -> ParsedReply:
     """Validate a raw reply to a question."""
     return read_answer(raw, question.request.kind, plan.card, question.steps)
 
@@ -244,7 +244,7 @@ def _with_action_indices(episode: Episode, first_action: int) -> Episode:
     return replace(episode, actions=episode.actions - first_action) if first_action else episode
 
 
-def _name_run(dataset_id: str, questioner: Questioner, first_action: int) -> Run:
+def _name_run(dataset_id: str, questioner: RequestBuilder, first_action: int) -> Run:
     """A run is named by what it says and how it chooses rows; a card's claims say nothing to a model."""
     card, config = questioner.card, questioner.config
     told = [questioner.systems, card.model_dump(mode="json", exclude={"claims"}), config.told]

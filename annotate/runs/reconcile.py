@@ -12,7 +12,7 @@ from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Literal, NamedTuple
 
-from storage.disk import UnreadableError, decode_json, owned
+from storage.disk import UnreadableError, decode_json, exclusive_lock
 from storage.errors import BadInput, CatalogLocked, ProviderFailed
 from storage.store import Store
 
@@ -43,7 +43,7 @@ def owned_run(store: Store, run_id: str) -> Generator[None]:
     """
     folder = store.responses_dir(run_id)
     folder.mkdir(parents=True, exist_ok=True)
-    with owned(folder, f"the answers of {run_id}"):
+    with exclusive_lock(folder, f"the answers of {run_id}"):
         yield
 
 

@@ -13,15 +13,15 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 
 from storage.catalog import Catalog, Connection
-from storage.disk import owned
+from storage.disk import exclusive_lock
 from storage.errors import ProviderFailed, TrajnoteError
 from storage.store import Store
 
 from ..costs import find_excess
 from ..ledger import (
-    CallBook,
-    Landed,
+    BudgetedCalls,
     Note,
+    StoredReply,
     Totals,
     as_text,
     batches,
@@ -33,7 +33,7 @@ from ..ledger import (
     ledger,
     recover,
 )
-from ..parsing import Reading, find_in_reply
+from ..parsing import ParsedReply, find_in_reply
 from ..prompting import Question, Request
 from ..providers import Limited, Provider, Reply, Threaded, Written
 from .plan import (
@@ -158,12 +158,12 @@ class _Worker:
         self.budget_usd = budget_usd
         self.max_tokens = max_tokens
         self.is_correcting = False
-        self.book: CallBook | None = None
+        self.book: BudgetedCalls | None = None
         self.questions: list[Question] = []
         self.asked = 0
         self.answered = 0
-        self.kept: dict[str, Landed] = {}  # landed by the threads that received them, and not yet taken
-        self.landed: list[tuple[Question, Landed]] = []  # on the disk, and not yet in the catalog
+        self.kept: dict[str, StoredReply] = {}  # landed by the threads that received them, and not yet taken
+        self.landed: list[tuple[Question, StoredReply]] = []  # on the disk, and not yet in the catalog
         self.failures: list[Reply] = []  # what came back without a message, and is not yet in the catalog
         self.vain: dict[str, Question] = {}  # those whose reply in this command holds no answer
         self.in_a_row = 0  # requests, up to now, that brought none
@@ -222,7 +222,7 @@ class _Worker:
         self.provider.prepare(known, list(pending), complete=complete)
         folder = self.store.responses_dir(self.plan.run.run_id)
         folder.mkdir(parents=True, exist_ok=True)
-        with owned(folder, f"the answers of {self.plan.run.run_id}"):
+        with exclusive_lock(folder, f"the answers of {self.plan.run.run_id}"):
             with self.store.catalog.write() as con:
                 ledger.open_run(con, self.plan.run, self.plan.card, self.provider.name, recorded=self.provider.recorded)
                 ledger.add_questions(con, self.plan.run, questions)
@@ -300,7 +300,7 @@ class _Worker:
             self.asked += self.book.handed_out
             self._close_book(self.book)
 
-    def _ask_paid(self, book: CallBook, waiting: dict[str, Question]) -> bool:
+    def _ask_paid(self, book: BudgetedCalls, waiting: dict[str, Question]) -> bool:
         """Ask what may be asked now; true if there may be more.
 
         That is so where calls came out cheaper than they might have, and where the catalog was locked for a while.
@@ -324,11 +324,11 @@ class _Worker:
         if self.trouble is not None:
             raise self.trouble
 
-    def _new_book(self) -> CallBook:
+    def _new_book(self) -> BudgetedCalls:
         plan = self.plan
-        return CallBook(self.store, plan.run.run_id, self.provider.name, plan.config.entries, self.budget_usd)
+        return BudgetedCalls(self.store, plan.run.run_id, self.provider.name, plan.config.entries, self.budget_usd)
 
-    def _close_book(self, book: CallBook) -> None:
+    def _close_book(self, book: BudgetedCalls) -> None:
         """End the book in the catalog; where that cannot be written, a note says how each call ended."""
         book.release_room()
         if self.landed or self.failures:
@@ -340,7 +340,7 @@ class _Worker:
             self._leave_note(book)
             raise
 
-    def _leave_note(self, book: CallBook) -> None:
+    def _leave_note(self, book: BudgetedCalls) -> None:
         if book.batch_id is not None:
             note = Note(batch_id=book.batch_id, sent=tuple(book.sent), failures=tuple(self.failures))
             leave_note(self.store, self.plan.run.run_id, note)
@@ -350,7 +350,7 @@ class _Worker:
         if reply.raw is not None:
             self.kept[reply.request_id] = self._land(reply)
 
-    def _land(self, reply: Reply) -> Landed:
+    def _land(self, reply: Reply) -> StoredReply:
         batch_id = self.book.batch_id if self.book else None
         return ledger.land_reply(self.store, self.plan.run.run_id, self.provider, reply, batch_id=batch_id)
 
@@ -435,7 +435,7 @@ class _Worker:
         for reply in self.failures:
             enter_failure(con, self.book.batch_id if self.book else None, reply)
 
-    def _read(self, landed: Sequence[tuple[Question, Landed]]) -> Iterable[tuple[Question, Reading]]:
+    def _read(self, landed: Sequence[tuple[Question, StoredReply]]) -> Iterable[tuple[Question, ParsedReply]]:
         """What replies say; one that cannot be read stops no other one."""
         for question, reply in landed:
             try:

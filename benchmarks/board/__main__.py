@@ -16,7 +16,7 @@ from typing import Annotated
 
 import typer
 
-from flows.runtime.processes import core_count, share_out
+from flows.runtime.processes import core_count, parallel_map
 from storage.errors import BadInput, TrajnoteError
 from storage.store import Store
 
@@ -51,7 +51,7 @@ def run(
     scenes = _set_scenes(opened, chosen, Sources(baselines, answers=answers), out)
     for stage in STAGES:
         jobs = _list_jobs(scenes, [arm for arm in stage if arm in wanted], seeds, out)
-        for row in share_out(run_job, jobs, min(processes, max(len(jobs), 1))):
+        for row in parallel_map(run_job, jobs, min(processes, max(len(jobs), 1))):
             _tell(row)
     results = summarise([row for row in read_rows(out) if row.env in {entry.name for entry in chosen}])
     for scene in scenes:

@@ -12,7 +12,7 @@ from refine.policies.mlp import MlpPolicy
 from storage.content_hash import content_id
 from storage.errors import Prerequisite, TrajnoteError
 
-from .playing import Candidate, pass_gate, play
+from .playing import Offer, pass_gate, play
 from .rows import Row, append_row
 from .scenes import Scene
 
@@ -111,7 +111,7 @@ def _make_online(job: Job) -> dict[str, Any]:
     return {"reason": trained.words, **steps, **_report(job, trained.policy)}
 
 
-def _through_gate(job: Job, candidates: list[Candidate]) -> dict[str, Any]:
+def _through_gate(job: Job, candidates: list[Offer]) -> dict[str, Any]:
     """Pass the gate; where it rejects, the baseline is in force, whose test episodes were played already."""
     if job.before is None:
         raise Prerequisite("the baseline's row of this seed is missing")

@@ -30,7 +30,7 @@ from refine.training.packing import build_buffer
 from storage.datasets.reader import StepArrays
 from storage.schema import Space
 
-from .playing import Candidate
+from .playing import Offer
 from .scenes import Scene, logged_labels
 
 GAMMA = 0.99
@@ -40,7 +40,7 @@ _ENCODER = VectorEncoderFactory([64, 64])  # as the baselines have; d3rlpy's 256
 _TARGET_INTERVAL = 100  # d3rlpy's 8,000 is more than the whole training
 
 
-def train_offline(scene: Scene, seed: int) -> list[Candidate]:
+def train_offline(scene: Scene, seed: int) -> list[Offer]:
     """Snapshots of every algorithm for the kind of actions."""
     use_one_thread()
     steps = scene.read_steps()
@@ -66,11 +66,11 @@ def _list_continuous() -> dict[str, Any]:
     }
 
 
-def _train(name: str, config: Any, baseline: MlpPolicy, steps: StepArrays, seed: int) -> list[Candidate]:
+def _train(name: str, config: Any, baseline: MlpPolicy, steps: StepArrays, seed: int) -> list[Offer]:
     """One algorithm from scratch; a snapshot every so many steps."""
     unused = logged_labels(np.zeros(1, np.int64), steps, baseline)
     buffer = build_buffer(steps, unused, baseline, suggestions=False, quota=0)
-    found: list[Candidate] = []
+    found: list[Offer] = []
     with reproducible(seed), quiet():
         buffer.reseed(seed)
         algo = replace(config, batch_size=BATCH, gamma=GAMMA, **_scalers(baseline, steps)).create()
@@ -83,7 +83,7 @@ def _train(name: str, config: Any, baseline: MlpPolicy, steps: StepArrays, seed:
                 logger_adapter=NoopAdapterFactory(),
                 show_progress=False,
             )
-            found.append(Candidate(f"{name}, step {stop}", _export(algo, baseline)))
+            found.append(Offer(f"{name}, step {stop}", _export(algo, baseline)))
     return found
 
 

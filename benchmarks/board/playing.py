@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from flows.refinement.evaluator import Contestant, Purpose, Returns
+from flows.refinement.evaluator import Candidate, Purpose, Returns
 from flows.refinement.selection import try_fields
 from flows.simulation.environments import EnvironmentMaker
 from flows.simulation.rollouts import rollout
@@ -30,7 +30,7 @@ class Played:
 
 
 @dataclass(frozen=True)
-class Candidate:
+class Offer:
     """A policy that a method offers to the gate, and how tables call it."""
 
     name: str
@@ -56,7 +56,7 @@ def play(scene: Scene, policy: MlpPolicy, seeds: range, mode: Mode) -> Played:
     return Played(np.array([return_ for return_, _ in played]), sum(steps for _, steps in played))
 
 
-def pass_gate(scene: Scene, candidates: Sequence[Candidate], seed: int) -> Gated:
+def pass_gate(scene: Scene, candidates: Sequence[Offer], seed: int) -> Gated:
     """Choose a candidate on the selection seeds and test it, and nobody else, on the acceptance seeds.
 
     Args:
@@ -66,15 +66,15 @@ def pass_gate(scene: Scene, candidates: Sequence[Candidate], seed: int) -> Gated
     """
     gate, steps = scene.entry.gate(seed), 0
 
-    def play_all(contestants: Sequence[Contestant], seeds: range, _: Purpose) -> list[Returns]:
+    def play_all(contestants: Sequence[Candidate], seeds: range, _: Purpose) -> list[Returns]:
         nonlocal steps
         played = [play(scene, networks[each.sha256], seeds, gate.mode) for each in contestants]
         steps += sum(one.steps for one in played)
         return [one.returns for one in played]
 
     networks = {network.sha256: network for network in (scene.baseline, *(one.policy for one in candidates))}
-    field = [Contestant.of(candidate.policy, candidate.name) for candidate in candidates]
-    baseline = Contestant.of(scene.baseline, "baseline")
+    field = [Candidate.of(candidate.policy, candidate.name) for candidate in candidates]
+    baseline = Candidate.of(scene.baseline, "baseline")
     (finding,) = try_fields(play_all, baseline, [field], gate.seeds, gate.method)
     winner, decision = candidates[finding.winner], finding.decision
     kept = winner.policy if decision.accepted else scene.baseline

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from flows.refinement.evaluator import Contestant
+from flows.refinement.evaluator import Candidate
 from storage.catalog.connection import insert_rows
 from storage.content_hash import content_id
 from storage.store import Store
@@ -33,7 +33,7 @@ def record_results(store: Store, scene: Scene, results: Sequence[Result]) -> str
 
 
 def _comparison(scene: Scene, done: dict[str, Result]) -> dict[str, Any]:
-    baseline_id = Contestant.of(scene.baseline, "baseline").policy_id
+    baseline_id = Candidate.of(scene.baseline, "baseline").policy_id
     labels = done.get("labels")
     better = gain(done, "labels", "baseline")
     against = {arm: gain(done, "labels", arm) for arm in _PLACEBOS}

@@ -17,7 +17,7 @@ from refine.training.train import refine
 from storage.datasets.reader import StepArrays
 from storage.errors import Prerequisite
 
-from .playing import Candidate
+from .playing import Offer
 from .scenes import Scene, logged_labels, spread_states, suggested_labels
 
 BEST_SHARE = 0.1
@@ -28,7 +28,7 @@ _STREAM = 0xB0A  # keeps the placebos' chance apart from the learner's
 class Refinement:
     """Snapshots of one training, and how many labels it had."""
 
-    candidates: list[Candidate]
+    candidates: list[Offer]
     labels: int
 
 
@@ -42,7 +42,7 @@ def train_refinement(scene: Scene, arm: str, seed: int) -> Refinement:
     steps = scene.read_steps()
     labels = make_labels(scene, arm, steps, seed)
     snapshots = refine(steps, labels, scene.baseline, RefineConfig(seed=seed))
-    return Refinement([Candidate(snapshot.name, snapshot.policy) for snapshot in snapshots], len(labels))
+    return Refinement([Offer(snapshot.name, snapshot.policy) for snapshot in snapshots], len(labels))
 
 
 def make_labels(scene: Scene, arm: str, steps: StepArrays, seed: int) -> Labels:

@@ -30,8 +30,8 @@ from storage.importing import (
     ImportReport,
     Recording,
     RowFile,
+    add_final_observation,
     check_hdf5,
-    complete,
     guarded,
     parse_about,
     table_of,
@@ -204,7 +204,7 @@ def _tables(storage: Any, report: ImportReport) -> Iterator[Any]:
             others["policy_output"] = infos["policy_output"][:length]
         ids = np.full(length, told.get("episode_id", episode["id"]), np.int64)
         table = table_of(ids, observations[:-1], np.asarray(episode["actions"]), episode["rewards"], **others)
-        yield complete(table, report)
+        yield add_final_observation(table, report)
 
 
 def _read_about(metadata: dict[str, Any], where: str) -> About:

@@ -34,7 +34,7 @@ _LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Told:
+class Summary:
     """What is said of one piece of work."""
 
     title: str
@@ -43,7 +43,7 @@ class Told:
     report: Path | None = None
 
 
-def leave(key: str, told: Told) -> None:
+def publish(key: str, told: Summary) -> None:
     """Leave what is told as two artifacts, `<key>` and `<key>-table`; every run adds a version of them."""
     name = re.sub(r"[^a-z0-9]+", "-", key.lower()).strip("-")
     try:
@@ -61,7 +61,7 @@ def log_warnings(warnings: Sequence[str]) -> None:
         get_run_logger().warning("%s", warning)
 
 
-def as_markdown(told: Told) -> str:
+def as_markdown(told: Summary) -> str:
     """A heading and a list; what comes from files and models is text, never markup."""
     lines = [f"- {_escape(line)}" for line in told.lines]
     if told.report is not None:
@@ -69,7 +69,7 @@ def as_markdown(told: Told) -> str:
     return "\n".join([f"## {_escape(told.title)}", "", *lines])
 
 
-def in_words(work: Callable[P, R]) -> Callable[P, R]:
+def fail_with_message(work: Callable[P, R]) -> Callable[P, R]:
     """Have a flow that is refused end in a failed state whose message is the error's own sentence.
 
     Prefect would say the same with the exception's class before it and log a traceback. Whoever calls the flow gets
@@ -89,7 +89,7 @@ def in_words(work: Callable[P, R]) -> Callable[P, R]:
     return run
 
 
-def tell_dataset(store: Store, dataset_id: str) -> Told:
+def tell_dataset(store: Store, dataset_id: str) -> Summary:
     """A dataset: episodes, steps and the mean return with its interval."""
     from refine.evaluation import interval  # scipy takes a while to load
 
@@ -100,10 +100,10 @@ def tell_dataset(store: Store, dataset_id: str) -> Told:
     returns = interval([row[0] for row in rows]) if len(rows) > 1 else rows[0][0]
     steps = sum(row[1] for row in rows)
     told: dict[str, object] = {"dataset": dataset_id, "episodes": len(rows), "steps": steps, "return [95%]": returns}
-    return Told(f"dataset {dataset_id}", [f"{len(rows)} episodes, {steps} steps, return {returns}"], [told])
+    return Summary(f"dataset {dataset_id}", [f"{len(rows)} episodes, {steps} steps, return {returns}"], [told])
 
 
-def tell_labels(summary: RunSummary) -> Told:
+def tell_labels(summary: RunSummary) -> Summary:
     """An annotation run: requests, labels and dollars."""
     dollars = summary.totals.cost_usd
     told: dict[str, object] = {
@@ -121,24 +121,24 @@ def tell_labels(summary: RunSummary) -> Told:
         f"{summary.answered} requests answered now, {summary.reused} before, {summary.pending} open",
         f"${dollars or 0:.4f}" + (f", stopped: {summary.stopped}" if summary.stopped else ""),
     ]
-    return Told(f"labels of {summary.dataset_id}", lines, [told])
+    return Summary(f"labels of {summary.dataset_id}", lines, [told])
 
 
-def tell_outcome(outcome: Outcome) -> Told:
+def tell_outcome(outcome: Outcome) -> Summary:
     """A refinement: the arms with their returns, the gate and the verdicts."""
-    return Told(
+    return Summary(
         f"refinement of {outcome.dataset_id}",
         [f"{outcome.n_labels} labels; baseline: {outcome.baseline.origin}", *comparison_sentences(outcome)],
         comparison_rows(outcome),
     )
 
 
-def tell_values(title: str, values: Mapping[str, Any]) -> Told:
+def tell_values(title: str, values: Mapping[str, Any]) -> Summary:
     """Plain values, one line each."""
-    return Told(title, [f"{name}: {value}" for name, value in values.items()], [values] if values else [])
+    return Summary(title, [f"{name}: {value}" for name, value in values.items()], [values] if values else [])
 
 
-def tell_artifact(night: Night) -> Told:
+def tell_artifact(night: Night) -> Summary:
     """A night: what it did; the table has the arms of a refinement, or the counts where there was none."""
     counts: dict[str, object] = {
         "datasets": len(night.took_in),
@@ -151,7 +151,7 @@ def tell_artifact(night: Night) -> Told:
         "in force": night.policy_id,
     }
     lines = [line for line in tell_night(night) if not line.startswith("report: ")]
-    return Told(f"night of {night.deployment}", lines, [*night.rows] or [counts], night.report)
+    return Summary(f"night of {night.deployment}", lines, [*night.rows] or [counts], night.report)
 
 
 def _escape(text: str) -> str:

@@ -18,11 +18,11 @@ from storage.datasets import read_manifest
 from storage.errors import Prerequisite, TrajnoteError, TrajnoteWarning
 from storage.policies import (
     Decision,
-    alone,
     count_labels,
+    deployment_lock,
+    link_current,
     list_decisions,
     list_intakes,
-    point_to,
     record_decision,
     sum_dollars,
 )
@@ -78,7 +78,7 @@ def run_night(store: Store, deployment: str, config: DeploymentConfig, report: R
         TrajnoteError: whatever its steps raise; what they have done stays, and the next night goes on from there.
     """
     started = time.monotonic()
-    with alone(store, deployment) as killed, running_on(config.runner), _hearing() as heard:
+    with deployment_lock(store, deployment) as killed, running_on(config.runner), _hearing() as heard:
         night = _Night(store, deployment, config, report).run()
     notes = tuple(dict.fromkeys([*night.notes, *heard]))
     return replace(night, killed=killed, notes=notes, seconds=time.monotonic() - started)
@@ -242,7 +242,7 @@ class _Night:
         if not decisions:
             return
         self.night.policy_id = decisions[-1].policy_id
-        point_to(self.store, self.deployment, decisions[-1].policy_id)
+        link_current(self.store, self.deployment, decisions[-1].policy_id)
         report = self.store.reports_dir / f"{decisions[-1].comparison_id}.html"
         if self.config.report and not report.exists():
             self._write_report(decisions[-1].comparison_id)

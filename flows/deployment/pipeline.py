@@ -22,7 +22,7 @@ from ..datasets import CollectConfig, gather
 from ..labelling import LabelConfig, label_some, plan
 from ..refinement import ImproveConfig, Outcome, RoundsConfig, Series, Work, comparison_json, improve, run_rounds
 from ..runtime import listener
-from .artifacts import Told, in_words, leave, tell_dataset, tell_labels, tell_outcome, tell_values
+from .artifacts import Summary, fail_with_message, publish, tell_dataset, tell_labels, tell_outcome, tell_values
 
 STORE = Path("trajnote-store")
 
@@ -48,7 +48,7 @@ def collect_task(store: Path, config: CollectConfig, card: str | None = None) ->
     """Collect a dataset under its card's names; returns its id."""
     opened = Store.create(store)
     dataset_id = gather(opened, config, card=card, report=listener()).dataset_id
-    leave(f"collect-{dataset_id}", tell_dataset(opened, dataset_id))
+    publish(f"collect-{dataset_id}", tell_dataset(opened, dataset_id))
     return dataset_id
 
 
@@ -56,7 +56,7 @@ def collect_task(store: Path, config: CollectConfig, card: str | None = None) ->
 def label_task(store: Path, dataset_id: str, config: LabelConfig) -> str:
     """Annotate a dataset; returns the id of the run."""
     summary = label_some(Store.open(store), dataset_id, config, listener())
-    leave(f"label-{dataset_id}", tell_labels(summary))
+    publish(f"label-{dataset_id}", tell_labels(summary))
     return summary.run_id
 
 
@@ -83,7 +83,7 @@ def poll_task(store: Path, base_url: str | None) -> list[dict[str, Any]]:
 
     found, _ = poll(Store.open(store), base_url)
     rows = [{"batch_id": batch.batch_id, "run_id": batch.run_id, "ended": batch.ended} for batch in found]
-    leave("annotate-poll", Told("batches", [f"{len(rows)} batches under way"], rows))
+    publish("annotate-poll", Summary("batches", [f"{len(rows)} batches under way"], rows))
     return rows
 
 
@@ -99,66 +99,66 @@ def ingest_task(store: Path, base_url: str | None) -> dict[str, Any]:
 def improve_task(store: Path, dataset_id: str, run_ids: list[str], config: ImproveConfig) -> Outcome:
     """Refine and judge."""
     outcome = improve(Store.open(store), dataset_id, config, run_ids=run_ids, report=listener())
-    leave(f"improve-{dataset_id}", tell_outcome(outcome))
+    publish(f"improve-{dataset_id}", tell_outcome(outcome))
     return outcome
 
 
 def _left(key: str, title: str, values: dict[str, Any]) -> dict[str, Any]:
-    leave(key, tell_values(title, values))
+    publish(key, tell_values(title, values))
     return values
 
 
 @flow(name="collect", persist_result=False)
-@in_words
+@fail_with_message
 def collect_flow(config: CollectConfig, store: Path = STORE, card: str | None = None) -> str:
     """Collect a dataset under its card's names; returns its id."""
     return collect_task(store, config, card)
 
 
 @flow(name="label", persist_result=False)
-@in_words
+@fail_with_message
 def label_flow(dataset_id: str, config: LabelConfig, store: Path = STORE) -> str:
     """Annotate a dataset; returns the id of the run."""
     return label_task(store, dataset_id, config)
 
 
 @flow(name="annotate plan", persist_result=False)
-@in_words
+@fail_with_message
 def plan_flow(dataset_id: str, config: LabelConfig, store: Path = STORE) -> dict[str, Any]:
     """Say what a run would ask and cost; nothing is sent."""
     return plan_task(store, dataset_id, config)
 
 
 @flow(name="annotate submit", persist_result=False)
-@in_words
+@fail_with_message
 def submit_flow(dataset_id: str, config: LabelConfig, store: Path = STORE) -> dict[str, Any]:
     """Send what is open in batches and end; `ingest_flow` collects, hours later or on the next day."""
     return submit_task(store, dataset_id, config)
 
 
 @flow(name="annotate poll", persist_result=False)
-@in_words
+@fail_with_message
 def poll_flow(store: Path = STORE, base_url: str | None = None) -> list[dict[str, Any]]:
     """Ask how far the batches of all runs are."""
     return poll_task(store, base_url)
 
 
 @flow(name="annotate ingest", persist_result=False)
-@in_words
+@fail_with_message
 def ingest_flow(store: Path = STORE, base_url: str | None = None) -> dict[str, Any]:
     """Enter what has ended, of all runs, with the labels that follow."""
     return ingest_task(store, base_url)
 
 
 @flow(name="improve", persist_result=False)
-@in_words
+@fail_with_message
 def improve_flow(dataset_id: str, run_ids: list[str], config: ImproveConfig, store: Path = STORE) -> dict[str, Any]:
     """Refine and judge; returns the outcome as plain values."""
     return comparison_json(improve_task(store, dataset_id, run_ids, config))
 
 
 @flow(name="pipeline", persist_result=False)
-@in_words
+@fail_with_message
 def pipeline_flow(config: PipelineConfig) -> Outcome:
     """Collect, label, improve."""
     dataset_id = config.dataset_id or ""

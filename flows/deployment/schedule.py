@@ -22,7 +22,7 @@ from storage.policies import AlreadyRunning
 from storage.store import Store
 
 from ..runtime import Report, listener
-from .artifacts import in_words, leave, log_warnings, tell_artifact
+from .artifacts import fail_with_message, log_warnings, publish, tell_artifact
 from .night import Night, as_plain, run_night
 from .notices import tell_failure, tell_promotion, tell_warnings
 from .settings import SETTINGS, DeploymentConfig, read_deployment, read_settings
@@ -31,7 +31,7 @@ SKIPPED = "Skipped"
 
 
 @flow(name="nightly", persist_result=False)
-@in_words
+@fail_with_message
 def nightly_flow(deployment: str | None = None, settings: Path = SETTINGS, store: Path | None = None) -> dict[str, Any]:
     """Run a deployment of `trajnote.toml` once; while it runs already, this ends at once in the state `Skipped`."""
     name, config = read_deployment(deployment, settings, store)
@@ -40,7 +40,7 @@ def nightly_flow(deployment: str | None = None, settings: Path = SETTINGS, store
     except AlreadyRunning as error:
         return Completed(name=SKIPPED, message=str(error))  # pyright: ignore[reportReturnType] -- Prefect takes states
     log_warnings(night.warnings)
-    leave(f"nightly-{name}", tell_artifact(night))
+    publish(f"nightly-{name}", tell_artifact(night))
     return as_plain(night)
 
 

@@ -17,7 +17,7 @@ from refine.policies import Mode
 from storage.schema import Frozen
 
 from ..policies import Baseline
-from ..refinement import Contestant, Draw, Material
+from ..refinement import ArmDraw, Candidate, Material
 
 if TYPE_CHECKING:
     from refine.evaluation import Consistency
@@ -39,7 +39,7 @@ class AppraiseConfig(Frozen):
 class Trial:
     """One draw of one arm: its candidates, how they foretold held-out labels, and what the chosen one is worth."""
 
-    draw: Draw
+    draw: ArmDraw
     snapshots: Sequence[Snapshot]
     consistency: Consistency
     estimate: Estimate
@@ -81,9 +81,9 @@ class Appraisal:
     trials: Sequence[Trial] = field(repr=False)  # the annotator's labels come first
 
     @property
-    def candidate(self) -> Contestant:
+    def candidate(self) -> Candidate:
         """The refined policy, which is kept in the store whatever its estimate."""
-        return Contestant.of(self.trials[0].winner.policy, "refined")
+        return Candidate.of(self.trials[0].winner.policy, "refined")
 
     @property
     def accepted(self) -> bool:
@@ -98,4 +98,4 @@ class Appraisal:
     @property
     def baseline_id(self) -> str:
         """The name of what every arm started from."""
-        return self.material.baseline_id or Contestant.of(self.material.baseline, "baseline").policy_id
+        return self.material.baseline_id or Candidate.of(self.material.baseline, "baseline").policy_id

@@ -30,8 +30,8 @@ from storage.errors import BadInput
 from storage.schema import Array
 from storage.store import Store
 
-from ..refinement import PLACEBOS, Draw, Material, gather_material, labels_of, list_draws, train_draw
-from ..runtime import Report, share_out, silent
+from ..refinement import PLACEBOS, ArmDraw, Material, gather_material, labels_of, list_draws, train_draw
+from ..runtime import Report, parallel_map, silent
 from ..simulation import Named
 from .appraisal import Appraisal, AppraiseConfig, ArmEstimate, Trial
 from .records import comparison_id_of, record_appraisal
@@ -111,11 +111,11 @@ class _Kept(NamedTuple):
     consistency: Consistency
 
 
-def _train(material: Material, draws: Sequence[Draw], config: AppraiseConfig, report: Report) -> list[_Kept]:
+def _train(material: Material, draws: Sequence[ArmDraw], config: AppraiseConfig, report: Report) -> list[_Kept]:
     """Train every draw on all labels, and once more per fold to choose among its candidates."""
     work = partial(train_and_score, material, config.folds)
     kept: list[_Kept] = []
-    with closing(share_out(work, draws, config.workers)) as arriving:
+    with closing(parallel_map(work, draws, config.workers)) as arriving:
         report("train the arms", 0, len(draws))
         for snapshots, consistency in arriving:
             kept.append(_Kept(snapshots, consistency))
@@ -123,7 +123,7 @@ def _train(material: Material, draws: Sequence[Draw], config: AppraiseConfig, re
     return kept
 
 
-def train_and_score(material: Material, folds: int, draw: Draw) -> tuple[list[Snapshot], Consistency]:
+def train_and_score(material: Material, folds: int, draw: ArmDraw) -> tuple[list[Snapshot], Consistency]:
     """Candidates of one draw, and how well each foretells labels that its training has not seen."""
     from refine.evaluation import (
         out_of_fold,  # seconds: d3rlpy and torch, which only the processes that train need
@@ -140,7 +140,7 @@ def _refit_all(
 ) -> list[Array]:
     work = partial(refit_number, material, policies, config.ope, config.mode)
     refits: list[Array] = []
-    with closing(share_out(work, range(config.ope.resamples), config.workers)) as arriving:
+    with closing(parallel_map(work, range(config.ope.resamples), config.workers)) as arriving:
         for values in arriving:
             refits.append(values)
             report("estimate", len(refits), config.ope.resamples)

@@ -17,7 +17,7 @@ from storage.policies import save_policy
 from storage.store import Store
 
 from ..policies import record_baseline
-from ..refinement import Contestant, learner_versions
+from ..refinement import Candidate, learner_versions
 
 if TYPE_CHECKING:
     from ..refinement import Material
@@ -112,7 +112,7 @@ def _arms(appraisal: Appraisal) -> Iterator[dict[str, Any]]:
 
 
 def _estimates(appraisal: Appraisal, baseline_id: str) -> Iterator[dict[str, Any]]:
-    chosen = [(trial.draw.name, Contestant.of(trial.winner.policy, "refined").policy_id) for trial in appraisal.trials]
+    chosen = [(trial.draw.name, Candidate.of(trial.winner.policy, "refined").policy_id) for trial in appraisal.trials]
     named = [("baseline", baseline_id), *chosen]
     found = [appraisal.baseline, *(trial.estimate for trial in appraisal.trials)]
     for (name, policy_id), estimate in zip(named, found, strict=True):
@@ -136,7 +136,7 @@ def _estimates(appraisal: Appraisal, baseline_id: str) -> Iterator[dict[str, Any
 def _refinement(appraisal: Appraisal, trial: Trial) -> dict[str, Any]:
     own = trial.draw.arm == "labels"
     accepted = own and appraisal.accepted
-    kept = Contestant.of(trial.winner.policy, "refined") if accepted else None
+    kept = Candidate.of(trial.winner.policy, "refined") if accepted else None
     return {
         "comparison_id": appraisal.comparison_id,
         "arm": trial.draw.arm,
@@ -159,7 +159,7 @@ def _candidates(trial: Trial, refinement_id: str) -> Iterator[dict[str, Any]]:
         yield {
             "refinement_id": refinement_id,
             "number": number,
-            "policy_id": Contestant.of(snapshot.policy, "refined").policy_id,
+            "policy_id": Candidate.of(snapshot.policy, "refined").policy_id,
             "step": snapshot.step,
             "beta": snapshot.beta,
             "return_": None,

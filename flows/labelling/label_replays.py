@@ -29,7 +29,7 @@ from storage.schema import Annotation, Episode, Frozen, Manifest
 from storage.store import Store
 
 from ..policies import find_recorded_baseline, load_policy
-from ..runtime import Report, share_out, silent, workers_if_chosen
+from ..runtime import Report, parallel_map, silent, workers_if_chosen
 from ..simulation import (
     Branch,
     Ending,
@@ -108,7 +108,7 @@ def replay_labels(
     batches = [missing[start : start + BATCH] for start in range(0, len(missing), BATCH)]
     tasks = [(notes, {note.episode_id: episodes[note.episode_id] for note in notes}) for notes in batches]
     work = partial(measure, manifest, home, policy, way)
-    with closing(share_out(work, tasks, workers_if_chosen(), threadsafe=True)) as measured:
+    with closing(parallel_map(work, tasks, workers_if_chosen(), threadsafe=True)) as measured:
         report("replay labels", 0, len(missing))
         for number, rows in enumerate(measured, start=1):
             with store.catalog.write() as con:

@@ -1,9 +1,9 @@
 from .ablation import AblateConfig, ablate
 from .ablation_table import ablation_json, ablation_rows, ablation_sentences
-from .arms import PLACEBOS, Draw, Material, labels_of, list_draws, train_draw
+from .arms import PLACEBOS, ArmDraw, Material, labels_of, list_draws, train_draw
 from .comparison import GateConfig
 from .evaluation import EvaluateConfig, evaluate
-from .evaluator import Contestant
+from .evaluator import Candidate
 from .lineage import learner_versions
 from .present import arm_title, comparison_json, comparison_rows, comparison_sentences
 from .refinement import ImproveConfig, Outcome, gather_material, improve
@@ -13,8 +13,8 @@ from .rounds_table import rounds_json, rounds_rows, rounds_sentences
 __all__ = [
     "PLACEBOS",
     "AblateConfig",
-    "Contestant",
-    "Draw",
+    "ArmDraw",
+    "Candidate",
     "EvaluateConfig",
     "GateConfig",
     "ImproveConfig",

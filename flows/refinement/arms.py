@@ -29,7 +29,7 @@ _PLACEBO_STREAM = 0x9AC  # keeps the placebos' chance apart from the learner's
 
 
 @dataclass(frozen=True)
-class Draw:
+class ArmDraw:
     """One refinement of one arm; those that depend on chance are drawn several times."""
 
     arm: AnyArm
@@ -41,10 +41,10 @@ class Draw:
         return f"{self.arm} {self.number + 1}" if self.arm in CHANCE else self.arm
 
 
-def list_draws(placebo_draws: int, references: Sequence[ReferenceArm] = ()) -> list[Draw]:
+def list_draws(placebo_draws: int, references: Sequence[ReferenceArm] = ()) -> list[ArmDraw]:
     """The annotator's labels and plain cloning once, what depends on chance `placebo_draws` times, the oracle once."""
     arms: list[AnyArm] = ["labels", "no_labels", "shuffled", "random", *references]
-    return [Draw(arm, n) for arm in arms for n in range(placebo_draws if arm in CHANCE else 1)]
+    return [ArmDraw(arm, n) for arm in arms for n in range(placebo_draws if arm in CHANCE else 1)]
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class Material:
     baseline_id: str | None = None  # by which the store knows the baseline already; it decides nothing
     log_dir: Path | None = None  # where the training of the annotator's labels is logged; it decides nothing
 
-    def is_logged(self, draw: Draw) -> bool:
+    def is_logged(self, draw: ArmDraw) -> bool:
         """Whether the training of a draw is watched, so that one made before does not do."""
         return self.log_dir is not None and draw.arm == "labels"
 
@@ -87,7 +87,7 @@ class Material:
         return content_id("m_", [*made_of, list(self.also)] if self.also else made_of)
 
 
-def train_draw(material: Material, draw: Draw) -> list[Snapshot]:
+def train_draw(material: Material, draw: ArmDraw) -> list[Snapshot]:
     """Refine the baseline with the labels of one arm; equal arguments give equal snapshots.
 
     Args:
@@ -107,7 +107,7 @@ def train_draw(material: Material, draw: Draw) -> list[Snapshot]:
     return refine_candidates(steps, labels, material.baseline, material.config, log_dir=log_dir)
 
 
-def labels_of(material: Material, draw: Draw, steps: StepArrays) -> Labels:
+def labels_of(material: Material, draw: ArmDraw, steps: StepArrays) -> Labels:
     """The labels that one draw of one arm is trained with.
 
     Raises:

@@ -30,9 +30,9 @@ from refine.policies import Mode
 from storage.errors import BadInput
 from storage.schema import Frozen
 
-from ..runtime import Report, share_out, silent
-from .arms import PLACEBOS, Draw, Material, list_draws, train_draw
-from .evaluator import Contestant, Judge, Purpose, Returns
+from ..runtime import Report, parallel_map, silent
+from .arms import PLACEBOS, ArmDraw, Material, list_draws, train_draw
+from .evaluator import Candidate, Evaluator, Purpose, Returns
 from .selection import Method, try_fields
 from .training_cache import find_candidates, keep_candidates
 
@@ -76,14 +76,14 @@ class GateConfig(Frozen):
 class Trial:
     """One draw of one arm after the gate."""
 
-    draw: Draw
-    candidates: Sequence[Contestant]
+    draw: ArmDraw
+    candidates: Sequence[Candidate]
     snapshots: Sequence[Snapshot]  # of the same order
     selection: Sequence[float]  # mean return of each candidate on the selection seeds that it played
     episodes: Sequence[int]  # how many of them it played
     winner: int  # index of the candidate that was tested
     decision: Decision
-    kept: Contestant  # the winner if it was accepted, else the baseline
+    kept: Candidate  # the winner if it was accepted, else the baseline
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,7 @@ class Comparison:
 
 
 @dataclass(frozen=True)
-class Contest:
+class ComparisonPlan:
     """The arms of one comparison on their way through the gate.
 
     Args:
@@ -128,15 +128,15 @@ class Contest:
     """
 
     material: Material
-    judge: Judge
+    judge: Evaluator
     gate: GateConfig
     report: Report = silent
     references: Sequence[ReferenceArm] = ()
 
     @property
-    def baseline(self) -> Contestant:
+    def baseline(self) -> Candidate:
         """The policy that every arm started from."""
-        made = Contestant.of(self.material.baseline, "baseline")
+        made = Candidate.of(self.material.baseline, "baseline")
         return replace(made, policy_id=self.material.baseline_id or made.policy_id)
 
     def run(self) -> Comparison:
@@ -166,12 +166,12 @@ class Contest:
                 "Use --gate-mode greedy.",
             )
 
-    def _train(self, draws: Sequence[Draw]) -> list[list[Snapshot]]:
+    def _train(self, draws: Sequence[ArmDraw]) -> list[list[Snapshot]]:
         """The candidates of every draw, trained now or before; each in one thread of one process."""
         store, train, workers = self.judge.store, partial(train_draw, self.material), self.judge.workers
         known = {draw: found for draw in draws if (found := find_candidates(store, self.material, draw)) is not None}
         missing = [draw for draw in draws if draw not in known]
-        with closing(share_out(train, missing, workers)) as arriving:
+        with closing(parallel_map(train, missing, workers)) as arriving:
             self.report("train the arms", len(known), len(draws))
             for draw, snapshots in zip(missing, arriving, strict=True):
                 keep_candidates(store, self.material, draw, snapshots)
@@ -179,9 +179,9 @@ class Contest:
                 self.report("train the arms", len(known), len(draws))
         return [known[draw] for draw in draws]
 
-    def _judge(self, draws: Sequence[Draw], trained: Sequence[Sequence[Snapshot]]) -> list[Trial]:
+    def _judge(self, draws: Sequence[ArmDraw], trained: Sequence[Sequence[Snapshot]]) -> list[Trial]:
         """Choose the best candidate of each draw; accept it, or leave the baseline in force."""
-        fields = [[Contestant.of(s.policy, "refined") for s in snapshots] for snapshots in trained]
+        fields = [[Candidate.of(s.policy, "refined") for s in snapshots] for snapshots in trained]
         play = partial(self._returns, mode=self.gate.mode)
         found = try_fields(play, self.baseline, fields, self.gate.seeds, self.gate.method)
         return [
@@ -206,7 +206,7 @@ class Contest:
         return dict(zip(names, self._returns(contestants, seeds, "report", mode=mode), strict=True))
 
     def _returns(
-        self, contestants: Sequence[Contestant], seeds: range, purpose: Purpose, *, mode: Mode
+        self, contestants: Sequence[Candidate], seeds: range, purpose: Purpose, *, mode: Mode
     ) -> list[Returns]:
         words = {"select": "choose a candidate", "accept": "accept or reject", "report": f"report, {mode}"}
         advance: Callable[[int, int], None] = lambda done, total: self.report(words[purpose], done, total)  # noqa: E731

@@ -19,7 +19,7 @@ from storage.store import Store
 from ..policies import load_policy
 from ..runtime import Report, silent
 from ..simulation import Named, check_mode, find_home, look_up_spaces
-from .evaluator import Contestant, Judge
+from .evaluator import Candidate, Evaluator
 
 
 class EvaluateConfig(Frozen):
@@ -56,8 +56,8 @@ def evaluate(store: Store, config: EvaluateConfig, report: Report = silent) -> d
     spec, home = _resolve(store, config)
     policy = load_policy(spec, look_up_spaces(home.env_id, home.env_kwargs), store)
     mode = check_mode(policy, config.mode)
-    contestant = Contestant(spec.removeprefix("policy:"), policy.sha256, policy)
-    judge = Judge(store, home.env_id, home.env_kwargs, config.workers, home.max_steps)
+    contestant = Candidate(spec.removeprefix("policy:"), policy.sha256, policy)
+    judge = Evaluator(store, home.env_id, home.env_kwargs, config.workers, home.max_steps)
     (returns,) = judge.returns(
         [contestant],
         range(config.seed, config.seed + config.episodes),

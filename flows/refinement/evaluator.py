@@ -31,7 +31,7 @@ _COMMIT_S = 2.0  # seconds of playing that are committed together, so that an in
 
 
 @dataclass(frozen=True)
-class Contestant:
+class Candidate:
     """A policy that is judged, under the name by which the catalog knows it."""
 
     policy_id: str
@@ -39,13 +39,13 @@ class Contestant:
     actor: Actor
 
     @classmethod
-    def of(cls, network: MlpPolicy, prefix: str) -> Contestant:
+    def of(cls, network: MlpPolicy, prefix: str) -> Candidate:
         """A portable network, named by its content."""
         return cls(f"{prefix}-{network.sha256[:12]}", network.sha256, network)
 
 
 @dataclass(frozen=True)
-class Judge:
+class Evaluator:
     """Plays policies in one environment; equal questions are played once, over all commands and interruptions.
 
     A question is another one once the environment's code, its registration or a package version has changed.
@@ -71,7 +71,7 @@ class Judge:
 
     def returns(
         self,
-        contestants: Sequence[Contestant],
+        contestants: Sequence[Candidate],
         seeds: range,
         *,
         mode: Mode,
@@ -97,7 +97,7 @@ class Judge:
 
     def _play(
         self,
-        missing: Mapping[str, Contestant],
+        missing: Mapping[str, Candidate],
         seeds: range,
         mode: Mode,
         purpose: Purpose,
@@ -135,7 +135,7 @@ class Judge:
                 stacklevel=2,
             )
 
-    def _evaluation_id(self, contestant: Contestant, seeds: range, mode: Mode) -> str:
+    def _evaluation_id(self, contestant: Candidate, seeds: range, mode: Mode) -> str:
         place = [self.env_id, dict(self.env_kwargs), self.fingerprint.sha256, self.max_steps]
         return content_id("e_", [contestant.sha256, place, mode, seeds.start, len(seeds)], 24)
 
@@ -147,7 +147,7 @@ class Judge:
         return {id_: np.array(returns, dtype=np.float64) for id_, returns in rows}
 
     def _row(
-        self, id_: str, contestant: Contestant, returns: Returns, seeds: range, *, mode: Mode, purpose: Purpose
+        self, id_: str, contestant: Candidate, returns: Returns, seeds: range, *, mode: Mode, purpose: Purpose
     ) -> dict[str, Any]:
         estimate = interval(returns)
         return {

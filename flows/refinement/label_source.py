@@ -15,7 +15,7 @@ from storage.store import Store
 
 
 @dataclass(frozen=True)
-class Opinions:
+class LabelSource:
     """Annotations or rules of a dataset, never both."""
 
     notes: Sequence[Annotation]
@@ -40,7 +40,7 @@ class Opinions:
 
 def find_opinions(
     store: Store, datasets: Sequence[str], run_ids: Sequence[str] | None, mode: TrainingMode, *, rules: bool
-) -> Opinions:
+) -> LabelSource:
     """The annotations of some runs; their rules if that is asked for, or if the runs named have nothing else.
 
     Args:
@@ -57,7 +57,7 @@ def find_opinions(
     dataset_id = datasets[0]
     notes = [] if rules else pool_annotations(store, datasets, run_ids)
     there = [rule for name in datasets for rule in load_rules(store, name, run_ids)]
-    found = Opinions(notes, there if rules or run_ids else [])
+    found = LabelSource(notes, there if rules or run_ids else [])
     if found.notes and found.rules:
         raise BadInput(
             f"The runs {', '.join(found.run_ids)} have labels of single steps and rules.",

@@ -15,11 +15,16 @@ from storage.content_hash import content_id
 from storage.policies import save_policy
 
 from ..policies import record_baseline
-from .comparison import ArmResult, Comparison, Contest, Trial
+from .comparison import ArmResult, Comparison, ComparisonPlan, Trial
 
 
 def record_comparison(
-    contest: Contest, comparison: Comparison, run_ids: Sequence[str], origin: str, *, warnings: Sequence[str] = ()
+    contest: ComparisonPlan,
+    comparison: Comparison,
+    run_ids: Sequence[str],
+    origin: str,
+    *,
+    warnings: Sequence[str] = (),
 ) -> str:
     """Write the accepted policies and every arm's refinement into the store.
 
@@ -54,14 +59,14 @@ def record_comparison(
     return comparison_id
 
 
-def _comparison_id(contest: Contest) -> str:
+def _comparison_id(contest: ComparisonPlan) -> str:
     """Named by what was asked and where; arms that only inform, and their expert, count where there are any."""
     oracle = contest.material.oracle
     references = [*contest.references, oracle.sha256 if oracle else None] if contest.references else []
     return content_id("c_", [contest.material.content_id, contest.gate, *references, contest.judge.fingerprint.sha256])
 
 
-def _save_refined(contest: Contest, trial: Trial, run_ids: Sequence[str]) -> None:
+def _save_refined(contest: ComparisonPlan, trial: Trial, run_ids: Sequence[str]) -> None:
     material, winner = contest.material, trial.snapshots[trial.winner]
     record: dict[str, Any] = {
         "kind": "refined",
@@ -85,7 +90,7 @@ def _save_refined(contest: Contest, trial: Trial, run_ids: Sequence[str]) -> Non
     save_policy(contest.judge.store, trial.kept.policy_id, winner.policy.to_files(), record)
 
 
-def _further_datasets(contest: Contest) -> dict[str, list[str]]:
+def _further_datasets(contest: ComparisonPlan) -> dict[str, list[str]]:
     """The datasets beside the first one, where there are any."""
     return {"also": list(contest.material.also)} if contest.material.also else {}
 
@@ -95,7 +100,7 @@ def learner_versions() -> dict[str, str]:
     return {name: importlib.metadata.version(name) for name in ("d3rlpy", "torch", "numpy")}
 
 
-def _comparison_row(contest: Contest, comparison: Comparison) -> dict[str, Any]:
+def _comparison_row(contest: ComparisonPlan, comparison: Comparison) -> dict[str, Any]:
     return {
         "dataset_id": contest.material.dataset_id,
         "env_id": contest.judge.env_id,
@@ -132,7 +137,7 @@ def arm_rows(arms: Sequence[ArmResult]) -> list[dict[str, Any]]:
     ]
 
 
-def _refinement_row(contest: Contest, trial: Trial, run_ids: Sequence[str]) -> dict[str, Any]:
+def _refinement_row(contest: ComparisonPlan, trial: Trial, run_ids: Sequence[str]) -> dict[str, Any]:
     material = contest.material
     expert = material.oracle.spec if material.oracle and trial.draw.arm == "oracle" else None
     more = {"expert": expert} if expert else {}

@@ -21,10 +21,10 @@ from ..policies import Baseline, check_spaces, find_baseline
 from ..runtime import Report, silent
 from ..simulation import Home, Named, Spaces, find_home, look_up_spaces
 from .arms import Material
-from .comparison import Comparison, Contest, GateConfig
-from .evaluator import Judge
+from .comparison import Comparison, ComparisonPlan, GateConfig
+from .evaluator import Evaluator
 from .expert_arm import ask_expert
-from .label_source import Opinions, find_opinions
+from .label_source import LabelSource, find_opinions
 from .lineage import record_comparison
 
 
@@ -99,10 +99,10 @@ def improve(
     if opinions.rules and config.random_states:
         raise BadInput("Rules speak of all states that they match, so there are no others to compare with.")
     material = replace(material, log_dir=config.log_dir)
-    judge = Judge(store, *home, config.workers, manifest.max_steps)
+    judge = Evaluator(store, *home, config.workers, manifest.max_steps)
     warnings += tuple(_tell_changes(judge, read_manifest(store, each)) for each in (dataset_id, *also))
     warnings = tuple(filter(None, warnings))
-    contest = Contest(material, judge, config.gate, report, config.references)
+    contest = ComparisonPlan(material, judge, config.gate, report, config.references)
     comparison = contest.run()
     comparison_id = record_comparison(contest, comparison, opinions.run_ids, start.origin, warnings=warnings)
     return Outcome(
@@ -115,7 +115,7 @@ class Gathered(NamedTuple):
 
     material: Material
     baseline: Baseline
-    opinions: Opinions
+    opinions: LabelSource
     warnings: tuple[str, ...]
 
 
@@ -170,7 +170,7 @@ def _home_of(store: Store, manifest: Manifest, named: Named | None) -> Home:
     return home
 
 
-def _tell_changes(judge: Judge, manifest: Manifest) -> str:
+def _tell_changes(judge: Evaluator, manifest: Manifest) -> str:
     """What a user should know of a dataset whose environment has other code by now; nothing if it has the same."""
     if manifest.source == "import":
         return ""

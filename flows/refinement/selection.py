@@ -25,10 +25,10 @@ from refine.evaluation import (
     rank_survivors,
 )
 
-from .evaluator import Contestant, Purpose, Returns
+from .evaluator import Candidate, Purpose, Returns
 
 Method = Literal["racing", "full"]
-Play = Callable[[Sequence[Contestant], range, Purpose], list[Returns]]
+Play = Callable[[Sequence[Candidate], range, Purpose], list[Returns]]
 """Returns of the contestants on the seeds, one (S,) array each."""
 
 
@@ -43,7 +43,7 @@ class Finding:
 
 
 def try_fields(
-    play: Play, baseline: Contestant, fields: Sequence[Sequence[Contestant]], plan: SeedPlan, method: Method
+    play: Play, baseline: Candidate, fields: Sequence[Sequence[Candidate]], plan: SeedPlan, method: Method
 ) -> list[Finding]:
     """Choose a winner in each field and accept or reject it.
 
@@ -61,7 +61,7 @@ def try_fields(
 
 
 def _try_in_full(
-    play: Play, baseline: Contestant, fields: Sequence[Sequence[Contestant]], plan: SeedPlan
+    play: Play, baseline: Candidate, fields: Sequence[Sequence[Candidate]], plan: SeedPlan
 ) -> list[Finding]:
     played = iter(play([candidate for candidates in fields for candidate in candidates], plan.select, "select"))
     selection = [[next(played) for _ in candidates] for candidates in fields]
@@ -83,18 +83,18 @@ def _try_in_full(
 class _Racers:
     """One field on its way through the race."""
 
-    candidates: Sequence[Contestant]
+    candidates: Sequence[Candidate]
     returns: list[Returns]  # of each candidate, as far as it came
     alive: list[int]
     differences: Returns = field(default_factory=lambda: np.empty(0))  # of the winner to the baseline, so far
     decision: Decision | None = None
 
     @classmethod
-    def of(cls, candidates: Sequence[Contestant]) -> _Racers:
+    def of(cls, candidates: Sequence[Candidate]) -> _Racers:
         return cls(candidates, [np.empty(0) for _ in candidates], list(range(len(candidates))))
 
     @property
-    def winner(self) -> Contestant:
+    def winner(self) -> Candidate:
         return self.candidates[self.alive[0]]
 
     def worst_difference(self, before: Returns) -> float:
@@ -108,7 +108,7 @@ class _Racers:
         return Finding(means, [len(returns) for returns in self.returns], self.alive[0], self.decision)
 
 
-def _race(play: Play, baseline: Contestant, fields: Sequence[Sequence[Contestant]], plan: SeedPlan) -> list[Finding]:
+def _race(play: Play, baseline: Candidate, fields: Sequence[Sequence[Candidate]], plan: SeedPlan) -> list[Finding]:
     racers = [_Racers.of(candidates) for candidates in fields]
     _halve(play, racers, plan.select)
     (before,) = play([baseline], plan.select, "select")
@@ -136,7 +136,7 @@ def _climb(play: Play, racers: Sequence[_Racers], seeds: range) -> None:
         begin = rung.episodes
 
 
-def _accept(play: Play, baseline: Contestant, racers: Sequence[_Racers], worst: Sequence[float], seeds: range) -> None:
+def _accept(play: Play, baseline: Candidate, racers: Sequence[_Racers], worst: Sequence[float], seeds: range) -> None:
     """Play the winners and the baseline on, look after look, until every field is decided."""
     begin = 0
     for look in list_looks(len(seeds)):

@@ -21,13 +21,13 @@ from storage.errors import DamagedStore
 from storage.policies import load_training, save_training
 from storage.store import Store
 
-from .arms import Draw, Material
+from .arms import ArmDraw, Material
 
 _BOOK = "snapshots.json"
 _LIBRARIES = ("numpy", "torch", "d3rlpy")
 
 
-def find_candidates(store: Store, material: Material, draw: Draw) -> list[Snapshot] | None:
+def find_candidates(store: Store, material: Material, draw: ArmDraw) -> list[Snapshot] | None:
     """The candidates of a draw, if it was trained before and is not to be watched now."""
     files = None if material.is_logged(draw) else load_training(store, _training_id(material, draw))
     if files is None:
@@ -41,7 +41,7 @@ def find_candidates(store: Store, material: Material, draw: Draw) -> list[Snapsh
         return None
 
 
-def keep_candidates(store: Store, material: Material, draw: Draw, snapshots: Sequence[Snapshot]) -> None:
+def keep_candidates(store: Store, material: Material, draw: ArmDraw, snapshots: Sequence[Snapshot]) -> None:
     """Keep the candidates of a draw, in the order of training."""
     book = [[snapshot.step, snapshot.beta, snapshot.reading] for snapshot in snapshots]
     files = {_BOOK: json.dumps(book).encode()}
@@ -55,11 +55,11 @@ def _files_of(files: Mapping[str, bytes], number: int) -> dict[str, bytes]:
     return {name.removeprefix(start): content for name, content in files.items() if name.startswith(start)}
 
 
-def _training_id(material: Material, draw: Draw) -> str:
+def _training_id(material: Material, draw: ArmDraw) -> str:
     return content_id("t_", [material.content_id, draw.arm, draw.number, _reference_of(material, draw), _learner()])
 
 
-def _reference_of(material: Material, draw: Draw) -> str | None:
+def _reference_of(material: Material, draw: ArmDraw) -> str | None:
     """What an arm depends on beside what all arms share."""
     return material.oracle.sha256 if draw.arm == "oracle" and material.oracle else None
 

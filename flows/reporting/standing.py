@@ -67,7 +67,7 @@ FROM candidates JOIN refinements USING (refinement_id) WHERE comparison_id = ? G
 
 
 @dataclass(frozen=True)
-class Standing:
+class StoreStatus:
     """One look at a store."""
 
     at: datetime
@@ -86,7 +86,7 @@ class Standing:
         return sum(row["worst_usd"] or 0.0 for row in self.batches)
 
 
-def look(store: Store, *, limit: int = 8) -> Standing:
+def look(store: Store, *, limit: int = 8) -> StoreStatus:
     """Ask the catalog how things stand.
 
     Args:
@@ -99,7 +99,7 @@ def look(store: Store, *, limit: int = 8) -> Standing:
     with Catalog(store.catalog.path, wait_s=_PATIENCE_S).read() as con:
         comparison = next(iter(fetch(con, _COMPARISON)), None)
         judged = comparison["comparison_id"] if comparison else None
-        return Standing(
+        return StoreStatus(
             at=datetime.now(UTC),
             datasets=fetch(con, "SELECT count(*) AS n FROM datasets")[0]["n"],
             spent_usd=fetch(con, "SELECT coalesce(sum(cost_usd), 0) AS usd FROM responses")[0]["usd"],

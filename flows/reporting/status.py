@@ -16,7 +16,7 @@ from storage.errors import CatalogLocked
 from storage.store import Store
 
 from .page.plain_text import visible
-from .standing import RATE_MINUTES, Row, Standing, look
+from .standing import RATE_MINUTES, Row, StoreStatus, look
 
 _NUMBERS = ("requests", "answered", "open", "sent", "failed", "labels", "$", "policies")
 _WIDE = ("snapshots", "model", "environment")  # these may break into lines
@@ -43,7 +43,7 @@ def watch(store: Store, console: Console, *, every_s: float = 2.0, budget_usd: f
                 live.update(Group(shown, busy), refresh=True)
 
 
-def draw(standing: Standing, budget_usd: float | None = None) -> RenderableType:
+def draw(standing: StoreStatus, budget_usd: float | None = None) -> RenderableType:
     """One look as tables and lines; nothing in them is read as markup, for names come from anywhere."""
     parts: list[RenderableType] = [_head(standing, budget_usd)]
     if standing.runs:
@@ -66,7 +66,7 @@ def draw(standing: Standing, budget_usd: float | None = None) -> RenderableType:
     return Group(*parts)
 
 
-def _head(standing: Standing, budget_usd: float | None) -> Text:
+def _head(standing: StoreStatus, budget_usd: float | None) -> Text:
     spent, flying = standing.spent_usd, standing.in_flight_usd
     line = Text(f"{standing.at:%H:%M:%S} UTC   {standing.datasets} datasets   spent ${spent:.2f}", style="bold")
     if flying:
@@ -116,7 +116,7 @@ def _evaluation(row: Row) -> dict[str, str]:
     }
 
 
-def _gate(standing: Standing, comparison: Row) -> list[RenderableType]:
+def _gate(standing: StoreStatus, comparison: Row) -> list[RenderableType]:
     better, credit = _yes(comparison["better"]), _yes(comparison["credit"])
     arms = [
         {

@@ -1,6 +1,6 @@
 from .prefect_defaults import quieten_prefect
 from .prefect_server import Server, served, start_server
-from .processes import core_count, share_out
+from .processes import core_count, parallel_map
 from .progress import Report, listener, listening, silent
 from .runners import PROCESSES, parse_runner, running_on, workers_if_chosen
 
@@ -11,11 +11,11 @@ __all__ = [
     "core_count",
     "listener",
     "listening",
+    "parallel_map",
     "parse_runner",
     "quieten_prefect",
     "running_on",
     "served",
-    "share_out",
     "silent",
     "start_server",
     "workers_if_chosen",

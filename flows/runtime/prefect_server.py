@@ -44,7 +44,7 @@ class Server:
     def __init__(self, *, schedules: bool = False) -> None:
         self._process = subprocess.Popen(
             [sys.executable, "-m", __name__],
-            stdin=subprocess.PIPE,  # the rope: it is closed when this process ends, in whatever way
+            stdin=subprocess.PIPE,  # the parent pipe: it is closed when this process ends, in whatever way
             stdout=subprocess.PIPE,
             env={**os.environ, **_ENVIRONMENT, **(_WITH_SCHEDULES if schedules else _WITHOUT_SCHEDULES)},
             cwd=Path(__file__).parents[2],

@@ -38,7 +38,7 @@ def core_count() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def share_out(
+def parallel_map(
     work: Callable[[Item], Result],
     items: Sequence[Item],
     workers: int | None = None,
@@ -90,7 +90,7 @@ def share_out(
         raise
     finally:
         if futures or failed:
-            let_go()
+            shutdown_workers()
 
 
 _turn = threading.Lock()
@@ -103,7 +103,7 @@ def _one_at_a_time(work: Callable[[Item], Result], item: Item) -> Result:
 
 
 class _Processes:
-    """Processes that end when their rope does: when this process lets go of it, or dies in whatever way."""
+    """Processes that end when their parent pipe does: when this process lets go of it, or dies in whatever way."""
 
     def __init__(self, workers: int) -> None:
         self.workers = workers
@@ -137,12 +137,12 @@ _kept: dict[tuple[Runner, int | None], Pool] = {}  # one at most
 def _keep(runner: Runner, workers: int | None) -> Pool:
     """The workers that stay; others replace them."""
     if (runner, workers) not in _kept:
-        let_go()
+        shutdown_workers()
         _kept[runner, workers] = _open(runner, workers)
     return _kept[runner, workers]
 
 
-def let_go() -> None:
+def shutdown_workers() -> None:
     """End the workers that wait for more work; the next work starts others."""
     while _kept:
         _kept.popitem()[1].end()
@@ -181,13 +181,13 @@ def _interrupts_wait() -> Generator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _begin(rope: PipeConnection[Any, Any]) -> None:
-    """In a new process: die quietly on Ctrl-C and when the rope ends."""
+def _begin(parent_pipe: PipeConnection[Any, Any]) -> None:
+    """In a new process: die quietly on Ctrl-C and when the parent pipe ends."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
-    threading.Thread(target=_hang_on, args=(rope,), daemon=True).start()
+    threading.Thread(target=_hang_on, args=(parent_pipe,), daemon=True).start()
 
 
-def _hang_on(rope: PipeConnection[Any, Any]) -> None:
-    rope.poll(None)  # nothing is ever sent: it returns when the other end is closed
+def _hang_on(parent_pipe: PipeConnection[Any, Any]) -> None:
+    parent_pipe.poll(None)  # nothing is ever sent: it returns when the other end is closed
     os._exit(0)

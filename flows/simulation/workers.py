@@ -17,7 +17,7 @@ from refine.policies import Mode
 from storage.errors import BadInput
 from storage.schema import Array, Episode
 
-from ..runtime import share_out
+from ..runtime import parallel_map
 from .actors import Actor
 from .environments import Environment, EnvironmentMaker
 from .rollouts import play, warn_of
@@ -67,7 +67,7 @@ def play_policies(
         policies: P of them.
         seeds: S of them, the same for every policy, so that returns can be compared in pairs.
         mode: `greedy` or `sampled`.
-        workers: as for `share_out`.
+        workers: as for `parallel_map`.
         max_steps: cut longer episodes there.
         advance: called with episodes played and episodes in all.
 
@@ -82,7 +82,7 @@ def play_policies(
     tasks = [_Task(env_id, kwargs, policy, chunk, mode, max_steps) for policy in policies for chunk in chunks]
     alone = workers == 1 or len(tasks) <= 1
     returns: list[float] = []
-    shared = _play_here(tasks) if alone else share_out(_play_in_worker, tasks, workers, threadsafe=True)
+    shared = _play_here(tasks) if alone else parallel_map(_play_in_worker, tasks, workers, threadsafe=True)
     with closing(shared) as played:
         for number, chunk_returns in enumerate(played, start=1):
             returns += chunk_returns
@@ -118,7 +118,7 @@ def play_episodes(
         (_Task(env_id, kwargs, policy, chunk, mode, max_steps), first_id + number * _CHUNK)
         for number, chunk in enumerate(chunks)
     ]
-    with closing(share_out(_play_whole, tasks, threadsafe=True)) as played:
+    with closing(parallel_map(_play_whole, tasks, threadsafe=True)) as played:
         for episodes, said, failure in played:
             yield from episodes
             for sentence in said:

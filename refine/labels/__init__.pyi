@@ -1,4 +1,4 @@
-from .label_hypotheses import Reading, keep, list_readings
+from .label_hypotheses import LabelHypothesis, keep, list_readings
 from .labels import Arm, Labels, check_labels, labels_from_annotations
 from .reference_arms import ReferenceArm, label_like_expert, label_random_states
 from .reward_relabelling import relabel, scale_of_returns
@@ -7,8 +7,8 @@ from .weighting import weigh_labels
 
 __all__ = [
     "Arm",
+    "LabelHypothesis",
     "Labels",
-    "Reading",
     "ReferenceArm",
     "check_labels",
     "keep",

@@ -26,14 +26,14 @@ DIRECTIONS = 4
 
 
 @dataclass(frozen=True)
-class Reading:
+class LabelHypothesis:
     """Labels under one suspicion."""
 
     name: str
     labels: Labels
 
 
-def list_readings(labels: Labels, steps: StepArrays, policy: MlpPolicy) -> list[Reading]:
+def list_readings(labels: Labels, steps: StepArrays, policy: MlpPolicy) -> list[LabelHypothesis]:
     """Every systematic suspicion about the suggestions.
 
     - one action's suggestions are worthless (discrete);
@@ -63,33 +63,33 @@ def keep(labels: Labels, wanted: NDArray[np.bool_]) -> Labels:
     return replace(labels, weights=weights) if weights.any() else labels
 
 
-def _suspect_actions(labels: Labels, policy: MlpPolicy) -> Iterator[Reading]:
+def _suspect_actions(labels: Labels, policy: MlpPolicy) -> Iterator[LabelHypothesis]:
     start, said = policy.action_space.start, labels.suggestions
     counts = np.bincount(said[labels.weights > 0] - start, minlength=int(policy.action_space.n or 1))
     suspects = sorted(int(index) + start for index in np.argsort(-counts, kind="stable")[:MOST_ACTIONS])
     for action in suspects:
-        yield Reading(f"without action {action}", keep(labels, said != action))
+        yield LabelHypothesis(f"without action {action}", keep(labels, said != action))
     for one, other in itertools.combinations(suspects, 2):
         exchanged = np.where(said == one, other, np.where(said == other, one, said))
-        yield Reading(f"actions {one} and {other} exchanged", replace(labels, suggestions=exchanged))
+        yield LabelHypothesis(f"actions {one} and {other} exchanged", replace(labels, suggestions=exchanged))
 
 
-def _mirror_signs(labels: Labels, policy: MlpPolicy) -> Iterator[Reading]:
+def _mirror_signs(labels: Labels, policy: MlpPolicy) -> Iterator[LabelHypothesis]:
     middle, _ = action_units(policy.action_space)
     opposite = 2 * middle.astype(np.float64) - labels.suggestions
-    yield Reading("all signs mirrored", replace(labels, suggestions=opposite))
+    yield LabelHypothesis("all signs mirrored", replace(labels, suggestions=opposite))
     for component in range(policy.action_space.size if policy.action_space.size > 1 else 0):
         mirrored = np.array(labels.suggestions)
         mirrored[:, component] = opposite[:, component]
-        yield Reading(f"sign of component {component} mirrored", replace(labels, suggestions=mirrored))
+        yield LabelHypothesis(f"sign of component {component} mirrored", replace(labels, suggestions=mirrored))
 
 
-def _halve_states(labels: Labels, steps: StepArrays, policy: MlpPolicy) -> Iterator[Reading]:
+def _halve_states(labels: Labels, steps: StepArrays, policy: MlpPolicy) -> Iterator[LabelHypothesis]:
     places = _principal_components(network_inputs(steps.observation[labels.rows], policy.observation_space))
     for number, place in enumerate(places.T, start=1):
         above = place > np.median(place)
-        yield Reading(f"upper half of component {number} of the states", keep(labels, above))
-        yield Reading(f"lower half of component {number} of the states", keep(labels, ~above))
+        yield LabelHypothesis(f"upper half of component {number} of the states", keep(labels, above))
+        yield LabelHypothesis(f"lower half of component {number} of the states", keep(labels, ~above))
 
 
 def _principal_components(states: Array) -> Array:

@@ -18,7 +18,7 @@ from .d3rlpy_setup import ImitationLoss, TD3PlusBCActorLoss, TorchMiniBatch
 
 
 @dataclass(frozen=True)
-class Notes:
+class AnnotationColumns:
     """The annotators' and the baseline's columns of one batch, as tensors."""
 
     suggestions: torch.Tensor  # (B, 1) index or (B, m), network's units
@@ -43,7 +43,7 @@ class ActorLoss(TD3PlusBCActorLoss):
     own_loss: torch.Tensor
 
 
-def read_notes(batch: TorchMiniBatch) -> Notes:
+def read_notes(batch: TorchMiniBatch) -> AnnotationColumns:
     """Take the extra columns of a batch.
 
     Raises:
@@ -56,10 +56,12 @@ def read_notes(batch: TorchMiniBatch) -> Notes:
         torch.from_numpy(np.ascontiguousarray(column)).to(batch.device)
         for column in (columns.suggestions, columns.weights, columns.labelled, columns.references)
     )
-    return Notes(suggestions, weights[:, 0], labelled[:, 0], references)
+    return AnnotationColumns(suggestions, weights[:, 0], labelled[:, 0], references)
 
 
-def discrete_behaviour(logits: torch.Tensor, notes: Notes, stay_close: float, ramp: float = 1.0) -> BehaviourLoss:
+def discrete_behaviour(
+    logits: torch.Tensor, notes: AnnotationColumns, stay_close: float, ramp: float = 1.0
+) -> BehaviourLoss:
     """Cross-entropy to the suggestions and `KL(pi_0 || pi)`.
 
     Args:
@@ -75,7 +77,12 @@ def discrete_behaviour(logits: torch.Tensor, notes: Notes, stay_close: float, ra
 
 
 def continuous_behaviour(
-    means: torch.Tensor, notes: Notes, stay_close: float, ramp: float = 1.0, *, outlier_scale: float | None = None
+    means: torch.Tensor,
+    notes: AnnotationColumns,
+    stay_close: float,
+    ramp: float = 1.0,
+    *,
+    outlier_scale: float | None = None,
 ) -> BehaviourLoss:
     """Squared distance to the suggestions and to the baseline's mean, averaged over the action's dimensions.
 
@@ -104,7 +111,7 @@ def join_own(behaviour: BehaviourLoss, own_loss: torch.Tensor, improvement: floa
 
 
 def _combine(
-    errors: torch.Tensor, distances: torch.Tensor, notes: Notes, stay_close: float, ramp: float
+    errors: torch.Tensor, distances: torch.Tensor, notes: AnnotationColumns, stay_close: float, ramp: float
 ) -> BehaviourLoss:
     suggestion = _mean_where(notes.labelled, notes.weights * errors)
     distance = _mean_where(1 - notes.labelled, distances)

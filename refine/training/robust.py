@@ -12,7 +12,7 @@ from typing import cast
 from storage.datasets import StepArrays
 
 from ..config import RefineConfig, Snapshot
-from ..labels import Labels, Reading, keep, list_readings
+from ..labels import LabelHypothesis, Labels, keep, list_readings
 from ..policies import MlpPolicy
 from .cross_fold_filter import find_borne_out
 from .train import refine
@@ -52,9 +52,9 @@ def refine_candidates(
     betas, stops = cast("tuple[float, ...]", config.betas), cast("tuple[int, ...]", config.snapshots)
     brief = config.model_copy(update={"betas": (max(betas),)})
     if baseline.action_space.is_discrete:
-        doubted = Reading("consensus", keep(labels, find_borne_out(steps, labels, baseline, config)))
+        doubted = LabelHypothesis("consensus", keep(labels, find_borne_out(steps, labels, baseline, config)))
     else:
-        doubted = Reading("outliers discounted", labels)
+        doubted = LabelHypothesis("outliers discounted", labels)
         brief = brief.model_copy(update={"outlier_scale": config.outlier_scale or OUTLIER_SCALE})
     candidates += _refine_reading(doubted, steps, baseline, brief)
     briefest = brief.model_copy(update={"snapshots": (stops[len(stops) // 2],)})
@@ -63,5 +63,7 @@ def refine_candidates(
     return candidates
 
 
-def _refine_reading(reading: Reading, steps: StepArrays, baseline: MlpPolicy, config: RefineConfig) -> list[Snapshot]:
+def _refine_reading(
+    reading: LabelHypothesis, steps: StepArrays, baseline: MlpPolicy, config: RefineConfig
+) -> list[Snapshot]:
     return [replace(snapshot, reading=reading.name) for snapshot in refine(steps, reading.labels, baseline, config)]

@@ -7,7 +7,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from ..content_hash import sha256_file
-from ..disk import copy_file, owned, parse_json, publish_folder, read_file, require_inside, writing
+from ..disk import copy_file, exclusive_lock, parse_json, publish_folder, read_file, require_inside, writing
 from ..errors import BadInput, DamagedStore
 from ..schema import Manifest
 from ..store import CARD, MANIFEST, Store
@@ -74,7 +74,7 @@ def _copy(store: Store, folder: Path, manifest: Manifest) -> None:
     partial = store.partial_dir(manifest.dataset_id)
     with writing(partial):
         partial.mkdir(parents=True, exist_ok=True)
-    with owned(partial, f"the dataset {manifest.dataset_id}"):
+    with exclusive_lock(partial, f"the dataset {manifest.dataset_id}"):
         for name in (*_files(manifest), MANIFEST):
             copy_file(folder / name, partial / name)
         publish_folder(partial, store.dataset_dir(manifest.dataset_id))

@@ -21,7 +21,7 @@ from numpy.lib import format as npy
 from numpy.typing import NDArray
 
 from ..content_hash import content_id
-from ..disk import TEMPORARY, owned, publish_folder, writing
+from ..disk import TEMPORARY, exclusive_lock, publish_folder, writing
 from ..schema import Array, Manifest
 from ..store import Store
 from .columns import StepArrays, decode_steps
@@ -118,7 +118,7 @@ def _find_folder(store: Store, manifest: Manifest) -> Path | None:
     folder = store.columns_dir(manifest.dataset_id) / _key(manifest)
     if not folder.is_dir():
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with owned(folder.parent, f"the columns of {manifest.dataset_id}", wait=True):
+        with exclusive_lock(folder.parent, f"the columns of {manifest.dataset_id}", wait=True):
             if not folder.is_dir() and not _write(store, manifest, folder):
                 return None
     return folder

@@ -11,7 +11,7 @@ from pathlib import Path
 from types import TracebackType
 
 from ..content_hash import canonical_json, sha256_bytes
-from ..disk import owned, publish_folder, write_whole, writing
+from ..disk import exclusive_lock, publish_folder, write_whole, writing
 from ..errors import BadInput, DamagedStore
 from ..schema import Episode, Manifest, ManifestDraft
 from ..store import CARD, DRAFT, MANIFEST, Store
@@ -55,7 +55,7 @@ class StepsWriter:
         self.episodes_done = 0
         with writing(self._folder):
             self._folder.mkdir(parents=True, exist_ok=True)
-        self._lock.enter_context(owned(self._folder, f"the dataset {draft.dataset_id}"))
+        self._lock.enter_context(exclusive_lock(self._folder, f"the dataset {draft.dataset_id}"))
         try:
             self._start()
         except BaseException:

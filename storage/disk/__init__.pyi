@@ -1,4 +1,13 @@
-from .atomic import TEMPORARY, copy_file, gone_on_failure, owned, publish_folder, sync_file, sync_folder, write_whole
+from .atomic import (
+    TEMPORARY,
+    copy_file,
+    exclusive_lock,
+    gone_on_failure,
+    publish_folder,
+    sync_file,
+    sync_folder,
+    write_whole,
+)
 from .disk_reserve import hold_room, release_room
 from .os_errors import disk_failed, explain_disk, explain_full, refused_file, writing
 from .untrusted import (
@@ -28,11 +37,11 @@ __all__ = [
     "decode_json",
     "decode_toml",
     "disk_failed",
+    "exclusive_lock",
     "explain_disk",
     "explain_full",
     "gone_on_failure",
     "hold_room",
-    "owned",
     "parse_json",
     "parse_toml",
     "publish_folder",

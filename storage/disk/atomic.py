@@ -105,7 +105,7 @@ def _next_piece(file: IO[bytes], path: Path) -> bytes:
 
 
 @contextmanager
-def owned(folder: Path, what: str, *, wait: bool = False) -> Generator[None]:
+def exclusive_lock(folder: Path, what: str, *, wait: bool = False) -> Generator[None]:
     """Be the only process that works in a folder; the operating system lets go of it when the process ends.
 
     Args:

@@ -1,6 +1,6 @@
 from .action_kinds import Choices
 from .column_mapping import Columns, parse_columns
-from .final_rows import complete
+from .final_rows import add_final_observation
 from .hdf5 import check_hdf5, table_of
 from .import_dataset import import_recording, open_recording
 from .import_report import ImportReport
@@ -17,8 +17,8 @@ __all__ = [
     "ImportReport",
     "Recording",
     "RowFile",
+    "add_final_observation",
     "check_hdf5",
-    "complete",
     "guarded",
     "import_recording",
     "open_recording",

@@ -20,7 +20,7 @@ from .import_report import ImportReport
 Bools = NDArray[np.bool_]
 
 
-def complete(table: pa.Table, report: ImportReport) -> pa.Table:
+def add_final_observation(table: pa.Table, report: ImportReport) -> pa.Table:
     """Rows of whole episodes with a final row each, in the columns of the steps schema.
 
     Args:

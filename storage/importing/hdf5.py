@@ -18,7 +18,7 @@ import pyarrow as pa
 from ..disk import require_growth, require_regular
 from ..errors import BadInput
 from ..schema import MAX_COMPONENTS, Array
-from .final_rows import complete
+from .final_rows import add_final_observation
 from .import_report import ImportReport
 from .pieces import MAX_EPISODE_BYTES, MAX_ROWS, ROWS, guarded, unreadable
 from .recordings import MANIFEST_KEY, About, Recording, parse_about
@@ -272,7 +272,7 @@ def _d4rl_pieces(arrays: _Arrays, report: ImportReport) -> Iterator[pa.Table]:
             truncated=ends[rows] & ~terminals[rows],
             **others,
         )
-        yield complete(table, report)
+        yield add_final_observation(table, report)
         start, before = stop, before + int(np.count_nonzero(over[rows]))
 
 
@@ -289,7 +289,7 @@ def _dump_pieces(arrays: _Arrays, about: About, report: ImportReport) -> Iterato
             raise BadInput(f"Episode {number} has several observations per step; one flat list of numbers is allowed.")
         table = _dumped_episode(arrays, number, about)
         report.rows += table.num_rows
-        yield complete(table, report)
+        yield add_final_observation(table, report)
 
 
 def _dumped_episode(arrays: _Arrays, number: int, about: About) -> pa.Table:

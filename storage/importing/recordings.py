@@ -20,7 +20,7 @@ from ..errors import BadInput
 from ..schema import Frozen, ManifestDraft, Space
 from .cells import EpisodeNames, make_reader, read_cells
 from .column_mapping import Columns, check_names, list_names, map_columns, spelled_columns
-from .final_rows import complete
+from .final_rows import add_final_observation
 from .import_report import ImportReport
 from .pieces import RowFile, number_episodes, whole_episodes
 from .row_validation import DERIVED, OPTIONAL, REQUIRED
@@ -138,7 +138,7 @@ def _pieces(file: RowFile, columns: Columns, report: ImportReport) -> Iterator[p
     pieces = whole_episodes(tables) if is_ordered else tables
     for piece in pieces:
         if is_plain or "next_observation" in columns:
-            yield complete(_sorted(piece), report)
+            yield add_final_observation(_sorted(piece), report)
         else:
             report.finals += len(set(piece["episode_id"].to_pylist()))
             yield piece

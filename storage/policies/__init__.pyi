@@ -1,4 +1,4 @@
-from .deployments import CURRENT, AlreadyRunning, alone, point_to
+from .deployments import CURRENT, AlreadyRunning, deployment_lock, link_current
 from .policies import (
     RECORD,
     files_sha256,
@@ -26,15 +26,15 @@ __all__ = [
     "RECORD",
     "AlreadyRunning",
     "Decision",
-    "alone",
     "count_labels",
+    "deployment_lock",
     "files_sha256",
     "is_record",
+    "link_current",
     "list_decisions",
     "list_in_force",
     "list_intakes",
     "load_training",
-    "point_to",
     "policy_files",
     "policy_record",
     "read_folder",

@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import ClassVar
 
-from ..disk import owned, sync_folder, write_whole, writing
+from ..disk import exclusive_lock, sync_folder, write_whole, writing
 from ..errors import CatalogLocked, TrajnoteError
 from ..store import Store
 
@@ -28,7 +28,7 @@ class AlreadyRunning(TrajnoteError):
 
 
 @contextmanager
-def alone(store: Store, deployment: str) -> Generator[str | None]:
+def deployment_lock(store: Store, deployment: str) -> Generator[str | None]:
     """Be the only run of a deployment, on this machine.
 
     Yields:
@@ -42,7 +42,7 @@ def alone(store: Store, deployment: str) -> Generator[str | None]:
     marker = folder / _RUNNING
     with ExitStack() as stack:
         try:
-            stack.enter_context(owned(folder, f"the deployment {deployment}"))
+            stack.enter_context(exclusive_lock(folder, f"the deployment {deployment}"))
         except CatalogLocked as error:
             raise AlreadyRunning(
                 f"The deployment {deployment} runs already{_described(marker)}.",
@@ -56,7 +56,7 @@ def alone(store: Store, deployment: str) -> Generator[str | None]:
             marker.unlink(missing_ok=True)
 
 
-def point_to(store: Store, deployment: str, policy_id: str) -> Path:
+def link_current(store: Store, deployment: str, policy_id: str) -> Path:
     """Have `deployments/<deployment>/current` be the folder of a policy, in one step; returns the link."""
     folder = store.deployment_dir(deployment)
     link, target = folder / CURRENT, Path("..", "..", store.policy_dir(policy_id).relative_to(store.root))

@@ -11,7 +11,7 @@ from typing import Any, cast
 from ..catalog import insert_rows
 from ..content_hash import canonical_json, sha256_bytes
 from ..datasets import pick
-from ..disk import owned, publish_folder, write_whole, writing
+from ..disk import exclusive_lock, publish_folder, write_whole, writing
 from ..errors import BadInput, DamagedStore, Prerequisite
 from ..store import Store
 
@@ -130,7 +130,7 @@ def _publish(store: Store, policy_id: str, files: Mapping[str, bytes]) -> None:
     partial = store.policies_dir / f".partial-{policy_id}"
     with writing(partial):
         partial.mkdir(parents=True, exist_ok=True)
-    with owned(partial, f"the policy {policy_id}"):
+    with exclusive_lock(partial, f"the policy {policy_id}"):
         for leftover in partial.iterdir():
             leftover.unlink()
         for name, content in files.items():

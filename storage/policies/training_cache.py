@@ -12,7 +12,7 @@ import zlib
 from collections.abc import Mapping
 from pathlib import Path
 
-from ..disk import TEMPORARY, owned, write_whole, writing
+from ..disk import TEMPORARY, exclusive_lock, write_whole, writing
 from ..store import Store
 
 LIMIT_BYTES = 500_000_000
@@ -31,7 +31,7 @@ def save_training(store: Store, training_id: str, files: Mapping[str, bytes], *,
     folder = store.trainings_dir
     with writing(folder):
         folder.mkdir(exist_ok=True)
-    with owned(folder, "a training", wait=True):
+    with exclusive_lock(folder, "a training", wait=True):
         for leftover in folder.glob(f"*{TEMPORARY}"):  # of a killed command: nobody else writes here now
             leftover.unlink()
         write_whole(store.training_path(training_id), _pack(files))

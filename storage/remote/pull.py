@@ -13,9 +13,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from ..content_hash import sha256_file
-from ..disk import TEMPORARY, owned, sync_file, sync_folder, writing
+from ..disk import TEMPORARY, exclusive_lock, sync_file, sync_folder, writing
 from ..errors import DamagedStore, Prerequisite
-from ..policies import list_in_force, point_to
+from ..policies import link_current, list_in_force
 from ..store import CATALOG, Store
 from .push import AT_ONCE, Progress
 from .remote import Remote
@@ -69,7 +69,7 @@ def pull_store(
     remote = Remote(url)
     snapshot = _find(remote, number)
     store = Store.prepare(root)
-    with owned(store.root, "a snapshot of the store"), writing(store.root):
+    with exclusive_lock(store.root, "a snapshot of the store"), writing(store.root):
         return _pull(store, remote, snapshot, replace, progress or (lambda what, done, total: None))
 
 
@@ -197,7 +197,7 @@ def _finish(store: Store, remote: Remote, snapshot: Snapshot, memory: Remembered
     opened = Store.open(store.root)
     for row in list_in_force(opened):
         if (opened.policies_dir / row.policy_id).is_dir():
-            point_to(opened, row.deployment, row.policy_id)
+            link_current(opened, row.deployment, row.policy_id)
     with opened.catalog.read() as con:
         digests = digest_tables(con)
     memory.seen[remote.url] = Seen.of(snapshot, digests)

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from ..catalog import catalog_version
 from ..content_hash import sha256_file
-from ..disk import owned
+from ..disk import exclusive_lock
 from ..errors import CatalogLocked, Prerequisite
 from ..store import CATALOG, Store
 from .remote import Remote
@@ -74,7 +74,10 @@ def push_store(
         CatalogLocked: if another push or pull of this store is under way.
     """
     remote = Remote(url)
-    with owned(store.root, "a snapshot of the store"), tempfile.TemporaryDirectory(prefix="trajnote-push-") as folder:
+    with (
+        exclusive_lock(store.root, "a snapshot of the store"),
+        tempfile.TemporaryDirectory(prefix="trajnote-push-") as folder,
+    ):
         return _Push(store, remote, Path(folder), progress or _silent).run(replace, check)
 
 

@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Literal
 
 from ..catalog import refresh_views
-from ..disk import TEMPORARY, owned, sync_folder
+from ..disk import TEMPORARY, exclusive_lock, sync_folder
 from ..errors import BadInput, CatalogLocked
-from ..policies import alone
+from ..policies import deployment_lock
 from ..store import Store
 from .retention import Kept, find_kept
 
@@ -68,7 +68,7 @@ def delete_garbage(store: Store, garbage: Sequence[Garbage]) -> int:
         raise BadInput(f"{strange[0]} is not in {store.root}.")
     with ExitStack() as stack:
         for folder in _deployments(store):
-            stack.enter_context(alone(store, folder.name))
+            stack.enter_context(deployment_lock(store, folder.name))
         for item in garbage:
             _forget(store, item)
             _remove(item.path)
@@ -138,7 +138,7 @@ def _is_settled(path: Path) -> bool:
         return False
     if path.is_dir():
         try:
-            with owned(path, path.name):
+            with exclusive_lock(path, path.name):
                 return True
         except CatalogLocked:
             return False

@@ -17,7 +17,7 @@ from PIL import Image
 from storage.errors import TrajnoteError
 from storage.schema import Array, Episode
 
-from ...runtime import PROCESSES, core_count, share_out
+from ...runtime import PROCESSES, core_count, parallel_map
 from ...simulation import Environment, Home, logged_action, make_environment
 
 WIDTH = 240
@@ -65,7 +65,7 @@ def film_all(takes: Sequence[Take], workers: int | None = None) -> Generator[Fil
     """
     done = 0
     try:
-        for finished in share_out(film, takes, max(2, workers or core_count()), runner=PROCESSES):
+        for finished in parallel_map(film, takes, max(2, workers or core_count()), runner=PROCESSES):
             done += 1
             yield finished
     except TrajnoteError as error:
