@@ -1,0 +1,120 @@
+"""How long a command's way through the code is: modules whose functions run, connections to the catalog, decodings.
+
+    python -m benchmarks.ways [--root OTHER_CHECKOUT] [--seeds 20]
+
+Each command of the way from rollouts to a verdict is a process of its own in which every call is listened to. A module
+counts once one of its functions has run in that process, not because it was imported. CartPole and its recorded
+answers are used. The counts are those of the machine's Python; they depend on no clock.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+ROOT = Path(__file__).resolve().parent.parent
+EXAMPLE = "examples/cartpole"
+GOALS = {"collect": (25, None), "annotate run": (30, None), "refine": (40, 8), "nightly": (65, 20)}
+NIGHT = """store = "night-store"
+[deployments.nightly]
+env_id = "CartPole-v1"
+refine_after = 100
+[deployments.nightly.collect]
+policy = "policy:{example}/baseline"
+mode = "greedy"
+episodes = 20
+per = "day"
+[deployments.nightly.label]
+provider = "recorded"
+answers = "{example}/answers.jsonl"
+[deployments.nightly.label.annotate]
+model = "claude"
+[deployments.nightly.improve.gate]
+mode = "sampled"
+"""
+LISTENER = """
+import atexit, json, os, sys, threading
+root, out = {root!r}, {out!r}
+rooms = tuple(os.path.join(root, room) + os.sep for room in ("storage", "annotate", "refine", "flows"))
+files, opened = set(), [0]
+def listen(frame, event, argument):
+    if event == "call":
+        code = frame.f_code
+        if code.co_flags & 1 and code.co_name[0] != "<" and code.co_filename.startswith(rooms) and code.co_filename.endswith('.py'):
+            files.add(os.path.relpath(code.co_filename, root))
+import duckdb
+connect = duckdb.connect
+def counted(*given, **named):
+    opened[0] += 1
+    return connect(*given, **named)
+duckdb.connect = counted
+atexit.register(lambda: open(out, "w").write(json.dumps([sorted(files), opened[0]])))
+sys.path.insert(0, root)
+threading.setprofile(listen)
+sys.setprofile(listen)
+from flows.cli import main
+sys.argv = ["trajnote", *sys.argv[1:]]
+main()
+"""
+
+
+def walk(root: Path, folder: Path, name: str, words: Sequence[str]) -> tuple[list[str], int]:
+    """Run a command with a listener; the modules whose functions ran, and the connections that it opened."""
+    out = folder / f"{name.replace(' ', '-')}.json"
+    code = LISTENER.format(root=str(root), out=str(out))
+    environment = {**os.environ, "TRAJNOTE_STATE": str(folder / "state"), "PYTHONPATH": str(root)}
+    done = subprocess.run(
+        [sys.executable, "-c", code, *words], cwd=folder, env=environment, capture_output=True, text=True
+    )
+    if done.returncode:
+        raise SystemExit(f"{name} ended with {done.returncode}:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
+    files, opened = json.loads(out.read_text())
+    return files, opened
+
+
+def ways(root: Path, folder: Path, seeds: int) -> dict[str, tuple[list[str], int]]:
+    """The commands in their order, each on what the one before has left."""
+    store, example = str(folder / "store"), str(root / EXAMPLE)
+    place = ["--store", store]
+    gate = ["--select", str(seeds), "--accept", str(seeds), "--report", str(seeds)]
+    (folder / "trajnote.toml").write_text(NIGHT.format(example=example))
+    commands = {
+        "collect": ["collect", "--env", "CartPole-v1", "--policy", f"policy:{example}/baseline", "--mode", "greedy",
+                    "--episodes", "20", *place],
+        "annotate run": ["annotate", "run", "--provider", "recorded", "--answers", f"{example}/answers.jsonl",
+                         "--model", "claude", *place],
+        "refine": ["refine", "--gate-mode", "sampled", *gate, *place],
+        "nightly": ["nightly"],
+    }  # fmt: skip
+    return {name: walk(root, folder, name, words) for name, words in commands.items()}
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--root", type=Path, default=ROOT, help="another checkout, for the numbers before a change")
+    parser.add_argument("--seeds", type=int, default=20)
+    parser.add_argument("--files", action="store_true", help="list the modules")
+    given = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="trajnote-ways-") as name:
+        found = ways(given.root.resolve(), Path(name), given.seeds)
+    table = Table("command", "modules", "at most", "connections", "at most")
+    for command, (files, opened) in found.items():
+        modules, connections = GOALS[command]
+        table.add_row(command, str(len(files)), str(modules), str(opened), str(connections or ""))
+    Console().print(table)
+    if given.files:
+        print(json.dumps({command: files for command, (files, _) in found.items()}, indent=1))
+
+
+if __name__ == "__main__":
+    main()
