@@ -25,17 +25,11 @@ INTERRUPTED = 130
 MODULES: Mapping[str, Sequence[str]] = {
     "collecting": ("collect", "import", "export", "replay"),
     "annotating": ("annotate", "annotations"),
-    "sending": ("annotate",),
-    "inspecting": ("annotate", "annotations"),
     "ruling": ("rules",),
-    "improving": ("refine", "evaluate", "pipeline", "demo"),
-    "ablating": ("ablate",),
-    "policies": ("policy",),
+    "refining": ("refine", "ablate", "evaluate", "pipeline", "demo"),
     "scheduling": ("init", "nightly", "serve"),
-    "querying": ("sql", "figures"),
-    "showing": ("report", "watch"),
-    "keeping": ("store",),
-    "sharing": ("store",),
+    "showing": ("sql", "figures", "report", "watch"),
+    "storing": ("store", "policy"),
     "carding": ("card",),
 }
 """Modules of `flows/commands`, and the first words of their commands."""

@@ -1,26 +1,45 @@
-"""`annotate` and `annotations`: asking a language model, and taking in labels from anywhere else."""
+"""`annotate` and `annotations`: asking a language model, at once or in batches; importing and inspecting labels."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from storage.errors import BadInput
+from storage.errors import BadInput, ProviderFailed
 
-from .asking import asks
-from .options import DEFAULT_STORE, DatasetOption, JsonOption, ProviderOption, StoreOption
-from .output import print_json, print_lines, progress_bars
+from .options import (
+    DEFAULT_STORE,
+    AnswersOption,
+    BaseUrlOption,
+    BudgetOption,
+    ConcurrencyOption,
+    DatasetOption,
+    JsonOption,
+    MaxTokensOption,
+    ProviderOption,
+    RunsOption,
+    StoreOption,
+    TrustOption,
+    asks,
+)
+from .output import print_json, print_lines, print_table, progress_bars
 
 if TYPE_CHECKING:
     from annotate.costs import Estimate
-    from annotate.runs import RunSummary
+    from annotate.explain import Explanation
+    from annotate.runs import Polled, RunSummary
 
-    from ..labelling import LabelConfig, Planned
+    from ..labelling import Checkup, LabelConfig, Planned
 
 ExportOption = Annotated[
     Path | None, typer.Option("--export", help="file: write the unanswered requests here, and stop.")
+]
+BatchServerOption = Annotated[
+    str | None, typer.Option("--base-url", help="Server that has Message Batches; default: Anthropic's.")
 ]
 annotate_app = typer.Typer(name="annotate", invoke_without_command=True, subcommand_metavar="[COMMAND]")
 annotations_app = typer.Typer(name="annotations", help="Labels that exist already.", no_args_is_help=True)
@@ -86,13 +105,11 @@ def annotate_retry(
         str | None, typer.Argument(metavar="[RUN]", help="Annotation run, or the beginning of its id; default: newest.")
     ] = None,
     provider: ProviderOption = "anthropic",
-    answers: Annotated[Path | None, typer.Option(help="file: corrected answers; recorded: file or folder.")] = None,
-    base_url: Annotated[str | None, typer.Option(help="Server that speaks the Messages API.")] = None,
-    concurrency: Annotated[int, typer.Option(min=1, max=64, help="Requests under way at once.")] = 4,
-    budget: Annotated[
-        float | None, typer.Option(min=0.0, help="Dollars this run may cost over all its commands, at most.")
-    ] = None,
-    max_tokens: Annotated[int | None, typer.Option(min=256, help="Cap on a reply.")] = None,
+    answers: AnswersOption = None,
+    base_url: BaseUrlOption = None,
+    concurrency: ConcurrencyOption = 4,
+    budget: BudgetOption = None,
+    max_tokens: MaxTokensOption = None,
     store: StoreOption = DEFAULT_STORE,
     as_json: JsonOption = False,
 ) -> None:
@@ -292,3 +309,253 @@ def _tell_bill(summary: RunSummary) -> list[str]:
     if not expected:
         return [f"cost: ${cost:.4f}"]
     return [f"cost: ${cost:.4f}, {cost / expected:.0%} of the ${expected:.4f} estimated without a cache"]
+
+
+@annotate_app.command("submit")
+@asks
+def annotate_submit(
+    config: LabelConfig,
+    store: StoreOption = DEFAULT_STORE,
+    dataset: DatasetOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Send what is open in Message Batches and come back at once; `annotate ingest` collects the answers."""
+    from annotate.ledger import GO_ON
+    from storage.datasets import resolve_dataset
+    from storage.store import Store
+
+    from ..labelling import submit
+
+    opened = Store.open(store)
+    sent = submit(opened, resolve_dataset(opened, dataset), config)
+    if as_json:
+        print_json(asdict(sent))
+        return
+    print_lines(
+        f"{sent.run_id}: {sent.requests} requests in {len(sent.batch_ids)} new batches; "
+        f"{sent.under_way} under way in all, {sent.open} still to be sent, {sent.failed} failed",
+        *((f"stopped: {sent.stopped}",) if sent.stopped else ()),
+        *((GO_ON,) if sent.is_halted else ()),
+        *((f"{sent.unknown} batches are unknown: `trajnote annotate poll` settles them",) if sent.unknown else ()),
+        *sent.warnings,
+    )
+
+
+@annotate_app.command("poll")
+def annotate_poll(
+    store: StoreOption = DEFAULT_STORE,
+    base_url: BatchServerOption = None,
+    give_up: Annotated[
+        list[str] | None,
+        typer.Option(help="Batch that cannot be settled, for want of its key: it is counted and asked again."),
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Say how far the batches of all runs are; batches whose outcome is unknown are settled first."""
+    from storage.store import Store
+
+    from ..labelling import poll
+
+    found, unknown = poll(Store.open(store), base_url, give_up=give_up or ())
+    if as_json:
+        told = [
+            {
+                "batch_id": p.batch_id,
+                "run_id": p.run_id,
+                "ended": p.ended,
+                "counts": p.remote.counts if p.remote else {},
+            }
+            for p in found
+        ]
+        print_json({"batches": told, "unknown": unknown, "warnings": [p.warning for p in found if p.warning]})
+    else:
+        _tell_polled(found, unknown)
+    _fail([polled.failure for polled in found if polled.failure])
+
+
+def _tell_polled(found: Sequence[Polled], unknown: Sequence[str]) -> None:
+    for polled in found:
+        counts = ", ".join(
+            f"{count} {state}" for state, count in (polled.remote.counts if polled.remote else {}).items()
+        )
+        print_lines(f"{polled.batch_id} {'has ended' if polled.ended else 'is under way'}: {counts}")
+        if polled.warning:
+            print_lines(polled.warning)
+    print_lines(*unknown, *(("nothing is under way",) if not found and not unknown else ()))
+
+
+@annotate_app.command("ingest")
+def annotate_ingest(
+    store: StoreOption = DEFAULT_STORE, base_url: BatchServerOption = None, as_json: JsonOption = False
+) -> None:
+    """Fetch the answers of batches that have ended, of all runs, and enter the labels."""
+    from storage.store import Store
+
+    from ..labelling import ingest
+
+    done = ingest(Store.open(store), base_url)
+    if as_json:
+        told = asdict(done)
+        print_json({name: value for name, value in told.items() if name not in ("trouble", "unentered")})
+        _fail(done.failed)
+        return
+    print_lines(
+        f"{done.batches} batches finished: {done.answered} answers, {done.returned} came back without one; "
+        f"{done.read} answers read into labels; {done.under_way} batches under way",
+        *(f"{count} times without an answer: {reason}" for reason, count in done.reasons.most_common(5)),
+        *done.warnings,
+    )
+    _fail(done.failed)
+
+
+def _fail(failures: Sequence[str]) -> None:
+    """What went wrong with single batches, when the others have been handled."""
+    if failures:
+        raise ProviderFailed(
+            f"{len(failures)} could not be handled: {'; '.join(failures[:3])}.", "All others were; run it again later."
+        )
+
+
+@annotate_app.command("quality")
+def annotate_quality(
+    store: StoreOption = DEFAULT_STORE,
+    dataset: DatasetOption = None,
+    run: RunsOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Judge labels before training: coverage, consistency, calibration, agreement; a verdict with its reasons."""
+    from storage.datasets import resolve_dataset
+    from storage.store import Store
+
+    from ..labelling import as_plain, check_labels
+
+    opened = Store.open(store)
+    dataset_id = resolve_dataset(opened, dataset)
+    found = check_labels(opened, dataset_id, run)
+    if as_json:
+        print_json({"dataset_id": dataset_id, "runs": [as_plain(checkup) for checkup in found]})
+        return
+    for checkup in found:
+        _tell_checkup(checkup)
+
+
+@annotate_app.command("why")
+@asks
+def annotate_why(
+    config: LabelConfig,
+    request_id: Annotated[
+        str | None, typer.Argument(metavar="[REQUEST_ID]", help="Request of the store, or the beginning of its id.")
+    ] = None,
+    miss: Annotated[
+        bool, typer.Option("--miss", help="Explain what a run with these options would have to ask anew.")
+    ] = False,
+    show: Annotated[int, typer.Option(min=1, help="Explanations at most, with --miss.")] = 3,
+    store: StoreOption = DEFAULT_STORE,
+    dataset: DatasetOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Say in which field a request differs from its nearest relative in the store: why it is not answered yet."""
+    from annotate.explain import explain_misses, explain_request
+    from storage.datasets import resolve_dataset
+    from storage.store import Store
+
+    from ..labelling import plan
+
+    if (request_id is None) != miss:
+        raise BadInput("`annotate why` takes a request's id or --miss.", "--miss takes the options of `annotate`.")
+    opened = Store.open(store)
+    if request_id is not None:
+        found, missing = [explain_request(opened, request_id)], None
+    else:
+        planned = plan(opened, resolve_dataset(opened, dataset), config).plan
+        found, missing = explain_misses(opened, planned, show)
+    if as_json:
+        print_json({"unanswered": missing, "explained": [asdict(each) | {"words": each.words} for each in found]})
+        return
+    if missing is not None:
+        print_lines(f"{missing} requests have no answer in {store}" + (f"; the first {len(found)}:" if found else ""))
+    for each in found:
+        _tell_explanation(each)
+
+
+def _tell_explanation(explanation: Explanation) -> None:
+    about = "" if explanation.episode_id is None else f", about episode {explanation.episode_id}"
+    print_lines(f"{explanation.request_id} ({explanation.state}{about}): {explanation.words}")
+    for difference in explanation.differences:
+        print_lines(f"  {difference.field}, {difference.kind}:", *(f"    {line}" for line in difference.diff))
+
+
+@annotations_app.command("replay")
+def annotations_replay(
+    store: StoreOption = DEFAULT_STORE,
+    dataset: DatasetOption = None,
+    run: RunsOption = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Labels at most, drawn by a fixed shuffle.")] = None,
+    policy: Annotated[
+        str | None, typer.Option("--policy", help="Who goes on afterwards; default: the policy that made the dataset.")
+    ] = None,
+    mode: Annotated[
+        Literal["greedy", "sampled"] | None, typer.Option("--mode", help="How it acts; default: as in the dataset.")
+    ] = None,
+    continuations: Annotated[int, typer.Option(min=1, help="Pairs for each label, where it acts by chance.")] = 4,
+    horizon: Annotated[int | None, typer.Option(min=1, help="Steps of a continuation at most.")] = None,
+    env: TrustOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Take each suggestion once from its exact state and let the policy go on: its measured advantage.
+
+    It is evidence, in the table label_replays and in `annotate quality`; no label is dropped because of it.
+    """
+    from storage.datasets import resolve_dataset
+    from storage.store import Store
+
+    from ..labelling import ReplayConfig, replay_labels
+    from ..simulation import Named
+
+    config = ReplayConfig(
+        limit=limit,
+        policy=Named.of(policy),
+        env_id=Named.of(env),
+        mode=mode,
+        continuations=continuations,
+        horizon=horizon,
+    )
+    opened = Store.open(store)
+    with progress_bars() as bars:
+        found = replay_labels(opened, resolve_dataset(opened, dataset), config, run_ids=run, report=bars)
+    if as_json:
+        print_json(vars(found))
+        return
+    print_lines(
+        f"{found.labels} suggestions, {found.confirmations} of them what was done; {found.replayed} replayed exactly, "
+        f"{found.inexact} not, {found.fresh} of them now in {found.environment_steps} environment steps"
+    )
+    if found.advantage is not None:
+        print_lines(
+            f"mean advantage {found.advantage:+.4g}: {found.better:.0%} better than the logged action, "
+            f"{found.worse:.0%} worse"
+        )
+
+
+def _tell_checkup(checkup: Checkup) -> None:
+    quality, judgement = checkup.quality, checkup.judgement
+    print_lines(f"{quality.run_id} ({quality.model}): {judgement.verdict}")
+    print_lines(*(f"  {reason.standing:<9} {reason.about}: {reason.text}" for reason in judgement.reasons))
+    if quality.suggestions:
+        print_lines("  suggested: " + ", ".join(f"{name} {count}" for name, count in quality.suggestions.items()))
+    if quality.coverage is not None:
+        shares = " ".join(f"{share:.0%}" for share in quality.coverage.by_tenth)
+        print_lines(f"  labels by tenth of the episode: {shares}")
+    if quality.calibration is not None and quality.calibration.sources:
+        print_table(
+            "agreement by confidence",
+            [
+                {
+                    "confidence": f"{found.low:g} to {found.high:g}",
+                    "labels": found.labels,
+                    "mean": found.confidence,
+                    **{source: found.agreement.get(source) for source in quality.calibration.sources},
+                }
+                for found in quality.calibration.bins
+            ],
+        )

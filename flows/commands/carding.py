@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from .options import EnvKwargsOption, JsonOption
+from .options import CardArgument, EnvKwargsOption, JsonOption
 from .output import print_json, print_lines, print_table
 
 card_app = typer.Typer(name="card", help="Environment cards: what numbers and actions mean.", no_args_is_help=True)
@@ -51,7 +51,7 @@ def _told(card: Mapping[str, Any]) -> dict[str, object]:
 
 @card_app.command("show")
 def card_show(
-    card: Annotated[str, typer.Argument(help="Gymnasium id, or path of a TOML card.")],
+    card: CardArgument,
     env_kwargs: EnvKwargsOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -91,7 +91,7 @@ def card_new(
 
 @card_app.command("check")
 def card_check(
-    card: Annotated[str, typer.Argument(help="Gymnasium id, or path of a TOML card.")],
+    card: CardArgument,
     env_kwargs: EnvKwargsOption = None,
     env: Annotated[
         str | None, typer.Option("--env", help="The environment, where a card names module:EnvId and you trust it.")

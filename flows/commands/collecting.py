@@ -12,9 +12,13 @@ import typer
 from .options import (
     DEFAULT_STORE,
     ActingOption,
+    DatasetNameOption,
     DatasetOption,
     EnvKwargsOption,
     JsonOption,
+    NewCardOption,
+    PolicyOption,
+    RunsOption,
     StoreOption,
     TrustOption,
 )
@@ -31,14 +35,7 @@ def register(app: typer.Typer) -> None:
 
 def collect(
     env: Annotated[str, typer.Option("--env", help="Gymnasium id, or module:EnvId for one of your own.")],
-    policy: Annotated[
-        str,
-        typer.Option(
-            "--policy",
-            help="random, policy:PATH_OR_ID, d3rlpy:PATH, sb3:ALGO:PATH, onnx:PATH or py:MODULE:CALLABLE. "
-            "Files of d3rlpy and SB3 are pickles: load only what you trust.",
-        ),
-    ],
+    policy: PolicyOption,
     store: StoreOption = DEFAULT_STORE,
     episodes: Annotated[int, typer.Option(min=1, help="How many episodes.")] = 30,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the first episode; episode i has seed + i.")] = 0,
@@ -50,8 +47,8 @@ def collect(
         Literal["gymnasium", "envpool"],
         typer.Option(help="Whose code the environment runs in; envpool is faster, and its physics may differ."),
     ] = "gymnasium",
-    dataset: Annotated[str | None, typer.Option("--dataset", help="Name; default: made from the content.")] = None,
-    card: Annotated[str | None, typer.Option("--card", help="TOML card that names components and actions.")] = None,
+    dataset: DatasetNameOption = None,
+    card: NewCardOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Play episodes of a policy and keep them, bit for bit and replayable; interrupted runs go on where they were."""
@@ -88,10 +85,10 @@ def import_rows(
         ),
     ],
     store: StoreOption = DEFAULT_STORE,
-    dataset: Annotated[str | None, typer.Option("--dataset", help="Name; default: made from the content.")] = None,
+    dataset: DatasetNameOption = None,
     env: Annotated[str | None, typer.Option("--env", help="Gymnasium id of the environment, if there is one.")] = None,
     env_kwargs: EnvKwargsOption = None,
-    card: Annotated[str | None, typer.Option("--card", help="TOML card that names components and actions.")] = None,
+    card: NewCardOption = None,
     column: Annotated[
         list[str] | None,
         typer.Option("--column", help="What columns of a plain file mean: observation=x,y or reward=r; repeatable."),
@@ -147,9 +144,7 @@ def export(
     store: StoreOption = DEFAULT_STORE,
     dataset: DatasetOption = None,
     labels: Annotated[bool, typer.Option("--labels", help="With the annotations, joined to their steps.")] = False,
-    run: Annotated[
-        list[str] | None, typer.Option("--run", help="Annotation run whose labels are wanted; repeatable.")
-    ] = None,
+    run: RunsOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Write a dataset for other programs, with its labels if wanted; `import` gives it back bit for bit."""

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from .options import DEFAULT_STORE, DatasetOption, JsonOption, StoreOption
+from .options import DEFAULT_STORE, DatasetOption, JsonOption, RunsOption, StoreOption
 from .output import print_json, print_lines, print_table
 
 rules_app = typer.Typer(
@@ -47,7 +47,7 @@ def rules_import(
 def rules_list(
     store: StoreOption = DEFAULT_STORE,
     dataset: DatasetOption = None,
-    run: Annotated[list[str] | None, typer.Option("--run", help="Runs whose rules are listed; default: all.")] = None,
+    run: RunsOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Say for each rule how many steps it matches and decides, how far it agrees, and which rules contradict it."""

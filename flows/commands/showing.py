@@ -1,20 +1,174 @@
-"""`report` and `watch`: looking at what came of it, and at what is under way."""
+"""`sql`, `figures`, `report` and `watch`: asking what is there, and looking at it."""
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable, Iterator
+from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from .options import DEFAULT_STORE, JsonOption, StoreOption, TrustOption
-from .output import print_json, print_lines, progress_bars
+from .output import print_json, print_lines, print_table, progress_bars, strict
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 
 def register(app: typer.Typer) -> None:
     """Add this group's commands."""
+    app.command()(sql)
+    app.command()(figures)
     app.command()(report)
     app.command()(watch)
+
+
+class Format(StrEnum):
+    """How rows are written."""
+
+    TABLE = "table"
+    JSON = "json"
+    CSV = "csv"
+    PARQUET = "parquet"
+
+
+def sql(
+    query: Annotated[
+        str, typer.Argument(help="One reading statement: SELECT, WITH, DESCRIBE, SHOW, SUMMARIZE, EXPLAIN.")
+    ],
+    store: StoreOption = DEFAULT_STORE,
+    format_: Annotated[Format, typer.Option("--format", help="How to print the rows.")] = Format.TABLE,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="File to write instead of printing.")] = None,
+    timeout: Annotated[float, typer.Option("--timeout", min=0.1, help="Seconds that it may take.")] = 600.0,
+    memory: Annotated[
+        float | None, typer.Option("--memory", min=0.1, help="Gigabytes that it may take; default: half of all.")
+    ] = None,
+    max_rows: Annotated[int, typer.Option("--max-rows", min=1, help="Rows that a printed table has at most.")] = 1_000,
+    as_json: JsonOption = False,
+) -> None:
+    """Ask the catalog and the steps anything; nothing can be changed from here.
+
+    Tables: datasets, episodes, annotation_runs, requests, responses, annotations, rejections, policies, refinements,
+    evaluations, replays. Views: steps, annotated_steps, label_quality, spending, leaderboard.
+    """
+    from storage.queries import Bounds, run_query
+    from storage.store import Store
+
+    bounds = Bounds(timeout, None if memory is None else int(memory * 1e9))
+    rows = run_query(Store.open(store), query, as_text=as_json or format_ is not Format.PARQUET, bounds=bounds)
+    if as_json:
+        print_json({"columns": rows.column_names, "rows": list(iterate_rows(rows))})
+    else:
+        write_rows(rows, format_, output, max_rows)
+
+
+def write_rows(rows: pa.Table, format_: Format, output: Path | None, max_rows: int) -> None:
+    """Print rows, or write them to a file; Parquet needs a file or a pipe."""
+    from storage.errors import BadInput
+
+    if format_ is Format.TABLE and output is None:
+        print_table("1 row" if rows.num_rows == 1 else f"{rows.num_rows} rows", list(iterate_rows(rows[:max_rows])))
+        if rows.num_rows > max_rows:
+            print_lines(f"and {rows.num_rows - max_rows} more rows; --max-rows and --output show more")
+        return
+    if format_ is Format.PARQUET and output is None and sys.stdout.isatty():
+        raise BadInput("Parquet is not for a terminal.", "Add --output FILE, or send it into a pipe.")
+    content = encode_rows(rows, format_)
+    if output is None:
+        sys.stdout.buffer.write(content)
+        sys.stdout.buffer.flush()
+    else:
+        from storage.disk import write_whole
+
+        write_whole(output, content)
+
+
+def encode_rows(rows: pa.Table, format_: Format) -> bytes:
+    """Rows as Parquet, CSV (lists, structs and maps as JSON text), or JSON lines."""
+    import csv
+    import io
+    import json
+
+    if format_ is Format.PARQUET:
+        import pyarrow.parquet as pq
+
+        buffer = io.BytesIO()
+        pq.write_table(rows, buffer, compression="zstd")
+        return buffer.getvalue()
+    text = io.StringIO()
+    if format_ is Format.CSV:
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(rows.column_names)
+        writer.writerows(map(_csv_cell, row.values()) for row in iterate_rows(rows))
+    else:
+        for row in iterate_rows(rows):
+            text.write(json.dumps(strict(row), ensure_ascii=False) + "\n")
+    return text.getvalue().encode()
+
+
+def _csv_cell(value: object) -> object:
+    import json
+
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return json.dumps(strict(value), ensure_ascii=False) if isinstance(value, list | dict) else value
+
+
+def iterate_rows(rows: pa.Table) -> Iterator[dict[str, Any]]:
+    """Rows as plain values: maps are mappings from text, whole numbers of any size are int."""
+    for batch in rows.to_batches(max_chunksize=10_000):
+        columns = [list(map(_reader(column.type), column.to_pylist())) for column in batch.columns]
+        for values in zip(*columns, strict=True):
+            yield dict(zip(rows.column_names, values, strict=True))
+
+
+def _reader(kind: pa.DataType) -> Callable[[Any], Any]:
+    """What makes a plain value of a type's value."""
+    import pyarrow as pa
+
+    if pa.types.is_map(kind):
+        key, item = _reader(kind.key_type), _reader(kind.item_type)
+        return _unless_null(lambda pairs: {_key_text(key(k)): item(v) for k, v in pairs})
+    if pa.types.is_struct(kind):
+        readers = {field.name: _reader(field.type) for field in kind}
+        return _unless_null(lambda value: {name: read(value[name]) for name, read in readers.items()})
+    if pa.types.is_list(kind) or pa.types.is_fixed_size_list(kind):
+        item = _reader(kind.value_type)
+        return _unless_null(lambda values: [item(value) for value in values])
+    return _unless_null(int) if pa.types.is_decimal(kind) else lambda value: value
+
+
+def _unless_null(read: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    return lambda value: None if value is None else read(value)
+
+
+def _key_text(key: object) -> str:
+    import json
+
+    return key if isinstance(key, str) else json.dumps(strict(key), ensure_ascii=False)
+
+
+def figures(
+    store: StoreOption = DEFAULT_STORE,
+    out: Annotated[Path, typer.Option("--out", help="Folder of the pictures; made if need be.")] = Path(),
+    comparison: Annotated[
+        str | None, typer.Option("--comparison", help="Comparison id or its beginning; default: the newest one.")
+    ] = None,
+    picture_format: Annotated[Literal["svg", "pdf", "png"], typer.Option("--format", help="Kind of picture.")] = "svg",
+    as_json: JsonOption = False,
+) -> None:
+    """Draw a comparison's arms with their intervals, what the gate chose from, and the board of all environments."""
+    from storage.store import Store
+
+    from ..reporting import draw_figures
+
+    files = draw_figures(Store.open(store), out, comparison=comparison, picture_format=picture_format)
+    if as_json:
+        print_json({"files": [str(file) for file in files]})
+    else:
+        print_lines(*map(str, files))
 
 
 def report(

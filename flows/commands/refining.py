@@ -1,9 +1,8 @@
-"""`refine`, `evaluate`, `pipeline` and `demo`: better policies, and the evidence that they are."""
+"""`refine`, `ablate`, `evaluate`, `pipeline` and `demo`: better policies, and the evidence that they are."""
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -12,115 +11,61 @@ from storage.errors import BadInput
 from ..runtime import quieten_prefect
 from .options import (
     DEFAULT_STORE,
+    AcceptEstimateOption,
+    AcceptOption,
     ActingOption,
+    AgreementOption,
+    AlgorithmOption,
+    AnswersOption,
+    BaselineOption,
+    CardOption,
     DatasetOption,
+    DrawsOption,
     EnvKwargsOption,
+    EstimateOption,
+    ExpertOption,
+    FirstSeedOption,
+    GateModeOption,
     JsonOption,
+    LimitOption,
+    LogOption,
+    MethodOption,
+    ModelOption,
+    ModeOption,
     ProviderOption,
+    RampOption,
+    RandomStatesOption,
+    ReferenceOption,
+    ReportOption,
+    RewardCapOption,
+    RewardWeightOption,
+    RobustOption,
+    RulesOption,
+    RunOption,
+    SeedOption,
+    SelectOption,
+    ShapingOption,
     StoreOption,
+    SupportOption,
+    TrackOption,
     TrustOption,
     WorkersOption,
 )
 from .output import print_json, print_lines, print_table, progress_bars
-from .rounding import go_round
 
 if TYPE_CHECKING:
     from storage.store import Store
 
+    from ..deployment import PipelineConfig
     from ..refinement import ImproveConfig, Outcome
+    from ..runtime import Server
     from ..simulation import Named
-
-ModeOption = Annotated[
-    Literal["A", "R", "RA"],
-    typer.Option("--mode", help="A: suggestions; R: implicit rewards; RA: both (arXiv 2505.20671)."),
-]
-AlgorithmOption = Annotated[
-    Literal["recipe", "bc", "dqn", "discrete_cql", "td3_plus_bc", "iql", "awac", "rebrac"],
-    typer.Option("--algorithm", help="What learns beside the suggestions; bc and recipe for any actions."),
-]
-RewardWeightOption = Annotated[
-    float, typer.Option("--reward-weight", min=0, help="R: an implicit reward of 1 in units of the environment's.")
-]
-RewardCapOption = Annotated[
-    float | None,
-    typer.Option("--reward-cap", help="R: most that a reward may change, in root mean squares of the environment's."),
-]
-ShapingOption = Annotated[
-    Literal["additive", "potential"],
-    typer.Option("--shaping", help="R: add implicit rewards, or as potentials, which keep the best policy."),
-]
-AgreementOption = Annotated[
-    bool, typer.Option("--agreement", help="A: a label counts less where annotators of its state disagree.")
-]
-SupportOption = Annotated[
-    float,
-    typer.Option(
-        "--support", min=0, max=1, help="A: a suggestion less likely than this share of the likeliest counts less."
-    ),
-]
-RampOption = Annotated[
-    int, typer.Option("--ramp-steps", min=0, help="A: steps over which the suggestions gain their full weight.")
-]
-ReferenceOption = Annotated[
-    bool,
-    typer.Option(
-        "--reference",
-        help="Train everything with d3rlpy; default: recipe, discrete_cql and td3_plus_bc without it, much faster.",
-    ),
-]
-RobustOption = Annotated[
-    bool, typer.Option("--robust", help="Try other readings of the labels too, for annotators who may be wrong.")
-]
-RunOption = Annotated[
-    list[str] | None, typer.Option("--run", help="Annotation run whose labels count; repeatable; default: all.")
-]
-RulesOption = Annotated[
-    bool, typer.Option("--rules", help="Imitate corrective rules at all steps that they match, not single labels.")
-]
-BaselineOption = Annotated[
-    str | None, typer.Option("--baseline", help="Another baseline than the policy that made the dataset.")
-]
-FirstSeedOption = Annotated[int, typer.Option(min=0, help="First of the gate's seeds: select, accept, report follow.")]
-SelectOption = Annotated[
-    int | None, typer.Option("--select", min=2, help="Episodes per candidate that choose among them, at most.")
-]
-AcceptOption = Annotated[
-    int | None,
-    typer.Option("--accept", min=10, help="Episodes that accept or reject the winner; by racing, at most so many."),
-]
-MethodOption = Annotated[
-    Literal["racing", "full"], typer.Option("--gate", help="racing: stop when it is clear; full: play every episode.")
-]
-ReportOption = Annotated[int, typer.Option("--report", min=10, help="Episodes that are reported.")]
-DrawsOption = Annotated[int, typer.Option("--draws", min=2, help="Draws of the shuffled and the random arm.")]
-GateModeOption = Annotated[
-    Literal["greedy", "sampled"], typer.Option("--gate-mode", help="How policies act while the gate chooses.")
-]
-ExpertOption = Annotated[
-    str | None, typer.Option("--expert", help="Also the arm oracle: this policy's actions in the labelled states.")
-]
-RandomStatesOption = Annotated[
-    bool, typer.Option("--random-states", help="Also the arm random_states: other states, the annotator's own rules.")
-]
-EstimateOption = Annotated[
-    bool,
-    typer.Option("--estimate", help="Play nothing, estimate from the logged steps; so without --env, too."),
-]
-AcceptEstimateOption = Annotated[
-    bool, typer.Option("--accept-estimate", help="Put the refined policy in force on an estimate alone.")
-]
-LogOption = Annotated[
-    Path | None, typer.Option("--log-dir", help="Folder for d3rlpy's logs of the labels' training: CSV, TensorBoard.")
-]
-TrackOption = Annotated[
-    Path | None, typer.Option("--track", help="Folder of trackio, offline: one run per comparison is entered there.")
-]
-SeedOption = Annotated[int, typer.Option("--seed", min=0, help="Seed of the training and of the placebos.")]
 
 
 def register(app: typer.Typer) -> None:
     """Add this group's commands."""
     app.command()(refine)
+    app.command()(ablate)
     app.command()(evaluate)
     app.command()(pipeline)
     app.command()(demo)
@@ -253,6 +198,56 @@ def _appraise(
     print_lines(*estimate_sentences(appraisal))
 
 
+def ablate(
+    store: StoreOption = DEFAULT_STORE,
+    dataset: DatasetOption = None,
+    run: RunOption = None,
+    baseline: BaselineOption = None,
+    env: TrustOption = None,
+    modes: Annotated[str, typer.Option("--modes", help="Which of A, R and RA, with commas.")] = "A,R,RA",
+    seeds: Annotated[int, typer.Option("--seeds", min=1, help="Training seeds, from --seed on.")] = 3,
+    expert: ExpertOption = None,
+    seed: SeedOption = 0,
+    first_seed: FirstSeedOption = 1_000_000,
+    select: SelectOption = None,
+    accept: AcceptOption = None,
+    report: ReportOption = 100,
+    draws: DrawsOption = 2,
+    gate_mode: GateModeOption = "greedy",
+    gate: MethodOption = "racing",
+    workers: WorkersOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Refine with suggestions, with rewards and with both, beside all arms and over several training seeds."""
+    from storage.datasets import resolve_dataset
+    from storage.store import Store
+
+    from ..refinement import AblateConfig, ablation_rows, ablation_sentences
+    from ..refinement import ablate as compare
+    from ..refinement import ablation_json as to_json
+    from ..simulation import Named
+
+    sizes = {"select": select, "accept": accept, "report": report, "placebo_draws": draws}
+    judging = {"first_seed": first_seed, "mode": gate_mode, "method": gate} | sizes
+    improve = {"refine": {"seed": seed}, "gate": judging, "workers": workers}
+    chosen = {"modes": [mode.strip() for mode in modes.split(",") if mode.strip()], "seeds": seeds}
+    config = AblateConfig.model_validate(chosen | {"improve": improve | {"random_states": True, "expert": expert}})
+    opened = Store.open(store)
+    dataset_id = resolve_dataset(opened, dataset)
+    named = {"baseline": Named.of(baseline), "env_id": Named.of(env)}
+    with progress_bars() as bars:
+        found = compare(opened, dataset_id, config, run_ids=run, **named, report=bars)
+    if as_json:
+        print_json(to_json(found))
+        return
+    first = next(iter(found.outcomes.values()))
+    print_table(
+        f"{dataset_id}: {first.n_labels} labels, {seeds} training seeds; baseline: {first.baseline.origin}",
+        ablation_rows(found),
+    )
+    print_lines(*ablation_sentences(found), f"ablation: {found.ablation_id}")
+
+
 def evaluate(
     policy: Annotated[str, typer.Argument(help="Policy id of the store, or a specification as for collect --policy.")],
     store: StoreOption = DEFAULT_STORE,
@@ -299,16 +294,14 @@ def pipeline(
     episodes: Annotated[int, typer.Option(min=1, help="Episodes to collect.")] = 30,
     seed: SeedOption = 0,
     provider: ProviderOption = "anthropic",
-    answers: Annotated[Path | None, typer.Option("--answers", help="Recorded answers, or replies to import.")] = None,
-    model: Annotated[str | None, typer.Option(help="Model to ask.")] = None,
-    card: Annotated[
-        str | None, typer.Option("--card", help="TOML card; default: the environment's packaged one.")
-    ] = None,
+    answers: AnswersOption = None,
+    model: ModelOption = None,
+    card: CardOption = None,
     mode: ModeOption = "A",
     rounds: Annotated[
         int | None, typer.Option("--rounds", min=1, help="Go on with what is in force, at most so many times.")
     ] = None,
-    limit: Annotated[int | None, typer.Option("--limit", min=1, help="Annotate only so many episodes.")] = None,
+    limit: LimitOption = None,
     workers: WorkersOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -333,11 +326,39 @@ def pipeline(
         improve=_configure(refine={"mode": mode, "seed": seed}, gate={}, workers=workers),
     )
     if rounds is not None:
-        go_round(config, rounds, server, as_json)
+        _go_round(config, rounds, server, as_json)
         return
     with progress_bars() as bars, listening(bars), served(server):
         outcome = pipeline_flow(config)
     _tell(outcome, as_json)
+
+
+def _go_round(pipeline: PipelineConfig, rounds: int, server: Server | None, as_json: bool) -> None:
+    """Run the rounds, tell them, and end with the exit code of what has to be done first where answers are missing.
+
+    Raises:
+        Prerequisite: if a round waits for answers.
+    """
+    from storage.errors import BadInput, Prerequisite
+
+    from ..deployment import rounds_flow
+    from ..refinement import RoundsConfig, rounds_rows, rounds_sentences
+    from ..refinement import rounds_json as to_json
+    from ..runtime import listening, served
+
+    if pipeline.collect is None:
+        raise BadInput("Rounds collect, each with another policy.")
+    parts = {"collect": pipeline.collect, "label": pipeline.label, "improve": pipeline.improve}
+    config = RoundsConfig.model_validate({"store": pipeline.store, "rounds": rounds, **parts})
+    with progress_bars() as bars, listening(bars), served(server):
+        series = rounds_flow(config)
+    if as_json:
+        print_json(to_json(series))
+    else:
+        print_table(f"{pipeline.collect.env_id}: {len(series.rounds)} of {rounds} rounds", rounds_rows(series))
+        print_lines(*rounds_sentences(series))
+    if series.waits:
+        raise Prerequisite(f"{series.ended[0].upper()}{series.ended[1:]}.", "Run the same command when they are there.")
 
 
 def demo(

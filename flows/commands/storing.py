@@ -1,0 +1,207 @@
+"""`store` and `policy`: looking after a store's files, sharing them, and the policies in it."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .options import DEFAULT_STORE, JsonOption, StoreOption
+from .output import print_json, print_lines, print_table, progress_bars
+
+UrlArgument = Annotated[str, typer.Argument(help="s3://BUCKET/FOLDER, gs://BUCKET/FOLDER or file:///FOLDER.")]
+policy_app = typer.Typer(name="policy", help="Policies of the store.", no_args_is_help=True)
+store_app = typer.Typer(name="store", help="Look after the store's files.", no_args_is_help=True)
+
+
+def register(app: typer.Typer) -> None:
+    """Add this group's commands."""
+    app.add_typer(store_app)
+    app.add_typer(policy_app)
+
+
+@store_app.command("verify")
+def store_verify(store: StoreOption = DEFAULT_STORE, as_json: JsonOption = False) -> None:
+    """Hash every file again and compare it with the catalog; what is damaged is named."""
+    from storage.errors import DamagedStore
+    from storage.store import Store
+    from storage.upkeep import verify_store
+
+    damages = verify_store(Store.locate(store))
+    if as_json:
+        print_json({"damaged": len(damages), "damages": [str(damage) for damage in damages]})
+    else:
+        print_lines(*(str(damage) for damage in damages))
+    if damages:
+        raise DamagedStore(f"{len(damages)} things in {store} are damaged.", "See the list above.")
+    if not as_json:
+        print_lines(f"{store}: every file is what was written.")
+
+
+@store_app.command("gc")
+def store_gc(
+    store: StoreOption = DEFAULT_STORE,
+    keep: Annotated[int, typer.Option("--keep", min=0, help="So many of the newest of each kind stay.")] = 10,
+    pin: Annotated[
+        list[str] | None, typer.Option("--pin", help="Policy, dataset or report that stays, too; repeatable.")
+    ] = None,
+    delete: Annotated[bool, typer.Option("--delete", help="Delete what is shown; without it nothing is.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Show what the store could do without, and delete it only with --delete.
+
+    That is refined policies, datasets without annotations, reports, and leftovers of killed commands. What a policy in
+    force, an annotation or anything kept leads back to stays. Annotations and raw replies always stay.
+    """
+    from storage.store import Store
+    from storage.upkeep import delete_garbage, find_garbage
+
+    opened = Store.open(store)
+    found = find_garbage(opened, keep, pin or ())
+    freed = delete_garbage(opened, found) if delete else 0
+    rows = [{"kind": g.kind, "name": g.name, "bytes": g.bytes, "why": g.why} for g in found]
+    if as_json:
+        print_json({"deleted": delete, "bytes": sum(g.bytes for g in found), "garbage": rows})
+        return
+    print_table(f"{len(rows)} things that {store} could do without", rows)
+    print_lines(f"deleted, {freed} bytes" if delete else "nothing was deleted; --delete does it")
+
+
+@store_app.command("list")
+def store_list(store: StoreOption = DEFAULT_STORE, as_json: JsonOption = False) -> None:
+    """List the store's datasets."""
+    from storage.datasets import list_datasets
+    from storage.store import Store
+
+    rows = [asdict(summary) for summary in list_datasets(Store.open(store))]
+    if as_json:
+        print_json({"store": str(store), "datasets": rows})
+    else:
+        print_table(f"datasets of {store}", rows)
+
+
+@store_app.command("push")
+def store_push(
+    url: UrlArgument,
+    store: StoreOption = DEFAULT_STORE,
+    replace: Annotated[
+        bool, typer.Option("--replace", help="Push above a snapshot that this store has not seen.")
+    ] = False,
+    check: Annotated[
+        bool, typer.Option("--check", help="Also look whether everything is still there, and send what is missing.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Bring a folder elsewhere to the state of the store: only what is new travels, and it counts all at once.
+
+    The annotations also land there as Parquet (`tables/`), for readers without the catalog. Credentials come from the
+    usual environment variables (AWS_ACCESS_KEY_ID, AWS_ENDPOINT_URL, GOOGLE_APPLICATION_CREDENTIALS, ...).
+    """
+    from storage.remote import push_store
+    from storage.store import Store
+
+    with progress_bars() as report:
+        pushed = push_store(Store.open(store), url, replace=replace, check=check, progress=report)
+    if as_json:
+        print_json(asdict(pushed))
+    elif pushed.is_new:
+        print_lines(
+            f"{url}: snapshot {pushed.number}, {pushed.files} files; {pushed.sent} sent, {pushed.sent_bytes} bytes"
+        )
+    else:
+        print_lines(f"{url}: nothing new since snapshot {pushed.number}")
+
+
+@store_app.command("pull")
+def store_pull(
+    url: UrlArgument,
+    store: StoreOption = DEFAULT_STORE,
+    snapshot: Annotated[
+        int | None, typer.Option("--snapshot", min=1, help="Number of the snapshot; default: the newest one.")
+    ] = None,
+    replace: Annotated[
+        bool, typer.Option("--replace", help="Put aside what was done here and not pushed, in `replaced/`.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Bring a new folder, or an older store, to a pushed snapshot; every file is compared with its hash.
+
+    Work that was done here and not pushed is never replaced unless you say so, and then it is put aside.
+    """
+    from storage.remote import pull_store
+
+    with progress_bars() as report:
+        pulled = pull_store(store, url, number=snapshot, replace=replace, progress=report)
+    if as_json:
+        print_json(asdict(pulled))
+        return
+    print_lines(
+        f"{store}: snapshot {pulled.number}, {pulled.files} files; {pulled.fetched} fetched, "
+        f"{pulled.fetched_bytes} bytes",
+        *([f"what was here alone is in {pulled.replaced}"] if pulled.replaced else []),
+    )
+
+
+@store_app.command("export-annotations")
+def store_export_annotations(
+    folder: Annotated[Path | None, typer.Argument(help="Where to; default: `tables` in the store.")] = None,
+    store: StoreOption = DEFAULT_STORE,
+    as_json: JsonOption = False,
+) -> None:
+    """Write annotations, rejections, runs and spending as Parquet, to be read without the catalog and its lock."""
+    from storage.remote import export_tables
+    from storage.store import Store
+
+    files = export_tables(Store.open(store), folder)
+    if as_json:
+        print_json({"files": [str(file) for file in files]})
+    else:
+        print_lines(*map(str, files))
+
+
+@policy_app.command("current")
+def policy_current(store: StoreOption = DEFAULT_STORE, as_json: JsonOption = False) -> None:
+    """Show which policy each deployment has in force, since when and why, and the folder where it always is."""
+    from storage.policies import CURRENT, list_in_force
+    from storage.store import Store
+
+    opened = Store.open(store)
+    rows = [
+        {**vars(known), "path": str(opened.deployment_dir(known.deployment) / CURRENT)}
+        for known in list_in_force(opened)
+    ]
+    if as_json:
+        print_json({"in_force": rows})
+    else:
+        print_table(f"{len(rows)} deployments of {store} have decided", rows)
+
+
+@policy_app.command("export")
+def policy_export(
+    policy: Annotated[
+        str | None, typer.Argument(help="Policy id of the store, or a unique beginning; default: the newest.")
+    ] = None,
+    store: StoreOption = DEFAULT_STORE,
+    out: Annotated[Path | None, typer.Option("--out", help="File; default: ID.onnx here.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Write a policy as ONNX, checked against the original on 10,000 observations before it is written.
+
+    Needs the extra `onnx`. The input `observation` is (N, n) float32; `action` is the greedy action.
+    """
+    from storage.store import Store
+
+    from ..policies import hand_over
+
+    written = hand_over(Store.open(store), policy, out)
+    if as_json:
+        print_json({"path": str(written.path), "policy_id": written.policy_id, **vars(written.agreement)})
+    else:
+        found = written.agreement
+        print_lines(
+            f"{found.observations} observations: outputs differ by {found.largest_difference:.1g} at most, "
+            f"{found.actions_equal:.2%} of the actions are equal",
+            str(written.path),
+        )
