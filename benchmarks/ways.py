@@ -49,8 +49,8 @@ files, opened = set(), [0]
 def listen(frame, event, argument):
     if event == "call":
         code = frame.f_code
-        is_ours = code.co_filename.startswith(rooms) and code.co_filename.endswith(".py")
-        if is_ours and code.co_flags & 1 and code.co_name[0] != "<":
+        named = code.co_flags & 1 and code.co_name[0] != "<"
+        if named and code.co_filename.startswith(rooms) and code.co_filename.endswith(".py"):
             files.add(os.path.relpath(code.co_filename, root))
 import duckdb
 connect = duckdb.connect

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
+import duckdb
 import pytest
 
 from storage.catalog.connection import Catalog, Connection, insert_rows
@@ -140,17 +141,45 @@ def test_a_thread_that_waits_too_long_is_told_that_its_own_process_is_in_the_way
     assert "another part of this process" in errors[0]
 
 
-def test_a_read_inside_a_write_sees_its_changes_and_other_nesting_is_refused(store: Store) -> None:
+def test_a_read_inside_a_write_sees_its_changes_and_a_write_inside_a_read_is_refused(store: Store) -> None:
     with store.catalog.write() as con:
         insert_rows(con, "replays", [replay("a")])
         with store.catalog.read() as inner:
             assert replays(inner) == ["a"]
-        with pytest.raises(RuntimeError, match="already has the catalog open"):
-            store.catalog.write().__enter__()
     with store.catalog.read(), store.catalog.read() as con:
         assert replays(con) == ["a"]
         with pytest.raises(RuntimeError, match="already has the catalog open"):
             store.catalog.write().__enter__()
+
+
+def test_a_write_inside_a_write_is_part_of_its_transaction(store: Store) -> None:
+    def write_and_fail() -> None:
+        with store.catalog.write() as con:
+            with store.catalog.write() as inner:
+                insert_rows(inner, "replays", [replay("a")])
+            assert replays(con) == ["a"]
+            raise ValueError("in the middle")
+
+    with pytest.raises(ValueError, match="in the middle"):
+        write_and_fail()
+    with store.catalog.read() as con:
+        assert replays(con) == []
+
+
+def test_reads_inside_a_read_open_the_file_once_and_keep_their_answers_apart(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with store.catalog.write() as con:
+        insert_rows(con, "replays", [replay("a"), replay("b")])
+    opened: list[str] = []
+    connect = duckdb.connect
+    monkeypatch.setattr(duckdb, "connect", lambda *given, **named: opened.append("") or connect(*given, **named))
+    with store.catalog.read() as con:
+        rows = con.execute("SELECT replay_id FROM replays ORDER BY replay_id")
+        with store.catalog.read() as inner:
+            assert inner.execute("SELECT current_setting('TimeZone')").fetchall() == [("UTC",)]
+        assert len(rows.fetchall()) == 2
+    assert len(opened) == 1
 
 
 def test_a_read_inside_a_read_alone_uses_its_connection(store: Store) -> None:

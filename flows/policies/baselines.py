@@ -46,6 +46,8 @@ def find_baseline(store: Store, manifest: Manifest, steps: StepArrays, spec: Nam
             exactly nor steps in this dataset that it could be distilled from.
     """
     found = _find(store, manifest, steps, spec)
+    if found.policy_id is not None:
+        return found
     return replace(found, policy_id=find_recorded_id(store, found.policy.sha256))
 
 
@@ -53,9 +55,11 @@ def _find(store: Store, manifest: Manifest, steps: StepArrays, spec: Named | Non
     spaces = Spaces(manifest.observation_space, manifest.action_space)
     if spec is not None:
         return _distilled_if_needed(_load_other(spec, spaces, store, manifest), manifest, steps)
-    kept = find_recorded_baseline(store, manifest.policy_sha256) if manifest.policy_sha256 else None
-    if kept is not None:
-        return Baseline(kept, "the weights that the dataset was collected with")
+    with store.catalog.read():
+        known = find_recorded_id(store, manifest.policy_sha256) if manifest.policy_sha256 else None
+        if known is not None:
+            kept = MlpPolicy.from_files(policy_files(store, known))
+            return Baseline(kept, "the weights that the dataset was collected with", known)
     own, warning = _find_own(store, manifest)
     found = _distilled_if_needed(_load_own(own, store, manifest, spaces), manifest, steps)
     return replace(found, warning=warning)

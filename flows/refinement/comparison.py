@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import chain
 
 import numpy as np
 from pydantic import Field
@@ -150,9 +151,11 @@ class ComparisonPlan:
         self._check()
         draws = list_draws(self.gate.placebo_draws, self.references)
         trained = self._train(draws)
-        trials = self._judge(draws, trained)
-        greedy = self._report(trials, "greedy")
-        sampled = self._report(trials, "sampled") if self.material.baseline.is_stochastic else None
+        fields = [[Candidate.of(s.policy, "refined") for s in snapshots] for snapshots in trained]
+        with self.judge.session([self.baseline, *chain.from_iterable(fields)]):
+            trials = self._judge(draws, trained, fields)
+            greedy = self._report(trials, "greedy")
+            sampled = self._report(trials, "sampled") if self.material.baseline.is_stochastic else None
         judged = greedy if sampled is None or self.gate.mode == "greedy" else sampled
         return self._conclude(trials, greedy, sampled, judged)
 
@@ -179,9 +182,13 @@ class ComparisonPlan:
                 self.report("train the arms", len(known), len(draws))
         return [known[draw] for draw in draws]
 
-    def _judge(self, draws: Sequence[ArmDraw], trained: Sequence[Sequence[Snapshot]]) -> list[Trial]:
+    def _judge(
+        self,
+        draws: Sequence[ArmDraw],
+        trained: Sequence[Sequence[Snapshot]],
+        fields: Sequence[Sequence[Candidate]],
+    ) -> list[Trial]:
         """Choose the best candidate of each draw; accept it, or leave the baseline in force."""
-        fields = [[Candidate.of(s.policy, "refined") for s in snapshots] for snapshots in trained]
         play = partial(self._returns, mode=self.gate.mode)
         found = try_fields(play, self.baseline, fields, self.gate.seeds, self.gate.method)
         return [

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing
-from dataclasses import dataclass
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal
 
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from refine.evaluation import interval
 from refine.policies import MlpPolicy, Mode
-from storage.catalog import insert_environment, insert_rows, list_environments
+from storage.catalog import Connection, insert_environment, insert_rows, list_environments
 from storage.content_hash import content_id
 from storage.errors import ChangedEnvironmentWarning
 from storage.store import Store
@@ -27,7 +27,7 @@ from ..simulation import Actor, Fingerprint, Named, look_up_fingerprint, play_po
 
 Returns = NDArray[np.float64]
 Purpose = Literal["select", "accept", "report", "evaluate"]
-_COMMIT_S = 2.0  # seconds of playing that are committed together, so that an interruption costs little
+_COMMIT_S = 10.0  # seconds of playing that are committed together, so that a kill costs little
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,18 @@ class Candidate:
     def of(cls, network: MlpPolicy, prefix: str) -> Candidate:
         """A portable network, named by its content."""
         return cls(f"{prefix}-{network.sha256[:12]}", network.sha256, network)
+
+
+@dataclass
+class _Memory:
+    """What an evaluator knows in this process."""
+
+    returns: dict[str, Returns] = field(default_factory=dict)  # by the ids of evaluations
+    policies: set[str] = field(default_factory=set)  # hashes of which all evaluations of the catalog were read
+    is_warned: bool = False
+    rows: list[dict[str, Any]] = field(default_factory=list)  # played and not committed
+    since: float = 0.0  # when the first of them was played, on the monotonic clock
+    is_open: bool = False  # whether questions follow, so that rows may wait for each other
 
 
 @dataclass(frozen=True)
@@ -63,11 +75,29 @@ class Evaluator:
     env_kwargs: Mapping[str, Any]
     workers: int | None = None
     max_steps: int | None = None
+    _memory: _Memory = field(default_factory=_Memory, init=False, repr=False, compare=False)
 
     @property
     def fingerprint(self) -> Fingerprint:
         """What the environment is now."""
         return look_up_fingerprint(self.env_id, self.env_kwargs)
+
+    @contextmanager
+    def session(self, contestants: Sequence[Candidate] = ()) -> Generator[None]:
+        """Several questions about known policies: the catalog is read once, and written every few seconds.
+
+        What was played is kept when the block is interrupted; a process that is killed plays its last seconds again.
+
+        Args:
+            contestants: the policies that will be asked about.
+        """
+        self._recall(contestants)
+        self._memory.is_open = True
+        try:
+            yield
+        finally:
+            self._memory.is_open = False
+            self._commit()
 
     def returns(
         self,
@@ -88,11 +118,11 @@ class Evaluator:
             advance: called with episodes done and episodes in all.
         """
         ids = [self._evaluation_id(contestant, seeds, mode) for contestant in contestants]
-        known = self._remembered(ids)
+        known = self._memory.returns
+        self._recall(contestants)
         missing = {id_: c for id_, c in zip(ids, contestants, strict=True) if id_ not in known}
         if missing:
-            self._warn_of_changes()
-            known |= self._play(missing, seeds, mode, purpose, advance)
+            self._play(missing, seeds, mode, purpose, advance)
         return [known[id_] for id_ in ids]
 
     def _play(
@@ -102,30 +132,41 @@ class Evaluator:
         mode: Mode,
         purpose: Purpose,
         advance: Callable[[int, int], None],
-    ) -> dict[str, Returns]:
+    ) -> None:
         """Play what is not known yet; what was finished when it is interrupted is kept."""
-        found: dict[str, Returns] = {}
-        rows: list[dict[str, Any]] = []
-        committed = time.monotonic()
         actors = [contestant.actor for contestant in missing.values()]
         play = partial(play_policies, self.env_id, self.env_kwargs, actors, seeds, mode, self.workers)
         try:
             with closing(play(max_steps=self.max_steps, advance=advance)) as played:
                 for (id_, contestant), returns in zip(missing.items(), played, strict=True):
-                    found[id_] = returns
-                    rows.append(self._row(id_, contestant, returns, seeds, mode=mode, purpose=purpose))
-                    if time.monotonic() - committed > _COMMIT_S:
-                        self._remember(rows)
-                        rows, committed = [], time.monotonic()
+                    self._remember(id_, returns, self._row(id_, contestant, returns, seeds, mode=mode, purpose=purpose))
         finally:
-            self._remember(rows)
-        return found
+            if not self._memory.is_open:
+                self._commit()
 
-    def _warn_of_changes(self) -> None:
-        """Say once why episodes that were played before do not count."""
+    def _recall(self, contestants: Sequence[Candidate]) -> None:
+        """Read once what the catalog knows of policies, also where they had another role in an earlier name."""
+        memory = self._memory
+        unread = {c.policy_id: c.sha256 for c in contestants if c.sha256 not in memory.policies}
+        if not unread:
+            return
         with self.store.catalog.read() as con:
-            known = list_environments(con, self.env_id, self.env_kwargs)
-        here = self.fingerprint
+            rows = con.execute(
+                """SELECT evaluation_id, returns FROM evaluations
+                   WHERE environment_sha256 = $1
+                     AND (policy_id IN (SELECT unnest($2)) OR right(policy_id, 12) IN (SELECT unnest($3)))""",
+                [self.fingerprint.sha256, list(unread), [sha256[:12] for sha256 in unread.values()]],
+            ).fetchall()
+            memory.returns |= {id_: np.array(returns, dtype=np.float64) for id_, returns in rows}
+            memory.policies |= set(unread.values())
+            self._warn_of_changes(con)
+
+    def _warn_of_changes(self, con: Connection) -> None:
+        """Say once why episodes that were played before do not count."""
+        if self._memory.is_warned:
+            return
+        self._memory.is_warned = True
+        known, here = list_environments(con, self.env_id, self.env_kwargs), self.fingerprint
         if known and here.sha256 not in {environment.environment_sha256 for environment in known}:
             changes = "; ".join(here.changes_since(known[0].versions, known[0].code))
             warnings.warn(
@@ -138,13 +179,6 @@ class Evaluator:
     def _evaluation_id(self, contestant: Candidate, seeds: range, mode: Mode) -> str:
         place = [self.env_id, dict(self.env_kwargs), self.fingerprint.sha256, self.max_steps]
         return content_id("e_", [contestant.sha256, place, mode, seeds.start, len(seeds)], 24)
-
-    def _remembered(self, ids: Sequence[str]) -> dict[str, Returns]:
-        with self.store.catalog.read() as con:
-            rows = con.execute(
-                "SELECT evaluation_id, returns FROM evaluations WHERE evaluation_id IN (SELECT unnest(?))", [list(ids)]
-            ).fetchall()
-        return {id_: np.array(returns, dtype=np.float64) for id_, returns in rows}
 
     def _row(
         self, id_: str, contestant: Candidate, returns: Returns, seeds: range, *, mode: Mode, purpose: Purpose
@@ -166,9 +200,18 @@ class Evaluator:
             "high": estimate.high,
         }
 
-    def _remember(self, rows: Sequence[dict[str, Any]]) -> None:
-        if rows:
-            here = self.fingerprint
-            with self.store.catalog.write() as con:
-                insert_environment(con, here.known, self.env_id, self.env_kwargs)
-                insert_rows(con, "evaluations", rows)
+    def _remember(self, id_: str, returns: Returns, row: dict[str, Any]) -> None:
+        memory, now = self._memory, time.monotonic()
+        memory.returns[id_] = returns
+        memory.since = memory.since if memory.rows else now
+        memory.rows.append(row)
+        if now - memory.since > _COMMIT_S:
+            self._commit()
+
+    def _commit(self) -> None:
+        if not self._memory.rows:
+            return
+        with self.store.catalog.write() as con:
+            insert_environment(con, self.fingerprint.known, self.env_id, self.env_kwargs)
+            insert_rows(con, "evaluations", self._memory.rows)
+        self._memory.rows = []

@@ -41,12 +41,12 @@ def record_comparison(
     store, material = contest.judge.store, contest.material
     comparison_id = _comparison_id(contest)
     home = {"env_id": contest.judge.env_id, "dataset_id": material.dataset_id}
-    record_baseline(store, material.baseline, **home, origin=origin)
-    for trial in comparison.trials:
-        if trial.decision.accepted:
-            _save_refined(contest, trial, run_ids)
     ids = {trial.draw.name: content_id("f_", [comparison_id, trial.draw.name]) for trial in comparison.trials}
     with store.catalog.write() as con:
+        record_baseline(store, material.baseline, **home, origin=origin)
+        for trial in comparison.trials:
+            if trial.decision.accepted:
+                _save_refined(contest, trial, run_ids)
         insert_rows(con, "comparisons", [_comparison_row(contest, comparison) | {"comparison_id": comparison_id}])
         insert_rows(con, "arms", [row | {"comparison_id": comparison_id} for row in arm_rows(comparison.arms)])
         rows = [_refinement_row(contest, trial, run_ids) for trial in comparison.trials]

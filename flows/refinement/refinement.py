@@ -91,8 +91,7 @@ def improve(
     """
     manifest = read_manifest(store, dataset_id)
     home = _home_of(store, manifest, env_id)
-    for each in (dataset_id, *also):
-        _refuse_shared_seeds(store, each, config.gate)
+    _refuse_shared_seeds(store, (dataset_id, *also), config.gate)
     material, start, opinions, warnings = gather_material(
         store, manifest, config.refine, run_ids, rules=rules, also=also, baseline=baseline, expert=config.expert
     )
@@ -138,9 +137,10 @@ def gather_material(
     """
     dataset_id = manifest.dataset_id
     datasets = (dataset_id, *also)
-    opinions = find_opinions(store, datasets, run_ids, config.mode, rules=rules)
+    with store.catalog.read():
+        opinions = find_opinions(store, datasets, run_ids, config.mode, rules=rules)
     steps = read_pool(store, datasets)
-    start = find_baseline(store, manifest, read_steps(store, dataset_id), baseline)
+    start = find_baseline(store, manifest, read_steps(store, dataset_id) if also else steps, baseline)
     labels = opinions.labels(store, manifest, steps)
     recipe = config.completed(manifest.action_space)
     oracle = ask_expert(expert, labels, steps, manifest, store) if expert else None
@@ -180,9 +180,9 @@ def _tell_changes(judge: Evaluator, manifest: Manifest) -> str:
     )
 
 
-def _refuse_shared_seeds(store: Store, dataset_id: str, gate: GateConfig) -> None:
+def _refuse_shared_seeds(store: Store, dataset_ids: Sequence[str], gate: GateConfig) -> None:
     with store.catalog.read() as con:
         rows = con.execute(
-            "SELECT seed FROM episodes WHERE dataset_id = ? AND seed IS NOT NULL", [dataset_id]
+            "SELECT seed FROM episodes WHERE dataset_id IN (SELECT unnest(?)) AND seed IS NOT NULL", [list(dataset_ids)]
         ).fetchall()
     gate.seeds.check_unused(seed for (seed,) in rows)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+import threading
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import datetime
@@ -69,7 +70,9 @@ class Catalog:
     def read(self) -> Generator[Connection]:
         """A read-only connection; inside this thread's own `write()` it is that connection, and sees its changes.
 
-        Fetch what is needed (`fetchall`, `to_arrow_table`) before the block ends.
+        Inside this thread's own `read()` the file is not opened again, so one `read()` around questions that belong
+        together makes them cost one connection. Fetch what is needed (`fetchall`, `to_arrow_table`) before the block
+        ends.
 
         Raises:
             CatalogLocked: if another process or thread keeps writing for longer than `wait_s`.
@@ -79,22 +82,32 @@ class Catalog:
         if latch.is_mine:
             yield latch.held
             return
-        with self._turn(exclusive=False), self._connected(read_only=True) as con:
+        if (outer := latch.reading.get(threading.get_ident())) is not None:
+            with outer.cursor() as con:
+                self._prepare(con)
+                yield con
+            return
+        with self._turn(exclusive=False), self._connected(read_only=True) as con, latch.shared_by(con):
             yield con
 
     @contextmanager
     def write(self) -> Generator[Connection]:
         """One transaction: committed when the block ends, rolled back when it raises.
 
+        Inside this thread's own `write()` it is part of that transaction.
+
         Raises:
             CatalogLocked: if another process or thread keeps the file open for longer than `wait_s`.
             DamagedStore: if the file is missing or is not a catalog.
             DiskFailed: if the disk does not take the changes; the file holds what it held before.
-            RuntimeError: inside a `read()` or `write()` of the same thread, which could never end.
+            RuntimeError: inside a `read()` of the same thread, which could never end.
         """
         latch = latch_of(self.path)
+        if latch.is_mine and latch.is_writing:
+            yield latch.held
+            return
         with self._turn(exclusive=True), self._connected(read_only=False) as con:
-            latch.held = con
+            latch.held, latch.is_writing = con, True
             con.begin()
             try:
                 yield con
@@ -104,7 +117,7 @@ class Catalog:
                     con.rollback()
                 raise
             finally:
-                latch.held = None
+                latch.held, latch.is_writing = None, False
 
     @contextmanager
     def read_alone(self) -> Generator[Connection]:
@@ -138,11 +151,7 @@ class Catalog:
     def _connected(self, *, read_only: bool) -> Generator[Connection]:
         con = self._connect(read_only)
         try:
-            con.execute("SET TimeZone = 'UTC'")
-            con.execute("SET python_enable_replacements = false")
-            con.execute("SET enable_progress_bar = false")  # it would be printed among the rows of a long question
-            if self.session and read_only:
-                con.execute(self.session)
+            self._prepare(con, read_only=read_only)
             yield con
         except duckdb.Error as error:
             if _is_of_the_file(error) or explain_disk(error, self.path):
@@ -150,6 +159,13 @@ class Catalog:
             raise
         finally:
             con.close()
+
+    def _prepare(self, con: Connection, *, read_only: bool = True) -> None:
+        con.execute("SET TimeZone = 'UTC'")
+        con.execute("SET python_enable_replacements = false")
+        con.execute("SET enable_progress_bar = false")  # it would be printed among the rows of a long question
+        if self.session and read_only:
+            con.execute(self.session)
 
     def _connect(self, read_only: bool) -> Connection:
         if not self.path.is_file():
