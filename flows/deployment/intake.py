@@ -95,16 +95,18 @@ def _collect_due(
     store: Store, deployment: str, config: DeploymentConfig, plan: CollectPlan, *, found: Intake, report: Report
 ) -> None:
     """Play the next episodes, unless this period has its own already."""
-    made = {origin: id_ for origin, id_ in list_intakes(store, deployment).items() if origin.startswith("collect:")}
+    with store.catalog.read():
+        made = _made_at(store, deployment)
+        acting = acting_policy(store, deployment)
     origin, dataset_id = f"collect:{len(made):05d}", f"{deployment}-{len(made):05d}"
-    if not is_due(_made_at(store, deployment), datetime.now(UTC), plan, config.timezone):
+    if not is_due(made, datetime.now(UTC), plan, config.timezone):
         return
     manifest = gather(
         store,
         CollectConfig(
             env_id=config.env_id or Named(),
             env_kwargs=config.env_kwargs,
-            policy=acting_policy(store, deployment) or plan.policy,
+            policy=acting or plan.policy,
             mode=plan.mode,
             episodes=plan.episodes,
             seed=plan.seed + len(made) * plan.episodes,
@@ -159,6 +161,7 @@ def _made_at(store: Store, deployment: str) -> list[datetime]:
 
 
 def _enter(store: Store, deployment: str, origin: str, dataset_id: str, found: Intake) -> None:
-    known = set(list_intakes(store, deployment).values())
-    if record_intake(store, deployment, origin, dataset_id) and dataset_id not in known:
-        found.datasets.append(dataset_id)
+    with store.catalog.write():
+        known = set(list_intakes(store, deployment).values())
+        if record_intake(store, deployment, origin, dataset_id) and dataset_id not in known:
+            found.datasets.append(dataset_id)

@@ -150,8 +150,9 @@ class _Night:
         return named if named and manifest.env_id and are_alike(named, manifest.env_id) else None
 
     def _totals(self) -> tuple[int, float]:
-        datasets = self._datasets()
-        return count_labels(self.store, datasets), sum_dollars(self.store, datasets)
+        with self.store.catalog.read():
+            datasets = self._datasets()
+            return count_labels(self.store, datasets), sum_dollars(self.store, datasets)
 
     def _fetch(self) -> None:
         """Take in what earlier nights have sent in batches."""
@@ -204,15 +205,16 @@ class _Night:
 
     def _decide(self) -> None:
         """Refine if there are enough new labels, and promote what the gate accepts against the policy in force."""
-        decisions = list_decisions(self.store, self.deployment)
-        datasets = self._labelled()
-        labels = count_labels(self.store, datasets)
+        with self.store.catalog.read():
+            decisions = list_decisions(self.store, self.deployment)
+            datasets = self._labelled()
+            labels = count_labels(self.store, datasets)
+            before = acting_policy(self.store, self.deployment)
         new = labels - (decisions[-1].labels if decisions else 0)
         if new < self.config.refine_after:
             wanted = self.config.refine_after
             self.night.decision = f"kept: {new} new labels since the last refinement, {wanted} make another one"
             return
-        before = acting_policy(self.store, self.deployment)
         outcome = improve(
             self.store,
             datasets[0],

@@ -82,7 +82,8 @@ def _open_portable(spec: str, name: str, spaces: Spaces, store: Store | None) ->
     if folder.is_dir():
         files = {file.name: file.read_bytes() for file in sorted(folder.iterdir()) if file.is_file()}
     elif store is not None and "/" not in name:
-        files = policy_files(store, resolve_policy(store, name))
+        with store.catalog.read():
+            files = policy_files(store, resolve_policy(store, name))
     else:
         hint = "Name one that holds policy.json and weights.npz."
         raise BadInput(f"There is no folder {name!r}, which {spec!r} names.", hint)

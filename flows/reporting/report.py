@@ -72,16 +72,17 @@ def write_report(
         raise Prerequisite(
             f"A report needs Altair, vl-convert and Pillow ({error}).", "pip install 'trajnote[plots]'"
         ) from error
-    about = subject.find_subject(store, name)
-    known = facts.gather_facts(store, about)
-    found = labels.load_labels(store, about)
+    with store.catalog.read():
+        about = subject.find_subject(store, name)
+        known = facts.gather_facts(store, about)
+        found = labels.load_labels(store, about)
+        visited = labels.sample_states(store, about.dataset_id, _STATES) if found else []
+        checkups = check_labels(store, about.dataset_id, about.run_ids) if found else []
     limits = episodes.Limits(pictures=pictures)
     viewer = episodes.build_viewer(
         store, known, found, limits, units=_units(store, known.manifest), env_id=env_id, report=report
     )
-    visited = labels.sample_states(store, about.dataset_id, _STATES) if found else []
     states = labels.state_rows(found, visited, len(viewer.components), _STATES)
-    checkups = check_labels(store, about.dataset_id, about.run_ids) if found else []
     told = story.tell(known, found, checkups)
     drawn = charts.draw_all(known, found, checkups=checkups, components=viewer.components, states=states)
     content = seal(page.render_page(told, drawn, viewer, library=assets.vega_bundle()).encode())
