@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 EXTRAS := envs,sb3,onnx,plots,minari,tracking,dev
 
-.PHONY: demo test lint constraints clean
+.PHONY: demo test lint docs constraints clean
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -15,7 +15,7 @@ constraints:
 	rm -rf build/newest
 	$(PYTHON) -m venv build/newest
 	build/newest/bin/python -m pip install --quiet --upgrade pip
-	build/newest/bin/python -m pip install --quiet --editable '.[$(EXTRAS)]'
+	build/newest/bin/python -m pip install --quiet --editable '.[$(EXTRAS),docs]'
 	build/newest/bin/python -m pip freeze --exclude-editable | sed 's/+[A-Za-z0-9.]*$$//' > constraints.txt
 	rm -rf build/newest
 
@@ -30,6 +30,14 @@ lint: .venv/installed
 
 test: lint
 	$(BIN)/python -m pytest -n 2
+
+.venv/docs-installed: .venv/installed
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[docs]'
+	touch $@
+
+docs: .venv/docs-installed
+	$(BIN)/python tests/readme.py --write
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 clean:
 	rm -rf .venv

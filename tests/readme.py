@@ -11,6 +11,8 @@ import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 
+import yaml
+
 ROOT = Path(__file__).resolve().parent.parent
 HOUSE = ROOT / "docs" / "house.md"
 ROOMS = {
@@ -28,12 +30,13 @@ FILES = {
 }
 OTHERS = {
     "examples/": "rollouts, baselines and recorded answers; README.md says how each was made",
-    "docs/": "the manual: one idea per page",
-    "tests/": "flat: test_<room>_<module>.py; test_docs.py runs the blocks of the manual",
+    "docs/": "the manual: one idea per page; `make docs` builds it",
+    "tests/": "flat: test_<room>_<module>.py; test_docs.py runs the blocks of every page",
     "pyproject.toml": "dependencies with bounds, extras, and the settings of every tool",
     "prefect.yaml": "deploys the nightly flow to a work pool",
     "constraints.txt": "exact versions of all packages, which make installs; `make constraints` renews them",
-    "Makefile": "demo, test, lint, constraints, clean",
+    "mkdocs.yml": "the manual as a site, and the order of its pages",
+    "Makefile": "demo, test, lint, docs, constraints, clean",
     "CHANGELOG.md": "what a user notices",
     "LICENSE": "Apache-2.0",
     ".ci/run": "what continuous integration calls: make test",
@@ -67,12 +70,47 @@ class Block:
         return [line for line in self.content.splitlines() if line.strip()]
 
 
+@dataclass(frozen=True)
+class Page:
+    """A page of the manual, by its path in the repository."""
+
+    name: str
+    text: str
+
+    @property
+    def blocks(self) -> list[Block]:
+        return read_blocks(self.text)
+
+    @property
+    def prose(self) -> str:
+        """The page without its blocks."""
+        return _BLOCK.sub("", self.text)
+
+    def follows(self, block: Block, before: Block) -> bool:
+        """Whether nothing but empty lines is between two blocks."""
+        between = self.text.splitlines()[before.line + len(before.content.splitlines()) + 1 : block.line - 1]
+        return not any(line.strip() for line in between if line != "```")
+
+
+def read_page(name: str) -> Page:
+    """A page by its path in the repository."""
+    return Page(name, (ROOT / name).read_text())
+
+
 def read_blocks(text: str) -> list[Block]:
     """All fenced blocks of a page, in order."""
     return [
         Block(found["language"], found["content"], found["note"] or "", text[: found.start()].count("\n") + 1)
         for found in _BLOCK.finditer(text)
     ]
+
+
+def _list_pages(contents: object) -> list[Page]:
+    """The pages of the manual in the order of its table of contents."""
+    if isinstance(contents, str):
+        return [read_page(f"docs/{contents}")]
+    entries = contents.values() if isinstance(contents, dict) else contents
+    return [page for entry in entries for page in _list_pages(entry)]  # type: ignore[attr-defined]
 
 
 def draw_tree() -> str:
@@ -140,6 +178,7 @@ def _entry(name: str, comment: str) -> str:
 
 
 LAYERS = _read_layers()
+MANUAL = _list_pages(yaml.safe_load((ROOT / "mkdocs.yml").read_text())["nav"])
 if __name__ == "__main__":
     if "--write" in sys.argv:
         write_tree()

@@ -1,12 +1,15 @@
-"""The manual is true: its blocks run in order, its commands and options exist, its tree is the tree, its outputs come.
+"""The manual is true: its blocks run in order, what they name exists, its outputs come, its links lead somewhere.
 
 Blocks whose note says `not run` are only parsed. Options in a note `tests add: ...` make minutes into seconds.
 """
 
 from __future__ import annotations
 
+import ast
+import importlib
+import importlib.util
 import json
-import os
+import pkgutil
 import re
 import shlex
 from collections.abc import Callable, Iterator
@@ -17,16 +20,19 @@ import click
 import numpy as np
 import polars as pl
 import pytest
-from readme import ROOT, Block, draw_tree, read_blocks, written_tree
+from readme import MANUAL, ROOT, Block, Page, draw_tree, read_page, written_tree
 from typer.main import get_command
 
 from flows import cli
 from storage.datasets.reader import read_manifest
 from storage.store import Store
 
-README = (ROOT / "README.md").read_text()
-BLOCKS = read_blocks(README)
-TAKES_MINUTES = {"demo", "pipeline"}
+README = read_page("README.md")
+OWN_STORE = {"docs/cookbook.md"}  # test_docs_cookbook.py asks its questions
+EVERY_PAGE = [README, *MANUAL, read_page("benchmarks/README.md"), read_page("examples/README.md")]
+SHELL = [(page, block) for page in EVERY_PAGE for block in page.blocks if block.language == "bash"]
+PYTHON = [(page, block) for page in EVERY_PAGE for block in page.blocks if block.language == "python"]
+OTHER_PROGRAMS = ("export", "prefect", "pip", "createdb")  # test_flows_schedule.py runs those of prefect
 Run = Callable[[list[str]], str]
 
 
@@ -53,36 +59,78 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_the_blocks_of_the_readme_run_in_order_and_print_what_it_says(folder: Path, run: Run) -> None:
-    printed = ""
-    for block in BLOCKS:
-        if block.is_run:
-            printed = _play(block, run)
-        elif block.language == "text" and not block.note and _shows_output(block):
-            assert _trimmed(printed) == block.content, f"README.md, line {block.line}"
+def test_the_blocks_of_the_manual_run_in_order_and_print_what_it_says(folder: Path, run: Run) -> None:
+    for page in MANUAL:
+        if page.name not in OWN_STORE:
+            _play_page(page, run)
     assert (folder / "labels.jsonl").is_file()
 
 
-def test_the_readme_asks_at_least_eight_questions_in_sql() -> None:
-    assert len({block.content for block in BLOCKS if block.language == "sql"}) >= 8
+def test_the_blocks_of_the_readme_run(folder: Path, run: Run) -> None:
+    _play_page(README, run)
+    assert (folder / "taxi.toml").is_file()
 
 
-@pytest.mark.parametrize("block", [b for b in BLOCKS if b.language == "bash"], ids=lambda block: f"line-{block.line}")
-def test_every_command_and_option_of_the_readme_exists(block: Block) -> None:
+def test_the_manual_asks_at_least_eight_questions_in_sql() -> None:
+    assert len({block.content for page in MANUAL for block in page.blocks if block.language == "sql"}) >= 8
+
+
+@pytest.mark.parametrize(("page", "block"), SHELL, ids=[f"{page.name}-{block.line}" for page, block in SHELL])
+def test_every_command_and_option_of_a_block_exists(page: Page, block: Block) -> None:
     for line in block.lines():
         _check_line(shlex.split(line))
 
 
-def test_commands_named_in_the_prose_exist() -> None:
-    named = set(re.findall(r"`trajnote ([a-z]+(?: [a-z]+)?)", README))
-    assert named
-    for name in named:
-        assert name.split()[0] in {full.split()[0] for full in COMMANDS}, name
+@pytest.mark.parametrize(("page", "block"), PYTHON, ids=[f"{page.name}-{block.line}" for page, block in PYTHON])
+def test_what_a_block_of_python_imports_of_the_rooms_exists(page: Page, block: Block) -> None:
+    rooms = ("storage", "annotate", "refine", "flows")
+    for node in ast.walk(ast.parse(block.content)):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] in rooms:
+            for name in node.names:
+                assert hasattr(importlib.import_module(node.module), name.name)
 
 
-def test_every_command_is_in_the_table_of_the_readme() -> None:
-    missing = [name for name in COMMANDS if f"| `{name}` |" not in README]
-    assert not missing, f"add to the table of commands in README.md: {missing}"
+@pytest.mark.parametrize("page", EVERY_PAGE, ids=lambda page: page.name)
+def test_what_the_prose_names_exists(page: Page) -> None:
+    spans = re.findall(r"`([^`\n]+)`", page.prose)
+    options = {option for span in spans for option in re.findall(r"(?<![\w-])--[a-z][a-z-]+", span)}
+    assert options - _known_options() == set()
+    for span in spans:
+        _check_span(span)
+
+
+@pytest.mark.parametrize("page", EVERY_PAGE, ids=lambda page: page.name)
+def test_every_link_and_picture_leads_somewhere(page: Page) -> None:
+    for target in re.findall(r"\]\(([^)\s]+)\)", page.prose) + re.findall(r'src="([^"]+)"', page.prose):
+        if not target.startswith("https://"):
+            _check_link(page, target)
+
+
+@pytest.mark.parametrize("page", [README, *MANUAL], ids=lambda page: page.name)
+def test_lines_of_prose_are_short(page: Page) -> None:
+    prose = re.sub(r"<!-- board: begin -->.*<!-- board: end -->", "", page.prose, flags=re.S)  # a program writes it
+    long = [line for line in prose.splitlines() if len(line) > 120 and not line.startswith("|")]
+    assert long == []
+
+
+def test_the_readme_is_short() -> None:
+    assert len((ROOT / "README.md").read_bytes()) < 10_000
+
+
+def test_every_page_is_in_the_contents_of_the_manual() -> None:
+    pages = {path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").rglob("*.md")}
+    assert {page.name for page in MANUAL} == pages
+
+
+def test_every_room_has_a_page_with_its_doors() -> None:
+    for room in ("storage", "annotate", "refine", "flows"):
+        assert f"<!-- doors of {room} -->" in read_page(f"docs/api/{room}.md").text
+
+
+def test_every_command_is_in_the_table_of_commands() -> None:
+    table = read_page("docs/commands.md").text
+    missing = [name for name in COMMANDS if f"| `{name}` |" not in table]
+    assert not missing, f"add to the table in docs/commands.md: {missing}"
 
 
 def test_every_command_and_every_option_has_help() -> None:
@@ -99,13 +147,6 @@ def test_every_command_can_answer_in_json() -> None:
 
 def test_the_tree_of_the_manual_is_the_tree() -> None:
     assert written_tree() == draw_tree(), "mend docs/house.md: python tests/readme.py --write"
-
-
-def test_the_pictures_of_the_readme_are_there() -> None:
-    pictures = re.findall(r"!\[[^\]]+\]\(([^)]+)\)", README)
-    assert {"docs/arms.svg", "docs/candidates.svg"} <= set(pictures)
-    for picture in pictures:
-        assert (ROOT / picture).stat().st_size > 1000
 
 
 def test_json_is_one_object_on_the_last_line_of_standard_output(folder: Path, run: Run) -> None:
@@ -167,6 +208,21 @@ def test_the_shipped_rollouts_are_what_their_command_collects(
         assert [shard.sha256 for shard in made.shards] == [shard["sha256"] for shard in shipped["shards"]]
 
 
+def _play_page(page: Page, run: Run) -> None:
+    """Run a page's blocks, and compare what is printed with the block of text that follows at once."""
+    printed, before = "", None
+    for block in page.blocks:
+        if block.is_run:
+            try:
+                printed = _play(block, run)
+            except BaseException as error:
+                error.add_note(f"{page.name}, line {block.line}")
+                raise
+        elif block.language == "text" and not block.note and before is not None and page.follows(block, before):
+            assert _trimmed(printed) == block.content, f"{page.name}, line {block.line}"
+        before = block if block.is_run else None
+
+
 def _play(block: Block, run: Run) -> str:
     if block.language == "sql":
         return run(["sql", block.content])
@@ -174,13 +230,6 @@ def _play(block: Block, run: Run) -> str:
         Path("trajnote.toml").write_text(block.content)
         return ""
     return "".join(run([*shlex.split(line)[1:], *shlex.split(block.added)]) for line in block.lines())
-
-
-def _shows_output(block: Block) -> bool:
-    """Whether a block of text follows the block that printed it, with nothing between them."""
-    before = [other for other in BLOCKS if other.line < block.line][-1]
-    between = README.splitlines()[before.line + len(before.content.splitlines()) + 1 : block.line - 1]
-    return before.is_run and not any(line.strip() for line in between if line != "```")
 
 
 def _trimmed(printed: str) -> str:
@@ -192,11 +241,27 @@ def _check_line(words: list[str]) -> None:
     if words[0] == "make":
         assert all(f"\n{target}:" in (ROOT / "Makefile").read_text() for target in words[1:])
     elif words[0] == "python":
-        assert (ROOT / words[1]).is_file()
+        _check_program(words[1:])
     elif words[0] == "trajnote":
         _check_arguments(words[1:])
     else:
-        assert words[0] in ("export", "prefect")  # test_flows_schedule.py runs those of prefect
+        assert words[0] in OTHER_PROGRAMS
+
+
+def _check_program(words: list[str]) -> None:
+    """That a module or script of Python exists, and knows its options."""
+    if words[0] == "-m":
+        found = importlib.util.find_spec(words[1])
+        assert found is not None
+        assert found.origin is not None
+        path, words = Path(found.origin), words[1:]
+    else:
+        path = ROOT / words[0]
+    folder = path.parent if path.name == "__init__.py" else None
+    text = "".join(each.read_text() for each in (folder.glob("*.py") if folder else [path]))
+    for word in words[1:]:
+        if word.startswith("--"):
+            assert word.removeprefix("--").split("=")[0].replace("-", "_") in text.replace("-", "_")
 
 
 def _check_arguments(words: list[str]) -> None:
@@ -206,16 +271,36 @@ def _check_arguments(words: list[str]) -> None:
     command.make_context("trajnote", list(words), resilient_parsing=False).close()
 
 
-def test_the_examples_readme_names_commands_that_exist() -> None:
-    blocks = [block for block in read_blocks((ROOT / "examples" / "README.md").read_text()) if block.language == "bash"]
-    assert len(blocks) == 5
-    for line in (line for block in blocks for line in block.lines()):
-        words = shlex.split(line)
-        if words[0] == "trajnote":
-            _check_arguments(words[1:])
-        else:
-            assert words[:2] == ["python", "-m"]
-            assert (ROOT / (words[2].replace(".", os.sep) + ".py")).is_file()
+def _known_options() -> set[str]:
+    """Those of the commands, of the benchmarks and of the trainer of baselines."""
+    known = {option for command in COMMANDS.values() for each in command.params for option in each.opts}
+    sources = [*(ROOT / "benchmarks").rglob("*.py"), ROOT / "flows" / "policies" / "train_baseline.py"]
+    words = {word for path in sources for word in re.findall(r"[a-z][a-z_-]+", path.read_text())}
+    return known | {"--help", "--logdir"} | {f"--{word.strip('-').replace('_', '-')}" for word in words}
+
+
+def _check_span(span: str) -> None:
+    """That a command, a file, a module or a program in the prose exists."""
+    words = span.split()
+    if words[0] == "trajnote" and len(words) > 1 and re.fullmatch(r"[a-z]+", words[1]):
+        assert words[1] in {full.split()[0] for full in COMMANDS}, span
+    elif words[0] == "python" and len(words) > 1:
+        _check_program(words[1:])
+    elif words[0] == "make" and len(words) == 2:
+        _check_line(words)
+    elif re.fullmatch(r"(storage|annotate|refine|flows|benchmarks|examples|tests|docs)/[\w./-]*", span):
+        assert (ROOT / span).exists(), span
+    elif re.fullmatch(r"(storage|annotate|refine|flows)\.[\w.]+", span):
+        pkgutil.resolve_name(span)
+
+
+def _check_link(page: Page, target: str) -> None:
+    path, _, anchor = target.partition("#")
+    linked = (ROOT / page.name).parent / path if path else ROOT / page.name
+    assert linked.exists(), target
+    if anchor:
+        headings = re.findall(r"^#+ (.+)$", linked.read_text(), re.M)
+        assert anchor in {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}, target
 
 
 def test_every_test_that_a_promise_names_exists() -> None:

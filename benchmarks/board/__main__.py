@@ -28,7 +28,7 @@ from .rows import Row, append_row, read_rows
 from .scenes import Scene, Sources, set_scene
 from .table import draw_table, verdicts, write_between
 
-PAGE = Path(__file__).resolve().parents[1] / "README.md"
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "results" / "board.md"
 OutOption = Annotated[Path, typer.Option(help="JSON lines, one per row; rows that are there are not played again.")]
 app = typer.Typer(add_completion=False, help="The board of all environments and methods.", no_args_is_help=True)
 

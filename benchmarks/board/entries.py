@@ -31,7 +31,7 @@ _SIZES: Mapping[str, Mapping[str, int]] = {
     "SparseWalker2d": _LONG,
     "SparseHalfCheetah": _LONGEST,
 }
-_SAMPLED = {"CartPole-v1"}  # where greedy returns are too easy a test of labels, see README.md
+_SAMPLED = {"CartPole-v1"}  # where greedy returns are too easy a test of labels, see docs/measured.md
 
 
 @dataclass(frozen=True)
