@@ -345,3 +345,36 @@ def test_a_write_waits_for_the_readers_of_its_own_process(store: Store) -> None:
         order.append("wrote")
     thread.join()
     assert order == ["read 0", "wrote"]
+
+
+def test_a_file_is_free_for_other_processes_after_each_use_though_its_instance_lives_on(store: Store) -> None:
+    with store.catalog.write() as con:
+        insert_rows(con, "replays", [replay("a")])
+    assert not Path(f"{store.catalog.path}.wal").exists()
+    with store.catalog.read() as con:
+        assert replays(con) == ["a"]
+    with duckdb.connect(str(store.catalog.path)) as con:
+        assert replays(con) == ["a"]
+
+
+def test_two_stores_are_open_at_once_and_each_sees_its_own(store: Store, tmp_path: Path) -> None:
+    other = Store.create(tmp_path / "other")
+    with store.catalog.write() as con:
+        insert_rows(con, "replays", [replay("a")])
+        with other.catalog.read() as beside:
+            assert replays(beside) == []
+        assert replays(con) == ["a"]
+
+
+def test_an_instance_in_which_something_failed_is_not_used_again(store: Store) -> None:
+    def set_and_fail() -> None:
+        with store.catalog.write() as con:
+            con.execute("SET GLOBAL default_null_order = 'nulls_first'")
+            insert_rows(con, "replays", [replay("a")])
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        set_and_fail()
+    with store.catalog.read() as con:
+        assert replays(con) == []
+        assert con.execute("SELECT current_setting('default_null_order')").fetchall() != [("NULLS_FIRST",)]

@@ -21,6 +21,7 @@ import pyarrow as pa
 from ..content_hash import canonical_json
 from ..disk import explain_disk
 from ..errors import BadInput, CatalogLocked, DamagedStore, DiskFailed
+from . import engine
 from .rwlock import LatchTimeoutError, latch_of
 
 Connection = duckdb.DuckDBPyConnection
@@ -29,12 +30,14 @@ OnConflict = Literal["ignore", "replace", "error"]
 WAIT_VARIABLE = "TRAJNOTE_LOCK_WAIT"
 DEFAULT_WAIT_S = 30.0
 
-_SETTINGS: dict[str, str | bool | int | float | list[str]] = {"autoinstall_known_extensions": "false"}
-_IN_OTHER_PROCESS = "Could not set lock on file"
 _CORRUPT = "Corrupt database file"
 _SHARD = ".parquet"
 _OF_FILES = (duckdb.IOException, duckdb.SerializationException, duckdb.InternalException, duckdb.FatalException)
-_IN_THIS_PROCESS = "different configuration than existing connections"
+_LOCKED = (
+    "Could not set lock on file",  # another process has it open
+    "different configuration than existing connections",  # this one has, by a connection that is not shared
+    "Unique file handle conflict",
+)
 _ARROW_TYPES: Mapping[str, pa.DataType] = {
     "VARCHAR": pa.string(),
     "JSON": pa.string(),
@@ -129,7 +132,7 @@ class Catalog:
             CatalogLocked, DamagedStore: as for `read`.
         """
         latch = latch_of(self.path)
-        with self._turn(exclusive=True), self._connected(read_only=True) as con:
+        with self._turn(exclusive=True), self._connected(read_only=True, is_shared=False) as con:
             latch.held = con
             try:
                 yield con
@@ -148,17 +151,22 @@ class Catalog:
             turn.__exit__(None, None, None)
 
     @contextmanager
-    def _connected(self, *, read_only: bool) -> Generator[Connection]:
-        con = self._connect(read_only)
+    def _connected(self, *, read_only: bool, is_shared: bool = True) -> Generator[Connection]:
+        con = self._connect(read_only) if is_shared else self._start()
+        failed = True
         try:
             self._prepare(con, read_only=read_only)
             yield con
+            failed = False
         except duckdb.Error as error:
             if _is_of_the_file(error) or explain_disk(error, self.path):
                 raise _explain(error, self.path, self.wait_s) from error
             raise
         finally:
-            con.close()
+            if is_shared:
+                engine.release(self.path, con, failed=failed)
+            else:
+                con.close()
 
     def _prepare(self, con: Connection, *, read_only: bool = True) -> None:
         con.execute("SET TimeZone = 'UTC'")
@@ -168,9 +176,15 @@ class Catalog:
             con.execute(self.session)
 
     def _connect(self, read_only: bool) -> Connection:
+        return self._wait_for(partial(engine.connect, self.path, read_only=read_only))
+
+    def _start(self) -> Connection:
+        """An instance of its own, whose settings concern nobody else."""
+        return self._wait_for(partial(duckdb.connect, str(self.path), read_only=True, config=dict(engine.SETTINGS)))
+
+    def _wait_for(self, connect: Callable[[], Connection]) -> Connection:
         if not self.path.is_file():
             raise DamagedStore(f"The catalog {self.path} is missing.", "Restore it from a backup of the store.")
-        connect = partial(duckdb.connect, str(self.path), read_only=read_only, config=_SETTINGS)
         try:
             return connect()
         except duckdb.Error as error:
@@ -189,7 +203,7 @@ def create_file(path: Path, fill: Callable[[Connection], None]) -> None:
         DiskFailed: if the disk does not take it.
     """
     try:
-        with duckdb.connect(str(path), config=_SETTINGS) as con:
+        with duckdb.connect(str(path), config=dict(engine.SETTINGS)) as con:
             con.begin()
             fill(con)
             con.commit()
@@ -291,7 +305,7 @@ def _retry(connect: Callable[[], Connection], wait_s: float) -> Connection:
 
 
 def _is_locked(error: BaseException) -> bool:
-    return isinstance(error, duckdb.Error) and (_IN_OTHER_PROCESS in str(error) or _IN_THIS_PROCESS in str(error))
+    return isinstance(error, duckdb.Error) and any(text in str(error) for text in _LOCKED)
 
 
 def _is_of_the_file(error: duckdb.Error) -> bool:
