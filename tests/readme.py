@@ -1,6 +1,7 @@
-"""The manual as data: the blocks of a page with the notes before them, and the file tree as docstrings give it.
+"""The manual as data: its pages with their blocks, and what is generated for them.
 
-`python tests/readme.py --write` writes the tree into `docs/house.md`; without `--write` it prints it.
+`python tests/readme.py --write` writes the file tree into `docs/house.md`, and the table of commands into
+`docs/commands.md`.
 """
 
 from __future__ import annotations
@@ -8,13 +9,21 @@ from __future__ import annotations
 import re
 import sys
 import tomllib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import click
 import yaml
+from typer.main import get_command
+
+from flows import cli
 
 ROOT = Path(__file__).resolve().parent.parent
 HOUSE = ROOT / "docs" / "house.md"
+COMMANDS_PAGE = ROOT / "docs" / "commands.md"
+APP: Any = get_command(cli.make_app())  # Typer brings a click of its own
 ROOMS = {
     "storage": "everything on disk; knows nobody above it",
     "annotate": "what a language model says about a trajectory",
@@ -43,7 +52,6 @@ OTHERS = {
 }
 _COMMENT_AT = 36
 _OWN_ENTRIES = {".py", ".pyi", ".pyc"}
-_TREE_END = "<!-- end of the tree -->\n"
 _SHORTEST = 22  # characters; a shorter beginning of a docstring says too little
 _BLOCK = re.compile(r"(?:<!-- (?P<note>[^\n]*?) -->\n)?```(?P<language>\w*)\n(?P<content>.*?)\n```$", re.M | re.S)
 
@@ -122,17 +130,30 @@ def draw_tree() -> str:
     return "\n".join([*lines, *(_entry(name, comment) for name, comment in OTHERS.items())])
 
 
-def written_tree() -> str:
-    """The tree as `docs/house.md` has it."""
-    (written,) = (block.content for block in read_blocks(HOUSE.read_text()) if block.note == "tree")
-    return written
+def list_commands(command: click.Command = APP, path: tuple[str, ...] = ()) -> Iterator[tuple[str, click.Command]]:
+    """Every command that does something, by its full name."""
+    children = getattr(command, "commands", {})
+    if not children or getattr(command, "invoke_without_command", False):
+        yield " ".join(path), command
+    for name, child in children.items():
+        yield from list_commands(child, (*path, name))
 
 
-def write_tree() -> None:
-    """Put the tree of today into `docs/house.md`, whatever is between its two lines, a conflict of a merge too."""
-    before, after = HOUSE.read_text().split("<!-- tree -->\n", 1)
-    after = after.rsplit(_TREE_END, 1)[1]
-    HOUSE.write_text(f"{before}<!-- tree -->\n```text\n{draw_tree()}\n```\n\n{_TREE_END}{after}")
+def draw_commands() -> str:
+    """The commands as a table, each with the first paragraph of its help."""
+    helps = {name: " ".join((command.help or "").split("\n\n")[0].split()) for name, command in list_commands()}
+    return "\n".join(["| command | what it does |", "|---|---|", *(f"| `{n}` | {text} |" for n, text in helps.items())])
+
+
+def generated() -> dict[tuple[Path, str], str]:
+    """What stands between `<!-- NAME -->` and `<!-- end of NAME -->` of a page, by page and name."""
+    return {(HOUSE, "tree"): f"```text\n{draw_tree()}\n```", (COMMANDS_PAGE, "commands"): f"\n{draw_commands()}"}
+
+
+def generate(page: Path, name: str, text: str) -> str:
+    """The page with the text of today, whatever is between its two lines, a conflict of a merge too."""
+    before, after = page.read_text().split(f"<!-- {name} -->\n", 1)
+    return f"{before}<!-- {name} -->\n{text}\n\n<!-- end of {name} -->{after.rsplit(f'<!-- end of {name} -->', 1)[1]}"
 
 
 def _inside(folder: Path, depth: int) -> list[str]:
@@ -180,7 +201,7 @@ def _entry(name: str, comment: str) -> str:
 LAYERS = _read_layers()
 MANUAL = _list_pages(yaml.safe_load((ROOT / "mkdocs.yml").read_text())["nav"])
 if __name__ == "__main__":
-    if "--write" in sys.argv:
-        write_tree()
-    else:
-        print(draw_tree())
+    if sys.argv[1:] != ["--write"]:
+        sys.exit("usage: python tests/readme.py --write")
+    for (page, name), text in generated().items():
+        page.write_text(generate(page, name, text))
