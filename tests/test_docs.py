@@ -86,6 +86,14 @@ def test_what_the_prose_names_exists(page: Page) -> None:
         _check_span(span)
 
 
+def test_every_table_and_view_that_the_manual_names_exists(store: Store) -> None:
+    named = {name for page in MANUAL for name in re.findall(r"\b(?:tables?|views?) `(\w+)`", page.prose)} - {"artifact"}
+    with store.catalog.read() as con:
+        known = {name for (name,) in con.execute("SELECT table_name FROM information_schema.tables").fetchall()}
+    assert len(named) > 25
+    assert named - known == set()
+
+
 @pytest.mark.parametrize("page", EVERY_PAGE, ids=lambda page: page.name)
 def test_every_link_and_picture_leads_somewhere(page: Page) -> None:
     for target in re.findall(r"\]\(([^)\s]+)\)", page.prose) + re.findall(r'src="([^"]+)"', page.prose):
