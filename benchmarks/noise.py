@@ -27,7 +27,7 @@ import numpy as np
 from benchmarks.label_noise import Noise
 from flows.refinement.selection import Method
 from flows.runtime.processes import core_count, parallel_map
-from refine.evaluation.variance_components import interval_over_seeds
+from refine.evaluation.gate import interval_over_seeds
 
 from .noise_world import RECIPES, RECORDED, Cell, Effort, Home, Kind, prepare, refine_and_judge
 from .notebook import Notebook

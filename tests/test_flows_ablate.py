@@ -22,8 +22,7 @@ from flows.refinement.present import comparison_json as outcome_json
 from flows.refinement.refinement import ImproveConfig, improve
 from flows.reporting.figures import draw_figures
 from flows.simulation.trust import Named
-from refine.evaluation.gate import interval
-from refine.evaluation.variance_components import interval_over_seeds
+from refine.evaluation.gate import interval, interval_over_seeds
 from storage.errors import BadInput
 from storage.store import Store
 

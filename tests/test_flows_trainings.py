@@ -4,8 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from flows.refinement.arms import ArmDraw, Material
-from flows.refinement.training_cache import find_candidates, keep_candidates
+from flows.refinement.arms import ArmDraw, Material, find_candidates, keep_candidates
 from refine.config import RefineConfig, Snapshot
 from refine.labels.labels import Labels
 from refine.policies.mlp import MlpPolicy

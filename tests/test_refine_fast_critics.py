@@ -11,7 +11,7 @@ from refine.config import RefineConfig
 from refine.policies.mlp import Head, MlpPolicy
 from refine.training.buffer import AnnotatedBuffer
 from refine.training.d3rlpy_setup import NoopAdapterFactory
-from refine.training.fast.critic import FastCritic
+from refine.training.fast.critics import FastCritic
 from refine.training.fast.engine import create_training
 from refine.training.networks import module_layers, reproducible
 from refine.training.packing import build_buffer

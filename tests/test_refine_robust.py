@@ -9,8 +9,7 @@ from refine.config import RefineConfig
 from refine.labels.label_hypotheses import list_readings
 from refine.labels.labels import Labels
 from refine.policies.mlp import MlpPolicy
-from refine.training.cross_fold_filter import find_borne_out
-from refine.training.robust import refine_candidates
+from refine.training.robust import find_borne_out, refine_candidates
 from refine.training.train import refine
 from storage.datasets.reader import StepArrays
 from storage.errors import BadInput

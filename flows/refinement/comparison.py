@@ -32,10 +32,9 @@ from storage.errors import BadInput
 from storage.schema import Frozen
 
 from ..runtime import Report, parallel_map, silent
-from .arms import PLACEBOS, ArmDraw, Material, list_draws, train_draw
+from .arms import PLACEBOS, ArmDraw, Material, find_candidates, keep_candidates, list_draws, train_draw
 from .evaluator import Candidate, Evaluator, Purpose, Returns
 from .selection import Method, try_fields
-from .training_cache import find_candidates, keep_candidates
 
 SELECT: Mapping[Method, int] = {"racing": 12, "full": 24}
 """Selection episodes; in a race only the last two candidates play them all."""

@@ -1,4 +1,4 @@
-"""What a refinement imitates: labels of single steps, or corrective rules at all steps that they match."""
+"""What a refinement imitates: labels of single steps, corrective rules at the steps that they match, or an expert."""
 
 from __future__ import annotations
 
@@ -6,12 +6,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from refine.config import TrainingMode
-from refine.labels import Labels, labels_from_annotations, labels_from_rules, place_rules
+from refine.labels import Labels, label_like_expert, labels_from_annotations, labels_from_rules, place_rules
 from storage.annotations import Rule, load_rules, match_rules, pool_annotations
 from storage.datasets import StepArrays
 from storage.errors import BadInput, Prerequisite
 from storage.schema import Annotation, Manifest
 from storage.store import Store
+
+from ..policies import load_policy
+from ..simulation import Named, Spaces
+from .arms import Oracle
 
 
 @dataclass(frozen=True)
@@ -85,3 +89,23 @@ def _nothing(dataset_id: str, run_ids: Sequence[str] | None, *, rules: bool, has
     return Prerequisite(
         f"The dataset {dataset_id} has no annotations{asked}.", hint or "Run `trajnote annotate` first."
     )
+
+
+def ask_expert(spec: Named, labels: Labels, steps: StepArrays, manifest: Manifest, store: Store) -> Oracle:
+    """An expert's greedy actions in the labelled states.
+
+    Args:
+        spec: of the policy, see `policies.load_policy`.
+        labels: the annotator's.
+        steps: their dataset.
+        manifest: of that dataset.
+        store: where policies are looked up.
+
+    Raises:
+        BadInput: if there is no such policy, it is for other spaces, or it has no greedy action.
+    """
+    expert = load_policy(spec, Spaces(manifest.observation_space, manifest.action_space), store)
+    if "greedy" not in expert.modes:
+        raise BadInput(f"{spec} acts by chance only, so it is no expert.", "Name a policy that has a likeliest action.")
+    actions = expert.act(steps.observation[labels.rows], mode="greedy").actions
+    return Oracle(label_like_expert(labels, actions, steps, manifest.action_space), spec, expert.sha256)

@@ -23,8 +23,7 @@ from ..simulation import Home, Named, Spaces, find_home, look_up_spaces
 from .arms import Material
 from .comparison import Comparison, ComparisonPlan, GateConfig
 from .evaluator import Evaluator
-from .expert_arm import ask_expert
-from .label_source import LabelSource, find_opinions
+from .label_source import LabelSource, ask_expert, find_opinions
 from .lineage import record_comparison
 
 

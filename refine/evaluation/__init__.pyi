@@ -13,6 +13,7 @@ from .gate import (
     Verdict,
     decide_acceptance,
     interval,
+    interval_over_seeds,
     judge_improvement,
     judge_labels,
     rank,
@@ -20,7 +21,6 @@ from .gate import (
 from .held_out import Consistency, out_of_fold
 from .ope import check_episodes, collect_refits, refit
 from .racing import decide_early, list_looks, list_rungs, rank_survivors
-from .variance_components import interval_over_seeds
 
 __all__ = [
     "CAVEAT",

@@ -2,7 +2,7 @@
 
 An action that is always confused with another, mirrored signs, and a region where everything is wrong cannot be told
 from labels alone: within them the labels agree. So each suspicion becomes a set of labels that it would leave, and
-whoever has a simulator tries them. Errors without a system are found by `training/cross_fold_filter.py`.
+whoever has a simulator tries them. Errors without a system are found by `training/robust.py`.
 """
 
 from __future__ import annotations

@@ -9,12 +9,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
+import numpy as np
+from numpy.typing import NDArray
+
 from storage.datasets import StepArrays
+from storage.schema import Array
 
 from ..config import RefineConfig, Snapshot
 from ..labels import LabelHypothesis, Labels, keep, list_readings
 from ..policies import MlpPolicy
-from .cross_fold_filter import find_borne_out
 from .train import refine
 
 OUTLIER_SCALE = 0.3
@@ -67,3 +70,44 @@ def _refine_reading(
     reading: LabelHypothesis, steps: StepArrays, baseline: MlpPolicy, config: RefineConfig
 ) -> list[Snapshot]:
     return [replace(snapshot, reading=reading.name) for snapshot in refine(steps, reading.labels, baseline, config)]
+
+
+FOLDS = 5
+
+
+def find_borne_out(steps: StepArrays, labels: Labels, baseline: MlpPolicy, config: RefineConfig) -> NDArray[np.bool_]:
+    """Which suggestions a policy agrees with that was refined with the labels of other episodes only.
+
+    Five folds of episodes; for each a short training without its labels, whose greedy action at the states of the fold
+    is compared with them. The idea is that of confident learning (Northcutt, Jiang and Chuang, JAIR 2021).
+
+    Args:
+        steps: the logged steps.
+        labels: of these steps, with discrete actions.
+        baseline: where the trainings start.
+        config: the refinement; its smallest beta and its middle snapshot are used.
+
+    Returns:
+        (L,), false for labels without a suggestion.
+    """
+    config = config.completed(baseline.action_space)
+    betas, stops = cast("tuple[float, ...]", config.betas), cast("tuple[int, ...]", config.snapshots)
+    short = config.model_copy(update={"betas": (min(betas),), "snapshots": (stops[len(stops) // 2],)})
+    usable = labels.weights > 0
+    folds = _deal_folds(steps.episode_id[labels.rows], config.seed)
+    actions = np.array(labels.suggestions)
+    for fold in range(FOLDS):
+        apart = folds == fold
+        if (usable & apart).any() and (usable & ~apart).any():
+            policy = refine(steps, keep(labels, ~apart), baseline, short)[0].policy
+            actions[apart] = policy.act(steps.observation[labels.rows[apart]]).actions
+    return usable & (actions == labels.suggestions)
+
+
+def _deal_folds(groups: Array, seed: int) -> NDArray[np.int64]:
+    """A fold for each label, (L,): whole episodes together, or single labels where there are fewer than two."""
+    members, index = np.unique(groups, return_inverse=True)
+    if len(members) < 2:
+        index = np.arange(len(groups))
+    order = np.random.default_rng([seed, FOLDS]).permutation(int(index.max(initial=0)) + 1)
+    return order[index] % FOLDS

@@ -5,10 +5,12 @@ Which candidate is kept is decided elsewhere, on episodes that this module never
 
 from __future__ import annotations
 
+import importlib.util
 import math
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
@@ -23,9 +25,15 @@ from ..config import RefineConfig, Snapshot
 from ..labels import Labels, check_labels, relabel, scale_of_returns, weigh_labels
 from ..policies import MlpPolicy, network_inputs
 from .buffer import AnnotatedBuffer
-from .d3rlpy_setup import quiet
+from .d3rlpy_setup import (
+    CombineAdapterFactory,
+    FileAdapterFactory,
+    LoggerAdapterFactory,
+    NoopAdapterFactory,
+    TensorboardAdapterFactory,
+    quiet,
+)
 from .fast.engine import create_training, train_together
-from .logs import TrainingLogger, training_logger
 from .networks import as_logits, read_weights, reproducible
 from .packing import PLAIN_ROWS, build_buffer
 from .reference.factory import Algorithm, create_algorithm, network_outputs, policy_module
@@ -59,8 +67,8 @@ def refine(
         baseline: where every training starts and what it stays close to.
         config: the refinement; the defaults when None.
         progress: told about every step.
-        log_dir: where d3rlpy's own loggers write the losses of each training, see `logs.py`; nowhere when None. What is
-            fast is trained by the reference too, for its losses alone, so that logging decides nothing.
+        log_dir: where d3rlpy's own loggers write the losses of each training; nowhere when None. What is fast is trained
+            by the reference too, for its losses alone, so that logging decides nothing.
 
     Returns:
         One snapshot per beta and step count, betas in the given order.
@@ -174,3 +182,26 @@ def _count_steps(progress: Progress | None, total: int) -> Callable[..., None]:
             progress(done, total)
 
     return tick
+
+
+@dataclass(frozen=True)
+class TrainingLogger:
+    """Where one training is logged."""
+
+    factory: LoggerAdapterFactory
+    name: str  # d3rlpy appends the time
+
+
+def training_logger(log_dir: Path | None, name: str) -> TrainingLogger:
+    """The logger of one training.
+
+    Args:
+        log_dir: `NAME_TIME/*.csv` and `runs/NAME_TIME` go there; None logs nothing.
+        name: of the training.
+    """
+    if log_dir is None:
+        return TrainingLogger(NoopAdapterFactory(), name)
+    factories: list[LoggerAdapterFactory] = [FileAdapterFactory(str(log_dir))]
+    if importlib.util.find_spec("tensorboardX"):
+        factories.append(TensorboardAdapterFactory(str(log_dir)))
+    return TrainingLogger(CombineAdapterFactory(factories), name)

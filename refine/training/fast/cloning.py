@@ -1,7 +1,7 @@
 """Policies that learn from suggestions and stay close to the baseline, without d3rlpy: all betas at once.
 
 The reference is `training/reference/cloning.py` with `training/losses.py`. Alone this is the recipe of mode A; critics
-stand beside it in `discrete_cql.py` and `td3_plus_bc.py`.
+stand beside it in `critics.py` and `critics.py`.
 """
 
 from __future__ import annotations

@@ -20,8 +20,7 @@ from ..buffer import AnnotatedBuffer, Columns
 from ..networks import module_layers
 from ..reference.factory import create_algorithm
 from .cloning import FastCloning
-from .discrete_cql import FastDiscreteCQL
-from .td3_plus_bc import FastTD3PlusBC
+from .critics import FastDiscreteCQL, FastTD3PlusBC
 
 
 class FastTraining(Protocol):
