@@ -21,8 +21,9 @@ from threadpoolctl import threadpool_limits
 
 from refine.labels.labels import Labels
 from refine.policies.mlp import MlpPolicy
-from refine.training.d3rlpy_setup import quiet
-from refine.training.packing import build_buffer
+from refine.training.packing import build_table
+from refine.training.reference.buffer import AnnotatedBuffer
+from refine.training.reference.d3rlpy_setup import quiet
 from storage.datasets.reader import StepArrays
 from storage.schema import Space
 
@@ -108,19 +109,19 @@ def compare_building(steps: StepArrays, labels: Labels, baseline: MlpPolicy, tur
     silent = SilentPolicy(**{field.name: getattr(baseline, field.name) for field in fields(baseline)})
     tasks = {
         "d3rlpy's MDPDataset": lambda: build_stock(steps),
-        "columnar buffer": lambda: build_buffer(steps, labels, silent),
-        "the same with the baseline's outputs": lambda: build_buffer(steps, labels, baseline),
+        "columnar buffer": lambda: AnnotatedBuffer(build_table(steps, labels, silent)),
+        "the same with the baseline's outputs": lambda: AnnotatedBuffer(build_table(steps, labels, baseline)),
     }
     report(f"building {len(steps) - len(steps.starts):,} transitions", race(tasks, 1, turns))
 
 
 def compare_sampling(steps: StepArrays, labels: Labels, baseline: MlpPolicy, turns: int) -> None:
     """Batches of random transitions."""
-    stock, columnar = build_stock(steps), build_buffer(steps, labels, baseline)
+    stock, columnar = build_stock(steps), AnnotatedBuffer(build_table(steps, labels, baseline))
     tasks = {
         "d3rlpy's ReplayBuffer": lambda: stock.sample_transition_batch(BATCH),
         "columnar buffer, as d3rlpy takes it": lambda: columnar.sample_transition_batch(BATCH),
-        "columnar buffer, as the fast engine takes it": lambda: columnar.sample_columns(BATCH),
+        "columnar buffer, as the fast engine takes it": lambda: columnar.table.sample_columns(BATCH),
     }
     report(f"sampling {BATCH} of them", race(tasks, 50, turns))
 

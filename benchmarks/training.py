@@ -28,10 +28,10 @@ from torch.nn.functional import cross_entropy, log_softmax
 from refine.config import RefineConfig
 from refine.labels.labels import Labels
 from refine.policies.mlp import MlpPolicy
-from refine.training.buffer import AnnotatedBuffer
-from refine.training.d3rlpy_setup import NoopAdapterFactory, quiet
 from refine.training.fast.engine import create_training
-from refine.training.packing import build_buffer
+from refine.training.packing import build_table
+from refine.training.reference.buffer import AnnotatedBuffer
+from refine.training.reference.d3rlpy_setup import NoopAdapterFactory, quiet
 from refine.training.reference.factory import create_algorithm
 from refine.training.train import refine
 from storage.datasets.reader import StepArrays
@@ -78,7 +78,7 @@ class World:
 
     def buffer(self) -> AnnotatedBuffer:
         """The columnar buffer of `refine`."""
-        return build_buffer(self.steps, self.labels, self.baseline, quota=QUOTA)
+        return AnnotatedBuffer(build_table(self.steps, self.labels, self.baseline, quota=QUOTA))
 
 
 def stock(config: Any, world: World) -> Train:
@@ -139,7 +139,7 @@ def fast(world: World, copies: int, **changes: Any) -> Train:
 
     def train(count: int) -> None:
         for _ in range(count):
-            training.step(buffer.sample_columns(BATCH))
+            training.step(buffer.table.sample_columns(BATCH))
 
     return train
 

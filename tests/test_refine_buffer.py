@@ -1,13 +1,15 @@
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
 from refine.labels.labels import Labels
 from refine.policies.mlp import MlpPolicy
 from refine.training import packing
-from refine.training.buffer import AnnotatedBuffer
-from refine.training.packing import build_buffer
+from refine.training.packing import build_table
+from refine.training.reference.buffer import AnnotatedBuffer
 from storage.datasets.reader import StepArrays
 from storage.errors import BadInput
 from storage.schema import Space
@@ -42,6 +44,10 @@ def make_policy(actions: Space = DISCRETE, head: str = "logits") -> MlpPolicy:
 
 STEPS = make_steps([5, 6, 7, 0, 6, 6, 0])
 LABELS = Labels(np.array([1, 4, 4, 2]), np.array([7, 5, 6, 5]), np.array([0.5, 1.0, 0.5, 0.0]), np.zeros(4))
+
+
+def build_buffer(*given: Any, **named: Any) -> AnnotatedBuffer:
+    return AnnotatedBuffer(build_table(*given, **named))
 
 
 def whole_table(buffer: AnnotatedBuffer):
@@ -154,9 +160,9 @@ def test_sampling_is_uniform_within_annotated_and_other_rows() -> None:
 
 def test_the_same_seed_samples_the_same_rows() -> None:
     buffer = build_buffer(STEPS, LABELS, make_policy(), quota=4)
-    buffer.reseed(3)
+    buffer.table.reseed(3)
     first = [buffer.sample_transition_batch(16).observations for _ in range(3)]
-    buffer.reseed(3)
+    buffer.table.reseed(3)
     again = [buffer.sample_transition_batch(16).observations for _ in range(3)]
 
     np.testing.assert_array_equal(first, again)

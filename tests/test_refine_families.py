@@ -30,9 +30,9 @@ from test_refine_train import (
 )
 
 from refine.config import CONTINUOUS_ALGORITHMS, DISCRETE_ALGORITHMS, AlgorithmName, RefineConfig
-from refine.training.d3rlpy_setup import TorchMiniBatch, load_learnable, quiet
-from refine.training.losses import BehaviourLoss
+from refine.training.reference.d3rlpy_setup import TorchMiniBatch, load_learnable, quiet
 from refine.training.reference.factory import create_algorithm, network_outputs, policy_module
+from refine.training.reference.losses import BehaviourLoss
 from storage.errors import BadInput
 
 DISCRETE = [("A", name, "logits") for name in DISCRETE_ALGORITHMS if name != "recipe"]

@@ -7,7 +7,9 @@ from refine.config import RefineConfig, Snapshot
 from refine.labels.labels import Labels
 from refine.policies.mlp import Activation, Head, MlpPolicy
 from refine.training import train
+from refine.training.fast import engine
 from refine.training.fast.batched_mlp import Adam, StackedNetworks
+from refine.training.reference import loop
 from storage.datasets.reader import StepArrays
 from storage.errors import BadInput
 from storage.schema import Space
@@ -71,14 +73,14 @@ def distance(one: MlpPolicy, other: MlpPolicy) -> float:
 def fast_calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Which engine was asked for each training."""
     calls: list[str] = []
-    for name in ("create_training", "create_algorithm"):
-        original = getattr(train, name)
+    for module, name in ((engine, "create_training"), (loop, "create_algorithm")):
+        original = getattr(module, name)
 
         def spy(*args: object, _original: object = original, _name: str = name, **kwargs: object) -> object:
             calls.append(_name)
             return _original(*args, **kwargs)  # type: ignore[operator]
 
-        monkeypatch.setattr(train, name, spy)
+        monkeypatch.setattr(module, name, spy)
     return calls
 
 

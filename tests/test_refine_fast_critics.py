@@ -9,13 +9,13 @@ from test_refine_fast_cloning import BETAS, Changes, baseline, changed, suggest,
 
 from refine.config import RefineConfig
 from refine.policies.mlp import Head, MlpPolicy
-from refine.training.buffer import AnnotatedBuffer
-from refine.training.d3rlpy_setup import NoopAdapterFactory
 from refine.training.fast.critics import FastCritic
 from refine.training.fast.engine import create_training
-from refine.training.networks import module_layers, reproducible
-from refine.training.packing import build_buffer
+from refine.training.packing import build_table
+from refine.training.reference.buffer import AnnotatedBuffer
+from refine.training.reference.d3rlpy_setup import NoopAdapterFactory
 from refine.training.reference.factory import create_algorithm
+from refine.training.reference.networks import module_layers, reproducible
 from storage.schema import Array
 
 CASES: list[tuple[Head, Changes]] = [
@@ -31,7 +31,7 @@ def make_buffer(policy: MlpPolicy, *, shift: int = 0) -> AnnotatedBuffer:
     steps = walk(policy)
     labels = suggest(policy, steps)
     labels.suggestions[:] = np.roll(labels.suggestions, shift, axis=0)
-    return build_buffer(steps, labels, policy, quota=16)
+    return AnnotatedBuffer(build_table(steps, labels, policy, quota=16))
 
 
 def critics_of(training: Any) -> list[FastCritic]:
@@ -42,7 +42,7 @@ def train(policy: MlpPolicy, config: RefineConfig, buffer: AnnotatedBuffer, coun
     with reproducible(config.seed):
         training: Any = create_training(policy, config, return_scale=2.0)
         for _ in range(count):
-            training.step(buffer.sample_columns(config.batch_size))
+            training.step(buffer.table.sample_columns(config.batch_size))
     return training
 
 

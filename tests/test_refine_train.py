@@ -329,7 +329,7 @@ def test_refinement_runs_where_no_environment_can_be_made_or_stepped() -> None:
 
 def test_no_file_of_this_room_imports_a_simulator_or_a_language_model() -> None:
     forbidden = {"gymnasium", "gym", "anthropic", "duckdb", "prefect", "typer", "annotate", "flows"}
-    files = sorted(Path(room.__file__).parent.glob("*.py"))
+    files = sorted(Path(room.__file__).parent.rglob("*.py"))
     assert len(files) > 15
     for file in files:
         for node in ast.walk(ast.parse(file.read_text())):

@@ -17,7 +17,9 @@ from refine.policies.d3rlpy_models import from_d3rlpy
 from refine.policies.mlp import MlpPolicy
 from refine.policies.sb3_models import use_one_thread
 from refine.policies.spaces import action_bounds, input_size, network_inputs, output_size
-from refine.training.d3rlpy_setup import (
+from refine.training.packing import build_table
+from refine.training.reference.buffer import AnnotatedBuffer
+from refine.training.reference.d3rlpy_setup import (
     MinMaxActionScaler,
     MultiplyRewardScaler,
     NoopAdapterFactory,
@@ -25,8 +27,7 @@ from refine.training.d3rlpy_setup import (
     VectorEncoderFactory,
     quiet,
 )
-from refine.training.networks import reproducible
-from refine.training.packing import build_buffer
+from refine.training.reference.networks import reproducible
 from storage.datasets.reader import StepArrays
 from storage.schema import Space
 
@@ -69,10 +70,10 @@ def _list_continuous() -> dict[str, Any]:
 def _train(name: str, config: Any, baseline: MlpPolicy, steps: StepArrays, seed: int) -> list[Offer]:
     """One algorithm from scratch; a snapshot every so many steps."""
     unused = logged_labels(np.zeros(1, np.int64), steps, baseline)
-    buffer = build_buffer(steps, unused, baseline, suggestions=False, quota=0)
+    buffer = AnnotatedBuffer(build_table(steps, unused, baseline, suggestions=False, quota=0))
     found: list[Offer] = []
     with reproducible(seed), quiet():
-        buffer.reseed(seed)
+        buffer.table.reseed(seed)
         algo = replace(config, batch_size=BATCH, gamma=GAMMA, **_scalers(baseline, steps)).create()
         algo.create_impl((input_size(baseline.observation_space),), output_size(baseline.action_space))
         for before, stop in zip((0, *SNAPSHOTS), SNAPSHOTS, strict=False):

@@ -1,6 +1,6 @@
 """How much each label counts: its confidence, times agreement between annotators, times support by the baseline.
 
-Only weights change here; what a weight does to a policy is in `training/losses.py`. Every arm of a comparison is
+Only weights change here; a weight's effect on a policy is in `reference/losses.py`. Every arm of a comparison is
 weighed by the same rules from its own suggestions.
 """
 

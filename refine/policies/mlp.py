@@ -1,7 +1,7 @@
 """A portable multilayer perceptron: what a baseline or a refined policy is on disk, and what acts in rollouts.
 
 NumPy only, so that acting never loads a learner. Training is in `training/train.py`; conversion from torch in
-`training/networks.py`.
+`training/reference/networks.py`.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 from .distillation import distil
-from .networks import as_logits
 from .robust import refine_candidates
 from .train import refine
+from .units import as_logits
 
 __all__ = ["as_logits", "distil", "refine", "refine_candidates"]

@@ -1,9 +1,10 @@
-"""Transitions, labels and the baseline's opinion as one packed table. Sampling it is in `buffer.py`."""
+"""Transitions, labels and the baseline's opinion as one packed table, and batches of it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from itertools import accumulate
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,9 +14,8 @@ from storage.errors import BadInput
 from storage.schema import Array, Space
 
 from ..labels import Labels
-from ..policies import MlpPolicy, action_units, input_size, network_inputs, output_size
-from .buffer import AnnotatedBuffer
-from .d3rlpy_setup import ActionSpace, DatasetInfo, Signature
+from ..policies import MlpPolicy, input_size, network_inputs, output_size
+from .units import in_network_units
 
 CHUNK = 8_192
 """Rows of the table that are written at a time; what is gathered for them stays in the processor's cache."""
@@ -24,9 +24,78 @@ PLAIN_ROWS = 1_000_000
 few hundred thousand states at most, and from so many rows they are as good as drawn from all."""
 
 Rows = NDArray[np.int64]
+Floats = NDArray[np.float32]
 
 
-def build_buffer(
+class Columns(NamedTuple):
+    """A batch of transitions with what the annotators and the baseline say about them; the states are the last axis."""
+
+    observations: Floats  # (n, B)
+    actions: Floats  # (1, B) index or (m, B)
+    rewards: Floats  # (1, B)
+    next_observations: Floats  # (n, B)
+    next_actions: Floats  # (1, B) or (m, B)
+    terminals: Floats  # (1, B)
+    suggestions: Floats  # (1, B) index or (m, B)
+    weights: Floats  # (1, B)
+    labelled: Floats  # (1, B)
+    references: Floats  # (k, B)
+
+
+class PackedTable:
+    """Packed transitions, of which a fixed number per batch are annotated ones.
+
+    Args:
+        values: (R, width) float32; the last `annotated` rows are the annotated ones.
+        columns: name of a field of `Columns` -> its columns of the table.
+        annotated: number of annotated rows at the end of the table.
+        quota: annotated rows in every batch, sampled with replacement.
+        action_space: of the actions.
+        seed: of the sampling.
+    """
+
+    def __init__(
+        self,
+        values: Floats,
+        columns: Mapping[str, slice],
+        *,
+        annotated: int,
+        quota: int,
+        action_space: Space,
+        seed: int = 0,
+    ) -> None:
+        self.values, self.columns, self.action_space = values, columns, action_space
+        self._plain = len(values) - annotated
+        self._annotated = annotated
+        self._quota = quota
+        self.reseed(seed)
+
+    def __len__(self) -> int:
+        """Rows; a step with several labels is several rows."""
+        return len(self.values)
+
+    def reseed(self, seed: int) -> None:
+        """Start the sampling anew."""
+        self._rng = np.random.default_rng(seed)
+
+    def sample_columns(self, batch_size: int) -> Columns:
+        """A batch with the quota of annotated rows first, the rest uniformly from the other transitions."""
+        packed = np.ascontiguousarray(self.values.take(self.sample_rows(batch_size), axis=0).T)
+        return Columns(**{name: packed[columns] for name, columns in self.columns.items()})
+
+    def sample_rows(self, batch_size: int) -> Rows:
+        """The rows (B,) of such a batch."""
+        quota = min(self._quota, batch_size) if self._annotated else 0
+        quota = quota if self._plain else batch_size
+        rows = np.empty(batch_size, np.int64)
+        if quota:
+            rows[:quota] = self._rng.integers(self._plain, len(self.values), quota)
+        if quota < batch_size:
+            rows[quota:] = self._rng.integers(0, self._plain, batch_size - quota)
+        return rows
+
+
+def build_table(
     steps: StepArrays,
     labels: Labels,
     baseline: MlpPolicy,
@@ -34,8 +103,8 @@ def build_buffer(
     rewards: NDArray[np.float64] | None = None,
     suggestions: bool = True,
     quota: int = 64,
-) -> AnnotatedBuffer:
-    """Pack transitions and labels for d3rlpy.
+) -> PackedTable:
+    """Pack transitions and labels.
 
     Every step is a transition, the last one of an episode included: its next observation is the final row. Only a
     termination ends the bootstrap; a truncated episode goes on from its final observation. Of more than `PLAIN_ROWS`
@@ -70,8 +139,7 @@ def build_buffer(
             table[part, columns[name]] = read(rows[part])
     for name, block in notes.items():
         table[-len(block) :, columns[name]] = block  # a plain row has zeros
-    info = _describe(columns, baseline.action_space)
-    return AnnotatedBuffer(table, columns, annotated=int(used.sum()), quota=quota, info=info)
+    return PackedTable(table, columns, annotated=int(used.sum()), quota=quota, action_space=baseline.action_space)
 
 
 def _choose(plain: Rows) -> Rows:
@@ -125,7 +193,7 @@ def _notes(labels: Labels, used: NDArray[np.bool_], counted: bool, *, space: Spa
     """Columns of the annotated rows; a suggestion that does not count has mask 0."""
     weights = labels.weights[used, None]
     return {
-        "suggestions": _in_network_units(labels.suggestions[used].reshape(int(used.sum()), -1), space),
+        "suggestions": in_network_units(labels.suggestions[used].reshape(int(used.sum()), -1), space),
         "weights": weights / max(float(weights[weights > 0].mean()), 1e-9) if (weights > 0).any() else weights,
         "labelled": (weights > 0) & counted,
     }
@@ -133,30 +201,10 @@ def _notes(labels: Labels, used: NDArray[np.bool_], counted: bool, *, space: Spa
 
 def _references(baseline: MlpPolicy, observations: Array) -> Array:
     outputs = baseline.forward(observations)
-    return outputs if baseline.action_space.is_discrete else _in_network_units(outputs, baseline.action_space)
-
-
-def _in_network_units(actions: Array, space: Space) -> Array:
-    if space.is_discrete:
-        return actions - space.start
-    middle, half = action_units(space)
-    return (actions - middle) / half
+    return outputs if baseline.action_space.is_discrete else in_network_units(outputs, baseline.action_space)
 
 
 def _lay_out(widths: dict[str, int]) -> dict[str, slice]:
     """Where each block's columns are in the table, one block after the other."""
     ends = accumulate(widths.values())
     return {name: slice(end - width, end) for (name, width), end in zip(widths.items(), ends, strict=True)}
-
-
-def _describe(columns: dict[str, slice], space: Space) -> DatasetInfo:
-    def signature(name: str) -> Signature:
-        return Signature(dtype=[np.dtype(np.float32)], shape=[(columns[name].stop - columns[name].start,)])
-
-    return DatasetInfo(
-        observation_signature=signature("observations"),
-        action_signature=signature("actions"),
-        reward_signature=signature("rewards"),
-        action_space=ActionSpace.DISCRETE if space.is_discrete else ActionSpace.CONTINUOUS,
-        action_size=output_size(space),
-    )

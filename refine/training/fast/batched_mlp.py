@@ -13,7 +13,7 @@ import numpy as np
 
 from storage.schema import Array
 
-from ..buffer import Floats
+from ..packing import Floats
 
 _FIRST_DECAY, _SECOND_DECAY, _SMALL = 0.9, 0.999, 1e-8  # as torch has them; as float32, 1 - 0.999 would be 1e-5 off
 

@@ -1,7 +1,7 @@
 """Policies that learn from suggestions and stay close to the baseline, without d3rlpy: all betas at once.
 
-The reference is `training/reference/cloning.py` with `training/losses.py`. Alone this is the recipe of mode A; critics
-stand beside it in `critics.py` and `critics.py`.
+The reference is `reference/cloning.py` with `reference/losses.py`. Alone this is the recipe of mode A; critics
+stand beside it in `critics.py`.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ import numpy as np
 from storage.schema import Array
 
 from ...policies import MlpPolicy
-from ..buffer import Columns, Floats
-from ..networks import as_policy, network_layers
+from ..packing import Columns, Floats
+from ..units import as_policy, network_layers
 from .batched_mlp import Adam, StackedNetworks, softmax
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -11,10 +11,14 @@ from numpy.typing import NDArray
 
 from storage.schema import Array
 
+from ...config import RefineConfig
 from ...policies import MlpPolicy, action_units
-from ..buffer import Columns, Floats
+from ..packing import Columns, Floats
 from ..reference.continuous_critic import AnnotatedTD3PlusBCConfig
+from ..reference.d3rlpy_setup import quiet
 from ..reference.discrete_critic import AnnotatedDiscreteCQLConfig
+from ..reference.factory import create_algorithm
+from ..reference.networks import module_layers
 from .batched_mlp import Adam, Layers, StackedNetworks, softmax
 from .cloning import FastCloning
 
@@ -241,3 +245,18 @@ class FastTD3PlusBC:
 def _join(states: Array, actions: Array) -> Array:
     """Inputs of a critic: states (n, B) above actions (m, B) or (E, m, B)."""
     return np.concatenate([np.broadcast_to(states, (*actions.shape[:-2], *states.shape)), actions], axis=-2)
+
+
+def create_with_critic(start: MlpPolicy, config: RefineConfig, return_scale: float) -> FastDiscreteCQL | FastTD3PlusBC:
+    """A training with a critic, which starts as the reference's does: seed torch before, see `reproducible`.
+
+    Raises:
+        BadInput: as `create_algorithm`.
+    """
+    with quiet():
+        reference: Any = create_algorithm(start, config, 0.0, return_scale=return_scale)  # its beta is not used
+    critics = [module_layers(module) for module in reference.impl.q_function]
+    betas = config.betas or ()
+    if start.action_space.is_discrete:
+        return FastDiscreteCQL(start, betas, reference.config, critics[0], return_scale)
+    return FastTD3PlusBC(start, betas, reference.config, critics, return_scale)

@@ -6,7 +6,8 @@ Which refinements it can do says `RefineConfig.is_fast`.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any, Protocol
+from contextlib import AbstractContextManager, nullcontext
+from typing import Protocol
 
 import numpy as np
 from threadpoolctl import threadpool_limits
@@ -14,13 +15,10 @@ from threadpoolctl import threadpool_limits
 from storage.errors import BadInput
 from storage.schema import Array
 
-from ...config import RefineConfig
+from ...config import RefineConfig, Snapshot
 from ...policies import MlpPolicy
-from ..buffer import AnnotatedBuffer, Columns
-from ..networks import module_layers
-from ..reference.factory import create_algorithm
+from ..packing import Columns, PackedTable
 from .cloning import FastCloning
-from .critics import FastDiscreteCQL, FastTD3PlusBC
 
 
 class FastTraining(Protocol):
@@ -39,6 +37,44 @@ class FastTraining(Protocol):
         ...
 
 
+def train_fast(
+    table: PackedTable,
+    start: MlpPolicy,
+    config: RefineConfig,
+    probe: Array,
+    *,
+    return_scale: float,
+    tick: Callable[[], None],
+) -> list[Snapshot]:
+    """One training per beta, all at once.
+
+    Args:
+        table: what is sampled.
+        start: with a head of logits when discrete.
+        config: completed.
+        probe: (n, N) observations, as a network takes them, at which the outputs have to be finite.
+        return_scale: typical size of a return, by which a critic divides rewards.
+        tick: called once per step of each training.
+
+    Raises:
+        BadInput: for a training that diverged.
+    """
+    table.reseed(config.seed)
+    with _seeded(config):
+        training = create_training(start, config, return_scale=return_scale)
+        found = list(train_together(training, table, config, probe, tick))
+    return [Snapshot(policies[n], step, beta) for n, beta in enumerate(config.betas or ()) for step, policies in found]
+
+
+def _seeded(config: RefineConfig) -> AbstractContextManager[None]:
+    """Torch draws a critic's start and its noise; without a critic it is not loaded."""
+    if not config.has_critic:
+        return nullcontext()
+    from ..reference.networks import reproducible  # torch takes seconds to load
+
+    return reproducible(config.seed)
+
+
 def create_training(start: MlpPolicy, config: RefineConfig, *, return_scale: float = 1.0) -> FastTraining:
     """Build what a refinement trains. A critic starts as the reference's does, so seed torch before.
 
@@ -48,21 +84,18 @@ def create_training(start: MlpPolicy, config: RefineConfig, *, return_scale: flo
         return_scale: typical size of a return, by which a critic divides rewards.
 
     Raises:
-        BadInput: as `create_algorithm`.
+        BadInput: as `reference.factory.create_algorithm`.
     """
-    betas = config.betas or ()
     if not config.has_critic:
-        return FastCloning(start, betas, config.learning_rate)
-    reference: Any = create_algorithm(start, config, 0.0, return_scale=return_scale)  # its beta is not used
-    critics = [module_layers(module) for module in reference.impl.q_function]
-    if start.action_space.is_discrete:
-        return FastDiscreteCQL(start, betas, reference.config, critics[0], return_scale)
-    return FastTD3PlusBC(start, betas, reference.config, critics, return_scale)
+        return FastCloning(start, config.betas or (), config.learning_rate)
+    from .critics import create_with_critic  # torch and d3rlpy take seconds to load
+
+    return create_with_critic(start, config, return_scale)
 
 
 def train_together(
     training: FastTraining,
-    buffer: AnnotatedBuffer,
+    table: PackedTable,
     config: RefineConfig,
     probe: Array,
     tick: Callable[[], None],
@@ -70,8 +103,8 @@ def train_together(
     """Train from stop to stop; a critic gets its steps before the first.
 
     Args:
-        training: of `create_training`.
-        buffer: seeded as the reference's.
+        training: at its start.
+        table: seeded as the reference's.
         config: completed.
         probe: (n, N) observations, as a network takes them, at which the outputs have to be finite.
         tick: called once per step of each training.
@@ -86,7 +119,7 @@ def train_together(
     for stop in config.snapshots or ():
         with threadpool_limits(1, "blas"), np.errstate(over="ignore", invalid="ignore", divide="ignore"):
             for _ in range(done, stop):
-                training.step(buffer.sample_columns(config.batch_size))
+                training.step(table.sample_columns(config.batch_size))
                 for _ in config.betas or ():
                     tick()
             diverged = training.diverged(probe)

@@ -1,7 +1,7 @@
 """What every annotated algorithm shares: the weights of its terms, a critic's start, and d3rlpy's parts made anew.
 
 A policy's loss is `ramp * sum_i w_i l(pi(s_i), a_i) + stay_close * d(pi, pi_0) + improvement * own`, where `own` is
-what the algorithm itself asks of its policy on logged transitions. The terms are computed in `training/losses.py`, the
+what the algorithm itself asks of its policy on logged transitions. The terms are computed in `losses.py`, the
 own losses in the files of the families; a critic's loss is always d3rlpy's and never sees a suggestion.
 """
 
@@ -11,7 +11,7 @@ import dataclasses
 import inspect
 from typing import Any
 
-from ..d3rlpy_setup import TorchMiniBatch
+from .d3rlpy_setup import TorchMiniBatch
 
 
 @dataclasses.dataclass()

@@ -12,7 +12,8 @@ from typing import Any, cast
 import torch
 from torch.nn.functional import mse_loss
 
-from ..d3rlpy_setup import (
+from .annotated import AnnotatedFields, AnnotatedImpl, rebuild
+from .d3rlpy_setup import (
     BC,
     BCConfig,
     BCImpl,
@@ -26,9 +27,8 @@ from ..d3rlpy_setup import (
     TorchMiniBatch,
     register_learnable,
 )
-from ..losses import BehaviourLoss, continuous_behaviour, discrete_behaviour, read_notes
-from ..networks import ClippedPolicy
-from .annotated import AnnotatedFields, AnnotatedImpl, rebuild
+from .losses import BehaviourLoss, continuous_behaviour, discrete_behaviour, read_notes
+from .networks import ClippedPolicy
 
 
 @dataclasses.dataclass()

@@ -12,7 +12,8 @@ from typing import Any, ClassVar
 
 import torch
 
-from ..d3rlpy_setup import (
+from .annotated import CriticFields, WaitingActor, rebuild
+from .d3rlpy_setup import (
     ActionOutput,
     DeviceArg,
     ReBRAC,
@@ -25,9 +26,8 @@ from ..d3rlpy_setup import (
     TorchMiniBatch,
     register_learnable,
 )
-from ..losses import ActorLoss, continuous_behaviour, join_own, read_notes
-from ..networks import ClippedPolicy
-from .annotated import CriticFields, WaitingActor, rebuild
+from .losses import ActorLoss, continuous_behaviour, join_own, read_notes
+from .networks import ClippedPolicy
 
 
 @dataclasses.dataclass()

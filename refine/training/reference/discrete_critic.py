@@ -13,7 +13,8 @@ from typing import Any, ClassVar, cast
 
 import torch
 
-from ..d3rlpy_setup import (
+from .annotated import AnnotatedImpl, CriticFields, rebuild
+from .d3rlpy_setup import (
     DQN,
     CategoricalPolicy,
     DeviceArg,
@@ -35,8 +36,7 @@ from ..d3rlpy_setup import (
     make_optimizer_field,
     register_learnable,
 )
-from ..losses import ActorLoss, discrete_behaviour, join_own, read_notes
-from .annotated import AnnotatedImpl, CriticFields, rebuild
+from .losses import ActorLoss, discrete_behaviour, join_own, read_notes
 
 
 @dataclasses.dataclass()

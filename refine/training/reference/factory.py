@@ -13,11 +13,11 @@ from storage.schema import Array
 
 from ...config import RefineConfig
 from ...policies import MlpPolicy, action_bounds, action_units, network_inputs, output_size
-from ..d3rlpy_setup import LearnableConfig, MultiplyRewardScaler, QLearningAlgoBase
-from ..networks import action_scaler_of, encoder_of, load_weights, observation_scaler_of
 from .cloning import AnnotatedBCConfig, AnnotatedDiscreteBCConfig
 from .continuous_critic import AnnotatedReBRACConfig, AnnotatedTD3PlusBCConfig
+from .d3rlpy_setup import LearnableConfig, MultiplyRewardScaler, QLearningAlgoBase
 from .discrete_critic import AnnotatedDiscreteCQLConfig, AnnotatedDQNConfig
+from .networks import action_scaler_of, encoder_of, load_weights, observation_scaler_of
 from .weighted_regression import AnnotatedAWACConfig, AnnotatedIQLConfig
 
 Algorithm = QLearningAlgoBase[Any, Any]

@@ -12,7 +12,8 @@ from typing import cast
 
 import torch
 
-from ..d3rlpy_setup import (
+from .continuous_critic import ContinuousActor, ContinuousActorImpl, ContinuousFields
+from .d3rlpy_setup import (
     AWAC,
     IQL,
     ActionOutput,
@@ -25,7 +26,6 @@ from ..d3rlpy_setup import (
     build_gaussian_distribution,
     register_learnable,
 )
-from .continuous_critic import ContinuousActor, ContinuousActorImpl, ContinuousFields
 
 
 @dataclasses.dataclass()

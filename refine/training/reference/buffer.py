@@ -1,20 +1,22 @@
 """A d3rlpy replay buffer over packed columns: one float32 row per transition, one gather per batch.
 
-It samples a table that `packing.py` has built; what a suggestion does to a policy is in `losses.py`.
+It samples a table that `training/packing.py` has built; what a suggestion does to a policy is in `losses.py`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .d3rlpy_setup import DatasetInfo, ReplayBufferBase, Transition, TransitionMiniBatch
+from storage.schema import Space
 
-Floats = NDArray[np.float32]
+from ...policies import output_size
+from ..packing import Floats, PackedTable
+from .d3rlpy_setup import ActionSpace, DatasetInfo, ReplayBufferBase, Signature, Transition, TransitionMiniBatch
 
 
 @dataclass(frozen=True)
@@ -35,54 +37,16 @@ class AnnotatedMiniBatch(TransitionMiniBatch):
         """Columns of one table of float32 need no check."""
 
 
-class Columns(NamedTuple):
-    """A batch as the fast engine takes it: what `AnnotatedMiniBatch` has, with the states as the last axis."""
-
-    observations: Floats  # (n, B)
-    actions: Floats  # (1, B) index or (m, B)
-    rewards: Floats  # (1, B)
-    next_observations: Floats  # (n, B)
-    next_actions: Floats  # (1, B) or (m, B)
-    terminals: Floats  # (1, B)
-    suggestions: Floats  # (1, B) index or (m, B)
-    weights: Floats  # (1, B)
-    labelled: Floats  # (1, B)
-    references: Floats  # (k, B)
-
-
 class AnnotatedBuffer(ReplayBufferBase):
-    """Packed transitions, of which a fixed number per batch are annotated ones.
+    """A packed table as d3rlpy samples it.
 
     Args:
-        table: (R, width) float32; the last `annotated` rows are the annotated ones.
-        columns: name of a field of `AnnotatedMiniBatch` -> its columns of the table.
-        annotated: number of annotated rows at the end of the table.
-        quota: annotated rows in every batch, sampled with replacement.
-        info: shapes and kinds, as d3rlpy wants to know them.
-        seed: of the sampling.
+        table: of `packing.build_table`; its sampling is the buffer's.
     """
 
-    def __init__(
-        self,
-        table: Floats,
-        columns: dict[str, slice],
-        *,
-        annotated: int,
-        quota: int,
-        info: DatasetInfo,
-        seed: int = 0,
-    ) -> None:
-        self._table = table
-        self._columns = columns
-        self._plain = len(table) - annotated
-        self._annotated = annotated
-        self._quota = quota
-        self._info = info
-        self.reseed(seed)
-
-    def reseed(self, seed: int) -> None:
-        """Start the sampling anew."""
-        self._rng = np.random.default_rng(seed)
+    def __init__(self, table: PackedTable) -> None:
+        self.table = table
+        self._info = _describe(table.columns, table.action_space)
 
     @property
     def dataset_info(self) -> DatasetInfo:
@@ -92,31 +56,16 @@ class AnnotatedBuffer(ReplayBufferBase):
     @property
     def transition_count(self) -> int:
         """Rows of the table; a step with several labels is several rows."""
-        return len(self._table)
+        return len(self.table)
 
     def sample_transition_batch(self, batch_size: int) -> AnnotatedMiniBatch:
         """Sample a batch with the quota of annotated rows first, the rest uniformly from the other transitions."""
-        return self.rows(self._sample_rows(batch_size))
-
-    def sample_columns(self, batch_size: int) -> Columns:
-        """The same batch, without what d3rlpy wants to know about it."""
-        packed = np.ascontiguousarray(self._table.take(self._sample_rows(batch_size), axis=0).T)
-        return Columns(**{name: packed[columns] for name, columns in self._columns.items()})
-
-    def _sample_rows(self, batch_size: int) -> NDArray[np.int64]:
-        quota = min(self._quota, batch_size) if self._annotated else 0
-        quota = quota if self._plain else batch_size
-        rows = np.empty(batch_size, np.int64)
-        if quota:
-            rows[:quota] = self._rng.integers(self._plain, len(self._table), quota)
-        if quota < batch_size:
-            rows[quota:] = self._rng.integers(0, self._plain, batch_size - quota)
-        return rows
+        return self.rows(self.table.sample_rows(batch_size))
 
     def rows(self, indices: NDArray[np.int64]) -> AnnotatedMiniBatch:
         """The given rows of the table as a batch."""
-        packed = self._table.take(indices, axis=0)
-        fields = {name: packed[:, columns] for name, columns in self._columns.items()}
+        packed = self.table.values.take(indices, axis=0)
+        fields = {name: packed[:, columns] for name, columns in self.table.columns.items()}
         return AnnotatedMiniBatch(**fields, intervals=np.ones((len(packed), 1), np.float32), transitions=())
 
     def sample_transition(self) -> Transition:
@@ -183,14 +132,27 @@ class AnnotatedBuffer(ReplayBufferBase):
 
     @classmethod
     def from_episode_generator(cls, *args: Any, **kwargs: Any) -> NoReturn:
-        """Refused: use `build_buffer`."""
+        """Refused: use `build_table`."""
         return _refuse("is built from columns")
 
     @classmethod
     def load(cls, *args: Any, **kwargs: Any) -> NoReturn:
-        """Refused: use `build_buffer`."""
+        """Refused: use `build_table`."""
         return _refuse("is built from columns")
 
 
 def _refuse(why: str) -> NoReturn:
     raise NotImplementedError(f"AnnotatedBuffer {why}.")
+
+
+def _describe(columns: Mapping[str, slice], space: Space) -> DatasetInfo:
+    def signature(name: str) -> Signature:
+        return Signature(dtype=[np.dtype(np.float32)], shape=[(columns[name].stop - columns[name].start,)])
+
+    return DatasetInfo(
+        observation_signature=signature("observations"),
+        action_signature=signature("actions"),
+        reward_signature=signature("rewards"),
+        action_space=ActionSpace.DISCRETE if space.is_discrete else ActionSpace.CONTINUOUS,
+        action_size=output_size(space),
+    )

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Generator
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,7 +13,8 @@ from torch import nn
 from storage.errors import BadInput
 from storage.schema import Array
 
-from ..policies import MlpPolicy, action_units
+from ...policies import MlpPolicy, action_units
+from ..units import as_policy, network_layers
 from .d3rlpy_setup import (
     ActionOutput,
     MinMaxActionScaler,
@@ -111,45 +111,6 @@ def module_layers(module: nn.Module) -> tuple[list[Array], list[Array]]:
     linears = _linears(module)
     weights = [linear.weight.detach().cpu().numpy().T for linear in linears]
     return weights, [linear.bias.detach().cpu().numpy() for linear in linears]
-
-
-def network_layers(policy: MlpPolicy) -> tuple[list[Array], list[Array]]:
-    """Weights and biases with the outputs in the network's units; squashed and discrete ones are already."""
-    weights, biases = list(policy.weights), list(policy.biases)
-    if policy.head == "clip":
-        middle, half = action_units(policy.action_space)
-        weights[-1], biases[-1] = weights[-1] / half, (biases[-1] - middle) / half
-    return weights, biases
-
-
-def as_policy(weights: Sequence[Array], biases: Sequence[Array], like: MlpPolicy) -> MlpPolicy:
-    """A policy like the given one with the layers of a network, (in, out) and (out,) each, in the network's units.
-
-    Raises:
-        BadInput: when a weight is not finite.
-    """
-    weights, biases = list(weights), list(biases)
-    if like.head == "clip":
-        middle, half = action_units(like.action_space)
-        weights[-1], biases[-1] = weights[-1] * half, biases[-1] * half + middle
-    return replace(like, weights=tuple(weights), biases=tuple(biases))
-
-
-def as_logits(policy: MlpPolicy, observations: Array) -> MlpPolicy:
-    """Read Q values as logits: `softmax(Q / t)`, where t is the mean lead of the best action over the average one.
-
-    The greedy action is the same at every observation; only how much a suggestion has to overcome depends on t. The
-    softmax of Q values is the policy of maximum-entropy learning (Haarnoja et al., ICML 2017).
-
-    Args:
-        policy: with a head of Q values.
-        observations: (N, n) over which the lead is averaged.
-    """
-    values = policy.forward(observations)
-    lead = float(np.mean(values.max(axis=1) - values.mean(axis=1)))
-    factor = np.float32(1.0 / max(lead, 1e-6))
-    weights = (*policy.weights[:-1], policy.weights[-1] * factor)
-    return replace(policy, weights=weights, biases=(*policy.biases[:-1], policy.biases[-1] * factor), head="logits")
 
 
 def _linears(module: nn.Module) -> list[nn.Linear]:
