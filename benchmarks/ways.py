@@ -46,11 +46,11 @@ import atexit, json, os, sys, threading
 root, out = {root!r}, {out!r}
 rooms = tuple(os.path.join(root, room) + os.sep for room in ("storage", "annotate", "refine", "flows"))
 files, opened = set(), [0]
+openers = ("storage/catalog/engine.py:attach", "storage/catalog/connection.py:_start", "storage/catalog.py:_connect")
 def listen(frame, event, argument):
     if event == "call":
         code = frame.f_code
-        if code.co_name in ("_connect", "_start") and "catalog" in code.co_filename:
-            opened[0] += 1
+        opened[0] += code.co_filename[len(root) + 1 :] + ":" + code.co_name in openers
         named = code.co_flags & 1 and code.co_name[0] != "<"
         if named and code.co_filename.startswith(rooms) and code.co_filename.endswith(".py"):
             files.add(os.path.relpath(code.co_filename, root))

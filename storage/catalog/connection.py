@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import re
-import threading
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import datetime
@@ -85,12 +84,7 @@ class Catalog:
         if latch.is_mine:
             yield latch.held
             return
-        if (outer := latch.reading.get(threading.get_ident())) is not None:
-            with outer.cursor() as con:
-                self._prepare(con)
-                yield con
-            return
-        with self._turn(exclusive=False), self._connected(read_only=True) as con, latch.shared_by(con):
+        with self._turn(exclusive=False), self._connected(read_only=True) as con:
             yield con
 
     @contextmanager

@@ -27,7 +27,6 @@ class Latch:
         self._waiting = 0
         self.held: Any = None  # what the writer shares with reads inside its own block
         self.is_writing = False  # whether that is a transaction
-        self.reading: dict[int, Any] = {}  # what each reading thread shares with reads inside its own block
 
     @property
     def is_mine(self) -> bool:
@@ -55,16 +54,6 @@ class Latch:
                 if not self._readers[me]:
                     del self._readers[me]
                 self._free.notify_all()
-
-    @contextmanager
-    def shared_by(self, connection: Any) -> Generator[None]:
-        """Let this thread's reads inside the block use a connection."""
-        me = threading.get_ident()
-        self.reading[me] = connection
-        try:
-            yield
-        finally:
-            del self.reading[me]
 
     @contextmanager
     def exclusive(self, wait_s: float) -> Generator[None]:
