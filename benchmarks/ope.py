@@ -31,10 +31,10 @@ from scipy.stats import spearmanr
 
 from flows.datasets.collection import CollectConfig
 from flows.datasets.recordings import gather
-from flows.estimation.estimate import refit_number, train_and_score
 from flows.policies.loading import load_policy
 from flows.policies.train_baseline import TrainConfig, train_baseline
 from flows.refinement.arms import ArmDraw, Material, list_draws
+from flows.refinement.estimation import refit_number, train_and_score
 from flows.runtime.processes import core_count, parallel_map
 from flows.simulation.environments import EnvironmentMaker, Spaces, look_up_spaces
 from flows.simulation.rollouts import rollout

@@ -17,8 +17,7 @@ from flows.refinement import ablation as ablating
 from flows.refinement import comparison as contest
 from flows.refinement import evaluator as judging
 from flows.refinement.ablation import AblateConfig, Ablation, ablate
-from flows.refinement.ablation_table import ablation_json, ablation_rows, ablation_sentences
-from flows.refinement.present import comparison_json as outcome_json
+from flows.refinement.present import show_ablation, show_comparison
 from flows.refinement.refinement import ImproveConfig, improve
 from flows.reporting.figures import draw_figures
 from flows.simulation.trust import Named
@@ -115,9 +114,9 @@ def test_the_catalog_has_the_table_and_the_leaderboard_every_comparison(done: tu
 
 def test_it_is_told_in_rows_sentences_and_json(done: tuple[Store, Ablation], tmp_path: Path) -> None:
     store, found = done
-    told = ablation_json(found)
-    assert [(row["mode"], row["arm"]) for row in ablation_rows(found)][:2] == [("A", "baseline"), ("A", "refined")]
-    assert ablation_sentences(found)[0].startswith("A: of 2 trainings accepted 2, better than the baseline 2, credited")
+    rows, sentences, told = show_ablation(found)
+    assert [(row["mode"], row["arm"]) for row in rows][:2] == [("A", "baseline"), ("A", "refined")]
+    assert sentences[0].startswith("A: of 2 trainings accepted 2, better than the baseline 2, credited")
     assert len(told["comparisons"]) == 4
     assert told["verdicts"][0]["leads"]["oracle"].keys() == {"return", "low", "high"}
     pictures = draw_figures(store, tmp_path, comparison=told["comparisons"][0]["comparison_id"])
@@ -129,13 +128,13 @@ def test_an_interrupted_ablation_goes_on_and_ends_as_one_that_was_not(
 ) -> None:
     smooth, rough = (Store.open(shutil.copytree(labelled, tmp_path / name / "store")) for name in ("smooth", "rough"))
     short = configure(modes=("A",), seeds=1)
-    expected = ablation_json(ablate(smooth, dataset(smooth), short))
+    expected = show_ablation(ablate(smooth, dataset(smooth), short)).values
     with monkeypatch.context() as patch:
         patch.setattr(contest, "keep_candidates", interrupt_after(6, contest.keep_candidates))
         with pytest.raises(KeyboardInterrupt):
             ablate(rough, dataset(rough), short)
     trained = count_trainings(monkeypatch)
-    assert ablation_json(ablate(rough, dataset(rough), short)) == expected
+    assert show_ablation(ablate(rough, dataset(rough), short)).values == expected
     assert len(trained) == 9 - 6
     assert state_of(rough.root) == state_of(smooth.root)
 
@@ -174,7 +173,7 @@ def test_what_was_trained_is_not_trained_again_and_an_expert_more_trains_its_own
     assert trained == []
     with monkeypatch.context() as patch:
         patch.setattr(judging, "play_policies", None)  # nor is anything played
-        assert outcome_json(improve(store, dataset(store), small(mode="A"))) == outcome_json(plain)
+        assert show_comparison(improve(store, dataset(store), small(mode="A"))) == show_comparison(plain)
     other = small(mode="A").model_copy(update={"expert": f"policy:{tmp_path.name}"})
     with pytest.raises(BadInput, match="There is no policy"):
         improve(store, dataset(store), other)

@@ -15,11 +15,10 @@ from toy_environment import gather_toys, small_config, write_labels
 
 from annotate.importing.labels import import_annotations
 from flows.datasets.recordings import take_in
-from flows.estimation.appraisal import Appraisal, AppraiseConfig
-from flows.estimation.estimate import appraise
-from flows.estimation.present import estimate_json, estimate_rows, estimate_sentences
 from flows.refinement import evaluator as judging
-from flows.refinement.present import comparison_json as played_json
+from flows.refinement.appraisal import Appraisal, AppraiseConfig
+from flows.refinement.estimation import appraise
+from flows.refinement.present import show_estimate
 from flows.reporting.figures import draw_figures
 from flows.reporting.report import write_report
 from flows.simulation import workers
@@ -103,22 +102,22 @@ def test_an_estimate_is_never_an_evaluation(appraised: tuple[Store, Appraisal]) 
 
 def test_every_form_of_the_result_says_that_it_is_an_estimate(appraised: tuple[Store, Appraisal]) -> None:
     _, appraisal = appraised
-    told = estimate_json(appraisal)
+    shown = show_estimate(appraisal)
+    told = shown.values
     assert told["basis"] == "estimated"
     assert "not played" in told["caveat"]
     assert not {"accepted_policy", "better_than_baseline", "refined"} & told.keys()
-    assert all("estimated return [95%]" in row for row in estimate_rows(appraisal))
-    lines = estimate_sentences(appraisal)
+    assert all("estimated return [95%]" in row for row in shown.rows)
+    lines = shown.sentences
     assert lines[0].startswith("ESTIMATE: an estimate from logged steps, not played")
     assert not any("accepted:" in line for line in lines)
     assert "nothing was played" in "\n".join(lines)
-    assert played_json.__module__ == "flows.refinement.present"
 
 
 def test_a_second_appraisal_says_the_same_and_changes_nothing(appraised: tuple[Store, Appraisal]) -> None:
     store, first = appraised
     before = state_of(store.root)
-    assert estimate_json(appraise(store, "logs", config())) == estimate_json(first)
+    assert show_estimate(appraise(store, "logs", config())) == show_estimate(first)
     assert state_of(store.root) == before
 
 

@@ -16,7 +16,7 @@ from annotate.importing.labels import import_annotations
 from flows.datasets.recordings import take_in
 from flows.refinement import arms
 from flows.refinement import evaluator as judging
-from flows.refinement.present import comparison_json, comparison_sentences
+from flows.refinement.present import show_comparison
 from flows.refinement.refinement import Outcome, improve
 from storage.datasets.reader import read_episode
 from storage.errors import BadInput, Prerequisite
@@ -68,14 +68,14 @@ def test_a_second_run_plays_nothing_says_the_same_and_changes_nothing(
     before = state_of(toys.root)
     monkeypatch.setattr(judging, "play_policies", None)  # playing anything would fail
     second = run(toys)
-    assert comparison_json(second) == comparison_json(first)
+    assert show_comparison(second) == show_comparison(first)
     assert state_of(toys.root) == before
 
 
 def test_processes_change_nothing_but_the_time(toys: Store, tmp_path: Path) -> None:
     other = Store.open(shutil.copytree(toys.root, tmp_path / "other"))
     alone, shared = run(toys, workers=1), run(other, workers=2)
-    assert comparison_json(alone) == comparison_json(shared)
+    assert show_comparison(alone) == show_comparison(shared)
     assert state_of(toys.root) == state_of(other.root)
     assert alone.comparison.decision.accepted
 
@@ -94,9 +94,9 @@ def test_only_the_labels_of_the_runs_that_were_named_count(toys: Store) -> None:
 def test_a_flood_of_implicit_rewards_is_told_and_kept(toys: Store) -> None:
     outcome = run(toys, mode="R", reward_weight=20.0, critic_steps=5, snapshots=(5,))
 
-    assert comparison_json(outcome)["warnings"] == list(outcome.warnings)
+    assert show_comparison(outcome).values["warnings"] == list(outcome.warnings)
     assert outcome.warnings[0].startswith("reward flooding: in the median annotated episode 9")
-    assert comparison_sentences(outcome)[-1] == f"warning: {outcome.warnings[0]}"
+    assert show_comparison(outcome).sentences[-1] == f"warning: {outcome.warnings[0]}"
     kept = one(toys, "SELECT config ->> '$.warnings[0]' FROM refinements WHERE arm = 'labels'")
     assert kept == outcome.warnings[0]
     assert one(toys, "SELECT count(*) FROM refinements WHERE config ->> '$.warnings[0]' IS NOT NULL") == 1

@@ -7,8 +7,6 @@ import json
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
-from types import SimpleNamespace
-from typing import cast
 
 import pyarrow.parquet as pq
 import pytest
@@ -16,8 +14,7 @@ import pytest
 from flows import cli
 from flows.commands.output import format_cell, print_json, print_lines, print_table, progress_bars
 from flows.refinement.comparison import ArmResult
-from flows.refinement.present import comparison_rows
-from flows.refinement.refinement import Outcome
+from flows.refinement.present import arm_row
 from refine.evaluation.gate import Interval
 
 ARMS = ("baseline", "labels", "no_labels", "shuffled", "random")
@@ -30,7 +27,7 @@ def test_the_table_of_arms_fits_eighty_columns_with_intervals_unbroken(
     monkeypatch.setenv("COLUMNS", "80")
     returns = Interval(mean, mean - 10, mean + 10, 100)
     arms = [ArmResult(arm, 288, 3, 3, returns, returns) for arm in ARMS]
-    rows = comparison_rows(cast("Outcome", SimpleNamespace(comparison=SimpleNamespace(arms=arms))))
+    rows = [arm_row(arm) for arm in arms]
     print_table("arms", rows)
     printed = capsys.readouterr().out.splitlines()
     assert max(map(len, printed)) <= 80

@@ -18,9 +18,9 @@ from annotate.prompting.requests import AnnotateConfig
 from annotate.prompting.selection import select_episodes
 from flows.datasets.collection import CollectConfig
 from flows.labelling.questions import LabelConfig, write_questions
+from flows.refinement.present import show_rounds
 from flows.refinement.refinement import ImproveConfig, Outcome, improve
 from flows.refinement.rounds import RoundsConfig, Series, Work, check_seeds, plain_work, plan_round, run_rounds
-from flows.refinement.rounds_table import rounds_json, rounds_rows, rounds_sentences
 from storage.errors import BadInput
 from storage.schema import Episode
 from storage.store import Store
@@ -83,9 +83,9 @@ def test_the_second_round_starts_from_what_the_first_put_in_force_and_gains_agai
         first.outcome.comparison.arms[1].greedy.mean, abs=0.5
     )  # the same policy, on other seeds
     assert series.ended == "all 2 rounds are done"
-    assert [row["round"] for row in rounds_rows(series)] == [1, 2]
-    assert rounds_sentences(series)[-1] == f"in force: {second.outcome.comparison.policy_id}"
-    assert rounds_json(series)["rounds"][1]["baseline_id"] == first.outcome.comparison.policy_id
+    assert [row["round"] for row in show_rounds(series).rows] == [1, 2]
+    assert show_rounds(series).sentences[-1] == f"in force: {second.outcome.comparison.policy_id}"
+    assert show_rounds(series).values["rounds"][1]["baseline_id"] == first.outcome.comparison.policy_id
 
 
 def test_no_seed_serves_two_rounds(smooth: tuple[RoundsConfig, Series]) -> None:
@@ -127,7 +127,7 @@ def test_a_series_that_was_killed_goes_on_in_its_round_and_ends_the_same(
     with pytest.raises(KeyboardInterrupt):
         run_rounds(config, replace(work, improve=killed_at(2)))
     assert len(rows(config.store, "SELECT * FROM rounds")) == 1
-    assert rounds_json(run_rounds(config, work)) == rounds_json(expected)
+    assert show_rounds(run_rounds(config, work)) == show_rounds(expected)
     assert state_of(config.store) == state_of(whole.store)
     longer = run_rounds(config.model_copy(update={"rounds": 3}), work)
     assert [r.outcome.comparison_id for r in longer.rounds[:2]] == [r.outcome.comparison_id for r in expected.rounds]

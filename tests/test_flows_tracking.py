@@ -14,7 +14,7 @@ import pytest
 from toy_environment import gather_toys, small_config, write_labels
 
 from annotate.importing.labels import import_annotations
-from flows.refinement.present import comparison_json
+from flows.refinement.present import show_comparison
 from flows.refinement.refinement import improve
 from flows.reporting.tracking import enter_run, metrics_of
 from storage.errors import BadInput
@@ -59,7 +59,7 @@ def test_a_comparison_is_one_run_with_its_returns_intervals_verdicts_labels_and_
         enter_run(store, outcome, config, tmp_path / "elsewhere")
     found = read_back(folder, outcome.comparison_id)
     (logged,), ((name, parameters),) = found["logs"], found["runs"]
-    said = comparison_json(outcome)
+    said = show_comparison(outcome).values
     expected = metrics_of(store, outcome)
     assert {key: logged[key] for key in expected} == pytest.approx(expected)
     assert (expected["greedy/refined"], expected["greedy/refined/low"]) == (

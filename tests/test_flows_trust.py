@@ -30,10 +30,10 @@ from flows.datasets.exports import export_dataset
 from flows.datasets.recordings import take_in
 from flows.deployment.night import run_night
 from flows.deployment.settings import DeploymentConfig
-from flows.estimation import estimate as appraise
 from flows.policies.baselines import find_baseline
 from flows.policies.loading import load_policy
-from flows.refinement import refinement as improve
+from flows.refinement import estimation
+from flows.refinement.comparison import ComparisonPlan
 from flows.simulation.environments import make_environment
 from flows.simulation.frames import FrameRenderer
 from flows.simulation.trust import Named, find_home, own_policy
@@ -260,8 +260,8 @@ def without_training(monkeypatch: pytest.MonkeyPatch) -> None:
     def stop(*given: object) -> None:
         raise Prerequisite("It would train now.")
 
-    monkeypatch.setattr(improve.Contest, "run", stop)
-    monkeypatch.setattr(appraise, "_train", stop)
+    monkeypatch.setattr(ComparisonPlan, "run", stop)
+    monkeypatch.setattr(estimation, "train_arms", stop)
     monkeypatch.setattr("refine.training.distillation.distil", lambda steps, *spaces, **options: _Distilled(*spaces))
 
 

@@ -57,7 +57,7 @@ if TYPE_CHECKING:
     from storage.store import Store
 
     from ..deployment import PipelineConfig
-    from ..refinement import ImproveConfig, Outcome
+    from ..refinement import ImproveConfig, Outcome, Overview
     from ..runtime import Server
     from ..simulation import Named
 
@@ -174,8 +174,7 @@ def _appraise(
     """Refine without a simulator, and tell what is estimated."""
     from refine.evaluation import OpeConfig
 
-    from ..estimation import AppraiseConfig, appraise, estimate_rows, estimate_sentences
-    from ..estimation import estimate_json as to_json
+    from ..refinement import AppraiseConfig, appraise, show_estimate
 
     asked = AppraiseConfig(
         refine=config.refine,
@@ -187,15 +186,8 @@ def _appraise(
     )
     with progress_bars() as bars:
         appraisal = appraise(store, dataset_id, asked, run_ids=run_ids, rules=rules, baseline=baseline, report=bars)
-    if as_json:
-        print_json(to_json(appraisal))
-        return
-    labels = len(appraisal.material.labels)
-    print_table(
-        f"{dataset_id}: {labels} labels; ESTIMATED, not played; baseline: {appraisal.origin.origin}",
-        estimate_rows(appraisal),
-    )
-    print_lines(*estimate_sentences(appraisal))
+    labels = f"{len(appraisal.material.labels)} labels; ESTIMATED, not played"
+    _print(f"{dataset_id}: {labels}; baseline: {appraisal.origin.origin}", show_estimate(appraisal), as_json)
 
 
 def ablate(
@@ -222,9 +214,8 @@ def ablate(
     from storage.datasets import resolve_dataset
     from storage.store import Store
 
-    from ..refinement import AblateConfig, ablation_rows, ablation_sentences
+    from ..refinement import AblateConfig, show_ablation
     from ..refinement import ablate as compare
-    from ..refinement import ablation_json as to_json
     from ..simulation import Named
 
     sizes = {"select": select, "accept": accept, "report": report, "placebo_draws": draws}
@@ -237,15 +228,9 @@ def ablate(
     named = {"baseline": Named.of(baseline), "env_id": Named.of(env)}
     with progress_bars() as bars:
         found = compare(opened, dataset_id, config, run_ids=run, **named, report=bars)
-    if as_json:
-        print_json(to_json(found))
-        return
     first = next(iter(found.outcomes.values()))
-    print_table(
-        f"{dataset_id}: {first.n_labels} labels, {seeds} training seeds; baseline: {first.baseline.origin}",
-        ablation_rows(found),
-    )
-    print_lines(*ablation_sentences(found), f"ablation: {found.ablation_id}")
+    labels = f"{first.n_labels} labels, {seeds} training seeds"
+    _print(f"{dataset_id}: {labels}; baseline: {first.baseline.origin}", show_ablation(found), as_json)
 
 
 def evaluate(
@@ -342,8 +327,7 @@ def _go_round(pipeline: PipelineConfig, rounds: int, server: Server | None, as_j
     from storage.errors import BadInput, Prerequisite
 
     from ..deployment import rounds_flow
-    from ..refinement import RoundsConfig, rounds_rows, rounds_sentences
-    from ..refinement import rounds_json as to_json
+    from ..refinement import RoundsConfig, show_rounds
     from ..runtime import listening, served
 
     if pipeline.collect is None:
@@ -352,11 +336,7 @@ def _go_round(pipeline: PipelineConfig, rounds: int, server: Server | None, as_j
     config = RoundsConfig.model_validate({"store": pipeline.store, "rounds": rounds, **parts})
     with progress_bars() as bars, listening(bars), served(server):
         series = rounds_flow(config)
-    if as_json:
-        print_json(to_json(series))
-    else:
-        print_table(f"{pipeline.collect.env_id}: {len(series.rounds)} of {rounds} rounds", rounds_rows(series))
-        print_lines(*rounds_sentences(series))
+    _print(f"{pipeline.collect.env_id}: {len(series.rounds)} of {rounds} rounds", show_rounds(series), as_json)
     if series.waits:
         raise Prerequisite(f"{series.ended[0].upper()}{series.ended[1:]}.", "Run the same command when they are there.")
 
@@ -397,14 +377,16 @@ def _configure(refine: dict[str, Any], gate: dict[str, Any], workers: int | None
 
 
 def _tell(outcome: Outcome, as_json: bool, extra: dict[str, Any] | None = None) -> None:
-    from ..refinement import comparison_json as to_json
-    from ..refinement import comparison_rows, comparison_sentences
+    from ..refinement import show_comparison
 
+    shown = show_comparison(outcome)
+    title = f"{outcome.dataset_id}: {outcome.n_labels} labels; baseline: {outcome.baseline.origin}"
+    _print(title, shown._replace(values={**shown.values, **(extra or {})}), as_json)
+
+
+def _print(title: str, shown: Overview, as_json: bool) -> None:
     if as_json:
-        print_json({**to_json(outcome), **(extra or {})})
+        print_json(shown.values)
         return
-    print_table(
-        f"{outcome.dataset_id}: {outcome.n_labels} labels; baseline: {outcome.baseline.origin}",
-        comparison_rows(outcome),
-    )
-    print_lines(*comparison_sentences(outcome), *(f"{name}: {value}" for name, value in (extra or {}).items()))
+    print_table(title, shown.rows)
+    print_lines(*shown.sentences)

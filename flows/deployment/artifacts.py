@@ -24,7 +24,7 @@ from annotate.runs import RunSummary
 from storage.errors import TrajnoteError
 from storage.store import Store
 
-from ..refinement import Outcome, comparison_rows, comparison_sentences
+from ..refinement import Outcome, show_comparison
 from .night import Night, tell_night
 
 P = ParamSpec("P")
@@ -126,11 +126,9 @@ def tell_labels(summary: RunSummary) -> Summary:
 
 def tell_outcome(outcome: Outcome) -> Summary:
     """A refinement: the arms with their returns, the gate and the verdicts."""
-    return Summary(
-        f"refinement of {outcome.dataset_id}",
-        [f"{outcome.n_labels} labels; baseline: {outcome.baseline.origin}", *comparison_sentences(outcome)],
-        comparison_rows(outcome),
-    )
+    shown = show_comparison(outcome)
+    start = f"{outcome.n_labels} labels; baseline: {outcome.baseline.origin}"
+    return Summary(f"refinement of {outcome.dataset_id}", [start, *shown.sentences], shown.rows)
 
 
 def tell_values(title: str, values: Mapping[str, Any]) -> Summary:

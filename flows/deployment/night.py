@@ -30,7 +30,7 @@ from storage.schema import Manifest
 from storage.store import Store
 
 from ..labelling import LabelConfig, export, label
-from ..refinement import ImproveConfig, Outcome, comparison_rows, comparison_sentences, improve
+from ..refinement import ImproveConfig, Outcome, improve, show_comparison
 from ..runtime import Report, running_on, silent
 from ..simulation import Named, are_alike, find_home
 from .intake import acting_policy, take_in_new
@@ -235,8 +235,9 @@ class _Night:
     def _tell(self, outcome: Outcome, decision: Decision) -> None:
         self.night.comparison_id = outcome.comparison_id
         self.night.promoted, self.night.decision = decision.promoted, decision.reason
-        self.night.rows = comparison_rows(outcome)
-        self.night.verdicts = [line for line in comparison_sentences(outcome) if not line.startswith("in force:")]
+        shown = show_comparison(outcome)
+        self.night.rows = shown.rows
+        self.night.verdicts = [line for line in shown.sentences if not line.startswith("in force:")]
 
     def _show(self) -> None:
         """Have the link and the report show what the catalog says, also where the night that decided it was killed."""

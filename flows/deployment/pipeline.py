@@ -20,7 +20,7 @@ from storage.store import Store
 
 from ..datasets import CollectConfig, gather
 from ..labelling import LabelConfig, label_some, plan
-from ..refinement import ImproveConfig, Outcome, RoundsConfig, Series, Work, comparison_json, improve, run_rounds
+from ..refinement import ImproveConfig, Outcome, RoundsConfig, Series, Work, improve, run_rounds, show_comparison
 from ..runtime import listener
 from .artifacts import Summary, fail_with_message, publish, tell_dataset, tell_labels, tell_outcome, tell_values
 
@@ -154,7 +154,7 @@ def ingest_flow(store: Path = STORE, base_url: str | None = None) -> dict[str, A
 @fail_with_message
 def improve_flow(dataset_id: str, run_ids: list[str], config: ImproveConfig, store: Path = STORE) -> dict[str, Any]:
     """Refine and judge; returns the outcome as plain values."""
-    return comparison_json(improve_task(store, dataset_id, run_ids, config))
+    return show_comparison(improve_task(store, dataset_id, run_ids, config)).values
 
 
 @flow(name="pipeline", persist_result=False)

@@ -1,4 +1,4 @@
-"""Candidates, arms and verdicts: refine, ablate, rounds and evaluate."""
+"""Candidates, arms and verdicts: refine with or without a simulator, ablate, rounds and evaluate."""
 
 import lazy_loader
 

@@ -1,45 +1,31 @@
 from .ablation import AblateConfig, ablate
-from .ablation_table import ablation_json, ablation_rows, ablation_sentences
-from .arms import PLACEBOS, ArmDraw, Material, labels_of, list_draws, train_draw
+from .appraisal import AppraiseConfig
 from .comparison import GateConfig
+from .estimation import appraise
 from .evaluation import EvaluateConfig, evaluate
-from .evaluator import Candidate
-from .lineage import learner_versions
-from .present import arm_title, comparison_json, comparison_rows, comparison_sentences
-from .refinement import ImproveConfig, Outcome, gather_material, improve
+from .present import Overview, arm_title, show_ablation, show_comparison, show_estimate, show_rounds
+from .refinement import ImproveConfig, Outcome, improve
 from .rounds import RoundsConfig, Series, Work, run_rounds
-from .rounds_table import rounds_json, rounds_rows, rounds_sentences
 
 __all__ = [
-    "PLACEBOS",
     "AblateConfig",
-    "ArmDraw",
-    "Candidate",
+    "AppraiseConfig",
     "EvaluateConfig",
     "GateConfig",
     "ImproveConfig",
-    "Material",
     "Outcome",
+    "Overview",
     "RoundsConfig",
     "Series",
     "Work",
     "ablate",
-    "ablation_json",
-    "ablation_rows",
-    "ablation_sentences",
+    "appraise",
     "arm_title",
-    "comparison_json",
-    "comparison_rows",
-    "comparison_sentences",
     "evaluate",
-    "gather_material",
     "improve",
-    "labels_of",
-    "learner_versions",
-    "list_draws",
-    "rounds_json",
-    "rounds_rows",
-    "rounds_sentences",
     "run_rounds",
-    "train_draw",
+    "show_ablation",
+    "show_comparison",
+    "show_estimate",
+    "show_rounds",
 ]

@@ -1,21 +1,32 @@
-"""What the catalog keeps of a comparison: policies with their parents, refinements with their reasons, candidates.
+"""What the catalog keeps of a comparison, played or estimated: policies with their parents, refinements, candidates.
 
-Rows are named by content, so writing them again changes nothing.
+Rows are named by content, so writing them again changes nothing. An estimate has `basis = 'estimated'` and rows in
+`estimates`, never in `evaluations`.
 """
 
 from __future__ import annotations
 
 import importlib.metadata
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Any
+from math import isnan
+from typing import TYPE_CHECKING, Any
 
 from storage.catalog import insert_rows
 from storage.content_hash import content_id
+from storage.datasets import read_manifest
 from storage.policies import save_policy
+from storage.store import Store
 
 from ..policies import record_baseline
-from .comparison import ArmResult, Comparison, ComparisonPlan, Trial
+from .evaluator import Candidate
+
+if TYPE_CHECKING:
+    from .appraisal import Appraisal, AppraiseConfig, TrialEstimate
+    from .arms import ArmDraw, Material
+    from .comparison import ArmResult, Comparison, ComparisonPlan, Trial
+
+Row = dict[str, Any]
 
 
 def record_comparison(
@@ -33,7 +44,7 @@ def record_comparison(
         comparison: what came of it.
         run_ids: the annotation runs whose labels were used.
         origin: where the baseline's weights came from, in words.
-        warnings: what a user was told about the annotator's labels; kept with the arm that has them.
+        warnings: what a user was warned of about the annotator's labels; kept with the arm that has them.
 
     Returns:
         The comparison's id, which is that of its content.
@@ -41,22 +52,93 @@ def record_comparison(
     store, material = contest.judge.store, contest.material
     comparison_id = _comparison_id(contest)
     home = {"env_id": contest.judge.env_id, "dataset_id": material.dataset_id}
-    ids = {trial.draw.name: content_id("f_", [comparison_id, trial.draw.name]) for trial in comparison.trials}
-    with store.catalog.write() as con:
+    about = {"comparison_id": comparison_id, "baseline_id": contest.baseline.policy_id}
+    row = {
+        **home,
+        **about,
+        **_verdicts(comparison),
+        "recipe": material.config.name,
+        "accepted": comparison.decision.accepted,
+        "reason": comparison.decision.reason,
+        "environment_sha256": contest.judge.fingerprint.sha256,
+    }
+    with store.catalog.write():
         record_baseline(store, material.baseline, **home, origin=origin)
         for trial in comparison.trials:
             if trial.decision.accepted:
                 _save_refined(contest, trial, run_ids)
-        insert_rows(con, "comparisons", [_comparison_row(contest, comparison) | {"comparison_id": comparison_id}])
-        insert_rows(con, "arms", [row | {"comparison_id": comparison_id} for row in arm_rows(comparison.arms)])
-        rows = [_refinement_row(contest, trial, run_ids) for trial in comparison.trials]
-        for row, trial in zip(rows, comparison.trials, strict=True):
-            row |= {"refinement_id": ids[trial.draw.name], "comparison_id": comparison_id}
-            if warnings and trial.draw.arm == "labels":
-                row["config"]["warnings"] = list(warnings)
-        insert_rows(con, "refinements", rows)
-        insert_rows(con, "candidates", [c for trial in comparison.trials for c in _candidate_rows(trial, ids)])
+        _insert(
+            store,
+            comparisons=[row],
+            arms=[arm | {"comparison_id": comparison_id} for arm in arm_rows(comparison.arms)],
+            refinements=[_refinement(contest, trial, about, run_ids, warnings) for trial in comparison.trials],
+            candidates=[row for trial in comparison.trials for row in _candidates(comparison_id, trial)],
+        )
     return comparison_id
+
+
+def record_appraisal(store: Store, appraisal: Appraisal) -> None:
+    """Write the baseline, the refined policy and every arm's estimate into the store."""
+    material, comparison_id = appraisal.material, appraisal.comparison_id
+    home: Row = {"env_id": read_manifest(store, material.dataset_id).env_id, "dataset_id": material.dataset_id}
+    baseline_id = record_baseline(store, material.baseline, **home, origin=appraisal.origin.origin)
+    about = {"comparison_id": comparison_id, "baseline_id": baseline_id}
+    _save_candidate(store, appraisal, {**home, "baseline_id": baseline_id})
+    row = {
+        **home,
+        **about,
+        **_verdicts(appraisal),
+        "recipe": material.config.mode,
+        "accepted": appraisal.accepted,
+        "reason": appraisal.reason,
+        "basis": "estimated",
+    }
+    _insert(
+        store,
+        comparisons=[row],
+        arms=_estimated_arms(appraisal),
+        estimates=_estimates(appraisal, baseline_id),
+        refinements=[_estimated_refinement(appraisal, trial, about) for trial in appraisal.trials],
+        candidates=[row for trial in appraisal.trials for row in _estimated_candidates(comparison_id, trial)],
+    )
+
+
+def _insert(store: Store, **tables: Sequence[Mapping[str, Any]]) -> None:
+    """Enter rows by the names of their tables, all or none."""
+    with store.catalog.write() as con:
+        for name, rows in tables.items():
+            insert_rows(con, name, rows)
+
+
+def _verdicts(judged: Comparison | Appraisal) -> Row:
+    """What is in force, and the two claims with their reasons."""
+    return {
+        "policy_id": judged.policy_id,
+        "better": judged.improvement.holds,
+        "better_reason": judged.improvement.reason,
+        "credit": judged.credit.holds,
+        "credit_reason": judged.credit.reason,
+    }
+
+
+def _refinement_id(comparison_id: str, draw: ArmDraw) -> str:
+    return content_id("f_", [comparison_id, draw.name])
+
+
+def _training(material: Material, draw: ArmDraw, about: Mapping[str, str], run_ids: Sequence[str]) -> Row:
+    """What is the same of a refinement, whether it was played or estimated."""
+    return {
+        **about,
+        "refinement_id": _refinement_id(about["comparison_id"], draw),
+        "dataset_id": material.dataset_id,
+        "arm": draw.arm,
+        "mode": material.config.mode,
+        "run_ids": list(run_ids),
+        "labels": len(material.labels),
+        "seed": material.config.seed,
+        "state": "done",
+        "finished_at": datetime.now(UTC),
+    }
 
 
 def _comparison_id(contest: ComparisonPlan) -> str:
@@ -100,21 +182,42 @@ def learner_versions() -> dict[str, str]:
     return {name: importlib.metadata.version(name) for name in ("d3rlpy", "torch", "numpy")}
 
 
-def _comparison_row(contest: ComparisonPlan, comparison: Comparison) -> dict[str, Any]:
+def _refinement(
+    contest: ComparisonPlan, trial: Trial, about: Mapping[str, str], run_ids: Sequence[str], warnings: Sequence[str]
+) -> Row:
+    material, own = contest.material, trial.draw.arm == "labels"
+    expert = material.oracle.spec if material.oracle and trial.draw.arm == "oracle" else None
     return {
-        "dataset_id": contest.material.dataset_id,
-        "env_id": contest.judge.env_id,
-        "baseline_id": contest.baseline.policy_id,
-        "policy_id": comparison.policy_id,
-        "recipe": contest.material.config.name,
-        "accepted": comparison.decision.accepted,
-        "reason": comparison.decision.reason,
-        "better": comparison.improvement.holds,
-        "better_reason": comparison.improvement.reason,
-        "credit": comparison.credit.holds,
-        "credit_reason": comparison.credit.reason,
-        "environment_sha256": contest.judge.fingerprint.sha256,
+        **_training(material, trial.draw, about, run_ids),
+        "config": {
+            "refine": material.config,
+            "gate": contest.gate,
+            "draw": trial.draw.number,
+            **({"expert": expert} if expert else {}),
+            **_further_datasets(contest),
+            **({"warnings": list(warnings)} if own and warnings else {}),
+        },
+        "accepted": trial.decision.accepted,
+        "policy_id": trial.kept.policy_id,
+        "reason": trial.decision.reason,
     }
+
+
+def _candidates(comparison_id: str, trial: Trial) -> list[Row]:
+    return [
+        {
+            "refinement_id": _refinement_id(comparison_id, trial.draw),
+            "number": number,
+            "policy_id": candidate.policy_id,
+            "step": snapshot.step,
+            "beta": snapshot.beta,
+            "return_": mean,
+            "chosen": number == trial.winner,
+        }
+        for number, (candidate, snapshot, mean) in enumerate(
+            zip(trial.candidates, trial.snapshots, trial.selection, strict=True)
+        )
+    ]
 
 
 def arm_rows(arms: Sequence[ArmResult]) -> list[dict[str, Any]]:
@@ -137,45 +240,104 @@ def arm_rows(arms: Sequence[ArmResult]) -> list[dict[str, Any]]:
     ]
 
 
-def _refinement_row(contest: ComparisonPlan, trial: Trial, run_ids: Sequence[str]) -> dict[str, Any]:
-    material = contest.material
-    expert = material.oracle.spec if material.oracle and trial.draw.arm == "oracle" else None
-    more = {"expert": expert} if expert else {}
+def appraisal_id(material: Material, config: AppraiseConfig) -> str:
+    """The name of an appraisal, made from everything that decides it."""
+    return content_id("c_", [material.content_id, config.model_copy(update={"workers": None})])
+
+
+def _save_candidate(store: Store, appraisal: Appraisal, home: dict[str, Any]) -> None:
+    winner, candidate = appraisal.trials[0].winner, appraisal.candidate
+    config = {
+        "arm": "labels",
+        "basis": "estimated",
+        "step": winner.step,
+        "beta": winner.beta,
+        **_settings(appraisal),
+        "versions": learner_versions(),
+        "policy_sha256": candidate.sha256,
+    }
+    record = {**home, "kind": "refined", "run_ids": list(appraisal.run_ids), "config": config}
+    save_policy(store, candidate.policy_id, winner.policy.to_files(), record)
+
+
+def _settings(appraisal: Appraisal) -> dict[str, Any]:
+    config = appraisal.config
+    gate = {"mode": config.mode, "placebo_draws": config.placebo_draws}
+    estimate = {"folds": config.folds, "accept": config.accept, **config.ope.model_dump(mode="json")}
+    return {"refine": appraisal.material.config.model_dump(mode="json"), "gate": gate, "estimate": estimate}
+
+
+def _estimated_arms(appraisal: Appraisal) -> list[Row]:
+    return [
+        {
+            "comparison_id": appraisal.comparison_id,
+            "arm": arm.arm,
+            "mode": appraisal.config.mode,
+            "labels": arm.labels,
+            "draws": arm.draws,
+            "accepted": int(appraisal.accepted and arm.arm == "labels"),
+            "episodes": arm.return_.n,
+            "return_": arm.return_.mean,
+            "low": arm.return_.low,
+            "high": arm.return_.high,
+        }
+        for arm in appraisal.arms
+    ]
+
+
+def _estimates(appraisal: Appraisal, baseline_id: str) -> list[Row]:
+    chosen = [(trial.draw.name, _refined_id(trial)) for trial in appraisal.trials]
+    named = [("baseline", baseline_id), *chosen]
+    found = [appraisal.baseline, *(trial.estimate for trial in appraisal.trials)]
+    return [
+        {
+            "estimate_id": content_id("s_", [appraisal.comparison_id, name]),
+            "comparison_id": appraisal.comparison_id,
+            "policy_id": policy_id,
+            "dataset_id": appraisal.dataset_id,
+            "method": appraisal.method,
+            "mode": appraisal.config.mode,
+            "gamma": appraisal.config.ope.gamma,
+            "episodes": estimate.episodes,
+            "refits": estimate.refits.tolist(),
+            "return_": estimate.value,
+            "low": estimate.interval.low,
+            "high": estimate.interval.high,
+            "support": None if isnan(estimate.support) else estimate.support,
+        }
+        for (name, policy_id), estimate in zip(named, found, strict=True)
+    ]
+
+
+def _refined_id(trial: TrialEstimate) -> str:
+    return Candidate.of(trial.winner.policy, "refined").policy_id
+
+
+def _estimated_refinement(appraisal: Appraisal, trial: TrialEstimate, about: Mapping[str, str]) -> Row:
+    own = trial.draw.arm == "labels"
+    accepted = own and appraisal.accepted
+    config = {**_settings(appraisal), "basis": "estimated", "draw": trial.draw.number}
     return {
-        "dataset_id": material.dataset_id,
-        "baseline_id": contest.baseline.policy_id,
-        "arm": trial.draw.arm,
-        "mode": material.config.mode,
-        "config": {
-            "refine": material.config,
-            "gate": contest.gate,
-            "draw": trial.draw.number,
-            **more,
-            **_further_datasets(contest),
-        },
-        "run_ids": list(run_ids),
-        "labels": len(material.labels),
-        "seed": material.config.seed,
-        "state": "done",
-        "accepted": trial.decision.accepted,
-        "policy_id": trial.kept.policy_id,
-        "reason": trial.decision.reason,
-        "finished_at": datetime.now(UTC),
+        **_training(appraisal.material, trial.draw, about, appraisal.run_ids),
+        "config": config | ({"warnings": list(appraisal.warnings)} if own and appraisal.warnings else {}),
+        "accepted": accepted,
+        "policy_id": _refined_id(trial) if accepted else appraisal.baseline_id,
+        "reason": appraisal.reason if own else trial.improvement.reason,
     }
 
 
-def _candidate_rows(trial: Trial, refinement_ids: dict[str, str]) -> list[dict[str, Any]]:
+def _estimated_candidates(comparison_id: str, trial: TrialEstimate) -> list[Row]:
     return [
         {
-            "refinement_id": refinement_ids[trial.draw.name],
+            "refinement_id": _refinement_id(comparison_id, trial.draw),
             "number": number,
-            "policy_id": candidate.policy_id,
+            "policy_id": Candidate.of(snapshot.policy, "refined").policy_id,
             "step": snapshot.step,
             "beta": snapshot.beta,
-            "return_": mean,
-            "chosen": number == trial.winner,
+            "return_": None,
+            "consistency": float(trial.consistency.likelihoods[number]),
+            "agreement": float(trial.consistency.agreements[number]),
+            "chosen": number == trial.consistency.best,
         }
-        for number, (candidate, snapshot, mean) in enumerate(
-            zip(trial.candidates, trial.snapshots, trial.selection, strict=True)
-        )
+        for number, snapshot in enumerate(trial.snapshots)
     ]

@@ -1,39 +1,45 @@
-"""A judged refinement in the forms in which it is told: table rows, sentences, JSON."""
+"""What a comparison, an estimate, an ablation and a series of rounds have come to: table rows, sentences, JSON."""
 
 from __future__ import annotations
 
-from typing import Any
+from math import isnan
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from refine.evaluation import Interval
 
-from .comparison import ArmResult
-from .refinement import Outcome
+if TYPE_CHECKING:
+    from .ablation import Ablation, PooledArm, PooledVerdict
+    from .appraisal import Appraisal, ArmEstimate
+    from .comparison import ArmResult
+    from .refinement import Outcome
+    from .rounds import Round, Series
 
-_WHOLE_FROM = 1000  # returns of this size are told without decimals, so that the table keeps to 80 columns
+_WHOLE_FROM = 1000  # returns of this size are shown without decimals, so that the table keeps to 80 columns
 
 
-def comparison_rows(outcome: Outcome) -> list[dict[str, object]]:
-    """One row per arm: how many labels, how many of its draws the gate accepted, and returns on the report seeds."""
-    return [_row(arm) for arm in outcome.comparison.arms]
+class Overview(NamedTuple):
+    """A result in the forms in which people and programs read it."""
+
+    rows: list[dict[str, object]]  # of one table
+    sentences: list[str]
+    values: dict[str, Any]  # all of it, for JSON
 
 
-def comparison_sentences(outcome: Outcome) -> list[str]:
-    """The gate's decision and the two verdicts, which are different claims; warnings come last."""
+def show_comparison(outcome: Outcome) -> Overview:
+    """Every arm's labels, accepted draws and returns on the report seeds; the gate's decision and the two verdicts.
+
+    In the values `refined` is the arm with the annotator's labels. Warnings come last.
+    """
     comparison = outcome.comparison
-    return [
+    arms = {arm_title(arm.arm): arm for arm in comparison.arms}
+    sentences = [
         f"gate: {comparison.decision.reason}",
         f"better than the baseline? {_yes(comparison.improvement.holds)}: {comparison.improvement.reason}",
         f"did the labels do it? {_yes(comparison.credit.holds)}: {comparison.credit.reason}",
         f"in force: {comparison.policy_id}",
         *(f"warning: {warning}" for warning in outcome.warnings),
     ]
-
-
-def comparison_json(outcome: Outcome) -> dict[str, Any]:
-    """Everything above as plain values; `refined` is the arm with the annotator's labels."""
-    comparison = outcome.comparison
-    arms = {arm_title(arm.arm): arm for arm in comparison.arms}
-    return {
+    values = {
         **{name: plain(arm.greedy) for name, arm in arms.items()},
         "sampled": {name: plain(arm.sampled) for name, arm in arms.items() if arm.sampled is not None},
         "accepted": comparison.decision.accepted,
@@ -48,9 +54,103 @@ def comparison_json(outcome: Outcome) -> dict[str, Any]:
         "dataset_id": outcome.dataset_id,
         "baseline_origin": outcome.baseline.origin,
     }
+    return Overview([arm_row(arm) for arm in comparison.arms], sentences, values)
 
 
-def _row(arm: ArmResult) -> dict[str, object]:
+def show_estimate(appraisal: Appraisal) -> Overview:
+    """What each arm is estimated to be worth, and what that rests on; every form says that it is an estimate."""
+    from refine.evaluation import CAVEAT
+
+    trial = appraisal.trials[0]
+    consistency, winner = trial.consistency, trial.winner
+    sentences = [
+        f"ESTIMATE: {CAVEAT}",
+        f"return: discounted by {appraisal.config.ope.gamma:g} per step, {appraisal.config.mode};"
+        " same action: share of logged steps at which the policy would do what was logged",
+        f"chosen: {winner.name}, which foretold held-out labels best: log-likelihood"
+        f" {consistency.likelihoods[consistency.best]:.2f} (the baseline: {consistency.baseline:.2f})",
+        f"estimated better than the baseline? {_yes(appraisal.improvement.holds)}: {appraisal.improvement.reason}",
+        f"did the labels do it, as far as estimates go? {_yes(appraisal.credit.holds)}: {appraisal.credit.reason}",
+        appraisal.reason,
+        f"in force: {appraisal.policy_id}; kept to be tried: {appraisal.candidate.policy_id}",
+        *(f"warning: {warning}" for warning in appraisal.warnings),
+    ]
+    values = {
+        "basis": "estimated",
+        "method": appraisal.method,
+        "caveat": CAVEAT,
+        "gamma": appraisal.config.ope.gamma,
+        "mode": appraisal.config.mode,
+        "estimates": {arm_title(arm.arm): _plain_estimate(arm) for arm in appraisal.arms},
+        "estimated_better_than_baseline": appraisal.improvement.holds,
+        "labels_estimated_to_have_done_it": appraisal.credit.holds,
+        "verdicts": [appraisal.improvement.reason, appraisal.credit.reason],
+        "chosen": {
+            "step": winner.step,
+            "beta": winner.beta,
+            "consistency": float(consistency.likelihoods[consistency.best]),
+            "agreement": float(consistency.agreements[consistency.best]),
+            "baseline_consistency": consistency.baseline,
+        },
+        "accepted": appraisal.accepted,
+        "reason": appraisal.reason,
+        "warnings": list(appraisal.warnings),
+        "n_labels": len(appraisal.material.labels),
+        "policy_id": appraisal.policy_id,
+        "candidate_id": appraisal.candidate.policy_id,
+        "comparison_id": appraisal.comparison_id,
+        "dataset_id": appraisal.dataset_id,
+        "baseline_origin": appraisal.origin.origin,
+    }
+    return Overview([_estimate_row(arm) for arm in appraisal.arms], sentences, values)
+
+
+def show_ablation(ablation: Ablation) -> Overview:
+    """Every mode and arm: accepted trainings and returns; how often the verdicts hold and how far the labels lead."""
+    first = next(iter(ablation.outcomes.values()))
+    values = {
+        "ablation_id": ablation.ablation_id,
+        "dataset_id": first.dataset_id,
+        "n_labels": first.n_labels,
+        "baseline_origin": first.baseline.origin,
+        "arms": [_plain_pooled(arm) for arm in ablation.arms],
+        "verdicts": [_plain_verdict(verdict) for verdict in ablation.verdicts],
+        "comparisons": [
+            {"mode": mode, "seed": seed, "comparison_id": made.comparison_id, "policy_id": made.comparison.policy_id}
+            for (mode, seed), made in ablation.outcomes.items()
+        ],
+    }
+    rows = [{"mode": arm.recipe, **arm_row(arm)} for arm in ablation.arms]
+    for row in rows:
+        del row["labels"]  # the same for all modes, and in the title
+    sentences = [line for verdict in ablation.verdicts for line in _verdict_sentences(verdict)]
+    return Overview(rows, [*sentences, f"ablation: {ablation.ablation_id}"], values)
+
+
+def show_rounds(series: Series) -> Overview:
+    """Every round's policy before and after it, as the report seeds have them, and why the rounds ended."""
+    in_force = series.rounds[-1].outcome.comparison.policy_id if series.rounds else None
+    values = {
+        "rounds": [
+            {
+                "round": made.number,
+                "baseline_id": made.outcome.baseline_id,
+                "gain": plain(made.gain),
+                "run_ids": list(made.run_ids),
+                **show_comparison(made.outcome).values,
+            }
+            for made in series.rounds
+        ],
+        "ended": series.ended,
+        "waits": series.waits,
+        "policy_id": in_force,
+    }
+    sentences = [series.ended, *([f"in force: {in_force}"] if in_force else [])]
+    return Overview([_round_row(made) for made in series.rounds], sentences, values)
+
+
+def arm_row(arm: ArmResult) -> dict[str, object]:
+    """One arm of a comparison, as a row of its table."""
     return {
         "arm": arm_title(arm.arm),
         "labels": arm.labels,
@@ -75,6 +175,64 @@ def short(interval: Interval) -> str:
 def plain(interval: Interval) -> dict[str, float]:
     """As JSON has it."""
     return {"return": interval.mean, "low": interval.low, "high": interval.high}
+
+
+def _estimate_row(arm: ArmEstimate) -> dict[str, object]:
+    return {
+        "arm": arm_title(arm.arm),
+        "labels": arm.labels,
+        "estimated better": f"{arm.better} of {arm.draws}" if arm.draws else "",
+        "estimated return [95%]": str(arm.return_),
+        "same action": "" if isnan(arm.support) else f"{arm.support:.0%}",
+    }
+
+
+def _plain_estimate(arm: ArmEstimate) -> dict[str, float | None]:
+    return {**plain(arm.return_), "support": None if isnan(arm.support) else arm.support}
+
+
+def _verdict_sentences(verdict: PooledVerdict) -> list[str]:
+    leads = "; ".join(f"{arm} {short(lead)}" for arm, lead in verdict.leads.items())
+    return [
+        f"{verdict.recipe}: of {verdict.seeds} trainings accepted {verdict.accepted}, better than the baseline"
+        f" {verdict.better}, credited to the labels {verdict.credit}",
+        f"{verdict.recipe}: the labels lead {leads}",
+    ]
+
+
+def _plain_pooled(arm: PooledArm) -> dict[str, Any]:
+    return {
+        "mode": arm.recipe,
+        "arm": arm_title(arm.arm),
+        "labels": arm.labels,
+        "trainings": arm.draws,
+        "accepted": arm.accepted,
+        "greedy": plain(arm.greedy),
+        "sampled": plain(arm.sampled) if arm.sampled else None,
+    }
+
+
+def _plain_verdict(verdict: PooledVerdict) -> dict[str, Any]:
+    return {
+        "mode": verdict.recipe,
+        "seeds": verdict.seeds,
+        "accepted": verdict.accepted,
+        "better_than_baseline": verdict.better,
+        "labels_did_it": verdict.credit,
+        "leads": {arm: plain(lead) for arm, lead in verdict.leads.items()},
+    }
+
+
+def _round_row(made: Round) -> dict[str, object]:
+    arms = {arm.arm: arm for arm in made.outcome.comparison.arms}
+    return {
+        "round": made.number,
+        "labels": made.outcome.n_labels,
+        "accepted": "yes" if made.accepted else "no",
+        "before": short(arms["baseline"].greedy),
+        "after": short(arms["labels"].greedy),
+        "gain [95%]": short(made.gain),
+    }
 
 
 def _yes(holds: bool) -> str:

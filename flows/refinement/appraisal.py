@@ -1,6 +1,6 @@
 """What an appraisal is asked to do and what comes of it: arms, estimates, and two claims about estimates.
 
-Making one is in `estimate.py`.
+Making one is in `estimation.py`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from refine.policies import Mode
 from storage.schema import Frozen
 
 from ..policies import Baseline
-from ..refinement import ArmDraw, Candidate, Material
+from .arms import ArmDraw, Material
+from .evaluator import Candidate
 
 if TYPE_CHECKING:
     from refine.evaluation import Consistency
@@ -36,7 +37,7 @@ class AppraiseConfig(Frozen):
 
 
 @dataclass(frozen=True)
-class Trial:
+class TrialEstimate:
     """One draw of one arm: its candidates, how they foretold held-out labels, and what the chosen one is worth."""
 
     draw: ArmDraw
@@ -78,7 +79,12 @@ class Appraisal:
     improvement: Verdict
     credit: Verdict
     warnings: tuple[str, ...]
-    trials: Sequence[Trial] = field(repr=False)  # the annotator's labels come first
+    trials: Sequence[TrialEstimate] = field(repr=False)  # the annotator's labels come first
+
+    @property
+    def method(self) -> str:
+        """How returns are estimated: fitted Q evaluation."""
+        return "fqe"
 
     @property
     def candidate(self) -> Candidate:
@@ -89,6 +95,15 @@ class Appraisal:
     def accepted(self) -> bool:
         """Whether it takes the baseline's place: only where the user asked for that on an estimate alone."""
         return self.config.accept and self.improvement.holds
+
+    @property
+    def reason(self) -> str:
+        """What was decided, and on what."""
+        if self.accepted:
+            return "put in force on an estimate alone, as was asked for; nothing was played"
+        if self.improvement.holds:
+            return "not put in force: an estimate alone accepts no policy; nothing was played"
+        return "not put in force, and not estimated better; nothing was played"
 
     @property
     def policy_id(self) -> str:

@@ -1,7 +1,7 @@
 """`refine` without a simulator: candidates chosen by labels that they have not seen, and judged by an estimate.
 
 Nothing is played, so nothing is accepted: without the user's word the baseline stays in force. The statistics are in
-`refine/evaluation/estimates.py`, what the catalog keeps in `records.py`, how it is told in `present.py`.
+`refine/evaluation/estimates.py`, what the catalog keeps in `lineage.py`, how it is shown in `present.py`.
 """
 
 from __future__ import annotations
@@ -30,11 +30,12 @@ from storage.errors import BadInput
 from storage.schema import Array
 from storage.store import Store
 
-from ..refinement import PLACEBOS, ArmDraw, Material, gather_material, labels_of, list_draws, train_draw
 from ..runtime import Report, parallel_map, silent
 from ..simulation import Named
-from .appraisal import Appraisal, AppraiseConfig, ArmEstimate, Trial
-from .records import comparison_id_of, record_appraisal
+from .appraisal import Appraisal, AppraiseConfig, ArmEstimate, TrialEstimate
+from .arms import PLACEBOS, ArmDraw, Material, labels_of, list_draws, train_draw
+from .lineage import appraisal_id, record_appraisal
+from .refinement import gather_material
 
 if TYPE_CHECKING:
     from refine.evaluation import Consistency
@@ -78,16 +79,16 @@ def appraise(
             "Use --gate-mode greedy.",
         )
     draws = list_draws(config.placebo_draws)
-    chosen = _train(material, draws, config, report)
+    chosen = train_arms(material, draws, config, report)
     policies = [material.baseline, *(kept.snapshots[kept.consistency.best].policy for kept in chosen)]
     estimates = collect_refits(steps, policies, _refit_all(material, policies, config, report))
     trials = [
-        Trial(draw, *kept, estimate, judge_estimated_improvement(estimate, estimates[0]))
+        TrialEstimate(draw, *kept, estimate, judge_estimated_improvement(estimate, estimates[0]))
         for draw, kept, estimate in zip(draws, chosen, estimates[1:], strict=True)
     ]
     placebos = {arm: [trial.estimate for trial in trials if trial.draw.arm == arm] for arm in PLACEBOS}
     appraisal = Appraisal(
-        comparison_id=comparison_id_of(material, config),
+        comparison_id=appraisal_id(material, config),
         dataset_id=dataset_id,
         config=config,
         material=material,
@@ -111,7 +112,7 @@ class _Kept(NamedTuple):
     consistency: Consistency
 
 
-def _train(material: Material, draws: Sequence[ArmDraw], config: AppraiseConfig, report: Report) -> list[_Kept]:
+def train_arms(material: Material, draws: Sequence[ArmDraw], config: AppraiseConfig, report: Report) -> list[_Kept]:
     """Train every draw on all labels, and once more per fold to choose among its candidates."""
     work = partial(train_and_score, material, config.folds)
     kept: list[_Kept] = []
@@ -155,7 +156,7 @@ def refit_number(
     return refit(steps, policies, config, mode, number)
 
 
-def _pool(trials: Sequence[Trial], baseline: Estimate, labels: int) -> list[ArmEstimate]:
+def _pool(trials: Sequence[TrialEstimate], baseline: Estimate, labels: int) -> list[ArmEstimate]:
     """The baseline and every arm; the interval of an arm is over refits of the mean over its draws."""
     arms = [ArmEstimate("baseline", 0, 0, 0, baseline.interval, baseline.support)]
     for arm in dict.fromkeys(trial.draw.arm for trial in trials):
