@@ -25,7 +25,7 @@ HOUSE = ROOT / "docs" / "house.md"
 COMMANDS_PAGE = ROOT / "docs" / "commands.md"
 APP: Any = get_command(cli.make_app())  # Typer brings a click of its own
 ROOMS = {
-    "storage": "everything on disk; knows nobody above it",
+    "storage": "everything on disk; imports nothing above it",
     "annotate": "what a language model says about a trajectory",
     "refine": "a better policy, from files alone",
     "flows": "when and where things run: environments, the gate's episodes, the command line",
