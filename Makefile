@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 EXTRAS := envs,sb3,onnx,plots,minari,tracking,dev
 
-.PHONY: demo test lint docs constraints clean
+.PHONY: demo check quick test lint docs constraints clean
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -27,6 +27,13 @@ lint: .venv/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/basedpyright
 	$(BIN)/lint-imports
+
+# The quick circle for whoever works here: lint, types and contracts beside the tests that are not marked slow.
+check: .venv/installed
+	$(MAKE) --no-print-directory --jobs=2 --output-sync=target lint quick
+
+quick: .venv/installed
+	$(BIN)/python -m pytest -n 2 -m "not slow"
 
 test: lint
 	$(BIN)/python -m pytest -n 2

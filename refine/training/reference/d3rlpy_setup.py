@@ -14,7 +14,8 @@ from gym_notices.notices import notices
 
 notices.clear()  # the legacy gym, which d3rlpy imports, prints one on its first import
 
-# ruff: noqa: E402
+# ruff: noqa: E402, F401
+# pyright: reportUnusedImport=false
 from d3rlpy.algos import (
     AWAC,
     BC,
@@ -66,73 +67,6 @@ from d3rlpy.optimizers.optimizers import OptimizerFactory, OptimizerWrapper, mak
 from d3rlpy.preprocessing import MinMaxActionScaler, MultiplyRewardScaler, StandardObservationScaler
 from d3rlpy.torch_utility import TorchMiniBatch
 from d3rlpy.types import Shape, TorchObservation
-
-__all__ = [
-    "AWAC",
-    "BC",
-    "DQN",
-    "IQL",
-    "AWACConfig",
-    "AWACImpl",
-    "ActionOutput",
-    "ActionSpace",
-    "BCConfig",
-    "BCImpl",
-    "BCModules",
-    "CategoricalPolicy",
-    "CombineAdapterFactory",
-    "DQNConfig",
-    "DQNImpl",
-    "DQNModules",
-    "DatasetInfo",
-    "DeviceArg",
-    "DiscreteBC",
-    "DiscreteBCConfig",
-    "DiscreteBCImpl",
-    "DiscreteBCModules",
-    "DiscreteCQL",
-    "DiscreteCQLConfig",
-    "DiscreteCQLImpl",
-    "EncoderFactory",
-    "FileAdapterFactory",
-    "IQLConfig",
-    "IQLImpl",
-    "ImitationLoss",
-    "LearnableConfig",
-    "LoggerAdapterFactory",
-    "MinMaxActionScaler",
-    "MultiplyRewardScaler",
-    "NoopAdapterFactory",
-    "OptimizerFactory",
-    "OptimizerWrapper",
-    "Policy",
-    "QLearningAlgoBase",
-    "ReBRAC",
-    "ReBRACConfig",
-    "ReBRACImpl",
-    "ReplayBufferBase",
-    "Shape",
-    "Signature",
-    "StandardObservationScaler",
-    "TD3PlusBC",
-    "TD3PlusBCActorLoss",
-    "TD3PlusBCConfig",
-    "TD3PlusBCImpl",
-    "TensorboardAdapterFactory",
-    "TorchMiniBatch",
-    "TorchObservation",
-    "Transition",
-    "TransitionMiniBatch",
-    "VectorEncoderFactory",
-    "asdict_as_float",
-    "build_gaussian_distribution",
-    "create_categorical_policy",
-    "load_learnable",
-    "make_encoder_field",
-    "make_optimizer_field",
-    "quiet",
-    "register_learnable",
-]
 
 
 @contextmanager

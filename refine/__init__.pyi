@@ -1,0 +1,3 @@
+from . import evaluation, labels, policies, training
+
+__all__ = ["evaluation", "labels", "policies", "training"]
