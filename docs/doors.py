@@ -15,5 +15,5 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
 
 def list_doors(room: str) -> str:
     """The entries of a room's folders that offer names."""
-    stubs = sorted((ROOT / room).rglob("__init__.pyi"))
+    stubs = sorted((ROOT / room).glob("*/**/__init__.pyi"))
     return "\n\n".join(f"::: {'.'.join(stub.relative_to(ROOT).parent.parts)}" for stub in stubs)

@@ -45,7 +45,7 @@ OTHERS = {
     "prefect.yaml": "deploys the nightly flow to a work pool",
     "constraints.txt": "exact versions of all packages, which make installs; `make constraints` renews them",
     "mkdocs.yml": "the manual as a site, and the order of its pages",
-    "Makefile": "demo, test, lint, docs, constraints, clean",
+    "Makefile": "demo, check, test, lint, docs, constraints, clean",
     "CHANGELOG.md": "what a user notices",
     "LICENSE": "Apache-2.0",
     ".ci/run": "what continuous integration calls: make test",

@@ -46,6 +46,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow
 def test_the_blocks_of_the_manual_run_in_order_and_print_what_it_says(folder: Path, run: Run) -> None:
     for page in MANUAL:
         if page.name not in OWN_STORE:

@@ -17,6 +17,7 @@ def _columns(answer: str) -> str:
     return " ".join(answer.splitlines()[1].split())
 
 
+@pytest.mark.slow
 def test_every_question_has_the_answer_of_the_page(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run: Callable[[list[str]], str]
 ) -> None:
