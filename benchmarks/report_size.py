@@ -29,9 +29,9 @@ from flows.refinement.lineage import record_baseline
 from flows.reporting.report import write_report
 from refine.policies.mlp import MlpPolicy
 from storage.annotations.annotations import insert_annotations
-from storage.annotations.responses import append_response
 from storage.catalog.connection import insert_rows
 from storage.datasets.reader import iterate_episodes
+from storage.ledger.responses import append_response
 from storage.schema import Annotation, Manifest
 from storage.store import Store
 

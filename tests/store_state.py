@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from storage.annotations.responses import iterate_responses
+from storage.ledger.responses import iterate_responses
 from storage.store import Store
 
 TIMELY = ("datasets", "manifest_sha256")  # a manifest says when it was made

@@ -31,6 +31,7 @@ from annotate.runs.run import annotate_run
 from annotate.runs.submission import Submission, submit
 from storage.catalog.connection import Catalog, Connection
 from storage.errors import BadInput, CatalogLocked, DamagedStore, DiskFailed, ProviderFailed, TrajnoteError
+from storage.ledger import add_batch
 from storage.store import Store
 
 CARD = Card(
@@ -434,7 +435,7 @@ def test_calls_of_a_command_that_was_killed_are_freed_and_counted(bench: Bench) 
     priced = [batches.price_request(r, 1, batch=False) for r in plan.requests]
     annotate_run(bench.store, plan, ScriptedProvider(lambda _: None))
     with bench.store.catalog.write() as con:
-        batch_id = batches.add_batch(con, plan.run.run_id, "anthropic", "")
+        batch_id = add_batch(con, plan.run.run_id, "anthropic", "")
         assert len(batches.claim(con, batch_id, priced, ["pending"])) == 2
     recover(bench.store)
     assert (bench.states(), bench.outcomes()) == ({"pending": 2}, {"lost": 2})

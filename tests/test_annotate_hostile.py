@@ -21,7 +21,7 @@ from annotate.prompting.requests import AnnotateConfig
 from annotate.providers.scripted import ScriptedProvider
 from annotate.runs.plan import plan_run
 from annotate.runs.run import annotate_run
-from storage.annotations.responses import append_response, iterate_responses, raw_reply
+from storage.ledger.responses import append_response, iterate_responses, raw_reply
 from storage.store import Store
 from storage.upkeep.verify import verify_store
 

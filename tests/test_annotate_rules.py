@@ -27,9 +27,9 @@ from annotate.providers.file import FileProvider, export_requests
 from annotate.providers.scripted import ScriptedProvider, text_message
 from annotate.runs.plan import RunPlan, estimate_run, plan_run
 from annotate.runs.run import annotate_run
-from storage.annotations.responses import raw_reply
 from storage.annotations.rules import load_rules
 from storage.errors import BadInput
+from storage.ledger.responses import raw_reply
 from storage.schema import Space
 from storage.store import Store
 

@@ -25,10 +25,10 @@ from annotate.providers.scripted import ScriptedProvider, text_message
 from annotate.runs.plan import RunPlan, all_questions, estimate_run, plan_run, unanswered_requests
 from annotate.runs.run import RunSummary, annotate_run
 from storage.annotations.annotations import load_annotations
-from storage.annotations.responses import raw_reply
 from storage.catalog.connection import Catalog, Connection
 from storage.disk.atomic import exclusive_lock
 from storage.errors import BadInput, DamagedStore, ProviderFailed
+from storage.ledger.responses import raw_reply
 from storage.schema import Space
 from storage.store import Store
 

@@ -18,7 +18,7 @@ from annotate.runs.run import annotate_run
 from flows.datasets.recordings import take_in
 from flows.policies.baselines import find_recorded_baseline, record_baseline
 from flows.refinement.refinement import Outcome, improve
-from storage.annotations.responses import raw_reply
+from storage.ledger.responses import raw_reply
 from storage.policies.policies import files_sha256, policy_files
 from storage.store import Store
 

@@ -25,8 +25,8 @@ from annotate.prompting.requests import Request
 from annotate.providers.anthropic import AnthropicProvider
 from annotate.providers.batch import BatchServer
 from flows.cli import main
-from storage.annotations.responses import read_frames
 from storage.datasets.adopt import adopt_dataset
+from storage.ledger.responses import read_frames
 from storage.store import Store
 
 KEY = "sk-ant-api03-S3cr3t-0123456789_abcdefghijkl"

@@ -14,13 +14,13 @@ import pytest
 from crash_points import SCENARIOS, state_of
 from small_disk import SmallDisk, mounted
 
-from storage.annotations.responses import append_response, iterate_responses
 from storage.catalog.connection import insert_rows
 from storage.disk.atomic import copy_file, write_whole
 from storage.disk.disk_reserve import ROOM_BYTES, hold_room, release_room
 from storage.disk.os_errors import explain_disk, refused_file
 from storage.errors import BadInput, DiskFailed
 from storage.importing.pieces import RowFile
+from storage.ledger.responses import append_response, iterate_responses
 from storage.queries.query import run_query
 from storage.store import Store
 from storage.upkeep.verify import verify_store

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from storage.annotations import responses
-from storage.annotations.responses import append_response, iterate_responses, raw_reply, read_frames
 from storage.catalog.connection import insert_rows
 from storage.errors import BadInput, DamagedStore
+from storage.ledger import responses
+from storage.ledger.responses import append_response, iterate_responses, raw_reply, read_frames
 from storage.store import Store
 
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from storage.catalog import Connection
+from storage.ledger import tokens_taken
 
 from ..prompting import Request
 from .prices import Tokens, estimate_cached_calls, estimate_calls, estimate_input, most_tokens, price
@@ -88,17 +89,11 @@ def estimate_requests(
 
 def correct_by_replies(con: Connection, model: str, labels: int) -> Correction:
     """What earlier replies of a model took against what was guessed for them; the plain guess if there are too few."""
-    row = con.execute(
-        """SELECT count(*), sum(input_tokens + cache_write_tokens + cache_read_tokens), sum(input_tokens_estimate),
-               avg(output_tokens)
-           FROM responses JOIN requests USING (request_id)
-           WHERE requests.model = ? AND NOT recorded AND input_tokens_estimate > 0 AND output_tokens > 0""",
-        [model],
-    ).fetchone()
-    if row is None or row[0] < _LEAST_REPLIES or not row[1]:
+    replies, taken, guessed, output = tokens_taken(con, model)
+    if replies < _LEAST_REPLIES or not taken or not guessed or output is None:
         return GUESS
-    guessed = estimate_calls([Request("", "mark", {})], labels).output
-    return Correction(row[1] / row[2], row[3] / guessed, f"as {row[0]} earlier replies of this model really took")
+    expected = estimate_calls([Request("", "mark", {})], labels).output
+    return Correction(taken / guessed, output / expected, f"as {replies} earlier replies of this model really took")
 
 
 def correct_by_count(asked: Sequence[Request], count: Counter) -> Correction:

@@ -9,8 +9,8 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from storage.catalog import Connection
 from storage.errors import BadInput
+from storage.ledger import EnteredRequest, entered_request, find_requests, similar_requests
 from storage.store import Store
 
 from ..prompting import Request
@@ -44,15 +44,6 @@ class Explanation:
         return f"nearest is {self.relative} ({self.relative_state}, run {self.relative_run}); it differs in {named}"
 
 
-@dataclass(frozen=True)
-class _Known:
-    request_id: str
-    state: str
-    body: str
-    episode_id: int | None
-    run_id: str | None
-
-
 def explain_request(store: Store, request_id: str) -> Explanation:
     """Compare a request of the store with all others.
 
@@ -64,16 +55,13 @@ def explain_request(store: Store, request_id: str) -> Explanation:
         BadInput: if there is no such request, or several.
     """
     with store.catalog.read() as con:
-        found = con.execute(
-            "SELECT request_id, kind FROM requests WHERE starts_with(request_id, ?) LIMIT 2", [request_id]
-        ).fetchall()
+        found = find_requests(con, request_id)
         if len(found) != 1:
             problem = "is the beginning of several requests" if found else "is no request of this store"
             raise BadInput(f"{request_id!r} {problem}.", "`trajnote sql 'SELECT request_id FROM requests'` lists them.")
-        name, kind = found[0]
-        (mine,) = _read(con, "request_id = $name", {"name": name})
-        others = _candidates(con, kind, mine.episode_id, answered=False)
-    return _explain(mine, [other for other in others if other.request_id != name])
+        (mine,) = found
+        others = similar_requests(con, mine.kind, mine.episode_id, answered=False, limit=MOST_CANDIDATES)
+    return _explain(mine, [other for other in others if other.request_id != mine.request_id])
 
 
 def explain_misses(store: Store, plan: RunPlan, limit: int = 3) -> tuple[list[Explanation], int]:
@@ -91,13 +79,13 @@ def explain_misses(store: Store, plan: RunPlan, limit: int = 3) -> tuple[list[Ex
 
 def _explain_miss(store: Store, request: Request, episode_id: int | None) -> Explanation:
     with store.catalog.read() as con:
-        entered = con.execute("SELECT state FROM requests WHERE request_id = ?", [request.request_id]).fetchone()
-        others = _candidates(con, request.kind, episode_id, answered=True)
-    state = entered[0] if entered else "unknown"
-    return _explain(_Known(request.request_id, state, request.body, episode_id, None), others)
+        entered = entered_request(con, request.request_id)
+        others = similar_requests(con, request.kind, episode_id, answered=True, limit=MOST_CANDIDATES)
+    state = entered.state if entered else "unknown"
+    return _explain(EnteredRequest(request.request_id, request.kind, state, request.body, episode_id, None), others)
 
 
-def _explain(mine: _Known, others: Sequence[_Known]) -> Explanation:
+def _explain(mine: EnteredRequest, others: Sequence[EnteredRequest]) -> Explanation:
     parts = parts_of(json.loads(mine.body))
     near = [(distance(parts, told), other, told) for other in others for told in [parts_of(json.loads(other.body))]]
     if not near:
@@ -112,21 +100,3 @@ def _explain(mine: _Known, others: Sequence[_Known]) -> Explanation:
         relative_run=nearest.run_id,
         differences=tuple(compare_parts(parts, told)),
     )
-
-
-def _candidates(con: Connection, kind: str, episode_id: int | None, *, answered: bool) -> list[_Known]:
-    where = "kind = $kind" + (" AND state = 'done'" if answered else "")
-    order = "episode_id IS NOT DISTINCT FROM $episode_id DESC, created_at DESC"
-    return _read(con, where, {"kind": kind, "episode_id": episode_id}, f"ORDER BY {order} LIMIT {MOST_CANDIDATES}")
-
-
-def _read(con: Connection, where: str, values: dict[str, object], tail: str = "") -> list[_Known]:
-    rows = con.execute(
-        f"""SELECT request_id, state, body::VARCHAR, episode_id, run_id
-            FROM requests
-            LEFT JOIN (SELECT request_id, min(episode_id) AS episode_id, min(run_id) AS run_id
-                       FROM run_requests GROUP BY request_id) USING (request_id)
-            WHERE {where} {tail}""",
-        values,
-    ).fetchall()
-    return [_Known(*row) for row in rows]

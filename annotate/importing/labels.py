@@ -16,11 +16,11 @@ from typing import Annotated, Any
 from pydantic import ConfigDict, Field, StringConstraints, ValidationError
 
 from storage.annotations import insert_annotations
-from storage.catalog import insert_rows
 from storage.content_hash import content_id
-from storage.datasets import read_manifest
+from storage.datasets import catalogued_episodes, list_datasets, read_manifest
 from storage.disk import UnreadableError, decode_json, read_lines
 from storage.errors import BadInput
+from storage.ledger import enter_imported_run
 from storage.schema import Annotation, Frozen, Manifest
 from storage.store import Store
 
@@ -69,8 +69,7 @@ class _Datasets:
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        with store.catalog.read() as con:
-            self._known = {row[0] for row in con.execute("SELECT dataset_id FROM datasets").fetchall()}
+        self._known = {dataset.dataset_id for dataset in list_datasets(store)}
         self._manifests: dict[str, Manifest] = {}
         self._lengths: dict[str, dict[int, int]] = {}
 
@@ -84,9 +83,8 @@ class _Datasets:
     def check_step(self, row: LabelRow) -> None:
         lengths = self._lengths.get(row.dataset_id)
         if lengths is None:
-            with self._store.catalog.read() as con:
-                found = con.execute("SELECT episode_id, length FROM episodes WHERE dataset_id = ?", [row.dataset_id])
-                lengths = self._lengths[row.dataset_id] = dict(found.fetchall())
+            episodes = catalogued_episodes(self._store, row.dataset_id)
+            lengths = self._lengths[row.dataset_id] = {episode.episode_id: episode.length for episode in episodes}
         if row.episode_id not in lengths:
             raise ValueError(f"there is no episode {row.episode_id}; there are {min(lengths)} to {max(lengths)}")
         if row.step >= lengths[row.episode_id]:
@@ -132,10 +130,7 @@ def _write(store: Store, batch: _Batch, lines: int) -> ImportSummary:
     entered = 0
     with store.catalog.write() as con:
         for run_id, (dataset_id, model, labels) in runs.items():
-            row = {"run_id": run_id, "dataset_id": dataset_id, "provider": "import", "model": model, "config": {}}
-            done = {"state": "done", "recorded": False}
-            if insert_rows(con, "annotation_runs", [row | done]):
-                con.execute("UPDATE annotation_runs SET finished_at = now() WHERE run_id = ?", [run_id])
+            if enter_imported_run(con, run_id, dataset_id, model):
                 insert_annotations(con, [_annotation(run_id, dataset_id, model, label) for label in labels])
                 entered += len(labels)
     return ImportSummary(tuple(runs), lines, entered)

@@ -16,11 +16,11 @@ from typing import Any
 from pydantic import ConfigDict, Field, ValidationError
 
 from storage.annotations import Rule, insert_rules, rule_columns
-from storage.catalog import insert_rows
 from storage.content_hash import content_id
 from storage.datasets import read_manifest
 from storage.disk import UnreadableError, decode_json, decode_toml, read_text
 from storage.errors import BadInput
+from storage.ledger import enter_imported_run
 from storage.predicates import read_predicate
 from storage.schema import Frozen, Manifest
 from storage.store import Store
@@ -92,11 +92,9 @@ def import_rules(store: Store, dataset_id: str, path: Path, model: str | None = 
 
 def _write(store: Store, dataset_id: str, model: str, rules: Sequence[Mapping[str, Any]]) -> RuleImport:
     run_id = content_id("i_", [dataset_id, model, "rules", list(rules)])
-    run = {"run_id": run_id, "dataset_id": dataset_id, "provider": "import", "model": model, "config": {}}
     entered = 0
     with store.catalog.write() as con:
-        if insert_rows(con, "annotation_runs", [run | {"state": "done", "recorded": False}]):
-            con.execute("UPDATE annotation_runs SET finished_at = now() WHERE run_id = ?", [run_id])
+        if enter_imported_run(con, run_id, dataset_id, model):
             entered = insert_rules(con, store, [_rule(run_id, dataset_id, model, n, r) for n, r in enumerate(rules)])
     return RuleImport(run_id, dataset_id, len(rules), entered)
 

@@ -1,15 +1,13 @@
 from .batch_config import BatchConfig
-from .batches import GO_ON, Batch, Priced
+from .batches import GO_ON, Priced
 from .budget import BudgetedCalls, hasty, refuse_over_budget
-from .ledger import as_text, reopen_empty
+from .ledger import as_text
 from .read_replies import digest
-from .records import BATCH, Note, RawReply, Run, StoredReply, Totals
+from .records import Note, RawReply, Run, StoredReply, Totals
 from .recovery import enter_failure, enter_landed, leave_note, recover, settle
 
 __all__ = [
-    "BATCH",
     "GO_ON",
-    "Batch",
     "BatchConfig",
     "BudgetedCalls",
     "Note",
@@ -26,6 +24,5 @@ __all__ = [
     "leave_note",
     "recover",
     "refuse_over_budget",
-    "reopen_empty",
     "settle",
 ]

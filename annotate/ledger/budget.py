@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from storage.catalog import Catalog
 from storage.disk import hold_room, release_room
 from storage.errors import BadInput, CatalogLocked
+from storage.ledger import add_batch, committed_usd, end_calls
 from storage.store import Store
 
 from ..prompting import Request
@@ -68,7 +69,7 @@ class BudgetedCalls:
         if self.batch_id is None:
             return
         with self._store.catalog.write() as con:
-            batches.end_calls(con, self.batch_id, self.sent)
+            end_calls(con, self.batch_id, self.sent)
 
     @property
     def handed_out(self) -> int:
@@ -90,11 +91,11 @@ class BudgetedCalls:
         hold_room(self._folder)
         priced = batches.price_request(request, self._labels, batch=False)
         with self._catalog.write() as con:
-            spent = batches.committed_usd(con, self._run_id) if self._budget_usd is not None else 0.0
+            spent = committed_usd(con, self._run_id) if self._budget_usd is not None else 0.0
             self.stopped = refuse_over_budget(spent, [priced], self._budget_usd)
             if self.stopped is not None:
                 return False
-            batch_id = self.batch_id or batches.add_batch(con, self._run_id, self._provider, "")
+            batch_id = self.batch_id or add_batch(con, self._run_id, self._provider, "")
             claimed = batches.claim(con, batch_id, [priced], STATES)
         self.batch_id = batch_id
         return bool(claimed)

@@ -5,17 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Literal
+from typing import Any
 
+from storage.ledger import BATCH, State
 from storage.schema import Frozen
 
 from ..costs import Tokens
 from ..providers import Reply, parse_answer
 from .batch_config import MOST_ATTEMPTS
-
-BATCH = "batch"
-"""The name of the provider whose raw replies are lines of a batch's results."""
-State = Literal["pending", "in_batch", "done", "failed"]
 
 
 @dataclass(frozen=True)
@@ -101,3 +98,4 @@ class Totals:
     tokens: Tokens
     cost_usd: float
     rules: int = 0
+    estimated_usd: float | None = None  # what the answered requests were expected to cost when they were sent

@@ -10,18 +10,27 @@ from pydantic import ValidationError
 from storage.catalog import Connection
 from storage.disk import exclusive_lock, write_whole
 from storage.errors import CatalogLocked
+from storage.ledger import (
+    Batch,
+    close_batch,
+    end_calls,
+    end_items,
+    entered_replies,
+    find_batches,
+    live_runs,
+    mark_submitted,
+    note_error,
+    note_outcomes,
+    refuse_batch,
+    unsettled_items,
+)
 from storage.store import Store
 
 from ..providers import Reply
 from . import batches, ledger
 from .batch_config import MOST_ATTEMPTS
-from .batches import Batch
 from .records import Note, StoredReply
 
-_LIVE_RUNS = """
-SELECT run_id FROM annotation_runs WHERE state <> 'done'
-UNION SELECT run_id FROM batches WHERE state IN ('intent', 'submitted')
-"""
 _NOTE = ".note.json"
 
 
@@ -32,10 +41,9 @@ def recover(store: Store, most_attempts: int = MOST_ATTEMPTS) -> int:
         How many replies there were.
     """
     with store.catalog.read() as con:
-        runs = [run_id for (run_id,) in con.execute(_LIVE_RUNS).fetchall()]
-        entered = set(con.execute("SELECT file, line FROM responses").fetchall())
-        outcomes = batches.unsettled_items(con)
-        calls = batches.find_batches(con, ["submitted"], provider=None)
+        runs, entered = live_runs(con), entered_replies(con)
+        outcomes = unsettled_items(con)
+        calls = find_batches(con, ["submitted"], provider=None)
     found = [
         landed
         for run_id in runs
@@ -74,9 +82,9 @@ def enter_landed(con: Connection, landed: Sequence[StoredReply], most_attempts: 
 
 def enter_failure(con: Connection, batch_id: str | None, reply: Reply) -> None:
     """Enter why a request has no reply."""
-    ledger.record_error(con, reply)
+    note_error(con, reply.request_id, reply.error, final=reply.final)
     if batch_id is not None:
-        batches.end_item(con, batch_id, reply.request_id, "unknown" if reply.unknown else "errored")
+        note_outcomes(con, batch_id, {reply.request_id: "unknown" if reply.unknown else "errored"})
 
 
 def leave_note(store: Store, run_id: str, note: Note) -> None:
@@ -113,13 +121,13 @@ def _enter_notes(store: Store, run_id: str) -> list[str]:
 
 def _enter_note(con: Connection, note: Note) -> None:
     if note.remote_id is not None and note.created_at is not None:
-        batches.mark_submitted(con, note.batch_id, note.remote_id, note.created_at)
+        mark_submitted(con, note.batch_id, note.remote_id, note.created_at)
     if note.refused is not None:
-        batches.refuse(con, note.batch_id, note.refused)
+        refuse_batch(con, note.batch_id, note.refused)
     for reply in note.failures:
         enter_failure(con, note.batch_id, reply)
     if note.sent is not None:
-        batches.end_calls(con, note.batch_id, note.sent)
+        end_calls(con, note.batch_id, note.sent)
 
 
 def _free_dead_calls(store: Store, batch: Batch) -> None:
@@ -129,7 +137,7 @@ def _free_dead_calls(store: Store, batch: Batch) -> None:
             exclusive_lock(store.responses_dir(batch.run_id), f"the answers of {batch.run_id}"),
             store.catalog.write() as con,
         ):
-            batches.end_items(con, batch.batch_id, "lost", "its command was killed before the reply came")
-            batches.close_batch(con, batch.batch_id, "abandoned", "its command was killed")
+            end_items(con, batch.batch_id, "lost", "its command was killed before the reply came")
+            close_batch(con, batch.batch_id, "abandoned", "its command was killed")
     except CatalogLocked:  # its command is alive, or the next one frees them
         return

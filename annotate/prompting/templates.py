@@ -9,13 +9,13 @@ import hashlib
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
-from typing import Literal
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from storage.catalog import STEP, component_columns
 from storage.predicates import FUNCTIONS, MAX_LENGTH
 from storage.schema import Episode
+from storage.schema import RequestKind as Kind
 
 from ..cards import Action, Card
 from .statistics import DatasetStatistics, Group, Spread, Usage, describe_actions, exact_return
@@ -24,7 +24,6 @@ from .tables import Table, format_fixed, format_significant, render_table
 TABLE_FORMAT = 1
 """Raised whenever tables or statistics are written differently, since that changes what a model reads."""
 
-Kind = Literal["mark", "identify", "suggest", "rules"]
 _RULES_TASK = "task_rules.md"
 _FOLDER = Path(__file__).parent
 

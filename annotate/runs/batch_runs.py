@@ -11,9 +11,10 @@ from collections.abc import Callable, Collection, Generator, Iterable
 from dataclasses import replace
 
 from storage.errors import Prerequisite, TrajnoteWarning
+from storage.ledger import BATCH, find_holding
 from storage.store import Store
 
-from ..ledger import BATCH, BatchConfig, batches, ledger, recover
+from ..ledger import BatchConfig, ledger, recover
 from ..prompting import Request
 from ..providers import BatchServer, Reply, ServerBusyError
 from .ingestion import ingest
@@ -130,7 +131,7 @@ def _refuse_to_wait_in_vain(store: Store, plan: RunPlan, server: BatchServer) ->
     """Requests that another server or account has under way are never answered from here."""
     asked = [question.request.request_id for question in all_questions(store, plan)]
     with store.catalog.read() as con:
-        holding = batches.find_holding(con, asked)
+        holding = find_holding(con, asked)
     elsewhere = [batch for batch in holding if not is_from_here(store, server, batch)]
     if elsewhere and len(elsewhere) == len(holding):
         said = "; ".join(tell_elsewhere(server, batch) for batch in elsewhere[:_REASONS])

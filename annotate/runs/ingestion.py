@@ -12,11 +12,20 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 
-from storage.annotations import append_responses
 from storage.errors import ProviderFailed, TrajnoteError
+from storage.ledger import (
+    BATCH,
+    Batch,
+    append_responses,
+    close_batch,
+    end_items,
+    find_batches,
+    item_outcomes,
+    reasons_unanswered,
+)
 from storage.store import Store
 
-from ..ledger import BATCH, Batch, BatchConfig, RawReply, StoredReply, batches, digest, ledger, recover
+from ..ledger import BatchConfig, RawReply, StoredReply, batches, digest, ledger, recover
 from ..parsing import clean_text
 from ..providers import (
     RESULTS_KEPT_DAYS,
@@ -85,7 +94,7 @@ def poll(store: Store, server: BatchServer, config: BatchConfig) -> tuple[list[P
     recover(store, config.attempts)
     unknown = reconcile(store, server, config.grace_s)
     with store.catalog.read() as con:
-        shipped = batches.find_batches(con, ["intent", "submitted"])
+        shipped = find_batches(con, ["intent", "submitted"])
     unknown += [tell_elsewhere(server, batch) for batch in shipped if batch.base_url != server.base_url]
     return [_look(store, server, batch) for batch in find_shipped(store, server, ["submitted"])], unknown
 
@@ -162,11 +171,11 @@ def _warn(batch_id: str, remote: RemoteBatch, now: datetime) -> str | None:
 
 def _ingest_batch(store: Store, server: BatchServer, config: BatchConfig, found: Polled, done: Ingested) -> None:
     with store.catalog.read() as con:
-        outcomes = batches.item_outcomes(con, found.batch_id)
+        outcomes = item_outcomes(con, found.batch_id)
     if found.remote is None or found.remote.vanished:
         with store.catalog.write() as con:
-            batches.end_items(con, found.batch_id, "lost", "its results were thrown away unread", failed=True)
-            batches.close_batch(con, found.batch_id, "abandoned", "its results were thrown away unread")
+            end_items(con, found.batch_id, "lost", "its results were thrown away unread", failed=True)
+            close_batch(con, found.batch_id, "abandoned", "its results were thrown away unread")
         return
     results = _Results(outcomes, _lines_landed(store, found) if any(outcomes.values()) else set())
     try:
@@ -193,8 +202,8 @@ def _finish(store: Store, found: Polled, results: _Results, done: Ingested) -> N
         done.warnings.append(f"{found.batch_id}: {len(open_)} of its requests have no result yet")
         return
     with store.catalog.write() as con:
-        batches.end_items(con, found.batch_id, "missing", "the results of its batch do not name it")
-        batches.close_batch(con, found.batch_id, "ingested", None, found.ended_at)
+        end_items(con, found.batch_id, "missing", "the results of its batch do not name it")
+        close_batch(con, found.batch_id, "ingested", None, found.ended_at)
     if missing:
         done.warnings.append(f"{found.batch_id}: {len(missing)} of its requests have no result, by the server's count")
     with store.catalog.read() as con:
@@ -305,7 +314,7 @@ def _enter(store: Store, found: Polled, landed: Sequence[StoredReply], attempts:
     with store.catalog.write() as con:
         taken = batches.take_landed(con, found.batch_id, landed, attempts)
     with store.catalog.read() as con:
-        vain = batches.count_vain(con, [reply.record.request_id for reply in taken])
+        vain = reasons_unanswered(con, [reply.record.request_id for reply in taken])
     answered = len(taken) - vain.total()
     done.answered += answered
     done.reasons += vain

@@ -9,6 +9,7 @@ from storage.annotations import rule_columns
 from storage.content_hash import content_id
 from storage.datasets import is_finite, list_episodes, pick, read_manifest, read_steps, require_finite
 from storage.errors import BadInput
+from storage.ledger import asked_runs, requests_of
 from storage.schema import Episode, Manifest
 from storage.store import Store
 
@@ -120,19 +121,15 @@ def plan_again(store: Store, name: str | None, render: Callable[[str], FrameSour
         BadInput: if there is no such run, or its prompt or its data have changed since.
     """
     with store.catalog.read() as con:
-        rows = con.execute(
-            "SELECT run_id, dataset_id, config, card FROM annotation_runs WHERE card IS NOT NULL ORDER BY created_at"
-        ).fetchall()
-        if not rows:
+        runs = {run.run_id: run for run in asked_runs(con)}
+        if not runs:
             raise BadInput("No run of this store has asked a model.", "`trajnote annotate run` starts one.")
-        known = {run_id: rest for run_id, *rest in rows}
-        run_id = rows[-1][0] if name is None else pick(name, list(known), "annotation run")
-        found = con.execute("SELECT request_id FROM run_requests WHERE run_id = ?", [run_id]).fetchall()
-    dataset_id, config_json, card = known[run_id]
-    config = AnnotateConfig.model_validate_json(config_json)
-    frames = render(dataset_id) if config.frames else None
-    plan = plan_run(store, dataset_id, Card.model_validate_json(card), config, frames=frames)
-    asked = {request_id for (request_id,) in found}
+        run_id = list(runs)[-1] if name is None else pick(name, list(runs), "annotation run")
+        asked = requests_of(con, run_id)
+    run = runs[run_id]
+    config = AnnotateConfig.model_validate_json(run.config)
+    frames = render(run.dataset_id) if config.frames else None
+    plan = plan_run(store, run.dataset_id, Card.model_validate_json(run.card), config, frames=frames)
     questions = tuple(question for question in plan.questions if question.request.request_id in asked)
     if plan.run.run_id != run_id or not questions:
         raise BadInput(

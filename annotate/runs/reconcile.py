@@ -14,9 +14,24 @@ from typing import Literal, NamedTuple
 
 from storage.disk import UnreadableError, decode_json, exclusive_lock
 from storage.errors import BadInput, CatalogLocked, ProviderFailed
+from storage.ledger import (
+    Batch,
+    add_twin,
+    adopt_batch,
+    asked_elsewhere,
+    close_batch,
+    count_alike,
+    end_items,
+    find_adopted,
+    find_batches,
+    find_given_up,
+    item_outcomes,
+    known_remotes,
+    mark_unsure,
+    remotes_of,
+)
 from storage.store import Store
 
-from ..ledger import Batch, batches
 from ..providers import RESULTS_KEPT_DAYS, BatchServer, BrokenOffError, NotThereError, RemoteBatch
 
 LOOK_BACK = timedelta(hours=25)
@@ -62,7 +77,7 @@ def if_free(store: Store, run_id: str) -> Generator[bool]:
 def find_shipped(store: Store, server: BatchServer, states: Collection[str]) -> list[Batch]:
     """The batches that were sent to a server, in some states."""
     with store.catalog.read() as con:
-        return [batch for batch in batches.find_batches(con, states) if batch.base_url == server.base_url]
+        return [batch for batch in find_batches(con, states) if batch.base_url == server.base_url]
 
 
 def reconcile(store: Store, server: BatchServer, grace_s: float) -> list[str]:
@@ -99,13 +114,13 @@ def give_up(store: Store, batch_id: str) -> int:
         CatalogLocked: if another process works on its run.
     """
     with store.catalog.read() as con:
-        known = {batch.batch_id: batch for batch in batches.find_batches(con, ["intent", "submitted"])}
+        known = {batch.batch_id: batch for batch in find_batches(con, ["intent", "submitted"])}
     if batch_id not in known:
         shown = ", ".join(known) or "none"
         raise BadInput(f"No batch {batch_id!r} is under way.", f"Batches under way: {shown}.")
     with owned_run(store, known[batch_id].run_id), store.catalog.write() as con:
-        freed = batches.end_items(con, batch_id, "released", None)
-        batches.close_batch(con, batch_id, "abandoned", "given up by hand")
+        freed = end_items(con, batch_id, "released", None)
+        close_batch(con, batch_id, "abandoned", "given up by hand")
     return freed
 
 
@@ -121,7 +136,7 @@ def is_from_here(store: Store, server: BatchServer, batch: Batch) -> bool:
     if batch.organisation and server.organisation and batch.organisation != server.organisation:
         return False
     with store.catalog.read() as con:
-        remotes = batches.remotes_of(con, batch.account)
+        remotes = remotes_of(con, batch.account)
     return any(_is_shown(server, remote_id) for remote_id in remotes)
 
 
@@ -154,7 +169,7 @@ def _settle(store: Store, server: BatchServer, batch_id: str, grace: timedelta) 
     is_here = is_from_here(store, server, batch)
     if is_here:
         with store.catalog.write() as con:
-            batches.mark_unsure(con, batch_id, now)
+            mark_unsure(con, batch_id, now)
     found = _look_for(store, server, batch, server.newer_than((batch.marker or now) - LOOK_BACK))
     if found.matches:
         return _adopt(store, batch, found.matches)
@@ -165,8 +180,8 @@ def _settle(store: Store, server: BatchServer, batch_id: str, grace: timedelta) 
     if now - (batch.unsure_since or now) < grace:
         return [f"{batch_id} is not on the server's list; it is given up after {grace.total_seconds():g} s"]
     with store.catalog.write() as con:
-        batches.end_items(con, batch_id, "released", None)
-        batches.close_batch(con, batch_id, "abandoned", "the server never showed it")
+        end_items(con, batch_id, "released", None)
+        close_batch(con, batch_id, "abandoned", "the server never showed it")
     return [f"{batch_id} is given up: the server's list does not show it; it counts with the most it can have cost"]
 
 
@@ -176,8 +191,8 @@ def _adopt_late(store: Store, server: BatchServer) -> list[str]:
     Their answers count, though they may have been asked again.
     """
     with store.catalog.read() as con:
-        given_up = [batch for batch in batches.find_given_up(con) if batch.base_url == server.base_url]
-        found = [batch for batch in batches.find_adopted(con) if batch.base_url == server.base_url]
+        given_up = [batch for batch in find_given_up(con) if batch.base_url == server.base_url]
+        found = [batch for batch in find_adopted(con) if batch.base_url == server.base_url]
     if not given_up and not found:
         return []
     now = server.now()
@@ -218,9 +233,9 @@ def _find_late(store: Store, server: BatchServer, batch: Batch, listed: Sequence
 def _look_for(store: Store, server: BatchServer, batch: Batch, listed: Sequence[RemoteBatch]) -> Found:
     """Compare our batch with those of the server that nobody has claimed."""
     with store.catalog.read() as con:
-        known = batches.known_remotes(con)
-        items = set(batches.item_outcomes(con, batch.batch_id))
-        asked = batches.asked_elsewhere(con, batch.batch_id)
+        known = known_remotes(con)
+        items = set(item_outcomes(con, batch.batch_id))
+        asked = asked_elsewhere(con, batch.batch_id)
     start = batch.marker - LOOK_BACK if batch.marker else None
     free = [
         remote
@@ -265,7 +280,7 @@ def _compare(
 def _adopt(store: Store, batch: Batch, matches: Sequence[RemoteBatch]) -> list[str]:
     """The likeliest match is our batch; one more is a second one of the same requests, made by one sending."""
     with store.catalog.write() as con:
-        batches.adopt(con, batch.batch_id, matches[0].remote_id, matches[0].created_at)
+        adopt_batch(con, batch.batch_id, matches[0].remote_id, matches[0].created_at)
     return _add_twins(store, batch, matches[1:])
 
 
@@ -274,9 +289,9 @@ def _add_twins(store: Store, batch: Batch, matches: Sequence[RemoteBatch]) -> li
     if not matches:
         return []
     with store.catalog.write() as con:
-        spare = matches[batches.count_alike(con, batch.batch_id) :]
+        spare = matches[count_alike(con, batch.batch_id) :]
         for remote in spare:
-            batches.add_twin(con, batch, remote.remote_id, remote.created_at)
+            add_twin(con, batch, remote.remote_id, remote.created_at)
     twice = f"{batch.batch_id} is at the server twice: both were billed and count; the second is"
     return [f"{twice} {remote.remote_id}" for remote in spare]
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from storage.catalog import Catalog, Connection
 from storage.disk import exclusive_lock
 from storage.errors import ProviderFailed, TrajnoteError
+from storage.ledger import answered_for, close_run, fail_run, is_done, read_requests
 from storage.store import Store
 
 from ..costs import find_excess
@@ -126,14 +127,14 @@ def annotate_run(
     recover(store)
     worker = _Worker(store, plan, provider, report or _silent, budget_usd, max_tokens=max_tokens)
     with store.catalog.read() as con:
-        was_done = ledger.is_done(con, plan.run.run_id) and not ledger.unanswered(con, plan.questions)
+        was_done = is_done(con, plan.run.run_id) and not ledger.unanswered(con, plan.questions)
     if not was_done or worker.find_corrections():
         was_done = False
         try:
             worker.work()
         except ProviderFailed as error:
             with store.catalog.write() as con:
-                ledger.fail_run(con, plan.run.run_id, error.problem)
+                fail_run(con, plan.run.run_id, error.problem)
             raise
     return worker.summarise(was_done=was_done)
 
@@ -180,18 +181,17 @@ class _Worker:
         summary = self.summarise(was_done=False)
         with self.store.catalog.write() as con:
             if not ledger.unanswered(con, self.questions):
-                ledger.close_run(con, self.plan.run.run_id)
+                close_run(con, self.plan.run.run_id)
             elif summary.failure is not None:
-                ledger.fail_run(con, self.plan.run.run_id, summary.failure.problem)
+                fail_run(con, self.plan.run.run_id, summary.failure.problem)
 
     def summarise(self, *, was_done: bool) -> RunSummary:
         """The state of the run, read from the catalog."""
         with self.store.catalog.read() as con:
             questions = self.questions or self.plan.questions
             unanswered = ledger.unanswered(con, questions)
-            totals = ledger.total_run(con, self.plan.run.run_id)
-            estimated = ledger.estimated_usd(con, self.plan.run.run_id)
-            done = ledger.is_done(con, self.plan.run.run_id)
+            totals = ledger.sum_run(con, self.plan.run.run_id)
+            done = is_done(con, self.plan.run.run_id)
         return RunSummary(
             run_id=self.plan.run.run_id,
             dataset_id=self.plan.run.dataset_id,
@@ -208,7 +208,7 @@ class _Worker:
             errors=Counter(one.error for one in unanswered.values() if one.error and one.state != "in_batch"),
             stopped=(self.book.ended or self.book.stopped) if self.book else None,
             is_halted=bool(self.book and self.book.ended),
-            estimated_usd=estimated,
+            estimated_usd=totals.estimated_usd,
             totals=totals,
         )
 
@@ -218,7 +218,7 @@ class _Worker:
         is_second = complete and self.plan.config.two_stage
         with self.store.catalog.read() as con:
             pending = ledger.unanswered(con, questions)
-            known += ledger.answered_in(con, self.plan.run.run_id) if is_second else []
+            known += answered_for(con, self.plan.run.run_id) if is_second else []
         self.provider.prepare(known, list(pending), complete=complete)
         folder = self.store.responses_dir(self.plan.run.run_id)
         folder.mkdir(parents=True, exist_ok=True)
@@ -246,7 +246,7 @@ class _Worker:
         if not isinstance(self.provider, Written):
             return set(), set()
         ids = [question.request.request_id for question in questions]
-        before = ledger.newest_replies(self.store, self.provider.name, ids)
+        before = ledger.read_newest_replies(self.store, self.provider.name, ids)
         now = {key: self.provider.says(key) for key in before}
         same = {key for key, raw in before.items() if raw == as_text(now[key] or "")}
         return same, {key for key, raw in now.items() if raw is not None} - same
@@ -256,7 +256,7 @@ class _Worker:
         if not questions:
             return
         with self.store.catalog.read() as con:
-            digested = ledger.digested(con, self.plan.run.run_id)
+            digested = read_requests(con, self.plan.run.run_id)
         fresh = [question for question in questions if question.request.request_id not in digested]
         readings = earlier_readings(self.store, self.plan, fresh)
         for start in range(0, len(readings), _CHUNK):

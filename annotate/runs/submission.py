@@ -13,9 +13,10 @@ from typing import NamedTuple
 
 from storage.catalog import Connection
 from storage.errors import ProviderFailed
+from storage.ledger import BATCH, add_batch, close_batch, committed_usd, find_batches, mark_unsure, reopen_failed
 from storage.store import Store
 
-from ..ledger import BATCH, BatchConfig, Note, Priced, batches, ledger, recover, refuse_over_budget, settle
+from ..ledger import BatchConfig, Note, Priced, batches, ledger, recover, refuse_over_budget, settle
 from ..prompting import Question, Request
 from ..providers import (
     MOST_BYTES,
@@ -96,14 +97,14 @@ def _enter_questions(store: Store, plan: RunPlan, questions: Sequence[Question],
         ledger.open_run(con, plan.run, plan.card, BATCH, recorded=False)
         ledger.add_questions(con, plan.run, questions)
         if config.retry_failed:
-            ledger.reopen_failed(con, questions)
+            reopen_failed(con, [question.request.request_id for question in questions])
 
 
 def _find_open(store: Store, plan: RunPlan, questions: Sequence[Question]) -> tuple[list[Request], int, str | None]:
     """What may be sent, how many batches of the run are under way, and why nothing should be sent."""
     with store.catalog.read() as con:
         standings = ledger.unanswered(con, questions)
-        shipped = batches.find_batches(con, ["intent", "submitted"])
+        shipped = find_batches(con, ["intent", "submitted"])
         dear = batches.find_excess(con, plan.run.run_id)
     asked = [
         question.request
@@ -167,7 +168,7 @@ def _send(store: Store, run_id: str, server: BatchServer, budget_usd: float | No
             server.sleep(error.pause_s)
         except OutcomeUnknownError as error:
             with store.catalog.write() as con:
-                batches.mark_unsure(con, batch_id, None, str(error))
+                mark_unsure(con, batch_id, None, str(error))
             return _Sent(stopped=stopped)
         else:
             note = Note(batch_id=batch_id, remote_id=remote.remote_id, created_at=remote.created_at)
@@ -185,12 +186,12 @@ def _enter_intent(
         allowed, stopped = _cut_to_budget(con, run_id, chunk, budget_usd)
         if not allowed:
             return None, [], stopped
-        batch_id = batches.add_batch(
+        batch_id = add_batch(
             con, run_id, BATCH, server.base_url, marker, account=server.account, organisation=server.organisation
         )
         claimed = batches.claim(con, batch_id, allowed, ["pending"])
         if not claimed:
-            batches.close_batch(con, batch_id, "abandoned", "another command has asked its requests")
+            close_batch(con, batch_id, "abandoned", "another command has asked its requests")
             return None, [], None
     return batch_id, claimed, stopped
 
@@ -201,7 +202,7 @@ def _cut_to_budget(
     """The longest beginning of a chunk that the budget allows, and why it is not all of it."""
     if budget_usd is None:
         return chunk, None
-    spent = batches.committed_usd(con, run_id)
+    spent = committed_usd(con, run_id)
     stopped = refuse_over_budget(spent, chunk, budget_usd)
     if stopped is None:
         return chunk, None
@@ -217,7 +218,7 @@ def _tell(
 ) -> Submission:
     with store.catalog.read() as con:
         standings = ledger.unanswered(con, questions)
-        unknown = batches.find_batches(con, ["intent"])
+        unknown = find_batches(con, ["intent"])
     states = [standing.state for standing in standings.values()]
     return Submission(
         run_id=plan.run.run_id,

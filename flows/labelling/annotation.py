@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from annotate.costs import Counter, Estimate
-from annotate.ledger import reopen_empty
 from annotate.providers import FileProvider, Provider, RecordedProvider, export_requests
 from annotate.runs import RunPlan, RunSummary, annotate_run, estimate_run, plan_again, unanswered_requests
 from storage.errors import BadInput, Prerequisite
+from storage.ledger import reopen_empty
 from storage.store import Store
 
 from ..runtime import Report, silent

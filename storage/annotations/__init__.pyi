@@ -1,7 +1,6 @@
 from .annotations import insert_annotations, insert_rejections, list_runs, load_annotations
 from .label_replays import LabelReplay, insert_label_replays, load_label_replays
 from .pooling import pool_annotations, read_pool
-from .responses import append_response, append_responses, iterate_responses, read_frames
 from .rule_summaries import has_rules, list_rule_runs, summarise_rules
 from .rules import Matches, Rule, insert_rules, load_rules, match_rules, rule_columns
 
@@ -9,14 +8,11 @@ __all__ = [
     "LabelReplay",
     "Matches",
     "Rule",
-    "append_response",
-    "append_responses",
     "has_rules",
     "insert_annotations",
     "insert_label_replays",
     "insert_rejections",
     "insert_rules",
-    "iterate_responses",
     "list_rule_runs",
     "list_runs",
     "load_annotations",
@@ -24,7 +20,6 @@ __all__ = [
     "load_rules",
     "match_rules",
     "pool_annotations",
-    "read_frames",
     "read_pool",
     "rule_columns",
     "summarise_rules",

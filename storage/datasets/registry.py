@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -87,6 +88,25 @@ def list_datasets(store: Store) -> list[DatasetSummary]:
                FROM datasets ORDER BY created_at, dataset_id"""
         ).fetchall()
     return [DatasetSummary(*row) for row in rows]
+
+
+class CataloguedEpisode(NamedTuple):
+    """What the catalog says about an episode."""
+
+    episode_id: int
+    seed: int | None
+    length: int
+    return_: float
+
+
+def catalogued_episodes(store: Store, dataset_id: str) -> list[CataloguedEpisode]:
+    """What the catalog says about the episodes of a dataset, ascending."""
+    with store.catalog.read() as con:
+        rows = con.execute(
+            "SELECT episode_id, seed, length, return_ FROM episodes WHERE dataset_id = ? ORDER BY episode_id",
+            [dataset_id],
+        ).fetchall()
+    return [CataloguedEpisode(*row) for row in rows]
 
 
 def resolve_dataset(store: Store, name: str | None = None) -> str:

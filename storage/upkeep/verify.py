@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..annotations import read_frames
 from ..catalog import component_columns, inspect_shards, is_allowed
 from ..content_hash import is_sealed, sha256_file
 from ..datasets import check_shard, damaged_columns, read_manifest
 from ..errors import DamagedStore, LeftOutWarning, Prerequisite, TrajnoteError
+from ..ledger import read_frames
 from ..policies import RECORD, files_sha256, is_record, read_folder
 from ..schema import Manifest, Shard
 from ..store import Store

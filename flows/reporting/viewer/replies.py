@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 
 from annotate.parsing import read_message
-from storage.annotations import read_frames
+from storage.ledger import read_frames
 from storage.store import Store
 
 from ..page.queries import Row, fetch
