@@ -21,6 +21,7 @@ from prefect.logging import get_run_logger
 from prefect.states import Failed
 
 from annotate.runs import RunSummary
+from storage.datasets import catalogued_episodes
 from storage.errors import TrajnoteError
 from storage.store import Store
 
@@ -93,14 +94,12 @@ def tell_dataset(store: Store, dataset_id: str) -> Summary:
     """A dataset: episodes, steps and the mean return with its interval."""
     from refine.evaluation import interval  # scipy takes a while to load
 
-    with store.catalog.read() as con:
-        rows = con.execute(
-            "SELECT return_, length FROM episodes WHERE dataset_id = ? ORDER BY episode_id", [dataset_id]
-        ).fetchall()
-    returns = interval([row[0] for row in rows]) if len(rows) > 1 else rows[0][0]
-    steps = sum(row[1] for row in rows)
-    told: dict[str, object] = {"dataset": dataset_id, "episodes": len(rows), "steps": steps, "return [95%]": returns}
-    return Summary(f"dataset {dataset_id}", [f"{len(rows)} episodes, {steps} steps, return {returns}"], [told])
+    episodes = catalogued_episodes(store, dataset_id)
+    returns = interval([episode.return_ for episode in episodes]) if len(episodes) > 1 else episodes[0].return_
+    steps = sum(episode.length for episode in episodes)
+    counted: dict[str, object] = {"dataset": dataset_id, "episodes": len(episodes), "steps": steps}
+    said = f"{len(episodes)} episodes, {steps} steps, return {returns}"
+    return Summary(f"dataset {dataset_id}", [said], [counted | {"return [95%]": returns}])
 
 
 def tell_labels(summary: RunSummary) -> Summary:

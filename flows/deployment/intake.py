@@ -16,7 +16,7 @@ from storage.content_hash import sha256_file
 from storage.datasets import list_datasets
 from storage.errors import BadInput, DamagedStore, Prerequisite
 from storage.importing import SIDECAR, ImportReport
-from storage.policies import list_decisions, list_intakes, record_intake
+from storage.policies import list_collections, list_decisions, list_intakes, record_intake
 from storage.store import MANIFEST, Store
 
 from ..datasets import CollectConfig, gather, take_in
@@ -96,7 +96,7 @@ def _collect_due(
 ) -> None:
     """Play the next episodes, unless this period has its own already."""
     with store.catalog.read():
-        made = _made_at(store, deployment)
+        made = list_collections(store, deployment)
         acting = acting_policy(store, deployment)
     origin, dataset_id = f"collect:{len(made):05d}", f"{deployment}-{len(made):05d}"
     if not is_due(made, datetime.now(UTC), plan, config.timezone):
@@ -149,15 +149,6 @@ def is_due(made_at: Sequence[datetime], now: datetime, plan: CollectPlan, timezo
     """
     start = period_start(now, plan, timezone)
     return not any(start <= made < start + 2 * _PERIODS[plan.per] for made in made_at)
-
-
-def _made_at(store: Store, deployment: str) -> list[datetime]:
-    """When each collection was entered."""
-    with store.catalog.read() as con:
-        found = con.execute(
-            "SELECT created_at FROM intakes WHERE deployment = ? AND starts_with(origin, 'collect:')", [deployment]
-        ).fetchall()
-    return [made for (made,) in found]
 
 
 def _enter(store: Store, deployment: str, origin: str, dataset_id: str, found: Intake) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from annotate.quality import Judgement, Quality, assess_run, judge
-from storage.annotations import list_rule_runs, list_runs, load_annotations, load_label_replays
+from storage.annotations import count_rejections, list_rule_runs, list_runs, load_annotations, load_label_replays
 from storage.datasets import pick, read_manifest, read_steps
 from storage.errors import Prerequisite
 from storage.store import Store
@@ -51,7 +51,7 @@ def check_labels(store: Store, dataset_id: str, run_ids: Sequence[str] | None = 
         )
     annotations, replays = load_annotations(store, dataset_id), load_label_replays(store, dataset_id, current=True)
     steps, space = read_steps(store, dataset_id), read_manifest(store, dataset_id).action_space
-    refused = _rejections(store)
+    refused = count_rejections(store)
     found = [
         assess_run(run_id, annotations, steps, space, rejections=refused.get(run_id, {}), replays=replays)
         for run_id in wanted
@@ -75,12 +75,3 @@ def _plain(value: object) -> Any:
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _rejections(store: Store) -> dict[str, dict[str, int]]:
-    with store.catalog.read() as con:
-        rows = con.execute("SELECT run_id, reason, count(*) FROM rejections GROUP BY ALL ORDER BY ALL").fetchall()
-    counted: dict[str, dict[str, int]] = {}
-    for run_id, reason, count in rows:
-        counted.setdefault(run_id, {})[reason] = count
-    return counted

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from refine.policies import MlpPolicy
 from storage.datasets import StepArrays
 from storage.errors import BadInput, Prerequisite, TrajnoteError
-from storage.policies import policy_files, save_policy
+from storage.policies import find_policy, policy_files, save_policy
 from storage.schema import Manifest
 from storage.store import Store
 
@@ -48,7 +48,7 @@ def find_baseline(store: Store, manifest: Manifest, steps: StepArrays, spec: Nam
     found = _find(store, manifest, steps, spec)
     if found.policy_id is not None:
         return found
-    return replace(found, policy_id=find_recorded_id(store, found.policy.sha256))
+    return replace(found, policy_id=find_policy(store, found.policy.sha256))
 
 
 def _find(store: Store, manifest: Manifest, steps: StepArrays, spec: Named | None) -> Baseline:
@@ -56,7 +56,7 @@ def _find(store: Store, manifest: Manifest, steps: StepArrays, spec: Named | Non
     if spec is not None:
         return _distilled_if_needed(_load_other(spec, spaces, store, manifest), manifest, steps)
     with store.catalog.read():
-        known = find_recorded_id(store, manifest.policy_sha256) if manifest.policy_sha256 else None
+        known = find_policy(store, manifest.policy_sha256) if manifest.policy_sha256 else None
         if known is not None:
             kept = MlpPolicy.from_files(policy_files(store, known))
             return Baseline(kept, "the weights that the dataset was collected with", known)
@@ -121,7 +121,7 @@ def record_baseline(store: Store, policy: MlpPolicy, *, env_id: str | None, data
         dataset_id: the first dataset that it acted in, or that it was distilled from.
         origin: where the weights came from, in words.
     """
-    known = find_recorded_id(store, policy.sha256)
+    known = find_policy(store, policy.sha256)
     if known is not None:
         return known
     policy_id = f"baseline-{policy.sha256[:12]}"
@@ -133,16 +133,5 @@ def record_baseline(store: Store, policy: MlpPolicy, *, env_id: str | None, data
 
 def find_recorded_baseline(store: Store, sha256: str) -> MlpPolicy | None:
     """The policy that a manifest names by its hash, if it was kept."""
-    known = find_recorded_id(store, sha256)
+    known = find_policy(store, sha256)
     return MlpPolicy.from_files(policy_files(store, known)) if known else None
-
-
-def find_recorded_id(store: Store, sha256: str) -> str | None:
-    """The id of the policy with this hash, if one was kept; the oldest, should there be two."""
-    with store.catalog.read() as con:
-        kept = con.execute(
-            """SELECT policy_id FROM policies WHERE config ->> 'policy_sha256' = ?
-               ORDER BY created_at, policy_id LIMIT 1""",
-            [sha256],
-        ).fetchone()
-    return kept[0] if kept else None

@@ -17,6 +17,7 @@ from refine.evaluation import Interval, interval_over_seeds
 from refine.policies import Mode
 from storage.catalog import insert_rows
 from storage.content_hash import content_id
+from storage.datasets import read_manifest
 from storage.schema import Array, Frozen
 from storage.store import Store
 
@@ -172,8 +173,8 @@ def _name(dataset_id: str, outcomes: Mapping[tuple[TrainingMode, int], Outcome])
 
 def _record(store: Store, dataset_id: str, ablation: Ablation) -> None:
     """Keep the table; the comparisons behind it are in the catalog already."""
+    env_id = read_manifest(store, dataset_id).env_id
     with store.catalog.write() as con:
-        env_id = con.execute("SELECT env_id FROM datasets WHERE dataset_id = ?", [dataset_id]).fetchall()[0][0]
         shared = {"ablation_id": ablation.ablation_id, "dataset_id": dataset_id, "env_id": env_id}
         seeds = len({seed for _, seed in ablation.outcomes})
         rows = [

@@ -21,6 +21,7 @@ from refine.policies import MlpPolicy, Mode
 from storage.catalog import Connection, insert_environment, insert_rows, list_environments
 from storage.content_hash import content_id
 from storage.errors import ChangedEnvironmentWarning
+from storage.policies import load_returns
 from storage.store import Store
 
 from ..simulation import Actor, Fingerprint, Named, look_up_fingerprint, play_policies
@@ -151,13 +152,8 @@ class Evaluator:
         if not unread:
             return
         with self.store.catalog.read() as con:
-            rows = con.execute(
-                """SELECT evaluation_id, returns FROM evaluations
-                   WHERE environment_sha256 = $1
-                     AND (policy_id IN (SELECT unnest($2)) OR right(policy_id, 12) IN (SELECT unnest($3)))""",
-                [self.fingerprint.sha256, list(unread), [sha256[:12] for sha256 in unread.values()]],
-            ).fetchall()
-            memory.returns |= {id_: np.array(returns, dtype=np.float64) for id_, returns in rows}
+            found = load_returns(con, self.fingerprint.sha256, unread)
+            memory.returns |= {id_: np.array(returns, dtype=np.float64) for id_, returns in found.items()}
             memory.policies |= set(unread.values())
             self._warn_of_changes(con)
 

@@ -12,7 +12,7 @@ from pydantic import Field
 from refine.config import RefineConfig
 from refine.labels import Labels, ReferenceArm, relabel
 from storage.annotations import read_pool
-from storage.datasets import StepArrays, read_manifest, read_steps
+from storage.datasets import StepArrays, catalogued_episodes, read_manifest, read_steps
 from storage.errors import BadInput
 from storage.schema import Frozen, Manifest
 from storage.store import Store
@@ -180,8 +180,6 @@ def _tell_changes(judge: Evaluator, manifest: Manifest) -> str:
 
 
 def _refuse_shared_seeds(store: Store, dataset_ids: Sequence[str], gate: GateConfig) -> None:
-    with store.catalog.read() as con:
-        rows = con.execute(
-            "SELECT seed FROM episodes WHERE dataset_id IN (SELECT unnest(?)) AND seed IS NOT NULL", [list(dataset_ids)]
-        ).fetchall()
-    gate.seeds.check_unused(seed for (seed,) in rows)
+    with store.catalog.read():
+        seeds = [episode.seed for name in dataset_ids for episode in catalogued_episodes(store, name)]
+    gate.seeds.check_unused(seed for seed in seeds if seed is not None)

@@ -17,6 +17,7 @@ from refine.evaluation import Interval
 from storage.catalog import insert_rows
 from storage.content_hash import content_id
 from storage.errors import BadInput
+from storage.ledger import count_waiting
 from storage.schema import Frozen
 from storage.store import Store
 
@@ -176,16 +177,12 @@ def _export_open(planned: RoundsConfig, dataset_id: str, number: int) -> str:
 def _count_open(planned: RoundsConfig, dataset_id: str, run_ids: Sequence[str], number: int) -> str:
     """Say what a run still waits for; nothing if it is answered."""
     with Store.open(planned.store).catalog.read() as con:
-        found = con.execute(
-            """SELECT count(*) FROM run_requests JOIN requests USING (request_id)
-               WHERE run_id IN (SELECT unnest(?)) AND state IN ('pending', 'in_batch')""",
-            [list(run_ids)],
-        ).fetchone()
-    if not found or not found[0]:
+        waiting = count_waiting(con, run_ids)
+    if not waiting:
         return ""
     if planned.label.provider == "file":
         return _ask_by_file(planned, dataset_id, number)
-    return f"round {number} waits for {found[0]} answers"
+    return f"round {number} waits for {waiting} answers"
 
 
 def _ask_by_file(planned: RoundsConfig, dataset_id: str, number: int) -> str:

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from storage.disk import write_whole
 from storage.errors import Prerequisite
+from storage.queries import Row, ask
 from storage.store import Store
 
 PictureFormat = Literal["svg", "pdf", "png"]
@@ -27,27 +28,6 @@ _COLOURS = {
 }
 _WIDTH, _ROW, _CURVE_HEIGHT = 300, 26, 220  # pixels
 _PNG_SCALE = 2.0
-
-_ARMS = """
-SELECT CASE arm WHEN 'labels' THEN 'refined' ELSE arm END AS arm, mode, return_, low, high
-FROM arms WHERE comparison_id = ? ORDER BY arms.arm, mode
-"""
-_CANDIDATES = """
-SELECT CASE arm WHEN 'labels' THEN 'refined' ELSE arm END AS arm, refinement_id, step, beta,
-    coalesce(candidates.return_, consistency) AS return_, chosen
-FROM candidates JOIN refinements USING (refinement_id)
-WHERE comparison_id = ? ORDER BY refinement_id, number
-"""
-_BOARD = """
-SELECT CASE arm WHEN 'labels' THEN 'refined' ELSE arm END AS arm, env_id, return_, low, high
-FROM leaderboard WHERE mode = 'greedy' AND basis = 'played'
-QUALIFY rank() OVER (PARTITION BY env_id ORDER BY created_at DESC, comparison_id) = 1
-ORDER BY env_id, leaderboard.arm
-"""
-_NEWEST = """
-SELECT comparison_id, env_id, dataset_id, basis = 'estimated' FROM comparisons
-WHERE starts_with(comparison_id, ?) ORDER BY created_at DESC, comparison_id LIMIT 1
-"""
 
 
 def draw_figures(
@@ -69,32 +49,29 @@ def draw_figures(
     Raises:
         Prerequisite: if there is no such comparison, or the extra `plots` is not installed.
     """
-    comparison_id, env_id, dataset_id, estimated = _find(store, comparison)
-    subject = f"{env_id}, {dataset_id}" if env_id else dataset_id
+    found = _find(store, comparison)
+    subject = f"{found['env_id']}, {found['dataset_id']}" if found["env_id"] else found["dataset_id"]
+    with store.catalog.read() as con:
+        arms = ask(con, "figures/arms", comparison=found["comparison_id"])
+        candidates = ask(con, "figures/candidates", comparison=found["comparison_id"])
+        board = ask(con, "figures/board")
     charts = {
-        "arms": _draw_arms(_rows(store, _ARMS, comparison_id), subject, estimated),
-        "candidates": _draw_candidates(_rows(store, _CANDIDATES, comparison_id), subject, estimated),
+        "arms": _draw_arms(arms, subject, found["estimated"]),
+        "candidates": _draw_candidates(candidates, subject, found["estimated"]),
     }
-    if board := _rows(store, _BOARD):
+    if board:
         charts["board"] = _draw_board(board)
     folder.mkdir(parents=True, exist_ok=True)
     return [_write(chart, folder / f"{name}.{picture_format}", picture_format) for name, chart in charts.items()]
 
 
-def _find(store: Store, comparison: str | None) -> tuple[str, str | None, str, bool]:
+def _find(store: Store, comparison: str | None) -> Row:
     with store.catalog.read() as con:
-        found = con.execute(_NEWEST, [comparison or ""]).fetchone()
-    if found is None:
+        found = ask(con, "figures/newest", start=comparison or "")
+    if not found:
         named = f"comparison {comparison}" if comparison else "comparison"
         raise Prerequisite(f"The store has no {named}.", "Run `trajnote refine` first.")
-    return found
-
-
-def _rows(store: Store, query: str, *values: str) -> list[dict[str, Any]]:
-    with store.catalog.read() as con:
-        found = con.execute(query, values)
-        names = [column[0] for column in found.description or ()]
-        return [dict(zip(names, row, strict=True)) for row in found.fetchall()]
+    return found[0]
 
 
 def _draw_arms(rows: Sequence[dict[str, Any]], subject: str, estimated: bool) -> Any:

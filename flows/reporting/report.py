@@ -22,7 +22,7 @@ from ..simulation import Named
 
 PICTURES = 1_600
 """Pictures of single steps in one report, unless another number is asked for."""
-_STATES = 1_500  # points of the state space without a label, and at most so many with one
+_STATES = 1_500  # points of the state space with a label at most; without one as `report/states.sql` has it
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ def write_report(
         about = subject.find_subject(store, name)
         known = facts.gather_facts(store, about)
         found = labels.load_labels(store, about)
-        visited = labels.sample_states(store, about.dataset_id, _STATES) if found else []
+        visited = labels.sample_states(store, about.dataset_id) if found else []
         checkups = check_labels(store, about.dataset_id, about.run_ids) if found else []
     limits = episodes.Limits(pictures=pictures)
     viewer = episodes.build_viewer(

@@ -10,60 +10,12 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from storage.catalog import Catalog
+from storage.queries import Row, ask
 from storage.store import Store
-
-from .page.queries import Row, fetch
 
 RATE_MINUTES = 5
 """Labels per minute are counted over this time."""
 _PATIENCE_S = 2.0  # a look that comes at a bad moment is worth little: the next one comes soon
-
-_RUNS = """
-WITH asked AS (
-    SELECT run_id, count(*) FILTER (requests.state = 'pending') AS pending,
-        count(*) FILTER (requests.state = 'in_batch') AS in_batch, count(*) FILTER (requests.state = 'done') AS done,
-        count(*) FILTER (requests.state = 'failed') AS failed
-    FROM run_requests JOIN requests USING (request_id) GROUP BY run_id
-), lately AS (
-    SELECT run_id, count(*) / {minutes} AS labels_per_minute FROM annotations
-    WHERE created_at > now() - INTERVAL {minutes} MINUTE GROUP BY run_id
-)
-SELECT run_id, annotation_runs.dataset_id, spending.model, annotation_runs.provider, state, requests, pending, in_batch,
-    done, failed, error, annotations AS labels, rejections, coalesce(labels_per_minute, 0) AS labels_per_minute,
-    cost_usd, annotation_runs.created_at
-FROM annotation_runs
-JOIN spending USING (run_id)
-LEFT JOIN asked USING (run_id)
-LEFT JOIN lately USING (run_id)
-ORDER BY state = 'done', annotation_runs.created_at DESC, run_id
-LIMIT {limit}
-"""
-_BATCHES = """
-SELECT batch_id, run_id, provider, state, batches.requests, sum(estimated_usd) AS expected_usd,
-    sum(worst_usd) AS worst_usd, epoch(now() - batches.created_at) AS seconds
-FROM batches LEFT JOIN batch_items USING (batch_id)
-WHERE state IN ('intent', 'submitted')
-GROUP BY ALL ORDER BY seconds DESC
-"""
-_EVALUATIONS = """
-SELECT env_id, purpose, mode, count(*) AS policies, sum(episodes)::BIGINT AS episodes, max(return_) AS best,
-    epoch(now() - max(created_at)) AS seconds
-FROM evaluations
-WHERE created_at > coalesce((SELECT max(created_at) FROM comparisons), TIMESTAMPTZ '1970-01-01')
-GROUP BY ALL ORDER BY min(created_at)
-"""
-_COMPARISON = """
-SELECT comparison_id, env_id, dataset_id, policy_id, accepted, reason, better, credit
-FROM comparisons ORDER BY created_at DESC, comparison_id DESC LIMIT 1
-"""
-_ARMS = """
-SELECT arm, labels, draws, accepted, episodes, return_, low, high FROM arms
-WHERE comparison_id = ? AND mode = 'greedy' ORDER BY return_ DESC
-"""
-_SNAPSHOTS = """
-SELECT arm, step, max(return_) AS best, bool_or(chosen) AS chosen
-FROM candidates JOIN refinements USING (refinement_id) WHERE comparison_id = ? GROUP BY ALL ORDER BY arm, step
-"""
 
 
 @dataclass(frozen=True)
@@ -97,16 +49,15 @@ def look(store: Store, *, limit: int = 8) -> StoreStatus:
         CatalogLocked: if somebody writes for longer than two seconds; the next look may succeed.
     """
     with Catalog(store.catalog.path, wait_s=_PATIENCE_S).read() as con:
-        comparison = next(iter(fetch(con, _COMPARISON)), None)
+        comparison = next(iter(ask(con, "status/comparison")), None)
         judged = comparison["comparison_id"] if comparison else None
         return StoreStatus(
             at=datetime.now(UTC),
-            datasets=fetch(con, "SELECT count(*) AS n FROM datasets")[0]["n"],
-            spent_usd=fetch(con, "SELECT coalesce(sum(cost_usd), 0) AS usd FROM responses")[0]["usd"],
-            runs=fetch(con, _RUNS.format(minutes=RATE_MINUTES, limit=int(limit))),
-            batches=fetch(con, _BATCHES),
-            evaluations=fetch(con, _EVALUATIONS),
+            **ask(con, "status/totals")[0],
+            runs=ask(con, "status/runs", minutes=RATE_MINUTES, limit=limit),
+            batches=ask(con, "status/batches"),
+            evaluations=ask(con, "status/evaluations"),
             comparison=comparison,
-            arms=fetch(con, _ARMS, judged),
-            snapshots=fetch(con, _SNAPSHOTS, judged),
+            arms=ask(con, "status/arms", comparison=judged),
+            snapshots=ask(con, "status/snapshots", comparison=judged),
         )

@@ -1,4 +1,4 @@
-from .annotations import insert_annotations, insert_rejections, list_runs, load_annotations
+from .annotations import count_rejections, insert_annotations, insert_rejections, list_runs, load_annotations
 from .label_replays import LabelReplay, insert_label_replays, load_label_replays
 from .pooling import pool_annotations, read_pool
 from .rule_summaries import has_rules, list_rule_runs, summarise_rules
@@ -8,6 +8,7 @@ __all__ = [
     "LabelReplay",
     "Matches",
     "Rule",
+    "count_rejections",
     "has_rules",
     "insert_annotations",
     "insert_label_replays",

@@ -125,6 +125,16 @@ def list_runs(store: Store, dataset_id: str) -> list[str]:
     return [run_id for (run_id,) in rows]
 
 
+def count_rejections(store: Store) -> dict[str, dict[str, int]]:
+    """Run -> reason -> how many labels were refused for it."""
+    with store.catalog.read() as con:
+        rows = con.execute("SELECT run_id, reason, count(*) FROM rejections GROUP BY ALL ORDER BY ALL").fetchall()
+    counted: dict[str, dict[str, int]] = {}
+    for run_id, reason, count in rows:
+        counted.setdefault(run_id, {})[reason] = count
+    return counted
+
+
 def _annotation(row: tuple[object, ...]) -> Annotation:
     values = {field.name: value for field, value in zip(fields(Annotation), row, strict=True)}
     suggestion = values["suggested_action"]

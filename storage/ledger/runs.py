@@ -89,6 +89,16 @@ def is_waiting(con: Connection, run_id: str) -> bool:
     return found is not None
 
 
+def count_waiting(con: Connection, run_ids: Sequence[str]) -> int:
+    """How many requests of some runs have no reply, and have not failed."""
+    found = con.execute(
+        """SELECT count(*) FROM run_requests JOIN requests USING (request_id)
+           WHERE run_id IN (SELECT unnest(?::VARCHAR[])) AND state IN ('pending', 'in_batch')""",
+        [list(run_ids)],
+    ).fetchone()
+    return int(found[0]) if found else 0
+
+
 def asked_runs(con: Connection) -> list[AskedRun]:
     """All runs that have asked a model, the oldest first."""
     rows = con.execute(

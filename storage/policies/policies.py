@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
-from ..catalog import insert_rows
+from ..catalog import Connection, insert_rows
 from ..content_hash import canonical_json, sha256_bytes
 from ..datasets import pick
 from ..disk import exclusive_lock, publish_folder, write_whole, writing
@@ -76,6 +76,39 @@ def policy_record(store: Store, policy_id: str) -> dict[str, Any]:
     if row is None:
         raise BadInput(f"There is no policy {policy_id!r} in {store.root}.")
     return dict(zip(names, row, strict=True))
+
+
+def find_policy(store: Store, policy_sha256: str) -> str | None:
+    """The id of the policy with this hash, if one was kept; the oldest, should there be two.
+
+    Args:
+        store: the store.
+        policy_sha256: of the network itself, as the manifest of a dataset names it; not of the files it is kept in.
+    """
+    with store.catalog.read() as con:
+        kept = con.execute(
+            """SELECT policy_id FROM policies WHERE config ->> 'policy_sha256' = ?
+               ORDER BY created_at, policy_id LIMIT 1""",
+            [policy_sha256],
+        ).fetchone()
+    return kept[0] if kept else None
+
+
+def load_returns(con: Connection, environment_sha256: str, policies: Mapping[str, str]) -> dict[str, list[float]]:
+    """Evaluation -> returns of its episodes, of all evaluations of some policies in an environment.
+
+    Args:
+        con: a connection to the catalog.
+        environment_sha256: the environment as it is now.
+        policies: id -> hash; a policy that had another role under an earlier name has the hash in its id.
+    """
+    rows = con.execute(
+        """SELECT evaluation_id, returns FROM evaluations
+           WHERE environment_sha256 = $1
+             AND (policy_id IN (SELECT unnest($2)) OR right(policy_id, 12) IN (SELECT unnest($3)))""",
+        [environment_sha256, list(policies), [sha256[:12] for sha256 in policies.values()]],
+    ).fetchall()
+    return dict(rows)
 
 
 def resolve_policy(store: Store, name: str | None = None) -> str:

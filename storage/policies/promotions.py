@@ -62,6 +62,15 @@ def list_intakes(store: Store, deployment: str) -> dict[str, str]:
     return dict(rows)
 
 
+def list_collections(store: Store, deployment: str) -> list[datetime]:
+    """When each collection of a deployment was entered."""
+    with store.catalog.read() as con:
+        rows = con.execute(
+            "SELECT created_at FROM intakes WHERE deployment = ? AND starts_with(origin, 'collect:')", [deployment]
+        ).fetchall()
+    return [made for (made,) in rows]
+
+
 def record_decision(store: Store, deployment: str, number: int, decision: Decision) -> bool:
     """Enter a deployment's decision; returns False where that number was entered before."""
     row = {"deployment": deployment, "number": number, **vars(decision)}

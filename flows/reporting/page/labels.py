@@ -9,10 +9,10 @@ from itertools import pairwise
 from typing import NamedTuple
 
 from annotate.quality import EDGES, Bin
+from storage.queries import Row, ask
 from storage.store import Store
 
 from ...labelling import Checkup
-from .queries import Row, fetch
 from .report_target import Subject
 
 POSITION_BINS = 20
@@ -24,23 +24,6 @@ QUESTIONS = {
 }
 """What the sources of `annotate.quality.calibration` compare a label with, in a few words."""
 _Z = 1.959963984540054  # of a 95% interval
-
-_LABELS = """
-WITH measured AS (
-    SELECT annotation_id, advantage, standard_error, continuations FROM current_label_replays WHERE exact
-    QUALIFY row_number() OVER (PARTITION BY annotation_id ORDER BY continuations DESC, label_replay_id) = 1
-)
-SELECT annotation_id, run_id, request_id, episode_id, step, critical, suggested_action, suggested_label,
-    implicit_reward, confidence, rationale, model, action_name, action_vector, agrees, length, observation,
-    advantage, standard_error, continuations
-FROM annotated_steps LEFT JOIN measured USING (annotation_id)
-WHERE dataset_id = ? AND run_id IN (SELECT unnest(?))
-ORDER BY episode_id, step, annotation_id
-"""
-_VISITED = """
-SELECT observation FROM (SELECT observation FROM steps WHERE dataset_id = ? AND action_vector IS NOT NULL)
-USING SAMPLE reservoir({count} ROWS) REPEATABLE (0)
-"""
 
 
 class Share(NamedTuple):
@@ -62,14 +45,13 @@ class Share(NamedTuple):
 def load_labels(store: Store, subject: Subject) -> list[Row]:
     """All labels of the subject's runs with their logged step, and the replay that measured each, if one did."""
     with store.catalog.read() as con:
-        return fetch(con, _LABELS, subject.dataset_id, list(subject.run_ids))
+        return ask(con, "report/labels", dataset=subject.dataset_id, runs=list(subject.run_ids))
 
 
-def sample_states(store: Store, dataset_id: str, count: int) -> list[list[float]]:
-    """Some of the states that a dataset visited, always the same ones, (count, n) at most."""
+def sample_states(store: Store, dataset_id: str) -> list[list[float]]:
+    """Some of the states that a dataset visited, always the same ones, (1500, n) at most."""
     with store.catalog.read() as con:
-        rows = con.execute(_VISITED.format(count=int(count)), [dataset_id]).fetchall()
-    return [observation for (observation,) in rows]
+        return [row["observation"] for row in ask(con, "report/states", dataset=dataset_id)]
 
 
 def position_rows(labels: Sequence[Row]) -> list[Row]:

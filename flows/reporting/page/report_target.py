@@ -2,25 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
-from storage.catalog import Connection
+from storage.annotations import list_runs
 from storage.datasets import pick
 from storage.errors import Prerequisite
+from storage.queries import Row, ask
 from storage.store import Store
-
-_LATEST_COMPARISON = """
-SELECT comparison_id FROM comparisons
-WHERE dataset_id = ? ORDER BY created_at DESC, comparison_id DESC LIMIT 1
-"""
-_COMPARISON_WITH_RUN = """
-SELECT comparison_id FROM refinements JOIN comparisons USING (comparison_id)
-WHERE list_contains(refinements.run_ids, ?) ORDER BY comparisons.created_at DESC, comparison_id DESC LIMIT 1
-"""
-_RUNS_OF_COMPARISON = """
-SELECT DISTINCT run_id FROM (SELECT unnest(run_ids) AS run_id FROM refinements WHERE comparison_id = ?)
-JOIN annotation_runs USING (run_id) WHERE dataset_id = ? ORDER BY run_id
-"""
 
 
 @dataclass(frozen=True)
@@ -47,63 +36,25 @@ def find_subject(store: Store, name: str | None) -> Subject:
         Prerequisite: if the store is empty.
     """
     with store.catalog.read() as con:
-        known = _known_names(con)
-        chosen = _newest(con) if name is None else pick(name, sorted(known), "refinement, comparison, run or dataset")
-        if chosen is None:
-            raise Prerequisite("The store is empty.", "Collect a dataset first: `trajnote collect` or `trajnote demo`.")
-        return _subject(con, chosen, known[chosen])
+        known = {row["name"]: row for row in ask(con, "report/subjects")}
+        if name is None:
+            name = _newest(known.values())
+        chosen = known[pick(name, sorted(known), "refinement, comparison, run or dataset")]
+        runs = ask(con, "report/runs_of_comparison", comparison=chosen["comparison_id"], dataset=chosen["dataset_id"])
+    run_ids = [row["run_id"] for row in runs] or list_runs(store, chosen["dataset_id"])
+    return Subject(
+        name=chosen["name"],
+        dataset_id=chosen["dataset_id"],
+        run_ids=(chosen["name"],) if chosen["kind"] == "run" else tuple(run_ids),
+        comparison_id=chosen["comparison_id"],
+        refinement_id=chosen["name"] if chosen["kind"] == "refinement" else None,
+    )
 
 
-def _known_names(con: Connection) -> dict[str, str]:
-    """Every id that a report can be about, and the table that it is in."""
-    tables = {
-        "datasets": "dataset_id",
-        "annotation_runs": "run_id",
-        "comparisons": "comparison_id",
-        "refinements": "refinement_id",
-    }
-    return {
-        name: table
-        for table, column in tables.items()
-        for (name,) in con.execute(f"SELECT {column} FROM {table}").fetchall()
-    }
-
-
-def _newest(con: Connection) -> str | None:
-    for table, column in (("comparisons", "comparison_id"), ("datasets", "dataset_id")):
-        found = con.execute(f"SELECT {column} FROM {table} ORDER BY created_at DESC, {column} DESC LIMIT 1").fetchone()
-        if found:
-            return str(found[0])
-    return None
-
-
-def _subject(con: Connection, name: str, table: str) -> Subject:
-    if table == "datasets":
-        return _with_comparison(con, name, name, _one(con, _LATEST_COMPARISON, name), None)
-    if table == "annotation_runs":
-        dataset_id = _one(con, "SELECT dataset_id FROM annotation_runs WHERE run_id = ?", name) or ""
-        return Subject(name, dataset_id, (name,), _one(con, _COMPARISON_WITH_RUN, name), None)
-    comparison_id, refinement_id = name, None
-    if table == "refinements":
-        comparison_id = _one(con, "SELECT comparison_id FROM refinements WHERE refinement_id = ?", name)
-        refinement_id = name
-    place = "refinements WHERE refinement_id = ?" if refinement_id else "comparisons WHERE comparison_id = ?"
-    dataset_id = _one(con, f"SELECT dataset_id FROM {place}", name) or ""
-    return _with_comparison(con, name, dataset_id, comparison_id, refinement_id)
-
-
-def _with_comparison(
-    con: Connection, name: str, dataset_id: str, comparison_id: str | None, refinement_id: str | None
-) -> Subject:
-    """A subject whose runs are those of its comparison over this dataset, or all of the dataset's."""
-    rows = con.execute(_RUNS_OF_COMPARISON, [comparison_id, dataset_id]).fetchall()
-    if not rows:
-        rows = con.execute(
-            "SELECT run_id FROM annotation_runs WHERE dataset_id = ? ORDER BY created_at, run_id", [dataset_id]
-        ).fetchall()
-    return Subject(name, dataset_id, tuple(run_id for (run_id,) in rows), comparison_id, refinement_id)
-
-
-def _one(con: Connection, question: str, name: str) -> str | None:
-    found = con.execute(question, [name]).fetchone()
-    return None if found is None or found[0] is None else str(found[0])
+def _newest(known: Collection[Row]) -> str:
+    """The newest comparison, or the newest dataset while there is none."""
+    for kind in ("comparison", "dataset"):
+        made = [(row["created_at"], row["name"]) for row in known if row["kind"] == kind]
+        if made:
+            return str(max(made)[1])
+    raise Prerequisite("The store is empty.", "Collect a dataset first: `trajnote collect` or `trajnote demo`.")

@@ -8,17 +8,11 @@ from collections.abc import Sequence
 
 from annotate.parsing import read_message
 from storage.ledger import read_frames
+from storage.queries import Row, ask
 from storage.store import Store
-
-from ..page.queries import Row, fetch
 
 MAX_CHARACTERS = 20_000
 """Of one reply that a page shows; the whole of it stays in its file."""
-
-_PLACES = """
-SELECT request_id, file, line FROM responses WHERE request_id IN (SELECT unnest(?))
-QUALIFY row_number() OVER (PARTITION BY request_id ORDER BY received_at DESC, response_id DESC) = 1
-"""
 
 
 def load_replies(store: Store, request_ids: Sequence[str]) -> dict[str, Row]:
@@ -29,7 +23,7 @@ def load_replies(store: Store, request_ids: Sequence[str]) -> dict[str, Row]:
         request_ids: of labels; those without a reply (imported labels) are left out.
     """
     with store.catalog.read() as con:
-        places = fetch(con, _PLACES, list(request_ids))
+        places = ask(con, "report/replies", requests=list(request_ids))
     by_file: dict[str, list[Row]] = defaultdict(list)
     for place in places:
         by_file[place["file"]].append(place)

@@ -1,0 +1,2 @@
+-- A comparison; none while nothing was judged.
+SELECT * FROM comparisons WHERE comparison_id = $comparison

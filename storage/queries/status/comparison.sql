@@ -1,0 +1,3 @@
+-- The newest comparison.
+SELECT comparison_id, env_id, dataset_id, policy_id, accepted, reason, better, credit
+FROM comparisons ORDER BY created_at DESC, comparison_id DESC LIMIT 1
