@@ -161,12 +161,23 @@ def _inside(folder: Path, depth: int) -> list[str]:
     indent = "    " * depth
     modules = sorted(path for path in folder.glob("*.py") if path.name != "__init__.py")
     lines = [_entry(indent + path.name, _beginning(path)) for path in modules]
-    for ending in sorted({path.suffix for path in folder.glob("*.*")} - _OWN_ENTRIES):
-        pattern = (folder / f"*{ending}").relative_to(ROOT).as_posix()
-        lines.append(_entry(f"{indent}*{ending}", FILES.get(pattern, "")))
+    lines += _others(folder, indent, "")
+    for inner in sorted(path for path in folder.iterdir() if path.is_dir() and not (path / "__init__.py").exists()):
+        lines += _others(inner, indent, f"{inner.name}/")
     for inner in sorted((path.parent for path in folder.glob("*/__init__.py")), key=_position):
         lines += [_entry(f"{indent}{inner.name}/", _beginning(inner / "__init__.py")), *_inside(inner, depth + 1)]
     return lines
+
+
+def _others(folder: Path, indent: str, prefix: str) -> list[str]:
+    """Files that are no modules, by their ending: what they are for, or their names."""
+    endings: dict[str, list[str]] = {}
+    for path in sorted(folder.glob("*.*")):
+        if path.suffix not in _OWN_ENTRIES:
+            endings.setdefault(path.suffix, []).append(path.stem)
+    place = folder.relative_to(ROOT).as_posix()
+    meanings = {ending: FILES.get(f"{place}/*{ending}", ", ".join(names)) for ending, names in endings.items()}
+    return [_entry(f"{indent}{prefix}*{ending}", meaning) for ending, meaning in meanings.items()]
 
 
 def _position(folder: Path) -> tuple[int, str]:
