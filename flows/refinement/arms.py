@@ -20,7 +20,7 @@ from refine.labels import Arm, Labels, ReferenceArm, label_random_states, rule_a
 from refine.policies import MlpPolicy
 from storage.annotations import read_pool
 from storage.content_hash import content_id, sha256_bytes
-from storage.datasets import StepArrays
+from storage.datasets import StepArrays, read_manifest
 from storage.disk import decode_json
 from storage.errors import BadInput, DamagedStore
 from storage.policies import load_training, save_training
@@ -102,14 +102,27 @@ def train_draw(material: Material, draw: ArmDraw) -> list[Snapshot]:
     Returns:
         The candidates, in the order of training.
     """
-    from refine.training import (
-        refine_candidates,  # seconds: d3rlpy and torch, which only the processes that train need
-    )
+    from refine.training import refine_candidates  # only the processes that train need it
 
-    steps = read_pool(Store.open(material.store_root), material.dataset_ids)
+    steps = read_once(Store.locate(material.store_root), material.dataset_ids)
     log_dir = material.log_dir if material.is_logged(draw) else None
     labels = labels_of(material, draw, steps)
     return refine_candidates(steps, labels, material.baseline, material.config, log_dir=log_dir)
+
+
+def read_once(store: Store, dataset_ids: Sequence[str]) -> StepArrays:
+    """The rows of datasets as `read_pool` has them; what this process has read last is not read again.
+
+    Raises:
+        BadInput, DamagedStore: as `read_pool`.
+    """
+    manifests = tuple(read_manifest(store, dataset_id).model_dump_json() for dataset_id in dataset_ids)
+    return _read_last(store.root, tuple(dataset_ids), manifests)
+
+
+@lru_cache(maxsize=1)
+def _read_last(root: Path, dataset_ids: tuple[str, ...], _manifests: tuple[str, ...]) -> StepArrays:
+    return read_pool(Store.locate(root), dataset_ids)
 
 
 def labels_of(material: Material, draw: ArmDraw, steps: StepArrays) -> Labels:

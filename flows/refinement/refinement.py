@@ -11,7 +11,6 @@ from pydantic import Field
 
 from refine.config import RefineConfig
 from refine.labels import Labels, ReferenceArm, relabel
-from storage.annotations import read_pool
 from storage.datasets import StepArrays, catalogued_episodes, read_manifest, read_steps
 from storage.errors import BadInput
 from storage.schema import Frozen, Manifest
@@ -20,7 +19,7 @@ from storage.store import Store
 from ..policies import Baseline, check_spaces, find_baseline
 from ..runtime import Report, silent
 from ..simulation import Home, Named, Spaces, find_home, look_up_spaces
-from .arms import Material
+from .arms import Material, read_once
 from .comparison import Comparison, ComparisonPlan, GateConfig
 from .evaluator import Evaluator
 from .label_source import LabelSource, ask_expert, find_opinions
@@ -138,7 +137,7 @@ def gather_material(
     datasets = (dataset_id, *also)
     with store.catalog.read():
         opinions = find_opinions(store, datasets, run_ids, config.mode, rules=rules)
-    steps = read_pool(store, datasets)
+    steps = read_once(store, datasets)
     start = find_baseline(store, manifest, read_steps(store, dataset_id) if also else steps, baseline)
     labels = opinions.labels(store, manifest, steps)
     recipe = config.completed(manifest.action_space)
