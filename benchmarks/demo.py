@@ -46,8 +46,7 @@ class Stopwatch:
 
 def run_demo_timed(folder: Path) -> Table:
     """The demo as `trajnote demo` runs it."""
-    from flows.runtime.prefect_defaults import quieten_prefect
-    from flows.runtime.prefect_server import start_server
+    from flows.runtime.prefect_server import quieten_prefect, start_server
 
     quieten_prefect()
     server = start_server()

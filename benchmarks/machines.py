@@ -180,7 +180,7 @@ def nothing(item: int) -> int:
 
 def measure_prefect() -> Iterator[tuple[str, float]]:
     """Milliseconds of one empty task under Prefect's task runners, each with two workers, on a server of our own."""
-    from flows.runtime.prefect_defaults import quieten_prefect
+    from flows.runtime.prefect_server import quieten_prefect
 
     quieten_prefect()
     from flows.runtime.prefect_server import Server, served

@@ -32,7 +32,7 @@ from flows.datasets.collection import CollectConfig
 from flows.datasets.recordings import gather
 from flows.deployment.night import Night, run_night, tell_night
 from flows.deployment.settings import read_deployment
-from flows.runtime.prefect_defaults import quieten_prefect
+from flows.runtime.prefect_server import quieten_prefect
 from storage.datasets.reader import iterate_episodes
 from storage.store import Store
 

@@ -10,8 +10,7 @@ import gymnasium
 import pytest
 
 from annotate.cards.cards import check_card_against_spaces, load_card
-from flows.cards.docstrings import describe_actions, describe_observation, section
-from flows.cards.draft import card_path, draft_card, write_draft
+from flows.cards.draft import card_path, describe_actions, describe_observation, draft_card, section, write_draft
 from flows.cards.probe import probe_card
 from flows.simulation.environments import make_environment, spaces_of
 from storage.errors import BadInput

@@ -25,8 +25,7 @@ from typer.testing import CliRunner
 from annotate.cards.cards import Action, Card, Component
 from annotate.runs.plan import plan_run
 from flows.cli import make_app
-from flows.datasets.exports import export_dataset
-from flows.datasets.recordings import take_in
+from flows.datasets.recordings import export_dataset, take_in
 from storage.annotations.annotations import insert_annotations
 from storage.annotations.pooling import read_pool
 from storage.catalog.connection import insert_rows

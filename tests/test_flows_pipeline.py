@@ -18,7 +18,7 @@ from toy_environment import CARD, TOY, gather_toys, small_config, write_answers
 from annotate.prompting.requests import AnnotateConfig
 from flows.datasets.collection import CollectConfig
 from flows.labelling.questions import LabelConfig
-from flows.runtime.prefect_defaults import quieten_prefect
+from flows.runtime.prefect_server import quieten_prefect
 from storage.errors import BadInput
 from storage.store import Store
 
@@ -33,7 +33,7 @@ from flows.runtime.prefect_server import Server, served  # noqa: E402
 TESTS = Path(__file__).parent
 PROGRAM = """
 import sys
-from flows.runtime.prefect_defaults import quieten_prefect
+from flows.runtime.prefect_server import quieten_prefect
 quieten_prefect()
 from flows.deployment.pipeline import PipelineConfig, pipeline_flow
 pipeline_flow(PipelineConfig.model_validate_json(sys.argv[1]))

@@ -11,7 +11,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from flows.runtime.prefect_defaults import quieten_prefect
+from flows.runtime.prefect_server import quieten_prefect
 from storage.errors import RemoteFailed
 
 quieten_prefect()

@@ -12,8 +12,7 @@ from pydantic import TypeAdapter
 
 from annotate.cards.cards import Card, load_card, packaged_cards
 from annotate.cards.claims import Claim
-from flows.cards.experiments import Twins, wander
-from flows.cards.probe import Finding, probe_card
+from flows.cards.probe import Finding, Twins, probe_card, wander
 from flows.simulation.environments import make_environment
 from storage.errors import BadInput
 

@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 import pytest
 from toy_environment import CARD, TOY, gather_toys, write_answers
 
-from flows.runtime.prefect_defaults import quieten_prefect
+from flows.runtime.prefect_server import quieten_prefect
 from storage.errors import BadInput, Prerequisite
 from storage.policies.deployments import deployment_lock
 from storage.store import Store
@@ -29,7 +29,7 @@ from prefect.blocks.webhook import Webhook  # noqa: E402
 from prefect.client.orchestration import get_client  # noqa: E402
 from prefect.flows import load_flow_from_entrypoint  # noqa: E402
 
-from flows.deployment import notices, schedule  # noqa: E402
+from flows.deployment import artifacts, schedule  # noqa: E402
 from flows.deployment.artifacts import Summary, as_markdown  # noqa: E402
 from flows.deployment.night import Night  # noqa: E402
 from flows.deployment.schedule import make_deployments, nightly_flow  # noqa: E402
@@ -155,27 +155,27 @@ def test_failures_and_promotions_are_told_to_a_block_and_its_address_to_nobody(s
     assert "Name it with `answers`" in Memo.said[-1][1]
 
     promoted = Night("nightly", promoted=True, policy_id="refined-1", verdicts=["gate: accepted"])
-    assert notices.tell_promotion("memo/me", promoted) is None
+    assert artifacts.tell_promotion("memo/me", promoted) is None
     assert Memo.said[-1] == ("trajnote nightly: refined-1 is in force", "gate: accepted")
-    assert notices.tell_promotion("memo/me", Night("nightly")) is None
-    assert notices.tell_warnings("memo/me", Night("nightly")) is None
+    assert artifacts.tell_promotion("memo/me", Night("nightly")) is None
+    assert artifacts.tell_warnings("memo/me", Night("nightly")) is None
     assert len(Memo.said) == 2
-    assert notices.tell_warnings("memo/me", Night("nightly", warnings=["no dataset"])) is None
+    assert artifacts.tell_warnings("memo/me", Night("nightly", warnings=["no dataset"])) is None
     assert Memo.said[-1] == ("trajnote nightly warns", "no dataset")
 
     received: list[Any] = []
     with loopback(received, status=200) as address:
         Webhook(url=f"{address}/secret-path").save("hook")  # pyright: ignore[reportArgumentType]
-        assert notices.notify("webhook/hook", "subject", "body") is None
+        assert artifacts.notify("webhook/hook", "subject", "body") is None
     assert received == [{"subject": "subject", "text": "subject\nbody"}]
     with loopback(received, status=500) as address:
         Webhook(url=f"{address}/secret-path").save("bad")  # pyright: ignore[reportArgumentType]
-        said = notices.notify("webhook/bad", "subject", "body")
+        said = artifacts.notify("webhook/bad", "subject", "body")
     assert said == "nobody was told: webhook/bad was answered with 500"
-    gone = notices.notify("webhook/bad", "subject", "body") or ""
+    gone = artifacts.notify("webhook/bad", "subject", "body") or ""
     assert "failed with ConnectError" in gone
     assert "secret-path" not in gone
-    assert notices.notify("webhook/none", "subject", "body") == (
+    assert artifacts.notify("webhook/none", "subject", "body") == (
         "nobody was told: the block webhook/none failed with ValueError"
     )
 

@@ -110,16 +110,3 @@ def test_a_store_from_before_batches_gets_their_columns(tmp_path: Path) -> None:
     assert next(step.version for step in migrate(catalog, MIGRATIONS)) == 3
     with catalog.read() as con:
         assert con.execute("SELECT batch_id, requests, marker FROM batches").fetchall() == [("b_1", 3, None)]
-
-
-def test_each_verb_is_a_task_for_a_schedule(desk: Desk) -> None:
-    from annotate.prompting.requests import AnnotateConfig
-    from flows.deployment.pipeline import ingest_task, plan_task, poll_task, submit_task
-    from flows.labelling.questions import LabelConfig
-
-    asked = AnnotateConfig(model="claude-haiku-4-5", windows=1, rows=4)
-    config = LabelConfig(provider="batch", annotate=asked, card=str(desk.card), base_url=desk.server.url)
-    assert plan_task.fn(desk.root, "d1", config)["requests"] == 4
-    assert submit_task.fn(desk.root, "d1", config)["requests"] == 4
-    assert [batch["ended"] for batch in poll_task.fn(desk.root, desk.server.url)] == [True]
-    assert ingest_task.fn(desk.root, desk.server.url)["answered"] == 4

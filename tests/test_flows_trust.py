@@ -26,8 +26,7 @@ from toy_environment import TOY, gather_toys
 
 from annotate.importing.labels import import_annotations
 from flows import cli
-from flows.datasets.exports import export_dataset
-from flows.datasets.recordings import take_in
+from flows.datasets.recordings import export_dataset, take_in
 from flows.deployment.night import run_night
 from flows.deployment.settings import DeploymentConfig
 from flows.policies.baselines import find_baseline

@@ -8,7 +8,6 @@ import typer
 
 from storage.errors import BadInput
 
-from ..runtime import quieten_prefect
 from .options import (
     DEFAULT_STORE,
     AcceptEstimateOption,
@@ -291,7 +290,7 @@ def pipeline(
     as_json: JsonOption = False,
 ) -> None:
     """Collect, annotate, refine and judge in one Prefect flow; each step resumes what an interruption left."""
-    from ..runtime import served, start_server
+    from ..runtime import quieten_prefect, served, start_server
 
     quieten_prefect()
     server = start_server()
@@ -347,7 +346,7 @@ def demo(
     as_json: JsonOption = False,
 ) -> None:
     """Run the shipped LunarLander example end to end, with recorded answers: no key, no network, no cost."""
-    from ..runtime import start_server
+    from ..runtime import quieten_prefect, start_server
 
     quieten_prefect()
     server = start_server()

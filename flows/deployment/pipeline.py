@@ -7,7 +7,6 @@ What a run did is in the store; Prefect says when it ran. A run killed half-way 
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +18,10 @@ from storage.schema import Frozen
 from storage.store import Store
 
 from ..datasets import CollectConfig, gather
-from ..labelling import LabelConfig, label_some, plan
+from ..labelling import LabelConfig, label_some
 from ..refinement import ImproveConfig, Outcome, RoundsConfig, Series, Work, improve, run_rounds, show_comparison
 from ..runtime import listener
-from .artifacts import Summary, fail_with_message, publish, tell_dataset, tell_labels, tell_outcome, tell_values
+from .artifacts import fail_with_message, publish, tell_dataset, tell_labels, tell_outcome
 
 STORE = Path("trajnote-store")
 
@@ -60,52 +59,12 @@ def label_task(store: Path, dataset_id: str, config: LabelConfig) -> str:
     return summary.run_id
 
 
-@task(name="annotate plan", persist_result=False)
-def plan_task(store: Path, dataset_id: str, config: LabelConfig) -> dict[str, Any]:
-    """Say what a run would ask and cost; nothing is sent."""
-    estimate = asdict(plan(Store.open(store), dataset_id, config).estimate)
-    return _left(f"annotate-plan-{dataset_id}", f"plan for {dataset_id}", estimate)
-
-
-@task(name="annotate submit", persist_result=False)
-def submit_task(store: Path, dataset_id: str, config: LabelConfig) -> dict[str, Any]:
-    """Send what is open in batches."""
-    from ..labelling import submit  # the SDK takes a second to load
-
-    sent = asdict(submit(Store.open(store), dataset_id, config))
-    return _left(f"annotate-submit-{dataset_id}", f"batches of {dataset_id}", sent)
-
-
-@task(name="annotate poll", persist_result=False)
-def poll_task(store: Path, base_url: str | None) -> list[dict[str, Any]]:
-    """Ask how far the batches are."""
-    from ..labelling import poll
-
-    found, _ = poll(Store.open(store), base_url)
-    rows = [{"batch_id": batch.batch_id, "run_id": batch.run_id, "ended": batch.ended} for batch in found]
-    publish("annotate-poll", Summary("batches", [f"{len(rows)} batches under way"], rows))
-    return rows
-
-
-@task(name="annotate ingest", persist_result=False)
-def ingest_task(store: Path, base_url: str | None) -> dict[str, Any]:
-    """Enter what has ended."""
-    from ..labelling import ingest
-
-    return _left("annotate-ingest", "answers of batches", asdict(ingest(Store.open(store), base_url)))
-
-
 @task(name="improve", persist_result=False)
 def improve_task(store: Path, dataset_id: str, run_ids: list[str], config: ImproveConfig) -> Outcome:
     """Refine and judge."""
     outcome = improve(Store.open(store), dataset_id, config, run_ids=run_ids, report=listener())
     publish(f"improve-{dataset_id}", tell_outcome(outcome))
     return outcome
-
-
-def _left(key: str, title: str, values: dict[str, Any]) -> dict[str, Any]:
-    publish(key, tell_values(title, values))
-    return values
 
 
 @flow(name="collect", persist_result=False)
@@ -120,34 +79,6 @@ def collect_flow(config: CollectConfig, store: Path = STORE, card: str | None = 
 def label_flow(dataset_id: str, config: LabelConfig, store: Path = STORE) -> str:
     """Annotate a dataset; returns the id of the run."""
     return label_task(store, dataset_id, config)
-
-
-@flow(name="annotate plan", persist_result=False)
-@fail_with_message
-def plan_flow(dataset_id: str, config: LabelConfig, store: Path = STORE) -> dict[str, Any]:
-    """Say what a run would ask and cost; nothing is sent."""
-    return plan_task(store, dataset_id, config)
-
-
-@flow(name="annotate submit", persist_result=False)
-@fail_with_message
-def submit_flow(dataset_id: str, config: LabelConfig, store: Path = STORE) -> dict[str, Any]:
-    """Send what is open in batches and end; `ingest_flow` collects, hours later or on the next day."""
-    return submit_task(store, dataset_id, config)
-
-
-@flow(name="annotate poll", persist_result=False)
-@fail_with_message
-def poll_flow(store: Path = STORE, base_url: str | None = None) -> list[dict[str, Any]]:
-    """Ask how far the batches of all runs are."""
-    return poll_task(store, base_url)
-
-
-@flow(name="annotate ingest", persist_result=False)
-@fail_with_message
-def ingest_flow(store: Path = STORE, base_url: str | None = None) -> dict[str, Any]:
-    """Enter what has ended, of all runs, with the labels that follow."""
-    return ingest_task(store, base_url)
 
 
 @flow(name="improve", persist_result=False)

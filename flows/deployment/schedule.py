@@ -22,9 +22,16 @@ from storage.policies import AlreadyRunning
 from storage.store import Store
 
 from ..runtime import Report, listener
-from .artifacts import fail_with_message, log_warnings, publish, tell_artifact
+from .artifacts import (
+    fail_with_message,
+    log_warnings,
+    publish,
+    tell_artifact,
+    tell_failure,
+    tell_promotion,
+    tell_warnings,
+)
 from .night import Night, as_plain, run_night
-from .notices import tell_failure, tell_promotion, tell_warnings
 from .settings import SETTINGS, DeploymentConfig, read_deployment, read_settings
 
 SKIPPED = "Skipped"

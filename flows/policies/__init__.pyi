@@ -1,7 +1,6 @@
 from .baselines import Baseline, find_baseline, find_recorded_baseline, record_baseline
-from .export_onnx import hand_over
 from .external import check_spaces, hash_policy_file
-from .loading import load_policy
+from .loading import hand_over, load_policy
 
 __all__ = [
     "Baseline",

@@ -1,16 +1,21 @@
 """Policies by name: `policy:ID`, `sb3:PPO:model.zip`, `d3rlpy:model.d3`, `onnx:PATH`, `py:module:name`, `random`.
 
-How the files of other libraries are read is `external.py`; what acts in the end is `simulation/actors.py`.
+How the files of other libraries are read is `external.py`; what acts in the end is `simulation/actors.py`. A stored
+policy leaves as an ONNX file, whose graph is written in `refine/policies/onnx_export.py`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
-from refine.policies import MlpPolicy
+from refine.policies import Agreement, MlpPolicy, export_onnx
+from storage.datasets import read_steps
+from storage.disk import write_whole
 from storage.errors import BadInput
-from storage.policies import policy_files, resolve_policy
+from storage.policies import policy_files, policy_record, resolve_policy
+from storage.schema import Array
 from storage.store import Store
 
 from ..simulation import Named, NetworkActor, Policy, RandomActor, Spaces
@@ -33,8 +38,8 @@ def load_policy(spec: Named, spaces: Spaces, store: Store | None = None, *, file
     - `policy:PATH_OR_ID`: a folder with `policy.json` and `weights.npz`, or a policy of the store.
     - `d3rlpy:PATH`: a `.d3` file, or a folder of d3rlpy's logger, whose newest model acts. A pickle: trust it first.
     - `sb3:ALGO:PATH`: a zip of Stable-Baselines3; ALGO is PPO, A2C, DQN, SAC, TD3 or DDPG. Holds pickles too.
-    - `onnx:PATH`: see `foreign.open_onnx` for its inputs and outputs.
-    - `py:MODULE:CALLABLE`: a function from observations to actions; see `foreign.open_py`.
+    - `onnx:PATH`: see `external.open_onnx` for its inputs and outputs.
+    - `py:MODULE:CALLABLE`: a function from observations to actions; see `external.open_py`.
 
     Args:
         spec: one of these forms. Of a plain text, which is no name of the user's, only the first two are loaded.
@@ -90,3 +95,40 @@ def _open_portable(spec: str, name: str, spaces: Spaces, store: Store | None) ->
     network = MlpPolicy.from_files(files)
     check_spaces(spec, Spaces(network.observation_space, network.action_space), spaces)
     return NetworkActor(spec, network)
+
+
+@dataclass(frozen=True)
+class HandedOver:
+    """A written policy."""
+
+    policy_id: str
+    path: Path
+    agreement: Agreement
+
+
+def hand_over(store: Store, policy: str | None, out: Path | None) -> HandedOver:
+    """Write a stored policy as ONNX.
+
+    Args:
+        store: the store.
+        policy: id or unique beginning; the newest when None.
+        out: the file; `<id>.onnx` in the current folder when None.
+
+    Raises:
+        BadInput: if there is no such policy, or the graph differs from it.
+        Prerequisite: without the packages onnx and onnxruntime.
+    """
+    policy_id = resolve_policy(store, policy)
+    network = MlpPolicy.from_files(policy_files(store, policy_id))
+    content, agreement = export_onnx(network, _seen(store, policy_id))
+    path = out or Path(f"{policy_id}.onnx")
+    write_whole(path, content)
+    return HandedOver(policy_id, path, agreement)
+
+
+def _seen(store: Store, policy_id: str) -> Array | None:
+    """Observations of the dataset that the policy came from, if it is still there."""
+    dataset_id = policy_record(store, policy_id)["dataset_id"]
+    if not dataset_id or not store.dataset_dir(str(dataset_id)).is_dir():
+        return None
+    return read_steps(store, str(dataset_id)).observation

@@ -1,5 +1,5 @@
 from .figures import draw_figures
-from .page.plain_text import visible
+from .page.wording import visible
 from .report import write_report
 from .standing import look
 from .status import draw, watch

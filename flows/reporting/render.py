@@ -4,18 +4,26 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import importlib.metadata
+import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import vl_convert
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from .page.plain_text import script_json, visible
+from storage.disk import write_whole
+from storage.errors import TrajnoteError
+
+from .page.wording import script_json, visible
 from .viewer.episodes import Viewer
 
 _TEMPLATES = Path(__file__).resolve().parents[1] / "templates"
 _SCRIPTS = ("theme.js", "charts.js", "viewer.js")
+_SNIPPET = "window.vegaEmbed = vegaEmbed;"
 
 
 def render_page(story: Mapping[str, Any], charts: Mapping[str, Any], viewer: Viewer, *, library: str) -> str:
@@ -74,3 +82,29 @@ def _content_policy(scripts: Sequence[str]) -> str:
         f"default-src 'none'; script-src {allowed}; style-src 'unsafe-inline'; img-src data:; "
         "connect-src 'none'; base-uri 'none'; form-action 'none'"
     )
+
+
+def vega_bundle() -> str:
+    """The text; the same for the same version of vl-convert.
+
+    Raises:
+        TrajnoteError: if it holds something that would end a script element.
+    """
+    version = importlib.metadata.version("vl-convert-python")
+    kept = _cache_folder() / f"vega-{version}.js"
+    with suppress(OSError, UnicodeDecodeError):
+        if text := kept.read_text(encoding="utf-8"):
+            return text
+    text = vl_convert.javascript_bundle(_SNIPPET)
+    if "</script" in text.lower() or "<!--" in text:
+        raise TrajnoteError(f"vl-convert {version} brings JavaScript that cannot stand in a page.")
+    with suppress(OSError):
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(kept, text.encode())
+    return text
+
+
+def _cache_folder() -> Path:
+    """Where programs keep what they can make again (the XDG base directory specification)."""
+    named = os.environ.get("XDG_CACHE_HOME")
+    return (Path(named) if named else Path.home() / ".cache") / "trajnote"

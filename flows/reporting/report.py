@@ -64,7 +64,7 @@ def write_report(
     try:
         from . import render as page
         from . import template_context as story
-        from .page import assets, charts, labels
+        from .page import charts, labels
         from .page import queries as facts
         from .page import report_target as subject
         from .viewer import episodes
@@ -85,7 +85,7 @@ def write_report(
     states = labels.state_rows(found, visited, len(viewer.components), _STATES)
     told = story.tell(known, found, checkups)
     drawn = charts.draw_all(known, found, checkups=checkups, components=viewer.components, states=states)
-    content = seal(page.render_page(told, drawn, viewer, library=assets.vega_bundle()).encode())
+    content = seal(page.render_page(told, drawn, viewer, library=page.vega_bundle()).encode())
     path = out or store.reports_dir / f"{about.name}.html"
     write_whole(path, content)
     return Written(

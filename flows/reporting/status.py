@@ -15,7 +15,7 @@ from refine.evaluation import Interval
 from storage.errors import CatalogLocked
 from storage.store import Store
 
-from .page.plain_text import visible
+from .page.wording import visible
 from .standing import RATE_MINUTES, Row, StoreStatus, look
 
 _NUMBERS = ("requests", "answered", "open", "sent", "failed", "labels", "$", "policies")

@@ -1,5 +1,4 @@
-from .prefect_defaults import quieten_prefect
-from .prefect_server import Server, served, start_server
+from .prefect_server import Server, quieten_prefect, served, start_server
 from .processes import core_count, parallel_map
 from .progress import Report, listener, listening, silent
 from .runners import PROCESSES, parse_runner, running_on, workers_if_chosen

@@ -5,13 +5,14 @@ Prefect can start one by itself, but does so when the first flow runs, and a `ki
 
 from __future__ import annotations
 
+import atexit
 import os
 import socket
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from urllib.error import URLError
@@ -22,6 +23,17 @@ import httpx
 
 from storage.errors import RemoteFailed, TrajnoteError
 
+DEFAULTS: Mapping[str, str] = {
+    "DO_NOT_TRACK": "1",
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
+    "PREFECT_SERVER_LOGGING_LEVEL": "CRITICAL",
+    "PREFECT_LOGGING_LEVEL": "CRITICAL",  # errors reach the terminal as one line of our own
+}
+
+
+_LOOPS = ("_run_sync_loop", "_global_loop")
+_LOOP_END_S = 5.0  # seconds; a loop that does not end holds up nobody for longer
 _START_S = 240.0  # seconds; on a fresh machine it makes its database first
 _ANSWER_S = 5.0  # seconds that a server of the user's has for one answer
 _TRIES = 2
@@ -30,6 +42,27 @@ _WITHOUT_SCHEDULES = {"PREFECT__SERVER_EPHEMERAL": "1"}
 _WITH_SCHEDULES = {  # a server that is killed must not forget for how long a place is taken, or it is taken for ever
     "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem"
 }
+
+
+def quieten_prefect() -> None:
+    """Set what the user has not set, and end Prefect's background threads before the interpreter ends."""
+    for name, value in DEFAULTS.items():
+        os.environ.setdefault(name, value)
+    atexit.register(_end_loops)  # before Prefect is imported, so that it runs after Prefect's own last words
+
+
+def _end_loops() -> None:
+    """Stop the threads of Prefect's event loops, which would outlive the interpreter.
+
+    Their contexts hold the last flow, the flow its module, and that module DuckDB's types; nanobind, which DuckDB is
+    bound with, would report each of them as leaked. Prefect has no public way to end them.
+    """
+    threads = sys.modules.get("prefect._internal.concurrency.threads")
+    for name in _LOOPS:
+        loop = getattr(threads, name, None)
+        if loop is not None:
+            loop.shutdown()
+            loop.thread.join(_LOOP_END_S)
 
 
 class Server:

@@ -20,8 +20,8 @@ from storage.store import Store
 
 from ...runtime import Report, silent
 from ...simulation import Home, Named, find_home
-from ..page.plain_text import all_visible
 from ..page.queries import Facts, Row
+from ..page.wording import all_visible
 from .pictures import Film, Take, choose_steps, film_all
 from .replies import load_replies
 from .side_by_side import Opponent, find_opponent, play_rematch
