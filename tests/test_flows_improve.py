@@ -14,7 +14,7 @@ from toy_environment import REACH, TOY, gather_toys, make_baseline, save_folder,
 
 from annotate.importing.labels import import_annotations
 from flows.datasets.recordings import take_in
-from flows.refinement import arms
+from flows.refinement import comparison
 from flows.refinement import evaluator as judging
 from flows.refinement.present import show_comparison
 from flows.refinement.refinement import Outcome, improve
@@ -114,7 +114,7 @@ def refuse(store: Store, problem: str, dataset_id: str | None = None, **options:
 @pytest.fixture
 def untrained(monkeypatch: pytest.MonkeyPatch) -> None:
     """Training anything fails."""
-    monkeypatch.setattr(arms, "read_pool", None)
+    monkeypatch.setattr(comparison, "train_draw", None)
 
 
 @pytest.mark.usefixtures("untrained")
