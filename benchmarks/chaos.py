@@ -8,7 +8,7 @@ any instant, while the server loses replies, fails after it created a batch, ans
 HTML, says that it is busy, expires items, contradicts itself, names requests that nobody asked, hides results for a
 while, lists batches late and breaks connections off, with a clock that is hours ahead and a Date that is an hour
 ahead of that. Some lives use the key of another account, and some meet a reader that holds the catalog for longer
-than they wait. At the end nothing is killed any more, the run is finished, and the server's books are compared with
+than they wait. Each named point ends at least one life. At the end nothing is killed any more, the run is finished, and the server's books are compared with
 the ledger.
 
 Kinds: `batches`, where nothing may be billed twice; `late`, where some batches are listed only after the grace
@@ -254,11 +254,19 @@ def reader(world: World, rng: random.Random) -> Generator[None]:
         os.waitpid(child, 0)
 
 
-def live(world: World, rng: random.Random) -> tuple[str, int]:
-    """One life and where it was to end."""
+def live(world: World, rng: random.Random, wanted: str | None = None) -> tuple[str, int]:
+    """One life and where it was to end: at a wanted point when it first comes by it, or anywhere."""
     os.environ["ANTHROPIC_API_KEY"] = rng.choices(KEYS, [3, 1])[0]
     with reader(world, rng):
-        return _live(world, rng)
+        return _live(world, rng) if wanted is None else (wanted, _die_first(world, wanted))
+
+
+def _die_first(world: World, point: str) -> int:
+    def work() -> None:
+        die_at(point, 1)
+        run_command(world, "call" if world.kind == "single" else "run")
+
+    return in_child(work)
 
 
 def _live(world: World, rng: random.Random) -> tuple[str, int]:
@@ -324,10 +332,11 @@ def _make_store(root: Path) -> None:
 
 def _run_lives(world: World, rng: random.Random, kills: int, out: Path, seed: int) -> Figures:
     killed, ends, unseen = Counter[str](), Counter[int](), [0.0]
-    while killed.total() < kills:
-        point, status = live(world, rng)
+    while (wanted := _missing(world, killed, kills)) or killed.total() < kills:
+        point, status = live(world, rng, wanted)
         ends[status] += 1
-        killed[point] += status == -signal.SIGKILL
+        if status == -signal.SIGKILL:
+            killed[point] += 1
         if ends.total() % 12 == 0:
             unseen.append(_unseen_usd(world, out))
             if not _is_open(world, out):
@@ -356,6 +365,14 @@ def _run_lives(world: World, rng: random.Random, kills: int, out: Path, seed: in
         crashed=ends[CRASHED],
         unseen_usd=round(max(unseen), 6),
     )
+
+
+def _missing(world: World, killed: Counter[str], kills: int) -> str | None:
+    """A named point at which nobody was killed, once there are no more kills left than such points."""
+    left = [point for point in POINTS if not killed[point]]
+    if world.kind == "single":
+        left = [point for point in left if any(word in point for word in MEETS["call"])]
+    return left[0] if left and killed.total() + len(left) >= kills else None
 
 
 def _compare(billed: Counter[str], books: dict[str, Any], ledger: dict[str, Any]) -> Figures:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -33,6 +33,29 @@ def store(tmp_path: Path, empty_store: Path) -> Store:
     """A fresh, empty store."""
     shutil.copytree(empty_store, tmp_path / "store")
     return Store.open(tmp_path / "store")
+
+
+@pytest.fixture(scope="session")
+def toy_template(empty_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[Sequence[int]], Path]:
+    """Makes the folder of a store with a dataset `d1` whose episodes have some lengths, each only once."""
+    from toy_datasets import make_draft, make_episode, write  # what it imports is not what every test needs
+
+    made: dict[tuple[int, ...], Path] = {}
+
+    def make(lengths: Sequence[int]) -> Path:
+        key = tuple(lengths)
+        if key not in made:
+            made[key] = shutil.copytree(empty_store, tmp_path_factory.mktemp("toys") / "store")
+            write(Store.open(made[key]), make_draft("d1"), [make_episode(*numbered) for numbered in enumerate(key)])
+        return made[key]
+
+    return make
+
+
+@pytest.fixture
+def toy_store(toy_template: Callable[[Sequence[int]], Path], tmp_path: Path) -> Callable[[Sequence[int]], Store]:
+    """Gives this test a store of its own with a dataset `d1` whose episodes have some lengths."""
+    return lambda lengths: Store.open(shutil.copytree(toy_template(lengths), tmp_path / "store"))
 
 
 @pytest.fixture

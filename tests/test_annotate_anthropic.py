@@ -173,7 +173,7 @@ def test_a_refused_request_fails_alone(server: Server, status: int) -> None:
     assert replies[2].raw is not None
 
 
-@pytest.mark.parametrize("status", [401, 403, 404])
+@pytest.mark.parametrize("status", [401, 402, 403, 404])
 def test_a_refused_key_or_model_stops_everything(server: Server, status: int) -> None:
     server.script = [(status, {})]
     with pytest.raises(ProviderFailed) as caught:

@@ -7,14 +7,14 @@ import subprocess
 import sys
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
 from anthropic_server import KEY, AnthropicServer, answer_text
-from toy_datasets import make_draft, make_episode, write
+from toy_cards import CARD
 
-from annotate.cards.cards import Action, Card, Component
 from annotate.ledger import batches
 from annotate.ledger.batch_config import BatchConfig
 from annotate.ledger.recovery import recover
@@ -22,7 +22,6 @@ from annotate.prompting.requests import AnnotateConfig
 from annotate.providers.anthropic import AnthropicProvider
 from annotate.providers.batch import BatchServer
 from annotate.providers.scripted import ScriptedProvider
-from annotate.runs import ingestion as fetching
 from annotate.runs.batch_runs import run_batches
 from annotate.runs.ingestion import Ingested, ingest, poll
 from annotate.runs.plan import RunPlan, estimate_run, plan_run, read_question
@@ -34,15 +33,6 @@ from storage.errors import BadInput, CatalogLocked, DamagedStore, DiskFailed, Pr
 from storage.ledger import add_batch
 from storage.store import Store
 
-CARD = Card(
-    env_id="Toy-v0",
-    title="Toy",
-    goal="go right",
-    termination="after a while",
-    reward="pays at random",
-    components=tuple(Component(name=name, meaning=f"place along {name}") for name in "xyz"),
-    actions=(Action(name="left", meaning="go left"), Action(name="right", meaning="go right")),
-)
 MODEL = "claude-haiku-4-5"
 SMALL = BatchConfig(size=2, in_flight=9, grace_s=0.0)
 
@@ -78,11 +68,10 @@ class Bench:
 
 
 @pytest.fixture
-def bench(store: Store, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bench]:
+def bench(toy_store: Callable[[Sequence[int]], Store], monkeypatch: pytest.MonkeyPatch) -> Iterator[Bench]:
     monkeypatch.setenv("ANTHROPIC_API_KEY", KEY)
-    write(store, make_draft("d1"), [make_episode(number, 4) for number in range(6)])
     server = AnthropicServer(skew_s=7200.0).start()
-    yield Bench(store, server)
+    yield Bench(toy_store([4] * 6), server)
     server.stop()
 
 
@@ -182,26 +171,40 @@ def test_a_refused_batch_gives_its_requests_free(bench: Bench) -> None:
     assert (bench.states(), bench.states("batches")) == ({"pending": 6}, {"abandoned": 1})
 
 
-def test_an_ingest_killed_half_way_and_read_again_does_not_reset_an_item(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def when_results_are_read(bench: Bench, happen: Callable[[], object]) -> None:
+    """Something happens when the results of a batch have come, before they are on the disk; once."""
+    results = bench.client.results
+
+    def read(batch: Any) -> Iterator[str]:
+        yield from results(batch)
+        bench.client.results = results
+        happen()
+
+    bench.client.results = read
+
+
+def die_at_transaction(bench: Bench, number: int) -> None:
+    """The n-th transaction from now on is the end of the command."""
+    catalog, left = bench.store.catalog, itertools.count(1)
+    write = catalog.write
+
+    def count() -> Any:
+        if next(left) == number:
+            catalog.write = write
+            raise KeyboardInterrupt
+        return write()
+
+    catalog.write = count
+
+
+def test_an_ingest_killed_half_way_and_read_again_does_not_reset_an_item(bench: Bench) -> None:
     bench.config = SMALL.model_copy(update={"size": 9})
-    monkeypatch.setattr(fetching, "CHUNK", 3)
     bench.server.item_plan = ["expired"] * 6
     bench.submit()
-    take, calls = fetching._take, Counter[str]()
-
-    def die_at_the_second(*given: Any, **options: Any) -> None:
-        calls["take"] += 1
-        if calls["take"] == 2:
-            raise KeyboardInterrupt
-        take(*given, **options)
-
-    monkeypatch.setattr(fetching, "_take", die_at_the_second)
+    when_results_are_read(bench, lambda: die_at_transaction(bench, 2))
     with pytest.raises(KeyboardInterrupt):
-        bench.ingest()
+        ingest(bench.store, bench.client, bench.config, chunk=3)
     assert bench.states() == {"pending": 3, "in_batch": 3}
-    monkeypatch.setattr(fetching, "_take", take)
     assert bench.submit().requests == 3  # those that came back are sent again
     done = bench.ingest()  # reads the first batch again, from its beginning
     assert (done.answered, done.returned) == (3, 3)
@@ -213,28 +216,16 @@ def test_an_ingest_killed_half_way_and_read_again_does_not_reset_an_item(
 
 
 @pytest.mark.parametrize("entered", [False, True])
-def test_replies_that_landed_before_a_kill_are_entered_by_the_next_command(
-    bench: Bench, entered: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_replies_that_landed_before_a_kill_are_entered_by_the_next_command(bench: Bench, entered: bool) -> None:
+    """A batch is entered in one transaction and closed in a second one."""
     bench.submit()
-    with monkeypatch.context() as patch:
-        name = "digest" if entered else "_take"
-        patch.setattr(fetching, name, _land_then_die if not entered else _die)
-        with pytest.raises(KeyboardInterrupt):
-            bench.ingest()
+    when_results_are_read(bench, lambda: die_at_transaction(bench, 2 if entered else 1))
+    with pytest.raises(KeyboardInterrupt):
+        bench.ingest()
     assert recover(bench.store) == (0 if entered else 2)
     bench.ingest()
     assert bench.rows("SELECT count(*), count(DISTINCT request_id) FROM responses") == [(6, 6)]
     assert bench.rows("SELECT count(*) FROM annotations") == [(6,)]
-
-
-def _die(*given: Any, **options: Any) -> None:
-    raise KeyboardInterrupt
-
-
-def _land_then_die(store: Store, found: Any, lines: dict[str, str], *given: Any, **options: Any) -> None:
-    fetching._land(store, found, [fetching._record(found, key, line) for key, line in lines.items()])
-    raise KeyboardInterrupt
 
 
 @pytest.mark.parametrize("fault", ["error_404", "error_500", "cut", "cut_clean"])
@@ -280,14 +271,14 @@ def test_a_request_that_the_server_calls_invalid_is_not_sent_again(bench: Bench)
 def test_a_list_that_ignores_its_cursor_ends(bench: Bench) -> None:
     bench.server.ignores_after_id, bench.server.page = True, 2
     bench.submit()
-    found = bench.client.newer_than(fetching.datetime.fromtimestamp(0, fetching.UTC))
+    found = bench.client.newer_than(datetime.fromtimestamp(0, UTC))
     assert (len(found), bench.server.calls["list"] < 10) == (2, True)
 
 
 def test_a_list_of_many_pages_is_read_to_the_marker(bench: Bench) -> None:
     bench.server.page = 2
     bench.submit()
-    assert len(bench.client.newer_than(fetching.datetime.fromtimestamp(0, fetching.UTC))) == 3
+    assert len(bench.client.newer_than(datetime.fromtimestamp(0, UTC))) == 3
 
 
 def test_results_are_never_fetched_from_another_host(bench: Bench) -> None:

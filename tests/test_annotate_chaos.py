@@ -1,4 +1,7 @@
-"""Fifty kills at named points and at any instant: nothing is lost, nothing is billed twice."""
+"""Kills at each named point and at any instant: nothing is lost, nothing is billed twice.
+
+Each named point is met once by default; TRAJNOTE_CHAOS_KILLS=50 kills as often as a release is tested with.
+"""
 
 from __future__ import annotations
 
@@ -12,22 +15,25 @@ from typing import Any
 import pytest
 
 CHAOS = Path(__file__).parent.parent / "benchmarks" / "chaos.py"
-KILLS = 50
-pytestmark = pytest.mark.timeout(1800)  # a minute or two of work; a machine that is shared may need many
+POINTS = 7
+KILLS = int(os.environ.get("TRAJNOTE_CHAOS_KILLS", str(POINTS + 1)))
+WORLDS = 1 if KILLS < 20 else 2
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]  # a machine that is shared may need many minutes
 
 
 @pytest.fixture(scope="module")
 def figures() -> dict[str, Any]:
-    command = [sys.executable, str(CHAOS), "--json", "--seed", "11", "--kills", str(KILLS), "--worlds", "2"]
+    command = [sys.executable, str(CHAOS), "--json", "--seed", "11", "--kills", str(KILLS), "--worlds", str(WORLDS)]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "POLARS_MAX_THREADS": "1"}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def test_commands_are_killed_often_and_at_most_named_points(figures: dict[str, Any]) -> None:
+def test_commands_are_killed_at_each_named_point(figures: dict[str, Any]) -> None:
     assert figures["kills"] >= KILLS
-    assert sum(count > 0 for count in figures["kills_at"].values()) >= 6
+    assert len(figures["kills_at"].keys() - {"any instant"}) == POINTS
+    assert all(figures["kills_at"].values())
 
 
 def test_nothing_is_lost_and_nothing_is_billed_twice(figures: dict[str, Any]) -> None:
@@ -42,4 +48,4 @@ def test_the_ledger_never_counts_less_than_was_billed(figures: dict[str, Any]) -
 
 def test_no_command_crashes(figures: dict[str, Any]) -> None:
     assert figures["crashed"] == 0
-    assert figures["faults"] > 20
+    assert figures["faults"] > KILLS / 3

@@ -7,14 +7,13 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 from anthropic_server import KEY, AnthropicServer
 from test_flows_sending import CARD
-from toy_datasets import make_draft, make_episode, write
 
 from annotate.cards.cards import load_card
 from annotate.costs.prices import Tokens, price
@@ -63,11 +62,12 @@ class Desk:
 
 
 @pytest.fixture
-def desk(store: Store, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Iterator[Desk]:
+def desk(
+    toy_store: Callable[[Sequence[int]], Store], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Desk]:
     monkeypatch.setenv("ANTHROPIC_API_KEY", KEY)
-    write(store, make_draft("d1"), [make_episode(number, 4) for number in range(4)])
     server = AnthropicServer().start()
-    yield Desk(store, server, capsys, monkeypatch)
+    yield Desk(toy_store([4] * 4), server, capsys, monkeypatch)
     server.stop()
 
 
@@ -107,20 +107,41 @@ NO_ANSWERS: dict[str, tuple[Callable[[Message], object], str, int]] = {
 }
 
 
-@pytest.mark.parametrize("name", NO_ANSWERS)
-def test_what_holds_no_answer_is_kept_said_and_asked_again(desk: Desk, name: str) -> None:
-    desk.server.shape, reason, times = NO_ANSWERS[name]
-    assert desk.ask() == 6
-    assert f"4 of 4 requests have no answer: 4 times {reason}" in desk.said
-    assert (desk.out["labels"], desk.out["answered"], desk.out["pending"], desk.out["done"]) == (0, 0, 4, False)
-    assert len(desk.server.bodies) == 4 * times  # a second time in the same command, where that may help
-    assert desk.count("state", "requests") == {"pending": 4}
+def by_request(shapes: Sequence[Callable[[Message], object]]) -> Callable[[Message], object]:
+    """A shape for each request, the same one whenever it is asked."""
+    given: dict[str, Callable[[Message], object]] = {}
+    turn = threading.Lock()
+
+    def shape(message: Message) -> object:
+        with turn:
+            given.setdefault(message["id"], shapes[min(len(given), len(shapes) - 1)])
+        return given[message["id"]](message)
+
+    return shape
+
+
+@pytest.mark.parametrize(
+    "names", [tuple(NO_ANSWERS)[at : at + 4] for at in range(0, len(NO_ANSWERS), 4)], ids=", ".join
+)
+def test_what_holds_no_answer_is_kept_said_and_asked_again(desk: Desk, names: tuple[str, ...]) -> None:
+    shapes, reasons, times = zip(*(NO_ANSWERS[name] for name in names), strict=True)
+    desk.server.shape = by_request(shapes)
+    limit = ("--limit", str(len(names)))
+    assert desk.ask(*limit) == 6
+    assert f"{len(names)} of {len(names)} requests have no answer: " in desk.said
+    assert any(f"{reasons.count(reason)} times {reason}" in desk.said for reason in reasons)
+    expected = (0, 0, len(names), False)
+    assert (desk.out["labels"], desk.out["answered"], desk.out["pending"], desk.out["done"]) == expected
+    assert len(desk.server.bodies) == sum(times)  # a second time in the same command, where that may help
+    assert desk.count("state", "requests") == {"pending": len(names)}
     assert desk.count("state", "annotation_runs") == {"failed": 1}
     assert desk.count("state", "batches").keys() == {"ingested"}
-    assert desk.rows("SELECT count(*), count(problem) FROM responses") == [(4 * times, 4 * times)]
+    problems = [problem for (problem,) in desk.rows("SELECT problem FROM responses ORDER BY problem")]
+    said = sorted(reason for reason, often in zip(reasons, times, strict=True) for _ in range(often))
+    assert all(problem.startswith(reason) for problem, reason in zip(problems, said, strict=True)), problems
     desk.server.shape = lambda message: message
-    assert desk.ask() == 0
-    assert (desk.out["labels"], desk.out["answered"], desk.out["done"]) == (4, 4, True)
+    assert desk.ask(*limit) == 0
+    assert (desk.out["labels"], desk.out["answered"], desk.out["done"]) == (len(names), len(names), True)
     assert desk.count("state", "annotation_runs") == {"done": 1}
 
 
@@ -145,11 +166,10 @@ ANSWERS: dict[str, Callable[[Message], object]] = {
 }
 
 
-@pytest.mark.parametrize("name", ANSWERS)
-def test_an_answer_in_an_unusual_form_is_read(desk: Desk, name: str) -> None:
-    desk.server.shape = ANSWERS[name]
-    assert desk.ask() == 0
-    assert (desk.out["labels"], desk.out["done"], len(desk.server.bodies)) == (4, True, 4)
+def test_an_answer_in_an_unusual_form_is_read(desk: Desk) -> None:
+    desk.server.shape = by_request(list(ANSWERS.values()))
+    assert desk.ask("--samples", "3") == 0
+    assert (desk.out["labels"], desk.out["done"], len(desk.server.bodies)) == (12, True, 12)
 
 
 REFUSALS = [
@@ -157,9 +177,6 @@ REFUSALS = [
     (400, "stream must be true", 4, "Requests are sent without streaming"),
     (413, "too large", 4, "Ask for less in each request: fewer --rows, --labels"),
     (401, f"invalid x-api-key {KEY}", 1, "The server refused: invalid x-api-key ***."),
-    (402, "credit balance too low", 1, "The server refused: credit balance too low."),
-    (403, "not yours", 1, "The server refused: not yours."),
-    (404, "model not found", 1, "The server refused: model not found."),
     (500, "oops", 4, "4 times outcome unknown, it may have been billed: oops"),
 ]
 

@@ -11,9 +11,10 @@ import pytest
 from hostile_replies import BIDI, HONEST, STEPS, Hostile, body, corpus, label, message
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from toy_cards import CARD
 from toy_datasets import make_draft, make_episode, write
 
-from annotate.cards.cards import Action, Card, Component
+from annotate.cards.cards import Action
 from annotate.parsing.fields import MAX_RATIONALE
 from annotate.parsing.labels import ParsedReply, find_in_reply, read_reply
 from annotate.parsing.messages import MAX_RAW
@@ -25,15 +26,6 @@ from storage.ledger.responses import append_response, iterate_responses, raw_rep
 from storage.store import Store
 from storage.upkeep.verify import verify_store
 
-CARD = Card(
-    env_id="Toy-v0",
-    title="Toy",
-    goal="go right",
-    termination="after a while",
-    reward="pays at random",
-    components=tuple(Component(name=name, meaning=f"place along {name}") for name in "xyz"),
-    actions=(Action(name="left", meaning="go left"), Action(name="right", meaning="go right")),
-)
 FREE = CARD.model_copy(
     update={
         "actions": (

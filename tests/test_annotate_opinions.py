@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
-from toy_datasets import make_draft, make_episode, write
+from toy_cards import CARD
 
-from annotate.cards.cards import Action, Card, Component
 from annotate.prompting.requests import AnnotateConfig, Request
 from annotate.providers.scripted import ScriptedProvider, text_message
 from annotate.runs.plan import plan_run
@@ -16,15 +16,6 @@ from annotate.runs.run import RunSummary, annotate_run
 from flows.labelling.quality import check_labels
 from storage.store import Store
 
-CARD = Card(
-    env_id="Toy-v0",
-    title="Toy",
-    goal="go right",
-    termination="after a while",
-    reward="pays at random",
-    components=tuple(Component(name=name, meaning=f"place along {name}") for name in "xyz"),
-    actions=(Action(name="left", meaning="go left"), Action(name="right", meaning="go right")),
-)
 EPISODES = 3
 
 
@@ -50,9 +41,8 @@ class Chorus(ScriptedProvider):
 
 
 @pytest.fixture
-def toys(store: Store) -> Store:
-    write(store, make_draft("d1"), [make_episode(i, 8) for i in range(EPISODES)])
-    return store
+def toys(toy_store: Callable[[Sequence[int]], Store]) -> Store:
+    return toy_store([8] * EPISODES)
 
 
 def ask(store: Store, provider: ScriptedProvider, **changes: Any) -> RunSummary:

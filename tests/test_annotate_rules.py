@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import shutil
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from toy_cards import CARD
 from toy_datasets import make_draft, make_episode, write
 
 from annotate.cards.cards import Action, Card, Component, load_card
@@ -33,15 +34,6 @@ from storage.ledger.responses import raw_reply
 from storage.schema import Space
 from storage.store import Store
 
-CARD = Card(
-    env_id="Toy-v0",
-    title="Toy",
-    goal="go right",
-    termination="after a while",
-    reward="pays at random",
-    components=tuple(Component(name=name, meaning=f"place along {name}") for name in "xyz"),
-    actions=(Action(name="left", meaning="go left"), Action(name="right", meaning="go right")),
-)
 FREE = CARD.model_copy(
     update={
         "actions": (Action(name="hip", meaning="h", low=-1, high=1), Action(name="knee", meaning="k", low=-2, high=2))
@@ -65,16 +57,9 @@ def answer(request: Request) -> str:
     return reply(*ENTRIES)
 
 
-@pytest.fixture(scope="module")
-def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    made = Store.create(tmp_path_factory.mktemp("template") / "store")
-    write(made, make_draft("d1"), [make_episode(i, 4 + i) for i in range(5)])
-    return made.root
-
-
 @pytest.fixture
-def toys(template: Path, tmp_path: Path) -> Store:
-    return Store.open(shutil.copytree(template, tmp_path / "store"))
+def toys(toy_store: Callable[[Sequence[int]], Store]) -> Store:
+    return toy_store((4, 5, 6, 7, 8))
 
 
 def plan(store: Store, card: Card = CARD, **changes: Any) -> RunPlan:

@@ -5,16 +5,16 @@ from __future__ import annotations
 import json
 import shutil
 from collections import Counter
-from collections.abc import Generator
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from toy_cards import CARD
 from toy_datasets import make_draft, make_episode, write
 
-from annotate.cards.cards import Action, Card, Component
 from annotate.ledger import ledger
 from annotate.ledger.batch_config import MOST_ATTEMPTS
 from annotate.prompting.requests import AnnotateConfig, Request
@@ -32,15 +32,6 @@ from storage.ledger.responses import raw_reply
 from storage.schema import Space
 from storage.store import Store
 
-CARD = Card(
-    env_id="Toy-v0",
-    title="Toy",
-    goal="go right",
-    termination="after a while",
-    reward="pays at random",
-    components=tuple(Component(name=name, meaning=f"place along {name}") for name in "xyz"),
-    actions=(Action(name="left", meaning="go left"), Action(name="right", meaning="go right")),
-)
 CONFIG = AnnotateConfig(model="toy-model", windows=2, rows=12)
 
 
@@ -56,18 +47,19 @@ def answer(request: Request) -> str:
     return text_message(json.dumps({"assessment": "fine", "labels": [{"step": 1, **label}, {"step": 99, **label}]}))
 
 
-@pytest.fixture(scope="module")
-def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A store with a dataset `d1` of five episodes with four to eight steps."""
-    made = Store.create(tmp_path_factory.mktemp("template") / "store")
-    write(made, make_draft("d1"), [make_episode(i, 4 + i) for i in range(5)])
-    return made.root
+LENGTHS = (4, 5, 6, 7, 8)
+
+
+@pytest.fixture(scope="session")
+def template(toy_template: Callable[[Sequence[int]], Path]) -> Path:
+    """The folder of a store with a dataset `d1` of five episodes, to be copied."""
+    return toy_template(LENGTHS)
 
 
 @pytest.fixture
-def toys(template: Path, tmp_path: Path) -> Store:
+def toys(toy_store: Callable[[Sequence[int]], Store]) -> Store:
     """A copy of that store."""
-    return Store.open(shutil.copytree(template, tmp_path / "store"))
+    return toy_store(LENGTHS)
 
 
 def plan(store: Store, **changes: Any) -> RunPlan:

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from collections.abc import Iterator
 
 import pytest
 from anthropic_server import KEY, MadeBatch
-from test_annotate_batches import MODEL, SMALL, Bench, Reader, bench, reader, worst_of  # noqa: F401
+from test_annotate_batches import MODEL, SMALL, Bench, Reader, bench, reader, when_results_are_read, worst_of  # noqa: F401
 
+from annotate.ledger import ledger
 from annotate.ledger.recovery import recover
-from annotate.providers.batch import BatchServer
+from annotate.providers.batch import BatchServer, BrokenOffError
 from annotate.providers.scripted import text_message
-from annotate.runs import ingestion as fetching
 from annotate.runs.batch_runs import run_batches
 from annotate.runs.ingestion import ingest, poll
 from annotate.runs.reconcile import give_up
@@ -240,26 +240,26 @@ def test_of_contradictory_results_the_message_counts_and_the_first_that_landed(
     bench: Bench,  # noqa: F811
     passes: list[str],
     kept: int,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """E is a line that says expired, 1 and 2 are two messages, ! is a connection that breaks off."""
     bench.submit(limit=1)
     request_id = bench.rows("SELECT request_id FROM requests")[0][0]
     forms = {"E": expired(request_id), "1": succeeded(request_id, ANSWERS[0]), "2": succeeded(request_id, ANSWERS[1])}
 
-    def results(server: BatchServer, batch: Any) -> Any:
-        for form in passes.pop(0):
+    def results(_: object) -> Iterator[str]:
+        for form in unread.pop(0):
             if form == "!":
-                raise fetching.BrokenOffError("broken off")
+                raise BrokenOffError("broken off")
             yield forms[form]
 
-    monkeypatch.setattr(BatchServer, "results", results)
-    while passes:
+    unread = list(passes)
+    bench.client.results = results
+    while unread:
         bench.ingest()
     assert (bench.states(), bench.states("batches")) == ({"done": 1}, {"ingested": 1})
     landed = bench.rows("SELECT file, line FROM responses")
     assert len(landed) == 1
-    lines = [reply.record.raw for reply in fetching.ledger.read_landed(bench.store, landed[0][0].split("/")[1])]
+    lines = [reply.record.raw for reply in ledger.read_landed(bench.store, landed[0][0].split("/")[1])]
     assert (len(lines), len(set(lines))) == (kept, kept)
     assert "the first answer" in lines[landed[0][1] - 1]
     recover(bench.store)
@@ -301,22 +301,12 @@ def test_a_run_says_why_it_waits_and_each_reason_once(bench: Bench) -> None:  # 
 def test_results_that_come_while_a_reader_holds_the_catalog_are_on_the_disk(
     bench: Bench,  # noqa: F811
     reader: Reader,  # noqa: F811
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     bench.submit()
-    land = fetching._land
-
-    def land_then_read(*given: Any) -> Any:
-        landed = land(*given)
-        if reader.process is None:
-            reader.come()
-        return landed
-
-    monkeypatch.setattr(fetching, "_land", land_then_read)
+    when_results_are_read(bench, reader.come)
     with pytest.raises(CatalogLocked, match=r"2 replies are on the disk|in use by"):
         ingest(bench.store, bench.client, bench.config)
     reader.go()
     assert recover(bench.store) >= 2
-    monkeypatch.setattr(fetching, "_land", land)
     bench.ingest()
     assert bench.rows("SELECT count(*), count(DISTINCT request_id) FROM responses") == [(6, 6)]

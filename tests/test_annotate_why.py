@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+from toy_cards import CARD
 from toy_datasets import make_draft, make_episode, write
 
 from annotate.cards.cards import Action, Card, Component
@@ -19,15 +21,6 @@ from annotate.runs.run import annotate_run
 from storage.errors import BadInput
 from storage.store import Store
 
-CARD = Card(
-    env_id="Toy-v0",
-    title="Toy",
-    goal="go right",
-    termination="after a while",
-    reward="pays at random",
-    components=tuple(Component(name=name, meaning=f"place along {name}") for name in "xyz"),
-    actions=(Action(name="left", meaning="go left"), Action(name="right", meaning="go right")),
-)
 CONFIG = AnnotateConfig(model="toy-model", windows=2, rows=12)
 
 
@@ -37,9 +30,9 @@ def plan(store: Store, card: Card = CARD, dataset: str = "d1", **changes: Any) -
 
 
 @pytest.fixture
-def asked(store: Store) -> Store:
+def asked(toy_store: Callable[[Sequence[int]], Store]) -> Store:
     """Four episodes, all answered."""
-    write(store, make_draft("d1"), [make_episode(i, 20 + i) for i in range(4)])
+    store = toy_store((20, 21, 22, 23))
     provider = ScriptedProvider(lambda request: text_message(json.dumps({"assessment": "", "labels": []})))
     annotate_run(store, plan(store), provider)
     return store

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 from anthropic_server import KEY, AnthropicServer
-from toy_datasets import make_draft, make_episode, write
 from typer.testing import CliRunner
 
 from flows.cli import make_app
@@ -54,11 +53,10 @@ class Desk:
 
 
 @pytest.fixture
-def desk(store: Store, monkeypatch: pytest.MonkeyPatch) -> Iterator[Desk]:
+def desk(toy_store: Callable[[Sequence[int]], Store], monkeypatch: pytest.MonkeyPatch) -> Iterator[Desk]:
     monkeypatch.setenv("ANTHROPIC_API_KEY", KEY)
-    write(store, make_draft("d1"), [make_episode(number, 4) for number in range(4)])
     server = AnthropicServer().start()
-    yield Desk(store.root, server)
+    yield Desk(toy_store([4] * 4).root, server)
     server.stop()
 
 

@@ -99,8 +99,14 @@ def poll(store: Store, server: BatchServer, config: BatchConfig) -> tuple[list[P
     return [_look(store, server, batch) for batch in find_shipped(store, server, ["submitted"])], unknown
 
 
-def ingest(store: Store, server: BatchServer, config: BatchConfig) -> Ingested:
+def ingest(store: Store, server: BatchServer, config: BatchConfig, *, chunk: int = CHUNK) -> Ingested:
     """Fetch the results of ended batches, of all runs, and enter replies and labels.
+
+    Args:
+        store: holds the ledger.
+        server: where the batches are.
+        config: how often a request may come back without a reply, and how long a lost batch is waited for.
+        chunk: results that are entered in one transaction.
 
     Raises:
         ProviderFailed: if the server does not answer at all; what fails about one batch is in `failed`.
@@ -114,7 +120,7 @@ def ingest(store: Store, server: BatchServer, config: BatchConfig) -> Ingested:
     )
     for found in polled:
         if found.remote is not None and (found.ended or found.remote.vanished):
-            _ingest_alone(store, server, config, found, done)
+            _ingest_alone(store, server, config, found, done, chunk)
     if done.trouble is not None:
         raise _say_kept(done.trouble, done.unentered)
     done.read = digest(store, done.failed)
@@ -122,14 +128,16 @@ def ingest(store: Store, server: BatchServer, config: BatchConfig) -> Ingested:
     return done
 
 
-def _ingest_alone(store: Store, server: BatchServer, config: BatchConfig, found: Polled, done: Ingested) -> None:
+def _ingest_alone(
+    store: Store, server: BatchServer, config: BatchConfig, found: Polled, done: Ingested, chunk: int
+) -> None:
     """One batch, if nobody else works on its run; what is wrong with it is said, and stops no other one."""
     with if_free(store, found.run_id) as is_mine:
         if not is_mine:
             done.warnings.append(f"{found.batch_id} is left to the process that works on {found.run_id}")
             return
         try:
-            _ingest_batch(store, server, config, found, done)
+            _ingest_batch(store, server, config, found, done, chunk)
         except ProviderFailed as error:
             done.failed.append(f"{found.batch_id}: {error}")
 
@@ -169,7 +177,9 @@ def _warn(batch_id: str, remote: RemoteBatch, now: datetime) -> str | None:
     return f"{batch_id}: its results vanish on {vanishes:%Y-%m-%d %H:%M} UTC; `trajnote annotate ingest` fetches them"
 
 
-def _ingest_batch(store: Store, server: BatchServer, config: BatchConfig, found: Polled, done: Ingested) -> None:
+def _ingest_batch(
+    store: Store, server: BatchServer, config: BatchConfig, found: Polled, done: Ingested, chunk: int
+) -> None:
     with store.catalog.read() as con:
         outcomes = item_outcomes(con, found.batch_id)
     if found.remote is None or found.remote.vanished:
@@ -179,7 +189,7 @@ def _ingest_batch(store: Store, server: BatchServer, config: BatchConfig, found:
         return
     results = _Results(outcomes, _lines_landed(store, found) if any(outcomes.values()) else set())
     try:
-        for lines in results.chunks(server.results(found.remote)):
+        for lines in results.chunks(server.results(found.remote), chunk):
             _take(store, found, lines, config.attempts, done)
     except (NotThereError, BrokenOffError) as error:
         done.warnings.append(f"{found.batch_id}: {error}; the next ingest goes on")
@@ -245,10 +255,10 @@ class _Results:
         """Requests without a message that the results do not name; one that failed before may have one after all."""
         return {key for key, outcome in self._outcomes.items() if outcome != "succeeded"} - self.seen
 
-    def chunks(self, lines: Iterable[str]) -> Iterator[dict[str, str]]:
-        """Lines that are new, by request, in parts of which each names a request once."""
-        yield from filter(None, _parts(self._messages(lines)))
-        yield from filter(None, _parts(self._failures))
+    def chunks(self, lines: Iterable[str], size: int) -> Iterator[dict[str, str]]:
+        """Lines that are new, by request, in parts of at most `size`, of which each names a request once."""
+        yield from filter(None, _parts(self._messages(lines), size))
+        yield from filter(None, _parts(self._failures, size))
 
     def _messages(self, lines: Iterable[str]) -> Iterator[tuple[str, str]]:
         for request_id, line in read_ids(lines):
@@ -263,12 +273,12 @@ class _Results:
                 self._failures.append((request_id, line))
 
 
-def _parts(pairs: Iterable[tuple[str, str]]) -> Iterator[dict[str, str]]:
+def _parts(pairs: Iterable[tuple[str, str]], size: int) -> Iterator[dict[str, str]]:
     """Pairs in parts; where reading breaks off, what was read comes first."""
     part: dict[str, str] = {}
     try:
         for request_id, line in pairs:
-            if request_id in part or len(part) >= CHUNK:
+            if request_id in part or len(part) >= size:
                 yield part
                 part = {}
             part[request_id] = line
