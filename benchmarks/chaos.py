@@ -8,8 +8,8 @@ any instant, while the server loses replies, fails after it created a batch, ans
 HTML, says that it is busy, expires items, contradicts itself, names requests that nobody asked, hides results for a
 while, lists batches late and breaks connections off, with a clock that is hours ahead and a Date that is an hour
 ahead of that. Some lives use the key of another account, and some meet a reader that holds the catalog for longer
-than they wait. Each named point ends at least one life. At the end nothing is killed any more, the run is finished, and the server's books are compared with
-the ledger.
+than they wait. Each named point ends at least one life. At the end nothing is killed any more, the run is finished,
+and the server's books are compared with the ledger.
 
 Kinds: `batches`, where nothing may be billed twice; `late`, where some batches are listed only after the grace
 period, so that nobody could know of them when they were bought again; `single`, calls without batches, where a reply
@@ -335,8 +335,7 @@ def _run_lives(world: World, rng: random.Random, kills: int, out: Path, seed: in
     while (wanted := _missing(world, killed, kills)) or killed.total() < kills:
         point, status = live(world, rng, wanted)
         ends[status] += 1
-        if status == -signal.SIGKILL:
-            killed[point] += 1
+        killed.update([point] * (status == -signal.SIGKILL))
         if ends.total() % 12 == 0:
             unseen.append(_unseen_usd(world, out))
             if not _is_open(world, out):

@@ -7,7 +7,8 @@ import subprocess
 import sys
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any
 
@@ -183,25 +184,27 @@ def when_results_are_read(bench: Bench, happen: Callable[[], object]) -> None:
     bench.client.results = read
 
 
-def die_at_transaction(bench: Bench, number: int) -> None:
-    """The n-th transaction from now on is the end of the command."""
-    catalog, left = bench.store.catalog, itertools.count(1)
+def die_at_transaction(bench: Bench, *, is_done: bool) -> None:
+    """The next transaction is the end of the command: nothing of it is done, or all."""
+    catalog = bench.store.catalog
     write = catalog.write
 
-    def count() -> Any:
-        if next(left) == number:
-            catalog.write = write
-            raise KeyboardInterrupt
-        return write()
+    @contextmanager
+    def die() -> Generator[Connection]:
+        catalog.write = write
+        if is_done:
+            with write() as con:
+                yield con
+        raise KeyboardInterrupt
 
-    catalog.write = count
+    catalog.write = die
 
 
 def test_an_ingest_killed_half_way_and_read_again_does_not_reset_an_item(bench: Bench) -> None:
     bench.config = SMALL.model_copy(update={"size": 9})
     bench.server.item_plan = ["expired"] * 6
     bench.submit()
-    when_results_are_read(bench, lambda: die_at_transaction(bench, 2))
+    when_results_are_read(bench, lambda: die_at_transaction(bench, is_done=True))
     with pytest.raises(KeyboardInterrupt):
         ingest(bench.store, bench.client, bench.config, chunk=3)
     assert bench.states() == {"pending": 3, "in_batch": 3}
@@ -217,9 +220,8 @@ def test_an_ingest_killed_half_way_and_read_again_does_not_reset_an_item(bench: 
 
 @pytest.mark.parametrize("entered", [False, True])
 def test_replies_that_landed_before_a_kill_are_entered_by_the_next_command(bench: Bench, entered: bool) -> None:
-    """A batch is entered in one transaction and closed in a second one."""
     bench.submit()
-    when_results_are_read(bench, lambda: die_at_transaction(bench, 2 if entered else 1))
+    when_results_are_read(bench, lambda: die_at_transaction(bench, is_done=entered))
     with pytest.raises(KeyboardInterrupt):
         bench.ingest()
     assert recover(bench.store) == (0 if entered else 2)
