@@ -13,7 +13,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from storage.errors import BadInput
-from storage.predicates.predicates import FUNCTIONS, MAX_DEPTH, MAX_LENGTH, Predicate, read_predicate
+from storage.predicates import FUNCTIONS, MAX_DEPTH, MAX_LENGTH, Predicate, read_predicate
 
 COLUMNS = ("x", "y", "left_leg", "step")
 EXTREMES = [0.0, -0.0, 1.0, -1.5, 0.1, 1e300, -1e300, 5e-324, float("inf"), float("-inf"), float("nan"), None]

@@ -12,12 +12,12 @@ from toy_datasets import BOX3, make_draft, make_episode, write
 
 from storage.annotations.rule_summaries import list_rule_runs, summarise_rules
 from storage.annotations.rules import Rule, insert_rules, load_rules, match_rules
-from storage.catalog import rule_views
+from storage.catalog import views
 from storage.catalog.connection import Catalog, insert_rows
 from storage.catalog.migrations import MIGRATIONS, migrate
 from storage.datasets.reader import read_steps
 from storage.errors import BadInput
-from storage.predicates.predicates import read_predicate
+from storage.predicates import read_predicate
 from storage.queries.query import run_query
 from storage.schema import Space
 from storage.store import Store
@@ -182,7 +182,7 @@ def test_a_store_is_opened_without_reading_its_rules_but_for_the_first_of_a_data
         read.append(text)
         return read_predicate(text, *rest, **more)
 
-    monkeypatch.setattr(rule_views, "read_predicate", count)
+    monkeypatch.setattr(views, "read_predicate", count)
     opened = Store.open(toys.root)
     assert run_query(opened, "SELECT 1 AS one").to_pylist() == [{"one": 1}]
     assert len(set(read)) == 1

@@ -18,10 +18,10 @@ from numpy.typing import NDArray
 
 from refine.evaluation import interval
 from refine.policies import MlpPolicy, Mode
-from storage.catalog import Connection, insert_environment, insert_rows, list_environments
+from storage.catalog import Connection, insert_rows
 from storage.content_hash import content_id
 from storage.errors import ChangedEnvironmentWarning
-from storage.policies import load_returns
+from storage.policies import insert_environment, list_environments, load_returns
 from storage.store import Store
 
 from ..simulation import Actor, Fingerprint, Named, look_up_fingerprint, play_policies

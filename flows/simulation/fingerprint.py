@@ -24,8 +24,8 @@ from typing import Any, NamedTuple
 import gymnasium
 import numpy as np
 
-from storage.catalog import KnownEnvironment
 from storage.content_hash import content_id, sha256_bytes
+from storage.policies import KnownEnvironment
 
 from .environments import Environment, distributions_of, make_environment, package_versions
 from .trust import Named

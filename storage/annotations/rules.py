@@ -26,7 +26,7 @@ class Rule:
     request_id: str | None
     dataset_id: str
     position: int  # in the annotator's list: of several rules of one list that match a step, the first one decides
-    predicate: str  # canonical, see `predicates/predicates.py`
+    predicate: str  # canonical, see `predicates.py`
     suggested_action: tuple[float | None, ...]  # None: this dimension stays as it was logged
     suggested_label: str
     confidence: float | None  # in [0, 1]

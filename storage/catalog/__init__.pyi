@@ -1,10 +1,16 @@
 from .connection import Catalog, Connection, create_file, insert_rows, is_corrupt
-from .environments import KnownEnvironment, insert_environment, list_environments
 from .integrity import inspect_shards, suspect_shards
 from .migrations import MIGRATIONS, catalog_version, create_tables, is_newest, migrate
-from .opinions import AGREEMENT_SHARE, same_action
-from .rule_views import STEP, is_allowed, match_steps
-from .views import component_columns, look_at_views, refresh_views
+from .views import (
+    AGREEMENT_SHARE,
+    STEP,
+    component_columns,
+    is_allowed,
+    look_at_views,
+    match_steps,
+    refresh_views,
+    same_action,
+)
 
 __all__ = [
     "AGREEMENT_SHARE",
@@ -12,18 +18,15 @@ __all__ = [
     "STEP",
     "Catalog",
     "Connection",
-    "KnownEnvironment",
     "catalog_version",
     "component_columns",
     "create_file",
     "create_tables",
-    "insert_environment",
     "insert_rows",
     "inspect_shards",
     "is_allowed",
     "is_corrupt",
     "is_newest",
-    "list_environments",
     "look_at_views",
     "match_steps",
     "migrate",

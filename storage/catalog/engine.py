@@ -14,6 +14,8 @@ from pathlib import Path
 
 import duckdb
 
+from ..predicates import sql_text
+
 SETTINGS: Mapping[str, str] = {"autoinstall_known_extensions": "false"}
 _NAME = "catalog"  # of the attached file, as a direct connection to `catalog.duckdb` would have it
 _MOST_IDLE = 2
@@ -27,9 +29,9 @@ class _Instance:
     is_sound: bool = True
 
     def attach(self, *, read_only: bool) -> None:
-        self.root.execute(f"SET temp_directory = {_quote(f'{self.path}.tmp')}")
+        self.root.execute(f"SET temp_directory = {sql_text(f'{self.path}.tmp')}")
         options = "(READ_ONLY)" if read_only else ""
-        self.root.execute(f"ATTACH {_quote(str(self.path))} AS {_NAME} {options}")
+        self.root.execute(f"ATTACH {sql_text(str(self.path))} AS {_NAME} {options}")
 
     def detach(self) -> None:
         try:
@@ -106,10 +108,6 @@ def release(path: Path, con: duckdb.DuckDBPyConnection, *, failed: bool) -> None
         failed: whether anything was raised while it was used.
     """
     _pool.release(path.resolve(), con, failed=failed)
-
-
-def _quote(text: str) -> str:
-    return "'" + text.replace("'", "''") + "'"
 
 
 def _forget_in_child() -> None:

@@ -18,18 +18,6 @@ from ..content_hash import sha256_bytes, sha256_file
 from ..schema import Manifest
 from .connection import Connection
 
-SHARDS = """
-CREATE TABLE shards (
-    dataset_id VARCHAR NOT NULL,
-    shard VARCHAR NOT NULL,
-    sha256 VARCHAR NOT NULL,
-    footer_sha256 VARCHAR NOT NULL,
-    modified_at TIMESTAMP_NS,
-    PRIMARY KEY (dataset_id, shard)
-)
-"""
-"""`modified_at` is the time of the file when all of it was last compared; null if the whole was damaged then."""
-
 _TAIL = 8  # the length of the description, and the magic
 _INSERT = "INSERT OR REPLACE INTO shards VALUES (?, ?, ?, ?, make_timestamp_ns(?))"
 
@@ -49,6 +37,7 @@ class Inspection(NamedTuple):
 
     damaged: Mapping[str, str]  # dataset -> what is wrong with its first damaged file
     news: Sequence[ShardRow]  # rows that the table lacks or has otherwise
+    datasets: Sequence[tuple[str, str]]  # id and hash of the manifest of each, the oldest first
 
 
 def inspect_shards(con: Connection, rollouts: Path) -> Inspection:
@@ -61,7 +50,10 @@ def inspect_shards(con: Connection, rollouts: Path) -> Inspection:
     known = _known_rows(con)
     damaged: dict[str, str] = {}
     news: list[ShardRow] = []
-    for dataset_id, manifest_sha256 in con.execute("SELECT dataset_id, manifest_sha256 FROM datasets").fetchall():
+    datasets = con.execute(
+        "SELECT dataset_id, manifest_sha256 FROM datasets ORDER BY created_at, dataset_id"
+    ).fetchall()
+    for dataset_id, manifest_sha256 in datasets:
         try:
             rows = known.get(dataset_id) or _first_rows(rollouts / dataset_id, manifest_sha256)
             found = [(row, _compare(rollouts / row.dataset_id / row.shard, row)) for row in rows]
@@ -69,7 +61,7 @@ def inspect_shards(con: Connection, rollouts: Path) -> Inspection:
             damaged[dataset_id] = str(damage)
             continue
         news += [row for old, row in found if dataset_id not in known or old != row]
-    return Inspection(damaged, news)
+    return Inspection(damaged, news, datasets)
 
 
 def note_shards(con: Connection, rows: Sequence[ShardRow]) -> None:

@@ -1,25 +1,17 @@
 """How the catalog's tables came to be: ordered steps, one transaction each, recorded in `schema_migrations`.
 
-A step that was released is never edited; a change is a new step at the end. Views are not here (`views.py`).
+The steps are the files `migrations/*.sql`. One that was released is never edited; a change is a new file at the end.
+Views are not here (`views.py`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import NamedTuple
 
 from ..errors import Prerequisite
 from .connection import Catalog, Connection
-from .environments import ENVIRONMENTS
-from .integrity import SHARDS
-from .tables.ablation_tables import ABLATION_TABLES
-from .tables.batch_tables import ANSWERS, BATCH_ACCOUNTS, BATCH_COLUMNS
-from .tables.deployment_tables import DEPLOYMENT_TABLES
-from .tables.estimate_tables import ESTIMATES
-from .tables.evidence_table import LABEL_REPLAYS
-from .tables.first_tables import FIRST_TABLES
-from .tables.round_table import ROUNDS
-from .tables.rules_table import RULES
 
 _BOOK = """
 CREATE TABLE IF NOT EXISTS schema_migrations (
@@ -36,68 +28,12 @@ class Migration(NamedTuple):
     apply: Callable[[Connection], object]
 
 
-def _create_first_tables(con: Connection) -> None:
-    con.execute(FIRST_TABLES)
+def _read(path: Path) -> Migration:
+    number, name = path.stem.split("_", 1)
+    return Migration(int(number), name.replace("_", " "), lambda con: con.execute(path.read_text()))
 
 
-def _create_label_replays(con: Connection) -> None:
-    con.execute(LABEL_REPLAYS)
-
-
-def _add_batch_columns(con: Connection) -> None:
-    con.execute(BATCH_COLUMNS)
-
-
-def _add_batch_accounts(con: Connection) -> None:
-    con.execute(BATCH_ACCOUNTS)
-
-
-def _create_ablations(con: Connection) -> None:
-    con.execute(ABLATION_TABLES)
-
-
-def _create_deployment_tables(con: Connection) -> None:
-    con.execute(DEPLOYMENT_TABLES)
-
-
-def _add_rules(con: Connection) -> None:
-    con.execute(RULES)
-
-
-def _create_rounds(con: Connection) -> None:
-    con.execute(ROUNDS)
-
-
-def _create_estimates(con: Connection) -> None:
-    con.execute(ESTIMATES)
-
-
-def _add_environments(con: Connection) -> None:
-    con.execute(ENVIRONMENTS)
-
-
-def _add_answers(con: Connection) -> None:
-    con.execute(ANSWERS)
-
-
-def _create_shards(con: Connection) -> None:
-    con.execute(SHARDS)
-
-
-MIGRATIONS: tuple[Migration, ...] = (
-    Migration(1, "first tables", _create_first_tables),
-    Migration(2, "replays of labels", _create_label_replays),
-    Migration(3, "requests under way", _add_batch_columns),
-    Migration(4, "ablations", _create_ablations),
-    Migration(5, "deployments", _create_deployment_tables),
-    Migration(6, "corrective rules", _add_rules),
-    Migration(7, "rounds", _create_rounds),
-    Migration(8, "estimates without a simulator", _create_estimates),
-    Migration(9, "environments that were played in", _add_environments),
-    Migration(10, "replies that hold no answer", _add_answers),
-    Migration(11, "who sent a batch", _add_batch_accounts),
-    Migration(12, "what the files were", _create_shards),
-)
+MIGRATIONS: tuple[Migration, ...] = tuple(map(_read, sorted((Path(__file__).parent / "migrations").glob("*.sql"))))
 
 
 def create_tables(con: Connection) -> None:

@@ -1,26 +1,31 @@
-"""The views that people query: steps over the Parquet files, annotations joined to them, and summaries per run.
+"""The views that people query: steps over the Parquet files, annotations joined to them, opinions, rules and summaries.
 
 They are text made from the `datasets` table, the store's absolute path and the files that are there, so they are made
-again when one of these changes. A dataset of which a file is damaged (`catalog/integrity.py`) is left out; the others
-can be asked. What cannot depend on a dataset is in `summaries.py`.
+again when one of these changes. A dataset of which a file is damaged (`integrity.py`) is left out; the others can be
+asked. Views whose text cannot depend on a dataset are the files `views/*.sql`.
 """
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
 from ..content_hash import canonical_json, sha256_bytes
+from ..errors import BadInput
+from ..predicates import read_predicate, sql_name, sql_text
 from ..schema import Space
 from .connection import Connection
 from .integrity import inspect_shards, note_shards
-from .opinions import opinion_views, same_action
-from .rule_views import RuledDataset, rule_view
-from .summaries import SUMMARIES
 
+AGREEMENT_SHARE = 0.05
+"""A suggested number agrees with another one within this share of its range."""
+STEP = "step"
+"""What a condition may speak of beside the components: the number of the step."""
 MAX_NAMED_COMPONENTS = 512
 """A dataset with more components than this has them only as `observation[i]`."""
 
@@ -53,6 +58,29 @@ _NOTE_TYPES = {
 }
 _CREATE = "CREATE OR REPLACE VIEW "
 _JOINED_TYPES = {"agrees": "BOOLEAN", "return_": "DOUBLE", "length": "INTEGER"}
+_VOTED_TYPES = {**_KEY_TYPES, "majority_action": "DOUBLE[]", "majority_label": "VARCHAR"}
+_TALLY_TYPES = _VOTED_TYPES | {"opinions": "BIGINT", "majority_share": "DOUBLE", "agreement": "DOUBLE"}
+_VOTE_TYPES = {"annotation_id": "VARCHAR", "opinion": "VARCHAR", **_VOTED_TYPES, "with_majority": "BOOLEAN"}
+_PAIR_TYPES = {
+    **_KEY_TYPES,
+    "annotation_id": "VARCHAR",
+    "run_id": "VARCHAR",
+    "model": "VARCHAR",
+    "confidence": "DOUBLE",
+    "opinion": "VARCHAR",
+    "other_id": "VARCHAR",
+    "other_run_id": "VARCHAR",
+    "other_model": "VARCHAR",
+    "other_opinion": "VARCHAR",
+    "agree": "BOOLEAN",
+}
+_OPINION = "coalesce({0}.request_id, {0}.annotation_id)"  # a reply that two runs share is one opinion
+_SUMMARIES = ("current_label_replays", "spending", "label_quality", "leaderboard")
+_FOLDER = Path(__file__).parent / "views"
+_NO_MATCHES = (
+    "SELECT NULL::VARCHAR AS dataset_id, NULL::BIGINT AS episode_id, NULL::INTEGER AS step, NULL::VARCHAR AS rule_id "
+    "WHERE false"
+)
 
 
 @dataclass(frozen=True)
@@ -71,26 +99,24 @@ class ViewState(NamedTuple):
     """How the views stand."""
 
     left_out: Mapping[str, str]  # datasets that no view can show now, and what is wrong with each
-    views: _Views
     is_current: bool  # whether the catalog's views are those, and it knows all that was found out about the files
-
-    @property
-    def temporary_script(self) -> str:
-        """The script for one connection alone, where the catalog cannot be written."""
-        return self.views.script().replace(_CREATE, "CREATE OR REPLACE TEMP VIEW ")
+    temporary_script: str  # makes them for one connection alone, where the catalog cannot be written and they are not
 
 
 def look_at_views(con: Connection, rollouts: Path) -> ViewState:
     """Whether the views fit the datasets that are registered, their files, and the place where the store lies now.
 
+    Nothing is made for that: the comment of the view `steps` says what the views were made from.
+
     Args:
         con: a connection of the catalog.
         rollouts: the absolute folder with one folder per dataset.
     """
-    damaged, news = inspect_shards(con, rollouts)
-    views = _read(con, rollouts, damaged)
-    found = con.execute("SELECT comment FROM duckdb_views() WHERE view_name = 'steps' AND NOT internal").fetchone()
-    return ViewState(damaged, views, not news and found is not None and found[0] == views.mark())
+    damaged, news, datasets = inspect_shards(con, rollouts)
+    comment, rules = _marks(con)
+    if not news and comment == _mark(rollouts, datasets, damaged, rules):
+        return ViewState(damaged, True, "")
+    return ViewState(damaged, False, _script(con, rollouts, damaged).replace(_CREATE, "CREATE OR REPLACE TEMP VIEW "))
 
 
 def refresh_views(con: Connection, rollouts: Path) -> Mapping[str, str]:
@@ -103,12 +129,52 @@ def refresh_views(con: Connection, rollouts: Path) -> Mapping[str, str]:
     Returns:
         The datasets that no view can show now, and what is wrong with each.
     """
-    damaged, news = inspect_shards(con, rollouts)
+    damaged, news, datasets = inspect_shards(con, rollouts)
     note_shards(con, news)
-    views = _read(con, rollouts, damaged)
-    con.execute(views.script())
-    con.execute(f"COMMENT ON VIEW steps IS {_text(views.mark())}")
+    con.execute(_script(con, rollouts, damaged))
+    mark = _mark(rollouts, datasets, damaged, _marks(con)[1])
+    con.execute(f"COMMENT ON VIEW steps IS {sql_text(mark)}")
     return damaged
+
+
+def _marks(con: Connection) -> tuple[str | None, str | None]:
+    """What the views were made from, and a hash of all rules."""
+    ((comment, rules),) = con.execute(
+        """SELECT (SELECT comment FROM duckdb_views() WHERE view_name = 'steps' AND NOT internal),
+               (SELECT md5(string_agg(concat_ws(' ', dataset_id, rule_id, predicate), ';' ORDER BY rule_id)) FROM rules)
+        """
+    ).fetchall()
+    return comment, rules
+
+
+def _mark(rollouts: Path, datasets: Sequence[tuple[str, str]], damaged: Container[str], rules: str | None) -> str:
+    """What tells whether the views are those that would be made now."""
+    shown = [(name, manifest_sha256, name in damaged) for name, manifest_sha256 in datasets]
+    made_from = canonical_json([_made_by(), str(rollouts), shown, rules])
+    return f"made from {sha256_bytes(made_from.encode())}"
+
+
+@cache
+def _made_by() -> str:
+    """A hash of what writes the views: this module, the one that it reads conditions with, and the `.sql` files."""
+    code = [Path(__file__), Path(__file__).parents[1] / "predicates.py", *sorted(_FOLDER.glob("*.sql"))]
+    return sha256_bytes(b"".join(path.read_bytes() for path in code))
+
+
+def _script(con: Connection, rollouts: Path, damaged: Container[str]) -> str:
+    """The statements that make all views, in an order in which each finds what it needs."""
+    everything = _datasets(con, rollouts)
+    datasets = [dataset for dataset in everything if dataset.dataset_id not in damaged]
+    noted = _no_rows(_NOTE_TYPES | _STEP_TYPES | _JOINED_TYPES)
+    return ";\n".join(
+        [
+            _view("steps", [_no_rows(_KEY_TYPES | _STEP_TYPES), *map(_steps_of, datasets)]),
+            _view("annotated_steps", [noted, *map(_annotated_steps_of, datasets)]),
+            *_opinion_views([(dataset.dataset_id, dataset.action_space) for dataset in everything]),
+            _rule_view(_ruled(con, datasets)),
+            *map(_read_view, _SUMMARIES),
+        ]
+    )
 
 
 def component_columns(names: Sequence[str]) -> list[str]:
@@ -126,44 +192,6 @@ def component_columns(names: Sequence[str]) -> list[str]:
         taken.add(column.lower())
         columns.append(column)
     return columns
-
-
-@dataclass(frozen=True)
-class _Views:
-    """What all views are made of."""
-
-    before: Sequence[str]  # statements
-    ruled: Sequence[RuledDataset]
-
-    def script(self) -> str:
-        """The statements that make them."""
-        return ";\n".join([*self.before, rule_view(self.ruled), *SUMMARIES])
-
-    def mark(self) -> str:
-        """What tells whether they are those that would be made now.
-
-        Every command needs it, so that of a dataset's rules only the first is written as SQL, which takes a while.
-        """
-        first = [dataset._replace(rules=dataset.rules[:1]) for dataset in self.ruled]
-        rules = [(dataset.dataset_id, *rule) for dataset in self.ruled for rule in dataset.rules]
-        script = ";\n".join([*self.before, rule_view(first), *SUMMARIES, canonical_json(rules)])
-        return f"made from {sha256_bytes(script.encode())}"
-
-
-def _read(con: Connection, rollouts: Path, damaged: Container[str]) -> _Views:
-    everything = _datasets(con, rollouts)
-    datasets = [dataset for dataset in everything if dataset.dataset_id not in damaged]
-    return _Views(
-        [
-            _view("steps", [_no_rows(_KEY_TYPES | _STEP_TYPES), *map(_steps_of, datasets)]),
-            _view(
-                "annotated_steps",
-                [_no_rows(_NOTE_TYPES | _STEP_TYPES | _JOINED_TYPES), *map(_annotated_steps_of, datasets)],
-            ),
-            *opinion_views([(dataset.dataset_id, dataset.action_space) for dataset in everything]),
-        ],
-        _ruled(con, datasets),
-    )
 
 
 def _datasets(con: Connection, rollouts: Path) -> list[_Dataset]:
@@ -187,11 +215,11 @@ def _datasets(con: Connection, rollouts: Path) -> list[_Dataset]:
     ]
 
 
-def _ruled(con: Connection, datasets: Sequence[_Dataset]) -> list[RuledDataset]:
+def _ruled(con: Connection, datasets: Sequence[_Dataset]) -> list[_RuledDataset]:
     """The datasets that have rules."""
     rows = con.execute("SELECT dataset_id, rule_id, predicate FROM rules ORDER BY rule_id").fetchall()
     return [
-        RuledDataset(d.dataset_id, d.action_space, component_columns(d.component_names), rules)
+        _RuledDataset(d.dataset_id, d.action_space, component_columns(d.component_names), rules)
         for d in datasets
         if (rules := [(rule_id, predicate) for name, rule_id, predicate in rows if name == d.dataset_id])
     ]
@@ -199,7 +227,7 @@ def _ruled(con: Connection, datasets: Sequence[_Dataset]) -> list[RuledDataset]:
 
 def _steps_of(dataset: _Dataset) -> str:
     names = ", ".join(f"{value} AS {name}" for name, value in _step_columns(dataset).items())
-    keys = f"{_text(dataset.dataset_id)} AS dataset_id, episode_id, step"
+    keys = f"{sql_text(dataset.dataset_id)} AS dataset_id, episode_id, step"
     return f"SELECT {keys}, {names} FROM {_files_of(dataset)} AS logged"
 
 
@@ -207,7 +235,7 @@ def _step_columns(dataset: _Dataset) -> dict[str, str]:
     """SQL of each column of a step, from a row of the files that is called `logged`."""
     actions = dataset.action_space
     if actions.is_discrete:
-        names = ", ".join(map(_text, dataset.action_names))
+        names = ", ".join(map(sql_text, dataset.action_names))
         action, name = "logged.action", f"[{names}][logged.action - {actions.start} + 1]"
         vector = "CASE WHEN logged.action IS NOT NULL THEN [logged.action::DOUBLE] END"
     else:
@@ -225,7 +253,7 @@ def _step_columns(dataset: _Dataset) -> dict[str, str]:
 
 
 def _files_of(dataset: _Dataset) -> str:
-    return f"read_parquet([{', '.join(_text(str(path)) for path in dataset.files)}])"
+    return f"read_parquet([{', '.join(sql_text(str(path)) for path in dataset.files)}])"
 
 
 def _annotated_steps_of(dataset: _Dataset) -> str:
@@ -234,7 +262,7 @@ def _annotated_steps_of(dataset: _Dataset) -> str:
     columns = _step_columns(dataset)
     steps = ", ".join(f"{value} AS {name}" for name, value in columns.items())
     components = "".join(
-        f",\n    logged.observation[{place}]::DOUBLE AS {_identifier(column)}"
+        f",\n    logged.observation[{place}]::DOUBLE AS {sql_name(column)}"
         for place, column in enumerate(component_columns(dataset.component_names), 1)
     )
     agreement = same_action(dataset.action_space, "notes.suggested_action", f"({columns['action_vector']})")
@@ -244,21 +272,201 @@ def _annotated_steps_of(dataset: _Dataset) -> str:
 FROM annotations AS notes
 JOIN {_files_of(dataset)} AS logged USING (episode_id, step)
 JOIN episodes USING (dataset_id, episode_id)
-WHERE notes.dataset_id = {_text(dataset.dataset_id)}"""
+WHERE notes.dataset_id = {sql_text(dataset.dataset_id)}"""
+
+
+def _opinion_views(spaces: Sequence[tuple[str, Space]]) -> list[str]:
+    """Statements that make the views of opinions, in an order in which each finds what it needs.
+
+    - `opinion_pairs`: each two suggestions for one step, in both orders, and whether they agree.
+    - `tallies`: per step how many opinions there are, the suggestion of most (ties: higher summed confidence) or the
+      median of each number, the share of opinions that agree with it, and the share of pairs that agree, which is null
+      for a single opinion.
+    - `majorities`: that suggestion alone.
+    - `majority_votes`: per suggestion whether it agrees with that.
+    - `label_agreement`: one row per annotated step, which is what people query.
+
+    Args:
+        spaces: id and action space of every dataset.
+    """
+    pairs = [_no_rows(_PAIR_TYPES), *(_pairs(name, space) for name, space in spaces)]
+    tallies = [_no_rows(_TALLY_TYPES), *((_count if s.is_discrete else _measure)(name, s) for name, s in spaces)]
+    votes = [_no_rows(_VOTE_TYPES)]
+    votes += [_votes(name, space) for name, space in spaces]
+    return [
+        _view("opinion_pairs", pairs),
+        _view("tallies", tallies),
+        _read_view("majorities"),
+        _view("majority_votes", votes),
+        _read_view("label_agreement"),
+    ]
+
+
+def same_action(space: Space, left: str, right: str) -> str:
+    """SQL that says whether two actions, each a DOUBLE[], agree.
+
+    Args:
+        space: of the actions.
+        left: SQL of the first.
+        right: SQL of the second; where a number has no bounds, its size sets the tolerance.
+    """
+    if space.is_discrete:
+        return f"{left}[1] = {right}[1]"
+    return " AND ".join(
+        f"abs({left}[{place}] - {right}[{place}]) <= {_tolerance(space, place, right)}"
+        for place in range(1, space.size + 1)
+    )
+
+
+def _pairs(dataset_id: str, space: Space) -> str:
+    agree = same_action(space, "one.suggested_action", "other.suggested_action")
+    return f"""SELECT dataset_id, episode_id, step, one.annotation_id, one.run_id, one.model, one.confidence,
+    {_OPINION.format("one")} AS opinion, other.annotation_id AS other_id, other.run_id AS other_run_id,
+    other.model AS other_model, {_OPINION.format("other")} AS other_opinion, {agree} AS agree
+FROM annotations AS one JOIN annotations AS other USING (dataset_id, episode_id, step)
+WHERE dataset_id = {sql_text(dataset_id)} AND {_OPINION.format("one")} <> {_OPINION.format("other")}
+    AND one.suggested_action IS NOT NULL AND other.suggested_action IS NOT NULL"""
+
+
+def _count(dataset_id: str, space: Space) -> str:
+    """Tallies of discrete actions: votes are counted, so no opinion is compared with another one."""
+    return f"""SELECT {sql_text(dataset_id)} AS dataset_id, episode_id, step, [best.said] AS majority_action,
+    best.label AS majority_label, opinions::BIGINT AS opinions, most / opinions AS majority_share,
+    pairs / nullif(opinions * (opinions - 1), 0) AS agreement
+FROM (
+    SELECT episode_id, step, sum(votes) AS opinions, max(votes) AS most, sum(votes * (votes - 1)) AS pairs,
+        arg_max({{said: said, label: label}}, (votes, confidence, -said)) AS best
+    FROM (
+        SELECT episode_id, step, said, any_value(label) AS label, count(*) AS votes, sum(confidence) AS confidence
+        FROM (
+            SELECT episode_id, step, suggested_action[1] AS said, hash({_OPINION.format("annotations")}) AS opinion,
+                any_value(suggested_label) AS label, any_value(coalesce(confidence, 1)) AS confidence
+            FROM annotations WHERE dataset_id = {sql_text(dataset_id)} AND suggested_action IS NOT NULL
+            GROUP BY episode_id, step, suggested_action[1], opinion
+        ) GROUP BY episode_id, step, said
+    ) GROUP BY episode_id, step
+)"""
+
+
+def _measure(dataset_id: str, space: Space) -> str:
+    """Tallies of continuous actions: medians, and what lies within the tolerance of the median or of each other."""
+    opinion, own = _OPINION.format("annotations"), f"WHERE dataset_id = {sql_text(dataset_id)}"
+    medians = ", ".join(f"median(suggested_action[{place}])" for place in range(1, space.size + 1))
+    agree = same_action(space, "suggested_action", "majority_action")
+    return f"""SELECT {sql_text(dataset_id)} AS dataset_id, episode_id, step, majority_action,
+    NULL::VARCHAR AS majority_label, opinions, majority_share, agreement
+FROM (
+    SELECT episode_id, step, any_value(majority_action) AS majority_action, count(*) AS opinions,
+        avg(({agree})::DOUBLE) AS majority_share
+    FROM (SELECT DISTINCT ON (episode_id, step, {opinion}) * FROM annotations
+          {own} AND suggested_action IS NOT NULL) AS suggested
+    JOIN (SELECT episode_id, step, [{medians}] AS majority_action
+          FROM (SELECT DISTINCT ON (episode_id, step, {opinion}) * FROM annotations
+                {own} AND suggested_action IS NOT NULL)
+          GROUP BY episode_id, step) AS middle USING (episode_id, step)
+    GROUP BY episode_id, step
+) LEFT JOIN (
+    SELECT episode_id, step, avg(agree::DOUBLE) AS agreement
+    FROM (SELECT DISTINCT episode_id, step, opinion, other_opinion, agree FROM opinion_pairs {own})
+    GROUP BY episode_id, step
+) USING (episode_id, step)"""
+
+
+def _votes(dataset_id: str, space: Space) -> str:
+    agree = same_action(space, "annotations.suggested_action", "majorities.majority_action")
+    opinion = _OPINION.format("annotations")
+    return f"""SELECT annotations.annotation_id, {opinion} AS opinion, dataset_id, episode_id, step, majority_action,
+    majority_label, {agree} AS with_majority
+FROM annotations JOIN majorities USING (dataset_id, episode_id, step)
+WHERE dataset_id = {sql_text(dataset_id)} AND suggested_action IS NOT NULL"""
+
+
+def _tolerance(space: Space, place: int, reference: str) -> str:
+    low, high = (bounds[place - 1] if bounds else math.inf for bounds in (space.low, space.high))
+    if math.isfinite(low) and math.isfinite(high):
+        return repr(AGREEMENT_SHARE * (high - low))
+    return f"{AGREEMENT_SHARE} * greatest(1, abs({reference}[{place}]))"
+
+
+class _RuledDataset(NamedTuple):
+    """What the view needs to know of a dataset and its rules."""
+
+    dataset_id: str
+    action_space: Space
+    columns: Sequence[str]  # of the observation's components, see `component_columns`
+    rules: Sequence[tuple[str, str]]  # id and condition of each
+
+
+def match_steps(dataset_id: str, columns: Sequence[str], rules: Sequence[tuple[str, str]]) -> str:
+    """A query for `dataset_id`, `episode_id`, `step` and `rule_id`: each rule beside each step that it matches.
+
+    Args:
+        dataset_id: the dataset.
+        columns: of its observations' components.
+        rules: id and canonical condition of each, at least one.
+
+    Raises:
+        BadInput: if a condition is not allowed.
+    """
+    known = [*columns, STEP]
+    cases = [
+        f"CASE WHEN {read_predicate(predicate, known, is_canonical=True).sql} THEN {sql_text(rule_id)} END"
+        for rule_id, predicate in rules
+    ]
+    named = "".join(f", observation[{place}] AS {sql_name(column)}" for place, column in enumerate(columns, 1))
+    return f"""SELECT dataset_id, episode_id, "at step" AS step, rule_id FROM (
+    SELECT dataset_id, episode_id, "at step", unnest([{", ".join(cases)}]) AS rule_id
+    FROM (SELECT dataset_id, episode_id, step AS "at step", step::DOUBLE AS {STEP}{named}
+          FROM steps WHERE dataset_id = {sql_text(dataset_id)} AND action_vector IS NOT NULL)
+) WHERE rule_id IS NOT NULL"""
+
+
+def _rule_view(datasets: Sequence[_RuledDataset]) -> str:
+    """The statement that makes `ruled_steps`; a rule whose condition is not allowed any more matches nothing there.
+
+    `suggested_action` is complete: where a rule leaves a dimension open, it is the logged one. `decides` says whether
+    it is the first rule of its list that matches the step, whose action is the label.
+    """
+    allowed = [(d, [rule for rule in d.rules if is_allowed(rule[1], d.columns)]) for d in datasets]
+    matched = [_NO_MATCHES, *(match_steps(d.dataset_id, d.columns, rules) for d, rules in allowed if rules)]
+    agreements = "".join(
+        f"\n        WHEN {sql_text(name)} THEN {same_action(space, 'suggested_action', 'action_vector')}"
+        for name, space, *_ in datasets
+    )
+    agrees = f"CASE dataset_id{agreements} END" if agreements else "NULL::BOOLEAN"
+    return f"""{_CREATE}ruled_steps AS
+WITH matched AS (
+{" UNION ALL ".join(matched)}
+), taught AS (
+    SELECT rules.* EXCLUDE (suggested_action, created_at), matched.episode_id, matched.step,
+        list_transform(list_zip(rules.suggested_action, steps.action_vector), lambda pair: coalesce(pair[1], pair[2]))
+            AS suggested_action,
+        steps.observation, steps.action, steps.action_vector, steps.action_name, steps.reward
+    FROM matched JOIN rules USING (dataset_id, rule_id) JOIN steps USING (dataset_id, episode_id, step)
+)
+SELECT *, {agrees} AS agrees, row_number() OVER (
+    PARTITION BY run_id, request_id, dataset_id, episode_id, step ORDER BY position, rule_id
+) = 1 AS decides
+FROM taught"""
+
+
+def is_allowed(predicate: str, columns: Sequence[str]) -> bool:
+    """Whether a stored condition keeps every rule."""
+    try:
+        read_predicate(predicate, [*columns, STEP], is_canonical=True)
+    except BadInput:
+        return False
+    return True
+
+
+def _read_view(name: str) -> str:
+    return _view(name, [(_FOLDER / f"{name}.sql").read_text()])
 
 
 def _view(name: str, selects: Sequence[str]) -> str:
     return f"{_CREATE}{name} AS\n" + "\nUNION ALL BY NAME\n".join(selects)
 
 
-def _no_rows(types: dict[str, str]) -> str:
+def _no_rows(types: Mapping[str, str]) -> str:
     """What gives a view its columns while there is no dataset."""
     return "SELECT " + ", ".join(f"NULL::{kind} AS {name}" for name, kind in types.items()) + " WHERE false"
-
-
-def _text(value: str) -> str:
-    return "'" + value.replace("'", "''") + "'"
-
-
-def _identifier(name: str) -> str:
-    return '"' + name.replace('"', '""') + '"'

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
-from ..catalog import Connection, insert_rows
+from ..catalog import insert_rows
 from ..content_hash import canonical_json, sha256_bytes
 from ..datasets import pick
 from ..disk import exclusive_lock, publish_folder, write_whole, writing
@@ -92,23 +92,6 @@ def find_policy(store: Store, policy_sha256: str) -> str | None:
             [policy_sha256],
         ).fetchone()
     return kept[0] if kept else None
-
-
-def load_returns(con: Connection, environment_sha256: str, policies: Mapping[str, str]) -> dict[str, list[float]]:
-    """Evaluation -> returns of its episodes, of all evaluations of some policies in an environment.
-
-    Args:
-        con: a connection to the catalog.
-        environment_sha256: the environment as it is now.
-        policies: id -> hash; a policy that had another role under an earlier name has the hash in its id.
-    """
-    rows = con.execute(
-        """SELECT evaluation_id, returns FROM evaluations
-           WHERE environment_sha256 = $1
-             AND (policy_id IN (SELECT unnest($2)) OR right(policy_id, 12) IN (SELECT unnest($3)))""",
-        [environment_sha256, list(policies), [sha256[:12] for sha256 in policies.values()]],
-    ).fetchall()
-    return dict(rows)
 
 
 def resolve_policy(store: Store, name: str | None = None) -> str:

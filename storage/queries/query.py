@@ -13,6 +13,7 @@ from duckdb.sqltypes import DuckDBPyType
 
 from ..catalog import Connection, is_corrupt
 from ..errors import BadInput, DamagedStore, TrajnoteError
+from ..predicates import sql_name, sql_text
 from ..store import Store
 from .bounded import Bounds, run_bounded, too_much_memory
 
@@ -102,7 +103,7 @@ def _columns(relation: duckdb.DuckDBPyRelation, as_text: bool) -> str:
     for place, (name, kind) in enumerate(zip(names, relation.types, strict=True), 1):
         wanted = _plain_type(kind, as_text)
         value = f"#{place}" if wanted == str(kind) else f"CAST(#{place} AS {wanted})"
-        columns.append(f"{value} AS {_identifier(name)}")
+        columns.append(f"{value} AS {sql_name(name)}")
     return ", ".join(columns)
 
 
@@ -141,11 +142,7 @@ def _nested_type(kind: DuckDBPyType, as_text: bool) -> str:
         return f"{inner[0]}[{dict(kind.children)['size']}]"
     if kind.id == "map":
         return f"MAP({', '.join(inner)})"
-    return f"STRUCT({', '.join(f'{_identifier(name)} {new}' for new, (name, _) in zip(inner, children, strict=True))})"
-
-
-def _identifier(name: str) -> str:
-    return '"' + name.replace('"', '""') + '"'
+    return f"STRUCT({', '.join(f'{sql_name(name)} {new}' for new, (name, _) in zip(inner, children, strict=True))})"
 
 
 def _require_one_reading_statement(sql: str) -> None:
@@ -175,7 +172,7 @@ def _shut_in(con: Connection, rollouts: Path) -> list[Path]:
     """
     rows = con.execute("SELECT DISTINCT dataset_id, shard FROM episodes").fetchall()
     shards = [rollouts / dataset_id / name for dataset_id, name in rows]
-    paths = ", ".join("'" + str(path).replace("'", "''") + "'" for path in shards)
+    paths = ", ".join(sql_text(str(path)) for path in shards)
     con.execute(f"SET allowed_paths = [{paths}]")
     con.execute("SET enable_external_access = false")
     con.execute("SET lock_configuration = true")

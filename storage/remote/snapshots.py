@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from ..catalog import MIGRATIONS, Catalog, Connection
 from ..disk import sync_folder
 from ..errors import CatalogLocked, Prerequisite
+from ..predicates import sql_text
 from .remote import Remote
 
 FORMAT = 1
@@ -112,9 +113,8 @@ def digest_tables(con: Connection) -> dict[str, str]:
 
 def copy_catalog(con: Connection, path: Path) -> None:
     """Write all of a catalog into a new file, as it is for this connection."""
-    text = str(path).replace("'", "''")
     found = con.execute("SELECT current_database()").fetchone()
-    con.execute(f"ATTACH '{text}' AS snapshot_copy (READ_WRITE)")
+    con.execute(f"ATTACH {sql_text(str(path))} AS snapshot_copy (READ_WRITE)")
     con.execute(f'COPY FROM DATABASE "{found[0] if found else ""}" TO snapshot_copy')
     con.execute("DETACH snapshot_copy")
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from ..catalog import Connection
 from ..content_hash import canonical_json
 from ..disk import TEMPORARY, sync_file, sync_folder, writing
+from ..predicates import sql_text
 from ..store import Store
 from .remote import Remote
 from .snapshots import Snapshot
@@ -37,8 +38,7 @@ def write_tables(con: Connection, folder: Path) -> list[Path]:
     for name, query in TABLES.items():
         path = folder / f"{name}.parquet"
         temporary = path.with_name(f"{path.name}{TEMPORARY}")
-        text = str(temporary).replace("'", "''")
-        con.execute(f"COPY ({query}) TO '{text}' (FORMAT parquet, COMPRESSION zstd)")
+        con.execute(f"COPY ({query}) TO {sql_text(str(temporary))} (FORMAT parquet, COMPRESSION zstd)")
         with writing(path):
             sync_file(temporary)
             written.append(temporary.replace(path))

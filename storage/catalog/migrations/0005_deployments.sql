@@ -1,8 +1,6 @@
-"""What the catalog keeps of deployments: their datasets, and which policy they have in force since when."""
-
-from __future__ import annotations
-
-DEPLOYMENT_TABLES = """
+-- The datasets of deployments, and which policy they have in force since when. `origin` is `file:SHA256`,
+-- `collect:NUMBER` or `dataset:ID`. A row of `promotions` is a decision: its `policy_id` is in force from then on, and
+-- is another one than before only if `promoted`.
 CREATE TABLE intakes (
     deployment VARCHAR NOT NULL,
     origin VARCHAR NOT NULL,
@@ -22,6 +20,3 @@ CREATE TABLE promotions (
     created_at TIMESTAMPTZ NOT NULL DEFAULT now(),
     PRIMARY KEY (deployment, number)
 );
-"""
-"""`origin` is `file:SHA256`, `collect:NUMBER` or `dataset:ID`. A row of `promotions` is a decision: its `policy_id` is
-in force from then on, and is another one than before only if `promoted`."""

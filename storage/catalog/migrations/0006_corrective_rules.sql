@@ -1,8 +1,5 @@
-"""The table of corrective rules, and the kind of request that asks for them, for the migration that makes both."""
-
-from __future__ import annotations
-
-RULES = """
+-- `position` is the place in the annotator's list, which is read from its beginning; a null in `suggested_action` is a
+-- dimension that stays as it was logged. A CHECK of a table cannot be changed, so `requests` is written anew.
 CREATE TABLE rules (
     rule_id VARCHAR PRIMARY KEY,
     run_id VARCHAR NOT NULL,
@@ -35,6 +32,3 @@ CREATE TABLE requests (
 );
 INSERT INTO requests BY NAME SELECT * FROM requests_before;
 DROP TABLE requests_before;
-"""
-"""`position` is the place in the annotator's list, which is read from its beginning; a null in `suggested_action` is a
-dimension that stays as it was logged. A CHECK of a table cannot be changed, so `requests` is written anew."""

@@ -1,11 +1,4 @@
-"""The views that need nothing but the catalog's own tables and `annotated_steps`: one row per run, or per arm."""
-
-from __future__ import annotations
-
-from .quality_view import LABEL_QUALITY
-
-_SPENDING = """
-CREATE OR REPLACE VIEW spending AS
+-- One row per annotation run: requests, tokens, dollars, labels.
 WITH asked AS (
     SELECT run_id, count(*) AS requests FROM run_requests GROUP BY ALL
 ), answered AS (  -- a reply belongs to the run in whose folder it lies, so that it is paid for once
@@ -41,25 +34,3 @@ LEFT JOIN answered USING (run_id)
 LEFT JOIN accepted USING (run_id)
 LEFT JOIN refused USING (run_id)
 LEFT JOIN sent USING (run_id)
-"""
-
-_LEADERBOARD = """
-CREATE OR REPLACE VIEW leaderboard AS
-SELECT comparison_id, arm, env_id, dataset_id, recipe, seed, mode, labels, return_, low, high, episodes, draws,
-    arms.accepted AS accepted_draws, better, credit, basis, created_at,
-    environment_sha256
-FROM arms JOIN comparisons USING (comparison_id)
-LEFT JOIN (SELECT comparison_id, any_value(seed) AS seed FROM refinements GROUP BY ALL) USING (comparison_id)
-ORDER BY env_id, comparison_id, mode, return_ DESC
-"""
-
-_CURRENT_LABEL_REPLAYS = """
-CREATE OR REPLACE VIEW current_label_replays AS  -- what two environments paid is never one mean
-SELECT * FROM label_replays QUALIFY environment_sha256 IS NOT DISTINCT FROM last_value(environment_sha256) OVER (
-    PARTITION BY dataset_id ORDER BY created_at, label_replay_id
-    ROWS BETWEEN UNBOUNDED PRECEDING AND UNBOUNDED FOLLOWING
-)
-"""
-
-SUMMARIES = (_CURRENT_LABEL_REPLAYS, _SPENDING, LABEL_QUALITY, _LEADERBOARD)
-"""Statements that make these views, in an order in which each finds what it needs."""

@@ -1,12 +1,5 @@
-"""The view `label_quality`: what can be said of a run's labels in SQL alone, one row per run.
-
-What needs arithmetic over states (an out-of-fold classifier, a value fit) is `annotate quality`.
-"""
-
-from __future__ import annotations
-
-LABEL_QUALITY = """
-CREATE OR REPLACE VIEW label_quality AS
+-- One row per run: what can be said of its labels in SQL alone. What needs arithmetic over states (an out-of-fold
+-- classifier, a value fit) is `annotate quality`.
 WITH accepted AS (
     SELECT run_id, count(*) AS annotations, avg(critical::DOUBLE) AS critical_share,
         avg(agrees::DOUBLE) AS confirmation_share, avg(confidence) AS confidence,
@@ -59,4 +52,3 @@ LEFT JOIN compared USING (run_id)
 LEFT JOIN followed USING (run_id)
 LEFT JOIN measured USING (run_id)
 LEFT JOIN sizes USING (dataset_id)
-"""

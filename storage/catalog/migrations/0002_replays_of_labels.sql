@@ -1,8 +1,4 @@
-"""The table of replayed labels, for the migration that makes it; `annotations/label_replays.py` reads and writes it."""
-
-from __future__ import annotations
-
-LABEL_REPLAYS = """
+-- What replays measured about single labels.
 CREATE TABLE label_replays (
     label_replay_id VARCHAR PRIMARY KEY,
     annotation_id VARCHAR NOT NULL,
@@ -22,4 +18,3 @@ CREATE TABLE label_replays (
     detail VARCHAR,
     created_at TIMESTAMPTZ NOT NULL DEFAULT now()
 );
-"""

@@ -1,8 +1,4 @@
-"""The table of rounds, for the migration that makes it: the policies before and after each, and what it gained."""
-
-from __future__ import annotations
-
-ROUNDS = """
+-- The policies before and after each round, and what it gained.
 CREATE TABLE rounds (
     series_id VARCHAR NOT NULL,
     round INTEGER NOT NULL,
@@ -19,4 +15,3 @@ CREATE TABLE rounds (
     created_at TIMESTAMPTZ NOT NULL DEFAULT now(),
     PRIMARY KEY (series_id, round)
 );
-"""

@@ -1,8 +1,4 @@
-"""What the catalog keeps of estimates, for the migration that makes it; an estimate is never a row of `evaluations`."""
-
-from __future__ import annotations
-
-ESTIMATES = """
+-- An estimate is never a row of evaluations.
 CREATE TABLE estimates (
     estimate_id VARCHAR PRIMARY KEY,
     comparison_id VARCHAR NOT NULL,
@@ -24,4 +20,3 @@ ALTER TABLE comparisons ALTER COLUMN env_id DROP NOT NULL;
 ALTER TABLE candidates ALTER COLUMN return_ DROP NOT NULL;
 ALTER TABLE candidates ADD COLUMN consistency DOUBLE;
 ALTER TABLE candidates ADD COLUMN agreement DOUBLE;
-"""

@@ -1,8 +1,4 @@
-"""The tables with which every catalog begins; later migrations change them. Columns are a contract."""
-
-from __future__ import annotations
-
-FIRST_TABLES = """
+-- The tables with which every catalog begins; later steps change them. Columns are a contract.
 CREATE TABLE datasets (
     dataset_id VARCHAR PRIMARY KEY,
     source VARCHAR NOT NULL,
@@ -224,4 +220,3 @@ CREATE TABLE replays (
     detail VARCHAR,
     created_at TIMESTAMPTZ NOT NULL DEFAULT now()
 );
-"""

@@ -1,8 +1,4 @@
-"""The tables of ablations, for the migration that makes them: what was pooled, and the comparisons behind it."""
-
-from __future__ import annotations
-
-ABLATION_TABLES = """
+-- What was pooled, and the comparisons behind it.
 CREATE TABLE ablations (
     ablation_id VARCHAR NOT NULL,
     dataset_id VARCHAR NOT NULL,
@@ -28,4 +24,3 @@ CREATE TABLE ablation_comparisons (
     comparison_id VARCHAR NOT NULL,
     PRIMARY KEY (ablation_id, recipe, seed)
 );
-"""

@@ -1,4 +1,4 @@
-"""What the catalog keeps of environments: package versions and code with which episodes were played.
+"""What was played, as rows: returns of policies, and the package versions and code of the environment of each.
 
 A row of another table without an environment was made before this was kept. What an environment is made of is found out
 by those who make one.
@@ -10,22 +10,8 @@ import json
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from ..catalog import Connection, insert_rows
 from ..content_hash import canonical_json
-from .connection import Connection, insert_rows
-
-ENVIRONMENTS = """
-CREATE TABLE environments (
-    environment_sha256 VARCHAR PRIMARY KEY,
-    env_id VARCHAR NOT NULL,
-    env_kwargs JSON NOT NULL,
-    versions JSON NOT NULL,
-    code JSON NOT NULL,
-    created_at TIMESTAMPTZ NOT NULL DEFAULT now()
-);
-ALTER TABLE evaluations ADD COLUMN environment_sha256 VARCHAR;
-ALTER TABLE comparisons ADD COLUMN environment_sha256 VARCHAR;
-ALTER TABLE label_replays ADD COLUMN environment_sha256 VARCHAR;
-"""
 
 
 class KnownEnvironment(NamedTuple):
@@ -49,3 +35,20 @@ def list_environments(con: Connection, env_id: str, env_kwargs: Mapping[str, Any
         [env_id, canonical_json(dict(env_kwargs))],
     ).fetchall()
     return [KnownEnvironment(sha256, json.loads(versions), json.loads(code)) for sha256, versions, code in rows]
+
+
+def load_returns(con: Connection, environment_sha256: str, policies: Mapping[str, str]) -> dict[str, list[float]]:
+    """Evaluation -> returns of its episodes, of all evaluations of some policies in an environment.
+
+    Args:
+        con: a connection to the catalog.
+        environment_sha256: the environment as it is now.
+        policies: id -> hash; a policy that had another role under an earlier name has the hash in its id.
+    """
+    rows = con.execute(
+        """SELECT evaluation_id, returns FROM evaluations
+           WHERE environment_sha256 = $1
+             AND (policy_id IN (SELECT unnest($2)) OR right(policy_id, 12) IN (SELECT unnest($3)))""",
+        [environment_sha256, list(policies), [sha256[:12] for sha256 in policies.values()]],
+    ).fetchall()
+    return dict(rows)

@@ -7,14 +7,27 @@ known columns. All else is refused. The SQL that runs is written from what was r
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache, lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from ..errors import BadInput
-from .predicate_pieces import AND, ATOM, COMPARED, NOT, OR, PRODUCT, SIGNED, SUM, Piece, build, call, join, name, number
-from .trees import BEFORE, Node, RefusedError, parse_expression, quote
+import duckdb
+
+from .errors import BadInput
+
+Node = Mapping[str, Any]
+BEFORE = "SELECT "
+"""What the text is put behind; places in a tree are counted from its beginning."""
+
+_PARTS = {"--": "a comment", "/*": "a comment", ";": "a second statement", "'": "a string", "\\": "a backslash"}
+
+
+class RefusedError(Exception):
+    """Something that is not allowed, in words."""
+
 
 MAX_LENGTH = 500
 """Characters of a condition; an honest one has about fifty."""
@@ -238,3 +251,146 @@ def _is_plain(column: str) -> bool:
         return parse_expression(column).get("column_names") == [column]
     except RefusedError:
         return False
+
+
+OR, AND, NOT, COMPARED, SUM, PRODUCT, SIGNED, ATOM = range(1, 9)
+"""How tightly the outermost sign of a piece binds."""
+_PARTIAL = ("sqrt", "sin", "cos")  # DuckDB raises an error where these have no value
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A part of a condition, rebuilt."""
+
+    is_number: bool  # or else true or false
+    text: str
+    sql: str
+    columns: frozenset[str] = frozenset()
+    level: int = ATOM  # how tightly its outermost sign binds
+
+
+def number(value: float) -> Piece:
+    """A number; DuckDB reads it as a double."""
+    text = str(int(value)) if value.is_integer() and abs(value) < 1e15 else repr(value)
+    sql = repr(value) if "e" in repr(value) else f"{value!r}e0"  # with an exponent DuckDB reads a double
+    return Piece(True, text, sql, level=ATOM if value >= 0 else SIGNED)
+
+
+def join(sign: str, pieces: Sequence[Piece], level: int) -> Piece:
+    """Parts with a sign between them; sums and products are read from the left."""
+    least = [level if level in (SUM, PRODUCT) else level + 1, *[level + 1] * (len(pieces) - 1)]
+    return build(f" {sign} ".join(["{}"] * len(pieces)), pieces, level, least)
+
+
+def build(form: str, pieces: Sequence[Piece], level: int, least: Sequence[int]) -> Piece:
+    """Put parts together: in the text with the brackets that are needed, in SQL with all of them.
+
+    Args:
+        form: with one `{}` for each part.
+        pieces: the parts.
+        level: of the whole.
+        least: for each part, the level from which on it needs no brackets.
+    """
+    texts = [p.text if p.level >= enough else f"({p.text})" for p, enough in zip(pieces, least, strict=True)]
+    inner = [p.sql if p.level == ATOM else f"({p.sql})" for p in pieces]
+    return Piece(level >= SUM, form.format(*texts), form.format(*inner), _columns_of(pieces), level)
+
+
+def call(function: str, pieces: Sequence[Piece]) -> Piece:
+    """A function of numbers; where it has no value, the result is null, which no comparison matches."""
+    text = f"{function}({', '.join(piece.text for piece in pieces)})"
+    sql = f"{function}({', '.join(piece.sql for piece in pieces)})"
+    return Piece(True, text, f"TRY({sql})" if function in _PARTIAL else sql, _columns_of(pieces))
+
+
+def name(column: str, *, is_plain: bool) -> Piece:
+    """A column, in the text without quotes where it needs none."""
+    quoted = sql_name(column)
+    return Piece(True, column if is_plain else quoted, quoted, frozenset((column,)))
+
+
+def _columns_of(pieces: Sequence[Piece]) -> frozenset[str]:
+    return frozenset[str]().union(*(piece.columns for piece in pieces))
+
+
+def parse_expression(text: str) -> Node:
+    """DuckDB's tree of one expression.
+
+    Raises:
+        RefusedError: if the text is not exactly one expression, or holds characters that no condition needs.
+    """
+    for part, what in _PARTS.items():
+        if part in text:
+            raise RefusedError(f"the condition has {what} ({part})")
+    if not text.isascii() or not text.isprintable():
+        odd = next(c for c in text if not (c.isascii() and c.isprintable()))
+        raise RefusedError(f"the condition has the character {odd!a}")
+    tree = _tree(f"{BEFORE}{text}")
+    if tree.get("error"):
+        raise RefusedError(f"{quote(text)} is no condition: {_first_line(tree.get('error_message'))}")
+    statements = tree["statements"]
+    expressions = statements[0]["node"].get("select_list", [])
+    plain = len(statements) == len(expressions) == 1 and _skeleton(tree) == _bare_skeleton()
+    if not plain or _tree(f"{BEFORE}({text})").get("error"):  # brackets hold an expression, and no clause behind it
+        raise RefusedError(f"{quote(text)} is more than a condition")
+    return expressions[0]
+
+
+def _tree(sql: str) -> dict[str, Any]:
+    try:
+        found = _parser().cursor().execute("SELECT json_serialize_sql(?)", [sql]).fetchone()
+    except duckdb.Error as error:
+        return {"error": True, "error_message": str(error)}
+    try:
+        return json.loads(found[0]) if found else {"error": True}
+    except RecursionError:
+        raise RefusedError("the condition is nested too deeply") from None
+
+
+def _skeleton(tree: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """What stands around the expressions of a statement."""
+    nodes = [(statement, statement["node"]) for statement in tree["statements"]]
+    return [
+        {**statement, "node": {name: value for name, value in node.items() if name != "select_list"}}
+        for statement, node in nodes
+    ]
+
+
+@cache
+def _bare_skeleton() -> list[dict[str, Any]]:
+    return _skeleton(_tree(f"{BEFORE}1"))
+
+
+@cache
+def _parser() -> duckdb.DuckDBPyConnection:
+    """A connection of its own that holds nothing and reaches nothing; it parses and never plans."""
+    closed: dict[str, str | bool | int | float | list[str]] = {
+        "threads": 1,  # none in the background, so that a forked process may go on with it
+        "enable_external_access": "false",
+        "autoload_known_extensions": "false",
+        "autoinstall_known_extensions": "false",
+    }
+    con = duckdb.connect(":memory:", config=closed)
+    con.execute("SET python_enable_replacements = false")
+    con.execute("SET lock_configuration = true")
+    return con
+
+
+def quote(text: str) -> str:
+    """A piece of a condition, for a message."""
+    shown = text if len(text) <= 80 else f"{text[:79]}…"
+    return f"`{shown}`"
+
+
+def _first_line(message: object) -> str:
+    return str(message or "it cannot be parsed").strip().split("\n", 1)[0][:200]
+
+
+def sql_text(value: str) -> str:
+    """A text as SQL writes it."""
+    return "'" + value.replace("'", "''") + "'"
+
+
+def sql_name(name: str) -> str:
+    """The name of a column or table as SQL writes it."""
+    return '"' + name.replace('"', '""') + '"'

@@ -1,1 +1,0 @@
-"""What each migration of the catalog creates."""

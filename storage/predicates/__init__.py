@@ -1,5 +1,0 @@
-"""Conditions on states: parsed, checked and rebuilt as SQL."""
-
-import lazy_loader
-
-__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,3 +1,0 @@
-from .predicates import FUNCTIONS, MAX_LENGTH, read_predicate
-
-__all__ = ["FUNCTIONS", "MAX_LENGTH", "read_predicate"]
