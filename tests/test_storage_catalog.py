@@ -304,6 +304,26 @@ def test_migrations_are_applied_once_in_order_and_recorded(store: Store) -> None
         assert con.execute("SELECT count(colour) FROM replays").fetchone() == (0,)
 
 
+def test_an_older_catalog_gets_its_lineage_as_columns(tmp_path: Path) -> None:
+    path = tmp_path / "catalog.duckdb"
+    duckdb.connect(str(path)).close()
+    number = next(step.version for step in MIGRATIONS if step.name == "lineage in columns")
+    migrate(Catalog(path), MIGRATIONS[: number - 1])
+    configs: list[dict[str, object]] = [{"policy_sha256": "abc", "also": ["d2", "d3"], "draw": 4}, {"origin": "x"}]
+    with Catalog(path).write() as con:
+        for place, config in enumerate(configs):
+            policy = {"policy_id": f"p{place}", "kind": "refined", "sha256": "s", "config": config, "run_ids": ["r"]}
+            refinement = {"refinement_id": f"f{place}", "dataset_id": "d", "arm": "labels", "config": config}
+            insert_rows(con, "policies", [policy])
+            insert_rows(con, "refinements", [refinement])
+    migrate(Catalog(path))
+    with Catalog(path).read() as con:
+        policies = con.execute("SELECT policy_sha256, also, run_ids FROM policies ORDER BY policy_id").fetchall()
+        refinements = con.execute("SELECT draw, also FROM refinements ORDER BY refinement_id").fetchall()
+    assert policies == [("abc", ["d2", "d3"], ["r"]), (None, None, ["r"])]
+    assert refinements == [(4, ["d2", "d3"]), (None, None)]
+
+
 def test_a_migration_that_fails_leaves_the_catalog_as_it_was(store: Store) -> None:
     with pytest.raises(ZeroDivisionError):
         migrate(store.catalog, (*MIGRATIONS, Migration(len(MIGRATIONS) + 1, "broken", _break_halfway)))

@@ -132,6 +132,8 @@ def _training(material: Material, draw: ArmDraw, about: Mapping[str, str], run_i
         "refinement_id": _refinement_id(about["comparison_id"], draw),
         "dataset_id": material.dataset_id,
         "arm": draw.arm,
+        "draw": draw.number,
+        "also": list(material.also) or None,
         "mode": material.config.mode,
         "run_ids": list(run_ids),
         "labels": len(material.labels),

@@ -43,8 +43,15 @@ def save_policy(store: Store, policy_id: str, files: Mapping[str, bytes], record
     if files_sha256(read_folder(final)) != sha256:
         raise BadInput(f"There is another policy named {policy_id!r}.", "Give the new one another name.")
     with store.catalog.write() as con:
-        insert_rows(con, "policies", [{**record, "policy_id": policy_id, "sha256": sha256}])
+        insert_rows(con, "policies", [{**record, **_lineage(record), "policy_id": policy_id, "sha256": sha256}])
     return sha256
+
+
+def _lineage(record: Mapping[str, object]) -> dict[str, object]:
+    """What a policy's configuration says about where it comes from, as columns that questions ask for."""
+    config = record.get("config")
+    known = cast(Mapping[str, object], config) if isinstance(config, Mapping) else {}
+    return {name: known.get(name) for name in ("policy_sha256", "also")}
 
 
 def policy_files(store: Store, policy_id: str) -> dict[str, bytes]:
@@ -87,7 +94,7 @@ def find_policy(store: Store, policy_sha256: str) -> str | None:
     """
     with store.catalog.read() as con:
         kept = con.execute(
-            """SELECT policy_id FROM policies WHERE config ->> 'policy_sha256' = ?
+            """SELECT policy_id FROM policies WHERE policy_sha256 = ?
                ORDER BY created_at, policy_id LIMIT 1""",
             [policy_sha256],
         ).fetchone()

@@ -22,14 +22,14 @@ UNION SELECT comparison_id, policy_id FROM refinements WHERE policy_id IS NOT NU
 """
 _DATASETS_OF_COMPARISONS = """
 SELECT comparison_id, dataset_id FROM comparisons
-UNION SELECT comparison_id, unnest(from_json(config -> 'also', '["VARCHAR"]')) FROM refinements
+UNION SELECT comparison_id, unnest(also) FROM refinements
 """
 _IN_FORCE = """
 SELECT arg_max(policy_id, number), arg_max(comparison_id, number) FROM promotions GROUP BY deployment
 """
 _ACTED = """
 SELECT datasets.dataset_id, policy_id FROM datasets
-JOIN policies ON policies.config ->> 'policy_sha256' = datasets.policy_sha256
+JOIN policies USING (policy_sha256)
 """
 
 
@@ -76,8 +76,7 @@ def find_kept(store: Store, keep: int, pinned: Sequence[str] = ()) -> Kept:
 def _read_policies(con: Connection) -> dict[str, _Policy]:
     """All policies, the oldest first."""
     rows = con.execute(
-        """SELECT policy_id, kind, baseline_id, dataset_id, from_json(config -> 'also', '["VARCHAR"]')
-           FROM policies ORDER BY created_at, policy_id"""
+        "SELECT policy_id, kind, baseline_id, dataset_id, also FROM policies ORDER BY created_at, policy_id"
     ).fetchall()
     return {
         policy_id: _Policy(kind, frozenset(filter(None, [dataset_id, *(also or [])])), baseline_id)
