@@ -1,4 +1,4 @@
-"""The shipped example, end to end: adopt the rollouts, replay the recorded answers, refine, judge, tell.
+"""The shipped example, end to end: adopt the rollouts, replay the recorded answers, refine, judge, report.
 
 Nothing here is special to the demo: it calls the flow that any dataset goes through.
 """

@@ -1,4 +1,4 @@
-"""Runners: threads, processes, Dask and Ray give the same bits as one process, and a wrong setting is told in words."""
+"""Runners: threads, processes, Dask and Ray give the same bits as one process, and a wrong setting is explained."""
 
 from __future__ import annotations
 
@@ -204,7 +204,7 @@ def test_a_setting_names_a_runner_and_perhaps_a_cluster(text: str, runner: Runne
 
 @pytest.mark.parametrize("text", ["spark", "dask:", "threads:4", "Dask", ":", "processes:2"])
 def test_any_other_setting_is_refused_with_what_is_allowed(text: str) -> None:
-    with pytest.raises(BadInput, match=r"There is no runner .* may be processes, threads, dask, dask:ADDRESS, ray"):
+    with pytest.raises(BadInput, match=r"Unknown runner .* may be processes, threads, dask, dask:ADDRESS, ray"):
         parse_runner(text)
 
 

@@ -110,7 +110,7 @@ def test_a_night_leaves_a_markdown_and_a_table_and_its_refusal_is_a_state_in_wor
         nightly_flow("other", settings)
     state = latest_run().state
     assert (state.type.value, state.name) == ("FAILED", "Failed")
-    assert state.message == f"There is no deployment 'other' in {settings}. There is nightly."
+    assert state.message == f"There is no deployment 'other' in {settings}. Known: nightly."
 
 
 @pytest.mark.usefixtures("api")
@@ -171,12 +171,12 @@ def test_failures_and_promotions_are_told_to_a_block_and_its_address_to_nobody(s
     with loopback(received, status=500) as address:
         Webhook(url=f"{address}/secret-path").save("bad")  # pyright: ignore[reportArgumentType]
         said = artifacts.notify("webhook/bad", "subject", "body")
-    assert said == "nobody was told: webhook/bad was answered with 500"
+    assert said == "the notice was not delivered: webhook/bad was answered with 500"
     gone = artifacts.notify("webhook/bad", "subject", "body") or ""
     assert "failed with ConnectError" in gone
     assert "secret-path" not in gone
     assert artifacts.notify("webhook/none", "subject", "body") == (
-        "nobody was told: the block webhook/none failed with ValueError"
+        "the notice was not delivered: the block webhook/none failed with ValueError"
     )
 
 
@@ -230,9 +230,9 @@ def test_a_promotion_that_cannot_be_told_is_a_note_of_the_night(
 ) -> None:
     promoted = Night("nightly", promoted=True)
     monkeypatch.setattr(schedule, "run_night", lambda *arguments: promoted)
-    monkeypatch.setattr(schedule, "tell_promotion", lambda block, night: "nobody was told: why")
+    monkeypatch.setattr(schedule, "tell_promotion", lambda block, night: "the notice was not delivered: why")
     _, config = schedule.read_deployment(None, settings)
-    assert schedule.run_told("nightly", config, lambda *told: None).notes == ("nobody was told: why",)
+    assert schedule.run_told("nightly", config, lambda *told: None).notes == ("the notice was not delivered: why",)
 
 
 def test_prefect_yaml_deploys_to_a_process_pool_and_a_worker_runs_it(settings: Path, api: str) -> None:

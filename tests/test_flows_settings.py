@@ -77,7 +77,7 @@ def test_the_store_is_that_of_the_option_then_of_the_variable_then_of_the_file(
         ('[deployments.a]\nenv_id = "CartPole-v1"\n', "a deployment needs rollouts"),
         (SMALL + 'cron = "* * * * *"\ninterval_s = 4\n', "exclude each other"),
         (SMALL + 'timezone = "Mars/Olympus"\n', "there is no time zone 'Mars/Olympus'"),
-        (SMALL + 'runner = "spark"\n', "There is no runner 'spark'.*dask:ADDRESS"),
+        (SMALL + 'runner = "spark"\n', "Unknown runner 'spark'.*dask:ADDRESS"),
         (SMALL + 'notify = "slack"\n', "`block-type/name` is expected"),
         ("deployments = 3\n", "deployments: .*received 3"),
         ("", "deployments is missing"),

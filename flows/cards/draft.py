@@ -76,10 +76,10 @@ def write_draft(env_id: Named, env_kwargs: Mapping[str, Any], path: Path) -> Non
     """Write a draft to a new file.
 
     Raises:
-        BadInput: if the file exists (it is left as it is), or there is no such environment, or no such folder.
+        BadInput: if the file exists (it is not changed), or there is no such environment, or no such folder.
     """
     if path.exists():
-        raise BadInput(f"{path} exists already and is left as it is.", "Name another file, or remove this one first.")
+        raise BadInput(f"{path} exists already and was not changed.", "Name another file, or remove this one first.")
     write_whole(path, draft_card(env_id, env_kwargs).encode())
 
 
@@ -295,7 +295,7 @@ def _unit(text: str) -> str:
 
 
 def _identifier(text: str) -> str:
-    """The words that tell most, as a SQL identifier: `angle_torso` of `angle of the torso (rad)`."""
+    """The most telling words, as a SQL identifier: `angle_torso` of `angle of the torso (rad)`."""
     spelled = _NEGATIVE.sub(" minus ", _BRACKETS.sub(" ", text).lower())
     words = re.findall(r"[a-z0-9]+", spelled)
     name = ""

@@ -59,10 +59,10 @@ def annotate(
     store: StoreOption = DEFAULT_STORE,
     dataset: DatasetOption = None,
     export: ExportOption = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be asked and cost; send nothing.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show questions and cost; send nothing.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Ask a language model for critical steps, better actions and grades; asked again, only what is open is asked.
+    """Ask a language model for critical steps, better actions and grades; run again, it asks only what is open.
 
     Without a command this is `annotate run`.
     """
@@ -82,7 +82,7 @@ def annotate_plan(
     dataset: DatasetOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Say what would be asked and what it would cost; nothing is sent."""
+    """Show what would be asked and what it would cost; nothing is sent."""
     _plan(config, store, dataset, as_json=as_json)
 
 
@@ -102,7 +102,8 @@ def annotate_run(
 @annotate_app.command("retry")
 def annotate_retry(
     run: Annotated[
-        str | None, typer.Argument(metavar="[RUN]", help="Annotation run, or the beginning of its id; default: newest.")
+        str | None,
+        typer.Argument(metavar="[RUN]", help="Annotation run, or the beginning of its id; default: the newest."),
     ] = None,
     provider: ProviderOption = "anthropic",
     answers: AnswersOption = None,
@@ -113,7 +114,7 @@ def annotate_retry(
     store: StoreOption = DEFAULT_STORE,
     as_json: JsonOption = False,
 ) -> None:
-    """Ask anew what has failed, or whose reply left no label; earlier replies are kept as evidence."""
+    """Ask again what failed, or whose reply gave no label; earlier replies are kept as evidence."""
     from storage.store import Store
 
     from ..labelling import LabelConfig, retry
@@ -137,7 +138,7 @@ def annotations_import(
     store: StoreOption = DEFAULT_STORE,
     as_json: JsonOption = False,
 ) -> None:
-    """Take in labels of any labeller; every line is checked first, and one bad line keeps all of them out.
+    """Import labels from any source; every line is checked first, and one bad line rejects the file.
 
     Fields: dataset_id, episode_id, step, suggested_action (number, list or name), implicit_reward in [-1, 1],
     confidence in [0, 1], rationale; optional: critical, model.
@@ -319,7 +320,7 @@ def annotate_submit(
     dataset: DatasetOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Send what is open in Message Batches and come back at once; `annotate ingest` collects the answers."""
+    """Send what is open in Message Batches and return at once; `annotate ingest` fetches the answers."""
     from annotate.ledger import GO_ON
     from storage.datasets import resolve_dataset
     from storage.store import Store
@@ -347,11 +348,11 @@ def annotate_poll(
     base_url: BatchServerOption = None,
     give_up: Annotated[
         list[str] | None,
-        typer.Option(help="Batch that cannot be settled, for want of its key: it is counted and asked again."),
+        typer.Option(help="Batch that cannot be settled without its key: it is counted, and asked again."),
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Say how far the batches of all runs are; batches whose outcome is unknown are settled first."""
+    """Show how far the batches of all runs are; those whose outcome is unknown are settled first."""
     from storage.store import Store
 
     from ..labelling import poll
@@ -454,7 +455,7 @@ def annotate_why(
     dataset: DatasetOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Say in which field a request differs from its nearest relative in the store: why it is not answered yet."""
+    """Show in which field a request differs from the nearest one in the store: why it has no answer yet."""
     from annotate.explain import explain_misses, explain_request
     from storage.datasets import resolve_dataset
     from storage.store import Store
@@ -492,19 +493,19 @@ def annotations_replay(
     run: RunsOption = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Labels at most, drawn by a fixed shuffle.")] = None,
     policy: Annotated[
-        str | None, typer.Option("--policy", help="Who goes on afterwards; default: the policy that made the dataset.")
+        str | None, typer.Option("--policy", help="Policy that continues; default: the one that made the dataset.")
     ] = None,
     mode: Annotated[
         Literal["greedy", "sampled"] | None, typer.Option("--mode", help="How it acts; default: as in the dataset.")
     ] = None,
-    continuations: Annotated[int, typer.Option(min=1, help="Pairs for each label, where it acts by chance.")] = 4,
+    continuations: Annotated[int, typer.Option(min=1, help="Pairs per label, where the policy acts by chance.")] = 4,
     horizon: Annotated[int | None, typer.Option(min=1, help="Steps of a continuation at most.")] = None,
     env: TrustOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Take each suggestion once from its exact state and let the policy go on: its measured advantage.
+    """Measure the advantage of each suggestion: take it once from its exact state, then let the policy continue.
 
-    It is evidence, in the table label_replays and in `annotate quality`; no label is dropped because of it.
+    The table label_replays and `annotate quality` show it; no label is dropped because of it.
     """
     from storage.datasets import resolve_dataset
     from storage.store import Store

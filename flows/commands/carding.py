@@ -1,4 +1,4 @@
-"""`card`: what an annotator is told of an environment, drafted, shown and checked."""
+"""`card`: what an annotator reads about an environment, drafted, shown and checked."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def card_show(
     env_kwargs: EnvKwargsOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Show what an annotator is told of an environment."""
+    """Show a card: what an annotator reads about an environment."""
     from annotate.cards import load_card
 
     from ..simulation import parse_env_kwargs
@@ -98,7 +98,7 @@ def card_check(
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Try every claim of a card in the environment itself: signs, units, bounds, rewards, terminations."""
+    """Test every claim of a card in its environment: signs, units, bounds, rewards, terminations."""
     from annotate.cards import load_card
     from storage.errors import BadInput
 

@@ -41,7 +41,7 @@ def collect(
     seed: Annotated[int, typer.Option(min=0, help="Seed of the first episode; episode i has seed + i.")] = 0,
     mode: ActingOption = "sampled",
     env_kwargs: EnvKwargsOption = None,
-    max_steps: Annotated[int | None, typer.Option(min=1, help="Cut longer episodes there.")] = None,
+    max_steps: Annotated[int | None, typer.Option(min=1, help="Truncate longer episodes there.")] = None,
     envs: Annotated[int, typer.Option(min=1, help="Environments side by side; never changes the result.")] = 64,
     engine: Annotated[
         Literal["gymnasium", "envpool"],
@@ -106,7 +106,7 @@ def import_rows(
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Take in steps that were recorded elsewhere; everything is checked before anything is written."""
+    """Import steps that were recorded elsewhere; everything is checked before anything is written."""
     from storage.importing import Choices, ImportReport, parse_columns
     from storage.remote import local_copy
     from storage.store import Store
@@ -171,7 +171,7 @@ def replay(
     env: TrustOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Play a stored episode again from its seed and actions, and say whether every bit is the same."""
+    """Play a stored episode again from its seed and actions, and check that every bit is the same."""
     from dataclasses import asdict
 
     from storage.datasets import resolve_dataset

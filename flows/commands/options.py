@@ -53,9 +53,9 @@ NewCardOption = Annotated[str | None, typer.Option("--card", help="TOML card tha
 CardArgument = Annotated[str, typer.Argument(help="Gymnasium id, or path of a TOML card.")]
 ModelOption = Annotated[str | None, typer.Option("--model", help="Model to ask, as its server calls it.")]
 AnswersOption = Annotated[
-    Path | None, typer.Option("--answers", help="file: replies to take in; recorded: file or folder of answers.")
+    Path | None, typer.Option("--answers", help="file: replies to import; recorded: file or folder of answers.")
 ]
-LimitOption = Annotated[int | None, typer.Option("--limit", min=1, help="Annotate only so many episodes.")]
+LimitOption = Annotated[int | None, typer.Option("--limit", min=1, help="Most episodes to annotate.")]
 BaseUrlOption = Annotated[
     str | None,
     typer.Option("--base-url", help="Server that speaks the Messages API: Ollama, vLLM, llama.cpp, LiteLLM."),
@@ -148,7 +148,7 @@ RandomStatesOption = Annotated[
 ]
 EstimateOption = Annotated[
     bool,
-    typer.Option("--estimate", help="Play nothing, estimate from the logged steps; so without --env, too."),
+    typer.Option("--estimate", help="Play nothing, estimate from logged steps; the default without an environment."),
 ]
 AcceptEstimateOption = Annotated[
     bool, typer.Option("--accept-estimate", help="Put the refined policy in force on an estimate alone.")
@@ -215,14 +215,14 @@ def _configure(
         Literal["labels", "rules"],
         typer.Option("--kind", help="Labels of steps, or corrective rules: conditions on the state, with an action."),
     ] = "labels",
-    rules: Annotated[int, typer.Option("--rules", min=1, max=40, help="rules: so many are asked for, at most.")] = 10,
+    rules: Annotated[int, typer.Option("--rules", min=1, max=40, help="rules: most rules to ask for.")] = 10,
     tables: Annotated[int, typer.Option(min=1, max=50, help="rules: episodes shown, worst to best.")] = 4,
     card: CardOption = None,
     base_url: BaseUrlOption = None,
     concurrency: ConcurrencyOption = 4,
     budget: BudgetOption = None,
     max_tokens: MaxTokensOption = None,
-    batch_size: Annotated[int, typer.Option(min=1, max=100_000, help="batch: requests in each, at most.")] = 1_000,
+    batch_size: Annotated[int, typer.Option(min=1, max=100_000, help="batch: most requests in each.")] = 1_000,
     batches: Annotated[int, typer.Option(min=1, max=100, help="batch: under way at once.")] = 4,
     retry_failed: Annotated[
         bool, typer.Option("--retry-failed", help="batch: ask again what was refused or came back too often.")

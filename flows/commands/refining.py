@@ -149,7 +149,7 @@ def refine(
     if accept_estimate:
         raise BadInput("--accept-estimate is for estimates; the simulator judges this dataset.", "Add --estimate.")
     if track is not None:
-        load_tracker(track)  # what is missing is told before hours of work
+        load_tracker(track)  # what is missing is reported before hours of work
     with progress_bars() as bars:
         outcome = improve(
             opened, dataset_id, config, run_ids=run, rules=rules, baseline=named, env_id=Named.of(env), report=bars
@@ -170,7 +170,7 @@ def _appraise(
     accept: bool,
     as_json: bool,
 ) -> None:
-    """Refine without a simulator, and tell what is estimated."""
+    """Refine without a simulator, and print what is estimated."""
     from refine.evaluation import OpeConfig
 
     from ..refinement import AppraiseConfig, appraise, show_estimate
@@ -283,7 +283,7 @@ def pipeline(
     card: CardOption = None,
     mode: ModeOption = "A",
     rounds: Annotated[
-        int | None, typer.Option("--rounds", min=1, help="Go on with what is in force, at most so many times.")
+        int | None, typer.Option("--rounds", min=1, help="Repeat with the policy in force, at most this many times.")
     ] = None,
     limit: LimitOption = None,
     workers: WorkersOption = None,
@@ -318,7 +318,7 @@ def pipeline(
 
 
 def _go_round(pipeline: PipelineConfig, rounds: int, server: Server | None, as_json: bool) -> None:
-    """Run the rounds, tell them, and end with the exit code of what has to be done first where answers are missing.
+    """Run the rounds, print them, and end with the exit code of a prerequisite where answers are missing.
 
     Raises:
         Prerequisite: if a round waits for answers.

@@ -29,7 +29,7 @@ def rules_import(
     model: Annotated[str | None, typer.Option(help="Who wrote the rules.")] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Take in rules of anybody; every condition is checked first, and one bad rule keeps all of them out."""
+    """Import rules from any source; every condition is checked first, and one bad rule rejects the file."""
     from annotate.importing import import_rules
     from storage.datasets import resolve_dataset
     from storage.store import Store
@@ -50,7 +50,7 @@ def rules_list(
     run: RunsOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Say for each rule how many steps it matches and decides, how far it agrees, and which rules contradict it."""
+    """Show for each rule how many steps it matches and decides, how far it agrees, and which rules contradict it."""
     from storage.annotations import list_rule_runs, summarise_rules
     from storage.datasets import pick, resolve_dataset
     from storage.errors import Prerequisite

@@ -12,7 +12,7 @@ from ..runtime import quieten_prefect
 from .options import JsonOption
 from .output import print_json, print_lines, print_table, progress_bars
 
-SettingsOption = Annotated[Path, typer.Option("--settings", help="The file of deployments.")]
+SettingsOption = Annotated[Path, typer.Option("--settings", help="File of deployments.")]
 StoreOverride = Annotated[
     Path | None,
     typer.Option("--store", envvar="TRAJNOTE_STORE", help="Folder of the store, in place of what the file says."),
@@ -47,9 +47,10 @@ def nightly(
     store: StoreOverride = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Run a deployment once: take in what is new, ask, enter what came back, refine, promote or keep.
+    """Run a deployment once: import what is new, annotate, enter the answers, refine, promote or keep.
 
-    It does what a served deployment does, without a schedule. Nothing is done twice; what was killed goes on.
+    It does what a served deployment does, without a schedule. A night that was killed is finished, and nothing is done
+    twice.
     """
     from ..deployment import read_deployment
 
@@ -60,7 +61,7 @@ def nightly(
 
     server = (
         served(start_server(needed=False)) if config.notify else nullcontext()
-    )  # Prefect keeps the block that is told
+    )  # Prefect keeps the block that sends notices
     with server, progress_bars() as bars:
         night = run_told(name, config, bars)
     if as_json:

@@ -1,4 +1,4 @@
-"""`sql`, `figures`, `report` and `watch`: asking what is there, and looking at it."""
+"""`sql`, `figures`, `report` and `watch`: looking at a store's data, and at what came of it."""
 
 from __future__ import annotations
 
@@ -41,14 +41,14 @@ def sql(
     store: StoreOption = DEFAULT_STORE,
     format_: Annotated[Format, typer.Option("--format", help="How to print the rows.")] = Format.TABLE,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="File to write instead of printing.")] = None,
-    timeout: Annotated[float, typer.Option("--timeout", min=0.1, help="Seconds that it may take.")] = 600.0,
+    timeout: Annotated[float, typer.Option("--timeout", min=0.1, help="Longest time in seconds.")] = 600.0,
     memory: Annotated[
-        float | None, typer.Option("--memory", min=0.1, help="Gigabytes that it may take; default: half of all.")
+        float | None, typer.Option("--memory", min=0.1, help="Most memory in gigabytes; default: half of all.")
     ] = None,
-    max_rows: Annotated[int, typer.Option("--max-rows", min=1, help="Rows that a printed table has at most.")] = 1_000,
+    max_rows: Annotated[int, typer.Option("--max-rows", min=1, help="Most rows of a printed table.")] = 1_000,
     as_json: JsonOption = False,
 ) -> None:
-    """Ask the catalog and the steps anything; nothing can be changed from here.
+    """Query the catalog and the steps; nothing can be changed.
 
     Tables: datasets, episodes, annotation_runs, requests, responses, annotations, rejections, policies, refinements,
     evaluations, replays. Views: steps, annotated_steps, label_quality, spending, leaderboard.
@@ -152,7 +152,7 @@ def _key_text(key: object) -> str:
 
 def figures(
     store: StoreOption = DEFAULT_STORE,
-    out: Annotated[Path, typer.Option("--out", help="Folder of the pictures; made if need be.")] = Path(),
+    out: Annotated[Path, typer.Option("--out", help="Folder of the pictures; created if missing.")] = Path(),
     comparison: Annotated[
         str | None, typer.Option("--comparison", help="Comparison id or its beginning; default: the newest one.")
     ] = None,
@@ -186,7 +186,7 @@ def report(
     env: TrustOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Write one HTML file that shows what was done: no network, no server, it opens from the disk.
+    """Write one HTML file that shows what was done; it opens without a network or a server.
 
     Needs the extra `plots`. Pictures of steps are rendered in an exact replay, where the environment can be rendered.
     """
@@ -215,7 +215,7 @@ def watch(
 ) -> None:
     """Show what is under way: runs, requests, batches, dollars, labels per minute, candidates, the gate.
 
-    The catalog is read for a moment at each look; whoever works in the store is not kept waiting. Ctrl-C ends it.
+    The catalog is read only briefly, so that other commands are not blocked. Ctrl-C ends it.
     """
     from rich.console import Console
 

@@ -24,7 +24,7 @@ def register(app: typer.Typer) -> None:
 
 @store_app.command("verify")
 def store_verify(store: StoreOption = DEFAULT_STORE, as_json: JsonOption = False) -> None:
-    """Hash every file again and compare it with the catalog; what is damaged is named."""
+    """Hash every file again and compare it with the catalog; damaged files are named."""
     from storage.errors import DamagedStore
     from storage.store import Store
     from storage.upkeep import verify_store
@@ -43,17 +43,17 @@ def store_verify(store: StoreOption = DEFAULT_STORE, as_json: JsonOption = False
 @store_app.command("gc")
 def store_gc(
     store: StoreOption = DEFAULT_STORE,
-    keep: Annotated[int, typer.Option("--keep", min=0, help="So many of the newest of each kind stay.")] = 10,
+    keep: Annotated[int, typer.Option("--keep", min=0, help="How many of the newest of each kind to keep.")] = 10,
     pin: Annotated[
-        list[str] | None, typer.Option("--pin", help="Policy, dataset or report that stays, too; repeatable.")
+        list[str] | None, typer.Option("--pin", help="Policy, dataset or report to keep; repeatable.")
     ] = None,
-    delete: Annotated[bool, typer.Option("--delete", help="Delete what is shown; without it nothing is.")] = False,
+    delete: Annotated[bool, typer.Option("--delete", help="Delete what is shown, not only show it.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Show what the store could do without, and delete it only with --delete.
+    """Show what the store no longer needs, and delete it only with --delete.
 
     That is refined policies, datasets without annotations, reports, and leftovers of killed commands. What a policy in
-    force, an annotation or anything kept leads back to stays. Annotations and raw replies always stay.
+    force, an annotation or anything kept was made from is kept. Annotations and raw replies are never deleted.
     """
     from storage.store import Store
     from storage.upkeep import delete_garbage, find_garbage
@@ -65,7 +65,7 @@ def store_gc(
     if as_json:
         print_json({"deleted": delete, "bytes": sum(g.bytes for g in found), "garbage": rows})
         return
-    print_table(f"{len(rows)} things that {store} could do without", rows)
+    print_table(f"{len(rows)} things that {store} no longer needs", rows)
     print_lines(f"deleted, {freed} bytes" if delete else "nothing was deleted; --delete does it")
 
 
@@ -87,14 +87,14 @@ def store_push(
     url: UrlArgument,
     store: StoreOption = DEFAULT_STORE,
     replace: Annotated[
-        bool, typer.Option("--replace", help="Push above a snapshot that this store has not seen.")
+        bool, typer.Option("--replace", help="Push even above a snapshot that this store has not seen.")
     ] = False,
     check: Annotated[
-        bool, typer.Option("--check", help="Also look whether everything is still there, and send what is missing.")
+        bool, typer.Option("--check", help="Also check that every file is still there, and send what is missing.")
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Bring a folder elsewhere to the state of the store: only what is new travels, and it counts all at once.
+    """Push the store to a remote folder: only new files are sent, and the snapshot appears all at once.
 
     The annotations also land there as Parquet (`tables/`), for readers without the catalog. Credentials come from the
     usual environment variables (AWS_ACCESS_KEY_ID, AWS_ENDPOINT_URL, GOOGLE_APPLICATION_CREDENTIALS, ...).
@@ -122,13 +122,13 @@ def store_pull(
         int | None, typer.Option("--snapshot", min=1, help="Number of the snapshot; default: the newest one.")
     ] = None,
     replace: Annotated[
-        bool, typer.Option("--replace", help="Put aside what was done here and not pushed, in `replaced/`.")
+        bool, typer.Option("--replace", help="Move local work that was not pushed to `replaced/`.")
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Bring a new folder, or an older store, to a pushed snapshot; every file is compared with its hash.
+    """Bring a new folder, or an older store, to a pushed snapshot; every file is checked against its hash.
 
-    Work that was done here and not pushed is never replaced unless you say so, and then it is put aside.
+    Local work that was not pushed is replaced only with --replace, which keeps it in `replaced/`.
     """
     from storage.remote import pull_store
 
@@ -140,7 +140,7 @@ def store_pull(
     print_lines(
         f"{store}: snapshot {pulled.number}, {pulled.files} files; {pulled.fetched} fetched, "
         f"{pulled.fetched_bytes} bytes",
-        *([f"what was here alone is in {pulled.replaced}"] if pulled.replaced else []),
+        *([f"local work that was not pushed is in {pulled.replaced}"] if pulled.replaced else []),
     )
 
 

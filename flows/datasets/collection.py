@@ -87,7 +87,7 @@ def collect(
     Args:
         store: where it goes.
         config: what to collect.
-        report: told of every episode; of all of them at once when the dataset was there already.
+        report: called at every episode; once for all of them when the dataset exists already.
         component_names: of the observation, from the card; o0, o1, ... without one.
         action_names: of the actions, or of the dimensions of a continuous one; a0, a1, ... without one.
         card: see `StepsWriter`.

@@ -222,7 +222,7 @@ def _read_about(metadata: dict[str, Any], where: str) -> About:
 
 
 def _env_spec(manifest: Manifest) -> Any:
-    """How Gymnasium makes the environment; None if it is not known here."""
+    """How Gymnasium makes the environment; None for an unknown kind."""
     try:
         spec = copy.deepcopy(gymnasium.spec(manifest.env_id or ""))
     except (gymnasium.error.Error, ImportError, ValueError):

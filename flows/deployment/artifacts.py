@@ -51,7 +51,7 @@ class Summary:
 
 
 def publish(key: str, told: Summary) -> None:
-    """Leave what is told as two artifacts, `<key>` and `<key>-table`; every run adds a version of them."""
+    """Leave a summary as two artifacts, `<key>` and `<key>-table`; every run adds a version of them."""
     name = re.sub(r"[^a-z0-9]+", "-", key.lower()).strip("-")
     try:
         create_markdown_artifact(as_markdown(told), key=name, description=told.title)
@@ -179,12 +179,12 @@ def notify(block: str | None, subject: str, body: str) -> str | None:
             _wait(loaded.notify(body, subject))
             return None
         if not hasattr(loaded, "call"):
-            return f"nobody was told: the block {block} can neither notify nor call"
+            return f"the notice was not delivered: the block {block} can neither notify nor call"
         answer = _wait(loaded.call({"subject": subject, "text": f"{subject}\n{body}"}))
         status = getattr(answer, "status_code", 200)
-        return None if status < 400 else f"nobody was told: {block} was answered with {status}"
+        return None if status < 400 else f"the notice was not delivered: {block} was answered with {status}"
     except Exception as error:  # whatever a block of any kind raises; its text may hold the address
-        return f"nobody was told: the block {block} failed with {type(error).__name__}"
+        return f"the notice was not delivered: the block {block} failed with {type(error).__name__}"
 
 
 def tell_promotion(block: str | None, night: Night) -> str | None:

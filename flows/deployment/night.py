@@ -1,7 +1,7 @@
 """One night of a deployment: take in what is new, ask what is open, enter what came back, refine, promote or keep.
 
 Every step finds out for itself what is left to do, so a night that was killed anywhere is finished by the next one,
-and a second one on the same evening changes nothing. When nights happen is not known here (`schedule.py`).
+and a second one on the same evening changes nothing. `schedule.py` says when nights happen.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class Night:
     verdicts: Sequence[str] = ()
     report: Path | None = None
     notes: Sequence[str] = ()  # what a person should know
-    warnings: Sequence[str] = ()  # what a person should change, told every night until it is
+    warnings: Sequence[str] = ()  # what a person should change, repeated every night until it is
     seconds: float = 0.0
 
 
@@ -86,7 +86,7 @@ def run_night(store: Store, deployment: str, config: DeploymentConfig, report: R
 
 @contextmanager
 def _hearing() -> Generator[list[str]]:
-    """The project's own warnings of the block, in words, once it has ended; a night tells them with the rest."""
+    """The texts of the project's own warnings inside the block, complete once it has ended."""
     heard: list[str] = []
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", TrajnoteWarning)

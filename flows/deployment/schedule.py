@@ -52,7 +52,7 @@ def nightly_flow(deployment: str | None = None, settings: Path = SETTINGS, store
 
 
 def run_told(name: str, config: DeploymentConfig, report: Report) -> Night:
-    """Run a night, and tell the deployment's block of a promotion, warnings or a failure; the last is raised again."""
+    """Run a night, and send notices of a promotion, warnings or a failure; the failure is raised again."""
     try:
         night = run_night(Store.create(config.store), name, config, report)
     except AlreadyRunning:

@@ -63,7 +63,7 @@ class DeploymentConfig(Frozen):
         default=None, description="where work is shared out to: processes, threads, dask[:ADDRESS] or ray[:ADDRESS]"
     )
     notify: str | None = Field(
-        default=None, description="a Prefect block, `type/name`, that is told of failures and promotions"
+        default=None, description="a Prefect block, `type/name`, that sends notices of failures and promotions"
     )
 
     @model_validator(mode="after")
@@ -136,7 +136,7 @@ def read_deployment(name: str | None, path: Path = SETTINGS, store: Path | None 
         return next(iter(known.items()))
     if name is None or name not in known:
         wanted = "Which deployment?" if name is None else f"There is no deployment {name!r} in {path}."
-        raise BadInput(wanted, f"There is {', '.join(known)}.")
+        raise BadInput(wanted, f"Known: {', '.join(known)}.")
     return name, known[name]
 
 
@@ -150,7 +150,7 @@ def write_template(path: Path) -> None:
         with path.open("x", encoding="utf-8") as file:
             file.write(TEMPLATE.read_text(encoding="utf-8"))
     except FileExistsError as error:
-        raise BadInput(f"There is a file {path} already.", "Edit it, or name another one with --settings.") from error
+        raise BadInput(f"The file {path} exists already.", "Edit it, or name another one with --settings.") from error
 
 
 def _anchored(content: Mapping[str, Any], folder: Path) -> dict[str, Any]:

@@ -102,7 +102,7 @@ def _answer(store: Store, made: RunPlan, provider: Provider | None, config: Labe
 
 
 def export(store: Store, dataset_id: str, config: LabelConfig, path: Path) -> int:
-    """Write the questions without an answer into a file, for any model that anybody runs; returns how many."""
+    """Write the questions without an answer into a file, for any model; returns how many."""
     return export_requests(path, unanswered_requests(store, write_questions(store, dataset_id, config)))
 
 

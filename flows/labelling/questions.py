@@ -35,7 +35,7 @@ class LabelConfig(Frozen):
     limit: int | None = Field(default=None, ge=1, description="annotate only so many episodes")
     select: Method = Field(default="first", description="which ones: first, stratified, novel or failing")
     select_seed: int = Field(default=0, ge=0, description="seed of that choice")
-    answers: Path | None = Field(default=None, description="file: replies to take in; recorded: file or folder")
+    answers: Path | None = Field(default=None, description="file: replies to import; recorded: file or folder")
     base_url: str | None = Field(default=None, description="server that speaks the Messages API; Anthropic's when null")
     concurrency: int = Field(default=4, ge=1, le=64, description="requests under way at once")
     count: bool = Field(default=False, description="have the server count the tokens of some requests for a plan")

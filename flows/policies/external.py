@@ -46,7 +46,7 @@ _SB3_ALGORITHMS = ("PPO", "A2C", "DQN", "SAC", "TD3", "DDPG")
 _SB3_UNNEEDED = {"learning_rate": 0.0, "lr_schedule": 0.0, "clip_range": 0.0, "clip_range_vf": None, "buffer_size": 1}
 # fields of a space that a policy is bound to; observations may well leave their bounds
 _DECISIVE = {"observation": ("kind", "size", "n"), "action": ("kind", "size", "n", "start", "low", "high")}
-_RECURRENT_LAYERS = {"RNN", "LSTM", "GRU", "RNNCell", "LSTMCell", "GRUCell"}  # of torch, told by their names
+_RECURRENT_LAYERS = {"RNN", "LSTM", "GRU", "RNNCell", "LSTMCell", "GRUCell"}  # of torch, recognised by their names
 
 
 def check_spaces(spec: str, theirs: Spaces, ours: Spaces) -> None:
@@ -355,7 +355,7 @@ def refuse_unusable_onnx(spec: str, shapes: Sequence[Sequence[object]]) -> None:
 
 
 def refuse_unusable_python(spec: str, policy: Any) -> None:
-    """Refuse an object of Python that is a torch network with recurrent layers, or holds one; others cannot be told.
+    """Refuse an object of Python that is a torch network with recurrent layers, or holds one; others are not seen.
 
     Raises:
         BadInput: when it is or does.

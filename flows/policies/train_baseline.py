@@ -92,7 +92,7 @@ def train_baseline(
     Args:
         config: what to train and when to stop.
         out: folder of the policy; made if need be.
-        report: told of every evaluation.
+        report: called at every evaluation.
         keep_zip: also write `model.zip` of Stable-Baselines3, to be trained further with it.
         checkpoints: also write the policy of every evaluation, as `checkpoints/<timesteps>`, with what it returned.
 

@@ -1,4 +1,4 @@
-"""What an appraisal is asked to do and what comes of it: arms, estimates, and two claims about estimates.
+"""An appraisal's configuration and its result: arms, estimates, and two claims about estimates.
 
 Making one is in `estimation.py`.
 """
@@ -38,7 +38,7 @@ class AppraiseConfig(Frozen):
 
 @dataclass(frozen=True)
 class TrialEstimate:
-    """One draw of one arm: its candidates, how they foretold held-out labels, and what the chosen one is worth."""
+    """One draw of one arm: its candidates, how they predict held-out labels, and what the chosen one is worth."""
 
     draw: ArmDraw
     snapshots: Sequence[Snapshot]

@@ -67,7 +67,7 @@ def appraise(
         BadInput: if it has too few episodes or labels, or policies are to be drawn from that have no distribution.
     """
     if config.refine.robust:
-        raise BadInput("Readings of the labels can only be told apart by playing.", "Leave --robust out.")
+        raise BadInput("Readings of the labels can only be compared by playing.", "Leave --robust out.")
     found = gather_material(
         store, read_manifest(store, dataset_id), config.refine, run_ids, rules=rules, baseline=baseline
     )
@@ -125,7 +125,7 @@ def train_arms(material: Material, draws: Sequence[ArmDraw], config: AppraiseCon
 
 
 def train_and_score(material: Material, folds: int, draw: ArmDraw) -> tuple[list[Snapshot], Consistency]:
-    """Candidates of one draw, and how well each foretells labels that its training has not seen."""
+    """Candidates of one draw, and how well each predicts labels that its training has not seen."""
     from refine.evaluation import (
         out_of_fold,  # seconds: d3rlpy and torch, which only the processes that train need
     )

@@ -67,7 +67,7 @@ def show_estimate(appraisal: Appraisal) -> Overview:
         f"ESTIMATE: {CAVEAT}",
         f"return: discounted by {appraisal.config.ope.gamma:g} per step, {appraisal.config.mode};"
         " same action: share of logged steps at which the policy would do what was logged",
-        f"chosen: {winner.name}, which foretold held-out labels best: log-likelihood"
+        f"chosen: {winner.name}, which predicts held-out labels best: log-likelihood"
         f" {consistency.likelihoods[consistency.best]:.2f} (the baseline: {consistency.baseline:.2f})",
         f"estimated better than the baseline? {_yes(appraisal.improvement.holds)}: {appraisal.improvement.reason}",
         f"did the labels do it, as far as estimates go? {_yes(appraisal.credit.holds)}: {appraisal.credit.reason}",

@@ -108,7 +108,7 @@ def improve(
 
 
 class Gathered(NamedTuple):
-    """What a refinement of a dataset starts from, whoever judges it."""
+    """What a refinement of a dataset starts from, played or estimated."""
 
     material: Material
     baseline: Baseline
@@ -131,7 +131,7 @@ def gather_material(
 
     Raises:
         Prerequisite: if the dataset has no annotations.
-        BadInput: for labels that do not fit, or a baseline that cannot be had.
+        BadInput: for labels that do not fit, or a baseline that cannot be loaded.
     """
     dataset_id = manifest.dataset_id
     datasets = (dataset_id, *also)
@@ -169,7 +169,7 @@ def _home_of(store: Store, manifest: Manifest, named: Named | None) -> Home:
 
 
 def _tell_changes(judge: Evaluator, manifest: Manifest) -> str:
-    """What a user should know of a dataset whose environment has other code by now; nothing if it has the same."""
+    """A warning for a dataset whose environment has other code by now; empty if it is the same."""
     if manifest.source == "import":
         return ""
     changes = "; ".join(judge.fingerprint.changes_since({}, manifest.environment_code))

@@ -1,6 +1,6 @@
-"""How things stand in a store right now: runs, requests, batches, dollars, candidates, the gate; one short look.
+"""The status of a store now: runs, requests, batches, dollars, candidates, the gate.
 
-The catalog is open only while the questions are asked, so whoever works in the store is not kept waiting.
+The catalog is open only while the questions are asked, so that other commands are not blocked.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def look(store: Store, *, limit: int = 8) -> StoreStatus:
         limit: annotation runs at most.
 
     Raises:
-        CatalogLocked: if somebody writes for longer than two seconds; the next look may succeed.
+        CatalogLocked: if another process writes for longer than two seconds; the next look may succeed.
     """
     with Catalog(store.catalog.path, wait_s=_PATIENCE_S).read() as con:
         comparison = next(iter(ask(con, "status/comparison")), None)

@@ -1,4 +1,4 @@
-"""`trajnote watch`: how things stand, drawn again and again in a terminal, until somebody has seen enough."""
+"""`trajnote watch`: how things stand, drawn again and again in a terminal until interrupted."""
 
 from __future__ import annotations
 

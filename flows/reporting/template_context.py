@@ -1,4 +1,4 @@
-"""The facts in words and tables: what a template prints. Charts and episodes are elsewhere."""
+"""The values of the report's template: sentences and tables. Charts and episodes are elsewhere."""
 
 from __future__ import annotations
 

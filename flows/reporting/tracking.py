@@ -1,6 +1,6 @@
 """A refinement in an experiment tracker: one run of trackio per comparison, in a folder, offline.
 
-What is told is read from the outcome and the store, so no secret can be among it; nothing is decided here. trackio
+What is entered is read from the outcome and the store, so no secret can be among it; nothing is decided here. trackio
 itself sends runs to a server only where its own environment variables name one.
 """
 

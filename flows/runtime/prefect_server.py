@@ -77,7 +77,7 @@ class Server:
     def __init__(self, *, schedules: bool = False) -> None:
         self._process = subprocess.Popen(
             [sys.executable, "-m", __name__],
-            stdin=subprocess.PIPE,  # the parent pipe: it is closed when this process ends, in whatever way
+            stdin=subprocess.PIPE,  # the parent pipe: it is closed when this process ends, however it ends
             stdout=subprocess.PIPE,
             env={**os.environ, **_ENVIRONMENT, **(_WITH_SCHEDULES if schedules else _WITHOUT_SCHEDULES)},
             cwd=Path(__file__).parents[2],
@@ -114,7 +114,7 @@ def start_server(*, schedules: bool = False, needed: bool = True) -> Server | No
 
     Args:
         schedules: as for `Server`.
-        needed: whether nothing goes without it, so that the user's own is asked first whether it answers.
+        needed: whether the command cannot run without it; then the user's own is first asked whether it answers.
 
     Raises:
         RemoteFailed: if the user's own does not answer.

@@ -1,4 +1,4 @@
-"""Work shared out to processes, or to whatever runner was chosen; the workers stay for the next work.
+"""Work shared out to processes, or to the chosen runner; the workers stay for the next work.
 
 Processes end when the one that started them does, however it ends. Other runners are in `runners.py`. The work is the
 caller's: episodes are played in `simulation/workers.py`, arms are trained in `refinement/comparison.py`.
@@ -64,7 +64,7 @@ def parallel_map(
         The results in the order of the items.
 
     Raises:
-        TrajnoteError: when a worker died, for example for want of memory; and whatever `work` raises.
+        TrajnoteError: when a worker died, for example for lack of memory; and whatever `work` raises.
     """
     runner = runner or chosen_runner() or PROCESSES
     workers = workers or (None if runner.address else core_count())
@@ -103,7 +103,7 @@ def _one_at_a_time(work: Callable[[Item], Result], item: Item) -> Result:
 
 
 class _Processes:
-    """Processes that end when their parent pipe does: when this process lets go of it, or dies in whatever way."""
+    """Processes that end when their parent pipe does: when this process lets go of it, or dies, however it dies."""
 
     def __init__(self, workers: int) -> None:
         self.workers = workers
@@ -122,7 +122,7 @@ class _Processes:
         if not isinstance(error, BrokenProcessPool):
             return None
         return TrajnoteError(
-            "A process died in the middle of its work, perhaps for want of memory.", "Run it again with --workers 1."
+            "A process died in the middle of its work, perhaps for lack of memory.", "Run it again with --workers 1."
         )
 
     def end(self) -> None:

@@ -1,4 +1,4 @@
-"""How long work tells of its progress: one call, whoever shows it."""
+"""How long work reports its progress: one call, however it is shown."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def listener() -> Report:
 
 @contextmanager
 def listening(report: Report) -> Generator[None]:
-    """Have the flows that run inside this block tell `report` of their progress."""
+    """Have the flows that run inside this block report their progress to `report`."""
     token = _listener.set(report)
     try:
         yield

@@ -44,12 +44,12 @@ def parse_runner(text: str) -> Runner:
     """
     kind, colon, address = text.strip().partition(":")
     if kind not in KINDS or (colon and (not address or kind in KINDS[:2])):
-        raise BadInput(f"There is no runner {text!r}.", f"{VARIABLE} and `runner` may be {_FORMS}.")
+        raise BadInput(f"Unknown runner {text!r}.", f"{VARIABLE} and `runner` may be {_FORMS}.")
     return Runner(kind, address or None)
 
 
 def chosen_runner() -> Runner | None:
-    """What the environment variable says, else what `running_on` says, else None: nobody chose."""
+    """What the environment variable says, else what `running_on` says, else None."""
     text = os.environ.get(VARIABLE, "")
     return parse_runner(text) if text.strip() else _chosen.get()
 
@@ -65,7 +65,7 @@ def running_on(runner: str | None) -> Generator[None]:
 
 
 def workers_if_chosen() -> int | None:
-    """For work that stays in this process, 1, unless somebody chose a runner: then all of its workers, None."""
+    """For work that stays in this process, 1, unless a runner was chosen: then all of its workers, None."""
     return 1 if chosen_runner() is None else None
 
 
@@ -224,10 +224,10 @@ def _unreachable(what: str, address: str | None, error: Exception) -> TrajnoteEr
 
 
 def _knock(address: str | None) -> None:
-    """Find out at once whether anybody listens at `HOST:PORT` or `ray://HOST:PORT`; Ray itself would try for minutes.
+    """Find out at once whether a server listens at `HOST:PORT` or `ray://HOST:PORT`; Ray itself would try for minutes.
 
     Raises:
-        OSError: if nobody does.
+        OSError: if none does.
     """
     host, colon, port = (address or "").removeprefix("ray://").rpartition(":")
     if colon and port.isdecimal():

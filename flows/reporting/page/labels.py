@@ -18,7 +18,7 @@ from .report_target import Subject
 POSITION_BINS = 20
 CONFIRMS = "confirms the logged action"
 QUESTIONS = {
-    "out_of_fold": "foretold from other episodes’ labels",
+    "out_of_fold": "predicted from other episodes’ labels",
     "opinions": "other opinions agree",
     "replays": "better when replayed",
 }

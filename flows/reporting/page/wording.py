@@ -1,7 +1,7 @@
 """How a page writes numbers, intervals, times and settings, and text from strangers: what it shows is what it is.
 
-Rationales and raw replies come from a language model, names from cards and files of anybody. HTML escaping is the
-template's work.
+Rationales and raw replies come from a language model, names from cards and files of unknown origin. HTML escaping
+is the template's work.
 """
 
 from __future__ import annotations

@@ -53,7 +53,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Viewer:
-    """What the page needs to let somebody look at episodes."""
+    """What the page needs for looking at episodes."""
 
     components: Sequence[Row]  # name and unit of each that is drawn
     entries: Sequence[Entry]
