@@ -18,7 +18,6 @@ quieten_prefect()
 
 from prefect.settings import PREFECT_API_URL, temporary_settings  # noqa: E402
 
-from flows.runtime import prefect_server  # noqa: E402
 from flows.runtime.prefect_server import served, start_server  # noqa: E402
 
 
@@ -63,14 +62,10 @@ def answering(status: int | None, body: str = "", kind: str = "application/json"
         (200, '{"detail": "other"}', "application/json", "does not answer as Prefect's API does"),
     ],
 )
-def test_a_server_that_answers_otherwise_is_one_line(
-    monkeypatch: pytest.MonkeyPatch, status: int | None, body: str, kind: str, said: str
-) -> None:
-    monkeypatch.setattr(prefect_server, "_ANSWER_S", 0.2)
-    monkeypatch.setattr(prefect_server.time, "sleep", lambda seconds: None)
+def test_a_server_that_answers_otherwise_is_one_line(status: int | None, body: str, kind: str, said: str) -> None:
     with answering(status, body, kind) as url, temporary_settings({PREFECT_API_URL: url}):
         with pytest.raises(RemoteFailed) as refused:
-            start_server()
+            start_server(answer_s=0.2)
         assert start_server(needed=False) is None
     assert str(refused.value).startswith("The Prefect server at http://127.0.0.1:")
     assert said in str(refused.value)
@@ -86,7 +81,6 @@ def test_nobody_at_the_address_is_one_line_of_a_command_before_anything_is_done(
     settings = tmp_path / "trajnote.toml"
     settings.write_text('[deployments.a]\ndatasets = ["x"]\ncron = "* * * * *"\n')
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(prefect_server.time, "sleep", lambda seconds: None)
     pipeline = ["pipeline", "--env", "CartPole-v1", "--policy", "random"]
     for words in (["serve", "--settings", str(settings)], pipeline):
         monkeypatch.setattr("sys.argv", ["trajnote", *words])

@@ -21,12 +21,13 @@ import flows.runtime.processes
 from annotate.importing.labels import import_annotations
 from flows.cli import make_app
 from flows.datasets.collection import CollectConfig, collect
-from flows.deployment.night import Night, run_night
-from flows.deployment.settings import DeploymentConfig
+from flows.deployment.night import run_night
+from flows.deployment.settings import CollectPlan, DeploymentConfig
 from flows.labelling.label_replays import ReplayConfig, replay_labels
 from flows.refinement.arms import ArmDraw, Material, train_draw
 from flows.runtime.processes import parallel_map
 from flows.runtime.runners import PROCESSES, Runner, chosen_runner, parse_runner, running_on, workers_if_chosen
+from flows.simulation.trust import Named
 from flows.simulation.workers import play_policies
 from refine.labels.labels import labels_from_annotations
 from storage.annotations.annotations import load_annotations
@@ -222,16 +223,13 @@ def test_the_variable_wins_over_the_settings_file_and_nothing_is_chosen_without_
     assert chosen_runner() is None
 
 
-def test_a_night_runs_where_its_deployment_says(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: list[Runner | None] = []
-
-    def look(night: Any) -> Night:
-        seen.append(chosen_runner())
-        return Night("a")
-
-    monkeypatch.setattr("flows.deployment.night._Night.run", look)
-    run_night(store, "a", DeploymentConfig(inbox=Path("in"), runner="threads"))
-    assert (seen, chosen_runner()) == ([Runner("threads")], None)
+def test_a_night_runs_where_its_deployment_says(store: Store) -> None:
+    seen: set[Runner | None] = set()
+    plan = CollectPlan(policy=Named("random"), episodes=2)
+    config = DeploymentConfig(env_id=REACH, collect=plan, runner="threads")
+    with pytest.raises(TrajnoteError):  # after collecting: the toy has no card
+        run_night(store, "a", config, lambda *progress: seen.add(chosen_runner()))
+    assert (seen, chosen_runner()) == ({Runner("threads")}, None)
 
 
 @pytest.mark.parametrize(("kind", "package"), [("dask", "distributed"), ("ray", "ray")])

@@ -37,6 +37,7 @@ _LOOP_END_S = 5.0  # seconds; a loop that does not end holds up nobody for longe
 _START_S = 240.0  # seconds; on a fresh machine it makes its database first
 _ANSWER_S = 5.0  # seconds that a server of the user's has for one answer
 _TRIES = 2
+_PAUSE_S = 1.0  # seconds between two tries
 _ENVIRONMENT = {"PREFECT__SERVER_FINAL": "1", "PREFECT_UI_ENABLED": "0"}
 _WITHOUT_SCHEDULES = {"PREFECT__SERVER_EPHEMERAL": "1"}
 _WITH_SCHEDULES = {  # a server that is killed must not forget for how long a place is taken, or it is taken for ever
@@ -109,12 +110,13 @@ class Server:
             ) from error
 
 
-def start_server(*, schedules: bool = False, needed: bool = True) -> Server | None:
+def start_server(*, schedules: bool = False, needed: bool = True, answer_s: float = _ANSWER_S) -> Server | None:
     """Start a server, unless the user's settings name one.
 
     Args:
         schedules: as for `Server`.
         needed: whether the command cannot run without it; then the user's own is first asked whether it answers.
+        answer_s: seconds that the user's own has for one answer.
 
     Raises:
         RemoteFailed: if the user's own does not answer.
@@ -123,11 +125,11 @@ def start_server(*, schedules: bool = False, needed: bool = True) -> Server | No
 
     url = PREFECT_API_URL.value()
     if url and needed:
-        _check_server(url)
+        _check_server(url, answer_s)
     return None if url else Server(schedules=schedules)
 
 
-def _check_server(url: str) -> None:
+def _check_server(url: str, answer_s: float) -> None:
     """Ask a server for what a flow needs of it: its database, with the user's credentials."""
     from prefect.client.orchestration import get_client
     from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
@@ -136,22 +138,22 @@ def _check_server(url: str) -> None:
         try:
             with (
                 temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0}),
-                get_client(httpx_settings={"timeout": _ANSWER_S}, sync_client=True) as client,
+                get_client(httpx_settings={"timeout": answer_s}, sync_client=True) as client,
             ):
                 client.read_flows(limit=1)
             return
         except Exception as error:  # whatever the client makes of an answer that is not Prefect's
             if not tries_left:
-                raise _no_answer(url, error) from error
-            time.sleep(1.0)
+                raise _no_answer(url, error, answer_s) from error
+            time.sleep(min(_PAUSE_S, answer_s))
 
 
-def _no_answer(url: str, error: Exception) -> RemoteFailed:
+def _no_answer(url: str, error: Exception, answer_s: float = _ANSWER_S) -> RemoteFailed:
     """One line about a server that does not answer as it should; its address without credentials."""
     if isinstance(error, httpx.HTTPStatusError):
         what = f"answers with {error.response.status_code}"
     elif isinstance(error, httpx.TimeoutException):
-        what = f"does not answer within {_ANSWER_S:g} s"
+        what = f"does not answer within {answer_s:g} s"
     elif isinstance(error, httpx.TransportError):
         what = f"cannot be reached ({type(error).__name__})"
     else:
