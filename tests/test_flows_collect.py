@@ -130,7 +130,7 @@ def test_a_named_dataset_is_not_mistaken_for_another(store: Store) -> None:
     first = collect(store, CollectConfig(**CARTPOLE, dataset="mine"))
     assert first.dataset_id == "mine"
     assert collect(store, CollectConfig(**CARTPOLE, dataset="mine")) == first
-    with pytest.raises(BadInput, match="mine exists and was made otherwise"):
+    with pytest.raises(BadInput, match="mine exists and was made differently"):
         collect(store, CollectConfig(**CARTPOLE, dataset="mine", seed=1))
     with pytest.raises(BadInput, match="mine has 5 episodes; 6 were asked for"):
         collect(store, CollectConfig(**{**CARTPOLE, "episodes": 6}, dataset="mine"))

@@ -151,7 +151,7 @@ def test_numbers_that_are_not_finite_come_back_as_they_were_exported_with_a_warn
     take_in(store, tmp_path / ENDINGS[format_], dataset_id="back", report=report)
     assert all(same(a, b) for a, b in zip(episodes, iterate_episodes(store, "back"), strict=True))
     assert report.warnings == [
-        "numbers that are not finite in 1 episodes, the first is 1: nothing is asked or trained on them"
+        "numbers that are not finite in 1 episodes, the first is 1: they are never asked about or trained on"
     ]
 
 

@@ -379,4 +379,4 @@ def test_a_folder_with_a_link_out_of_it_is_refused(store: Store, tmp_path: Path,
     data.mkdir(parents=True)
     (data / "metadata.json").write_text("{}")
     (data / "main_data.hdf5").symlink_to("/etc/hostname")
-    assert "main_data.hdf5 is a link to a place outside" in refuse("import", tmp_path / "folder", "--store", store.root)
+    assert "main_data.hdf5 is a link out of" in refuse("import", tmp_path / "folder", "--store", store.root)

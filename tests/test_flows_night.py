@@ -226,7 +226,7 @@ def test_a_second_run_of_the_same_deployment_ends_at_once_with_words_and_a_code_
     store = Store.create(world.folder / "store")
     with deployment_lock(store, "toy") as killed:
         assert killed is None
-        with pytest.raises(AlreadyRunning, match="The deployment toy runs already, since 20") as refused:
+        with pytest.raises(AlreadyRunning, match="The deployment toy is running already, since 20") as refused:
             world.run()
         assert refused.value.exit_code == 7
         with deployment_lock(store, "another"):

@@ -142,7 +142,7 @@ def test_a_run_beside_another_one_ends_as_skipped_and_says_so(settings: Path) ->
         assert nightly_flow(settings=settings) is None
     state = latest_run().state
     assert (state.type.value, state.name) == ("COMPLETED", "Skipped")
-    assert "The deployment nightly runs already" in (state.message or "")
+    assert "The deployment nightly is running already" in (state.message or "")
 
 
 @pytest.mark.usefixtures("api")

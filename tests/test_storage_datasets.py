@@ -85,7 +85,7 @@ def test_a_finished_dataset_is_recognised_whatever_the_package_versions(store: S
     [manifest] = fill(store, "one")
     assert find_finished(store, make_draft("one", versions={"numpy": "9"})) == manifest
     assert find_finished(store, make_draft("two")) is None
-    with pytest.raises(BadInput, match=r"one exists and was made otherwise \(policy, seed differ\)"):
+    with pytest.raises(BadInput, match=r"one exists and was made differently \(policy, seed differ\)"):
         find_finished(store, make_draft("one", policy="other", seed=8))
 
 
@@ -93,7 +93,7 @@ def test_a_manifest_that_was_exchanged_is_refused(store: Store) -> None:
     [manifest] = fill(store, "one")
     path = store.manifest_path("one")
     path.write_text(path.read_text().replace("Toy-v0", "Toy-v1"))
-    with pytest.raises(DamagedStore, match=r"manifest\.json is not the manifest that was registered"):
+    with pytest.raises(DamagedStore, match=r"manifest\.json differs from the manifest that was registered"):
         register_dataset(store, manifest)
 
 

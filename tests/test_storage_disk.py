@@ -130,7 +130,7 @@ def test_a_file_over_the_users_limit_is_named_and_the_old_content_stays(tmp_path
     write_whole(path, b"old")
     try:
         resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
-        with pytest.raises(DiskFailed, match="file cannot be written: files may not grow so large here"):
+        with pytest.raises(DiskFailed, match="file cannot be written: the file is larger than this user"):
             write_whole(path, b"new" * 1000)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)

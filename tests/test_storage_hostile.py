@@ -134,7 +134,7 @@ HOSTILE_HDF5: dict[str, tuple[Callable[[Any], None], str]] = {
     "numbers that were never written": (made(shape=(ROWS, 100_000_0), dtype="f4", chunks=(1, 1024)), "has shape"),
     "rows that were never written": (made(shape=(50_000_000,), dtype="f4", chunks=(1024,)), "claims 200,000,000 bytes"),
     "a chunk of 4 GB": (made(shape=(ROWS, 2), maxshape=(None, 2), dtype="f4", chunks=(2**28, 2)), "has chunks"),
-    "an unknown filter": (unknown_filter, "'observations' is packed by filter 32015"),
+    "an unknown filter": (unknown_filter, "'observations' is compressed by filter 32015"),
 }
 
 

@@ -154,7 +154,7 @@ def test_a_second_import_finds_the_first_and_another_content_is_refused(store: S
     assert import_rows(store, path, dataset_id="mine") == first
     with store.catalog.read() as con:
         assert con.execute("SELECT count(*), (SELECT count(*) FROM episodes) FROM datasets").fetchone() == (1, 2)
-    with pytest.raises(BadInput, match=r"dataset mine exists and was made otherwise \(source_sha256 differ\)"):
+    with pytest.raises(BadInput, match=r"dataset mine exists and was made differently \(source_sha256 differ\)"):
         import_rows(store, parquet(tmp_path, make_rows(1)), dataset_id="mine")
 
 
@@ -202,8 +202,8 @@ def without(place: int) -> Rows:
     [
         (without(5), "Episode 1, step 2: a step before it is missing"),
         (without(0), "Episode 0, step 1: a step before it is missing"),
-        (without(7), "Episode 1, step 2: it has an action and the flags; either the final row is missing"),
-        ([*make_rows(), make_rows()[4]], "Episode 1, step 0: there are two rows"),
+        (without(7), "Episode 1, step 2: it has an action and the flags; add the final row"),
+        ([*make_rows(), make_rows()[4]], "Episode 1, step 0: it has two rows"),
         (make_rows()[:1], "Episode 0, step 0: it is the only row"),
         (changed(0, episode_id=-1), "Episode -1, step 0: a negative episode_id"),
         (changed(5, action=None), "Episode 1, step 1: the action is null"),
@@ -213,18 +213,18 @@ def without(place: int) -> Rows:
         (changed(1, reward=float("nan")), "Episode 0, step 1: the reward is not finite"),
         (changed(1, observation=[0.0, float("inf"), 0.0]), "Episode 0, step 1: the observation is null or not finite"),
         (changed(1, observation=[0.0, None, 0.0]), "Episode 0, step 1: the observation is null or not finite"),
-        (changed(1, observation=[0.0]), r"row 1 .*'observation': '\[0\.0\]' has another length than 3"),
+        (changed(1, observation=[0.0]), r"row 1 .*'observation': '\[0\.0\]' does not have 3 numbers"),
         (changed(3, observation=None), "Episode 0, step 3: the observation is null"),
         (changed(1, terminated=True), "Episode 0, step 1: terminated or truncated before the end"),
         (changed(2, terminated=False), "Episode 0, step 2: it ends its episode, but is neither"),
         (changed(2, terminated=None), "Episode 0, step 2: terminated is null"),
         (changed(5, seed=9), "Episode 1, step 1: the seed is not that of its episode's first row"),
         (changed(4, step=None), r"row 4 .*'step': 'None' is missing"),
-        (changed(4, action=-1), "There is an action -1"),
-        ([row | {"reward": "much"} for row in make_rows()], "row 0 .*'reward': 'much' is no number"),
+        (changed(4, action=-1), "The smallest action is -1"),
+        ([row | {"reward": "much"} for row in make_rows()], "row 0 .*'reward': 'much' is not a number"),
         ([row | {"action": [row["action"] or 0] * 2} for row in make_rows()], "lists of 2 whole numbers"),
         ([{**row, "episode_id": 0.5} for row in make_rows()], "row 0 .*'episode_id': '0.5' is not a whole number"),
-        ([{name: row[name] for name in row if name != "reward"} for row in make_rows()], "no column 'reward'"),
+        ([{name: row[name] for name in row if name != "reward"} for row in make_rows()], "column 'reward' is missing"),
     ],
 )
 def test_the_first_broken_rule_is_named_and_nothing_is_written(
@@ -240,7 +240,7 @@ def test_a_final_row_that_may_be_a_step_is_refused(empty: Store, tmp_path: Path)
     rows[2] |= {"terminated": False}
     rows[3] |= {"terminated": True, "action": 0, "reward": 0.0}
     with pytest.raises(
-        BadInput, match=r"Episode 0, step 3: it has an action and the flags; .* its action has to be null"
+        BadInput, match=r"Episode 0, step 3: it has an action and the flags; .* or make its action null"
     ):
         import_rows(empty, parquet(tmp_path, rows))
 
@@ -250,7 +250,7 @@ def test_a_final_row_that_may_be_a_step_is_refused(empty: Store, tmp_path: Path)
     [
         (
             {"action_space": Space(kind="discrete", dtype="int64", size=1, n=1)},
-            "Episode 0.*step 1 has 1; allowed are 0 to 0",
+            "Episode 0.*step 1 has 1; allowed: 0 to 0",
         ),
         (
             {"observation_space": Space(kind="box", dtype="float32", size=2)},
@@ -283,7 +283,7 @@ def test_parquet_is_not_rounded(empty: Store, tmp_path: Path) -> None:
     [
         ("none.parquet", None, "There is no file"),
         ("rows.parquet", b"no parquet", "cannot be read"),
-        ("rows.jsonl", b"{broken", r"rows.jsonl, line 1, column 2: no JSON"),
+        ("rows.jsonl", b"{broken", r"rows.jsonl, line 1, column 2: not JSON"),
         ("rows.jsonl", b"", "cannot be read|missing"),
         ("rows.txt", b"", r"ending '\.txt'"),
     ],

@@ -26,7 +26,7 @@ def test_a_policy_comes_back_with_its_parents(store: Store) -> None:
 
 def test_saving_the_same_again_changes_nothing_and_another_is_refused(store: Store) -> None:
     assert save(store) == save(store)
-    with pytest.raises(BadInput, match="another policy named 'p1'"):
+    with pytest.raises(BadInput, match="Another policy is named 'p1'"):
         save_policy(store, "p1", {"weights.npz": b""}, RECORD)
     assert policy_files(store, "p1") == FILES
     assert [path.name for path in store.policies_dir.iterdir()] == ["p1"]
@@ -59,7 +59,7 @@ def test_a_damaged_policy_is_refused(store: Store, damage: str) -> None:
     save(store)
     path = store.policy_dir("p1") / ("extra.bin" if damage == "added" else "weights.npz")
     path.unlink() if damage == "missing" else path.write_bytes(b"other")
-    with pytest.raises(DamagedStore, match="p1 are not those that were saved"):
+    with pytest.raises(DamagedStore, match="p1 differ from those that were saved"):
         policy_files(store, "p1")
 
 

@@ -315,7 +315,7 @@ ENDLESS = "SELECT count(*) FROM range(10000000) AS a, range(10000000) AS b"
         (
             "SELECT list_sum(range(4000000000))",
             Bounds(memory_bytes=100_000_000),
-            r"than the 0\.1 GB.*--memory",
+            r"its limit of 0\.1 GB.*--memory",
         ),
     ],
 )

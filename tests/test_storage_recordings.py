@@ -209,16 +209,16 @@ def test_an_end_without_a_flag_is_a_truncation_that_is_counted(store: Store, tmp
     ("columns", "message"),
     [
         (["observation"], "not of the form"),
-        (["colour=x"], "no meaning here"),
+        (["colour=x"], "not a known meaning"),
         (["reward=r,a"], "more than one column"),
         (["observation=x", "action=a"], "--column reward=... is missing"),
-        (["observation=x,w", "action=a", "reward=r"], "There is no column 'w'"),
+        (["observation=x,w", "action=a", "reward=r"], "The column 'w' is missing"),
         (
             ["observation=x", "action=a", "reward=r", "terminated=x"],
             r"row 0 .*column 'x': '0.1257.*' is neither true nor false",
         ),
-        (["observation=x", "action=a", "reward=name"], "column 'name': 'n' is no number"),
-        (["observation=x,name", "action=a", "reward=r"], "column 'name': 'n' is no number"),
+        (["observation=x", "action=a", "reward=name"], "column 'name': 'n' is not a number"),
+        (["observation=x,name", "action=a", "reward=r"], "column 'name': 'n' is not a number"),
         ([*COLUMNS, "next_observation=x2,y2"], "next observations have 2 numbers, the observations 3"),
     ],
 )

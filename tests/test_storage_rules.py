@@ -144,7 +144,7 @@ def test_a_condition_that_got_into_the_catalog_another_way_never_runs(toys: Stor
     with pytest.raises(BadInput, match="a string"):
         match_rules(opened, "d1", load_rules(opened, "d1"))
     assert [str(damage) for damage in verify_store(opened)] == [
-        "catalog.duckdb: the condition of the rule u_run_0 is not one that was let in. Restore it from a backup."
+        "catalog.duckdb: the condition of the rule u_run_0 is not an accepted one. Restore it from a backup."
     ]
 
 
@@ -152,7 +152,7 @@ def test_rules_lead_back_to_raw_replies_and_the_views_follow_a_moved_store(toys:
     enter(toys, rule("x < 0", request_id="r_lost"))
     moved = Store.open(toys.root.rename(tmp_path / "moved"))
     assert run_query(moved, "SELECT count(*) > 0 AS there FROM ruled_steps").to_pylist() == [{"there": True}]
-    assert [damage.problem for damage in verify_store(moved)] == ["1 rules of run run lead back to no raw reply"]
+    assert [damage.problem for damage in verify_store(moved)] == ["1 rules of run run have no raw reply"]
 
 
 def test_an_older_catalog_keeps_its_requests(tmp_path: Path) -> None:

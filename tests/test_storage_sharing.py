@@ -179,7 +179,7 @@ def test_what_is_damaged_or_cut_off_elsewhere_is_noticed(filled: Store, tmp_path
     content = bytearray(shard.read_bytes())
     content[100] ^= 1
     shard.write_bytes(content)
-    with pytest.raises(DamagedStore, match="is not what was pushed"):
+    with pytest.raises(DamagedStore, match="differs from what was pushed"):
         pull_store(tmp_path / "other", folder)
     assert not (tmp_path / "other" / "catalog.duckdb").exists()
     shard.unlink()

@@ -211,7 +211,7 @@ def test_one_dataset_is_written_by_one_process_and_once(store: Store) -> None:
     [
         ({"observations": np.zeros((5, 3))}, "dtype float64; the space says float32"),
         ({"observations": np.zeros((4, 3), np.float32)}, r"shape \(4, 3\); expected \(5, 3\)"),
-        ({"actions": np.array([0, 1, 2, 0])}, "step 2 has 2; allowed are 0 to 1"),
+        ({"actions": np.array([0, 1, 2, 0])}, "step 2 has 2; allowed: 0 to 1"),
         ({"actions": np.zeros(4, np.float32)}, "dtype float32; the space says int64"),
         ({"rewards": np.zeros(4, np.float32)}, "rewards of dtype float32"),
         ({"terminated": False, "truncated": False}, "neither terminated nor truncated"),

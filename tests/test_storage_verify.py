@@ -74,10 +74,10 @@ def test_a_healthy_store_has_no_damage_and_every_file_is_read(full: Store) -> No
         (lambda path: flip(path, 300), "rollouts/d1/steps-00001.parquet", "the content has sha256"),
         (cut, "rollouts/d1/steps-00001.parquet", "bytes; .* were written"),
         (remove, "rollouts/d1/steps-00000.parquet", "is missing"),
-        (lambda path: flip(path, 40), "rollouts/d1/manifest.json", "not the one that was registered"),
+        (lambda path: flip(path, 40), "rollouts/d1/manifest.json", "differs from the one that was registered"),
         (remove, "rollouts/d1/manifest.json", "is missing"),
-        (cut, "policies/p1/weights.npz", "not those that were saved"),
-        (remove, "policies/p1/weights.npz", "not those that were saved"),
+        (cut, "policies/p1/weights.npz", "differ from those that were saved"),
+        (remove, "policies/p1/weights.npz", "differ from those that were saved"),
         (lambda path: flip(path, 15), "responses/run/00000.jsonl.zst", "line 1 is damaged"),
         (cut, "responses/run/00000.jsonl.zst", "ends after line 2; line 3 was written"),
         (remove, "responses/run/00000.jsonl.zst", "file of raw replies is missing"),
@@ -97,10 +97,10 @@ def test_each_damage_is_named(full: Store, harm: Callable[[Path], None], file: s
     [
         ("DELETE FROM episodes WHERE episode_id = 1", r"\(3, 90, 2, 60\).*\(3, 90, 3, 90\) in its manifest"),
         ("UPDATE datasets SET steps = 7", r"\(3, 7, 3, 90\)"),
-        ("DELETE FROM responses WHERE request_id = 'r_1'", "1 annotations of run run lead back to no raw reply"),
+        ("DELETE FROM responses WHERE request_id = 'r_1'", "1 annotations of run run have no raw reply"),
         ("DELETE FROM datasets", "catalog does not know this dataset"),
         ("DELETE FROM policies", "catalog does not know this policy"),
-        ("UPDATE annotations SET step = 30", "1 annotations of dataset d1 speak of steps that do not exist"),
+        ("UPDATE annotations SET step = 30", "1 annotations of dataset d1 are of steps that do not exist"),
     ],
 )
 def test_a_catalog_that_does_not_fit_the_files_is_named(full: Store, statement: str, problem: str) -> None:

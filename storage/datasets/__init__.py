@@ -1,4 +1,4 @@
-"""Rollouts on the disk: columns, shards, writers, readers and the registry of datasets."""
+"""Rollouts on disk: columns, shards, writers, readers and the registry of datasets."""
 
 import lazy_loader
 

@@ -1,4 +1,4 @@
-"""Taking over the folder of a dataset that another store made: copied, hashed and registered, bit for bit the same."""
+"""Adopts the folder of a dataset from another store: copied, hashed and registered, bit for bit the same."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from .shards import require_readable
 def adopt_dataset(store: Store, folder: Path) -> Manifest:
     """Copy the folder of a dataset (`rollouts/<dataset_id>/` of any store) into a store.
 
-    A second call says the same and copies nothing.
+    A second call returns the same and copies nothing.
 
     Args:
         store: where it goes.
         folder: holds `manifest.json`, the shards that it lists and the card that it names, if any.
 
     Raises:
-        BadInput: if the folder holds no dataset, or another dataset of that name is in the store.
-        DamagedStore: if a file is missing or is not what the manifest says; nothing is kept then.
+        BadInput: if the folder holds no dataset, or the store has another dataset of that name.
+        DamagedStore: if a file is missing or differs from the manifest; nothing is kept then.
     """
     manifest = _read_manifest(folder)
     final = store.dataset_dir(manifest.dataset_id)
@@ -59,7 +59,7 @@ def _check_hashes(folder: Path, manifest: Manifest) -> None:
         if not path.is_file():
             raise DamagedStore(f"{path} is missing.", "Copy the whole folder.")
         if sha256_file(path) != sha256:
-            raise DamagedStore(f"{path} is not what its manifest says: its hash differs.", "Copy the folder again.")
+            raise DamagedStore(f"{path} differs from its manifest: its hash is another.", "Copy the folder again.")
         if path.suffix == ".parquet":
             require_readable(path)
 

@@ -1,4 +1,4 @@
-"""Whether an episode is what its dataset says: shapes, number types, lengths and actions. Nothing is converted."""
+"""Checks that an episode fits its dataset: shapes, dtypes, lengths and actions. Nothing is converted."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from ..schema import (
 from .columns import DTYPES, StepArrays, output_size
 
 _MAX_START = 1 << 53
-_MANY_ACTIONS = "Where the numbers are amounts, `--actions continuous` takes them so."
-_BLOCK = 1_000_000  # rows that are looked at together
+_MANY_ACTIONS = "If they are amounts, use `--actions continuous`."
+_BLOCK = 1_000_000  # rows checked together
 
 
 def check_draft(draft: ManifestDraft) -> None:
@@ -36,7 +36,7 @@ def check_draft(draft: ManifestDraft) -> None:
 
 
 def check_spaces(observations: Space, actions: Space) -> None:
-    """Refuse spaces that cannot be stored, or are so large that nothing should be made of their size.
+    """Refuse spaces that cannot be stored, or are too large to allocate.
 
     Raises:
         BadInput: naming the space, the value received and the values allowed.
@@ -51,7 +51,7 @@ def check_action_space(actions: Space) -> None:
 
 
 def check_episode(episode: Episode, draft: ManifestDraft) -> None:
-    """Refuse an episode that would not come back exactly as it is.
+    """Refuse an episode that would not read back exactly.
 
     Raises:
         BadInput: naming the episode, what is wrong, and what its dataset expects.
@@ -63,7 +63,7 @@ def check_episode(episode: Episode, draft: ManifestDraft) -> None:
     if not (episode.terminated or episode.truncated):
         raise BadInput(f"{where} is neither terminated nor truncated at its last step.")
     if episode.rewards.dtype != np.float64:
-        raise BadInput(f"{where} has rewards of dtype {episode.rewards.dtype}; they are kept as float64.")
+        raise BadInput(f"{where} has rewards of dtype {episode.rewards.dtype}; they have to be float64.")
     _check_values(f"{where}: observations", episode.observations, draft.observation_space, length + 1)
     _check_values(f"{where}: actions", episode.actions, draft.action_space, length)
     _check_outputs(where, episode, draft)
@@ -74,12 +74,12 @@ def _check_space(what: str, space: Space, *, values: int, size: int) -> None:
         if not space.n or space.n < 0 or space.size != 1:
             raise BadInput(f"The discrete {what} space has n={space.n} and size={space.size}; it needs n >= 1, size 1.")
         if space.n > values:
-            raise BadInput(f"There are {space.n:,} discrete {what}s; {values:,} are allowed.", _MANY_ACTIONS)
+            raise BadInput(f"The space has {space.n:,} discrete {what}s; {values:,} are allowed.", _MANY_ACTIONS)
         if abs(space.start) > _MAX_START:
             raise BadInput(f"The first discrete {what} is {space.start}; at most {_MAX_START:,} is allowed.")
         return
     if space.dtype not in DTYPES:
-        raise BadInput(f"The {what} space has dtype {space.dtype[:60]!r}.", f"Storable are {', '.join(DTYPES)}.")
+        raise BadInput(f"The {what} space has dtype {space.dtype[:60]!r}.", f"Allowed: {', '.join(DTYPES)}.")
     if space.size > size:
         raise BadInput(f"Each {what} has {space.size:,} numbers; {size:,} are allowed.")
     for name, bounds in (("low", space.low), ("high", space.high)):
@@ -115,7 +115,7 @@ def _check_values(what: str, values: Array, space: Space, rows: int) -> None:
         last = space.start + space.n - 1
         wrong = np.flatnonzero((values < space.start) | (values > last))
         if wrong.size:
-            raise BadInput(f"{what}: step {wrong[0]} has {values[wrong[0]]}; allowed are {space.start} to {last}.")
+            raise BadInput(f"{what}: step {wrong[0]} has {values[wrong[0]]}; allowed: {space.start} to {last}.")
 
 
 def _check_outputs(where: str, episode: Episode, draft: ManifestDraft) -> None:
@@ -134,7 +134,7 @@ def is_finite(episode: Episode) -> bool:
 
 
 def require_finite(rows: StepArrays, dataset_id: str) -> None:
-    """Refuse rows on which nothing can be asked or trained: an older version stored whatever an environment gave.
+    """Refuse rows with numbers that are not finite, which older versions stored.
 
     Raises:
         BadInput: naming an observation, action, reward or policy output that is not finite.
@@ -155,5 +155,5 @@ def require_finite(rows: StepArrays, dataset_id: str) -> None:
             raise BadInput(
                 f"The dataset {dataset_id} holds numbers that are not finite, for example at {place}: the {name} "
                 f"{values[row].tolist()}.",
-                "Collect or import it anew without them; nothing is asked about them or trained on them.",
+                "Collect or import it again without them; they are never asked about or trained on.",
             )

@@ -1,4 +1,4 @@
-"""Episodes as Arrow columns and back, bit for bit. It knows no file.
+"""Episodes as Arrow columns and back, bit for bit. Files are in `shards.py`.
 
 An episode of T steps is T+1 rows: the last row has the final observation, a null action and a null reward. The flags
 `terminated` and `truncated` stand on row T-1, whose step ended the episode, and are false on all others.
@@ -83,7 +83,7 @@ class StepArrays:
         """
         wanted, within = np.asarray(episode_ids, np.int64), np.asarray(steps, np.int64)
         place = np.searchsorted(self.episodes, wanted)
-        known = np.append(self.episodes, -1)  # one past the end, so that every place can be looked up
+        known = np.append(self.episodes, -1)  # one past the end, so every place can be looked up
         if (wrong := np.flatnonzero((known[place] != wanted) | (wanted < 0))).size:
             raise BadInput(f"There is no episode {wanted[wrong[0]]} here.", _range("Episodes", self.episodes))
         if (wrong := np.flatnonzero((within < 0) | (within > self.lengths[place]))).size:
@@ -140,11 +140,11 @@ def encode_episodes(episodes: Sequence[Episode], draft: ManifestDraft) -> pa.Tab
 
 
 def decode_steps(tables: Iterable[pa.Table], rows: int, draft: ManifestDraft) -> StepArrays:
-    """Rows of the steps schema as flat columns; the inverse of `encode_episodes`, but for the seeds.
+    """Rows of the steps schema as flat columns; the inverse of `encode_episodes`, without the seeds.
 
     Args:
-        tables: whole episodes, in ascending order; each table is let go before the next one is asked for.
-        rows: how many there are in all tables together.
+        tables: whole episodes, in ascending order; each table is freed before the next one is requested.
+        rows: of all tables together.
         draft: the dataset's manifest, for its spaces.
     """
     filled = _allocate(rows, draft)
@@ -166,7 +166,7 @@ def cut_episodes(rows: StepArrays, seeds: Sequence[int | None], draft: ManifestD
 
     Args:
         rows: whole episodes.
-        seeds: one for each of them.
+        seeds: one per episode.
         draft: the dataset's manifest, for its spaces.
     """
     for start, length, seed in zip(rows.starts, rows.lengths, seeds, strict=True):
@@ -263,7 +263,7 @@ def _lists(values: Array, size: int, mask: Array | None) -> pa.FixedSizeListArra
 
 
 def _numbers(column: pa.ChunkedArray) -> Array:
-    """A column of numbers as one array of its own; nulls become zeros."""
+    """A column of numbers as a new array; nulls become zeros."""
     filled = pc.fill_null(column, False if pa.types.is_boolean(column.type) else 0) if column.null_count else column
     return filled.to_numpy()
 

@@ -1,7 +1,7 @@
 """Large datasets as memory-mapped columns: written once from the shards, then read in place by every process.
 
-They are a copy that may be thrown away, and are named by the content of the shards. A column that is mapped takes no
-memory of its own: the operating system reads the pages that are touched, and drops them when it needs the room.
+They are a copy that may be deleted, named by the content of the shards. A mapped column takes no memory of its own:
+the operating system reads the pages that are touched, and drops them when it needs the space.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ MAPPED_ROWS = 2_000_000
 _NAMES = tuple(field.name for field in fields(StepArrays))
 _SEEDS = "seed"
 _UNKNOWN_SEED = -1  # Gymnasium's seeds are not negative
-_ROOM = 1.1  # of the bytes that the columns take
+_ROOM = 1.1  # of the columns' bytes
 
 
 def is_large(manifest: Manifest) -> bool:
@@ -41,21 +41,21 @@ def is_large(manifest: Manifest) -> bool:
 
 
 class Mapped(NamedTuple):
-    """A dataset in place."""
+    """A memory-mapped dataset."""
 
     rows: StepArrays  # of read-only columns
     seeds: list[int | None]  # of each episode
 
 
 def map_dataset(store: Store, manifest: Manifest) -> Mapped | None:
-    """All rows of a dataset as read-only columns on the disk, which are written first if they are not there.
+    """All rows of a dataset as read-only columns on disk, which are written first if missing.
 
     Args:
         store: the store.
         manifest: of one of its datasets.
 
     Returns:
-        The columns and the seeds; None if the disk has no room for them.
+        The columns and the seeds; None if the disk has no space for them.
 
     Raises:
         DamagedStore: if a shard is damaged.
@@ -68,12 +68,12 @@ def map_dataset(store: Store, manifest: Manifest) -> Mapped | None:
             rows = StepArrays(**{name: found.get(name) for name in _NAMES})  # pyright: ignore[reportArgumentType]
             return Mapped(rows, [None if seed == _UNKNOWN_SEED else seed for seed in found[_SEEDS].tolist()])
         with suppress(FileNotFoundError):
-            shutil.rmtree(folder)  # it is damaged, and only a copy
+            shutil.rmtree(folder)  # damaged, and only a copy
     return None
 
 
 def damaged_columns(store: Store, manifest: Manifest) -> list[Path]:
-    """The files of columns that are not what the shards hold; none if the dataset has no columns.
+    """The files of columns that differ from the shards; empty if the dataset has no columns.
 
     Raises:
         DamagedStore: if a shard is damaged.
@@ -94,7 +94,7 @@ def damaged_columns(store: Store, manifest: Manifest) -> list[Path]:
 
 
 def _open_columns(folder: Path, manifest: Manifest) -> dict[str, Array] | None:
-    """The columns of a folder; None if one is missing, or is not of the type and the size that it has to be."""
+    """The columns of a folder; None if one is missing or has a wrong type or size."""
     rows = manifest.steps + manifest.episodes
     expected = {name: (column.dtype, (rows, *column.shape[1:])) for name, column in _empty(manifest).items()}
     expected[_SEEDS] = (np.dtype(np.int64), (manifest.episodes,))
@@ -125,7 +125,7 @@ def _find_folder(store: Store, manifest: Manifest) -> Path | None:
 
 
 def _write(store: Store, manifest: Manifest, folder: Path) -> bool:
-    """Write the columns shard by shard; False if there is no room for them."""
+    """Write the columns shard by shard; False if there is no space for them."""
     empty = _empty(manifest)
     row_bytes = sum(column.itemsize * math.prod(column.shape[1:]) for column in empty.values())
     rows = manifest.steps + manifest.episodes

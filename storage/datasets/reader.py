@@ -1,4 +1,4 @@
-"""Steps of a dataset: the one door for reading and writing them. How a file looks inside is not here (`columns`)."""
+"""Reads the steps of a dataset, as episodes or flat columns. The format of a file is in `columns.py`."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ __all__ = [
 
 
 def read_episode(store: Store, dataset_id: str, episode_id: int) -> Episode:
-    """One episode, as it was collected.
+    """Read one episode.
 
     Raises:
         BadInput: if there is no such dataset or episode.
@@ -42,11 +42,11 @@ def read_episode(store: Store, dataset_id: str, episode_id: int) -> Episode:
 
 
 def iterate_episodes(store: Store, dataset_id: str, episode_ids: Sequence[int] | None = None) -> Iterator[Episode]:
-    """Episodes one after the other, with one shard in memory at a time.
+    """Yield episodes, with one shard in memory at a time.
 
     Args:
         store: the store.
-        dataset_id: a dataset of it.
+        dataset_id: of the store.
         episode_ids: the episodes wanted, in this order; all, ascending, when None.
 
     Raises:
@@ -64,7 +64,7 @@ def iterate_episodes(store: Store, dataset_id: str, episode_ids: Sequence[int] |
 
 
 def list_episodes(store: Store, dataset_id: str) -> list[Episode]:
-    """All episodes, ascending; those of a large dataset are views of mapped columns, which take next to no memory.
+    """All episodes, ascending; those of a large dataset are views of mapped columns and take almost no memory.
 
     Raises:
         BadInput: if there is no such dataset.
@@ -98,7 +98,7 @@ def scan_steps(store: Store, dataset_id: str) -> pl.LazyFrame:
 
     Raises:
         BadInput: if there is no such dataset.
-        DamagedStore: if a shard is missing or has another size than was written.
+        DamagedStore: if a shard is missing or its size has changed.
     """
     manifest = read_manifest(store, dataset_id)
     folder = store.dataset_dir(dataset_id)
@@ -133,4 +133,4 @@ def _read_wanted(store: Store, manifest: Manifest, shard: Shard, wanted: list[in
 
 def _unknown(episode_id: int, shards: Sequence[Shard]) -> BadInput:
     first, last = shards[0].first_episode, shards[-1].last_episode
-    return BadInput(f"There is no episode {episode_id}.", f"Near it are episodes {first} to {last}.")
+    return BadInput(f"There is no episode {episode_id}.", f"Near it: episodes {first} to {last}.")

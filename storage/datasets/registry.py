@@ -1,4 +1,4 @@
-"""Which datasets a store has: registering a published folder in the catalog, listing, and finding one by name."""
+"""The datasets of a store: registers a published folder in the catalog, lists datasets, finds one by name."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _SUMMED = ("episode_id", "reward", "terminated", "truncated", "seed")
 
 @dataclass(frozen=True)
 class DatasetSummary:
-    """One dataset as a list shows it."""
+    """One row of the list of datasets."""
 
     dataset_id: str
     source: str
@@ -34,7 +34,7 @@ class DatasetSummary:
 
 
 def register_dataset(store: Store, manifest: Manifest) -> None:
-    """Put a published dataset and its episodes into the catalog and refresh the views; doing it again changes nothing.
+    """Put a published dataset and its episodes into the catalog and refresh the views; a second call changes nothing.
 
     Raises:
         DamagedStore: if a shard is damaged, or the catalog knows another manifest under this name.
@@ -50,7 +50,7 @@ def register_dataset(store: Store, manifest: Manifest) -> None:
             refresh_views(con, store.rollouts_dir)
     elif registered != written:
         raise DamagedStore(
-            f"{store.manifest_path(manifest.dataset_id)} is not the manifest that was registered.",
+            f"{store.manifest_path(manifest.dataset_id)} differs from the manifest that was registered.",
             "Restore the file; a dataset is never changed once it is written.",
         )
     (store.dataset_dir(manifest.dataset_id) / DRAFT).unlink(missing_ok=True)
@@ -59,8 +59,8 @@ def register_dataset(store: Store, manifest: Manifest) -> None:
 def find_finished(store: Store, draft: ManifestDraft) -> Manifest | None:
     """The dataset that an earlier run of the same command finished, registered if that run was killed before it could.
 
-    Package versions, the environment's code and the bytes of a file with the same policy may differ, which only those
-    who play can judge; everything else of the draft has to be equal.
+    Package versions, the environment's code and the bytes of a file with the same policy may differ, which only
+    callers that play can judge; everything else of the draft has to be equal.
 
     Raises:
         BadInput: if a dataset of that name was made from something else.
@@ -71,7 +71,7 @@ def find_finished(store: Store, draft: ManifestDraft) -> Manifest | None:
     ours, theirs = (_essence(item) for item in (draft, manifest))
     if differing := sorted(name for name in ours if ours[name] != theirs[name]):
         raise BadInput(
-            f"The dataset {draft.dataset_id} exists and was made otherwise ({', '.join(differing)} differ).",
+            f"The dataset {draft.dataset_id} exists and was made differently ({', '.join(differing)} differ).",
             "Give the new one another name.",
         )
     register_dataset(store, manifest)
@@ -79,7 +79,7 @@ def find_finished(store: Store, draft: ManifestDraft) -> Manifest | None:
 
 
 def list_datasets(store: Store) -> list[DatasetSummary]:
-    """All datasets of the catalog, the oldest first."""
+    """All datasets of the catalog, oldest first."""
     with store.catalog.read() as con:
         rows = con.execute(
             """SELECT dataset_id, source, env_id, policy, policy_mode, episodes, steps,
@@ -114,7 +114,7 @@ def resolve_dataset(store: Store, name: str | None = None) -> str:
 
     Raises:
         Prerequisite: if the store has no dataset.
-        BadInput: if the name fits none, or several.
+        BadInput: if the name fits no dataset, or several.
     """
     known = [dataset.dataset_id for dataset in list_datasets(store)]
     if not known:
@@ -123,10 +123,10 @@ def resolve_dataset(store: Store, name: str | None = None) -> str:
 
 
 def pick(name: str, known: list[str], kind: str) -> str:
-    """The one of the known names that is `name` or begins with it.
+    """The known name that is `name` or, alone, begins with it.
 
     Raises:
-        BadInput: if there is none, or more than one.
+        BadInput: if no name fits, or several do.
     """
     if name in known:
         return name
@@ -135,7 +135,7 @@ def pick(name: str, known: list[str], kind: str) -> str:
         return fitting[0]
     if fitting:
         raise BadInput(f"{name!r} is the beginning of {len(fitting)} {kind} names: {', '.join(fitting[:5])}.")
-    raise BadInput(f"There is no {kind} {name!r}.", f"There is {', '.join(known[-5:])}." if known else "")
+    raise BadInput(f"There is no {kind} {name!r}.", f"Known: {', '.join(known[-5:])}." if known else "")
 
 
 def _registered_sha256(con: Connection, dataset_id: str) -> str | None:

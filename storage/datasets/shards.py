@@ -34,7 +34,7 @@ _VERIFY = "`trajnote store verify` names everything that is damaged; restore the
 
 
 class FinishedShard(NamedTuple):
-    """A shard on the disk, and what the manifest's totals need of it."""
+    """A shard on disk, with what the manifest's totals need."""
 
     shard: Shard
     episodes: int
@@ -46,12 +46,12 @@ def shard_name(number: int) -> str:
 
 
 def write_shard(folder: Path, name: str, table: pa.Table) -> FinishedShard:
-    """Write whole episodes to a temporary name, have them on the disk, and rename.
+    """Write whole episodes under a temporary name, force them to the disk, and rename.
 
-    Numbers are stored plainly, without dictionaries, so that every bit pattern survives; pages carry checksums.
+    Numbers are stored without dictionaries, so every bit pattern survives; pages have checksums.
 
     Raises:
-        DiskFailed: if the disk does not take it.
+        DiskFailed: if the disk refuses it.
     """
     temporary = folder / (name + TEMPORARY)
     with writing(folder / name), gone_on_failure(temporary):
@@ -63,7 +63,7 @@ def write_shard(folder: Path, name: str, table: pa.Table) -> FinishedShard:
 
 
 def describe_shard(folder: Path, name: str) -> FinishedShard:
-    """What the manifest will say about a finished file, and how many episodes it holds.
+    """The manifest's entry for a finished file, and how many episodes it holds.
 
     Raises:
         DamagedStore: if the file cannot be read.
@@ -96,10 +96,10 @@ def read_shard(
         manifest: the dataset's.
         shard: one of its shards.
         columns: the columns wanted.
-        episodes: first and last episode wanted; only row groups that hold some of them are read.
+        episodes: first and last episode wanted; only row groups with some of them are read.
 
     Raises:
-        DamagedStore: if the file is missing, or is not what was written.
+        DamagedStore: if the file is missing or differs from what was written.
     """
     file = check_shard(store, manifest, shard)
     path = store.dataset_dir(manifest.dataset_id) / shard.name
@@ -132,7 +132,7 @@ def check_shard(store: Store, manifest: Manifest, shard: Shard) -> pq.ParquetFil
 
 
 def read_manifest(store: Store, dataset_id: str) -> Manifest:
-    """What a dataset is.
+    """Read the manifest of a dataset.
 
     Raises:
         BadInput: if there is no such dataset.
@@ -141,7 +141,7 @@ def read_manifest(store: Store, dataset_id: str) -> Manifest:
     path = store.manifest_path(dataset_id)
     if not path.parent.is_dir():
         raise BadInput(
-            f"There is no dataset {dataset_id!r} in {store.root}.", "`trajnote store list` lists those there are."
+            f"There is no dataset {dataset_id!r} in {store.root}.", "List its datasets with `trajnote store list`."
         )
     try:
         return Manifest.model_validate_json(path.read_bytes())
@@ -150,14 +150,14 @@ def read_manifest(store: Store, dataset_id: str) -> Manifest:
 
 
 def require_readable(path: Path) -> None:
-    """Refuse a Parquet file with encrypted columns before they are looked at, for Arrow ends the whole process there.
+    """Refuse a Parquet file with encrypted columns, on which Arrow would crash the whole process.
 
     Raises:
-        BadInput: if columns are encrypted, or DuckDB, which raises where Arrow ends, cannot tell.
+        BadInput: if columns are encrypted, or DuckDB, which raises where Arrow crashes, cannot tell.
     """
     question = "SELECT count(encryption_algorithm) FROM parquet_file_metadata(?)"
     with TemporaryDirectory(prefix="trajnote-") as folder, duckdb.connect() as con:
-        link = Path(folder) / "rows.parquet"  # a name without signs that DuckDB would take for a pattern
+        link = Path(folder) / "rows.parquet"  # a name without characters that DuckDB would take for a pattern
         link.symlink_to(path.resolve())
         try:
             found = con.execute(question, [str(link)]).fetchone()

@@ -1,4 +1,4 @@
-"""Writing a dataset, episode by episode, so that a killed run goes on where its last finished shard ended.
+"""Writes a dataset, episode by episode; a killed run goes on after its last finished shard.
 
 Shards grow in `rollouts/.partial-<dataset_id>/`; the finished folder gets its name in one rename and is registered.
 """
@@ -22,21 +22,21 @@ from .shards import FinishedShard, describe_shard, shard_name, write_shard
 
 
 class StepsWriter:
-    """Writes one dataset. Use it in a `with` block; call `finish` at its end.
+    """Writes one dataset. Use it in a `with` block and call `finish` at its end.
 
     Leaving the block without `finish` keeps the finished shards for the next run with an equal draft; with another
     draft everything starts over.
 
     Args:
         store: where the dataset belongs.
-        draft: what is known of it beforehand.
+        draft: what is known of it in advance.
         shard_bytes: a shard is closed after this many bytes, before compression; an episode is never split.
-        card: file of the card that the dataset keeps; it is no part of what the dataset is.
+        card: file of the card that the dataset keeps; it does not affect the dataset's identity.
 
     Raises:
         BadInput: if the draft cannot be stored, or the dataset exists already (see `find_finished`).
         CatalogLocked: if another process is writing the same dataset.
-        DiskFailed: if the disk does not take it; finished shards stay, and the same command goes on from them.
+        DiskFailed: if the disk refuses it; finished shards stay, and the same command goes on from them.
     """
 
     def __init__(
@@ -86,16 +86,16 @@ class StepsWriter:
             self._flush()
 
     def keep(self) -> int:
-        """Write the episodes so far, so that the next run goes on behind them; returns how many there are."""
+        """Write the episodes so far, so that the next run goes on after them; returns their number."""
         if self._episodes:
             self._flush()
         return sum(finished.episodes for finished in self._shards)
 
     def finish(self) -> Manifest:
-        """Write what is left, give the dataset its name, register it in the catalog and refresh the views.
+        """Write the rest, publish the dataset under its name, register it and refresh the views.
 
         Raises:
-            BadInput: if there is no episode at all.
+            BadInput: without any episode.
         """
         if self._episodes:
             self._flush()

@@ -1,4 +1,4 @@
-"""Files that are either whole or absent: temporary name, fsync, rename. It does not know what is inside them."""
+"""Files that are either whole or absent: temporary name, fsync, rename. Their content does not matter."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from ..errors import CatalogLocked
 from .os_errors import disk_failed, reading, writing
 
 TEMPORARY = ".tmp"
-_PIECE = 1 << 20  # bytes that are copied at a time
+_PIECE = 1 << 20  # bytes copied at a time
 
 
 def write_whole(path: Path, content: bytes) -> None:
     """Write a file so that a reader, or a crash at any instant, sees the old content or the new one.
 
     Raises:
-        DiskFailed: if the disk does not take it, whatever the reason.
+        DiskFailed: if the disk refuses it.
     """
     temporary = path.with_name(f"{path.name}.{os.getpid()}{TEMPORARY}")
     with writing(path), gone_on_failure(temporary):
@@ -34,7 +34,7 @@ def write_whole(path: Path, content: bytes) -> None:
 
 @contextmanager
 def gone_on_failure(temporary: Path) -> Generator[None]:
-    """Take away what could not be written to its end: on a full disk the space is needed."""
+    """Delete a file that could not be written completely: on a full disk the space is needed."""
     try:
         yield
     except OSError:
@@ -44,7 +44,7 @@ def gone_on_failure(temporary: Path) -> Generator[None]:
 
 
 def sync_file(path: Path) -> None:
-    """Have the content of a file on the disk, not only in the operating system's memory."""
+    """Force a file's content to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -53,7 +53,7 @@ def sync_file(path: Path) -> None:
 
 
 def sync_folder(path: Path) -> None:
-    """Have the names in a folder on the disk, so that a rename survives a power cut."""
+    """Force a folder's names to the disk, so that a rename survives a power cut."""
     sync_file(path)
 
 
@@ -61,8 +61,8 @@ def publish_folder(partial: Path, final: Path) -> None:
     """Give a finished folder its final name in one step.
 
     Raises:
-        DiskFailed: if the disk does not take it.
-        FileExistsError: if something that is not an empty folder has that name already.
+        DiskFailed: if the disk refuses it.
+        FileExistsError: if the name is taken by anything but an empty folder.
     """
     with writing(final):
         sync_folder(partial)
@@ -73,7 +73,7 @@ def publish_folder(partial: Path, final: Path) -> None:
 
 
 def _renamed(partial: Path, final: Path) -> bool:
-    """Whether a folder got another name, which a folder that has it already keeps."""
+    """Rename a folder; returns False if a folder with the new name exists, which stays."""
     try:
         partial.rename(final)
     except OSError:
@@ -84,11 +84,11 @@ def _renamed(partial: Path, final: Path) -> bool:
 
 
 def copy_file(source: Path, target: Path) -> None:
-    """Copy a user's file into the store, and have it on the disk.
+    """Copy a user's file into the store, and force it to the disk.
 
     Raises:
         BadInput: if the file cannot be read.
-        DiskFailed: if the disk does not take the copy.
+        DiskFailed: if the disk refuses the copy.
     """
     with reading(source):
         given = source.open("rb")
@@ -106,15 +106,15 @@ def _next_piece(file: IO[bytes], path: Path) -> bytes:
 
 @contextmanager
 def exclusive_lock(folder: Path, what: str, *, wait: bool = False) -> Generator[None]:
-    """Be the only process that works in a folder; the operating system lets go of it when the process ends.
+    """Lock a folder for this process; the operating system releases the lock when the process ends.
 
     Args:
         folder: an existing folder.
-        what: what it is, for the message.
-        wait: wait for another process to finish, for work that lasts an instant.
+        what: what the folder holds, for the message.
+        wait: wait for the other process, for work that lasts an instant.
 
     Raises:
-        CatalogLocked: if another process works in it and `wait` is off.
+        CatalogLocked: if another process has the lock and `wait` is off.
     """
     descriptor = os.open(folder, os.O_RDONLY)
     try:
@@ -122,7 +122,7 @@ def exclusive_lock(folder: Path, what: str, *, wait: bool = False) -> Generator[
             fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError as error:
             raise CatalogLocked(
-                f"Another process is writing {what} ({folder}).", "Wait until it has finished, then run this again."
+                f"Another process is writing {what} ({folder}).", "Wait until it ends, then run this again."
             ) from error
         except OSError as error:  # a file system without locks
             raise disk_failed(error, folder) from error

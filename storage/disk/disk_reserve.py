@@ -1,6 +1,6 @@
-"""Room on the disk for replies that are being paid for: held before a call is made, given up when the disk is full.
+"""Disk space for replies that are being paid for: reserved before a call, released when the disk is full.
 
-A reply that cannot be written is money lost, so no call may be made without it. What is written is not known here.
+A reply that cannot be written is money lost, so no call may be made without it.
 """
 
 from __future__ import annotations
@@ -12,16 +12,16 @@ from .atomic import TEMPORARY
 from .os_errors import writing
 
 ROOM_BYTES = 1 << 20
-"""More than all replies that can be under way at once take after compression."""
+"""More than all replies that can arrive at once need after compression."""
 
 _NAME = f"room{TEMPORARY}"
 
 
 def hold_room(folder: Path) -> None:
-    """Hold room in a folder that this process owns; where it is held already, nothing happens.
+    """Reserve space in a folder that this process has locked; does nothing if it is reserved already.
 
     Raises:
-        DiskFailed: if there is not so much.
+        DiskFailed: if the disk has too little space.
     """
     path = folder / _NAME
     if path.exists() and path.stat().st_size == ROOM_BYTES:
@@ -37,7 +37,7 @@ def hold_room(folder: Path) -> None:
 
 
 def release_room(folder: Path) -> bool:
-    """Give the room up; returns whether there was any."""
+    """Release the space; returns whether any was reserved."""
     path = folder / _NAME
     if not path.exists():
         return False

@@ -1,6 +1,6 @@
-"""What a stranger may have written, read within bounds: regular files, texts, JSON, TOML, lines, arrays in a zip.
+"""Reads untrusted input within bounds: regular files, texts, JSON, TOML, lines, arrays in a zip.
 
-What is too large, nested too deeply or no such text ends as one sentence. What the values mean is not known here.
+What is too large, too deeply nested or malformed is refused in one sentence. What the values mean does not matter.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from ..schema import Array
 MAX_BYTES = 16_000_000
 """Of a JSON or TOML file, and of one line of JSON lines."""
 MAX_DEPTH = 64
-"""Levels of lists and objects in each other; honest ones have about five."""
+"""Nesting of lists and objects; honest files have about five levels."""
 MAX_DIGITS = 40
-"""Of a whole number; more overflow everything that could take it."""
+"""Of a whole number; longer ones overflow every type."""
 MAX_ARRAY_BYTES = 1 << 30
 """Of all arrays in a zip together."""
 SMALL_BYTES = 1 << 26
-"""Memory that a file may take whatever its own size."""
+"""Memory that any file may take, whatever its size."""
 MAX_GROWTH = 2_000
 """Bytes of memory for each byte of a file beyond that; deflate reaches 1,032."""
 
@@ -41,15 +41,15 @@ _MANY_DIGITS = re.compile(rf"[0-9]{{{MAX_DIGITS + 1}}}")
 _DOTTED_KEY = re.compile(rf"""(?<![\w-])(?:(?:[\w-]++|"[^"\n]*+"|'[^'\n]*+')[ \t]*+\.[ \t]*+){{{MAX_DEPTH}}}""")
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _BAD_ZIP = (ValueError, OSError, EOFError, KeyError, RecursionError, MemoryError, SyntaxError, zipfile.BadZipFile)
-_BAD_ZIP_FEATURES = (NotImplementedError, RuntimeError, zipfile.LargeZipFile)  # a password, an unknown compression
+_BAD_ZIP_FEATURES = (NotImplementedError, RuntimeError, zipfile.LargeZipFile)  # password, unknown compression
 
 
 class UnreadableError(ValueError):
-    """Why a text is not what it should be, in words, with the line and column where they are known."""
+    """Why a text cannot be read, with line and column where known."""
 
 
 def require_regular(path: Path) -> None:
-    """Refuse what is no file with an end, before anything waits for it.
+    """Refuse anything but a regular file, before a read can hang.
 
     Raises:
         BadInput: naming what it is: missing, a folder, a pipe, a device.
@@ -64,7 +64,7 @@ def require_regular(path: Path) -> None:
 
 
 def require_inside(folder: Path) -> None:
-    """Refuse a stranger's folder with links out of it, through which files of others would be copied.
+    """Refuse an untrusted folder with links out of it, which would copy other files.
 
     Raises:
         BadInput: naming the first link that leads elsewhere.
@@ -72,11 +72,11 @@ def require_inside(folder: Path) -> None:
     own = folder.resolve()
     for path in folder.rglob("*"):
         if path.is_symlink() and not path.resolve().is_relative_to(own):
-            raise BadInput(f"{path} is a link to a place outside of {folder}.", "Put the file itself there.")
+            raise BadInput(f"{path} is a link out of {folder}.", "Put the file itself there.")
 
 
 def require_growth(where: str, claimed: int, held: int) -> None:
-    """Refuse content that claims far more memory than a file of its size can hold.
+    """Refuse content that claims far more memory than its size in the file can hold.
 
     Args:
         where: file and piece, for the message.
@@ -87,14 +87,14 @@ def require_growth(where: str, claimed: int, held: int) -> None:
         BadInput: naming both.
     """
     if claimed > SMALL_BYTES + MAX_GROWTH * held:
-        raise BadInput(f"{where} claims {claimed:,} bytes, of which the file holds {held:,}.", "Write it anew.")
+        raise BadInput(f"{where} claims {claimed:,} bytes, but has {held:,} in the file.", "Write the file again.")
 
 
 def read_file(path: Path, *, limit: int = MAX_BYTES) -> bytes:
     """The content of a file.
 
     Raises:
-        BadInput: if it is no regular file, cannot be read, or has more bytes than `limit`.
+        BadInput: if it is not a regular file, cannot be read, or has more than `limit` bytes.
     """
     require_regular(path)
     try:
@@ -103,33 +103,33 @@ def read_file(path: Path, *, limit: int = MAX_BYTES) -> bytes:
     except OSError as error:
         raise _unopened(path, error) from error
     if len(content) > limit:
-        raise BadInput(f"{path} has more than {limit:,} bytes, which is more than such a file needs.")
+        raise BadInput(f"{path} has more than {limit:,} bytes, the most allowed.")
     return content
 
 
 def read_text(path: Path, *, limit: int = MAX_BYTES) -> str:
-    """The text of a file in UTF-8; a mark at its beginning is passed over.
+    """The text of a UTF-8 file, without a byte order mark.
 
     Raises:
-        BadInput: as `read_file`, or if it is no such text.
+        BadInput: as `read_file`, or if it is not UTF-8.
     """
     content = read_file(path, limit=limit)
     try:
         return decode_text(content)
     except UnreadableError as error:
-        raise BadInput(f"{path} is no text: {error}.", "Save it as UTF-8.") from error
+        raise BadInput(f"{path} is not a text: {error}.", "Save it as UTF-8.") from error
 
 
 def parse_json(text: str | bytes, where: str, hint: str = "") -> Any:
     """The value of a JSON document.
 
     Args:
-        text: hostile until proven otherwise.
+        text: untrusted.
         where: the file, or the option, for the message.
-        hint: what to do where it is none.
+        hint: what to do if it is not JSON.
 
     Raises:
-        BadInput: if it is no JSON, too long, or holds what no honest document does.
+        BadInput: if it is not JSON, too long, or outside the bounds.
     """
     try:
         value = decode_json(text)
@@ -151,7 +151,7 @@ def decode_json(text: str | bytes) -> Any:
     """The value of a JSON text.
 
     Raises:
-        UnreadableError: if it is no JSON, too long, nested too deeply, or has a number of too many digits.
+        UnreadableError: if it is not JSON, too long, nested too deeply, or has a number of too many digits.
     """
     content = decode_text(text)
     try:
@@ -161,7 +161,7 @@ def decode_json(text: str | bytes) -> Any:
         raise UnreadableError(f"{error.msg} ({line}column {error.colno})") from None
     except RecursionError:
         raise UnreadableError(_too_deep()) from None
-    except ValueError:  # Python's own bound of digits
+    except ValueError:  # Python's own limit of digits
         raise UnreadableError(_too_many_digits()) from None
     if content.count("[") + content.count("{") > MAX_DEPTH or _MANY_DIGITS.search(content):
         check_depth(value)
@@ -175,7 +175,7 @@ def decode_toml(text: str | bytes) -> dict[str, Any]:
         UnreadableError: as `decode_json`.
     """
     content = decode_text(text)
-    if _DOTTED_KEY.search(content):  # the parser takes the square of its length
+    if _DOTTED_KEY.search(content):  # the parser's time grows with the square of the length
         raise UnreadableError(_too_deep())
     try:
         value = tomllib.loads(content)
@@ -183,17 +183,17 @@ def decode_toml(text: str | bytes) -> dict[str, Any]:
         raise UnreadableError(" ".join(str(error).split()).rstrip(".")) from None
     except RecursionError:
         raise UnreadableError(_too_deep()) from None
-    except ValueError as error:  # a number of too many digits, or a date that no calendar has
+    except ValueError as error:  # a number of too many digits, or an impossible date
         raise UnreadableError(str(error) if "digits" not in str(error) else _too_many_digits()) from None
     check_depth(value)
     return value
 
 
 def decode_text(text: str | bytes) -> str:
-    """UTF-8 as a text, without a mark at its beginning.
+    """Decode UTF-8, without a byte order mark.
 
     Raises:
-        UnreadableError: naming the first byte that is none, or the encoding that it seems to be.
+        UnreadableError: naming the first wrong byte, or the likely encoding.
     """
     if len(text) > MAX_BYTES:
         raise UnreadableError(f"it has {len(text):,} bytes, {MAX_BYTES:,} are allowed")
@@ -204,16 +204,16 @@ def decode_text(text: str | bytes) -> str:
     try:
         return text.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise UnreadableError(f"the byte 0x{text[error.start]:02x} is no UTF-8 ({_place(text, error.start)})") from None
+        raise UnreadableError(f"byte 0x{text[error.start]:02x} is not UTF-8 ({_place(text, error.start)})") from None
 
 
 def shorten(text: str, limit: int = 120) -> str:
-    """A text for a message, which may have come from anybody."""
+    """Cut an untrusted text for a message."""
     return text if len(text) <= limit else f"{text[: limit - 1]}…"
 
 
 def check_depth(value: object, most_levels: int = MAX_DEPTH, most_digits: int = MAX_DIGITS) -> None:
-    """Refuse lists and objects nested too deeply, and whole numbers of too many digits; nothing recurses here.
+    """Refuse lists and objects nested too deeply, and whole numbers of too many digits; without recursion.
 
     Raises:
         UnreadableError: if there is one.
@@ -236,12 +236,12 @@ def check_depth(value: object, most_levels: int = MAX_DEPTH, most_digits: int = 
 
 
 def read_lines(path: Path) -> Iterator[tuple[int, str]]:
-    """The lines of a text that are not blank, with their numbers from 1; packed with zstd where its name ends so.
+    """The lines of a text that are not blank, with their numbers from 1; decompressed if the name ends in `.zst`.
 
-    Only line feeds end a line: JSON escapes those in its strings.
+    Only line feeds end a line, since JSON escapes them in strings.
 
     Raises:
-        BadInput: if it is no regular file, cannot be read, is no UTF-8, or has a line of more than `MAX_BYTES`.
+        BadInput: if it is not a regular file, cannot be read, is not UTF-8, or has a line of over `MAX_BYTES`.
     """
     require_regular(path)
     number = 0
@@ -262,10 +262,10 @@ def read_lines(path: Path) -> Iterator[tuple[int, str]]:
 
 
 def read_arrays(content: bytes) -> dict[str, Array]:
-    """The arrays of an `.npz`, each of which holds as many bytes as it claims. Nothing is unpickled.
+    """The arrays of an `.npz`, each checked to hold as many bytes as it claims. Nothing is unpickled.
 
     Raises:
-        UnreadableError: if it is none, or claims more than `MAX_ARRAY_BYTES`.
+        UnreadableError: if it is not an `.npz`, or claims more than `MAX_ARRAY_BYTES`.
     """
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
@@ -299,13 +299,13 @@ def _read_array(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> Array:
 
 
 def _check_strings(value: object, text: str | bytes) -> None:
-    """Refuse half characters and NUL, which neither a file nor a table takes."""
+    """Refuse unpaired surrogates and NUL, which neither files nor tables accept."""
     escape = "\\u" if isinstance(text, str) else b"\\u"
     if escape not in text:  # pyright: ignore[reportOperatorIssue]
         return
     found = json.dumps(value, ensure_ascii=False)
     if _SURROGATE.search(found) or "\\u0000" in found:
-        raise UnreadableError("it holds a character that no text has (half a pair, or NUL)")
+        raise UnreadableError("it holds a character that no text may have (half a pair, or NUL)")
 
 
 def _place(text: bytes, position: int) -> str:

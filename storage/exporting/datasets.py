@@ -26,7 +26,7 @@ from ..schema import Annotation, Array, Episode, Manifest, Space
 from ..store import Store
 
 Labels = Mapping[tuple[int, int], Sequence[Annotation]]  # (episode, step) -> its annotations
-_D3RLPY_VERSION = "2.1"  # of its file format
+_D3RLPY_VERSION = "2.1"  # of the file format
 _LABEL = pa.struct(
     {
         "annotation_id": pa.string(),
@@ -56,7 +56,7 @@ def labels_by_step(store: Store, dataset_id: str, run_ids: Sequence[str] | None 
 
 
 def export_parquet(store: Store, dataset_id: str, labels: Labels | None, path: Path) -> None:
-    """Write the rows as they are stored; `annotations`, a list per row, holds the labels if there are any wanted."""
+    """Write the rows as stored; `annotations`, a list per row, holds the labels if any are wanted."""
     manifest = read_manifest(store, dataset_id)
     with _replacing(path) as temporary:
         writer = None
@@ -72,7 +72,7 @@ def export_parquet(store: Store, dataset_id: str, labels: Labels | None, path: P
 def export_csv(store: Store, dataset_id: str, labels: Labels | None, path: Path) -> None:
     """Write one column per number, `observation.x`, ...; labels as JSON; the manifest in a file beside.
 
-    Every number is written so that it is read again exactly.
+    Every number is written so that it reads back exactly.
     """
     manifest = read_manifest(store, dataset_id)
     with _replacing(path) as temporary:
@@ -88,7 +88,7 @@ def export_d3rlpy(store: Store, dataset_id: str, labels: Labels | None, path: Pa
     That format has neither final observations nor seeds; they stand beside it, where d3rlpy does not look.
 
     Returns:
-        How to load it, where d3rlpy would guess another action space than this dataset has.
+        How to load it, if d3rlpy would guess the wrong action space.
     """
     manifest = read_manifest(store, dataset_id)
     guess = _D3rlpyGuess()
@@ -109,7 +109,7 @@ def export_d3rlpy(store: Store, dataset_id: str, labels: Labels | None, path: Pa
 
 
 class _D3rlpyGuess:
-    """What d3rlpy's loader takes actions for: discrete if the first episode has whole numbers only."""
+    """The kind of actions that d3rlpy's loader guesses: discrete if the first episode has whole numbers only."""
 
     def __init__(self) -> None:
         self._kind, self._largest = "", 0
@@ -120,13 +120,13 @@ class _D3rlpyGuess:
         self._largest = max(self._largest, int(np.nanmax(actions, initial=0, where=np.isfinite(actions))))
 
     def correction(self, space: Space, path: Path) -> list[str]:
-        """What is wrong with that guess and how to load the file instead; nothing if it is right."""
+        """What is wrong with that guess and how to load the file instead; None if it is right."""
         kind, size = ("discrete", space.n or 1) if space.is_discrete else ("continuous", space.size)
         if self._kind == kind and (kind == "continuous" or self._largest + 1 == size):
             return []
         guessed = f"{self._largest + 1} discrete actions" if self._kind == "discrete" else "continuous actions"
         return [
-            f"ReplayBuffer.load takes these for {guessed}; they are {kind}, of size {size}. Load them so:",
+            f"ReplayBuffer.load takes these for {guessed}; they are {kind}, of size {size}. Load them with:",
             "from d3rlpy.constants import ActionSpace; from d3rlpy.dataset.io import load; "
             "from d3rlpy.dataset import Episode, InfiniteBuffer, ReplayBuffer; "
             f"buffer = ReplayBuffer(InfiniteBuffer(), episodes=load(Episode, "
@@ -202,7 +202,7 @@ def _width(table: pa.Table, name: str) -> int:
 
 @contextmanager
 def _replacing(path: Path) -> Generator[Path]:
-    """A temporary name beside a file, which takes its place when everything went well."""
+    """A temporary name beside a file, which it replaces if the block succeeds."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}{TEMPORARY}")
     try:
         yield temporary

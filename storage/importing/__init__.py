@@ -1,4 +1,4 @@
-"""Rows that were recorded elsewhere: read, checked as a whole, and entered."""
+"""Rows recorded elsewhere: read, checked as a whole, and stored."""
 
 import lazy_loader
 

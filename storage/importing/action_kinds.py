@@ -1,4 +1,4 @@
-"""Whether recorded actions are discrete or continuous: said by the user or the file, or decided here, with a word."""
+"""Whether recorded actions are discrete or continuous: as the user or the file says, or inferred here and reported."""
 
 from __future__ import annotations
 
@@ -16,43 +16,45 @@ from .resets import Autoreset
 
 ActionKind = Literal["discrete", "continuous"]
 Rows = Callable[[], Iterator[StepArrays]]
-_SHOWN = 10  # actions that never occur, by number
+_SHOWN = 10  # unused actions listed in a note
 
 
 class Choices(Frozen):
-    """What a user decides where a file does not say."""
+    """What a user decides where the file does not say."""
 
-    actions: ActionKind | None = Field(default=None, description="None: by the type of their numbers, with a word")
+    actions: ActionKind | None = Field(default=None, description="None: by the type of their numbers, and reported")
     autoreset: Autoreset | None = Field(
         default=None, description="what to do with rows in which an environment reset itself; None: refuse or warn"
     )
     first_action: int | None = Field(default=None, description="the smallest discrete action; None: 0")
 
 
-def choose_actions(rows: Rows, told: Space | None, choices: Choices, report: ImportReport) -> Space:
-    """The action space that is known from elsewhere, if the choices agree with it; an inferred one otherwise.
+def choose_actions(rows: Rows, known: Space | None, choices: Choices, report: ImportReport) -> Space:
+    """The action space that is already known, if the choices agree with it; otherwise an inferred one.
 
     Args:
         rows: reads the recording anew.
-        told: the space of the environment or of the file's own manifest.
+        known: the space of the environment or of the file's own manifest.
         choices: the user's.
-        report: what was decided and why is noted here.
+        report: receives what was decided and why.
 
     Raises:
         BadInput: if a choice contradicts the space or the rows.
     """
-    if told is None:
+    if known is None:
         return _infer(rows, choices, report)
-    if choices.actions and told.is_discrete != (choices.actions == "discrete"):
-        kind = "discrete" if told.is_discrete else "continuous"
-        raise BadInput(f"--actions {choices.actions}: the environment or the file says that they are {kind}.")
-    if choices.first_action is not None and (not told.is_discrete or choices.first_action != told.start):
-        raise BadInput(f"--first-action {choices.first_action}: the environment or the file says {told.start}.")
-    return told
+    if choices.actions and known.is_discrete != (choices.actions == "discrete"):
+        kind = "discrete" if known.is_discrete else "continuous"
+        raise BadInput(f"--actions {choices.actions}: according to the environment or the file they are {kind}.")
+    if choices.first_action is not None and (not known.is_discrete or choices.first_action != known.start):
+        raise BadInput(
+            f"--first-action {choices.first_action}: according to the environment or the file it is {known.start}."
+        )
+    return known
 
 
 def infer_box(values: Array) -> Space:
-    """A box of the values' own type, (N, n), without bounds."""
+    """An unbounded box of the values' own dtype; values are (N, n)."""
     return Space(kind="box", dtype=str(values.dtype), size=values.shape[1])
 
 
@@ -61,9 +63,9 @@ class _Seen:
 
     def __init__(self, rows: Rows) -> None:
         self.dtype, self.size, self.is_whole = np.dtype(np.int64), 1, True
-        self.values: set[int] = set()  # not all of them, where there are more than may be discrete actions
+        self.values: set[int] = set()  # incomplete once there are more than discrete actions may have
         self.lowest, self.highest = 0, 0
-        self.fraction = ""  # where the first one is that is not whole
+        self.fraction = ""  # place of the first one that is not whole
         for steps in rows():
             actions = steps.action[~steps.is_final].reshape(np.count_nonzero(~steps.is_final), -1)
             self.dtype, self.size = actions.dtype, actions.shape[1]
@@ -105,11 +107,11 @@ def _infer(rows: Rows, choices: Choices, report: ImportReport) -> Space:
     dtype = seen.dtype if seen.dtype.kind == "f" else np.dtype(np.float64)
     if choices.actions is None and seen.is_whole and seen.size == 1:
         report.decide(
-            f"actions are continuous, for they are {seen.dtype}, although all are {seen.span}; --actions discrete "
-            "takes them as ids"
+            f"actions are continuous because they are {seen.dtype}, although all are {seen.span}; --actions discrete "
+            "reads them as ids"
         )
     elif choices.actions is None:
-        report.decide(f"actions are continuous, {seen.size} of {seen.dtype}, for that is their type")
+        report.decide(f"actions are continuous, {seen.size} of {seen.dtype}, as their type says")
     return Space(kind="box", dtype=str(dtype), size=seen.size)
 
 
@@ -117,30 +119,30 @@ def _discrete(seen: _Seen, choices: Choices, report: ImportReport) -> Space:
     if seen.size > 1:
         raise BadInput(
             f"Actions are lists of {seen.size} whole numbers; a discrete action is one.",
-            "--actions continuous takes them as numbers, --env gives the space of an environment.",
+            "Use --actions continuous to read them as numbers, or --env for the space of an environment.",
         )
     if not seen.is_whole:
-        raise BadInput(f"{seen.fraction}, so that actions are not discrete.", "Leave out --actions discrete.")
+        raise BadInput(f"{seen.fraction}, so actions are not discrete.", "Leave out --actions discrete.")
     start, lowest, highest = choices.first_action or 0, seen.lowest, seen.highest
     if lowest < start:
-        raise BadInput(f"There is an action {lowest}.", f"--first-action {lowest} says that it is the first one.")
+        raise BadInput(f"The smallest action is {lowest}.", f"Add --first-action {lowest}.")
     space = Space(kind="discrete", dtype="int64", size=1, n=highest - start + 1, start=start)
-    check_action_space(space)  # before anybody counts its actions
+    check_action_space(space)  # before its actions are counted
     if choices.actions is None:
         report.decide(
-            f"actions are discrete, {start} to {highest}, for they are {seen.dtype}; --actions continuous "
-            "takes them as numbers"
+            f"actions are discrete, {start} to {highest}, because they are {seen.dtype}; --actions continuous "
+            "reads them as numbers"
         )
     _report_gaps(seen, start, report)
     return space
 
 
 def _report_gaps(seen: _Seen, start: int, report: ImportReport) -> None:
-    """Actions that are counted, because numbers run without a gap, but never occur."""
+    """Actions that never occur, but are part of the space because it has no gaps."""
     lowest, highest = seen.lowest, seen.highest
     if missing := highest - start + 1 - len(seen.values):
         first = (value for value in range(start, highest) if value not in seen.values)
         shown = ", ".join(str(value) for value, _ in zip(first, range(_SHOWN), strict=False))
         more = f" and {missing - _SHOWN} more" if missing > _SHOWN else ""
-        offer = f"; --first-action {lowest} lets them begin with {lowest}" if lowest > start else ""
-        report.decide(f"actions that never occur, and count all the same: {shown}{more}{offer}")
+        offer = f"; --first-action {lowest} starts them at {lowest}" if lowest > start else ""
+        report.decide(f"actions that never occur, but are part of the space: {shown}{more}{offer}")

@@ -1,4 +1,4 @@
-"""The cells of one column as what its meaning needs: flags, numbers, ids or lists. The first that is none is named.
+"""Converts the cells of one column to what it means: flags, numbers, ids or lists. Errors name the first bad cell.
 
 Files differ in how they write them: `yes` or `1` for true, text for numbers, `[0.1, 0.2]` in a CSV, half floats.
 """
@@ -19,11 +19,11 @@ from ..errors import BadInput
 from ..schema import Array
 
 Bools = NDArray[np.bool_]
-Place = Callable[[int], str]  # row of a piece -> where it is in the file: `line 7`
+Place = Callable[[int], str]  # row of a piece -> its place in the file: `line 7`
 LISTS = ("observation", "next_observation", "action", "policy_output")
 FLAGS = ("terminated", "truncated")
 _TRUE, _FALSE = ("true", "t", "yes", "y", "1", "1.0"), ("false", "f", "no", "n", "0", "0.0")
-_FLAG_HINT = f"Flags are {', '.join(_TRUE)} and {', '.join(_FALSE)}, in upper or lower case."
+_FLAG_HINT = f"Allowed: {', '.join(_TRUE)}; {', '.join(_FALSE)}; in upper or lower case."
 
 
 Reader = Callable[[pa.ChunkedArray, str, str], pa.ChunkedArray]  # column, its name, its meaning -> its cells
@@ -40,7 +40,7 @@ class EpisodeNames:
         return np.array([self.numbers.setdefault(text, len(self.numbers)) for text in texts], np.int64)
 
     def sentences(self) -> list[str]:
-        """Which name has which number; nothing if there are none."""
+        """Which name has which number; empty without names."""
         shown = ", ".join(f"{name!r} is {number}" for name, number in itertools.islice(self.numbers.items(), 10))
         return [f"episodes are numbered as their names appear: {shown}"] if self.numbers else []
 
@@ -53,13 +53,13 @@ def make_reader(place: Place, names: EpisodeNames) -> Reader:
 def read_cells(
     column: pa.ChunkedArray, name: str, meaning: str, *, place: Place, names: EpisodeNames
 ) -> pa.ChunkedArray:
-    """One column of a file as its meaning needs it; what needs no change is not copied.
+    """Convert one column of a file to what it means; a column that needs no change is not copied.
 
     Args:
         column: as the file has it.
         name: of the column in the file.
         meaning: a column of the steps schema, or `next_observation`.
-        place: where a row is in the file.
+        place: gives a row's place in the file.
         names: of the episodes so far.
 
     Raises:
@@ -80,7 +80,7 @@ def read_cells(
 
 
 def same_whole(values: Array, converted: Array) -> Bools:
-    """Where whole numbers are the same after a conversion to another type of numbers."""
+    """Where whole numbers stay the same when converted to another dtype."""
     with np.errstate(all="ignore"):
         same = (converted.astype(values.dtype) == values) & ((converted < 0) == (values < 0))
     beyond = 2.0 ** (8 * values.dtype.itemsize - (values.dtype.kind == "i"))  # rounded up to that, it overflows
@@ -94,7 +94,7 @@ class _Cells:
     place: Place
 
     def require(self, good: Bools, complaint: str, hint: str = "") -> None:
-        """Refuse the first cell that is not good."""
+        """Refuse the first cell that is not `good`."""
         if (wrong := np.flatnonzero(~good)).size:
             value = str(self.column[int(wrong[0])].as_py())
             shown = value if len(value) <= 40 else value[:40] + "..."
@@ -164,7 +164,9 @@ def _parsed(cells: _Cells) -> pa.ChunkedArray:
                 values[row] = _number(text)
             except ValueError:
                 good[row] = False
-    cells.require(good, "is no number, or a whole one that a float does not hold", "Decimals have a point: 0.5.")
+    cells.require(
+        good, "is not a number, or is a whole number too large for a float", "Write decimals with a point: 0.5."
+    )
     return pa.chunked_array([pa.array(values, mask=np.array([text is None for text in texts], np.bool_))])
 
 
@@ -172,7 +174,7 @@ def _number(text: str) -> float:
     """A number that is written as text.
 
     Raises:
-        ValueError: if it is none, or a whole one of so many digits that it would be rounded.
+        ValueError: if it is not a number, or a whole number with so many digits that it would be rounded.
     """
     number = float(text.replace("_", "x"))
     if abs(number) >= 2**53 and text.lstrip("+-").isdecimal() and int(text) != int(number):
@@ -190,7 +192,7 @@ def _lists(cells: _Cells) -> pa.ChunkedArray:
     absent = np.asarray(column.is_null())
     lengths = np.asarray(pc.fill_null(pc.call_function("list_value_length", [column]), 0))
     size = int(lengths[~absent][0]) if not absent.all() else 0
-    cells.require(absent | (lengths == size), f"has another length than {size}, the first one's")
+    cells.require(absent | (lengths == size), f"does not have {size} numbers, as the first one does")
     if pa.types.is_boolean(inner) or pa.types.is_float16(inner) or pa.types.is_decimal(inner):
         narrow = pa.uint8() if pa.types.is_boolean(inner) else pa.float32() if pa.types.is_float16(inner) else None
         return column.cast(pa.list_(narrow or pa.float64()))
@@ -200,7 +202,7 @@ def _lists(cells: _Cells) -> pa.ChunkedArray:
 def _parsed_lists(cells: _Cells) -> pa.ChunkedArray:
     found = [None if text is None else _list_of(text) for text in cells.column.to_pylist()]
     is_list = np.array([numbers is not None for numbers in found], np.bool_)
-    cells.require(is_list | np.asarray(cells.column.is_null()), "is no list of numbers such as [0.1, 0.2]")
+    cells.require(is_list | np.asarray(cells.column.is_null()), "is not a list of numbers such as [0.1, 0.2]")
     return pa.chunked_array([pa.array(found, pa.list_(pa.float64()))])
 
 
@@ -223,7 +225,7 @@ def _is_text_list(cells: _Cells) -> bool:
 
 
 def _plain(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Texts without blanks around them, null where nothing is left; dictionaries as what they stand for."""
+    """Texts without blanks around them, null where nothing is left; dictionary columns are decoded."""
     if pa.types.is_dictionary(column.type):
         column = column.cast(column.type.value_type)
     if not _is_text(column.type):

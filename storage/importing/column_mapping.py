@@ -1,4 +1,4 @@
-"""Which columns of a plain file mean what: `--column observation=x,y,z`. Only names and shapes change here."""
+"""Maps the columns of a plain file: `--column observation=x,y,z`. Only names and shapes change here."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ..schema import Array
 from .cells import LISTS, Reader, same_whole
 
 SCALARS = ("episode_id", "step", "reward", "terminated", "truncated", "seed")
-_SHOWN = 40  # names that an error lists
+_SHOWN = 40  # names listed in an error
 _NEEDED = ("observation", "action", "reward")
 _EXAMPLE = "For example --column observation=x,y --column action=a --column reward=r --column terminated=done."
 
@@ -23,10 +23,10 @@ Columns = Mapping[str, Sequence[str]]
 
 
 def parse_columns(texts: Sequence[str]) -> dict[str, list[str]]:
-    """What `--column` was given: `meaning=name` or `meaning=name,name,...`.
+    """Parse `--column meaning=name` or `--column meaning=name,name,...`.
 
     Raises:
-        BadInput: if one is not of that form, the meaning is unknown, named twice or needs one column.
+        BadInput: if an option has another form, or its meaning is unknown, named twice or needs one column.
     """
     found: dict[str, list[str]] = {}
     for text in texts:
@@ -35,7 +35,7 @@ def parse_columns(texts: Sequence[str]) -> dict[str, list[str]]:
         if not equals or "" in columns:
             raise BadInput(f"--column {text!r} is not of the form meaning=column,column.", _EXAMPLE)
         if meaning not in (*LISTS, *SCALARS):
-            raise BadInput(f"--column {meaning!r} has no meaning here.", f"There is {', '.join((*LISTS, *SCALARS))}.")
+            raise BadInput(f"--column {meaning!r} is not a known meaning.", f"Known: {', '.join((*LISTS, *SCALARS))}.")
         if meaning in found or (meaning in SCALARS and len(columns) > 1):
             raise BadInput(f"--column {meaning} has more than one column.", _EXAMPLE)
         found[meaning] = columns
@@ -60,27 +60,27 @@ def list_names(columns: Columns, meaning: str) -> list[str] | None:
 
 
 def check_names(columns: Columns, there: Sequence[str]) -> None:
-    """Refuse columns that are named and not there, or needed and not named.
+    """Refuse named columns that are missing, and needed columns that are not named.
 
     Args:
         columns: meaning of a column -> its names; empty for the names of the steps schema.
-        there: the columns of the file.
+        there: columns of the file.
 
     Raises:
-        BadInput: with the name that is nearest.
+        BadInput: with the nearest name.
     """
     if missing := [name for name in _NEEDED if name not in (columns or there)]:
         shown = shorten(", ".join(there[:_SHOWN]), 300)
-        raise BadInput(f"There is no column {missing[0]!r}; known: {shown}.", f"Say what they mean. {_EXAMPLE}")
+        raise BadInput(f"The column {missing[0]!r} is missing; known: {shown}.", f"Map them. {_EXAMPLE}")
     known = set(there)
     for name in (name for names in columns.values() for name in names if name not in known):
         close = difflib.get_close_matches(name, there, n=1)
         near = f" Did you mean {close[0]!r}?" if close else ""
-        raise BadInput(f"There is no column {name!r}.{near}", f"Known: {shorten(', '.join(there[:_SHOWN]), 300)}.")
+        raise BadInput(f"The column {name!r} is missing.{near}", f"Known: {shorten(', '.join(there[:_SHOWN]), 300)}.")
 
 
 def map_columns(table: pa.Table, columns: Columns, read: Reader) -> pa.Table:
-    """The named columns under the names of the steps schema.
+    """Rename the named columns to those of the steps schema.
 
     Raises:
         BadInput: if a cell is not what its meaning needs.
@@ -93,7 +93,7 @@ def _join(table: pa.Table, meaning: str, names: Sequence[str], read: Reader) -> 
     first = cells[0]
     is_list = pa.types.is_nested(first.type)
     if len(names) > 1 and any(pa.types.is_nested(column.type) for column in cells):
-        raise BadInput(f"--column {meaning} joins columns of which one holds lists.", "Name that one alone.")
+        raise BadInput(f"--column {meaning} joins several columns, and one of them holds lists.", "Name only that one.")
     if pa.types.is_null(first.type) and len(names) == 1:
         return pa.nulls(len(first), pa.int64())
     is_alone = len(names) == 1 and (meaning not in LISTS or meaning == "action")
@@ -109,7 +109,7 @@ def _stacked(columns: Mapping[str, Array]) -> Array:
     """Columns beside each other, (N, n), in a type that holds each number exactly.
 
     Raises:
-        BadInput: if there is none, for NumPy would round: 2**64 - 1 beside -1, 2**53 + 1 beside 0.5.
+        BadInput: if no dtype does, since NumPy would round: 2**64 - 1 beside -1, 2**53 + 1 beside 0.5.
     """
     stacked = np.stack(list(columns.values()), axis=1)
     if stacked.dtype.kind == "f" and all(values.dtype.kind in "iu" for values in columns.values()):
@@ -118,8 +118,8 @@ def _stacked(columns: Mapping[str, Array]) -> Array:
     for place, (name, values) in enumerate(columns.items()):
         if values.dtype.kind in "iu" and not (same := same_whole(values, stacked[:, place])).all():
             raise BadInput(
-                f"The column {name!r} has {values[np.argmin(same)]}, which {stacked.dtype}, the type that it has "
-                "together with the columns beside it, does not hold exactly.",
-                "Leave it out, or write its numbers with a decimal point if they may be rounded.",
+                f"The column {name!r} has {values[np.argmin(same)]}, which does not fit exactly into "
+                f"{stacked.dtype}, the common type of these columns.",
+                "Leave it out, or write its numbers with a decimal point to allow rounding.",
             )
     return stacked

@@ -1,9 +1,9 @@
-"""Giving episodes their final row, where a recording has one row per step; what it does not hold is counted.
+"""Adds final rows to recordings that have one row per step, and counts what such a recording lacks.
 
 A recording of T rows per episode has T observations, the steps schema T+1. With `next_observation` nothing is missing.
 Without it, the observation after the last step is unknown:
 
-- after a *terminal* step the last observation is repeated. No learner reads it: a terminal state has no value.
+- after a *terminal* step the last observation is repeated. Learners do not read it: a terminal state has no value.
 - after a *truncated* step it would be read, so that step is given up, and its observation is the final one.
 """
 
@@ -27,15 +27,13 @@ def add_final_observation(table: pa.Table, report: ImportReport) -> pa.Table:
         table: ascending `episode_id`, `observation`, `action`, `reward`; `step`, `terminated`, `truncated`,
             `next_observation`, `seed` and `policy_output` may be missing. An episode whose last action is null has its
             final row already.
-        report: counted up.
+        report: its counts are increased.
 
     Raises:
-        BadInput: if a flag is no flag, or a next observation is not the observation of the next row.
+        BadInput: if a flag is not 0 or 1, or a next observation is not the observation of the next row.
     """
     if missing := [name for name in ("observation", "action", "reward") if name not in table.column_names]:
-        raise BadInput(
-            f"The column {missing[0]!r} is missing.", "Name another one that is meant: --column MEANING=NAME."
-        )
+        raise BadInput(f"The column {missing[0]!r} is missing.", "Map it with --column MEANING=NAME.")
     ids = np.asarray(table["episode_id"])
     is_last = np.append(ids[1:] != ids[:-1], True)
     ends = is_last & np.asarray(table["action"].is_valid())
@@ -99,7 +97,7 @@ def _steps(table: pa.Table, first: Bools) -> NDArray[np.int64]:
 
 
 def _flag(table: pa.Table, name: str, report: ImportReport) -> Bools:
-    """A flag of each row, (N,); where it is empty it counts as false, which is said."""
+    """One flag per row, (N,); an empty one counts as false, which is reported."""
     if name not in table.column_names:
         return np.zeros(table.num_rows, np.bool_)
     column = table[name]
@@ -126,7 +124,7 @@ def _check_next(table: pa.Table, ids: NDArray[np.int64], is_last: Bools) -> None
         step = wrong[0] - np.flatnonzero(ids == ids[wrong[0]])[0]
         raise BadInput(
             f"Episode {ids[wrong[0]]}, step {step}: its next observation is not the observation of the next row.",
-            "Rows of an episode have to follow each other; an end of an episode without a flag is the usual reason.",
+            "Rows of an episode have to follow each other; often an episode's end lacks its flag.",
         )
 
 

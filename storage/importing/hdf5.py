@@ -1,6 +1,6 @@
-"""Datasets in HDF5 as others write them: D4RL's flat arrays, and the dumps of d3rlpy's ReplayBuffer (2.x and 1.x).
+"""Reads HDF5 datasets: D4RL's flat arrays, and dumps of d3rlpy's ReplayBuffer (2.x and 1.x).
 
-Read piece by piece. Groups besides (D4RL's `infos`, `metadata`) are not taken over. HDF5 can name other files, from
+Read piece by piece. Other groups (D4RL's `infos`, `metadata`) are left out. An HDF5 file can link to other files, from
 which it would read, and claim more than it holds: each array is looked at before a byte of it is read.
 """
 
@@ -23,11 +23,11 @@ from .import_report import ImportReport
 from .pieces import MAX_EPISODE_BYTES, MAX_ROWS, ROWS, guarded, unreadable
 from .recordings import MANIFEST_KEY, About, Recording, parse_about
 
-File: TypeAlias = Any  # h5py.File, whose types do not say which names are arrays
+File: TypeAlias = Any  # h5py.File; its types do not say which names are arrays
 MAX_OBJECTS = 5_000_000
-"""Groups and arrays that are looked at in one file."""
+"""Groups and arrays allowed in one file."""
 _MAX_CHUNK_BYTES = 1 << 28
-_BROKEN = (OSError, RuntimeError, KeyError, ValueError, TypeError)  # as h5py says that a file is damaged
+_BROKEN = (OSError, RuntimeError, KeyError, ValueError, TypeError)  # what h5py raises for a damaged file
 _D4RL = ("observations", "actions", "rewards", "terminals")
 _DUMPED = ("observations", "actions", "rewards", "terminated", "truncated", "policy_output", "seed")
 _DUMPED_BESIDE = ("final_observation", "episode_id")
@@ -41,7 +41,7 @@ def open_hdf5(path: Path) -> Generator[Recording]:
     """An HDF5 file of D4RL or d3rlpy.
 
     Raises:
-        BadInput: if it is neither, or cannot be read.
+        BadInput: if it is another file, or cannot be read.
     """
     require_regular(path)
     try:
@@ -59,10 +59,10 @@ def open_hdf5(path: Path) -> Generator[Recording]:
 
 
 def check_hdf5(path: Path) -> None:
-    """Look at everything in a file that another library is going to read.
+    """Check everything in a file that another library is going to read.
 
     Raises:
-        BadInput: naming the first link, or array of no numbers or texts, or one that the file does not hold.
+        BadInput: naming the first link, array that holds neither numbers nor texts, or array kept outside the file.
     """
     require_regular(path)
     try:
@@ -78,7 +78,7 @@ def table_of(
     """Arrays as columns, (N,) or (N, k) each.
 
     Raises:
-        BadInput: if the arrays differ in length, or an observation or action is no flat list of numbers.
+        BadInput: if the arrays differ in length, or an observation or action is not a flat list of numbers.
     """
     columns = {"episode_id": episode_ids, "observation": observations, "action": actions, "reward": rewards, **others}
     if len(lengths := {len(values) for values in columns.values()}) > 1:
@@ -96,7 +96,7 @@ class _Arrays:
 
     @property
     def names(self) -> set[str]:
-        """What there is at the top of the file."""
+        """The names at the top of the file."""
         return set(self._file)
 
     def __contains__(self, name: str) -> bool:
@@ -106,7 +106,7 @@ class _Arrays:
         """An array of numbers, not read yet.
 
         Raises:
-            BadInput: if it is none, or not in this file.
+            BadInput: if it is not such an array, or not in this file.
         """
         if name not in self:
             raise BadInput(f"{self.path} has no {name!r}.", _EXPECTED)
@@ -116,7 +116,7 @@ class _Arrays:
         return _check_array(self.path, name, array)
 
     def rows(self, name: str, rows: slice | None = None) -> Any:
-        """Rows of an array, at least one-dimensional, in the byte order of this machine."""
+        """Rows of an array, at least one-dimensional, in native byte order."""
         array = self[name]
         if not array.shape:
             raise BadInput(f"{self.path}: {name!r} has no rows; an array is needed.", _EXPECTED)
@@ -165,12 +165,12 @@ def _read_notes(path: Path, file: File) -> str | bytes | None:
         return None
     notes = file.attrs[MANIFEST_KEY]
     if not isinstance(notes, str | bytes):
-        raise BadInput(f"{path}: its attribute {MANIFEST_KEY!r} is no text.", "Export the dataset again.")
+        raise BadInput(f"{path}: its attribute {MANIFEST_KEY!r} is not a text.", "Export the dataset again.")
     return notes
 
 
 def _check_link(path: Path, group: File, name: str) -> Any:
-    """What a name stands for, if it is in this file itself."""
+    """The object behind a name, if it is in this file itself."""
     link = group.get(name, getlink=True)
     if not isinstance(link, h5py.HardLink):
         place = f"{group.name.rstrip('/')}/{name}".lstrip("/")
@@ -179,7 +179,7 @@ def _check_link(path: Path, group: File, name: str) -> Any:
 
 
 def _check_array(path: Path, name: str, array: Any) -> Any:
-    """An array whose numbers are in this file, and no more of them than it holds."""
+    """An array whose numbers are in this file, no more of them than the file can hold."""
     where, plan = f"{path}: {name!r}", array.id.get_create_plist()
     if array.is_virtual or array.external:
         raise BadInput(f"{where} keeps its numbers in another file.", "Write the array itself into the file.")
@@ -191,7 +191,7 @@ def _check_array(path: Path, name: str, array: Any) -> Any:
         raise BadInput(f"{where} has shape {array.shape}; {MAX_ROWS:,} rows of {MAX_COMPONENTS:,} are allowed.")
     filters = [plan.get_filter(place) for place in range(plan.get_nfilters())]
     if strange := [number for number, *_ in filters if number not in _FILTERS]:
-        raise BadInput(f"{where} is packed by filter {strange[0]}.", f"Known are {', '.join(_FILTERS.values())}.")
+        raise BadInput(f"{where} is compressed by filter {strange[0]}.", f"Known: {', '.join(_FILTERS.values())}.")
     if array.chunks and np.prod(array.chunks, dtype=np.float64) * array.dtype.itemsize > _MAX_CHUNK_BYTES:
         raise BadInput(f"{where} has chunks of shape {array.chunks}; {_MAX_CHUNK_BYTES:,} bytes are allowed.")
     require_growth(where, array.size * array.dtype.itemsize, array.id.get_storage_size())
@@ -210,7 +210,7 @@ def _describe_type(dtype: np.dtype[Any]) -> str:
 
 def _check_group(path: Path, root: File) -> None:
     """Every name below a group, each group once."""
-    groups, seen, found = [root], {hash(root)}, 0  # the hash is that of the place in the file
+    groups, seen, found = [root], {hash(root)}, 0  # hashed by its address in the file
     while groups:
         group = groups.pop()
         for name in group:
@@ -236,7 +236,7 @@ def _reader(arrays: _Arrays, about: About) -> Callable[[ImportReport], Iterator[
     if "observations_0" in arrays or "observations_0_0" in arrays:
         return lambda report: _dump_pieces(arrays, about, report)
     for name in (*_D4RL, *(name for name in _D4RL_MORE if name in arrays)):
-        _ = arrays[name]  # all of them are looked at before the first one is read
+        _ = arrays[name]  # check all of them before the first one is read
     return lambda report: _d4rl_pieces(arrays, report)
 
 

@@ -1,7 +1,7 @@
-"""Making a dataset of rows that were recorded elsewhere. Everything is checked before anything is written.
+"""Makes a dataset of rows recorded elsewhere. Everything is checked before anything is written.
 
-The rows are read twice, once to check and hash them and once to write them, so that they need not fit into memory.
-Which rules they have to keep is in `row_validation.py`, how files are read in `recordings.py` and `hdf5.py`.
+The rows are read twice, once to check and hash them and once to write them, so they need not fit into memory.
+Their rules are in `row_validation.py`, how files are read in `recordings.py` and `hdf5.py`.
 """
 
 from __future__ import annotations
@@ -47,14 +47,14 @@ _UNFORESEEN = (pa.ArrowException, ValueError, LookupError, TypeError, OverflowEr
 
 @dataclass(frozen=True)
 class Reading:
-    """A recording with what the user decided about it; it can be read again and again."""
+    """A recording with the user's decisions; it can be read repeatedly."""
 
     recording: Recording
     choices: Choices
-    resets: Mapping[int, Kind] = field(default_factory=dict[int, Kind])  # that are left out, by episode
+    resets: Mapping[int, Kind] = field(default_factory=dict[int, Kind])  # left out, by episode
 
     def checked(self, report: ImportReport) -> Iterator[CheckedRows]:
-        """Its rows, piece by piece, each checked; an export may hold what was stored before."""
+        """Its rows, piece by piece, each checked; an export may hold numbers that are not finite."""
         for table in self.recording.tables(report):
             yield check_rows(table, finite=not self.recording.is_export)
 
@@ -66,14 +66,14 @@ class Reading:
 def import_rows(
     store: Store, path: Path, *, dataset_id: str | None = None, columns: Columns | None = None, **given: Any
 ) -> Manifest:
-    """Make a dataset of a file; a second time it is found finished.
+    """Make a dataset of a file; a second call returns the finished one.
 
     Args:
         store: where it goes.
         path: as `open_recording`.
         dataset_id: as `import_recording`.
         columns: as `open_recording`.
-        given: fields of `About` that the file does not say, or says otherwise.
+        given: fields of `About` that replace what the file says.
 
     Raises:
         BadInput: as `import_recording`.
@@ -109,7 +109,7 @@ def import_recording(
     card: bytes | None = None,
     report: ImportReport | None = None,
 ) -> Manifest:
-    """Make a dataset of a recording; a second time it is found finished.
+    """Make a dataset of a recording; a second call returns the finished one.
 
     Args:
         store: where it goes.
@@ -119,11 +119,11 @@ def import_recording(
         dataset_id: its name; made from the content when None.
         choices: what the user decided where the file does not say.
         card: see `StepsWriter`.
-        report: counted up: what was decided, given up and left out.
+        report: counts what was decided, given up and left out.
 
     Raises:
-        BadInput: naming the episode and step of the first row that breaks a rule, or the name that is taken by other
-            rows. Nothing was written then.
+        BadInput: naming the episode and step of the first row that breaks a rule, or a dataset name that other
+            rows have. Nothing was written then.
     """
     report = report or ImportReport()
     reading = Reading(recording, choices or Choices())
@@ -138,11 +138,11 @@ def import_recording(
 
 @contextmanager
 def _refusing() -> Generator[None]:
-    """What no rule has foreseen in a stranger's rows is their fault: a night goes on with the next file."""
+    """Any unexpected error is blamed on the rows, so that a night goes on with the next file."""
     try:
         yield
     except _UNFORESEEN as error:
-        said = shorten(" ".join(str(error).split()), 300) or "no reason is given"
+        said = shorten(" ".join(str(error).split()), 300) or "no reason given"
         raise BadInput(f"The rows cannot be used: {said} ({type(error).__name__}).") from error
 
 
@@ -152,7 +152,7 @@ def _draft(reading: Reading, about: About, report: ImportReport) -> ManifestDraf
         raise BadInput("There are no rows.")
     observations = about.observation_space or infer_box(first.observation)
     actions = choose_actions(reading.steps, about.action_space, reading.choices, report)
-    check_spaces(observations, actions)  # before anything is made of their sizes
+    check_spaces(observations, actions)  # before arrays of their sizes are made
     meaning = about.policy_output or ("logits" if actions.is_discrete else "mean")
     told = about.but(
         observation_space=observations,
@@ -166,7 +166,7 @@ def _draft(reading: Reading, about: About, report: ImportReport) -> ManifestDraf
 
 
 def _without_resets(reading: Reading, draft: ManifestDraft, report: ImportReport) -> Reading:
-    """The same reading, leaving out resets if that is wanted."""
+    """The same reading without resets, if the user wants that."""
     if reading.choices.autoreset != "drop":
         return reading
     signs = ResetSigns(limit=sys.maxsize)
@@ -233,14 +233,14 @@ def _in_spaces(steps: StepArrays, observations: Space, actions: Space, *, exactl
 
 
 def _convert(steps: StepArrays, what: str, values: Array, space: Space, *, exactly: bool) -> Array:
-    """Values, (N, size), in the type of their space; refused if that would change one.
+    """Values, (N, size), in the dtype of their space; refused if the conversion would change one.
 
     Args:
         steps: where the rows belong.
-        what: the column's name.
-        values: what is in the file.
-        space: what it has to be.
-        exactly: whether rounding to a narrower float counts as a change; decimal numbers in a text are rounded anyway.
+        what: name of the column.
+        values: from the file.
+        space: the wanted one.
+        exactly: whether rounding to a narrower float counts as a change; decimal text is rounded anyway.
     """
     if values.shape[1] != space.size:
         raise BadInput(f"Each {what} has {values.shape[1]} numbers; its space has {space.size}.")

@@ -1,4 +1,4 @@
-"""What an import decided, gave up and left out. Nothing is dropped without a line here; the rows are counted twice."""
+"""What an import decided, given up and left out. Nothing is dropped without a line here; rows are counted twice."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 from ..errors import BadInput
 
-_NAMED = 20  # names that are listed in one sentence
+_NAMED = 20  # names listed in one sentence
 
 
 @dataclass
@@ -19,10 +19,10 @@ class ImportReport:
     dropped: int = 0  # episodes, truncated; their last step was given up
     vanished: int = 0  # episodes of one step, truncated; nothing of them is left
     stopped: int = 0  # episodes that ended without a flag; they count as truncated
-    empty_flags: dict[str, int] = field(default_factory=dict[str, int])  # name of a flag -> rows without it
+    empty_flags: dict[str, int] = field(default_factory=dict[str, int])  # flag -> rows without it
     resets: int = 0  # rows in which an environment reset itself; left out
-    rows: int = field(default=0, compare=False)  # that the file has
-    finals: int = field(default=0, compare=False)  # of them, final rows, which hold no step
+    rows: int = field(default=0, compare=False)  # in the file
+    finals: int = field(default=0, compare=False)  # of these, final rows, which hold no step
     steps: int = field(default=0, compare=False)  # that were kept
     episodes: int = field(default=0, compare=False)  # that were kept
     stained: list[int] = field(default_factory=list[int], compare=False)  # episodes with numbers that are not finite
@@ -36,17 +36,17 @@ class ImportReport:
         return self.dropped + self.vanished + self.resets
 
     def leave_out(self, kind: str, names: Iterable[str]) -> None:
-        """Note what is not taken over, by name: `columns`, `arrays`, ..."""
+        """Note names that are left out; a kind is `columns`, `arrays`, ..."""
         if found := sorted(set(names) - set(self.left_out.get(kind, ()))):
             self.left_out.setdefault(kind, []).extend(found)
 
     def decide(self, sentence: str) -> None:
-        """Note what the file does not say and was decided, once."""
+        """Note, once, a decision that the file left open."""
         if sentence not in self.decided:
             self.decided.append(sentence)
 
     def note_empty(self, name: str, rows: int) -> None:
-        """Count rows in which a flag is empty, which therefore is false."""
+        """Count rows with an empty flag, which counts as false."""
         if rows:
             self.empty_flags[name] = self.empty_flags.get(name, 0) + rows
 
@@ -60,13 +60,13 @@ class ImportReport:
         """Compare the rows that were read with those that were kept and given up.
 
         Raises:
-            BadInput: if they do not agree, so that nothing can get lost between them.
+            BadInput: if they do not add up, so that no row gets lost.
         """
         if self.rows != self.steps + self.finals + self.given_up:
             raise BadInput(
                 f"{self.rows} rows were read, but {self.steps} steps and {self.finals} final rows kept and "
                 f"{self.given_up} given up; nothing is imported.",
-                "Rows of an episode have to lie together, or have the columns episode_id and step.",
+                "Keep the rows of an episode together, or add the columns episode_id and step.",
             )
 
     def note_stains(self) -> None:
@@ -74,15 +74,15 @@ class ImportReport:
         if self.stained:
             self.warnings.append(
                 f"numbers that are not finite in {len(self.stained)} episodes, the first is {self.stained[0]}: "
-                "nothing is asked or trained on them"
+                "they are never asked about or trained on"
             )
 
     def sentences(self) -> list[str]:
-        """One for each thing that was decided, given up or left out, or may be wrong."""
+        """One sentence for each thing that was decided, given up or left out, or may be wrong."""
         counted = {
-            "terminated: their final observation is not in the file, the one before stands for it": self.repeated,
+            "terminated: their final observation is not in the file, the one before is repeated": self.repeated,
             "truncated: the observation after their last step is not in the file, that step was given up": self.dropped,
-            "of one step, truncated, given up: without the observation after it nothing is left of them": self.vanished,
+            "of one step, truncated, given up: the observation after that step is not in the file": self.vanished,
             "without a flag at their end: they count as truncated": self.stopped,
         }
         said = [f"episodes {what}: {count}" for what, count in counted.items() if count]
@@ -96,7 +96,7 @@ class ImportReport:
         return [*self.decided, *said, *left, *(f"warning: {text}" for text in self.warnings)]
 
     def as_json(self) -> dict[str, Any]:
-        """The same in numbers and names."""
+        """The same for JSON."""
         return {
             "rows": {"read": self.rows, "kept": self.rows - self.given_up, "given_up": self.given_up},
             "episodes": {"read": self.episodes + self.vanished, "kept": self.episodes, "given_up": self.vanished},

@@ -1,4 +1,4 @@
-"""Tables of rows in pieces of whole episodes, so that a file larger than the memory can be read. No rule is checked."""
+"""Reads tables in pieces of whole episodes, so a file may be larger than memory. No rule is checked."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from ..disk import explain_full, require_growth, require_regular
 from ..errors import BadInput
 from .text_rows import PACKED, TEXT, TextRows, text_kind
 
-ROWS = 65_536  # rows that are read at a time; a piece has more where an episode does
+ROWS = 65_536  # rows read at a time; a piece has more if an episode does
 MAX_ROWS = 100_000_000
 """Of one file."""
 MAX_COLUMNS = 20_000

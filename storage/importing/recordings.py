@@ -1,4 +1,4 @@
-"""What was recorded elsewhere, as tables of whole episodes in the steps schema; a file is read piece by piece.
+"""Recordings as tables of whole episodes in the steps schema; a file is read piece by piece.
 
 Parquet, JSON lines and CSV here, HDF5 in `hdf5.py`. Nothing is checked beyond what reading needs.
 """
@@ -27,13 +27,13 @@ from .row_validation import DERIVED, OPTIONAL, REQUIRED
 from .text_rows import text_kind
 
 MANIFEST_KEY = "trajnote"
-"""Under this name an exported file carries the manifest of its dataset."""
+"""Metadata key of the manifest in an exported file."""
 SIDECAR = ".manifest.json"
-"""A text file cannot carry it; it stands in a file of the same name with this behind it."""
+"""A text file's manifest is in a file of the same name with this suffix."""
 
 
 class About(Frozen):
-    """What is known of a recording besides its rows; fields as in the manifest."""
+    """What is known of a recording besides its rows; fields as in the manifest, None if unknown."""
 
     env_id: str | None = None
     env_kwargs: Mapping[str, Any] = Field(default_factory=dict)
@@ -52,18 +52,18 @@ class About(Frozen):
     environment_code: Mapping[str, str] = Field(default_factory=dict)
 
     def but(self, **given: Any) -> About:
-        """The same with every value that was given in place of its own."""
+        """A copy in which the values given replace its own."""
         return self.model_copy(update={name: value for name, value in given.items() if value})
 
 
 @dataclass(frozen=True)
 class Recording:
-    """Episodes that can be read again and again."""
+    """Episodes that can be read repeatedly."""
 
-    tables: Callable[[ImportReport], Iterator[pa.Table]]  # whole episodes in ascending order; report are counted up
+    tables: Callable[[ImportReport], Iterator[pa.Table]]  # whole episodes in ascending order; counts go to the report
     about: About = field(default_factory=About)
-    exactly: bool = True  # whether rounding a number to the space's type counts as a change; not for decimal text
-    is_export: bool = False  # whether it carries the manifest of the dataset that it was
+    exactly: bool = True  # whether rounding to the space's dtype counts as a change; not for decimal text
+    is_export: bool = False  # whether it carries the manifest of an exported dataset
 
 
 @contextmanager
@@ -92,10 +92,10 @@ def open_rows(path: Path, columns: Columns | None = None) -> Generator[Recording
 
 
 def parse_about(text: str | bytes, where: str) -> About:
-    """What an exported file says of the dataset that it was.
+    """Read the manifest that an export wrote.
 
     Raises:
-        BadInput: if that is not a manifest.
+        BadInput: if it is not a manifest.
     """
     try:
         found = parse_json(text, f"The manifest in {where}", "Export the dataset again.")
@@ -103,12 +103,12 @@ def parse_about(text: str | bytes, where: str) -> About:
             {name: value for name, value in found.items() if name in ManifestDraft.model_fields}
         )
     except (AttributeError, ValidationError) as error:
-        raise BadInput(f"The manifest in {where} is none.", "Export the dataset again.") from error
+        raise BadInput(f"The text in {where} is not a manifest.", "Export the dataset again.") from error
     return About(**{name: getattr(told, name) for name in About.model_fields})
 
 
 def sidecar(path: Path) -> Path:
-    """Where the manifest of an exported text file stands."""
+    """Where the manifest of an exported text file is."""
     return path.with_name(path.name + SIDECAR)
 
 
@@ -125,7 +125,7 @@ def _read_about(path: Path, file: RowFile) -> About:
 
 
 def _pieces(file: RowFile, columns: Columns, report: ImportReport) -> Iterator[pa.Table]:
-    """Whole episodes; files in the steps schema have their final rows already."""
+    """Whole episodes; files in the steps schema already have final rows."""
     names = EpisodeNames()
     is_plain = bool(columns)
     columns = columns or {name: [name] for name in (*REQUIRED, *OPTIONAL, "next_observation") if name in file.columns}

@@ -1,10 +1,10 @@
-"""Rows of vector environments that reset themselves: a reset that looks like a step, found by what it leaves behind.
+"""Finds the resets that vector environments log as if they were steps.
 
 Since Gymnasium 1.0 such an environment answers the step after an episode's end with the first observation of the next
 one, whatever the action, and reward 0: a log of it has a row that leads from one episode into the other. Environments
 that reset within the last step log the next episode's first observation as that step's next observation.
 
-Evidence is a probability that clean rows look so by chance; no single row decides.
+The evidence is the probability that clean rows look so by chance; no single row decides.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ from .import_report import ImportReport
 
 Autoreset = Literal["drop", "keep"]
 Kind = Literal["next step", "same step"]
-_EPISODES = 20_000  # that are looked at
-_ROWS = 20_000  # whose observations are compared with each other
-_COMPONENTS = 64  # beyond, only the size of a change is kept
+_EPISODES = 20_000  # looked at
+_ROWS = 20_000  # observations compared with each other
+_COMPONENTS = 64  # above, only the size of a change is kept
 _SURE, _LIKELY, _TELLING = log(1e-3), log(1e-2), log(0.05)
-_OPTIONS = "--autoreset drop leaves out what the reset made, --autoreset keep takes the rows as they are."
+_OPTIONS = "--autoreset drop leaves out the resets, --autoreset keep imports the rows unchanged."
 
 
 @dataclass(frozen=True)
 class _Seen:
-    """What one episode may owe to a reset."""
+    """What of one episode may come from a reset."""
 
     episode_id: int
     first: bytes  # its first observation
@@ -44,27 +44,27 @@ class _Seen:
 
 @dataclass(frozen=True)
 class Finding:
-    """What resets have left in a recording."""
+    """Resets found in a recording."""
 
     kind: Kind
     is_sure: bool
-    episodes: frozenset[int]  # whose first row (next step) or last observation (same step) it is
+    episodes: frozenset[int]  # their first row (next step) or last observation (same step) is a reset
 
 
 @dataclass
 class ResetSigns:
-    """Signs of resets in episodes that are seen one after the other."""
+    """Collects signs of resets, episode by episode."""
 
     limit: int = _EPISODES  # episodes that are looked at
     seen: list[_Seen] = field(default_factory=list[_Seen])
     rows: int = 0
-    zeros: int = 0  # rewards besides each episode's first one that are 0
+    zeros: int = 0  # rewards of 0, each episode's first one left aside
     usual: Array | None = None  # largest changes of an observation within an episode, (n,)
     observations: Counter[bytes] = field(default_factory=Counter[bytes])
-    last: Array | None = None  # observation of the episode before
+    last: Array | None = None  # of the episode before
 
     def see(self, episode: Episode) -> None:
-        """Take note of an episode."""
+        """Add an episode."""
         if len(self.seen) >= self.limit:
             return
         shown = episode.observations.reshape(len(episode) + 1, -1)
@@ -94,7 +94,7 @@ class ResetSigns:
         return self._find_chain() or self._find_next_step()
 
     def _find_chain(self) -> Finding | None:
-        """Episodes that begin with the very observation with which another one ended."""
+        """Episodes that begin with the observation with which another one ended."""
         begun, ended, finals = self._chained()
         if not begun or 2 * len(begun) < len(self.seen) - 1:
             return None
@@ -108,7 +108,7 @@ class ResetSigns:
         return Finding("next step", is_sure=False, episodes=_ids(begun)) if paid and chain < _LIKELY else None
 
     def _find_next_step(self) -> Finding | None:
-        """The same where no observation after an episode's last step is known."""
+        """The same where the observation after an episode's last step is unknown."""
         begun = self._leaping()
         if self.usual is None or not begun or 2 * len(begun) < len(self.seen) - 1:
             return None
@@ -129,7 +129,7 @@ class ResetSigns:
         return begun, [each for each in self.seen if is_other(firsts, each.final, each)], len(finals)
 
     def _leaping(self) -> list[_Seen]:
-        """Episodes whose first row goes on where the one before ended, pays nothing and jumps."""
+        """Episodes whose first row starts where the one before ended, has reward 0 and jumps."""
         if self.usual is None:
             return []
         usual = self.usual
@@ -141,7 +141,7 @@ class ResetSigns:
         return _ids([each for each in self._chained()[0] if each.first_reward == 0] or self._leaping())
 
     def _collision(self) -> float:
-        """Chance that two rows show the same."""
+        """Probability that two rows have equal observations."""
         count = self.observations.total()
         pairs = sum(times * (times - 1) for times in self.observations.values()) / 2
         return (pairs + 1) / (count * (count - 1) / 2 + 2)
@@ -160,10 +160,10 @@ class ResetSigns:
 
 
 def refuse_or_warn(finding: Finding | None, report: ImportReport) -> None:
-    """Say what was found.
+    """Report what was found.
 
     Raises:
-        BadInput: if it is sure.
+        BadInput: if it is certain.
     """
     if finding is None:
         return
@@ -179,11 +179,11 @@ def refuse_or_warn(finding: Finding | None, report: ImportReport) -> None:
 
 
 def without_reset(episode: Episode, kinds: Mapping[int, Kind], report: ImportReport) -> Episode | None:
-    """An episode without what a reset has left in it; None if nothing remains.
+    """An episode without its reset; None if nothing remains.
 
     Args:
         episode: as it was recorded.
-        kinds: what there is in which episode, by id.
+        kinds: episode id -> kind of reset.
         report: counted up.
     """
     kind = kinds.get(episode.episode_id)
@@ -204,10 +204,10 @@ def without_reset(episode: Episode, kinds: Mapping[int, Kind], report: ImportRep
 
 
 def resets_to_drop(signs: ResetSigns, report: ImportReport) -> dict[int, Kind]:
-    """What is left out when the user says that there are resets: what was found, or every row that looks like one."""
+    """What to leave out when the user says that there are resets: those found, or every row that looks like one."""
     finding = signs.find() or Finding("next step", is_sure=False, episodes=signs.likely_rows())
     if not finding.episodes:
-        report.decide("--autoreset drop: no row looks like a reset, none is left out")
+        report.decide("--autoreset drop: no row looks like a reset; nothing is left out")
     return dict.fromkeys(finding.episodes, finding.kind)
 
 
@@ -223,7 +223,7 @@ def _cut(episode: Episode, steps: slice) -> Episode:
 
 
 def _sizes(changes: Array) -> Array:
-    """Absolute changes, (N, n); of long observations one number for each, (N, 1)."""
+    """Absolute changes, (N, n); (N, 1) for long observations."""
     sizes = np.abs(changes)
     return sizes if sizes.shape[1] <= _COMPONENTS else sizes.sum(axis=1, keepdims=True)
 

@@ -1,6 +1,6 @@
-"""Rows of steps that were recorded elsewhere, checked one rule after another.
+"""Checks recorded rows, one rule after another; an error names the episode and the step.
 
-Each complaint names the episode and the step. Spaces and files are not known here.
+It knows neither spaces nor files.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from ..schema import Array
 REQUIRED = ("episode_id", "step", "observation", "action", "reward", "terminated", "truncated")
 OPTIONAL = ("policy_output", "seed")
 DERIVED = ("dataset_id", "action_vector", "action_name", "annotations")
-"""Columns that the view `steps` or an export with labels has besides."""
+"""Further columns of the view `steps` or of an export with labels."""
 
 _LARGEST = (1 << 63) - 1
 _FORMAT = (
@@ -36,7 +36,7 @@ class CheckedRows(NamedTuple):
 
 
 def check_rows(table: pa.Table, *, finite: bool = True) -> CheckedRows:
-    """Rows in any order as whole episodes.
+    """Sort rows in any order into whole episodes, and check them.
 
     Args:
         table: columns as in the steps schema; lists may be of fixed or variable size, numbers of any width;
@@ -44,7 +44,7 @@ def check_rows(table: pa.Table, *, finite: bool = True) -> CheckedRows:
         finite: whether numbers have to be finite.
 
     Raises:
-        BadInput: for the first rule that is broken; it names the episode and the step.
+        BadInput: for the first broken rule, with the episode and the step.
     """
     _check_columns(table)
     ids = _whole(table["episode_id"], "episode_id")
@@ -69,7 +69,7 @@ def check_rows(table: pa.Table, *, finite: bool = True) -> CheckedRows:
 
 
 class _Rows:
-    """A sorted table with what every rule needs: where each row belongs."""
+    """A sorted table with the episode and step of each row, which every rule needs."""
 
     def __init__(self, table: pa.Table, ids: NDArray[np.int64], steps: NDArray[np.int64], *, finite: bool) -> None:
         self.table, self._finite = table, finite
@@ -79,12 +79,12 @@ class _Rows:
         self.is_final = np.append(ids[1:] != ids[:-1], True)
 
     def require(self, good: NDArray[np.bool_], complaint: str, hint: str = _FORMAT) -> None:
-        """Refuse the first row that is not good."""
+        """Refuse the first row that is not `good`."""
         if (wrong := np.flatnonzero(~good)).size:
             raise BadInput(f"Episode {self.ids[wrong[0]]}, step {self.steps[wrong[0]]}: {complaint}.", hint)
 
     def finite(self, values: Array) -> NDArray[np.bool_]:
-        """Where numbers are finite, if they have to be."""
+        """Where numbers are finite; everywhere if they need not be."""
         return np.isfinite(values) if self._finite else np.ones(values.shape, np.bool_)
 
     def present(self, name: str) -> NDArray[np.bool_]:
@@ -94,7 +94,7 @@ class _Rows:
 
 def _check_columns(table: pa.Table) -> None:
     if missing := [name for name in REQUIRED if name not in table.column_names]:
-        raise BadInput(f"The column {missing[0]!r} is missing.", f"Needed are {', '.join(REQUIRED)}.")
+        raise BadInput(f"The column {missing[0]!r} is missing.", f"Needed: {', '.join(REQUIRED)}.")
     if not table.num_rows:
         raise BadInput("There are no rows.")
 
@@ -114,13 +114,13 @@ def _check_order(rows: _Rows) -> None:
     rows.require(rows.ids >= 0, "a negative episode_id", "Episodes count from 0.")
     expected = np.arange(len(rows.ids)) - np.repeat(rows.starts, np.diff(rows.starts, append=len(rows.ids)))
     before = np.append(False, (rows.ids[1:] == rows.ids[:-1]) & (rows.steps[1:] == rows.steps[:-1]))
-    rows.require(~before, "there are two rows for it", "")
+    rows.require(~before, "it has two rows", "")
     rows.require(rows.steps == expected, "a step before it is missing", "Steps count from 0 without a gap.")
     rows.require(~rows.is_final | (rows.steps > 0), "it is the only row of its episode")
 
 
 def _flags(rows: _Rows) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    """Both flags, moved from the final row to the step that ended the episode where they stand there."""
+    """Both flags, moved from the final row to the last step where a file has them there."""
     terminated, truncated = (_flag(rows, name) for name in ("terminated", "truncated"))
     last = np.append(rows.is_final[1:], False)
     either = terminated | truncated
@@ -130,7 +130,7 @@ def _flags(rows: _Rows) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
     unflagged[ends] = ~(either[ends] | either[ends + 1])
     rows.require(~unflagged, "it ends its episode, but is neither terminated nor truncated")
     late = rows.is_final & rows.present("action") & ~np.append(False, either[:-1])
-    rows.require(~late, "it has an action and the flags; either the final row is missing, or its action has to be null")
+    rows.require(~late, "it has an action and the flags; add the final row, or make its action null")
     for flag in (terminated, truncated):
         flag[ends] |= flag[ends + 1]
         flag[ends + 1] = False
@@ -192,7 +192,7 @@ def _scalars(rows: _Rows, name: str) -> Array:
 
 
 def _lists(rows: _Rows, name: str, required: NDArray[np.bool_]) -> Array:
-    """A column of lists as (N, size), zeros where a list may be null and is."""
+    """A column of lists as (N, size), with zeros for a null list where null is allowed."""
     column = rows.table[name].combine_chunks()
     if not _is_list(column.type) or not _is_number(column.type.value_type):
         raise BadInput(f"The column {name!r} is of type {column.type}; it has to be lists of numbers.")

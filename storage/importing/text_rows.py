@@ -1,6 +1,6 @@
-"""CSV and JSON lines as a temporary Parquet file, for their types are known only at their end. Faults have a line.
+"""CSV and JSON lines as a temporary Parquet file, since types are known only at the end. Errors name the line.
 
-Separators (comma, semicolon, tab, bar), decimal commas, blanks around values and gzip or zstd are found out.
+Separators (comma, semicolon, tab, bar), decimal commas, blanks around values and gzip or zstd are detected.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from ..errors import BadInput
 TEXT = (".jsonl", ".ndjson", ".csv", ".tsv")
 PACKED = (".gz", ".zst")
 _SEPARATORS = ",;\t|"
-_UNPACKED = 2**30  # bytes of a packed file that are always allowed; beyond, a ratio that tables do not reach
+_UNPACKED = 2**30  # unpacked bytes that are always allowed; above, a ratio that tables do not reach
 _RATIO = 200
 _CHUNK = 2**20
-_LEVELS = 16  # of lists and objects in a line
+_LEVELS = 16  # nesting of lists and objects in a line
 _COMMA = r"^[-+]?\d*,?\d+(?:[eE][-+]?\d+)?$"
 _POINT = r"^[-+]?[\d.]*\.[\d,]+(?:[eE][-+]?\d+)?$"
 _DECIMAL_COMMA = re.compile(r"[-+]?\d*,\d+(?:[eE][-+]?\d+)?")
@@ -37,7 +37,7 @@ _UTF8 = "Save it as UTF-8."
 
 
 def text_kind(path: Path) -> str | None:
-    """The ending that says how a text file is written, behind which it may be packed; None if it is no text."""
+    """The suffix that tells the format, without that of a compression; None if it is not a text file."""
     ending = Path(path.stem).suffix if path.suffix in PACKED else path.suffix
     return ending if ending in TEXT else None
 
@@ -50,7 +50,7 @@ class TextRows:
         folder: for temporary files.
 
     Raises:
-        BadInput: naming line and column of what cannot be read.
+        BadInput: with the line and column that cannot be read.
     """
 
     def __init__(self, path: Path, folder: Path) -> None:
@@ -58,12 +58,12 @@ class TextRows:
         self._is_csv = text_kind(path) in (".csv", ".tsv")
         self._plain = _unpacked(path, folder) if path.suffix in PACKED else path
         self._separator = ","
-        self.notes: list[str] = []  # what was found out about how it is written
+        self.notes: list[str] = []  # detected format, as sentences
         self.parquet = folder / "rows.parquet"
         (self._read_csv if self._is_csv else self._read_json)()
 
     def place(self, row: int) -> str:
-        """Where a row is: its line."""
+        """A row's place: file and line."""
         if self._is_csv:
             return f"{self._path}, line {next(itertools.islice(self._records(), row + 1, None))[0]}"
         with self._plain.open("rb") as file:
@@ -91,7 +91,7 @@ class TextRows:
         self._check_last(names)
 
     def _header(self) -> list[str]:
-        """The names of the columns; the separator is the one that the first line has most of."""
+        """The names of the columns; the separator is the most frequent one of the first line."""
         with self._plain.open("rb") as file:
             line = file.readline(_CHUNK)
         if line.startswith((b"\xff\xfe", b"\xfe\xff")):
@@ -113,7 +113,7 @@ class TextRows:
         )
 
     def _records(self) -> Iterator[tuple[int, list[str]]]:
-        """The line on which each record ends, and its cells; empty lines are none, the header is the first."""
+        """The line on which each record ends, and its cells; the header comes first, empty lines are skipped."""
         with self._plain.open(encoding="utf-8-sig", newline="", errors="replace") as file:
             reader = csv.reader(file, delimiter=self._separator)
             for cells in reader:
@@ -121,7 +121,7 @@ class TextRows:
                     yield reader.line_num, cells
 
     def _settle_types(self, comma: bool) -> None:
-        """Numbers and flags between blanks or quotes are numbers and flags all the same."""
+        """Numbers and flags between blanks or quotes become numbers and flags."""
         rows = pl.scan_parquet(self.parquet)
         kinds = dict(rows.collect_schema())
         casts: list[pl.Expr] = []
@@ -141,7 +141,7 @@ class TextRows:
             settled.replace(self.parquet)
 
     def _refuse_points(self, rows: pl.LazyFrame, name: str) -> None:
-        """Beside decimal commas, 1.234 may be a thousand or one and a bit."""
+        """Beside decimal commas, 1.234 is ambiguous: it may have a thousands separator."""
         cells = rows.select(pl.col(name).str.strip_chars()).collect().to_series()
         points = cells.str.contains(_POINT).fill_null(value=False)
         if points.any() and (cells.is_null() | points | cells.str.contains(_COMMA) | (cells == "")).all():
@@ -153,7 +153,7 @@ class TextRows:
             )
 
     def _check_last(self, names: list[str]) -> None:
-        """A row that is too short has no value in the last column."""
+        """A row that is too short has no value in the last columns."""
         if pl.scan_parquet(self.parquet).select(pl.col(names[-1]).is_null().any()).collect().item():
             self._check_records(len(names))
 
@@ -177,7 +177,7 @@ class TextRows:
             raise
 
     def _check_levels(self) -> None:
-        """Refuse what a reader would need for ever for: its time depends exponentially on the levels of a line."""
+        """Refuse deep nesting: a reader's time grows exponentially with it."""
         with self._plain.open("rb") as file:
             for number in itertools.count(1):
                 if not (line := file.readline(MAX_BYTES + 1)):
@@ -186,10 +186,12 @@ class TextRows:
                     try:
                         check_depth(decode_json(line), _LEVELS)
                     except UnreadableError as error:
-                        raise BadInput(f"{self._path}, line {number}: {error}.", "Each line is an object.") from error
+                        raise BadInput(
+                            f"{self._path}, line {number}: {error}.", "Each line has to be a JSON object."
+                        ) from error
 
     def _check_lines(self) -> None:
-        """Name the first line that is no object of JSON."""
+        """Refuse the first line that is not a JSON object."""
         kinds: dict[str, str] = {}
         with self._plain.open("rb") as file:
             for number, line in enumerate(file, start=1):
@@ -199,17 +201,17 @@ class TextRows:
 
 def _check_line(line: bytes, place: str, kinds: dict[str, str]) -> None:
     def refuse(text: str) -> None:
-        raise BadInput(f"{place}, column {line.decode().find(text) + 1}: {text} is no number of JSON.", _FINITE)
+        raise BadInput(f"{place}, column {line.decode().find(text) + 1}: {text} is not a JSON number.", _FINITE)
 
     try:
         row = json.loads(_decode(line.rstrip(), place), parse_constant=refuse)
     except json.JSONDecodeError as error:
         torn = " The line ends too early." if error.pos >= len(line.rstrip()) or not line.endswith(b"\n") else ""
-        raise BadInput(f"{place}, column {error.colno}: no JSON ({error.msg}).{torn}") from error
+        raise BadInput(f"{place}, column {error.colno}: not JSON ({error.msg}).{torn}") from error
     except RecursionError as error:
         raise BadInput(f"{place}: nested too deeply.") from error
     if not isinstance(row, dict):
-        raise BadInput(f"{place}: {_kind(row)} stands there; each line is an object.")
+        raise BadInput(f"{place}: {_kind(row)}; each line has to be a JSON object.")
     for name, value in row.items():
         kind = _kind(value)
         if value is not None and (before := kinds.setdefault(name, kind)) != kind:
@@ -217,7 +219,7 @@ def _check_line(line: bytes, place: str, kinds: dict[str, str]) -> None:
 
 
 def _kind(value: object) -> str:
-    """What a value of JSON is, in words."""
+    """The type of a JSON value, in words."""
     if isinstance(value, bool):
         return "true or false"
     kinds = {"a number": int | float, "a text": str, "a list": list, "an object": dict}
@@ -225,7 +227,7 @@ def _kind(value: object) -> str:
 
 
 def _bare(name: str, comma: bool) -> pl.Expr:
-    """The text of a cell without blanks; null where nothing is left."""
+    """Cell texts without blanks around them; null where nothing is left."""
     cell = pl.col(name).str.strip_chars()
     cell = pl.when(cell != "").then(cell)
     return (
@@ -243,14 +245,14 @@ def _decode(line: bytes, place: str) -> str:
     try:
         return line.decode()
     except UnicodeDecodeError as error:
-        raise BadInput(f"{place}, byte {error.start + 1}: no UTF-8.", _UTF8) from error
+        raise BadInput(f"{place}, byte {error.start + 1}: not UTF-8.", _UTF8) from error
 
 
 def _unpacked(path: Path, folder: Path) -> Path:
-    """The same without its packing.
+    """Decompress a file.
 
     Raises:
-        BadInput: if it is damaged, or grows beyond what a table does.
+        BadInput: if it is damaged, or larger than a table that compresses so well can be.
     """
     allowed = max(_UNPACKED, _RATIO * path.stat().st_size)
     target = folder / path.stem
@@ -258,10 +260,12 @@ def _unpacked(path: Path, folder: Path) -> Path:
         with _open_packed(path) as packed, target.open("wb") as file:
             while chunk := packed.read(_CHUNK):
                 if file.tell() > allowed:
-                    raise BadInput(f"{path} unpacks to more than {allowed:,} bytes.", "Unpack it yourself first.")
+                    raise BadInput(
+                        f"{path} decompresses to more than {allowed:,} bytes.", "Decompress it yourself first."
+                    )
                 file.write(chunk)
     except (EOFError, gzip.BadGzipFile, zlib.error, pa.ArrowException) as error:
-        raise BadInput(f"{path} cannot be unpacked: {error}.") from error
+        raise BadInput(f"{path} cannot be decompressed: {error}.") from error
     return target
 
 

@@ -1,4 +1,4 @@
-"""Policies, remembered trainings, and which policy a deployment has in force."""
+"""Policies, cached trainings, and which policy a deployment has in force."""
 
 import lazy_loader
 

@@ -1,6 +1,6 @@
-"""The folder of a deployment: who works in it now, whether the last one finished, and the link to the policy in force.
+"""A deployment's folder: its lock, the marker of an unfinished run, and the link to the policy in force.
 
-The operating system lets go of the lock when its process ends, however it ends, so that a kill blocks nobody.
+The operating system releases the lock when its process ends, however it ends, so a kill blocks no later run.
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ _RUNNING = "running.json"
 
 
 class AlreadyRunning(TrajnoteError):
-    """The same deployment runs already; nothing was done, and nothing is lost by that."""
+    """The same deployment is running already; nothing was done, and nothing is lost."""
 
     exit_code: ClassVar[int] = 7
 
 
 @contextmanager
 def deployment_lock(store: Store, deployment: str) -> Generator[str | None]:
-    """Be the only run of a deployment, on this machine.
+    """Be the only run of a deployment on this machine.
 
     Yields:
-        When the run before this one began, if it was killed before it could end; else None.
+        When the previous run began, if it was killed; else None.
 
     Raises:
-        AlreadyRunning: if another process is at it.
+        AlreadyRunning: if another process runs it.
     """
     folder = store.deployment_dir(deployment)
     folder.mkdir(parents=True, exist_ok=True)
@@ -45,8 +45,8 @@ def deployment_lock(store: Store, deployment: str) -> Generator[str | None]:
             stack.enter_context(exclusive_lock(folder, f"the deployment {deployment}"))
         except CatalogLocked as error:
             raise AlreadyRunning(
-                f"The deployment {deployment} runs already{_described(marker)}.",
-                "This run has done nothing; what is new is taken up by that run or the next one.",
+                f"The deployment {deployment} is running already{_described(marker)}.",
+                "This run has done nothing; new input goes to that run or the next one.",
             ) from error
         killed = _began(marker)
         write_whole(marker, json.dumps({"pid": os.getpid(), "began": _now()}).encode())
@@ -57,7 +57,7 @@ def deployment_lock(store: Store, deployment: str) -> Generator[str | None]:
 
 
 def link_current(store: Store, deployment: str, policy_id: str) -> Path:
-    """Have `deployments/<deployment>/current` be the folder of a policy, in one step; returns the link."""
+    """Link `deployments/<deployment>/current` to the folder of a policy, atomically; returns the link."""
     folder = store.deployment_dir(deployment)
     link, target = folder / CURRENT, Path("..", "..", store.policy_dir(policy_id).relative_to(store.root))
     with writing(link):

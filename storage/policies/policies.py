@@ -1,4 +1,4 @@
-"""Policies as folders of files with a hash, and their parents in the catalog. What the files say is not known here."""
+"""Policies as hashed folders of files, with their parents in the catalog. The files' content does not matter."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ def save_policy(store: Store, policy_id: str, files: Mapping[str, bytes], record
         policy_id: its name.
         files: file name -> content, for example `policy.json` and `weights.npz`.
         record: columns of the table `policies`: kind, env_id, dataset_id, baseline_id, run_ids, config. It is also
-            written beside the files, so that the folder explains itself.
+            written beside the files, so the folder explains itself.
 
     Returns:
         The sha256 of the files.
 
     Raises:
         BadInput: if another policy has this name, or a file name is not a plain one.
-        DiskFailed: if the disk does not take it.
+        DiskFailed: if the disk refuses it.
     """
     if not files or any("/" in name or name.startswith(".") or name == RECORD for name in files):
         raise BadInput(f"A policy needs files with plain names other than {RECORD}; received {sorted(files)}.")
@@ -41,7 +41,7 @@ def save_policy(store: Store, policy_id: str, files: Mapping[str, bytes], record
     if not final.exists():
         _publish(store, policy_id, {**files, RECORD: canonical_json(record).encode()})
     if files_sha256(read_folder(final)) != sha256:
-        raise BadInput(f"There is another policy named {policy_id!r}.", "Give the new one another name.")
+        raise BadInput(f"Another policy is named {policy_id!r}.", "Give the new one another name.")
     with store.catalog.write() as con:
         insert_rows(con, "policies", [{**record, **_lineage(record), "policy_id": policy_id, "sha256": sha256}])
     return sha256
@@ -55,17 +55,17 @@ def _lineage(record: Mapping[str, object]) -> dict[str, object]:
 
 
 def policy_files(store: Store, policy_id: str) -> dict[str, bytes]:
-    """The files of a policy, as they were saved.
+    """The files of a policy: name -> content.
 
     Raises:
         BadInput: if there is no such policy.
-        DamagedStore: if a file is missing or is not what was saved.
+        DamagedStore: if a file is missing or differs from what was saved.
     """
     expected = str(policy_record(store, policy_id)["sha256"])
     files = read_folder(store.policy_dir(policy_id))
     if files_sha256(files) != expected:
         raise DamagedStore(
-            f"The files in {store.policy_dir(policy_id)} are not those that were saved.",
+            f"The files in {store.policy_dir(policy_id)} differ from those that were saved.",
             "Restore them from a backup, or make the policy again.",
         )
     return files
@@ -106,7 +106,7 @@ def resolve_policy(store: Store, name: str | None = None) -> str:
 
     Raises:
         Prerequisite: if the store has no policy.
-        BadInput: if the name fits none, or several.
+        BadInput: if the name fits no policy, or several.
     """
     with store.catalog.read() as con:
         rows = con.execute("SELECT policy_id FROM policies ORDER BY created_at, policy_id").fetchall()
@@ -120,14 +120,14 @@ def resolve_policy(store: Store, name: str | None = None) -> str:
 
 
 def files_sha256(files: Mapping[str, bytes]) -> str:
-    """One hash of several files: of their names and contents, in any order; the record beside them does not count."""
+    """One hash of files' names and contents, in any order; the record beside them does not count."""
     return sha256_bytes(
         canonical_json({name: sha256_bytes(content) for name, content in files.items() if name != RECORD}).encode()
     )
 
 
 def read_folder(folder: Path) -> dict[str, bytes]:
-    """The files of a policy's folder, without the record beside them; none if there is no folder."""
+    """The files of a policy's folder, without the record beside them; empty without a folder."""
     if not folder.is_dir():
         return {}
     return {path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path.is_file() and path.name != RECORD}

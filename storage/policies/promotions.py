@@ -1,6 +1,6 @@
-"""Deployments in the catalog: the datasets that one has taken in, and its decisions about the policy in force.
+"""Deployments in the catalog: the datasets taken in, and the decisions about the policy in force.
 
-What is decided, and why, is not known here.
+It records decisions and makes none.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ FROM promotions GROUP BY deployment ORDER BY deployment
 
 @dataclass(frozen=True)
 class Decision:
-    """What one refinement of a deployment led to."""
+    """The outcome of one refinement of a deployment."""
 
     comparison_id: str
     policy_id: str  # in force from now on
     previous_id: str | None  # in force before
     promoted: bool
-    labels: int  # that the refinement learned from
+    labels: int  # the refinement's
     reason: str
 
 
@@ -42,19 +42,19 @@ class InForce:
     since: datetime
     decisions: int
     promotions: int
-    labels: int  # that the latest refinement learned from
+    labels: int  # the latest refinement's
     reason: str  # of the latest decision
 
 
 def record_intake(store: Store, deployment: str, origin: str, dataset_id: str) -> bool:
-    """Make a dataset one of a deployment's; returns False where its origin was known."""
+    """Add a dataset to a deployment; returns False if its origin is known."""
     row = {"deployment": deployment, "origin": origin, "dataset_id": dataset_id}
     with store.catalog.write() as con:
         return bool(insert_rows(con, "intakes", [row]))
 
 
 def list_intakes(store: Store, deployment: str) -> dict[str, str]:
-    """Origin -> dataset of everything that a deployment has taken in, the oldest first."""
+    """Origin -> dataset of all that a deployment has taken in, oldest first."""
     with store.catalog.read() as con:
         rows = con.execute(
             "SELECT origin, dataset_id FROM intakes WHERE deployment = ? ORDER BY created_at, origin", [deployment]
@@ -72,14 +72,14 @@ def list_collections(store: Store, deployment: str) -> list[datetime]:
 
 
 def record_decision(store: Store, deployment: str, number: int, decision: Decision) -> bool:
-    """Enter a deployment's decision; returns False where that number was entered before."""
+    """Record a deployment's decision; returns False if that number is recorded already."""
     row = {"deployment": deployment, "number": number, **vars(decision)}
     with store.catalog.write() as con:
         return bool(insert_rows(con, "promotions", [row]))
 
 
 def list_decisions(store: Store, deployment: str) -> list[Decision]:
-    """A deployment's decisions, the oldest first."""
+    """A deployment's decisions, oldest first."""
     with store.catalog.read() as con:
         rows = con.execute(
             "SELECT comparison_id, policy_id, previous_id, promoted, labels, reason FROM promotions "
@@ -90,13 +90,13 @@ def list_decisions(store: Store, deployment: str) -> list[Decision]:
 
 
 def list_in_force(store: Store) -> list[InForce]:
-    """The policy in force of every deployment that has decided once; since its promotion, or the first decision."""
+    """The policy in force of every deployment with a decision; `since` its promotion, or the first decision."""
     with store.catalog.read() as con:
         return [InForce(*row) for row in con.execute(_IN_FORCE).fetchall()]
 
 
 def count_labels(store: Store, dataset_ids: Sequence[str]) -> int:
-    """Labels of some datasets, of all runs."""
+    """Number of labels of some datasets, over all runs."""
     with store.catalog.read() as con:
         found = con.execute(
             "SELECT count(*) FROM annotations WHERE list_contains(?, dataset_id)", [list(dataset_ids)]
@@ -105,7 +105,7 @@ def count_labels(store: Store, dataset_ids: Sequence[str]) -> int:
 
 
 def sum_dollars(store: Store, dataset_ids: Sequence[str]) -> float:
-    """Dollars that the runs over some datasets have cost so far."""
+    """Dollars spent so far on runs over some datasets."""
     with store.catalog.read() as con:
         found = con.execute(
             "SELECT coalesce(sum(cost_usd), 0) FROM spending WHERE list_contains(?, dataset_id)", [list(dataset_ids)]

@@ -1,6 +1,6 @@
-"""What was trained before, as one file per training that may be thrown away: it saves time and is no evidence.
+"""A cache of trainings, one file each, that may be deleted: it saves time and is not evidence.
 
-A training is named by all that decides it. What is in the files is not known here.
+A training is named by all that decides it. The files' content does not matter.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from ..disk import TEMPORARY, exclusive_lock, write_whole, writing
 from ..store import Store
 
 LIMIT_BYTES = 500_000_000
-"""More than this is never kept; the trainings that were not used for longest go first."""
+"""The most that is kept; the least recently used trainings go first."""
 
 
 def save_training(store: Store, training_id: str, files: Mapping[str, bytes], *, limit: int = LIMIT_BYTES) -> None:
@@ -24,29 +24,29 @@ def save_training(store: Store, training_id: str, files: Mapping[str, bytes], *,
 
     Args:
         store: the store.
-        training_id: its name, made from all that decides it.
+        training_id: made from all that decides it.
         files: file name -> content.
-        limit: bytes that all trainings may take.
+        limit: bytes of all trainings together.
     """
     folder = store.trainings_dir
     with writing(folder):
         folder.mkdir(exist_ok=True)
     with exclusive_lock(folder, "a training", wait=True):
-        for leftover in folder.glob(f"*{TEMPORARY}"):  # of a killed command: nobody else writes here now
+        for leftover in folder.glob(f"*{TEMPORARY}"):  # of a killed command: this process has the lock
             leftover.unlink()
         write_whole(store.training_path(training_id), _pack(files))
         _drop_oldest(folder, limit)
 
 
 def load_training(store: Store, training_id: str) -> dict[str, bytes] | None:
-    """The files of a training; None if it was not kept, or is damaged: then it has to be made again."""
+    """The files of a training; None if it is not cached, or damaged."""
     path = store.training_path(training_id)
     try:
         with zipfile.ZipFile(path) as archive:
             if sum(member.file_size for member in archive.infolist()) > LIMIT_BYTES:
                 return None
             files = {name: archive.read(name) for name in archive.namelist()}
-        os.utime(path)  # it was used: others go first
+        os.utime(path)  # marks it as used
     except (OSError, zipfile.BadZipFile, zlib.error, ValueError, RuntimeError, EOFError):
         return None
     return files

@@ -1,4 +1,4 @@
-"""Questions to the catalog: anything a user may ask, read-only and bounded."""
+"""Users' SQL queries to the catalog: read-only and bounded."""
 
 import lazy_loader
 

@@ -1,7 +1,7 @@
-"""Work in a process of its own, which is ended when it takes too long or too much, or when its caller is interrupted.
+"""Runs work in a process of its own, which is killed if it takes too much time or memory, or its caller is interrupted.
 
-DuckDB works out constants and values of any size without looking whether it was stopped, and outside its own limit of
-memory; an operating system can end a process at any instant.
+DuckDB computes constants and values of any size without checking for an interrupt or its own memory limit; the
+operating system can end a process at any instant.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ from ..errors import BadInput, TrajnoteError
 T = TypeVar("T")
 
 _ERROR = "error.json"
-_SLACK = 1 << 30  # bytes of addresses beyond the limit, for libraries and the stacks of threads
+_SLACK = 1 << 30  # bytes of address space beyond the limit, for libraries and thread stacks
 
 
 @dataclass(frozen=True)
 class Bounds:
-    """What a piece of work may take."""
+    """Limits of a piece of work."""
 
     timeout_s: float = 600.0
-    memory_bytes: int | None = None  # half of the machine's when None
+    memory_bytes: int | None = None  # None: half of the machine's
 
     @property
     def memory(self) -> int:
@@ -43,16 +43,16 @@ class Bounds:
 
 
 def run_bounded(work: Callable[[Path], None], collect: Callable[[Path], T], bounds: Bounds) -> T:
-    """Do some work in a forked process, which leaves its result in a folder that is removed afterwards.
+    """Run work in a forked process, which leaves its result in a temporary folder.
 
     Args:
-        work: done in the process; it gets the folder.
-        collect: done here afterwards; it gets the folder, too.
-        bounds: what the work may take.
+        work: runs in the process; receives the folder.
+        collect: runs in this process afterwards; receives the folder.
+        bounds: limits of the work.
 
     Raises:
-        TrajnoteError: the one that the work raised.
-        BadInput: if the work took more than it may.
+        TrajnoteError: as the work raised it.
+        BadInput: if the work exceeded its limits.
     """
     folder = Path(tempfile.mkdtemp(prefix="trajnote-sql-"))
     try:
@@ -63,7 +63,7 @@ def run_bounded(work: Callable[[Path], None], collect: Callable[[Path], T], boun
 
 
 def _start(work: Callable[[Path], None], folder: Path, bounds: Bounds) -> tuple[int, int]:
-    """Process id, and our end of a pipe that closes when the process ends."""
+    """Process id, and this process's end of a pipe that closes when the child ends."""
     ours, theirs = os.pipe()  # closes there when the work ends
     watched, held = os.pipe()  # closes here when this process ends
     child = os.fork()
@@ -82,14 +82,14 @@ _held: dict[int, int] = {}
 
 def _work(work: Callable[[Path], None], folder: Path, bounds: Bounds, watched: int) -> NoReturn:
     try:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # the caller hears it, and ends this process
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # the caller notices it, and ends this process
         threading.Thread(target=_end_with_caller, args=(watched, folder), daemon=True).start()
         _limit_memory(bounds.memory)
         work(folder)
         os._exit(0)
     except TrajnoteError as error:
-        told = {"kind": type(error).__name__, "problem": error.problem, "hint": error.hint}
-        (folder / _ERROR).write_text(json.dumps(told))
+        failure = {"kind": type(error).__name__, "problem": error.problem, "hint": error.hint}
+        (folder / _ERROR).write_text(json.dumps(failure))
     except MemoryError:
         (folder / _ERROR).write_text(json.dumps({"kind": "MemoryError"}))
     except BaseException:
@@ -99,7 +99,7 @@ def _work(work: Callable[[Path], None], folder: Path, bounds: Bounds, watched: i
 
 
 def _end_with_caller(watched: int, folder: Path) -> None:
-    os.read(watched, 1)  # nothing is ever sent: it returns when the other end is closed
+    os.read(watched, 1)  # nothing is ever sent: returns when the other end is closed
     shutil.rmtree(folder, ignore_errors=True)
     os._exit(1)
 
@@ -110,7 +110,7 @@ def _limit_memory(memory: int) -> None:
         hard = resource.getrlimit(resource.RLIMIT_AS)[1]
         resource.setrlimit(resource.RLIMIT_AS, (taken + memory + _SLACK, hard))
     except (OSError, ValueError):
-        return  # not on this system: DuckDB's own limit is left
+        return  # not on this system: only DuckDB's own limit remains
 
 
 def _wait(process: tuple[int, int], folder: Path, bounds: Bounds) -> None:
@@ -124,7 +124,7 @@ def _wait(process: tuple[int, int], folder: Path, bounds: Bounds) -> None:
         os.close(ended)
     if not is_done:
         _end(child)
-        raise BadInput(f"The question took longer than {bounds.timeout_s:g} s.", "Allow more with --timeout SECONDS.")
+        raise BadInput(f"The query took longer than {bounds.timeout_s:g} s.", "Allow more with --timeout SECONDS.")
     code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     os.close(_held.pop(child))
     if code != 0:
@@ -139,22 +139,22 @@ def _end(child: int) -> None:
 
 def _failure(folder: Path, code: int, bounds: Bounds) -> Exception:
     path = folder / _ERROR
-    told: dict[str, str] = json.loads(path.read_text()) if path.is_file() and path.stat().st_size else {}
-    if told.get("kind"):
-        kind = getattr(errors, told["kind"], None)
+    failure: dict[str, str] = json.loads(path.read_text()) if path.is_file() and path.stat().st_size else {}
+    if failure.get("kind"):
+        kind = getattr(errors, failure["kind"], None)
         if kind is not None:
-            return kind(told["problem"], told["hint"])
-    if told.get("problem"):
-        return RuntimeError(told["problem"])
+            return kind(failure["problem"], failure["hint"])
+    if failure.get("problem"):
+        return RuntimeError(failure["problem"])
     return too_much_memory(bounds, f"its process ended with {code}" if code < 0 else "")
 
 
 def too_much_memory(bounds: Bounds, why: str = "") -> BadInput:
-    """The error of work that needs more memory than it may take."""
+    """The error for work that exceeds its memory limit."""
     because = f" ({why})" if why else ""
     return BadInput(
-        f"The question needs more memory than the {bounds.memory / 1e9:.1f} GB that it may take{because}.",
-        "Ask for less at a time, or allow more with --memory GB.",
+        f"The query needs more memory than its limit of {bounds.memory / 1e9:.1f} GB{because}.",
+        "Select less, or allow more with --memory GB.",
     )
 
 

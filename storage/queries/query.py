@@ -1,4 +1,4 @@
-"""Questions in SQL from anyone: one statement that can read the catalog and the registered Parquet files, no more."""
+"""Runs a user's SQL: one statement that can read the catalog and the registered Parquet files, nothing else."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ..store import Store
 from .bounded import Bounds, run_bounded, too_much_memory
 
 _OF_THE_STATEMENT = (duckdb.ProgrammingError, duckdb.DataError)
-_ALLOWED = "Allowed are SELECT, WITH, FROM, EXPLAIN, DESCRIBE, SHOW and SUMMARIZE."
+_ALLOWED = "Allowed: SELECT, WITH, FROM, EXPLAIN, DESCRIBE, SHOW, SUMMARIZE."
 _VERIFY = "`trajnote store verify` names everything that is damaged."
 _EXPLAIN = re.compile(r"\s*explain\s+(analyze\s+)?(\([^)]*\)\s*)?", re.IGNORECASE)
 _HELPFUL = re.compile(r"^(Did you mean|Candidate bindings).*", re.MULTILINE)
@@ -36,22 +36,22 @@ _WHOLE_NUMBER = pa.decimal128(38, 0)
 
 
 def run_query(store: Store, sql: str, *, as_text: bool = False, bounds: Bounds = _BOUNDS) -> pa.Table:
-    """The answer to one question.
+    """Answer one query.
 
-    It cannot change anything: the file is opened for reading only, one reading statement is taken, and neither other
-    files, the network, extensions nor settings can be reached. It is worked out in a process of its own. Columns of
+    It cannot change anything: the file is opened read-only, one reading statement is accepted, and neither other
+    files, the network, extensions nor settings can be reached. It runs in a process of its own. Columns of
     equal names are named as DuckDB does in a subquery: `a`, `a_1`.
 
     Args:
         store: the store to ask.
         sql: one statement in DuckDB's SQL.
-        as_text: have DuckDB write as text what a text file has no form for: times, bytes, enumerations, decimals as
+        as_text: let DuckDB write as text what a text file has no form for: times, bytes, enumerations, decimals as
             doubles. What Arrow has no form for (intervals, unions, bit strings ...) is text in any case.
-        bounds: time, memory and room on the disk that it may take.
+        bounds: limits of time, memory and disk space.
 
     Raises:
-        BadInput: if it is not one reading statement, DuckDB does not accept it, or it takes more than it may.
-        DamagedStore: if the catalog, or a Parquet file that the question itself names, is missing or damaged. A dataset
+        BadInput: if it is not one reading statement, DuckDB rejects it, or it exceeds its limits.
+        DamagedStore: if the catalog, or a Parquet file that the query itself names, is missing or damaged. A dataset
             with a damaged file is left out of the views, with a `LeftOutWarning`.
     """
     _require_one_reading_statement(sql)
@@ -97,7 +97,7 @@ def _collect(folder: Path) -> pa.Table:
 
 
 def _columns(relation: duckdb.DuckDBPyRelation, as_text: bool) -> str:
-    """The columns of an answer under names of their own, in types that Arrow, or a text file, has a form for."""
+    """The columns of an answer with unique names, in types that Arrow, or a text file, has a form for."""
     columns: list[str] = []
     names = unique_names(relation.columns)
     for place, (name, kind) in enumerate(zip(names, relation.types, strict=True), 1):
@@ -108,7 +108,7 @@ def _columns(relation: duckdb.DuckDBPyRelation, as_text: bool) -> str:
 
 
 def unique_names(names: Sequence[str]) -> list[str]:
-    """Names of columns, each once, upper and lower case being the same: the second `a` is `a_1`, as DuckDB has it."""
+    """Unique names of columns, ignoring case: the second `a` becomes `a_1`, as in DuckDB."""
     seen: dict[str, int] = {}
     found: list[str] = []
     for name in names:
@@ -122,7 +122,7 @@ def unique_names(names: Sequence[str]) -> list[str]:
 
 
 def _plain_type(kind: DuckDBPyType, as_text: bool) -> str:
-    """The type as which a column leaves DuckDB."""
+    """The type that a column has outside DuckDB."""
     if kind.id in ("list", "array", "struct", "map"):
         return _nested_type(kind, as_text)
     if kind.id == "decimal" and as_text:
@@ -165,10 +165,10 @@ def _kinds(sql: str) -> list[str]:
 
 
 def _shut_in(con: Connection, rollouts: Path) -> list[Path]:
-    """Leave a connection nothing but the catalog and the registered shards, for good, and say which those are.
+    """Restrict a connection, for good, to the catalog and the registered shards; returns those shards.
 
-    Not the folder of the rollouts: DuckDB takes `folder/link/../file` for a file in the folder, but the operating
-    system follows the link first.
+    Shards are allowed one by one, not by folder: DuckDB takes `folder/link/../file` for a file in the folder, but
+    the operating system follows the link first.
     """
     rows = con.execute("SELECT DISTINCT dataset_id, shard FROM episodes").fetchall()
     shards = [rollouts / dataset_id / name for dataset_id, name in rows]
@@ -197,7 +197,7 @@ def _one_line(error: duckdb.Error) -> str:
 
 
 def _with_plain_sums(table: pa.Table) -> pa.Table:
-    """DuckDB's sums of whole numbers have 128 bits; those that fit become ordinary int64 columns."""
+    """DuckDB's sums of whole numbers have 128 bits; those that fit become int64 columns."""
     for place, field in enumerate(table.schema):
         if field.type == _WHOLE_NUMBER:
             try:

@@ -1,4 +1,4 @@
-"""A file or folder by URL as a local copy, for as long as somebody reads it. What is in it is not known here."""
+"""A file or folder by URL as a local copy, kept while it is read. The content does not matter here."""
 
 from __future__ import annotations
 
@@ -11,31 +11,31 @@ from pathlib import Path
 from ..errors import BadInput
 from .remote import Remote
 
-_OBJECT = re.compile(r"\.[0-9a-f]{16}(?=\.[^.]+$)")  # what a push adds to a file's name
+_OBJECT = re.compile(r"\.[0-9a-f]{16}(?=\.[^.]+$)")  # what a push appends to a file's name
 
 
 @contextmanager
 def local_copy(place: str) -> Generator[Path]:
-    """The path of a file or folder; that of a copy, which goes away at the end, if it is named by its URL.
+    """The path of a file or folder; for a URL, that of a copy, which is deleted at the end.
 
-    The folder of a dataset in a store that was pushed (`URL/rollouts/ID`) has its own file names in the copy.
+    The folder of a dataset in a store that was pushed (`URL/rollouts/ID`) gets its original file names in the copy.
 
     Args:
         place: a path, or a URL as `Remote` takes it.
 
     Raises:
         BadInput: if nothing is there.
-        RemoteFailed, DiskFailed: if it cannot be brought here.
+        RemoteFailed, DiskFailed: if it cannot be downloaded.
     """
     if "://" not in place:
         path = Path(place)
         if not path.exists():
-            raise BadInput(f"There is no file or folder {path}.", "Name a file of rows, or the folder of a dataset.")
+            raise BadInput(f"{path} does not exist.", "Name a file of rows, or the folder of a dataset.")
         yield path
         return
     names = list(Remote(place).sizes())
     if not names:
-        raise BadInput(f"There is nothing at {place}.", "Name a file of rows, or the folder of a dataset.")
+        raise BadInput(f"{place} does not exist.", "Name a file of rows, or the folder of a dataset.")
     folder_url, _, last = place.rstrip("/").rpartition("/")
     with tempfile.TemporaryDirectory(prefix="trajnote-import-") as temporary:
         target = Path(temporary, last)

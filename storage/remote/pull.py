@@ -1,6 +1,6 @@
-"""Pulling a store: a snapshot from a folder elsewhere into a local folder. It never loses what was done here alone.
+"""Pulls a snapshot from a remote folder into a local store. Local work that was never pushed is not lost.
 
-Files come first, each under another name until its hash is right; the catalog is replaced last, in one step.
+Files come first, each under a temporary name until its hash is right; the catalog is replaced last, in one step.
 """
 
 from __future__ import annotations
@@ -27,20 +27,20 @@ from .sync_state import Remembered, Seen
 class Pulled:
     """What a pull has done."""
 
-    number: int  # of the snapshot that the store is at now
+    number: int  # of the snapshot that the store now has
     files: int  # of the snapshot
-    fetched: int  # files and catalogs that travelled
+    fetched: int  # files and catalogs transferred
     fetched_bytes: int
-    replaced: str | None  # folder with what was here alone, if something was put aside
+    replaced: str | None  # folder with local work that was put aside, if any
 
 
 @dataclass(frozen=True)
 class _Difference:
-    """What is here and not in the snapshot, and what of the snapshot is not here."""
+    """Local work that the snapshot lacks, and parts of the snapshot that the store lacks."""
 
-    digests: dict[str, str] | None  # of the catalog here; None if there is none
-    own_tables: list[str]  # with rows of this store's own
-    own_files: list[str]  # that are other files in the snapshot, and not the ones that were pulled or pushed last
+    digests: dict[str, str] | None  # of the local catalog; None without one
+    own_tables: list[str]  # with local rows
+    own_files: list[str]  # that differ from the snapshot and have changed since the last pull or push
     missing: dict[str, RemoteFile]
     catalog_is_old: bool
 
@@ -56,13 +56,13 @@ def pull_store(
         root: a store, or a new folder.
         url: of the remote folder, see `Remote`.
         number: of the snapshot; the newest one when None.
-        replace: put aside, in the store's folder `replaced/`, what was done here and was not pushed.
+        replace: put local work that was not pushed aside, into the store's folder `replaced/`.
         progress: called with what is done, how much of it, and how much there is.
 
     Raises:
-        Prerequisite: if there is no such snapshot, or something here is in no snapshot and `replace` is off.
-        DamagedStore: if an object is not what its snapshot says.
-        DiskFailed: if the disk here does not take it; the next pull goes on.
+        Prerequisite: if there is no such snapshot, or the store has work of its own and `replace` is off.
+        DamagedStore: if an object differs from what its snapshot says.
+        DiskFailed: if the local disk refuses it; the next pull goes on.
         RemoteFailed: if the remote refuses or cannot be reached.
         CatalogLocked: if the catalog is in use, or another push or pull of this store is under way.
     """
@@ -77,7 +77,7 @@ def _find(remote: Remote, number: int | None) -> Snapshot:
     found = find_newest(remote)[0] if number is None else read_snapshot(remote, number)
     if found is None:
         which = "no snapshot" if number is None else f"no snapshot {number}"
-        raise Prerequisite(f"There is {which} in {remote.url}.", f"`trajnote store push {remote.url}` makes one.")
+        raise Prerequisite(f"There is {which} in {remote.url}.", f"Make one with `trajnote store push {remote.url}`.")
     return found
 
 
@@ -126,8 +126,8 @@ def _digests(store: Store) -> dict[str, str] | None:
 
 
 _HINT = (
-    "Nothing was changed. Pull into another folder with --store FOLDER, or add --replace: it puts what is here alone "
-    "aside, in the folder `replaced` of the store."
+    "Nothing was changed. Pull into another folder with --store FOLDER, or add --replace, which moves that work "
+    "into the folder `replaced` of the store."
 )
 
 
@@ -148,7 +148,7 @@ def _put_aside(store: Store, difference: _Difference) -> Path:
     for name in difference.own_files:
         target = folder / name
         target.parent.mkdir(parents=True, exist_ok=True)
-        os.link(store.lasting_path(name), target)  # the pull renames another file over it and does not write into it
+        os.link(store.lasting_path(name), target)  # the pull renames another file over it and never writes into it
     return folder
 
 
@@ -174,15 +174,15 @@ def _folders(store: Store, missing: dict[str, RemoteFile]) -> Iterator[Path]:
 
 
 def _fetch(remote: Remote, file: RemoteFile, path: Path) -> Path:
-    """Download an object beside the place where it belongs, and compare its hash; returns where it is."""
+    """Download an object beside its final place and compare its hash; returns the path."""
     temporary = path.with_name(f"{path.name}.{os.getpid()}{TEMPORARY}")
     remote.fetch(file.object, temporary)
     if (sha256 := sha256_file(temporary)) != file.sha256:
         temporary.unlink()
         raise DamagedStore(
-            f"{remote.url}/{file.object} is not what was pushed: its sha256 is {sha256[:16]}..., not "
+            f"{remote.url}/{file.object} differs from what was pushed: its sha256 is {sha256[:16]}..., not "
             f"{file.sha256[:16]}....",
-            "Delete it there, then `trajnote store push --check` from a store that has it; or pull an older one.",
+            "Delete it there, then `trajnote store push --check` from a store that has it; or pull an older snapshot.",
         )
     sync_file(temporary)
     return temporary
@@ -193,7 +193,7 @@ def _fetch_catalog(store: Store, remote: Remote, snapshot: Snapshot, expected: d
 
 
 def _finish(store: Store, remote: Remote, snapshot: Snapshot, memory: Remembered) -> None:
-    """Views and links are of this machine; what the catalog holds now is what later changes are measured against."""
+    """Rebuild the local views and links, and remember the catalog, so that later changes are noticed."""
     opened = Store.open(store.root)
     for row in list_in_force(opened):
         if (opened.policies_dir / row.policy_id).is_dir():

@@ -1,6 +1,6 @@
-"""Pushing a store: its files and a copy of its catalog to a folder elsewhere, as a new snapshot. Nothing is deleted.
+"""Pushes a store's files and a copy of its catalog to a remote folder, as a new snapshot. Nothing is deleted.
 
-Files travel under names made from their content, so that nothing which an older snapshot names is ever overwritten.
+Remote files are named by their content, so that no file of an older snapshot is overwritten.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from .sync_state import Remembered, Seen
 from .tables import are_published, publish_tables, write_tables
 
 AT_ONCE = 8
-"""Files that travel at the same time: what waiting for answers costs, not the processor."""
+"""Files sent at the same time; the limit is waiting for the network, not the processor."""
 
 Progress = Callable[[str, int, int], None]
 _ATTEMPTS = 3
@@ -39,37 +39,37 @@ class Pushed:
     number: int  # of the snapshot in force now
     is_new: bool  # whether this push made it
     files: int  # of the snapshot
-    sent: int  # files and catalogs that travelled
+    sent: int  # files and catalogs transferred
     sent_bytes: int
-    listed: int  # objects that were listed to find what is there already
+    listed: int  # objects listed to find what is there already
 
 
 @dataclass(frozen=True)
 class _Outgoing:
-    """The catalog's side of a push, all of one instant."""
+    """The catalog's part of a push, all of one instant."""
 
     digests: dict[str, str]
     version: int
     is_same: bool  # as that of the newest snapshot
     catalog: RemoteFile
-    copy: Path | None  # None if it need not travel
+    copy: Path | None  # None if it need not be sent
     tables: list[Path]  # Parquet files; none if the remote has them
 
 
 def push_store(
     store: Store, url: str, *, replace: bool = False, check: bool = False, progress: Progress | None = None
 ) -> Pushed:
-    """Bring a remote folder to the state of a store; killed at any instant, the next push goes on.
+    """Bring a remote folder to the state of a store; after a kill at any instant, the next push goes on.
 
     Args:
         store: it may be read and written meanwhile; what is written after the catalog was copied goes next time.
         url: of the remote folder, see `Remote`.
         replace: push above a snapshot that this store has not seen, instead of refusing.
-        check: list the remote even if nothing is new here, and send again what is missing there.
+        check: list the remote even if nothing is new, and send missing objects again.
         progress: called with what is done, how much of it, and how much there is.
 
     Raises:
-        Prerequisite: if somebody else has pushed since this store was last pushed or pulled.
+        Prerequisite: if another store was pushed there since this store was last pushed or pulled.
         RemoteFailed: if the remote refuses or cannot be reached.
         CatalogLocked: if another push or pull of this store is under way.
     """
@@ -82,7 +82,7 @@ def push_store(
 
 
 class _Push:
-    """One push, from what the remote has to the tables beside the snapshot."""
+    """One push, from listing the remote to the tables beside the snapshot."""
 
     def __init__(self, store: Store, remote: Remote, folder: Path, progress: Progress) -> None:
         self.store, self.remote, self.folder, self.progress = store, remote, folder, progress
@@ -113,7 +113,7 @@ class _Push:
         return all(arrived.get(file.object) == file.bytes for file in [snapshot.catalog, *snapshot.files.values()])
 
     def _look(self, copy_always: bool) -> _Outgoing:
-        """The catalog first: every file that it speaks of is there before it is."""
+        """Copy the catalog first, so that every file that it names exists when files are listed."""
         with self.store.catalog.read() as con:
             digests, version = digest_tables(con), catalog_version(con)
             is_same = self.newest is not None and digests == self._known(self.newest)
@@ -127,7 +127,7 @@ class _Push:
         return _Outgoing(digests, version, is_same, catalog, copy, tables)
 
     def _known(self, snapshot: Snapshot) -> dict[str, str]:
-        """What the tables of a snapshot are here; another version of DuckDB may have another hash for them."""
+        """The digests of a snapshot's tables; another version of DuckDB may hash them differently."""
         return self.seen.tables if self.seen and self._has_seen(snapshot) else snapshot.tables
 
     def _has_seen(self, snapshot: Snapshot) -> bool:
@@ -136,7 +136,7 @@ class _Push:
     def _refuse_unseen(self, outgoing: _Outgoing) -> None:
         if self.newest is None or self._has_seen(self.newest) or outgoing.is_same:
             return
-        known = f"the last one that it knows is {self.seen.number}" if self.seen else "it knows none of that place"
+        known = f"the last one that it knows is {self.seen.number}" if self.seen else "it knows no snapshot of it"
         raise Prerequisite(
             f"{self.remote.url} has {self.newest.described}, which this store has not seen: {known}.",
             _pull_first(self.remote.url),
@@ -158,7 +158,7 @@ class _Push:
         return missing, self._snapshot(files | sent, outgoing)
 
     def _send_file(self, paths: Mapping[str, Path], item: tuple[str, RemoteFile]) -> tuple[str, RemoteFile]:
-        """Send a file, and again if it has grown meanwhile: raw replies may be arriving."""
+        """Send a file, again if it has grown meanwhile, as raw replies do."""
         name, file = item
         for _ in range(_ATTEMPTS):
             self.remote.replace(file.object, paths[name])
@@ -197,8 +197,8 @@ class _Push:
 
 def _pull_first(url: str) -> str:
     return (
-        f"`trajnote store pull {url}` brings its state here, with --store FOLDER beside this one; "
-        "--replace pushes above it, and it stays readable under its number."
+        f"Get it with `trajnote store pull {url}` (--store FOLDER keeps it apart from this store); or "
+        "push above it with --replace, and it stays readable under its number."
     )
 
 

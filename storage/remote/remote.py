@@ -1,6 +1,6 @@
-"""A folder by URL (s3://, gs://, file://): fsspec does the work. What lies there and why is not known here.
+"""A folder by URL (s3://, gs://, file://): a thin layer over fsspec, which knows nothing of stores.
 
-fsspec's backends find credentials in the usual environment variables and files; none is read, kept or said here.
+fsspec's backends find credentials in the usual environment variables and files; none is stored or printed.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ _SECRETS = re.compile(r"(?i)key|secret|token|password|credential")
 
 
 class Remote:
-    """A folder elsewhere, and the few verbs that a store needs of it.
+    """A remote folder with the few operations that a store needs.
 
     Args:
-        url: for example `s3://bucket/folder`; no user, password or question mark in it.
+        url: for example `s3://bucket/folder`; without user, password or question mark.
 
     Raises:
         BadInput: if it is not such a URL.
@@ -69,14 +69,14 @@ class Remote:
                 return None
 
     def create(self, name: str, content: bytes) -> bool:
-        """Write a small file that must not exist; False if it does. Of two who try at once, one succeeds.
+        """Write a small file that must not exist; False if it does. Of two concurrent calls, one succeeds.
 
-        It is S3's conditional write (`If-None-Match: *`), that of Google's storage, or the operating system's `O_EXCL`.
+        Uses the conditional write of S3 (`If-None-Match: *`) or of Google's storage, or the system's `O_EXCL`.
         """
         path = f"{self._root}/{name}"
         with self._translated():
             try:
-                if "file" in self._files.protocol:  # fsspec's own way looks first and writes then
+                if "file" in self._files.protocol:  # fsspec's own way is not atomic: it looks, then writes
                     with self._files.open(path, "xb") as file:
                         file.write(content)
                 else:
@@ -86,7 +86,7 @@ class Remote:
         return True
 
     def replace(self, name: str, local: Path) -> None:
-        """Upload a file, in the place of an older one where there is one."""
+        """Upload a file, replacing an older one."""
         with self._translated():
             self._files.put_file(str(local), f"{self._root}/{name}")
 
@@ -99,7 +99,7 @@ class Remote:
         """Download a file.
 
         Raises:
-            DiskFailed: if the disk here does not take it.
+            DiskFailed: if the local disk refuses it.
         """
         with self._translated():
             try:
@@ -113,15 +113,15 @@ class Remote:
 
     @contextmanager
     def _translated(self) -> Generator[None]:
-        """Whatever a backend raises, in one line without what is secret."""
+        """Turn whatever a backend raises into one line without secrets."""
         try:
             yield
         except TrajnoteError:
             raise
-        except Exception as error:  # each backend has classes of its own, which may not be installed here
+        except Exception as error:  # each backend has classes of its own, which may not be installed
             problem = f"{self.url}: {type(error).__name__}: {_without_secrets(str(error))}"
             raise RemoteFailed(
-                problem, "See that the URL, the credentials and the network are right, then run this again."
+                problem, "Check the URL, the credentials and the network, then run this again."
             ) from None
 
 
@@ -130,11 +130,11 @@ def _scheme(url: str) -> str:
     if not mark or scheme not in SCHEMES or not rest.strip("/"):
         raise BadInput(
             f"{_without_secrets(url)!r} is not the URL of a folder.",
-            "Allowed are s3://BUCKET/FOLDER, gs://BUCKET/FOLDER and file:///FOLDER.",
+            "Allowed: s3://BUCKET/FOLDER, gs://BUCKET/FOLDER, file:///FOLDER.",
         )
     if re.search(r"[@?#*]", rest):
         raise BadInput(
-            "The URL has one of @ ? # *.", "Credentials belong into environment variables, such as AWS_ACCESS_KEY_ID."
+            "The URL has one of @ ? # *.", "Put credentials into environment variables, such as AWS_ACCESS_KEY_ID."
         )
     return scheme
 
@@ -144,7 +144,7 @@ def _below(path: str, root: str) -> str:
 
 
 def _without_secrets(text: str) -> str:
-    """The first line of a message, with the values of environment variables that are secret taken out."""
+    """The first line of a message, without the values of secret environment variables."""
     for name, value in os.environ.items():
         if _SECRETS.search(name) and len(value) > 3:
             text = text.replace(value, "...")

@@ -1,7 +1,7 @@
-"""A snapshot of a store: what its catalog holds, and the name, size and sha256 of every file. It moves nothing.
+"""A snapshot of a store: digests of its catalog, and name, size and sha256 of every file. It transfers nothing.
 
 A remote folder has `snapshots/00000001.json`, `00000002.json` and so on; the highest number is the one in force. None
-is ever changed: a new snapshot is a new file, made only if nobody else has made it (`Remote.create`), after all objects
+is ever changed: a new snapshot is a new file, made only if it does not exist (`Remote.create`), after all objects
 that it names have arrived. So a push that is killed leaves the former snapshot as it was.
 """
 
@@ -20,7 +20,7 @@ from .remote import Remote
 
 FORMAT = 1
 _FOLDER = "snapshots"
-_BOOKS = ("schema_migrations", "shards")  # when tables were made and files were looked at says nothing of the rest
+_BOOKS = ("schema_migrations", "shards")  # their rows are about time only
 
 
 class RemoteFile(BaseModel):
@@ -28,19 +28,19 @@ class RemoteFile(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    object: str  # its name on the remote, which is made from its name here and its content
+    object: str  # its remote name, made from its local name and its content
     sha256: str
     bytes: int
 
     @classmethod
     def of(cls, name: str, sha256: str, size: int) -> RemoteFile:
-        """The file of a name: equal content has an equal object, other content another one."""
+        """A file with its object's name, which is equal only for equal name and content."""
         path = PurePosixPath(name)
         return cls(object=str(path.with_name(f"{path.stem}.{sha256[:16]}{path.suffix}")), sha256=sha256, bytes=size)
 
 
 class Snapshot(BaseModel):
-    """All of a store at one instant."""
+    """A whole store at one instant."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -56,14 +56,14 @@ class Snapshot(BaseModel):
 
     @property
     def described(self) -> str:
-        """Which one it is, for messages."""
+        """Number, host and time, for messages."""
         return f"snapshot {self.number} ({self.host}, {self.created_at})"
 
 
 def find_newest(remote: Remote) -> tuple[Snapshot | None, int]:
-    """The snapshot in force, if there is one, and the highest number that is taken.
+    """The newest whole snapshot, if any, and the highest number taken.
 
-    A number whose file is not whole belongs to a push that was killed in the instant of its end; it is passed over.
+    A file that is not whole is from a push that was killed at its very end; it is skipped.
 
     Raises:
         Prerequisite: if it was written by a newer trajnote.
@@ -77,7 +77,7 @@ def find_newest(remote: Remote) -> tuple[Snapshot | None, int]:
 
 def read_snapshot(remote: Remote, number: int) -> Snapshot | None:
     """One snapshot; None if there is none of that number, or it is not whole."""
-    for pause_s in (0.0, 0.2):  # somebody may be writing it just now
+    for pause_s in (0.0, 0.2):  # it may be being written
         time.sleep(pause_s)
         content = remote.read(_name(number))
         if content is None:
@@ -93,14 +93,14 @@ def create_snapshot(remote: Remote, snapshot: Snapshot) -> bool:
     """Put a snapshot in force; False if another machine has taken its number."""
     if remote.create(_name(snapshot.number), snapshot.model_dump_json(indent=1).encode()):
         return True
-    found = read_snapshot(remote, snapshot.number)  # an answer that was lost, and the second attempt met the first
+    found = read_snapshot(remote, snapshot.number)  # the answer was lost, and the retry met the first attempt
     return found is not None and found.snapshot_id == snapshot.snapshot_id
 
 
 def digest_tables(con: Connection) -> dict[str, str]:
     """Table -> number of rows and a hash of them in any order, without empty tables.
 
-    Equal for equal rows, however the file is laid out; comparable within one version of DuckDB.
+    Equal for equal rows, whatever the file's layout; comparable within one version of DuckDB.
     """
     names = con.execute("SELECT table_name FROM duckdb_tables() WHERE NOT internal ORDER BY ALL").fetchall()
     digests: dict[str, str] = {}
@@ -112,7 +112,7 @@ def digest_tables(con: Connection) -> dict[str, str]:
 
 
 def copy_catalog(con: Connection, path: Path) -> None:
-    """Write all of a catalog into a new file, as it is for this connection."""
+    """Write all of a catalog, as this connection sees it, into a new file."""
     found = con.execute("SELECT current_database()").fetchone()
     con.execute(f"ATTACH {sql_text(str(path))} AS snapshot_copy (READ_WRITE)")
     con.execute(f'COPY FROM DATABASE "{found[0] if found else ""}" TO snapshot_copy')
@@ -120,10 +120,10 @@ def copy_catalog(con: Connection, path: Path) -> None:
 
 
 def install_catalog(catalog: Catalog, new: Path, expected: dict[str, str] | None) -> None:
-    """Put a catalog in the place of one that still is as expected, in one step, while nobody else has it open.
+    """Replace a catalog that is still as expected, in one step, while no other process has it open.
 
     Args:
-        catalog: the one that is replaced.
+        catalog: the one to replace.
         new: a whole file in the same folder.
         expected: what `digest_tables` said of the old one; None if there was none.
 
@@ -134,7 +134,7 @@ def install_catalog(catalog: Catalog, new: Path, expected: dict[str, str] | None
         new.rename(catalog.path)
     else:
         with catalog.write():
-            pass  # the log of a process that was killed is worked in: it must not meet another file
+            pass  # applies the log of a killed process, which must not meet another file
         with catalog.write() as con:
             if digest_tables(con) != expected or catalog.path.with_name(f"{catalog.path.name}.wal").exists():
                 raise CatalogLocked(f"{catalog.path} was changed meanwhile.", "Nothing was replaced; run this again.")
@@ -149,6 +149,6 @@ def _name(number: int) -> str:
 def _checked(snapshot: Snapshot, remote: Remote) -> Snapshot:
     if snapshot.format > FORMAT or snapshot.catalog_version > MIGRATIONS[-1].version:
         raise Prerequisite(
-            f"{remote.url} has {snapshot.described} of a newer trajnote.", "Upgrade trajnote on this machine."
+            f"{remote.url} has {snapshot.described}, written by a newer trajnote.", "Upgrade trajnote on this machine."
         )
     return snapshot

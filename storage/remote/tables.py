@@ -1,6 +1,6 @@
-"""The annotations with their rejections, runs and spending as Parquet, for readers without the catalog and its lock.
+"""Annotations, rejections, runs and spending as Parquet, for readers that do not open the catalog.
 
-Each file is a whole table; the catalog stays the only place where anything is entered.
+Each file is a whole table; only the catalog is ever written to.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _MARK = "tables/written-from.json"
 
 
 def export_tables(store: Store, folder: Path | None = None) -> list[Path]:
-    """Write the tables into a folder, each under another name first; `STORE/tables` if no folder is named."""
+    """Write the tables into a folder (`STORE/tables` by default), each under a temporary name first."""
     target = (folder or store.tables_dir).expanduser().resolve()
     target.mkdir(parents=True, exist_ok=True)
     with store.catalog.read() as con:
@@ -33,7 +33,7 @@ def export_tables(store: Store, folder: Path | None = None) -> list[Path]:
 
 
 def write_tables(con: Connection, folder: Path) -> list[Path]:
-    """Write the tables as a connection sees them: all of one instant."""
+    """Write the tables as one connection sees them, all of one instant."""
     written: list[Path] = []
     for name, query in TABLES.items():
         path = folder / f"{name}.parquet"
@@ -52,7 +52,7 @@ def are_published(remote: Remote, snapshot: Snapshot) -> bool:
 
 
 def publish_tables(remote: Remote, snapshot: Snapshot, tables: list[Path], mark: Path) -> None:
-    """Put the tables of a snapshot in force in the place of older ones, and then say whose they are.
+    """Replace the remote tables by those of a snapshot, then mark whose they are.
 
     Args:
         remote: where to.

@@ -1,4 +1,4 @@
-"""Whether a store is sound, and what may be thrown away."""
+"""Checks that a store is intact, and finds what may be deleted."""
 
 import lazy_loader
 

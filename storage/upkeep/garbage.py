@@ -1,7 +1,7 @@
-"""What a store could do without: old policies, datasets and reports to which nothing leads that is kept, and leftovers.
+"""Finds what a store can do without: leftovers, and old policies, datasets and reports that nothing kept refers to.
 
-Annotations, raw replies and the books of what was paid are never among it, nor is anything that they, a kept policy, a
-kept report or a deployment lead back to. Finding is one thing, deleting another: nothing is deleted by looking.
+Annotations, raw replies and records of payments are never among it, nor is anything that they, a kept policy, a kept
+report or a deployment refer to. Finding deletes nothing.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from ..store import Store
 from .retention import Kept, find_kept
 
 Kind = Literal["policy", "dataset", "report", "columns", "leftover"]
-_SETTLED_S = 3600.0  # seconds; something younger that nobody knows may be under way
+_SETTLED_S = 3600.0  # seconds; a younger unknown file may be in use
 _TABLES: dict[str, Sequence[str]] = {"policy": ("policies",), "dataset": ("episodes", "shards", "datasets")}
 
 
@@ -39,15 +39,15 @@ class Garbage:
 
 
 def find_garbage(store: Store, keep: int, pinned: Sequence[str] = ()) -> list[Garbage]:
-    """What could be deleted; nothing is.
+    """Find what could be deleted; deletes nothing.
 
     Args:
         store: the store.
         keep: how many of the newest refined policies, datasets and reports are kept in any case.
-        pinned: ids of policies, datasets or reports that are kept, too, with all that they lead back to.
+        pinned: ids of policies, datasets or reports to keep, with all that they refer to.
 
     Raises:
-        BadInput: if nothing has a pinned name.
+        BadInput: if a pinned id does not exist.
     """
     kept = find_kept(store, keep, pinned)
     old = (_old_policies(store, kept), _old_datasets(store, kept), _old_reports(store, kept))
@@ -55,14 +55,14 @@ def find_garbage(store: Store, keep: int, pinned: Sequence[str] = ()) -> list[Ga
 
 
 def delete_garbage(store: Store, garbage: Sequence[Garbage]) -> int:
-    """Delete what was found; killed at any instant, the next call finds what is left.
+    """Delete what was found; after a kill at any instant, the next call finds the rest.
 
     Returns:
-        The bytes that it took.
+        The bytes freed.
 
     Raises:
         AlreadyRunning: if a deployment is running; nothing is deleted then.
-        BadInput: if a thing is not in this store.
+        BadInput: if an item is not in this store.
     """
     if strange := [item.name for item in garbage if not item.path.is_relative_to(store.root)]:
         raise BadInput(f"{strange[0]} is not in {store.root}.")
@@ -76,7 +76,7 @@ def delete_garbage(store: Store, garbage: Sequence[Garbage]) -> int:
 
 
 def _forget(store: Store, item: Garbage) -> None:
-    """Take a thing out of the catalog first: files that nobody knows are leftovers, rows without files are damage."""
+    """Remove an item from the catalog first: files without a row are leftovers, rows without files are damage."""
     if item.kind not in _TABLES:
         return
     with store.catalog.write() as con:
@@ -88,7 +88,7 @@ def _forget(store: Store, item: Garbage) -> None:
 
 def _remove(path: Path) -> None:
     if path.is_dir():
-        doomed = path.with_name(f".partial-deleted-{path.name}")  # half a folder must not have a name that counts
+        doomed = path.with_name(f".partial-deleted-{path.name}")  # half a folder must not have its final name
         path.rename(doomed)
         shutil.rmtree(doomed)
     else:
@@ -98,12 +98,12 @@ def _remove(path: Path) -> None:
 
 def _old_policies(store: Store, kept: Kept) -> Iterator[Garbage]:
     for policy_id in sorted(kept.all_policies - kept.policies):
-        yield _thing("policy", policy_id, store.policy_dir(policy_id), "refined long ago, and nothing kept leads to it")
+        yield _thing("policy", policy_id, store.policy_dir(policy_id), "refined long ago, and unused by what is kept")
 
 
 def _old_datasets(store: Store, kept: Kept) -> Iterator[Garbage]:
     for dataset_id in sorted(kept.all_datasets - kept.datasets):
-        yield _thing("dataset", dataset_id, store.dataset_dir(dataset_id), "never annotated, and nothing leads to it")
+        yield _thing("dataset", dataset_id, store.dataset_dir(dataset_id), "never annotated, and nothing refers to it")
 
 
 def _old_reports(store: Store, kept: Kept) -> Iterator[Garbage]:
@@ -114,11 +114,11 @@ def _old_reports(store: Store, kept: Kept) -> Iterator[Garbage]:
 def _columns(store: Store) -> Iterator[Garbage]:
     for path in sorted(store.columns_root.iterdir()) if store.columns_root.is_dir() else []:
         if _is_settled(path):
-            yield _thing("columns", path.name, path, "a copy of a large dataset's shards; made again when it is read")
+            yield _thing("columns", path.name, path, "a copy of a large dataset's shards; made again when needed")
 
 
 def _leftovers(store: Store) -> Iterator[Garbage]:
-    """Parts of what was killed or deleted half-way, and finished folders that the catalog does not know; all old."""
+    """Old remains of killed commands, and old finished folders that the catalog does not know."""
     with store.catalog.read() as con:
         rows = con.execute("SELECT policy_id FROM policies UNION SELECT dataset_id FROM datasets").fetchall()
     known = {name for (name,) in rows}
@@ -132,7 +132,7 @@ def _leftovers(store: Store) -> Iterator[Garbage]:
 
 
 def _is_settled(path: Path) -> bool:
-    """Whether nobody works on it, and nobody has for an hour."""
+    """Whether no process has used it for an hour."""
     newest = max((file.stat().st_mtime for file in [path, *path.rglob("*")]), default=0.0)
     if time.time() - newest < _SETTLED_S:
         return False

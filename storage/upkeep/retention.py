@@ -1,6 +1,6 @@
-"""What has to stay in a store: the newest things, what deployments have in force, and all that these lead back to.
+"""What has to stay in a store: the newest items, what deployments have in force, and all that these refer to.
 
-A policy leads back to its baseline, its datasets and the runs whose labels it learned; an annotation to its dataset; a
+A policy refers to its baseline, its datasets and the runs whose labels it learned; an annotation to its dataset; a
 report to what it is about.
 """
 
@@ -35,13 +35,13 @@ JOIN policies USING (policy_sha256)
 
 @dataclass(frozen=True)
 class Kept:
-    """Names of what there is, and of what stays."""
+    """Names of everything there is, and of what stays."""
 
     all_policies: set[str]
     policies: set[str]
     all_datasets: set[str]
     datasets: set[str]
-    all_reports: set[str]  # without `.html`
+    all_reports: set[str]  # names without `.html`
     reports: set[str]
 
 
@@ -53,7 +53,7 @@ class _Policy:
 
 
 def find_kept(store: Store, keep: int, pinned: Sequence[str] = ()) -> Kept:
-    """What stays; see `garbage.find_garbage` for the arguments and errors."""
+    """Find what stays; arguments and errors as in `garbage.find_garbage`."""
     files = sorted(store.reports_dir.glob("*.html"), key=lambda path: (path.stat().st_mtime, path.name))
     reports = [path.stem for path in files]
     with store.catalog.read() as con:
@@ -85,7 +85,7 @@ def _read_policies(con: Connection) -> dict[str, _Policy]:
 
 
 def _with_ancestors(policies: dict[str, _Policy], roots: set[str]) -> set[str]:
-    """Policies with their baselines, those baselines' own, and so on."""
+    """Policies with all their ancestors."""
     found: set[str] = set()
     waiting = list(roots)
     while waiting:
@@ -97,7 +97,7 @@ def _with_ancestors(policies: dict[str, _Policy], roots: set[str]) -> set[str]:
 
 
 def _about(con: Connection, question: str, reports: set[str]) -> set[str]:
-    """What the reports of comparisons speak of."""
+    """What the reports of comparisons refer to."""
     return {name for comparison, name in con.execute(question).fetchall() if comparison in reports}
 
 
@@ -112,4 +112,4 @@ def _last(names: Sequence[str], count: int) -> Sequence[str]:
 def _check_pinned(pinned: Sequence[str], known: set[str]) -> None:
     for name in pinned:
         if name not in known:
-            raise BadInput(f"There is no policy, dataset or report {name!r} to keep.", "Its whole name is needed.")
+            raise BadInput(f"There is no policy, dataset or report {name!r} to keep.", "Give its whole name.")

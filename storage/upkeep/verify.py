@@ -1,4 +1,4 @@
-"""Whether everything in a store is what was written: hashes, row counts, raw replies. It repairs nothing."""
+"""Checks that a store is what was written: hashes, row counts, raw replies. It repairs nothing."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from ..schema import Manifest, Shard
 from ..store import Store
 
 _RESTORE = "Restore it from a backup."
-_DELETE = "Delete its folder: it is made again when it is needed."
+_DELETE = "Delete its folder: it is made again when needed."
 _RECOLLECT = "Restore it from a backup, or remove the dataset's folder and make it again."
 
 
 @dataclass(frozen=True)
 class Damage:
-    """One thing that is not what was written."""
+    """One difference from what was written."""
 
     file: str  # relative to the store
     problem: str
@@ -35,15 +35,15 @@ class Damage:
 
 
 def verify_store(store: Store, progress: Callable[[str], None] | None = None) -> list[Damage]:
-    """Read everything and compare it with the manifests and the catalog.
+    """Read the whole store and compare it with the manifests and the catalog.
 
     Args:
         store: the store.
         progress: called with the name of each file before it is read.
 
     Returns:
-        What is damaged, empty when nothing is. Unfinished datasets and replies of killed runs are no damage: the next
-        run goes on from them.
+        What is damaged; empty when nothing is. Unfinished datasets and replies of killed runs are not damage: the
+        next run goes on from them.
     """
     tell = progress or (lambda _: None)
     catalog = [*_check_catalog(store)]
@@ -58,7 +58,7 @@ def verify_store(store: Store, progress: Callable[[str], None] | None = None) ->
 
 @dataclass(frozen=True)
 class _Registered:
-    """What the catalog knows of the files; without a catalog, that they are there."""
+    """What the catalog knows of the files; without a catalog, only which exist."""
 
     datasets: Mapping[str, str]  # id -> sha256 of the manifest
     policies: Mapping[str, str]  # id -> sha256 of the files
@@ -83,10 +83,10 @@ class _Registered:
 
 
 def _check_catalog(store: Store) -> Iterator[Damage]:
-    """Bring the catalog up to date, and have DuckDB compare the checksum of every block that holds rows."""
+    """Migrate the catalog, and let DuckDB check the checksum of every block that holds rows."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", LeftOutWarning)  # the files are checked, and named, one by one
+            warnings.simplefilter("ignore", LeftOutWarning)  # the files are checked one by one
             Store.open(store.root)
         with store.catalog.read() as con:
             for (table,) in con.execute("SELECT table_name FROM duckdb_tables() WHERE NOT internal").fetchall():
@@ -110,7 +110,7 @@ def _check_files(store: Store, registered: _Registered, tell: Callable[[str], No
     for path in sorted(store.reports_dir.glob("*.html")):
         tell(_name(store, path))
         if not is_sealed(path):
-            yield Damage(_name(store, path), "the report is not what was written", "Write it again.")
+            yield Damage(_name(store, path), "the report differs from what was written", "Write it again.")
 
 
 def _check_datasets(store: Store, registered: _Registered, tell: Callable[[str], None]) -> Iterator[Damage]:
@@ -120,7 +120,7 @@ def _check_datasets(store: Store, registered: _Registered, tell: Callable[[str],
         yield Damage(
             _name(store, folder),
             "the catalog does not know this dataset",
-            "Run the command that made it again: it will be registered.",
+            "Run the command that made it again, which registers it.",
         )
 
 
@@ -133,7 +133,7 @@ def _check_dataset(store: Store, dataset_id: str, sha256: str, tell: Callable[[s
             yield from _check_views(store, dataset_id)
         return
     if sha256 and sha256_file(path) != sha256:
-        yield Damage(_name(store, path), "the manifest is not the one that was registered", _RESTORE)
+        yield Damage(_name(store, path), "the manifest differs from the one that was registered", _RESTORE)
     try:
         manifest = read_manifest(store, dataset_id)
     except TrajnoteError as error:
@@ -148,7 +148,7 @@ def _check_dataset(store: Store, dataset_id: str, sha256: str, tell: Callable[[s
     yield from _check_card(store, manifest, tell)
     if is_whole:
         for column in damaged_columns(store, manifest):
-            yield Damage(_name(store, column), "the copy of a column is not what the shards hold", _DELETE)
+            yield Damage(_name(store, column), "the copy of a column differs from the shards", _DELETE)
     if sha256:
         yield from _check_views(store, dataset_id)
         yield from _check_counts(store, manifest)
@@ -174,15 +174,15 @@ def _check_card(store: Store, manifest: Manifest, tell: Callable[[str], None]) -
     if not path.is_file():
         yield Damage(_name(store, path), "the card is missing", _RESTORE)
     elif sha256_file(path) != manifest.card_file_sha256:
-        yield Damage(_name(store, path), "the card is not the one that was written", _RESTORE)
+        yield Damage(_name(store, path), "the card differs from the one that was written", _RESTORE)
 
 
 def _check_views(store: Store, dataset_id: str) -> Iterator[Damage]:
     with store.catalog.read() as con:
         wrong = inspect_shards(con, store.rollouts_dir).damaged.get(dataset_id)
     if wrong:
-        problem = f"the dataset is left out of the views `steps` and `annotated_steps`, for {wrong}"
-        yield Damage(_name(store, store.dataset_dir(dataset_id)), problem, "It comes back with its files.")
+        problem = f"the dataset is left out of the views `steps` and `annotated_steps`: {wrong}"
+        yield Damage(_name(store, store.dataset_dir(dataset_id)), problem, "It is back once its files are.")
 
 
 def _check_counts(store: Store, manifest: Manifest) -> Iterator[Damage]:
@@ -209,14 +209,14 @@ def _check_policies(store: Store, registered: _Registered, tell: Callable[[str],
         if not folder.is_dir():
             yield Damage(_name(store, folder), "the policy's folder is missing", _RESTORE)
         elif sha256 and files_sha256(read_folder(folder)) != sha256:
-            yield Damage(_name(store, folder), "the policy's files are not those that were saved", _RESTORE)
+            yield Damage(_name(store, folder), "the policy's files differ from those that were saved", _RESTORE)
         elif not is_record(store, policy_id, is_registered=bool(sha256)):
-            yield Damage(_name(store, folder / RECORD), "the record is not what was saved", _RESTORE)
+            yield Damage(_name(store, folder / RECORD), "the record differs from what was saved", _RESTORE)
     for folder in _strangers(store.policies_dir, registered.policies):
         yield Damage(
             _name(store, folder),
             "the catalog does not know this policy",
-            "Run the command that made it again: it will be registered.",
+            "Run the command that made it again, which registers it.",
         )
 
 
@@ -249,7 +249,7 @@ def _check_annotations(store: Store) -> Iterator[Damage]:
            WHERE request_id IS NOT NULL GROUP BY run_id ORDER BY run_id""",
     )
     for run_id, count in lost:
-        problem = f"{count} annotations of run {run_id} lead back to no raw reply"
+        problem = f"{count} annotations of run {run_id} have no raw reply"
         yield Damage("catalog.duckdb", problem, _RESTORE)
     stray = _rows(
         store,
@@ -257,7 +257,7 @@ def _check_annotations(store: Store) -> Iterator[Damage]:
            WHERE length IS NULL OR step >= length GROUP BY dataset_id ORDER BY dataset_id""",
     )
     for dataset_id, count in stray:
-        problem = f"{count} annotations of dataset {dataset_id} speak of steps that do not exist"
+        problem = f"{count} annotations of dataset {dataset_id} are of steps that do not exist"
         yield Damage("catalog.duckdb", problem, _RESTORE)
 
 
@@ -268,11 +268,11 @@ def _check_rules(store: Store) -> Iterator[Damage]:
            WHERE request_id IS NOT NULL GROUP BY run_id ORDER BY run_id""",
     )
     for run_id, count in lost:
-        yield Damage("catalog.duckdb", f"{count} rules of run {run_id} lead back to no raw reply", _RESTORE)
+        yield Damage("catalog.duckdb", f"{count} rules of run {run_id} have no raw reply", _RESTORE)
     rules = _rows(store, "SELECT rule_id, predicate, component_names FROM rules JOIN datasets USING (dataset_id)")
     for rule_id, predicate, names in rules:
         if not is_allowed(predicate, component_columns(names)):
-            yield Damage("catalog.duckdb", f"the condition of the rule {rule_id} is not one that was let in", _RESTORE)
+            yield Damage("catalog.duckdb", f"the condition of the rule {rule_id} is not an accepted one", _RESTORE)
 
 
 def _strangers(folder: Path, known: Container[str]) -> list[Path]:
