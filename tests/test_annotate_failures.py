@@ -21,8 +21,7 @@ from annotate.ledger.batch_config import MOST_ATTEMPTS
 from annotate.prompting.requests import DEFAULT_MAX_TOKENS, MOST_UNSTREAMED_TOKENS, AnnotateConfig
 from annotate.runs.plan import plan_run
 from flows import cli
-from flows.reporting.standing import look
-from flows.reporting.status import draw
+from flows.reporting.status import draw, look
 from storage.store import Store
 
 Message = dict[str, Any]

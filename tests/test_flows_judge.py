@@ -91,10 +91,9 @@ def test_an_endless_environment_is_cut_where_the_dataset_was(store: Store) -> No
 
 @pytest.mark.parametrize("pause", [0.0, 1e9])
 def test_policies_that_were_played_before_an_interruption_are_not_played_again(
-    store: Store, played: list[int], monkeypatch: pytest.MonkeyPatch, pause: float
+    store: Store, played: list[int], pause: float
 ) -> None:
-    monkeypatch.setattr(judging, "_COMMIT_S", pause)
-    four, judge = contestants(), Evaluator(store, TOY, {}, workers=1)
+    four, judge = contestants(), Evaluator(store, TOY, {}, workers=1, commit_s=pause)
 
     def interrupt(done: int, total: int) -> None:
         assert total == 40

@@ -104,9 +104,7 @@ def test_an_episode_does_not_depend_on_what_was_played_before_it() -> None:
     assert same_bits(many[2], single)
 
 
-def test_environments_that_are_slow_to_make_are_fewer_and_the_episodes_the_same(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_environments_that_are_slow_to_make_are_fewer_and_the_episodes_the_same() -> None:
     made: list[int] = []
 
     def make() -> Any:
@@ -114,11 +112,9 @@ def test_environments_that_are_slow_to_make_are_fewer_and_the_episodes_the_same(
         return make_environment("CartPole-v1")
 
     play_all = partial(rollout, make, network_for("CartPole-v1"), range(6), mode="sampled")
-    monkeypatch.setattr("flows.simulation.rollouts._MAKING", 3600.0)
-    many = list(play_all())
+    many = list(play_all(making_s=3600.0))
     assert len(made) == 6
-    monkeypatch.setattr("flows.simulation.rollouts._MAKING", 0.0)
-    assert all(same_bits(*pair) for pair in zip(many, play_all(), strict=True))
+    assert all(same_bits(*pair) for pair in zip(many, play_all(making_s=0.0), strict=True))
     assert len(made) == 7
 
 

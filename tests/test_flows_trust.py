@@ -593,7 +593,7 @@ NAMING = {
     "flows/refinement/evaluation.py",
     "flows/demo.py",
     "flows/policies/train_baseline.py",
-    "flows/reporting/viewer/side_by_side.py",
+    "flows/reporting/viewer/episodes.py",
 }
 """Beside the command line: `policy:ID` of the store, the shipped example, and what is found to be the user's own."""
 

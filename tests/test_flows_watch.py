@@ -12,8 +12,7 @@ from report_world import make_judged_store
 from rich.console import Console
 
 from flows.refinement.refinement import Outcome
-from flows.reporting.standing import look
-from flows.reporting.status import draw
+from flows.reporting.status import draw, look
 from storage.catalog.connection import insert_rows
 from storage.errors import CatalogLocked
 from storage.store import Store

@@ -28,7 +28,8 @@ from ..simulation import Actor, Fingerprint, Named, look_up_fingerprint, play_po
 
 Returns = NDArray[np.float64]
 Purpose = Literal["select", "accept", "report", "evaluate"]
-_COMMIT_S = 10.0  # seconds of playing that are committed together, so that a kill costs little
+COMMIT_S = 10.0
+"""Seconds of playing that are committed together, so that a kill costs little."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,7 @@ class Evaluator:
         env_kwargs: as for `make_environment`.
         workers: processes; one per core when None. They never change a return.
         max_steps: longer episodes are cut there, as those of the dataset were; never when None.
+        commit_s: seconds of playing that are committed together.
     """
 
     store: Store
@@ -76,6 +78,7 @@ class Evaluator:
     env_kwargs: Mapping[str, Any]
     workers: int | None = None
     max_steps: int | None = None
+    commit_s: float = field(default=COMMIT_S, kw_only=True, compare=False)
     _memory: _Memory = field(default_factory=_Memory, init=False, repr=False, compare=False)
 
     @property
@@ -201,7 +204,7 @@ class Evaluator:
         memory.returns[id_] = returns
         memory.since = memory.since if memory.rows else now
         memory.rows.append(row)
-        if now - memory.since > _COMMIT_S:
+        if now - memory.since > self.commit_s:
             self._commit()
 
     def _commit(self) -> None:

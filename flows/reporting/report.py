@@ -64,16 +64,14 @@ def write_report(
     try:
         from . import render as page
         from . import template_context as story
-        from .page import charts, labels
-        from .page import queries as facts
-        from .page import report_target as subject
+        from .page import charts, facts, labels
         from .viewer import episodes
     except ImportError as error:
         raise Prerequisite(
             f"A report needs Altair, vl-convert and Pillow ({error}).", "pip install 'trajnote[plots]'"
         ) from error
     with store.catalog.read():
-        about = subject.find_subject(store, name)
+        about = facts.find_subject(store, name)
         known = facts.gather_facts(store, about)
         found = labels.load_labels(store, about)
         visited = labels.sample_states(store, about.dataset_id) if found else []

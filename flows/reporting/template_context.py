@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 from ..labelling import Checkup
 from .page.charts import arm_name
+from .page.facts import Facts, Row
 from .page.labels import action_table
 from .page.origins import list_commands, tell_configuration, tell_lineage, tell_prompt, tell_spending
-from .page.queries import Facts, Row
 from .page.wording import interval_of, number, plain_reason, read_object, spread
 
 

@@ -27,7 +27,8 @@ from .rollout_buffer import Tape
 from .rollouts import ENVIRONMENTS, acting_generator
 from .trust import Named
 
-_POOL = 256  # environments of one pool
+POOL = 256
+"""Environments of one pool."""
 _SEEDS = 2**31  # envpool keeps a seed in an int32
 _GYMNASIUM = "Leave --engine out to play in Gymnasium."
 
@@ -88,6 +89,7 @@ def play_pooled(
     max_steps: int | None = None,
     first_id: int = 0,
     lanes: int = ENVIRONMENTS,
+    pool_size: int = POOL,
 ) -> Generator[Episode]:
     """Play one episode per seed, `lanes` of them side by side.
 
@@ -102,6 +104,7 @@ def play_pooled(
         max_steps: cut longer episodes there, as truncated; None leaves it to the environment.
         first_id: `episode_id` of the first seed; the next ones count up.
         lanes: episodes that are played at once.
+        pool_size: environments that are made at once; never changes an episode.
 
     Yields:
         Episodes in the order of the seeds.
@@ -111,8 +114,8 @@ def play_pooled(
         BadInput: as `make_pool` does.
     """
     spaces = look_up_spaces(env_id, env_kwargs)
-    for start in range(0, len(seeds), _POOL):
-        some = seeds[start : start + _POOL]
+    for start in range(0, len(seeds), pool_size):
+        some = seeds[start : start + pool_size]
         pool = make_pool(env_id, env_kwargs, spaces, some)
         playing = _Round(pool, some, spaces, lanes=lanes, max_steps=max_steps, first_id=first_id + start)
         yield from playing.play(policy, mode)

@@ -33,7 +33,8 @@ from .promises import (
 from .rollout_buffer import Tape
 
 ENVIRONMENTS = 64
-_MAKING = 0.05  # seconds for making more of them: what is slow to make is slow to step, and gains little by company
+MAKING_S = 0.05
+"""Seconds for making more environments: what is slow to make is slow to step, and gains little by company."""
 LONGEST = 200_000
 """Steps of an episode that neither its environment nor `max_steps` limits; one that goes on has no end."""
 _FLOATS = (float, np.float64)
@@ -57,6 +58,7 @@ def rollout(
     envs: int = ENVIRONMENTS,
     max_steps: int | None = None,
     first_id: int = 0,
+    making_s: float = MAKING_S,
 ) -> Generator[Episode]:
     """Play one episode per seed.
 
@@ -68,6 +70,7 @@ def rollout(
         envs: environments side by side; more is faster up to a point, and never another result.
         max_steps: cut longer episodes there, as truncated; None leaves it to the environment.
         first_id: `episode_id` of the first seed; the next ones count up.
+        making_s: seconds for making more environments than one; never another result.
 
     Yields:
         Episodes in the order of the seeds.
@@ -75,7 +78,7 @@ def rollout(
     Raises:
         BadInput: as `play` does.
     """
-    environments = _make_some(make_env, max(1, min(envs, len(seeds))))
+    environments = _make_some(make_env, max(1, min(envs, len(seeds))), making_s)
     try:
         yield from play(environments, policy, seeds, mode=mode, max_steps=max_steps, first_id=first_id)
     finally:
@@ -136,11 +139,11 @@ def returns_of(
     return np.array([episode.return_ for episode in episodes], dtype=np.float64)
 
 
-def _make_some(make_env: Callable[[], Environment], at_most: int) -> list[Environment]:
+def _make_some(make_env: Callable[[], Environment], at_most: int, making_s: float) -> list[Environment]:
     """How many there are changes the speed only, so a clock may decide it."""
     environments = [make_env()]
     start = time.monotonic()
-    while len(environments) < at_most and time.monotonic() - start < _MAKING:
+    while len(environments) < at_most and time.monotonic() - start < making_s:
         environments.append(make_env())
     return environments
 

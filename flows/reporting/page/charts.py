@@ -12,8 +12,8 @@ from typing import Any
 import altair as alt
 
 from ...labelling import Checkup
+from .facts import Facts, Row
 from .labels import CONFIRMS, QUESTIONS, confidence_rows, position_rows
-from .queries import Facts, Row
 
 Chart = alt.Chart | alt.LayerChart | alt.VConcatChart
 ARM_NAMES = {

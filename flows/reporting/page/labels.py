@@ -13,7 +13,7 @@ from storage.queries import Row, ask
 from storage.store import Store
 
 from ...labelling import Checkup
-from .report_target import Subject
+from .facts import Subject
 
 POSITION_BINS = 20
 CONFIRMS = "confirms the logged action"

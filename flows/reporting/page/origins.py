@@ -10,7 +10,7 @@ from typing import Any
 from annotate.costs import ASSESSMENT_TOKENS, OUTPUT_TOKENS_PER_LABEL, Tokens, price
 from storage.schema import Manifest
 
-from .queries import Facts, Row
+from .facts import Facts, Row
 from .wording import Pairs, number, pairs_of, read_object, when
 
 

@@ -1,6 +1,8 @@
 """The episodes of the viewer: each one packed on its own, so that a page opens at once and unpacks what is clicked.
 
 A pack is JSON, deflated, as base64: letters that no HTML parser can take for anything else, whatever a model wrote.
+Beside a logged episode stand the raw replies behind its labels, read back from the store's files, and the refined
+policy in the same seed.
 """
 
 from __future__ import annotations
@@ -13,18 +15,21 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from annotate.parsing import read_message
+from refine.policies import Mode
 from storage.datasets import iterate_episodes
 from storage.errors import TrajnoteError
+from storage.ledger import read_frames
+from storage.queries import Row, ask
 from storage.schema import Episode, Manifest
 from storage.store import Store
 
+from ...policies import load_policy
 from ...runtime import Report, silent
-from ...simulation import Home, Named, find_home
-from ..page.queries import Facts, Row
-from ..page.wording import all_visible
+from ...simulation import EnvironmentMaker, Home, Named, Spaces, find_home, rollout
+from ..page.facts import Facts
+from ..page.wording import all_visible, read_object
 from .pictures import Film, Take, choose_steps, film_all
-from .replies import load_replies
-from .side_by_side import Opponent, find_opponent, play_rematch
 from .timeline import choose_grid, columns_of
 
 MAX_COMPONENTS = 12
@@ -32,6 +37,8 @@ MAX_COMPONENTS = 12
 _NUMBERS = 3_600_000  # of all timelines together: about 9 MB when packed
 _MOST_POINTS, _FEWEST_POINTS = 1_001, 60
 _UNLABELLED = 60  # episodes shown of a dataset without labels
+MAX_CHARACTERS = 20_000
+"""Of one reply that a page shows; the whole of it stays in its file."""
 
 
 @dataclass(frozen=True)
@@ -253,3 +260,81 @@ def _summary(scene: _Scene) -> Row:
 def _ending(episode: Episode) -> Row:
     end = "terminated" if episode.terminated else "cut by the time limit" if episode.truncated else "ended"
     return {"return": round(episode.return_, 2), "length": len(episode), "end": end}
+
+
+def load_replies(store: Store, request_ids: Sequence[str]) -> dict[str, Row]:
+    """The newest reply to each request: its `text`, `file` and `line`; damaged ones say so in place of a text.
+
+    Args:
+        store: the store.
+        request_ids: of labels; those without a reply (imported labels) are left out.
+    """
+    with store.catalog.read() as con:
+        places = ask(con, "report/replies", requests=list(request_ids))
+    by_file: dict[str, list[Row]] = defaultdict(list)
+    for place in places:
+        by_file[place["file"]].append(place)
+    return {
+        place["request_id"]: {"file": place["file"], "line": place["line"], "text": text}
+        for file, found in by_file.items()
+        for place, text in zip(found, _texts(store, file, found), strict=True)
+    }
+
+
+def _texts(store: Store, file: str, places: Sequence[Row]) -> list[str]:
+    path = store.root / file
+    lines = read_frames(path).lines if path.is_file() else []
+    return [_text(lines[place["line"] - 1] if place["line"] <= len(lines) else None) for place in places]
+
+
+def _text(line: bytes | None) -> str:
+    if line is None:
+        return "(the stored reply is missing or damaged: trajnote store verify)"
+    raw = str(json.loads(line).get("raw", ""))
+    text = read_message(raw).text or raw
+    cut = len(text) - MAX_CHARACTERS
+    return text if cut <= 0 else f"{text[:MAX_CHARACTERS]}\n… ({cut} more characters in the file)"
+
+
+@dataclass(frozen=True)
+class Opponent:
+    """The policy that plays beside the logged one."""
+
+    policy_id: str
+    mode: Mode
+
+
+def find_opponent(facts: Facts) -> Opponent | None:
+    """The policy that the gate accepted, acting as the gate judged it; None when there is none.
+
+    Nor is there one for a dataset of another engine, where the same seed is another episode.
+    """
+    judged = facts.judged
+    is_ours = facts.manifest.env_id is not None and facts.manifest.engine == "gymnasium"
+    if judged is None or not judged["accepted"] or not is_ours:
+        return None
+    mode = read_object(judged["config"]).get("gate", {}).get("mode")
+    return Opponent(judged["policy_id"], "sampled" if mode == "sampled" else "greedy")
+
+
+def play_rematch(
+    store: Store, manifest: Manifest, home: Home, opponent: Opponent, seeds: Sequence[int]
+) -> dict[int, Episode]:
+    """Play one episode per seed, by seed.
+
+    Args:
+        store: holds the policy.
+        manifest: of the dataset, which says for how long.
+        home: its environment.
+        opponent: who plays.
+        seeds: those of the logged episodes.
+
+    Raises:
+        TrajnoteError: if the policy or the environment cannot be loaded here.
+    """
+    spaces = Spaces(manifest.observation_space, manifest.action_space)
+    policy = load_policy(Named(f"policy:{opponent.policy_id}"), spaces, store)
+    make = EnvironmentMaker(*home)
+    distinct = list(dict.fromkeys(seeds))
+    episodes = rollout(make, policy, distinct, mode=opponent.mode, max_steps=manifest.max_steps)
+    return dict(zip(distinct, episodes, strict=True))
