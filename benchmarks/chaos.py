@@ -50,11 +50,10 @@ sys.path.insert(0, str(TESTS))
 from anthropic_server import KEY  # noqa: E402
 from toy_datasets import make_draft, make_episode, write  # noqa: E402
 
-from annotate.ledger import ledger  # noqa: E402
+from annotate.ledger import replies  # noqa: E402
 from annotate.ledger.batch_config import BatchConfig  # noqa: E402
 from annotate.prompting.requests import AnnotateConfig  # noqa: E402
 from annotate.providers.batch import BatchServer  # noqa: E402
-from annotate.runs import ingestion as fetching  # noqa: E402
 from flows.labelling import annotation as label  # noqa: E402
 from flows.labelling import batching  # noqa: E402
 from flows.labelling.questions import LabelConfig  # noqa: E402
@@ -174,7 +173,7 @@ def die_at(point: str, visit: int) -> None:
         Catalog.write,
         BatchServer.create,
         BatchServer.results,
-        fetching.append_responses,
+        replies.append_responses,
     )
 
     @contextmanager
@@ -201,11 +200,8 @@ def die_at(point: str, visit: int) -> None:
         reach("after raw replies landed")
         return places
 
-    def land_one(*arguments: Any) -> Any:
-        return land(*arguments[:-1], [arguments[-1]])[0]
-
     Catalog.write, BatchServer.create, BatchServer.results = change, post, read
-    fetching.append_responses, ledger.append_response = land, land_one
+    replies.append_responses = land
 
 
 def fork(work: Callable[[], None]) -> int:

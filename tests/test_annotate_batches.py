@@ -16,7 +16,7 @@ import pytest
 from anthropic_server import KEY, AnthropicServer, answer_text
 from toy_cards import CARD
 
-from annotate.ledger import batches
+from annotate.ledger import budget
 from annotate.ledger.batch_config import BatchConfig
 from annotate.ledger.recovery import recover
 from annotate.prompting.requests import AnnotateConfig
@@ -354,7 +354,7 @@ def test_a_run_that_another_process_works_on_is_left_alone(bench: Bench) -> None
 
 
 def worst_of(bench: Bench) -> float:
-    return sum(batches.price_request(r, 1, batch=True).worst_usd or 0.0 for r in bench.plan().requests[:1])
+    return sum(budget.price_request(r, 1, batch=True).worst_usd or 0.0 for r in bench.plan().requests[:1])
 
 
 def test_a_budget_cuts_a_batch_and_holds_with_what_is_under_way(bench: Bench) -> None:
@@ -390,7 +390,7 @@ def ask_singly(bench: Bench, budget_usd: float | None = None, concurrency: int =
 
 
 def test_single_calls_stop_before_the_budget_is_broken(bench: Bench) -> None:
-    worst = batches.price_request(bench.plan().requests[0], 1, batch=False).worst_usd or 0.0
+    worst = budget.price_request(bench.plan().requests[0], 1, batch=False).worst_usd or 0.0
     bench.server.output_tokens = 11_000
     summary = ask_singly(bench, budget_usd=2.5 * worst)
     assert summary.stopped is not None
@@ -425,11 +425,11 @@ def test_a_lost_reply_to_a_single_call_counts_with_the_most_it_may_have_cost(ben
 
 def test_calls_of_a_command_that_was_killed_are_freed_and_counted(bench: Bench) -> None:
     plan = bench.plan(limit=2)
-    priced = [batches.price_request(r, 1, batch=False) for r in plan.requests]
+    priced = [budget.price_request(r, 1, batch=False) for r in plan.requests]
     annotate_run(bench.store, plan, ScriptedProvider(lambda _: None))
     with bench.store.catalog.write() as con:
         batch_id = add_batch(con, plan.run.run_id, "anthropic", "")
-        assert len(batches.claim(con, batch_id, priced, ["pending"])) == 2
+        assert len(budget.claim(con, batch_id, priced, ["pending"])) == 2
     recover(bench.store)
     assert (bench.states(), bench.outcomes()) == ({"pending": 2}, {"lost": 2})
 

@@ -16,9 +16,9 @@ from toy_datasets import make_draft, make_episode, write
 
 from annotate.cards.cards import Action, Card, Component, load_card
 from annotate.importing.rules import import_rules
-from annotate.ledger import ledger
-from annotate.ledger.read_replies import digest
-from annotate.ledger.recovery import enter_landed
+from annotate.ledger.readings import digest
+from annotate.ledger.replies import enter_landed, land_reply
+from annotate.ledger.requests import add_questions, open_run
 from annotate.parsing.rules import read_rules
 from annotate.prompting.reply_schema import reply_schema
 from annotate.prompting.requests import AnnotateConfig, Request
@@ -142,10 +142,10 @@ def test_a_run_killed_between_the_reply_and_its_rules_is_finished_by_the_next_co
 ) -> None:
     made = plan(toys)
     with toys.catalog.write() as con:
-        ledger.open_run(con, made.run, made.card, "scripted", recorded=False)
-        ledger.add_questions(con, made.run, made.questions)
+        open_run(con, made.run, made.card, "scripted", recorded=False)
+        add_questions(con, made.run, made.questions)
     provider = ScriptedProvider(answer)
-    (landed,) = [ledger.land_reply(toys, made.run.run_id, provider, r) for r in provider.answer(made.requests)]
+    (landed,) = [land_reply(toys, made.run.run_id, provider, r) for r in provider.answer(made.requests)]
     if entered:
         with toys.catalog.write() as con:
             enter_landed(con, [landed])

@@ -15,8 +15,9 @@ import pytest
 from toy_cards import CARD
 from toy_datasets import make_draft, make_episode, write
 
-from annotate.ledger import ledger
+from annotate.ledger import replies
 from annotate.ledger.batch_config import MOST_ATTEMPTS
+from annotate.ledger.requests import add_questions, open_run
 from annotate.prompting.requests import AnnotateConfig, Request
 from annotate.providers.file import FileProvider, export_requests
 from annotate.providers.protocol import Reply
@@ -107,11 +108,14 @@ def test_replies_become_annotations_and_rejections(toys: Store) -> None:
 
 
 def test_however_many_questions_are_entered_at_once_the_catalog_holds_the_same(
-    toys: Store, template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    toys: Store, template: Path, tmp_path: Path
 ) -> None:
     run(toys)
     others = Store.open(shutil.copytree(template, tmp_path / "others"))
-    monkeypatch.setattr(ledger, "_AT_ONCE", 2)
+    asked = plan(others)
+    with others.catalog.write() as con:
+        open_run(con, asked.run, asked.card, "scripted", recorded=False)
+        add_questions(con, asked.run, asked.questions, at_once=2)
     run(others)
     assert dump(others) == dump(toys)
     assert rows(others, "SELECT count(*) FROM requests") == [(5,)]
@@ -161,7 +165,7 @@ class Fuse:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, fatal: int) -> None:
         self.left = fatal
-        append, write_catalog = ledger.append_response, Catalog.write
+        append, write_catalog = replies.append_responses, Catalog.write
 
         def land(*args: Any) -> tuple[str, int]:
             self.burn()
@@ -176,7 +180,7 @@ class Fuse:
                 self.burn()  # before the commit
             self.burn()  # after it
 
-        monkeypatch.setattr(ledger, "append_response", land)
+        monkeypatch.setattr(replies, "append_responses", land)
         monkeypatch.setattr(Catalog, "write", change)
 
     def burn(self) -> None:
@@ -213,7 +217,7 @@ def test_killed_at_any_point_and_run_again_it_ends_the_same_and_asks_nothing_twi
             run(toys, provider, two_stage=two_stage, limit=1)
     before = set(provider.asked)
     runs = rows(toys, "SELECT run_id FROM annotation_runs")
-    landed = {reply.record.request_id for (run_id,) in runs for reply in ledger.read_landed(toys, run_id)}
+    landed = {reply.request_id for (run_id,) in runs for reply in replies.read_landed(toys, run_id)}
     run(toys, provider, two_stage=two_stage, limit=1)
     assert dump(toys) == uninterrupted[two_stage]
     assert {key for key, count in Counter(provider.asked).items() if count > 1} == before - landed

@@ -1,28 +1,61 @@
 from .batch_config import BatchConfig
-from .batches import GO_ON, Priced
-from .budget import BudgetedCalls, hasty, refuse_over_budget
-from .ledger import as_text
-from .read_replies import digest
-from .records import Note, RawReply, Run, StoredReply, Totals
-from .recovery import enter_failure, enter_landed, leave_note, recover, settle
+from .budget import (
+    GO_ON,
+    NO_BATCH,
+    BudgetedCalls,
+    Priced,
+    claim,
+    explain_dear_reply,
+    hasty,
+    price_request,
+    refuse_over_budget,
+)
+from .readings import digest, record_readings
+from .recovery import Note, enter_failure, leave_note, recover, settle
+from .replies import (
+    StoredReply,
+    as_text,
+    enter_landed,
+    find_replies,
+    land,
+    land_reply,
+    read_newest_replies,
+    read_whole,
+)
+from .requests import RequestStatus, Run, Totals, add_questions, open_run, sum_run, unanswered, withdraw_second
 
 __all__ = [
     "GO_ON",
+    "NO_BATCH",
     "BatchConfig",
     "BudgetedCalls",
     "Note",
     "Priced",
-    "RawReply",
+    "RequestStatus",
     "Run",
     "StoredReply",
     "Totals",
+    "add_questions",
     "as_text",
+    "claim",
     "digest",
     "enter_failure",
     "enter_landed",
+    "explain_dear_reply",
+    "find_replies",
     "hasty",
+    "land",
+    "land_reply",
     "leave_note",
+    "open_run",
+    "price_request",
+    "read_newest_replies",
+    "read_whole",
+    "record_readings",
     "recover",
     "refuse_over_budget",
     "settle",
+    "sum_run",
+    "unanswered",
+    "withdraw_second",
 ]

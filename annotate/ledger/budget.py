@@ -1,22 +1,70 @@
-"""Single calls under way: each is entered, and held against the budget, before it is sent; it asks nobody itself."""
+"""Requests under way: each is priced, held against the budget and entered before it is sent; nobody is asked here.
+
+A batch is what one command sends: one POST of Message Batches, or the single calls of a synchronous run. Its life is
+intent -> submitted -> ingested | abandoned; a request that is in one is asked by nobody else.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
 
-from storage.catalog import Catalog
+from storage.catalog import Catalog, Connection
 from storage.disk import hold_room, release_room
 from storage.errors import BadInput, CatalogLocked
-from storage.ledger import add_batch, committed_usd, end_calls
+from storage.ledger import BatchItem, add_batch, claim_items, committed_usd, dear_replies, end_calls
 from storage.store import Store
 
+from ..costs import Tokens, estimate_calls, most_tokens, price
 from ..prompting import Request
-from . import batches
 
 STATES = ("pending", "failed")
 """States from which a single call may be made."""
 SHORT_WAIT_S = 1.0
 """Seconds to wait for the catalog while replies are under way; the full wait is for when none is."""
+NO_BATCH = "no further batch is sent"
+GO_ON = (
+    "Name the model that answers with --model; or see to the server, and ask the others with --provider anthropic, one "
+    "by one, up to the first that costs more than it can."
+)
+"""What to do when a batch has cost more than it can, which ends all batches of its run."""
+
+
+@dataclass(frozen=True)
+class Priced:
+    """A request with what it will cost, as far as its model has a list price."""
+
+    request: Request
+    estimated_usd: float | None
+    worst_usd: float | None
+
+
+def price_request(request: Request, labels: int, *, batch: bool) -> Priced:
+    """What a request is expected to cost, without a cache, and what it costs at most."""
+    estimate, most = estimate_calls([request], labels), most_tokens(request)
+    return Priced(request, price(request.model, estimate, batch=batch), price(request.model, most, batch=batch))
+
+
+def claim(con: Connection, batch_id: str, asked: Sequence[Priced], states: Collection[str]) -> list[Request]:
+    """Put requests into a batch, if they are still in one of some states; nobody else can ask them then.
+
+    Returns:
+        Those that could be had, in order.
+    """
+    items = [BatchItem(priced.request.request_id, priced.estimated_usd, priced.worst_usd) for priced in asked]
+    had = claim_items(con, batch_id, items, states)
+    return [priced.request for priced in asked if priced.request.request_id in had]
+
+
+def explain_dear_reply(con: Connection, run_id: str) -> str | None:
+    """How the newest replies that a run got out of a batch cost more than they may; None if they do not."""
+    for asked, model, tokens, cost, worst in dear_replies(con, run_id):
+        expected = None if None in tokens else price(asked, Tokens(*(count or 0 for count in tokens)), batch=True)
+        if cost is not None and expected is not None and cost > expected * 1.000001:
+            return f"{model} answered in place of {asked}, for ${cost:.4f} in place of ${expected:.4f}"
+        if cost is not None and worst is not None and cost > worst:
+            return f"a reply was billed with ${cost:.4f}, where its request can cost ${worst:.4f} at most"
+    return None
 
 
 class BudgetedCalls:
@@ -89,14 +137,14 @@ class BudgetedCalls:
 
     def _enter_call(self, request: Request) -> bool:
         hold_room(self._folder)
-        priced = batches.price_request(request, self._labels, batch=False)
+        priced = price_request(request, self._labels, batch=False)
         with self._catalog.write() as con:
             spent = committed_usd(con, self._run_id) if self._budget_usd is not None else 0.0
             self.stopped = refuse_over_budget(spent, [priced], self._budget_usd)
             if self.stopped is not None:
                 return False
             batch_id = self.batch_id or add_batch(con, self._run_id, self._provider, "")
-            claimed = batches.claim(con, batch_id, [priced], STATES)
+            claimed = claim(con, batch_id, [priced], STATES)
         self.batch_id = batch_id
         return bool(claimed)
 
@@ -106,7 +154,7 @@ def hasty(store: Store) -> Catalog:
     return Catalog(store.catalog.path, min(store.catalog.wait_s, SHORT_WAIT_S))
 
 
-def refuse_over_budget(spent: float, asked: Sequence[batches.Priced], budget_usd: float | None) -> str | None:
+def refuse_over_budget(spent: float, asked: Sequence[Priced], budget_usd: float | None) -> str | None:
     """Why some requests may not be sent, or None if they may.
 
     Args:

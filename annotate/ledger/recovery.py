@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import suppress
+from datetime import datetime
 
 from pydantic import ValidationError
 
@@ -24,14 +25,25 @@ from storage.ledger import (
     refuse_batch,
     unsettled_items,
 )
+from storage.schema import Frozen
 from storage.store import Store
 
 from ..providers import Reply
-from . import batches, ledger
 from .batch_config import MOST_ATTEMPTS
-from .records import Note, StoredReply
+from .replies import StoredReply, enter_landed, read_whole
 
 _NOTE = ".note.json"
+
+
+class Note(Frozen):
+    """What is known about requests under way while the catalog cannot be written; the next command enters it."""
+
+    batch_id: str
+    remote_id: str | None = None  # the server has created the batch under this name
+    created_at: datetime | None = None
+    refused: str | None = None  # the server has created nothing, and why
+    sent: tuple[str, ...] | None = None  # of single calls: those that were made, all others were not
+    failures: tuple[Reply, ...] = ()  # of those: how they ended without a message
 
 
 def recover(store: Store, most_attempts: int = MOST_ATTEMPTS) -> int:
@@ -47,7 +59,7 @@ def recover(store: Store, most_attempts: int = MOST_ATTEMPTS) -> int:
     found = [
         landed
         for run_id in runs
-        for landed in ledger.read_whole(store, run_id)
+        for landed in read_whole(store, run_id)
         if (landed.file, landed.line) not in entered and _takes_effect(landed, outcomes)
     ]
     if found:
@@ -62,22 +74,10 @@ def recover(store: Store, most_attempts: int = MOST_ATTEMPTS) -> int:
 
 def _takes_effect(landed: StoredReply, outcomes: Mapping[tuple[str, str], str | None]) -> bool:
     """Whether a reply that was not entered says something new: a first outcome, or a message in place of a failure."""
-    record = landed.record
-    if record.batch_id is None:
+    if landed.batch_id is None:
         return True
-    key = (record.batch_id, record.request_id)
-    return key in outcomes and (outcomes[key] is None or bool(record.message))
-
-
-def enter_landed(con: Connection, landed: Sequence[StoredReply], most_attempts: int = MOST_ATTEMPTS) -> None:
-    """Enter landed replies; a second time changes nothing."""
-    single = [reply for reply in landed if reply.record.batch_id is None]
-    if single:
-        ledger.record_replies(con, single, most_attempts)
-    for batch_id in dict.fromkeys(reply.record.batch_id for reply in landed):
-        if batch_id is not None:
-            mine = [reply for reply in landed if reply.record.batch_id == batch_id]
-            batches.take_landed(con, batch_id, mine, most_attempts)
+    key = (landed.batch_id, landed.request_id)
+    return key in outcomes and (outcomes[key] is None or bool(landed.message))
 
 
 def enter_failure(con: Connection, batch_id: str | None, reply: Reply) -> None:

@@ -65,17 +65,17 @@ class ParsedReply:
     is_answer: bool = True  # false: the reply holds none, and the request stays open
 
 
-def find_in_reply(raw: str, kind: Kind) -> Found:
-    """The entries of a reply to some kind of request, or why it holds no answer."""
-    return find_answer(raw, {"identify": "steps", "rules": "rules"}.get(kind, "labels"))
+def find_in_reply(raw: str, kind: Kind, body: Mapping[str, Any] | None = None) -> Found:
+    """The entries of a reply to some kind of request, or why it holds no answer; see `find_answer`."""
+    return find_answer(raw, {"identify": "steps", "rules": "rules"}.get(kind, "labels"), body)
 
 
-def read_nothing(found: Found, raw: str) -> ParsedReply | None:
+def read_nothing(found: Found) -> ParsedReply | None:
     """The reading of a reply that holds no answer; None for one that holds one."""
     if found.problem is None:
         return None
     return ParsedReply(
-        found.message, "", (), (refuse_reply(found.problem, found.message.text or raw),), is_answer=False
+        found.message, "", (), (refuse_reply(found.problem, found.message.text or found.raw),), is_answer=False
     )
 
 
@@ -91,8 +91,12 @@ def read_reply(raw: str, kind: Kind, card: Card, steps: Collection[int]) -> Pars
     Returns:
         The labels that keep every rule, at most one for each step, and what was refused. It never raises.
     """
-    reply = find_in_reply(raw, kind)
-    if (nothing := read_nothing(reply, raw)) is not None:
+    return read_labels(find_in_reply(raw, kind), kind, card, steps)
+
+
+def read_labels(reply: Found, kind: Kind, card: Card, steps: Collection[int]) -> ParsedReply:
+    """Validate the entries of a reply, see `read_reply`."""
+    if (nothing := read_nothing(reply)) is not None:
         return nothing
     message, found = reply.message, reply.entries
     refused = [refuse_reply(t, message.text) for t in (message.trouble, found.trouble) if t][:1]

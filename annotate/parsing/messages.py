@@ -67,24 +67,26 @@ class Entries(NamedTuple):
 class Found(NamedTuple):
     """What a reply was searched for."""
 
+    raw: str  # as it came
     message: Message
     entries: Entries
     problem: ReplyProblem | None  # why the reply holds no answer, whatever else is in it; None if it holds one
 
 
-def find_answer(raw: str, key: str) -> Found:
+def find_answer(raw: str, key: str, body: Mapping[str, Any] | None = None) -> Found:
     """Find the list under `key` in a reply. A reply that was refused, cut or holds no such list is no answer.
 
     Args:
         raw: as it came; it may be anything.
         key: `labels`, `steps` or `rules`.
+        body: its JSON, where that was parsed already.
     """
-    message = read_message(raw)
+    message = _read_body(_parse(raw) if body is None else body)
     if message.trouble and message.trouble.reason != "too_long":
-        return Found(message, Entries([], "", None), message.trouble)
+        return Found(raw, message, Entries([], "", None), message.trouble)
     entries = find_entries(message.text, key)
     is_answer = bool(entries.entries) or entries.trouble is None
-    return Found(message, entries, None if is_answer else message.trouble or entries.trouble)
+    return Found(raw, message, entries, None if is_answer else message.trouble or entries.trouble)
 
 
 def read_message(raw: str) -> Message:
@@ -97,8 +99,11 @@ def read_message(raw: str) -> Message:
         The text of its text blocks, and the input of its tools as JSON text (thinking comes first and is passed over),
         with what kept it from being complete.
     """
-    body = _parse(raw)
-    if not isinstance(body, dict):
+    return _read_body(_parse(raw))
+
+
+def _read_body(body: Any) -> Message:
+    if not isinstance(body, Mapping):
         return Message("", trouble=ReplyProblem("not_a_message", "the reply is not a JSON object"))
     error = body.get("error")
     if error is not None:

@@ -25,16 +25,16 @@ from .fields import (
     refuse_reply,
     show,
 )
-from .labels import ParsedReply, ProposedRule, find_in_reply, read_action, read_nothing, read_reply
-from .messages import Entry, ReplyProblem
+from .labels import ParsedReply, ProposedRule, find_in_reply, read_action, read_labels, read_nothing
+from .messages import Entry, Found, ReplyProblem
 
 MAX_RULES = 100
 """Rules of one reply that are looked at; far more than are asked for."""
 
 
-def read_answer(raw: str, kind: Kind, card: Card, steps: Collection[int]) -> ParsedReply:
-    """Validate a reply to any kind of request, see `read_reply` and `read_rules`."""
-    return read_rules(raw, card) if kind == "rules" else read_reply(raw, kind, card, steps)
+def read_answer(found: Found, kind: Kind, card: Card, steps: Collection[int]) -> ParsedReply:
+    """Validate the entries of a reply to any kind of request, see `read_reply` and `read_rules`."""
+    return _read_found(found, card) if kind == "rules" else read_labels(found, kind, card, steps)
 
 
 def read_rules(raw: str, card: Card) -> ParsedReply:
@@ -47,8 +47,11 @@ def read_rules(raw: str, card: Card) -> ParsedReply:
     Returns:
         The rules that are allowed, each condition at most once, and what was refused. It never raises.
     """
-    reply = find_in_reply(raw, "rules")
-    if (nothing := read_nothing(reply, raw)) is not None:
+    return _read_found(find_in_reply(raw, "rules"), card)
+
+
+def _read_found(reply: Found, card: Card) -> ParsedReply:
+    if (nothing := read_nothing(reply)) is not None:
         return nothing
     message, found = reply.message, reply.entries
     refused: list[Refused] = [refuse_reply(t, message.text) for t in (message.trouble, found.trouble) if t][:1]

@@ -1,4 +1,4 @@
-from .answers import parse_answer
+from .answers import parse_result
 from .anthropic import AnthropicProvider
 from .batch import (
     MOST_BYTES,
@@ -35,6 +35,6 @@ __all__ = [
     "Threaded",
     "Written",
     "export_requests",
-    "parse_answer",
+    "parse_result",
     "read_key",
 ]

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +76,24 @@ def parse_answer(text: str) -> Reply:
         line = decode_json(text)
     except UnreadableError as error:
         raise ValueError(f"it is not JSON: {error}") from None
+    return _read_line(line)
+
+
+def parse_result(text: str) -> Reply | None:
+    """One line of a batch's results as a message or an error; None for a line that names no request."""
+    try:
+        line = decode_json(text)
+    except UnreadableError:
+        return None
+    if not isinstance(line, dict) or not isinstance(line.get("custom_id"), str):
+        return None
+    try:
+        return replace(_read_line(line), request_id=line["custom_id"])
+    except ValueError as error:
+        return Reply(line["custom_id"], None, f"unknown: {error}")
+
+
+def _read_line(line: Any) -> Reply:
     if not isinstance(line, dict):
         raise ValueError("it is not a JSON object")
     request_id = line.get("request_id", line.get("custom_id"))
@@ -101,7 +119,7 @@ def _reply(request_id: str, form: str, content: Any, provenance: Mapping[str, An
     if form == "message":
         if not isinstance(content, dict):
             raise ValueError("its message is not an object")
-        return Reply(request_id, _dump(content), provenance=provenance)
+        return Reply(request_id, _dump(content), provenance=provenance, body=content)
     if form == "text" and not isinstance(content, str):
         raise ValueError("its text is not a string")
     text = content if form == "text" else _dump(content)
@@ -112,7 +130,7 @@ def _reply(request_id: str, form: str, content: Any, provenance: Mapping[str, An
 def _batch_result(request_id: str, result: Any, provenance: Mapping[str, Any]) -> Reply:
     kind = result.get("type") if isinstance(result, dict) else None
     if kind == "succeeded" and isinstance(result.get("message"), dict):
-        return Reply(request_id, _dump(result["message"]), provenance=provenance)
+        return Reply(request_id, _dump(result["message"]), provenance=provenance, body=result["message"])
     if kind in ("errored", "canceled", "expired"):
         detail = _dump(result.get("error", {}))
         return Reply(

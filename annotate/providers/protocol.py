@@ -23,6 +23,7 @@ class Reply:
     final: bool = False  # of an error: asking the same again cannot help
     unknown: bool = False  # of an error: the server may have answered all the same, and may bill it
     provenance: Mapping[str, Any] = field(default_factory=dict)  # who answered, when, from where
+    body: Mapping[str, Any] | None = field(default=None, compare=False)  # the message, where it was parsed already
 
 
 class Provider(Protocol):

@@ -14,7 +14,7 @@ from storage.errors import Prerequisite, TrajnoteWarning
 from storage.ledger import BATCH, find_holding
 from storage.store import Store
 
-from ..ledger import BatchConfig, ledger, recover
+from ..ledger import BatchConfig, recover, unanswered
 from ..prompting import Request
 from ..providers import BatchServer, Reply, ServerBusyError
 from .ingestion import ingest
@@ -142,6 +142,6 @@ def _states(store: Store, plan: RunPlan) -> Counter[str]:
     """How many questions of a plan, as far as they are known, are in which state."""
     questions = all_questions(store, plan)
     with store.catalog.read() as con:
-        standings = ledger.unanswered(con, questions)
+        standings = unanswered(con, questions)
     states = Counter(standing.state for standing in standings.values())
     return states + Counter(done=len(questions) - len(standings))

@@ -10,13 +10,11 @@ import hashlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 
 from storage.errors import ProviderFailed, TrajnoteError
 from storage.ledger import (
-    BATCH,
     Batch,
-    append_responses,
     close_batch,
     end_items,
     find_batches,
@@ -25,7 +23,17 @@ from storage.ledger import (
 )
 from storage.store import Store
 
-from ..ledger import BatchConfig, RawReply, StoredReply, batches, digest, ledger, recover
+from ..ledger import (
+    GO_ON,
+    BatchConfig,
+    StoredReply,
+    digest,
+    enter_landed,
+    explain_dear_reply,
+    land,
+    read_whole,
+    recover,
+)
 from ..parsing import clean_text
 from ..providers import (
     RESULTS_KEPT_DAYS,
@@ -34,9 +42,9 @@ from ..providers import (
     NotThereError,
     RemoteBatch,
     ServerBusyError,
-    parse_answer,
+    parse_result,
 )
-from .reconcile import find_shipped, if_free, is_from_here, read_ids, reconcile, tell_elsewhere
+from .reconcile import find_shipped, if_free, is_from_here, reconcile, tell_elsewhere
 
 WARN_DAYS = 7
 """Days before a server throws results away, from which on that is said."""
@@ -187,10 +195,10 @@ def _ingest_batch(
             end_items(con, found.batch_id, "lost", "its results were thrown away unread", failed=True)
             close_batch(con, found.batch_id, "abandoned", "its results were thrown away unread")
         return
-    results = _Results(outcomes, _lines_landed(store, found) if any(outcomes.values()) else set())
+    results = _Results(found, outcomes, _lines_landed(store, found) if any(outcomes.values()) else set())
     try:
-        for lines in results.chunks(server.results(found.remote), chunk):
-            _take(store, found, lines, config.attempts, done)
+        for replies in results.chunks(server.results(found.remote), chunk):
+            _take(store, found, replies, config.attempts, done)
     except (NotThereError, BrokenOffError) as error:
         done.warnings.append(f"{found.batch_id}: {error}; the next ingest goes on")
         return
@@ -217,10 +225,8 @@ def _finish(store: Store, found: Polled, results: _Results, done: Ingested) -> N
     if missing:
         done.warnings.append(f"{found.batch_id}: {len(missing)} of its requests have no result, by the server's count")
     with store.catalog.read() as con:
-        if (dear := batches.find_excess(con, found.run_id)) is not None:
-            done.warnings.append(
-                f"{found.batch_id}: {dear}; no further batch of {found.run_id} is sent. {batches.GO_ON}"
-            )
+        if (dear := explain_dear_reply(con, found.run_id)) is not None:
+            done.warnings.append(f"{found.batch_id}: {dear}; no further batch of {found.run_id} is sent. {GO_ON}")
     done.batches += 1
 
 
@@ -230,15 +236,17 @@ class _Results:
     A server may name a request twice, in whatever order; then the message counts, for it was paid for.
 
     Args:
+        found: the batch.
         outcomes: the requests of the batch, and what became of each before.
         landed: hashes of its lines that are on the disk already.
     """
 
-    def __init__(self, outcomes: Mapping[str, str | None], landed: set[str]) -> None:
+    def __init__(self, found: Polled, outcomes: Mapping[str, str | None], landed: set[str]) -> None:
+        self._found = found
         self._outcomes = outcomes
         self._known = landed
         self.seen: set[str] = set()  # all that the results name
-        self._failures: list[tuple[str, str]] = []
+        self._failures: list[StoredReply] = []
 
     @property
     def foreign(self) -> set[str]:
@@ -255,44 +263,40 @@ class _Results:
         """Requests without a message that the results do not name; one that failed before may have one after all."""
         return {key for key, outcome in self._outcomes.items() if outcome != "succeeded"} - self.seen
 
-    def chunks(self, lines: Iterable[str], size: int) -> Iterator[dict[str, str]]:
-        """Lines that are new, by request, in parts of at most `size`, of which each names a request once."""
+    def chunks(self, lines: Iterable[str], size: int) -> Iterator[list[StoredReply]]:
+        """Results that are new, in parts of at most `size`, of which each names a request once."""
         yield from filter(None, _parts(self._messages(lines), size))
         yield from filter(None, _parts(self._failures, size))
 
-    def _messages(self, lines: Iterable[str]) -> Iterator[tuple[str, str]]:
-        for request_id, line in read_ids(lines):
-            self.seen.add(request_id)
+    def _messages(self, lines: Iterable[str]) -> Iterator[StoredReply]:
+        for line in lines:
+            if (answer := parse_result(line)) is None:
+                continue
+            self.seen.add(answer.request_id)
             mark = _hash(line)
-            if request_id not in self._outcomes or mark in self._known:
+            if answer.request_id not in self._outcomes or mark in self._known:
                 continue
             self._known.add(mark)
-            if _is_message(line):
-                yield request_id, line
+            reply = StoredReply.from_result(self._found.batch_id, self._found.remote_id, line, answer)
+            if answer.raw is not None:
+                yield reply
             else:
-                self._failures.append((request_id, line))
+                self._failures.append(reply)
 
 
-def _parts(pairs: Iterable[tuple[str, str]], size: int) -> Iterator[dict[str, str]]:
-    """Pairs in parts; where reading breaks off, what was read comes first."""
-    part: dict[str, str] = {}
+def _parts(replies: Iterable[StoredReply], size: int) -> Iterator[list[StoredReply]]:
+    """Replies in parts; where reading breaks off, what was read comes first."""
+    part: dict[str, StoredReply] = {}
     try:
-        for request_id, line in pairs:
-            if request_id in part or len(part) >= size:
-                yield part
+        for reply in replies:
+            if reply.request_id in part or len(part) >= size:
+                yield list(part.values())
                 part = {}
-            part[request_id] = line
+            part[reply.request_id] = reply
     except (NotThereError, BrokenOffError):
-        yield part
+        yield list(part.values())
         raise
-    yield part
-
-
-def _is_message(line: str) -> bool:
-    try:
-        return parse_answer(line).raw is not None
-    except ValueError:
-        return False
+    yield list(part.values())
 
 
 def _hash(line: str) -> str:
@@ -301,16 +305,12 @@ def _hash(line: str) -> str:
 
 def _lines_landed(store: Store, found: Polled) -> set[str]:
     """Hashes of a batch's lines that are on the disk."""
-    return {
-        _hash(landed.record.raw)
-        for landed in ledger.read_whole(store, found.run_id)
-        if landed.record.batch_id == found.batch_id
-    }
+    return {_hash(landed.raw) for landed in read_whole(store, found.run_id) if landed.batch_id == found.batch_id}
 
 
-def _take(store: Store, found: Polled, lines: dict[str, str], attempts: int, done: Ingested) -> None:
+def _take(store: Store, found: Polled, replies: Sequence[StoredReply], attempts: int, done: Ingested) -> None:
     """Land some results, then enter them; where the catalog cannot be written, the next command enters them."""
-    landed = _land(store, found, [_record(found, request_id, line) for request_id, line in lines.items()])
+    landed = land(store, found.run_id, replies)
     if done.trouble is None:
         try:
             _enter(store, found, landed, attempts, done)
@@ -322,27 +322,10 @@ def _take(store: Store, found: Polled, lines: dict[str, str], attempts: int, don
 
 def _enter(store: Store, found: Polled, landed: Sequence[StoredReply], attempts: int, done: Ingested) -> None:
     with store.catalog.write() as con:
-        taken = batches.take_landed(con, found.batch_id, landed, attempts)
+        taken = enter_landed(con, landed, attempts)
     with store.catalog.read() as con:
-        vain = reasons_unanswered(con, [reply.record.request_id for reply in taken])
+        vain = reasons_unanswered(con, [reply.request_id for reply in taken])
     answered = len(taken) - vain.total()
     done.answered += answered
     done.reasons += vain
     done.returned += len(taken) - answered
-
-
-def _land(store: Store, found: Polled, records: Sequence[RawReply]) -> list[StoredReply]:
-    places = append_responses(store, found.run_id, [record.model_dump(mode="json") for record in records])
-    return [StoredReply(file, line, record) for (file, line), record in zip(places, records, strict=True)]
-
-
-def _record(found: Polled, request_id: str, line: str) -> RawReply:
-    return RawReply(
-        request_id=request_id,
-        provider=BATCH,
-        recorded=False,
-        received_at=datetime.now(UTC).isoformat(),
-        provenance={"remote_id": found.remote_id},
-        raw=line.encode("utf-8", "replace").decode(),
-        batch_id=found.batch_id,
-    )

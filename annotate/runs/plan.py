@@ -15,7 +15,7 @@ from storage.store import Store
 
 from ..cards import Card, card_sha256, check_card_against_spaces
 from ..costs import Counter, Estimate, correct_by_count, correct_by_replies, estimate_requests
-from ..ledger import Run, ledger
+from ..ledger import Run, StoredReply, find_replies, unanswered
 from ..parsing import ParsedReply, read_answer, rule_names
 from ..prompting import (
     AnnotateConfig,
@@ -152,8 +152,8 @@ def all_questions(store: Store, plan: RunPlan) -> list[Question]:
 def second_questions(store: Store, plan: RunPlan) -> list[Question]:
     """What to ask about the steps that the first stage found so far; episodes without any are finished."""
     with store.catalog.read() as con:
-        unanswered = ledger.unanswered(con, plan.questions)
-    first = [question for question in plan.questions if question.request.request_id not in unanswered]
+        is_open = unanswered(con, plan.questions)
+    first = [question for question in plan.questions if question.request.request_id not in is_open]
     return [
         plan.questioner.ask_second(
             plan.episodes[question.episode_id],
@@ -167,13 +167,13 @@ def second_questions(store: Store, plan: RunPlan) -> list[Question]:
 
 def earlier_readings(store: Store, plan: RunPlan, questions: Sequence[Question]) -> list[tuple[Question, ParsedReply]]:
     """What the store's replies to some answered questions say."""
-    raw = ledger.find_replies(store, [question.request.request_id for question in questions])
-    return [(question, read_question(plan, question, raw[question.request.request_id])) for question in questions]
+    replies = find_replies(store, [question.request.request_id for question in questions])
+    return [(question, read_question(plan, question, replies[question.request.request_id])) for question in questions]
 
 
-def read_question(plan: RunPlan, question: Question, raw: str) -> ParsedReply:
+def read_question(plan: RunPlan, question: Question, reply: StoredReply) -> ParsedReply:
     """Validate a raw reply to a question."""
-    return read_answer(raw, question.request.kind, plan.card, question.steps)
+    return read_answer(reply.find(question.request.kind), question.request.kind, plan.card, question.steps)
 
 
 def estimate_run(
@@ -212,8 +212,8 @@ def _sort_out(store: Store, plan: RunPlan) -> tuple[list[Request], int]:
     """Of all requests known so far, those without a reply, and how many have one."""
     asked = all_questions(store, plan)
     with store.catalog.read() as con:
-        unanswered = ledger.unanswered(con, asked)
-    pending = [question.request for question in asked if question.request.request_id in unanswered]
+        is_open = unanswered(con, asked)
+    pending = [question.request for question in asked if question.request.request_id in is_open]
     return pending, len(asked) - len(pending)
 
 

@@ -7,12 +7,12 @@ up because it is not. What was given up, and shows up later, is adopted after al
 
 from __future__ import annotations
 
-from collections.abc import Collection, Generator, Iterable, Iterator, Sequence
+from collections.abc import Collection, Generator, Sequence
 from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Literal, NamedTuple
 
-from storage.disk import UnreadableError, decode_json, exclusive_lock
+from storage.disk import exclusive_lock
 from storage.errors import BadInput, CatalogLocked, ProviderFailed
 from storage.ledger import (
     Batch,
@@ -32,7 +32,7 @@ from storage.ledger import (
 )
 from storage.store import Store
 
-from ..providers import RESULTS_KEPT_DAYS, BatchServer, BrokenOffError, NotThereError, RemoteBatch
+from ..providers import RESULTS_KEPT_DAYS, BatchServer, BrokenOffError, NotThereError, RemoteBatch, parse_result
 
 LOOK_BACK = timedelta(hours=25)
 """How much older than ours a batch may seem to be: a server's clocks differ, by an hour where one knows no summer."""
@@ -149,17 +149,6 @@ def tell_elsewhere(server: BatchServer, batch: Batch) -> str:
     )
 
 
-def read_ids(lines: Iterable[str]) -> Iterator[tuple[str, str]]:
-    """The request that each line of results names, and the line; lines that name none are left out."""
-    for line in lines:
-        try:
-            content = decode_json(line)
-        except UnreadableError:
-            continue
-        if isinstance(content, dict) and isinstance(content.get("custom_id"), str):
-            yield content["custom_id"], line
-
-
 def _settle(store: Store, server: BatchServer, batch_id: str, grace: timedelta) -> list[str]:
     """Adopt one batch, or abandon it, or say what keeps it unknown."""
     batch = next((batch for batch in find_shipped(store, server, ["intent"]) if batch.batch_id == batch_id), None)
@@ -266,9 +255,11 @@ def _compare(
         return "waiting"
     found: set[str] = set()
     try:
-        for request_id, _ in read_ids(server.results(remote)):
-            found.add(request_id)
-            if request_id in asked or len(found) > len(found & items) + spare:
+        for line in server.results(remote):
+            if (answer := parse_result(line)) is None:
+                continue
+            found.add(answer.request_id)
+            if answer.request_id in asked or len(found) > len(found & items) + spare:
                 return "other"
     except (NotThereError, BrokenOffError):
         return "waiting"

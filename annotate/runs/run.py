@@ -1,6 +1,6 @@
 """One annotation run from plan to finish: what is still open is asked, what was answered before is used again.
 
-It is the way from a dataset to a model's labels. The catalog's verbs are in `ledger/ledger.py`, the words in
+It is the way from a dataset to a model's labels. What is kept of it is in `ledger/`, the words in
 `prompting/templates.py`; who answers is behind `providers/protocol.py`.
 """
 
@@ -20,21 +20,29 @@ from storage.store import Store
 
 from ..costs import find_excess
 from ..ledger import (
+    GO_ON,
+    NO_BATCH,
     BudgetedCalls,
     Note,
     StoredReply,
     Totals,
+    add_questions,
     as_text,
-    batches,
     digest,
     enter_failure,
     enter_landed,
     hasty,
+    land_reply,
     leave_note,
-    ledger,
+    open_run,
+    read_newest_replies,
+    record_readings,
     recover,
+    sum_run,
+    unanswered,
+    withdraw_second,
 )
-from ..parsing import ParsedReply, find_in_reply
+from ..parsing import ParsedReply
 from ..prompting import Question, Request
 from ..providers import Limited, Provider, Reply, Threaded, Written
 from .plan import (
@@ -127,7 +135,7 @@ def annotate_run(
     recover(store)
     worker = _Worker(store, plan, provider, report or _silent, budget_usd, max_tokens=max_tokens)
     with store.catalog.read() as con:
-        was_done = is_done(con, plan.run.run_id) and not ledger.unanswered(con, plan.questions)
+        was_done = is_done(con, plan.run.run_id) and not unanswered(con, plan.questions)
     if not was_done or worker.find_corrections():
         was_done = False
         try:
@@ -180,7 +188,7 @@ class _Worker:
             digest(self.store)  # other runs that ask the same
         summary = self.summarise(was_done=False)
         with self.store.catalog.write() as con:
-            if not ledger.unanswered(con, self.questions):
+            if not unanswered(con, self.questions):
                 close_run(con, self.plan.run.run_id)
             elif summary.failure is not None:
                 fail_run(con, self.plan.run.run_id, summary.failure.problem)
@@ -189,8 +197,8 @@ class _Worker:
         """The state of the run, read from the catalog."""
         with self.store.catalog.read() as con:
             questions = self.questions or self.plan.questions
-            unanswered = ledger.unanswered(con, questions)
-            totals = ledger.sum_run(con, self.plan.run.run_id)
+            is_open = unanswered(con, questions)
+            totals = sum_run(con, self.plan.run.run_id)
             done = is_done(con, self.plan.run.run_id)
         return RunSummary(
             run_id=self.plan.run.run_id,
@@ -199,13 +207,13 @@ class _Worker:
             episodes=len(self.plan.episodes),
             was_done=was_done,
             done=done,
-            reused=len(questions) - len(unanswered) - self.answered,
+            reused=len(questions) - len(is_open) - self.answered,
             asked=self.asked,
             answered=self.answered,
-            pending=len(unanswered),
-            failed=sum(standing.state == "failed" for standing in unanswered.values()),
-            under_way=sum(standing.state == "in_batch" for standing in unanswered.values()),
-            errors=Counter(one.error for one in unanswered.values() if one.error and one.state != "in_batch"),
+            pending=len(is_open),
+            failed=sum(standing.state == "failed" for standing in is_open.values()),
+            under_way=sum(standing.state == "in_batch" for standing in is_open.values()),
+            errors=Counter(one.error for one in is_open.values() if one.error and one.state != "in_batch"),
             stopped=(self.book.ended or self.book.stopped) if self.book else None,
             is_halted=bool(self.book and self.book.ended),
             estimated_usd=totals.estimated_usd,
@@ -217,18 +225,18 @@ class _Worker:
         known = [question.request.request_id for question in self.questions]
         is_second = complete and self.plan.config.two_stage
         with self.store.catalog.read() as con:
-            pending = ledger.unanswered(con, questions)
+            pending = unanswered(con, questions)
             known += answered_for(con, self.plan.run.run_id) if is_second else []
         self.provider.prepare(known, list(pending), complete=complete)
         folder = self.store.responses_dir(self.plan.run.run_id)
         folder.mkdir(parents=True, exist_ok=True)
         with exclusive_lock(folder, f"the answers of {self.plan.run.run_id}"):
             with self.store.catalog.write() as con:
-                ledger.open_run(con, self.plan.run, self.plan.card, self.provider.name, recorded=self.provider.recorded)
-                ledger.add_questions(con, self.plan.run, questions)
+                open_run(con, self.plan.run, self.plan.card, self.provider.name, recorded=self.provider.recorded)
+                add_questions(con, self.plan.run, questions)
                 if is_second:
-                    ledger.withdraw_second(con, self.plan.run.run_id, self.plan.questions, questions)
-                pending = ledger.unanswered(con, questions)
+                    withdraw_second(con, self.plan.run.run_id, self.plan.questions, questions)
+                pending = unanswered(con, questions)
             self._use_again([q for q in questions if q.request.request_id not in pending])
             same, corrected = self._compare(questions)
             is_open = {key for key, standing in pending.items() if standing.is_open}
@@ -246,9 +254,9 @@ class _Worker:
         if not isinstance(self.provider, Written):
             return set(), set()
         ids = [question.request.request_id for question in questions]
-        before = ledger.read_newest_replies(self.store, self.provider.name, ids)
+        before = read_newest_replies(self.store, self.provider.name, ids)
         now = {key: self.provider.says(key) for key in before}
-        same = {key for key, raw in before.items() if raw == as_text(now[key] or "")}
+        same = {key for key, reply in before.items() if reply.message == as_text(now[key] or "")}
         return same, {key for key, raw in now.items() if raw is not None} - same
 
     def _use_again(self, questions: Sequence[Question]) -> None:
@@ -261,7 +269,7 @@ class _Worker:
         readings = earlier_readings(self.store, self.plan, fresh)
         for start in range(0, len(readings), _CHUNK):
             with self.store.catalog.write() as con:
-                ledger.record_readings(con, self.store, self.plan.run, readings[start : start + _CHUNK])
+                record_readings(con, self.store, self.plan.run, readings[start : start + _CHUNK])
 
     def _ask(self, questions: Sequence[Question]) -> None:
         """Ask; a reply that is under way when this is interrupted is waited for and kept."""
@@ -288,7 +296,7 @@ class _Worker:
         """Those whose reply held no answer, and that may be asked again: once in each command."""
         vain, self.vain = self.vain, {}
         with self.store.catalog.read() as con:
-            standings = ledger.unanswered(con, list(vain.values()))
+            standings = unanswered(con, list(vain.values()))
         return {key: vain[key] for key, standing in standings.items() if standing.is_open}
 
     def _ask_all(self, waiting: dict[str, Question]) -> None:
@@ -352,26 +360,28 @@ class _Worker:
 
     def _land(self, reply: Reply) -> StoredReply:
         batch_id = self.book.batch_id if self.book else None
-        return ledger.land_reply(self.store, self.plan.run.run_id, self.provider, reply, batch_id=batch_id)
+        return land_reply(self.store, self.plan.run.run_id, self.provider, reply, batch_id=batch_id)
 
     def _take(self, reply: Reply, waiting: dict[str, Question]) -> None:
         """Land one reply at once; what follows from it is entered soon, with that of its neighbours."""
         question = waiting.get(reply.request_id)
         if question is None:
             return
+        stored = None
         if reply.raw is None:
             self.failures.append(reply)
         else:
-            self.landed.append((question, self.kept.pop(reply.request_id, None) or self._land(reply)))
+            stored = self.kept.pop(reply.request_id, None) or self._land(reply)
+            self.landed.append((question, stored))
         del waiting[reply.request_id]
-        self._watch(question, reply)
+        self._watch(question, stored)
         if len(self.landed) + len(self.failures) >= _CHUNK or time.monotonic() - self.entered_at >= FLUSH_S:
             self._enter_soon()
 
-    def _watch(self, question: Question, reply: Reply) -> None:
+    def _watch(self, question: Question, reply: StoredReply | None) -> None:
         """End the command where asking on would cost more than it may, or brings nothing."""
         request = replace(question.request, max_tokens=self.max_tokens)
-        found = find_in_reply(reply.raw, request.kind) if reply.raw is not None else None
+        found = reply.find(request.kind) if reply is not None else None
         is_vain = found is None or found.problem is not None
         self.in_a_row = self.in_a_row + 1 if is_vain else 0
         if found is not None and found.problem is not None and found.problem.reason not in _LASTING:
@@ -425,7 +435,7 @@ class _Worker:
         with catalog.write() as con:
             enter_landed(con, [reply for _, reply in self.landed])
             self._enter_failures(con)
-            ledger.record_readings(con, self.store, self.plan.run, readings)
+            record_readings(con, self.store, self.plan.run, readings)
         self.answered += sum(reading.is_answer for _, reading in readings)
         self.landed, self.failures = [], []
         if self.book and self.trouble:
@@ -439,7 +449,7 @@ class _Worker:
         """What replies say; one that cannot be read stops no other one."""
         for question, reply in landed:
             try:
-                yield question, read_question(self.plan, question, reply.record.raw)
+                yield question, read_question(self.plan, question, reply)
             except Exception as error:
                 self.trouble = self.trouble or error
 
@@ -458,8 +468,8 @@ _ADVICE = (
 
 def advise(errors: Iterable[str], failed: int, stopped: str | None = None) -> str:
     """What to do about requests without an answer."""
-    if stopped and stopped.startswith(batches.NO_BATCH):
-        return batches.GO_ON
+    if stopped and stopped.startswith(NO_BATCH):
+        return GO_ON
     told = [advice for word, advice in _ADVICE if any(word in error for error in errors)]
     if told:
         return " ".join(told)

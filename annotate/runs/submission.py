@@ -16,7 +16,21 @@ from storage.errors import ProviderFailed
 from storage.ledger import BATCH, add_batch, close_batch, committed_usd, find_batches, mark_unsure, reopen_failed
 from storage.store import Store
 
-from ..ledger import BatchConfig, Note, Priced, batches, ledger, recover, refuse_over_budget, settle
+from ..ledger import (
+    NO_BATCH,
+    BatchConfig,
+    Note,
+    Priced,
+    add_questions,
+    claim,
+    explain_dear_reply,
+    open_run,
+    price_request,
+    recover,
+    refuse_over_budget,
+    settle,
+    unanswered,
+)
 from ..prompting import Question, Request
 from ..providers import (
     MOST_BYTES,
@@ -82,7 +96,7 @@ def submit(
         _enter_questions(store, plan, questions, config)
         asked, in_flight, dear = _find_open(store, plan, questions)
         if dear is not None:
-            asked, sent = [], [_Sent(stopped=f"{batches.NO_BATCH}: {dear}")]
+            asked, sent = [], [_Sent(stopped=f"{NO_BATCH}: {dear}")]
         for chunk in islice(
             _chunks(_price(plan, server, asked, max_tokens), config.size), max(0, config.in_flight - in_flight)
         ):
@@ -94,8 +108,8 @@ def submit(
 
 def _enter_questions(store: Store, plan: RunPlan, questions: Sequence[Question], config: BatchConfig) -> None:
     with store.catalog.write() as con:
-        ledger.open_run(con, plan.run, plan.card, BATCH, recorded=False)
-        ledger.add_questions(con, plan.run, questions)
+        open_run(con, plan.run, plan.card, BATCH, recorded=False)
+        add_questions(con, plan.run, questions)
         if config.retry_failed:
             reopen_failed(con, [question.request.request_id for question in questions])
 
@@ -103,9 +117,9 @@ def _enter_questions(store: Store, plan: RunPlan, questions: Sequence[Question],
 def _find_open(store: Store, plan: RunPlan, questions: Sequence[Question]) -> tuple[list[Request], int, str | None]:
     """What may be sent, how many batches of the run are under way, and why nothing should be sent."""
     with store.catalog.read() as con:
-        standings = ledger.unanswered(con, questions)
+        standings = unanswered(con, questions)
         shipped = find_batches(con, ["intent", "submitted"])
-        dear = batches.find_excess(con, plan.run.run_id)
+        dear = explain_dear_reply(con, plan.run.run_id)
     asked = [
         question.request
         for question in questions
@@ -119,9 +133,7 @@ def _price(plan: RunPlan, server: BatchServer, asked: Sequence[Request], max_tok
     if not asked:
         return []
     cap = plan.config.cap(max_tokens, server.output_limit(plan.run.model), streamed=True)
-    return [
-        batches.price_request(replace(request, max_tokens=cap), plan.config.entries, batch=True) for request in asked
-    ]
+    return [price_request(replace(request, max_tokens=cap), plan.config.entries, batch=True) for request in asked]
 
 
 def _chunks(asked: Sequence[Priced], size: int) -> Iterator[list[Priced]]:
@@ -189,7 +201,7 @@ def _enter_intent(
         batch_id = add_batch(
             con, run_id, BATCH, server.base_url, marker, account=server.account, organisation=server.organisation
         )
-        claimed = batches.claim(con, batch_id, allowed, ["pending"])
+        claimed = claim(con, batch_id, allowed, ["pending"])
         if not claimed:
             close_batch(con, batch_id, "abandoned", "another command has asked its requests")
             return None, [], None
@@ -217,7 +229,7 @@ def _tell(
     store: Store, plan: RunPlan, questions: Sequence[Question], sent: Sequence[_Sent], warnings: Sequence[str]
 ) -> Submission:
     with store.catalog.read() as con:
-        standings = ledger.unanswered(con, questions)
+        standings = unanswered(con, questions)
         unknown = find_batches(con, ["intent"])
     states = [standing.state for standing in standings.values()]
     return Submission(

@@ -1,0 +1,192 @@
+"""What replies say becomes labels, rules and rejections of the runs that asked; nobody is asked again for that.
+
+What a reply may speak about was kept when it was asked: the card with the run, the steps shown with the request.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+
+from storage.annotations import Rule, insert_annotations, insert_rejections, insert_rules
+from storage.catalog import Connection
+from storage.content_hash import content_id
+from storage.errors import DamagedStore
+from storage.ledger import (
+    OpenRun,
+    UnreadRequest,
+    close_run,
+    is_waiting,
+    mark_read,
+    mark_read_in_vain,
+    open_runs,
+    unread_requests,
+)
+from storage.schema import Annotation, Rejection, Space
+from storage.store import Store
+
+from ..cards import Card
+from ..parsing import ParsedReply, read_answer
+from ..prompting import Question, Request
+from .replies import find_replies
+from .requests import Run
+
+_CHUNK = 50
+
+
+def digest(store: Store, failed: list[str] | None = None) -> int:
+    """Enter what the replies to open runs say, and close the runs that are answered; once entered, twice is once.
+
+    A run in two stages is closed by the command that asks its second stage, never here.
+
+    Args:
+        store: holds the replies.
+        failed: gets a line for each run whose replies cannot be read, and the others go on; without it, that is raised.
+
+    Returns:
+        How many replies were read.
+
+    Raises:
+        DamagedStore: if a raw reply is missing, and there is no list for that.
+    """
+    with store.catalog.read() as con:
+        runs = [(_read_run(row), Card.model_validate_json(row.card)) for row in open_runs(con)]
+        unread = unread_requests(con)
+        waiting = {run.run_id for run, _ in runs if is_waiting(con, run.run_id)}
+    for run, card in runs:
+        try:
+            _digest_run(store, run, card, [row for row in unread if row.run_id == run.run_id])
+        except DamagedStore as error:
+            if failed is None:
+                raise
+            failed.append(f"{run.run_id}: {error}")
+            continue
+        if run.run_id not in waiting and not run.config.get("two_stage"):
+            with store.catalog.write() as con:
+                if not is_waiting(con, run.run_id):
+                    close_run(con, run.run_id)
+    return len(unread)
+
+
+def _digest_run(store: Store, run: Run, card: Card, rows: Sequence[UnreadRequest]) -> None:
+    replies = find_replies(store, [row.request_id for row in rows]) if rows else {}
+    for start in range(0, len(rows), _CHUNK):
+        with store.catalog.write() as con:
+            questions = [_read_question(row) for row in rows[start : start + _CHUNK]]
+            readings = [
+                (
+                    question,
+                    read_answer(replies[request.request_id].find(request.kind), request.kind, card, question.steps),
+                )
+                for question in questions
+                for request in (question.request,)
+            ]
+            record_readings(con, store, run, readings)
+
+
+def _read_run(row: OpenRun) -> Run:
+    first_action = Space.model_validate_json(row.action_space).start
+    named = (row.run_id, row.dataset_id, row.model, row.prompt_version, row.card_sha256)
+    return Run(*named, json.loads(row.config), first_action)
+
+
+def _read_question(row: UnreadRequest) -> Question:
+    request = Request(row.request_id, row.kind, json.loads(row.body))
+    return Question(request, row.episode_id, row.sample, frozenset(json.loads(row.steps)))
+
+
+def record_readings(con: Connection, store: Store, run: Run, read: Sequence[tuple[Question, ParsedReply]]) -> None:
+    """Enter what the counting replies of some requests say; entering it again changes nothing.
+
+    Labels and rules of an earlier answer give way to those of the one that counts; rejections stay beside them. The ids
+    come from content, and from the reply where it corrects another one.
+    """
+    answered = [question.request.request_id for question, reading in read if reading.is_answer]
+    vain = [question.request.request_id for question, reading in read if not reading.is_answer]
+    salts = {request_id: (response_id,) for request_id, response_id in mark_read(con, run.run_id, answered).items()}
+    mark_read_in_vain(con, run.run_id, vain)
+    notes = [
+        note
+        for question, reading in read
+        if question.request.kind != "identify"
+        for note in _annotations(run, question, reading, salts.get(question.request.request_id, ()))
+    ]
+    insert_annotations(con, notes)
+    rules = [
+        rule
+        for question, reading in read
+        for rule in _rules(run, question, reading, salts.get(question.request.request_id, ()))
+    ]
+    insert_rules(con, store, rules)
+    refused: dict[str, list[Rejection]] = {}
+    for question, reading in read:
+        model = reading.message.model or run.model
+        salt = salts.get(question.request.request_id, ())
+        refused.setdefault(model, []).extend(_rejections(run, question, reading, salt))
+    for model, rejections in refused.items():
+        if rejections:
+            insert_rejections(con, rejections, model=model, prompt_version=run.prompt_version)
+
+
+def _annotations(run: Run, question: Question, reading: ParsedReply, salt: Sequence[str]) -> list[Annotation]:
+    request_id, episode_id = question.request.request_id, question.episode_id
+    if episode_id is None:
+        return []
+    return [
+        Annotation(
+            annotation_id=content_id("n_", [run.run_id, request_id, episode_id, label.step, *salt]),
+            run_id=run.run_id,
+            request_id=request_id,
+            dataset_id=run.dataset_id,
+            episode_id=episode_id,
+            step=label.step,
+            critical=label.critical,
+            suggested_action=None if label.action is None else tuple(x + run.first_action for x in label.action),
+            suggested_label=label.action_label,
+            implicit_reward=label.implicit_reward,
+            confidence=label.confidence,
+            rationale=label.rationale,
+            model=reading.message.model or run.model,
+            prompt_version=run.prompt_version,
+        )
+        for label in reading.labels
+    ]
+
+
+def _rules(run: Run, question: Question, reading: ParsedReply, salt: Sequence[str]) -> list[Rule]:
+    request_id = question.request.request_id
+    return [
+        Rule(
+            rule_id=content_id("u_", [run.run_id, request_id, rule.predicate, *salt]),
+            run_id=run.run_id,
+            request_id=request_id,
+            dataset_id=run.dataset_id,
+            position=rule.position,
+            predicate=rule.predicate,
+            suggested_action=tuple(None if x is None else x + run.first_action for x in rule.action),
+            suggested_label=rule.action_label,
+            confidence=rule.confidence,
+            rationale=rule.rationale,
+            model=reading.message.model or run.model,
+            prompt_version=run.prompt_version,
+        )
+        for rule in reading.rules
+    ]
+
+
+def _rejections(run: Run, question: Question, reading: ParsedReply, salt: Sequence[str]) -> list[Rejection]:
+    request_id = question.request.request_id
+    return [
+        Rejection(
+            rejection_id=content_id("x_", [run.run_id, request_id, refused.position, refused.reason, *salt]),
+            run_id=run.run_id,
+            request_id=request_id,
+            dataset_id=run.dataset_id,
+            episode_id=question.episode_id,
+            step=refused.step,
+            reason=refused.reason,
+            detail=refused.detail,
+            raw=refused.raw,
+        )
+        for refused in reading.refused
+    ]
