@@ -39,7 +39,7 @@ from scipy.linalg import solve_discrete_are
 from annotate.costs.prices import Tokens as Counted
 from annotate.costs.prices import estimate_input, estimate_tokens, price
 from annotate.prompting.requests import DEFAULT_MODEL, AnnotateConfig, Request
-from annotate.quality.calibration import EDGES
+from annotate.quality import EDGES
 from flows.demo import take_example
 from flows.labelling.annotation import label, plan
 from flows.labelling.questions import LabelConfig

@@ -10,15 +10,10 @@ import numpy as np
 import pytest
 from toy_datasets import BOX3, PUSH
 
-from annotate.quality.agreement import measure_agreement
-from annotate.quality.calibration import measure_calibration
-from annotate.quality.consistency import measure_consistency
-from annotate.quality.coverage import measure_coverage
-from annotate.quality.fitting import clustered_error
-from annotate.quality.notes import Notes, place_notes, same_actions
-from annotate.quality.quality import Quality, assess_run
-from annotate.quality.salience import discounted_returns, measure_salience
-from annotate.quality.verdict import judge
+from annotate.quality.comparisons import measure_agreement, measure_calibration
+from annotate.quality.models import clustered_error, discounted_returns, measure_consistency, measure_salience
+from annotate.quality.placement import Notes, measure_coverage, place_notes, same_actions
+from annotate.quality.verdict import Quality, assess_run, judge
 from storage.annotations.label_replays import LabelReplay
 from storage.datasets.reader import StepArrays
 from storage.schema import Annotation, Space

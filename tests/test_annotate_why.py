@@ -12,8 +12,7 @@ from toy_cards import CARD
 from toy_datasets import make_draft, make_episode, write
 
 from annotate.cards.cards import Action, Card, Component
-from annotate.explain.nearest_request import Explanation, explain_misses, explain_request
-from annotate.explain.request_diff import compare_parts, parts_of
+from annotate.explain import Explanation, compare_parts, explain_misses, explain_request, parts_of
 from annotate.prompting.requests import AnnotateConfig
 from annotate.providers.scripted import ScriptedProvider, text_message
 from annotate.runs.plan import RunPlan, plan_run

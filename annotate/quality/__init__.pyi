@@ -1,6 +1,5 @@
-from .calibration import EDGES, Bin
-from .notes import same_actions
-from .quality import Quality, assess_run
-from .verdict import Judgement, judge
+from .comparisons import EDGES, Bin
+from .placement import same_actions
+from .verdict import Judgement, Quality, assess_run, judge
 
 __all__ = ["EDGES", "Bin", "Judgement", "Quality", "assess_run", "judge", "same_actions"]
