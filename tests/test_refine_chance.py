@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from refine.policies.rng import Chance, draw_uniforms
+from refine.policies.mlp import Chance, draw_uniforms
 
 
 def stream(seed: int) -> np.random.Generator:

@@ -15,9 +15,7 @@ from crash_points import SCENARIOS, state_of
 from small_disk import SmallDisk, mounted
 
 from storage.catalog.connection import insert_rows
-from storage.disk.atomic import copy_file, write_whole
-from storage.disk.disk_reserve import ROOM_BYTES, hold_room, release_room
-from storage.disk.os_errors import explain_disk, refused_file
+from storage.disk.atomic import ROOM_BYTES, copy_file, explain_disk, hold_room, refused_file, release_room, write_whole
 from storage.errors import BadInput, DiskFailed
 from storage.importing.pieces import RowFile
 from storage.ledger.responses import append_response, iterate_responses

@@ -22,8 +22,7 @@ from storage.schema import Array, Engine, Episode
 
 from .actors import Actor
 from .environments import Environment, Spaces, look_up_spaces, make_environment, package_versions, spaces_of
-from .promises import are_finite, broken, not_finite
-from .rollout_buffer import Tape
+from .rollout_buffer import Tape, are_finite, broken, not_finite
 from .rollouts import ENVIRONMENTS, acting_generator
 from .trust import Named
 

@@ -20,7 +20,8 @@ from storage.schema import Array, Episode
 
 from .actors import Actor
 from .environments import Environment, Step, bare_step, spaces_of
-from .promises import (
+from .rollout_buffer import (
+    Tape,
     are_finite,
     broken,
     complaint,
@@ -30,7 +31,6 @@ from .promises import (
     plain_observation,
     plain_reward,
 )
-from .rollout_buffer import Tape
 
 ENVIRONMENTS = 64
 MAKING_S = 0.05

@@ -1,6 +1,5 @@
-from .mlp import Acts, Head, MlpPolicy, Mode, OutputKind
+from .mlp import Acts, Chance, Head, MlpPolicy, Mode, OutputKind, draw_uniforms
 from .onnx_export import Agreement, export_onnx
-from .rng import Chance, draw_uniforms
 from .spaces import action_bounds, action_units, input_size, network_inputs, output_size
 
 __all__ = [

@@ -1,15 +1,20 @@
 from .atomic import (
     TEMPORARY,
     copy_file,
+    disk_failed,
     exclusive_lock,
+    explain_disk,
+    explain_full,
     gone_on_failure,
+    hold_room,
     publish_folder,
+    refused_file,
+    release_room,
     sync_file,
     sync_folder,
     write_whole,
+    writing,
 )
-from .disk_reserve import hold_room, release_room
-from .os_errors import disk_failed, explain_disk, explain_full, refused_file, writing
 from .untrusted import (
     MAX_BYTES,
     UnreadableError,
