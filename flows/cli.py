@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from rich.console import Console
 from rich.text import Text
 
-from storage.disk import explain_disk, refused_file
+from storage.disk import describe_invalid, explain_disk, refused_file
 from storage.errors import BadInput, TrajnoteError, TrajnoteWarning
 
 from .reporting import visible
@@ -88,9 +88,7 @@ def _fail(line: str, exit_code: int) -> None:
 
 def _first_problem(error: ValidationError) -> str:
     """The first field that does not fit, the value received, and what is allowed."""
-    first = error.errors(include_url=False)[0]
-    place = ".".join(str(part) for part in first["loc"])
-    return f"{place}: {first['msg']} (received {first['input']!r})" if place else first["msg"]
+    return describe_invalid(error.errors(include_url=False)[0])
 
 
 if __name__ == "__main__":

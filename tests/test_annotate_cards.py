@@ -119,7 +119,7 @@ def test_a_card_is_not_used_for_arguments_that_may_make_it_untrue():
 
 
 def test_an_environment_without_a_card_is_refused_with_what_to_do():
-    with pytest.raises(BadInput, match=r"no card for 'Nowhere-v0'.*CartPole-v1.*trajnote card new Nowhere-v0"):
+    with pytest.raises(BadInput, match=r"No card for 'Nowhere-v0'.*CartPole-v1.*trajnote card new Nowhere-v0"):
         load_card("Nowhere-v0")
     assert find_card("Nowhere-v0") is None
 
@@ -140,7 +140,7 @@ def test_a_card_with_todos_is_refused_with_the_list_of_what_remains(tmp_path: Pa
     ("old", "new", "expected"),
     [
         ('unit = "m"\n', 'unit = "m"\nunits = "m"\n', "components[0].units: Extra inputs are not permitted"),
-        ('goal = "reach the right end"\n', "", "goal: Field required"),
+        ('goal = "reach the right end"\n', "", "goal is missing"),
         ('name = "v"', 'name = "x"', "two components are called 'x'"),
         ('name = "v"', 'name = "reward"', "two components are called 'reward'"),
         ('name = "v"', 'name = "speed now"', "components[1].name: String should match pattern"),

@@ -113,7 +113,7 @@ def test_two_labellers_of_one_state_are_two_runs(toys: Store, tmp_path: Path) ->
         (row(confidence=float("nan")), "confidence: Input should be"),
         (row(confidence="high"), "confidence: Input should be a valid number (received 'high')"),
         (row(sugested_action=1), "sugested_action: Extra inputs are not permitted (received 1)"),
-        ({"dataset_id": "d1", "episode_id": 1, "suggested_action": 0}, "step: Field required"),
+        ({"dataset_id": "d1", "episode_id": 1, "suggested_action": 0}, "step is missing"),
         (row(), "imported has labelled step 2 of episode 1 in line 1"),
     ],
 )

@@ -175,8 +175,8 @@ def test_names_that_differ_from_the_dataset_are_refused(toys: Store) -> None:
 
 
 def test_options_for_rules_change_no_run_about_labels() -> None:
-    plain = AnnotateConfig().told
-    assert AnnotateConfig(rules=3, tables=9).told == plain
+    plain = AnnotateConfig().identity_fields
+    assert AnnotateConfig(rules=3, tables=9).identity_fields == plain
     assert not {"kind", "rules", "tables"} & plain.keys()
 
 
@@ -285,7 +285,7 @@ def test_one_bad_rule_keeps_all_of_them_out(toys: Store, tmp_path: Path) -> None
         ("deep.json", "[" * 100_000, "cannot be read as JSON"),
         ("long.json", "[" + " " * 1_000_001 + "]", "more than 1,000,000 bytes"),
         ("missing.json", None, "cannot be read"),
-        ("bytes.csv", b"\xff\xfe", "is no text: it is UTF-16"),
+        ("bytes.csv", b"\xff\xfe", "is not a text: it is UTF-16"),
         (
             "many.json",
             json.dumps([entry(f"x < {number}") for number in range(1_001)]),

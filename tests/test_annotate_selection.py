@@ -96,7 +96,7 @@ def test_fewer_episodes_than_strata_are_no_trouble() -> None:
 
 
 def test_an_unknown_method_is_refused() -> None:
-    with pytest.raises(BadInput, match="'best'; there are first, stratified, novel"):
+    with pytest.raises(BadInput, match=r"'best' is no way to select episodes. Known: first, stratified, novel"):
         select_episodes(toy_episodes(3), 1, method="best")  # pyright: ignore[reportArgumentType]
 
 

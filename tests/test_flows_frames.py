@@ -101,8 +101,8 @@ def test_frames_make_other_runs_and_other_second_requests_only(poles: Store) -> 
 
 def test_without_the_option_a_run_keeps_its_name(poles: Store) -> None:
     config = AnnotateConfig(**TWO_STAGE)
-    assert "frames" not in config.told
-    assert AnnotateConfig(**TWO_STAGE, frames=True).told["frames"] is True
+    assert "frames" not in config.identity_fields
+    assert AnnotateConfig(**TWO_STAGE, frames=True).identity_fields["frames"] is True
 
 
 def test_frames_need_the_second_stage() -> None:

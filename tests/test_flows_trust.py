@@ -424,7 +424,7 @@ def test_arguments_that_do_no_harm_are_used_as_the_data_say(
 def test_a_card_that_a_manifest_names_as_its_environment_is_not_read(folder: Folder, rollouts: Path, run: Say) -> None:
     card = write_card(folder, "CartPole-v1")
     store = plant_store(rollouts, folder, env_id=str(card))
-    with pytest.raises(AssertionError, match="There is no card for"):
+    with pytest.raises(AssertionError, match="No card for"):
         run(["annotate", "plan", "--dataset", "theirs", "--store", str(store.root)])
 
 

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 from pydantic import Field, StringConstraints, ValidationError, model_validator
 
 from storage.content_hash import canonical_json, sha256_bytes
-from storage.disk import parse_toml, read_file, shorten
+from storage.disk import describe_invalid, parse_toml, read_file, shorten
 from storage.errors import BadInput, DamagedStore
 from storage.schema import Frozen, Manifest, Space
 from storage.store import Store
@@ -78,7 +78,7 @@ class Event(Frozen):
 
 
 class Card(Frozen):
-    """What an annotator is told about an environment."""
+    """What a language model reads about an environment."""
 
     env_id: Text = Field(description="Gymnasium id")
     env_kwargs: Mapping[str, Any] = Field(default_factory=dict, description="arguments of make that this card needs")
@@ -262,12 +262,7 @@ def _placeholders(value: object, place: str = "") -> Iterable[str]:
 
 def _first_problem(error: ValidationError) -> str:
     first, *others = error.errors(include_url=False)
-    place = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in first["loc"]).lstrip(".")
-    received = first["input"]
-    shown = f" (received {shorten(repr(received))})" if isinstance(received, str | int | float) else ""
-    more = f"; and {len(others)} more" if others else ""
-    message = _one_line(first["msg"].removeprefix("Value error, "))
-    return f"{place}: {message}{shown}{more}" if place else f"{message}{more}"
+    return describe_invalid(first) + (f"; and {len(others)} more" if others else "")
 
 
 def _packaged(env_id: str) -> dict[Path, Card]:
@@ -298,7 +293,7 @@ def _no_card(env_id: str, env_kwargs: Mapping[str, Any] | None) -> str:
         given = json.dumps(_telling(env_kwargs), default=str)
         return f"There are cards of {env_id} for the arguments {there}, but none for {given}."
     known = sorted({read_card(path).card.env_id for path in packaged_cards()})
-    return f"There is no card for {env_id!r}; there are cards for {', '.join(known)}."
+    return f"No card for {env_id!r}. Known: {', '.join(known)}."
 
 
 def _observation_mismatch(card: Card, space: Space) -> str:
@@ -338,7 +333,3 @@ def _refuse_duplicates(what: str, names: Iterable[str]) -> None:
         if name in seen:
             raise ValueError(f"two {what}s are called {name!r}")
         seen.add(name)
-
-
-def _one_line(text: str) -> str:
-    return " ".join(text.split()).rstrip(".")

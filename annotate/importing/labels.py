@@ -18,7 +18,7 @@ from pydantic import ConfigDict, Field, StringConstraints, ValidationError
 from storage.annotations import insert_annotations
 from storage.content_hash import content_id
 from storage.datasets import catalogued_episodes, list_datasets, read_manifest
-from storage.disk import UnreadableError, decode_json, read_lines
+from storage.disk import UnreadableError, decode_json, describe_invalid, read_lines
 from storage.errors import BadInput
 from storage.ledger import enter_imported_run
 from storage.schema import Annotation, Frozen, Manifest
@@ -186,13 +186,9 @@ def _parse(text: str) -> LabelRow:
     try:
         return LabelRow.model_validate(value)
     except ValidationError as error:
-        raise ValueError("; ".join(_describe(problem) for problem in error.errors(include_url=False))) from None
-
-
-def _describe(problem: Mapping[str, Any]) -> str:
-    place = str(problem["loc"][0]) if problem["loc"] else "it"
-    shown = "" if problem["type"] == "missing" else f" (received {clean_text(repr(problem['input']), 60)})"
-    return f"{place}: {problem['msg']}{shown}"
+        raise ValueError(
+            "; ".join(describe_invalid(problem, levels=1) for problem in error.errors(include_url=False))
+        ) from None
 
 
 def read_import_action(action: float | list[float] | str, manifest: Manifest) -> tuple[tuple[float, ...], str]:

@@ -18,7 +18,7 @@ from pydantic import ConfigDict, Field, ValidationError
 from storage.annotations import Rule, insert_rules, rule_columns
 from storage.content_hash import content_id
 from storage.datasets import read_manifest
-from storage.disk import UnreadableError, decode_json, decode_toml, read_text
+from storage.disk import UnreadableError, decode_json, decode_toml, describe_invalid, read_text
 from storage.errors import BadInput
 from storage.ledger import enter_imported_run
 from storage.predicates import read_predicate
@@ -119,7 +119,7 @@ def _read_rule(entry: object, manifest: Manifest) -> dict[str, Any]:
         row = RuleRow.model_validate(entry)
     except ValidationError as error:
         problems = error.errors(include_url=False)
-        raise ValueError("; ".join(f"{p['loc'][0] if p['loc'] else 'it'}: {p['msg']}" for p in problems)) from None
+        raise ValueError("; ".join(describe_invalid(problem, levels=1) for problem in problems)) from None
     try:
         predicate = read_predicate(row.predicate, rule_columns(manifest)).text
     except BadInput as error:

@@ -6,9 +6,9 @@ from .budget import (
     Priced,
     claim,
     explain_dear_reply,
-    hasty,
     price_request,
     refuse_over_budget,
+    short_wait_catalog,
 )
 from .readings import digest, record_readings
 from .recovery import Note, enter_failure, leave_note, recover, settle
@@ -43,7 +43,6 @@ __all__ = [
     "enter_landed",
     "explain_dear_reply",
     "find_replies",
-    "hasty",
     "land",
     "land_reply",
     "leave_note",
@@ -55,6 +54,7 @@ __all__ = [
     "recover",
     "refuse_over_budget",
     "settle",
+    "short_wait_catalog",
     "sum_run",
     "unanswered",
     "withdraw_second",

@@ -80,7 +80,7 @@ class BudgetedCalls:
 
     def __init__(self, store: Store, run_id: str, provider: str, labels: int, budget_usd: float | None) -> None:
         self._store = store
-        self._catalog = hasty(store)
+        self._catalog = short_wait_catalog(store)
         self._run_id = run_id
         self._folder = store.responses_dir(run_id)
         self._provider = provider
@@ -149,7 +149,7 @@ class BudgetedCalls:
         return bool(claimed)
 
 
-def hasty(store: Store) -> Catalog:
+def short_wait_catalog(store: Store) -> Catalog:
     """The catalog, with a short wait for its lock."""
     return Catalog(store.catalog.path, min(store.catalog.wait_s, SHORT_WAIT_S))
 

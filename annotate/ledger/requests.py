@@ -44,7 +44,7 @@ class RequestStatus:
 
     @property
     def is_open(self) -> bool:
-        """Whether it may be asked now: it is not under way, and was not asked in vain too often."""
+        """Whether it may be asked now: it is not under way, and was not too often left without an answer."""
         return self.state == "pending" or (self.state == "failed" and self.attempts < MOST_ATTEMPTS)
 
 

@@ -1,6 +1,6 @@
 """Pictures in a request: one image with a tile for each critical step, and the sentence that says which is which.
 
-Where pictures come from is not known here; somebody who has the environment hands them in as the bytes of a PNG.
+The caller, who has the environment, hands each picture in as the bytes of a PNG.
 """
 
 from __future__ import annotations

@@ -84,7 +84,7 @@ class AnnotateConfig(Frozen):
         return limit if streamed else min(limit, MOST_UNSTREAMED_TOKENS)
 
     @property
-    def told(self) -> dict[str, Any]:
+    def identity_fields(self) -> dict[str, Any]:
         """What a run is named by; an option that was added later counts only where it is used."""
         if self.kind == "rules":
             return self.model_dump(mode="json", exclude={"windows", "two_stage", "frames"})

@@ -45,7 +45,7 @@ def select_episodes(
         BadInput: for an unknown method.
     """
     if method not in _ORDERS:
-        raise BadInput(f"There is no way of selecting called {method!r}; there are {', '.join(METHODS)}.")
+        raise BadInput(f"{method!r} is no way to select episodes. Known: {', '.join(METHODS)}.")
     chosen = _ORDERS[method](episodes, np.random.default_rng(seed))[:limit]
     return [episodes[place] for place in sorted(chosen)]
 
@@ -122,8 +122,8 @@ def _describe(episodes: Sequence[Episode]) -> NDArray[np.float64]:
     rows = [observation_rows(episode).astype(np.float64) for episode in episodes]
     spread = np.concatenate(rows).std(axis=0)
     unit = np.where(spread > 1e-9, spread, 1.0)
-    told = [np.append(np.quantile(states / unit, QUANTILES, axis=0).ravel(), states[-1] / unit) for states in rows]
-    return np.array(told)
+    features = [np.append(np.quantile(states / unit, QUANTILES, axis=0).ravel(), states[-1] / unit) for states in rows]
+    return np.array(features)
 
 
 _ORDERS: Mapping[str, Callable[[Sequence[Episode], np.random.Generator], list[int]]] = {

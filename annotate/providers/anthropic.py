@@ -161,7 +161,9 @@ class AnthropicProvider:
 
     def _ask_and_keep(self, client: anthropic.Anthropic, request: Request) -> Reply:
         reply = self._ask(client, request)
-        with suppress(Exception):  # it is not lost: whoever takes the reply tries again, and is told why it fails
+        with suppress(
+            Exception
+        ):  # it is not lost: the reply is landed again when it is taken, and the error is raised there
             self.keep(reply)
         return reply
 

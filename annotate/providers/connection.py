@@ -56,7 +56,7 @@ def read_key(base_url: str | None) -> SecretStr:
         return SecretStr(secret)
     if base_url is None:
         raise Prerequisite(
-            "There is no key for Anthropic's API.",
+            "Anthropic's API needs a key, and ANTHROPIC_API_KEY is empty.",
             "Set ANTHROPIC_API_KEY, or use --provider recorded, --provider file, or --base-url with your own server.",
         )
     return SecretStr("none")

@@ -117,12 +117,7 @@ def sum_up_replays(notes: Notes, replays: Sequence[LabelReplay]) -> ReplayEviden
 
 EDGES = (0.0, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 TELLING_GAP = 0.05
-"""A rise of agreement from the less to the more confident half that is worth the name."""
-SOURCES = {
-    "opinions": "share of the other opinions on the same step that agree",
-    "out_of_fold": "share foretold by a model of the other episodes' labels",
-    "replays": "share of the suggestions that did better than the logged action when replayed (ties left out)",
-}
+"""A rise of agreement from the less to the more confident half from which on confidence says something."""
 
 
 @dataclass(frozen=True)

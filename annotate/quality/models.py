@@ -107,19 +107,19 @@ FEWEST = 20
 
 @dataclass(frozen=True)
 class Consistency:
-    """How well labels can be foretold in episodes that were left out."""
+    """How well labels can be predicted in episodes that were left out."""
 
     measure: str  # "accuracy" when discrete; "explained" (share of the variance) when continuous
     score: float  # out of fold
     trivial: float  # of always saying the commonest action, or the mean, of the other folds
     lift: float  # score - trivial
     standard_error: float  # of the lift, by episodes
-    hits: Bools  # (L,) discrete: foretold exactly; continuous: nearer than the mean is
+    hits: Bools  # (L,) discrete: predicted exactly; continuous: nearer than the mean is
     shuffled: float  # score when labels are dealt out anew among their states: what chance reaches
 
 
 def measure_consistency(notes: Notes, seed: int = 0) -> Consistency | None:
-    """Foretell each label by a model of the other episodes' labels; None when there are too few.
+    """Predict each label by a model of the other episodes' labels; None when there are too few.
 
     Discrete: softmax regression on the standardised state and its products of two (ridge 1); its trivial rival says
     the commonest label. Continuous: ridge regression, whose trivial rival says the mean.
@@ -140,7 +140,7 @@ def measure_consistency(notes: Notes, seed: int = 0) -> Consistency | None:
 
 
 def _classes(notes: Notes, order: np.ndarray) -> tuple[Bools, Bools]:
-    """Which labels the model foretells, and which the commonest one of the other folds."""
+    """Which labels the model predicts, and which the commonest one of the other folds."""
     values, targets = np.unique(notes.classes[order], return_inverse=True)
     folds = fold_of(notes.episodes)
     said = predict_out_of_fold(features_of(notes.states), targets, folds, fit_classes(len(values)))

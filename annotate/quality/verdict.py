@@ -193,7 +193,7 @@ def _consistency(quality: Quality) -> Iterator[Reason]:
     found = quality.consistency
     if found is None:
         return
-    what = "are foretold" if found.measure == "accuracy" else "of their variance is explained"
+    what = "are predicted" if found.measure == "accuracy" else "of their variance is explained"
     rival = f"the commonest action {found.trivial:.0%}" if found.measure == "accuracy" else "their mean none"
     numbers = (
         f"{found.score:.0%} {what} by a small model of the other episodes' labels, {rival}, "
@@ -256,7 +256,7 @@ def _calibration(quality: Quality) -> Iterator[Reason]:
 def _source(source: str) -> str:
     return {
         "opinions": "agreement with other opinions",
-        "out_of_fold": "the share foretold from other episodes",
+        "out_of_fold": "the share predicted from other episodes",
         "replays": "the share that did better in replays",
     }[source]
 

@@ -38,14 +38,14 @@ class _Nobody:
     paid = False
 
     def prepare(self, known: Collection[str], pending: Collection[str], *, complete: bool) -> None:
-        """Nothing can go wrong."""
+        """Accept any request."""
 
     def answer(self, requests: Iterable[Request]) -> Generator[Reply]:
         """No replies."""
         yield from ()
 
     def late(self) -> list[Reply]:
-        """None."""
+        """Nothing is under way."""
         return []
 
 
@@ -67,7 +67,7 @@ def run_batches(
         plan: from `plan_run`.
         server: where the batches go.
         config: their size and number.
-        report: told of the progress.
+        report: called with what is counted, how many are done and how many there are.
         budget_usd: dollars that the run may cost over all its commands.
         max_tokens: cap on a reply; what the server allows the model when None.
         poll_s: seconds between two looks at the server while nothing happens.
@@ -135,7 +135,7 @@ def _refuse_to_wait_in_vain(store: Store, plan: RunPlan, server: BatchServer) ->
     elsewhere = [batch for batch in holding if not is_from_here(store, server, batch)]
     if elsewhere and len(elsewhere) == len(holding):
         said = "; ".join(tell_elsewhere(server, batch) for batch in elsewhere[:_REASONS])
-        raise Prerequisite(f"{len(elsewhere)} batches cannot be seen from here.", f"{said}.")
+        raise Prerequisite(f"{len(elsewhere)} batches were sent to another server or with another key.", f"{said}.")
 
 
 def _states(store: Store, plan: RunPlan) -> Counter[str]:

@@ -228,10 +228,10 @@ def _check_card(card: Card, manifest: Manifest) -> None:
 
 def _check_names(card: Card, manifest: Manifest) -> None:
     """Rules speak of columns, so the card's names must be those of the dataset."""
-    told, there = rule_names(card), rule_columns(manifest)
-    if told != there or len(told) == 1:
+    named, there = rule_names(card), rule_columns(manifest)
+    if named != there or len(named) == 1:
         raise BadInput(
-            f"The card of {card.env_id} calls the columns {', '.join(told)}; the dataset {manifest.dataset_id} has "
+            f"The card of {card.env_id} calls the columns {', '.join(named)}; the dataset {manifest.dataset_id} has "
             f"{', '.join(there)}.",
             "Rules need equal names: collect or import the dataset with this card (--card).",
         )
@@ -244,14 +244,14 @@ def _with_action_indices(episode: Episode, first_action: int) -> Episode:
 def _name_run(dataset_id: str, questioner: RequestBuilder, first_action: int) -> Run:
     """A run is named by what it says and how it chooses rows; a card's claims say nothing to a model."""
     card, config = questioner.card, questioner.config
-    told = [questioner.systems, card.model_dump(mode="json", exclude={"claims"}), config.told]
+    identity = [questioner.systems, card.model_dump(mode="json", exclude={"claims"}), config.identity_fields]
     version = prompt_version("rules" if config.kind == "rules" else "mark")
     return Run(
-        run_id=content_id("a_", [dataset_id, version, *told]),
+        run_id=content_id("a_", [dataset_id, version, *identity]),
         dataset_id=dataset_id,
         model=config.model,
         prompt_version=version,
         card_sha256=card_sha256(card),
-        config=config.told,
+        config=config.identity_fields,
         first_action=first_action,
     )

@@ -31,13 +31,13 @@ from ..ledger import (
     digest,
     enter_failure,
     enter_landed,
-    hasty,
     land_reply,
     leave_note,
     open_run,
     read_newest_replies,
     record_readings,
     recover,
+    short_wait_catalog,
     sum_run,
     unanswered,
     withdraw_second,
@@ -102,8 +102,8 @@ class RunSummary:
         if len(self.errors) > _REASONS:
             reasons.append(f"and {len(self.errors) - _REASONS} other reasons")
         missing = f"{self.errors.total()} of {self.pending + self.reused + self.answered} requests have no answer"
-        told = [f"{missing}: {'; '.join(reasons)}"] if reasons else []
-        problem = "; ".join([self.stopped, *told] if self.is_halted and self.stopped else told)
+        said = [f"{missing}: {'; '.join(reasons)}"] if reasons else []
+        problem = "; ".join([self.stopped, *said] if self.is_halted and self.stopped else said)
         return ProviderFailed(f"{problem}.", advise(self.errors, self.failed, self.stopped))
 
 
@@ -122,7 +122,7 @@ def annotate_run(
         store: holds the plan's dataset.
         plan: from `plan_run`.
         provider: who answers.
-        report: told of the progress.
+        report: called with what is counted, how many are done and how many there are.
         budget_usd: dollars that the run may cost over all its commands, where the provider is paid.
         max_tokens: cap on a reply; what the server allows the model when None, see `AnnotateConfig.cap`.
 
@@ -410,7 +410,7 @@ class _Worker:
             self._enter(self.store.catalog)
             return
         try:
-            self._enter(hasty(self.store))
+            self._enter(short_wait_catalog(self.store))
         except Exception:
             self.book.is_halted = True
 
@@ -455,7 +455,7 @@ class _Worker:
 
 
 def _silent(description: str, done: int, total: int | None) -> None:
-    """Nobody is told."""
+    """Report no progress."""
 
 
 _ADVICE = (
@@ -470,8 +470,8 @@ def advise(errors: Iterable[str], failed: int, stopped: str | None = None) -> st
     """What to do about requests without an answer."""
     if stopped and stopped.startswith(NO_BATCH):
         return GO_ON
-    told = [advice for word, advice in _ADVICE if any(word in error for error in errors)]
-    if told:
-        return " ".join(told)
+    found = [advice for word, advice in _ADVICE if any(word in error for error in errors)]
+    if found:
+        return " ".join(found)
     again = " `trajnote annotate retry` asks those anew that have failed." if failed else ""
     return f"What is answered is kept; the same command asks the others again.{again}"

@@ -12,9 +12,10 @@ from typing import Any, Literal, Self
 from zoneinfo import ZoneInfo
 
 from pydantic import BaseModel, Field, ValidationError, model_validator
+from pydantic_core import ErrorDetails
 
 from refine.policies import Mode
-from storage.disk import parse_toml, read_file, shorten
+from storage.disk import describe_invalid, parse_toml, read_file
 from storage.errors import BadInput, Prerequisite
 from storage.schema import Frozen
 
@@ -184,16 +185,11 @@ def _find(text: str, folder: Path) -> str:
     return f"{start}{colon}{folder / path}" if path and (folder / path).exists() else text
 
 
-def _describe(problem: Mapping[str, Any]) -> str:
-    place = ".".join(str(part) for part in problem["loc"])
+def _describe(problem: ErrorDetails) -> str:
     if problem["type"] == "extra_forbidden":
+        place = ".".join(str(part) for part in problem["loc"])
         return f"{place} is no key; allowed are {', '.join(_keys_beside(problem['loc']))}"
-    if problem["type"] == "missing":
-        return f"{place} is missing"
-    message = str(problem["msg"]).removeprefix("Value error, ")
-    return f"{place}: {message}" + (
-        "" if problem["type"] == "value_error" else f" (received {shorten(repr(problem['input']))})"
-    )
+    return describe_invalid(problem)
 
 
 def _keys_beside(place: tuple[int | str, ...]) -> list[str]:

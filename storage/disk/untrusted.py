@@ -19,6 +19,7 @@ from typing import IO, Any
 import numpy as np
 import zstandard
 from numpy.lib import format as npy
+from pydantic_core import ErrorDetails
 
 from ..errors import BadInput
 from ..schema import Array
@@ -210,6 +211,23 @@ def decode_text(text: str | bytes) -> str:
 def shorten(text: str, limit: int = 120) -> str:
     """Cut an untrusted text for a message."""
     return text if len(text) <= limit else f"{text[: limit - 1]}…"
+
+
+def describe_invalid(problem: ErrorDetails, *, levels: int | None = None) -> str:
+    """Where a value does not fit, what is allowed there and what was received, of one error of pydantic.
+
+    Args:
+        problem: one of `ValidationError.errors()`.
+        levels: parts of the place that are named; all when None.
+    """
+    parts = problem["loc"][:levels]
+    place = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in parts).lstrip(".")
+    if problem["type"] == "missing":
+        return f"{place} is missing"
+    message = " ".join(problem["msg"].removeprefix("Value error, ").split()).rstrip(".")
+    is_shown = problem["type"] != "value_error" and isinstance(problem["input"], str | int | float)
+    received = f" (received {shorten(repr(problem['input']))})" if is_shown else ""
+    return f"{place}: {message}{received}" if place else f"{message}{received}"
 
 
 def check_depth(value: object, most_levels: int = MAX_DEPTH, most_digits: int = MAX_DIGITS) -> None:
