@@ -30,7 +30,7 @@ from annotate.prompting.requests import AnnotateConfig
 from annotate.runs.plan import plan_run
 from flows.datasets.collection import CollectConfig
 from flows.datasets.recordings import gather
-from flows.deployment.night import Night, run_night, tell_night
+from flows.deployment.night import Night, describe_night, run_night
 from flows.deployment.settings import read_deployment
 from flows.runtime.prefect_server import quieten_prefect
 from storage.datasets.reader import iterate_episodes
@@ -329,7 +329,7 @@ def main() -> None:
     restless = restless_nights(folder, drops)
     print("\nundisturbed, for comparison:")
     for number, night in enumerate(nights, 1):
-        print(f"  night {number}: " + "; ".join(tell_night(night)[:2]))
+        print(f"  night {number}: " + "; ".join(describe_night(night)[:2]))
     print(f"\n{'':14} {'served, killed, repeated':>28} {'undisturbed':>28}")
     for name, value in restless.items():
         if name != "comparisons":

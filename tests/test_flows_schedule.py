@@ -155,12 +155,12 @@ def test_failures_and_promotions_are_told_to_a_block_and_its_address_to_nobody(s
     assert "Name it with `answers`" in Memo.said[-1][1]
 
     promoted = Night("nightly", promoted=True, policy_id="refined-1", verdicts=["gate: accepted"])
-    assert artifacts.tell_promotion("memo/me", promoted) is None
+    assert artifacts.notify_promotion("memo/me", promoted) is None
     assert Memo.said[-1] == ("trajnote nightly: refined-1 is in force", "gate: accepted")
-    assert artifacts.tell_promotion("memo/me", Night("nightly")) is None
-    assert artifacts.tell_warnings("memo/me", Night("nightly")) is None
+    assert artifacts.notify_promotion("memo/me", Night("nightly")) is None
+    assert artifacts.notify_warnings("memo/me", Night("nightly")) is None
     assert len(Memo.said) == 2
-    assert artifacts.tell_warnings("memo/me", Night("nightly", warnings=["no dataset"])) is None
+    assert artifacts.notify_warnings("memo/me", Night("nightly", warnings=["no dataset"])) is None
     assert Memo.said[-1] == ("trajnote nightly warns", "no dataset")
 
     received: list[Any] = []
@@ -230,9 +230,11 @@ def test_a_promotion_that_cannot_be_told_is_a_note_of_the_night(
 ) -> None:
     promoted = Night("nightly", promoted=True)
     monkeypatch.setattr(schedule, "run_night", lambda *arguments: promoted)
-    monkeypatch.setattr(schedule, "tell_promotion", lambda block, night: "the notice was not delivered: why")
+    monkeypatch.setattr(schedule, "notify_promotion", lambda block, night: "the notice was not delivered: why")
     _, config = schedule.read_deployment(None, settings)
-    assert schedule.run_told("nightly", config, lambda *told: None).notes == ("the notice was not delivered: why",)
+    assert schedule.run_and_notify("nightly", config, lambda *told: None).notes == (
+        "the notice was not delivered: why",
+    )
 
 
 def test_prefect_yaml_deploys_to_a_process_pool_and_a_worker_runs_it(settings: Path, api: str) -> None:

@@ -311,7 +311,7 @@ def test_pictures_and_frames_are_not_taken_in_an_environment_that_came_with_the_
     assert not folder.has_run
 
 
-def hand_over(way: str, store: Store, folder: Folder, victim: Path) -> Store:
+def export_policy(way: str, store: Store, folder: Folder, victim: Path) -> Store:
     """Bring a stranger's dataset into a store of this user."""
     if way == "copied store":
         return Store.open(shutil.copytree(store.root, victim))
@@ -345,7 +345,7 @@ def test_whichever_way_data_come_they_do_not_vouch_for_what_they_name(
     if way == "minari":
         pytest.importorskip("minari")
     claims = {"env_id": "planted:Planted-v0"} if kind == "environment" else {"policy": folder.policies["zip"]}
-    store = hand_over(way, plant_store(rollouts, folder, **claims), folder, tmp_path / "mine")
+    store = export_policy(way, plant_store(rollouts, folder, **claims), folder, tmp_path / "mine")
     (dataset_id,) = (path.name for path in store.rollouts_dir.iterdir())
     manifest = read_manifest(store, dataset_id)
     assert own_policy(store, manifest) is None

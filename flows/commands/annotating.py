@@ -129,7 +129,7 @@ def annotate_retry(
     )
     with progress_bars() as bars:
         summary = retry(Store.open(store), run, config, bars)
-    tell_run(summary, as_json)
+    print_run(summary, as_json)
 
 
 @annotations_app.command("import")
@@ -173,7 +173,7 @@ def _plan(config: LabelConfig, store: Path, dataset: str | None, *, as_json: boo
     from ..labelling import plan
 
     opened = Store.open(store)
-    _tell_plan(plan(opened, resolve_dataset(opened, dataset), config), as_json)
+    _print_plan(plan(opened, resolve_dataset(opened, dataset), config), as_json)
 
 
 def _run(config: LabelConfig, store: Path, dataset: str | None, export: Path | None, *, as_json: bool) -> None:
@@ -186,14 +186,14 @@ def _run(config: LabelConfig, store: Path, dataset: str | None, export: Path | N
     opened = Store.open(store)
     dataset_id = resolve_dataset(opened, dataset)
     if export is not None:
-        _tell_export(write_requests(opened, dataset_id, config, export), export, as_json)
+        _print_export(write_requests(opened, dataset_id, config, export), export, as_json)
         return
     with progress_bars() as bars:
         summary = label(opened, dataset_id, config, bars)
-    tell_run(summary, as_json)
+    print_run(summary, as_json)
 
 
-def _tell_plan(planned: Planned, as_json: bool) -> None:
+def _print_plan(planned: Planned, as_json: bool) -> None:
     estimate = planned.estimate
     told: dict[str, Any] = {
         "run_id": planned.plan.run.run_id,
@@ -218,13 +218,13 @@ def _tell_plan(planned: Planned, as_json: bool) -> None:
         f"{told['run_id']}: {estimate.requests} requests to {told['model']}, {estimate.answered} answered before",
         f"about {estimate.tokens.input} input tokens, {estimate.cached.cache_read} of them from the cache if it holds, "
         f"and {estimate.tokens.output} output tokens",
-        *_tell_dollars(estimate),
+        *_dollar_lines(estimate),
         f"how good: {estimate.basis}",
         "nothing was sent",
     )
 
 
-def _tell_dollars(estimate: Estimate) -> list[str]:
+def _dollar_lines(estimate: Estimate) -> list[str]:
     if estimate.cost_usd is None or estimate.cached_usd is None or estimate.worst_usd is None:
         return ["no list price is known for this model"]
     what = "in batches, at their discount" if estimate.batch else "in single calls; --provider batch costs about half"
@@ -235,14 +235,14 @@ def _tell_dollars(estimate: Estimate) -> list[str]:
     ]
 
 
-def _tell_export(count: int, path: Path, as_json: bool) -> None:
+def _print_export(count: int, path: Path, as_json: bool) -> None:
     if as_json:
         print_json({"requests": count, "path": str(path)})
     else:
         print_lines(f"{count} requests in {path}")
 
 
-def tell_run(summary: RunSummary, as_json: bool) -> None:
+def print_run(summary: RunSummary, as_json: bool) -> None:
     """Print what a run has come to.
 
     Raises:
@@ -274,7 +274,7 @@ def tell_run(summary: RunSummary, as_json: bool) -> None:
             }
         )
     else:
-        _tell_brought_and_bill(summary)
+        _print_summary(summary)
     if summary.failure is not None:
         raise summary.failure
 
@@ -282,7 +282,7 @@ def tell_run(summary: RunSummary, as_json: bool) -> None:
 _UNDER_WAY = "{} requests are under way in batches; `trajnote annotate ingest` enters their answers"
 
 
-def _tell_brought_and_bill(summary: RunSummary) -> None:
+def _print_summary(summary: RunSummary) -> None:
     state = "was done before" if summary.was_done else "is done" if summary.done else "is open: run the command again"
     if summary.pending and not summary.done:
         state = "is open"
@@ -290,19 +290,19 @@ def _tell_brought_and_bill(summary: RunSummary) -> None:
         state = "has failed"
     print_lines(
         f"{summary.run_id} of {summary.dataset_id} {state}",
-        f"{_tell_brought(summary)}, {summary.totals.rejections} rejections from {summary.episodes} episodes; "
+        f"{_gained(summary)}, {summary.totals.rejections} rejections from {summary.episodes} episodes; "
         f"{summary.answered} requests answered now, {summary.reused} before, {summary.pending} open",
-        *_tell_bill(summary),
+        *_bill_lines(summary),
         *((_UNDER_WAY.format(summary.under_way),) if summary.under_way else ()),
         *((f"stopped: {summary.stopped}",) if summary.stopped and not summary.is_halted else ()),
     )
 
 
-def _tell_brought(summary: RunSummary) -> str:
+def _gained(summary: RunSummary) -> str:
     return f"{summary.totals.rules} rules" if summary.totals.rules else f"{summary.totals.labels} labels"
 
 
-def _tell_bill(summary: RunSummary) -> list[str]:
+def _bill_lines(summary: RunSummary) -> list[str]:
     """The bill beside what was expected when the requests were sent."""
     cost, expected = summary.totals.cost_usd, summary.estimated_usd
     if not cost:
@@ -370,11 +370,11 @@ def annotate_poll(
         ]
         print_json({"batches": told, "unknown": unknown, "warnings": [p.warning for p in found if p.warning]})
     else:
-        _tell_polled(found, unknown)
+        _print_polled(found, unknown)
     _fail([polled.failure for polled in found if polled.failure])
 
 
-def _tell_polled(found: Sequence[Polled], unknown: Sequence[str]) -> None:
+def _print_polled(found: Sequence[Polled], unknown: Sequence[str]) -> None:
     for polled in found:
         counts = ", ".join(
             f"{count} {state}" for state, count in (polled.remote.counts if polled.remote else {}).items()
@@ -437,7 +437,7 @@ def annotate_quality(
         print_json({"dataset_id": dataset_id, "runs": [as_plain(checkup) for checkup in found]})
         return
     for checkup in found:
-        _tell_checkup(checkup)
+        _print_checkup(checkup)
 
 
 @annotate_app.command("why")
@@ -476,10 +476,10 @@ def annotate_why(
     if missing is not None:
         print_lines(f"{missing} requests have no answer in {store}" + (f"; the first {len(found)}:" if found else ""))
     for each in found:
-        _tell_explanation(each)
+        _print_explanation(each)
 
 
-def _tell_explanation(explanation: Explanation) -> None:
+def _print_explanation(explanation: Explanation) -> None:
     about = "" if explanation.episode_id is None else f", about episode {explanation.episode_id}"
     print_lines(f"{explanation.request_id} ({explanation.state}{about}): {explanation.words}")
     for difference in explanation.differences:
@@ -538,7 +538,7 @@ def annotations_replay(
         )
 
 
-def _tell_checkup(checkup: Checkup) -> None:
+def _print_checkup(checkup: Checkup) -> None:
     quality, judgement = checkup.quality, checkup.judgement
     print_lines(f"{quality.run_id} ({quality.model}): {judgement.verdict}")
     print_lines(*(f"  {reason.standing:<9} {reason.about}: {reason.text}" for reason in judgement.reasons))

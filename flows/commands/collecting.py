@@ -18,7 +18,7 @@ from .options import (
     JsonOption,
     NewCardOption,
     PolicyOption,
-    RunsOption,
+    RunOption,
     StoreOption,
     TrustOption,
 )
@@ -144,7 +144,7 @@ def export(
     store: StoreOption = DEFAULT_STORE,
     dataset: DatasetOption = None,
     labels: Annotated[bool, typer.Option("--labels", help="With the annotations, joined to their steps.")] = False,
-    run: RunsOption = None,
+    run: RunOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Write a dataset for other programs, with its labels if wanted; `import` gives it back bit for bit."""

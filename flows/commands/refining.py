@@ -156,7 +156,7 @@ def refine(
         )
     if track is not None:
         enter_run(opened, outcome, config, track)
-    _tell(outcome, as_json)
+    _print_outcome(outcome, as_json)
 
 
 def _appraise(
@@ -314,7 +314,7 @@ def pipeline(
         return
     with progress_bars() as bars, listening(bars), served(server):
         outcome = pipeline_flow(config)
-    _tell(outcome, as_json)
+    _print_outcome(outcome, as_json)
 
 
 def _go_round(pipeline: PipelineConfig, rounds: int, server: Server | None, as_json: bool) -> None:
@@ -358,9 +358,9 @@ def demo(
     replay = result.replay
     if as_json:
         more = {"seconds": result.seconds, "replay_exact": replay.exact, "report": result.report}
-        _tell(result.outcome, as_json, more)
+        _print_outcome(result.outcome, as_json, more)
         return
-    _tell(result.outcome, as_json)
+    _print_outcome(result.outcome, as_json)
     print_lines(f"replay of episode {replay.episode_id}: {replay.detail}", f"{result.seconds:.0f} seconds")
     print_lines(str(result.report or "a report to look at needs the extra: pip install 'trajnote[plots]'"))
 
@@ -375,7 +375,7 @@ def _configure(refine: dict[str, Any], gate: dict[str, Any], workers: int | None
     )
 
 
-def _tell(outcome: Outcome, as_json: bool, extra: dict[str, Any] | None = None) -> None:
+def _print_outcome(outcome: Outcome, as_json: bool, extra: dict[str, Any] | None = None) -> None:
     from ..refinement import show_comparison
 
     shown = show_comparison(outcome)

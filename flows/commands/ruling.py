@@ -74,7 +74,7 @@ def rules_list(
         f"{dataset_id}: {len(found.rules)} rules match {found.covered} of {found.steps} steps ({share:.1%})",
         [_rule_row(number, rule) for number, rule in enumerate(found.rules, 1)],
     )
-    _tell_conflicts(found.rules, found.conflicts)
+    _print_conflicts(found.rules, found.conflicts)
 
 
 def _rule_row(number: int, rule: Mapping[str, Any]) -> dict[str, object]:
@@ -96,7 +96,7 @@ def _percent(share: float | None, count: int | None = None) -> str:
     return f"{share:.0%}" if count is None else f"{share:.0%} of {count}"
 
 
-def _tell_conflicts(rules: Sequence[Mapping[str, Any]], conflicts: Sequence[Mapping[str, Any]]) -> None:
+def _print_conflicts(rules: Sequence[Mapping[str, Any]], conflicts: Sequence[Mapping[str, Any]]) -> None:
     numbers = {rule["rule_id"]: number for number, rule in enumerate(rules, 1)}
     if not conflicts:
         print_lines("no two rules say different things of one step")

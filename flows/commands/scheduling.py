@@ -56,18 +56,18 @@ def nightly(
 
     name, config = read_deployment(deployment, settings, store)
     quieten_prefect()
-    from ..deployment import as_plain, run_told, tell_night
+    from ..deployment import as_plain, describe_night, run_and_notify
     from ..runtime import served, start_server
 
     server = (
         served(start_server(needed=False)) if config.notify else nullcontext()
     )  # Prefect keeps the block that sends notices
     with server, progress_bars() as bars:
-        night = run_told(name, config, bars)
+        night = run_and_notify(name, config, bars)
     if as_json:
         print_json(as_plain(night))
         return
-    print_lines(*tell_night(night))
+    print_lines(*describe_night(night))
     if night.rows:
         print_table("arms", night.rows)
 

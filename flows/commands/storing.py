@@ -193,9 +193,9 @@ def policy_export(
     """
     from storage.store import Store
 
-    from ..policies import hand_over
+    from ..policies import export_policy
 
-    written = hand_over(Store.open(store), policy, out)
+    written = export_policy(Store.open(store), policy, out)
     if as_json:
         print_json({"path": str(written.path), "policy_id": written.policy_id, **vars(written.agreement)})
     else:

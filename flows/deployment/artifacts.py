@@ -32,7 +32,7 @@ from storage.errors import TrajnoteError
 from storage.store import Store
 
 from ..refinement import Outcome, show_comparison
-from .night import Night, tell_night
+from .night import Night, describe_night
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -50,14 +50,14 @@ class Summary:
     report: Path | None = None
 
 
-def publish(key: str, told: Summary) -> None:
+def publish(key: str, summary: Summary) -> None:
     """Leave a summary as two artifacts, `<key>` and `<key>-table`; every run adds a version of them."""
     name = re.sub(r"[^a-z0-9]+", "-", key.lower()).strip("-")
     try:
-        create_markdown_artifact(as_markdown(told), key=name, description=told.title)
-        if told.rows:
-            rows = [{name: _cell(value) for name, value in row.items()} for row in told.rows]
-            create_table_artifact(rows, key=f"{name}-table", description=told.title)
+        create_markdown_artifact(as_markdown(summary), key=name, description=summary.title)
+        if summary.rows:
+            rows = [{name: _cell(value) for name, value in row.items()} for row in summary.rows]
+            create_table_artifact(rows, key=f"{name}-table", description=summary.title)
     except (PrefectException, OSError, RuntimeError) as error:
         _LOG.warning("no artifact was left: %s", error)
 
@@ -68,12 +68,12 @@ def log_warnings(warnings: Sequence[str]) -> None:
         get_run_logger().warning("%s", warning)
 
 
-def as_markdown(told: Summary) -> str:
+def as_markdown(summary: Summary) -> str:
     """A heading and a list; what comes from files and models is text, never markup."""
-    lines = [f"- {_escape(line)}" for line in told.lines]
-    if told.report is not None:
-        lines.append(f"- report: [{_escape(told.report.name)}]({told.report.as_uri()})")
-    return "\n".join([f"## {_escape(told.title)}", "", *lines])
+    lines = [f"- {_escape(line)}" for line in summary.lines]
+    if summary.report is not None:
+        lines.append(f"- report: [{_escape(summary.report.name)}]({summary.report.as_uri()})")
+    return "\n".join([f"## {_escape(summary.title)}", "", *lines])
 
 
 def fail_with_message(work: Callable[P, R]) -> Callable[P, R]:
@@ -96,7 +96,7 @@ def fail_with_message(work: Callable[P, R]) -> Callable[P, R]:
     return run
 
 
-def tell_dataset(store: Store, dataset_id: str) -> Summary:
+def summarise_dataset(store: Store, dataset_id: str) -> Summary:
     """A dataset: episodes, steps and the mean return with its interval."""
     from refine.evaluation import interval  # scipy takes a while to load
 
@@ -108,7 +108,7 @@ def tell_dataset(store: Store, dataset_id: str) -> Summary:
     return Summary(f"dataset {dataset_id}", [said], [counted | {"return [95%]": returns}])
 
 
-def tell_labels(summary: RunSummary) -> Summary:
+def summarise_labels(summary: RunSummary) -> Summary:
     """An annotation run: requests, labels and dollars."""
     dollars = summary.totals.cost_usd
     told: dict[str, object] = {
@@ -129,14 +129,14 @@ def tell_labels(summary: RunSummary) -> Summary:
     return Summary(f"labels of {summary.dataset_id}", lines, [told])
 
 
-def tell_outcome(outcome: Outcome) -> Summary:
+def summarise_outcome(outcome: Outcome) -> Summary:
     """A refinement: the arms with their returns, the gate and the verdicts."""
     shown = show_comparison(outcome)
     start = f"{outcome.n_labels} labels; baseline: {outcome.baseline.origin}"
     return Summary(f"refinement of {outcome.dataset_id}", [start, *shown.sentences], shown.rows)
 
 
-def tell_artifact(night: Night) -> Summary:
+def summarise_night(night: Night) -> Summary:
     """A night: what it did; the table has the arms of a refinement, or the counts where there was none."""
     counts: dict[str, object] = {
         "datasets": len(night.took_in),
@@ -148,7 +148,7 @@ def tell_artifact(night: Night) -> Summary:
         "dollars": round(night.dollars, 6),
         "in force": night.policy_id,
     }
-    lines = [line for line in tell_night(night) if not line.startswith("report: ")]
+    lines = [line for line in describe_night(night) if not line.startswith("report: ")]
     return Summary(f"night of {night.deployment}", lines, [*night.rows] or [counts], night.report)
 
 
@@ -187,21 +187,21 @@ def notify(block: str | None, subject: str, body: str) -> str | None:
         return f"the notice was not delivered: the block {block} failed with {type(error).__name__}"
 
 
-def tell_promotion(block: str | None, night: Night) -> str | None:
+def notify_promotion(block: str | None, night: Night) -> str | None:
     """Send a notice if a night has promoted a policy; returns as `notify`."""
     if not night.promoted:
         return None
     return notify(block, f"trajnote {night.deployment}: {night.policy_id} is in force", "\n".join(night.verdicts))
 
 
-def tell_warnings(block: str | None, night: Night) -> str | None:
+def notify_warnings(block: str | None, night: Night) -> str | None:
     """Send a notice of what a night warns of, if there is anything; returns as `notify`."""
     if not night.warnings:
         return None
     return notify(block, f"trajnote {night.deployment} warns", "\n".join(night.warnings))
 
 
-def tell_failure(block: str | None, deployment: str, error: Exception) -> str | None:
+def notify_failure(block: str | None, deployment: str, error: Exception) -> str | None:
     """Send a notice of a failure; returns as `notify`."""
     return notify(block, f"trajnote {deployment} failed", f"{error}" or type(error).__name__)
 

@@ -226,13 +226,13 @@ class _Night:
         )
         decision = _judge(outcome, before.removeprefix("policy:") if before else None)
         record_decision(self.store, self.deployment, len(decisions), decision)
-        self._tell(outcome, decision)
+        self._enter_outcome(outcome, decision)
 
     def _labelled(self) -> list[str]:
         """The deployment's datasets that have labels, the newest first."""
         return [id_ for id_ in self._datasets() if count_labels(self.store, [id_])]
 
-    def _tell(self, outcome: Outcome, decision: Decision) -> None:
+    def _enter_outcome(self, outcome: Outcome, decision: Decision) -> None:
         self.night.comparison_id = outcome.comparison_id
         self.night.promoted, self.night.decision = decision.promoted, decision.reason
         shown = show_comparison(outcome)
@@ -295,7 +295,7 @@ def as_plain(night: Night) -> dict[str, Any]:
     return {**vars(night), "report": str(night.report) if night.report else None}
 
 
-def tell_night(night: Night) -> list[str]:
+def describe_night(night: Night) -> list[str]:
     """What a night has done, in lines."""
     began = f"the night that began {night.killed} was killed; this one goes on from there"
     return [

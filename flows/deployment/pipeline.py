@@ -21,7 +21,7 @@ from ..datasets import CollectConfig, gather
 from ..labelling import LabelConfig, label_some
 from ..refinement import ImproveConfig, Outcome, RoundsConfig, Series, Work, improve, run_rounds, show_comparison
 from ..runtime import listener
-from .artifacts import fail_with_message, publish, tell_dataset, tell_labels, tell_outcome
+from .artifacts import fail_with_message, publish, summarise_dataset, summarise_labels, summarise_outcome
 
 STORE = Path("trajnote-store")
 
@@ -47,7 +47,7 @@ def collect_task(store: Path, config: CollectConfig, card: str | None = None) ->
     """Collect a dataset under its card's names; returns its id."""
     opened = Store.create(store)
     dataset_id = gather(opened, config, card=card, report=listener()).dataset_id
-    publish(f"collect-{dataset_id}", tell_dataset(opened, dataset_id))
+    publish(f"collect-{dataset_id}", summarise_dataset(opened, dataset_id))
     return dataset_id
 
 
@@ -55,7 +55,7 @@ def collect_task(store: Path, config: CollectConfig, card: str | None = None) ->
 def label_task(store: Path, dataset_id: str, config: LabelConfig) -> str:
     """Annotate a dataset; returns the id of the run."""
     summary = label_some(Store.open(store), dataset_id, config, listener())
-    publish(f"label-{dataset_id}", tell_labels(summary))
+    publish(f"label-{dataset_id}", summarise_labels(summary))
     return summary.run_id
 
 
@@ -63,7 +63,7 @@ def label_task(store: Path, dataset_id: str, config: LabelConfig) -> str:
 def improve_task(store: Path, dataset_id: str, run_ids: list[str], config: ImproveConfig) -> Outcome:
     """Refine and judge."""
     outcome = improve(Store.open(store), dataset_id, config, run_ids=run_ids, report=listener())
-    publish(f"improve-{dataset_id}", tell_outcome(outcome))
+    publish(f"improve-{dataset_id}", summarise_outcome(outcome))
     return outcome
 
 

@@ -25,11 +25,11 @@ from ..runtime import Report, listener
 from .artifacts import (
     fail_with_message,
     log_warnings,
+    notify_failure,
+    notify_promotion,
+    notify_warnings,
     publish,
-    tell_artifact,
-    tell_failure,
-    tell_promotion,
-    tell_warnings,
+    summarise_night,
 )
 from .night import Night, as_plain, run_night
 from .settings import SETTINGS, DeploymentConfig, read_deployment, read_settings
@@ -43,26 +43,26 @@ def nightly_flow(deployment: str | None = None, settings: Path = SETTINGS, store
     """Run a deployment of `trajnote.toml` once; while it runs already, this ends at once in the state `Skipped`."""
     name, config = read_deployment(deployment, settings, store)
     try:
-        night = run_told(name, config, listener())
+        night = run_and_notify(name, config, listener())
     except AlreadyRunning as error:
         return Completed(name=SKIPPED, message=str(error))  # pyright: ignore[reportReturnType] -- Prefect takes states
     log_warnings(night.warnings)
-    publish(f"nightly-{name}", tell_artifact(night))
+    publish(f"nightly-{name}", summarise_night(night))
     return as_plain(night)
 
 
-def run_told(name: str, config: DeploymentConfig, report: Report) -> Night:
+def run_and_notify(name: str, config: DeploymentConfig, report: Report) -> Night:
     """Run a night, and send notices of a promotion, warnings or a failure; the failure is raised again."""
     try:
         night = run_night(Store.create(config.store), name, config, report)
     except AlreadyRunning:
         raise
     except Exception as error:
-        undelivered = tell_failure(config.notify, name, error)
+        undelivered = notify_failure(config.notify, name, error)
         if undelivered and isinstance(error, TrajnoteError):
             error.hint = f"{error.hint} ({undelivered})".strip()
         raise
-    undelivered = [tell_promotion(config.notify, night), tell_warnings(config.notify, night)]
+    undelivered = [notify_promotion(config.notify, night), notify_warnings(config.notify, night)]
     night.notes = tuple(dict.fromkeys([*night.notes, *filter(None, undelivered)]))
     return night
 

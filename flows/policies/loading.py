@@ -98,7 +98,7 @@ def _open_portable(spec: str, name: str, spaces: Spaces, store: Store | None) ->
 
 
 @dataclass(frozen=True)
-class HandedOver:
+class ExportedPolicy:
     """A written policy."""
 
     policy_id: str
@@ -106,7 +106,7 @@ class HandedOver:
     agreement: Agreement
 
 
-def hand_over(store: Store, policy: str | None, out: Path | None) -> HandedOver:
+def export_policy(store: Store, policy: str | None, out: Path | None) -> ExportedPolicy:
     """Write a stored policy as ONNX.
 
     Args:
@@ -123,7 +123,7 @@ def hand_over(store: Store, policy: str | None, out: Path | None) -> HandedOver:
     content, agreement = export_onnx(network, _seen(store, policy_id))
     path = out or Path(f"{policy_id}.onnx")
     write_whole(path, content)
-    return HandedOver(policy_id, path, agreement)
+    return ExportedPolicy(policy_id, path, agreement)
 
 
 def _seen(store: Store, policy_id: str) -> Array | None:

@@ -97,7 +97,7 @@ def improve(
         raise BadInput("Rules speak of all states that they match, so there are no others to compare with.")
     material = replace(material, log_dir=config.log_dir)
     judge = Evaluator(store, *home, config.workers, manifest.max_steps)
-    warnings += tuple(_tell_changes(judge, read_manifest(store, each)) for each in (dataset_id, *also))
+    warnings += tuple(_warn_of_changes(judge, read_manifest(store, each)) for each in (dataset_id, *also))
     warnings = tuple(filter(None, warnings))
     contest = ComparisonPlan(material, judge, config.gate, report, config.references)
     comparison = contest.run()
@@ -168,7 +168,7 @@ def _home_of(store: Store, manifest: Manifest, named: Named | None) -> Home:
     return home
 
 
-def _tell_changes(judge: Evaluator, manifest: Manifest) -> str:
+def _warn_of_changes(judge: Evaluator, manifest: Manifest) -> str:
     """A warning for a dataset whose environment has other code by now; empty if it is the same."""
     if manifest.source == "import":
         return ""

@@ -8,7 +8,7 @@ from ..labelling import Checkup
 from .page.charts import arm_name
 from .page.facts import Facts, Row
 from .page.labels import action_table
-from .page.origins import list_commands, tell_configuration, tell_lineage, tell_prompt, tell_spending
+from .page.origins import configuration_tables, lineage_rows, list_commands, prompt_row, spending_rows
 from .page.wording import interval_of, number, plain_reason, read_object, spread
 
 
@@ -34,10 +34,10 @@ def tell(facts: Facts, labels: Sequence[Row], checkups: Sequence[Checkup]) -> Ro
         "rejections": _rejections(facts.rejections),
         "rules": [_rule(number, row) for number, row in enumerate(facts.rules, 1)],
         "ruled": facts.ruled,
-        "spending": tell_spending(facts),
-        "lineage": tell_lineage(facts),
-        "prompts": [tell_prompt(row) for row in facts.prompts],
-        "configuration": tell_configuration(facts),
+        "spending": spending_rows(facts),
+        "lineage": lineage_rows(facts),
+        "prompts": [prompt_row(row) for row in facts.prompts],
+        "configuration": configuration_tables(facts),
         "commands": list_commands(facts),
         "level": facts.level,
         "action_table": action_table(labels, manifest.action_names) if manifest.action_space.is_discrete else [],

@@ -14,7 +14,7 @@ from .facts import Facts, Row
 from .wording import Pairs, number, pairs_of, read_object, when
 
 
-def tell_spending(facts: Facts) -> list[Row]:
+def spending_rows(facts: Facts) -> list[Row]:
     """Dollars and tokens of each run, planned and spent."""
     questions = {row["run_id"]: row for row in facts.questions}
     runs = {row["run_id"]: row for row in facts.runs}
@@ -53,7 +53,7 @@ def _planned(asked: Row | None, run: Row) -> float | None:
     )
 
 
-def tell_lineage(facts: Facts) -> list[Row]:
+def lineage_rows(facts: Facts) -> list[Row]:
     """From the policy in force back to the rollouts, each with what it is and what it came from."""
     manifest = facts.manifest
     chain = [_ancestor(row) for row in facts.policies]
@@ -98,7 +98,7 @@ def _ancestor(policy: Row) -> Row:
     }
 
 
-def tell_prompt(row: Row) -> Row:
+def prompt_row(row: Row) -> Row:
     """One request in readable form: the system part and the first message."""
     body = read_object(row["body"])
     messages = body.get("messages") or [{}]
@@ -117,7 +117,7 @@ def _text(content: Any) -> str:
     return str(content or "")
 
 
-def tell_configuration(facts: Facts) -> list[tuple[str, Pairs]]:
+def configuration_tables(facts: Facts) -> list[tuple[str, Pairs]]:
     """Tables of settings, each with its title."""
     manifest = facts.manifest
     config = read_object(facts.judged["config"]) if facts.judged else {}
