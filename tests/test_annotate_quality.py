@@ -14,7 +14,7 @@ from annotate.quality.comparisons import measure_agreement, measure_calibration
 from annotate.quality.models import clustered_error, discounted_returns, measure_consistency, measure_salience
 from annotate.quality.placement import Notes, measure_coverage, place_notes, same_actions
 from annotate.quality.verdict import Quality, assess_run, judge
-from storage.annotations.label_replays import LabelReplay
+from storage.annotations.annotations import LabelReplay
 from storage.datasets.reader import StepArrays
 from storage.schema import Annotation, Space
 

@@ -19,7 +19,7 @@ from annotate.runs.plan import plan_run
 from annotate.runs.run import annotate_run
 from flows.labelling.annotation import plan
 from flows.labelling.questions import LabelConfig
-from storage.datasets.adopt import adopt_dataset
+from storage.datasets.registry import adopt_dataset
 from storage.errors import BadInput
 from storage.schema import Episode
 from storage.store import Store

@@ -22,8 +22,7 @@ from flows.simulation.branches import Branch, play_branches
 from flows.simulation.environments import Spaces
 from flows.simulation.trust import Named, find_home
 from refine.policies.mlp import MlpPolicy
-from storage.annotations.annotations import insert_annotations
-from storage.annotations.label_replays import load_label_replays
+from storage.annotations.annotations import insert_annotations, load_label_replays
 from storage.catalog.connection import insert_rows
 from storage.datasets.reader import StepsWriter, iterate_episodes, read_episode, read_manifest
 from storage.errors import BadInput, Prerequisite

@@ -27,8 +27,7 @@ from flows.deployment.night import Night, run_night
 from flows.deployment.settings import DeploymentConfig
 from flows.simulation.fingerprint import Fingerprint
 from storage.errors import Prerequisite, ProviderFailed
-from storage.policies.deployments import AlreadyRunning, deployment_lock
-from storage.policies.promotions import list_decisions, list_in_force, list_intakes
+from storage.policies.deployments import AlreadyRunning, deployment_lock, list_decisions, list_in_force, list_intakes
 from storage.store import Store
 
 TESTS = Path(__file__).parent

@@ -12,7 +12,7 @@ from toy_datasets import make_draft, make_episode, write
 
 from flows.deployment.night import Night, run_night
 from flows.deployment.settings import DeploymentConfig
-from storage.policies.promotions import count_labels
+from storage.policies.deployments import count_labels
 from storage.store import Store
 
 

@@ -30,8 +30,7 @@ from flows.runtime.runners import PROCESSES, Runner, chosen_runner, parse_runner
 from flows.simulation.trust import Named
 from flows.simulation.workers import play_policies
 from refine.labels.labels import labels_from_annotations
-from storage.annotations.annotations import load_annotations
-from storage.annotations.label_replays import load_label_replays
+from storage.annotations.annotations import load_annotations, load_label_replays
 from storage.datasets.reader import read_steps
 from storage.errors import BadInput, Prerequisite, TrajnoteError
 from storage.schema import Manifest

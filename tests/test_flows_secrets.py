@@ -25,7 +25,7 @@ from annotate.prompting.requests import Request
 from annotate.providers.anthropic import AnthropicProvider
 from annotate.providers.batch import BatchServer
 from flows.cli import main
-from storage.datasets.adopt import adopt_dataset
+from storage.datasets.registry import adopt_dataset
 from storage.ledger.responses import read_frames
 from storage.store import Store
 

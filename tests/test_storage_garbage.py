@@ -11,9 +11,8 @@ from toy_datasets import make_draft, make_episode, write
 
 from storage.catalog.connection import insert_rows
 from storage.errors import BadInput
-from storage.policies.deployments import AlreadyRunning, deployment_lock
+from storage.policies.deployments import AlreadyRunning, Decision, deployment_lock, record_decision, record_intake
 from storage.policies.policies import save_policy
-from storage.policies.promotions import Decision, record_decision, record_intake
 from storage.store import Store
 from storage.upkeep.garbage import delete_garbage, find_garbage
 from storage.upkeep.verify import verify_store

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from toy_datasets import make_draft, make_episode, write
 
-from storage.annotations.label_replays import LabelReplay, insert_label_replays, load_label_replays
+from storage.annotations.annotations import LabelReplay, insert_label_replays, load_label_replays
 from storage.catalog.connection import insert_rows
 from storage.schema import Space
 from storage.store import Store

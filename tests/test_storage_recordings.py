@@ -20,7 +20,7 @@ from storage.datasets.reader import iterate_episodes
 from storage.datasets.writer import StepsWriter
 from storage.errors import BadInput
 from storage.importing import pieces
-from storage.importing.column_mapping import parse_columns
+from storage.importing.cells import parse_columns
 from storage.importing.import_dataset import import_recording, import_rows, open_recording
 from storage.importing.import_report import ImportReport
 from storage.schema import Episode, Manifest

@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 from toy_datasets import BOX3, make_draft, make_episode, write
 
-from storage.annotations.rule_summaries import list_rule_runs, summarise_rules
-from storage.annotations.rules import Rule, insert_rules, load_rules, match_rules
+from storage.annotations.rules import Rule, insert_rules, list_rule_runs, load_rules, match_rules, summarise_rules
 from storage.catalog import views
 from storage.catalog.connection import Catalog, insert_rows
 from storage.catalog.migrations import MIGRATIONS, migrate

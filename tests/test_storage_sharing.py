@@ -19,13 +19,12 @@ from toy_datasets import make_draft, make_episode, write
 from benchmarks.object_server import KEY_ID, SECRET, s3_server
 from flows.cli import main
 from storage.catalog.connection import insert_rows
-from storage.datasets.adopt import adopt_dataset
+from storage.datasets.registry import adopt_dataset
 from storage.errors import BadInput, DamagedStore, DiskFailed, Prerequisite, RemoteFailed
 from storage.remote import push as pushing
-from storage.remote.download import local_copy
 from storage.remote.pull import pull_store
 from storage.remote.push import push_store
-from storage.remote.remote import Remote
+from storage.remote.remote import Remote, local_copy
 from storage.remote.snapshots import find_newest, read_snapshot
 from storage.remote.tables import export_tables
 from storage.store import Store
@@ -248,7 +247,7 @@ def test_a_dataset_or_a_file_of_rows_is_imported_by_its_url(filled: Store, bucke
     with local_copy(shard.as_uri()) as copy:
         assert copy.read_bytes() == shard.read_bytes()
     assert not copy.exists()
-    with pytest.raises(BadInput, match="nothing at"), local_copy(f"{bucket}/rollouts/d2"):
+    with pytest.raises(BadInput, match="does not exist"), local_copy(f"{bucket}/rollouts/d2"):
         pass
 
 

@@ -17,7 +17,7 @@ from storage.datasets.reader import iterate_episodes
 from storage.errors import BadInput
 from storage.importing import text_rows
 from storage.importing.action_kinds import Choices
-from storage.importing.column_mapping import parse_columns
+from storage.importing.cells import parse_columns
 from storage.importing.import_dataset import import_recording, open_recording
 from storage.importing.import_report import ImportReport
 from storage.schema import Manifest

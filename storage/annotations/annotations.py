@@ -1,9 +1,13 @@
-"""Annotations and rejections as rows of the catalog. What makes an annotation valid is the annotators' business."""
+"""Annotations, rejections and label replays as rows of the catalog.
+
+What makes an annotation valid is decided in `annotate`. A replay is evidence beside an annotation; it removes none.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import fields
+from dataclasses import dataclass, fields
+from typing import Any, TypeVar
 
 import pyarrow as pa
 
@@ -12,6 +16,7 @@ from ..errors import BadInput
 from ..schema import Annotation, Rejection
 from ..store import Store
 
+T = TypeVar("T")
 _COLUMNS = ", ".join(field.name for field in fields(Annotation))
 
 
@@ -83,12 +88,12 @@ def load_annotations(store: Store, dataset_id: str, run_ids: Sequence[str] | Non
     rows = rows_of_runs(
         store, "annotations", _COLUMNS, dataset_id, run_ids, order="episode_id, step, run_id, annotation_id"
     )
-    return [_annotation(row) for row in rows]
+    return [from_row(Annotation, row) for row in rows]
 
 
 def rows_of_runs(
     store: Store, table: str, columns: str, dataset_id: str, run_ids: Sequence[str] | None, *, order: str
-) -> list[tuple[object, ...]]:
+) -> list[tuple[Any, ...]]:
     """Rows of a table that some annotation runs made about a dataset.
 
     Args:
@@ -135,9 +140,55 @@ def count_rejections(store: Store) -> dict[str, dict[str, int]]:
     return counted
 
 
-def _annotation(row: tuple[object, ...]) -> Annotation:
-    values = {field.name: value for field, value in zip(fields(Annotation), row, strict=True)}
-    suggestion = values["suggested_action"]
-    if isinstance(suggestion, list):
-        values["suggested_action"] = tuple(suggestion)
-    return Annotation(**values)  # pyright: ignore[reportArgumentType] -- the table's columns have these types
+def from_row(kind: type[T], row: Sequence[Any]) -> T:
+    """A row of all fields of a dataclass, in their order; a list becomes a tuple."""
+    return kind(*(tuple(value) if isinstance(value, list) else value for value in row))
+
+
+@dataclass(frozen=True)
+class LabelReplay:
+    """A suggestion taken once in its exact state, against the logged action, both followed by the same policy."""
+
+    label_replay_id: str
+    annotation_id: str
+    dataset_id: str
+    episode_id: int
+    step: int
+    policy_sha256: str  # of the policy that goes on after the one action
+    mode: str  # how it acts
+    continuations: int  # pairs of continuations, each pair with the same chance
+    exact: bool  # whether the state was reached bit for bit; nothing is measured otherwise
+    suggested_return: float | None  # mean sum of rewards from this step on
+    logged_return: float | None
+    advantage: float | None  # suggested minus logged
+    advantages: tuple[float, ...]  # one for each pair
+    standard_error: float | None  # of the advantage; None for a single pair
+    environment_steps: int  # what it cost, the way to the state included
+    detail: str
+    environment_sha256: str | None = None  # of the environment that was played in, see `environments`
+
+
+def insert_label_replays(con: Connection, replays: Sequence[LabelReplay]) -> int:
+    """Insert replays; one that is there already stays as it is. Returns how many were new."""
+    return insert_rows(
+        con, "label_replays", [vars(replay) | {"advantages": list(replay.advantages)} for replay in replays]
+    )
+
+
+def load_label_replays(store: Store, dataset_id: str, *, current: bool = False) -> list[LabelReplay]:
+    """The replays of a dataset's labels, by episode, step and id.
+
+    Args:
+        store: the store.
+        dataset_id: the dataset.
+        current: only those that were made in the same environment as the newest one.
+    """
+    names = [field.name for field in fields(LabelReplay)]
+    columns = ", ".join(f"coalesce({name}, [])" if name == "advantages" else name for name in names)
+    table = "current_label_replays" if current else "label_replays"
+    with store.catalog.read() as con:
+        rows = con.execute(
+            f"SELECT {columns} FROM {table} WHERE dataset_id = ? ORDER BY episode_id, step, label_replay_id",
+            [dataset_id],
+        ).fetchall()
+    return [from_row(LabelReplay, row) for row in rows]

@@ -1,4 +1,4 @@
-"""Corrective rules as rows of the catalog, and the steps that they match. How a rule comes to be is not known here."""
+"""Corrective rules as rows of the catalog, the steps that they match, and their coverage, agreement and conflicts."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ..catalog import STEP, Connection, component_columns, insert_rows, match_steps, refresh_views
+from ..catalog import STEP, Connection, component_columns, insert_rows, match_steps, refresh_views, same_action
 from ..datasets import read_manifest
 from ..predicates import read_predicate
+from ..queries import Row, rows_of
 from ..schema import Manifest
 from ..store import Store
-from .annotations import rows_of_runs
+from .annotations import from_row, rows_of_runs
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,7 @@ def load_rules(store: Store, dataset_id: str, run_ids: Sequence[str] | None = No
         BadInput: if there is no such run.
     """
     rows = rows_of_runs(store, "rules", _COLUMNS, dataset_id, run_ids, order="run_id, request_id, position, rule_id")
-    return [_rule(row) for row in rows]
+    return [from_row(Rule, row) for row in rows]
 
 
 def match_rules(store: Store, dataset_id: str, rules: Sequence[Rule]) -> Matches:
@@ -112,8 +113,94 @@ def match_rules(store: Store, dataset_id: str, rules: Sequence[Rule]) -> Matches
     return Matches(found["episode_id"][order].astype(np.int64), found["step"][order].astype(np.int64), rule[order])
 
 
-def _rule(row: tuple[object, ...]) -> Rule:
-    values = {field.name: value for field, value in zip(fields(Rule), row, strict=True)}
-    suggestion = values["suggested_action"]
-    values["suggested_action"] = tuple(suggestion) if isinstance(suggestion, list) else ()
-    return Rule(**values)  # pyright: ignore[reportArgumentType] -- the table's columns have these types
+_RULES = """
+WITH matched AS MATERIALIZED (
+    SELECT rule_id, episode_id, step, suggested_action, agrees, decides FROM ruled_steps
+    WHERE dataset_id = $dataset_id AND list_contains($run_ids, run_id)
+), counted AS (
+    SELECT rule_id, count(*) AS steps, count(*) FILTER (decides) AS decides,
+        avg(agrees::DOUBLE) FILTER (decides) AS agrees_with_logged
+    FROM matched GROUP BY rule_id
+), compared AS (
+    SELECT rule_id, count(*) AS labels, avg(({agree})::DOUBLE) AS agrees_with_labels
+    FROM matched JOIN (SELECT episode_id, step, suggested_action FROM annotations WHERE dataset_id = $dataset_id
+                       AND suggested_action IS NOT NULL) AS notes USING (episode_id, step)
+    WHERE decides GROUP BY rule_id
+)
+SELECT run_id, rule_id, position, predicate, suggested_label, confidence, coalesce(steps, 0) AS steps,
+    coalesce(steps, 0) / (SELECT sum(length) FROM episodes WHERE dataset_id = $dataset_id) AS coverage,
+    coalesce(decides, 0) AS decides, agrees_with_logged, coalesce(labels, 0) AS labels, agrees_with_labels, model,
+    rationale
+FROM rules LEFT JOIN counted USING (rule_id) LEFT JOIN compared USING (rule_id)
+WHERE dataset_id = $dataset_id AND list_contains($run_ids, run_id)
+ORDER BY run_id, request_id, position, rule_id
+"""
+_CONFLICTS = """
+WITH matched AS MATERIALIZED (
+    SELECT rule_id, run_id, request_id, position, episode_id, step, suggested_action, suggested_label FROM ruled_steps
+    WHERE dataset_id = $dataset_id AND list_contains($run_ids, run_id)
+)
+SELECT one.rule_id, one.suggested_label, other.rule_id AS other_rule_id, other.suggested_label AS other_label,
+    count(*) AS steps,
+    CASE WHEN (one.run_id, one.request_id) IS NOT DISTINCT FROM (other.run_id, other.request_id)
+        THEN one.rule_id END AS decides
+FROM matched AS one JOIN matched AS other USING (episode_id, step)
+WHERE (one.run_id, coalesce(one.request_id, ''), one.position, one.rule_id)
+    < (other.run_id, coalesce(other.request_id, ''), other.position, other.rule_id)
+    AND one.suggested_action <> other.suggested_action
+GROUP BY ALL ORDER BY steps DESC, one.rule_id, other_rule_id
+"""
+_COVERED = """
+SELECT count(DISTINCT (episode_id, step)) AS steps FROM ruled_steps
+WHERE dataset_id = $dataset_id AND list_contains($run_ids, run_id)
+"""
+
+
+@dataclass(frozen=True)
+class RuleSummary:
+    """What the rules of some runs do in a dataset."""
+
+    covered: int  # steps that at least one rule matches
+    steps: int  # in all
+    rules: Sequence[Row]  # in their order; `decides` counts the steps whose label they give
+    conflicts: Sequence[Row]  # pairs that match the same steps with other actions, and who decides there
+
+
+def summarise_rules(store: Store, dataset_id: str, run_ids: Sequence[str]) -> RuleSummary:
+    """Coverage, agreement and conflicts of the rules of some runs.
+
+    Args:
+        store: the store.
+        dataset_id: a dataset of it.
+        run_ids: annotation runs.
+
+    Returns:
+        Agreement with the logged action and with labels of single steps is over the steps where a rule decides. Two
+        rules of one list never both decide; of two lists both do, and `decides` is null.
+    """
+    manifest = read_manifest(store, dataset_id)
+    agree = same_action(manifest.action_space, "notes.suggested_action", "matched.suggested_action")
+    asked = {"dataset_id": dataset_id, "run_ids": list(run_ids)}
+    with store.catalog.read() as con:
+        covered = con.execute(_COVERED, asked).fetchall()[0][0]
+        rules = rows_of(con.execute(_RULES.format(agree=agree), asked))
+        conflicts = rows_of(con.execute(_CONFLICTS, asked))
+    return RuleSummary(covered, manifest.steps, rules, conflicts)
+
+
+def has_rules(store: Store, run_ids: Sequence[str]) -> bool:
+    """Whether any of some runs has rules."""
+    with store.catalog.read() as con:
+        found = con.execute("SELECT 1 FROM rules WHERE list_contains(?, run_id) LIMIT 1", [list(run_ids)]).fetchone()
+    return found is not None
+
+
+def list_rule_runs(store: Store, dataset_id: str) -> list[str]:
+    """The ids of a dataset's runs that have rules, the oldest first."""
+    with store.catalog.read() as con:
+        rows = con.execute(
+            """SELECT run_id FROM annotation_runs WHERE dataset_id = $id AND run_id IN (SELECT run_id FROM rules)
+               ORDER BY created_at, run_id""",
+            {"id": dataset_id},
+        ).fetchall()
+    return [run_id for (run_id,) in rows]

@@ -1,5 +1,5 @@
 from .action_kinds import Choices
-from .column_mapping import Columns, parse_columns
+from .cells import Columns, parse_columns
 from .final_rows import add_final_observation
 from .hdf5 import check_hdf5, table_of
 from .import_dataset import import_recording, open_recording

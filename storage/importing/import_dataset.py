@@ -33,8 +33,7 @@ from ..errors import BadInput
 from ..schema import Array, Episode, Manifest, ManifestDraft, Space
 from ..store import Store
 from .action_kinds import Choices, choose_actions, infer_box
-from .cells import same_whole
-from .column_mapping import Columns
+from .cells import Columns, same_whole
 from .hdf5 import open_hdf5
 from .import_report import ImportReport
 from .recordings import About, Recording, open_rows

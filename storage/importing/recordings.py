@@ -18,8 +18,7 @@ from pydantic import Field, ValidationError
 from ..disk import parse_json, read_file
 from ..errors import BadInput
 from ..schema import Frozen, ManifestDraft, Space
-from .cells import EpisodeNames, make_reader, read_cells
-from .column_mapping import Columns, check_names, list_names, map_columns, spelled_columns
+from .cells import Columns, EpisodeNames, check_names, list_names, make_reader, map_columns, read_cells, spelled_columns
 from .final_rows import add_final_observation
 from .import_report import ImportReport
 from .pieces import RowFile, number_episodes, whole_episodes

@@ -1,19 +1,10 @@
-from .deployments import CURRENT, AlreadyRunning, deployment_lock, link_current
-from .evaluations import KnownEnvironment, insert_environment, list_environments, load_returns
-from .policies import (
-    RECORD,
-    files_sha256,
-    find_policy,
-    is_record,
-    policy_files,
-    policy_record,
-    read_folder,
-    resolve_policy,
-    save_policy,
-)
-from .promotions import (
+from .deployments import (
+    CURRENT,
+    AlreadyRunning,
     Decision,
     count_labels,
+    deployment_lock,
+    link_current,
     list_collections,
     list_decisions,
     list_in_force,
@@ -21,6 +12,21 @@ from .promotions import (
     record_decision,
     record_intake,
     sum_dollars,
+)
+from .policies import (
+    RECORD,
+    KnownEnvironment,
+    files_sha256,
+    find_policy,
+    insert_environment,
+    is_record,
+    list_environments,
+    load_returns,
+    policy_files,
+    policy_record,
+    read_folder,
+    resolve_policy,
+    save_policy,
 )
 from .training_cache import load_training, save_training
 

@@ -1,4 +1,7 @@
-"""Policies as hashed folders of files, with their parents in the catalog. The files' content does not matter."""
+"""Policies as hashed folders of files, with their parents in the catalog, and the returns of the episodes they played.
+
+A row without an environment was made before environments were kept.
+"""
 
 from __future__ import annotations
 
@@ -6,13 +9,14 @@ import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
-from ..catalog import insert_rows
+from ..catalog import Connection, insert_rows
 from ..content_hash import canonical_json, sha256_bytes
 from ..datasets import pick
 from ..disk import exclusive_lock, publish_folder, write_whole, writing
 from ..errors import BadInput, DamagedStore, Prerequisite
+from ..queries import rows_of
 from ..store import Store
 
 RECORD = "record.json"
@@ -79,10 +83,10 @@ def policy_record(store: Store, policy_id: str) -> dict[str, Any]:
     """
     with store.catalog.read() as con:
         found = con.execute("SELECT * FROM policies WHERE policy_id = ?", [policy_id])
-        names, row = [column[0] for column in found.description or ()], found.fetchone()
-    if row is None:
+        rows = rows_of(found)
+    if not rows:
         raise BadInput(f"There is no policy {policy_id!r} in {store.root}.")
-    return dict(zip(names, row, strict=True))
+    return rows[0]
 
 
 def find_policy(store: Store, policy_sha256: str) -> str | None:
@@ -162,3 +166,43 @@ def _publish(store: Store, policy_id: str, files: Mapping[str, bytes]) -> None:
             publish_folder(partial, store.policy_dir(policy_id))
         except FileExistsError:
             shutil.rmtree(partial)
+
+
+class KnownEnvironment(NamedTuple):
+    """An environment as it was when something was played in it."""
+
+    environment_sha256: str
+    versions: Mapping[str, str]  # package -> version
+    code: Mapping[str, str]  # module or file -> sha256
+
+
+def insert_environment(con: Connection, known: KnownEnvironment, env_id: str, env_kwargs: Mapping[str, Any]) -> None:
+    """Keep an environment; one that is there already stays as it is."""
+    insert_rows(con, "environments", [{**known._asdict(), "env_id": env_id, "env_kwargs": dict(env_kwargs)}])
+
+
+def list_environments(con: Connection, env_id: str, env_kwargs: Mapping[str, Any]) -> list[KnownEnvironment]:
+    """What an environment was when it was played in, the newest first."""
+    rows = con.execute(
+        """SELECT environment_sha256, versions, code FROM environments WHERE env_id = ? AND env_kwargs::VARCHAR = ?
+           ORDER BY created_at DESC, environment_sha256""",
+        [env_id, canonical_json(dict(env_kwargs))],
+    ).fetchall()
+    return [KnownEnvironment(sha256, json.loads(versions), json.loads(code)) for sha256, versions, code in rows]
+
+
+def load_returns(con: Connection, environment_sha256: str, policies: Mapping[str, str]) -> dict[str, list[float]]:
+    """Evaluation -> returns of its episodes, of all evaluations of some policies in an environment.
+
+    Args:
+        con: a connection to the catalog.
+        environment_sha256: the environment as it is now.
+        policies: id -> hash; a policy that had another role under an earlier name has the hash in its id.
+    """
+    rows = con.execute(
+        """SELECT evaluation_id, returns FROM evaluations
+           WHERE environment_sha256 = $1
+             AND (policy_id IN (SELECT unnest($2)) OR right(policy_id, 12) IN (SELECT unnest($3)))""",
+        [environment_sha256, list(policies), [sha256[:12] for sha256 in policies.values()]],
+    ).fetchall()
+    return dict(rows)

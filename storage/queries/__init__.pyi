@@ -1,5 +1,5 @@
 from .bounded import Bounds
-from .named import Row, ask
+from .named import Row, ask, rows_of
 from .query import run_query
 
-__all__ = ["Bounds", "Row", "ask", "run_query"]
+__all__ = ["Bounds", "Row", "ask", "rows_of", "run_query"]

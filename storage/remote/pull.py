@@ -19,8 +19,17 @@ from ..policies import link_current, list_in_force
 from ..store import CATALOG, Store
 from .push import AT_ONCE, Progress
 from .remote import Remote
-from .snapshots import RemoteFile, Snapshot, copy_catalog, digest_tables, find_newest, install_catalog, read_snapshot
-from .sync_state import Remembered, Seen
+from .snapshots import (
+    Remembered,
+    RemoteFile,
+    Seen,
+    Snapshot,
+    copy_catalog,
+    digest_tables,
+    find_newest,
+    install_catalog,
+    read_snapshot,
+)
 
 
 @dataclass(frozen=True)

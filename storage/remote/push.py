@@ -21,8 +21,7 @@ from ..disk import exclusive_lock
 from ..errors import CatalogLocked, Prerequisite
 from ..store import CATALOG, Store
 from .remote import Remote
-from .snapshots import RemoteFile, Snapshot, copy_catalog, create_snapshot, digest_tables, find_newest
-from .sync_state import Remembered, Seen
+from .snapshots import Remembered, RemoteFile, Seen, Snapshot, copy_catalog, create_snapshot, digest_tables, find_newest
 from .tables import are_published, publish_tables, write_tables
 
 AT_ONCE = 8

@@ -1,4 +1,4 @@
-"""A folder by URL (s3://, gs://, file://): a thin layer over fsspec, which knows nothing of stores.
+"""A folder by URL (s3://, gs://, file://): a thin layer over fsspec, and local copies of what lies there.
 
 fsspec's backends find credentials in the usual environment variables and files; none is stored or printed.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+import tempfile
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
@@ -149,3 +150,45 @@ def _without_secrets(text: str) -> str:
         if _SECRETS.search(name) and len(value) > 3:
             text = text.replace(value, "...")
     return text.strip().split("\n", 1)[0][:300]
+
+
+_OBJECT = re.compile(r"\.[0-9a-f]{16}(?=\.[^.]+$)")  # what a push appends to a file's name
+
+
+@contextmanager
+def local_copy(place: str) -> Generator[Path]:
+    """The path of a file or folder; for a URL, that of a copy, which is deleted at the end.
+
+    The folder of a dataset in a store that was pushed (`URL/rollouts/ID`) gets its original file names in the copy.
+
+    Args:
+        place: a path, or a URL as `Remote` takes it.
+
+    Raises:
+        BadInput: if nothing is there.
+        RemoteFailed, DiskFailed: if it cannot be downloaded.
+    """
+    if "://" not in place:
+        path = Path(place)
+        if not path.exists():
+            raise BadInput(f"{path} does not exist.", "Name a file of rows, or the folder of a dataset.")
+        yield path
+        return
+    names = list(Remote(place).sizes())
+    if not names:
+        raise BadInput(f"{place} does not exist.", "Name a file of rows, or the folder of a dataset.")
+    folder_url, _, last = place.rstrip("/").rpartition("/")
+    with tempfile.TemporaryDirectory(prefix="trajnote-import-") as temporary:
+        target = Path(temporary, last)
+        if names == [""]:  # a single file
+            Remote(folder_url).fetch(last, target)
+        else:
+            _fetch_folder(Remote(place), names, target)
+        yield target
+
+
+def _fetch_folder(remote: Remote, names: list[str], target: Path) -> None:
+    for name in names:
+        path = target / _OBJECT.sub("", name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        remote.fetch(name, path)
