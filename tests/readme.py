@@ -33,6 +33,7 @@ ROOMS = {
 FILES = {
     "annotate/cards/*.toml": "environment cards: names, units, meanings, and claims that a machine checks",
     "annotate/prompting/*.md": "the words of a request, as templates; their hash is the prompt's version",
+    "storage/catalog/migrations/*.sql": "the tables, step by step; a change is a new file at the end",
     "benchmarks/*.md": "how to run them; the results are pages of the manual",
     "benchmarks/*.toml": "the baselines of the board",
     "benchmarks/cards/*.toml": "cards of environments that only benchmarks play",

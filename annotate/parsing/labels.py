@@ -1,7 +1,7 @@
 """From a raw reply to labels and rejections: whatever breaks a rule is kept with its reason, the rest still counts.
 
 A reply is hostile until proven otherwise: nothing in it raises, nothing is corrected or clipped, nothing is carried
-out. How text and JSON are found in a message is in `messages.py`; what becomes of labels is in `ledger/ledger.py`.
+out. How text and JSON are found in a message is in `messages.py`; what becomes of labels is in `ledger/readings.py`.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Results out of Message Batches: how far they are, and what came back, each item once.
 
 Raw results are on the disk before anything reads them; small transactions enter them. Killed at any instant, the next
-call goes on where this one was. What the replies say becomes labels in `ledger/read_replies.py`.
+call goes on where this one was. What the replies say becomes labels in `ledger/readings.py`.
 """
 
 from __future__ import annotations

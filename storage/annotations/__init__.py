@@ -1,4 +1,4 @@
-"""Labels, rules, replays of labels and raw replies."""
+"""Labels, rules and replays of labels."""
 
 import lazy_loader
 

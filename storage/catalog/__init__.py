@@ -1,4 +1,4 @@
-"""The DuckDB catalog: connections, its lock, migrations, views and questions."""
+"""The DuckDB catalog: connections, its lock, migrations and views."""
 
 import lazy_loader
 

@@ -1,4 +1,4 @@
-"""Users' SQL queries to the catalog: read-only and bounded."""
+"""Questions to the catalog: the named ones of reports, figures and status, and users' own SQL, bounded."""
 
 import lazy_loader
 
