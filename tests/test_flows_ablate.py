@@ -187,7 +187,7 @@ def test_what_was_trained_is_not_trained_again_and_an_expert_more_trains_its_own
 
 def test_chance_is_no_expert(labelled: Path) -> None:
     store = Store.open(labelled)
-    with pytest.raises(BadInput, match="random acts by chance only, so it is no expert"):
+    with pytest.raises(BadInput, match="random acts at random, so it cannot be an expert"):
         improve(store, dataset(store), small().model_copy(update={"expert": "random"}))
 
 

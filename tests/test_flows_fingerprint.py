@@ -110,7 +110,7 @@ def test_an_edited_environment_is_played_anew_and_an_unchanged_one_is_not(
     assert played == [1]
     edit({"payment.py": "PAY = 100.0"})
     with pytest.warns(
-        ChangedEnvironmentWarning, match=r"Paying-v0 is not what was played before \(payment has changed"
+        ChangedEnvironmentWarning, match=r"Paying-v0 has changed since it was played \(payment has changed"
     ):
         assert paid(store) == 500.0
     assert paid(store) == 500.0

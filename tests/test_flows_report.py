@@ -168,7 +168,7 @@ def test_filming_stops_where_the_replay_departs_from_the_log(judged: tuple[Store
     changed[5] += 1
     other = Episode(**vars(episode) | {"observations": changed})
     found = film(Take(Home(SHOWN, {}), other, frozenset({0, 3, 7})))
-    assert (sorted(found.pictures), found.problem) == ([0, 3], "the replay departs from what was logged at step 5")
+    assert (sorted(found.pictures), found.problem) == ([0, 3], "the replay differs from the log at step 5")
 
 
 def test_an_environment_that_cannot_render_says_so(judged: tuple[Store, Outcome]) -> None:

@@ -195,7 +195,7 @@ def test_rounds_that_would_share_seeds_are_refused_before_anything_starts(tmp_pa
         run_rounds(near)
     assert not config.store.exists()
     named = config.model_copy(update={"collect": config.collect.model_copy(update={"dataset": "d1"})})
-    with pytest.raises(BadInput, match="a dataset of its own"):
+    with pytest.raises(BadInput, match="its own dataset"):
         run_rounds(named)
 
 

@@ -37,7 +37,7 @@ def put(store: Store, table: str, **values: object) -> None:
 
 
 def test_an_empty_store_has_nothing_under_way(store: Store) -> None:
-    assert "Nothing was asked or refined here yet." in printed(store)
+    assert "Nothing has been annotated or refined here yet." in printed(store)
 
 
 def test_a_finished_refinement_shows_its_labels_snapshots_and_gate(judged: tuple[Store, Outcome]) -> None:

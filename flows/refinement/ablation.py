@@ -1,7 +1,7 @@
 """`ablate`: every mode and every arm, with several training seeds, in one table.
 
 Each mode and seed is one refinement as `refinement.py` makes it; here they are pooled. What was trained or played
-before is found again, so an interrupted ablation goes on where it was.
+before is reused, so an interrupted ablation goes on where it was.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from .refinement import ImproveConfig, Outcome, improve
 
 
 class AblateConfig(Frozen):
-    """What is compared with what."""
+    """One ablation: modes, training seeds, and the refinement that they vary."""
 
     improve: ImproveConfig = Field(
         default_factory=lambda: ImproveConfig(random_states=True), description="each refinement; its mode is replaced"
@@ -57,15 +57,15 @@ class PooledVerdict:
 
     recipe: TrainingMode
     seeds: int
-    accepted: int  # of so many seeds
+    accepted: int  # the number of training seeds
     better: int
     credit: int
-    leads: Mapping[str, Interval]  # arm -> the labels' return minus its, acting as the gate did
+    leads: Mapping[str, Interval]  # arm -> the labels' return minus the arm's, in the gate's mode
 
 
 @dataclass(frozen=True)
 class Ablation:
-    """All of it."""
+    """A finished ablation: its rows, refinements and verdicts."""
 
     ablation_id: str
     outcomes: Mapping[tuple[TrainingMode, int], Outcome]  # by mode and training seed
@@ -85,8 +85,8 @@ def ablate(
 ) -> Ablation:
     """Refine a dataset's policy under every mode and with every training seed, beside all arms.
 
-    All of them are judged on the same seeds of the environment, so that rows can be compared. Choosing the best row is
-    a search like any other: confirm it with another first seed of the gate.
+    All are judged on the same seeds of the environment, so rows can be compared. Choosing the best row is a search
+    like any other: confirm it with another first seed of the gate.
 
     Args:
         store: the store.
@@ -94,7 +94,7 @@ def ablate(
         config: modes, seeds, and the refinement.
         run_ids: annotation runs whose labels count; all when None.
         baseline: another baseline than the dataset's policy.
-        env_id: the dataset's environment, where the user has to name it.
+        env_id: the dataset's environment, if the user has to name it.
         report: shown the progress.
 
     Raises:
@@ -103,10 +103,10 @@ def ablate(
     outcomes: dict[tuple[TrainingMode, int], Outcome] = {}
     for seed in config.training_seeds:
         for mode in config.modes:
-            told = _named(report, f"{mode}, seed {seed}")
+            named = _named(report, f"{mode}, seed {seed}")
             one = _one(config.improve, mode, seed)
             outcomes[mode, seed] = improve(
-                store, dataset_id, one, run_ids=run_ids, baseline=baseline, env_id=env_id, report=told
+                store, dataset_id, one, run_ids=run_ids, baseline=baseline, env_id=env_id, report=named
             )
     arms = [arm for mode in config.modes for arm in _pool(mode, _of(outcomes, mode))]
     verdicts = [_judge(mode, _of(outcomes, mode), config.improve.gate.mode) for mode in config.modes]
@@ -172,7 +172,7 @@ def _name(dataset_id: str, outcomes: Mapping[tuple[TrainingMode, int], Outcome])
 
 
 def _record(store: Store, dataset_id: str, ablation: Ablation) -> None:
-    """Keep the table; the comparisons behind it are in the catalog already."""
+    """Write the table; the comparisons behind it are in the catalog already."""
     env_id = read_manifest(store, dataset_id).env_id
     with store.catalog.write() as con:
         shared = {"ablation_id": ablation.ablation_id, "dataset_id": dataset_id, "env_id": env_id}
@@ -189,7 +189,7 @@ def _record(store: Store, dataset_id: str, ablation: Ablation) -> None:
 
 
 def _named(report: Report, name: str) -> Report:
-    def told(description: str, done: int, total: int | None, /) -> None:
+    def prefixed(description: str, done: int, total: int | None, /) -> None:
         report(f"{name}: {description}", done, total)
 
-    return told
+    return prefixed

@@ -59,14 +59,14 @@ class ArmEstimate:
     arm: str
     labels: int
     draws: int
-    better: int  # draws that are estimated better than the baseline
+    better: int  # draws estimated better than the baseline
     return_: Interval  # discounted
-    support: float  # share of logged steps at which it would do the same; nan when continuous
+    support: float  # share of logged steps at which it would take the logged action; nan when continuous
 
 
 @dataclass(frozen=True)
 class Appraisal:
-    """What came of it; `improvement` and `credit` are claims about estimates, never about what was played."""
+    """The result; `improvement` and `credit` are claims about estimates, not about played episodes."""
 
     comparison_id: str
     dataset_id: str
@@ -88,17 +88,17 @@ class Appraisal:
 
     @property
     def candidate(self) -> Candidate:
-        """The refined policy, which is kept in the store whatever its estimate."""
+        """The refined policy, which the store keeps whatever its estimate."""
         return Candidate.of(self.trials[0].winner.policy, "refined")
 
     @property
     def accepted(self) -> bool:
-        """Whether it takes the baseline's place: only where the user asked for that on an estimate alone."""
+        """Whether it replaces the baseline: only if the user asked for that on an estimate alone."""
         return self.config.accept and self.improvement.holds
 
     @property
     def reason(self) -> str:
-        """What was decided, and on what."""
+        """The decision and its basis, as one sentence."""
         if self.accepted:
             return "put in force on an estimate alone, as was asked for; nothing was played"
         if self.improvement.holds:
@@ -107,10 +107,10 @@ class Appraisal:
 
     @property
     def policy_id(self) -> str:
-        """What is in force."""
+        """The id of the policy in force."""
         return self.candidate.policy_id if self.accepted else self.baseline_id
 
     @property
     def baseline_id(self) -> str:
-        """The name of what every arm started from."""
+        """The id of the policy that every arm started from."""
         return self.material.baseline_id or Candidate.of(self.material.baseline, "baseline").policy_id

@@ -1,6 +1,6 @@
-"""The arms of a comparison: which labels each one gets, and the candidates that come of them.
+"""The arms of a comparison: the labels of each, and the candidates trained with them.
 
-Training one arm is one call that any process can make; judging the candidates is in `comparison.py`.
+Training one arm is one call that any process can make; `comparison.py` judges the candidates.
 """
 
 from __future__ import annotations
@@ -30,40 +30,40 @@ AnyArm = Arm | ReferenceArm
 PLACEBOS: tuple[Arm, ...] = ("no_labels", "shuffled", "random")
 CHANCE: tuple[AnyArm, ...] = ("shuffled", "random", "random_states")
 """Arms that depend on chance, so that each is drawn several times."""
-_PLACEBO_STREAM = 0x9AC  # keeps the placebos' chance apart from the learner's
+_PLACEBO_STREAM = 0x9AC  # keeps the placebos' random numbers apart from the learner's
 
 
 @dataclass(frozen=True)
 class ArmDraw:
-    """One refinement of one arm; those that depend on chance are drawn several times."""
+    """One refinement of one arm; arms that depend on chance have several draws."""
 
     arm: AnyArm
     number: int  # from 0
 
     @property
     def name(self) -> str:
-        """How tables and reasons call it."""
+        """Its name in tables and reasons."""
         return f"{self.arm} {self.number + 1}" if self.arm in CHANCE else self.arm
 
 
 def list_draws(placebo_draws: int, references: Sequence[ReferenceArm] = ()) -> list[ArmDraw]:
-    """The annotator's labels and plain cloning once, what depends on chance `placebo_draws` times, the oracle once."""
+    """The labels, plain cloning and the oracle once each, arms that depend on chance `placebo_draws` times."""
     arms: list[AnyArm] = ["labels", "no_labels", "shuffled", "random", *references]
     return [ArmDraw(arm, n) for arm in arms for n in range(placebo_draws if arm in CHANCE else 1)]
 
 
 @dataclass(frozen=True)
 class Oracle:
-    """What an expert says at the labelled states."""
+    """An expert's actions at the labelled states."""
 
     labels: Labels
     spec: str  # how the expert was named
-    sha256: str  # what decides its actions
+    sha256: str  # hash of what decides its actions
 
 
 @dataclass(frozen=True)
 class Material:
-    """What all arms of a comparison share, small enough to send to another process."""
+    """What all arms of a comparison share; small enough to send to another process."""
 
     store_root: Path
     dataset_id: str
@@ -71,22 +71,22 @@ class Material:
     baseline: MlpPolicy
     config: RefineConfig
     oracle: Oracle | None = None  # only the arm of that name needs it
-    also: tuple[str, ...] = ()  # further datasets whose steps and labels count, behind those of the first
-    baseline_id: str | None = None  # by which the store knows the baseline already; it decides nothing
-    log_dir: Path | None = None  # where the training of the annotator's labels is logged; it decides nothing
+    also: tuple[str, ...] = ()  # further datasets whose steps and labels count, after those of the first
+    baseline_id: str | None = None  # the baseline's id in the store; has no effect on the result
+    log_dir: Path | None = None  # where the training with the annotator's labels is logged; has no effect on the result
 
     def is_logged(self, draw: ArmDraw) -> bool:
-        """Whether the training of a draw is watched, so that one made before does not do."""
+        """Whether the training of a draw is logged, so that a cached one will not do."""
         return self.log_dir is not None and draw.arm == "labels"
 
     @property
     def dataset_ids(self) -> tuple[str, ...]:
-        """All datasets, in the order in which their rows follow each other."""
+        """All datasets, in the order of their rows."""
         return (self.dataset_id, *self.also)
 
     @cached_property
     def content_id(self) -> str:
-        """Named by everything that decides the candidates of an arm, but for the oracle."""
+        """Named by everything that decides the candidates of an arm, except the oracle."""
         labels = {name: np.asarray(value).tolist() for name, value in vars(self.labels).items()}
         made_of = [self.dataset_id, labels, self.baseline.sha256, self.config]
         return content_id("m_", [*made_of, list(self.also)] if self.also else made_of)
@@ -126,7 +126,7 @@ def _read_last(root: Path, dataset_ids: tuple[str, ...], _manifests: tuple[str, 
 
 
 def labels_of(material: Material, draw: ArmDraw, steps: StepArrays) -> Labels:
-    """The labels that one draw of one arm is trained with.
+    """The labels that one draw of an arm is trained with.
 
     Raises:
         BadInput: for the arm `oracle` without an expert.
@@ -146,7 +146,7 @@ _LIBRARIES = ("numpy", "torch", "d3rlpy")
 
 
 def find_candidates(store: Store, material: Material, draw: ArmDraw) -> list[Snapshot] | None:
-    """The candidates of a draw, if it was trained before and is not to be watched now."""
+    """The cached candidates of a draw; None if there are none, or its training is to be logged."""
     files = None if material.is_logged(draw) else load_training(store, _training_id(material, draw))
     if files is None:
         return None
@@ -160,7 +160,7 @@ def find_candidates(store: Store, material: Material, draw: ArmDraw) -> list[Sna
 
 
 def keep_candidates(store: Store, material: Material, draw: ArmDraw, snapshots: Sequence[Snapshot]) -> None:
-    """Keep the candidates of a draw, in the order of training."""
+    """Cache the candidates of a draw, in the order of training."""
     book = [[snapshot.step, snapshot.beta, snapshot.reading] for snapshot in snapshots]
     files = {_BOOK: json.dumps(book).encode()}
     for number, snapshot in enumerate(snapshots):
@@ -178,13 +178,13 @@ def _training_id(material: Material, draw: ArmDraw) -> str:
 
 
 def _reference_of(material: Material, draw: ArmDraw) -> str | None:
-    """What an arm depends on beside what all arms share."""
+    """What an arm depends on besides what all arms share."""
     return material.oracle.sha256 if draw.arm == "oracle" and material.oracle else None
 
 
 @lru_cache
 def _learner() -> dict[str, str]:
-    """The code and the libraries that decide what comes of a training."""
+    """The code and the library versions that decide a training."""
     folder = Path(refine.__file__).parent
     code = b"".join(path.read_bytes() for path in sorted(folder.rglob("*.py")))
     return {"code": sha256_bytes(code), **{name: importlib.metadata.version(name) for name in _LIBRARIES}}

@@ -2,7 +2,7 @@
 
 The gate chooses among an arm's candidates on one range of seeds, accepts the winner on a second and reports on a
 third; a rejected arm leaves the baseline in place. Statistics are in `refine/evaluation/gate.py`, episodes in
-`evaluator.py`, what the catalog keeps of it in `refinement/lineage.py`.
+`evaluator.py`, rows of the catalog in `refinement/lineage.py`.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class GateConfig(Frozen):
         ge=10,
         description="episodes that accept the winner, paired with the baseline's, at most; null: 192, and 60 in full",
     )
-    report: int = Field(default=100, ge=10, description="episodes that are reported and that judge the verdicts")
+    report: int = Field(default=100, ge=10, description="episodes that are reported and decide the verdicts")
     mode: Mode = Field(default="greedy", description="how policies act while they are chosen and accepted")
     placebo_draws: int = Field(
         default=3, ge=2, description="draws of the shuffled and of the random arm; their spread is part of the verdict"
@@ -80,7 +80,7 @@ class Trial:
     candidates: Sequence[Candidate]
     snapshots: Sequence[Snapshot]  # of the same order
     selection: Sequence[float]  # mean return of each candidate on the selection seeds that it played
-    episodes: Sequence[int]  # how many of them it played
+    episodes: Sequence[int]  # selection seeds that each candidate played
     winner: int  # index of the candidate that was tested
     decision: Decision
     kept: Candidate  # the winner if it was accepted, else the baseline
@@ -100,7 +100,7 @@ class ArmResult:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What came of it: the table, the gate's decision about the annotator's labels, and the two verdicts."""
+    """The result: the table, the gate's decision about the annotator's labels, and the two verdicts."""
 
     arms: Sequence[ArmResult]
     decision: Decision
@@ -111,20 +111,20 @@ class Comparison:
 
     @property
     def policy_id(self) -> str:
-        """What is in force now: the refined policy, or the baseline."""
+        """The id of the policy in force now: the refined one, or the baseline."""
         return self.trials[0].kept.policy_id
 
 
 @dataclass(frozen=True)
 class ComparisonPlan:
-    """The arms of one comparison on their way through the gate.
+    """Takes the arms of one comparison through the gate.
 
     Args:
         material: dataset, labels, baseline and the refinement's configuration.
         judge: plays episodes and remembers them.
         gate: how much evidence is asked for.
         report: shown the progress.
-        references: arms that inform and do not enter the verdicts.
+        references: arms that only inform, outside the verdicts.
     """
 
     material: Material
@@ -142,7 +142,7 @@ class ComparisonPlan:
     def run(self) -> Comparison:
         """Train, select, accept and report every arm.
 
-        Equal questions were remembered, so running it again plays nothing twice and ends the same.
+        Episodes are remembered, so running it again plays nothing twice and ends the same.
 
         Raises:
             BadInput: without labels, or if the gate is to draw from a baseline that has no distribution.
@@ -169,7 +169,7 @@ class ComparisonPlan:
             )
 
     def _train(self, draws: Sequence[ArmDraw]) -> list[list[Snapshot]]:
-        """The candidates of every draw, trained now or before; each in one thread of one process."""
+        """The candidates of every draw, trained or cached; each in one thread of one process."""
         store, train, workers = self.judge.store, partial(train_draw, self.material), self.judge.workers
         known = {draw: found for draw in draws if (found := find_candidates(store, self.material, draw)) is not None}
         missing = [draw for draw in draws if draw not in known]
@@ -187,7 +187,7 @@ class ComparisonPlan:
         trained: Sequence[Sequence[Snapshot]],
         fields: Sequence[Sequence[Candidate]],
     ) -> list[Trial]:
-        """Choose the best candidate of each draw; accept it, or leave the baseline in force."""
+        """Choose the best candidate of each draw and accept it, or keep the baseline in force."""
         play = partial(self._returns, mode=self.gate.mode)
         found = try_fields(play, self.baseline, fields, self.gate.seeds, self.gate.method)
         return [
@@ -205,7 +205,7 @@ class ComparisonPlan:
         ]
 
     def _report(self, trials: Sequence[Trial], mode: Mode) -> dict[str, Returns]:
-        """Returns on the report seeds of the baseline and of what each draw left in force, by name."""
+        """Returns on the report seeds of the baseline and of each draw's policy in force, by name."""
         names = ["baseline", *(trial.draw.name for trial in trials)]
         contestants = [self.baseline, *(trial.kept for trial in trials)]
         seeds = self.gate.seeds.report

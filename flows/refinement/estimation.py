@@ -1,7 +1,7 @@
-"""`refine` without a simulator: candidates chosen by labels that they have not seen, and judged by an estimate.
+"""`refine` without a simulator: candidates chosen by held-out labels and judged by an estimate.
 
-Nothing is played, so nothing is accepted: without the user's word the baseline stays in force. The statistics are in
-`refine/evaluation/estimates.py`, what the catalog keeps in `lineage.py`, how it is shown in `present.py`.
+Nothing is played, so nothing is accepted: unless the user asks otherwise, the baseline stays in force. The statistics
+are in `refine/evaluation/estimates.py`, rows of the catalog in `lineage.py`, tables and sentences in `present.py`.
 """
 
 from __future__ import annotations
@@ -51,11 +51,11 @@ def appraise(
     baseline: Named | None = None,
     report: Report = silent,
 ) -> Appraisal:
-    """Refine with a dataset's annotations, beside the controls, and estimate from its steps what each arm is worth.
+    """Refine with a dataset's annotations and the controls, and estimate every arm from the logged steps.
 
     Args:
         store: the store.
-        dataset_id: any dataset; no environment is asked.
+        dataset_id: any dataset; no environment is needed.
         config: refinement, estimate and processes.
         run_ids: annotation runs whose labels count; all when None.
         rules: imitate their corrective rules instead, at all steps that they match.
@@ -64,7 +64,7 @@ def appraise(
 
     Raises:
         Prerequisite: if the dataset has no annotations.
-        BadInput: if it has too few episodes or labels, or policies are to be drawn from that have no distribution.
+        BadInput: if it has too few episodes or labels, or actions are to be drawn from a policy without a distribution.
     """
     if config.refine.robust:
         raise BadInput("Readings of the labels can only be compared by playing.", "Leave --robust out.")
@@ -75,7 +75,7 @@ def appraise(
     check_episodes(steps)
     if config.mode == "sampled" and not material.baseline.is_stochastic:
         raise BadInput(
-            f"The baseline has {material.baseline.output_kind} without a distribution; nothing can be drawn from it.",
+            f"The baseline has {material.baseline.output_kind} without a distribution to draw actions from.",
             "Use --gate-mode greedy.",
         )
     draws = list_draws(config.placebo_draws)
@@ -106,14 +106,14 @@ def appraise(
 
 
 class _Kept(NamedTuple):
-    """A draw's candidates and how they were compared."""
+    """A draw's candidates with their scores on held-out labels."""
 
     snapshots: list[Snapshot]
     consistency: Consistency
 
 
 def train_arms(material: Material, draws: Sequence[ArmDraw], config: AppraiseConfig, report: Report) -> list[_Kept]:
-    """Train every draw on all labels, and once more per fold to choose among its candidates."""
+    """Train every draw on all labels, and once per fold to choose among its candidates."""
     work = partial(train_and_score, material, config.folds)
     kept: list[_Kept] = []
     with closing(parallel_map(work, draws, config.workers)) as arriving:
@@ -127,7 +127,7 @@ def train_arms(material: Material, draws: Sequence[ArmDraw], config: AppraiseCon
 def train_and_score(material: Material, folds: int, draw: ArmDraw) -> tuple[list[Snapshot], Consistency]:
     """Candidates of one draw, and how well each predicts labels that its training has not seen."""
     from refine.evaluation import (
-        out_of_fold,  # seconds: d3rlpy and torch, which only the processes that train need
+        out_of_fold,  # takes seconds: d3rlpy and torch, which only training processes need
     )
 
     steps = read_steps(Store.open(material.store_root), material.dataset_id)

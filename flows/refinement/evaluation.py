@@ -23,12 +23,10 @@ from .evaluator import Candidate, Evaluator
 
 
 class EvaluateConfig(Frozen):
-    """Which policy is played where, and how often."""
+    """Which policy is played, where, and how often."""
 
     policy: Named = Field(description="id in the store, or a specification as `load_policy` takes it")
-    env_id: Named | None = Field(
-        default=None, description="Gymnasium id; the one that the stored policy is for when null"
-    )
+    env_id: Named | None = Field(default=None, description="Gymnasium id; null: the environment of the stored policy")
     env_kwargs: Mapping[str, Any] = Field(default_factory=dict, description="arguments of gymnasium.make")
     episodes: int = Field(default=100, ge=2)
     seed: int = Field(default=5_000_000, ge=0, description="seed of the first episode; beyond the gate's by default")
@@ -37,7 +35,7 @@ class EvaluateConfig(Frozen):
 
 
 class _Home(NamedTuple):
-    """Where a policy is played."""
+    """The environment in which a policy is played."""
 
     env_id: Named
     env_kwargs: Mapping[str, Any]
@@ -45,7 +43,7 @@ class _Home(NamedTuple):
 
 
 def evaluate(store: Store, config: EvaluateConfig, report: Report = silent) -> dict[str, Any]:
-    """Play a policy; equal questions are answered from the catalog.
+    """Play a policy; equal evaluations are answered from the catalog.
 
     Returns:
         policy_id, env_id, mode, episodes, first seed, and `return`, `low`, `high`: mean and 95% interval.
@@ -79,7 +77,7 @@ def evaluate(store: Store, config: EvaluateConfig, report: Report = silent) -> d
 
 
 def _resolve(store: Store, config: EvaluateConfig) -> tuple[Named, _Home]:
-    """The policy's specification and where it is played; a policy of the store knows the environment it is for."""
+    """The policy's specification and its environment, which a policy of the store has recorded."""
     name = config.policy.removeprefix("policy:")
     if ":" in name or name == "random" or Path(name).is_dir():
         if config.env_id is None:
@@ -93,9 +91,9 @@ def _resolve(store: Store, config: EvaluateConfig) -> tuple[Named, _Home]:
 
 
 def _home_of(store: Store, policy_id: str) -> _Home:
-    """The environment of the dataset that a stored policy came from."""
+    """The environment of a stored policy's dataset."""
     dataset_id = policy_record(store, policy_id)["dataset_id"]
     manifest = read_manifest(store, dataset_id) if dataset_id else None
     if manifest is None or manifest.env_id is None:
-        raise BadInput(f"The store does not know which environment {policy_id} is for.", "Name it with --env ENV_ID.")
+        raise BadInput(f"The store has no environment for {policy_id}.", "Name it with --env ENV_ID.")
     return _Home(*find_home(store, manifest), manifest.max_steps)

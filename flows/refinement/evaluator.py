@@ -1,6 +1,6 @@
-"""The judge: returns of policies on given seeds, played once and remembered in the catalog.
+"""The evaluator: returns of policies on given seeds, played once and remembered in the catalog.
 
-It measures and remembers; what the numbers prove is in `refine/evaluation/gate.py`.
+What the numbers prove is in `refine/evaluation/gate.py`.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ COMMIT_S = 10.0
 
 @dataclass(frozen=True)
 class Candidate:
-    """A policy that is judged, under the name by which the catalog knows it."""
+    """A policy to be judged, with its id in the catalog."""
 
     policy_id: str
     sha256: str
@@ -48,21 +48,21 @@ class Candidate:
 
 @dataclass
 class _Memory:
-    """What an evaluator knows in this process."""
+    """An evaluator's state in this process."""
 
     returns: dict[str, Returns] = field(default_factory=dict)  # by the ids of evaluations
-    policies: set[str] = field(default_factory=set)  # hashes of which all evaluations of the catalog were read
+    policies: set[str] = field(default_factory=set)  # policies whose evaluations were all read from the catalog
     is_warned: bool = False
-    rows: list[dict[str, Any]] = field(default_factory=list)  # played and not committed
+    rows: list[dict[str, Any]] = field(default_factory=list)  # played, not committed yet
     since: float = 0.0  # when the first of them was played, on the monotonic clock
-    is_open: bool = False  # whether questions follow, so that rows may wait for each other
+    is_open: bool = False  # whether more evaluations follow, so that rows may wait
 
 
 @dataclass(frozen=True)
 class Evaluator:
-    """Plays policies in one environment; equal questions are played once, over all commands and interruptions.
+    """Plays policies in one environment; equal episodes are played once, over all commands and interruptions.
 
-    A question is another one once the environment's code, its registration or a package version has changed.
+    Episodes count as different once the environment's code, its registration or a package version has changed.
 
     Args:
         store: remembers what was played.
@@ -83,17 +83,17 @@ class Evaluator:
 
     @property
     def fingerprint(self) -> Fingerprint:
-        """What the environment is now."""
+        """The fingerprint of the environment."""
         return look_up_fingerprint(self.env_id, self.env_kwargs)
 
     @contextmanager
     def session(self, contestants: Sequence[Candidate] = ()) -> Generator[None]:
-        """Several questions about known policies: the catalog is read once, and written every few seconds.
+        """Batch several evaluations of known policies: the catalog is read once and written every few seconds.
 
-        What was played is kept when the block is interrupted; a process that is killed plays its last seconds again.
+        Played episodes are kept if the block is interrupted; a killed process replays its last seconds.
 
         Args:
-            contestants: the policies that will be asked about.
+            contestants: the policies that will be evaluated.
         """
         self._recall(contestants)
         self._memory.is_open = True
@@ -137,7 +137,7 @@ class Evaluator:
         purpose: Purpose,
         advance: Callable[[int, int], None],
     ) -> None:
-        """Play what is not known yet; what was finished when it is interrupted is kept."""
+        """Play what is not in the catalog yet; finished episodes are kept on an interrupt."""
         actors = [contestant.actor for contestant in missing.values()]
         play = partial(play_policies, self.env_id, self.env_kwargs, actors, seeds, mode, self.workers)
         try:
@@ -149,7 +149,7 @@ class Evaluator:
                 self._commit()
 
     def _recall(self, contestants: Sequence[Candidate]) -> None:
-        """Read once what the catalog knows of policies, also where they had another role in an earlier name."""
+        """Read, once, the catalog's evaluations of policies, also under names from another role."""
         memory = self._memory
         unread = {c.policy_id: c.sha256 for c in contestants if c.sha256 not in memory.policies}
         if not unread:
@@ -161,7 +161,7 @@ class Evaluator:
             self._warn_of_changes(con)
 
     def _warn_of_changes(self, con: Connection) -> None:
-        """Say once why episodes that were played before do not count."""
+        """Warn once why earlier episodes do not count."""
         if self._memory.is_warned:
             return
         self._memory.is_warned = True
@@ -169,7 +169,7 @@ class Evaluator:
         if known and here.sha256 not in {environment.environment_sha256 for environment in known}:
             changes = "; ".join(here.changes_since(known[0].versions, known[0].code))
             warnings.warn(
-                f"{self.env_id} is not what was played before ({changes}): its episodes are played anew, and the "
+                f"{self.env_id} has changed since it was played ({changes}): its episodes are played again, and the "
                 "earlier rows of the table evaluations keep their environment_sha256.",
                 ChangedEnvironmentWarning,
                 stacklevel=2,

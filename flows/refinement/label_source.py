@@ -1,4 +1,4 @@
-"""What a refinement imitates: labels of single steps, corrective rules at the steps that they match, or an expert."""
+"""What a refinement imitates: labels of single steps, corrective rules at the steps they match, or an expert."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ class LabelSource:
 
     @property
     def run_ids(self) -> list[str]:
-        """The annotation runs that they come from."""
+        """The annotation runs they come from."""
         return sorted({opinion.run_id for opinion in (*self.notes, *self.rules)})
 
     def labels(self, store: Store, manifest: Manifest, steps: StepArrays) -> Labels:
-        """One label for each annotation, or for each step that a list of rules matches.
+        """One label per annotation, or per step that a list of rules matches.
 
         Raises:
-            BadInput: if one of them does not fit the dataset.
+            BadInput: if an annotation or rule does not fit the dataset.
         """
         if not self.rules:
             return labels_from_annotations(self.notes, steps, manifest.action_space)
@@ -45,17 +45,17 @@ class LabelSource:
 def find_opinions(
     store: Store, datasets: Sequence[str], run_ids: Sequence[str] | None, mode: TrainingMode, *, rules: bool
 ) -> LabelSource:
-    """The annotations of some runs; their rules if that is asked for, or if the runs named have nothing else.
+    """The annotations of some runs, or their rules, if asked for or if the named runs have nothing else.
 
     Args:
         store: the store.
-        datasets: of it; several are pooled, which rules cannot be.
+        datasets: of the store; several are pooled, which is not possible for rules.
         run_ids: annotation runs; all when None.
-        mode: what is to be done with them.
-        rules: take rules and leave labels of single steps aside.
+        mode: of the refinement.
+        rules: use rules and ignore labels of single steps.
 
     Raises:
-        Prerequisite: if there is nothing.
+        Prerequisite: if the datasets have neither.
         BadInput: for an unknown run, for runs of both kinds, for rules of several datasets, or for rules as rewards.
     """
     dataset_id = datasets[0]
@@ -65,16 +65,16 @@ def find_opinions(
     if found.notes and found.rules:
         raise BadInput(
             f"The runs {', '.join(found.run_ids)} have labels of single steps and rules.",
-            "Name runs of one kind, or take the rules alone with --rules.",
+            "Name runs of one kind, or use only the rules with --rules.",
         )
     if not found.notes and not found.rules:
         raise _nothing(dataset_id, run_ids, rules=rules, has_rules=bool(there))
     if found.rules and len(datasets) > 1:
         raise BadInput(
-            "Rules are about one dataset, and several were given.", "Refine with each of them, or by labels."
+            "Rules belong to one dataset; several were given.", "Refine with each dataset alone, or with labels."
         )
     if found.rules and mode == "R":
-        raise BadInput("Rules suggest actions and grade none, so there are no rewards to refine with.", "Use --mode A.")
+        raise BadInput("Rules suggest actions and have no implicit rewards, which this mode needs.", "Use --mode A.")
     return found
 
 
@@ -92,10 +92,10 @@ def _nothing(dataset_id: str, run_ids: Sequence[str] | None, *, rules: bool, has
 
 
 def ask_expert(spec: Named, labels: Labels, steps: StepArrays, manifest: Manifest, store: Store) -> Oracle:
-    """An expert's greedy actions in the labelled states.
+    """An expert's greedy actions at the labelled states.
 
     Args:
-        spec: of the policy, see `policies.load_policy`.
+        spec: of the expert, see `policies.load_policy`.
         labels: the annotator's.
         steps: their dataset.
         manifest: of that dataset.
@@ -106,6 +106,6 @@ def ask_expert(spec: Named, labels: Labels, steps: StepArrays, manifest: Manifes
     """
     expert = load_policy(spec, Spaces(manifest.observation_space, manifest.action_space), store)
     if "greedy" not in expert.modes:
-        raise BadInput(f"{spec} acts by chance only, so it is no expert.", "Name a policy that has a likeliest action.")
+        raise BadInput(f"{spec} acts at random, so it cannot be an expert.", "Name a policy with a greedy action.")
     actions = expert.act(steps.observation[labels.rows], mode="greedy").actions
     return Oracle(label_like_expert(labels, actions, steps, manifest.action_space), spec, expert.sha256)

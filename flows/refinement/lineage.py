@@ -1,6 +1,6 @@
-"""What the catalog keeps of a comparison, played or estimated: policies with their parents, refinements, candidates.
+"""Writes a comparison, played or estimated, to the catalog: policies with parents, refinements, candidates.
 
-Rows are named by content, so writing them again changes nothing. An estimate has `basis = 'estimated'` and rows in
+Ids are made from content, so writing again changes nothing. An estimate has `basis = 'estimated'` and rows in
 `estimates`, never in `evaluations`.
 """
 
@@ -43,11 +43,11 @@ def record_comparison(
         contest: what was asked.
         comparison: what came of it.
         run_ids: the annotation runs whose labels were used.
-        origin: where the baseline's weights came from, in words.
-        warnings: what a user was warned of about the annotator's labels; kept with the arm that has them.
+        origin: where the baseline's weights came from, as text.
+        warnings: about the annotator's labels, as shown to the user; stored with their arm.
 
     Returns:
-        The comparison's id, which is that of its content.
+        The comparison's id, made from its content.
     """
     store, material = contest.judge.store, contest.material
     comparison_id = _comparison_id(contest)
@@ -104,14 +104,14 @@ def record_appraisal(store: Store, appraisal: Appraisal) -> None:
 
 
 def _insert(store: Store, **tables: Sequence[Mapping[str, Any]]) -> None:
-    """Enter rows by the names of their tables, all or none."""
+    """Insert rows, by table, all or none."""
     with store.catalog.write() as con:
         for name, rows in tables.items():
             insert_rows(con, name, rows)
 
 
 def _verdicts(judged: Comparison | Appraisal) -> Row:
-    """What is in force, and the two claims with their reasons."""
+    """The policy in force, and the two verdicts with their reasons."""
     return {
         "policy_id": judged.policy_id,
         "better": judged.improvement.holds,
@@ -126,7 +126,7 @@ def _refinement_id(comparison_id: str, draw: ArmDraw) -> str:
 
 
 def _training(material: Material, draw: ArmDraw, about: Mapping[str, str], run_ids: Sequence[str]) -> Row:
-    """What is the same of a refinement, whether it was played or estimated."""
+    """The columns of a refinement that do not depend on its basis, played or estimated."""
     return {
         **about,
         "refinement_id": _refinement_id(about["comparison_id"], draw),
@@ -144,7 +144,7 @@ def _training(material: Material, draw: ArmDraw, about: Mapping[str, str], run_i
 
 
 def _comparison_id(contest: ComparisonPlan) -> str:
-    """Named by what was asked and where; arms that only inform, and their expert, count where there are any."""
+    """The id of a comparison, from its settings and environment, and from reference arms and their expert, if any."""
     oracle = contest.material.oracle
     references = [*contest.references, oracle.sha256 if oracle else None] if contest.references else []
     return content_id("c_", [contest.material.content_id, contest.gate, *references, contest.judge.fingerprint.sha256])
@@ -175,12 +175,12 @@ def _save_refined(contest: ComparisonPlan, trial: Trial, run_ids: Sequence[str])
 
 
 def _further_datasets(contest: ComparisonPlan) -> dict[str, list[str]]:
-    """The datasets beside the first one, where there are any."""
+    """The datasets after the first one, if any."""
     return {"also": list(contest.material.also)} if contest.material.also else {}
 
 
 def learner_versions() -> dict[str, str]:
-    """Versions of what trained a policy."""
+    """Versions of the libraries that trained a policy."""
     return {name: importlib.metadata.version(name) for name in ("d3rlpy", "torch", "numpy")}
 
 
@@ -243,7 +243,7 @@ def arm_rows(arms: Sequence[ArmResult]) -> list[dict[str, Any]]:
 
 
 def appraisal_id(material: Material, config: AppraiseConfig) -> str:
-    """The name of an appraisal, made from everything that decides it."""
+    """The id of an appraisal, made from everything that decides it."""
     return content_id("c_", [material.content_id, config.model_copy(update={"workers": None})])
 
 

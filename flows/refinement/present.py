@@ -1,4 +1,4 @@
-"""What a comparison, an estimate, an ablation and a series of rounds have come to: table rows, sentences, JSON."""
+"""Results of comparisons, estimates, ablations and rounds as table rows, sentences and JSON."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ if TYPE_CHECKING:
     from .refinement import Outcome
     from .rounds import Round, Series
 
-_WHOLE_FROM = 1000  # returns of this size are shown without decimals, so that the table keeps to 80 columns
+_WHOLE_FROM = 1000  # such returns are shown without decimals, so that the table fits into 80 columns
 
 
 class Overview(NamedTuple):
-    """A result in the forms in which people and programs read it."""
+    """A result as a table, sentences and JSON."""
 
     rows: list[dict[str, object]]  # of one table
     sentences: list[str]
-    values: dict[str, Any]  # all of it, for JSON
+    values: dict[str, Any]  # for JSON
 
 
 def show_comparison(outcome: Outcome) -> Overview:
@@ -58,7 +58,7 @@ def show_comparison(outcome: Outcome) -> Overview:
 
 
 def show_estimate(appraisal: Appraisal) -> Overview:
-    """What each arm is estimated to be worth, and what that rests on; every form says that it is an estimate."""
+    """The estimate of each arm and its basis; every form says that it is an estimate."""
     from refine.evaluation import CAVEAT
 
     trial = appraisal.trials[0]
@@ -72,7 +72,7 @@ def show_estimate(appraisal: Appraisal) -> Overview:
         f"estimated better than the baseline? {_yes(appraisal.improvement.holds)}: {appraisal.improvement.reason}",
         f"did the labels do it, as far as estimates go? {_yes(appraisal.credit.holds)}: {appraisal.credit.reason}",
         appraisal.reason,
-        f"in force: {appraisal.policy_id}; kept to be tried: {appraisal.candidate.policy_id}",
+        f"in force: {appraisal.policy_id}; kept for a trial: {appraisal.candidate.policy_id}",
         *(f"warning: {warning}" for warning in appraisal.warnings),
     ]
     values = {
@@ -106,7 +106,7 @@ def show_estimate(appraisal: Appraisal) -> Overview:
 
 
 def show_ablation(ablation: Ablation) -> Overview:
-    """Every mode and arm: accepted trainings and returns; how often the verdicts hold and how far the labels lead."""
+    """Every mode and arm: accepted trainings and returns; how often the verdicts hold, and the labels' lead."""
     first = next(iter(ablation.outcomes.values()))
     values = {
         "ablation_id": ablation.ablation_id,
@@ -128,7 +128,7 @@ def show_ablation(ablation: Ablation) -> Overview:
 
 
 def show_rounds(series: Series) -> Overview:
-    """Every round's policy before and after it, as the report seeds have them, and why the rounds ended."""
+    """Every round's returns before and after on the report seeds, and why the rounds ended."""
     in_force = series.rounds[-1].outcome.comparison.policy_id if series.rounds else None
     values = {
         "rounds": [
@@ -161,19 +161,19 @@ def arm_row(arm: ArmResult) -> dict[str, object]:
 
 
 def arm_title(arm: str) -> str:
-    """How tables call an arm."""
+    """An arm's name in tables."""
     return "refined" if arm == "labels" else arm
 
 
 def short(interval: Interval) -> str:
-    """As the gate writes it, without decimals where the numbers are large."""
+    """As the gate writes it, without decimals if the numbers are large."""
     if max(abs(interval.low), abs(interval.high)) < _WHOLE_FROM:
         return str(interval)
     return f"{interval.mean:.0f} [{interval.low:.0f}, {interval.high:.0f}]"
 
 
 def plain(interval: Interval) -> dict[str, float]:
-    """As JSON has it."""
+    """An interval for JSON."""
     return {"return": interval.mean, "low": interval.low, "high": interval.high}
 
 

@@ -1,4 +1,4 @@
-"""`refine`: from a dataset and its annotations to a judged policy. The arms and the gate are in `judging/`."""
+"""`refine`: from a dataset and its annotations to a judged policy. The gate is in `comparison.py`."""
 
 from __future__ import annotations
 
@@ -32,20 +32,20 @@ class ImproveConfig(Frozen):
     refine: RefineConfig = Field(default_factory=RefineConfig)
     gate: GateConfig = Field(default_factory=GateConfig)
     random_states: bool = Field(default=False, description="also the arm of other states with the annotator's rules")
-    expert: Named | None = Field(default=None, description="policy whose actions are the arm oracle; none when null")
+    expert: Named | None = Field(default=None, description="policy whose actions are the arm oracle; null: no such arm")
     log_dir: Path | None = Field(default=None, description="folder for d3rlpy's logs of the labels' training")
     workers: int | None = Field(default=None, ge=1, description="processes; one per core when null; never the result")
 
     @property
     def references(self) -> list[ReferenceArm]:
-        """The arms that inform beside those that judge."""
+        """The reference arms, which only inform."""
         also: list[ReferenceArm] = ["random_states"] if self.random_states else []
         return [*also, "oracle"] if self.expert else also
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """A judged refinement and where it stands in the catalog."""
+    """A judged refinement and its id in the catalog."""
 
     comparison_id: str
     dataset_id: str
@@ -53,7 +53,7 @@ class Outcome:
     comparison: Comparison
     n_labels: int
     warnings: tuple[str, ...] = ()  # what a user should know before believing the result
-    baseline_id: str = ""  # by which the catalog knows the baseline
+    baseline_id: str = ""  # the baseline's id in the catalog
 
 
 def improve(
@@ -68,9 +68,9 @@ def improve(
     also: Sequence[str] = (),
     report: Report = silent,
 ) -> Outcome:
-    """Refine the policy that made a dataset with the dataset's annotations, beside its controls, and judge it.
+    """Refine a dataset's policy with the dataset's annotations, beside the controls, and judge it.
 
-    Running it again gives the same and repeats no episode that was played.
+    Running it again gives the same result and plays no episode twice.
 
     Args:
         store: the store.
@@ -79,7 +79,7 @@ def improve(
         run_ids: annotation runs whose labels count; all when None.
         rules: imitate their corrective rules instead, at all steps that they match.
         baseline: another baseline than the dataset's policy, see `policies.load_policy`.
-        env_id: the dataset's environment, where the user has to name it; see `trust.find_home`.
+        env_id: the dataset's environment, if the user has to name it; see `trust.find_home`.
         also: further datasets whose steps and labels count, of the same environment.
         report: shown the progress.
 
@@ -94,7 +94,7 @@ def improve(
         store, manifest, config.refine, run_ids, rules=rules, also=also, baseline=baseline, expert=config.expert
     )
     if opinions.rules and config.random_states:
-        raise BadInput("Rules speak of all states that they match, so there are no others to compare with.")
+        raise BadInput("Rules cover all states that they match, so no others are left to compare with.")
     material = replace(material, log_dir=config.log_dir)
     judge = Evaluator(store, *home, config.workers, manifest.max_steps)
     warnings += tuple(_warn_of_changes(judge, read_manifest(store, each)) for each in (dataset_id, *also))
@@ -148,7 +148,7 @@ def gather_material(
 
 
 def find_warnings(steps: StepArrays, labels: Labels, recipe: RefineConfig) -> tuple[str, ...]:
-    """What the labels do to the data that a user should know: whether implicit rewards drown the environment's."""
+    """Warnings about the labels: whether implicit rewards drown the environment's."""
     if recipe.mode == "A":
         return ()
     warning = relabel(steps, labels, recipe).warning
@@ -156,7 +156,7 @@ def find_warnings(steps: StepArrays, labels: Labels, recipe: RefineConfig) -> tu
 
 
 def _home_of(store: Store, manifest: Manifest, named: Named | None) -> Home:
-    """The environment that can judge a refinement: the dataset's, if it is still what it was."""
+    """The evaluator of a refinement: the dataset's environment, with a warning if it has changed."""
     if manifest.env_id is None:
         raise BadInput(
             f"The dataset {manifest.dataset_id} has no environment, so nothing can judge a refinement.",
@@ -174,7 +174,9 @@ def _warn_of_changes(judge: Evaluator, manifest: Manifest) -> str:
         return ""
     changes = "; ".join(judge.fingerprint.changes_since({}, manifest.environment_code))
     return (
-        f"{manifest.dataset_id} was collected in another {judge.env_id} than judges now ({changes})" if changes else ""
+        f"{manifest.dataset_id} was collected in another {judge.env_id} than the one that judges now ({changes})"
+        if changes
+        else ""
     )
 
 

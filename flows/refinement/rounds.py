@@ -1,7 +1,7 @@
-"""Rounds: collect with the policy in force, annotate where it fails now, refine it again, while that gains something.
+"""Rounds: collect with the policy in force, annotate its failures, refine it again, as long as that gains something.
 
-Every round is a pipeline of its own with seeds that no other round uses, and its gate compares with the policy in
-force. Each step finds what it did before, so a killed series goes on in the round where it was.
+Every round is a pipeline with seeds that no other round uses; its gate compares with the policy in force. Each step
+finds its earlier results, so a killed series goes on in the round where it was.
 """
 
 from __future__ import annotations
@@ -29,19 +29,19 @@ from .refinement import ImproveConfig, Outcome, improve
 
 
 class RoundsConfig(Frozen):
-    """A series of rounds; what is said of collecting, labelling and improving holds for each of them."""
+    """A series of rounds; the settings for collecting, labelling and refining hold for each."""
 
     store: Path = Field(description="folder of the store")
     collect: CollectConfig = Field(description="the first round's; later ones have other seeds and the policy in force")
     label: LabelConfig = Field(description="with provider file, `answers` is a folder with two files per round")
     improve: ImproveConfig = Field(default_factory=ImproveConfig, description="each round's gate has seeds of its own")
-    rounds: int = Field(default=2, ge=1, description="at most; the series ends where nothing is gained")
+    rounds: int = Field(default=2, ge=1, description="at most; the series ends when a round gains nothing")
     select: Method = Field(default="failing", description="which episodes are asked about from the second round on")
 
 
 @dataclass(frozen=True)
 class Work:
-    """The three steps of a round; a flow gives its tasks instead."""
+    """The three steps of a round; a flow passes its tasks instead."""
 
     collect: Callable[[Path, CollectConfig, str | None], str]
     label: Callable[[Path, str, LabelConfig], str]
@@ -50,7 +50,7 @@ class Work:
 
 @dataclass(frozen=True)
 class Round:
-    """One round, from the policy that was in force before it to the one that is now."""
+    """One round, with the policies in force before and after it."""
 
     number: int  # from 1
     dataset_id: str
@@ -64,17 +64,17 @@ class Round:
 
     @property
     def gain(self) -> Interval:
-        """What is in force now minus what was, on the round's report seeds."""
+        """Return of the new policy in force minus that of the old, on the round's report seeds."""
         return self.outcome.comparison.improvement.differences["baseline"]
 
 
 @dataclass(frozen=True)
 class Series:
-    """What came of the rounds."""
+    """The finished rounds, and why they ended."""
 
     rounds: Sequence[Round]
-    ended: str  # why there are no more, in words
-    waits: bool = False  # for answers: the same command goes on when they are there
+    ended: str  # why there are no more
+    waits: bool = False  # for answers; the same command goes on once they are there
 
 
 def run_rounds(config: RoundsConfig, work: Work | None = None) -> Series:
@@ -85,7 +85,7 @@ def run_rounds(config: RoundsConfig, work: Work | None = None) -> Series:
         work: the steps; the plain functions when None.
 
     Raises:
-        BadInput: if two rounds would share a seed, and as the steps do.
+        BadInput: if two rounds would share a seed, and as raised by the steps.
     """
     check_seeds(config)
     work = work or plain_work()
@@ -109,7 +109,7 @@ def run_rounds(config: RoundsConfig, work: Work | None = None) -> Series:
 
 
 def plain_work() -> Work:
-    """The steps as they are called without Prefect."""
+    """The steps without Prefect."""
     return Work(
         collect=lambda store, config, card: (
             gather(Store.create(store), config, card=card, report=listener()).dataset_id
@@ -122,7 +122,7 @@ def plain_work() -> Work:
 
 
 def plan_round(config: RoundsConfig, number: int, policy: Named) -> RoundsConfig:
-    """What one round does: the series' own settings, with the round's seeds, policy, episodes and files."""
+    """The settings of one round: the series' own, with the round's seeds, policy, episodes and files."""
     before, size = number - 1, len(_gate_seeds(config, 1))
     asked = config.label.model_copy(update={"select": config.select}) if before else config.label
     if asked.provider == "file" and asked.answers is not None:
@@ -156,7 +156,7 @@ def check_seeds(config: RoundsConfig) -> None:
             "Choose another first seed, or fewer rounds.",
         )
     if config.collect.dataset is not None:
-        raise BadInput("Each round has a dataset of its own, so they cannot all have one name.", "Leave it out.")
+        raise BadInput("Each round has its own dataset, so one name cannot serve all.", "Leave the name out.")
 
 
 def _gate_seeds(config: RoundsConfig, number: int) -> range:
@@ -167,7 +167,7 @@ def _gate_seeds(config: RoundsConfig, number: int) -> range:
 
 
 def _export_open(planned: RoundsConfig, dataset_id: str, number: int) -> str:
-    """With the file provider and no answers yet: write the questions, and say where the answers are expected."""
+    """With the file provider and no answers yet: write the requests, and say where the answers are expected."""
     asked = planned.label
     if asked.provider != "file" or asked.answers is None or asked.answers.exists():
         return ""
@@ -175,7 +175,7 @@ def _export_open(planned: RoundsConfig, dataset_id: str, number: int) -> str:
 
 
 def _count_open(planned: RoundsConfig, dataset_id: str, run_ids: Sequence[str], number: int) -> str:
-    """Say what a run still waits for; nothing if it is answered."""
+    """Say what a run waits for; None if all is answered."""
     with Store.open(planned.store).catalog.read() as con:
         waiting = count_waiting(con, run_ids)
     if not waiting:
@@ -193,14 +193,14 @@ def _ask_by_file(planned: RoundsConfig, dataset_id: str, number: int) -> str:
 
 
 def series_id(config: RoundsConfig, first: Round) -> str:
-    """Named by what decides the rounds, but not by how many there are: a longer series goes on with this one."""
+    """An id from what decides the rounds, without their number, so that a longer series continues this one."""
     own = config.improve.model_dump(mode="json", exclude={"workers"})
     made_of = [first.dataset_id, first.run_ids, own, config.select, config.label.limit, config.label.select_seed]
     return content_id("s_", made_of)
 
 
 def _record(config: RoundsConfig, done: Sequence[Round]) -> None:
-    """Keep the newest round as a row; the same round is the same row."""
+    """Write the newest round; writing it again changes nothing."""
     last = done[-1]
     comparison = last.outcome.comparison
     row = {

@@ -1,8 +1,8 @@
-"""Fields of candidates before the gate: the best of each is chosen, then accepted or rejected.
+"""Fields of candidates in the gate: the best of each is chosen, then accepted or rejected.
 
 In full, every candidate plays every selection seed and the winner every acceptance seed. By racing, the weaker half
-drops out from rung to rung, and the test of the winner ends when it is clear. The fields advance together, so that
-processes always have work; what each one plays does not depend on the others. The statistics are in `refine/`.
+drops out from rung to rung, and the test of the winner ends when it is clear. The fields advance together to keep
+all processes busy; what each plays does not depend on the others. The statistics are in `refine/`.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ from .evaluator import Candidate, Purpose, Returns
 
 Method = Literal["racing", "full"]
 Play = Callable[[Sequence[Candidate], range, Purpose], list[Returns]]
-"""Returns of the contestants on the seeds, one (S,) array each."""
+"""Returns of the contestants on the seeds, (S,) each."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """What the gate found in one field."""
+    """The gate's result for one field."""
 
     selection: Sequence[float]  # mean return of each candidate on the selection seeds that it played
-    episodes: Sequence[int]  # how many of them it played
+    episodes: Sequence[int]  # selection seeds that each candidate played
     winner: int  # index of the candidate that was tested
     decision: Decision
 
@@ -48,11 +48,11 @@ def try_fields(
     """Choose a winner in each field and accept or reject it.
 
     Args:
-        play: plays episodes; equal questions may be asked again.
-        baseline: what a winner must be better than.
+        play: plays episodes; may be called again for equal ones.
+        baseline: the policy to beat.
         fields: the candidates of each refinement, at least one each.
-        plan: the seeds; racing uses a part of them, from the start.
-        method: in full or by racing.
+        plan: the seeds; racing uses the first of them.
+        method: full or racing.
 
     Returns:
         One finding per field.
@@ -81,12 +81,12 @@ def _try_in_full(
 
 @dataclass
 class _Racers:
-    """One field on its way through the race."""
+    """The state of one field in the race."""
 
     candidates: Sequence[Candidate]
-    returns: list[Returns]  # of each candidate, as far as it came
+    returns: list[Returns]  # of each candidate, so far
     alive: list[int]
-    differences: Returns = field(default_factory=lambda: np.empty(0))  # of the winner to the baseline, so far
+    differences: Returns = field(default_factory=lambda: np.empty(0))  # of the winner from the baseline, so far
     decision: Decision | None = None
 
     @classmethod
@@ -98,7 +98,7 @@ class _Racers:
         return self.candidates[self.alive[0]]
 
     def worst_difference(self, before: Returns) -> float:
-        """The worst that any candidate did against the baseline on the selection seeds, (S,) returns of it."""
+        """The smallest difference of any candidate from the baseline on the selection seeds; returns are (S,)."""
         return min(float((returns - before[: len(returns)]).min()) for returns in self.returns)
 
     def finding(self) -> Finding:
@@ -118,7 +118,7 @@ def _race(play: Play, baseline: Candidate, fields: Sequence[Sequence[Candidate]]
 
 
 def _halve(play: Play, racers: Sequence[_Racers], seeds: range) -> None:
-    """Thin out every field until its best candidate is left; those of one size climb the rungs together."""
+    """Halve every field until its best candidate is left; fields of one size climb the rungs together."""
     for size in dict.fromkeys(len(each.candidates) for each in racers):
         _climb(play, [each for each in racers if len(each.candidates) == size], seeds)
 
@@ -137,7 +137,7 @@ def _climb(play: Play, racers: Sequence[_Racers], seeds: range) -> None:
 
 
 def _accept(play: Play, baseline: Candidate, racers: Sequence[_Racers], worst: Sequence[float], seeds: range) -> None:
-    """Play the winners and the baseline on, look after look, until every field is decided."""
+    """Play the winners and the baseline, look by look, until every field is decided."""
     begin = 0
     for look in list_looks(len(seeds)):
         running = [n for n, each in enumerate(racers) if each.decision is None]

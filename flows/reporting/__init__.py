@@ -1,4 +1,4 @@
-"""The report, part by part: what the catalog says, the charts, the episodes, the pictures, and the page itself."""
+"""The report, part by part: catalog facts, charts, episodes, pictures, and the page itself."""
 
 import lazy_loader
 

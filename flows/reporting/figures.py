@@ -1,6 +1,6 @@
 """Pictures from the catalog: a comparison's arms, its candidates over the training, and the board of all environments.
 
-Nothing is computed here that the catalog does not hold; the report for people is elsewhere.
+Everything drawn is in the catalog already; the HTML report is in `report.py`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from storage.store import Store
 
 PictureFormat = Literal["svg", "pdf", "png"]
 
-# Okabe and Ito's colours, which people with any kind of colour blindness can tell apart.
+# Okabe and Ito's colours, distinguishable with any kind of colour blindness.
 _COLOURS = {
     "baseline": "#000000",
     "refined": "#0072B2",
@@ -38,8 +38,8 @@ def draw_figures(
     Pictures of estimates say so, and estimates are not on the board.
 
     Args:
-        store: with a comparison, that is, after `refine`.
-        folder: where the pictures go; made if need be.
+        store: with a comparison, so after `refine`.
+        folder: for the pictures; made if missing.
         comparison: id or its beginning; the newest one when None.
         picture_format: `svg`, `pdf` or `png`.
 
@@ -110,7 +110,7 @@ def _intervals(alt: Any, rows: Sequence[dict[str, Any]]) -> Any:
 
 
 def _draw_candidates(rows: Sequence[dict[str, Any]], subject: str, estimated: bool) -> Any:
-    """Selection returns of every snapshot over the training, one line per draw and beta; the chosen ones are ringed."""
+    """Selection returns of every candidate over the training, one line per draw and beta; chosen ones are ringed."""
     alt = _altair()
     score = "log-likelihood of held-out labels" if estimated else "mean return on the selection seeds"
     title = (
@@ -137,7 +137,7 @@ def _title(alt: Any, text: str, subject: str) -> Any:
 
 
 def _scale(alt: Any, rows: Sequence[dict[str, Any]]) -> Any:
-    """The colours of those arms that some row has, so that a legend shows no others."""
+    """The colours of the arms that occur, so that a legend shows no others."""
     present = {row["arm"] for row in rows}
     shown = {arm: colour for arm, colour in _COLOURS.items() if arm in present}
     return alt.Scale(domain=list(shown), range=list(shown.values()))

@@ -1,4 +1,4 @@
-"""The page: template, style and scripts joined into one file that may not reach any network."""
+"""Renders the page: template, style and scripts in one file that cannot reach a network."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ _SNIPPET = "window.vegaEmbed = vegaEmbed;"
 
 
 def render_page(story: Mapping[str, Any], charts: Mapping[str, Any], viewer: Viewer, *, library: str) -> str:
-    """One HTML document with everything in it.
+    """Render one self-contained HTML document.
 
     Args:
-        story: what the template says, see `story.tell`.
-        charts: what the scripts draw: `specs` by name, and the data of those that change.
+        story: texts and tables, see `template_context.tell`.
+        charts: for the scripts: `specs` by name, and the data of those that change.
         viewer: the episodes.
-        library: JavaScript that draws Vega-Lite.
+        library: JavaScript of Vega-Lite.
     """
     scripts = [library, *((_TEMPLATES / name).read_text(encoding="utf-8") for name in _SCRIPTS)]
     listed = {
@@ -57,7 +57,7 @@ def render_page(story: Mapping[str, Any], charts: Mapping[str, Any], viewer: Vie
 
 
 def _environment() -> Environment:
-    """Jinja that escapes everything, and shows the characters that would deceive a reader."""
+    """Jinja that escapes everything and makes deceptive characters visible."""
     return Environment(
         loader=FileSystemLoader(_TEMPLATES),
         autoescape=True,
@@ -75,7 +75,7 @@ def _finalize(value: Any) -> Any:
 
 
 def _content_policy(scripts: Sequence[str]) -> str:
-    """A content security policy: these scripts and no others, pictures from the page itself, no connection anywhere."""
+    """A content security policy: only these scripts, pictures from the page itself, no connections."""
     hashes = [base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts]
     allowed = " ".join(f"'sha256-{digest}'" for digest in hashes)
     return (
@@ -88,7 +88,7 @@ def vega_bundle() -> str:
     """The text; the same for the same version of vl-convert.
 
     Raises:
-        TrajnoteError: if it holds something that would end a script element.
+        TrajnoteError: if it contains anything that would end a script element.
     """
     version = importlib.metadata.version("vl-convert-python")
     kept = _cache_folder() / f"vega-{version}.js"
@@ -97,7 +97,7 @@ def vega_bundle() -> str:
             return text
     text = vl_convert.javascript_bundle(_SNIPPET)
     if "</script" in text.lower() or "<!--" in text:
-        raise TrajnoteError(f"vl-convert {version} brings JavaScript that cannot stand in a page.")
+        raise TrajnoteError(f"vl-convert {version} has JavaScript that cannot be embedded in a page.")
     with suppress(OSError):
         kept.parent.mkdir(parents=True, exist_ok=True)
         write_whole(kept, text.encode())
@@ -105,6 +105,6 @@ def vega_bundle() -> str:
 
 
 def _cache_folder() -> Path:
-    """Where programs keep what they can make again (the XDG base directory specification)."""
+    """The user's cache folder (XDG base directory specification)."""
     named = os.environ.get("XDG_CACHE_HOME")
     return (Path(named) if named else Path.home() / ".cache") / "trajnote"

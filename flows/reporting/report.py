@@ -1,6 +1,6 @@
 """The report: one HTML file about a refinement, a comparison, a run or a dataset, made from the store alone.
 
-It opens from the disk, asks no network, and holds everything that it shows. The parts are in `reporting/`.
+It opens from the disk, needs no network, and contains everything that it shows.
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ from ..runtime import Report, silent
 from ..simulation import Named
 
 PICTURES = 1_600
-"""Pictures of single steps in one report, unless another number is asked for."""
+"""Default number of pictures of single steps in one report."""
 _STATES = 1_500  # points of the state space with a label at most; without one as `report/states.sql` has it
 
 
 @dataclass(frozen=True)
 class Written:
-    """A report on the disk."""
+    """A written report."""
 
     path: Path
     bytes: int
     dataset_id: str
     comparison_id: str | None
     labels: int
-    episodes: int  # in its viewer
+    episodes: int  # in the viewer
     pictures: int
 
 
@@ -47,18 +47,18 @@ def write_report(
     env_id: Named | None = None,
     report: Report = silent,
 ) -> Written:
-    """Write the report of what a name means; an older one of the same name is replaced.
+    """Write the report of what a name means; replaces an older one.
 
     Args:
         store: the store.
         name: id of a refinement, comparison, run or dataset, or its beginning; the newest comparison when None.
         out: the file; `reports/<id>.html` of the store when None.
         pictures: pictures of single steps at most; 0 renders nothing.
-        env_id: the dataset's environment, where the user has to name it.
+        env_id: the dataset's environment, if the user has to name it.
         report: shown the progress.
 
     Raises:
-        BadInput: if nothing, or more than one thing, has this name.
+        BadInput: if the name fits nothing, or several.
         Prerequisite: if the store is empty, or the extra `plots` is not installed.
     """
     try:
@@ -81,9 +81,9 @@ def write_report(
         store, known, found, limits, units=_units(store, known.manifest), env_id=env_id, report=report
     )
     states = labels.state_rows(found, visited, len(viewer.components), _STATES)
-    told = story.tell(known, found, checkups)
+    context = story.tell(known, found, checkups)
     drawn = charts.draw_all(known, found, checkups=checkups, components=viewer.components, states=states)
-    content = seal(page.render_page(told, drawn, viewer, library=page.vega_bundle()).encode())
+    content = seal(page.render_page(context, drawn, viewer, library=page.vega_bundle()).encode())
     path = out or store.reports_dir / f"{about.name}.html"
     write_whole(path, content)
     return Written(
@@ -92,7 +92,7 @@ def write_report(
 
 
 def _units(store: Store, manifest: Manifest) -> Mapping[str, str]:
-    """The unit of each component, from the dataset's own card, or else from the environment's packaged one."""
+    """The unit of each component, from the dataset's card or the environment's packaged one."""
     card = own_card(store, manifest)
     if card is None and manifest.env_id is not None:
         card = find_card(manifest.env_id, manifest.env_kwargs)

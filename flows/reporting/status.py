@@ -77,13 +77,13 @@ def look(store: Store, *, limit: int = 8) -> StoreStatus:
 
 
 def watch(store: Store, console: Console, *, every_s: float = 2.0, budget_usd: float | None = None) -> None:
-    """Draw how things stand, every few seconds, until interrupted.
+    """Draw the status every few seconds, until interrupted.
 
     Args:
         store: the store.
         console: where to draw.
         every_s: seconds between two looks.
-        budget_usd: the cap that dollars are shown against.
+        budget_usd: the cap to show dollars against.
     """
     shown = draw(look(store), budget_usd)
     with Live(shown, console=console, screen=True, auto_refresh=False) as live:
@@ -98,7 +98,7 @@ def watch(store: Store, console: Console, *, every_s: float = 2.0, budget_usd: f
 
 
 def draw(standing: StoreStatus, budget_usd: float | None = None) -> RenderableType:
-    """One look as tables and lines; nothing in them is read as markup, for names come from anywhere."""
+    """The status as tables and lines; names are untrusted, so nothing in them is read as markup."""
     parts: list[RenderableType] = [_head(standing, budget_usd)]
     if standing.runs:
         parts.append(_table("annotation runs", [_run(row) for row in standing.runs]))
@@ -116,7 +116,7 @@ def draw(standing: StoreStatus, budget_usd: float | None = None) -> RenderableTy
     if standing.comparison is not None:
         parts += _gate(standing, standing.comparison)
     if len(parts) == 1:
-        parts.append(Text("Nothing was asked or refined here yet."))
+        parts.append(Text("Nothing has been annotated or refined here yet."))
     return Group(*parts)
 
 
@@ -188,7 +188,7 @@ def _gate(standing: StoreStatus, comparison: Row) -> list[RenderableType]:
 
 
 def _snapshots(snapshots: Sequence[Row], arm: str) -> str:
-    """Best selection return after so many training steps, the one that went to the gate in brackets."""
+    """Best selection return by training step; the candidate tested by the gate is in brackets."""
     own = [row for row in snapshots if row["arm"] == arm]
     return "  ".join(
         f"[{row['step']}: {row['best']:.0f}]" if row["chosen"] else f"{row['step']}: {row['best']:.0f}" for row in own

@@ -13,7 +13,7 @@ from .page.wording import interval_of, number, plain_reason, read_object, spread
 
 
 def tell(facts: Facts, labels: Sequence[Row], checkups: Sequence[Checkup]) -> Row:
-    """Everything that the page says in words.
+    """All texts and tables of the page.
 
     Args:
         facts: what the catalog says.
@@ -46,7 +46,7 @@ def tell(facts: Facts, labels: Sequence[Row], checkups: Sequence[Checkup]) -> Ro
 
 
 def _headline(facts: Facts) -> Row | None:
-    """From the baseline to what is in force, in the mode that was judged."""
+    """Returns of the baseline and of the policy in force, in the gate's mode."""
     mode = _gate_mode(facts)
     rows = {row["arm"]: row for row in facts.arms if row["mode"] == mode}
     arm = facts.judged["arm"] if facts.judged else "labels"
@@ -78,9 +78,7 @@ def _verdicts(facts: Facts) -> list[Row]:
             "reason": plain_reason(found["better_reason"]),
         },
         {
-            "question": "Was it the labels, as far as estimates go?"
-            if facts.estimated
-            else "Was it the labels that did it?",
+            "question": "Was it the labels, as far as estimates go?" if facts.estimated else "Did the labels do it?",
             "holds": found["credit"],
             "reason": plain_reason(found["credit_reason"]),
         },
@@ -115,14 +113,14 @@ def _arms(arms: Sequence[Row]) -> list[Row]:
     )
     by_mode = {(row["arm"], row["mode"]): row for row in arms}
     modes = [mode for mode in ("greedy", "sampled") if any(row["mode"] == mode for row in arms)]
-    told: list[Row] = []
+    table: list[Row] = []
     for arm in names:
         rows = [by_mode.get((arm, mode)) for mode in modes]
         first = next(row for row in rows if row is not None)
         gate = f"{first['accepted']} of {first['draws']}" if first["draws"] else "–"
         cells = [(mode, spread(row) if row else "–") for mode, row in zip(modes, rows, strict=True)]
-        told.append({"arm": arm_name(arm), "key": arm, "labels": first["labels"], "gate": gate, "returns": cells})
-    return told
+        table.append({"arm": arm_name(arm), "key": arm, "labels": first["labels"], "gate": gate, "returns": cells})
+    return table
 
 
 def _label_counts(labels: Sequence[Row], facts: Facts) -> Row:

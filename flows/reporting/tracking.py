@@ -23,20 +23,20 @@ _FOLDER = "TRACKIO_DIR"
 
 
 def enter_run(store: Store, outcome: Outcome, config: ImproveConfig, folder: Path) -> bool:
-    """Enter a comparison as a run of its id; one that is there already stays as it is.
+    """Log a comparison as a run named by its id; an existing run stays unchanged.
 
     Args:
         store: where the refinement was written.
-        outcome: what came of it.
-        config: what was asked.
-        folder: of the tracker, as `TRACKIO_DIR`; it is made if need be.
+        outcome: its result.
+        config: its settings.
+        folder: of the tracker, as `TRACKIO_DIR`; made if missing.
 
     Returns:
         Whether the run is new.
 
     Raises:
         Prerequisite: if trackio is not installed.
-        BadInput: if this process tracks in another folder already.
+        BadInput: if this process tracks into another folder already.
     """
     trackio = load_tracker(folder)
     from trackio.sqlite_storage import SQLiteStorage
@@ -61,7 +61,7 @@ def enter_run(store: Store, outcome: Outcome, config: ImproveConfig, folder: Pat
 
 
 def load_tracker(folder: Path) -> Any:
-    """Import trackio, which reads its folder once, when it is imported.
+    """Import trackio, which reads its folder once, on import.
 
     Raises:
         Prerequisite, BadInput: as `enter_run`.
@@ -74,13 +74,13 @@ def load_tracker(folder: Path) -> Any:
     except ImportError as error:
         raise Prerequisite("Tracking needs trackio.", "pip install 'trajnote[tracking]'") from error
     if Path(TRACKIO_DIR).resolve() != wanted:
-        raise BadInput(f"This process tracks in {TRACKIO_DIR} already, not in {wanted}.", "Use one folder.")
+        raise BadInput(f"This process tracks into {TRACKIO_DIR} already, not into {wanted}.", "Use one folder.")
     wanted.mkdir(parents=True, exist_ok=True)
     return trackio
 
 
 def parameters_of(outcome: Outcome, config: ImproveConfig) -> dict[str, Any]:
-    """What was asked, and where it started."""
+    """The settings and the baseline."""
     return {
         "dataset_id": outcome.dataset_id,
         "baseline": outcome.baseline_id,
@@ -109,7 +109,7 @@ def metrics_of(store: Store, outcome: Outcome) -> dict[str, float]:
 
 
 def _artifacts(store: Store, outcome: Outcome) -> dict[str, Path]:
-    """The policy in force and the report, as far as they are there."""
+    """Files of the policy in force and the report, if they exist."""
     found = {
         f"policy-{outcome.comparison_id}": store.policy_dir(outcome.comparison.policy_id),
         f"report-{outcome.comparison_id}": store.reports_dir / f"{outcome.comparison_id}.html",

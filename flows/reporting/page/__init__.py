@@ -1,1 +1,1 @@
-"""The page: facts in words, charts and tables, joined into one file."""
+"""The page: texts, charts and tables, joined into one file."""

@@ -1,7 +1,7 @@
-"""The charts, as Vega-Lite specifications made with Altair; a browser draws them at the width that it has.
+"""The charts, as Vega-Lite specifications made with Altair; a browser draws them at its own width.
 
-Colours are names such as `@labels`, which the page replaces by those of its light or dark palette. A chart that
-changes with a click has named data, which the page fills in.
+Colours are names such as `@labels`, which the page replaces from its light or dark palette. A chart that changes
+with a click has named data, which the page fills in.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ _QUESTION_COLOURS = {
 }
 _ROW_HEIGHT = 34
 STANCE_COLOURS = {"corrects": "@corrects", "confirms": "@confirms", "no suggestion": "@muted"}
-"""What a label says of the logged action, and the name of its colour."""
+"""Stance of a label on the logged action -> name of its colour."""
 _LANE_HEIGHT = 46
 
 
@@ -61,11 +61,11 @@ def draw_all(
         facts: of the subject.
         labels: of the subject.
         checkups: of its runs.
-        components: name and unit of each that may be an axis.
+        components: name and unit of each possible axis.
         states: points of the state space, see `labels.state_rows`.
 
     Returns:
-        `specs` by name; `states`, `components` and `axes`, the two places shown first, for the plane of states.
+        `specs` by name; `states`, `components` and `axes`, the two components shown first, for the plane of states.
     """
     greedy = {row["arm"]: row["return_"] for row in facts.arms if row["mode"] == "greedy"}
     axes = first_axes(states, components)
@@ -89,7 +89,7 @@ def draw_all(
 
 
 def first_axes(states: Sequence[Row], components: Sequence[Row]) -> tuple[int, int]:
-    """The two components shown first: those called x and y, or the first two that take many values."""
+    """The two components shown first: x and y, or the first two with many values."""
     names = [component["name"] for component in components]
     if "x" in names and "y" in names:
         return names.index("x"), names.index("y")
@@ -140,7 +140,7 @@ def _score_name(estimated: bool) -> str:
 
 
 def candidates_chart(candidates: Sequence[Row], baseline: float | None, score: str) -> Chart:
-    """How the candidates did where they were chosen, by training step, one line per arm, draw and beta."""
+    """The candidates' selection returns by training step, one line per arm, draw and beta."""
     rows = [
         row
         | {"name": arm_name(row["arm"]), "line": f"{row['refinement_id']} {row['beta']}", "own": row["arm"] == "labels"}
@@ -178,7 +178,7 @@ def candidates_chart(candidates: Sequence[Row], baseline: float | None, score: s
 
 
 def positions_chart(rows: Sequence[Row]) -> Chart:
-    """Where in their episodes the labels lie."""
+    """The labels' positions in their episodes."""
     chart = alt.Chart(alt.Data(values=list(rows))).mark_bar()
     return _wide(
         chart.encode(
@@ -227,7 +227,7 @@ def states_chart(x: Row, y: Row, states: Sequence[Row]) -> Chart:
 
 
 def confidence_chart(rows: Sequence[Row]) -> Chart:
-    """Agreement by stated confidence, one line for each thing that labels were compared with."""
+    """Agreement by stated confidence, one line per comparison."""
     base = alt.Chart(alt.Data(values=list(rows))).encode(
         x=alt.X(
             "confidence:Q",
@@ -257,7 +257,7 @@ def confidence_chart(rows: Sequence[Row]) -> Chart:
 
 
 def arm_name(arm: str) -> str:
-    """An arm in words."""
+    """An arm's name for people."""
     return ARM_NAMES.get(arm, arm.replace("_", " "))
 
 
@@ -272,7 +272,7 @@ def _stance_colour(rows: Sequence[Row]) -> Any:
 
 
 def _scale(values: Mapping[str, str], rows: Sequence[Row], field: str) -> alt.Scale:
-    """A scale of those names that some row has, so that a legend shows no others."""
+    """A scale of the names that occur, so that a legend shows no others."""
     present = {row[field] for row in rows}
     shown = {name: value for name, value in values.items() if name in present}
     return alt.Scale(domain=list(shown), range=list(shown.values()))
@@ -286,7 +286,7 @@ def _wide(chart: Any, height: float) -> Any:
 
 
 def timeline_chart(components: Sequence[Row]) -> alt.VConcatChart:
-    """The episode viewer's lanes: return so far, reward, and each component, all over the same steps.
+    """The episode viewer's lanes: return so far, reward, and each component, over the same steps.
 
     Named data that the page fills: `logged` and `rematch` (t, r, g, c0 ...), `notes` (t, stance).
 

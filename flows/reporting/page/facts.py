@@ -66,7 +66,7 @@ def _newest(known: Collection[Row]) -> str:
 
 @dataclass(frozen=True)
 class Facts:
-    """Everything small that a report says; rows are named by their columns."""
+    """Everything but labels and episodes in a report; rows are dictionaries by column."""
 
     subject: Subject
     manifest: Manifest
@@ -82,24 +82,24 @@ class Facts:
     policies: Sequence[Row]  # the policy in force, then what it came from
     prompts: Sequence[Row]  # one request of each kind, of the first run
     replays: Sequence[Row]
-    rules: Sequence[Row] = ()  # of these runs, with what they cover
-    ruled: Row | None = None  # how many steps the rules match, of how many
+    rules: Sequence[Row] = ()  # of these runs, with their coverage
+    ruled: Row | None = None  # steps that the rules match, and all steps
 
     @property
     def estimated(self) -> bool:
-        """Whether the comparison was judged by an estimate, without playing."""
+        """Whether the comparison is an estimate, without playing."""
         return self.comparison is not None and self.comparison["basis"] == "estimated"
 
     @property
     def judged(self) -> Row | None:
-        """The refinement that the report is about: the one asked for, or the one with the annotator's labels."""
+        """The refinement in question: the one asked for, or the one with the annotator's labels."""
         asked = [row for row in self.refinements if row["refinement_id"] == self.subject.refinement_id]
         own = [row for row in self.refinements if row["arm"] == "labels"]
         return next(iter([*asked, *own]), None)
 
 
 def gather_facts(store: Store, subject: Subject) -> Facts:
-    """Ask the catalog; it is closed again when this returns."""
+    """Query the catalog, which is closed again on return."""
     manifest = read_manifest(store, subject.dataset_id)
     runs, comparison_id = list(subject.run_ids), subject.comparison_id
     rules = summarise_rules(store, subject.dataset_id, runs) if has_rules(store, runs) else None

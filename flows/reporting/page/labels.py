@@ -1,4 +1,4 @@
-"""The labels of a subject beside the steps that they speak of, and the summaries that charts and tables show."""
+"""The labels of a subject beside their steps, and the summaries that charts and tables show."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ QUESTIONS = {
     "opinions": "other opinions agree",
     "replays": "better when replayed",
 }
-"""What the sources of `annotate.quality.calibration` compare a label with, in a few words."""
+"""Short names for what `annotate.quality.calibration` compares a label with."""
 _Z = 1.959963984540054  # of a 95% interval
 
 
@@ -43,7 +43,7 @@ class Share(NamedTuple):
 
 
 def load_labels(store: Store, subject: Subject) -> list[Row]:
-    """All labels of the subject's runs with their logged step, and the replay that measured each, if one did."""
+    """All labels of the subject's runs with their logged step and, if any, the replay that measured them."""
     with store.catalog.read() as con:
         return ask(con, "report/labels", dataset=subject.dataset_id, runs=list(subject.run_ids))
 
@@ -55,7 +55,7 @@ def sample_states(store: Store, dataset_id: str) -> list[list[float]]:
 
 
 def position_rows(labels: Sequence[Row]) -> list[Row]:
-    """How many labels lie in each twentieth of their episode, by whether they confirm the logged action."""
+    """Number of labels per twentieth of their episode, by whether they confirm the logged action."""
     counted = Counter((_bin(row["step"] / max(row["length"], 1), POSITION_BINS), _stance(row)) for row in labels)
     return [
         {"from": 100 * place / POSITION_BINS, "to": 100 * (place + 1) / POSITION_BINS, "stance": stance, "labels": n}
@@ -64,7 +64,7 @@ def position_rows(labels: Sequence[Row]) -> list[Row]:
 
 
 def confidence_rows(labels: Sequence[Row], checkups: Sequence[Checkup]) -> list[Row]:
-    """Agreement of labels by the confidence that they state, with everything that there is to compare with.
+    """Agreement of labels with everything they can be compared with, by stated confidence.
 
     Args:
         labels: as loaded; compared with the logged action.
@@ -111,7 +111,7 @@ def _lies_in(confidence: float | None, low: float, high: float) -> bool:
 
 
 def action_table(labels: Sequence[Row], action_names: Sequence[str]) -> list[Row]:
-    """How often each logged action was answered with each suggestion; empty where actions are not named.
+    """How often each logged action got each suggestion; empty if actions have no names.
 
     Returns:
         One row per logged action: `logged`, `total`, and `suggested`, the counts in the order of the names.
@@ -136,8 +136,8 @@ def state_rows(labels: Sequence[Row], visited: Sequence[Sequence[float]], compon
     Args:
         labels: as loaded.
         visited: states without a label.
-        components: how many of an observation's first numbers are kept, as c0, c1 ...
-        limit: labelled points at most, evenly taken.
+        components: number of leading components kept, as c0, c1 ...
+        limit: labelled points at most, evenly spaced.
     """
     shown = labels[:: max(1, math.ceil(len(labels) / limit))]
     points = [(row["observation"], _stance(row)) for row in shown]

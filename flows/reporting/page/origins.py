@@ -43,7 +43,7 @@ def _tokens(spent: Row) -> str:
 
 
 def _planned(asked: Row | None, run: Row) -> float | None:
-    """Dollars at list price for all of a run's requests, as estimated before they were sent; None without a price."""
+    """A run's dollars at list price, as estimated before sending; None without a price."""
     if asked is None or asked["input_tokens_estimate"] is None or run["model"] is None:
         return None
     labels = read_object(run["config"]).get("windows") or read_object(run["config"]).get("rules", 0)

@@ -17,7 +17,7 @@ Pairs = list[tuple[str, str]]
 _TAKEN_LITERALLY = re.compile(
     "["
     "\x00-\x08\x0b-\x1f\x7f-\x9f"  # control characters, line feed and tab excepted
-    "\u061c\u200b\u200e\u200f\u202a-\u202e\u2066-\u2069"  # bidirectional controls and a space without width
+    "\u061c\u200b\u200e\u200f\u202a-\u202e\u2066-\u2069"  # bidirectional controls, zero-width space
     "\u2028\u2029\ufeff\ufff9-\ufffb"  # separators that end a line of JavaScript; marks that nobody sees
     "\U000e0000-\U000e007f"  # tags, which are letters that nobody sees
     "\ud800-\udfff"  # halves of characters
@@ -27,7 +27,7 @@ _NEVER_IN_A_SCRIPT = {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026"}
 
 
 def number(value: float | None, digits: int = 1) -> str:
-    """A number as a person reads it, with a true minus sign and thin spaces between thousands."""
+    """A number for people, with a true minus sign and thin spaces between thousands."""
     if value is None:
         return "–"
     return f"{value:,.{digits}f}".replace(",", "\u202f").replace("-", "−")
@@ -49,7 +49,7 @@ def when(moment: datetime | None) -> str:
 
 
 def pairs_of(value: object, prefix: str = "") -> Pairs:
-    """Nested JSON as rows of a dotted name and a value; what is not set is left out."""
+    """Nested JSON as rows of dotted name and value; unset values are left out."""
     if isinstance(value, Mapping):
         return [
             pair for key, item in value.items() for pair in pairs_of(item, f"{prefix}.{key}" if prefix else str(key))
@@ -62,28 +62,28 @@ def pairs_of(value: object, prefix: str = "") -> Pairs:
 
 
 def plain_reason(reason: str | None) -> str:
-    """A sentence with the arms as people call them."""
+    """A sentence with the arms' names for people."""
     return re.sub(r"(?<![\w])-(?=\d)", "−", (reason or "").replace("no_labels", "no labels"))
 
 
 def read_object(text: Any) -> dict[str, Any]:
-    """The object that a JSON column holds; an empty one if there is none."""
+    """The object in a JSON column; empty if null."""
     value = json.loads(text) if isinstance(text, str) else text
     return value if isinstance(value, dict) else {}
 
 
 def visible(text: str) -> str:
-    """Text in which every character that would reorder, hide or break the others shows its number: ⟨U+202E⟩."""
+    """Replace every character that would reorder, hide or break others by its number: ⟨U+202E⟩."""
     return _TAKEN_LITERALLY.sub(lambda match: f"⟨U+{ord(match.group()):04X}⟩", text)
 
 
 def all_visible(value: Any) -> Any:
-    """A JSON-able value whose texts are all `visible`; numbers that JSON cannot say become None.
+    """Make all texts in a JSON-able value `visible`; numbers that JSON lacks become None.
 
     Args:
         value: nested mappings, sequences, texts, numbers, booleans and None.
     """
-    if isinstance(value, float):  # numbers come first: there are a hundred times more of them than of anything else
+    if isinstance(value, float):  # numbers first: they are by far the most frequent
         return value if math.isfinite(value) else None
     if value is None or isinstance(value, int):
         return value
@@ -95,6 +95,6 @@ def all_visible(value: Any) -> Any:
 
 
 def script_json(value: Any) -> str:
-    """JSON that can stand inside a `<script>` element: no tag, comment or line separator can begin in it."""
+    """JSON that is safe inside a `<script>` element: no tag, comment or line separator can begin in it."""
     text = json.dumps(all_visible(value), ensure_ascii=True, separators=(",", ":"), allow_nan=False)
     return "".join(_NEVER_IN_A_SCRIPT.get(character, character) for character in text)

@@ -1,4 +1,4 @@
-"""The episodes of the viewer: each one packed on its own, so that a page opens at once and unpacks what is clicked.
+"""The episodes of the viewer: each is packed on its own, so that a page opens at once and unpacks only what is clicked.
 
 A pack is JSON, deflated, as base64: letters that no HTML parser can take for anything else, whatever a model wrote.
 Beside a logged episode stand the raw replies behind its labels, read back from the store's files, and the refined
@@ -33,7 +33,7 @@ from .pictures import Film, Take, choose_steps, film_all
 from .timeline import choose_grid, columns_of
 
 MAX_COMPONENTS = 12
-"""Components of an observation that the viewer draws; an observation may have thousands."""
+"""The most components of an observation that the viewer draws."""
 _NUMBERS = 3_600_000  # of all timelines together: about 9 MB when packed
 _MOST_POINTS, _FEWEST_POINTS = 1_001, 60
 _UNLABELLED = 60  # episodes shown of a dataset without labels
@@ -43,7 +43,7 @@ MAX_CHARACTERS = 20_000
 
 @dataclass(frozen=True)
 class Limits:
-    """How much of the viewer a page can carry."""
+    """Size limits of the viewer."""
 
     episodes: int = 1_500
     rematches: int = 60
@@ -52,7 +52,7 @@ class Limits:
 
 @dataclass(frozen=True)
 class Entry:
-    """One episode of the viewer: what its line in the list says, and its pack."""
+    """One episode of the viewer: its line in the list, and its pack."""
 
     summary: Row
     pack: str  # base64 of deflated JSON
@@ -62,7 +62,7 @@ class Entry:
 class Viewer:
     """What the page needs for looking at episodes."""
 
-    components: Sequence[Row]  # name and unit of each that is drawn
+    components: Sequence[Row]  # name and unit of each drawn
     entries: Sequence[Entry]
     left_out: int  # episodes with labels that did not fit
     opponent: Opponent | None
@@ -72,7 +72,7 @@ class Viewer:
 
 @dataclass
 class _Scene:
-    """An episode on its way into the viewer."""
+    """An episode being prepared for the viewer."""
 
     episode: Episode
     labels: Sequence[Row]
@@ -97,9 +97,9 @@ def build_viewer(
         store: the store.
         facts: of the subject.
         labels: of the subject, see `labels.load_labels`.
-        limits: how much may be shown.
-        units: unit of each named component, where it is known.
-        env_id: the dataset's environment, where the user has to name it.
+        limits: on size.
+        units: of each named component, if known.
+        env_id: the dataset's environment, if the user has to name it.
         report: shown the progress.
     """
     manifest = facts.manifest
@@ -136,12 +136,12 @@ def build_viewer(
 def _add_rematches(
     store: Store, manifest: Manifest, home: Home, opponent: Opponent, scenes: Sequence[_Scene]
 ) -> list[str]:
-    """Let the other policy play each scene's seed; returns what kept it from doing so."""
+    """Let the other policy play each scene's seed; returns why it could not, if so."""
     seeds = [scene.episode.seed for scene in scenes if scene.episode.seed is not None]
     try:
         played = play_rematch(store, manifest, home, opponent, seeds)
     except TrajnoteError as error:
-        return [f"{opponent.policy_id} could not play beside: {error.problem}"]
+        return [f"{opponent.policy_id} could not play these seeds: {error.problem}"]
     for scene in scenes:
         if scene.episode.seed is not None:
             scene.rematch = played[scene.episode.seed]
@@ -149,7 +149,7 @@ def _add_rematches(
 
 
 def _add_pictures(home: Home, scenes: Sequence[_Scene], limits: Limits, report: Report) -> list[str]:
-    """Film as many scenes as the limit allows; returns why some could not be filmed."""
+    """Film as many scenes as the limit allows; returns why some failed."""
     if not limits.pictures:
         return []
     filmed = [scene for scene in scenes if scene.episode.seed is not None][: max(1, limits.pictures // 8)]
@@ -162,7 +162,7 @@ def _add_pictures(home: Home, scenes: Sequence[_Scene], limits: Limits, report: 
         takes.append(Take(home, scene.episode, steps))
         if scene.rematch is not None:
             takes.append(_rematch_take(takes[-1], scene.rematch, each))
-    films = _told(film_all(takes), len(takes), report)
+    films = _reported(film_all(takes), len(takes), report)
     for scene in filmed:
         scene.film = next(films)
         if scene.rematch is not None:
@@ -176,11 +176,11 @@ def _add_pictures(home: Home, scenes: Sequence[_Scene], limits: Limits, report: 
 
 
 def _rematch_take(take: Take, rematch: Episode, count: int) -> Take:
-    """The same steps of the other policy's episode, as far as it lasts, and its end."""
+    """The same steps of the other policy's episode, while it lasts, and its end."""
     return replace(take, episode=rematch, steps=choose_steps(len(rematch), sorted(take.steps), count))
 
 
-def _told(films: Iterator[Film], total: int, report: Report) -> Iterator[Film]:
+def _reported(films: Iterator[Film], total: int, report: Report) -> Iterator[Film]:
     for done, film in enumerate(films, 1):
         report("take pictures", done, total)
         yield film
@@ -203,9 +203,9 @@ def _pack(
 ) -> Entry:
     def tell(episode: Episode, film: Film, wanted: Sequence[int]) -> Row:
         grid = choose_grid(len(episode), {*film.pictures, *wanted}, points)
-        told = columns_of(episode, grid, components, action_names)
+        columns = columns_of(episode, grid, components, action_names)
         pictures = {str(step): base64.b64encode(data).decode() for step, data in sorted(film.pictures.items())}
-        return told | {"pictures": pictures} | _ending(episode)
+        return columns | {"pictures": pictures} | _ending(episode)
 
     used = {label["request_id"] for label in scene.labels} & replies.keys()
     content = {
@@ -218,7 +218,7 @@ def _pack(
 
 
 def pack(content: Any) -> str:
-    """Base64 of the deflated JSON of anything that a page unpacks by itself."""
+    """Deflated JSON as base64, which a page unpacks itself."""
     text = json.dumps(all_visible(content), ensure_ascii=False, separators=(",", ":"), allow_nan=False)
     return base64.b64encode(zlib.compress(text.encode(), 7)).decode()
 

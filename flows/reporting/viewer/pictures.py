@@ -1,6 +1,6 @@
-"""Pictures of single steps of an episode, from an exact replay of its seed and its actions. Nothing is recorded.
+"""Pictures of single steps of an episode, from an exact replay of its seed and actions.
 
-A picture of a state that is not bit for bit the logged one would be a lie, so filming stops at the first difference.
+A picture of any state but the logged one would mislead, so filming stops at the first difference.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from ...simulation import Environment, Home, logged_action, make_environment
 WIDTH = 240
 _QUALITY = 58
 _MODE = "rgb_array"
-_AROUND = 5  # steps between a labelled one and the pictures beside it
+_AROUND = 5  # steps between a labelled step and the pictures beside it
 
 
 @dataclass(frozen=True)
 class Take:
-    """One episode and the steps of which pictures are wanted."""
+    """One episode and the steps to picture."""
 
     home: Home
     episode: Episode
@@ -40,11 +40,11 @@ class Film:
     """The pictures of a take."""
 
     pictures: Mapping[int, bytes]  # step -> WebP of the state in which that step's action was chosen
-    problem: str | None = None  # why some or all of them are missing
+    problem: str | None = None  # why some or all are missing
 
 
 def choose_steps(length: int, labelled: Sequence[int], count: int) -> frozenset[int]:
-    """The steps worth a picture: labelled ones first, then the end and the start, those around, and regular ones.
+    """Choose steps to picture: labelled ones first, then the end and the start, their neighbours, and regular ones.
 
     Args:
         length: steps of the episode; step `length` is its final state.
@@ -58,10 +58,10 @@ def choose_steps(length: int, labelled: Sequence[int], count: int) -> frozenset[
 
 
 def film_all(takes: Sequence[Take], workers: int | None = None) -> Generator[Film]:
-    """Film several episodes; always in other processes, for a graphics library that crashes takes its process along.
+    """Film several episodes, in other processes, since a graphics library may crash its process.
 
     Yields:
-        One film per take, in their order; films without pictures when a process died.
+        One film per take, in order; without pictures if a process died.
     """
     done = 0
     try:
@@ -73,24 +73,24 @@ def film_all(takes: Sequence[Take], workers: int | None = None) -> Generator[Fil
 
 
 def film(take: Take) -> Film:
-    """Play an episode again and keep pictures of the wanted steps."""
+    """Replay an episode and keep pictures of the wanted steps."""
     found = _film_as(take, None)
     return found if found.pictures or not take.steps else _film_as(take, _MODE)
 
 
 def _film_as(take: Take, declared: str | None) -> Film:
-    """Film in an environment that was made with a render mode, or that is told of it only when it renders.
+    """Film in an environment made with a render mode, or one whose mode is set only to render.
 
-    Told at once, many environments draw decorations in every step, which can take ten times as long as the steps.
+    With a mode from the start, many environments draw in every step, which can take ten times as long as the steps.
     """
-    os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # pygame opens no window, and does not ask for a display
+    os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # pygame needs no window and no display
     try:
         environment = make_environment(take.home.env_id, {**take.home.env_kwargs, "render_mode": declared})
     except TrajnoteError as error:
         return Film({}, f"the environment cannot be rendered: {error.problem}")
     try:
         return _play(environment, take)
-    except Exception as error:  # whatever a third party's renderer raises
+    except Exception as error:  # a third party's renderer may raise anything
         return Film({}, f"the environment cannot be rendered: {type(error).__name__}: {error}")
     finally:
         environment.close()
@@ -112,7 +112,7 @@ def _play(environment: Environment, take: Take) -> Film:
     shown, _ = environment.reset(seed=episode.seed)
     for step in range(last + 1):
         if not np.array_equal(_numbers(shown, episode), np.atleast_1d(episode.observations[step])):
-            return Film(pictures, f"the replay departs from what was logged at step {step}")
+            return Film(pictures, f"the replay differs from the log at step {step}")
         if step in take.steps:
             frame = _render(environment)
             if not isinstance(frame, np.ndarray) or frame.ndim != 3:
@@ -137,7 +137,7 @@ def _numbers(shown: Any, episode: Episode) -> Array:
 
 
 def _thinned(steps: Sequence[int], count: int) -> list[int]:
-    """At most `count` of some steps, evenly taken."""
+    """At most `count` of some steps, evenly spaced."""
     if len(steps) <= count:
         return list(steps)
     return [steps[int(place)] for place in np.linspace(0, len(steps) - 1, max(count, 1))]

@@ -1,4 +1,4 @@
-"""One episode as short columns of numbers: what a chart draws and a person steps through."""
+"""One episode as short columns of numbers for charts and stepping."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ _DIGITS = 4
 
 
 def choose_grid(length: int, wanted: Collection[int], points: int) -> Array:
-    """The steps that are shown: all of them if there are few, otherwise regular ones and the wanted ones.
+    """The steps shown: all if there are few, otherwise regular ones and the wanted ones.
 
     Args:
         length: steps of the episode; step `length` is its final state.
-        wanted: steps that must be there.
-        points: about how many.
+        wanted: steps that must be included.
+        points: approximate number.
 
     Returns:
         (P,) int64, ascending, from 0 to `length`.
@@ -34,12 +34,12 @@ def choose_grid(length: int, wanted: Collection[int], points: int) -> Array:
 def columns_of(episode: Episode, grid: Array, components: Sequence[int], action_names: Sequence[str]) -> Columns:
     """The columns of an episode at the steps of a grid.
 
-    Where the grid leaves steps out, `r` is the reward of largest size until its next step, so that no spike is lost.
+    Where the grid skips steps, `r` is the largest reward by size up to the next one, so that no spike is lost.
 
     Args:
         episode: the episode.
         grid: (P,) steps, ascending, the last one the final state.
-        components: places in the observation.
+        components: indices into the observation.
         action_names: of a discrete action space; empty otherwise.
 
     Returns:
@@ -67,7 +67,7 @@ def short_numbers(values: Array) -> list[float | None]:
 
 
 def _peaks(rewards: Array, grid: Array) -> Array:
-    """The reward of largest size from each step of the grid up to the next one; NaN for the final state."""
+    """The largest reward by size from each step of the grid up to the next one; NaN for the final state."""
     if len(grid) == len(rewards) + 1:
         return np.append(rewards, np.nan)
     pieces = np.split(rewards, grid[1:-1])
