@@ -18,7 +18,7 @@ _TAKEN_LITERALLY = re.compile(
     "["
     "\x00-\x08\x0b-\x1f\x7f-\x9f"  # control characters, line feed and tab excepted
     "\u061c\u200b\u200e\u200f\u202a-\u202e\u2066-\u2069"  # bidirectional controls, zero-width space
-    "\u2028\u2029\ufeff\ufff9-\ufffb"  # separators that end a line of JavaScript; marks that nobody sees
+    "\u2028\u2029\ufeff\ufff9-\ufffb"  # line separators of JavaScript; invisible marks
     "\U000e0000-\U000e007f"  # tags, which are letters that nobody sees
     "\ud800-\udfff"  # halves of characters
     "]"
