@@ -68,8 +68,8 @@ class Evaluator:
         store: remembers what was played.
         env_id: as for `make_environment`.
         env_kwargs: as for `make_environment`.
-        workers: processes; one per core when None. They never change a return.
-        max_steps: longer episodes are cut there, as those of the dataset were; never when None.
+        workers: processes; one per core when None. They do not change a return.
+        max_steps: longer episodes are cut there, as in the dataset; None: never.
         commit_s: seconds of playing that are committed together.
     """
 

@@ -25,34 +25,34 @@ from storage.store import Store
 from .page.wording import visible
 
 RATE_MINUTES = 5
-"""Labels per minute are counted over this time."""
-_PATIENCE_S = 2.0  # a look that comes at a bad moment is worth little: the next one comes soon
+"""Window for labels per minute."""
+_PATIENCE_S = 2.0  # a missed look costs little: the next one comes soon
 _NUMBERS = ("requests", "answered", "open", "sent", "failed", "labels", "$", "policies")
 _WIDE = ("snapshots", "model", "environment")  # these may break into lines
 
 
 @dataclass(frozen=True)
 class StoreStatus:
-    """One look at a store."""
+    """The status of a store at one moment."""
 
     at: datetime
     datasets: int
-    spent_usd: float  # by all runs
-    runs: Sequence[Row]  # those under way first
+    spent_usd: float  # over all runs
+    runs: Sequence[Row]  # unfinished ones first
     batches: Sequence[Row]  # in flight
-    evaluations: Sequence[Row]  # since the last comparison: what a refinement under way has played so far
+    evaluations: Sequence[Row]  # since the last comparison: what a running refinement has played so far
     comparison: Row | None  # the newest
     arms: Sequence[Row]  # of it
-    snapshots: Sequence[Row]  # of it: best selection return of each arm after so many training steps
+    snapshots: Sequence[Row]  # of it: best selection return by arm and training step
 
     @property
     def in_flight_usd(self) -> float:
-        """What is under way costs at most, as far as it has a price."""
+        """The most that batches in flight can cost, where prices are known."""
         return sum(row["worst_usd"] or 0.0 for row in self.batches)
 
 
 def look(store: Store, *, limit: int = 8) -> StoreStatus:
-    """Ask the catalog how things stand.
+    """Query the status.
 
     Args:
         store: the store.

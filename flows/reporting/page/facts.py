@@ -18,17 +18,17 @@ from storage.store import Store
 
 @dataclass(frozen=True)
 class Subject:
-    """What a report is about."""
+    """The subject of a report."""
 
-    name: str  # what was asked for, which names the file
+    name: str  # as asked for; names the file
     dataset_id: str
     run_ids: tuple[str, ...]  # annotation runs whose labels are shown
-    comparison_id: str | None  # None while nothing was judged
-    refinement_id: str | None  # the one that was asked for; None shows the one with the annotator's labels
+    comparison_id: str | None  # None if nothing was judged yet
+    refinement_id: str | None  # the one asked for; None: the one with the annotator's labels
 
 
 def find_subject(store: Store, name: str | None) -> Subject:
-    """Find what a user means.
+    """Find the subject that a user means.
 
     Args:
         store: the store.
@@ -36,7 +36,7 @@ def find_subject(store: Store, name: str | None) -> Subject:
             comparison, or the newest dataset while there is none.
 
     Raises:
-        BadInput: if nothing, or more than one thing, has this name.
+        BadInput: if the name fits nothing, or several.
         Prerequisite: if the store is empty.
     """
     with store.catalog.read() as con:

@@ -54,7 +54,7 @@ def _planned(asked: Row | None, run: Row) -> float | None:
 
 
 def lineage_rows(facts: Facts) -> list[Row]:
-    """From the policy in force back to the rollouts, each with what it is and what it came from."""
+    """From the policy in force back to the rollouts, each with its origin."""
     manifest = facts.manifest
     chain = [_ancestor(row) for row in facts.policies]
     chain += [

@@ -1,6 +1,6 @@
 """The episodes of the viewer: each is packed on its own, so that a page opens at once and unpacks only what is clicked.
 
-A pack is JSON, deflated, as base64: letters that no HTML parser can take for anything else, whatever a model wrote.
+A pack is deflated JSON as base64, which is safe in HTML whatever a model wrote.
 Beside a logged episode stand the raw replies behind its labels, read back from the store's files, and the refined
 policy in the same seed.
 """
@@ -36,9 +36,9 @@ MAX_COMPONENTS = 12
 """The most components of an observation that the viewer draws."""
 _NUMBERS = 3_600_000  # of all timelines together: about 9 MB when packed
 _MOST_POINTS, _FEWEST_POINTS = 1_001, 60
-_UNLABELLED = 60  # episodes shown of a dataset without labels
+_UNLABELLED = 60  # shown of a dataset without labels
 MAX_CHARACTERS = 20_000
-"""Of one reply that a page shows; the whole of it stays in its file."""
+"""Of one reply on a page; the file has all of it."""
 
 
 @dataclass(frozen=True)
@@ -263,7 +263,7 @@ def _ending(episode: Episode) -> Row:
 
 
 def load_replies(store: Store, request_ids: Sequence[str]) -> dict[str, Row]:
-    """The newest reply to each request: its `text`, `file` and `line`; damaged ones say so in place of a text.
+    """The newest reply to each request: its `text`, `file` and `line`; damaged ones say so instead of a text.
 
     Args:
         store: the store.
@@ -298,16 +298,16 @@ def _text(line: bytes | None) -> str:
 
 @dataclass(frozen=True)
 class Opponent:
-    """The policy that plays beside the logged one."""
+    """The policy shown beside the logged one."""
 
     policy_id: str
     mode: Mode
 
 
 def find_opponent(facts: Facts) -> Opponent | None:
-    """The policy that the gate accepted, acting as the gate judged it; None when there is none.
+    """The policy that the gate accepted, in the gate's mode; None without one.
 
-    Nor is there one for a dataset of another engine, where the same seed is another episode.
+    None, too, for a dataset of another engine, where the same seed is another episode.
     """
     judged = facts.judged
     is_ours = facts.manifest.env_id is not None and facts.manifest.engine == "gymnasium"
@@ -324,13 +324,13 @@ def play_rematch(
 
     Args:
         store: holds the policy.
-        manifest: of the dataset, which says for how long.
+        manifest: of the dataset, with its limit of steps.
         home: its environment.
         opponent: who plays.
-        seeds: those of the logged episodes.
+        seeds: of the logged episodes.
 
     Raises:
-        TrajnoteError: if the policy or the environment cannot be loaded here.
+        TrajnoteError: if the policy or the environment cannot be loaded.
     """
     spaces = Spaces(manifest.observation_space, manifest.action_space)
     policy = load_policy(Named(f"policy:{opponent.policy_id}"), spaces, store)
