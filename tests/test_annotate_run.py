@@ -24,7 +24,8 @@ from annotate.providers.protocol import Reply
 from annotate.providers.recorded import RecordedProvider
 from annotate.providers.scripted import ScriptedProvider, text_message
 from annotate.runs.plan import RunPlan, all_questions, estimate_run, plan_run, unanswered_requests
-from annotate.runs.run import RunSummary, annotate_run
+from annotate.runs.run import annotate_run
+from annotate.runs.summary import RunSummary
 from storage.annotations.annotations import load_annotations
 from storage.catalog.connection import Catalog, Connection
 from storage.disk.atomic import exclusive_lock

@@ -161,9 +161,7 @@ class AnthropicProvider:
 
     def _ask_and_keep(self, client: anthropic.Anthropic, request: Request) -> Reply:
         reply = self._ask(client, request)
-        with suppress(
-            Exception
-        ):  # it is not lost: the reply is landed again when it is taken, and the error is raised there
+        with suppress(Exception):  # the reply is landed again when it is taken, and the error is raised there
             self.keep(reply)
         return reply
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import warnings
 from collections import Counter
 from collections.abc import Callable, Collection, Generator, Iterable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from storage.errors import Prerequisite, TrajnoteWarning
 from storage.ledger import BATCH, find_holding
@@ -17,11 +17,12 @@ from storage.store import Store
 from ..ledger import BatchConfig, recover, unanswered
 from ..prompting import Request
 from ..providers import BatchServer, Reply, ServerBusyError
-from .ingestion import ingest
+from .ingestion import Ingested, ingest
 from .plan import RunPlan, all_questions
 from .reconcile import is_from_here, tell_elsewhere
-from .run import RunSummary, annotate_run
-from .submission import submit
+from .run import annotate_run
+from .submission import Submission, submit
+from .summary import RunSummary
 
 Report = Callable[[str, int, int | None], None]
 _PATIENCE = 20
@@ -78,46 +79,65 @@ def run_batches(
         CatalogLocked: if another process works on this run, or holds the catalog for long.
         BadInput: if there is a budget and no list price to hold against it.
     """
-    asked = answered = troubles = 0
-    stopped: str | None = None
-    is_halted = False
     recover(store, config.attempts)
-    while True:
-        states = _states(store, plan)
-        if report:
-            report("answers", states["done"], states.total())
-        sendable = states["pending"] + (states["failed"] if config.retry_failed else 0)
-        if not states["in_batch"] and (stopped or not sendable):
-            break
+    rounds = _Rounds()
+    while _has_more(store, plan, rounds, report, retry_failed=config.retry_failed):
         try:
             submission = submit(store, plan, server, config, budget_usd=budget_usd, max_tokens=max_tokens)
             ingested = ingest(store, server, config)
         except ServerBusyError as error:
-            troubles += 1
+            rounds.in_vain += 1
             _say([f"waiting for the server: {error.problem}"])
-            if troubles == _PATIENCE:
+            if rounds.in_vain == _PATIENCE:
                 raise
             server.sleep(poll_s)
             continue
-        troubles = 0
-        asked, answered = asked + submission.requests, answered + ingested.answered
-        stopped, is_halted = submission.stopped, submission.is_halted
+        rounds.add(submission, ingested)
         config = config.model_copy(update={"retry_failed": False})
         _say([*submission.warnings, *ingested.warnings, *ingested.failed])
         if not submission.batch_ids and not ingested.batches:
             _refuse_to_wait_in_vain(store, plan, server)
-            if submission.under_way or not stopped:
+            if submission.under_way or not rounds.stopped:
                 server.sleep(poll_s)
-    summary = annotate_run(store, plan, _Nobody())
-    return replace(
-        summary,
-        was_done=summary.was_done and not answered,
-        asked=asked,
-        answered=answered,
-        reused=summary.reused - answered,
-        stopped=stopped,
-        is_halted=is_halted,
-    )
+    return rounds.complete(annotate_run(store, plan, _Nobody()))
+
+
+@dataclass
+class _Rounds:
+    """What the rounds of one command have come to."""
+
+    asked: int = 0
+    answered: int = 0
+    in_vain: int = 0  # in a row, without a server
+    stopped: str | None = None
+    is_halted: bool = False
+
+    def add(self, submission: Submission, ingested: Ingested) -> None:
+        self.in_vain = 0
+        self.asked += submission.requests
+        self.answered += ingested.answered
+        self.stopped, self.is_halted = submission.stopped, submission.is_halted
+
+    def complete(self, summary: RunSummary) -> RunSummary:
+        """The state of the run, with what these rounds asked and got."""
+        return replace(
+            summary,
+            was_done=summary.was_done and not self.answered,
+            asked=self.asked,
+            answered=self.answered,
+            reused=summary.reused - self.answered,
+            stopped=self.stopped,
+            is_halted=self.is_halted,
+        )
+
+
+def _has_more(store: Store, plan: RunPlan, rounds: _Rounds, report: Report | None, *, retry_failed: bool) -> bool:
+    """Whether something is under way, or may be sent."""
+    states = _states(store, plan)
+    if report:
+        report("answers", states["done"], states.total())
+    sendable = states["pending"] + (states["failed"] if retry_failed else 0)
+    return bool(states["in_batch"]) or not (rounds.stopped or not sendable)
 
 
 def _say(reasons: Iterable[str]) -> None:
