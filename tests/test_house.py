@@ -67,6 +67,14 @@ def test_a_statement_is_recognised(text):
     assert SQL.match(text)
 
 
+def test_questions_ask_columns_not_paths_into_json():
+    texts = {
+        str(path): path.read_text() for path in (ROOT / "storage").rglob("*.sql") if path.parent.name != "migrations"
+    }
+    texts |= {f"{path}:{line}": text for path, tree in modules("storage") for line, text in strings(tree)}
+    assert [place for place, text in texts.items() if "->>" in text or "json_extract" in text] == []
+
+
 QUESTIONS = sorted(
     path.relative_to(path.parents[1]).with_suffix("").as_posix()
     for path in Path(storage.queries.named.__file__).parent.rglob("*.sql")
