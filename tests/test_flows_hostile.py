@@ -163,7 +163,7 @@ COLUMNS: dict[str, tuple[Any, str]] = {
     "bytes": ({"o": [b"1", b"2"]}, "column 'o'|numbers"),
     "infinite rewards": ({"r": [1.0, float("inf")]}, "not finite|finite"),
     "empty lists": ({"o": [[], []]}, "empty|number"),
-    "lists of unequal lengths": ({"o": [[1.0], [1.0, 2.0]]}, "length"),
+    "lists of unequal lengths": ({"o": [[1.0], [1.0, 2.0]]}, "as many numbers as the first one"),
 }
 
 
@@ -219,7 +219,7 @@ def test_a_table_without_a_column_that_is_needed_is_refused(
     (frame if names else frame.rename({k: v for k, v in plain.items() if k != missing})).write_csv(
         tmp_path / "rows.csv"
     )
-    with pytest.raises(TrajnoteError, match=r"no column '(o|a|r|observation|action|reward)'"):
+    with pytest.raises(TrajnoteError, match=r"column '(o|a|r|observation|action|reward)' is missing"):
         import_rows(toys, tmp_path / "rows.csv", columns=names)
 
 

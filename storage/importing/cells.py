@@ -195,7 +195,7 @@ def _lists(cells: _Cells) -> pa.ChunkedArray:
     absent = np.asarray(column.is_null())
     lengths = np.asarray(pc.fill_null(pc.call_function("list_value_length", [column]), 0))
     size = int(lengths[~absent][0]) if not absent.all() else 0
-    cells.require(absent | (lengths == size), f"does not have {size} numbers, as the first one does")
+    cells.require(absent | (lengths == size), f"does not have as many numbers as the first one, {size}")
     if pa.types.is_boolean(inner) or pa.types.is_float16(inner) or pa.types.is_decimal(inner):
         narrow = pa.uint8() if pa.types.is_boolean(inner) else pa.float32() if pa.types.is_float16(inner) else None
         return column.cast(pa.list_(narrow or pa.float64()))
