@@ -105,7 +105,7 @@ def test_gymnasiums_checks_watch_the_first_of_many_environments() -> None:
 
 
 def test_an_id_like_no_other_says_so() -> None:
-    with pytest.raises(BadInput, match="none of them alike"):
+    with pytest.raises(BadInput, match="none of them similar"):
         make_environment("Xqzzjk")
 
 

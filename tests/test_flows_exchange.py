@@ -406,7 +406,7 @@ def test_nothing_is_written_where_it_cannot_be(store: Store, tmp_path: Path) -> 
 
 def test_bad_folders_are_refused(store: Store, tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
-    with pytest.raises(BadInput, match="is no dataset"):
+    with pytest.raises(BadInput, match="is not a dataset"):
         take_in(store, tmp_path)
     (tmp_path / "data" / "metadata.json").write_text("{}")
     with pytest.raises(BadInput, match="has no observation_space"):

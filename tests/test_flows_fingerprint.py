@@ -254,7 +254,7 @@ def test_an_interrupted_collection_is_not_gone_on_with_in_edited_code(store: Sto
     with pytest.raises(KeyboardInterrupt):
         collect(store, config, stop, shard_bytes=1)
     edit({"payment.py": "PAY = 100.0"})
-    with pytest.warns(ChangedEnvironmentWarning, match=r"mine was interrupted in another .*payment has.*begins anew"):
+    with pytest.warns(ChangedEnvironmentWarning, match=r"mine was interrupted in another .*payment has.*starts again"):
         collect(store, config)
     returns = ask(store, "SELECT DISTINCT return_ FROM episodes WHERE dataset_id = 'mine'")
     assert returns == [(500.0,)]

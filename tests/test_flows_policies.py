@@ -147,7 +147,7 @@ def test_a_model_for_other_spaces_or_of_another_algorithm_is_refused(tmp_path: P
     spaces = spaces_for(*CARTPOLE)
     with pytest.raises(BadInput, match="observation space with size 6; the environment has 4"):
         load_policy(f"sb3:PPO:{tmp_path / 'model.zip'}", spaces)
-    with pytest.raises(BadInput, match="is no DQN model"):
+    with pytest.raises(BadInput, match="is not a DQN model"):
         load_policy(f"sb3:DQN:{tmp_path / 'model.zip'}", spaces)
     with pytest.raises(BadInput, match="ALGO one of PPO, A2C, DQN, SAC, TD3, DDPG"):
         load_policy(f"sb3:{tmp_path / 'model.zip'}", spaces)
@@ -390,7 +390,7 @@ def test_what_python_cannot_give_is_said(own_module: Path) -> None:
         load_policy("py:own_policies:absent", spaces)
     with pytest.raises(BadInput, match="Module 'absent_module'"):
         load_policy("py:absent_module:f", spaces)
-    with pytest.raises(BadInput, match="is no function, class or object"):
+    with pytest.raises(BadInput, match="is not a function, class or object"):
         load_policy("py:own_policies:not_callable", spaces)
     with pytest.raises(BadInput, match="is not py:MODULE:CALLABLE"):
         load_policy("py:own_policies", spaces)
@@ -422,7 +422,7 @@ def test_a_spec_of_no_known_form_names_the_forms(tmp_path: Path) -> None:
     for spec in ("", "nonsense", "keras:model.h5", "d3rlpy:", "policy:", "random:1"):
         with pytest.raises(BadInput) as caught:
             load_policy(spec, spaces_for(*CARTPOLE))
-        assert caught.value.problem == f"Unknown policy {spec!r}; allowed are {FORMS}."
+        assert caught.value.problem == f"Unknown policy {spec!r}; allowed: {FORMS}."
     with pytest.raises(BadInput, match=f"Did you mean policy:{tmp_path}"):
         load_policy(str(tmp_path), spaces_for(*CARTPOLE))
 

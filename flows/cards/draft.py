@@ -84,14 +84,14 @@ def write_draft(env_id: Named, env_kwargs: Mapping[str, Any], path: Path) -> Non
 
 
 def draft_card(env_id: Named, env_kwargs: Mapping[str, Any] | None = None) -> str:
-    """The text of a card as far as it can be known without understanding.
+    """The text of a card, as far as it can be derived automatically.
 
     Args:
         env_id: Gymnasium id.
         env_kwargs: arguments of `gymnasium.make`; the card is for these only.
 
     Returns:
-        TOML; `load_card` refuses it with a list of what remains until every TODO is filled in.
+        TOML; `load_card` refuses it, with a list of what remains, until every TODO is filled in.
 
     Raises:
         BadInput: if there is no such environment, or its spaces are not supported.
@@ -163,7 +163,7 @@ def _range_claim(entry: Entry, bounds: Bounds | None) -> Iterator[str]:
 
 
 def _bounds(space: Space, count: int) -> list[Bounds | None]:
-    """Finite bounds of `count` components; none where the space has none or its dtype says as much."""
+    """Finite bounds of `count` components; None where the space has none or they are those of its dtype."""
     low, high = space.low or (), space.high or ()
     if len(low) != count:
         return [None] * count
@@ -220,15 +220,15 @@ def _toml(value: object) -> str:
 
 @dataclass(frozen=True)
 class Entry:
-    """What is said about one component or action."""
+    """The documentation of one component or action."""
 
     name: str  # a SQL identifier
-    unit: str | None  # empty for a pure number; None if nothing is said
+    unit: str | None  # empty for a pure number; None if not documented
     text: str
 
 
 def describe_observation(documentation: str, space: Space) -> list[Entry]:
-    """One entry per component, from the documentation's table where there is one that fits the space."""
+    """One entry per component, from the documentation's table if one fits the space."""
     return _unique(_find(documentation, "Observation", space.size) or _plain("component", space.size))
 
 

@@ -1,6 +1,6 @@
 """Checks the claims of an environment card in the environment itself, so that its words are tested, not remembered.
 
-It does not correct a card; it says which claims held, with the numbers. Its experiments are wandering about, and the
+It does not correct a card; it reports which claims held, with the numbers. Its experiments are wandering about, and the
 same moment lived twice with different actions.
 """
 
@@ -32,14 +32,14 @@ from storage.schema import Array
 from ..simulation import Environment, Named, admit, make_environment, spaces_of
 
 _ROUNDING = 1e-6
-_PATIENCE = 10  # moments looked at per trial wanted
+_PATIENCE = 10  # moments tried per trial wanted
 _LONGEST_HOLD = 30
 _LONGEST_PREFIX = 60
 
 
 @dataclass(frozen=True)
 class Finding:
-    """What an experiment says about one claim."""
+    """The result of testing one claim."""
 
     claim: Claim
     held: bool
@@ -59,7 +59,7 @@ def probe_card(
     Args:
         card: the card; its spaces are compared first.
         env: the environment, closed afterwards; by default a fresh one of the card's id and arguments.
-        env_id: the card's environment, where the user has to name it; see `trust.admit`.
+        env_id: the card's environment, if the user has to name it; see `trust.admit`.
         steps: random steps that ranges, rates, laws, rewards and terminations are checked on.
         trials: twin experiments per effect; a claim that finds less than half as many did not hold.
 
@@ -83,7 +83,7 @@ def probe_card(
 def _probe(claim: Claim, card: Card, named: Mapping[str, Array], twins: Mapping[str, Twins], trials: int) -> Finding:
     try:
         return _try(claim, card, named, twins, trials)
-    except ValueError as error:  # an expression that cannot be worked out, such as 2 ** -1
+    except ValueError as error:  # an expression that cannot be evaluated, such as 2 ** -1
         return Finding(claim, False, str(error))
 
 
@@ -169,7 +169,7 @@ def _probe_rate(claim: RateClaim, named: Mapping[str, Array]) -> Finding:
 
 
 def _slope(ends: NDArray[np.float64], change: NDArray[np.float64]) -> float:
-    """The slope of `change` over the expected change: before the step, after it or between, whichever fits best."""
+    """The slope of `change` over the expected change: before the step, after it or between, as fits best."""
     fits: list[tuple[float, float]] = []
     for expected in (*ends, ends.mean(axis=0)):
         slope = float(np.sum(change * expected)) / max(float(np.sum(expected**2)), 1e-12)
@@ -226,7 +226,7 @@ class Steps:
     terminated: NDArray[np.bool_]  # (N,)
 
     def named(self, card: Card) -> dict[str, Array]:
-        """The values that a card's expressions speak of, (N,) each."""
+        """The values that a card's expressions use, (N,) each."""
         before = dict(zip(card.component_names, self.before.T, strict=True))
         after = {f"next_{name}": column for name, column in zip(card.component_names, self.after.T, strict=True)}
         if card.is_discrete:
@@ -240,7 +240,7 @@ class Steps:
 def wander(env: Environment, *, steps: int, resets: Sequence[Mapping[str, Any]] = ()) -> Steps:
     """Act at random for a number of steps, in episodes of seeds 0, 1, 2, ...
 
-    Every other episode holds each random action for up to 30 steps, which reaches states that shivering does not.
+    Every other episode holds each random action for up to 30 steps, which reaches more states.
 
     Args:
         env: the environment.
@@ -264,7 +264,7 @@ class Twins:
     """The same moment again and again, with different actions after it.
 
     Trial i resets with seed i and takes up to 60 random actions; the environment is deterministic given both, so that
-    any difference afterwards is the action's doing. Every outcome is lived once and remembered.
+    any difference afterwards is due to the action. Every outcome is played once and remembered.
 
     Args:
         env: the environment.
@@ -292,7 +292,7 @@ class Twins:
             steps: for how many steps.
 
         Raises:
-            BadInput: if the moment is not the one seen before, so that there is nothing to compare.
+            BadInput: if the moment is not the one seen before, so that nothing can be compared.
         """
         key = (trial, steps, action.tobytes())
         if key not in self._outcomes:

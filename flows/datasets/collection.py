@@ -82,7 +82,7 @@ def collect(
     card: bytes | None = None,
     shard_bytes: int = SHARD_BYTES,
 ) -> Manifest:
-    """Collect a dataset, or go on with an interrupted one, or return the one that is there already.
+    """Collect a dataset, go on with an interrupted one, or return the finished one.
 
     Args:
         store: where it goes.
@@ -97,7 +97,7 @@ def collect(
         The manifest of the dataset, the same one every time.
 
     Raises:
-        BadInput: when the environment or the policy is refused, or a dataset of that name was made otherwise, for
+        BadInput: when the environment or the policy is refused, or a dataset of that name was made differently, for
             example in an environment whose code or package versions have changed since.
         Prerequisite: when a package is missing.
         CatalogLocked: when another process is collecting the same dataset.
@@ -126,13 +126,13 @@ def collect(
 
 
 def _remember(store: Store, config: CollectConfig, draft: ManifestDraft, manifest: Manifest) -> Manifest:
-    """Note what the user named; a dataset that was there already may have been made with another file."""
+    """Record the names that the user gave; an existing dataset may have been made with another file."""
     policy = config.policy if manifest.policy_file_sha256 == draft.policy_file_sha256 else None
     return remember(store, manifest, env_id=config.env_id, policy=policy)
 
 
 def _after(kept: int, error: BadInput) -> BadInput:
-    """The error with what becomes of the episodes before it."""
+    """The error, with what happens to the episodes before it."""
     if not kept:
         return error
     whole = f"{kept} whole episodes before it are kept for the next run; --episodes {kept} asks for these alone."
@@ -151,7 +151,7 @@ def _check_count(config: CollectConfig, episodes: int, verb: str) -> None:
 def _play(
     config: CollectConfig, policy: Policy, draft: ManifestDraft, seeds: range, *, first_id: int
 ) -> Generator[Episode]:
-    """In this process, unless a runner was chosen; the workers only play, this process writes."""
+    """Play in this process, or on a chosen runner; workers only play, this process writes."""
     env_id, kwargs, mode = config.env_id, config.env_kwargs, draft.policy_mode or config.mode
     options: dict[str, Any] = {"mode": mode, "max_steps": config.max_steps, "first_id": first_id}
     if draft.engine == "envpool":
@@ -164,7 +164,7 @@ def _play(
 def _plan(
     store: Store, config: CollectConfig, component_names: Sequence[str] | None, action_names: Sequence[str] | None
 ) -> tuple[Policy, ManifestDraft]:
-    """Load what is asked for, and describe the dataset that it will make."""
+    """Load environment and policy, and describe the dataset to be made."""
     environment = make_in_engine(config.engine, config.env_id, config.env_kwargs)
     try:
         spaces = spaces_of(environment)
@@ -196,9 +196,9 @@ def _plan(
 
 
 def _name(draft: ManifestDraft, episodes: int) -> str:
-    """A readable beginning and a hash of everything that decides the rows and their names, but for package versions.
+    """A readable prefix and a hash of everything that decides the rows and their names, except package versions.
 
-    Code that no version stands for is a part of it.
+    Code without a published version is included.
     """
     readable = re.sub(r"[^a-z0-9.]+", "-", str(draft.env_id).lower()).strip("-.")
     made_of = {name: getattr(draft, name) for name in _DECISIVE}
@@ -238,7 +238,7 @@ def _set_apart(store: Store, config: CollectConfig, draft: ManifestDraft) -> Man
 
 
 def _warn_if_begun_anew(store: Store, draft: ManifestDraft, here: Fingerprint) -> None:
-    """Say so when the episodes of an interrupted collection cannot be gone on with."""
+    """Warn if an interrupted collection cannot be continued."""
     try:
         begun = ManifestDraft.model_validate_json((store.partial_dir(draft.dataset_id) / DRAFT).read_bytes())
     except (OSError, ValueError):
@@ -246,7 +246,7 @@ def _warn_if_begun_anew(store: Store, draft: ManifestDraft, here: Fingerprint) -
     if changes := "; ".join(here.changes_since(begun.versions, begun.environment_code)):
         _warn(
             f"The collection of {draft.dataset_id} was interrupted in another {draft.env_id} ({changes}): "
-            "it begins anew."
+            "it starts again."
         )
 
 
@@ -255,7 +255,7 @@ def _warn(text: str) -> None:
 
 
 def _with_known_origin(store: Store, draft: ManifestDraft) -> ManifestDraft:
-    """The same policy may be named by another path this time; its hash says that it is the same."""
+    """The same policy may have another path this time; its hash identifies it."""
     if not store.dataset_dir(draft.dataset_id).exists():
         return draft
     known = read_manifest(store, draft.dataset_id)

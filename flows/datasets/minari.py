@@ -55,7 +55,7 @@ _BROKEN = (
     MemoryError,
     gymnasium.error.Error,
 )
-"""What Minari raises for a folder that it did not write so."""
+"""What Minari raises for a malformed folder."""
 
 
 @contextmanager
@@ -63,12 +63,14 @@ def open_minari(folder: Path) -> Generator[Recording]:
     """The folder of a Minari dataset.
 
     Raises:
-        BadInput: if it is none, or its spaces cannot be stored.
+        BadInput: if it is not a Minari dataset, or its spaces cannot be stored.
         Prerequisite: if Minari is not installed.
     """
     data = folder / "data" if (folder / "data").is_dir() else folder
     if not (data / _METADATA).is_file():
-        raise BadInput(f"{folder} is no dataset.", "Name the folder of a dataset of a store or of Minari, or a file.")
+        raise BadInput(
+            f"{folder} is not a dataset.", "Name a file, or the folder of a dataset of a store or of Minari."
+        )
     try:
         _check_folder(data)
         opened = _minari("minari.dataset.minari_storage").MinariStorage.read(data)
@@ -85,13 +87,13 @@ def write_minari(manifest: Manifest, episodes: Iterable[Episode], labels: Labels
     Args:
         manifest: the dataset's; kept in the metadata.
         episodes: of the dataset, ascending.
-        labels: stand as JSON, one text per step, in `infos/annotations`.
-        folder: made; it must not be there.
+        labels: written as JSON, one text per step, into `infos/annotations`.
+        folder: made; it must not exist.
 
     Raises:
         Prerequisite: if Minari is not installed.
     """
-    _minari("minari")  # or nothing is made
+    _minari("minari")  # before anything is written
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     (partial / "data").mkdir(parents=True)
@@ -106,7 +108,7 @@ def write_minari(manifest: Manifest, episodes: Iterable[Episode], labels: Labels
 
 
 def _fill(data: Path, manifest: Manifest, buffers: Iterator[Any], ids: list[int]) -> None:
-    """Write all episodes, then what is known of each and of all of them; `ids` are known after the former."""
+    """Write all episodes, then the metadata of each and of all; `ids` are known only after the episodes."""
     storage = _minari("minari.dataset.minari_storage").MinariStorage.new(
         data,
         observation_space=_from_space(manifest.observation_space),
@@ -142,7 +144,7 @@ def _buffers(episodes: Iterable[Episode], labels: Labels | None, ids: list[int])
 
 
 def _infos(episode: Episode, labels: Labels | None) -> dict[str, Any]:
-    """What Minari keeps beside the steps, one value per observation."""
+    """The `infos` of an episode, one value per observation."""
     infos: dict[str, Any] = {}
     if (outputs := episode.policy_outputs) is not None:
         infos["policy_output"] = np.concatenate([outputs, np.zeros_like(outputs[:1])])
@@ -153,42 +155,42 @@ def _infos(episode: Episode, labels: Labels | None) -> dict[str, Any]:
 
 
 def _check_folder(data: Path) -> None:
-    """Look at what Minari is going to read: links out of the folder, arrays of other files, spaces that are too large.
+    """Check what Minari is going to read: links out of the folder, arrays of other files, spaces that are too large.
 
-    Without spaces Minari would make the environment, and so run whatever the file names.
+    Without spaces Minari would make the environment, and so run the code that the file names.
     """
     metadata = data / _METADATA
     require_inside(data)
-    told = parse_json(read_file(metadata), str(metadata))
+    saved = parse_json(read_file(metadata), str(metadata))
     for name in ("observation_space", "action_space"):
-        if not isinstance(told, dict) or not isinstance(told.get(name), str):
+        if not isinstance(saved, dict) or not isinstance(saved.get(name), str):
             raise BadInput(f"{metadata} has no {name}.", "Load and save it with a newer Minari first.")
-        _check_space(parse_json(told[name], f"{name} in {metadata}"), f"The {name} in {metadata}")
+        _check_space(parse_json(saved[name], f"{name} in {metadata}"), f"The {name} in {metadata}")
     for name in ("total_episodes", "total_steps"):
-        if not isinstance(total := told.get(name), int) or not 0 <= total <= MAX_ROWS:
-            raise BadInput(f"{metadata} has {name} = {total}; allowed are 0 to {MAX_ROWS:,}.")
+        if not isinstance(total := saved.get(name), int) or not 0 <= total <= MAX_ROWS:
+            raise BadInput(f"{metadata} has {name} = {total}; allowed: 0 to {MAX_ROWS:,}.")
     for path in sorted(data.rglob("*.hdf5")):
         check_hdf5(path)
     for path in sorted(data.rglob("*.parquet")):
         with RowFile(path):
-            pass  # opening it was the check
+            pass  # opening it is the check
 
 
 def _check_space(space: Any, where: str) -> None:
-    """Refuse a space that is none of those that a dataset may have, before an array is made of its numbers."""
+    """Refuse a space that a dataset may not have, before an array is made of its numbers."""
     kind = space.get("type") if isinstance(space, dict) else None
     if kind not in ("Box", "Discrete"):
-        raise BadInput(f"{where} is of type {str(kind)[:60]!r}; allowed is {ALLOWED}.")
+        raise BadInput(f"{where} is of type {str(kind)[:60]!r}; allowed: {ALLOWED}.")
     shape = space.get("shape")
     flat = isinstance(shape, list) and len(shape) == 1 and isinstance(shape[0], int) and 0 < shape[0] <= MAX_COMPONENTS
     if kind == "Box" and not flat:
-        raise BadInput(f"{where} has shape {str(shape)[:60]}; allowed is {ALLOWED} with n up to {MAX_COMPONENTS:,}.")
+        raise BadInput(f"{where} has shape {str(shape)[:60]}; allowed: {ALLOWED} with n up to {MAX_COMPONENTS:,}.")
 
 
 def _tables(storage: Any, report: ImportReport) -> Iterator[Any]:
     numbers = range(storage.total_episodes)
     report.rows = int(storage.total_steps)
-    for episode, told in zip(storage.get_episodes(numbers), storage.get_episode_metadata(numbers), strict=True):
+    for episode, metadata in zip(storage.get_episodes(numbers), storage.get_episode_metadata(numbers), strict=True):
         length = len(episode["rewards"])
         observations = np.asarray(episode["observations"])
         others: dict[str, Any] = {
@@ -196,13 +198,13 @@ def _tables(storage: Any, report: ImportReport) -> Iterator[Any]:
             "truncated": np.asarray(episode["truncations"]),
             "next_observation": observations[1:],
         }
-        if told.get("seed") is not None:
-            others["seed"] = np.full(length, told["seed"])
+        if metadata.get("seed") is not None:
+            others["seed"] = np.full(length, metadata["seed"])
         infos = episode["infos"] or {}
         report.leave_out("infos", (name for name in infos if name != "policy_output"))
         if "policy_output" in infos:
             others["policy_output"] = infos["policy_output"][:length]
-        ids = np.full(length, told.get("episode_id", episode["id"]), np.int64)
+        ids = np.full(length, metadata.get("episode_id", episode["id"]), np.int64)
         table = table_of(ids, observations[:-1], np.asarray(episode["actions"]), episode["rewards"], **others)
         yield add_final_observation(table, report)
 

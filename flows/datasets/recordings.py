@@ -31,7 +31,7 @@ ExportFormat = Literal["parquet", "csv", "minari", "d3rlpy"]
 
 
 def gather(store: Store, config: CollectConfig, *, card: str | None = None, report: Report = silent) -> Manifest:
-    """Collect a dataset with the card's names, and keep the policy that acted, for it is the baseline of refinements.
+    """Collect a dataset with the card's names, and keep the policy that acted as the baseline of refinements.
 
     Args:
         store: where it goes.
@@ -71,23 +71,23 @@ def take_in(
     choices: Choices | None = None,
     report: ImportReport | None = None,
 ) -> Manifest:
-    """Import what was recorded elsewhere, or adopt the folder of a dataset as it is.
+    """Import a recording, or adopt the folder of a dataset unchanged.
 
     Args:
         store: where it goes.
         path: a file that `open_recording` takes, or the folder of a dataset of Minari or of a store.
         dataset_id: its name; made from the content when None.
-        env_id: Gymnasium id of the environment; what the file says, if anything, when None. It need not be installed
-            then.
+        env_id: Gymnasium id of the environment; None: what the file says, if anything; it need not be
+            installed then.
         env_kwargs: arguments with which it was made.
         card: path of a card; the packaged one of the environment, if there is one, when None.
         columns: as `storage.importing.import_dataset.open_recording`.
-        choices: what the user decided where the file does not say.
-        report: counted up: what was decided, given up and left out.
+        choices: the user's decisions where the file does not say.
+        report: counts what was decided, given up and left out.
 
     Raises:
         BadInput: naming what is wrong with the rows, the environment or the card; nothing was written then.
-        DamagedStore: if a shard of the folder is not what its manifest says.
+        DamagedStore: if a shard of the folder differs from its manifest.
     """
     named = _read_named(card)
     if (path / MANIFEST).is_file():
@@ -96,12 +96,12 @@ def take_in(
         return _remember(store, manifest, env_id, env_kwargs)
     opened = open_minari(path) if path.is_dir() else open_recording(path, columns)
     with opened as recording:
-        told = recording.about
-        id_, kwargs = (env_id, env_kwargs or {}) if env_id else (told.env_id, told.env_kwargs)
+        said = recording.about
+        id_, kwargs = (env_id, env_kwargs or {}) if env_id else (said.env_id, said.env_kwargs)
         spaces = look_up_spaces(env_id, env_kwargs) if env_id else None
-        is_wanted = named or env_id or not told.component_names
+        is_wanted = named or env_id or not said.component_names
         fitting = fit_card(named, id_, kwargs, spaces) if is_wanted else Fitting()
-        about = told.but(
+        about = said.but(
             env_id=env_id,
             env_kwargs=env_kwargs,
             observation_space=spaces.observation if spaces else None,
@@ -117,14 +117,14 @@ def take_in(
 
 
 def _remember(store: Store, manifest: Manifest, env_id: Named | None, env_kwargs: Mapping[str, Any] | None) -> Manifest:
-    """Note that the user named the environment, unless the data have brought arguments that the user did not name."""
+    """Record that the user named the environment, unless the data brought arguments that the user did not name."""
     if env_id is None or dict(manifest.env_kwargs) != dict(env_kwargs or {}):
         return manifest
     return remember(store, manifest, env_id=env_id)
 
 
 class Fitting(NamedTuple):
-    """What a dataset takes from a card; nothing if there is none."""
+    """What a dataset takes from a card; empty without one."""
 
     component_names: tuple[str, ...] | None = None
     action_names: tuple[str, ...] | None = None
@@ -134,7 +134,7 @@ class Fitting(NamedTuple):
 def fit_card(
     named: CardFile | None, env_id: str | None, env_kwargs: Mapping[str, Any], spaces: Spaces | None
 ) -> Fitting:
-    """The names of the card that was named, or of the packaged one of the environment.
+    """The names in the given card, or in the environment's packaged one.
 
     Raises:
         BadInput: if it does not fit the spaces.
@@ -154,23 +154,23 @@ def _read_named(card: str | None) -> CardFile | None:
 
 
 def _say_if_not_kept(manifest: Manifest, named: CardFile | None) -> None:
-    """Say so if annotating the dataset would not find the card that was named."""
+    """Warn if annotating the dataset would not find the given card."""
     if named is None or sha256_bytes(named.content) == manifest.card_file_sha256:
         return
     kept = "no card" if manifest.card_file_sha256 is None else "another card"
     warnings.warn(
-        f"The dataset {manifest.dataset_id} keeps {kept}; the one given now counts where --card names it again.",
+        f"The dataset {manifest.dataset_id} keeps {kept}; the card given now is used only where --card names it again.",
         LeftOutWarning,
         stacklevel=3,
     )
 
 
 class Exported(NamedTuple):
-    """What was written."""
+    """A written export."""
 
     manifest: Manifest
     labels: int
-    notes: Sequence[str] = ()  # what to know about reading it
+    notes: Sequence[str] = ()  # how to read it, if not obvious
 
 
 def export_dataset(
@@ -186,8 +186,8 @@ def export_dataset(
 
     Args:
         store: the store.
-        path: a file that is replaced, or, for Minari, a folder that must not be there.
-        format_: of which program.
+        path: a file, which is replaced, or, for Minari, a folder that must not exist.
+        format_: the program's format.
         dataset: its id or the unique beginning of it; the latest one when None.
         with_labels: whether the annotations go with it.
         runs: the annotation runs wanted; all when None.

@@ -1,4 +1,4 @@
-"""Policies by name: loaded, acting, trained as baselines and handed over."""
+"""Policies by name: loaded, trained as baselines, distilled and exported."""
 
 import lazy_loader
 

@@ -1,6 +1,6 @@
-"""The policy that a refinement starts from: found again from what a dataset's manifest says, or distilled.
+"""The policy that a refinement starts from: found through a dataset's manifest, or distilled.
 
-How a policy's files are read is `policies/loading.py`; how one is distilled is `refine/training/distillation.py`.
+Files are read in `policies/loading.py`; distilling is in `refine/training/distillation.py`.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ from .loading import load_policy
 
 @dataclass(frozen=True)
 class Baseline:
-    """A portable baseline, and how it was obtained."""
+    """A portable baseline and its origin."""
 
     policy: MlpPolicy
     origin: str
-    policy_id: str | None = None  # by which the store knows it already
-    warning: str | None = None  # what the dataset names and was not loaded
+    policy_id: str | None = None  # its id, if the store has it already
+    warning: str | None = None  # about a policy that the dataset names and that was not loaded
 
 
 def find_baseline(store: Store, manifest: Manifest, steps: StepArrays, spec: Named | None = None) -> Baseline:
     """The policy that made a dataset, as a portable network.
 
-    Its own weights are used wherever they can be read exactly; otherwise a network is distilled from the dataset's
-    `policy_output`, or from the logged actions if it has none. So it is where the manifest names a policy that the user
-    did not name, with a warning: that policy is not loaded.
+    Its own weights are used if they can be read exactly; otherwise a network is distilled from the dataset's
+    `policy_output`, or from the logged actions if it has none. A policy that the manifest names and the user did not is
+    not loaded, with a warning, and is distilled too.
 
     Args:
         store: where policies are looked up.
@@ -66,7 +66,7 @@ def _find(store: Store, manifest: Manifest, steps: StepArrays, spec: Named | Non
 
 
 def _find_own(store: Store, manifest: Manifest) -> tuple[Named | None, str | None]:
-    """The policy that the user collected with; or why what the manifest names is not loaded."""
+    """The policy that the user collected with, or why the manifest's policy is not loaded."""
     start = f"--baseline {spelled(str(manifest.policy))} starts from it."
     try:
         own = own_policy(store, manifest)
@@ -78,13 +78,13 @@ def _find_own(store: Store, manifest: Manifest) -> tuple[Named | None, str | Non
 
 
 def _load_other(spec: Named, spaces: Spaces, store: Store, manifest: Manifest) -> Policy:
-    """The policy that the user names; one without readable weights must be the one that the dataset shows."""
+    """The policy that the user names; without readable weights it must be the one that made the dataset."""
     known = manifest.policy_file_sha256 if spec == manifest.policy else None
     policy = load_policy(spec, spaces, store, file_sha256=known)
     if not isinstance(policy, NetworkActor) and policy.sha256 != manifest.policy_sha256:
         raise BadInput(
             f"{spec} has no weights that can be read exactly, and the steps of {manifest.dataset_id} are not its own.",
-            "Collect a dataset with it; a refinement of that one distils it.",
+            "Collect a dataset with it; refining that one distils it.",
         )
     return policy
 
@@ -103,23 +103,23 @@ def _load_own(spec: Named | None, store: Store, manifest: Manifest, spaces: Spac
 def _distilled_if_needed(policy: Policy | None, manifest: Manifest, steps: StepArrays) -> Baseline:
     if isinstance(policy, NetworkActor):
         return Baseline(policy.network, f"{policy.spec}, its own weights")
-    from refine.training import distil  # seconds: torch, which a baseline that has weights does not need
+    from refine.training import distil  # takes seconds: torch, which a baseline with weights does not need
 
     made = distil(steps, manifest.observation_space, manifest.action_space, output_kind=manifest.policy_output)
     return Baseline(made.policy, f"distilled from {made.source}, {made.agreement:.1%} agreement on held-out steps")
 
 
 def record_baseline(store: Store, policy: MlpPolicy, *, env_id: str | None, dataset_id: str, origin: str) -> str:
-    """Keep a policy that others start from, named by its content; returns the id by which the store knows it.
+    """Keep a policy that others start from, named by its content; returns its id in the store.
 
-    A refined policy from which another refinement starts keeps its name, so that lineage is one chain.
+    A refined policy that another refinement starts from keeps its id, so that lineage is one chain.
 
     Args:
         store: where it is kept.
         policy: the network.
         env_id: of its dataset; None when that came without one.
         dataset_id: the first dataset that it acted in, or that it was distilled from.
-        origin: where the weights came from, in words.
+        origin: where the weights came from, as text.
     """
     known = find_policy(store, policy.sha256)
     if known is not None:
@@ -132,6 +132,6 @@ def record_baseline(store: Store, policy: MlpPolicy, *, env_id: str | None, data
 
 
 def find_recorded_baseline(store: Store, sha256: str) -> MlpPolicy | None:
-    """The policy that a manifest names by its hash, if it was kept."""
+    """The policy that a manifest names by hash, if the store has it."""
     known = find_policy(store, sha256)
     return MlpPolicy.from_files(policy_files(store, known)) if known else None

@@ -1,7 +1,7 @@
 """Policies of other libraries and of the user: opened, checked against the environment, made portable where exact.
 
-A plain perceptron becomes a portable network and acts in NumPy. Anything else is asked row by row and acts greedily,
-unless it says that it can be sampled. Files of Stable-Baselines3 and d3rlpy hold pickles: open only what you trust.
+A plain perceptron becomes a portable network and acts in NumPy. Anything else is called row by row and acts greedily,
+unless it declares that it can be sampled. Files of Stable-Baselines3 and d3rlpy hold pickles: open only what you trust.
 
 A policy is asked for one action per observation, from many episodes at once. One that carries a memory would be asked
 without it and act wrongly without an error, and one that sees images cannot be refined: both are refused.
@@ -42,9 +42,9 @@ from ..simulation import (
 )
 
 _SB3_ALGORITHMS = ("PPO", "A2C", "DQN", "SAC", "TD3", "DDPG")
-# needed for training only, and not sure to be unpickled on another Python
+# needed for training only; may not unpickle on another Python
 _SB3_UNNEEDED = {"learning_rate": 0.0, "lr_schedule": 0.0, "clip_range": 0.0, "clip_range_vf": None, "buffer_size": 1}
-# fields of a space that a policy is bound to; observations may well leave their bounds
+# fields of a space that a policy depends on; observations may leave their bounds
 _DECISIVE = {"observation": ("kind", "size", "n"), "action": ("kind", "size", "n", "start", "low", "high")}
 _RECURRENT_LAYERS = {"RNN", "LSTM", "GRU", "RNNCell", "LSTMCell", "GRUCell"}  # of torch, recognised by their names
 
@@ -63,7 +63,7 @@ def check_spaces(spec: str, theirs: Spaces, ours: Spaces) -> None:
 
 
 def hash_policy_file(spec: Named) -> str | None:
-    """The sha256 of the file that a specification would open or import, which is neither; None if there is none.
+    """The sha256 of the file that a specification would open or import; the file is only read. None without a file.
 
     Raises:
         BadInput: if the file does not exist.
@@ -105,7 +105,7 @@ def open_d3rlpy(spec: Named, spaces: Spaces) -> Policy:
             f"the environment has {(spaces.observation.size,)} and {spaces.action.n or spaces.action.size}."
         )
     if (algo.get_action_type().name == "DISCRETE") != spaces.action.is_discrete:
-        raise BadInput(f"{spec} is not made for {spaces.action.kind} actions.")
+        raise BadInput(f"{spec} is not for {spaces.action.kind} actions.")
     try:
         return NetworkActor(spec, learnables.from_d3rlpy(algo, *spaces))
     except baselines.NotAnMlpError:
@@ -115,7 +115,7 @@ def open_d3rlpy(spec: Named, spaces: Spaces) -> Policy:
 def open_sb3(spec: Named, spaces: Spaces) -> Policy:
     """Open `sb3:ALGO:PATH`, a zip of Stable-Baselines3.
 
-    Statistics of a `VecNormalize` are a file of their own and are not applied.
+    Statistics of a `VecNormalize` are in a separate file and are not applied.
 
     Raises:
         BadInput: when there is no such file or algorithm, it cannot be loaded, or was made for other spaces.
@@ -147,7 +147,7 @@ def open_onnx(spec: Named, spaces: Spaces) -> Policy:
     file = _file(spec.partition(":")[2], spec)
     actor = ForeignActor(spec, sha256_file(file), spaces, _ask_onnx)
     shape = (1,) if spaces.observation.is_discrete else (1, spaces.observation.size)
-    actor.act(np.full(shape, spaces.observation.start, spaces.observation.dtype))  # what does not fit is said now
+    actor.act(np.full(shape, spaces.observation.start, spaces.observation.dtype))  # fails now if it does not fit
     return actor
 
 
@@ -168,7 +168,7 @@ def open_py(spec: Named, spaces: Spaces) -> Policy:
     decides = source + spec.encode() + (canonical_json(beside).encode() if beside else b"")
     actor = ForeignActor(spec, hashlib.sha256(decides).hexdigest(), spaces, _ask_py)
     if not callable(target) and not hasattr(target, "act"):
-        raise BadInput(f"{spec} is no function, class or object with `act`; it is {target!r}.")
+        raise BadInput(f"{spec} is not a function, class or object with `act`; it is {target!r}.")
     return actor
 
 
@@ -200,7 +200,7 @@ def _ask_onnx(spec: str, spaces: Spaces) -> Foreign:
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     try:
         session = onnxruntime.InferenceSession(_path(spec), options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # of any of the runtime's own types
+    except Exception as error:  # the runtime may raise any of its own types
         raise BadInput(f"{spec} is not an ONNX model: {error}.") from error
     refuse_unusable_onnx(spec, [given.shape for given in session.get_inputs()])
     source, target = session.get_inputs()[0].name, session.get_outputs()[0]
@@ -240,7 +240,7 @@ def _ask_py(spec: str, spaces: Spaces) -> Foreign:
 
 
 def _instantiate(target: Any) -> Any:
-    """A class and a function without parameters make the policy; anything else is it."""
+    """A class and a function without parameters make the policy; anything else is the policy."""
     makes = inspect.isclass(target) or (inspect.isfunction(target) and not inspect.signature(target).parameters)
     return target() if makes else target
 
@@ -263,8 +263,8 @@ def _load_sb3(spec: str) -> tuple[Any, Path]:
     library = _extra("stable_baselines3", "sb3")
     try:
         return getattr(library, algorithm.upper()).load(file, device="cpu", custom_objects=_SB3_UNNEEDED), file
-    except Exception as error:  # pickles of any origin
-        raise BadInput(f"{file} is no {algorithm.upper()} model: {type(error).__name__}: {error}.") from error
+    except Exception as error:  # a pickle may raise anything
+        raise BadInput(f"{file} is not a {algorithm.upper()} model: {type(error).__name__}: {error}.") from error
 
 
 def _python_target(spec: str) -> tuple[ModuleType, Any]:
@@ -299,7 +299,7 @@ def _file(name: str, spec: str, suffix: str = "") -> Path:
 
 
 def refuse_unusable_sb3_file(spec: str, algorithm: str, file: Path | None) -> None:
-    """Refuse a recurrent model before it is loaded, for its package may be missing.
+    """Refuse a recurrent model before it is loaded, since its package may be missing.
 
     Args:
         spec: how the policy was named.
@@ -317,7 +317,7 @@ def refuse_unusable_sb3_file(spec: str, algorithm: str, file: Path | None) -> No
 
 
 def refuse_unusable_sb3_model(spec: str, model: Any) -> None:
-    """Refuse a loaded model of Stable-Baselines3 that remembers or sees images.
+    """Refuse a loaded model of Stable-Baselines3 that is recurrent or sees images.
 
     Raises:
         BadInput: when it does.
@@ -343,10 +343,10 @@ def refuse_unusable_onnx(spec: str, shapes: Sequence[Sequence[object]]) -> None:
 
     Args:
         spec: how the policy was named.
-        shapes: of each input, a dimension that is not fixed being a name or None; an empty one is not known.
+        shapes: of each input, a variable dimension is a name or None; an empty shape is unknown.
 
     Raises:
-        BadInput: when it takes more than observations, or those are no rows of numbers.
+        BadInput: when it takes more than observations, or observations that are not rows of numbers.
     """
     if len(shapes) != 1:
         _refuse_memory(spec, f"its model has {len(shapes)} inputs, where one, the observations, is expected")
@@ -377,7 +377,7 @@ def _module_of_policy(file: Path) -> str:
         with zipfile.ZipFile(file) as archive, archive.open("data") as data:
             return str(decode_json(data.read(MAX_BYTES + 1))["policy_class"]["__module__"])
     except (OSError, ValueError, LookupError, TypeError, RuntimeError, zipfile.BadZipFile):
-        return ""  # loading it will say what is wrong
+        return ""  # loading reports the problem
 
 
 def _refuse_image_shape(spec: str, shape: Any) -> None:

@@ -1,6 +1,6 @@
 """Policies by name: `policy:ID`, `sb3:PPO:model.zip`, `d3rlpy:model.d3`, `onnx:PATH`, `py:module:name`, `random`.
 
-How the files of other libraries are read is `external.py`; what acts in the end is `simulation/actors.py`. A stored
+How the files of other libraries are read is `external.py`; what acts is in `simulation/actors.py`. A stored
 policy leaves as an ONNX file, whose graph is written in `refine/policies/onnx_export.py`.
 """
 
@@ -42,7 +42,7 @@ def load_policy(spec: Named, spaces: Spaces, store: Store | None = None, *, file
     - `py:MODULE:CALLABLE`: a function from observations to actions; see `external.open_py`.
 
     Args:
-        spec: one of these forms. Of a plain text, which is no name of the user's, only the first two are loaded.
+        spec: one of these forms. A plain text was not named by the user: only the first two forms are loaded.
         spaces: of the environment.
         store: where `policy:ID` is looked up.
         file_sha256: of the file that it was; another one is not opened. None: any.
@@ -62,11 +62,11 @@ def load_policy(spec: Named, spaces: Spaces, store: Store | None = None, *, file
         _refuse_changed(spec, file_sha256)
         return _OPENERS[kind](spec, spaces)
     hint = f"Did you mean policy:{spec}?" if Path(spec).is_dir() else ""
-    raise BadInput(f"Unknown policy {spec!r}; allowed are {FORMS}.", hint)
+    raise BadInput(f"Unknown policy {spec!r}; allowed: {FORMS}.", hint)
 
 
 def _refuse_unnamed(spec: str) -> None:
-    """The last look, also at what a type checker cannot see: the user's names have a type of their own."""
+    """The last check, at run time too: names given by the user have their own type."""
     if not isinstance(spec, Named):
         raise BadInput(
             f"The policy {spec!r} was not named by the user; it is not loaded.",
@@ -78,7 +78,7 @@ def _refuse_changed(spec: Named, file_sha256: str | None) -> None:
     if file_sha256 is not None and hash_policy_file(spec) != file_sha256:
         raise BadInput(
             f"The file of {spec} is not the one that played the dataset: its bytes have changed, so it is not opened.",
-            "Restore it; or name another policy, which has another path.",
+            "Restore it, or name another policy under another path.",
         )
 
 
@@ -127,7 +127,7 @@ def export_policy(store: Store, policy: str | None, out: Path | None) -> Exporte
 
 
 def _seen(store: Store, policy_id: str) -> Array | None:
-    """Observations of the dataset that the policy came from, if it is still there."""
+    """Observations of the policy's dataset, if it is still in the store."""
     dataset_id = policy_record(store, policy_id)["dataset_id"]
     if not dataset_id or not store.dataset_dir(str(dataset_id)).is_dir():
         return None

@@ -1,7 +1,7 @@
-"""Training a baseline with Stable-Baselines3's PPO, and stopping it where it has stopped getting better.
+"""Trains a baseline with Stable-Baselines3's PPO, and stops when it no longer improves.
 
 `python -m flows.policies.train_baseline LunarLander-v3 --out baseline` writes a policy folder: `policy.json` and
-`weights.npz`, which act without torch, and `training.json`, which says how it came to be. It is no tuned trainer: a
+`weights.npz`, which act without torch, and `training.json`, its log. It is not a tuned trainer: a
 baseline that is stuck on its plateau is what annotation is for.
 """
 
@@ -36,7 +36,7 @@ from ..simulation import (
     spaces_of,
 )
 
-EVALUATION_SEEDS = range(900_000, 1_000_000)  # kept for this: no dataset and no gate begins there by itself
+EVALUATION_SEEDS = range(900_000, 1_000_000)  # reserved: no dataset or gate starts there by default
 TRAINING_LOG = "training.json"
 _ENVIRONMENTS = 8
 _PPO: Mapping[str, Any] = {
@@ -55,7 +55,7 @@ class TrainConfig(Frozen):
     env_id: Named = Field(description="Gymnasium id, or module:EnvId")
     env_kwargs: Mapping[str, Any] = Field(default_factory=dict, description="arguments of gymnasium.make")
     ppo: Mapping[str, Any] = Field(default_factory=dict, description="arguments of PPO beside the defaults here")
-    timesteps: int = Field(default=400_000, ge=1, description="steps after which it stops in any case")
+    timesteps: int = Field(default=400_000, ge=1, description="most steps")
     evaluate_every: int = Field(default=40_960, ge=1, description="steps between evaluations; 20 whole PPO rollouts")
     evaluation_episodes: int = Field(default=20, ge=1, le=1000, description="greedy and sampled ones, each")
     patience: int = Field(default=2, ge=0, description="evaluations without enough rise; 0 trains to `timesteps`")
@@ -64,7 +64,7 @@ class TrainConfig(Frozen):
 
 
 class Evaluation(Frozen):
-    """What the policy of one moment returned, on the evaluation seeds."""
+    """Returns of one checkpoint on the evaluation seeds."""
 
     timesteps: int
     greedy: float
@@ -72,7 +72,7 @@ class Evaluation(Frozen):
 
 
 class Training(Frozen):
-    """How a baseline came to be; `training.json`."""
+    """The log of a baseline's training; `training.json`."""
 
     config: TrainConfig
     evaluations: tuple[Evaluation, ...]
@@ -91,7 +91,7 @@ def train_baseline(
 
     Args:
         config: what to train and when to stop.
-        out: folder of the policy; made if need be.
+        out: folder of the policy; made if missing.
         report: called at every evaluation.
         keep_zip: also write `model.zip` of Stable-Baselines3, to be trained further with it.
         checkpoints: also write the policy of every evaluation, as `checkpoints/<timesteps>`, with what it returned.
@@ -103,7 +103,7 @@ def train_baseline(
     known = _read_log(out)
     if known is not None:
         if known.config != config:
-            raise BadInput(f"{out} holds a policy that was trained otherwise.", "Name another folder with --out.")
+            raise BadInput(f"{out} holds a policy that was trained differently.", "Name another folder with --out.")
         return known
     environment = make_environment(config.env_id, config.env_kwargs)
     spaces, versions = spaces_of(environment), package_versions(environment)
@@ -135,7 +135,7 @@ def is_plateau(returns: Sequence[float], patience: int, tolerance: float) -> boo
 
     With best(a..b) the highest return of evaluations a to b, the first being 1 and the last k: a plateau is
     `best(k-patience+1 .. k) - best(1 .. k-patience) < tolerance * (best(1 .. k-patience) - return(1))`. It needs more
-    than `patience` evaluations. A return that only fell is a plateau; one that has not moved at all is none, for then
+    than `patience` evaluations. A return that only fell is a plateau; one that has not moved at all is not, since
     nothing was learned yet.
     """
     if patience == 0 or len(returns) <= patience:
@@ -145,7 +145,7 @@ def is_plateau(returns: Sequence[float], patience: int, tolerance: float) -> boo
 
 
 def _train(model: Any, config: TrainConfig, spaces: Spaces) -> Iterator[MlpPolicy]:
-    """Train on and on until the budget is used up, showing the network before each evaluation."""
+    """Train until the budget is used up, yielding the network before each evaluation."""
     while model.num_timesteps < config.timesteps:
         steps = min(config.evaluate_every, config.timesteps - model.num_timesteps)
         model.learn(steps, reset_num_timesteps=False)
@@ -220,16 +220,16 @@ def _main(
     out: Annotated[Path, typer.Option(help="Folder of the policy.")],
     env_kwargs: Annotated[str, typer.Option(help="JSON object of arguments of gymnasium.make.")] = "",
     ppo: Annotated[str, typer.Option(help="JSON object of arguments of PPO.")] = "",
-    timesteps: Annotated[int, typer.Option(help="Stop after so many steps in any case.")] = 400_000,
+    timesteps: Annotated[int, typer.Option(help="Stop after this many steps at the latest.")] = 400_000,
     evaluate_every: Annotated[int, typer.Option(help="Steps between evaluations.")] = 40_960,
     patience: Annotated[int, typer.Option(help="Evaluations without enough rise; 0: use up the steps.")] = 2,
     tolerance: Annotated[float, typer.Option(help="Enough rise, as a part of the whole rise before.")] = 1 / 3,
-    seed: Annotated[int, typer.Option(help="Decides everything that chance decides.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 0,
     evaluation_episodes: Annotated[int, typer.Option(help="Greedy and sampled episodes per evaluation, each.")] = 20,
     keep_zip: Annotated[bool, typer.Option(help="Also write model.zip of Stable-Baselines3.")] = False,
     checkpoints: Annotated[bool, typer.Option(help="Also write the policy of every evaluation.")] = False,
 ) -> None:
-    """Train PPO until it stops getting better, and write it as a policy folder."""
+    """Train PPO until it stops improving, and write it as a policy folder."""
     config = TrainConfig(
         env_id=Named(env_id),
         env_kwargs=parse_env_kwargs(env_kwargs),

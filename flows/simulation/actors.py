@@ -1,6 +1,6 @@
-"""What acts in a rollout, whoever made it: a portable network, chance, or somebody else's code asked row by row.
+"""What acts in a rollout: a portable network, random actions, or external code called row by row.
 
-Where they come from is `policies/loading.py`; what they do to an environment is `simulation/rollouts.py`.
+They are loaded in `policies/loading.py` and act in `simulation/rollouts.py`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from .environments import Spaces
 
 
 class Actor(Protocol):
-    """Whatever chooses actions; `refine.policies.mlp.MlpPolicy` is one."""
+    """Anything that chooses actions, such as `refine.policies.mlp.MlpPolicy`."""
 
     def act(
         self, observations: Array, *, mode: Mode = "greedy", rngs: Sequence[np.random.Generator] | None = None
@@ -54,7 +54,7 @@ class Policy(Actor, Protocol):
 
     @property
     def output_kind(self) -> OutputKind | None:
-        """What `Acts.outputs` means, None if there are none."""
+        """What `Acts.outputs` means; None without outputs."""
         ...
 
     @property
@@ -72,7 +72,7 @@ class NetworkActor:
 
     @property
     def sha256(self) -> str:
-        """Hash of the weights, whatever file they came in: equal networks are one policy."""
+        """Hash of the weights, whatever their file: equal networks are one policy."""
         return self.network.sha256
 
     @property
@@ -94,7 +94,7 @@ class NetworkActor:
 
 @dataclass(frozen=True)
 class RandomActor:
-    """Chance: every discrete action alike, boxes as Gymnasium samples them, from each episode's own generator.
+    """Random actions: uniform if discrete, boxes as Gymnasium samples them, from each episode's own generator.
 
     A bounded component is uniform, a half-bounded one exponential from its bound, an unbounded one standard normal.
     """
@@ -145,14 +145,14 @@ class RandomActor:
 
 
 class Answer(NamedTuple):
-    """What somebody else's policy said about one observation."""
+    """An external policy's answer to one observation."""
 
     action: Any  # (1,) or (1, m)
     outputs: Array | None = None  # (1, k)
 
 
 class Foreign(NamedTuple):
-    """Somebody else's policy, loaded: how to ask it, and what it is able to do."""
+    """A loaded external policy: how to call it, and its modes."""
 
     respond: Callable[[Array, Mode, np.random.Generator | None], Answer]
     output_kind: OutputKind | None = None
@@ -161,9 +161,9 @@ class Foreign(NamedTuple):
 
 @dataclass(frozen=True)
 class ForeignActor:
-    """Somebody else's policy, asked for one row at a time.
+    """An external policy, called for one row at a time.
 
-    A batched product rounds by its shape, so asking row by row is what makes an episode independent of how many run
+    A batched product rounds by its shape, so calling row by row makes an episode independent of how many run
     beside it. Loaded on first use, also after travelling to another process.
     """
 
@@ -179,7 +179,7 @@ class ForeignActor:
 
     @property
     def output_kind(self) -> OutputKind | None:
-        """What its outputs mean, None if it has none."""
+        """What its outputs mean; None without outputs."""
         return self.foreign.output_kind
 
     @property
@@ -190,7 +190,7 @@ class ForeignActor:
     def act(
         self, observations: Array, *, mode: Mode = "greedy", rngs: Sequence[np.random.Generator] | None = None
     ) -> Acts:
-        """Ask for every row, and check what comes back.
+        """Call it for every row, and check the results.
 
         Raises:
             BadInput: for an action of a wrong shape, not finite, or outside a discrete space.
@@ -230,10 +230,10 @@ def legal_action(action: Any, space: Space, spec: str) -> Array:
 
 
 def check_mode(policy: Policy, mode: Mode) -> Mode:
-    """The mode in which a policy will really act; chance acts by chance in either.
+    """The mode in which a policy will really act; random actions are random in either.
 
     Raises:
-        BadInput: when it cannot act so: Q values and a bare action are no distribution to sample from.
+        BadInput: when it cannot act so: Q values and bare actions give no distribution to sample from.
     """
     if mode in policy.modes:
         return mode

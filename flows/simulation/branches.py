@@ -1,6 +1,6 @@
-"""Two ways on from one exact state: an action taken once, then a policy; side by side in many environments.
+"""Branches from one exact state: an action taken once, then a policy; side by side in many environments.
 
-What is worth branching and what the difference means is in `labelling/label_replays.py`.
+What to branch and what the difference means is in `labelling/label_replays.py`.
 """
 
 from __future__ import annotations
@@ -20,28 +20,28 @@ from .replay import Difference, check_replayable, make_replayable, play_until
 from .trust import Home
 
 LANES = 16
-_BRANCHING = 0x6272  # keeps this chance apart from that of rollouts
+_BRANCHING = 0x6272  # keeps these random numbers apart from those of rollouts
 
 
 @dataclass(frozen=True)
 class Branch:
-    """One continuation that is wanted."""
+    """One continuation to play."""
 
-    number: int  # by which the caller knows it
+    number: int  # the caller's name for it
     episode: Episode
     step: int
     action: Any  # taken once, as the environment takes it
-    pair: int  # branches of one state and pair number draw the same chance
+    pair: int  # branches of one state and pair number draw the same random numbers
 
 
 @dataclass(frozen=True)
 class Ending:
-    """What became of a branch."""
+    """The result of a branch."""
 
     branch: Branch
     return_: float  # sum of rewards from its step on
-    steps: int  # of the environment, the way to the state included
-    difference: Difference | None  # why the state could not be reached; nothing was measured then
+    steps: int  # of the environment, including those up to the state
+    difference: Difference | None  # why the state could not be reached; if set, nothing was measured
 
 
 @dataclass
@@ -51,7 +51,7 @@ class _Lane:
     shown: Any = None
     return_: float = 0.0
     steps: int = 0
-    left: int = 0  # steps that it may still take
+    left: int = 0  # steps left
     rng: np.random.Generator = field(default_factory=np.random.default_rng)
 
 
@@ -66,8 +66,8 @@ def play_branches(
 ) -> Iterator[Ending]:
     """Play branches, in the order in which they end.
 
-    Each is brought to its state by the logged seed and actions, every bit of the way being compared; it takes its
-    action, and then the policy acts until the episode ends or is cut as the log was.
+    Each replays the logged seed and actions up to its state, comparing every bit; it takes its action, and then the
+    policy acts until the episode ends or is cut as in the log.
 
     Args:
         branches: episodes with seeds.
@@ -75,7 +75,7 @@ def play_branches(
         home: its environment.
         policy: goes on after the one action.
         mode: how it acts.
-        horizon: steps from the branching on at most, the one action included; to the end when None.
+        horizon: most steps after the branching point, its action included; None: to the end.
     """
     for branch in branches:
         check_replayable(branch.episode, manifest)
@@ -98,7 +98,7 @@ def play_branches(
 def _fill(
     lanes: list[_Lane], waiting: Iterator[Branch], manifest: Manifest, horizon: int | None, environment: Environment
 ) -> Iterator[Ending]:
-    """Put the next branch that does not end at once into a lane; the environment is closed when none is left."""
+    """Put the next branch that does not end at once into a lane; closes the environment when none is left."""
     for branch in waiting:
         difference = play_until(environment, branch.episode, manifest, branch.step)
         if difference is not None:

@@ -1,6 +1,6 @@
-"""Gymnasium environments: making them, their spaces in trajnote's words, and a clear refusal of what does not fit.
+"""Makes Gymnasium environments, describes their spaces, and refuses what does not fit.
 
-No episode is played here; that is `rollouts.py`.
+Episodes are played in `rollouts.py`.
 """
 
 from __future__ import annotations
@@ -40,13 +40,13 @@ _OBSERVATION_HINT = f"{OWN_ID}; gymnasium.wrappers.FlattenObservation makes any 
 _ACTION_HINT = f"{OWN_ID}; a gymnasium.ActionWrapper can map one Discrete or Box action onto it."
 _RAM_HINT = 'Use the console\'s memory instead of its screen: --env-kwargs \'{"obs_type": "ram"}\'.'
 
-# module of a physics engine or emulator -> distributions that may have brought it
+# module of a physics engine or emulator -> distributions that may provide it
 _ENGINES = {"Box2D": ("box2d", "box2d-py"), "mujoco": ("mujoco",), "ale_py": ("ale-py",)}
 _KNOWN = {"builtins", "typing", "abc", "gymnasium", "flows", *_ENGINES}
 
 
 class Spaces(NamedTuple):
-    """What an environment shows and what it takes."""
+    """The observation and action space of an environment."""
 
     observation: Space
     action: Space
@@ -58,7 +58,7 @@ def parse_env_kwargs(text: str | None) -> dict[str, Any]:
 
 
 def parse_json_object(text: str | None, option: str) -> dict[str, Any]:
-    """Read an option that is a JSON object; nothing is an empty one.
+    """Read an option that is a JSON object; None is an empty one.
 
     Raises:
         BadInput: when the text is not a JSON object.
@@ -75,8 +75,8 @@ def make_environment(env_id: Named, env_kwargs: Mapping[str, Any] | None = None)
     """Make an environment with the wrappers that it was registered with.
 
     Args:
-        env_id: a registered id, or `module:EnvId` where importing the module registers it. A plain text is no name of
-            the user's: nothing is imported for it, and only harmless arguments go with it.
+        env_id: a registered id, or `module:EnvId` where importing the module registers it. A plain text was not
+            named by the user: nothing is imported for it, and only harmless arguments are accepted.
         env_kwargs: arguments of `gymnasium.make`; `max_episode_steps` is one of them.
 
     Raises:
@@ -90,7 +90,7 @@ def make_environment(env_id: Named, env_kwargs: Mapping[str, Any] | None = None)
         return gymnasium.make(name, **kwargs)
     except (ImportError, gymnasium.error.DependencyNotInstalled) as error:
         raise _missing_package(name, error) from error
-    except Exception as error:  # a third party's constructor, given the user's arguments
+    except Exception as error:  # a third party's constructor may raise anything
         raise BadInput(
             f"{env_id} cannot be made with {json.dumps(kwargs, default=str)}: {_one_line(error)}."
         ) from error
@@ -98,10 +98,9 @@ def make_environment(env_id: Named, env_kwargs: Mapping[str, Any] | None = None)
 
 @dataclass
 class EnvironmentMaker:
-    """Makes environments of one kind, to be played side by side; arguments and errors are those of `make_environment`.
+    """Makes environments of one kind to play side by side; arguments and errors as in `make_environment`.
 
-    Gymnasium's passive checks watch the first one. In the others they would say the same again, and cost time in
-    every step.
+    Gymnasium's passive checks run only in the first one: in the others they would repeat the warnings and cost time.
     """
 
     env_id: Named
@@ -117,7 +116,7 @@ class EnvironmentMaker:
 
 
 class BareStep(NamedTuple):
-    """An environment's `step` below the wrappers that only count and check, and the limit that they kept."""
+    """An environment's `step` without the wrappers that only count and check, and their step limit."""
 
     step: Step
     limit: int  # steps after which the episode is truncated, terminated or not
@@ -126,7 +125,7 @@ class BareStep(NamedTuple):
 def bare_step(environment: Environment) -> BareStep:
     """Look below Gymnasium's TimeLimit and OrderEnforcing, if they are the outermost wrappers; any other one stays.
 
-    For who resets the environment itself before the first step and after the last, and keeps the limit.
+    For callers that reset before the first step and after the last, and keep the limit themselves.
     """
     limit = None
     if type(environment) is TimeLimit and environment.spec is not None:
@@ -150,7 +149,7 @@ def spaces_of(environment: Environment) -> Spaces:
 
 
 def look_up_spaces(env_id: Named, env_kwargs: Mapping[str, Any] | None = None) -> Spaces:
-    """The spaces of an environment that is made for this question only.
+    """The spaces of an environment, which is made and closed here.
 
     Raises:
         BadInput: as `make_environment` and `spaces_of` do.
@@ -190,7 +189,7 @@ def to_space(space: spaces.Space[Any], role: str, hint: str = "") -> Space:
 def package_versions(environment: Environment) -> dict[str, str]:
     """Versions of what decides an episode's numbers: Python, NumPy, Gymnasium, the engine, the environment's package.
 
-    The same environment gives the same answer whatever else this process has loaded.
+    The result does not depend on what else this process has loaded.
     """
     names = ["numpy", "gymnasium"]
     for origin in {ancestor.__module__ for ancestor in type(environment.unwrapped).__mro__}:
@@ -206,7 +205,7 @@ def package_versions(environment: Environment) -> dict[str, str]:
 
 @functools.lru_cache
 def distributions_of(package: str) -> Sequence[str]:
-    """The names of the distributions that brought an importable package."""
+    """The names of the distributions that provide an importable package."""
     return _distributions().get(package, [])
 
 
@@ -226,15 +225,15 @@ def import_module_here(name: str, purpose: str) -> ModuleType:
         sys.path.append(here)
     try:
         return importlib.import_module(name)
-    except Exception as error:  # whatever the user's module raises
+    except Exception as error:  # the user's module may raise anything
         raise BadInput(
             f"Module {name!r} of {purpose} cannot be imported: {_one_line(error)}.",
-            f"It is looked for on the Python path and in {here}.",
+            f"Searched: the Python path and {here}.",
         ) from error
 
 
 def _refuse_unnamed(env_id: str, kwargs: Mapping[str, Any]) -> None:
-    """The last look, also at what a type checker cannot see: the user's names have a type of their own."""
+    """The last check, at run time too: names given by the user have their own type."""
     if not isinstance(env_id, Named) and (":" in env_id or first_strange(kwargs) is not None):
         raise BadInput(
             f"The environment {env_id!r} with {json.dumps(dict(kwargs), default=str)} was not named by the user; it is "
@@ -255,7 +254,7 @@ def _registered_name(env_id: str) -> str:
 
 
 def _register_atari(name: str) -> None:
-    """Atari's games are registered by importing their package, if it is there."""
+    """Register Atari's games by importing their package, if installed."""
     if importlib.util.find_spec("ale_py") is not None:
         ale = importlib.import_module("ale_py")
         ale.ALEInterface.setLoggerMode(ale.LoggerMode.Error)  # otherwise every game prints a banner
@@ -268,7 +267,7 @@ def _near(name: str) -> str:
     by_lower = {known.lower(): known for known in gymnasium.registry}
     close = difflib.get_close_matches(name.lower(), by_lower, n=3, cutoff=0.6)
     if not close:
-        return f"; {len(by_lower)} are registered, none of them alike"
+        return f"; {len(by_lower)} are registered, none of them similar"
     return "; did you mean " + " or ".join(by_lower[match] for match in close)
 
 

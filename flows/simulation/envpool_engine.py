@@ -1,7 +1,7 @@
-"""Episodes in envpool, an optional engine in C++: many environments step at once, every episode with its own seed.
+"""Plays episodes in envpool, an optional C++ engine: many environments step at once, each episode with its own seed.
 
 Its physics may differ from Gymnasium's, so a dataset says which engine made it. An environment of a pool can be seeded
-only when the pool is made, hence each plays one episode and never a second.
+only when the pool is made, so each plays only one episode.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _GYMNASIUM = "Leave --engine out to play in Gymnasium."
 
 
 class PooledEnvironment(gymnasium.Env[Any, Any]):
-    """One environment of envpool behind Gymnasium's interface, for playing a stored episode again.
+    """One environment of envpool behind Gymnasium's interface, for replaying a stored episode.
 
     Raises:
         Prerequisite: when envpool or the environment's own package is not installed.
@@ -102,7 +102,7 @@ def play_pooled(
         mode: `greedy` or `sampled`.
         max_steps: cut longer episodes there, as truncated; None leaves it to the environment.
         first_id: `episode_id` of the first seed; the next ones count up.
-        lanes: episodes that are played at once.
+        lanes: episodes played at once.
         pool_size: environments that are made at once; never changes an episode.
 
     Yields:
@@ -136,7 +136,7 @@ def make_pool(env_id: str, env_kwargs: Mapping[str, Any], spaces: Spaces, seeds:
     made = {"env_type": "gymnasium", "num_envs": len(seeds), "seed": [int(seed) for seed in seeds]}
     try:
         pool = envpool.make(env_id, **made, **env_kwargs)
-    except Exception as error:  # whatever a third party's constructor says of the user's arguments
+    except Exception as error:  # a third party's constructor may raise anything
         kwargs = json.dumps(dict(env_kwargs), default=str)
         raise BadInput(f"envpool cannot make {env_id} with {kwargs}: {error}.", _GYMNASIUM) from error
     _check_types(env_id, pool, spaces)
@@ -150,7 +150,7 @@ def _envpool() -> Any:
 
 
 def _check_types(env_id: str, pool: Any, spaces: Spaces) -> None:
-    """What is stored has Gymnasium's types, and none of them may cost a bit."""
+    """Refuse an environment whose numbers would not fit exactly into Gymnasium's types."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # envpool's bounds are rounded to float32, of which Gymnasium warns
         shown, taken = pool.observation_space, pool.action_space
@@ -218,7 +218,7 @@ class _Round:
                 raise broken(self._first_id + int(self._ids[lane]), step, wrong[1])
 
     def _begin(self, lane: int) -> bool:
-        """Show the next waiting environment in a lane; False when none waits."""
+        """Put the next waiting environment into a lane; False if none waits."""
         place = next(self._waiting, None)
         if place is None:
             return False

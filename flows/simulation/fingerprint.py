@@ -1,7 +1,7 @@
-"""What decides an environment's numbers: package versions, the code that no version stands for, arguments and limits.
+"""What decides an environment's numbers: package versions, code without a published version, arguments and limits.
 
-Code is followed from the environment's classes and its entry point through what their modules import, as far as it is
-not among the installed packages; files that the code names as text count as well. Nothing is imported or run for it.
+Code is followed from the environment's classes and its entry point through their modules' imports, up to installed
+packages; files that the code names as text count too. Nothing is imported or run for it.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ from .environments import Environment, distributions_of, make_environment, packa
 from .trust import Named
 
 MOST_BYTES = 64_000_000
-"""Bytes of code and data that are read for one environment; what goes beyond counts by its size and time of change."""
+"""Bytes of code and data read for one environment; the rest counts by size and time of change."""
 MOST_FILES = 500
-"""Files that are looked at for one environment."""
+"""Files examined for one environment."""
 REGISTRATION = "registration"
 """The entry of `code` for an environment's registered arguments and its limit of steps."""
 
@@ -54,15 +54,15 @@ _RESULTS = {
     ".md",
 }  # written, not read
 _LONGEST_NAME = 200  # characters of a text that may name a file or a module
-_UNREADABLE = f"unknown {os.urandom(8).hex()}"  # equal to nothing of another process
+_UNREADABLE = f"unknown {os.urandom(8).hex()}"  # differs in every process
 
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """What an environment's episodes depend on, beside their seed and actions."""
+    """What an environment's episodes depend on, besides their seed and actions."""
 
     versions: Mapping[str, str]  # package -> version
-    code: Mapping[str, str]  # module or file that no version stands for, and `REGISTRATION` -> sha256
+    code: Mapping[str, str]  # module or file without a published version, and `REGISTRATION` -> sha256
 
     @property
     def sha256(self) -> str:
@@ -71,20 +71,20 @@ class Fingerprint:
 
     @property
     def own_code(self) -> dict[str, str]:
-        """The code, if any of it is not of installed packages."""
+        """The code, if any of it is outside installed packages."""
         return dict(self.code) if self.code.keys() - {REGISTRATION} else {}
 
     @property
     def known(self) -> KnownEnvironment:
-        """As the catalog keeps it."""
+        """The fingerprint as a row of the catalog."""
         return KnownEnvironment(self.sha256, self.versions, self.code)
 
     def changes_since(self, versions: Mapping[str, str], code: Mapping[str, str]) -> list[str]:
-        """What differs from an earlier fingerprint, in words.
+        """What differs from an earlier fingerprint, as short texts.
 
         Args:
-            versions: of then; none, or without Gymnasium's, where nothing is known of them.
-            code: of then; none where it was not recorded.
+            versions: the earlier ones; empty, or without Gymnasium's, if not recorded.
+            code: the earlier one; None if not recorded.
         """
         names = versions.keys() | self.versions.keys() if "gymnasium" in versions else set[str]()
         changed = [
@@ -105,11 +105,11 @@ class Fingerprint:
 
 
 def take_fingerprint(environment: Environment, env_id: str, versions: Mapping[str, str] | None = None) -> Fingerprint:
-    """The fingerprint of an environment that was made.
+    """The fingerprint of an existing environment.
 
     Args:
         environment: with its wrappers.
-        env_id: by which it was made; the module of `module:EnvId` is a part of it.
+        env_id: as it was made; the module of `module:EnvId` is included.
         versions: of the packages; those of `package_versions` when None.
     """
     tree = _Tree(_strings_in(environment.spec.kwargs) if environment.spec else ())
@@ -120,7 +120,7 @@ def take_fingerprint(environment: Environment, env_id: str, versions: Mapping[st
 
 
 def look_up_fingerprint(env_id: Named, env_kwargs: Mapping[str, Any] | None = None) -> Fingerprint:
-    """The fingerprint of an environment that is made for this question only, once per process.
+    """The fingerprint of an environment that is made for this only, once per process.
 
     Raises:
         BadInput: as `make_environment` does.
@@ -139,7 +139,7 @@ def _look_up(env_id: Named, env_kwargs: str) -> Fingerprint:
 
 
 def code_of(module: ModuleType) -> dict[str, str]:
-    """The code of a module and of what it uses beside it: module or file -> sha256, without installed packages."""
+    """The code of a module and what it uses, without installed packages: module or file -> sha256."""
     tree = _Tree()
     tree.follow(module.__name__)
     return tree.found
@@ -172,7 +172,7 @@ class _Unit(NamedTuple):
     """One module of the code."""
 
     name: str
-    package: str  # in which relative imports begin
+    package: str  # where relative imports begin
     path: Path  # may lie in an archive
     content: bytes
     module: ModuleType | None  # if it is loaded
@@ -180,11 +180,11 @@ class _Unit(NamedTuple):
 
 @dataclass
 class _Tree:
-    """Code that no version stands for, found by following imports; it stops at installed packages."""
+    """Code without a published version, found by following imports up to installed packages."""
 
-    texts: tuple[str, ...] = ()  # of the environment's arguments, for they may name files
+    texts: tuple[str, ...] = ()  # the environment's arguments, which may name files
     found: dict[str, str] = field(default_factory=dict[str, str])  # module or file -> sha256
-    packages: set[str] = field(default_factory=set[str])  # installed ones that the code imports, by their first name
+    packages: set[str] = field(default_factory=set[str])  # installed packages that the code imports, by top-level name
     _bytes: int = 0
 
     def __post_init__(self) -> None:
@@ -211,7 +211,7 @@ class _Tree:
         return {name.lower(): _marked_version(name) for name in distributions}
 
     def _find(self, name: str, beside: Path | None) -> _Unit | None:
-        """A module that no version stands for, as it is loaded or lies beside the one that imports it."""
+        """A module without a published version, as loaded or found beside the one that imports it."""
         module = sys.modules.get(name)
         file = vars(module).get("__file__") if isinstance(module, ModuleType) else _look_beside(name, beside)
         if file is None:
@@ -229,7 +229,7 @@ class _Tree:
         return _Unit(name, package, path, content, module if isinstance(module, ModuleType) else None)
 
     def _is_installed(self, name: str, path: Path) -> bool:
-        """Whether a version stands for a module's source."""
+        """Whether a published version identifies a module's source."""
         place = path.resolve()
         if any(place.is_relative_to(room) for room in _ROOMS):
             return True
@@ -240,7 +240,7 @@ class _Tree:
         return any(place.is_relative_to(folder) for folder in _STANDARD)
 
     def _add_files(self, folders: list[Path], texts: tuple[str, ...]) -> None:
-        """Add the files that a module names as text, relative to its folder, one in it that it names, or this one."""
+        """Add the files that a module names as text, relative to its folder, a folder that it names, or this one."""
         named = [text for text in texts if Path(text).name == text]
         inner = [folder / text for folder in folders for text in named if _is(Path.is_dir, folder / text)]
         for folder in [*folders, *inner]:
@@ -268,7 +268,7 @@ class _Tree:
 
 
 def _is(question: Callable[[Path], bool], path: Path) -> bool:
-    """Whether a path is something; no, where this user may not look."""
+    """Whether a path exists; False if this user may not look."""
     try:
         return question(path)
     except OSError:
@@ -293,7 +293,7 @@ def _look_beside(name: str, beside: Path | None) -> str | None:
 
 
 def _names_in(unit: _Unit) -> tuple[set[str], tuple[str, ...]]:
-    """What a module may import, the packages that it lies in among them, and short texts that may name files."""
+    """What a module may import, including its own packages, and short texts that may name files."""
     parts = unit.name.split(".")
     imported = {".".join(parts[:length]) for length in range(1, len(parts))}
     texts: dict[str, None] = {}
@@ -340,7 +340,7 @@ def _strings_in(value: object) -> tuple[str, ...]:
 
 @functools.lru_cache
 def _distribution(package: str) -> str | None:
-    """The distribution that brought an importable package."""
+    """The distribution that provides an importable package."""
     try:
         return importlib.metadata.distribution(package).metadata["Name"]
     except importlib.metadata.PackageNotFoundError:
@@ -349,7 +349,7 @@ def _distribution(package: str) -> str | None:
 
 @functools.lru_cache
 def _marked_version(distribution: str) -> str:
-    """A version; with a hash of the installed files where it was not published, for then it may stand for several."""
+    """A version; if it was not published, with a hash of the installed files, since it may be ambiguous."""
     found = importlib.metadata.distribution(distribution)
     if found.read_text("direct_url.json") is None:
         return found.version
@@ -368,7 +368,7 @@ def _registration(environment: Environment) -> str:
 
 
 def _plain(value: object, depth: int = 8) -> Any:
-    """A value as JSON can say it, the same in every process; what is too deep counts by its type."""
+    """A value for JSON, the same in every process; what is nested too deeply counts by its type."""
     if isinstance(value, str | bool | int | float) or value is None:
         return value
     if isinstance(value, np.generic | np.ndarray):

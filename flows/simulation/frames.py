@@ -1,6 +1,6 @@
 """Frames of stored episodes: rendered by exact replay, tiled into one image, and written as a PNG.
 
-Only a replay that matches the log bit for bit is shown. What is said about the image is in
+Only a replay that matches the log bit for bit is shown. The words about the image are in
 `annotate/prompting/images.py`.
 """
 
@@ -25,18 +25,18 @@ from .replay import play_until
 from .trust import Named, find_home
 
 WIDEST_TILE = 256
-"""Pixels; larger frames are shrunk by whole factors, which keeps an image of eight tiles under 400 tokens."""
+"""Pixels; larger frames shrink by whole factors, which keeps an image of eight tiles under 400 tokens."""
 
 Picture = NDArray[np.uint8]  # (height, width, 3)
 
 
 class FrameRenderer:
-    """Renders steps of one dataset's episodes; equal questions are rendered once.
+    """Renders steps of one dataset's episodes; equal requests are rendered once.
 
     Args:
         store: holds the dataset.
         dataset_id: collected from an environment that renders, with seeds.
-        env_id: its environment, where the user has to name it.
+        env_id: its environment, if the user has to name it.
     """
 
     def __init__(self, store: Store, dataset_id: str, env_id: Named | None = None) -> None:

@@ -1,4 +1,4 @@
-"""Playing a stored episode again from its seed and its actions, and comparing every number bit for bit.
+"""Replays a stored episode from its seed and its actions, comparing every number bit for bit.
 
 A replay is evidence about a dataset; it changes nothing but the catalog's table `replays`.
 """
@@ -28,24 +28,24 @@ from .trust import Home, Named, find_home
 
 @dataclass(frozen=True)
 class Replay:
-    """What came of playing one episode again."""
+    """The result of replaying one episode."""
 
     dataset_id: str
     episode_id: int
     exact: bool  # every observation, reward and flag has the same bits
     steps: int  # steps of the logged episode
     first_mismatch: int | None  # step of the first difference; step t's observation is what action t was chosen from
-    detail: str  # in words: what was compared, or the first difference and its likely cause
+    detail: str  # what was compared, or the first difference and its likely cause
 
 
 def replay_episode(store: Store, dataset_id: str, episode_id: int, env_id: Named | None = None) -> Replay:
-    """Play one episode of a dataset again in a fresh environment, and record the result in the catalog.
+    """Replay one episode of a dataset in a fresh environment, and record the result in the catalog.
 
     Args:
         store: the store.
         dataset_id: a dataset that was collected from an environment, with seeds.
         episode_id: one of its episodes.
-        env_id: its environment, where the user has to name it; see `trust.find_home`.
+        env_id: its environment, if the user has to name it; see `trust.find_home`.
 
     Raises:
         BadInput: for an unknown dataset or episode, or one without environment or seed.
@@ -59,7 +59,7 @@ def replay_episode(store: Store, dataset_id: str, episode_id: int, env_id: Named
 
 
 def play_again(episode: Episode, manifest: Manifest, home: Home) -> Replay:
-    """Play an episode again in a fresh environment and compare; nothing is read or recorded.
+    """Replay an episode in a fresh environment and compare; nothing is read or recorded.
 
     Args:
         episode: with the seed and the actions to play.
@@ -80,7 +80,7 @@ def play_again(episode: Episode, manifest: Manifest, home: Home) -> Replay:
 
 
 def make_replayable(manifest: Manifest, home: Home) -> Environment:
-    """The environment in which a dataset's episodes can be played again; the caller closes it.
+    """The environment in which a dataset's episodes can be replayed; the caller closes it.
 
     Raises:
         BadInput: when it cannot be made.
@@ -90,7 +90,7 @@ def make_replayable(manifest: Manifest, home: Home) -> Environment:
 
 
 def check_replayable(episode: Episode, manifest: Manifest) -> None:
-    """Refuse an episode that cannot be played again.
+    """Refuse an episode that cannot be replayed.
 
     Raises:
         BadInput: when there is no environment or no seed.
@@ -118,7 +118,7 @@ def play_until(environment: Environment, episode: Episode, manifest: Manifest, s
     """Bring an environment to the state in which action `step` was chosen, comparing every bit on the way.
 
     Returns:
-        None when the environment is there; otherwise the first difference, behind which it stopped.
+        None when the environment is in that state; otherwise the first difference, where it stopped.
     """
     return next(_differences(environment, episode, manifest, step), None)
 
@@ -143,7 +143,7 @@ def _differences(
 
 
 def logged_action(episode: Episode, step: int) -> Any:
-    """The action as a rollout gave it to the environment: NumPy's integer, or a vector, which is the caller's own."""
+    """The action as a rollout gave it to the environment: a NumPy integer, or a vector copied for the caller."""
     return episode.actions[step].copy()
 
 

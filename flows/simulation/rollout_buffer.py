@@ -43,7 +43,7 @@ class Tape:
         self._outputs: Array | None = None
 
     def observations(self, slots: Array | None) -> Array:
-        """What the lanes show now: of all lanes when `slots` is None, otherwise of those."""
+        """The current observations: of all lanes when `slots` is None, otherwise of those."""
         shown = self._observations[self.tick - self._base]
         return shown if slots is None else shown[slots]
 
@@ -51,7 +51,7 @@ class Tape:
         """Put the first observation of a new episode into a lane.
 
         Raises:
-            BrokenPromiseError: when it is not what the observation space promises, or not finite.
+            BrokenPromiseError: when it does not fit the observation space, or is not finite.
         """
         rows = self._observations[self.tick - self._base]
         rows[slot] = plain_observation(observation, rows.shape[1:], rows.dtype)
@@ -77,7 +77,7 @@ class Tape:
         return self.tick - self._base == len(self._rewards)
 
     def make_room(self, oldest: int) -> None:
-        """Have room for more ticks, keeping everything from tick `oldest` on."""
+        """Make room for more ticks, keeping everything from tick `oldest` on."""
         used = self.tick - self._base
         start = oldest - self._base
         capacity = len(self._rewards) * (2 if used - start > len(self._rewards) // 2 else 1)
@@ -122,11 +122,11 @@ _RESET = "its reset does not return an observation and info, as Gymnasium's does
 
 
 class BrokenPromiseError(Exception):
-    """Something that an environment gave and that cannot be stored; the text says what."""
+    """Something that an environment returned and that cannot be stored; the text says what."""
 
 
 def broken(episode_id: int, step: int, text: str, hint: str = "") -> BadInput:
-    """The error for an episode that cannot be gone on with."""
+    """The error for an episode that cannot continue."""
     return BadInput(f"Episode {episode_id}, step {step}: {text}.", hint)
 
 
@@ -153,7 +153,7 @@ def plain_observation(observation: Any, shape: tuple[int, ...], dtype: np.dtype[
 
 
 def describe_rounding(given: Any, plain: Any) -> str:
-    """What `plain_observation` has changed, in a sentence; empty where it is the same number for number."""
+    """What `plain_observation` has changed, as a sentence; empty if nothing."""
     values, kept = np.asarray(given), np.asarray(plain)
     if values.dtype == kept.dtype or np.array_equal(values, kept):
         return ""
@@ -167,7 +167,7 @@ def plain_reward(reward: Any) -> float:
     """A reward as a float.
 
     Raises:
-        BrokenPromiseError: for None, an array, or anything else that is no number.
+        BrokenPromiseError: for None, an array, or anything else that is not a number.
     """
     if isinstance(reward, float | int | np.number | np.bool_) or (
         isinstance(reward, np.ndarray) and reward.shape == ()
@@ -181,7 +181,7 @@ def first_observation(result: Any) -> Any:
     """The observation of what `reset` returned.
 
     Raises:
-        BrokenPromiseError: when it is no pair of an observation and info.
+        BrokenPromiseError: when it is not a pair of an observation and info.
     """
     if not (isinstance(result, tuple) and len(result) == 2 and isinstance(result[1], dict)):
         raise BrokenPromiseError(_RESET)
@@ -189,7 +189,7 @@ def first_observation(result: Any) -> Any:
 
 
 def complaint(error: Exception) -> str:
-    """What went wrong in an environment's own code, in one line."""
+    """An error of an environment's own code, in one line."""
     if isinstance(error, BrokenPromiseError):
         return str(error)
     if "to unpack" in str(error) and isinstance(error, ValueError | TypeError):
@@ -204,7 +204,7 @@ def are_finite(values: Array) -> bool:
 
 
 def not_finite(observation: Array, reward: Array, acts: Acts, row: int) -> tuple[int, str] | None:
-    """What of one lane's step is not finite: 0 for the step itself, 1 for the one behind it, and what it is."""
+    """What of one lane's step is not finite: 0 for the step itself, 1 for the next one, and a description."""
     for what, value, later in (
         ("the policy's action", acts.actions[row], 0),
         ("the policy's output", acts.outputs[row], 0),

@@ -1,7 +1,7 @@
-"""Playing episodes: many environments side by side, one batched policy call per tick, every episode its own seed.
+"""Plays episodes: many environments side by side, one batched policy call per tick, a seed per episode.
 
-An episode depends on its environment, policy, seed and mode, and on nothing else: not on how many run beside it, not on
-what ran before it. Processes are in `workers.py`; files in `flows/datasets/collection.py`.
+An episode depends only on its environment, policy, seed and mode, not on how many run beside it or what ran before.
+Processes are in `workers.py`; files in `flows/datasets/collection.py`.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ ENVIRONMENTS = 64
 MAKING_S = 0.05
 """Seconds for making more environments: what is slow to make is slow to step, and gains little by company."""
 LONGEST = 200_000
-"""Steps of an episode that neither its environment nor `max_steps` limits; one that goes on has no end."""
+"""The most steps of an episode that neither its environment nor `max_steps` limits."""
 _FLOATS = (float, np.float64)
-_ACTING = 0x7261  # keeps a policy's chance apart from its environment's, which has the bare seed
+_ACTING = 0x7261  # keeps a policy's random numbers apart from its environment's, which has the bare seed
 
 
 Say = Callable[[str], None]
@@ -67,7 +67,7 @@ def rollout(
         policy: what acts.
         seeds: seed of each episode, for `reset(seed=...)` and for the policy's own chance.
         mode: `greedy` or `sampled`.
-        envs: environments side by side; more is faster up to a point, and never another result.
+        envs: environments side by side; more is faster up to a point; the result stays the same.
         max_steps: cut longer episodes there, as truncated; None leaves it to the environment.
         first_id: `episode_id` of the first seed; the next ones count up.
         making_s: seconds for making more environments than one; never another result.
@@ -105,7 +105,7 @@ def play(
         mode: as for `rollout`.
         max_steps: as for `rollout`.
         first_id: as for `rollout`.
-        say: hears once that observations are rounded to the type of their space; None where nobody should.
+        say: called once if observations are rounded to the dtype of their space; None: not called.
 
     Raises:
         BadInput: naming episode and step, for the first episode in which the environment failed, gave what Gymnasium
@@ -140,7 +140,7 @@ def returns_of(
 
 
 def _make_some(make_env: Callable[[], Environment], at_most: int, making_s: float) -> list[Environment]:
-    """How many there are changes the speed only, so a clock may decide it."""
+    """Their number changes the speed only, so a clock may decide it."""
     environments = [make_env()]
     start = time.monotonic()
     while len(environments) < at_most and time.monotonic() - start < making_s:
@@ -155,7 +155,7 @@ def acting_generator(seed: int) -> np.random.Generator:
 
 @dataclass(slots=True, eq=False)
 class _Lane:
-    """One environment and the episode that it is in."""
+    """One environment and its current episode."""
 
     slot: int
     environment: Environment
@@ -167,7 +167,7 @@ class _Lane:
 
 
 class _Stage:
-    """All lanes, the tape of what they did, and the seeds that wait for a free one."""
+    """All lanes, the buffer of what they did, and the seeds that wait for a free one."""
 
     def __init__(
         self,
@@ -180,7 +180,7 @@ class _Stage:
         self._say = say
         self._seeds, self._max_steps, self._first_id = seeds, max_steps, first_id
         self._waiting = iter(range(len(seeds)))
-        self._failed: list[tuple[int, BadInput]] = []  # episodes that broke, still to be told
+        self._failed: list[tuple[int, BadInput]] = []  # broken episodes, still to be reported
         self._tape = Tape(len(environments), *spaces_of(environments[0]))
         lanes = [_Lane(slot, environment, *bare_step(environment)) for slot, environment in enumerate(environments)]
         self._lanes = [lane for lane in lanes if self._start(lane)]
@@ -197,7 +197,7 @@ class _Stage:
         acts = policy.act(tape.observations(self._slots), mode=mode, rngs=self._chance)
         following, rewards = tape.act(acts, self._slots)
         ended: list[tuple[_Lane, bool, bool]] = []
-        failed: dict[int, tuple[int, str]] = {}  # slot -> step and what is wrong
+        failed: dict[int, tuple[int, str]] = {}  # slot -> step and problem
         tick, shape, dtype = tape.tick, following.shape[1:], following.dtype
         for lane, action in zip(lanes, acts.actions, strict=True):
             try:
@@ -227,7 +227,7 @@ class _Stage:
         return found
 
     def _drop(self, lane: _Lane, step: int, text: str) -> tuple[int, BadInput]:
-        """Close the lane of an episode that cannot be gone on with; no further episode is begun."""
+        """Close the lane of an episode that cannot continue; no further episode is begun."""
         self._waiting = iter(())
         self._close(self._lanes.index(lane))
         return lane.index, broken(self._first_id + lane.index, step, text)
@@ -250,7 +250,7 @@ class _Stage:
         return True
 
     def _plain(self, observation: Any, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Any:
-        """An observation as its space promises it; that it is rounded is said once."""
+        """An observation in the dtype of its space; rounding is reported once."""
         plain = plain_observation(observation, shape, dtype)
         if self._say is not None and (rounding := describe_rounding(observation, plain)):
             self._say(rounding)
@@ -258,13 +258,11 @@ class _Stage:
         return plain
 
     def _end(self, lane: _Lane, terminated: bool, truncated: bool) -> tuple[int, Episode | BadInput]:
-        """Take the finished episode off the tape, and give its lane to the next seed."""
+        """Take the finished episode out of the buffer, and give its lane to the next seed."""
         index, length = lane.index, self._tape.tick - lane.first
         timed_out = length == lane.limit
         if length == LONGEST and not (terminated or truncated or timed_out or self._max_steps):
-            return self._drop(
-                lane, length - 1, f"it goes on after {LONGEST:,} steps; --max-steps cuts it there or elsewhere"
-            )
+            return self._drop(lane, length - 1, f"it goes on after {LONGEST:,} steps; cut it with --max-steps")
         columns = self._tape.cut(lane.slot, lane.first)
         self._go_on(self._lanes.index(lane))
         episode = Episode(

@@ -1,7 +1,7 @@
-"""What may be loaded: what the user named. Whatever came with data is text, and nothing that it names is loaded.
+"""Decides what may be loaded: only what the user named. Names that came with data are text and are not loaded.
 
-A manifest, a catalog or the metadata of a file cannot vouch for what they name. A dataset that this user's own command
-wrote is known by the hash of its manifest, in a folder of the user outside every store.
+A manifest, a catalog or a file's metadata cannot be trusted for what they name. A dataset that this user's own command
+wrote is recognised by the hash of its manifest, in a folder of the user outside every store.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from storage.errors import BadInput, Prerequisite
 from storage.schema import Manifest
 
 if TYPE_CHECKING:
-    from storage.store import Store  # its catalog takes a while to load, and workers do without
+    from storage.store import Store  # its catalog is slow to load, and workers do not need it
 
 STATE = "TRAJNOTE_STATE"
 _PICTURES = (None, "rgb_array")
-_TEXTS = ("desc", "map_name", "obs_type")  # arguments of Gymnasium's and ALE's environments that are words
+_TEXTS = ("desc", "map_name", "obs_type")  # text arguments of Gymnasium's and ALE's environments
 _WORD = re.compile(r"[A-Za-z0-9_]{1,64}")
 _MOST_VALUES, _LARGEST = 64, 1e6
 
@@ -36,8 +36,8 @@ _MOST_VALUES, _LARGEST = 64, 1e6
 class Named(str):
     """A policy's or an environment's name as the user gave it: by an option, by settings, or in a `collect` of theirs.
 
-    Only such a name leads to an import or to a pickle. Make one where options and settings are read, never of what was
-    read from data: `find_home` and `own_policy` do that, where it is the user's own.
+    Only such a name leads to an import or a pickle. Make one where options and settings are read, never from data:
+    `find_home` and `own_policy` do that for the user's own datasets.
     """
 
     __slots__ = ()
@@ -62,7 +62,7 @@ class Home(NamedTuple):
 def find_home(store: Store, manifest: Manifest, named: Named | None = None) -> Home:
     """The environment of a dataset, if it may be made: the user named it, now or in the command that wrote the dataset.
 
-    Of what came with the data, ids that need no import are made too, with arguments that can do no harm.
+    Ids from data that need no import are made too, with harmless arguments.
 
     Args:
         store: holds the dataset.
@@ -85,13 +85,13 @@ def find_home(store: Store, manifest: Manifest, named: Named | None = None) -> H
 
 
 def admit(what: str, env_id: str, env_kwargs: Mapping[str, Any], named: Named | None) -> Home:
-    """An environment that data name, if the user named it too, or if it needs no import.
+    """An environment named by data, if the user named it too, or if it needs no import.
 
     Args:
         what: names it, for the message.
         env_id: as the data say.
-        env_kwargs: as the data say; they have to be harmless in any case.
-        named: by the user; None if they did not.
+        env_kwargs: as the data say; they must be harmless in any case.
+        named: by the user, if at all.
 
     Raises:
         Prerequisite: if it is a module's and was not named, or its arguments may be paths or code.
@@ -114,7 +114,7 @@ def admit(what: str, env_id: str, env_kwargs: Mapping[str, Any], named: Named | 
 
 
 def are_alike(named: Named, env_id: str) -> bool:
-    """Whether two names are of one environment, by whichever module it is registered."""
+    """Whether two names mean one environment, whichever module registers it."""
     return named.rpartition(":")[2] == env_id.rpartition(":")[2]
 
 
@@ -124,7 +124,7 @@ def spelled(name: str) -> str:
 
 
 def first_strange(env_kwargs: Mapping[str, Any]) -> str | None:
-    """The first argument that could name a file, a module or a window; None if all are harmless whoever wrote them."""
+    """The first argument that could name a file, a module or a window; None if all are harmless."""
     return next((name for name, value in env_kwargs.items() if not _is_harmless(name, value)), None)
 
 
@@ -156,7 +156,7 @@ def own_policy(store: Store, manifest: Manifest) -> Named | None:
 
 
 def not_loaded(manifest: Manifest) -> str:
-    """Says that a policy which data name is not loaded."""
+    """The message that a policy named by data is not loaded."""
     return (
         f"The dataset {manifest.dataset_id} says that it was played by the policy {manifest.policy!r}, which came with "
         "the data and is not loaded."
@@ -164,9 +164,9 @@ def not_loaded(manifest: Manifest) -> str:
 
 
 def remember(store: Store, manifest: Manifest, *, env_id: Named | None = None, policy: Named | None = None) -> Manifest:
-    """Note that the user named a dataset's environment, its policy or both, in the command that wrote it.
+    """Record that the user named a dataset's environment, its policy or both, in the command that wrote it.
 
-    A note that cannot be written is no error: the name is asked for later.
+    Failing to write the record is not an error: the name is asked for later.
 
     Args:
         store: holds the dataset.
@@ -189,7 +189,7 @@ def remember(store: Store, manifest: Manifest, *, env_id: Named | None = None, p
 
 
 def find_module(name: str) -> str | None:
-    """The file that importing a module would run, or has run; nothing is imported to find out.
+    """The file that importing a module would run, or has run; nothing is imported.
 
     Args:
         name: with dots; an empty one gives None.
@@ -209,7 +209,7 @@ def find_module(name: str) -> str | None:
 
 
 def _find_spec(name: str, path: list[str] | None) -> ModuleSpec | None:
-    """Where Python would look, the packages above it not being imported; and in the current folder."""
+    """Where Python would look without importing parent packages, and the current folder."""
     for finder in sys.meta_path:
         if (found := finder.find_spec(name, path)) is not None:
             return found
@@ -233,7 +233,7 @@ def _refuse_elsewhere(what: str, name: str, noted: str | None, now: str | None) 
         raise Prerequisite(
             f"{what} was collected with {name!r} of {noted}; here this name leads to {now or 'nothing'}, "
             "which is not loaded.",
-            "Go to the folder where it was collected, or name it with an option if you trust it.",
+            "Run this in the folder where it was collected, or name it with an option if you trust it.",
         )
 
 

@@ -1,6 +1,6 @@
-"""Episodes played by several workers: returns of many policies for the gate, and whole episodes for a dataset.
+"""Plays episodes on several workers: returns of many policies for the gate, and whole episodes for a dataset.
 
-The answer is the same to the last bit with any number of processes. Playing loads NumPy and Gymnasium, no learner.
+Results are bit for bit the same with any number of processes. Playing loads NumPy and Gymnasium, no learner.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from .environments import Environment, EnvironmentMaker
 from .rollouts import play, warn_of
 from .trust import Named
 
-_CHUNK = 8  # seeds of one task, side by side in one process: small enough to share out evenly
+_CHUNK = 8  # seeds of one task, side by side in one process: small enough to balance the load
 Advance = Callable[[int, int], None]
 
 
@@ -39,10 +39,10 @@ class _Task(NamedTuple):
 
 
 class _Played(NamedTuple):
-    """What became of a task."""
+    """The result of a task."""
 
     episodes: list[Episode]  # before the one that failed, if any
-    said: list[str]  # what the user should know
+    said: list[str]  # for the user
     failure: BadInput | None
 
 
@@ -59,7 +59,7 @@ def play_policies(
 ) -> Generator[Array]:
     """Play every policy on every seed.
 
-    Processes see an environment of your own only by `module:EnvId`, for they share no memory with this process.
+    Other processes find your own environment only by `module:EnvId`, since they share no memory with this one.
 
     Args:
         env_id: as for `make_environment`.
@@ -75,7 +75,7 @@ def play_policies(
         (S,) float64, undiscounted return of each episode, policy after policy.
 
     Raises:
-        TrajnoteError: when a process died, for example for want of memory.
+        TrajnoteError: when a process died, for example because memory ran out.
     """
     kwargs = json.dumps(dict(env_kwargs or {}), sort_keys=True)
     chunks = [tuple(seeds[start : start + _CHUNK]) for start in range(0, len(seeds), _CHUNK)]
@@ -96,7 +96,7 @@ def play_policies(
 def play_episodes(
     env_id: Named, env_kwargs: Mapping[str, Any], policy: Actor, seeds: Sequence[int], **options: Any
 ) -> Generator[Episode]:
-    """Play a policy on every seed as `rollout` does, shared out to the workers of the chosen runner.
+    """Play a policy on every seed as `rollout` does, on the workers of the chosen runner.
 
     Args:
         env_id: as for `make_environment`.
@@ -160,7 +160,7 @@ def _play_in_worker(task: _Task) -> list[float]:
 
 
 class _Kept(threading.local):
-    """Environments of a worker, made once and used for one task after the other; each thread has its own."""
+    """Environments of a worker, made once and reused for its tasks; each thread has its own."""
 
     key: tuple[str, str] | None = None
     environments: Sequence[Environment] = ()
