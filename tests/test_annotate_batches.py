@@ -249,6 +249,7 @@ def test_a_batch_that_the_server_does_not_show_for_a_while_is_kept(bench: Bench)
     assert bench.ingest().answered == 6
 
 
+@pytest.mark.slow
 def test_requests_that_come_back_too_often_have_failed_and_may_be_asked_again(bench: Bench) -> None:
     bench.config = SMALL.model_copy(update={"attempts": 2})
     bench.server.item_plan = ["errored"] * 12
@@ -312,6 +313,7 @@ def test_no_more_batches_are_under_way_than_allowed(bench: Bench) -> None:
     assert bench.submit().requests == 2
 
 
+@pytest.mark.slow
 def test_a_run_is_carried_to_its_end_through_everything_that_goes_wrong(bench: Bench) -> None:
     bench.server.chances = {"create": 0.4, "list": 0.1, "retrieve": 0.2, "results": 0.3}
     bench.server.item_chances = {"errored": 0.1, "expired": 0.1, "canceled": 0.1}
@@ -322,6 +324,7 @@ def test_a_run_is_carried_to_its_end_through_everything_that_goes_wrong(bench: B
     assert run_batches(bench.store, bench.plan(), bench.client, config, poll_s=0.0).was_done
 
 
+@pytest.mark.slow
 def test_in_two_stages_the_second_follows_from_the_first(bench: Bench) -> None:
     def text(params: dict[str, Any]) -> str:
         if "steps" in params["output_config"]["format"]["schema"]["properties"]:
@@ -337,6 +340,7 @@ def test_in_two_stages_the_second_follows_from_the_first(bench: Bench) -> None:
     ]
 
 
+@pytest.mark.slow
 def test_requests_under_way_in_one_run_are_not_sent_by_another_and_their_answers_serve_both(bench: Bench) -> None:
     bench.submit()
     other = bench.submit(samples=2)
@@ -357,6 +361,7 @@ def worst_of(bench: Bench) -> float:
     return sum(budget.price_request(r, 1, batch=True).worst_usd or 0.0 for r in bench.plan().requests[:1])
 
 
+@pytest.mark.slow
 def test_a_budget_cuts_a_batch_and_holds_with_what_is_under_way(bench: Bench) -> None:
     budget = 3.2 * worst_of(bench)
     first = bench.submit(budget_usd=budget)
@@ -407,6 +412,7 @@ def test_single_calls_are_entered_before_they_are_sent_and_leave_nothing_under_w
     assert summary.estimated_usd is not None
 
 
+@pytest.mark.slow
 def test_a_call_that_another_run_has_under_way_is_not_made(bench: Bench) -> None:
     bench.submit()
     assert ask_singly(bench, samples=2).asked == 6  # the second sample; the first is under way
@@ -494,6 +500,7 @@ def check_that_all_billed_is_entered(bench: Bench) -> None:
     assert bench.rows("SELECT count(*) FROM annotations") == [(6,)]
 
 
+@pytest.mark.slow
 def test_replies_that_come_while_a_reader_holds_the_catalog_are_on_the_disk(bench: Bench, reader: Reader) -> None:
     on_reply(bench, 3, reader.come)
     with pytest.raises(CatalogLocked, match=r"in use by process \d+.* [2-4] replies are on the disk") as caught:
@@ -507,6 +514,7 @@ def test_replies_that_come_while_a_reader_holds_the_catalog_are_on_the_disk(benc
     check_that_all_billed_is_entered(bench)
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_when_a_reader_leaves_in_time(bench: Bench, reader: Reader) -> None:
     bench.store.catalog.wait_s = 30.0
 

@@ -122,6 +122,7 @@ def by_request(shapes: Sequence[Callable[[Message], object]]) -> Callable[[Messa
 @pytest.mark.parametrize(
     "names", [tuple(NO_ANSWERS)[at : at + 4] for at in range(0, len(NO_ANSWERS), 4)], ids=", ".join
 )
+@pytest.mark.slow
 def test_what_holds_no_answer_is_kept_said_and_asked_again(desk: Desk, names: tuple[str, ...]) -> None:
     shapes, reasons, times = zip(*(NO_ANSWERS[name] for name in names), strict=True)
     desk.server.shape = by_request(shapes)
@@ -216,6 +217,7 @@ def test_what_was_answered_beside_refusals_is_kept(desk: Desk) -> None:
 
 
 @pytest.mark.parametrize("kind", ["refuses connections", "unknown host", "silent", "not HTTP", "not TLS"])
+@pytest.mark.slow
 def test_a_dead_server_is_named_in_seconds_and_its_run_is_closed(
     desk: Desk, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -263,6 +265,7 @@ def test_many_requests_in_vain_end_the_command(desk: Desk) -> None:
     assert len(desk.server.bodies) == 10
 
 
+@pytest.mark.slow
 def test_a_request_that_is_never_answered_fails_and_retry_asks_it_anew(desk: Desk) -> None:
     desk.server.shape = with_text(lambda _: "no")
     for _ in range(MOST_ATTEMPTS):
@@ -275,6 +278,7 @@ def test_a_request_that_is_never_answered_fails_and_retry_asks_it_anew(desk: Des
     assert (desk.out["labels"], desk.out["done"]) == (4, True)
 
 
+@pytest.mark.slow
 def test_retry_asks_only_those_whose_reply_left_no_label(desk: Desk) -> None:
     texts = iter([None, '{"labels": []}', '{"labels": [{"step": 99}]}', None])
     desk.server.shape = with_text(lambda text: next(texts) or text)
@@ -296,6 +300,7 @@ def test_results_of_a_batch_that_hold_no_answer_go_into_the_next_one(desk: Desk)
     assert [len(made.custom_ids) for made in desk.server.batches.values()] == [4, 2]
 
 
+@pytest.mark.slow
 def test_batches_without_answers_end(desk: Desk) -> None:
     desk.server.shape = with_blocks()
     assert desk.ask("--provider", "batch", model="claude-haiku-4-5") == 6
@@ -306,6 +311,7 @@ def test_batches_without_answers_end(desk: Desk) -> None:
     assert desk.out["labels"] == 4
 
 
+@pytest.mark.slow
 def test_a_person_who_corrects_an_answers_file_is_heard(desk: Desk, tmp_path: Path) -> None:
     good = desk.server.text({})
     other = json.dumps(json.loads(good.replace('"right"', '"left"')))
@@ -334,6 +340,7 @@ def test_a_person_who_corrects_an_answers_file_is_heard(desk: Desk, tmp_path: Pa
     assert desk.out["was_done"] is True
 
 
+@pytest.mark.slow
 def test_the_cap_on_a_reply_is_an_option_that_asks_nothing_twice(desk: Desk) -> None:
     assert desk.ask("--limit", "1") == 0
     assert desk.server.bodies[-1]["max_tokens"] == DEFAULT_MAX_TOKENS
@@ -384,6 +391,7 @@ def test_a_reply_that_costs_more_than_it_can_ends_the_command(desk: Desk, name: 
 
 
 @pytest.mark.parametrize("name", EXCESSES)
+@pytest.mark.slow
 def test_a_batch_that_costs_more_than_it_can_is_the_last(desk: Desk, name: str) -> None:
     desk.server.shape, said = EXCESSES[name]
     sizes = ["--batch-size", "1", "--batches", "1"]

@@ -315,6 +315,7 @@ def test_the_second_stage_can_be_exported_once_the_first_is_answered(toys: Store
     assert (summary.done, summary.totals.labels) == (True, 2)
 
 
+@pytest.mark.slow
 def test_corrections_of_both_stages_are_heard_and_leave_no_label_of_an_earlier_first_stage(
     toys: Store, tmp_path: Path
 ) -> None:
@@ -422,6 +423,7 @@ def test_a_reply_that_holds_no_answer_is_kept_with_its_reason_and_its_request_st
     assert run(toys).was_done
 
 
+@pytest.mark.slow
 def test_a_request_that_was_asked_in_vain_too_often_fails_with_its_reason(toys: Store) -> None:
     broken = ScriptedProvider(lambda _: text_message("I would rather not."))
     for _ in range(MOST_ATTEMPTS + 2):

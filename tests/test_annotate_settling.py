@@ -39,6 +39,7 @@ def lose_a_batch(bench: Bench, fault: str = "lost_reply") -> str:  # noqa: F811
     return bench.rows("SELECT batch_id FROM batches")[0][0]
 
 
+@pytest.mark.slow
 def test_another_account_neither_gives_up_nor_buys_again_what_it_cannot_see(
     bench: Bench,  # noqa: F811
     monkeypatch: pytest.MonkeyPatch,
@@ -60,6 +61,7 @@ def test_another_account_neither_gives_up_nor_buys_again_what_it_cannot_see(
     assert KEY not in str(kept)
 
 
+@pytest.mark.slow
 def test_a_key_that_was_renewed_goes_on_where_the_old_one_stopped(
     bench: Bench,  # noqa: F811
     monkeypatch: pytest.MonkeyPatch,
@@ -102,6 +104,7 @@ def test_what_is_given_up_counts_at_its_worst_price_until_it_is_found(
     assert 0 < cost < worst
 
 
+@pytest.mark.slow
 def test_a_batch_that_the_list_shows_too_late_is_adopted_and_both_purchases_count(bench: Bench) -> None:  # noqa: F811
     lose_a_batch(bench)
     bench.server.list_lag_s = 3600.0
@@ -162,6 +165,7 @@ def test_a_second_batch_that_shows_up_after_the_first_was_found_counts_too(bench
     assert tokens == sum(bench.server.billed_tokens.values())
 
 
+@pytest.mark.slow
 def test_the_command_line_names_what_is_broken_and_gives_up_what_cannot_be_settled(
     bench: Bench,  # noqa: F811
     capsys: pytest.CaptureFixture[str],
@@ -284,6 +288,7 @@ def test_a_message_that_comes_after_its_request_was_given_back_counts(bench: Ben
     assert second in made.outcomes
 
 
+@pytest.mark.slow
 def test_a_run_says_why_it_waits_and_each_reason_once(bench: Bench) -> None:  # noqa: F811
     bench.config = WHOLE
     bench.server.plan_fault("retrieve", *["error_404"] * 4)
@@ -298,6 +303,7 @@ def test_a_run_says_why_it_waits_and_each_reason_once(bench: Bench) -> None:  # 
     assert len(words) <= 5
 
 
+@pytest.mark.slow
 def test_results_that_come_while_a_reader_holds_the_catalog_are_on_the_disk(
     bench: Bench,  # noqa: F811
     reader: Reader,  # noqa: F811
