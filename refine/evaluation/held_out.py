@@ -1,4 +1,4 @@
-"""Which candidate to keep when nothing can be played: the one whose training foretells labels that it has not seen.
+"""Which candidate to keep when nothing can be played: the one that predicts held-out labels best.
 
 It scores the steps and betas of a refinement; what a policy is worth is `ope.py`.
 """
@@ -27,7 +27,7 @@ FOLDS = 5
 
 @dataclass(frozen=True)
 class Consistency:
-    """How well each candidate foretells held-out suggestions, weighted by their confidence."""
+    """How well each candidate predicts held-out suggestions, weighted by their confidence."""
 
     likelihoods: Floats  # (candidates,) mean log-likelihood; continuous: minus the squared error in units of the bounds
     agreements: Floats  # (candidates,) share of equal greedy actions; continuous: minus the absolute error

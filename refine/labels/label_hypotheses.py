@@ -1,4 +1,4 @@
-"""Readings of labels: what the annotator may have meant if he was systematically wrong. Nothing is trained here.
+"""Readings of labels: what the annotator may have meant if systematically wrong. Nothing is trained here.
 
 An action that is always confused with another, mirrored signs, and a region where everything is wrong cannot be told
 from labels alone: within them the labels agree. So each suspicion becomes a set of labels that it would leave, and

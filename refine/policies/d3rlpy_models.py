@@ -99,7 +99,7 @@ def from_d3rlpy(algo: Any, observation_space: Space, action_space: Space) -> Mlp
 
 
 def _read_policy(impl: Any) -> tuple[Dense, Head]:
-    """The network behind `predict`, told by the method that computes it, for subclasses share it."""
+    """The network behind `predict`, recognised by the method that computes it, which subclasses share."""
     method, modules = type(impl).inner_predict_best_action, impl.modules
     if method is DQNImpl.inner_predict_best_action:
         return _read_q_function(modules.q_funcs), "q_values"

@@ -45,7 +45,7 @@ def refine(
         labels: of these steps.
         baseline: where every training starts and what it stays close to.
         config: the refinement; the defaults when None.
-        progress: told about every step.
+        progress: called after every step.
         log_dir: where d3rlpy's own loggers write the losses of each training; nowhere when None. What is fast is
             trained by the reference too, for its losses alone, so that logging decides nothing.
 

@@ -88,22 +88,22 @@ class AnnotatedBuffer(ReplayBufferBase):
 
     @property
     def episodes(self) -> Sequence[Any]:
-        """Not kept."""
+        """Not supported: the table keeps no episodes."""
         return ()
 
     @property
     def buffer(self) -> NoReturn:
-        """Not kept."""
+        """Not supported: the table keeps no episodes."""
         return _refuse("has no list of transitions")
 
     @property
     def transition_picker(self) -> NoReturn:
-        """Not kept."""
+        """Not supported: the table keeps no episodes."""
         return _refuse("has no transition picker; give scalers their values")
 
     @property
     def trajectory_slicer(self) -> NoReturn:
-        """Not kept."""
+        """Not supported: the table keeps no episodes."""
         return _refuse("has no trajectories")
 
     def append(self, observation: Any, action: Any, reward: Any) -> None:

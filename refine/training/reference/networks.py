@@ -1,4 +1,4 @@
-"""Policies as torch modules and back: what d3rlpy has to be told so that it starts exactly at the baseline."""
+"""Policies as torch modules and back: what makes d3rlpy start exactly at the baseline."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Continuous actions with rewards, Gaussian actors: d3rlpy's IQL and AWAC, starting at the baseline.
 
 Both clone logged actions, weighted by their advantage, so the actor never asks the critic about an action that was not
-taken. Their losses are log-likelihoods; they are told in units of a squared error, like the other terms. The width that
+taken. Their losses are log-likelihoods; they are in units of a squared error, like the other terms. The width that
 they learn stays in the training: a refined policy draws its actions with the baseline's.
 """
 
