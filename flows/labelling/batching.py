@@ -68,13 +68,8 @@ def ingest(store: Store, base_url: str | None = None, config: BatchConfig | None
         return ingest_batches(store, server, config or BatchConfig())
 
 
-def run(store: Store, dataset_id: str, config: LabelConfig, report: Report = silent) -> RunSummary:
-    """Submit, wait and ingest until nothing is open. Raises what `submit` raises."""
-    return run_plan(store, write_questions(store, dataset_id, config), config, report)
-
-
 def run_plan(store: Store, plan: RunPlan, config: LabelConfig, report: Report = silent) -> RunSummary:
-    """As `run`, with questions that are written already."""
+    """Submit, wait and ingest until nothing is open. Raises what `submit` raises."""
     with batch_server(config.base_url) as server:
         return run_batches(
             store,
