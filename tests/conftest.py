@@ -12,6 +12,18 @@ import pytest
 
 from storage.store import Store
 
+DOORS = ("storage.", "annotate.", "refine.", "flows.")
+
+
+@pytest.fixture(autouse=True)
+def fresh_doors() -> Iterator[None]:
+    """A folder's door keeps what it has handed out once; what a test has replaced must not stay there."""
+    yield
+    for name, module in list(sys.modules.items()):
+        if name.startswith(DOORS) and name.count(".") == 1 and hasattr(module, "__path__"):
+            for each in module.__all__:
+                vars(module).pop(each, None)
+
 
 @pytest.fixture(scope="session", autouse=True)
 def own_state(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
