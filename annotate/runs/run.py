@@ -141,8 +141,8 @@ class _Worker:
             self._round(second_questions(self.store, self.plan), complete=True)
         if self.is_correcting:
             digest(self.store)  # other runs that ask the same
-        summary = self.summarise(was_done=False)
         with self.store.catalog.write() as con:
+            summary = self.summarise(was_done=False)
             if not unanswered(con, self.questions):
                 close_run(con, self.plan.run.run_id)
             elif summary.failure is not None:
