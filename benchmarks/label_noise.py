@@ -13,11 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from refine.labels.labels import Labels, finite_bounds
+from refine.policies.spaces import action_units
 from storage.datasets.reader import StepArrays
 from storage.errors import BadInput
 from storage.schema import Array, Space
-
-from .policies.spaces import action_units
 
 Noise = Literal["uniform", "confused", "region", "mirrored"]
 NOISES: tuple[Noise, ...] = get_args(Noise)

@@ -20,10 +20,10 @@ from flows.datasets.recordings import gather
 from flows.demo import take_example
 from flows.labelling.annotation import label
 from flows.labelling.questions import LabelConfig
+from flows.policies import find_recorded_baseline
 from flows.policies.loading import load_policy
 from flows.refinement.comparison import GateConfig
 from flows.refinement.evaluator import Candidate, Returns
-from flows.refinement.lineage import find_recorded_baseline
 from flows.refinement.selection import Method, try_fields
 from flows.simulation.actors import NetworkActor
 from flows.simulation.environments import Spaces

@@ -104,7 +104,7 @@ def test_a_run_of_rules_is_taken_by_its_name_and_never_mixed_with_labels(toys: S
     both = [rule_run, one(toys, "SELECT run_id FROM annotations")]
     with pytest.raises(BadInput, match="labels of single steps and rules"):
         find_opinions(toys, [name], both, "A", rules=False)
-    with pytest.raises(BadInput, match="no rewards"):
+    with pytest.raises(BadInput, match="no implicit rewards"):
         find_opinions(toys, [name], None, "R", rules=True)
 
 

@@ -1,4 +1,4 @@
-"""`refine`: from a dataset and its annotations to a judged policy. The gate is in `comparison.py`."""
+"""`refine`: from a dataset and its annotations to a judged policy."""
 
 from __future__ import annotations
 
