@@ -76,6 +76,7 @@ def bench(toy_store: Callable[[Sequence[int]], Store], monkeypatch: pytest.Monke
     server.stop()
 
 
+@pytest.mark.slow
 def test_requests_go_out_in_batches_and_come_back_as_labels(bench: Bench) -> None:
     sent = bench.submit()
     assert (len(sent.batch_ids), sent.requests, sent.under_way, sent.open) == (3, 6, 6, 0)
@@ -89,6 +90,7 @@ def test_requests_go_out_in_batches_and_come_back_as_labels(bench: Bench) -> Non
     assert bench.ingest() == Ingested()
 
 
+@pytest.mark.slow
 def test_the_bill_has_the_discount_of_batches_and_stands_beside_the_estimate(bench: Bench) -> None:
     bench.submit()
     bench.ingest()
@@ -99,6 +101,7 @@ def test_the_bill_has_the_discount_of_batches_and_stands_beside_the_estimate(ben
     assert bench.rows("SELECT round(cost_per_label - cost_usd / 6, 9) FROM spending") == [(0.0,)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", ["lost_reply", "error_500_after"])
 def test_a_batch_whose_creation_was_not_confirmed_is_found_and_adopted(bench: Bench, fault: str) -> None:
     bench.config = SMALL.model_copy(update={"size": 9, "grace_s": 60.0})
@@ -108,6 +111,7 @@ def test_a_batch_whose_creation_was_not_confirmed_is_found_and_adopted(bench: Be
     assert (len(bench.server.batches), set(bench.server.billed.values())) == (1, {1})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", ["reset_before", "error_500_before", "error_529_before"])
 def test_a_batch_that_never_came_to_be_is_given_up_after_the_grace_period_only(bench: Bench, fault: str) -> None:
     bench.config = SMALL.model_copy(update={"size": 9, "grace_s": 3600.0})
@@ -123,6 +127,7 @@ def test_a_batch_that_never_came_to_be_is_given_up_after_the_grace_period_only(b
     assert set(bench.server.billed.values()) == {1}
 
 
+@pytest.mark.slow
 def test_a_batch_that_may_be_ours_is_waited_for_until_it_has_ended(bench: Bench) -> None:
     bench.config = SMALL.model_copy(update={"size": 9})
     bench.server.work_s = (30.0, 30.0)
@@ -135,6 +140,7 @@ def test_a_batch_that_may_be_ours_is_waited_for_until_it_has_ended(bench: Bench)
     assert len(bench.server.batches) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", ["error_404", "cut", "cut_clean"])
 def test_a_batch_is_not_given_up_because_its_results_cannot_be_read_in_full(bench: Bench, fault: str) -> None:
     bench.config = SMALL.model_copy(update={"size": 9, "grace_s": 0.0})
@@ -157,6 +163,7 @@ def test_a_batch_of_somebody_else_is_not_adopted(bench: Bench) -> None:
     assert (bench.states(), bench.states("batches")) == ({"pending": 6}, {"abandoned": 1})
 
 
+@pytest.mark.slow
 def test_a_busy_server_has_created_nothing_and_is_asked_again(bench: Bench) -> None:
     bench.server.plan_fault("create", "error_429", "error_429")
     assert bench.submit().requests == 6
@@ -200,6 +207,7 @@ def die_at_transaction(bench: Bench, *, is_done: bool) -> None:
     catalog.write = die
 
 
+@pytest.mark.slow
 def test_an_ingest_killed_half_way_and_read_again_does_not_reset_an_item(bench: Bench) -> None:
     bench.config = SMALL.model_copy(update={"size": 9})
     bench.server.item_plan = ["expired"] * 6
@@ -218,6 +226,7 @@ def test_an_ingest_killed_half_way_and_read_again_does_not_reset_an_item(bench: 
     assert (set(bench.server.billed.values()), bench.outcomes()) == ({1}, {"succeeded": 6, "expired": 6})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("entered", [False, True])
 def test_replies_that_landed_before_a_kill_are_entered_by_the_next_command(bench: Bench, entered: bool) -> None:
     bench.submit()
@@ -230,6 +239,7 @@ def test_replies_that_landed_before_a_kill_are_entered_by_the_next_command(bench
     assert bench.rows("SELECT count(*) FROM annotations") == [(6,)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", ["error_404", "error_500", "cut", "cut_clean"])
 def test_results_that_are_hidden_or_break_off_are_read_later(bench: Bench, fault: str) -> None:
     bench.config = SMALL.model_copy(update={"size": 9})
@@ -242,6 +252,7 @@ def test_results_that_are_hidden_or_break_off_are_read_later(bench: Bench, fault
     assert bench.rows("SELECT count(*) FROM responses") == [(6,)]
 
 
+@pytest.mark.slow
 def test_a_batch_that_the_server_does_not_show_for_a_while_is_kept(bench: Bench) -> None:
     bench.submit()
     bench.server.plan_fault("retrieve", "error_404", "error_404", "error_404")
@@ -264,6 +275,7 @@ def test_requests_that_come_back_too_often_have_failed_and_may_be_asked_again(be
     assert bench.ingest().answered == 1
 
 
+@pytest.mark.slow
 def test_a_request_that_the_server_calls_invalid_is_not_sent_again(bench: Bench) -> None:
     bench.server.item_plan = ["invalid"]
     bench.submit(limit=1)
@@ -271,6 +283,7 @@ def test_a_request_that_the_server_calls_invalid_is_not_sent_again(bench: Bench)
     assert bench.states() == {"failed": 1}
 
 
+@pytest.mark.slow
 def test_a_list_that_ignores_its_cursor_ends(bench: Bench) -> None:
     bench.server.ignores_after_id, bench.server.page = True, 2
     bench.submit()
@@ -278,12 +291,14 @@ def test_a_list_that_ignores_its_cursor_ends(bench: Bench) -> None:
     assert (len(found), bench.server.calls["list"] < 10) == (2, True)
 
 
+@pytest.mark.slow
 def test_a_list_of_many_pages_is_read_to_the_marker(bench: Bench) -> None:
     bench.server.page = 2
     bench.submit()
     assert len(bench.client.newer_than(datetime.fromtimestamp(0, UTC))) == 3
 
 
+@pytest.mark.slow
 def test_results_are_never_fetched_from_another_host(bench: Bench) -> None:
     other = AnthropicServer().start()
     bench.server.results_host = other.url
@@ -293,6 +308,7 @@ def test_results_are_never_fetched_from_another_host(bench: Bench) -> None:
     other.stop()
 
 
+@pytest.mark.slow
 def test_results_about_to_vanish_are_warned_of_and_gone_ones_have_failed(bench: Bench) -> None:
     bench.submit(limit=1)
     bench.server.skew_s += 23 * 86400
@@ -306,6 +322,7 @@ def test_results_about_to_vanish_are_warned_of_and_gone_ones_have_failed(bench: 
     assert lost > 0 == spent
 
 
+@pytest.mark.slow
 def test_no_more_batches_are_under_way_than_allowed(bench: Bench) -> None:
     bench.config = SMALL.model_copy(update={"in_flight": 2})
     assert (bench.submit().requests, bench.submit().requests) == (4, 0)
@@ -350,6 +367,7 @@ def test_requests_under_way_in_one_run_are_not_sent_by_another_and_their_answers
     assert bench.rows("SELECT state, count(*) FROM annotation_runs GROUP BY state") == [("done", 2)]
 
 
+@pytest.mark.slow
 def test_a_run_that_another_process_works_on_is_left_alone(bench: Bench) -> None:
     run_id = bench.submit().run_id
     with owned_run(bench.store, run_id):
@@ -374,6 +392,7 @@ def test_a_budget_cuts_a_batch_and_holds_with_what_is_under_way(bench: Bench) ->
     assert bench.rows("SELECT cost_usd <= ? FROM spending".replace("?", str(budget))) == [(True,)]
 
 
+@pytest.mark.slow
 def test_a_run_over_budget_ends_with_what_it_could_pay(bench: Bench) -> None:
     budget = 1.5 * worst_of(bench)
     bench.server.output_tokens = 11_000
@@ -394,6 +413,7 @@ def ask_singly(bench: Bench, budget_usd: float | None = None, concurrency: int =
     return annotate_run(bench.store, bench.plan(**changes), provider, budget_usd=budget_usd)
 
 
+@pytest.mark.slow
 def test_single_calls_stop_before_the_budget_is_broken(bench: Bench) -> None:
     worst = budget.price_request(bench.plan().requests[0], 1, batch=False).worst_usd or 0.0
     bench.server.output_tokens = 11_000
@@ -421,6 +441,7 @@ def test_a_call_that_another_run_has_under_way_is_not_made(bench: Bench) -> None
     assert (sum(bench.server.billed.values()), bench.states()) == (12, {"done": 12})
 
 
+@pytest.mark.slow
 def test_a_lost_reply_to_a_single_call_counts_with_the_most_it_may_have_cost(bench: Bench) -> None:
     bench.server.plan_fault("message", "lost_reply")
     summary = ask_singly(bench)
@@ -527,6 +548,7 @@ def test_a_run_goes_on_when_a_reader_leaves_in_time(bench: Bench, reader: Reader
     check_that_all_billed_is_entered(bench)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("error", [DamagedStore, DiskFailed])
 def test_replies_that_come_when_the_catalog_cannot_be_opened_are_on_the_disk(
     bench: Bench, error: type[TrajnoteError], monkeypatch: pytest.MonkeyPatch
@@ -549,6 +571,7 @@ def test_replies_that_come_when_the_catalog_cannot_be_opened_are_on_the_disk(
     check_that_all_billed_is_entered(bench)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("error", [KeyboardInterrupt, ValueError, BrokenPipeError])
 def test_no_reply_under_way_is_lost_when_the_progress_bar_fails_or_somebody_interrupts(
     bench: Bench, error: type[BaseException]
@@ -564,6 +587,7 @@ def test_no_reply_under_way_is_lost_when_the_progress_bar_fails_or_somebody_inte
     check_that_all_billed_is_entered(bench)
 
 
+@pytest.mark.slow
 def test_a_reply_that_cannot_be_read_keeps_no_other_one_out(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     readings = itertools.count(1)
 
@@ -581,6 +605,7 @@ def test_a_reply_that_cannot_be_read_keeps_no_other_one_out(bench: Bench, monkey
     check_that_all_billed_is_entered(bench)
 
 
+@pytest.mark.slow
 def test_refusals_that_could_not_be_entered_are_entered_by_the_next_command(bench: Bench, reader: Reader) -> None:
     bench.server.plan_fault("message", "", "error_400")
     on_reply(bench, 2, reader.come)
@@ -593,6 +618,7 @@ def test_refusals_that_could_not_be_entered_are_entered_by_the_next_command(benc
     assert list(bench.store.root.rglob("*.note.json")) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("fault", "states"), [("", {"submitted": 1}), ("error_400", {"abandoned": 1})])
 def test_what_a_server_said_about_a_batch_is_known_though_the_catalog_was_locked(
     bench: Bench, reader: Reader, fault: str, states: dict[str, int]
@@ -616,6 +642,7 @@ def test_what_a_server_said_about_a_batch_is_known_though_the_catalog_was_locked
     assert bench.rows("SELECT lost_usd FROM spending") == [(0.0,)]
 
 
+@pytest.mark.slow
 def test_an_estimate_learns_from_the_bills_of_earlier_replies(bench: Bench) -> None:
     bench.server.output_tokens = 500
     before = estimate_run(bench.store, bench.plan(), batch=True)

@@ -110,6 +110,7 @@ def test_the_same_id_with_other_arguments_has_another_card():
     assert load_card("LunarLander-v3", {"continuous": True}).action_names == ("main", "side")
 
 
+@pytest.mark.slow
 def test_a_card_is_not_used_for_arguments_that_may_make_it_untrue():
     assert find_card("LunarLander-v3", {"gravity": -3.0}) is None
     with pytest.raises(

@@ -35,6 +35,7 @@ def toys(disk: SmallDisk) -> Store:
     return store
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("filled_at", [1, 3, 5])
 def test_a_reply_that_came_when_the_disk_was_full_is_kept_and_never_asked_again(
     filled_at: int, toys: Store, disk: SmallDisk
@@ -56,6 +57,7 @@ def test_a_reply_that_came_when_the_disk_was_full_is_kept_and_never_asked_again(
     assert not list(disk.root.rglob("*.tmp"))
 
 
+@pytest.mark.slow
 def test_nobody_is_asked_where_there_is_no_room_for_a_reply(toys: Store, disk: SmallDisk, tmp_path: Path) -> None:
     provider = Paid(answer)
     disk.fill(500_000)

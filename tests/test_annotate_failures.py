@@ -166,6 +166,7 @@ ANSWERS: dict[str, Callable[[Message], object]] = {
 }
 
 
+@pytest.mark.slow
 def test_an_answer_in_an_unusual_form_is_read(desk: Desk) -> None:
     desk.server.shape = by_request(list(ANSWERS.values()))
     assert desk.ask("--samples", "3") == 0
@@ -181,6 +182,7 @@ REFUSALS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("status", "sentence", "sent", "said"), REFUSALS)
 def test_a_server_that_refuses_everything_is_quoted(
     desk: Desk, status: int, sentence: str, sent: int, said: str
@@ -207,6 +209,7 @@ def shown(store: Store) -> str:
     return console.export_text()
 
 
+@pytest.mark.slow
 def test_what_was_answered_beside_refusals_is_kept(desk: Desk) -> None:
     desk.server.plan_fault("message", "", "error_400", "", "error_400")
     assert desk.ask("--concurrency", "1") == 6
@@ -252,12 +255,14 @@ def _greet(listening: socket.socket) -> None:
             return
 
 
+@pytest.mark.slow
 def test_a_done_run_needs_no_server(desk: Desk) -> None:
     assert desk.ask() == 0
     assert desk.ask(url="http://127.0.0.1:9") == 0
     assert desk.out["was_done"] is True
 
 
+@pytest.mark.slow
 def test_many_requests_in_vain_end_the_command(desk: Desk) -> None:
     desk.server.shape = lambda _: b"<html>"
     assert desk.ask("--samples", "20", "--concurrency", "1") == 6
@@ -292,6 +297,7 @@ def test_retry_asks_only_those_whose_reply_left_no_label(desk: Desk) -> None:
     assert len(desk.server.bodies) == 6
 
 
+@pytest.mark.slow
 def test_results_of_a_batch_that_hold_no_answer_go_into_the_next_one(desk: Desk) -> None:
     blank = iter([True, True, False, False])
     desk.server.shape = lambda message: with_blocks()(message) if next(blank, False) else message
@@ -356,6 +362,7 @@ def test_the_cap_on_a_reply_is_an_option_that_asks_nothing_twice(desk: Desk) -> 
     assert desk.rows("SELECT DISTINCT body->>'max_tokens' FROM requests") == [(str(DEFAULT_MAX_TOKENS),)]
 
 
+@pytest.mark.slow
 def test_a_batch_is_capped_by_the_limit_of_the_model_and_the_budget_knows(desk: Desk) -> None:
     desk.server.limit = 64_000
     most = price("claude-haiku-4-5", Tokens(output=64_000), batch=True) or 0.0
@@ -381,6 +388,7 @@ EXCESSES: dict[str, tuple[Callable[[Message], Message], str]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", EXCESSES)
 def test_a_reply_that_costs_more_than_it_can_ends_the_command(desk: Desk, name: str) -> None:
     desk.server.shape, said = EXCESSES[name]

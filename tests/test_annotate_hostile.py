@@ -68,6 +68,7 @@ def test_the_corpus_is_large_and_has_a_name_for_everything() -> None:
     assert len({hostile.name for hostile in CORPUS}) == len(CORPUS)
 
 
+@pytest.mark.slow
 def test_a_hostile_reply_gives_lawful_labels_and_reasons_or_only_reasons() -> None:
     for hostile in CORPUS:
         reading = read_reply(hostile.raw, "mark", CARD, STEPS)
@@ -80,6 +81,7 @@ def test_a_hostile_reply_gives_lawful_labels_and_reasons_or_only_reasons() -> No
             assert reading.refused, hostile.name
 
 
+@pytest.mark.slow
 def test_the_first_stage_meets_the_same_corpus() -> None:
     for hostile in CORPUS:
         reading = read_reply(hostile.raw.replace("labels", "steps"), "identify", CARD, STEPS)
@@ -106,6 +108,7 @@ def rows(store: Store, sql: str) -> list[Any]:
         return con.execute(sql).fetchall()
 
 
+@pytest.mark.slow
 def test_what_lands_in_the_catalog_keeps_every_rule(entered: tuple[Store, dict[str, Hostile]]) -> None:
     store, _ = entered
     labels = rows(
@@ -194,6 +197,7 @@ edits = st.lists(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=300, deadline=None)
 @given(edits)
 def test_whatever_is_done_to_an_honest_reply_only_lawful_labels_come_through(

@@ -53,6 +53,7 @@ def save(tmp_path: Path, *lines: object) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_numbers_lists_and_names_of_actions_are_understood(toys: Store, tmp_path: Path) -> None:
     path = save(
         tmp_path,

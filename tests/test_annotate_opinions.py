@@ -56,6 +56,7 @@ def rows(store: Store, sql: str) -> list[tuple[Any, ...]]:
         return con.execute(sql).fetchall()
 
 
+@pytest.mark.slow
 def test_three_samples_are_three_rows_with_a_majority(toys: Store) -> None:
     said = (reply((1, "left", 0.9), (5, "left", 0.5)), reply((1, "right", 0.6)), reply((1, "right", 0.7)))
     summary = ask(toys, Chorus(*said), samples=3)
@@ -93,6 +94,7 @@ def test_two_models_stand_side_by_side_and_neither_is_overwritten(toys: Store) -
     assert (checkup.quality.agreement.models.pairs, checkup.quality.agreement.models.agreement) == (6, 0.5)
 
 
+@pytest.mark.slow
 def test_more_samples_later_keep_the_first_ones_without_asking_again(toys: Store) -> None:
     ask(toys, Chorus(reply((1, "left", 0.9))))
     more = Chorus(reply((1, "right", 0.6)))

@@ -253,6 +253,7 @@ fields = st.fixed_dictionaries(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=150, deadline=None)
 @given(st.lists(fields | json_values, max_size=8), st.text(max_size=20))
 def test_whatever_the_entries_are_only_lawful_labels_come_through(entries: list[Any], prose: str) -> None:

@@ -39,6 +39,7 @@ def questioner(config: AnnotateConfig | None = None, card: Card | None = None) -
     return RequestBuilder(card, config or AnnotateConfig(), statistics, data[statistics.median_episode])
 
 
+@pytest.mark.slow
 def test_equal_content_has_an_equal_id_and_the_system_part_is_shared() -> None:
     first = [questioner().ask_first(episode)[0].request for episode in episodes()]
     again = [questioner().ask_first(episode)[0].request for episode in episodes()]

@@ -108,6 +108,7 @@ def test_replies_become_annotations_and_rejections(toys: Store) -> None:
     assert json.loads(reasons[0][3])["step"] == 99
 
 
+@pytest.mark.slow
 def test_however_many_questions_are_entered_at_once_the_catalog_holds_the_same(
     toys: Store, template: Path, tmp_path: Path
 ) -> None:
@@ -207,6 +208,7 @@ def uninterrupted(template: Path, tmp_path_factory: pytest.TempPathFactory) -> d
     return left
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("two_stage", "fatal"), [*((False, n) for n in range(1, 9)), *((True, n) for n in (9, 13))])
 def test_killed_at_any_point_and_run_again_it_ends_the_same_and_asks_nothing_twice(
     toys: Store, uninterrupted: dict[bool, Any], two_stage: bool, fatal: int, monkeypatch: pytest.MonkeyPatch
@@ -230,6 +232,7 @@ def test_the_points_at_which_it_is_killed_are_all_there_are(toys: Store, monkeyp
     assert 100 - fuse.left == 8
 
 
+@pytest.mark.slow
 def test_replies_that_come_slowly_are_entered_one_by_one(toys: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("annotate.runs.run.FLUSH_S", 0.0)
     counts: list[int] = []
@@ -296,6 +299,7 @@ def test_in_two_stages_steps_are_found_first_and_judged_then(toys: Store) -> Non
     assert kinds == [("identify", 5), ("suggest", 4)]
 
 
+@pytest.mark.slow
 def test_the_second_stage_can_be_exported_once_the_first_is_answered(toys: Store, tmp_path: Path) -> None:
     asked = plan(toys, two_stage=True, limit=2)
     first = unanswered_requests(toys, asked)
@@ -359,6 +363,7 @@ def test_a_lost_file_of_replies_is_noticed(toys: Store) -> None:
         run(toys, samples=2)
 
 
+@pytest.mark.slow
 def test_a_run_through_files_asks_on_paper_and_can_be_replayed_as_a_recording(toys: Store, tmp_path: Path) -> None:
     asked = unanswered_requests(toys, plan(toys))
     export_requests(tmp_path / "requests.jsonl", asked)
@@ -411,6 +416,7 @@ def test_tokens_and_dollars_are_entered_with_each_reply(toys: Store) -> None:
     assert totals.cost_usd == pytest.approx(5 * (100 + 100 + 250) / 1e6)
 
 
+@pytest.mark.slow
 def test_a_reply_that_holds_no_answer_is_kept_with_its_reason_and_its_request_stays_open(toys: Store) -> None:
     summary = run(toys, ScriptedProvider(lambda _: "<html>bad gateway \ud800</html>"))
     assert (summary.done, summary.totals.labels, summary.totals.rejections, summary.pending) == (False, 0, 5, 5)

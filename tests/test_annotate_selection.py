@@ -100,6 +100,7 @@ def test_an_unknown_method_is_refused() -> None:
         select_episodes(toy_episodes(3), 1, method="best")  # pyright: ignore[reportArgumentType]
 
 
+@pytest.mark.slow
 def test_selecting_changes_neither_the_run_nor_a_prompt(store: Store) -> None:
     manifest = adopt_dataset(store, CARTPOLE)
     asked = AnnotateConfig(model="claude")
@@ -113,6 +114,7 @@ def test_selecting_changes_neither_the_run_nor_a_prompt(store: Store) -> None:
         assert all(known[question.episode_id] == question.request.request_id for question in some.questions)
 
 
+@pytest.mark.slow
 def test_a_run_that_was_limited_in_two_ways_asks_each_episode_once(store: Store) -> None:
     write(store, make_draft("d1"), toy_episodes(9))
     provider = ScriptedProvider(lambda request: text_message(json.dumps({"assessment": "", "labels": []})))

@@ -84,6 +84,7 @@ def test_a_key_that_was_renewed_goes_on_where_the_old_one_stopped(
     assert "one organisation" not in str(bench.rows("SELECT * FROM batches"))
 
 
+@pytest.mark.slow
 def test_what_is_given_up_counts_at_its_worst_price_until_it_is_found(
     bench: Bench,  # noqa: F811
     monkeypatch: pytest.MonkeyPatch,
@@ -125,6 +126,7 @@ def test_a_batch_that_the_list_shows_too_late_is_adopted_and_both_purchases_coun
     assert bench.rows("SELECT state, count(*) FROM annotation_runs GROUP BY state") == [("done", 1)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ahead_s", [3600.0, -3600.0])
 def test_a_clock_that_is_an_hour_off_loses_no_batch(bench: Bench, ahead_s: float) -> None:  # noqa: F811
     bench.server.date_ahead_s = ahead_s
@@ -133,6 +135,7 @@ def test_a_clock_that_is_an_hour_off_loses_no_batch(bench: Bench, ahead_s: float
     assert (len(bench.server.batches), bench.states("batches")) == (1, {"ingested": 1})
 
 
+@pytest.mark.slow
 def test_results_that_name_what_nobody_asked_are_taken_without_it(bench: Bench) -> None:  # noqa: F811
     lose_a_batch(bench)
     bench.server.plan_fault("results", "foreign", "foreign")
@@ -141,6 +144,7 @@ def test_results_that_name_what_nobody_asked_are_taken_without_it(bench: Bench) 
     assert any("1 requests that it did not ask, such as nobody-asked" in said for said in done.warnings)
 
 
+@pytest.mark.slow
 def test_a_batch_that_was_made_twice_is_adopted_once_and_counted_twice(bench: Bench) -> None:  # noqa: F811
     lose_a_batch(bench, "twice")
     done = bench.ingest()
@@ -152,6 +156,7 @@ def test_a_batch_that_was_made_twice_is_adopted_once_and_counted_twice(bench: Be
     assert bench.rows("SELECT count(*) FROM annotations") == [(6,)]
 
 
+@pytest.mark.slow
 def test_a_second_batch_that_shows_up_after_the_first_was_found_counts_too(bench: Bench) -> None:  # noqa: F811
     lose_a_batch(bench, "twice")
     second = list(bench.server.batches.values())[1]
@@ -195,6 +200,7 @@ def test_the_command_line_names_what_is_broken_and_gives_up_what_cannot_be_settl
     assert KEY not in said
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", ["no_id", "null_id", "html"])
 def test_a_creation_without_a_name_is_unknown_and_stops_nothing(bench: Bench, fault: str) -> None:  # noqa: F811
     bench.server.plan_fault("create", "", fault)
@@ -203,6 +209,7 @@ def test_a_creation_without_a_name_is_unknown_and_stops_nothing(bench: Bench, fa
     assert set(bench.server.billed.values()) == {1}
 
 
+@pytest.mark.slow
 def test_a_broken_batch_stops_no_other_one(bench: Bench) -> None:  # noqa: F811
     bench.submit()
     broken = next(iter(bench.server.batches))
@@ -228,6 +235,7 @@ def succeeded(request_id: str, text: str) -> str:
 ANSWERS = [json.dumps({"assessment": words, "labels": []}) for words in ("the first answer", "the second answer")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("passes", "kept"),
     [
@@ -270,6 +278,7 @@ def test_of_contradictory_results_the_message_counts_and_the_first_that_landed(
     assert bench.rows("SELECT count(*) FROM responses") == [(1,)]
 
 
+@pytest.mark.slow
 def test_a_message_that_comes_after_its_request_was_given_back_counts(bench: Bench) -> None:  # noqa: F811
     bench.config = WHOLE
     bench.submit(limit=2)

@@ -45,6 +45,7 @@ def fields(explanation: Explanation) -> list[str]:
     return [difference.field for difference in explanation.differences]
 
 
+@pytest.mark.slow
 def test_nothing_is_missed_when_everything_is_answered(asked: Store) -> None:
     assert explain_misses(asked, plan(asked)) == ([], 0)
 
@@ -105,6 +106,7 @@ def test_a_stage_that_was_never_asked_has_no_relative(asked: Store) -> None:
     assert "no other request of its kind" in miss.words
 
 
+@pytest.mark.slow
 def test_a_request_of_the_store_is_compared_with_the_others(asked: Store) -> None:
     mine = plan(asked).questions[2].request.request_id
     explained = explain_request(asked, mine[:20])
@@ -137,6 +139,7 @@ def test_parts_put_together_hold_all_the_words_of_a_request(asked: Store) -> Non
     assert list(parts)[:2] == ["model", "max_tokens"]
 
 
+@pytest.mark.slow
 def test_the_command_explains_a_miss(tmp_path: Path) -> None:
     from typer.testing import CliRunner
 

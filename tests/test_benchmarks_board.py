@@ -60,6 +60,7 @@ def make_row(arm: str, seed: int = 0, greedy: tuple[float, ...] = (1.0, 2.0), **
     return Row(key=f"{arm}{seed}", env="Toy-v0", arm=arm, seed=seed, greedy=greedy, **changes)
 
 
+@pytest.mark.slow
 def test_a_reset_leads_to_the_critical_state_and_its_way_there_is_counted(
     logged: tuple[Manifest, dict[int, Episode]],
 ) -> None:
@@ -175,6 +176,7 @@ def test_the_best_tenth_is_whole_episodes_and_at_least_one(store: Store, tmp_pat
     assert spread_states(steps, 4)[:4].tolist() == [1, 3, 5, 7]
 
 
+@pytest.mark.slow
 def test_without_an_annotator_there_is_no_shuffled_arm_and_without_an_expert_no_oracle(scene: Scene) -> None:
     steps = scene.read_steps()
     unlabelled = replace(scene, labels=None, unlabelled="no recorded answers")
@@ -188,6 +190,7 @@ def test_without_an_annotator_there_is_no_shuffled_arm_and_without_an_expert_no_
     assert set(make_labels(expert, "oracle", steps, 0).suggestions.tolist()) == {0}  # it pushes east for ever
 
 
+@pytest.mark.slow
 def test_rows_are_made_once_and_shown_on_the_leaderboard(
     scene: Scene, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -223,6 +226,7 @@ def test_rows_are_made_once_and_shown_on_the_leaderboard(
     assert read_rows(out) == before
 
 
+@pytest.mark.slow
 def test_more_training_uses_the_budget_and_starts_at_critical_states(scene: Scene, tmp_path: Path) -> None:
     from stable_baselines3 import PPO
 

@@ -20,6 +20,7 @@ CARDS = Path(benchmarks.environments.__file__).parent / "cards"
 NEEDS = {"doorkey": "minigrid", "pongobjects": "ale_py"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", sorted(CARDS.glob("*.toml")), ids=lambda path: path.stem)
 def test_every_claim_of_a_card_of_the_board_holds(path: Path):
     package = NEEDS.get(path.stem, "mujoco")

@@ -63,6 +63,7 @@ def test_the_manual_asks_at_least_eight_questions_in_sql() -> None:
     assert len({block.content for page in MANUAL for block in page.blocks if block.language == "sql"}) >= 8
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("page", "block"), SHELL, ids=[f"{page.name}-{block.line}" for page, block in SHELL])
 def test_every_command_and_option_of_a_block_exists(page: Page, block: Block) -> None:
     for line in block.lines():
@@ -78,6 +79,7 @@ def test_what_a_block_of_python_imports_of_the_rooms_exists(page: Page, block: B
                 assert hasattr(importlib.import_module(node.module), name.name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", EVERY_PAGE, ids=lambda page: page.name)
 def test_what_the_prose_names_exists(page: Page) -> None:
     spans = re.findall(r"`([^`\n]+)`", page.prose)
@@ -95,6 +97,7 @@ def test_every_table_and_view_that_the_manual_names_exists(store: Store) -> None
     assert named - known == set()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", EVERY_PAGE, ids=lambda page: page.name)
 def test_every_link_and_picture_leads_somewhere(page: Page) -> None:
     for target in re.findall(r"\]\(([^)\s]+)\)", page.prose) + re.findall(r'src="([^"]+)"', page.prose):
@@ -173,6 +176,7 @@ def test_json_is_one_object_on_the_last_line_of_standard_output(folder: Path, ru
         assert told, name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("example", "collect"),
     [

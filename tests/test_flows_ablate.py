@@ -68,6 +68,7 @@ def rows(store: Store, sql: str) -> list[Any]:
         return con.execute(sql).fetchall()
 
 
+@pytest.mark.slow
 def test_the_table_has_every_mode_and_arm_and_the_known_answers(done: tuple[Store, Ablation]) -> None:
     _, found = done
     assert [(arm.recipe, arm.arm) for arm in found.arms] == [(mode, arm) for mode in ("A", "RA") for arm in ARMS]
@@ -123,6 +124,7 @@ def test_it_is_told_in_rows_sentences_and_json(done: tuple[Store, Ablation], tmp
     assert all(">oracle<" in picture.read_text() for picture in pictures)
 
 
+@pytest.mark.slow
 def test_an_interrupted_ablation_goes_on_and_ends_as_one_that_was_not(
     labelled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -164,6 +166,7 @@ def count_trainings(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return trained
 
 
+@pytest.mark.slow
 def test_what_was_trained_is_not_trained_again_and_an_expert_more_trains_its_own_arm_only(
     done: tuple[Store, Ablation], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

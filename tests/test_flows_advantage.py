@@ -106,6 +106,7 @@ def test_the_advantage_is_what_twin_environments_give(poles: Store) -> None:
     assert summary.advantage == pytest.approx(np.mean([row.advantage for row in rows]))
 
 
+@pytest.mark.slow
 def test_replays_are_played_once_and_a_larger_limit_adds_to_a_smaller_one(poles: Store) -> None:
     few = replay_labels(poles, "poles", GREEDY.model_copy(update={"limit": 2}))
     first = load_label_replays(poles, "poles")
@@ -140,6 +141,7 @@ def test_both_sides_of_a_pair_draw_the_same_chance(poles: Store) -> None:
     assert len({returns[0] for returns in by_pair.values()}) > 1
 
 
+@pytest.mark.slow
 def test_a_state_that_cannot_be_reached_bit_for_bit_gives_no_advantage(poles: Store) -> None:
     draft = read_manifest(poles, "poles")
     changed = draft.model_copy(update={"dataset_id": "bent"})
@@ -188,6 +190,7 @@ def test_labels_without_a_simulator_are_refused(poles: Store) -> None:
         replay_labels(poles, "seedless", GREEDY)
 
 
+@pytest.mark.slow
 def test_the_commands_print_what_was_measured(poles: Store) -> None:
     arguments = [
         "annotations",

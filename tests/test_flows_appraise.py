@@ -73,6 +73,7 @@ def rows(store: Store, sql: str) -> Sequence[Any]:
         return con.execute(sql).fetchall()
 
 
+@pytest.mark.slow
 def test_right_labels_are_estimated_better_and_nothing_is_put_in_force(appraised: tuple[Store, Appraisal]) -> None:
     store, appraisal = appraised
     arms = {arm.arm: arm for arm in appraisal.arms}
@@ -114,6 +115,7 @@ def test_every_form_of_the_result_says_that_it_is_an_estimate(appraised: tuple[S
     assert "nothing was played" in "\n".join(lines)
 
 
+@pytest.mark.slow
 def test_a_second_appraisal_says_the_same_and_changes_nothing(appraised: tuple[Store, Appraisal]) -> None:
     store, first = appraised
     before = state_of(store.root)
@@ -121,6 +123,7 @@ def test_a_second_appraisal_says_the_same_and_changes_nothing(appraised: tuple[S
     assert state_of(store.root) == before
 
 
+@pytest.mark.slow
 def test_only_who_asks_for_it_gets_a_policy_in_force_on_an_estimate(logs: Store) -> None:
     appraisal = appraise(logs, "logs", config(accept=True))
     assert appraisal.accepted
@@ -130,6 +133,7 @@ def test_only_who_asks_for_it_gets_a_policy_in_force_on_an_estimate(logs: Store)
     assert policy_id == appraisal.candidate.policy_id
 
 
+@pytest.mark.slow
 def test_pictures_and_the_report_call_it_an_estimate(appraised: tuple[Store, Appraisal], tmp_path: Path) -> None:
     store, _ = appraised
     pictures = {path.stem: path.read_text() for path in draw_figures(store, tmp_path)}
@@ -142,6 +146,7 @@ def test_pictures_and_the_report_call_it_an_estimate(appraised: tuple[Store, App
     assert "that neither training nor the gate has seen" not in page
 
 
+@pytest.mark.slow
 def test_without_annotations_or_with_too_few_episodes_there_is_nothing_to_estimate(
     logs: Store, template: Path, tmp_path: Path
 ) -> None:

@@ -48,6 +48,7 @@ def test_the_weights_that_were_kept_are_found_after_their_file_has_gone(store: S
     assert found.origin == "the weights that the dataset was collected with"
 
 
+@pytest.mark.slow
 def test_the_file_that_the_manifest_names_is_used_as_long_as_it_is_the_same(store: Store, tmp_path: Path) -> None:
     policy = save_folder(make_baseline(), tmp_path / "baseline")
     config = CollectConfig(env_id=TOY, policy=f"policy:{policy}", mode="sampled", episodes=12)
@@ -59,6 +60,7 @@ def test_the_file_that_the_manifest_names_is_used_as_long_as_it_is_the_same(stor
     assert distilled.origin.startswith("distilled from policy_output")
 
 
+@pytest.mark.slow
 def test_what_has_no_weights_is_distilled_from_its_own_steps(store: Store) -> None:
     manifest = gather(store, CollectConfig(env_id=TOY, policy="random", episodes=20))
     found = find(store, manifest)
@@ -135,6 +137,7 @@ ANYWHERE = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ANYWHERE)
 def test_a_policy_from_anywhere_is_collected_found_again_and_refined(
     name: str, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -172,6 +172,7 @@ BAD_COMMANDS: dict[str, tuple[list[str], int, list[str]]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", BAD_COMMANDS)
 def test_bad_input_is_one_line_and_leaves_the_store_as_it_was(name: str, call: Call, known: Path) -> None:
     words, code, expected = BAD_COMMANDS[name]
@@ -210,6 +211,7 @@ def test_a_wrong_claim_of_a_card_is_shown_with_its_evidence(call: Call) -> None:
     assert said.err.startswith("error: 1 of 9 claims do not hold")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
@@ -234,6 +236,7 @@ def test_one_bad_label_keeps_all_of_a_file_out(
     assert contents(known) == before
 
 
+@pytest.mark.slow
 def test_a_missing_answer_names_its_request_and_how_to_export_it(call: Call, known: Path) -> None:
     lines = (EXAMPLES / "cartpole" / "answers.jsonl").read_text().splitlines()
     missing = json.loads(lines[7])["request_id"]
@@ -246,6 +249,7 @@ def test_a_missing_answer_names_its_request_and_how_to_export_it(call: Call, kno
     assert missing in Path("requests.jsonl").read_text()
 
 
+@pytest.mark.slow
 def test_rows_with_a_fault_are_refused_by_episode_and_step(call: Call, known: Path) -> None:
     shard = next((known / "rollouts" / CARTPOLE).glob("*.parquet"))
     rows = pl.read_parquet(shard)
@@ -259,6 +263,7 @@ def test_rows_with_a_fault_are_refused_by_episode_and_step(call: Call, known: Pa
     assert contents(known) == before
 
 
+@pytest.mark.slow
 def test_a_damaged_shard_is_named_by_every_command_that_meets_it(call: Call, known: Path) -> None:
     shard = next((known / "rollouts" / CARTPOLE).glob("*.parquet"))
     whole = shard.read_bytes()
@@ -287,6 +292,7 @@ def held(known: Path) -> Iterator[subprocess.Popen[str]]:
         process.kill()
 
 
+@pytest.mark.slow
 def test_a_locked_catalog_names_the_process_that_holds_it(
     call: Call, held: subprocess.Popen[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -301,6 +307,7 @@ def test_a_wait_that_is_no_time_is_refused(call: Call, known: Path, monkeypatch:
     refused(call("store", "list"), 2, WAIT_VARIABLE, wait)
 
 
+@pytest.mark.slow
 def test_the_same_commands_again_find_everything_done(call: Call, known: Path) -> None:
     labels = {"dataset_id": CARTPOLE, "episode_id": 0, "step": 3, "suggested_action": 1, "model": "me"}
     Path("labels.jsonl").write_text(json.dumps(labels))
@@ -324,6 +331,7 @@ def test_the_same_commands_again_find_everything_done(call: Call, known: Path) -
     assert first[4].out == again[4].out
 
 
+@pytest.mark.slow
 def test_a_dataset_name_that_is_taken_by_other_rows_is_refused(call: Call, known: Path) -> None:
     words = ["collect", "--env", "CartPole-v1", "--policy", "random", "--dataset", "mine", "--episodes"]
     assert call(*words, "2").code == 0
@@ -333,6 +341,7 @@ def test_a_dataset_name_that_is_taken_by_other_rows_is_refused(call: Call, known
     assert contents(known) == before
 
 
+@pytest.mark.slow
 def test_help_comes_without_the_libraries_that_take_seconds_to_load() -> None:
     script = (
         "import sys\nfrom flows.cli import make_app\nmake_app()\n"

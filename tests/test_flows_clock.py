@@ -50,6 +50,7 @@ def test_a_collection_is_due_once_in_a_period_whatever_the_clock_said(made_at: l
     assert is_due(made_at, NOON, plan, "UTC") is due
 
 
+@pytest.mark.slow
 def test_a_night_after_a_jump_doubles_nothing_and_keeps_what_is_in_force(world: World) -> None:
     world.drop(0)
     first = world.run()
@@ -65,6 +66,7 @@ def test_a_night_after_a_jump_doubles_nothing_and_keeps_what_is_in_force(world: 
     assert (kept["annotations"], kept["responses"], kept["datasets"], kept["promotions"]) == (96, 12, 1, 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("jump", [-18_000 * DAY, 18_000 * DAY])
 def test_batches_are_found_and_paid_once_whichever_clock_is_wrong(jump: timedelta, bench: Bench) -> None:
     bench.server.plan_fault("create", "lost_reply")

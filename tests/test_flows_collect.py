@@ -100,6 +100,7 @@ def test_a_second_run_returns_the_same_dataset_and_says_so(store: Store) -> None
     assert registered(store) == [first.dataset_id]
 
 
+@pytest.mark.slow
 def test_the_name_follows_everything_that_decides_the_rows_and_nothing_else(store: Store, tmp_path: Path) -> None:
     def name(names: list[str] | None = None, **changes: Any) -> str:
         config = CollectConfig(**{**CARTPOLE, "episodes": 2, **changes})
@@ -213,6 +214,7 @@ def run_until(root: Path, episode: int) -> int:
     return process.wait(timeout=60)
 
 
+@pytest.mark.slow
 def test_a_collection_killed_again_and_again_ends_in_the_same_files_as_an_undisturbed_one(tmp_path: Path) -> None:
     config = CollectConfig(env_id="LunarLander-v3", policy="random", episodes=40)
     undisturbed = Store.create(tmp_path / "undisturbed")

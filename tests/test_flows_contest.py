@@ -75,6 +75,7 @@ def test_the_gates_seeds_follow_each_other_and_are_never_shared() -> None:
         plan.check_unused([7, 64])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("env_id", "before", "after"), [(TOY, 1.9, 7.6), (REACH, -5.8, 0.0)])
 def test_right_labels_lead_to_a_better_policy_and_earn_both_verdicts(
     judged: Judged, env_id: str, before: float, after: float
@@ -94,6 +95,7 @@ def test_right_labels_lead_to_a_better_policy_and_earn_both_verdicts(
     assert comparison.policy_id.startswith("refined-")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("env_id", [TOY, REACH])
 def test_labels_of_chance_are_rejected_and_leave_the_baseline_in_force_with_a_reason(
     tmp_path: Path, env_id: str
@@ -110,6 +112,7 @@ def test_labels_of_chance_are_rejected_and_leave_the_baseline_in_force_with_a_re
     assert comparison.improvement.reason == "the refinement was rejected, so the baseline is in force"
 
 
+@pytest.mark.slow
 def test_in_full_every_candidate_plays_every_selection_seed_and_only_the_best_is_tested(tmp_path: Path) -> None:
     contest = make_contest(tmp_path, gate={"method": "full"})
     comparison = contest.run()
@@ -134,6 +137,7 @@ def test_in_full_every_candidate_plays_every_selection_seed_and_only_the_best_is
     ]
 
 
+@pytest.mark.slow
 def test_a_race_keeps_each_purpose_on_its_own_seeds_and_remembers_every_stage(tmp_path: Path) -> None:
     contest = make_contest(tmp_path, gate={"method": "racing"})
     comparison = contest.run()
@@ -169,6 +173,7 @@ def test_an_arms_interval_is_over_seeds_of_the_mean_over_its_draws(judged: Judge
     assert by_arm(comparison)["shuffled"].greedy == interval(np.mean(draws, axis=0))
 
 
+@pytest.mark.slow
 def test_relabelled_rewards_go_through_the_same_gate_and_claim_nothing_that_plain_learning_does_too(
     tmp_path: Path,
 ) -> None:
@@ -181,6 +186,7 @@ def test_relabelled_rewards_go_through_the_same_gate_and_claim_nothing_that_plai
     assert not comparison.credit.holds
 
 
+@pytest.mark.slow
 def test_suggestions_and_relabelled_rewards_together_go_through_the_same_gate(tmp_path: Path) -> None:
     comparison = make_contest(tmp_path, mode="RA").run()
     assert [trial.draw.name for trial in comparison.trials] == NAMES
@@ -188,6 +194,7 @@ def test_suggestions_and_relabelled_rewards_together_go_through_the_same_gate(tm
     assert by_arm(comparison)["labels"].greedy.mean == pytest.approx(7.6, abs=0.2)
 
 
+@pytest.mark.slow
 def test_a_gate_that_draws_actions_judges_what_it_drew(tmp_path: Path) -> None:
     comparison = make_contest(tmp_path, gate={"mode": "sampled"}).run()
     arms = by_arm(comparison)
@@ -197,6 +204,7 @@ def test_a_gate_that_draws_actions_judges_what_it_drew(tmp_path: Path) -> None:
     assert gain.mean != pytest.approx(arms["labels"].greedy.mean - arms["baseline"].greedy.mean)
 
 
+@pytest.mark.slow
 def test_a_baseline_of_q_values_is_refined_greedily_and_never_drawn_from(tmp_path: Path) -> None:
     contest = make_contest(tmp_path, head="q_values")
     comparison = contest.run()

@@ -57,6 +57,7 @@ def test_an_error_that_names_files_is_one_line_about_the_right_one(
     assert (said[: len(line)], left.value.code) == (line, exit_code)
 
 
+@pytest.mark.slow
 def test_a_dataset_that_is_left_out_is_a_warning_on_standard_error_and_the_answer_stays_json(
     store: Store, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

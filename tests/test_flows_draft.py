@@ -70,6 +70,7 @@ def test_a_section_ends_at_the_next_heading():
     assert section(TABLE, "") == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("env_id", "env_kwargs"),
     [

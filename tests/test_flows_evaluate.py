@@ -31,6 +31,7 @@ def toys(store: Store, tmp_path: Path) -> Store:
     return store
 
 
+@pytest.mark.slow
 def test_a_stored_policy_is_played_where_it_is_at_home(toys: Store) -> None:
     name = f"baseline-{make_baseline().sha256[:12]}"
     expected = returns_of(partial(make_environment, TOY), make_baseline(), range(5_000_000, 5_000_012))
@@ -48,6 +49,7 @@ def test_a_stored_policy_is_played_where_it_is_at_home(toys: Store) -> None:
         }
 
 
+@pytest.mark.slow
 def test_equal_questions_are_answered_without_playing(toys: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     first = play(toys, "baseline", mode="sampled")
     before = state_of(toys.root)
@@ -58,6 +60,7 @@ def test_equal_questions_are_answered_without_playing(toys: Store, monkeypatch: 
         play(toys, "baseline", mode="greedy")
 
 
+@pytest.mark.slow
 def test_arguments_of_the_environment_change_what_is_played(toys: Store) -> None:
     shorter = play(toys, "baseline", env_kwargs={"max_episode_steps": 1})
     assert 0 <= shorter["return"] <= 1
@@ -77,6 +80,7 @@ def test_chance_is_played_as_chance_whatever_mode_is_asked_for(store: Store) -> 
     assert len(state_of(store.root)["tables"]["evaluations"]) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("changes", "problem"),
     [

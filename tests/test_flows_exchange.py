@@ -116,6 +116,7 @@ def kept(manifest: Manifest) -> dict[str, Any]:
     return {name: getattr(manifest, name) for name in KEPT}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("format_", FORMATS)
 @pytest.mark.parametrize("make", [discrete, continuous, narrow, seen])
 def test_what_is_exported_comes_back_bit_for_bit_with_its_metadata(
@@ -234,6 +235,7 @@ def values_of(rng: np.random.Generator, space: Space, count: int) -> np.ndarray:
     return rng.choice(np.array([edges.min, 0, 1, edges.max], kind), (count, space.size))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("format_", FORMATS)
 @settings(max_examples=8, deadline=None, derandomize=True)
 @given(made=datasets())
@@ -310,6 +312,7 @@ def test_a_folder_cannot_have_its_environment_made_which_would_run_what_it_names
     assert not (tmp_path / "made").exists()
 
 
+@pytest.mark.slow
 def test_d3rlpy_itself_loads_the_export(store: Store, tmp_path: Path) -> None:
     episodes = narrow(store) and discrete(Store.create(tmp_path / "other"))
     export_dataset(Store.open(tmp_path / "other"), tmp_path / "out.h5", "d3rlpy", with_labels=True)
@@ -416,6 +419,7 @@ def test_bad_folders_are_refused(store: Store, tmp_path: Path) -> None:
         take_in(store, tmp_path)
 
 
+@pytest.mark.slow
 def test_the_commands_say_what_they_did(store: Store, tmp_path: Path) -> None:
     discrete(store)
     path = tmp_path / "out.csv"

@@ -65,12 +65,14 @@ def test_pictures_say_what_they_show_with_units(store: Store, tmp_path: Path) ->
     assert len(set(re.findall(r"#[0-9A-F]{6}", arms)) & {"#0072B2", "#009E73", "#E69F00", "#CC79A7"}) == 4
 
 
+@pytest.mark.slow
 def test_the_same_comparison_gives_the_same_bytes(store: Store, tmp_path: Path) -> None:
     compare(store, "c_1")
     first = [path.read_bytes() for path in draw_figures(store, tmp_path / "one")]
     assert [path.read_bytes() for path in draw_figures(store, tmp_path / "two")] == first
 
 
+@pytest.mark.slow
 def test_the_order_in_which_arms_were_entered_changes_no_byte(store: Store, tmp_path: Path) -> None:
     compare(store, "c_1")
     other = Store.create(tmp_path / "other")
@@ -79,6 +81,7 @@ def test_the_order_in_which_arms_were_entered_changes_no_byte(store: Store, tmp_
     assert [path.read_bytes() for path in draw_figures(other, tmp_path / "two")] == first
 
 
+@pytest.mark.slow
 def test_a_comparison_is_named_by_the_beginning_of_its_id(store: Store, tmp_path: Path) -> None:
     compare(store, "c_1", "CartPole-v1")
     compare(store, "c_2", "Acrobot-v1")

@@ -102,6 +102,7 @@ def ask(store: Store, sql: str) -> list[tuple[Any, ...]]:
         return con.execute(sql).fetchall()
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("default")
 def test_an_edited_environment_is_played_anew_and_an_unchanged_one_is_not(
     store: Store, edit: Edit, played: list[int]
@@ -228,6 +229,7 @@ def test_another_version_of_a_package_is_another_environment(
     fingerprint._look_up.cache_clear()
 
 
+@pytest.mark.slow
 def test_a_dataset_of_edited_code_has_another_name_and_a_name_that_was_given_is_refused(
     store: Store, edit: Edit
 ) -> None:

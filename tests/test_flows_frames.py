@@ -68,6 +68,7 @@ def test_tiles_stand_in_rows_of_four() -> None:
     assert [image[5, 7 * i, 0] for i in range(4)] == [4, 5, 255, 255]
 
 
+@pytest.mark.slow
 def test_the_second_stage_shows_the_steps_that_the_first_one_found(poles: Store) -> None:
     seen: list[Any] = []
 
@@ -86,6 +87,7 @@ def test_the_second_stage_shows_the_steps_that_the_first_one_found(poles: Store)
     assert "# Steps found to matter" in words["text"]
 
 
+@pytest.mark.slow
 def test_frames_make_other_runs_and_other_second_requests_only(poles: Store) -> None:
     plans = [
         plan(poles, "poles", LabelConfig(annotate=AnnotateConfig(**TWO_STAGE, frames=frames))).plan

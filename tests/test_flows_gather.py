@@ -53,6 +53,7 @@ def test_gathering_again_changes_nothing(store: Store, tmp_path: Path) -> None:
     assert state_of(store.root) == before
 
 
+@pytest.mark.slow
 def test_a_gathering_that_was_killed_before_its_policy_was_kept_keeps_it_the_next_time(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -75,6 +76,7 @@ def test_a_card_for_another_environment_is_refused_and_nothing_is_written(store:
     assert state_of(store.root) == before
 
 
+@pytest.mark.slow
 def test_a_folder_is_adopted_whole_or_not_at_all(store: Store, tmp_path: Path) -> None:
     other = Store.create(tmp_path / "other")
     manifest = gather_toys(other, tmp_path)
@@ -95,6 +97,7 @@ def test_a_folder_is_adopted_whole_or_not_at_all(store: Store, tmp_path: Path) -
 Run = Callable[[list[str]], str]
 
 
+@pytest.mark.slow
 def test_a_dataset_keeps_the_card_that_collect_named_and_annotate_asks_with_it(run: Run, tmp_path: Path) -> None:
     card, policy = tmp_path / "my.toml", save_folder(make_baseline(), tmp_path / "baseline")
     card.write_text(CARD)
@@ -125,6 +128,7 @@ def test_the_card_is_no_part_of_a_datasets_name_and_manifests_without_one_keep_t
     assert not store.card_path(plain.dataset_id).exists()
 
 
+@pytest.mark.slow
 def test_rows_without_an_environment_are_annotated_with_the_card_of_their_import(run: Run, tmp_path: Path) -> None:
     card, rows = tmp_path / "card.toml", tmp_path / "rows.csv"
     card.write_text(CARD.replace("toy_environment:Toy-v0", "nowhere:Elsewhere-v0"))
@@ -135,6 +139,7 @@ def test_rows_without_an_environment_are_annotated_with_the_card_of_their_import
     assert "1 requests" in run(["annotate", "plan", "--dataset", "mine", *root])
 
 
+@pytest.mark.slow
 def test_the_card_goes_with_its_dataset_and_its_hash_is_checked(store: Store, tmp_path: Path) -> None:
     (tmp_path / "card.toml").write_text(CARD)
     manifest = gather(store, config(tmp_path), card=str(tmp_path / "card.toml"))
@@ -150,6 +155,7 @@ def test_the_card_goes_with_its_dataset_and_its_hash_is_checked(store: Store, tm
     assert read_manifest(adopted, "again").component_names == again.component_names == ("x", "y")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "problem"), [("edit", "differs from the one that was written"), ("remove", "is missing")]
 )
@@ -167,6 +173,7 @@ def test_a_card_that_is_not_what_was_written_is_damage(change: str, problem: str
     assert counts_of(other)["datasets"] == 0
 
 
+@pytest.mark.slow
 def test_a_strangers_card_is_text_of_bounded_size_and_no_module_that_it_names_is_imported(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -126,6 +126,7 @@ def commands(store: Store, path: Path) -> dict[str, list[str | Path]]:
 KINDS = list(commands(Store(Path(), None), Path()))  # pyright: ignore[reportArgumentType]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_is_no_file_is_refused_and_nobody_waits_for_it(
     toys: Store, tmp_path: Path, refuse: Callable[..., str], kind: str
@@ -136,6 +137,7 @@ def test_what_is_no_file_is_refused_and_nobody_waits_for_it(
     assert entered(toys) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_texts_that_are_no_documents_are_refused_with_the_name_of_the_file(
     toys: Store, tmp_path: Path, refuse: Callable[..., str], kind: str
@@ -167,6 +169,7 @@ COLUMNS: dict[str, tuple[Any, str]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", COLUMNS)
 def test_columns_that_cannot_be_a_dataset_are_refused(toys: Store, tmp_path: Path, name: str) -> None:
     changes, message = COLUMNS[name]
@@ -231,6 +234,7 @@ def test_steps_beyond_32_bits_do_not_come_back_as_small_ones(toys: Store, tmp_pa
         import_rows(toys, tmp_path / "rows.parquet", columns=names)
 
 
+@pytest.mark.slow
 def test_thousands_of_columns_come_in(toys: Store, tmp_path: Path) -> None:
     names = [f"o{number}" for number in range(2_000)]
     pl.DataFrame({name: [1.5, 2.5] for name in names} | ROWS).write_parquet(tmp_path / "rows.parquet")
@@ -318,6 +322,7 @@ READERS = ["rows.csv", "rows.jsonl", "rows.parquet", "rows.h5", "rules.json", "r
 READERS += ["answers.jsonl", "card.toml", "trajnote.toml", "weights.npz", "policy.json"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", READERS)
 def test_whatever_is_done_to_a_sound_file_it_is_read_or_refused(store: Store, tmp_path: Path, kind: str) -> None:
     write(store, make_draft("d1"), [make_episode(0, 4)])

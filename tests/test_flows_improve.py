@@ -61,6 +61,7 @@ def run(store: Store, workers: int = 1, **changes: Any) -> Outcome:
     return improve(store, dataset(store), small_config(workers, **changes), run_ids=[right_run(store)])
 
 
+@pytest.mark.slow
 def test_a_second_run_plays_nothing_says_the_same_and_changes_nothing(
     toys: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -72,6 +73,7 @@ def test_a_second_run_plays_nothing_says_the_same_and_changes_nothing(
     assert state_of(toys.root) == before
 
 
+@pytest.mark.slow
 def test_processes_change_nothing_but_the_time(toys: Store, tmp_path: Path) -> None:
     other = Store.open(shutil.copytree(toys.root, tmp_path / "other"))
     alone, shared = run(toys, workers=1), run(other, workers=2)
@@ -80,6 +82,7 @@ def test_processes_change_nothing_but_the_time(toys: Store, tmp_path: Path) -> N
     assert alone.comparison.decision.accepted
 
 
+@pytest.mark.slow
 def test_only_the_labels_of_the_runs_that_were_named_count(toys: Store) -> None:
     assert run(toys).n_labels == 96
     both = improve(toys, dataset(toys), small_config())
@@ -91,6 +94,7 @@ def test_only_the_labels_of_the_runs_that_were_named_count(toys: Store) -> None:
         improve(toys, dataset(toys), small_config(), run_ids=["i_none"])
 
 
+@pytest.mark.slow
 def test_a_flood_of_implicit_rewards_is_told_and_kept(toys: Store) -> None:
     outcome = run(toys, mode="R", reward_weight=20.0, critic_steps=5, snapshots=(5,))
 
@@ -140,6 +144,7 @@ def test_a_dataset_without_an_environment_is_refused(toys: Store, tmp_path: Path
     refuse(toys, "has no environment, so nothing can judge a refinement. Import it with --env", imported)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("untrained")
 def test_an_environment_that_is_not_what_it_was_is_refused(
     toys: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -157,6 +162,7 @@ def test_a_baseline_for_other_spaces_or_without_weights_or_steps_is_refused(toys
     refuse(toys, "random has no weights.*steps of toy-environment.* are not its own", baseline="random")
 
 
+@pytest.mark.slow
 def test_a_baseline_that_was_named_is_the_one_that_is_refined(toys: Store, tmp_path: Path) -> None:
     given = make_baseline(head="q_values")
     folder = save_folder(given, tmp_path / "given")

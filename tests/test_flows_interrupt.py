@@ -26,6 +26,7 @@ def environment(**more: str) -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", **more}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("names", [["collect", "import", "annotate", "annotations", "evaluate"], ["refine"]])
 def test_a_command_that_was_stopped_and_run_again_ends_like_an_uninterrupted_one(
     tmp_path: Path, names: list[str]
@@ -94,6 +95,7 @@ def stop_when(
                 os.kill(pid, signal.SIGKILL)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGKILL])
 def test_the_processes_that_play_end_with_their_command(tmp_path: Path, sent: signal.Signals) -> None:
     arguments = ["evaluate", "random", "--env", "toy_environment:Toy-v0", "--episodes", "400000", "--workers", "2"]
@@ -111,6 +113,7 @@ def test_the_processes_that_play_end_with_their_command(tmp_path: Path, sent: si
         assert code == -signal.SIGKILL
 
 
+@pytest.mark.slow
 def test_prefects_server_ends_with_its_command(tmp_path: Path) -> None:
     code, _, left = stop_when(
         lambda pid: len(descendants(pid)) >= 1, ["demo", "--store", str(tmp_path / "store")], signal.SIGKILL

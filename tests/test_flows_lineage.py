@@ -41,6 +41,7 @@ def rows(store: Store, sql: str, *values: Any) -> list[tuple[Any, ...]]:
         return con.execute(sql, list(values)).fetchall()
 
 
+@pytest.mark.slow
 def test_a_refined_policy_leads_to_its_dataset_runs_baseline_and_configuration(refined: tuple[Store, Outcome]) -> None:
     store, outcome = refined
     (found,) = rows(

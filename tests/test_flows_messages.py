@@ -72,6 +72,7 @@ def test_every_command_that_a_text_names_exists_with_its_options(room: str) -> N
     assert wrong == []
 
 
+@pytest.mark.slow
 def test_every_option_that_a_text_names_is_one_of_some_command() -> None:
     known = {
         "--help",
@@ -95,6 +96,7 @@ def every_option(command: Any) -> Iterator[str]:
         yield from every_option(below)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("line", "problem"),
     [

@@ -101,6 +101,7 @@ def world(template: Path, tmp_path: Path) -> World:
     return World(folder)
 
 
+@pytest.mark.slow
 def test_three_nights_over_a_growing_inbox_ask_only_what_is_new_and_promote_only_what_is_better(world: World) -> None:
     world.drop(0)
     first = world.run()
@@ -131,6 +132,7 @@ def test_three_nights_over_a_growing_inbox_ask_only_what_is_new_and_promote_only
     assert (link / "policy.json").is_file()
 
 
+@pytest.mark.slow
 def test_a_rejected_refinement_keeps_what_was_in_force_and_the_next_gate_has_seeds_of_its_own(world: World) -> None:
     world.drop(0)
     first = world.run()
@@ -150,6 +152,7 @@ def test_a_rejected_refinement_keeps_what_was_in_force_and_the_next_gate_has_see
     ]
 
 
+@pytest.mark.slow
 def test_a_bad_drop_is_told_and_keeps_nobody_out_and_an_unfinished_one_waits(world: World) -> None:
     (world.folder / "inbox" / "bad.parquet").write_bytes(b"no parquet")
     (world.folder / "inbox" / "half.parquet.tmp").write_bytes(b"PAR1")
@@ -179,6 +182,7 @@ def test_what_an_import_gave_up_and_left_out_is_noted(store: Store, tmp_path: Pa
     assert take_in_new(store, "toy", config).notes == []
 
 
+@pytest.mark.slow
 def test_episodes_are_collected_once_in_a_period_each_with_seeds_of_its_own(world: World) -> None:
     plan = {"policy": f"policy:{world.folder / 'baseline'}", "episodes": 3, "per": "week"}
     asked = {"provider": "file", "answers": world.folder / "replies", "card": str(world.folder / "card.toml")}
@@ -213,6 +217,7 @@ def test_a_night_that_was_killed_before_the_code_was_edited_collects_anew_and_sa
     assert "toy_environment has changed" in " ".join(night.notes)
 
 
+@pytest.mark.slow
 def test_labels_of_anybody_count_and_datasets_are_found_by_the_beginning_of_their_names(world: World) -> None:
     store = Store.create(world.folder / "store")
     gather_toys(store, world.folder, card=str(world.folder / "card.toml"), seed=0)
@@ -233,6 +238,7 @@ def test_a_second_run_of_the_same_deployment_ends_at_once_with_words_and_a_code_
     assert world.run(refine_after=1000).took_in == []
 
 
+@pytest.mark.slow
 def test_a_night_whose_labeller_fails_goes_on_on_the_next_evening(world: World, monkeypatch: Any) -> None:
     def fail(*arguments: object) -> None:
         raise ProviderFailed("The server cannot be reached.", "Run it again.")
@@ -263,6 +269,7 @@ def smooth(template: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[st
     return comparable(calm.store), counts_of(calm.store)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("moment", MOMENTS)
 def test_a_night_killed_anywhere_is_finished_by_the_next_one(
     world: World, moment: str, smooth: tuple[str, dict[str, int]]

@@ -40,6 +40,7 @@ def run(store: Store, server: AnthropicServer) -> Night:
     return run_night(store, "toy", DeploymentConfig.model_validate(fields))
 
 
+@pytest.mark.slow
 def test_tonight_is_sent_tomorrow_is_taken_in_and_nothing_is_paid_twice(store: Store, server: AnthropicServer) -> None:
     write(store, make_draft("d1"), [make_episode(number, 4) for number in range(4)])
     first = run(store, server)

@@ -88,6 +88,7 @@ EVERYTHING = """SELECT 1 AS a, 2 AS a, 'nan'::DOUBLE AS x, MAP {1: [NULL, 'inf':
 AS s, 100000000000000000000::HUGEINT AS n, true AS t, 'y, z' AS w"""
 
 
+@pytest.mark.slow
 def test_an_answer_of_every_kind_is_printed_and_written(
     empty_store: Path, tmp_path: Path, run: Callable[[list[str]], str]
 ) -> None:

@@ -94,6 +94,7 @@ def test_a_configuration_survives_the_way_through_json(folder: Path) -> None:
         config.model_copy(update={"dataset_id": "d1"}).model_validate(config.model_dump() | {"dataset_id": "d1"})
 
 
+@pytest.mark.slow
 def test_one_flow_collects_labels_refines_and_judges_and_a_killed_one_is_finished_by_the_next(
     folder: Path, api: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -127,6 +128,7 @@ def kill_when(config: PipelineConfig, responses: Path, api: str) -> None:
     assert process.wait() == -signal.SIGKILL
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("api")
 def test_a_failing_step_surfaces_its_reason_in_one_line(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
     config = configure(folder, "failing")

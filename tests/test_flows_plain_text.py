@@ -22,6 +22,7 @@ def test_characters_that_hide_or_reorder_others_show_their_number(text: str, sho
     assert visible(text) == shown
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("text", ["</script>", "<!--", "<script>", "]]>", "&lt;", "\u2028\u2029"])
 def test_json_in_a_script_element_cannot_end_it_and_says_the_same(text: str) -> None:
     embedded = script_json({"said": [text]})

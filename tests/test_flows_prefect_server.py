@@ -51,6 +51,7 @@ def answering(status: int | None, body: str = "", kind: str = "application/json"
         server.server_close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("status", "body", "kind", "said"),
     [
@@ -73,6 +74,7 @@ def test_a_server_that_answers_otherwise_is_one_line(status: int | None, body: s
     assert "unset PREFECT_API_URL" in refused.value.hint
 
 
+@pytest.mark.slow
 def test_nobody_at_the_address_is_one_line_of_a_command_before_anything_is_done(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -21,6 +21,7 @@ ENGINES = {"lunarlander": "Box2D", "hopper": "mujoco", "walker2d": "mujoco", "ha
 ENGINES |= {"reacher": "mujoco", "ale": "ale_py"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", packaged_cards(), ids=lambda path: path.stem)
 def test_every_claim_of_a_packaged_card_holds_in_its_environment(path: Any):
     engine = ENGINES.get(path.stem.split("-")[0])
@@ -49,6 +50,7 @@ def test_a_wrong_sign_is_found_out():
     assert wrong.evidence.startswith("in 0 of 20 trials")
 
 
+@pytest.mark.slow
 def test_an_action_without_effect_is_told_from_one_with_an_effect():
     claim = {"kind": "effect", "dimension": "side", "versus": 0.0, "component": "angular_velocity", "effect": "keeps"}
     assert probe_one("LunarLander-v3", {"continuous": True}, **claim, value=0.45).held
@@ -95,6 +97,7 @@ def test_a_law_that_never_comes_up_does_not_count_as_kept():
     assert finding.evidence == "it never came up"
 
 
+@pytest.mark.slow
 def test_bounds_and_values_are_those_that_were_seen():
     assert not probe_one("MountainCar-v0", kind="range", component="position", low=-1.0).held
     assert not probe_one("MountainCar-v0", kind="range", component="position", high=0.0).held

@@ -30,6 +30,7 @@ def config(name: str, **changes: Any) -> CollectConfig:
     return CollectConfig(**{**given, **changes})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "message"),
     [
@@ -96,6 +97,7 @@ def test_whole_numbers_and_lists_are_taken_as_what_they_are(store: Store) -> Non
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("runner", ["", "processes"])
 def test_that_observations_are_rounded_to_the_type_of_their_space_is_said_once(
     store: Store, monkeypatch: pytest.MonkeyPatch, runner: str

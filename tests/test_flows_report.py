@@ -56,6 +56,7 @@ def text_of(page: str) -> str:
     return re.sub(r"<script.*?</script>", "", page, flags=re.S)
 
 
+@pytest.mark.slow
 def test_the_page_lies_in_the_store_and_counts_what_it_shows(judged: tuple[Store, Outcome], written: Written) -> None:
     store, outcome = judged
     assert written.path == store.reports_dir / f"{outcome.comparison_id}.html"
@@ -142,12 +143,14 @@ def test_a_report_is_about_whatever_is_named(judged: tuple[Store, Outcome]) -> N
         find_subject(store, "nothing")
 
 
+@pytest.mark.slow
 def test_a_report_can_go_without_pictures_and_anywhere(judged: tuple[Store, Outcome], tmp_path: Path) -> None:
     plain = write_report(judged[0], judged[1].dataset_id, out=tmp_path / "plain.html", pictures=0)
     assert (plain.path, plain.pictures) == (tmp_path / "plain.html", 0)
     assert unpack(plain.path.read_text(), 0)["pictures"] == {}
 
 
+@pytest.mark.slow
 def test_rollouts_alone_have_a_report(store: Store, tmp_path: Path) -> None:
     dataset_id = gather_toys(store, tmp_path).dataset_id
     plain = write_report(store, pictures=5)

@@ -69,17 +69,20 @@ def visit(browser: Any, address: str) -> Iterator[Visit]:
     made.context.close()
 
 
+@pytest.mark.slow
 def test_it_opens_from_the_disk_without_a_complaint_and_asks_no_network(visit: Visit, address: str) -> None:
     assert visit.complaints == []
     assert [url for url in visit.requests if not url.startswith("data:")] == [address]
 
 
+@pytest.mark.slow
 def test_every_chart_is_drawn(visit: Visit) -> None:
     for name in ("arms", "candidates", "positions", "confidence", "states"):
         assert visit.page.locator(f'[data-chart="{name}"] svg').bounding_box()["width"] > 200
     assert visit.page.locator("#lanes canvas").bounding_box()["height"] > 150
 
 
+@pytest.mark.slow
 def test_a_click_on_a_note_shows_its_step_its_reason_and_both_pictures(visit: Visit) -> None:
     visit.page.locator("#episode").select_option("2")
     visit.page.locator("#chips button", has_text="5").click()
@@ -94,6 +97,7 @@ def test_a_click_on_a_note_shows_its_step_its_reason_and_both_pictures(visit: Vi
     assert '"assessment"' in visit.page.locator("#margin pre").first.inner_text()
 
 
+@pytest.mark.slow
 def test_the_keyboard_walks_through_steps_notes_and_episodes(visit: Visit) -> None:
     visit.page.locator("#episode").select_option("0")
     visit.page.locator("#viewer").focus()
@@ -108,6 +112,7 @@ def test_the_keyboard_walks_through_steps_notes_and_episodes(visit: Visit) -> No
     assert visit.complaints == []
 
 
+@pytest.mark.slow
 def test_a_click_on_the_timeline_goes_to_its_step_and_the_slider_follows(visit: Visit) -> None:
     box = visit.page.locator("#lanes canvas").bounding_box()
     visit.page.locator("#lanes canvas").click(position={"x": box["width"] - 16, "y": 30})
@@ -116,6 +121,7 @@ def test_a_click_on_the_timeline_goes_to_its_step_and_the_slider_follows(visit: 
     assert visit.page.locator("#facts-logged dd").first.inner_text() == "terminated"
 
 
+@pytest.mark.slow
 def test_nothing_that_the_model_wrote_runs_or_becomes_markup(visit: Visit) -> None:
     for place in range(3):
         visit.page.locator("#episode").select_option(str(place))
@@ -129,6 +135,7 @@ def test_nothing_that_the_model_wrote_runs_or_becomes_markup(visit: Visit) -> No
     assert visit.complaints == []
 
 
+@pytest.mark.slow
 def test_a_script_that_is_injected_is_stopped_by_the_pages_policy(visit: Visit) -> None:
     visit.page.evaluate("document.body.insertAdjacentHTML('beforeend', '<img src=x onerror=\"window.pwned = 1\">')")
     visit.page.evaluate("document.head.append(Object.assign(document.createElement('script'), {text: 'pwned = 2'}))")
@@ -136,6 +143,7 @@ def test_a_script_that_is_injected_is_stopped_by_the_pages_policy(visit: Visit) 
     assert visit.page.evaluate("window.pwned") is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("width", "scheme"), [(390, "light"), (390, "dark")])
 def test_a_phone_shows_everything_without_scrolling_sideways(
     browser: Any, address: str, width: int, scheme: str
@@ -150,6 +158,7 @@ def test_a_phone_shows_everything_without_scrolling_sideways(
     phone.context.close()
 
 
+@pytest.mark.slow
 def test_rollouts_without_labels_open_without_a_complaint_too(browser: Any, store: Store, tmp_path: Path) -> None:
     gather_toys(store, tmp_path)
     plain = Visit(browser, write_report(store, pictures=0).path.as_uri(), 1440, "light")
@@ -159,6 +168,7 @@ def test_rollouts_without_labels_open_without_a_complaint_too(browser: Any, stor
     plain.context.close()
 
 
+@pytest.mark.slow
 def test_every_control_and_picture_has_a_name_for_screen_readers(visit: Visit) -> None:
     unnamed = visit.page.evaluate(
         """[...document.querySelectorAll("button, select, input, img, [role=img]")].filter(element =>
@@ -168,6 +178,7 @@ def test_every_control_and_picture_has_a_name_for_screen_readers(visit: Visit) -
     assert unnamed == []
 
 
+@pytest.mark.slow
 def test_the_theme_button_turns_the_page_dark_and_redraws(visit: Visit) -> None:
     before = visit.page.evaluate("getComputedStyle(document.documentElement).backgroundColor")
     visit.page.locator("#theme").click()

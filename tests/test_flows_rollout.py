@@ -157,6 +157,7 @@ def test_an_environments_own_time_limit_is_a_truncation() -> None:
     assert (len(episode), episode.terminated, episode.truncated) == (5, False, True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("limit", [3, 4, 5])
 @pytest.mark.parametrize("max_steps", [None, 3, 4, 5])
 def test_flags_at_a_time_limit_are_those_that_gymnasium_gives(limit: int, max_steps: int | None) -> None:
@@ -292,6 +293,7 @@ def test_returns_are_those_of_the_episodes() -> None:
     assert [episode.return_ for episode in play(environments, Alternating(), [2, 2])] == [11.0, 11.0]
 
 
+@pytest.mark.slow
 def test_processes_return_what_one_process_returns_to_the_last_bit() -> None:
     policies = [network_for("LunarLander-v3", seed=seed) for seed in range(3)]
     told: list[tuple[int, int]] = []
@@ -304,6 +306,7 @@ def test_processes_return_what_one_process_returns_to_the_last_bit() -> None:
     assert told == [(8, 33), (11, 33), (19, 33), (22, 33), (30, 33), (33, 33)]
 
 
+@pytest.mark.slow
 def test_an_error_in_a_process_reaches_the_caller_and_the_next_call_works() -> None:
     with pytest.raises(BadInput, match="Unknown environment 'LunarLander'"):
         list(play_policies("LunarLander", {}, [network_for("LunarLander-v3")] * 2, range(9), workers=2))
@@ -341,6 +344,7 @@ def is_alive(pid: int) -> bool:
         return False
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self").exists(), reason="looks at processes in /proc")
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGKILL])
 def test_processes_load_no_learner_and_end_when_the_parent_is_interrupted_or_killed(

@@ -70,6 +70,7 @@ def rows(root: Path, sql: str) -> list[Any]:
         return con.execute(sql).fetchall()
 
 
+@pytest.mark.slow
 def test_the_second_round_starts_from_what_the_first_put_in_force_and_gains_again(
     smooth: tuple[RoundsConfig, Series],
 ) -> None:
@@ -118,6 +119,7 @@ def test_lineage_is_one_chain_and_sql_shows_every_round(smooth: tuple[RoundsConf
     assert rows(config.store, "SELECT count(*) FROM policies WHERE kind = 'baseline'") == [(1,)]
 
 
+@pytest.mark.slow
 def test_a_series_that_was_killed_goes_on_in_its_round_and_ends_the_same(
     smooth: tuple[RoundsConfig, Series], tmp_path: Path
 ) -> None:
@@ -147,6 +149,7 @@ def killed_at(round_: int) -> Callable[..., Outcome]:
     return improving
 
 
+@pytest.mark.slow
 def test_a_round_that_gains_nothing_is_the_last(tmp_path: Path) -> None:
     config = with_imports(configure(tmp_path, rounds=5))
     series = run_rounds(config, labelled_by(tmp_path, "chance"))
@@ -155,6 +158,7 @@ def test_a_round_that_gains_nothing_is_the_last(tmp_path: Path) -> None:
     assert rows(config.store, "SELECT round, accepted, policy_id = baseline_id FROM rounds") == [(1, False, True)]
 
 
+@pytest.mark.slow
 def test_a_round_by_file_waits_for_its_answers_and_the_same_call_goes_on(tmp_path: Path) -> None:
     config = configure(tmp_path)
     (tmp_path / "exchange").mkdir()

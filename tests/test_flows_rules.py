@@ -74,6 +74,7 @@ def dataset(store: Store) -> str:
     return one(store, "SELECT dataset_id FROM datasets")
 
 
+@pytest.mark.slow
 def test_rules_refine_the_policy_and_it_leads_back_to_them(toys: Store) -> None:
     outcome = improve(toys, dataset(toys), small_config(), rules=True)
     assert outcome.n_labels == 96
@@ -108,6 +109,7 @@ def test_a_run_of_rules_is_taken_by_its_name_and_never_mixed_with_labels(toys: S
         find_opinions(toys, [name], None, "R", rules=True)
 
 
+@pytest.mark.slow
 def test_a_dataset_without_rules_says_how_to_get_some(tmp_path: Path, run: Run) -> None:
     store = Store.create(tmp_path / "store")
     gather_toys(store, tmp_path, REACH)
@@ -115,6 +117,7 @@ def test_a_dataset_without_rules_says_how_to_get_some(tmp_path: Path, run: Run) 
         assert "trajnote rules import" in run(*words, "--store", str(store.root), code=3)
 
 
+@pytest.mark.slow
 def test_rules_are_listed_with_coverage_agreement_and_conflicts(toys: Store, run: Run) -> None:
     told = json.loads(run("rules", "list", "--store", str(toys.root), "--json").splitlines()[-1])
     assert (told["covered"], told["steps"], len(told["rules"])) == (96, 96, 4)
@@ -138,6 +141,7 @@ def test_rules_are_imported_once(toys: Store, tmp_path: Path, run: Run) -> None:
     assert len(error.strip().splitlines()) == 1
 
 
+@pytest.mark.slow
 def test_the_report_shows_rules_and_the_health_of_labels_passes_over_them(
     toys: Store, tmp_path: Path, run: Run
 ) -> None:

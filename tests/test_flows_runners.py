@@ -114,6 +114,7 @@ def alone(world: World) -> dict[str, Any]:
     return world.evidence(world.folder / "alone", workers=1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", RUNNERS)
 def test_every_runner_collects_plays_trains_and_replays_the_same_bits_as_one_process(
     world: World, alone: dict[str, Any], kind: str, tmp_path: Path
@@ -136,6 +137,7 @@ def fail(item: int) -> int:
     return item
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", RUNNERS)
 def test_results_keep_their_order_come_from_the_runners_own_workers_and_errors_arrive_as_themselves(kind: str) -> None:
     found = list(parallel_map(where, range(30), runner=Runner(kind), threadsafe=True))
@@ -150,6 +152,7 @@ def die(item: int) -> int:
     os._exit(item)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", RUNNERS[1:])
 def test_a_worker_that_dies_again_and_again_is_told_in_words(kind: str) -> None:
     with pytest.raises(TrajnoteError, match=r"--workers 1"):

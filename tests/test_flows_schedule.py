@@ -95,6 +95,7 @@ def latest_run() -> Any:
     return max(runs, key=lambda run: run.created)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("api")
 def test_a_night_leaves_a_markdown_and_a_table_and_its_refusal_is_a_state_in_words(settings: Path) -> None:
     done = nightly_flow(settings=settings)
@@ -113,6 +114,7 @@ def test_a_night_leaves_a_markdown_and_a_table_and_its_refusal_is_a_state_in_wor
     assert state.message == f"There is no deployment 'other' in {settings}. Known: nightly."
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("api")
 def test_a_beginning_that_fits_no_dataset_is_a_warning_of_every_night(
     settings: Path, monkeypatch: pytest.MonkeyPatch
@@ -136,6 +138,7 @@ def test_a_beginning_that_fits_no_dataset_is_a_warning_of_every_night(
     assert not (settings.parent / "trajnote-store").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("api")
 def test_a_run_beside_another_one_ends_as_skipped_and_says_so(settings: Path) -> None:
     with deployment_lock(Store.create(settings.parent / "trajnote-store"), "nightly"):
@@ -145,6 +148,7 @@ def test_a_run_beside_another_one_ends_as_skipped_and_says_so(settings: Path) ->
     assert "The deployment nightly is running already" in (state.message or "")
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("api")
 def test_failures_and_promotions_are_told_to_a_block_and_its_address_to_nobody(settings: Path) -> None:
     Memo().save("me")
@@ -237,6 +241,7 @@ def test_a_promotion_that_cannot_be_told_is_a_note_of_the_night(
     )
 
 
+@pytest.mark.slow
 def test_prefect_yaml_deploys_to_a_process_pool_and_a_worker_runs_it(settings: Path, api: str) -> None:
     path = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
     environment = {**os.environ, "PYTHONPATH": path, "PREFECT_API_URL": api, "TRAJNOTE_SETTINGS": str(settings)}

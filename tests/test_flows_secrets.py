@@ -229,6 +229,7 @@ def check_secret(capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFix
     return printed
 
 
+@pytest.mark.slow
 def test_single_calls_that_go_wrong_keep_the_key(
     server: EchoServer,
     poles: Path,
@@ -248,6 +249,7 @@ def test_single_calls_that_go_wrong_keep_the_key(
     assert leaks_of(poles) == []
 
 
+@pytest.mark.slow
 def test_batches_that_go_wrong_keep_the_key(
     server: EchoServer,
     poles: Path,
@@ -266,6 +268,7 @@ def test_batches_that_go_wrong_keep_the_key(
     assert leaks_of(poles) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "base_url",
     [
@@ -287,6 +290,7 @@ def test_a_server_that_is_not_there_keeps_the_key(
     check_secret(capfd, caplog, poles)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "spoiled", [f"{KEY}\n{KEY}", f"{KEY}\u00fc", f"{KEY}\r\nx-other: 1", f"  {KEY}  ", f"{KEY}\x07"]
 )
@@ -343,6 +347,7 @@ def test_the_traceback_of_a_failure_is_without_the_key(behaviour: str, server: E
     assert failures >= 2
 
 
+@pytest.mark.slow
 def test_a_flow_that_fails_leaves_no_key_with_prefect(server: EchoServer, poles: Path, tmp_path: Path) -> None:
     server.behaviour = "401"
     home = tmp_path / "prefect"
@@ -374,6 +379,7 @@ def test_a_flow_that_fails_leaves_no_key_with_prefect(server: EchoServer, poles:
     assert leaks_of(poles) == []
 
 
+@pytest.mark.slow
 def test_the_search_finds_a_key_that_was_leaked(template: Path, tmp_path: Path) -> None:
     root = Path(shutil.copytree(template, tmp_path / "store"))
     assert leaks_of(root) == []

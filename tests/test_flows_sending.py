@@ -60,6 +60,7 @@ def desk(toy_store: Callable[[Sequence[int]], Store], monkeypatch: pytest.Monkey
     server.stop()
 
 
+@pytest.mark.slow
 def test_tonight_is_submitted_and_tomorrow_collected(desk: Desk) -> None:
     sent = desk.ask("submit", "--batch-size", "3")
     assert (sent["requests"], len(sent["batch_ids"]), sent["open"]) == (4, 2, 0)
@@ -70,12 +71,14 @@ def test_tonight_is_submitted_and_tomorrow_collected(desk: Desk) -> None:
     assert desk.ask("--provider", "batch")["was_done"] is True
 
 
+@pytest.mark.slow
 def test_a_whole_run_goes_by_batches(desk: Desk) -> None:
     told = desk.ask("run", "--provider", "batch")
     assert (told["done"], told["answered"], told["labels"]) == (True, 4, 4)
     assert 0 < told["cost_usd"] < 2 * told["estimated_usd"]
 
 
+@pytest.mark.slow
 def test_a_plan_prices_batches_at_half_and_names_the_most_it_can_cost(desk: Desk) -> None:
     single, batched = desk.ask("plan"), desk.ask("plan", "--provider", "batch")
     assert batched["cost_usd"] == pytest.approx(single["cost_usd"] / 2)
@@ -85,6 +88,7 @@ def test_a_plan_prices_batches_at_half_and_names_the_most_it_can_cost(desk: Desk
     assert desk.server.batches == {}
 
 
+@pytest.mark.slow
 def test_a_budget_of_nothing_sends_nothing(desk: Desk) -> None:
     sent = desk.ask("submit", "--budget", "0")
     assert (sent["requests"], sent["open"]) == (0, 4)
@@ -98,6 +102,7 @@ def test_options_before_a_command_are_refused(desk: Desk) -> None:
         CliRunner().invoke(make_app(), ["annotate", "--limit", "3", "plan"], catch_exceptions=False)
 
 
+@pytest.mark.slow
 def test_a_store_from_before_batches_gets_their_columns(tmp_path: Path) -> None:
     path = tmp_path / "catalog.duckdb"
     create_file(path, lambda con: None)

@@ -43,6 +43,7 @@ def read_back(folder: Path, run: str) -> dict[str, Any]:
     return json.loads(done.stdout.splitlines()[-1])
 
 
+@pytest.mark.slow
 def test_a_comparison_is_one_run_with_its_returns_intervals_verdicts_labels_and_policy(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

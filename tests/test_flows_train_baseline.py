@@ -43,6 +43,7 @@ def test_a_plateau_is_too_little_rise_for_the_rise_before(
     assert is_plateau(returns, patience, tolerance) is expected
 
 
+@pytest.mark.slow
 def test_equal_configurations_give_equal_policies_which_act_as_was_logged(tmp_path: Path) -> None:
     first = train_baseline(CONFIG, tmp_path / "first", keep_zip=True)
     second = train_baseline(CONFIG, tmp_path / "second")
@@ -73,7 +74,7 @@ def test_a_second_run_reads_what_is_there_and_another_one_is_refused(tmp_path: P
     written = (tmp_path / "training.json").stat().st_mtime_ns
     assert train_baseline(CONFIG, tmp_path) == first
     assert (tmp_path / "training.json").stat().st_mtime_ns == written
-    with pytest.raises(BadInput, match="trained otherwise"):
+    with pytest.raises(BadInput, match="trained differently"):
         train_baseline(CONFIG.model_copy(update={"seed": 2}), tmp_path)
 
 

@@ -238,6 +238,7 @@ def test_every_command_is_tried_on_a_strangers_data_or_loads_only_what_it_is_giv
     assert set(list_commands(typer.main.get_command(cli.make_app()))) == known
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_planted_policies_would_run_if_the_user_named_them(folder: Folder, rollouts: Path, kind: str) -> None:
     store = plant_store(rollouts, folder)
@@ -286,6 +287,7 @@ def planted(request: pytest.FixtureRequest, rollouts: Path, tmp_path_factory: py
     return Planted(request.param, folder, store)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", COMMANDS)
 @pytest.mark.usefixtures("without_training")
 def test_no_command_runs_what_a_strangers_store_names(
@@ -299,6 +301,7 @@ def test_no_command_runs_what_a_strangers_store_names(
         assert code == Prerequisite.exit_code
 
 
+@pytest.mark.slow
 def test_pictures_and_frames_are_not_taken_in_an_environment_that_came_with_the_data(
     folder: Folder, rollouts: Path, run: Say
 ) -> None:
@@ -336,6 +339,7 @@ def export_policy(way: str, store: Store, folder: Folder, victim: Path) -> Store
 WAYS = ("folder", "parquet", "csv", "minari", "d3rlpy", "pulled store", "copied store")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("kind", ["zip", "environment"])
 @pytest.mark.usefixtures("without_training")
@@ -360,6 +364,7 @@ def test_whichever_way_data_come_they_do_not_vouch_for_what_they_name(
     assert not folder.has_run
 
 
+@pytest.mark.slow
 def test_a_minari_folder_of_somebody_elses_does_not_import_what_its_specification_names(
     folder: Folder, rollouts: Path, tmp_path: Path
 ) -> None:
@@ -377,6 +382,7 @@ def test_a_minari_folder_of_somebody_elses_does_not_import_what_its_specificatio
     assert not folder.has_run
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("env_id", "env_kwargs"),
     [
@@ -403,6 +409,7 @@ def test_arguments_that_may_be_files_or_code_are_not_used(
         make_environment(env_id, env_kwargs)  # pyright: ignore[reportArgumentType]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("env_id", "env_kwargs"),
     [
@@ -421,6 +428,7 @@ def test_arguments_that_do_no_harm_are_used_as_the_data_say(
     assert find_home(store, read_manifest(store, "theirs")) == (env_id, env_kwargs)
 
 
+@pytest.mark.slow
 def test_a_card_that_a_manifest_names_as_its_environment_is_not_read(folder: Folder, rollouts: Path, run: Say) -> None:
     card = write_card(folder, "CartPole-v1")
     store = plant_store(rollouts, folder, env_id=str(card))
@@ -428,6 +436,7 @@ def test_a_card_that_a_manifest_names_as_its_environment_is_not_read(folder: Fol
         run(["annotate", "plan", "--dataset", "theirs", "--store", str(store.root)])
 
 
+@pytest.mark.slow
 def test_a_night_leaves_a_strangers_dataset_out_and_goes_on(folder: Folder, rollouts: Path, tmp_path: Path) -> None:
     for name, claims in (("evil", {"env_id": "planted:Planted-v0"}), ("good", {"policy": folder.policies["zip"]})):
         plant(rollouts, folder, name, **claims)
@@ -479,6 +488,7 @@ def test_another_environment_than_the_datasets_is_not_taken_for_it(store: Store,
         find_home(store, manifest, Named("CartPole-v1"))
 
 
+@pytest.mark.slow
 def test_an_import_with_the_environment_is_the_users_word_for_it(
     folder: Folder, rollouts: Path, tmp_path: Path, run: Say
 ) -> None:
@@ -490,6 +500,7 @@ def test_an_import_with_the_environment_is_the_users_word_for_it(
     assert "exact" in run(["replay", "--episode", "0", *mine])
 
 
+@pytest.mark.slow
 def test_a_strangers_dataset_is_played_in_the_environment_that_the_user_names(
     folder: Folder, rollouts: Path, run: Say
 ) -> None:
@@ -506,6 +517,7 @@ def own_module(path: Path, canary: Path) -> None:
     (path / "planted.py").write_text(MODULE.format(canary=str(canary)))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("without_training")
 def test_a_module_of_the_same_name_in_another_folder_is_not_the_users(
     folder: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run: Say
@@ -562,6 +574,7 @@ def test_a_file_that_has_changed_since_it_was_collected_with_is_not_opened(
     assert not folder.has_run
 
 
+@pytest.mark.slow
 def test_the_hash_of_a_policys_file_is_in_the_manifest_and_travels_with_exports(folder: Folder, store: Store) -> None:
     from flows.datasets.collection import CollectConfig, collect
     from storage.content_hash import sha256_file

@@ -8,10 +8,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 TESTS = Path(__file__).parent
 COMMANDS = ["collect", "annotate", "refine"]
 
 
+@pytest.mark.slow
 def test_twins_leave_what_one_command_leaves(tmp_path: Path) -> None:
     path = os.pathsep.join([str(TESTS.parent), str(TESTS)])
     command = [sys.executable, str(TESTS / "twin_commands.py"), str(tmp_path), *COMMANDS]

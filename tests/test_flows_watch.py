@@ -40,6 +40,7 @@ def test_an_empty_store_has_nothing_under_way(store: Store) -> None:
     assert "Nothing has been annotated or refined here yet." in printed(store)
 
 
+@pytest.mark.slow
 def test_a_finished_refinement_shows_its_labels_snapshots_and_gate(judged: tuple[Store, Outcome]) -> None:
     store, outcome = judged
     text = printed(store)
@@ -51,6 +52,7 @@ def test_a_finished_refinement_shows_its_labels_snapshots_and_gate(judged: tuple
     assert "<b>toy</b>" in text
 
 
+@pytest.mark.slow
 def test_labels_per_minute_are_those_of_the_last_five_minutes(store: Store) -> None:
     put(store, "annotation_runs", run_id="a_1", dataset_id="d", provider="batch", model="m")
     label: dict[str, object] = {"run_id": "a_1", "dataset_id": "d", "episode_id": 0, "critical": True, "model": "m"}
@@ -77,6 +79,7 @@ def test_batches_in_flight_count_against_the_cap_with_the_most_they_can_cost(sto
     assert "spent $2.00, at most $2.50 in flight, cap $9.00 (50%)" in printed(store, budget_usd=9.0)
 
 
+@pytest.mark.slow
 def test_a_look_keeps_nobody_waiting_and_gives_up_while_somebody_writes(store: Store) -> None:
     entered, leave = threading.Event(), threading.Event()
 
@@ -99,6 +102,7 @@ def test_a_look_keeps_nobody_waiting_and_gives_up_while_somebody_writes(store: S
         con.execute("SELECT 1")
 
 
+@pytest.mark.slow
 def test_watch_prints_once_and_answers_in_json(
     judged: tuple[Store, Outcome], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:

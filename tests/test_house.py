@@ -40,6 +40,7 @@ def strings(tree: ast.Module) -> Iterator[tuple[int, str]]:
             yield node.lineno, node.value
 
 
+@pytest.mark.slow
 def test_sql_is_written_in_storage_only():
     found = [
         f"{path}:{line}"
@@ -50,6 +51,7 @@ def test_sql_is_written_in_storage_only():
     assert found == []
 
 
+@pytest.mark.slow
 def test_statements_are_executed_in_storage_only():
     found = [
         f"{path}:{node.lineno}"
@@ -67,6 +69,7 @@ def test_a_statement_is_recognised(text):
     assert SQL.match(text)
 
 
+@pytest.mark.slow
 def test_questions_ask_columns_not_paths_into_json():
     texts = {
         str(path): path.read_text() for path in (ROOT / "storage").rglob("*.sql") if path.parent.name != "migrations"
@@ -135,6 +138,7 @@ def absolute(path: Path, node: ast.ImportFrom) -> str:
     return ".".join([*base, *([node.module] if node.module else [])])
 
 
+@pytest.mark.slow
 def test_other_inner_rooms_are_entered_by_their_doors():
     known = doors() - set(ROOMS)  # `storage.schema` and its like are nobody's inner room
     found = []

@@ -140,6 +140,7 @@ def test_a_batch_has_its_quota_of_annotated_rows(size: int) -> None:
         assert batch.labelled.sum() == min(4, size)
 
 
+@pytest.mark.slow
 def test_a_fully_annotated_dataset_still_fills_its_batches() -> None:
     everywhere = np.flatnonzero(~STEPS.is_final)
     labels = Labels(everywhere, np.full(5, 6), np.ones(5), np.zeros(5))

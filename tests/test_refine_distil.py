@@ -54,6 +54,7 @@ def greedy_match(clone: MlpPolicy, teacher: MlpPolicy) -> float:
     return float(np.mean(clone.act(fresh).actions == teacher.act(fresh).actions))
 
 
+@pytest.mark.slow
 def test_stored_logits_give_a_clone_with_the_same_probabilities() -> None:
     teacher = make_teacher("logits")
     steps = watch(teacher, sampled=True)
@@ -69,6 +70,7 @@ def test_stored_logits_give_a_clone_with_the_same_probabilities() -> None:
     assert np.abs(probabilities[0] - probabilities[1]).mean() < 0.02
 
 
+@pytest.mark.slow
 def test_without_outputs_the_logged_actions_are_cloned() -> None:
     teacher = make_teacher("logits")
 
@@ -79,6 +81,7 @@ def test_without_outputs_the_logged_actions_are_cloned() -> None:
     assert greedy_match(clone.policy, teacher) > 0.9
 
 
+@pytest.mark.slow
 def test_q_values_give_a_clone_with_the_same_greedy_actions() -> None:
     teacher = make_teacher("q_values")
 
@@ -88,6 +91,7 @@ def test_q_values_give_a_clone_with_the_same_greedy_actions() -> None:
     assert greedy_match(clone.policy, teacher) > 0.93
 
 
+@pytest.mark.slow
 def test_stored_means_give_a_clone_of_the_mean_and_of_the_noise() -> None:
     teacher = make_teacher("clip", log_std=np.log([0.2, 0.05]))
 
@@ -97,6 +101,7 @@ def test_stored_means_give_a_clone_of_the_mean_and_of_the_noise() -> None:
     np.testing.assert_allclose(np.exp(clone.policy.log_std), [0.2, 0.05], rtol=0.1)
 
 
+@pytest.mark.slow
 def test_a_greedy_log_gives_a_clone_without_noise() -> None:
     clone = distil(watch(make_teacher("tanh")), BOX, TORQUES, output_kind="mean", training_steps=QUICK)
 

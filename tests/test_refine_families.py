@@ -91,6 +91,7 @@ def test_every_algorithm_starts_exactly_at_the_baseline_and_is_saved_as_d3rlpys_
     np.testing.assert_array_equal(again.predict(observations), algorithm.predict(observations))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("mode", "name", "head"), CRITICS)
 def test_other_suggestions_change_no_target_and_no_critic_of_any_algorithm(mode: str, name: str, head: str) -> None:
     policy = make_policy(head)
@@ -219,12 +220,14 @@ def test_the_suggestions_gain_weight_over_the_steps_of_the_ramp(mode: str, name:
     assert weights[waiting:] == [0.25, 0.5, 0.75, 1.0, 1.0, 1.0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["dqn", "discrete_cql", "bc"])
 def test_every_discrete_algorithm_attains_right_labels(name: AlgorithmName) -> None:
     config = RefineConfig(algorithm=name, betas=(0.1,), snapshots=(150,), critic_steps=20)
     assert count_solved(refine(STEPS, LABELS, walker(), config)[0].policy) >= GOAL - 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CONTINUOUS_ALGORITHMS[1:])
 def test_every_continuous_algorithm_approaches_right_labels(name: AlgorithmName) -> None:
     baseline = pusher("clip")

@@ -85,6 +85,7 @@ def fast_calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 # with relu some first gradients are next to 0, and Adam divides the rounding errors of these by themselves
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("head", "activation", "changes", "tolerance"),
     [
@@ -117,6 +118,7 @@ def test_after_200_steps_every_parameter_is_the_references(
     assert distance(fast[1].policy, fast[3].policy) > 1e-3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("head", "changes"), [("logits", {}), ("logits", {"mode": "RA"}), ("tanh", {"mode": "RA"})])
 def test_a_beta_learns_the_same_bits_alone_as_beside_others(head: Head, changes: Changes) -> None:
     config = changed({"critic_steps": 40, **changes})

@@ -57,6 +57,7 @@ def distance(ones: Sequence[Array], others: Sequence[Array]) -> float:
     return max(float(np.abs(one - other).max()) for one, other in zip(ones, others, strict=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("head", "changes"), CASES)
 def test_after_200_steps_critics_and_targets_are_the_references(head: Head, changes: Changes) -> None:
     policy, config = baseline(head), changed({"critic_steps": 40, **changes})

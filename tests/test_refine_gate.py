@@ -141,6 +141,7 @@ def test_testing_more_candidates_asks_for_more_evidence() -> None:
         decide_acceptance(borderline, baseline, tested=0)
 
 
+@pytest.mark.slow
 def test_without_a_true_gain_at_most_one_acceptance_in_twenty() -> None:
     rng = np.random.default_rng(7)
     skewed = rng.normal(size=(400, 40)) * 50 + (rng.random((400, 40)) < 0.2) * 300 - 60  # mean zero

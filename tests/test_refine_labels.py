@@ -188,6 +188,7 @@ def test_an_unknown_arm_is_refused() -> None:
         arm_labels("oracle", some_labels(steps), steps, DISCRETE, np.random.default_rng(0))  # pyright: ignore
 
 
+@pytest.mark.slow
 def test_additive_relabelling_adds_the_mean_of_the_annotators_where_they_spoke() -> None:
     steps = make_steps([3, 4])
     labels = Labels(np.array([1, 4, 1]), np.zeros(3, np.int64), np.ones(3), np.array([1.0, -0.5, 0.0]))

@@ -16,6 +16,7 @@ from storage.datasets.reader import read_steps
 from storage.store import Store
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["A", "R"])
 def test_a_watched_training_gives_the_same_bits_and_leaves_curves(mode: str, store: Store, tmp_path: Path) -> None:
     manifest = gather_toys(store, tmp_path)

@@ -97,6 +97,7 @@ def test_greedy_discrete_actions_count_from_the_start_of_the_space() -> None:
     assert acts.outputs.tolist() == [[0, 5, 1], [0, 5, 1]]
 
 
+@pytest.mark.slow
 def test_sampled_actions_follow_the_softmax_of_the_logits() -> None:
     policy = MlpPolicy(BOX, DISCRETE, (np.zeros((5, 3)),), (np.log([0.2, 0.5, 0.3]),), "tanh", "logits")
 
@@ -111,6 +112,7 @@ def test_an_action_of_probability_zero_is_never_sampled() -> None:
     assert set(policy.act(np.zeros((500, 5)), mode="sampled", rngs=rngs(500)).actions) == {3}
 
 
+@pytest.mark.slow
 def test_sampled_continuous_actions_have_the_mean_and_deviation_of_the_policy_and_stay_inside_the_bounds() -> None:
     zero = (np.zeros((5, 2)),)
     policy = MlpPolicy(BOX, TORQUES, zero, (np.array([0.5, 2.0]),), "tanh", "clip", log_std=np.log([0.1, 0.2]))
@@ -199,6 +201,7 @@ def test_a_missing_or_exchanged_or_edited_file_is_damage() -> None:
         MlpPolicy.from_files({**files, "policy.json": json.dumps(spec).encode()})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
@@ -224,6 +227,7 @@ def test_observations_of_another_width_are_refused() -> None:
         make_policy().forward(np.zeros((2, 4)))
 
 
+@pytest.mark.slow
 def test_acting_loads_no_learner() -> None:
     learners = "print(sorted({'torch', 'd3rlpy', 'gym'} & set(sys.modules)))"
     light = "refine.policies.mlp, refine.labels.labels, refine.labels.reward_relabelling, refine.evaluation.gate"
@@ -232,6 +236,7 @@ def test_acting_loads_no_learner() -> None:
     assert found.stdout.strip() == "[]"
 
 
+@pytest.mark.slow
 def test_training_the_recipe_loads_no_learner() -> None:
     """NumPy alone trains it, so a process that trains starts in a fraction of the time."""
     learners = "print(sorted({'torch', 'd3rlpy', 'gymnasium'} & set(sys.modules)))"

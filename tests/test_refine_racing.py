@@ -83,6 +83,7 @@ def test_survivors_are_the_best_and_equals_keep_their_order() -> None:
     assert rank_survivors(returns, [0, 2, 3], 2) == [0, 3]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("draw", "worst"), NULLS, ids=lambda value: getattr(value, "__name__", ""))
 def test_the_sequential_test_accepts_what_is_no_better_in_one_of_twenty_cases_at_most(
     draw: Drawn, worst: float
@@ -92,6 +93,7 @@ def test_the_sequential_test_accepts_what_is_no_better_in_one_of_twenty_cases_at
     assert accepted <= 15  # 0.05; the looks are added up, so it should be fewer
 
 
+@pytest.mark.slow
 def test_a_bootstrap_alone_is_too_sure_of_itself_where_disasters_are_rare() -> None:
     rng = np.random.default_rng(11)
     samples = [rare_disasters(rng, 60) for _ in range(RUNS)]
@@ -123,6 +125,7 @@ def test_a_candidate_that_never_differs_is_given_up_soon_and_one_that_differs_la
     assert late.accepted
 
 
+@pytest.mark.slow
 def test_a_gain_of_half_a_deviation_is_accepted_nine_times_out_of_ten() -> None:
     rng = np.random.default_rng(5)
     accepted = sum(run_test(normal(rng, MOST) + 0.5, -3.0).accepted for _ in range(RUNS))

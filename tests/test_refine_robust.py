@@ -90,6 +90,7 @@ def test_the_consensus_finds_suggestions_that_are_wrong_here_and_there() -> None
     assert borne_out[~wrong].mean() > 0.85
 
 
+@pytest.mark.slow
 def test_forces_that_are_wrong_here_and_there_mislead_the_squared_error_but_not_the_robust_readings() -> None:
     labels, _ = spoil(FORCE_LABELS, 0.3, np.full((len(FORCE_LABELS), 2), 2.0))
     errors = {s.name: force_error(s.policy) for s in refine_candidates(PUSHED, labels, baseline(FORCES), ROBUST)}

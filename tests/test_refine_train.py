@@ -300,6 +300,7 @@ def test_labels_of_another_dataset_are_refused() -> None:
         refine(STEPS, beyond, walker(), SHORT)
 
 
+@pytest.mark.slow
 def test_refinement_runs_where_no_environment_can_be_made_or_stepped() -> None:
     """A new process in which every way into a simulator raises, and nothing but d3rlpy's own imports knows of one."""
     code = """

@@ -56,6 +56,7 @@ def test_inserting_again_duplicates_nothing(annotated: Store) -> None:
     assert load_annotations(annotated, "d1", ["run"])[1] == NOTE
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

@@ -66,6 +66,7 @@ def test_a_block_that_raises_leaves_nothing(store: Store) -> None:
         assert replays(con) == []
 
 
+@pytest.mark.slow
 def test_a_locked_catalog_names_the_process_that_holds_it(store: Store) -> None:
     impatient = Catalog(store.catalog.path, wait_s=0.3)
     with other_process(store, HOLD.format(seconds=60)) as process:
@@ -74,11 +75,13 @@ def test_a_locked_catalog_names_the_process_that_holds_it(store: Store) -> None:
                 opened().__enter__()
 
 
+@pytest.mark.slow
 def test_the_lock_is_waited_for(store: Store) -> None:
     with other_process(store, HOLD.format(seconds=0.5)), store.catalog.write() as con:
         assert replays(con) == ["lost"]  # committed when its block ended
 
 
+@pytest.mark.slow
 def test_a_reader_in_another_process_does_not_keep_readers_out(store: Store) -> None:
     body = "with store.catalog.read() as con:\n    print('ready', flush=True)\n    time.sleep(60)"
     impatient = Catalog(store.catalog.path, wait_s=0.2)
@@ -89,6 +92,7 @@ def test_a_reader_in_another_process_does_not_keep_readers_out(store: Store) -> 
             impatient.write().__enter__()
 
 
+@pytest.mark.slow
 def test_a_process_killed_within_a_transaction_leaves_nothing(store: Store) -> None:
     before = HOLD.replace("lost", "kept").replace('    print("ready", flush=True)\n    time.sleep({seconds})\n', "")
     with other_process(store, before + HOLD.format(seconds=60)) as process:
@@ -100,6 +104,7 @@ def test_a_process_killed_within_a_transaction_leaves_nothing(store: Store) -> N
             assert replays(con) == ["kept"]
 
 
+@pytest.mark.slow
 def test_threads_take_turns_instead_of_failing(store: Store) -> None:
     failures: list[BaseException] = []
 
@@ -194,6 +199,7 @@ def test_a_forked_child_is_not_held_up_by_its_parents_threads(store: Store) -> N
         assert os.waitpid(child, 0)[1] == 0
 
 
+@pytest.mark.slow
 def test_two_processes_may_create_the_same_store_at_once(tmp_path: Path) -> None:
     script = "import sys\nfrom storage.store import Store\nStore.create(sys.argv[1])"
     racers = [subprocess.Popen([sys.executable, "-c", script, str(tmp_path / "s")]) for _ in range(3)]
@@ -255,6 +261,7 @@ def test_rows_are_inserted_by_name_with_defaults_and_json(store: Store) -> None:
     assert second == (None, None, datetime(2024, 1, 2, 1, 4, 5, tzinfo=UTC))
 
 
+@pytest.mark.slow
 def test_what_happens_to_a_row_that_is_there_is_a_choice(store: Store) -> None:
     with store.catalog.write() as con:
         insert_rows(con, "replays", [replay("a")])
@@ -304,6 +311,7 @@ def test_migrations_are_applied_once_in_order_and_recorded(store: Store) -> None
         assert con.execute("SELECT count(colour) FROM replays").fetchone() == (0,)
 
 
+@pytest.mark.slow
 def test_an_older_catalog_gets_its_lineage_as_columns(tmp_path: Path) -> None:
     path = tmp_path / "catalog.duckdb"
     duckdb.connect(str(path)).close()

@@ -10,6 +10,7 @@ import pytest
 PROGRAM = Path(__file__).with_name("crash_points.py")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("scenario", "every"), [("create", 7), ("collect", 9), ("keep_policy", 9), ("reply", 9)])
 def test_a_run_killed_anywhere_and_run_again_ends_like_an_uninterrupted_one(
     tmp_path: Path, scenario: str, every: int

@@ -51,6 +51,7 @@ def answer(store: Store) -> list[tuple[str, int, int]]:
     return [tuple(row.values()) for row in run_query(store, ASKED).to_pylist()]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("harm", "wrong"), [(Path.unlink, "is missing"), (cut, "is cut off"), (empty, "is cut off")])
 def test_a_dataset_without_its_files_is_left_out_with_a_warning_and_comes_back_with_them(
     two: Store, harm: Callable[[Path], object], wrong: str
@@ -75,6 +76,7 @@ def test_a_dataset_without_its_files_is_left_out_with_a_warning_and_comes_back_w
     assert answer(mended) == [*whole, ("third", 5, 0)]
 
 
+@pytest.mark.slow
 def test_a_whole_folder_that_is_gone_is_named_and_left_out(two: Store) -> None:
     (two.root / "rollouts/bad").rename(two.root.parent / "aside")
     with pytest.warns(LeftOutWarning, match="dataset bad"):
@@ -95,6 +97,7 @@ def flip(path: Path, place: int = 40) -> None:
     path.write_bytes(content)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("harm", [at_the_end, flip])
 def test_a_file_that_only_looks_whole_takes_nothing_with_it(two: Store, harm: Callable[[Path], object]) -> None:
     harm(two.root / SHARD)
@@ -104,6 +107,7 @@ def test_a_file_that_only_looks_whole_takes_nothing_with_it(two: Store, harm: Ca
         assert answer(Store.open(two.root)) == [("good", 15, 1)]
 
 
+@pytest.mark.slow
 def test_damage_that_leaves_the_time_of_a_file_is_found_when_a_question_meets_it(two: Store) -> None:
     path = two.root / SHARD
     before = path.stat().st_mtime_ns
@@ -118,6 +122,7 @@ def test_damage_that_leaves_the_time_of_a_file_is_found_when_a_question_meets_it
         Store.open(two.root)
 
 
+@pytest.mark.slow
 def test_a_copied_store_with_a_damaged_end_answers_about_the_others(two: Store, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(two.root, tmp_path / "copy"))
     at_the_end(copy / SHARD)
@@ -126,6 +131,7 @@ def test_a_copied_store_with_a_damaged_end_answers_about_the_others(two: Store, 
         assert answer(Store.open(copy)) == [("good", 15, 1)]
 
 
+@pytest.mark.slow
 def test_a_copy_that_cannot_be_written_is_answered_from_views_of_its_own(
     two: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -143,6 +149,7 @@ def test_a_copy_that_cannot_be_written_is_answered_from_views_of_its_own(
     assert verify_store(Store.locate(copy)) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("content", [b"", b"hello\n", bytes(8192), None])
 def test_a_store_without_a_readable_catalog_is_still_verified(two: Store, content: bytes | None) -> None:
     if content is None:
@@ -155,6 +162,7 @@ def test_a_store_without_a_readable_catalog_is_still_verified(two: Store, conten
         Store.open(two.root)
 
 
+@pytest.mark.slow
 def test_a_catalog_of_a_newer_version_is_named(two: Store) -> None:
     with two.catalog.write() as con:
         con.execute("INSERT INTO schema_migrations (version, name) VALUES (999, 'later')")
@@ -163,6 +171,7 @@ def test_a_catalog_of_a_newer_version_is_named(two: Store) -> None:
     assert "version 999" in damage.problem
 
 
+@pytest.mark.slow
 def test_a_log_that_is_damaged_is_named(two: Store, tmp_path: Path) -> None:
     copy = tmp_path / "copy"
     with duckdb.connect(str(two.catalog.path)) as con:  # a log lives until its connection ends
@@ -177,6 +186,7 @@ def test_a_log_that_is_damaged_is_named(two: Store, tmp_path: Path) -> None:
     assert str(tmp_path) not in damage.problem
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "harm"),
     [
@@ -195,6 +205,7 @@ def test_records_and_reports_that_are_damaged_are_named(two: Store, name: str, h
     assert [damage.file for damage in verify_store(two)] == [name]
 
 
+@pytest.mark.slow
 def test_a_catalog_of_an_older_version_learns_what_the_files_were(two: Store) -> None:
     with two.catalog.write() as con:
         con.execute("DELETE FROM shards")

@@ -23,6 +23,7 @@ def count(store: Store, table: str) -> int:
     return found[0] if found else -1
 
 
+@pytest.mark.slow
 def test_datasets_are_listed_with_their_mean_return(store: Store) -> None:
     assert list_datasets(store) == []
     fill(store, "one", "two")
@@ -44,6 +45,7 @@ def test_the_catalog_has_the_facts_of_each_episode(store: Store) -> None:
         ]
 
 
+@pytest.mark.slow
 def test_a_dataset_is_found_by_the_beginning_of_its_name(store: Store) -> None:
     with pytest.raises(Prerequisite, match=r"no dataset in .* Make one"):
         resolve_dataset(store)
@@ -55,6 +57,7 @@ def test_a_dataset_is_found_by_the_beginning_of_its_name(store: Store) -> None:
             resolve_dataset(store, name)
 
 
+@pytest.mark.slow
 def test_without_a_name_the_latest_dataset_is_meant(store: Store) -> None:
     fill(store, "older", "newer")
     with store.catalog.write() as con:
@@ -97,6 +100,7 @@ def test_a_manifest_that_was_exchanged_is_refused(store: Store) -> None:
         register_dataset(store, manifest)
 
 
+@pytest.mark.slow
 def test_a_dataset_without_episodes_is_refused(store: Store) -> None:
     with pytest.raises(BadInput, match="would have no episodes"), StepsWriter(store, make_draft()) as writer:
         writer.finish()

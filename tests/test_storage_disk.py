@@ -32,6 +32,7 @@ def disk(tmp_path: Path) -> Iterator[SmallDisk]:
         yield made
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scenario", list(SCENARIOS))
 def test_what_a_full_disk_stopped_goes_on_when_there_is_room(scenario: str, disk: SmallDisk, tmp_path: Path) -> None:
     expected = tmp_path / "expected"
@@ -59,6 +60,7 @@ def test_what_a_full_disk_stopped_goes_on_when_there_is_room(scenario: str, disk
     assert verify_store(Store.open(disk.root / "store")) == []
 
 
+@pytest.mark.slow
 def test_a_commit_that_the_disk_does_not_take_changes_nothing_and_readers_read_on(disk: SmallDisk) -> None:
     store = Store.create(disk.root / "store")
     for leave in (0, 4_096, 300_000):
@@ -100,6 +102,7 @@ def test_held_room_takes_its_space_and_gives_it_back(disk: SmallDisk) -> None:
     assert (disk.free, release_room(disk.root)) == (before, False)
 
 
+@pytest.mark.slow
 def test_a_closed_disk_can_be_read_and_says_what_it_refuses(disk: SmallDisk) -> None:
     store = Store.create(disk.root / "store")
     SCENARIOS["collect"](store.root)
@@ -146,6 +149,7 @@ def test_a_failing_sync_is_a_failed_write(tmp_path: Path, monkeypatch: pytest.Mo
     assert (tmp_path / "file").read_bytes() == b"old"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", ["ESTALE", "EBUSY", "EXDEV", "ENOTSUP", "EREMOTEIO", "ENOTEMPTY", "ETIMEDOUT", "ENOENT"]
 )

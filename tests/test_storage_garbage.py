@@ -44,6 +44,7 @@ def filled(store: Store) -> Store:
     return store
 
 
+@pytest.mark.slow
 def test_what_is_in_force_keeps_its_baseline_and_all_its_datasets(filled: Store) -> None:
     assert found(filled) == {"refined-2", "refined-3", "d", "e", "old", "new"}
     assert found(filled, 1) == {"refined-2", "d", "old"}
@@ -53,6 +54,7 @@ def test_what_is_in_force_keeps_its_baseline_and_all_its_datasets(filled: Store)
         found(filled, 0, "refined-9")
 
 
+@pytest.mark.slow
 def test_a_dataset_that_is_annotated_asked_about_or_a_deployments_stays(filled: Store) -> None:
     note = {"annotation_id": "n1", "run_id": "r", "episode_id": 0, "step": 0, "critical": True, "model": "m"}
     asked = {"run_id": "r", "request_id": "q"}
@@ -66,6 +68,7 @@ def test_a_dataset_that_is_annotated_asked_about_or_a_deployments_stays(filled: 
     assert "f" not in found(filled)
 
 
+@pytest.mark.slow
 def test_a_report_that_is_kept_keeps_what_it_speaks_of(filled: Store) -> None:
     reasons = {"reason": "", "better": True, "better_reason": "", "credit": True, "credit_reason": ""}
     row = {"env_id": "E", "baseline_id": "refined-3", "policy_id": "refined-2", "recipe": "A", "accepted": True}
@@ -74,6 +77,7 @@ def test_a_report_that_is_kept_keeps_what_it_speaks_of(filled: Store) -> None:
     assert found(filled, 0, "new") == {"old"}
 
 
+@pytest.mark.slow
 def test_looking_deletes_nothing_and_deleting_leaves_a_whole_store(filled: Store) -> None:
     everything = sorted(filled.root.rglob("*"))
     garbage = find_garbage(filled, 1)
@@ -91,6 +95,7 @@ def test_looking_deletes_nothing_and_deleting_leaves_a_whole_store(filled: Store
         ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_deleting_that_was_killed_is_finished_by_the_next_and_new_strangers_are_left_alone(filled: Store) -> None:
     garbage = {item.name: item for item in find_garbage(filled, 1)}
     with filled.catalog.write() as con:  # killed between the catalog and the files
@@ -103,6 +108,7 @@ def test_a_deleting_that_was_killed_is_finished_by_the_next_and_new_strangers_ar
     assert not garbage["refined-2"].path.exists()
 
 
+@pytest.mark.slow
 def test_nothing_is_deleted_while_a_deployment_runs_or_outside_the_store(filled: Store, tmp_path: Path) -> None:
     garbage = find_garbage(filled, 0)
     with deployment_lock(filled, "nightly"), pytest.raises(AlreadyRunning):

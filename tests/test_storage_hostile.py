@@ -138,6 +138,7 @@ HOSTILE_HDF5: dict[str, tuple[Callable[[Any], None], str]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", HOSTILE_HDF5)
 def test_an_hdf5_file_that_is_not_its_own_content_is_refused_with_the_name_of_the_array(
     store: Store, folder: Path, name: str
@@ -169,6 +170,7 @@ def test_what_is_packed_or_in_another_byte_order_comes_in(store: Store, folder: 
     assert import_rows(store, path).steps == ROWS
 
 
+@pytest.mark.slow
 def test_an_array_that_packs_well_is_no_bomb(store: Store, folder: Path) -> None:
     def constant(file: Any) -> None:
         file.create_dataset("observations", data=np.zeros((ROWS, 100_000)), compression="gzip", chunks=(ROWS, 100_000))

@@ -104,6 +104,7 @@ def test_a_few_episodes_are_read_from_the_shards(large: Store) -> None:
     assert not large.columns_root.exists()
 
 
+@pytest.mark.slow
 def test_retention_offers_the_columns_and_they_come_back(large: Store) -> None:
     read_steps(large, "d1")
     assert [item.kind for item in find_garbage(large, 9)] == []
@@ -117,6 +118,7 @@ def test_retention_offers_the_columns_and_they_come_back(large: Store) -> None:
     assert len(read_steps(large, "d1")) > 20
 
 
+@pytest.mark.slow
 def test_the_columns_do_not_travel_and_do_not_count_as_a_foreign_folder(large: Store, tmp_path: Path) -> None:
     read_steps(large, "d1")
     assert not any("columns" in name for name, _ in large.lasting_files())
@@ -125,6 +127,7 @@ def test_the_columns_do_not_travel_and_do_not_count_as_a_foreign_folder(large: S
     assert Store.create(large.root).root == large.root
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("content", [b"", b"hello", None, b"\x93NUMPY\x01\x00"])
 def test_columns_that_are_damaged_are_written_anew(large: Store, content: bytes | None) -> None:
     read_steps(large, "d1")

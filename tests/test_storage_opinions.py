@@ -139,6 +139,7 @@ def test_replays_are_kept_once_and_summed_up_beside_the_labels(pushed: Store) ->
     assert rows(pushed, f"SELECT {columns} FROM label_quality") == [(3, 2, 1, 0.5, 0.5, 30)]
 
 
+@pytest.mark.slow
 def test_what_two_environments_paid_is_never_one_mean(pushed: Store) -> None:
     enter(pushed, *(("a", "m", step, [1.0], 1.0) for step in (1, 2)))
     older, newer = replay("l1", "n0", 2.0), replace(replay("l2", "n0", 200.0), environment_sha256="edited")

@@ -54,6 +54,7 @@ def test_a_half_written_folder_is_written_again(store: Store) -> None:
     assert policy_files(store, "p1") == FILES
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", ["changed", "missing", "added"])
 def test_a_damaged_policy_is_refused(store: Store, damage: str) -> None:
     save(store)

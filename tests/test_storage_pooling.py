@@ -32,6 +32,7 @@ def two(store: Store) -> Store:
     return store
 
 
+@pytest.mark.slow
 def test_rows_and_labels_of_two_datasets_are_those_of_each(two: Store) -> None:
     pool, first, second = read_pool(two, ["a", "b"]), read_steps(two, "a"), read_steps(two, "b")
     assert len(pool) == len(first) + len(second)
@@ -45,6 +46,7 @@ def test_rows_and_labels_of_two_datasets_are_those_of_each(two: Store) -> None:
     assert rows.tolist() == expected
 
 
+@pytest.mark.slow
 def test_one_dataset_is_itself_and_others_have_to_be_alike(two: Store) -> None:
     assert read_pool(two, ["b"]).episodes.tolist() == [0, 1]
     assert [note.episode_id for note in pool_annotations(two, ["b"], ["r"])] == [0, 1]

@@ -74,6 +74,7 @@ MEANINGS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("text", MEANINGS)
 def test_an_allowed_condition_means_what_it_says(text: str, table: duckdb.DuckDBPyConnection) -> None:
     rng = np.random.default_rng(3)
@@ -215,6 +216,7 @@ REASONS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("text", REASONS)
 def test_what_is_not_allowed_is_refused_with_its_reason(text: str) -> None:
     with pytest.raises(BadInput) as refused:
@@ -268,6 +270,7 @@ def condition_text(rng: random.Random, depth: int = 2) -> str:
     return rng.choice([f"{one} {word} {other}", f"({one} {word} {other})", f"NOT ({one})", f"NOT {one}"])
 
 
+@pytest.mark.slow
 @settings(max_examples=150, deadline=None)
 @given(seed=st.integers(0, 2**32))
 def test_whatever_is_built_from_the_grammar_means_what_it_says(seed: int, table: duckdb.DuckDBPyConnection) -> None:
@@ -288,6 +291,7 @@ WORDS = st.sampled_from(
 )  # fmt: skip
 
 
+@pytest.mark.slow
 @settings(max_examples=400, deadline=None)
 @given(text=st.one_of(st.lists(WORDS, max_size=14).map(" ".join), st.text(max_size=40)))
 @example(text="x" * 501)

@@ -31,6 +31,7 @@ def fill(store: Store) -> Store:
     return store
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("sql", "answer"),
     [
@@ -53,6 +54,7 @@ def test_looking_around_is_allowed(filled: Store, sql: str) -> None:
     assert run_query(filled, sql).num_rows > 0
 
 
+@pytest.mark.slow
 def test_whole_sums_are_ordinary_integers_when_they_fit(filled: Store) -> None:
     assert run_query(filled, "SELECT sum(step) AS n FROM steps").schema.field("n").type == pa.int64()
     assert run_query(filled, "SELECT 2::HUGEINT ** 100::HUGEINT AS n, 1::HUGEINT << 100 AS m").num_rows == 1
@@ -194,6 +196,7 @@ READING_ELSEWHERE = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sql", WRITING + READING_ELSEWHERE)
 def test_nothing_else_can_be_done_or_seen(filled: Store, sql: str) -> None:
     outside, link = filled.root.parent, filled.rollouts_dir / "link.txt"
@@ -216,6 +219,7 @@ def test_a_misspelt_column_is_answered_in_one_line_with_the_nearest(filled: Stor
         run_query(filled, "SELECT rewad FROM steps")
 
 
+@pytest.mark.slow
 def test_a_dataset_whose_shard_is_damaged_after_the_store_was_opened_is_left_out_and_named(store: Store) -> None:
     fill(store)
     path = store.dataset_dir("d1") / "steps-00000.parquet"
@@ -234,6 +238,7 @@ def test_a_question_leaves_the_catalog_usable(store: Store) -> None:
         assert con.execute("SELECT count(*) FROM read_text(?)", [__file__]).fetchone() == (1,)
 
 
+@pytest.mark.slow
 def test_a_store_behind_a_link_can_be_asked(store: Store, tmp_path: Path) -> None:
     fill(store)
     link = tmp_path / "link"
@@ -274,6 +279,7 @@ VALUES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("value", VALUES)
 def test_a_value_of_every_type_has_a_form(filled: Store, value: str) -> None:
     question = f"SELECT {value} AS v UNION ALL SELECT NULL"
@@ -281,6 +287,7 @@ def test_a_value_of_every_type_has_a_form(filled: Store, value: str) -> None:
     pq.write_table(run_query(filled, question), pa.BufferOutputStream())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("names", "given"),
     [
@@ -308,6 +315,7 @@ def test_a_self_join_keeps_every_column(filled: Store) -> None:
 ENDLESS = "SELECT count(*) FROM range(10000000) AS a, range(10000000) AS b"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("sql", "bounds", "said"),
     [

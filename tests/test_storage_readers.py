@@ -47,6 +47,7 @@ def commit_runs(root: Path) -> None:
         time.sleep(0.01)
 
 
+@pytest.mark.slow
 def test_no_reader_sees_a_part_of_a_run_while_a_flow_commits(store: Store) -> None:
     writer = fork(lambda: commit_runs(store.root))
     catalog = Catalog(store.catalog.path, wait_s=60)
@@ -61,6 +62,7 @@ def test_no_reader_sees_a_part_of_a_run_while_a_flow_commits(store: Store) -> No
     assert seen == sorted(seen)  # nothing that was there is gone again
 
 
+@pytest.mark.slow
 def test_a_reader_behind_a_writer_that_does_not_end_is_told_after_the_wait_that_it_allowed(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -101,6 +101,7 @@ def test_the_ends_of_a_file_of_d3rlpy_1_are_terminals_and_timeouts_together(stor
     assert equal(take_in(store, path)[1], EPISODES)
 
 
+@pytest.mark.slow
 def test_an_import_that_was_killed_between_shards_goes_on_where_it_was(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -119,6 +120,7 @@ def test_an_import_that_was_killed_between_shards_goes_on_where_it_was(
     assert equal(episodes, EPISODES)
 
 
+@pytest.mark.slow
 def test_d4rl_without_next_observations_repeats_a_terminal_one_and_gives_up_a_truncated_step(
     store: Store, tmp_path: Path
 ) -> None:
@@ -262,6 +264,7 @@ def test_a_file_that_is_no_hdf5_is_refused(store: Store, tmp_path: Path, content
         take_in(store, tmp_path / "rows.h5")
 
 
+@pytest.mark.slow
 def test_a_file_is_read_piece_by_piece(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     manifest = write(store, make_draft(), [make_episode(number, 5) for number in range(8)])
     path = store.dataset_dir("d1") / manifest.shards[0].name

@@ -86,6 +86,7 @@ WORLDS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("env_id", "kwargs", "steps"), WORLDS)
 def test_a_reset_in_the_next_step_is_proven_by_the_next_observation(
     store: Store, tmp_path: Path, env_id: str, kwargs: dict[str, Any], steps: int
@@ -105,6 +106,7 @@ def test_a_reset_in_the_next_step_is_proven_by_the_next_observation(
     assert (sum(map(len, kept)), report.warnings) == (steps, [])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("env_id", "kwargs", "steps"), WORLDS[:3])
 def test_without_a_next_observation_it_is_a_warning_with_the_way_to_drop_them(
     store: Store, tmp_path: Path, env_id: str, kwargs: dict[str, Any], steps: int
@@ -145,6 +147,7 @@ def test_a_short_log_of_two_episodes_is_enough(store: Store, tmp_path: Path) -> 
     assert [episode.observations[:, 0].tolist() for episode in episodes] == [[0, 1, 2, 3, 4], [100, 101, 102, 103, 104]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("folder", EXAMPLES, ids=lambda folder: folder.parent.name)
 def test_the_shipped_rollouts_show_no_resets(folder: Path) -> None:
     manifest = Manifest.model_validate_json((folder / "manifest.json").read_bytes())

@@ -97,6 +97,7 @@ def _append_many(root: Path, first: int) -> None:
     append(store, *range(first, first + 20))
 
 
+@pytest.mark.slow
 def test_processes_that_append_together_lose_nothing(store: Store) -> None:
     context = multiprocessing.get_context("fork")
     workers = [context.Process(target=_append_many, args=(store.root, first)) for first in (0, 20, 40)]

@@ -57,6 +57,7 @@ def toys(tmp_path: Path) -> Store:
     return store
 
 
+@pytest.mark.slow
 def test_a_rule_matches_what_its_condition_says_and_nothing_else(toys: Store) -> None:
     rules = [rule("x < 0"), rule("y > 0.5 AND step BETWEEN 3 AND 9", (0.0,), position=1)]
     assert enter(toys, *rules) == 2
@@ -73,6 +74,7 @@ def test_a_rule_matches_what_its_condition_says_and_nothing_else(toys: Store) ->
     assert sum(map(np.sum, expected)) == len(rows) > 20
 
 
+@pytest.mark.slow
 def test_the_view_says_who_decides_and_who_agrees(toys: Store) -> None:
     enter(toys, rule("x < 0"), rule("y < 0", (0.0,), position=1), rule("y < 0", (1.0,), run_id="other"))
     steps = read_steps(toys, "d1")
@@ -91,6 +93,7 @@ def test_the_view_says_who_decides_and_who_agrees(toys: Store) -> None:
     ]
 
 
+@pytest.mark.slow
 def test_coverage_and_conflicts_are_counted(toys: Store) -> None:
     enter(toys, rule("x < 0"), rule("y < 0", (0.0,), position=1), rule("y < 0", (1.0,), run_id="other"))
     with toys.catalog.write() as con:
@@ -113,6 +116,7 @@ def test_coverage_and_conflicts_are_counted(toys: Store) -> None:
     assert summarise_rules(toys, "d1", ["other"]).conflicts == []
 
 
+@pytest.mark.slow
 def test_a_dimension_that_a_rule_leaves_open_stays_as_it_was_logged(tmp_path: Path) -> None:
     store = Store.create(tmp_path / "store")
     draft = make_draft(action_space=TORQUES, action_names=("hip", "knee"))
@@ -124,6 +128,7 @@ def test_a_dimension_that_a_rule_leaves_open_stays_as_it_was_logged(tmp_path: Pa
     assert [row["agrees"] for row in found] == [False, True, True]
 
 
+@pytest.mark.slow
 def test_columns_are_named_as_in_annotated_steps(tmp_path: Path) -> None:
     store = Store.create(tmp_path / "store")
     write(store, make_draft(component_names=("position", "step", "rule_id"), observation_space=BOX3), [make_episode(0)])
@@ -134,6 +139,7 @@ def test_columns_are_named_as_in_annotated_steps(tmp_path: Path) -> None:
     assert len(load_rules(store, "d1")) == 1
 
 
+@pytest.mark.slow
 def test_a_condition_that_got_into_the_catalog_another_way_never_runs(toys: Store) -> None:
     enter(toys, rule("x < 0"))
     with toys.catalog.write() as con:
@@ -147,6 +153,7 @@ def test_a_condition_that_got_into_the_catalog_another_way_never_runs(toys: Stor
     ]
 
 
+@pytest.mark.slow
 def test_rules_lead_back_to_raw_replies_and_the_views_follow_a_moved_store(toys: Store, tmp_path: Path) -> None:
     enter(toys, rule("x < 0", request_id="r_lost"))
     moved = Store.open(toys.root.rename(tmp_path / "moved"))
@@ -171,6 +178,7 @@ def test_an_older_catalog_keeps_its_requests(tmp_path: Path) -> None:
             insert_rows(con, "requests", [{"request_id": "r_3", "kind": "poem"}])
 
 
+@pytest.mark.slow
 def test_a_store_is_opened_without_reading_its_rules(toys: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     enter(toys, *(rule(f"x > {number}.5", position=number) for number in range(20)))
     read: list[str] = []
@@ -185,6 +193,7 @@ def test_a_store_is_opened_without_reading_its_rules(toys: Store, monkeypatch: p
     assert read == []
 
 
+@pytest.mark.slow
 def test_a_rule_that_changed_makes_the_views_again(toys: Store) -> None:
     enter(toys, rule("x > 100.5"), rule("x > 200.5", position=1))
     question = "SELECT count(*) AS steps FROM ruled_steps"

@@ -73,6 +73,7 @@ def notes_of(store: Store) -> list[str]:
         return [name for (name,) in con.execute("SELECT annotation_id FROM annotations ORDER BY ALL").fetchall()]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["s3", "file", "memory"])
 def test_a_store_that_was_pushed_is_pulled_as_it_was(kind: str, filled: Store, tmp_path: Path, bucket: str) -> None:
     url = {"s3": bucket, "file": (tmp_path / "remote").as_uri(), "memory": f"memory://{tmp_path.name}"}[kind]
@@ -97,6 +98,7 @@ def test_a_store_that_was_pushed_is_pulled_as_it_was(kind: str, filled: Store, t
     assert sum(damage.file.startswith("rollouts") for damage in verify_store(filled)) == 0
 
 
+@pytest.mark.slow
 def test_of_two_machines_the_second_one_is_told_and_loses_nothing(filled: Store, tmp_path: Path, folder: str) -> None:
     push_store(filled, folder)
     pull_store(tmp_path / "other", folder)
@@ -122,6 +124,7 @@ def test_of_two_machines_the_second_one_is_told_and_loses_nothing(filled: Store,
     assert read_snapshot(Remote(folder), 2) is not None
 
 
+@pytest.mark.slow
 def test_a_file_that_was_changed_here_alone_is_put_aside(filled: Store, tmp_path: Path, folder: str) -> None:
     (filled.reports_dir / "a.html").write_text("old")
     push_store(filled, folder)
@@ -137,6 +140,7 @@ def test_a_file_that_was_changed_here_alone_is_put_aside(filled: Store, tmp_path
     assert Path(f"{pulled.replaced}/reports/a.html").read_text() == "ours, longer"
 
 
+@pytest.mark.slow
 def test_two_pushes_at_the_same_time_make_one_snapshot(
     filled: Store, tmp_path: Path, bucket: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -161,6 +165,7 @@ def test_two_pushes_at_the_same_time_make_one_snapshot(
     assert sorted(table["annotation_id"]) == ["n1", "there"]
 
 
+@pytest.mark.slow
 def test_a_push_or_pull_killed_anywhere_and_run_again_ends_like_an_uninterrupted_one(tmp_path: Path) -> None:
     command = [sys.executable, str(PROGRAM), str(tmp_path), "2"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=PROGRAM.parents[1], check=False)
@@ -168,6 +173,7 @@ def test_a_push_or_pull_killed_anywhere_and_run_again_ends_like_an_uninterrupted
     assert json.loads(done.stdout) == {"killed": 4, "problems": []}
 
 
+@pytest.mark.slow
 def test_what_is_damaged_or_cut_off_elsewhere_is_noticed(filled: Store, tmp_path: Path, folder: str) -> None:
     push_store(filled, folder)
     remote = tmp_path / "remote"
@@ -200,6 +206,7 @@ def test_a_full_disk_here_is_not_blamed_on_the_other_side(filled: Store, folder:
         Remote(folder).fetch("snapshots/00000001.json", Path("/dev/full"))
 
 
+@pytest.mark.slow
 def test_replies_that_arrive_during_a_push_are_sent_whole(
     filled: Store, tmp_path: Path, folder: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -219,6 +226,7 @@ def test_replies_that_arrive_during_a_push_are_sent_whole(
     assert len(list((tmp_path / "remote" / "responses" / "r").iterdir())) == 1
 
 
+@pytest.mark.slow
 def test_another_machine_queries_tables_and_steps_where_they_are(filled: Store, bucket: str, tmp_path: Path) -> None:
     push_store(filled, bucket)
     con = duckdb.connect()
@@ -238,6 +246,7 @@ def test_another_machine_queries_tables_and_steps_where_they_are(filled: Store, 
     assert pl.read_parquet(filled.root / "tables" / "annotations.parquet")["annotation_id"].to_list() == ["n1"]
 
 
+@pytest.mark.slow
 def test_a_dataset_or_a_file_of_rows_is_imported_by_its_url(filled: Store, bucket: str, tmp_path: Path) -> None:
     push_store(filled, bucket)
     with local_copy(f"{bucket}/rollouts/d1") as folder:
@@ -251,6 +260,7 @@ def test_a_dataset_or_a_file_of_rows_is_imported_by_its_url(filled: Store, bucke
         pass
 
 
+@pytest.mark.slow
 def test_credentials_are_neither_said_nor_kept(
     filled: Store, bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -292,6 +302,7 @@ def _names(bucket: str) -> list[str]:
     return [path.split("a store/", 1)[1] for path in fsspec.filesystem("s3", skip_instance_cache=True).find(bucket)]
 
 
+@pytest.mark.slow
 def test_foreign_and_newer_snapshots_are_refused(filled: Store, tmp_path: Path, folder: str, store: Store) -> None:
     push_store(filled, folder)
     path = tmp_path / "remote" / "snapshots" / "00000001.json"

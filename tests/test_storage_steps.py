@@ -79,6 +79,7 @@ def datasets(draw: st.DrawFn) -> tuple[ManifestDraft, list[Episode]]:
     return draft, episodes
 
 
+@pytest.mark.slow
 @settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(made=datasets(), shard_bytes=st.integers(1, 400))
 def test_any_dataset_comes_back_bit_for_bit(
@@ -132,6 +133,7 @@ def test_unknown_steps_are_refused(store: Store, episode_id: int, step: int) -> 
         read_steps(store, "d1").row_of(episode_id, step)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("episode_id", [-1, 1, 9])
 def test_unknown_episodes_are_refused(store: Store, episode_id: int) -> None:
     write(store, make_draft(), [make_episode(0), make_episode(4)], shard_bytes=1)
@@ -157,6 +159,7 @@ def test_polars_sees_the_documented_columns(store: Store) -> None:
     ]
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_goes_on_after_its_last_finished_shard(store: Store, tmp_path_factory: Any) -> None:
     episodes = [make_episode(i) for i in range(8)]
     with StepsWriter(store, make_draft(), shard_bytes=250) as writer:

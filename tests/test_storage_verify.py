@@ -55,6 +55,7 @@ def remove(path: Path) -> None:
     path.unlink()
 
 
+@pytest.mark.slow
 def test_a_healthy_store_has_no_damage_and_every_file_is_read(full: Store) -> None:
     read: list[str] = []
     assert verify_store(full, read.append) == []
@@ -67,6 +68,7 @@ def test_a_healthy_store_has_no_damage_and_every_file_is_read(full: Store) -> No
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("harm", "file", "problem"),
     [
@@ -92,6 +94,7 @@ def test_each_damage_is_named(full: Store, harm: Callable[[Path], None], file: s
     assert str(full.root) not in str(found[0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("statement", "problem"),
     [
@@ -109,6 +112,7 @@ def test_a_catalog_that_does_not_fit_the_files_is_named(full: Store, statement: 
     assert [damage for damage in verify_store(full) if re.search(problem, damage.problem)]
 
 
+@pytest.mark.slow
 def test_a_damaged_catalog_is_named(full: Store) -> None:
     rows = [{"run_id": f"r{i}", "dataset_id": "d1", "provider": "file", "model": "m" * 200} for i in range(3000)]
     with full.catalog.write() as con:

@@ -72,6 +72,7 @@ def test_the_views_of_an_empty_store_exist_and_have_no_rows(store: Store, view: 
     assert rows(store, f"SELECT * FROM {view}") == []
 
 
+@pytest.mark.slow
 def test_steps_of_every_kind_of_dataset_have_the_same_columns(store: Store) -> None:
     write_zoo(store)
     query = "SELECT dataset_id, step, observation, action, action_vector, action_name, policy_output FROM steps"
@@ -92,6 +93,7 @@ def test_steps_of_every_kind_of_dataset_have_the_same_columns(store: Store) -> N
     ]
 
 
+@pytest.mark.slow
 def test_rewards_in_the_view_are_those_of_the_file(store: Store) -> None:
     write_zoo(store)
     assert rows(store, "SELECT reward FROM steps WHERE dataset_id = 'push' AND step < 2 ORDER BY step") == [
@@ -109,6 +111,7 @@ def test_discrete_actions_that_do_not_start_at_zero_have_their_names(store: Stor
     ]
 
 
+@pytest.mark.slow
 def test_annotations_are_joined_to_steps_of_different_environments(store: Store) -> None:
     write_zoo(store)
     annotate(store, note("push", 1, [1.0]), note("glide", 1, [0.0, 0.3]), note("walk", 0))
@@ -123,6 +126,7 @@ def test_annotations_are_joined_to_steps_of_different_environments(store: Store)
     ]
 
 
+@pytest.mark.slow
 def test_a_suggestion_agrees_when_it_confirms_the_logged_action(store: Store) -> None:
     write_zoo(store)
     cases: list[tuple[str, list[float] | None, bool | None]] = [
@@ -139,6 +143,7 @@ def test_a_suggestion_agrees_when_it_confirms_the_logged_action(store: Store) ->
     assert found == {f"{dataset_id}-1-{suggestion}": agrees for dataset_id, suggestion, agrees in cases}
 
 
+@pytest.mark.slow
 def test_two_annotators_of_one_state_are_two_rows(store: Store) -> None:
     write_zoo(store)
     annotate(store, note("push", 1, [1.0]), note("push", 1, [0.0], run_id="other"))
@@ -148,6 +153,7 @@ def test_two_annotators_of_one_state_are_two_rows(store: Store) -> None:
     ]
 
 
+@pytest.mark.slow
 def test_the_views_follow_a_store_that_has_moved(store: Store) -> None:
     write_zoo(store)
     moved = store.root.rename(store.root.with_name('it\'s [a] "place" *'))
@@ -155,6 +161,7 @@ def test_the_views_follow_a_store_that_has_moved(store: Store) -> None:
     assert rows(again, "SELECT count(*) FROM steps") == [(9,)]
 
 
+@pytest.mark.slow
 def test_a_store_may_lie_in_a_folder_with_quotes_and_spaces(tmp_path: Path) -> None:
     store = Store.create(tmp_path / 'o\'brien said "$x; -- {y}"')
     write_zoo(store)
@@ -203,6 +210,7 @@ def reply(name: str, run_id: str, cost: float) -> dict[str, object]:
     }
 
 
+@pytest.mark.slow
 def test_spending_counts_each_reply_once_in_the_run_that_paid_for_it(store: Store) -> None:
     write_zoo(store)
     annotate(store, note("push", 0, [1.0]), note("push", 1, [1.0]), note("push", 0, [0.0], run_id="second"))
@@ -222,6 +230,7 @@ def test_spending_counts_each_reply_once_in_the_run_that_paid_for_it(store: Stor
     ]
 
 
+@pytest.mark.slow
 def test_label_quality_is_one_row_per_run(store: Store) -> None:
     write_zoo(store)
     annotate(store, note("push", 0, [1.0], confidence=0.5), note("push", 1, [1.0], confidence=1.0, critical=False))
