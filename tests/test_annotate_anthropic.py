@@ -190,6 +190,7 @@ def test_an_unreachable_server_is_tried_again_and_then_named() -> None:
     assert len(pauses) == 2
 
 
+@pytest.mark.slow
 def test_a_server_that_takes_the_first_request_and_is_silent_gets_no_other(server: Server) -> None:
     server.bodies.append({})  # from the second on the server holds its replies back
     server.hold = threading.Event()
@@ -233,6 +234,7 @@ def test_a_server_of_ones_own_needs_no_key(server: Server, monkeypatch: pytest.M
     assert reply.raw is not None
 
 
+@pytest.mark.slow
 def test_the_key_shows_neither_in_settings_nor_in_replies(server: Server) -> None:
     server.script = [(400, {})]
     server.text = f"your key is {KEY}"

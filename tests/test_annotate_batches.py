@@ -154,6 +154,7 @@ def test_a_batch_is_not_given_up_because_its_results_cannot_be_read_in_full(benc
     assert (len(bench.server.batches), set(bench.server.billed.values())) == (1, {1})
 
 
+@pytest.mark.slow
 def test_a_batch_of_somebody_else_is_not_adopted(bench: Bench) -> None:
     bench.config = SMALL.model_copy(update={"size": 9})
     bench.server.create([{"custom_id": f"other-{n}", "params": {"model": MODEL, "messages": []}} for n in range(6)])
@@ -171,6 +172,7 @@ def test_a_busy_server_has_created_nothing_and_is_asked_again(bench: Bench) -> N
     assert len(bench.server.batches) == 3
 
 
+@pytest.mark.slow
 def test_a_refused_batch_gives_its_requests_free(bench: Bench) -> None:
     bench.server.plan_fault("create", "error_400")
     with pytest.raises(ProviderFailed, match="refused a batch") as caught:
@@ -425,6 +427,7 @@ def test_single_calls_stop_before_the_budget_is_broken(bench: Bench) -> None:
     assert ask_singly(bench).done
 
 
+@pytest.mark.slow
 def test_single_calls_are_entered_before_they_are_sent_and_leave_nothing_under_way(bench: Bench) -> None:
     summary = ask_singly(bench)
     assert (summary.done, summary.answered, bench.states("batches")) == (True, 6, {"ingested": 1})
@@ -450,6 +453,7 @@ def test_a_lost_reply_to_a_single_call_counts_with_the_most_it_may_have_cost(ben
     assert 0 < cost < lost
 
 
+@pytest.mark.slow
 def test_calls_of_a_command_that_was_killed_are_freed_and_counted(bench: Bench) -> None:
     plan = bench.plan(limit=2)
     priced = [budget.price_request(r, 1, batch=False) for r in plan.requests]

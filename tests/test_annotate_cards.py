@@ -119,6 +119,7 @@ def test_a_card_is_not_used_for_arguments_that_may_make_it_untrue():
         load_card("ALE/Pong-v5")
 
 
+@pytest.mark.slow
 def test_an_environment_without_a_card_is_refused_with_what_to_do():
     with pytest.raises(BadInput, match=r"No card for 'Nowhere-v0'.*CartPole-v1.*trajnote card new Nowhere-v0"):
         load_card("Nowhere-v0")

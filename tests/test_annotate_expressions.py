@@ -10,6 +10,7 @@ from annotate.cards.expressions import evaluate, names_in
 VALUES = {"x": np.array([-2.0, 0.0, 3.0]), "y": np.array([1.0, 1.0, 4.0])}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("expression", "expected"),
     [

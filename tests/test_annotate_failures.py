@@ -413,6 +413,7 @@ def test_a_batch_that_costs_more_than_it_can_is_the_last(desk: Desk, name: str) 
     assert (desk.out["labels"], len(desk.server.batches)) == (4, 1)
 
 
+@pytest.mark.slow
 def test_the_worst_case_of_a_plan_is_that_of_the_longest_reply_it_allows(desk: Desk) -> None:
     plan = ["annotate", "plan", "--card", str(desk.card), "--model", "claude-haiku-4-5"]
     worst: dict[int, float] = {}
@@ -425,6 +426,7 @@ def test_the_worst_case_of_a_plan_is_that_of_the_longest_reply_it_allows(desk: D
     assert worst[30_000] - worst[DEFAULT_MAX_TOKENS] == pytest.approx(dearer)
 
 
+@pytest.mark.slow
 def test_a_run_that_waits_for_lines_of_a_file_is_not_said_to_need_the_same_command_again(
     run: Callable[[list[str]], str], desk: Desk
 ) -> None:
@@ -454,6 +456,7 @@ def test_the_episodes_that_fail_are_selected_on_the_command_line(desk: Desk) -> 
     assert asked["failing"] == worst != asked["first"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "is_known"),
     [

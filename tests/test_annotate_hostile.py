@@ -209,6 +209,7 @@ def test_whatever_is_done_to_an_honest_reply_only_lawful_labels_come_through(
     check_lawful(read_reply(message(text), "mark", CARD, STEPS))
 
 
+@pytest.mark.slow
 @settings(max_examples=200, deadline=None)
 @given(st.integers(0, 2**32 - 1), st.integers(0, 400))
 def test_bytes_that_were_flipped_on_the_way_do_no_harm(seed: int, flips: int) -> None:

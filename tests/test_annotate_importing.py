@@ -90,6 +90,7 @@ def test_two_labellers_of_one_state_are_two_runs(toys: Store, tmp_path: Path) ->
     assert [label.model for label in load_annotations(toys, "d1", [summary.run_ids[0]])] == ["a"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("line", "fault"),
     [

@@ -75,6 +75,7 @@ def test_three_samples_are_three_rows_with_a_majority(toys: Store) -> None:
     ]
 
 
+@pytest.mark.slow
 def test_two_models_stand_side_by_side_and_neither_is_overwritten(toys: Store) -> None:
     ask(toys, Chorus(reply((1, "left", 0.9), (6, "right", 0.8))))
     before = rows(toys, "SELECT annotation_id, suggested_label FROM annotations ORDER BY 1")
@@ -112,6 +113,7 @@ def test_more_samples_later_keep_the_first_ones_without_asking_again(toys: Store
     assert checkup.quality.agreement.samples.pairs == EPISODES
 
 
+@pytest.mark.slow
 def test_samples_that_agree_are_found_to(toys: Store) -> None:
     ask(toys, Chorus(*[reply((1, "left", 0.9), (4, "right", 0.9))] * 4), samples=4)
     (checkup,) = check_labels(toys, "d1")

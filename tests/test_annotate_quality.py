@@ -155,6 +155,7 @@ def test_continuous_suggestions_are_explained_when_they_follow_a_rule_and_not_ot
     assert (judge(good).verdict, judge(bad).verdict) == ("fit for training", "unfit for training")
 
 
+@pytest.mark.slow
 def test_samples_and_models_are_compared_and_a_judge_without_agreement_is_doubted() -> None:
     steps = make_steps()
     first = annotate(steps, by_rule)

@@ -76,6 +76,7 @@ def test_the_words_about_single_steps_have_kept_their_version() -> None:
     assert prompt_version("rules") == "p_7a5b69128718"
 
 
+@pytest.mark.slow
 def test_one_request_shows_episodes_from_the_lowest_return_to_the_highest(toys: Store) -> None:
     made = plan(toys)
     (request,) = made.requests
@@ -101,6 +102,7 @@ def test_episodes_are_spread_over_the_ranking() -> None:
         assert [e.episode_id for e in spread_by_return(episodes, count)] == [ranked[p].episode_id for p in places]
 
 
+@pytest.mark.slow
 def test_a_reply_becomes_rules_and_rejections_and_leads_back(toys: Store) -> None:
     summary = annotate_run(toys, plan(toys), ScriptedProvider(answer))
     assert (summary.done, summary.totals.rules, summary.totals.labels, summary.totals.rejections) == (True, 2, 0, 2)
@@ -122,6 +124,7 @@ def test_a_reply_becomes_rules_and_rejections_and_leads_back(toys: Store) -> Non
     assert "X<0.0" in json.loads(raw_reply(toys, first.request_id)["raw"])["content"][0]["text"]
 
 
+@pytest.mark.slow
 def test_equal_questions_are_asked_once_and_a_second_command_changes_nothing(toys: Store) -> None:
     asked: list[str] = []
 
@@ -136,6 +139,7 @@ def test_equal_questions_are_asked_once_and_a_second_command_changes_nothing(toy
     assert rows(toys, "SELECT * FROM rules ORDER BY rule_id") == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("entered", [False, True])
 def test_a_run_killed_between_the_reply_and_its_rules_is_finished_by_the_next_command(
     toys: Store, entered: bool
@@ -157,6 +161,7 @@ def test_a_run_killed_between_the_reply_and_its_rules_is_finished_by_the_next_co
     assert rows(toys, "SELECT count(*) FROM ruled_steps WHERE run_id IS NOT NULL")[0][0] > 5
 
 
+@pytest.mark.slow
 def test_exported_questions_are_answered_from_a_file(toys: Store, tmp_path: Path) -> None:
     made = plan(toys)
     assert export_requests(tmp_path / "requests.jsonl", made.requests) == 1
@@ -210,6 +215,7 @@ BROKEN = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", BROKEN)
 def test_a_reply_that_breaks_a_rule_is_kept_with_its_reason(name: str) -> None:
     raw, reason = BROKEN[name]
@@ -305,6 +311,7 @@ def test_a_file_that_holds_no_rules_is_refused(
         import_rules(toys, "d1", tmp_path / name)
 
 
+@pytest.mark.slow
 def test_imported_rules_of_continuous_actions_may_leave_dimensions_open(tmp_path: Path) -> None:
     store = Store.create(tmp_path / "store")
     space = Space(kind="box", dtype="float64", size=2, low=(-1.0, -2.0), high=(1.0, 2.0))

@@ -123,6 +123,7 @@ def test_however_many_questions_are_entered_at_once_the_catalog_holds_the_same(
     assert rows(others, "SELECT count(*) FROM requests") == [(5,)]
 
 
+@pytest.mark.slow
 def test_every_annotation_leads_back_to_its_raw_reply(toys: Store) -> None:
     label = load_annotations(toys, "d1", [run(toys).run_id])[0]
     assert label.request_id is not None
@@ -130,6 +131,7 @@ def test_every_annotation_leads_back_to_its_raw_reply(toys: Store) -> None:
     assert json.loads(json.loads(raw["raw"])["content"][0]["text"])["labels"][0]["step"] == label.step
 
 
+@pytest.mark.slow
 def test_the_same_command_again_says_that_it_is_done_and_asks_nobody(toys: Store) -> None:
     first = run(toys)
     before = dump(toys)
@@ -140,6 +142,7 @@ def test_the_same_command_again_says_that_it_is_done_and_asks_nobody(toys: Store
     assert dump(toys) == before
 
 
+@pytest.mark.slow
 def test_a_limited_run_goes_on_where_it_stopped(toys: Store) -> None:
     few, rest = ScriptedProvider(answer), ScriptedProvider(answer)
     assert run(toys, few, limit=2).done
@@ -148,6 +151,7 @@ def test_a_limited_run_goes_on_where_it_stopped(toys: Store) -> None:
     assert rows(toys, "SELECT count(*) FROM annotation_runs") == [(1,)]
 
 
+@pytest.mark.slow
 def test_equal_requests_are_asked_once_over_all_runs(toys: Store) -> None:
     first = run(toys)
     provider = ScriptedProvider(answer)
@@ -245,6 +249,7 @@ def test_replies_that_come_slowly_are_entered_one_by_one(toys: Store, monkeypatc
     assert counts == [0, 1, 2, 3, 4]
 
 
+@pytest.mark.slow
 def test_requests_without_a_reply_stay_open_and_are_asked_again(toys: Store) -> None:
     class Moody(ScriptedProvider):
         def answer(self, requests: Any) -> Generator[Reply]:
@@ -279,6 +284,7 @@ def test_what_was_answered_before_a_server_failed_is_kept(toys: Store) -> None:
     assert [label.episode_id for label in load_annotations(toys, "d1")] == [0, 3]
 
 
+@pytest.mark.slow
 def test_in_two_stages_steps_are_found_first_and_judged_then(toys: Store) -> None:
     def script(request: Request) -> str:
         if request.kind == "identify":
@@ -351,12 +357,14 @@ def test_corrections_of_both_stages_are_heard_and_leave_no_label_of_an_earlier_f
     assert take("identify", find(1)) == [(1, "right")]
 
 
+@pytest.mark.slow
 def test_a_first_stage_that_finds_nothing_ends_the_run(toys: Store) -> None:
     nothing = text_message(json.dumps({"assessment": "", "steps": []}))
     summary = run(toys, ScriptedProvider(lambda _: nothing), two_stage=True)
     assert (summary.done, summary.asked, summary.totals.labels) == (True, 5, 0)
 
 
+@pytest.mark.slow
 def test_a_lost_file_of_replies_is_noticed(toys: Store) -> None:
     shutil.rmtree(toys.responses_dir(run(toys).run_id))
     with pytest.raises(DamagedStore, match="The raw replies to 5 requests are missing"):
@@ -406,6 +414,7 @@ def test_an_estimate_asks_nothing_and_writes_nothing(toys: Store) -> None:
     assert dump(toys) == before
 
 
+@pytest.mark.slow
 def test_tokens_and_dollars_are_entered_with_each_reply(toys: Store) -> None:
     def paid(request: Request) -> str:
         usage = {"input_tokens": 100, "output_tokens": 50, "cache_read_input_tokens": 1000}
@@ -441,6 +450,7 @@ def test_a_request_that_was_asked_in_vain_too_often_fails_with_its_reason(toys: 
     assert len(broken.asked) == MOST_ATTEMPTS
 
 
+@pytest.mark.slow
 def test_actions_that_start_elsewhere_keep_the_values_of_the_environment(store: Store) -> None:
     space = Space(kind="discrete", dtype="int64", size=1, n=2, start=5)
     episodes = [make_episode(i, 6, actions=np.array([5, 6, 5, 6, 5, 6])) for i in range(2)]

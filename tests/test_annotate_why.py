@@ -50,6 +50,7 @@ def test_nothing_is_missed_when_everything_is_answered(asked: Store) -> None:
     assert explain_misses(asked, plan(asked)) == ([], 0)
 
 
+@pytest.mark.slow
 def test_another_model_is_the_only_difference(asked: Store) -> None:
     explained, missing = explain_misses(asked, plan(asked, model="toy-model-2"), 3)
     assert (len(explained), missing) == (3, 4)
@@ -61,6 +62,7 @@ def test_another_model_is_the_only_difference(asked: Store) -> None:
     assert "it differs in model (another model)" in first.words
 
 
+@pytest.mark.slow
 def test_a_word_of_the_card_is_found_in_its_section(asked: Store) -> None:
     changed = CARD.model_copy(update={"components": (*CARD.components[:2], Component(name="z", meaning="height"))})
     miss = first_miss(asked, plan(asked, changed))
@@ -69,29 +71,34 @@ def test_a_word_of_the_card_is_found_in_its_section(asked: Store) -> None:
     assert miss.differences[0].diff == ("-- z: place along z", "+- z: height")
 
 
+@pytest.mark.slow
 def test_fewer_rows_change_the_table_only(asked: Store) -> None:
     miss = first_miss(asked, plan(asked, rows=10))
     assert fields(miss) == ["table"]
     assert "--rows" in miss.differences[0].meaning
 
 
+@pytest.mark.slow
 def test_another_action_changes_the_card_and_the_schema(asked: Store) -> None:
     actions = (CARD.actions[0], Action(name="far_right", meaning="go right"))
     named = fields(first_miss(asked, plan(asked, CARD.model_copy(update={"actions": actions}))))
     assert {"system: Actions, one in each step", "schema", "system: Your task"} <= set(named)
 
 
+@pytest.mark.slow
 def test_a_parameter_is_named(asked: Store) -> None:
     miss = first_miss(asked, plan(asked, max_tokens=999))
     assert (fields(miss), miss.differences[0].diff) == (["max_tokens"], ("-12000", "+999"))
 
 
+@pytest.mark.slow
 def test_another_sample_has_the_same_words(asked: Store) -> None:
     miss = first_miss(asked, plan(asked, samples=2))
     assert miss.differences == ()
     assert "is another sample of it" in miss.words
 
 
+@pytest.mark.slow
 def test_another_dataset_changes_statistics_and_episode(asked: Store) -> None:
     write(asked, make_draft("d2"), [make_episode(i + 10, 20) for i in range(4)])
     named = fields(first_miss(asked, plan(asked, dataset="d2")))
@@ -100,6 +107,7 @@ def test_another_dataset_changes_statistics_and_episode(asked: Store) -> None:
     assert "schema" not in named
 
 
+@pytest.mark.slow
 def test_a_stage_that_was_never_asked_has_no_relative(asked: Store) -> None:
     miss = first_miss(asked, plan(asked, two_stage=True))
     assert (miss.relative, miss.differences) == (None, ())
@@ -115,6 +123,7 @@ def test_a_request_of_the_store_is_compared_with_the_others(asked: Store) -> Non
     assert fields(explained) == ["episode", "table"]
 
 
+@pytest.mark.slow
 def test_unknown_and_ambiguous_ids_are_refused(asked: Store) -> None:
     with pytest.raises(BadInput, match="is no request of this store"):
         explain_request(asked, "r_nothing")
@@ -130,6 +139,7 @@ def test_long_lines_are_shown_from_where_they_differ() -> None:
     assert "new" in difference.diff[1]
 
 
+@pytest.mark.slow
 def test_parts_put_together_hold_all_the_words_of_a_request(asked: Store) -> None:
     params = plan(asked).questions[0].request.params
     parts = parts_of(params)

@@ -75,6 +75,7 @@ def test_a_reset_leads_to_the_critical_state_and_its_way_there_is_counted(
     assert environment.missed == 0
 
 
+@pytest.mark.slow
 def test_chance_is_drawn_anew_behind_a_critical_state(logged: tuple[Manifest, dict[int, Episode]]) -> None:
     environment = resetting(*logged)
     following: list[list[float]] = []
@@ -85,6 +86,7 @@ def test_chance_is_drawn_anew_behind_a_critical_state(logged: tuple[Manifest, di
     assert logged[1][3].observations[6].tolist() not in following
 
 
+@pytest.mark.slow
 def test_a_state_that_is_not_reached_exactly_is_counted_and_left(logged: tuple[Manifest, dict[int, Episode]]) -> None:
     manifest, episodes = logged
     other = replace(episodes[3], rewards=episodes[3].rewards + 1)
@@ -96,6 +98,7 @@ def test_a_state_that_is_not_reached_exactly_is_counted_and_left(logged: tuple[M
     assert (environment.missed, environment.replayed) == (1, 1)
 
 
+@pytest.mark.slow
 def test_without_probability_it_resets_as_the_environment_does(logged: tuple[Manifest, dict[int, Episode]]) -> None:
     environment = resetting(*logged, probability=0.0)
     environment.reset(seed=7)

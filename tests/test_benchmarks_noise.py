@@ -40,6 +40,7 @@ PUSHED = logged(np.zeros((COUNT + 1, 2), np.float32))
 CONTINUOUS = Labels(np.arange(COUNT), RNG.uniform([-1, 0], [1, 4], (COUNT, 2)), np.ones(COUNT), np.zeros(COUNT))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rate", [0.0, 0.3, 0.5])
 @pytest.mark.parametrize("noise", NOISES)
 def test_exactly_the_asked_share_of_suggestions_becomes_wrong_and_stays_an_action(noise: Noise, rate: float) -> None:

@@ -54,6 +54,7 @@ def test_the_blocks_of_the_manual_run_in_order_and_print_what_it_says(folder: Pa
     assert (folder / "labels.jsonl").is_file()
 
 
+@pytest.mark.slow
 def test_the_blocks_of_the_readme_run(folder: Path, run: Run) -> None:
     _play_page(README, run)
     assert (folder / "taxi.toml").is_file()
@@ -105,6 +106,7 @@ def test_every_link_and_picture_leads_somewhere(page: Page) -> None:
             _check_link(page, target)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", [README, *MANUAL], ids=lambda page: page.name)
 def test_lines_of_prose_are_short(page: Page) -> None:
     prose = re.sub(r"<!-- board: begin -->.*<!-- board: end -->", "", page.prose, flags=re.S)  # a program writes it

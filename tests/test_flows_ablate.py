@@ -113,6 +113,7 @@ def test_the_catalog_has_the_table_and_the_leaderboard_every_comparison(done: tu
     assert rows(store, "SELECT DISTINCT config ->> 'expert' FROM refinements WHERE arm = 'oracle'") == [(EXPERT,)]
 
 
+@pytest.mark.slow
 def test_it_is_told_in_rows_sentences_and_json(done: tuple[Store, Ablation], tmp_path: Path) -> None:
     store, found = done
     rows, sentences, told = show_ablation(found)

@@ -91,6 +91,7 @@ def by_hand(store: Store, episode_id: int, step: int, action: int) -> float:
     return total
 
 
+@pytest.mark.slow
 def test_the_advantage_is_what_twin_environments_give(poles: Store) -> None:
     summary = replay_labels(poles, "poles", GREEDY)
     assert (summary.labels, summary.confirmations, summary.replayed, summary.inexact) == (5, 1, 4, 0)
@@ -117,6 +118,7 @@ def test_replays_are_played_once_and_a_larger_limit_adds_to_a_smaller_one(poles:
     assert {row.label_replay_id for row in first} < {row.label_replay_id for row in load_label_replays(poles, "poles")}
 
 
+@pytest.mark.slow
 def test_how_many_run_side_by_side_changes_nothing(poles: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     chance = ReplayConfig(policy=BASELINE, mode="sampled", continuations=3)
     replay_labels(poles, "poles", chance)
@@ -130,6 +132,7 @@ def test_how_many_run_side_by_side_changes_nothing(poles: Store, monkeypatch: py
     assert any(len(set(row.advantages)) > 1 for row in wide)
 
 
+@pytest.mark.slow
 def test_both_sides_of_a_pair_draw_the_same_chance(poles: Store) -> None:
     manifest = read_manifest(poles, "poles")
     episode = read_episode(poles, "poles", 0)
@@ -160,6 +163,7 @@ def test_a_state_that_cannot_be_reached_bit_for_bit_gives_no_advantage(poles: St
     assert missed.detail.startswith("not reached: step 3, observation")
 
 
+@pytest.mark.slow
 def test_a_horizon_cuts_continuations(poles: Store) -> None:
     replay_labels(poles, "poles", GREEDY.model_copy(update={"horizon": 5}))
     rows = load_label_replays(poles, "poles")
@@ -167,6 +171,7 @@ def test_a_horizon_cuts_continuations(poles: Store) -> None:
     assert any(row.suggested_return == 5 for row in rows)
 
 
+@pytest.mark.slow
 def test_without_the_policy_it_says_what_to_name(store: Store) -> None:
     manifest = collect(store, CollectConfig(env_id="CartPole-v1", policy=BASELINE, episodes=1, dataset="lost"))
     fields = manifest.model_dump(exclude={"shards", "episodes", "steps", "created_at"})
@@ -179,6 +184,7 @@ def test_without_the_policy_it_says_what_to_name(store: Store) -> None:
         replay_labels(store, "gone", ReplayConfig())
 
 
+@pytest.mark.slow
 def test_labels_without_a_simulator_are_refused(poles: Store) -> None:
     manifest = read_manifest(poles, "poles")
     fields = manifest.model_dump(exclude={"shards", "episodes", "steps", "created_at"})

@@ -40,6 +40,7 @@ def short_lessons(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("refine.training.distillation.distil", briefly)
 
 
+@pytest.mark.slow
 def test_the_weights_that_were_kept_are_found_after_their_file_has_gone(store: Store, tmp_path: Path) -> None:
     manifest = gather_toys(store, tmp_path)
     shutil.rmtree(tmp_path / "baseline")
@@ -71,6 +72,7 @@ def test_what_has_no_weights_is_distilled_from_its_own_steps(store: Store) -> No
     assert find(store, manifest, "random").policy.sha256 == found.policy.sha256
 
 
+@pytest.mark.slow
 def test_another_policy_can_be_named_if_its_weights_can_be_read(store: Store, tmp_path: Path) -> None:
     manifest = gather_toys(store, tmp_path)
     other = make_baseline(head="q_values")

@@ -183,6 +183,7 @@ def test_bad_input_is_one_line_and_leaves_the_store_as_it_was(name: str, call: C
     assert Path("file").read_text() == "not a store"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "words",
     [
@@ -202,6 +203,7 @@ def test_a_refused_command_makes_no_store(call: Call, words: list[str]) -> None:
     assert list(Path().iterdir()) == []
 
 
+@pytest.mark.slow
 def test_a_wrong_claim_of_a_card_is_shown_with_its_evidence(call: Call) -> None:
     card = (EXAMPLES.parent / "annotate" / "cards" / "mountaincar-v0.toml").read_text()
     Path("wrong.toml").write_text(card.replace('effect = "increases"', 'effect = "decreases"', 1))
@@ -301,6 +303,7 @@ def test_a_locked_catalog_names_the_process_that_holds_it(
     refused(call("annotate", *RECORDED), 5, str(held.pid))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("wait", ["soon", "-1"])
 def test_a_wait_that_is_no_time_is_refused(call: Call, known: Path, monkeypatch: pytest.MonkeyPatch, wait: str) -> None:
     monkeypatch.setenv(WAIT_VARIABLE, wait)
@@ -358,6 +361,7 @@ def words_of(app: typer.Typer) -> set[str]:
     return set(group.commands)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("module", cli.MODULES)
 def test_a_word_brings_the_commands_of_its_modules_and_no_others(module: str) -> None:
     for word in cli.MODULES[module]:

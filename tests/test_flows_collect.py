@@ -120,6 +120,7 @@ def test_the_name_follows_everything_that_decides_the_rows_and_nothing_else(stor
     assert len({base, *others}) == 8
 
 
+@pytest.mark.slow
 def test_the_same_policy_under_another_path_is_the_same_dataset(store: Store, tmp_path: Path) -> None:
     folder = network(tmp_path / "policy")
     first = collect(store, CollectConfig(env_id="CartPole-v1", policy=f"policy:{folder}", episodes=2))
@@ -160,6 +161,7 @@ def test_a_configuration_out_of_range_is_refused(wrong: dict[str, Any]) -> None:
         CollectConfig(**{**CARTPOLE, **wrong})
 
 
+@pytest.mark.slow
 def test_an_interrupted_collection_goes_on_where_its_last_shard_ended(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -67,11 +67,13 @@ def test_arguments_of_the_environment_change_what_is_played(toys: Store) -> None
     assert play(toys, "baseline")["return"] > shorter["return"]
 
 
+@pytest.mark.slow
 def test_a_policy_is_cut_where_the_dataset_of_its_home_was(store: Store, tmp_path: Path) -> None:
     gather_toys(store, tmp_path, "toy_environment:ToyEndless-v0", max_steps=15)
     assert 0 < play(store, "baseline", episodes=2)["return"] <= 15
 
 
+@pytest.mark.slow
 def test_chance_is_played_as_chance_whatever_mode_is_asked_for(store: Store) -> None:
     asked = [play(store, "random", env_id=TOY, mode=mode, episodes=200) for mode in ("greedy", "sampled")]
     assert asked[0] == asked[1]

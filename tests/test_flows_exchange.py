@@ -142,6 +142,7 @@ def stained(store: Store) -> list[Episode]:
     return episodes
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("format_", FORMATS)
 def test_numbers_that_are_not_finite_come_back_as_they_were_exported_with_a_warning(
     store: Store, tmp_path: Path, format_: Any
@@ -251,6 +252,7 @@ def test_whatever_can_be_collected_comes_back_from_every_format(
     assert kept(back) == kept(read_manifest(store, "d1"))
 
 
+@pytest.mark.slow
 def test_minari_itself_loads_the_export(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     episodes = discrete(store)
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path))
@@ -268,6 +270,7 @@ def test_minari_itself_loads_the_export(store: Store, tmp_path: Path, monkeypatc
     assert [[entry["run_id"] for entry in at_step] for at_step in notes] == [[], ["other"], [], [], []]
 
 
+@pytest.mark.slow
 def test_a_dataset_that_minari_made_comes_in_with_its_environment(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -347,6 +350,7 @@ def rarely(store: Store) -> list[Episode]:
     return episodes
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("make", "wrong", "right"),
     [
@@ -373,6 +377,7 @@ def test_where_d3rlpy_guesses_another_action_space_the_export_says_how_to_load_i
     assert all(same(a, b) for a, b in zip(episodes, iterate_episodes(store, "back"), strict=True))
 
 
+@pytest.mark.slow
 def test_labels_stand_at_their_steps(store: Store, tmp_path: Path) -> None:
     discrete(store)
     assert export_dataset(store, tmp_path / "all.parquet", "parquet", with_labels=True).labels == 3
@@ -387,6 +392,7 @@ def test_labels_stand_at_their_steps(store: Store, tmp_path: Path) -> None:
     assert json.loads(table["annotations"][1])[0]["rationale"] == 'a "quoted", odd\nreason'
 
 
+@pytest.mark.slow
 def test_nothing_is_written_where_it_cannot_be(store: Store, tmp_path: Path) -> None:
     discrete(store)
     (tmp_path / "there").mkdir()

@@ -54,6 +54,7 @@ def compare(store: Store, comparison_id: str, env_id: str = "LunarLander-v3", *,
         insert_rows(con, "candidates", candidates)
 
 
+@pytest.mark.slow
 def test_pictures_say_what_they_show_with_units(store: Store, tmp_path: Path) -> None:
     compare(store, "c_1")
     arms, candidates, _ = (path.read_text() for path in draw_figures(store, tmp_path / "pictures"))
@@ -93,6 +94,7 @@ def test_a_comparison_is_named_by_the_beginning_of_its_id(store: Store, tmp_path
         draw_figures(store, tmp_path, comparison="c_3")
 
 
+@pytest.mark.slow
 def test_the_board_has_the_newest_comparison_of_every_environment(store: Store, tmp_path: Path) -> None:
     compare(store, "c_1", "CartPole-v1")
     compare(store, "c_2", "Acrobot-v1")
@@ -102,6 +104,7 @@ def test_the_board_has_the_newest_comparison_of_every_environment(store: Store, 
         assert f">{words}<" in board.read_text()
 
 
+@pytest.mark.slow
 def test_papers_get_pdf(store: Store, tmp_path: Path) -> None:
     compare(store, "c_1")
     files = draw_figures(store, tmp_path, picture_format="pdf")

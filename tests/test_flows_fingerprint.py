@@ -208,6 +208,7 @@ def test_registered_arguments_and_limits_are_a_part_of_an_environment(edit: Edit
     assert look_up_fingerprint(PAYING, {"length": 3}) != look_up_fingerprint(PAYING)
 
 
+@pytest.mark.slow
 def test_another_version_of_a_package_is_another_environment(
     store: Store, played: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -31,6 +31,7 @@ def config(folder: Path) -> CollectConfig:
     return CollectConfig(env_id=TOY, policy=f"policy:{policy}", episodes=3)
 
 
+@pytest.mark.slow
 def test_a_dataset_has_the_names_of_the_card_and_its_policy_is_kept(store: Store, tmp_path: Path) -> None:
     (tmp_path / "card.toml").write_text(CARD)
     manifest = gather(store, config(tmp_path), card=str(tmp_path / "card.toml"))
@@ -40,12 +41,14 @@ def test_a_dataset_has_the_names_of_the_card_and_its_policy_is_kept(store: Store
     assert kept.to_files() == make_baseline().to_files()
 
 
+@pytest.mark.slow
 def test_the_packaged_card_of_an_environment_names_its_dataset(store: Store) -> None:
     manifest = gather(store, CollectConfig(env_id="CartPole-v1", policy="random", episodes=1))
     assert manifest.action_names == ("push_left", "push_right")
     assert counts_of(store)["policies"] == 0  # chance has no weights
 
 
+@pytest.mark.slow
 def test_gathering_again_changes_nothing(store: Store, tmp_path: Path) -> None:
     first = gather(store, config(tmp_path))
     before = state_of(store.root)
@@ -115,6 +118,7 @@ def test_a_dataset_keeps_the_card_that_collect_named_and_annotate_asks_with_it(r
     assert verify_store(store) == []
 
 
+@pytest.mark.slow
 def test_the_card_is_no_part_of_a_datasets_name_and_manifests_without_one_keep_their_bytes(
     store: Store, tmp_path: Path
 ) -> None:

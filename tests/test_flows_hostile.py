@@ -212,6 +212,7 @@ def test_encrypted_columns_are_refused_before_arrow_looks_at_them(
     assert entered(toys) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("missing", ["o", "a", "r"])
 @pytest.mark.parametrize("names", [MEANINGS, None])
 def test_a_table_without_a_column_that_is_needed_is_refused(
@@ -379,6 +380,7 @@ def test_a_folder_of_minari_is_looked_at_before_minari_reads_it(
     assert re.search(message, refuse("import", tmp_path / "folder", "--store", store.root))
 
 
+@pytest.mark.slow
 def test_a_folder_with_a_link_out_of_it_is_refused(store: Store, tmp_path: Path, refuse: Callable[..., str]) -> None:
     data = tmp_path / "folder" / "data"
     data.mkdir(parents=True)

@@ -127,17 +127,20 @@ def test_a_seed_of_the_dataset_is_no_seed_of_the_gate(toys: Store) -> None:
     refuse(toys, "Seed 11 is among the dataset seeds and the select seeds", config=config)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("untrained")
 def test_an_algorithm_for_other_actions_is_refused(toys: Store) -> None:
     refuse(toys, "iql is not for discrete actions; allowed are recipe, bc, dqn", config=small_config(algorithm="iql"))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("untrained")
 def test_a_dataset_without_annotations_is_refused(store: Store, tmp_path: Path) -> None:
     manifest = gather_toys(store, tmp_path)
     refuse(store, f"{manifest.dataset_id} has no annotations. Run `trajnote annotate` first", manifest.dataset_id)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("untrained")
 def test_a_dataset_without_an_environment_is_refused(toys: Store, tmp_path: Path) -> None:
     imported = import_rows_of(toys, tmp_path, env_id=None)
@@ -155,6 +158,7 @@ def test_an_environment_that_is_not_what_it_was_is_refused(
     refuse(toys, "was made for an action space with n 4; the environment has 5", imported)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("untrained")
 def test_a_baseline_for_other_spaces_or_without_weights_or_steps_is_refused(toys: Store, tmp_path: Path) -> None:
     reach = save_folder(make_baseline(REACH), tmp_path / "reach")

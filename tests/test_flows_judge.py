@@ -65,6 +65,7 @@ def test_returns_are_those_of_the_episodes_and_their_row_says_how_they_were_play
     ) == [(TOY, "{}", "accept", "sampled", 500, 10, found[1].tolist(), estimate.mean, estimate.low, estimate.high)]
 
 
+@pytest.mark.slow
 def test_equal_questions_are_played_once_and_different_ones_are_not_confused(store: Store, played: list[int]) -> None:
     east, north = contestants(2)
     judge = Evaluator(store, TOY, {}, workers=1)
@@ -111,6 +112,7 @@ def test_policies_that_were_played_before_an_interruption_are_not_played_again(
     assert len(rows(store, "SELECT 1 FROM evaluations")) == 4
 
 
+@pytest.mark.slow
 def test_the_number_of_processes_does_not_change_a_bit(tmp_path: Path) -> None:
     base = Candidate.of(make_baseline(REACH), "baseline")
     found = [

@@ -62,6 +62,7 @@ def problem_of(line: str) -> str | None:
     return f"it has no option {wrong[0]}" if wrong else None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("room", ROOMS)
 def test_every_command_that_a_text_names_exists_with_its_options(room: str) -> None:
     wrong: list[str] = []

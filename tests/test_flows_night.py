@@ -200,6 +200,7 @@ def test_episodes_are_collected_once_in_a_period_each_with_seeds_of_its_own(worl
     assert first.waiting == 3
 
 
+@pytest.mark.slow
 def test_a_night_that_was_killed_before_the_code_was_edited_collects_anew_and_says_so(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -226,6 +227,7 @@ def test_labels_of_anybody_count_and_datasets_are_found_by_the_beginning_of_thei
     assert [origin.split(":")[0] for origin in list_intakes(store, "toy")] == ["dataset"]
 
 
+@pytest.mark.slow
 def test_a_second_run_of_the_same_deployment_ends_at_once_with_words_and_a_code_of_its_own(world: World) -> None:
     store = Store.create(world.folder / "store")
     with deployment_lock(store, "toy") as killed:

@@ -108,6 +108,7 @@ def test_an_answer_of_every_kind_is_printed_and_written(
     assert pq.read_table(tmp_path / "rows.parquet").column_names == list(row)
 
 
+@pytest.mark.slow
 def test_a_long_answer_is_printed_in_part_and_says_how_many_more_there_are(
     empty_store: Path, run: Callable[[list[str]], str]
 ) -> None:
@@ -116,6 +117,7 @@ def test_a_long_answer_is_printed_in_part_and_says_how_many_more_there_are(
     assert "and 1231 more rows; --max-rows and --output show more" in said
 
 
+@pytest.mark.slow
 def test_nothing_that_is_printed_steers_the_terminal(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

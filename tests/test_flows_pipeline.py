@@ -85,6 +85,7 @@ def test_every_flow_is_found_by_its_module_and_takes_values_only() -> None:
         }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_configuration_survives_the_way_through_json(folder: Path) -> None:
     config = configure(folder, "store")
     assert PipelineConfig.model_validate(json.loads(config.model_dump_json())) == config

@@ -113,6 +113,7 @@ def test_without_envpool_its_datasets_are_neither_made_nor_replayed(tmp_path: Pa
     assert list_datasets(store) == []
 
 
+@pytest.mark.slow
 def test_a_manifest_of_gymnasium_keeps_the_bytes_that_it_had_before_there_were_engines(tmp_path: Path) -> None:
     manifest = collect(Store.create(tmp_path / "store"), config_for("CartPole-v1"))
     assert manifest.engine == "gymnasium"

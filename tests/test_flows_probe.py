@@ -40,6 +40,7 @@ def probe_one(env_id: str, env_kwargs: dict[str, Any] | None = None, /, **claim:
     return probe_card(card.model_copy(update={"claims": (checked,)}), trials=20, steps=2000)[0]
 
 
+@pytest.mark.slow
 def test_a_wrong_sign_is_found_out():
     effect = {"kind": "effect", "action": "push_right", "versus": "push_left", "component": "pole_angular_velocity"}
     right = probe_one("CartPole-v1", **effect, effect="decreases")
@@ -57,6 +58,7 @@ def test_an_action_without_effect_is_told_from_one_with_an_effect():
     assert not probe_one("LunarLander-v3", {"continuous": True}, **claim, value=0.55).held
 
 
+@pytest.mark.slow
 def test_a_wrong_unit_is_found_out_and_the_right_rate_is_measured():
     rate = {"kind": "rate", "component": "cart_position", "follows": "cart_velocity"}
     finding = probe_one("CartPole-v1", **rate, rate=0.05)
@@ -65,6 +67,7 @@ def test_a_wrong_unit_is_found_out_and_the_right_rate_is_measured():
     assert not probe_one("CartPole-v1", **rate, rate=-0.02).held
 
 
+@pytest.mark.slow
 def test_a_rounded_threshold_of_termination_is_found_out():
     exactly = "abs(next_pole_angle) > {} or abs(next_cart_position) > 2.4"
     assert probe_one("CartPole-v1", kind="termination", exactly=exactly.format(0.20944)).held
@@ -72,12 +75,14 @@ def test_a_rounded_threshold_of_termination_is_found_out():
     assert not probe_one("CartPole-v1", kind="termination", never=True).held
 
 
+@pytest.mark.slow
 def test_a_cause_of_termination_may_be_one_of_several_but_must_be_seen():
     assert probe_one("CartPole-v1", kind="termination", whenever="next_pole_angle > 0.20944").held
     assert not probe_one("CartPole-v1", kind="termination", whenever="next_pole_angle > 0.1").held
     assert not probe_one("CartPole-v1", kind="termination", whenever="next_pole_angle > 99").held
 
 
+@pytest.mark.slow
 def test_a_wrong_reward_is_found_out_with_the_largest_difference():
     finding = probe_one("Pendulum-v1", kind="reward", equals="0", when="cos_angle < -0.99")
     assert not finding.held
@@ -170,6 +175,7 @@ def moved(env_id: str, joint: str, body: str) -> Any:
     return places[1] - places[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("env_id", "joint", "body", "component", "words", "axis", "sign"),
     [

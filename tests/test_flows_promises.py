@@ -86,6 +86,7 @@ def test_an_episode_without_end_is_named(store: Store, monkeypatch: pytest.Monke
     assert collect(store, config("Never", max_steps=60, episodes=2)).steps == 120
 
 
+@pytest.mark.slow
 def test_whole_numbers_and_lists_are_taken_as_what_they_are(store: Store) -> None:
     assert collect(store, config("IntReward")).steps == 30
     collect(store, config("ListObservation"))
@@ -159,6 +160,7 @@ def test_a_pool_that_gives_no_finite_number_is_named(monkeypatch: pytest.MonkeyP
         next(playing)
 
 
+@pytest.mark.slow
 def test_what_an_environment_prints_does_not_stand_in_the_answer(
     run: Callable[[list[str]], str], tmp_path: Path
 ) -> None:

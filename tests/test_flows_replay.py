@@ -52,6 +52,7 @@ def replays_of(store: Store) -> list[tuple[Any, ...]]:
         return con.execute("SELECT dataset_id, episode_id, exact, steps, first_mismatch FROM replays").fetchall()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("env_id", "env_kwargs"),
     [
@@ -89,6 +90,7 @@ class Reckoning(gymnasium.Env[np.ndarray, Any]):
         return self.state.copy(), reward, False, False, {}
 
 
+@pytest.mark.slow
 def test_collection_replay_and_branches_hand_over_actions_alike(store: Store) -> None:
     gymnasium.register("Reckoning-v0", entry_point=Reckoning, max_episode_steps=40)
     manifest = collect(store, CollectConfig(env_id="Reckoning-v0", policy="random", episodes=3))
@@ -122,6 +124,7 @@ def test_a_replay_is_recorded_once(store: Store) -> None:
         replay_episode(store, manifest.dataset_id, 9)
 
 
+@pytest.mark.slow
 def test_an_episode_that_was_cut_replays_exactly(cartpole: Cartpole) -> None:
     episode, manifest = cartpole
     cut = replace(shortened(episode, 4), truncated=True, terminated=False)

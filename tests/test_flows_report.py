@@ -106,6 +106,7 @@ def test_nothing_hostile_is_markup_anywhere_in_the_page(page: str) -> None:
     assert len(scripts) == 4 + 2 + 12  # the library, ours, the two islands, one for each episode
 
 
+@pytest.mark.slow
 def test_the_policy_of_the_page_allows_its_own_scripts_and_no_network(page: str) -> None:
     policy = re.search(r'Content-Security-Policy" content="([^"]+)"', page)
     assert policy

@@ -75,6 +75,7 @@ class Alternating:
         return Acts(5 + observations[:, 0].astype(np.int64) % 3, observations.astype(np.float32))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("env_id", "env_kwargs"),
     [

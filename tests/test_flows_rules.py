@@ -90,6 +90,7 @@ def test_rules_refine_the_policy_and_it_leads_back_to_them(toys: Store) -> None:
     assert found[0][0] == 4
 
 
+@pytest.mark.slow
 def test_a_run_of_rules_is_taken_by_its_name_and_never_mixed_with_labels(toys: Store, tmp_path: Path) -> None:
     name, rule_run = dataset(toys), one(toys, "SELECT run_id FROM rules")
     steps = read_steps(toys, name)

@@ -225,6 +225,7 @@ def test_the_variable_wins_over_the_settings_file_and_nothing_is_chosen_without_
     assert chosen_runner() is None
 
 
+@pytest.mark.slow
 def test_a_night_runs_where_its_deployment_says(store: Store) -> None:
     seen: set[Runner | None] = set()
     plan = CollectPlan(policy=Named("random"), episodes=2)
@@ -249,6 +250,7 @@ def test_a_cluster_that_nobody_runs_is_told_in_words(kind: str) -> None:
         list(parallel_map(where, range(2), runner=Runner(kind, "127.0.0.1:1")))
 
 
+@pytest.mark.slow
 def test_a_command_refuses_a_runner_that_does_not_exist_before_it_writes_a_row(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

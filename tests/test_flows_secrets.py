@@ -310,6 +310,7 @@ def test_a_key_that_no_header_can_hold_is_not_printed(
     check_secret(capfd, caplog, poles)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("place", [f"somebody:{KEY}@127.0.0.1:9", f"127.0.0.1:9/{KEY}"])
 def test_a_url_with_a_secret_in_it_is_refused_without_repeating_it(
     place: str,

@@ -69,6 +69,7 @@ def test_equal_configurations_give_equal_policies_which_act_as_was_logged(tmp_pa
     ]
 
 
+@pytest.mark.slow
 def test_a_second_run_reads_what_is_there_and_another_one_is_refused(tmp_path: Path) -> None:
     first = train_baseline(CONFIG, tmp_path)
     written = (tmp_path / "training.json").stat().st_mtime_ns

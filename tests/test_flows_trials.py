@@ -57,6 +57,7 @@ def judge(method: Method, gains: Sequence[float]) -> tuple[Finding, Table, list[
     return finding, table, candidates
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["racing", "full"])
 def test_the_one_good_candidate_of_ten_wins_and_is_accepted(method: Method) -> None:
     finding, _, _ = judge(method, [-30, -20, -10, 0, 0, 0, 60, 0, -10, -20])

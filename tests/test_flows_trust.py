@@ -456,6 +456,7 @@ def test_a_night_leaves_a_strangers_dataset_out_and_goes_on(folder: Folder, roll
     assert not folder.has_run
 
 
+@pytest.mark.slow
 def test_what_this_user_collects_is_theirs_without_naming_it_again(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -471,6 +472,7 @@ def test_what_this_user_collects_is_theirs_without_naming_it_again(
     assert own_policy(store, manifest) is None
 
 
+@pytest.mark.slow
 def test_without_a_place_for_notes_collecting_works_and_names_are_asked_for_later(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -482,6 +484,7 @@ def test_without_a_place_for_notes_collecting_works_and_names_are_asked_for_late
     assert find_home(store, manifest, TOY) == (TOY, {})
 
 
+@pytest.mark.slow
 def test_another_environment_than_the_datasets_is_not_taken_for_it(store: Store, tmp_path: Path) -> None:
     manifest = gather_toys(store, tmp_path)
     with pytest.raises(BadInput, match="is of the environment 'toy_environment:Toy-v0', not of 'CartPole-v1'"):
@@ -550,6 +553,7 @@ def forget() -> None:
     gymnasium.registry.pop("Planted-v0", None)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("named", [False, True])
 @pytest.mark.usefixtures("without_training")
 def test_a_file_that_has_changed_since_it_was_collected_with_is_not_opened(
@@ -611,6 +615,7 @@ NAMING = {
 """Beside the command line: `policy:ID` of the store, the shipped example, and what is found to be the user's own."""
 
 
+@pytest.mark.slow
 def test_names_are_made_where_options_are_read_and_nowhere_else() -> None:
     found = {
         str(path.relative_to(ROOT))

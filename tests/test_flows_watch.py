@@ -64,6 +64,7 @@ def test_labels_per_minute_are_those_of_the_last_five_minutes(store: Store) -> N
     assert "2.0 labels/min (last 5 min)" in printed(store)
 
 
+@pytest.mark.slow
 def test_batches_in_flight_count_against_the_cap_with_the_most_they_can_cost(store: Store) -> None:
     put(store, "annotation_runs", run_id="a_1", dataset_id="d", provider="batch", model="m")
     put(store, "batches", batch_id="b_1", provider="batch", state="submitted", requests=2, run_id="a_1")

@@ -102,6 +102,7 @@ def test_a_named_question_fits_the_catalog_and_is_asked_somewhere(name, empty):
     assert any(f'"{name}"' in path.read_text() for path in (ROOT / "flows").rglob("*.py"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("folder", folders(), ids=lambda path: path.relative_to(ROOT).as_posix())
 def test_a_folder_is_small_and_says_in_a_sentence_what_it_is_for(folder):
     assert len([path for path in folder.glob("*.py") if path.stem != "__init__"]) <= MOST_MODULES
@@ -114,6 +115,7 @@ def doors() -> set[str]:
     return {".".join(path.parent.relative_to(ROOT).parts) for room in ROOMS for path in (ROOT / room).rglob("*.pyi")}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("door", sorted(doors()))
 def test_a_door_lists_its_public_names_in_order(door):
     tree = ast.parse((ROOT / door.replace(".", "/") / "__init__.pyi").read_text())

@@ -68,6 +68,7 @@ def tampered(batch: AnnotatedMiniBatch) -> AnnotatedMiniBatch:
 MODES = [(mode, head) for mode in ("A", "R", "RA") for head in ("logits", "tanh", "clip")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("mode", "head"), MODES)
 def test_an_algorithm_starts_exactly_at_the_baseline(mode: str, head: str) -> None:
     policy = make_policy(head, shift=np.array([0.1, 0.2, 0.3]), scale=np.array([1.0, 2.0, 0.5]))

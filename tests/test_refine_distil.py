@@ -109,6 +109,7 @@ def test_a_greedy_log_gives_a_clone_without_noise() -> None:
     assert clone.agreement > 0.97
 
 
+@pytest.mark.slow
 def test_chance_cannot_be_cloned_and_the_agreement_says_so() -> None:
     steps = watch(make_teacher("logits"))
     chance = replace(steps, action=np.random.default_rng(0).integers(4, 7, len(steps)), policy_output=None)
@@ -116,6 +117,7 @@ def test_chance_cannot_be_cloned_and_the_agreement_says_so() -> None:
     assert distil(chance, BOX, DISCRETE, training_steps=200).agreement < 0.45
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_clone() -> None:
     steps = watch(make_teacher("logits"))
 
@@ -132,6 +134,7 @@ def test_outputs_of_another_kind_are_refused() -> None:
         distil(steps, BOX, DISCRETE, output_kind="mean")
 
 
+@pytest.mark.slow
 def test_a_handful_of_steps_is_refused() -> None:
     few = StepArrays(*(getattr(watch(make_teacher("logits")), name)[:9] for name in StepArrays.__dataclass_fields__))
     with pytest.raises(BadInput, match="9 steps are too few"):

@@ -240,6 +240,7 @@ def test_every_continuous_algorithm_approaches_right_labels(name: AlgorithmName)
     assert force_error(refine(steps, labels, baseline, config)[0].policy) < 0.3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["dqn", "td3_plus_bc"])
 def test_equal_seeds_give_equal_bits_of_an_algorithm_with_targets(name: AlgorithmName) -> None:
     config = RefineConfig(mode="RA", algorithm=name, betas=(0.1,), snapshots=(20,), critic_steps=10)

@@ -64,6 +64,7 @@ def test_the_same_returns_give_the_same_interval() -> None:
     assert interval(draws(3)) == interval(draws(3))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("returns", [[], [1.0], [[1.0, 2.0]], [1.0, np.nan], [1.0, np.inf]])
 def test_returns_that_prove_nothing_are_refused(returns: list[float]) -> None:
     with pytest.raises(BadInput):

@@ -209,6 +209,7 @@ def test_potential_shaping_pays_praise_at_once_and_takes_it_back_at_the_end() ->
     np.testing.assert_allclose(shaping, [0, 0.9 * 5, 0.9 * 5 - 5, -5, 0])
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(data=st.data(), lengths=st.lists(st.integers(1, 9), min_size=1, max_size=5), gamma=st.floats(0.5, 1))
 def test_potential_shaping_changes_no_terminated_return(data: st.DataObject, lengths: list[int], gamma: float) -> None:

@@ -46,6 +46,7 @@ POLICIES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", POLICIES)
 @settings(max_examples=40, deadline=None)
 @given(rows=st.lists(st.integers(0, 99), min_size=1, max_size=70))

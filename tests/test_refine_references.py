@@ -85,6 +85,7 @@ def test_an_oracle_keeps_states_and_weights_and_grades_what_was_done() -> None:
         label_like_expert(labels, logged[:2], steps, TORQUES)
 
 
+@pytest.mark.slow
 def test_an_interval_over_seeds_covers_the_truth_as_often_as_it_says() -> None:
     rng = np.random.default_rng(0)
     truth, trials, covered, naive = 5.0, 1000, 0, 0

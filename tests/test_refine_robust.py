@@ -108,6 +108,7 @@ def test_the_consensus_judges_single_labels_where_there_is_one_episode_only() ->
     assert borne_out[~wrong].mean() > 0.85
 
 
+@pytest.mark.slow
 def test_among_the_readings_of_exchanged_actions_is_one_that_is_right_where_the_labels_are_wrong() -> None:
     exchanged = replace(LABELS, suggestions=1 - LABELS.suggestions)
     found = {s.name: accuracy(s.policy) for s in refine_candidates(STEPS, exchanged, baseline(SIDES), ROBUST)}
@@ -144,6 +145,7 @@ def test_signs_of_forces_are_mirrored_together_and_one_by_one() -> None:
     np.testing.assert_allclose(first, FORCE_LABELS.suggestions * [-1, 1])
 
 
+@pytest.mark.slow
 def test_every_arm_has_as_many_candidates_whatever_its_labels_say() -> None:
     one_action = replace(LABELS, suggestions=np.full(len(LABELS), 2))
     few = ROBUST.model_copy(update={"snapshots": (1, 2)})

@@ -123,6 +123,7 @@ def force_error(policy: MlpPolicy) -> float:
     return float(np.sqrt(np.square(policy.act(points).actions - target_force(points)).mean()))
 
 
+@pytest.mark.slow
 def test_labels_of_a_known_policy_are_attained_and_shuffled_ones_are_not() -> None:
     baseline = walker()
     solved = {}
@@ -136,6 +137,7 @@ def test_labels_of_a_known_policy_are_attained_and_shuffled_ones_are_not() -> No
     assert solved["no_labels"] < GOAL // 2
 
 
+@pytest.mark.slow
 def test_implicit_rewards_alone_lead_to_the_goal_and_shuffled_ones_do_not() -> None:
     seen, taken = STEPS.observation[ACTED, 0], STEPS.action[ACTED]
     praise = [action in best_moves(cell) for cell, action in zip(seen, taken, strict=True)]
@@ -161,6 +163,7 @@ def test_continuous_labels_of_a_known_policy_are_approached_and_shuffled_ones_ar
     assert force_error(refine(steps, shuffled, baseline, config)[0].policy) > 0.7
 
 
+@pytest.mark.slow
 def test_a_continuous_critic_improves_on_logged_rewards() -> None:
     baseline = pusher("clip")
     steps = push(baseline)
@@ -241,6 +244,7 @@ def test_confidence_decides_between_two_annotators_who_disagree() -> None:
         assert (policy.act(np.arange(GOAL)).actions == expected).all()
 
 
+@pytest.mark.slow
 def test_a_baseline_of_q_values_is_refined_as_logits() -> None:
     logits = walker()
     weights = (*logits.weights[:-1], logits.weights[-1] * 50)

@@ -42,6 +42,7 @@ def annotated(store: Store) -> Store:
     return store
 
 
+@pytest.mark.slow
 def test_annotations_come_back_as_they_were(annotated: Store) -> None:
     assert load_annotations(annotated, "d1", ["run"]) == [BARE, NOTE]
     assert [note.annotation_id for note in load_annotations(annotated, "d1")] == ["a2", "a3", "a1"]
@@ -49,6 +50,7 @@ def test_annotations_come_back_as_they_were(annotated: Store) -> None:
     assert load_annotations(annotated, "other") == []
 
 
+@pytest.mark.slow
 def test_inserting_again_duplicates_nothing(annotated: Store) -> None:
     with annotated.catalog.write() as con:
         assert insert_annotations(con, [replace(NOTE, rationale="changed"), replace(NOTE, annotation_id="a4")]) == 1
@@ -75,11 +77,13 @@ def test_an_annotation_that_leads_nowhere_is_refused(annotated: Store, changes: 
     assert len(load_annotations(annotated, "d1")) == 3
 
 
+@pytest.mark.slow
 def test_an_unknown_run_is_named(annotated: Store) -> None:
     with pytest.raises(BadInput, match=r"no annotation run 'gone'. There is empty, other, run"):
         load_annotations(annotated, "d1", ["run", "gone"])
 
 
+@pytest.mark.slow
 def test_rejections_keep_reason_and_raw_text(annotated: Store) -> None:
     lost = Rejection("x", "run", "r_1", "d1", None, None, "bad_json", "no brace", "{oh")
     with annotated.catalog.write() as con:

@@ -215,6 +215,7 @@ def test_creating_a_store_twice_keeps_what_is_in_it(store: Store) -> None:
         assert replays(con) == ["a"]
 
 
+@pytest.mark.slow
 def test_a_killed_creation_is_done_again(tmp_path: Path) -> None:
     root = tmp_path / "s"
     root.mkdir()
@@ -379,6 +380,7 @@ def test_a_file_is_free_for_other_processes_after_each_use_though_its_instance_l
         assert replays(con) == ["a"]
 
 
+@pytest.mark.slow
 def test_two_stores_are_open_at_once_and_each_sees_its_own(store: Store, tmp_path: Path) -> None:
     other = Store.create(tmp_path / "other")
     with store.catalog.write() as con:

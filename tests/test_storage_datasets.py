@@ -35,6 +35,7 @@ def test_datasets_are_listed_with_their_mean_return(store: Store) -> None:
     assert one.created_at.endswith("Z")
 
 
+@pytest.mark.slow
 def test_the_catalog_has_the_facts_of_each_episode(store: Store) -> None:
     fill(store, "one")
     query = "SELECT episode_id, seed, length, return_, terminated, truncated, shard FROM episodes ORDER BY episode_id"
@@ -65,12 +66,14 @@ def test_without_a_name_the_latest_dataset_is_meant(store: Store) -> None:
     assert resolve_dataset(store) == "older"
 
 
+@pytest.mark.slow
 def test_registering_again_changes_nothing(store: Store) -> None:
     [manifest] = fill(store, "one")
     register_dataset(store, manifest)
     assert (count(store, "datasets"), count(store, "episodes"), count(store, "steps")) == (1, 2, 10)
 
 
+@pytest.mark.slow
 def test_a_dataset_published_but_unknown_is_registered_by_the_same_command(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:

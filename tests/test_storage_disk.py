@@ -75,6 +75,7 @@ def test_a_commit_that_the_disk_does_not_take_changes_nothing_and_readers_read_o
     assert run_query(store, "SELECT count(*) AS n FROM annotation_runs").to_pylist() == [{"n": 1}]
 
 
+@pytest.mark.slow
 def test_a_paid_reply_finds_the_room_that_was_held_for_it(disk: SmallDisk) -> None:
     store = Store.create(disk.root / "store")
     append_response(store, "run", {"text": "first"})

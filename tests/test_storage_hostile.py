@@ -156,6 +156,7 @@ def test_what_is_no_number_in_an_hdf5_file_is_refused(store: Store, folder: Path
         import_rows(store, d4rl(folder / "hostile.h5", made(shape=(ROWS,), dtype=dtype)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [

@@ -69,6 +69,7 @@ def nothing_written(store: Store) -> bool:
     return registered == [(0,)] and list(store.rollouts_dir.iterdir()) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "dtype"),
     [
@@ -90,11 +91,13 @@ def test_lists_of_every_kind_become_a_box_of_their_own_type(
     assert (episode.seed, episode.terminated, episode.truncated) == (41, True, False)
 
 
+@pytest.mark.slow
 def test_json_lines_are_the_same_as_parquet(store: Store, tmp_path: Path) -> None:
     first = import_rows(store, parquet(tmp_path, make_rows()))
     assert import_rows(store, jsonl(tmp_path, make_rows())) == first
 
 
+@pytest.mark.slow
 def test_a_dataset_of_this_store_can_be_imported_into_another(store: Store, tmp_path: Path) -> None:
     draft = make_draft(policy_output="logits")
     outputs = np.array([[1, 2], [3, 4], [5, 6], [7, 8]], np.float32)
@@ -112,6 +115,7 @@ def test_a_dataset_of_this_store_can_be_imported_into_another(store: Store, tmp_
     assert all(same(a, b) for a, b in zip(episodes, iterate_episodes(other, "copy"), strict=True))
 
 
+@pytest.mark.slow
 def test_continuous_actions_and_policy_outputs_are_inferred(store: Store, tmp_path: Path) -> None:
     rows = [
         row | {"action": row["action"] and [0.5, -1.0], "policy_output": None if row["action"] is None else [1.0, 2.0]}
@@ -128,6 +132,7 @@ def test_continuous_actions_and_policy_outputs_are_inferred(store: Store, tmp_pa
     assert episode.policy_outputs.tolist() == [[1.0, 2.0]] * 3
 
 
+@pytest.mark.slow
 def test_zeros_and_flags_on_the_final_row_mean_the_same(store: Store, tmp_path: Path) -> None:
     plain = import_rows(store, parquet(tmp_path, make_rows()))
     rows = make_rows()
@@ -141,6 +146,7 @@ def test_zeros_and_flags_on_the_final_row_mean_the_same(store: Store, tmp_path: 
     assert import_rows(store, parquet(tmp_path, rows)) == plain
 
 
+@pytest.mark.slow
 def test_the_order_of_rows_and_the_width_of_numbers_do_not_matter(store: Store, tmp_path: Path) -> None:
     plain = import_rows(store, parquet(tmp_path, make_rows()))
     widths = {"episode_id": pa.uint8(), "step": pa.int64(), "seed": pa.int32(), "reward": pa.float32()}
@@ -148,6 +154,7 @@ def test_the_order_of_rows_and_the_width_of_numbers_do_not_matter(store: Store, 
     assert import_rows(store, path).dataset_id == plain.dataset_id
 
 
+@pytest.mark.slow
 def test_a_second_import_finds_the_first_and_another_content_is_refused(store: Store, tmp_path: Path) -> None:
     path = parquet(tmp_path, make_rows())
     first = import_rows(store, path, dataset_id="mine")
@@ -158,6 +165,7 @@ def test_a_second_import_finds_the_first_and_another_content_is_refused(store: S
         import_rows(store, parquet(tmp_path, make_rows(1)), dataset_id="mine")
 
 
+@pytest.mark.slow
 def test_an_import_killed_before_the_catalog_knew_is_finished_by_the_next(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -301,6 +309,7 @@ def test_files_that_are_not_rows_are_refused(
         import_rows(empty, tmp_path / name)
 
 
+@pytest.mark.slow
 def test_rows_exported_from_the_view_come_back(store: Store, tmp_path: Path) -> None:
     write(store, make_draft(), [make_episode(0)])
     path = tmp_path / "exported.parquet"

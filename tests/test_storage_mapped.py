@@ -41,6 +41,7 @@ def decoded(store: Store, monkeypatch: pytest.MonkeyPatch) -> StepArrays:
         return read_steps(store, "d1")
 
 
+@pytest.mark.slow
 def test_mapped_columns_are_those_in_memory_bit_for_bit_and_cannot_be_written(
     large: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -55,6 +56,7 @@ def test_mapped_columns_are_those_in_memory_bit_for_bit_and_cannot_be_written(
     assert len(list(large.dataset_dir("d1").glob("*.parquet"))) > 2
 
 
+@pytest.mark.slow
 def test_episodes_are_views_of_the_columns_with_their_seeds(large: Store) -> None:
     episodes = list_episodes(large, "d1")
     assert all(same(one, other) for one, other in zip(EPISODES, episodes, strict=False))
@@ -62,6 +64,7 @@ def test_episodes_are_views_of_the_columns_with_their_seeds(large: Store) -> Non
     assert not any(episode.observations.flags.owndata for episode in episodes)
 
 
+@pytest.mark.slow
 def test_the_columns_are_written_once_and_for_the_content_of_the_shards(
     large: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -72,6 +75,7 @@ def test_the_columns_are_written_once_and_for_the_content_of_the_shards(
     assert [path.name for path in large.columns_dir("d1").iterdir()] == [folder.name]
 
 
+@pytest.mark.slow
 def test_what_a_killed_writer_left_is_written_anew(large: Store) -> None:
     read_steps(large, "d1")
     (folder,) = large.columns_dir("d1").iterdir()
@@ -81,6 +85,7 @@ def test_what_a_killed_writer_left_is_written_anew(large: Store) -> None:
     assert [path.name for path in large.columns_dir("d1").iterdir()] == [folder.name]
 
 
+@pytest.mark.slow
 def test_without_room_the_dataset_is_read_into_memory(large: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = namedtuple("usage", "free")
     monkeypatch.setattr(mapped.shutil, "disk_usage", lambda _: usage(100))
@@ -90,6 +95,7 @@ def test_without_room_the_dataset_is_read_into_memory(large: Store, monkeypatch:
     assert not any(large.columns_dir("d1").iterdir())
 
 
+@pytest.mark.slow
 def test_a_damaged_shard_is_told_and_leaves_no_columns(large: Store) -> None:
     shard = sorted(large.dataset_dir("d1").glob("*.parquet"))[1]
     shard.write_bytes(shard.read_bytes()[:-9])
@@ -98,6 +104,7 @@ def test_a_damaged_shard_is_told_and_leaves_no_columns(large: Store) -> None:
     assert not any(path.suffix != ".tmp" for path in large.columns_dir("d1").iterdir())
 
 
+@pytest.mark.slow
 def test_a_few_episodes_are_read_from_the_shards(large: Store) -> None:
     assert np.array_equal(read_steps(large, "d1", episode_ids=[3]).reward[:-1], EPISODES[3].rewards)
     assert same(steps.read_episode(large, "d1", 3), EPISODES[3])

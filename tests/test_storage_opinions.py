@@ -59,6 +59,7 @@ def pushed(store: Store) -> Store:
     return store
 
 
+@pytest.mark.slow
 def test_samples_and_models_are_compared_on_equal_steps_and_stay_rows(pushed: Store) -> None:
     enter(
         pushed,
@@ -100,6 +101,7 @@ def test_continuous_opinions_have_the_median_as_their_majority(store: Store) -> 
     ]
 
 
+@pytest.mark.slow
 def test_labels_are_counted_by_the_thirds_of_their_episodes(pushed: Store) -> None:
     enter(pushed, *(("a", "m", step, [1.0], 1.0) for step in (0, 2, 3, 8)))
     assert rows(pushed, "SELECT early_share, middle_share, late_share, episode_share FROM label_quality") == [
@@ -128,6 +130,7 @@ def replay(name: str, annotation_id: str, advantage: float | None) -> LabelRepla
     )
 
 
+@pytest.mark.slow
 def test_replays_are_kept_once_and_summed_up_beside_the_labels(pushed: Store) -> None:
     enter(pushed, *(("a", "m", step, [1.0], 1.0) for step in (1, 2, 3)))
     kept = [replay("l1", "n0", 2.0), replay("l2", "n1", -1.0), replay("l3", "n2", None)]

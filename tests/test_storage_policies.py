@@ -64,6 +64,7 @@ def test_a_damaged_policy_is_refused(store: Store, damage: str) -> None:
         policy_files(store, "p1")
 
 
+@pytest.mark.slow
 def test_policies_are_found_by_the_beginning_of_their_name(store: Store) -> None:
     with pytest.raises(Prerequisite, match="no policy"):
         resolve_policy(store)

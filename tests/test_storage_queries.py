@@ -47,6 +47,7 @@ def test_a_question_is_answered(filled: Store, sql: str, answer: list[dict[str, 
     assert run_query(filled, sql).to_pylist() == answer
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "sql", ["EXPLAIN SELECT 1", "EXPLAIN ANALYZE FROM steps", "DESCRIBE steps", "SHOW TABLES", "SUMMARIZE datasets"]
 )
@@ -231,6 +232,7 @@ def test_a_dataset_whose_shard_is_damaged_after_the_store_was_opened_is_left_out
         run_query(store, f"FROM '{path}'")
 
 
+@pytest.mark.slow
 def test_a_question_leaves_the_catalog_usable(store: Store) -> None:
     fill(store)
     run_query(store, "FROM steps")
@@ -306,6 +308,7 @@ def test_columns_of_one_name_are_named_as_duckdb_does_in_a_subquery(
     assert run_query(filled, f"FROM (SELECT {columns})").to_pylist() == [expected]
 
 
+@pytest.mark.slow
 def test_a_self_join_keeps_every_column(filled: Store) -> None:
     rows = run_query(filled, "SELECT * FROM episodes AS a JOIN episodes AS b USING (dataset_id)")
     assert rows.num_columns == 15

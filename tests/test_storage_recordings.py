@@ -84,6 +84,7 @@ def nothing_written(store: Store) -> bool:
     return list(store.rollouts_dir.iterdir()) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rows", [2, 65_536])
 def test_d4rl_with_next_observations_comes_in_bit_for_bit(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rows: int
@@ -155,6 +156,7 @@ def test_rows_that_do_not_follow_each_other_are_refused_with_the_episode_and_ste
     assert nothing_written(store)
 
 
+@pytest.mark.slow
 def test_the_dump_of_a_replay_buffer_comes_in(store: Store, tmp_path: Path) -> None:
     made = [
         D3rlpyEpisode(e.observations[:-1], e.actions[:, None], e.rewards[:, None].astype(np.float32), e.terminated)
@@ -172,6 +174,7 @@ def test_the_dump_of_a_replay_buffer_comes_in(store: Store, tmp_path: Path) -> N
     assert episodes[1].rewards.tolist() == EPISODES[2].rewards.astype(np.float32).tolist()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suffix", [".csv", ".parquet"])
 @pytest.mark.parametrize("rows", [2, 65_536])
 def test_a_plain_table_comes_in_through_the_meaning_of_its_columns(
@@ -188,6 +191,7 @@ def test_a_plain_table_comes_in_through_the_meaning_of_its_columns(
         assert (episode.terminated, episode.truncated) == (whole.terminated, whole.truncated)
 
 
+@pytest.mark.slow
 def test_rows_in_any_order_are_sorted_by_the_columns_that_say_so(store: Store, tmp_path: Path) -> None:
     numbers = {"e": [0, 0, 0, 1, 2, 2, 2, 2], "t": [0, 1, 2, 0, 0, 1, 2, 3], "s": [7, 7, 7, 8, 9, 9, 9, 9]}
     path = plain(tmp_path / "rows.parquet", **numbers)
@@ -289,6 +293,7 @@ def test_the_flag_of_a_dumped_episode_is_one(store: Store, tmp_path: Path, where
         take_in(store, tmp_path / "dump.h5")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ending", ["hdf5", "parquet"])
 def test_half_floats_come_in_as_floats_with_the_same_values(store: Store, tmp_path: Path, ending: str) -> None:
     halves = flat("observations").astype(np.float16)

@@ -122,6 +122,7 @@ def test_without_a_next_observation_it_is_a_warning_with_the_way_to_drop_them(
     assert sum(map(len, clean)) < steps
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("env_id", "kwargs", "steps"), WORLDS[:3])
 def test_a_reset_within_the_last_step_is_proven_and_its_observation_left_out(
     store: Store, tmp_path: Path, env_id: str, kwargs: dict[str, Any], steps: int
@@ -136,6 +137,7 @@ def test_a_reset_within_the_last_step_is_proven_and_its_observation_left_out(
     assert not any(episode.observations[-1].tobytes() in firsts for episode in clean)
 
 
+@pytest.mark.slow
 def test_a_short_log_of_two_episodes_is_enough(store: Store, tmp_path: Path) -> None:
     (tmp_path / "log.csv").write_text(ISSUE)
     columns = parse_columns(["observation=obs", "next_observation=next_obs", "action=a", "reward=r", "terminated=done"])

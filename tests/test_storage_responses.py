@@ -109,6 +109,7 @@ def test_processes_that_append_together_lose_nothing(store: Store) -> None:
     assert {record["request_id"] for _, record in records(store)} == {f"r_{number}" for number in range(60)}
 
 
+@pytest.mark.slow
 def test_a_process_killed_while_appending_leaves_whole_lines(store: Store) -> None:
     child = os.fork()
     if child == 0:

@@ -161,6 +161,7 @@ def test_rules_lead_back_to_raw_replies_and_the_views_follow_a_moved_store(toys:
     assert [damage.problem for damage in verify_store(moved)] == ["1 rules of run run have no raw reply"]
 
 
+@pytest.mark.slow
 def test_an_older_catalog_keeps_its_requests(tmp_path: Path) -> None:
     path = tmp_path / "catalog.duckdb"
     duckdb.connect(str(path)).close()

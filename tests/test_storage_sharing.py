@@ -200,6 +200,7 @@ def test_what_is_damaged_or_cut_off_elsewhere_is_noticed(filled: Store, tmp_path
     assert notes_of(Store.open(tmp_path / "other")) == ["n1", "n2"]
 
 
+@pytest.mark.slow
 def test_a_full_disk_here_is_not_blamed_on_the_other_side(filled: Store, folder: str) -> None:
     push_store(filled, folder)
     with pytest.raises(DiskFailed, match="the disk is full"):

@@ -15,6 +15,7 @@ from storage.schema import Episode, ManifestDraft, Space
 from storage.store import Store
 
 
+@pytest.mark.slow
 def test_episodes_come_back_bit_for_bit_across_shards_and_row_groups(store: Store) -> None:
     episodes = [make_episode(i, length=3 + i) for i in range(9)]
     manifest = write(store, make_draft(), episodes, shard_bytes=200)
@@ -242,6 +243,7 @@ def test_a_draft_that_cannot_be_stored_is_refused(store: Store, changes: dict[st
         StepsWriter(store, make_draft(**changes))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", ["missing", "shorter", "zeros"])
 def test_a_damaged_shard_is_named_when_it_is_read(store: Store, damage: str) -> None:
     manifest = write(store, make_draft(), [make_episode(i, 50) for i in range(4)], shard_bytes=1500)
@@ -255,6 +257,7 @@ def test_a_damaged_shard_is_named_when_it_is_read(store: Store, damage: str) -> 
     assert same(read_episode(store, "d1", 0), make_episode(0, 50))
 
 
+@pytest.mark.slow
 def test_a_flipped_bit_in_the_data_never_passes_for_data(store: Store) -> None:
     episode = make_episode(0, 50)
     manifest = write(store, make_draft(), [episode])

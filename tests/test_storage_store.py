@@ -10,6 +10,7 @@ from storage.errors import BadInput
 from storage.store import Store
 
 
+@pytest.mark.slow
 def test_a_refused_command_leaves_no_new_store(tmp_path: Path) -> None:
     with pytest.raises(BadInput), Store.create_for(tmp_path / "new"):
         raise BadInput("refused")

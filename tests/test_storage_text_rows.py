@@ -98,6 +98,7 @@ SIBLINGS: dict[str, tuple[str, str | bytes]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", SIBLINGS)
 def test_the_same_rows_written_otherwise_are_the_same_dataset(shared: Store, tmp_path: Path, kind: str) -> None:
     plain, report = take_in(shared, tmp_path / "plain.csv", PLAIN)
@@ -123,6 +124,7 @@ def test_rows_of_named_episodes_need_not_lie_together(shared: Store, tmp_path: P
     assert manifest == plain
 
 
+@pytest.mark.slow
 def test_lists_may_be_written_into_a_cell(shared: Store, tmp_path: Path) -> None:
     plain, _ = take_in(shared, tmp_path / "plain.csv", PLAIN)
     rows = [line.split(",") for line in PLAIN.splitlines()[1:]]

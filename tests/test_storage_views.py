@@ -67,6 +67,7 @@ def _walking() -> Any:
     return make_episode(0, 2, actions=np.array([[10.0], [-0.01]]), observations=np.array([1, 5, 9]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("view", ["steps", "annotated_steps", "spending", "label_quality", "leaderboard"])
 def test_the_views_of_an_empty_store_exist_and_have_no_rows(store: Store, view: str) -> None:
     assert rows(store, f"SELECT * FROM {view}") == []
