@@ -47,6 +47,7 @@ class Visit:
 
     def __init__(self, browser: Any, address: str, width: int, scheme: str) -> None:
         self.context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme)
+        self.context.set_default_timeout(240_000)  # other processes may have the cores
         self.page = self.context.new_page()
         self.complaints: list[str] = []
         self.requests: list[str] = []
