@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -81,6 +82,15 @@ def test_equal_questions_are_played_once_and_different_ones_are_not_confused(sto
     Evaluator(store, TOY, {"max_episode_steps": 5}, workers=1).returns([east], SEEDS, mode="greedy", purpose="select")
     assert played == [2, 1, 1, 1, 1]
     assert len(rows(store, "SELECT 1 FROM evaluations")) == 6
+
+
+def test_a_policy_that_was_played_under_another_name_is_not_played_again(store: Store, played: list[int]) -> None:
+    (east,) = contestants(1)
+    ask = {"mode": "greedy", "purpose": "evaluate"}
+    first = Evaluator(store, TOY, {}, workers=1).returns([replace(east, policy_id="a/folder")], SEEDS, **ask)
+    again = Evaluator(store, TOY, {}, workers=1).returns([east], SEEDS, **ask)
+    assert played == [1]
+    assert first[0].tobytes() == again[0].tobytes()
 
 
 def test_an_endless_environment_is_cut_where_the_dataset_was(store: Store) -> None:

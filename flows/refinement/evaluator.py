@@ -123,7 +123,7 @@ class Evaluator:
         """
         ids = [self._evaluation_id(contestant, seeds, mode) for contestant in contestants]
         known = self._memory.returns
-        self._recall(contestants)
+        self._recall(contestants, ids)
         missing = {id_: c for id_, c in zip(ids, contestants, strict=True) if id_ not in known}
         if missing:
             self._play(missing, seeds, mode, purpose, advance)
@@ -148,14 +148,14 @@ class Evaluator:
             if not self._memory.is_open:
                 self._commit()
 
-    def _recall(self, contestants: Sequence[Candidate]) -> None:
+    def _recall(self, contestants: Sequence[Candidate], evaluation_ids: Sequence[str] = ()) -> None:
         """Read, once, the catalog's evaluations of policies, also under names from another role."""
         memory = self._memory
         unread = {c.policy_id: c.sha256 for c in contestants if c.sha256 not in memory.policies}
         if not unread:
             return
         with self.store.catalog.read() as con:
-            found = load_returns(con, self.fingerprint.sha256, unread)
+            found = load_returns(con, self.fingerprint.sha256, unread, evaluation_ids)
             memory.returns |= {id_: np.array(returns, dtype=np.float64) for id_, returns in found.items()}
             memory.policies |= set(unread.values())
             self._warn_of_changes(con)

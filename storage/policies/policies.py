@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -191,18 +191,22 @@ def list_environments(con: Connection, env_id: str, env_kwargs: Mapping[str, Any
     return [KnownEnvironment(sha256, json.loads(versions), json.loads(code)) for sha256, versions, code in rows]
 
 
-def load_returns(con: Connection, environment_sha256: str, policies: Mapping[str, str]) -> dict[str, list[float]]:
+def load_returns(
+    con: Connection, environment_sha256: str, policies: Mapping[str, str], evaluation_ids: Sequence[str] = ()
+) -> dict[str, list[float]]:
     """Evaluation -> returns of its episodes, of all evaluations of some policies in an environment.
 
     Args:
         con: a connection to the catalog.
         environment_sha256: the environment as it is now.
         policies: id -> hash; a policy that had another role under an earlier name has the hash in its id.
+        evaluation_ids: also these, under whatever name their policy was played.
     """
     rows = con.execute(
         """SELECT evaluation_id, returns FROM evaluations
            WHERE environment_sha256 = $1
-             AND (policy_id IN (SELECT unnest($2)) OR right(policy_id, 12) IN (SELECT unnest($3)))""",
-        [environment_sha256, list(policies), [sha256[:12] for sha256 in policies.values()]],
+             AND (policy_id IN (SELECT unnest($2)) OR right(policy_id, 12) IN (SELECT unnest($3))
+                  OR evaluation_id IN (SELECT unnest($4)))""",
+        [environment_sha256, list(policies), [sha256[:12] for sha256 in policies.values()], list(evaluation_ids)],
     ).fetchall()
     return dict(rows)
