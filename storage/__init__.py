@@ -2,7 +2,7 @@
 
 It knows nobody above it: no environment, no language model, no learner.
 
-From the ground up: disk, predicates, catalog, store, datasets and queries, annotations, importing and policies, then
+From the ground up: disk, expressions, catalog, store, datasets and queries, annotations, importing and policies, then
 exporting, remote and upkeep.
 """
 

@@ -1,4 +1,4 @@
-from . import annotations, catalog, datasets, disk, exporting, importing, policies, predicates, queries, remote, upkeep
+from . import annotations, catalog, datasets, disk, exporting, expressions, importing, policies, queries, remote, upkeep
 
 __all__ = [
     "annotations",
@@ -6,9 +6,9 @@ __all__ = [
     "datasets",
     "disk",
     "exporting",
+    "expressions",
     "importing",
     "policies",
-    "predicates",
     "queries",
     "remote",
     "upkeep",

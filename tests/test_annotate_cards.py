@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 
 from annotate.cards.cards import Card, card_sha256, check_card_against_spaces, find_card, load_card, packaged_cards
-from annotate.cards.claims import EffectClaim, RangeClaim, RateClaim
-from annotate.cards.expressions import names_in
+from annotate.cards.claims import EffectClaim, RangeClaim, RateClaim, names_in
 from storage.errors import BadInput
 from storage.schema import Space
 
@@ -155,7 +154,7 @@ def test_a_card_with_todos_is_refused_with_the_list_of_what_remains(tmp_path: Pa
         ('versus = "stay"', "versus = 0.0", "give either action and versus (names), or dimension"),
         ('effect = "increases"', 'effect = "improves"', "claims[0].effect.effect: Input should be 'increases'"),
         ('effect = "increases"', 'effect = "increases"\nwhen = "next_x > 0"', "'next_x' is none of x, v"),
-        ('effect = "increases"', 'effect = "increases"\nwhen = "x >"', "'x >' is not an expression"),
+        ('effect = "increases"', 'effect = "increases"\nwhen = "x >"', "`x >` is no expression"),
         ('kind = "effect"', 'kind = "opinion"', "claims[0]: Input tag 'opinion'"),
     ],
 )

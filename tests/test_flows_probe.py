@@ -90,10 +90,10 @@ def test_a_wrong_reward_is_found_out_with_the_largest_difference():
     assert float(finding.evidence.rsplit(" ", 1)[1]) > 9
 
 
-def test_an_expression_that_cannot_be_worked_out_does_not_hold_and_says_why():
-    finding = probe_one("CartPole-v1", kind="reward", equals="2 ** -1")
+def test_a_claim_without_a_value_does_not_hold():
+    finding = probe_one("CartPole-v1", kind="reward", equals="sqrt(-1)")
     assert not finding.held
-    assert "negative integer powers" in finding.evidence
+    assert "on 0 of " in finding.evidence
 
 
 def test_a_law_that_never_comes_up_does_not_count_as_kept():

@@ -16,7 +16,7 @@ from storage.catalog.connection import Catalog, insert_rows
 from storage.catalog.migrations import MIGRATIONS, migrate
 from storage.datasets.reader import read_steps
 from storage.errors import BadInput
-from storage.predicates import read_predicate
+from storage.expressions import read_predicate
 from storage.queries.query import run_query
 from storage.schema import Space
 from storage.store import Store

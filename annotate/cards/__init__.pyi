@@ -14,8 +14,7 @@ from .cards import (
     packaged_cards,
     read_card,
 )
-from .claims import Claim, EffectClaim, LawClaim, RangeClaim, RateClaim, RewardClaim, TerminationClaim
-from .expressions import evaluate
+from .claims import Claim, EffectClaim, LawClaim, RangeClaim, RateClaim, RewardClaim, TerminationClaim, evaluate
 
 __all__ = [
     "PLACEHOLDER",

@@ -2,22 +2,64 @@
 
 Whether they are true is not checked here: that takes the environment itself.
 
-Names in expressions: a component before the step (`vx`) and after it (`next_vx`), the action (`action_NAME`: 1 or 0 for
-a discrete action taken or not, the number for a dimension of a continuous one), `reward` and `terminated`.
+Names in their expressions: a component before the step (`vx`) and after it (`next_vx`), the action (`action_NAME`: 1 or
+0 for a discrete action taken or not, the number for a dimension of a continuous one), `reward` and `terminated`. The
+language is that of `storage/expressions.py`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
-from storage.schema import Frozen
-
-from .expressions import Expression, names_in
+from storage import expressions
+from storage.errors import BadInput
+from storage.schema import Array, Frozen
 
 OUTCOMES = ("reward", "terminated")
+_FLAGS = ("terminated",)
+
+
+def _checked(expression: str) -> str:
+    try:
+        names_in(expression)
+    except BadInput as refused:
+        raise ValueError(refused.problem) from None
+    return expression
+
+
+Expression = Annotated[str, AfterValidator(_checked)]
+
+
+def names_in(expression: str) -> frozenset[str]:
+    """The names that an expression needs values for.
+
+    Raises:
+        BadInput: if the text is not an expression.
+    """
+    return expressions.read_expression(expression, None, flags=_FLAGS).columns
+
+
+def evaluate(expression: str, values: Mapping[str, Array]) -> Array:
+    """The value of an expression, element by element.
+
+    Args:
+        expression: of a claim.
+        values: an array of shape (N,) for each name.
+
+    Returns:
+        An array of shape (N,), boolean for a condition; of shape () if the expression has no names.
+
+    Raises:
+        BadInput: if the text is not an expression, or a name has no value.
+    """
+    read = expressions.read_expression(expression, None, flags=_FLAGS)
+    missing = read.columns - values.keys()
+    if missing:
+        raise BadInput(f"{expression!r} uses {', '.join(sorted(missing))}; known: {', '.join(sorted(values))}.")
+    return read.compute(values)
 
 
 class _Claim(Frozen):

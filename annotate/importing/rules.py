@@ -20,8 +20,8 @@ from storage.content_hash import content_id
 from storage.datasets import read_manifest
 from storage.disk import UnreadableError, decode_json, decode_toml, describe_invalid, read_text
 from storage.errors import BadInput
+from storage.expressions import read_predicate
 from storage.ledger import enter_imported_run
-from storage.predicates import read_predicate
 from storage.schema import Frozen, Manifest
 from storage.store import Store
 

@@ -1,6 +1,6 @@
 """From a raw reply to corrective rules: what breaks a rule of the game is kept with its reason, the rest still counts.
 
-A reply is hostile until proven otherwise; its conditions are read by `storage.predicates.predicates` and run nowhere
+A reply is hostile until proven otherwise; its conditions are read by `storage.expressions.predicates` and run nowhere
 here.
 """
 
@@ -11,7 +11,7 @@ from typing import Any
 
 from storage.catalog import STEP, component_columns
 from storage.errors import BadInput
-from storage.predicates import read_predicate
+from storage.expressions import read_predicate
 
 from ..cards import Card
 from ..prompting import Kind, label_vector

@@ -13,7 +13,6 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from storage.catalog import STEP, component_columns
-from storage.predicates import FUNCTIONS, MAX_LENGTH
 from storage.schema import Episode
 from storage.schema import RequestKind as Kind
 
@@ -25,6 +24,7 @@ TABLE_FORMAT = 1
 """Raised whenever tables or statistics are written differently, since that changes what a model reads."""
 
 _RULES_TASK = "task_rules.md"
+_FUNCTIONS = ["abs", "sign", "floor", "ceil", "round", "sqrt", "sin", "cos", "atan2", "least", "greatest"]
 _FOLDER = Path(__file__).parent
 
 
@@ -173,8 +173,8 @@ def _render_rules_task(card: Card, rules: int) -> str:
         action_form=form,
         rules=rules,
         columns=[*component_columns(card.component_names), STEP],
-        functions=list(FUNCTIONS),
-        max_length=MAX_LENGTH,
+        functions=_FUNCTIONS,
+        max_length=500,
     )
 
 

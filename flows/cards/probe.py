@@ -81,13 +81,6 @@ def probe_card(
 
 
 def _probe(claim: Claim, card: Card, named: Mapping[str, Array], twins: Mapping[str, Twins], trials: int) -> Finding:
-    try:
-        return _try(claim, card, named, twins, trials)
-    except ValueError as error:  # an expression that cannot be evaluated, such as 2 ** -1
-        return Finding(claim, False, str(error))
-
-
-def _try(claim: Claim, card: Card, named: Mapping[str, Array], twins: Mapping[str, Twins], trials: int) -> Finding:
     match claim:
         case EffectClaim():
             return _probe_effect(claim, card, twins[claim.prefix], trials)

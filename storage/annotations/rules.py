@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from ..catalog import STEP, Connection, component_columns, insert_rows, match_steps, refresh_views, same_action
 from ..datasets import read_manifest
-from ..predicates import read_predicate
+from ..expressions import read_predicate
 from ..queries import Row, rows_of
 from ..schema import Manifest
 from ..store import Store
@@ -27,7 +27,7 @@ class Rule:
     request_id: str | None
     dataset_id: str
     position: int  # in the annotator's list: of several rules of one list that match a step, the first one decides
-    predicate: str  # canonical, see `predicates.py`
+    predicate: str  # canonical, see `expressions.py`
     suggested_action: tuple[float | None, ...]  # None: this dimension stays as it was logged
     suggested_label: str
     confidence: float | None  # in [0, 1]

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import duckdb
 
-from ..predicates import sql_text
+from ..expressions import sql_text
 
 SETTINGS: Mapping[str, str] = {"autoinstall_known_extensions": "false"}
 _NAME = "catalog"  # of the attached file, as a direct connection to `catalog.duckdb` would have it

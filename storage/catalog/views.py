@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 from ..content_hash import canonical_json, sha256_bytes
 from ..errors import BadInput
-from ..predicates import read_predicate, sql_name, sql_text
+from ..expressions import read_predicate, sql_name, sql_text
 from ..schema import Space
 from .connection import Connection
 from .integrity import inspect_shards, note_shards
@@ -157,7 +157,7 @@ def _mark(rollouts: Path, datasets: Sequence[tuple[str, str]], damaged: Containe
 @cache
 def _made_by() -> str:
     """A hash of what writes the views: this module, the one that it reads conditions with, and the `.sql` files."""
-    code = [Path(__file__), Path(__file__).parents[1] / "predicates.py", *sorted(_FOLDER.glob("*.sql"))]
+    code = [Path(__file__), Path(__file__).parents[1] / "expressions.py", *sorted(_FOLDER.glob("*.sql"))]
     return sha256_bytes(b"".join(path.read_bytes() for path in code))
 
 

@@ -13,7 +13,7 @@ from duckdb.sqltypes import DuckDBPyType
 
 from ..catalog import Connection, is_corrupt
 from ..errors import BadInput, DamagedStore, TrajnoteError
-from ..predicates import sql_name, sql_text
+from ..expressions import sql_name, sql_text
 from ..store import Store
 from .bounded import Bounds, run_bounded, too_much_memory
 

@@ -16,7 +16,7 @@ from ..catalog import MIGRATIONS, Catalog, Connection
 from ..content_hash import sha256_file
 from ..disk import sync_folder, write_whole
 from ..errors import CatalogLocked, Prerequisite
-from ..predicates import sql_text
+from ..expressions import sql_text
 from ..store import Store
 from .remote import Remote
 

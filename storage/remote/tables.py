@@ -10,7 +10,7 @@ from pathlib import Path
 from ..catalog import Connection
 from ..content_hash import canonical_json
 from ..disk import TEMPORARY, sync_file, sync_folder, writing
-from ..predicates import sql_text
+from ..expressions import sql_text
 from ..store import Store
 from .remote import Remote
 from .snapshots import Snapshot

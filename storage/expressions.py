@@ -1,0 +1,616 @@
+"""Arithmetic and conditions over named numbers, written by a language model or a person, and read as hostile text.
+
+An expression is parsed by DuckDB (parsed only, in a connection that reaches nothing) and then rebuilt, node by node,
+from a short list of what is allowed: comparisons, BETWEEN, IN, AND, OR, NOT, CASE WHEN, arithmetic, numbers and a few
+functions of known names. All else is refused. What runs is written from what was rebuilt, never from the text.
+
+An expression has one meaning and two engines: SQL for the steps in a store, NumPy for a policy that plays. Numbers are
+doubles as IEEE 754 computes them; "no value" is NaN, and a comparison with it is false. As a number, a condition is 1
+or 0.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache, lru_cache
+from typing import Any, NamedTuple
+
+import duckdb
+import numpy as np
+
+from .errors import BadInput
+from .schema import Array
+
+Node = Mapping[str, Any]
+Values = Mapping[str, Array]
+"""Numbers by name, each of shape (N,)."""
+Compute = Callable[[Values], Array]
+BEFORE = "SELECT "
+"""What the text is put behind; places in a tree are counted from its beginning."""
+
+_PARTS = {"--": "a comment", "/*": "a comment", ";": "a second statement", "'": "a string", "\\": "a backslash"}
+
+
+class RefusedError(Exception):
+    """Something that is not allowed, in words."""
+
+
+MAX_LENGTH = 1_000
+"""Characters of an expression; an honest one has about a hundred."""
+MAX_DEPTH = 50
+"""Levels of operators and functions in each other."""
+_MAX_SQL = 100_000  # characters; a few functions repeat what they are applied to
+
+
+class _Function(NamedTuple):
+    """A function that is allowed."""
+
+    fewest: int  # numbers that it takes
+    most: int
+    sql: str  # with {0}, {1}, ... for the numbers, or {all}
+    compute: Callable[..., Array]
+
+
+def _greatest(*numbers: Array) -> Array:
+    largest = numbers[0]
+    for other in numbers[1:]:
+        largest = np.maximum(largest, other)
+    return largest + 0.0  # -0.0 becomes 0.0
+
+
+def _least(*numbers: Array) -> Array:
+    return -_greatest(*(-n for n in numbers)) + 0.0
+
+
+def _clip(x: Array, low: Array, high: Array) -> Array:
+    return _least(_greatest(x, low), high)
+
+
+def _round(x: Array) -> Array:
+    """Halves are rounded away from zero, as SQL does."""
+    whole = np.trunc(x)
+    return np.where(np.abs(x - whole) >= 0.5, whole + np.copysign(1.0, x), whole)
+
+
+def _power(base: Array, exponent: Array) -> Array:
+    """As in C, where NumPy takes a power of 0.5 for a square root: that has no value for minus infinity."""
+    is_odd_one_out = np.isneginf(base) & (exponent == 0.5)
+    return np.where(is_odd_one_out, np.inf, np.power(base + 0.0, exponent))
+
+
+_FUNCTIONS: Mapping[str, _Function] = {
+    **{
+        name: _Function(1, 1, f"{name}({{0}})", compute)
+        for name, compute in {
+            "abs": np.abs,
+            "floor": np.floor,
+            "ceil": np.ceil,
+            "round": _round,
+            "sqrt": np.sqrt,
+            "exp": np.exp,
+            "ln": np.log,
+            "sin": np.sin,
+            "cos": np.cos,
+            "asin": np.arcsin,
+            "acos": np.arccos,
+        }.items()
+    },
+    "sign": _Function(1, 1, "CASE WHEN isnan({0}) THEN {0} ELSE sign({0})::DOUBLE END", np.sign),
+    "atan2": _Function(2, 2, "atan2({0}, {1})", np.arctan2),
+    # to DuckDB NaN is the greatest number, so that the least one is found as the greatest of the opposites
+    "least": _Function(2, 8, "-greatest({opposites}) + 0e0", _least),
+    "greatest": _Function(2, 8, "greatest({all}) + 0e0", _greatest),
+    "clip": _Function(3, 3, "-greatest(-(greatest({0}, {1}) + 0e0), -{2}) + 0e0", _clip),
+}
+FUNCTIONS = tuple(_FUNCTIONS)
+"""The names of the functions that are allowed."""
+_ALIASES = {"min": "least", "max": "greatest"}
+
+_ALLOWED = (
+    "Allowed are comparisons, BETWEEN, IN, AND, OR, NOT, CASE WHEN, + - * / % **, numbers, the columns, and "
+    f"{', '.join(FUNCTIONS)}."
+)
+_COMPARISONS: Mapping[str, tuple[str, str, Callable[[Array, Array], Array]]] = {
+    # as differences, because to DuckDB NaN is equal to itself and greater than all other numbers
+    "COMPARE_EQUAL": ("=", "abs({0} - {1}) <= 0e0", lambda a, b: np.abs(a - b) <= 0),
+    "COMPARE_NOTEQUAL": ("<>", "-abs({0} - {1}) < 0e0", lambda a, b: -np.abs(a - b) < 0),
+    "COMPARE_LESSTHAN": ("<", "{0} - {1} < 0e0", lambda a, b: a - b < 0),
+    "COMPARE_GREATERTHAN": (">", "{1} - {0} < 0e0", lambda a, b: b - a < 0),
+    "COMPARE_LESSTHANOREQUALTO": ("<=", "{0} - {1} <= 0e0", lambda a, b: a - b <= 0),
+    "COMPARE_GREATERTHANOREQUALTO": (">=", "{1} - {0} <= 0e0", lambda a, b: b - a <= 0),
+}
+_ARITHMETIC: Mapping[str, Callable[[Array, Array], Array]] = {
+    "+": np.add,
+    "-": np.subtract,
+    "*": np.multiply,
+    "/": np.divide,
+    "%": np.fmod,
+    "**": _power,
+}
+_CANONICAL_GROWTH = 8  # how many times longer a canonical text may be than what it was made from, at most
+_NOTHING = "'nan'::DOUBLE"
+
+
+@dataclass(frozen=True)
+class Expression:
+    """An expression that keeps every rule."""
+
+    text: str  # canonical: equal expressions that differ in spaces, case or needless brackets have equal texts
+    sql: str  # for DuckDB: columns quoted, numbers as doubles; never null, whatever the numbers
+    columns: frozenset[str]  # that it reads
+    is_condition: bool  # or else a number
+    _compute: Compute = field(compare=False, repr=False)
+
+    def compute(self, values: Values) -> Array:
+        """Its value, element by element.
+
+        Args:
+            values: (N,) for each column that it reads.
+
+        Returns:
+            (N,) float64, or bool for a condition; () if it reads no column. Nothing is raised: what has no value is
+            NaN, as a number divided by zero is infinite.
+        """
+        with np.errstate(all="ignore"):
+            return np.asarray(self._compute(values))
+
+
+def read_expression(
+    text: str, columns: Collection[str] | None, *, flags: Collection[str] = (), is_canonical: bool = False
+) -> Expression:
+    """Read an expression.
+
+    Args:
+        text: hostile until proven otherwise.
+        columns: names that it may use; case does not count. None: any name.
+        flags: those of them that are conditions, true or false.
+        is_canonical: whether it was written by this function, and so may be longer.
+
+    Raises:
+        BadInput: quoting what is refused, with what is allowed.
+    """
+    try:
+        limit = MAX_LENGTH * (_CANONICAL_GROWTH if is_canonical else 1)
+        return _read(text, None if columns is None else tuple(columns), frozenset(flags), limit)
+    except RefusedError as refused:
+        known = "" if columns is None else f" The columns are {', '.join(columns)}."
+        raise BadInput(f"{refused}.", f"{_ALLOWED}{known}") from None
+
+
+def read_predicate(text: str, columns: Collection[str], *, is_canonical: bool = False) -> Expression:
+    """Read a condition, see `read_expression`.
+
+    Raises:
+        BadInput: also for a number, and for a condition that reads no column.
+    """
+    found = read_expression(text, columns, is_canonical=is_canonical)
+    if not found.is_condition:
+        raise BadInput(f"{quote(found.text)} is a number, not a condition.", _allowed(columns))
+    if not found.columns:
+        raise BadInput(f"{quote(found.text)} reads no column, so it is always the same.", _allowed(columns))
+    return found
+
+
+def read_formula(text: str, columns: Collection[str], *, is_canonical: bool = False) -> Expression:
+    """Read a number, see `read_expression`; a condition counts 1 or 0."""
+    found = read_expression(text, columns, is_canonical=is_canonical)
+    if not found.is_condition:
+        return found
+    return Expression(found.text, f"({found.sql})::DOUBLE", found.columns, False, _as_number(found.compute))
+
+
+def _allowed(columns: Collection[str]) -> str:
+    return f"{_ALLOWED} The columns are {', '.join(columns)}."
+
+
+@lru_cache(maxsize=8_192)
+def _read(text: str, columns: Sequence[str] | None, flags: frozenset[str], limit: int) -> Expression:
+    if len(text) > limit:
+        raise RefusedError(f"the expression has {len(text)} characters; {limit} are allowed")
+    known = None if columns is None else {name.lower(): name for name in columns}
+    piece = _Reader(text, known, flags).read(parse_expression(text), MAX_DEPTH)
+    nothing = _NOTHING if piece.is_number else "false"
+    return Expression(piece.text, f"coalesce({piece.sql}, {nothing})", piece.columns, not piece.is_number, piece.run)
+
+
+class _Reader:
+    """Rebuilds one expression."""
+
+    def __init__(self, text: str, columns: Mapping[str, str] | None, flags: frozenset[str]) -> None:
+        self._text = text
+        self._columns = columns
+        self._flags = flags
+
+    def read(self, node: Node, depth: int) -> Piece:
+        """Rebuild a node and what is in it."""
+        if depth == 0:
+            raise RefusedError(f"the expression is nested more than {MAX_DEPTH} levels deep")
+        kind = str(node.get("class"))
+        reader = _READERS.get(kind)
+        if reader is None or node.get("alias"):
+            raise self.refuse(node, _WHAT.get(kind, "this"))
+        return reader(self, node, depth - 1)
+
+    def refuse(self, node: Node, what: str) -> RefusedError:
+        """Quote the piece of the text that a node stands for."""
+        start, length = int(node.get("query_location", 0)) - len(BEFORE), int(node.get("query_location_length", 0))
+        inside = 0 <= start < len(self._text) and length > 0
+        piece = self._text[start : start + length] if inside else self._text
+        return RefusedError(f"{what} is not allowed: {quote(piece)}")
+
+    def numbers(self, nodes: Sequence[Node], depth: int) -> list[Piece]:
+        """Rebuild nodes that have to be numbers; a condition becomes 1 or 0."""
+        return [as_number(self.read(node, depth)) for node in nodes]
+
+    def conditions(self, nodes: Sequence[Node], depth: int) -> list[Piece]:
+        """Rebuild nodes that have to be conditions."""
+        pieces = [self.read(node, depth) for node in nodes]
+        for piece in pieces:
+            if piece.is_number:
+                raise RefusedError(f"{quote(piece.text)} is a number where a condition is needed")
+        return pieces
+
+    def column(self, node: Node, depth: int) -> Piece:
+        """A column."""
+        names = [str(name) for name in node.get("column_names", ())]
+        called = ".".join(names)
+        column = (called if len(names) == 1 else None) if self._columns is None else self._columns.get(called.lower())
+        if column is None:
+            raise RefusedError(f"there is no column {quote(called)}")
+        return name(column, is_number=column not in self._flags)
+
+    def constant(self, node: Node, depth: int) -> Piece:
+        """A number."""
+        literal = node.get("literal", {})
+        if literal.get("kind") not in ("INTEGER", "NUMERIC"):
+            raise self.refuse(node, "anything but a number")
+        try:
+            value = float(str(literal.get("text")))
+        except ValueError:
+            raise self.refuse(node, "this number") from None
+        if not math.isfinite(value):
+            raise self.refuse(node, "a number of this size")
+        return number(value)
+
+    def comparison(self, node: Node, depth: int) -> Piece:
+        """Two numbers compared."""
+        sign, sql, compute = _COMPARISONS.get(str(node.get("type")), ("", "", None))
+        if compute is None:
+            raise self.refuse(node, "this comparison")
+        pieces = self.numbers([node["left"], node["right"]], depth)
+        return build(Form(f"{{}} {sign} {{}}", sql, compute), pieces, COMPARED, [SUM, SUM])
+
+    def conjunction(self, node: Node, depth: int) -> Piece:
+        """AND or OR."""
+        kinds = {"CONJUNCTION_AND": ("AND", AND, np.logical_and), "CONJUNCTION_OR": ("OR", OR, np.logical_or)}
+        word, level, compute = kinds.get(str(node.get("type")), ("", 0, None))
+        if compute is None:
+            raise self.refuse(node, "this")
+        pieces = self.conditions(node["children"], depth)
+        return build(Form.infix(word, len(pieces), _fold(compute)), pieces, level, [level + 1] * len(pieces))
+
+    def between(self, node: Node, depth: int) -> Piece:
+        """A number between two others."""
+        if node.get("type") != "COMPARE_BETWEEN":
+            raise self.refuse(node, "this comparison")
+        pieces = self.numbers([node["input"], node["lower"], node["upper"]], depth)
+        sql = "({1} - {0} <= 0e0) AND ({0} - {2} <= 0e0)"
+        form = Form("{} BETWEEN {} AND {}", sql, lambda x, low, high: (low - x <= 0) & (x - high <= 0))
+        return build(form, pieces, COMPARED, [SUM] * 3)
+
+    def operator(self, node: Node, depth: int) -> Piece:
+        """NOT, or IN a list of numbers."""
+        children = node.get("children", ())
+        if node.get("type") == "OPERATOR_NOT":
+            return build(Form("NOT {}", "NOT {0}", np.logical_not), self.conditions(children, depth), NOT, [ATOM])
+        if node.get("type") != "COMPARE_IN" or len(children) < 2:
+            raise self.refuse(node, "this operator")
+        pieces = self.numbers(children, depth)
+        places = range(1, len(pieces))
+        sql = " OR ".join(f"(abs({{0}} - {{{place}}}) <= 0e0)" for place in places)
+        form = Form("{} IN (" + ", ".join("{}" for _ in places) + ")", sql, _is_among)
+        return build(form, pieces, COMPARED, [SUM] * len(pieces))
+
+    def case(self, node: Node, depth: int) -> Piece:
+        """CASE WHEN: the number of the first condition that holds, or else the last one, or else no value."""
+        checks, last = node.get("case_checks", ()), node.get("else_expr") or {}
+        whens = self.conditions([check["when_expr"] for check in checks], depth)
+        open_ended = last.get("class") == "CONSTANT" and last.get("literal", {}).get("kind") == "NULL_LITERAL"
+        thens = self.numbers([*(check["then_expr"] for check in checks), *([] if open_ended else [last])], depth)
+        text = "CASE" + " WHEN {} THEN {}" * len(checks) + ("" if open_ended else " ELSE {}") + " END"
+        pairs = [piece for pair in zip(whens, thens, strict=False) for piece in pair]
+        pieces = pairs if open_ended else [*pairs, thens[-1]]
+        sql = "CASE" + "".join(f" WHEN {{{2 * n}}} THEN {{{2 * n + 1}}}" for n in range(len(checks)))
+        sql += f" ELSE {_NOTHING if open_ended else f'{{{len(pairs)}}}'} END"
+        return build(Form(text, sql, _choose), pieces, ATOM, [OR] * len(pieces), is_number=True)
+
+    def function(self, node: Node, depth: int) -> Piece:
+        """Arithmetic, or one of the functions."""
+        written = str(node.get("function_name")).lower()
+        called = _ALIASES.get(written, "**" if written == "^" else written)
+        extras = ("schema", "catalog", "filter", "distinct", "export_state")
+        arguments = node.get("arguments", ())
+        named = any(argument.get("name") for argument in arguments)
+        if any(node.get(extra) for extra in extras) or node.get("order_bys", {}).get("orders") or named:
+            raise self.refuse(node, "this form of a function")
+        is_operator = bool(node.get("is_operator"))
+        if called not in (_ARITHMETIC if is_operator else _FUNCTIONS):
+            raise self.refuse(node, f"the {'operator' if is_operator else 'function'} {quote(written)}")
+        pieces = self.numbers([argument["expression"] for argument in arguments], depth)
+        if is_operator:
+            return self._arithmetic(node, called, pieces)
+        function = _FUNCTIONS[called]
+        if not function.fewest <= len(pieces) <= function.most:
+            raise self.refuse(node, f"{written} of {len(pieces)} numbers")
+        return call(called, pieces)
+
+    def _arithmetic(self, node: Node, sign: str, pieces: Sequence[Piece]) -> Piece:
+        if len(pieces) == 1 and sign in "+-":
+            return pieces[0] if sign == "+" else build(Form("-{}", "-{0}", np.negative), pieces, SIGNED, [ATOM])
+        if len(pieces) != 2:
+            raise RefusedError(f"{sign} of {len(pieces)} numbers is not allowed")
+        if sign != "**":
+            return join(sign, pieces, SUM if sign in "+-" else PRODUCT)
+        if pieces[0].level == SIGNED and not self._starts(node, "("):
+            raise RefusedError(f"{quote(f'-x {sign} 2')} has two readings: write -(x {sign} 2) or (-x) {sign} 2")
+        return build(Form("{} ** {}", "pow({0} + 0e0, {1})", _power), pieces, POWER, [ATOM, ATOM])
+
+    def _starts(self, node: Node, sign: str) -> bool:
+        """Whether a node's text begins with a sign."""
+        start = int(node.get("query_location", 0)) - len(BEFORE)
+        return 0 <= start < len(self._text) and self._text.startswith(sign, start)
+
+
+_READERS: Mapping[str, Callable[[_Reader, Node, int], Piece]] = {
+    "COLUMN_REF": _Reader.column,
+    "CONSTANT": _Reader.constant,
+    "COMPARISON": _Reader.comparison,
+    "CONJUNCTION": _Reader.conjunction,
+    "BETWEEN": _Reader.between,
+    "OPERATOR": _Reader.operator,
+    "FUNCTION": _Reader.function,
+    "CASE": _Reader.case,
+}
+_WHAT = {
+    "SUBQUERY": "a query inside an expression",
+    "CAST": "a cast",
+    "WINDOW": "a window function",
+    "PARAMETER": "a parameter",
+    "STAR": "a star",
+    "LAMBDA": "a lambda",
+    "COLLATE": "a collation",
+}
+
+
+@cache
+def _is_plain(column: str) -> bool:
+    """Whether a column's name can stand in SQL without quotes: it is neither a word of SQL nor has odd characters."""
+    try:
+        return parse_expression(column).get("column_names") == [column]
+    except RefusedError:
+        return False
+
+
+OR, AND, NOT, COMPARED, SUM, PRODUCT, SIGNED, POWER, ATOM = range(1, 10)
+"""How tightly the outermost sign of a piece binds."""
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A part of an expression, rebuilt."""
+
+    is_number: bool  # or else true or false
+    text: str
+    sql: str
+    run: Compute
+    columns: frozenset[str] = frozenset()
+    level: int = ATOM  # how tightly its outermost sign binds
+
+
+class Form(NamedTuple):
+    """How parts are put together."""
+
+    text: str  # with one {} for each part
+    sql: str  # with {0}, {1}, ... for the parts
+    compute: Callable[..., Array]  # of the parts' values
+
+    @classmethod
+    def infix(cls, sign: str, count: int, compute: Callable[..., Array]) -> Form:
+        """Parts with a sign between them."""
+        return cls(f" {sign} ".join(["{}"] * count), f" {sign} ".join(f"{{{n}}}" for n in range(count)), compute)
+
+
+def number(value: float) -> Piece:
+    """A number; DuckDB reads it as a double."""
+    text = str(int(value)) if value.is_integer() and abs(value) < 1e15 else repr(value)
+    sql = repr(value) if "e" in repr(value) else f"{value!r}e0"  # with an exponent DuckDB reads a double
+    return Piece(True, text, sql, lambda _: np.asarray(value), level=ATOM if value >= 0 else SIGNED)
+
+
+def join(sign: str, pieces: Sequence[Piece], level: int) -> Piece:
+    """Two numbers with a sign between them; sums and products are read from the left."""
+    return build(Form.infix(sign, len(pieces), _ARITHMETIC[sign]), pieces, level, [level, level + 1])
+
+
+def build(
+    form: Form, pieces: Sequence[Piece], level: int, least: Sequence[int], *, is_number: bool | None = None
+) -> Piece:
+    """Put parts together: in the text with the brackets that are needed, in SQL with all of them.
+
+    Args:
+        form: how.
+        pieces: the parts.
+        level: of the whole.
+        least: for each part, the level from which on it needs no brackets.
+        is_number: whether the whole is one; by its level when None.
+
+    Raises:
+        RefusedError: if the SQL becomes too long.
+    """
+    texts = [p.text if p.level >= enough else f"({p.text})" for p, enough in zip(pieces, least, strict=True)]
+    inner = [p.sql if p.level == ATOM else f"({p.sql})" for p in pieces]
+    return Piece(
+        level >= SUM if is_number is None else is_number,
+        form.text.format(*texts),
+        _bounded(form.sql.format(*inner)),
+        _apply(form.compute, [piece.run for piece in pieces]),
+        _columns_of(pieces),
+        level,
+    )
+
+
+def call(called: str, pieces: Sequence[Piece]) -> Piece:
+    """A function of numbers."""
+    function = _FUNCTIONS[called]
+    inner = [f"({piece.sql})" for piece in pieces]
+    sql = function.sql.format(*inner, all=", ".join(inner), opposites=", ".join(f"-{sql}" for sql in inner))
+    text = f"{called}({', '.join(piece.text for piece in pieces)})"
+    run = _apply(function.compute, [piece.run for piece in pieces])
+    return Piece(True, text, _bounded(f"({sql})"), run, _columns_of(pieces))
+
+
+def as_number(piece: Piece) -> Piece:
+    """1 for a condition that holds, 0 for another; a number as it is."""
+    if piece.is_number:
+        return piece
+    run = _as_number(piece.run)
+    return Piece(True, piece.text, f"({piece.sql})::DOUBLE", run, piece.columns, min(piece.level, COMPARED))
+
+
+def name(column: str, *, is_number: bool = True) -> Piece:
+    """A column, in the text without quotes where it needs none; null counts as no value."""
+    parts = column.split(".", 1) if column.startswith(PREVIOUS) else [column]
+    text = ".".join(part if _is_plain(part) else sql_name(part) for part in parts)
+    sql = f"coalesce({sql_name(column)}, {_NOTHING if is_number else 'false'})"
+    return Piece(is_number, text, sql, lambda values: np.asarray(values[column]), frozenset((column,)))
+
+
+PREVIOUS = "previous."
+"""Before the name of a component: its value one step earlier, which has no value in step 0."""
+
+
+def _bounded(sql: str) -> str:
+    if len(sql) > _MAX_SQL:
+        raise RefusedError("the expression is nested too deeply: its parts repeat each other too often")
+    return sql
+
+
+def _apply(compute: Callable[..., Array], parts: Sequence[Compute]) -> Compute:
+    return lambda values: compute(*(part(values) for part in parts))
+
+
+def _as_number(run: Compute) -> Compute:
+    return lambda values: np.asarray(run(values)).astype(np.float64)
+
+
+def _fold(compute: Callable[[Array, Array], Array]) -> Callable[..., Array]:
+    def folded(*parts: Array) -> Array:
+        whole = parts[0]
+        for part in parts[1:]:
+            whole = compute(whole, part)
+        return whole
+
+    return folded
+
+
+def _is_among(x: Array, *others: Array) -> Array:
+    return _fold(np.logical_or)(*(np.abs(x - other) <= 0 for other in others))
+
+
+def _choose(*parts: Array) -> Array:
+    """The number of the first condition that holds; parts alternate, with the last one at the end, if there is one."""
+    pairs = len(parts) // 2
+    chosen = parts[-1] if len(parts) % 2 else np.float64(np.nan)
+    for place in reversed(range(pairs)):
+        chosen = np.where(parts[2 * place], parts[2 * place + 1], chosen)
+    return np.asarray(chosen)
+
+
+def _columns_of(pieces: Sequence[Piece]) -> frozenset[str]:
+    return frozenset[str]().union(*(piece.columns for piece in pieces))
+
+
+def parse_expression(text: str) -> Node:
+    """DuckDB's tree of one expression.
+
+    Raises:
+        RefusedError: if the text is not exactly one expression, or holds characters that no expression needs.
+    """
+    for part, what in _PARTS.items():
+        if part in text:
+            raise RefusedError(f"the expression has {what} ({part})")
+    if not text.isascii() or not text.isprintable():
+        odd = next(c for c in text if not (c.isascii() and c.isprintable()))
+        raise RefusedError(f"the expression has the character {odd!a}")
+    tree = _tree(f"{BEFORE}{text}")
+    if tree.get("error"):
+        raise RefusedError(f"{quote(text)} is no expression: {_first_line(tree.get('error_message'))}")
+    statements = tree["statements"]
+    expressions = statements[0]["node"].get("select_list", [])
+    plain = len(statements) == len(expressions) == 1 and _skeleton(tree) == _bare_skeleton()
+    if not plain or _tree(f"{BEFORE}({text})").get("error"):  # brackets hold an expression, and no clause behind it
+        raise RefusedError(f"{quote(text)} is more than an expression")
+    return expressions[0]
+
+
+def _tree(sql: str) -> dict[str, Any]:
+    try:
+        found = _parser().cursor().execute("SELECT json_serialize_sql(?)", [sql]).fetchone()
+    except duckdb.Error as error:
+        return {"error": True, "error_message": str(error)}
+    try:
+        return json.loads(found[0]) if found else {"error": True}
+    except RecursionError:
+        raise RefusedError("the expression is nested too deeply") from None
+
+
+def _skeleton(tree: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """What stands around the expressions of a statement."""
+    nodes = [(statement, statement["node"]) for statement in tree["statements"]]
+    return [
+        {**statement, "node": {name: value for name, value in node.items() if name != "select_list"}}
+        for statement, node in nodes
+    ]
+
+
+@cache
+def _bare_skeleton() -> list[dict[str, Any]]:
+    return _skeleton(_tree(f"{BEFORE}1"))
+
+
+@cache
+def _parser() -> duckdb.DuckDBPyConnection:
+    """A connection of its own that holds nothing and reaches nothing; it parses and never plans."""
+    closed: dict[str, str | bool | int | float | list[str]] = {
+        "threads": 1,  # none in the background, so that a forked process may go on with it
+        "enable_external_access": "false",
+        "autoload_known_extensions": "false",
+        "autoinstall_known_extensions": "false",
+    }
+    con = duckdb.connect(":memory:", config=closed)
+    con.execute("SET python_enable_replacements = false")
+    con.execute("SET lock_configuration = true")
+    return con
+
+
+def quote(text: str) -> str:
+    """A piece of an expression, for a message."""
+    shown = text if len(text) <= 80 else f"{text[:79]}…"
+    return f"`{shown}`"
+
+
+def _first_line(message: object) -> str:
+    return str(message or "it cannot be parsed").strip().split("\n", 1)[0][:200]
+
+
+def sql_text(value: str) -> str:
+    """A text as SQL writes it."""
+    return "'" + value.replace("'", "''") + "'"
+
+
+def sql_name(name: str) -> str:
+    """The name of a column or table as SQL writes it."""
+    return '"' + name.replace('"', '""') + '"'
