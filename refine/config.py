@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal, Self
 
@@ -23,12 +24,15 @@ MAXIMUM_STEPS = 10_000
 DISCRETE_DEFAULTS = {"betas": (0.1, 0.3), "snapshots": (30, 60, 100, 160, 300)}
 CONTINUOUS_DEFAULTS = {"betas": (0.03, 0.1), "snapshots": (100, 200, 400, 700, 1000)}
 
+DENSE_SNAPSHOTS = (1_000, 2_000, 4_000, 7_000, 10_000)
+"""Of the recipe in mode A where most steps have a suggestion: so many are not memorised, they are learnt."""
+
 
 class RefineConfig(Frozen):
     """One refinement: for each beta one short training from the baseline, with snapshots on the way.
 
-    Few steps and a pull towards the baseline are the whole regularisation: longer training memorises wrong labels,
-    beta 1 freezes the policy, and beta 0 is a lottery.
+    Few steps and a pull towards the baseline are the whole regularisation of sparse labels: longer training memorises
+    wrong ones, beta 1 freezes the policy, and beta 0 is a lottery.
     """
 
     mode: TrainingMode = Field(default="A", description="A: suggested actions; R: relabelled rewards; RA: both")
@@ -51,7 +55,7 @@ class RefineConfig(Frozen):
         default=None,
         min_length=1,
         description="training steps after which a candidate is kept; null: 30 to 300, and 100 to 1000 for continuous"
-        " actions, whose squared error learns more slowly",
+        " actions, whose squared error learns more slowly; 1000 to 10000 in mode A where most steps have a suggestion",
     )
     learning_rate: float = Field(default=1e-3, gt=0, description="of Adam, for the policy and for the critic")
     batch_size: int = Field(default=320, ge=2, description="states per step, annotated ones included")
@@ -121,14 +125,20 @@ class RefineConfig(Frozen):
         plain_loss = self.outlier_scale is None and self.ramp_steps == 0
         return self.algorithm in FAST_ALGORITHMS and plain_loss
 
-    def completed(self, action_space: Space) -> RefineConfig:
-        """The same with the lists that were left open filled in for a kind of actions.
+    def completed(self, action_space: Space, *, dense: bool = False) -> RefineConfig:
+        """The same with the lists that were left open filled in.
+
+        Args:
+            action_space: whose kind of actions decides.
+            dense: whether most steps have a suggestion.
 
         Raises:
             BadInput: when the algorithm is not for them.
         """
         self.check_actions(action_space)
         defaults = DISCRETE_DEFAULTS if action_space.is_discrete else CONTINUOUS_DEFAULTS
+        if dense and self.algorithm == "recipe" and self.mode == "A":
+            defaults = {**defaults, "snapshots": DENSE_SNAPSHOTS}
         missing = {name: value for name, value in defaults.items() if getattr(self, name) is None}
         return self.model_copy(update=missing)
 
@@ -167,8 +177,8 @@ class RefineConfig(Frozen):
     @model_validator(mode="after")
     def _check_lists(self) -> Self:
         betas, snapshots = self.betas or (), self.snapshots or ()
-        if any(beta < 0 for beta in betas):
-            raise BadInput(f"betas are {betas}; none may be negative.")
+        if not all(0 <= beta < math.inf for beta in betas):
+            raise BadInput(f"betas are {betas}; finite numbers are expected, none may be negative.")
         if list(snapshots) != sorted(set(snapshots)) or min(snapshots, default=1) < 1:
             raise BadInput(f"snapshots are {snapshots}; ascending step counts from 1 are expected.")
         if max(snapshots, default=1) > MAXIMUM_STEPS:

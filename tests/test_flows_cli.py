@@ -16,8 +16,10 @@ import pytest
 import typer
 from typer.main import get_command
 
-from flows import cli
+from flows import cli, refinement
+from flows.refinement import ImproveConfig
 from storage.catalog.connection import WAIT_VARIABLE
+from storage.errors import BadInput
 from storage.store import Store
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
@@ -156,6 +158,10 @@ BAD_COMMANDS: dict[str, tuple[list[str], int, list[str]]] = {
     ),
     "labels in a file that is not there": (["annotations", "import", "labels.jsonl"], 2, ["labels.jsonl"]),
     "a refinement without labels": (["refine"], 3, ["no annotations", "trajnote annotate"]),
+    "a beta that is no number": (["refine", "--betas", "0.1,small"], 2, ["betas[1]", "number", "'small'"]),
+    "a beta below 0": (["refine", "--betas", "-0.1"], 2, ["-0.1", "none may be negative"]),
+    "snapshots that do not rise": (["refine", "--snapshots", "300,100"], 2, ["(300, 100)", "ascending"]),
+    "a snapshot too late": (["refine", "--snapshots", "20000"], 2, ["20000", "at most 10000"]),
     "a policy without an environment": (["evaluate", "random"], 2, ["--env ENV_ID"]),
     "a policy that the store does not know": (["evaluate", "refined-0"], 3, ["refined-0"]),
     "an episode that does not exist": (["replay", "--episode", "99"], 2, ["99"]),
@@ -181,6 +187,21 @@ def test_bad_input_is_one_line_and_leaves_the_store_as_it_was(name: str, call: C
     refused(call(*words), code, *expected)
     assert contents(known) == before
     assert Path("file").read_text() == "not a store"
+
+
+def test_betas_and_snapshots_are_those_of_the_refinement(
+    call: Call, known: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[ImproveConfig] = []
+
+    def improve(_store: Store, _dataset: str, config: ImproveConfig, **_: object) -> None:
+        asked.append(config)
+        raise BadInput("That is enough.")
+
+    monkeypatch.setattr(refinement, "improve", improve)
+    refused(call("refine", "--betas", "0.2,0.05", "--snapshots", "10,500"), 2, "enough")
+
+    assert (asked[0].refine.betas, asked[0].refine.snapshots) == ((0.2, 0.05), (10, 500))
 
 
 @pytest.mark.slow

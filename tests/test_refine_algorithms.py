@@ -198,6 +198,18 @@ def test_the_continuous_loss_is_weighted_squared_error_and_distance_from_the_bas
     assert float(loss.loss) == pytest.approx((np.array([2, 0.5, 1]) * errors).mean() + 0.3 * distances.mean(), rel=1e-5)
 
 
+def test_there_is_no_error_beyond_the_bound_where_the_suggestion_lies() -> None:
+    notes = AnnotationColumns(torch.tensor([[1.0], [-1.0]]), torch.ones(2), torch.ones(2), torch.zeros(2, 1))
+    cuts = [[-1.0], [1.0]]
+
+    def loss(first: float, second: float) -> float:
+        return float(continuous_behaviour(torch.tensor([[first], [second]]), notes, 0.3, cuts=cuts).loss)
+
+    assert loss(1.0, -7.0) == loss(5.0, -1.0) == 0
+    assert loss(0.5, -2.0) == pytest.approx(0.5**2 / 2)
+    assert loss(3.0, 1.0) == pytest.approx(2**2 / 2), "the other bound is as far as it was"
+
+
 def test_nothing_pulls_a_policy_that_says_what_everybody_says() -> None:
     logits, notes = notes_for(discrete=True)
     settled = AnnotationColumns(notes.suggestions, torch.zeros(6), notes.labelled, logits.clone())

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -50,7 +52,8 @@ def suggest(policy: MlpPolicy, steps: StepArrays) -> Labels:
     rng = np.random.default_rng(2)
     rows = np.flatnonzero(~steps.is_final)[::4]
     rows = np.concatenate([rows, rows[:1]])
-    said = rng.integers(2, 6, len(rows)) if policy.action_space.is_discrete else rng.uniform(0, 2, (len(rows), 2))
+    continuous = np.clip(rng.uniform(-4, 6, (len(rows), 2)), FORCES.low, FORCES.high)  # many of them at a bound
+    said = rng.integers(2, 6, len(rows)) if policy.action_space.is_discrete else continuous
     return Labels(rows, said, rng.uniform(0.2, 1, len(rows)), np.ones(len(rows)))
 
 
@@ -173,6 +176,17 @@ def test_what_is_not_fast_goes_through_the_reference(head: Head, changes: Change
 def test_both_engines_refuse_a_training_that_diverged(engine: str, changes: Changes) -> None:
     with pytest.raises(BadInput, match="diverged before step 2"):
         refine_with(engine, baseline("logits", "relu"), changed({"learning_rate": 1e25, **changes}, SHORT))
+
+
+def test_a_mean_beyond_the_bound_that_is_suggested_is_left_alone() -> None:
+    policy = replace(baseline("clip"), biases=(*baseline("clip").biases[:-1], np.array([50.0, 50.0])))
+    steps = walk(policy)
+    rows = np.flatnonzero(~steps.is_final)
+    labels = Labels(rows, np.tile([2.0, 4.0], (len(rows), 1)), np.ones(len(rows)), np.zeros(len(rows)))
+
+    found = [s.policy for s in train.refine(steps, labels, policy, PLAIN)]
+
+    assert [distance(one, policy) for one in found] == pytest.approx([0] * 4, abs=1e-5)
 
 
 def test_gradients_are_the_slopes_of_the_outputs() -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -8,7 +9,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from refine.config import RefineConfig
-from refine.labels.labels import ARMS, Labels, arm_labels, check_labels, labels_from_annotations
+from refine.labels.labels import (
+    ARMS,
+    Labels,
+    arm_labels,
+    check_labels,
+    covers_most_steps,
+    labels_from_annotations,
+)
 from refine.labels.reward_relabelling import relabel, relabel_additive, relabel_potential
 from storage.datasets.reader import StepArrays
 from storage.errors import BadInput
@@ -136,6 +144,16 @@ def test_labels_made_by_hand_are_checked() -> None:
         check_labels(Labels(np.array([0]), np.array([1, 2]), one, one), steps, DISCRETE)
     with pytest.raises(BadInput, match="row 0 suggests"):
         check_labels(Labels(np.array([0]), np.array([4]), one, one), steps, DISCRETE)
+
+
+@pytest.mark.parametrize(("labelled", "dense"), [(9, False), (10, True), (20, True)])
+def test_advice_is_dense_when_half_of_the_steps_have_a_suggestion(labelled: int, dense: bool) -> None:
+    steps = make_steps([12, 8])
+    rows = np.repeat(np.flatnonzero(~steps.is_final)[:labelled], 2)  # two annotators of each step are one step
+    labels = Labels(rows, np.zeros(len(rows), np.int64), np.ones(len(rows)), np.zeros(len(rows)))
+
+    assert covers_most_steps(labels, steps) is dense
+    assert not covers_most_steps(dataclasses.replace(labels, weights=np.zeros(len(rows))), steps)
 
 
 @pytest.mark.parametrize("space", [DISCRETE, TORQUES], ids=["discrete", "continuous"])

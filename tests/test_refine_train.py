@@ -223,6 +223,16 @@ def test_defaults_depend_on_the_kind_of_actions_and_given_values_stay() -> None:
     assert config.completed(FORCES).snapshots == (100, 200, 400, 700, 1000)
 
 
+@pytest.mark.parametrize("space", [MOVES, FORCES])
+def test_dense_advice_is_learnt_for_longer_but_not_beside_rewards(space: Space) -> None:
+    longer = (1_000, 2_000, 4_000, 7_000, 10_000)
+
+    assert RefineConfig().completed(space, dense=True).snapshots == longer
+    assert RefineConfig(snapshots=(5,)).completed(space, dense=True).snapshots == (5,)
+    for other in (RefineConfig(mode="RA"), RefineConfig(algorithm="bc")):
+        assert other.completed(space, dense=True) == other.completed(space)
+
+
 def test_a_larger_beta_stays_closer_to_the_baseline() -> None:
     baseline = walker()
     near, far = (
@@ -287,6 +297,7 @@ def test_a_training_that_diverges_says_so() -> None:
     ("fields", "message"),
     [
         ({"betas": (-0.1,)}, "none may be negative"),
+        ({"betas": (float("nan"),)}, "finite"),
         ({"snapshots": (30, 10)}, "ascending"),
         ({"snapshots": (0, 10)}, "from 1"),
         ({"snapshots": (20_000,)}, "at most 10000"),

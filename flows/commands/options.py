@@ -105,6 +105,22 @@ SupportOption = Annotated[
 RampOption = Annotated[
     int, typer.Option("--ramp-steps", min=0, help="A: steps over which the suggestions gain their full weight.")
 ]
+BetasOption = Annotated[
+    str | None,
+    typer.Option(
+        "--betas",
+        help="Weights of the distance to the baseline, with commas, one training each; default: 0.1,0.3, "
+        "and 0.03,0.1 for continuous actions.",
+    ),
+]
+SnapshotsOption = Annotated[
+    str | None,
+    typer.Option(
+        "--snapshots",
+        help="Training steps after which a candidate is kept, with commas, up to 10000; default: by the actions, "
+        "and by the share of the steps that are labelled.",
+    ),
+]
 ReferenceOption = Annotated[
     bool,
     typer.Option(

@@ -10,7 +10,7 @@ from typing import NamedTuple
 from pydantic import Field
 
 from refine.config import RefineConfig
-from refine.labels import Labels, ReferenceArm, relabel
+from refine.labels import Labels, ReferenceArm, covers_most_steps, relabel
 from storage.datasets import StepArrays, catalogued_episodes, read_manifest, read_steps
 from storage.errors import BadInput
 from storage.schema import Frozen, Manifest
@@ -140,7 +140,7 @@ def gather_material(
     steps = read_once(store, datasets)
     start = find_baseline(store, manifest, read_steps(store, dataset_id) if also else steps, baseline)
     labels = opinions.labels(store, manifest, steps)
-    recipe = config.completed(manifest.action_space)
+    recipe = config.completed(manifest.action_space, dense=covers_most_steps(labels, steps))
     oracle = ask_expert(expert, labels, steps, manifest, store) if expert else None
     material = Material(store.root, dataset_id, labels, start.policy, recipe, oracle, tuple(also), start.policy_id)
     warnings = (*find_warnings(steps, labels, recipe), *((start.warning,) if start.warning else ()))

@@ -18,7 +18,7 @@ from storage.schema import Array
 
 from ..config import RefineConfig
 from ..labels import Labels
-from ..policies import MlpPolicy, action_units
+from ..policies import MlpPolicy, action_bounds, action_units
 from ..training import as_logits, refine
 
 Floats = NDArray[np.float64]
@@ -119,7 +119,8 @@ def _score(policy: MlpPolicy, observations: Array, exam: Labels) -> tuple[float,
         likelihoods = log_softmax(outputs.astype(np.float64), axis=1)[np.arange(len(wanted)), wanted]
         agreements = (outputs.argmax(axis=1) == wanted).astype(np.float64)
     else:
-        errors = (outputs - exam.suggestions) / action_units(policy.action_space)[1]
+        played = np.clip(outputs, *action_bounds(policy.action_space))
+        errors = (played - exam.suggestions) / action_units(policy.action_space)[1]
         likelihoods, agreements = -(errors**2).mean(axis=1), -np.abs(errors).mean(axis=1)
     return (
         float(np.average(likelihoods, weights=exam.weights)),

@@ -1,5 +1,5 @@
 from .label_hypotheses import LabelHypothesis, keep, list_readings
-from .labels import Arm, Labels, check_labels, labels_from_annotations
+from .labels import Arm, Labels, check_labels, covers_most_steps, labels_from_annotations
 from .reference_arms import ReferenceArm, label_like_expert, label_random_states
 from .reward_relabelling import relabel, scale_of_returns
 from .rule_labels import labels_from_rules, place_rules, rule_arm_labels
@@ -11,6 +11,7 @@ __all__ = [
     "Labels",
     "ReferenceArm",
     "check_labels",
+    "covers_most_steps",
     "keep",
     "label_like_expert",
     "label_random_states",

@@ -93,6 +93,11 @@ def check_labels(labels: Labels, steps: StepArrays, action_space: Space) -> None
         raise BadInput(f"The label at row {labels.rows[problem[0]]} {problem[1]}.")
 
 
+def covers_most_steps(labels: Labels, steps: StepArrays) -> bool:
+    """Whether at least half of the logged steps have a suggestion: advice that speaks for every state, or nearly."""
+    return 2 * len(np.unique(labels.rows[labels.weights > 0])) >= int(np.count_nonzero(~steps.is_final))
+
+
 def arm_labels(arm: Arm, labels: Labels, steps: StepArrays, action_space: Space, rng: np.random.Generator) -> Labels:
     """Make the labels of one arm of the experiment, at the same states and with the same weights or notes.
 

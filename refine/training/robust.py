@@ -16,7 +16,7 @@ from storage.datasets import StepArrays
 from storage.schema import Array
 
 from ..config import RefineConfig, Snapshot
-from ..labels import LabelHypothesis, Labels, keep, list_readings
+from ..labels import LabelHypothesis, Labels, covers_most_steps, keep, list_readings
 from ..policies import MlpPolicy
 from .train import refine
 
@@ -48,7 +48,8 @@ def refine_candidates(
     Raises:
         BadInput: as `refine` does.
     """
-    config = (config or RefineConfig()).completed(baseline.action_space)
+    dense = covers_most_steps(labels, steps)
+    config = (config or RefineConfig()).completed(baseline.action_space, dense=dense)
     candidates = refine(steps, labels, baseline, config, log_dir=log_dir)
     if not config.robust:
         return candidates
@@ -90,7 +91,7 @@ def find_borne_out(steps: StepArrays, labels: Labels, baseline: MlpPolicy, confi
     Returns:
         (L,), false for labels without a suggestion.
     """
-    config = config.completed(baseline.action_space)
+    config = config.completed(baseline.action_space, dense=covers_most_steps(labels, steps))
     betas, stops = cast("tuple[float, ...]", config.betas), cast("tuple[int, ...]", config.snapshots)
     short = config.model_copy(update={"betas": (min(betas),), "snapshots": (stops[len(stops) // 2],)})
     usable = labels.weights > 0

@@ -13,7 +13,7 @@ import numpy as np
 from storage.datasets import StepArrays
 
 from ..config import RefineConfig, Snapshot
-from ..labels import Labels, check_labels, relabel, scale_of_returns, weigh_labels
+from ..labels import Labels, check_labels, covers_most_steps, relabel, scale_of_returns, weigh_labels
 from ..policies import MlpPolicy, network_inputs
 from .fast.engine import train_fast
 from .packing import PLAIN_ROWS, build_table
@@ -56,9 +56,10 @@ def refine(
         BadInput: for labels that do not fit, no label that counts, spaces that do not fit, or a training that
             diverged.
     """
-    config = (config or RefineConfig()).completed(baseline.action_space)
-    betas, stops = config.betas or (), config.snapshots or ()
     check_labels(labels, steps, baseline.action_space)
+    dense = covers_most_steps(labels, steps)
+    config = (config or RefineConfig()).completed(baseline.action_space, dense=dense)
+    betas, stops = config.betas or (), config.snapshots or ()
     some = slice(None, None, 1 + len(steps) // PLAIN_ROWS)
     start = as_logits(baseline, steps.observation[some]) if baseline.head == "q_values" else baseline
     rewards = steps.reward if config.mode == "A" else relabel(steps, labels, config).rewards

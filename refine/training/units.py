@@ -9,7 +9,9 @@ import numpy as np
 
 from storage.schema import Array, Space
 
-from ..policies import MlpPolicy, action_units
+from ..policies import MlpPolicy, action_bounds, action_units
+
+_TOLERANCE = 1e-5  # in the network's units; a bound that was rounded is still the bound
 
 
 def network_layers(policy: MlpPolicy) -> tuple[list[Array], list[Array]]:
@@ -49,6 +51,15 @@ def as_logits(policy: MlpPolicy, observations: Array) -> MlpPolicy:
     factor = np.float32(1.0 / max(lead, 1e-6))
     weights = (*policy.weights[:-1], policy.weights[-1] * factor)
     return replace(policy, weights=weights, biases=(*policy.biases[:-1], policy.biases[-1] * factor), head="logits")
+
+
+def cutting_bounds(space: Space) -> tuple[Array, Array]:
+    """From where on a continuous action is cut, below and above, (m,) each in the network's units; infinite if never.
+
+    Two actions as far out as that, or farther, are played as one.
+    """
+    low, high = (in_network_units(bounds, space) for bounds in action_bounds(space))
+    return low + np.float32(_TOLERANCE), high - np.float32(_TOLERANCE)
 
 
 def in_network_units(actions: Array, space: Space) -> Array:

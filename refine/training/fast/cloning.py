@@ -9,12 +9,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from storage.schema import Array
 
 from ...policies import MlpPolicy
 from ..packing import Columns, Floats
-from ..units import as_policy, network_layers
+from ..units import as_policy, cutting_bounds, network_layers
 from .batched_mlp import Adam, StackedNetworks, softmax
 
 
@@ -23,7 +24,8 @@ class FastCloning:
 
     Both terms of the loss are one: a distance `l(pi(s_i), t_i)` with a weight, where the target `t_i` is the suggestion
     at a labelled state and what the baseline does at any other. Discrete, `KL(pi_0 || pi)` and the cross-entropy to
-    `pi_0` have the same gradient, `softmax(z) - t`; continuous, the squared error has `2 (mu - t) / m`.
+    `pi_0` have the same gradient, `softmax(z) - t`; continuous, the squared error has `2 (mu - t) / m`, and
+    none where a mean that is cut and the suggestion lie beyond the same bound.
 
     Args:
         start: where all trainings begin; with a head of logits when discrete.
@@ -33,6 +35,7 @@ class FastCloning:
 
     def __init__(self, start: MlpPolicy, betas: Sequence[float], learning_rate: float) -> None:
         self._start = start
+        self._cuts = cutting_bounds(start.action_space)
         self._betas = np.asarray(betas, np.float32)[:, None, None]
         self.networks = StackedNetworks([network_layers(start)] * len(betas), start.activation)
         self._adam = Adam(self.networks.parameters, self.networks.gradients, learning_rate)
@@ -88,4 +91,11 @@ class FastCloning:
         targets = np.where(labelled, batch.suggestions, batch.references)
         means = outputs if self._start.head == "clip" else np.tanh(outputs)
         errors = (means - targets) * np.float32(2 / outputs.shape[1])
-        return errors if self._start.head == "clip" else errors * (1 - means * means)
+        if self._start.head == "clip":
+            return errors * ~(labelled & self._are_one_action(means, batch.suggestions))
+        return errors * (1 - means * means)
+
+    def _are_one_action(self, means: Floats, suggestions: Floats) -> NDArray[np.bool_]:
+        """Where means (E, m, B) and suggestions (m, B) are cut to the same bound."""
+        low, high = (bounds[:, None] for bounds in self._cuts)
+        return (np.minimum(means, suggestions) >= high) | (np.maximum(means, suggestions) <= low)

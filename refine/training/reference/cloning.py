@@ -103,10 +103,11 @@ class AnnotatedBCConfig(AnnotatedFields, BCConfig):
     """Cloning, continuous: squared errors to suggestions, to the baseline's mean and to logged actions.
 
     Args:
-        clipped: whether the mean is cut to the bounds (PPO) instead of squashed to them (SAC, TD3).
+        cuts: (2, m) from where on the mean is cut (PPO), below and above, in the network's units; None: it is squashed
+            (SAC, TD3).
     """
 
-    clipped: bool = False
+    cuts: list[list[float]] | None = None
 
     def create(self, device: DeviceArg = False, enable_ddp: bool = False) -> AnnotatedBC:
         """The algorithm of this configuration."""
@@ -125,7 +126,7 @@ class AnnotatedBC(BC):
         """Build d3rlpy's modules, then the annotated loss around them."""
         super().inner_create_impl(observation_shape, action_size)
         modules = cast("BCModules", cast("BCImpl", self._impl).modules)
-        if cast("AnnotatedBCConfig", self._config).clipped:
+        if cast("AnnotatedBCConfig", self._config).cuts is not None:
             modules = dataclasses.replace(modules, imitator=ClippedPolicy(modules.imitator))
         self._impl = rebuild(self, AnnotatedBCImpl, modules=modules)
 
@@ -143,6 +144,7 @@ class AnnotatedBCImpl(CloningImpl, BCImpl):
             self._terms.stay_close,
             self._ramp,
             outlier_scale=self._terms.outlier_scale,
+            cuts=self._terms.cuts,
         )
 
     def compute_own(self, output: Any, batch: TorchMiniBatch) -> torch.Tensor:
@@ -150,7 +152,7 @@ class AnnotatedBCImpl(CloningImpl, BCImpl):
         return mse_loss(self._means(output), batch.actions)
 
     def _means(self, output: Any) -> torch.Tensor:
-        return output.mu if self._terms.clipped else output.squashed_mu
+        return output.squashed_mu if self._terms.cuts is None else output.mu
 
 
 register_learnable(AnnotatedDiscreteBCConfig)

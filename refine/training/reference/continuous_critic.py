@@ -35,10 +35,11 @@ class ContinuousFields(CriticFields):
     """Fields of a continuous actor-critic.
 
     Args:
-        clipped: whether the mean is cut to the bounds (PPO) instead of squashed to them (SAC, TD3).
+        cuts: (2, m) from where on the mean is cut (PPO), below and above, in the network's units; None: it is squashed
+            (SAC, TD3).
     """
 
-    clipped: bool = False
+    cuts: list[list[float]] | None = None
 
 
 class ContinuousActorImpl(WaitingActor):
@@ -47,13 +48,15 @@ class ContinuousActorImpl(WaitingActor):
     def compute_actor_loss(self, batch: TorchMiniBatch, action: ActionOutput) -> ActorLoss:
         """What annotators and baseline say, and what the algorithm itself asks of its actor."""
         own = self.compute_own(batch, action)
-        means = action.mu if self._terms.clipped else action.squashed_mu  # a cut mean has no gradient beyond the bounds
+        cuts = self._terms.cuts
+        means = action.squashed_mu if cuts is None else action.mu  # a cut mean has no gradient beyond the bounds
         behaviour = continuous_behaviour(
             means,
             read_notes(batch),
             self._terms.stay_close,
             self._ramp,
             outlier_scale=self._terms.outlier_scale,
+            cuts=cuts,
         )
         return join_own(behaviour, own, self._terms.improvement)
 
@@ -74,7 +77,7 @@ class ContinuousActor:
         parent: Any = super()
         parent.inner_create_impl(observation_shape, action_size)
         modules = algorithm._impl.modules
-        if algorithm._config.clipped:
+        if algorithm._config.cuts is not None:
             names = [name for name in ("policy", "targ_policy") if hasattr(modules, name)]
             modules = dataclasses.replace(modules, **{name: ClippedPolicy(getattr(modules, name)) for name in names})
         algorithm._impl = rebuild(algorithm, self.implementation, modules=modules)

@@ -13,6 +13,7 @@ from storage.schema import Array
 
 from ...config import RefineConfig
 from ...policies import MlpPolicy, action_bounds, action_units, network_inputs, output_size
+from ..units import cutting_bounds
 from .cloning import AnnotatedBCConfig, AnnotatedDiscreteBCConfig
 from .continuous_critic import AnnotatedReBRACConfig, AnnotatedTD3PlusBCConfig
 from .d3rlpy_setup import LearnableConfig, MultiplyRewardScaler, QLearningAlgoBase
@@ -51,8 +52,8 @@ def create_algorithm(baseline: MlpPolicy, config: RefineConfig, beta: float, *, 
         "observation_scaler": observation_scaler_of(baseline),
         "action_scaler": action_scaler_of(baseline),
     }
-    if not baseline.action_space.is_discrete:
-        fields["clipped"] = baseline.head == "clip"
+    if baseline.head == "clip":
+        fields["cuts"] = [bounds.tolist() for bounds in cutting_bounds(baseline.action_space)]
     build = _actor_critic if config.has_critic else _cloning
     algorithm = cast("Algorithm", build(fields, baseline, config, return_scale).create())
     algorithm.create_impl((baseline.input_size,), output_size(baseline.action_space))

@@ -7,6 +7,7 @@ terms for Gaussians of one fixed width.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -83,9 +84,11 @@ def continuous_behaviour(
     ramp: float = 1.0,
     *,
     outlier_scale: float | None = None,
+    cuts: Sequence[Sequence[float]] | None = None,
 ) -> BehaviourLoss:
     """Squared distance to the suggestions and to the baseline's mean, averaged over the action's dimensions.
 
+    Where a mean and the suggestion are cut to the same bound, their distance is 0: they are one action.
     With an outlier scale `c` the squared distance `d` to a suggestion becomes `2 c^2 (1 - exp(-d / (2 c^2)))`, which is
     d where it is small and constant where it is large (Dennis and Welsch, Communications in Statistics B 1978).
 
@@ -95,8 +98,14 @@ def continuous_behaviour(
         stay_close: beta.
         ramp: weight of the suggestions as a whole.
         outlier_scale: c, in the network's units; None: squared distances.
+        cuts: (2, m) from where on actions are cut, below and above, in the network's units; None: they are not.
     """
-    errors = ((means - notes.suggestions) ** 2).mean(dim=1)
+    differences = means - notes.suggestions
+    if cuts is not None:
+        low, high = torch.tensor(cuts, dtype=means.dtype)
+        below, above = torch.maximum(means, notes.suggestions) <= low, torch.minimum(means, notes.suggestions) >= high
+        differences = differences.masked_fill(below | above, 0)
+    errors = (differences**2).mean(dim=1)
     if outlier_scale is not None:
         width = 2 * outlier_scale**2
         errors = width * (1 - torch.exp(-errors / width))

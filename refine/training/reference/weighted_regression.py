@@ -64,7 +64,7 @@ class WeightedRegressionImpl(ContinuousActorImpl):
 
         Without that, its gradient would be 1 / sigma^2 times the suggestions', hundreds at d3rlpy's initial widths.
         """
-        if self._terms.clipped:
+        if self._terms.cuts is not None:
             action = action._replace(squashed_mu=action.mu)  # a cut mean has no gradient beyond the bounds
         variance = cast("torch.Tensor", action.logstd).detach().exp().square().mean()
         return super().compute_own(batch, action) * 2 * variance / action.mu.shape[1]
