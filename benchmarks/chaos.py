@@ -51,7 +51,7 @@ from anthropic_server import KEY  # noqa: E402
 from toy_datasets import make_draft, make_episode, write  # noqa: E402
 
 from annotate.ledger import replies  # noqa: E402
-from annotate.ledger.batch_config import BatchConfig  # noqa: E402
+from annotate.ledger.requests import BatchConfig  # noqa: E402
 from annotate.prompting.requests import AnnotateConfig  # noqa: E402
 from annotate.providers.batch import BatchServer  # noqa: E402
 from flows.labelling import annotation as label  # noqa: E402

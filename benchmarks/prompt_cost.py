@@ -36,8 +36,8 @@ from rich.console import Console
 from rich.table import Table
 from scipy.linalg import solve_discrete_are
 
-from annotate.costs.prices import Tokens as Counted
-from annotate.costs.prices import estimate_input, estimate_tokens, price
+from annotate.costs import Tokens as Counted
+from annotate.costs import estimate_input, estimate_tokens, price
 from annotate.prompting.requests import DEFAULT_MODEL, AnnotateConfig, Request
 from annotate.quality import EDGES
 from flows.demo import take_example

@@ -10,9 +10,7 @@ import zstandard
 
 from annotate.parsing.messages import read_message
 from annotate.prompting.requests import Request, request_id_of
-from annotate.providers.answers import parse_answer, read_answers
-from annotate.providers.file import FileProvider, export_requests
-from annotate.providers.recorded import RecordedProvider
+from annotate.providers.answers import FileProvider, RecordedProvider, export_requests, parse_answer, read_answers
 from storage.errors import BadInput, LeftOutWarning
 
 MESSAGE = {"type": "message", "model": "m", "content": [{"type": "text", "text": "hello"}], "stop_reason": "end_turn"}

@@ -17,12 +17,12 @@ from anthropic_server import KEY, AnthropicServer, answer_text
 from toy_cards import CARD
 
 from annotate.ledger import budget
-from annotate.ledger.batch_config import BatchConfig
 from annotate.ledger.recovery import recover
+from annotate.ledger.requests import BatchConfig
 from annotate.prompting.requests import AnnotateConfig
+from annotate.providers.answers import ScriptedProvider
 from annotate.providers.anthropic import AnthropicProvider
 from annotate.providers.batch import BatchServer
-from annotate.providers.scripted import ScriptedProvider
 from annotate.runs.batch_runs import run_batches
 from annotate.runs.ingestion import Ingested, ingest, poll
 from annotate.runs.plan import RunPlan, estimate_run, plan_run, read_question

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from annotate.costs.prices import Tokens, estimate_calls, estimate_tokens, price, tokens_of
+from annotate.costs import Tokens, estimate_calls, estimate_tokens, price, tokens_of
 from annotate.prompting.requests import Request
 
 

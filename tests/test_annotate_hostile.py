@@ -15,11 +15,10 @@ from toy_cards import CARD
 from toy_datasets import make_draft, make_episode, write
 
 from annotate.cards.cards import Action
-from annotate.parsing.fields import MAX_RATIONALE
-from annotate.parsing.labels import ParsedReply, find_in_reply, read_reply
+from annotate.parsing.labels import MAX_RATIONALE, ParsedReply, find_in_reply, read_reply
 from annotate.parsing.messages import MAX_RAW
 from annotate.prompting.requests import AnnotateConfig
-from annotate.providers.scripted import ScriptedProvider
+from annotate.providers.answers import ScriptedProvider
 from annotate.runs.plan import plan_run
 from annotate.runs.run import annotate_run
 from storage.ledger.responses import append_response, iterate_responses, raw_reply

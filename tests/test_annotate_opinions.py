@@ -10,10 +10,9 @@ import pytest
 from toy_cards import CARD
 
 from annotate.prompting.requests import AnnotateConfig, Request
-from annotate.providers.scripted import ScriptedProvider, text_message
-from annotate.runs.plan import plan_run
+from annotate.providers.answers import ScriptedProvider, text_message
+from annotate.runs.plan import RunSummary, plan_run
 from annotate.runs.run import annotate_run
-from annotate.runs.summary import RunSummary
 from flows.labelling.quality import check_labels
 from storage.store import Store
 

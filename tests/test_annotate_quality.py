@@ -10,9 +10,16 @@ import numpy as np
 import pytest
 from toy_datasets import BOX3, PUSH
 
-from annotate.quality.comparisons import measure_agreement, measure_calibration
-from annotate.quality.models import clustered_error, discounted_returns, measure_consistency, measure_salience
-from annotate.quality.placement import Notes, measure_coverage, place_notes, same_actions
+from annotate.quality.models import discounted_returns, measure_consistency, measure_salience
+from annotate.quality.placement import (
+    Notes,
+    clustered_error,
+    measure_agreement,
+    measure_calibration,
+    measure_coverage,
+    place_notes,
+    same_actions,
+)
 from annotate.quality.verdict import Quality, assess_run, judge
 from storage.annotations.annotations import LabelReplay
 from storage.datasets.reader import StepArrays

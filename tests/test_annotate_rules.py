@@ -24,8 +24,7 @@ from annotate.prompting.reply_schema import reply_schema
 from annotate.prompting.requests import AnnotateConfig, Request
 from annotate.prompting.selection import spread_by_return
 from annotate.prompting.templates import prompt_version
-from annotate.providers.file import FileProvider, export_requests
-from annotate.providers.scripted import ScriptedProvider, text_message
+from annotate.providers.answers import FileProvider, ScriptedProvider, export_requests, text_message
 from annotate.runs.plan import RunPlan, estimate_run, plan_run
 from annotate.runs.run import annotate_run
 from storage.annotations.rules import load_rules

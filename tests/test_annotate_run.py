@@ -16,16 +16,12 @@ from toy_cards import CARD
 from toy_datasets import make_draft, make_episode, write
 
 from annotate.ledger import replies
-from annotate.ledger.batch_config import MOST_ATTEMPTS
-from annotate.ledger.requests import add_questions, open_run
+from annotate.ledger.requests import MOST_ATTEMPTS, add_questions, open_run
 from annotate.prompting.requests import AnnotateConfig, Request
-from annotate.providers.file import FileProvider, export_requests
-from annotate.providers.protocol import Reply
-from annotate.providers.recorded import RecordedProvider
-from annotate.providers.scripted import ScriptedProvider, text_message
-from annotate.runs.plan import RunPlan, all_questions, estimate_run, plan_run, unanswered_requests
+from annotate.providers.answers import FileProvider, RecordedProvider, ScriptedProvider, export_requests, text_message
+from annotate.providers.connection import Reply
+from annotate.runs.plan import RunPlan, RunSummary, all_questions, estimate_run, plan_run, unanswered_requests
 from annotate.runs.run import annotate_run
-from annotate.runs.summary import RunSummary
 from storage.annotations.annotations import load_annotations
 from storage.catalog.connection import Catalog, Connection
 from storage.disk.atomic import exclusive_lock

@@ -11,8 +11,8 @@ from test_annotate_batches import MODEL, SMALL, Bench, Reader, bench, reader, wh
 
 from annotate.ledger import replies
 from annotate.ledger.recovery import recover
+from annotate.providers.answers import text_message
 from annotate.providers.batch import BatchServer, BrokenOffError
-from annotate.providers.scripted import text_message
 from annotate.runs.batch_runs import run_batches
 from annotate.runs.ingestion import ingest, poll
 from annotate.runs.reconcile import give_up

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from annotate.cards.cards import Action, Card, Component
-from annotate.prompting.statistics import describe_dataset
+from annotate.prompting.selection import describe_dataset
 from storage.schema import Episode
 
 CARD = Card(

@@ -14,7 +14,7 @@ from toy_datasets import make_draft, make_episode, write
 from annotate.cards.cards import Action, Card, Component
 from annotate.explain import Explanation, compare_parts, explain_misses, explain_request, parts_of
 from annotate.prompting.requests import AnnotateConfig
-from annotate.providers.scripted import ScriptedProvider, text_message
+from annotate.providers.answers import ScriptedProvider, text_message
 from annotate.runs.plan import RunPlan, plan_run
 from annotate.runs.run import annotate_run
 from storage.errors import BadInput

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from annotate.prompting.requests import AnnotateConfig, Request
-from annotate.providers.scripted import ScriptedProvider, text_message
+from annotate.providers.answers import ScriptedProvider, text_message
 from annotate.runs.run import annotate_run
 from flows.datasets.collection import CollectConfig, collect
 from flows.labelling.annotation import plan

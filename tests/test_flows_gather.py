@@ -18,7 +18,7 @@ from flows.policies.baselines import find_recorded_baseline
 from storage.content_hash import sha256_bytes
 from storage.datasets.reader import read_manifest
 from storage.errors import BadInput, DamagedStore, LeftOutWarning
-from storage.exporting.datasets import export_csv
+from storage.exporting import export_csv
 from storage.remote.pull import pull_store
 from storage.remote.push import push_store
 from storage.store import CARD as CARD_FILE

@@ -12,7 +12,7 @@ from toy_environment import CARD, answers_of, gather_toys, make_baseline, small_
 
 from annotate.cards.cards import load_card
 from annotate.prompting.requests import AnnotateConfig
-from annotate.providers.scripted import ScriptedProvider, text_message
+from annotate.providers.answers import ScriptedProvider, text_message
 from annotate.runs.plan import plan_run
 from annotate.runs.run import annotate_run
 from flows.datasets.recordings import take_in

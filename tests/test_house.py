@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-import storage.queries.named
+import storage.queries.query
 from storage.store import Store
 
 ROOT = Path(__file__).parents[1]
@@ -80,7 +80,7 @@ def test_questions_ask_columns_not_paths_into_json():
 
 QUESTIONS = sorted(
     path.relative_to(path.parents[1]).with_suffix("").as_posix()
-    for path in Path(storage.queries.named.__file__).parent.rglob("*.sql")
+    for path in Path(storage.queries.query.__file__).parent.rglob("*.sql")
 )
 
 

@@ -15,8 +15,8 @@ import duckdb
 import pytest
 
 from storage.catalog.connection import Catalog, Connection, insert_rows
+from storage.catalog.engine import latch_of
 from storage.catalog.migrations import MIGRATIONS, Migration, catalog_version, migrate
-from storage.catalog.rwlock import latch_of
 from storage.errors import BadInput, CatalogLocked, DamagedStore, Prerequisite
 from storage.store import Store
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from toy_datasets import make_draft, make_episode, same, write
 
-from storage.datasets import memory_map as mapped
+from storage.datasets import reader as mapped
 from storage.datasets import reader as steps
 from storage.datasets.columns import StepArrays
 from storage.datasets.reader import list_episodes, read_steps

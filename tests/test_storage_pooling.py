@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from toy_datasets import make_draft, make_episode, write
 
-from storage.annotations.pooling import pool_annotations, read_pool
+from storage.annotations.annotations import pool_annotations, read_pool
 from storage.catalog.connection import insert_rows
 from storage.datasets.reader import read_steps
 from storage.errors import BadInput

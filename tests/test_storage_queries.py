@@ -12,9 +12,8 @@ from toy_datasets import make_draft, make_episode, write
 
 from storage.catalog.connection import insert_rows
 from storage.errors import BadInput, DamagedStore, LeftOutWarning
-from storage.queries import bounded
-from storage.queries.bounded import Bounds
-from storage.queries.query import run_query
+from storage.queries import query as bounded
+from storage.queries.query import Bounds, run_query
 from storage.store import Store
 
 

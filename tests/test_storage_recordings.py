@@ -22,7 +22,7 @@ from storage.errors import BadInput
 from storage.importing import pieces
 from storage.importing.cells import parse_columns
 from storage.importing.import_dataset import import_recording, import_rows, open_recording
-from storage.importing.import_report import ImportReport
+from storage.importing.row_validation import ImportReport
 from storage.schema import Episode, Manifest
 from storage.store import Store
 

@@ -11,17 +11,15 @@ import numpy as np
 import polars as pl
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from storage.datasets.columns import decode_episodes
 from storage.datasets.reader import iterate_episodes
 from storage.errors import BadInput
 from storage.importing.action_kinds import Choices
 from storage.importing.cells import parse_columns
+from storage.importing.episode_ends import ResetSigns
 from storage.importing.import_dataset import import_recording, open_recording
-from storage.importing.import_report import ImportReport
-from storage.importing.resets import ResetSigns
+from storage.importing.row_validation import ImportReport
 from storage.schema import Episode, Manifest
 from storage.store import Store
 
@@ -189,14 +187,16 @@ def alike(rng: np.random.Generator, length: int) -> np.ndarray:
 
 @pytest.mark.parametrize("shown", [noise, walk, grid, from_one_start, alike])
 @pytest.mark.parametrize("paid", ["always", "sometimes", "at the end"])
-@settings(max_examples=25, deadline=None, derandomize=True)
-@given(seed=st.integers(0, 2**32), count=st.integers(1, 12), longest=st.integers(1, 30))
-def test_clean_episodes_are_never_suspected(
-    shown: Callable[[np.random.Generator, int], np.ndarray], paid: str, seed: int, count: int, longest: int
+def test_clean_episodes_are_suspected_in_one_recording_of_fifty_at_most(
+    shown: Callable[[np.random.Generator, int], np.ndarray], paid: str
 ) -> None:
+    assert sum(is_suspected(seed, shown, paid) for seed in range(50)) <= 1
+
+
+def is_suspected(seed: int, shown: Callable[[np.random.Generator, int], np.ndarray], paid: str) -> bool:
     rng = np.random.default_rng(seed)
-    signs = ResetSigns()
-    for number in range(count):
+    signs, longest = ResetSigns(), int(rng.integers(1, 31))
+    for number in range(int(rng.integers(1, 13))):
         length = int(rng.integers(1, longest + 1))
         rewards = {
             "always": rng.normal(size=length),
@@ -204,4 +204,4 @@ def test_clean_episodes_are_never_suspected(
             "at the end": np.eye(length)[-1],
         }[paid]
         signs.see(episode_of(number, shown(rng, length), rewards))
-    assert signs.find() is None
+    return signs.find() is not None

@@ -25,8 +25,7 @@ from storage.remote import push as pushing
 from storage.remote.pull import pull_store
 from storage.remote.push import push_store
 from storage.remote.remote import Remote, local_copy
-from storage.remote.snapshots import find_newest, read_snapshot
-from storage.remote.tables import export_tables
+from storage.remote.snapshots import export_tables, find_newest, read_snapshot
 from storage.store import Store
 from storage.upkeep.verify import verify_store
 

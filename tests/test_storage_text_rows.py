@@ -19,7 +19,7 @@ from storage.importing import text_rows
 from storage.importing.action_kinds import Choices
 from storage.importing.cells import parse_columns
 from storage.importing.import_dataset import import_recording, open_recording
-from storage.importing.import_report import ImportReport
+from storage.importing.row_validation import ImportReport
 from storage.schema import Manifest
 from storage.store import Store
 

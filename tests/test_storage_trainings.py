@@ -7,7 +7,7 @@ import zipfile
 
 import pytest
 
-from storage.policies.training_cache import load_training, save_training
+from storage.policies.policies import load_training, save_training
 from storage.store import Store
 
 FILES = {"snapshots.json": b"[]", "0/weights.npz": bytes(1000)}
@@ -53,5 +53,5 @@ def test_a_training_that_unpacks_to_more_than_is_ever_kept_is_made_again(
     with zipfile.ZipFile(store.training_path("t_1"), "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("snapshots.json", b"0" * 100_000)
     assert load_training(store, "t_1") is not None
-    monkeypatch.setattr("storage.policies.training_cache.LIMIT_BYTES", 99_999)
+    monkeypatch.setattr("storage.policies.policies.LIMIT_BYTES", 99_999)
     assert load_training(store, "t_1") is None

@@ -2,7 +2,7 @@
 
 A line is a JSON object with `dataset_id`, `episode_id`, `step`, and `suggested_action` (a number, a list, or the name
 of an action) or `implicit_reward` or both; `confidence`, `rationale`, `critical` and `model` may be left out.
-Replies to our requests come in another way (`providers/file.py`).
+Replies to our requests come in another way (`providers/answers.py`).
 """
 
 from __future__ import annotations

@@ -1,4 +1,3 @@
-from .batch_config import BatchConfig
 from .budget import (
     GO_ON,
     NO_BATCH,
@@ -22,7 +21,17 @@ from .replies import (
     read_newest_replies,
     read_whole,
 )
-from .requests import RequestStatus, Run, Totals, add_questions, open_run, sum_run, unanswered, withdraw_second
+from .requests import (
+    BatchConfig,
+    RequestStatus,
+    Run,
+    Totals,
+    add_questions,
+    open_run,
+    sum_run,
+    unanswered,
+    withdraw_second,
+)
 
 __all__ = [
     "GO_ON",

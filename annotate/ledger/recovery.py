@@ -29,8 +29,8 @@ from storage.schema import Frozen
 from storage.store import Store
 
 from ..providers import Reply
-from .batch_config import MOST_ATTEMPTS
 from .replies import StoredReply, enter_landed, read_whole
+from .requests import MOST_ATTEMPTS
 
 _NOTE = ".note.json"
 

@@ -36,7 +36,7 @@ from ..costs import price, tokens_of
 from ..parsing import Found, find_in_reply
 from ..prompting import Kind
 from ..providers import Provider, Reply, parse_result
-from .batch_config import MOST_ATTEMPTS
+from .requests import MOST_ATTEMPTS
 
 
 class StoredReply(Frozen):

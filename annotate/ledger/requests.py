@@ -1,4 +1,4 @@
-"""Which requests a run asks, and how far each is; every verb is part of the caller's transaction.
+"""Which requests a run asks, how far each is, and how batches carry them; verbs are part of the caller's transaction.
 
 Nobody is asked here; requests under way and their prices are in `budget.py`, replies in `replies.py`.
 """
@@ -9,13 +9,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from pydantic import Field
+
 from storage.catalog import Connection, insert_rows
 from storage.ledger import State, enter_run, request_states, total_run, withdraw_suggestions
+from storage.schema import Frozen
 
 from ..cards import Card
 from ..costs import Tokens, estimate_input
 from ..prompting import Question
-from .batch_config import MOST_ATTEMPTS
 
 _AT_ONCE = 500
 """Questions entered by one statement: each has kilobytes of text, which is copied on its way."""
@@ -131,3 +133,21 @@ def sum_run(con: Connection, run_id: str) -> Totals:
         return Totals(0, 0, Tokens(), 0.0)
     tokens = Tokens(row.input_tokens, row.cache_write_tokens, row.cache_read_tokens, row.output_tokens)
     return Totals(row.labels, row.rejections, tokens, row.cost_usd, row.rules, row.estimated_usd)
+
+
+MOST_REQUESTS = 100_000
+"""Requests in one batch that Anthropic takes."""
+MOST_ATTEMPTS = 5
+"""How often a batch may return a request without a reply before it counts as failed."""
+
+
+class BatchConfig(Frozen):
+    """How requests travel in Message Batches."""
+
+    size: int = Field(default=1_000, ge=1, le=MOST_REQUESTS, description="requests in a batch, at most")
+    in_flight: int = Field(default=4, ge=1, le=100, description="batches of a run under way at once")
+    grace_s: float = Field(
+        default=180.0, ge=0, description="seconds that a lost batch has to show up on the server's list; 120 or more"
+    )
+    attempts: int = Field(default=MOST_ATTEMPTS, ge=1, description="how often a request may come back unanswered")
+    retry_failed: bool = Field(default=False, description="ask again what was refused or came back too often")

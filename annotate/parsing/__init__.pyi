@@ -1,5 +1,4 @@
-from .fields import MAX_RATIONALE
-from .labels import ParsedReply, find_in_reply
+from .labels import MAX_RATIONALE, ParsedReply, find_in_reply
 from .messages import Found, clean_text, read_message
 from .rules import read_answer, rule_names
 

@@ -15,17 +15,22 @@ from storage.expressions import read_predicate
 
 from ..cards import Card
 from ..prompting import Kind, label_vector
-from .fields import (
+from .labels import (
     BrokenError,
+    ParsedReply,
+    ProposedRule,
     Refused,
+    find_in_reply,
+    read_action,
     read_field,
+    read_labels,
+    read_nothing,
     read_number,
     read_rationale,
     refuse_entry,
     refuse_reply,
     show,
 )
-from .labels import ParsedReply, ProposedRule, find_in_reply, read_action, read_labels, read_nothing
 from .messages import Entry, Found, ReplyProblem
 
 MAX_RULES = 100

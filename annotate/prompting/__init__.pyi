@@ -1,7 +1,5 @@
-from .images import COLUMNS, FrameSource
-from .requests import MOST_UNSTREAMED_TOKENS, AnnotateConfig, Question, Request, RequestBuilder
-from .selection import Method, select_episodes, spread_by_return
-from .statistics import describe_dataset
+from .requests import COLUMNS, MOST_UNSTREAMED_TOKENS, AnnotateConfig, FrameSource, Question, Request, RequestBuilder
+from .selection import Method, describe_dataset, select_episodes, spread_by_return
 from .tables import label_vector
 from .templates import Kind, prompt_version
 

@@ -7,9 +7,10 @@ counts), so any change of prompt, model, card, schema or data is a new request a
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -19,9 +20,8 @@ from storage.errors import BadInput
 from storage.schema import Episode, Frozen
 
 from ..cards import Card
-from .images import FrameSource, with_frames
 from .reply_schema import reply_schema
-from .statistics import DatasetStatistics
+from .selection import DatasetStatistics
 from .tables import Table, render_table
 from .templates import Kind, render_episode, render_system
 
@@ -213,3 +213,26 @@ class RequestBuilder:
         }
         request = Request(request_id_of(params, sample), kind, params)
         return Question(request, episode_id, sample, frozenset(steps))
+
+
+FrameSource = Callable[[int, Sequence[int]], bytes]
+"""From an episode's id and some of its steps to a PNG: a tile for each step, row by row, `COLUMNS` in a row."""
+COLUMNS = 4
+
+
+def with_frames(text: str, png: bytes, steps: Sequence[int]) -> list[dict[str, Any]]:
+    """The content of a message that shows an image and then says `text`.
+
+    Args:
+        text: the words about the episode.
+        png: the image, with a tile for each step.
+        steps: the steps shown, in the order of the tiles.
+    """
+    named = ", ".join(map(str, steps))
+    words = (
+        f"The image shows what the environment looked like at the steps {named}: one tile for each, in this order, "
+        f"from left to right and from top to bottom, {COLUMNS} in a row."
+    )
+    data = base64.b64encode(png).decode()
+    source = {"type": "base64", "media_type": "image/png", "data": data}
+    return [{"type": "image", "source": source}, {"type": "text", "text": f"{words}\n\n{text}"}]

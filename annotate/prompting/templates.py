@@ -17,7 +17,7 @@ from storage.schema import Episode
 from storage.schema import RequestKind as Kind
 
 from ..cards import Action, Card
-from .statistics import DatasetStatistics, Group, Spread, Usage, describe_actions, exact_return
+from .selection import DatasetStatistics, Group, Spread, Usage, describe_actions, exact_return
 from .tables import Table, format_fixed, format_significant, render_table
 
 TABLE_FORMAT = 1

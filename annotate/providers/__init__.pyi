@@ -1,4 +1,4 @@
-from .answers import parse_result
+from .answers import FileProvider, RecordedProvider, export_requests, parse_result
 from .anthropic import AnthropicProvider
 from .batch import (
     MOST_BYTES,
@@ -11,10 +11,7 @@ from .batch import (
     RemoteBatch,
     ServerBusyError,
 )
-from .connection import read_key
-from .file import FileProvider, export_requests
-from .protocol import Limited, Provider, Reply, Threaded, Written
-from .recorded import RecordedProvider
+from .connection import Limited, Provider, Reply, Threaded, Written, read_key
 
 __all__ = [
     "MOST_BYTES",

@@ -1,28 +1,29 @@
-"""Answers in JSON Lines: the forms a line may have, and a file of them read and checked as a whole.
+"""Who answers without a server: a file for anybody, answers recorded earlier, or a function for tests and trials.
 
-A line is one of
+Exported questions are requests of Anthropic's Message Batches, so they can be sent. A line of answers is one of
 - a result line of Anthropic's Message Batches: `{"custom_id": ID, "result": {"type": "succeeded", "message": {...}}}`,
 - a short form: `{"request_id": ID, "text": "..."}`, `{"request_id": ID, "reply": {"assessment": ..., "labels": ...}}`
   or `{"request_id": ID, "message": {...}}`, where `custom_id` may stand for `request_id`, and all other fields (model,
   date, ...) are kept as provenance.
 
-What an answer says is not looked at here.
+A file of them is checked as a whole. What an answer says is not looked at here.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+import warnings
+from collections.abc import Callable, Collection, Generator, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from storage.disk import UnreadableError, decode_json, read_lines
-from storage.errors import BadInput
+from storage.disk import UnreadableError, decode_json, read_lines, write_whole
+from storage.errors import BadInput, LeftOutWarning
 
 from ..parsing import clean_text
-from .protocol import Reply
-from .scripted import text_message
+from ..prompting import Request
+from .connection import Reply
 
 _CONTENT = ("text", "reply", "message", "result")
 _SHOWN = 8
@@ -149,3 +150,172 @@ def _plain(value: Any) -> str | float | bool | None:
 def _dump(value: Any) -> str:
     """JSON with every unusual character escaped, so that it can be stored whatever it is."""
     return json.dumps(value)
+
+
+def text_message(text: str, model: str | None = "scripted") -> str:
+    """A Messages API reply with one text block, as JSON."""
+    blocks = [{"type": "text", "text": text}]
+    return json.dumps({"type": "message", "model": model, "content": blocks, "stop_reason": "end_turn"})
+
+
+class ScriptedProvider:
+    """Answers with whatever a function returns.
+
+    Args:
+        script: from a request to the raw reply; None leaves the request unanswered, an exception passes through.
+    """
+
+    name = "scripted"
+    recorded = False
+    paid = False
+
+    def __init__(self, script: Callable[[Request], str | None]) -> None:
+        self._script = script
+        self.asked: list[str] = []
+
+    def prepare(self, known: Collection[str], pending: Collection[str], *, complete: bool) -> None:
+        """Anything can be answered."""
+
+    def answer(self, requests: Iterable[Request]) -> Generator[Reply]:
+        """One reply after the other."""
+        for request in requests:
+            self.asked.append(request.request_id)
+            raw = self._script(request)
+            if raw is not None:
+                yield Reply(request.request_id, raw)
+
+    def late(self) -> list[Reply]:
+        """None: nothing is under way."""
+        return []
+
+
+EXPORT_COMMAND = "trajnote annotate --provider file --export requests.jsonl"
+
+
+class RecordedProvider:
+    """Replays recorded answers.
+
+    Args:
+        path: a file of answers as in `answers.py` (`.jsonl`, or `.jsonl.zst`), or a folder of such files.
+        export_command: the command that exports requests, for the message when an answer is missing.
+
+    Raises:
+        BadInput: if there is no such file, or a line of it is not an answer.
+    """
+
+    name = "recorded"
+    recorded = True
+    paid = False
+
+    def __init__(self, path: Path, export_command: str = EXPORT_COMMAND) -> None:
+        self._path = path
+        self._export_command = export_command
+        self._answers = read_answers(_answer_files(path))
+
+    def prepare(self, known: Collection[str], pending: Collection[str], *, complete: bool) -> None:
+        """Refuse requests that have no recorded answer.
+
+        Raises:
+            BadInput: naming the first of them and the command that exports them.
+        """
+        missing = [request_id for request_id in pending if request_id not in self._answers]
+        if missing:
+            raise BadInput(
+                f"{self._path} has no answer to {len(missing)} of {len(pending)} requests, the first being "
+                f"{missing[0]}: the data, the prompt, the card, the model or an option differs from the recording.",
+                f"Export them with `{self._export_command}` and the same dataset and options, have a model answer "
+                "them, and add the answers.",
+            )
+
+    def answer(self, requests: Iterable[Request]) -> Generator[Reply]:
+        """The recorded answers."""
+        requests = list(requests)
+        ids = [request.request_id for request in requests]
+        self.prepare(ids, ids, complete=False)
+        for request in requests:
+            reply = self._answers[request.request_id].reply
+            yield replace(reply, provenance={"recorded": True, **reply.provenance})
+
+    def says(self, request_id: str) -> str | None:
+        """The raw reply to a request, if there is one."""
+        answer = self._answers.get(request_id)
+        return answer.reply.raw if answer else None
+
+    def late(self) -> list[Reply]:
+        """None: nothing is under way."""
+        return []
+
+
+def _answer_files(path: Path) -> list[Path]:
+    if not path.is_dir():
+        return [path]
+    files = sorted(file for file in path.iterdir() if file.name.endswith((".jsonl", ".jsonl.zst")))
+    if not files:
+        raise BadInput(f"The folder {path} holds no .jsonl or .jsonl.zst file.", "Name the file of recorded answers.")
+    return files
+
+
+def export_requests(path: Path, requests: Iterable[Request]) -> int:
+    """Write requests as JSON Lines `{"custom_id": ..., "params": {...}}`; the file is whole or absent.
+
+    Returns:
+        How many there are.
+    """
+    lines = [f'{{"custom_id":{json.dumps(request.request_id)},"params":{request.body}}}\n' for request in requests]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(path, "".join(lines).encode())
+    return len(lines)
+
+
+class FileProvider:
+    """Answers that somebody collected in a file; questions without one stay open.
+
+    Args:
+        path: JSON Lines as in `answers.py`.
+
+    Raises:
+        BadInput: if the file cannot be read, or a line of it is not an answer.
+    """
+
+    name = "file"
+    recorded = False
+    paid = False
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._answers = read_answers([path])
+
+    def prepare(self, known: Collection[str], pending: Collection[str], *, complete: bool) -> None:
+        """Refuse answers to questions that this run does not ask, and warn of those without a line.
+
+        Raises:
+            BadInput: naming them; not when a second stage may still ask them.
+        """
+        unknown = [f"{a.place}: {key}" for key, a in self._answers.items() if key not in known]
+        if unknown and complete:
+            raise BadInput(
+                f"{self._path} answers {len(unknown)} requests that this run does not ask: {join_some(unknown)}.",
+                "Use the dataset, model and options that the requests were exported with; nothing was read in.",
+            )
+        if missing := sorted(key for key in pending if key not in self._answers):
+            warnings.warn(
+                f"{self._path} has no line for {len(missing)} requests: {join_some(missing)}. They stay open; the same "
+                "command with --export FILE in place of --answers writes them.",
+                LeftOutWarning,
+                stacklevel=2,
+            )
+
+    def answer(self, requests: Iterable[Request]) -> Generator[Reply]:
+        """The answers that the file has."""
+        for request in requests:
+            if request.request_id in self._answers:
+                yield self._answers[request.request_id].reply
+
+    def says(self, request_id: str) -> str | None:
+        """The raw reply to a request, if there is one."""
+        answer = self._answers.get(request_id)
+        return answer.reply.raw if answer else None
+
+    def late(self) -> list[Reply]:
+        """None: nothing is under way."""
+        return []

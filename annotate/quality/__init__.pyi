@@ -1,5 +1,4 @@
-from .comparisons import EDGES, Bin
-from .placement import same_actions
+from .placement import EDGES, Bin, same_actions
 from .verdict import Judgement, Quality, assess_run, judge
 
 __all__ = ["EDGES", "Bin", "Judgement", "Quality", "assess_run", "judge", "same_actions"]

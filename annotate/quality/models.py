@@ -17,7 +17,7 @@ from scipy.special import log_softmax
 
 from storage.datasets import StepArrays
 
-from .placement import Bools, Floats, Notes, state_rows
+from .placement import Bools, Floats, Notes, clustered_error, state_rows
 
 Ints = NDArray[np.int64]
 
@@ -89,16 +89,6 @@ def fit_numbers(features: Floats, targets: Floats | Ints) -> Callable[[Floats], 
     penalty[0, 0] = 1e-9
     weights = np.linalg.solve(features.T @ features + penalty, features.T @ targets)
     return lambda rows: rows @ weights
-
-
-def clustered_error(values: Floats, clusters: Ints) -> float:
-    """Standard error of a mean whose values are alike within clusters (the sandwich estimate)."""
-    if len(np.unique(clusters)) < 2:
-        return float("nan")
-    _, place = np.unique(clusters, return_inverse=True)
-    sums = np.bincount(place, weights=values - values.mean())
-    count = len(sums)
-    return float(np.sqrt((sums**2).sum() * count / (count - 1)) / len(values))
 
 
 FEWEST = 20

@@ -17,17 +17,21 @@ from storage.annotations import LabelReplay
 from storage.datasets import StepArrays
 from storage.schema import Annotation, Space
 
-from .comparisons import (
+from .models import FEWEST, Consistency, Salience, measure_consistency, measure_salience
+from .placement import (
     TELLING_GAP,
     Agreement,
     Calibration,
+    Coverage,
+    Floats,
+    Notes,
     ReplayEvidence,
     measure_agreement,
     measure_calibration,
+    measure_coverage,
+    place_notes,
     sum_up_replays,
 )
-from .models import FEWEST, Consistency, Salience, measure_consistency, measure_salience
-from .placement import Coverage, Floats, Notes, measure_coverage, place_notes
 
 
 @dataclass(frozen=True)

@@ -1,10 +1,9 @@
 from .batch_runs import run_batches
 from .ingestion import Ingested, Polled, ingest, poll
-from .plan import RunPlan, estimate_run, plan_again, plan_run, unanswered_requests
+from .plan import RunPlan, RunSummary, estimate_run, plan_again, plan_run, unanswered_requests
 from .reconcile import give_up
 from .run import annotate_run
 from .submission import Submission, submit
-from .summary import RunSummary
 
 __all__ = [
     "Ingested",

@@ -18,11 +18,10 @@ from ..ledger import BatchConfig, recover, unanswered
 from ..prompting import Request
 from ..providers import BatchServer, Reply, ServerBusyError
 from .ingestion import Ingested, ingest
-from .plan import RunPlan, all_questions
+from .plan import RunPlan, RunSummary, all_questions
 from .reconcile import is_from_here, tell_elsewhere
 from .run import annotate_run
 from .submission import Submission, submit
-from .summary import RunSummary
 
 Report = Callable[[str, int, int | None], None]
 _PATIENCE = 20

@@ -1,7 +1,7 @@
 """One annotation run from plan to finish: what is still open is asked, what was answered before is used again.
 
 It is the way from a dataset to a model's labels. What is kept of it is in `ledger/`, the words in
-`prompting/templates.py`; who answers is behind `providers/protocol.py`.
+`prompting/templates.py`; who answers is behind `providers/connection.py`.
 """
 
 from __future__ import annotations
@@ -44,12 +44,12 @@ from ..prompting import Question, Request
 from ..providers import Limited, Provider, Reply, Threaded, Written
 from .plan import (
     RunPlan,
+    RunSummary,
     all_questions,
     earlier_readings,
     read_question,
     second_questions,
 )
-from .summary import RunSummary
 
 Report = Callable[[str, int, int | None], None]
 _CHUNK = 50

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from annotate.costs.prices import estimate_calls, price
+from annotate.costs import estimate_calls, price
 from annotate.prompting.requests import DEFAULT_MODEL, AnnotateConfig
 from flows.datasets.collection import CollectConfig
 from flows.datasets.recordings import gather

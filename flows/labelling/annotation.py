@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from annotate.costs import Counter, Estimate
+from annotate.costs import Estimate, TokenCounter
 from annotate.providers import FileProvider, Provider, RecordedProvider, export_requests
 from annotate.runs import RunPlan, RunSummary, annotate_run, estimate_run, plan_again, unanswered_requests
 from storage.errors import BadInput, Prerequisite
@@ -126,7 +126,7 @@ def make_provider(config: LabelConfig) -> Provider:
     return FileProvider(config.answers) if config.provider == "file" else RecordedProvider(config.answers)
 
 
-def _counter(config: LabelConfig) -> Counter | None:
+def _counter(config: LabelConfig) -> TokenCounter | None:
     """What counts tokens, if that is asked for."""
     if not config.count:
         return None

@@ -1,7 +1,7 @@
 """Frames of stored episodes: rendered by exact replay, tiled into one image, and written as a PNG.
 
 Only a replay that matches the log bit for bit is shown. The words about the image are in
-`annotate/prompting/images.py`.
+`annotate/prompting/requests.py`.
 """
 
 from __future__ import annotations

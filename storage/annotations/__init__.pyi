@@ -7,8 +7,9 @@ from .annotations import (
     list_runs,
     load_annotations,
     load_label_replays,
+    pool_annotations,
+    read_pool,
 )
-from .pooling import pool_annotations, read_pool
 from .rules import (
     Matches,
     Rule,

@@ -21,7 +21,7 @@ from ..content_hash import canonical_json
 from ..disk import explain_disk
 from ..errors import BadInput, CatalogLocked, DamagedStore, DiskFailed
 from . import engine
-from .rwlock import LatchTimeoutError, latch_of
+from .engine import LatchTimeoutError, latch_of
 
 Connection = duckdb.DuckDBPyConnection
 OnConflict = Literal["ignore", "replace", "error"]

@@ -1,16 +1,20 @@
-"""DuckDB instances that outlive one use of a catalog file: starting one costs 40 ms, attaching a file to it 5.
+"""How a process uses a catalog file: the DuckDB instance to which it is attached, and the turns of its threads.
 
-A file is attached while somebody uses it and at no other time, so that other processes get its lock as soon as
-possible. An instance in which anything failed is thrown away.
+Starting an instance costs 40 ms, attaching a file to it 5. A file is attached while somebody uses it and at no other
+time, so that other processes get its lock as soon as possible; DuckDB itself holds them off. An instance in which
+anything failed is thrown away. DuckDB refuses to open one file twice in a process with different configurations, so
+threads take turns: many readers, or one writer.
 """
 
 from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import duckdb
 
@@ -110,10 +114,92 @@ def release(path: Path, con: duckdb.DuckDBPyConnection, *, failed: bool) -> None
     _pool.release(path.resolve(), con, failed=failed)
 
 
+class LatchTimeoutError(Exception):
+    """Another thread of this process did not finish in time."""
+
+
+class Latch:
+    """Many readers or one writer; a waiting writer goes before new readers, a thread may nest its own reads."""
+
+    def __init__(self) -> None:
+        self._free = threading.Condition()
+        self._readers: dict[int, int] = {}
+        self._writer: int | None = None
+        self._waiting = 0
+        self.held: Any = None  # what the writer shares with reads inside its own block
+        self.is_writing = False  # whether that is a transaction
+
+    @property
+    def is_mine(self) -> bool:
+        """Whether this very thread is the writer."""
+        return self._writer == threading.get_ident()
+
+    @contextmanager
+    def shared(self, wait_s: float) -> Generator[None]:
+        """Read together with other readers.
+
+        Raises:
+            LatchTimeoutError: after `wait_s` seconds behind a writer.
+        """
+        me = threading.get_ident()
+        with self._free:
+            nested = me in self._readers
+            if not self._free.wait_for(lambda: self._writer is None and (nested or not self._waiting), wait_s):
+                raise LatchTimeoutError
+            self._readers[me] = self._readers.get(me, 0) + 1
+        try:
+            yield
+        finally:
+            with self._free:
+                self._readers[me] -= 1
+                if not self._readers[me]:
+                    del self._readers[me]
+                self._free.notify_all()
+
+    @contextmanager
+    def exclusive(self, wait_s: float) -> Generator[None]:
+        """Be alone.
+
+        Raises:
+            LatchTimeoutError: after `wait_s` seconds behind other threads.
+            RuntimeError: if this thread already reads or writes: it would wait for itself.
+        """
+        me = threading.get_ident()
+        if self._writer == me or me in self._readers:
+            raise RuntimeError("This thread already has the catalog open; use that connection, or close it first.")
+        with self._free:
+            self._waiting += 1
+            try:
+                if not self._free.wait_for(lambda: self._writer is None and not self._readers, wait_s):
+                    raise LatchTimeoutError
+                self._writer = me
+            finally:
+                self._waiting -= 1
+                self._free.notify_all()
+        try:
+            yield
+        finally:
+            with self._free:
+                self._writer = None
+                self._free.notify_all()
+
+
+_latches: dict[Path, Latch] = {}
+_registry = threading.Lock()
+
+
+def latch_of(path: Path) -> Latch:
+    """The one latch of a file in this process, whichever way its path is written."""
+    with _registry:
+        return _latches.setdefault(path.resolve(), Latch())
+
+
 def _forget_in_child() -> None:
-    """What was in use is its parent's; none of its threads are here."""
-    global _pool
+    """What was in use is its parent's; none of its threads are here, so nobody would ever let go."""
+    global _pool, _registry
     _pool = _Pool()
+    _registry = threading.Lock()
+    _latches.clear()
 
 
 _pool = _Pool()

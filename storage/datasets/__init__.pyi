@@ -1,7 +1,6 @@
 from .checks import check_action_space, check_draft, check_episode, check_spaces, is_finite, require_finite
 from .columns import StepArrays, cut_episodes
-from .memory_map import damaged_columns
-from .reader import iterate_episodes, list_episodes, read_episode, read_steps
+from .reader import damaged_columns, iterate_episodes, list_episodes, read_episode, read_steps
 from .registry import adopt_dataset, catalogued_episodes, find_finished, list_datasets, pick, resolve_dataset
 from .shards import check_shard, read_manifest, read_shard, require_readable
 from .writer import StepsWriter

@@ -1,11 +1,11 @@
 from .action_kinds import Choices
 from .cells import Columns, parse_columns
-from .final_rows import add_final_observation
+from .episode_ends import add_final_observation
 from .hdf5 import check_hdf5, table_of
 from .import_dataset import import_recording, open_recording
-from .import_report import ImportReport
 from .pieces import MAX_ROWS, RowFile, guarded, unreadable
 from .recordings import MANIFEST_KEY, SIDECAR, About, Recording, parse_about, sidecar
+from .row_validation import ImportReport
 
 __all__ = [
     "MANIFEST_KEY",

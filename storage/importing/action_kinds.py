@@ -11,8 +11,8 @@ from pydantic import Field
 from ..datasets import StepArrays, check_action_space
 from ..errors import BadInput
 from ..schema import MAX_ACTIONS, Array, Frozen, Space
-from .import_report import ImportReport
-from .resets import Autoreset
+from .episode_ends import Autoreset
+from .row_validation import ImportReport
 
 ActionKind = Literal["discrete", "continuous"]
 Rows = Callable[[], Iterator[StepArrays]]

@@ -18,10 +18,10 @@ import pyarrow as pa
 from ..disk import require_growth, require_regular
 from ..errors import BadInput
 from ..schema import MAX_COMPONENTS, Array
-from .final_rows import add_final_observation
-from .import_report import ImportReport
+from .episode_ends import add_final_observation
 from .pieces import MAX_EPISODE_BYTES, MAX_ROWS, ROWS, guarded, unreadable
 from .recordings import MANIFEST_KEY, About, Recording, parse_about
+from .row_validation import ImportReport
 
 File: TypeAlias = Any  # h5py.File; its types do not say which names are arrays
 MAX_OBJECTS = 5_000_000

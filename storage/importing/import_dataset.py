@@ -34,11 +34,10 @@ from ..schema import Array, Episode, Manifest, ManifestDraft, Space
 from ..store import Store
 from .action_kinds import Choices, choose_actions, infer_box
 from .cells import Columns, same_whole
+from .episode_ends import Kind, ResetSigns, refuse_or_warn, resets_to_drop, without_reset
 from .hdf5 import open_hdf5
-from .import_report import ImportReport
 from .recordings import About, Recording, open_rows
-from .resets import Kind, ResetSigns, refuse_or_warn, resets_to_drop, without_reset
-from .row_validation import CheckedRows, check_rows
+from .row_validation import CheckedRows, ImportReport, check_rows
 
 HDF5 = (".h5", ".hdf5")
 _UNFORESEEN = (pa.ArrowException, ValueError, LookupError, TypeError, OverflowError, MemoryError)

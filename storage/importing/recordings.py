@@ -19,10 +19,9 @@ from ..disk import parse_json, read_file
 from ..errors import BadInput
 from ..schema import Frozen, ManifestDraft, Space
 from .cells import Columns, EpisodeNames, check_names, list_names, make_reader, map_columns, read_cells, spelled_columns
-from .final_rows import add_final_observation
-from .import_report import ImportReport
+from .episode_ends import add_final_observation
 from .pieces import RowFile, number_episodes, whole_episodes
-from .row_validation import DERIVED, OPTIONAL, REQUIRED
+from .row_validation import DERIVED, OPTIONAL, REQUIRED, ImportReport
 from .text_rows import text_kind
 
 MANIFEST_KEY = "trajnote"

@@ -22,13 +22,14 @@ from .policies import (
     is_record,
     list_environments,
     load_returns,
+    load_training,
     policy_files,
     policy_record,
     read_folder,
     resolve_policy,
     save_policy,
+    save_training,
 )
-from .training_cache import load_training, save_training
 
 __all__ = [
     "CURRENT",

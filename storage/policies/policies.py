@@ -1,12 +1,17 @@
-"""Policies as hashed folders of files, with their parents in the catalog, and the returns of the episodes they played.
+"""Policies as hashed folders of files, with their parents, the returns of their episodes, and the cache of trainings.
 
-A row without an environment was made before environments were kept.
+A row of the catalog without an environment was made before environments were kept. A training is named by all that
+decides it; its file may be deleted, since it saves time and is not evidence.
 """
 
 from __future__ import annotations
 
+import io
 import json
+import os
 import shutil
+import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -14,7 +19,7 @@ from typing import Any, NamedTuple, cast
 from ..catalog import Connection, insert_rows
 from ..content_hash import canonical_json, sha256_bytes
 from ..datasets import pick
-from ..disk import exclusive_lock, publish_folder, write_whole, writing
+from ..disk import TEMPORARY, exclusive_lock, publish_folder, write_whole, writing
 from ..errors import BadInput, DamagedStore, Prerequisite
 from ..queries import rows_of
 from ..store import Store
@@ -210,3 +215,57 @@ def load_returns(
         [environment_sha256, list(policies), [sha256[:12] for sha256 in policies.values()], list(evaluation_ids)],
     ).fetchall()
     return dict(rows)
+
+
+LIMIT_BYTES = 500_000_000
+"""The most that is kept; the least recently used trainings go first."""
+
+
+def save_training(store: Store, training_id: str, files: Mapping[str, bytes], *, limit: int = LIMIT_BYTES) -> None:
+    """Keep the files of a training; equal files give equal bytes.
+
+    Args:
+        store: the store.
+        training_id: made from all that decides it.
+        files: file name -> content.
+        limit: bytes of all trainings together.
+    """
+    folder = store.trainings_dir
+    with writing(folder):
+        folder.mkdir(exist_ok=True)
+    with exclusive_lock(folder, "a training", wait=True):
+        for leftover in folder.glob(f"*{TEMPORARY}"):  # of a killed command: this process has the lock
+            leftover.unlink()
+        write_whole(store.training_path(training_id), _pack(files))
+        _drop_oldest(folder, limit)
+
+
+def load_training(store: Store, training_id: str) -> dict[str, bytes] | None:
+    """The files of a training; None if it is not cached, or damaged."""
+    path = store.training_path(training_id)
+    try:
+        with zipfile.ZipFile(path) as archive:
+            if sum(member.file_size for member in archive.infolist()) > LIMIT_BYTES:
+                return None
+            files = {name: archive.read(name) for name in archive.namelist()}
+        os.utime(path)  # marks it as used
+    except (OSError, zipfile.BadZipFile, zlib.error, ValueError, RuntimeError, EOFError):
+        return None
+    return files
+
+
+def _pack(files: Mapping[str, bytes]) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for name, content in files.items():
+            archive.writestr(zipfile.ZipInfo(name), content)
+    return buffer.getvalue()
+
+
+def _drop_oldest(folder: Path, limit: int) -> None:
+    found = sorted((path.stat().st_mtime_ns, path.stat().st_size, path) for path in folder.iterdir())
+    kept = 0
+    for _, size, path in reversed(found):
+        kept += size
+        if kept > limit:
+            path.unlink(missing_ok=True)

@@ -1,5 +1,3 @@
-from .bounded import Bounds
-from .named import Row, ask, rows_of
-from .query import run_query
+from .query import Bounds, Row, ask, rows_of, run_query
 
 __all__ = ["Bounds", "Row", "ask", "rows_of", "run_query"]

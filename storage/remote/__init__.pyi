@@ -1,6 +1,6 @@
 from .pull import pull_store
 from .push import push_store
 from .remote import local_copy
-from .tables import export_tables
+from .snapshots import export_tables
 
 __all__ = ["export_tables", "local_copy", "pull_store", "push_store"]

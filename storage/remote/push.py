@@ -21,8 +21,19 @@ from ..disk import exclusive_lock
 from ..errors import CatalogLocked, Prerequisite
 from ..store import CATALOG, Store
 from .remote import Remote
-from .snapshots import Remembered, RemoteFile, Seen, Snapshot, copy_catalog, create_snapshot, digest_tables, find_newest
-from .tables import are_published, publish_tables, write_tables
+from .snapshots import (
+    Remembered,
+    RemoteFile,
+    Seen,
+    Snapshot,
+    are_published,
+    copy_catalog,
+    create_snapshot,
+    digest_tables,
+    find_newest,
+    publish_tables,
+    write_tables,
+)
 
 AT_ONCE = 8
 """Files sent at the same time; the limit is waiting for the network, not the processor."""

@@ -1,3 +1,0 @@
-from .datasets import EXPORTS, Labels, labels_by_step
-
-__all__ = ["EXPORTS", "Labels", "labels_by_step"]
