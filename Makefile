@@ -1,8 +1,9 @@
 PYTHON ?= python3
 BIN := .venv/bin
 EXTRAS := envs,sb3,onnx,plots,minari,tracking,dev
+PYTEST := $(BIN)/python -m pytest -n 2
 
-.PHONY: demo check quick test lint docs constraints clean
+.PHONY: demo check quick test tests soak lint docs constraints clean
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -32,11 +33,23 @@ lint: .venv/installed
 check: .venv/installed
 	$(MAKE) --no-print-directory --jobs=2 --output-sync=target lint quick
 
-quick: .venv/installed
-	$(BIN)/python -m pytest -n 2 -m "not slow"
+test: .venv/installed
+	$(MAKE) --no-print-directory --jobs=2 --output-sync=target lint tests
 
-test: lint
-	$(BIN)/python -m pytest -n 2
+# Each process has one core, and leaves its bytecode to the many that follow it.
+quick tests soak: export OMP_NUM_THREADS := 1
+quick tests soak: export PYTHONDONTWRITEBYTECODE :=
+
+quick: .venv/installed
+	$(PYTEST) -m "not slow"
+
+# With a + the output comes at once, also beside lint.
+tests: .venv/installed
+	+$(PYTEST)
+
+# All tests with every kill and every case of the long checks: before a release, and where what they hold was changed.
+soak: .venv/installed
+	TRAJNOTE_SOAK=1 $(PYTEST) --timeout=1800
 
 .venv/docs-installed: .venv/installed
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[docs]'

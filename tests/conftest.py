@@ -7,12 +7,62 @@ import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from storage.store import Store
 
+if TYPE_CHECKING:
+    from flows.runtime.prefect_server import Server
+
 DOORS = ("storage.", "annotate.", "refine.", "flows.")
+LONGEST = (
+    "annotate_batches",
+    "flows_pipeline",
+    "flows_schedule",
+    "flows_secrets",
+    "flows_interrupt",
+    "storage_sharing",
+    "annotate_failures",
+    "flows_trust",
+    "flows_report_browser",
+    "docs",
+    "annotate_settling",
+    "storage_queries",
+    "flows_exchange",
+    "refine_fast_cloning",
+    "storage_damage",
+    "flows_night",
+    "storage_disk",
+    "flows_hostile",
+    "annotate_chaos",
+    "flows_twins",
+)
+"""Files whose tests take long, the longest first; begun last, one of them would run while the other processes idle."""
+ONE_PREFECT = ("flows_pipeline", "flows_schedule", "flows_secrets")
+"""Files whose tests share one server of Prefect's."""
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files that take long come first."""
+    places = {f"test_{name}": place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path.stem, len(places)))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """With several processes, the tests of a file run in one, so that what they share is made once."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Files(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = Path(nodeid.partition("::")[0]).stem.removeprefix("test_")
+            return "prefect" if file in ONE_PREFECT else file
+
+    config.option.loadscopereorder = False  # else the files with the most tests would come first
+    return Files(config, log)
 
 
 @pytest.fixture(autouse=True)
@@ -68,6 +118,37 @@ def toy_template(empty_store: Path, tmp_path_factory: pytest.TempPathFactory) ->
 def toy_store(toy_template: Callable[[Sequence[int]], Path], tmp_path: Path) -> Callable[[Sequence[int]], Store]:
     """Gives this test a store of its own with a dataset `d1` whose episodes have some lengths."""
     return lambda lengths: Store.open(shutil.copytree(toy_template(lengths), tmp_path / "store"))
+
+
+@pytest.fixture(scope="session")
+def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> tuple[Server, Path]:
+    """A server of Prefect's with a database of its own, whose making takes long, and the folder of that database."""
+    from flows.runtime.prefect_server import Server
+
+    home = tmp_path_factory.mktemp("prefect")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PREFECT_HOME", str(home))
+        return Server(), home
+
+
+@pytest.fixture(scope="module")
+def api(prefect_server: tuple[Server, Path]) -> Iterator[str]:
+    """The address of that server, to which the flows of this process report."""
+    from flows.runtime.prefect_server import served
+
+    server, _ = prefect_server
+    with served(server):
+        yield server.wait()
+
+
+@pytest.fixture(scope="module")
+def brief_distillation() -> Iterator[None]:
+    """Policies are distilled in 400 steps of training in place of 4,000, which take seconds."""
+    from refine.training.distillation import distil
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(distil.__kwdefaults__, "training_steps", 400)
+        yield
 
 
 @pytest.fixture

@@ -20,6 +20,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import rich.progress
+import rich.table  # noqa: F401
 import toy_environment as toy
 from crash_points import _TOUCHES
 from store_state import state_of
@@ -29,6 +31,7 @@ import flows.refinement.refinement  # noqa: F401
 import refine.training.train  # noqa: F401
 from annotate.importing.labels import import_annotations
 from flows.cli import main as trajnote
+from flows.cli import make_app
 from refine import config as refine_config
 from storage.catalog.connection import Catalog
 from storage.store import Store
@@ -41,19 +44,19 @@ refine_config.DISCRETE_DEFAULTS = {"betas": (0.1,), "snapshots": (5, 10)}  # sec
 
 def prepare(command: str, folder: Path) -> list[str]:
     """Make what a command starts from: files beside the store, and the store itself; returns its arguments."""
-    card, is_first = folder / "card.toml", command in ("collect", "import")
-    card.write_text(toy.CARD)
-    store = Store.create(folder / ("other" if is_first else "template"))
-    manifest = toy.gather_toys(store, folder, card=str(card))
+    toys = gather_once(folder.parent / "toys")
+    (made,) = toys.glob("store/rollouts/*")
     if command == "collect":
-        baseline = folder / "baseline"
+        baseline = toys / "baseline"
         return [command, "--env", toy.TOY, "--policy", f"policy:{baseline}", "--episodes", "12", "--mode", "sampled"]
     if command == "import":
-        return [command, str(store.dataset_dir(manifest.dataset_id))]
+        return [command, str(made)]
+    store = Store.open(shutil.copytree(toys / "store", folder / "template"))
     if command == "annotate":
-        answers = toy.write_answers(store, manifest.dataset_id, card, folder / "answers.jsonl")
+        card = toys / "card.toml"
+        answers = toy.write_answers(store, made.name, card, folder / "answers.jsonl")
         return [command, "--provider", "recorded", "--answers", str(answers), "--model", "toy", "--card", str(card)]
-    labels = toy.write_labels(store, manifest.dataset_id, folder / "labels.jsonl")
+    labels = toy.write_labels(store, made.name, folder / "labels.jsonl")
     if command == "annotations":
         return [command, "import", str(labels)]
     if command == "evaluate":
@@ -61,6 +64,15 @@ def prepare(command: str, folder: Path) -> list[str]:
     import_annotations(store, labels)
     sizes = ["--select", "4", "--accept", "10", "--report", "10", "--draws", "2"]
     return ["refine", *sizes, "--workers", "1"]
+
+
+def gather_once(toys: Path) -> Path:
+    """A folder with a store of toy episodes, their baseline and their card, for all commands."""
+    if not toys.exists():
+        store = Store.create(toys / "store")
+        (toys / "card.toml").write_text(toy.CARD)
+        toy.gather_toys(store, toys, card=str(toys / "card.toml"))
+    return toys
 
 
 def in_child(work: Callable[[], object], said: Path) -> int:
@@ -141,12 +153,12 @@ def stop_at(place: int, sent: signal.Signals) -> Callable[[int], None]:
     return lambda number: os.kill(os.getpid(), sent) if number == place or (number, sent) == LAST else None
 
 
-def spread(count: int, total: int) -> list[int]:
-    """Places from 1 to the last one, the last one included."""
-    return [max(1, total * n // count) for n in range(1, count + 1)]
+def spread(count: int, total: int, shift: float = 1.0) -> list[int]:
+    """Places at equal distances, the last one included where the shift is 1; a smaller one moves all to the front."""
+    return [max(1, int(total * (n + shift) / count)) for n in range(count)]
 
 
-def try_command(name: str, folder: Path, kills: int, interrupts: int) -> dict[str, Any]:
+def try_command(name: str, folder: Path, kills: int, interrupts: int, shift: float) -> dict[str, Any]:
     folder.mkdir()
     prepared = folder / "arguments.json"
     in_child(lambda: prepared.write_text(json.dumps(prepare(name, folder))), folder / "prepared.txt")
@@ -157,7 +169,7 @@ def try_command(name: str, folder: Path, kills: int, interrupts: int) -> dict[st
     problems = [] if json.loads(expected)["files"] else ["nothing was written"]
     if command.run() != 0 or command.state() != expected:
         problems.append(f"a second run: {command.said.read_text()}")
-    stops = [(place, signal.SIGKILL) for place in spread(kills, total)]
+    stops = [(place, signal.SIGKILL) for place in spread(kills, total, shift)]
     stops += [(place, signal.SIGINT) for place in spread(interrupts + 1, total)[:-1]]
     for place, sent in stops:
         command.start_anew()
@@ -175,7 +187,10 @@ def try_command(name: str, folder: Path, kills: int, interrupts: int) -> dict[st
 
 
 def main(folder: Path, kills: int, interrupts: int, names: Sequence[str]) -> None:
-    print(json.dumps({name: try_command(name, folder / name, kills, interrupts) for name in names}))
+    make_app()  # imports the modules of all commands
+    shifts = [(place + 1) / len(names) for place in range(len(names))]  # few kills are at other places of each command
+    tried = zip(names, shifts, strict=True)
+    print(json.dumps({name: try_command(name, folder / name, kills, interrupts, shift) for name, shift in tried}))
 
 
 if __name__ == "__main__":

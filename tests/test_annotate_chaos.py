@@ -1,7 +1,4 @@
-"""Kills at each named point and at any instant: nothing is lost, nothing is billed twice.
-
-Each named point is met once by default; TRAJNOTE_CHAOS_KILLS=50 kills as often as a release is tested with.
-"""
+"""Kills at each named point and, in a soak, at any instant: nothing is lost, nothing is billed twice."""
 
 from __future__ import annotations
 
@@ -13,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from soak import full_or
 
 CHAOS = Path(__file__).parent.parent / "benchmarks" / "chaos.py"
 POINTS = 7
-KILLS = int(os.environ.get("TRAJNOTE_CHAOS_KILLS", str(POINTS + 1)))
-WORLDS = 1 if KILLS < 20 else 2
+KILLS, WORLDS = full_or(50, POINTS), full_or(2, 1)
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]  # a machine that is shared may need many minutes
 
 

@@ -146,6 +146,7 @@ def test_what_is_generated_for_the_manual_is_fresh() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("brief_distillation")
 def test_json_is_one_object_on_the_last_line_of_standard_output(folder: Path, run: Run) -> None:
     small = ["--select", "4", "--accept", "10", "--report", "10", "--draws", "2", "--workers", "1"]
     recorded = ["--provider", "recorded", "--answers", "examples/cartpole/answers.jsonl", "--model", "claude"]

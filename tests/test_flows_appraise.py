@@ -27,6 +27,8 @@ from storage.datasets.reader import scan_steps
 from storage.errors import BadInput, Prerequisite
 from storage.store import Store
 
+pytestmark = pytest.mark.usefixtures("brief_distillation")
+
 
 @pytest.fixture(scope="module")
 def template(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Generator
 from pathlib import Path
 
 import pytest
@@ -28,7 +27,6 @@ from prefect.flows import load_flow_from_entrypoint  # noqa: E402
 
 from flows.deployment import pipeline  # noqa: E402
 from flows.deployment.pipeline import PipelineConfig, pipeline_flow  # noqa: E402
-from flows.runtime.prefect_server import Server, served  # noqa: E402
 
 TESTS = Path(__file__).parent
 PROGRAM = """
@@ -38,16 +36,6 @@ quieten_prefect()
 from flows.deployment.pipeline import PipelineConfig, pipeline_flow
 pipeline_flow(PipelineConfig.model_validate_json(sys.argv[1]))
 """
-
-
-@pytest.fixture(scope="session")
-def api(tmp_path_factory: pytest.TempPathFactory) -> Generator[str]:
-    """A server of Prefect's with a database of its own, to which the flows of this process report."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PREFECT_HOME", str(tmp_path_factory.mktemp("prefect")))
-        server = Server()
-    with served(server):
-        yield server.wait()
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,6 @@ import shutil
 import subprocess
 import sys
 import threading
-from collections.abc import Generator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from types import SimpleNamespace
@@ -33,7 +32,7 @@ from flows.deployment import artifacts, schedule  # noqa: E402
 from flows.deployment.artifacts import Summary, as_markdown  # noqa: E402
 from flows.deployment.night import Night  # noqa: E402
 from flows.deployment.schedule import make_deployments, nightly_flow  # noqa: E402
-from flows.runtime.prefect_server import Server, served, start_server  # noqa: E402
+from flows.runtime.prefect_server import start_server  # noqa: E402
 
 ROOT = Path(__file__).parent.parent
 SETTINGS = f"""
@@ -60,15 +59,6 @@ class Memo(NotificationBlock):
 
     async def notify(self, body: str, subject: str | None = None) -> None:
         self.said.append((subject, body))
-
-
-@pytest.fixture(scope="module")
-def api(tmp_path_factory: pytest.TempPathFactory) -> Generator[str]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PREFECT_HOME", str(tmp_path_factory.mktemp("prefect")))
-        server = Server()
-    with served(server):
-        yield server.wait()
 
 
 @pytest.fixture(scope="module")
@@ -242,25 +232,25 @@ def test_a_promotion_that_cannot_be_told_is_a_note_of_the_night(
 
 
 @pytest.mark.slow
-def test_prefect_yaml_deploys_to_a_process_pool_and_a_worker_runs_it(settings: Path, api: str) -> None:
-    path = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
-    environment = {**os.environ, "PYTHONPATH": path, "PREFECT_API_URL": api, "TRAJNOTE_SETTINGS": str(settings)}
-    prefect = [sys.executable, "-m", "prefect", "--no-prompt"]
+def test_prefect_yaml_deploys_to_a_process_pool_and_a_worker_runs_it(
+    settings: Path, api: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from prefect.testing.cli import invoke_and_assert
 
-    def call(*words: str) -> None:
-        done = subprocess.run(
-            [*prefect, *words], env=environment, cwd=ROOT, capture_output=True, text=True, check=False
-        )
-        assert done.returncode == 0, done.stdout + done.stderr
-
+    monkeypatch.setenv("TRAJNOTE_SETTINGS", str(settings))
+    monkeypatch.chdir(ROOT)
     assert start_server() is None  # the one that the settings name answers
-    call("work-pool", "create", "trajnote", "--type", "process")
-    call("deploy", "--all")
+    invoke_and_assert(["work-pool", "create", "trajnote", "--type", "process"], expected_code=0)
+    invoke_and_assert(["--no-prompt", "deploy", "--all"], expected_code=0)
     with get_client(sync_client=True) as client:
         deployment = client.read_deployment_by_name("nightly/nightly")
         assert deployment.entrypoint == "flows.deployment.schedule.nightly_flow"
         run = client.create_flow_run_from_deployment(deployment.id)
-    call("worker", "start", "--pool", "trajnote", "--run-once")
+    path = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
+    worker = [sys.executable, "-m", "prefect", "worker", "start", "--pool", "trajnote", "--run-once"]
+    environment = os.environ | {"PYTHONPATH": path, "PREFECT_API_URL": api}
+    done = subprocess.run(worker, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
     with get_client(sync_client=True) as client:
         state = client.read_flow_run(run.id).state
     assert state is not None

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from soak import full_or
 
 from refine.config import RefineConfig, Snapshot
 from refine.labels.labels import Labels
@@ -108,16 +109,17 @@ def fast_calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         ("tanh", "relu", {"mode": "RA"}, 1e-3),
     ],
 )
-def test_after_200_steps_every_parameter_is_the_references(
+def test_after_many_steps_every_parameter_is_the_references(
     head: Head, activation: Activation, changes: Changes, tolerance: float
 ) -> None:
-    start, config = baseline(head, activation), changed({"critic_steps": 40, **changes})
+    count = full_or(200, 100)
+    start, config = baseline(head, activation), changed({"critic_steps": 40, "snapshots": (20, count), **changes})
 
     fast, reference = refine_with("fast", start, config), refine_with("reference", start, config)
 
     assert [(s.beta, s.step) for s in fast] == [(s.beta, s.step) for s in reference]
     assert max(distance(f.policy, r.policy) for f, r in zip(fast, reference, strict=True)) < tolerance
-    assert min(distance(s.policy, start) for s in fast if s.step == 200) > 0.05
+    assert min(distance(s.policy, start) for s in fast if s.step == count) > 0.04
     assert distance(fast[1].policy, fast[3].policy) > 1e-3
 
 
