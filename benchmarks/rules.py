@@ -23,9 +23,10 @@ from annotate.prompting.requests import AnnotateConfig
 from flows.demo import EXAMPLE, take_example
 from flows.labelling.annotation import label
 from flows.labelling.questions import LabelConfig
-from refine.labels.rule_labels import place_rules
-from storage.annotations.rules import load_rules, match_rules
-from storage.datasets.reader import read_steps
+from refine.labels.rule_labels import labels_from_rules
+from refine.policies.rule_lists import CompiledRules
+from storage.annotations.rules import load_rule_lists, summarise_rules
+from storage.datasets.reader import read_manifest, read_steps
 from storage.store import Store
 
 
@@ -38,10 +39,12 @@ def main() -> None:
         dataset_id = take_example(store, EXAMPLE).dataset_id
         asked = AnnotateConfig(model="claude", kind="rules")
         label(store, dataset_id, LabelConfig(provider="recorded", answers=EXAMPLE / "rules.jsonl", annotate=asked))
-        rules, steps = load_rules(store, dataset_id), read_steps(store, dataset_id)
-        placed = place_rules(rules, match_rules(store, dataset_id, rules), steps)
-    rows, deciding = placed.rows[placed.decides], placed.rules[placed.decides]
-    said = np.array([rule.suggested_action[0] for rule in rules], np.float64)[deciding]
+        (listed,), steps = load_rule_lists(store, dataset_id), read_steps(store, dataset_id)
+        manifest = read_manifest(store, dataset_id)
+        compiled = CompiledRules(listed, tuple(manifest.component_names), manifest.action_space)
+        labels = labels_from_rules([compiled], steps, manifest.action_space)
+        matched = [rule["steps"] for rule in summarise_rules(store, dataset_id, [listed.run_id]).rules]
+    rows, deciding, said, rules = labels.rows, labels.rules, labels.suggestions, listed.rules
     expert = lander_expert()
     right = np.array([expert(state) for state in steps.observation[rows]])
     agrees, did = said == right, steps.action[rows] == right
@@ -51,8 +54,8 @@ def main() -> None:
     for number, rule in enumerate(rules):
         own = deciding == number
         shares = [f"{found[own].mean():.0%}" if own.any() else "" for found in (agrees, did)]
-        matched = str(np.count_nonzero(placed.rules == number))
-        table.add_row(str(number + 1), rule.suggested_label, f"{rule.confidence:g}", matched, str(own.sum()), *shares)
+        counts = [str(matched[number]), str(own.sum())]
+        table.add_row(str(number + 1), rule.suggested_label, f"{rule.confidence:g}", *counts, *shares)
     console.print(table)
     total = np.count_nonzero(~steps.is_final)
     console.print(

@@ -130,6 +130,8 @@ _ARITHMETIC: Mapping[str, Callable[[Array, Array], Array]] = {
     "%": np.fmod,
     "**": _power,
 }
+PREVIOUS = "previous."
+"""Before the name of a component: its value one step earlier, which has no value in step 0."""
 _CANONICAL_GROWTH = 8  # how many times longer a canonical text may be than what it was made from, at most
 _NOTHING = "'nan'::DOUBLE"
 
@@ -176,17 +178,18 @@ def read_expression(
         limit = MAX_LENGTH * (_CANONICAL_GROWTH if is_canonical else 1)
         return _read(text, None if columns is None else tuple(columns), frozenset(flags), limit)
     except RefusedError as refused:
-        known = "" if columns is None else f" The columns are {', '.join(columns)}."
-        raise BadInput(f"{refused}.", f"{_ALLOWED}{known}") from None
+        raise BadInput(f"{refused}.", _ALLOWED if columns is None else _allowed(columns)) from None
 
 
-def read_predicate(text: str, columns: Collection[str], *, is_canonical: bool = False) -> Expression:
+def read_predicate(
+    text: str, columns: Collection[str], *, flags: Collection[str] = (), is_canonical: bool = False
+) -> Expression:
     """Read a condition, see `read_expression`.
 
     Raises:
         BadInput: also for a number, and for a condition that reads no column.
     """
-    found = read_expression(text, columns, is_canonical=is_canonical)
+    found = read_expression(text, columns, flags=flags, is_canonical=is_canonical)
     if not found.is_condition:
         raise BadInput(f"{quote(found.text)} is a number, not a condition.", _allowed(columns))
     if not found.columns:
@@ -194,16 +197,20 @@ def read_predicate(text: str, columns: Collection[str], *, is_canonical: bool = 
     return found
 
 
-def read_formula(text: str, columns: Collection[str], *, is_canonical: bool = False) -> Expression:
+def read_formula(
+    text: str, columns: Collection[str], *, flags: Collection[str] = (), is_canonical: bool = False
+) -> Expression:
     """Read a number, see `read_expression`; a condition counts 1 or 0."""
-    found = read_expression(text, columns, is_canonical=is_canonical)
+    found = read_expression(text, columns, flags=flags, is_canonical=is_canonical)
     if not found.is_condition:
         return found
     return Expression(found.text, f"({found.sql})::DOUBLE", found.columns, False, _as_number(found.compute))
 
 
 def _allowed(columns: Collection[str]) -> str:
-    return f"{_ALLOWED} The columns are {', '.join(columns)}."
+    now = [column for column in columns if not column.startswith(PREVIOUS)]
+    before = f"; {PREVIOUS}NAME is a component one step earlier" if len(now) < len(columns) else ""
+    return f"{_ALLOWED} The columns are {', '.join(now)}{before}."
 
 
 @lru_cache(maxsize=8_192)
@@ -486,10 +493,6 @@ def name(column: str, *, is_number: bool = True) -> Piece:
     text = ".".join(part if _is_plain(part) else sql_name(part) for part in parts)
     sql = f"coalesce({sql_name(column)}, {_NOTHING if is_number else 'false'})"
     return Piece(is_number, text, sql, lambda values: np.asarray(values[column]), frozenset((column,)))
-
-
-PREVIOUS = "previous."
-"""Before the name of a component: its value one step earlier, which has no value in step 0."""
 
 
 def _bounded(sql: str) -> str:

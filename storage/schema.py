@@ -12,8 +12,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 Array = NDArray[Any]
 Engine = Literal["gymnasium", "envpool"]
-RequestKind = Literal["mark", "identify", "suggest", "rules"]
-"""What a request asks for: labels in one stage, the first and the second of two stages, or rules."""
+RequestKind = Literal["mark", "identify", "suggest", "rules", "study"]
+"""What a request asks for: labels in one stage, the first and the second of two stages, rules, or a study."""
 SCHEMA_VERSION = 1
 MAX_COMPONENTS = 131_072
 """Numbers of one observation; the pixels of an Atari screen are 100,800."""

@@ -97,11 +97,11 @@ def test_a_run_of_rules_is_taken_by_its_name_and_never_mixed_with_labels(toys: S
     with pytest.raises(Prerequisite, match="It has rules: refine with --rules"):
         find_opinions(toys, [name], None, "A", rules=False)
     found = find_opinions(toys, [name], [rule_run], "A", rules=False)
-    labels = found.labels(toys, read_manifest(toys, name), steps)
+    labels = found.labels(read_manifest(toys, name), steps)
     assert isinstance(labels, RuleLabels)
     assert (len(labels), found.run_ids) == (96, [rule_run])
     import_annotations(toys, write_labels(toys, name, tmp_path / "labels"))
-    assert find_opinions(toys, [name], None, "A", rules=False).rules == []
+    assert find_opinions(toys, [name], None, "A", rules=False).lists == []
     assert find_opinions(toys, [name], None, "A", rules=True).notes == []
     both = [rule_run, one(toys, "SELECT run_id FROM annotations")]
     with pytest.raises(BadInput, match="labels of single steps and rules"):

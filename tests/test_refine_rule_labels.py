@@ -9,20 +9,34 @@ import pytest
 from test_refine_labels import DISCRETE, TORQUES, make_steps
 
 from refine.labels.labels import Labels, arm_labels
-from refine.labels.rule_labels import RuleLabels, labels_from_rules, place_rules, rule_arm_labels
-from storage.annotations.rules import Matches, Rule
+from refine.labels.rule_labels import RuleLabels, labels_from_rules, rule_arm_labels
+from refine.policies.rule_lists import CompiledRules
+from storage.annotations.rules import Rule, RuleList
+from storage.datasets.columns import StepArrays
 from storage.errors import BadInput
+from storage.formulas import Term
+from storage.schema import Space
 
-STEPS = make_steps([5, 4])
+
+def numbered(lengths: list[int], space: Space = DISCRETE) -> StepArrays:
+    """Steps whose first component is the number of their row."""
+    steps = make_steps(lengths, space=space)
+    steps.observation[:, 0] = np.arange(len(steps))
+    return steps
 
 
-def rule(position: int, action: tuple[float | None, ...], confidence: float | None = 0.5, **changes: Any) -> Rule:
+STEPS = numbered([5, 4])
+
+
+def rule(
+    position: int, predicate: str, action: tuple[float | None, ...], confidence: float | None = 0.5, **changes: Any
+) -> Rule:
     fields: dict[str, Any] = {"run_id": "run", "request_id": None} | changes
     return Rule(
         rule_id=f"u_{fields['run_id']}_{position}",
         dataset_id="data",
         position=position,
-        predicate=f"x < {position}",
+        predicate=predicate,
         suggested_action=action,
         suggested_label="",
         confidence=confidence,
@@ -33,16 +47,20 @@ def rule(position: int, action: tuple[float | None, ...], confidence: float | No
     )
 
 
-def matches(*found: tuple[int, int, int]) -> Matches:
-    return Matches(*np.array(found, np.int64).T)
+def compiled(
+    *rules: Rule, steps: StepArrays = STEPS, space: Space = DISCRETE, terms: tuple[Term, ...] = ()
+) -> CompiledRules:
+    run = rules[0].run_id
+    names = tuple(f"x{n}" for n in range(steps.observation.shape[1]))
+    return CompiledRules(RuleList(run, run, None, "data", "m", None, rules=rules, terms=terms), names, space)
 
 
-RULES = [rule(0, (3.0,), 0.9), rule(1, (1.0,), None), rule(0, (2.0,), run_id="second")]
-FOUND = matches((0, 1, 0), (0, 1, 1), (0, 1, 2), (0, 2, 1), (1, 0, 0), (1, 3, 2))
+FIRST = (rule(0, "x0 IN (1, 6)", (3.0,), 0.9), rule(1, "x0 IN (1, 2)", (1.0,), None))
+SECOND = (rule(0, "x0 IN (1, 9)", (2.0,), run_id="second"),)
 
 
 def some_labels() -> RuleLabels:
-    return labels_from_rules(RULES, place_rules(RULES, FOUND, STEPS), STEPS, DISCRETE)
+    return labels_from_rules([compiled(*FIRST), compiled(*SECOND)], STEPS, DISCRETE)
 
 
 def test_of_one_list_the_first_rule_that_matches_decides_and_each_list_has_its_say() -> None:
@@ -68,11 +86,13 @@ def test_shuffling_gives_each_rule_the_action_of_another_one_and_keeps_its_state
     assert len(seen) == 5
 
 
-def test_rules_that_all_say_the_same_cannot_be_shuffled() -> None:
-    rules = [rule(0, (3.0,)), rule(1, (3.0,))]
-    labels = labels_from_rules(rules, place_rules(rules, matches((0, 1, 0), (0, 2, 1)), STEPS), STEPS, DISCRETE)
-    arm = rule_arm_labels("shuffled", labels, STEPS, DISCRETE, np.random.default_rng(0))
-    assert arm.suggestions.tolist() == [3, 3]
+def test_rules_that_all_say_the_same_are_shuffled_like_labels_of_single_steps() -> None:
+    steps = numbered([5, 4], TORQUES)
+    lists = [compiled(rule(0, "x0 > 0", (None, None), formulas=("x1", "x2")), steps=steps, space=TORQUES)]
+    labels = labels_from_rules(lists, steps, TORQUES)
+    arm = rule_arm_labels("shuffled", labels, steps, TORQUES, np.random.default_rng(0))
+    assert arm.suggestions.tolist() != labels.suggestions.tolist()
+    assert sorted(arm.suggestions.tolist()) == sorted(labels.suggestions.tolist())
 
 
 def test_random_actions_are_drawn_for_rules_not_for_steps() -> None:
@@ -101,10 +121,9 @@ def test_the_other_arms_and_single_labels_are_as_they_were() -> None:
 
 
 def test_a_dimension_that_stays_as_logged_does_so_in_every_arm() -> None:
-    steps = make_steps([5, 4], space=TORQUES)
-    rules = [rule(0, (0.5, None)), rule(1, (-0.5, 1.0))]
-    found = matches((0, 1, 0), (0, 2, 1), (1, 0, 0))
-    labels = labels_from_rules(rules, place_rules(rules, found, steps), steps, TORQUES)
+    steps = numbered([5, 4], TORQUES)
+    rules = (rule(0, "x0 IN (1, 6)", (0.5, None)), rule(1, "x0 = 2", (-0.5, 1.0)))
+    labels = labels_from_rules([compiled(*rules, steps=steps, space=TORQUES)], steps, TORQUES)
     logged = steps.action[labels.rows].astype(np.float64)
     assert labels.suggestions[:, 0].tolist() == [0.5, -0.5, 0.5]
     assert labels.suggestions[[0, 2], 1].tolist() == logged[[0, 2], 1].tolist()
@@ -121,6 +140,43 @@ def test_a_dimension_that_stays_as_logged_does_so_in_every_arm() -> None:
     ("action", "problem"), [((7.0,), "suggests"), ((1.0, 2.0), "no action"), ((0.5,), "no action")]
 )
 def test_an_action_outside_of_the_space_is_refused(action: tuple[float, ...], problem: str) -> None:
-    rules = [rule(0, action)]
     with pytest.raises(BadInput, match=problem):
-        labels_from_rules(rules, place_rules(rules, matches((0, 1, 0)), STEPS), STEPS, DISCRETE)
+        labels_from_rules([compiled(rule(0, "x0 = 1", action))], STEPS, DISCRETE)
+
+
+def test_formulas_read_the_state_the_one_before_and_terms_and_label_nothing_without_a_value() -> None:
+    steps = numbered([5, 4], TORQUES)
+    terms = (Term("move", "x1 - previous.x1"),)
+    rules = (rule(0, "x0 < 3", (None, 0.25), formulas=("2 * move", None)), rule(1, "x0 >= 0", (0.5, None)))
+    labels = labels_from_rules([compiled(*rules, steps=steps, space=TORQUES, terms=terms)], steps, TORQUES)
+    assert labels.without_value == 1  # step 0 of the first episode has no step before it
+    assert labels.rows.tolist() == [1, 2, 3, 4, 6, 7, 8, 9]
+    x1 = steps.observation[:, 1].astype(np.float64)
+    moves = np.clip(2 * (x1[[1, 2]] - x1[[0, 1]]), -1, 1)
+    np.testing.assert_allclose(labels.suggestions[:2], np.stack([moves, [0.25, 0.25]], axis=1))
+    assert labels.suggestions[2:, 0].tolist() == [0.5] * 6
+    with pytest.raises(BadInput, match="decide in none of the 9 steps"):
+        labels_from_rules([compiled(rule(0, "x0 > 99", (0.5, 0.5)), steps=steps, space=TORQUES)], steps, TORQUES)
+    nowhere = rule(0, "x0 >= 0", (None, 0.5), formulas=("x1 / 0 - x1 / 0", None))
+    with pytest.raises(BadInput, match="no value in any of the 9 steps"):
+        labels_from_rules([compiled(nowhere, steps=steps, space=TORQUES)], steps, TORQUES)
+
+
+def test_permuted_formulas_read_other_components_of_the_same_unit_in_the_states_of_their_rules() -> None:
+    steps = numbered([5, 4], TORQUES)
+    rules = (rule(0, "x0 < 4", (None, 0.25), formulas=("x1 / 4", None)), rule(1, "x0 >= 4", (0.125, -1.0)))
+    labels = labels_from_rules([compiled(*rules, steps=steps, space=TORQUES)], steps, TORQUES)
+    x = steps.observation[labels.rows].astype(np.float64)
+    ruled = labels.rules == 0
+    seen: set[str] = set()
+    for seed in range(20):
+        arm = rule_arm_labels(
+            "permuted", labels, steps, TORQUES, np.random.default_rng(seed), units={"x0": "m", "x1": "", "x2": ""}
+        )
+        assert arm.rows.tolist() == labels.rows.tolist()
+        assert arm.suggestions[~ruled].tolist() == labels.suggestions[~ruled].tolist()
+        others = {"-x1": -x[ruled, 1], "x2": x[ruled, 2], "-x2": -x[ruled, 2]}
+        fits = [n for n, other in others.items() if np.allclose(arm.suggestions[ruled, 0], np.clip(other / 4, -1, 1))]
+        assert len(fits) == 1
+        seen |= set(fits)
+    assert seen == {"-x1", "x2", "-x2"}

@@ -243,7 +243,7 @@ def test_what_is_not_allowed_is_refused_with_its_reason(text: str) -> None:
     with pytest.raises(BadInput) as refused:
         read(text)
     assert REASONS[text] in refused.value.problem
-    assert "The columns are x, y, left_leg, step, previous.x." in refused.value.hint
+    assert "The columns are x, y, left_leg, step; previous.NAME is a component one step earlier." in refused.value.hint
     assert "\n" not in str(refused.value)
     assert len(str(refused.value)) < 800
 

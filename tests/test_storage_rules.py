@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +12,22 @@ import numpy as np
 import pytest
 from toy_datasets import BOX3, make_draft, make_episode, write
 
-from storage.annotations.rules import Rule, insert_rules, list_rule_runs, load_rules, match_rules, summarise_rules
-from storage.catalog import views
+from storage import formulas
+from storage.annotations.rules import (
+    Rule,
+    RuleList,
+    find_rule_list,
+    insert_rule_lists,
+    list_rule_runs,
+    load_rule_lists,
+    summarise_rules,
+)
 from storage.catalog.connection import Catalog, insert_rows
 from storage.catalog.migrations import MIGRATIONS, migrate
 from storage.datasets.reader import read_steps
 from storage.errors import BadInput
 from storage.expressions import read_predicate
+from storage.formulas import FormulaReader, Term
 from storage.queries.query import run_query
 from storage.schema import Space
 from storage.store import Store
@@ -47,7 +58,18 @@ def enter(store: Store, *rules: Rule) -> int:
     with store.catalog.write() as con:
         runs = [{"run_id": name, "dataset_id": "d1", "provider": "import"} for name in {r.run_id for r in rules}]
         insert_rows(con, "annotation_runs", runs)
-        return insert_rules(con, store, rules)
+        return insert_rule_lists(con, store, in_lists(rules))
+
+
+def in_lists(rules: Sequence[Rule], terms: Sequence[Term] = ()) -> list[RuleList]:
+    """Rules of one list each by their run and request; all lists have the same terms."""
+    grouped: dict[tuple[str, str | None], list[Rule]] = {}
+    for each in rules:
+        grouped.setdefault((each.run_id, each.request_id), []).append(each)
+    return [
+        RuleList(request or run, run, request, "d1", "m", None, rules=tuple(own), terms=tuple(terms))
+        for (run, request), own in grouped.items()
+    ]
 
 
 @pytest.fixture
@@ -62,15 +84,15 @@ def test_a_rule_matches_what_its_condition_says_and_nothing_else(toys: Store) ->
     rules = [rule("x < 0"), rule("y > 0.5 AND step BETWEEN 3 AND 9", (0.0,), position=1)]
     assert enter(toys, *rules) == 2
     assert enter(toys, *rules) == 0
-    found = load_rules(toys, "d1")
-    assert found == rules
+    (found,) = load_rule_lists(toys, "d1")
+    assert list(found.rules) == rules
     steps = read_steps(toys, "d1")
-    matches = match_rules(toys, "d1", found)
+    matches = run_query(toys, "SELECT episode_id, step, position FROM ruled_steps ORDER BY ALL").to_pydict()
     x, y = steps.observation[:, 0], steps.observation[:, 1]
     expected = [~steps.is_final & (x < 0), ~steps.is_final & (y > 0.5) & (steps.step >= 3) & (steps.step <= 9)]
-    rows = steps.rows_of(matches.episode_id, matches.step)
+    rows = steps.rows_of(matches["episode_id"], matches["step"])
     for place, wanted in enumerate(expected):
-        assert rows[matches.rule == place].tolist() == np.flatnonzero(wanted).tolist()
+        assert rows[np.array(matches["position"]) == place].tolist() == np.flatnonzero(wanted).tolist()
     assert sum(map(np.sum, expected)) == len(rows) > 20
 
 
@@ -133,10 +155,10 @@ def test_columns_are_named_as_in_annotated_steps(tmp_path: Path) -> None:
     store = Store.create(tmp_path / "store")
     write(store, make_draft(component_names=("position", "step", "rule_id"), observation_space=BOX3), [make_episode(0)])
     enter(store, rule("position > -9 AND obs_step > -9 AND rule_id > -9 AND step >= 2 AND step / step = 1"))
-    assert match_rules(store, "d1", load_rules(store, "d1")).step.tolist() == [2, 3]
+    assert run_query(store, "SELECT step FROM ruled_steps ORDER BY step").to_pydict() == {"step": [2, 3]}
     with pytest.raises(BadInput, match="there is no column `reward`"):
         enter(store, rule("reward > 1", position=1))
-    assert len(load_rules(store, "d1")) == 1
+    assert len(load_rule_lists(store, "d1")[0].rules) == 1
 
 
 @pytest.mark.slow
@@ -146,10 +168,8 @@ def test_a_condition_that_got_into_the_catalog_another_way_never_runs(toys: Stor
         con.execute("UPDATE rules SET predicate = 'x IN (SELECT 1 FROM read_csv(''/etc/passwd''))'")
     opened = Store.open(toys.root)
     assert run_query(opened, "SELECT count(*) AS n FROM ruled_steps").to_pylist() == [{"n": 0}]
-    with pytest.raises(BadInput, match="a string"):
-        match_rules(opened, "d1", load_rules(opened, "d1"))
     assert [str(damage) for damage in verify_store(opened)] == [
-        "catalog.duckdb: the condition of the rule u_run_0 is not an accepted one. Restore it from a backup."
+        "catalog.duckdb: the list of rules run: the expression has a string ('). Restore it from a backup."
     ]
 
 
@@ -188,7 +208,7 @@ def test_a_store_is_opened_without_reading_its_rules(toys: Store, monkeypatch: p
         read.append(text)
         return read_predicate(text, *rest, **more)
 
-    monkeypatch.setattr(views, "read_predicate", count)
+    monkeypatch.setattr(formulas, "read_predicate", count)
     opened = Store.open(toys.root)
     assert run_query(opened, "SELECT 1 AS one").to_pylist() == [{"one": 1}]
     assert read == []
@@ -202,3 +222,71 @@ def test_a_rule_that_changed_makes_the_views_again(toys: Store) -> None:
     with toys.catalog.write() as con:
         con.execute("UPDATE rules SET predicate = 'x > -100.0'")
     assert run_query(Store.open(toys.root), question).to_pylist()[0]["steps"] > 0
+
+
+ZEROS = np.zeros((30, 2))
+TERMS = (
+    Term("pull", "x - previous.x"),
+    Term("is_low", "y < 0"),
+    Term("odd", "1 / (x * is_low)"),
+)
+
+
+@pytest.mark.slow
+def test_formulas_are_computed_cut_to_the_bounds_and_say_nothing_where_they_have_no_value(tmp_path: Path) -> None:
+    store = Store.create(tmp_path / "store")
+    write(store, make_draft(action_space=TORQUES, action_names=("hip", "knee")), [make_episode(0, 30, actions=ZEROS)])
+    rules = [
+        rule("is_low", (None, 0.25), formulas=("odd * 1e-3", None), critical=True),
+        rule("pull > 0", (None, None), formulas=("4 * pull", "-ln(x - 1)"), position=1),
+    ]
+    with store.catalog.write() as con:
+        insert_rows(con, "annotation_runs", [{"run_id": "run", "dataset_id": "d1", "provider": "import"}])
+        insert_rule_lists(con, store, in_lists(rules, TERMS))
+    assert find_rule_list(store, "ru") == in_lists(rules, TERMS)[0]
+    steps = read_steps(store, "d1")
+    x, y = steps.observation[:-1, 0].astype(np.float64), steps.observation[:-1, 1]
+    pull = np.diff(x, prepend=np.nan)
+    with np.errstate(all="ignore"):
+        first = np.stack([1e-3 / x, np.full(30, 0.25)], axis=1)
+        second = np.stack([4 * pull, -np.log(x - 1)], axis=1)
+    decides = np.where(y < 0, 0, np.where(pull > 0, 1, -1))
+    said = np.where((decides == 0)[:, None], first, second)
+    has_value = (decides >= 0) & np.isfinite(said).all(axis=1)
+    labels = run_query(store, "SELECT step, position, suggested_action FROM rule_labels ORDER BY step").to_pydict()
+    assert labels["step"] == np.flatnonzero(has_value).tolist()
+    assert labels["position"] == decides[has_value].tolist()
+    np.testing.assert_allclose(np.array(labels["suggested_action"]), np.clip(said[has_value], -1, 1), rtol=1e-9)
+    assert 0 < sum(has_value) < sum(decides >= 0)
+    critical = run_query(store, "SELECT step FROM critical_steps ORDER BY step").to_pydict()["step"]
+    assert critical == np.flatnonzero(has_value & (decides == 0)).tolist()
+    found = {row["position"]: row for row in summarise_rules(store, "d1", ["run"]).rules}
+    assert found[1]["without_value"] == sum((decides == 1) & ~has_value) > 0
+    assert verify_store(store) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("terms", "problem"),
+    [
+        ([Term("a", "b + 1"), Term("b", "x")], "term a: there is no column `b`"),
+        ([Term("x", "y")], "Two things are called 'x'"),
+        ([Term("step", "y")], "Two things are called 'step'"),
+        ([Term("A b", "y")], "a name has small letters"),
+        ([Term("a", "a + x")], "term a: there is no column `a`"),
+        ([Term("a", "previous.a + x")], "there is no column `previous.a`"),
+        ([Term(f"a{n}", "x") for n in range(61)], "more than 60 terms"),
+    ],
+)
+def test_terms_have_names_of_their_own_and_read_earlier_ones_only(terms: list[Term], problem: str) -> None:
+    with pytest.raises(BadInput, match=re.escape(problem)):
+        FormulaReader.of(["x", "y"], terms)
+
+
+def test_a_list_of_rules_is_found_by_the_beginning_of_its_id(toys: Store) -> None:
+    enter(toys, rule("x < 0"), rule("y < 0", run_id="runner"))
+    with pytest.raises(BadInput, match="2 lists of rules begin with 'ru'"):
+        find_rule_list(toys, "ru")
+    with pytest.raises(BadInput, match="No list of rules begins with 'z'"):
+        find_rule_list(toys, "z")
+    assert find_rule_list(toys, "runn").list_id == "runner"

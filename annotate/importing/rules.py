@@ -1,8 +1,10 @@
 """Rules from anybody: a person, another program. All of them are checked before the first one is entered.
 
-The file is JSON (a list, or an object with a list `rules`), TOML (tables `[[rules]]`) or CSV with a header. A rule has
-`predicate` and `suggested_action`: the name of an action, a number, a list with null for dimensions that stay as they
-were logged, or an object of numbers by dimension. `confidence` and `rationale` may be left out.
+The file is JSON (a list of rules, or an object with `rules` and perhaps `terms`, `assessment` and `potential`, as a
+reply gives them), TOML (tables `[[rules]]` and `[[terms]]`) or CSV with a header. A rule has `predicate` and
+`suggested_action`: the name of an action, a number, or for each dimension (in a list, or by its name) a number, a
+formula, or null for one that stays as it was logged. `confidence`, `critical` and `rationale` may be left out. A term
+has `name` and `expression`, and perhaps `meaning`.
 """
 
 from __future__ import annotations
@@ -11,26 +13,29 @@ import csv
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
 from pydantic import ConfigDict, Field, ValidationError
 
-from storage.annotations import Rule, insert_rules, rule_columns
+from storage.annotations import Rule, RuleList, formula_reader, insert_rule_lists, rules_without_value, varies
+from storage.catalog import Connection
 from storage.content_hash import content_id
 from storage.datasets import read_manifest
 from storage.disk import UnreadableError, decode_json, decode_toml, describe_invalid, read_text
 from storage.errors import BadInput
-from storage.expressions import read_predicate
+from storage.formulas import FormulaReader, Term
 from storage.ledger import enter_imported_run
 from storage.schema import Frozen, Manifest
 from storage.store import Store
 
-from ..parsing import MAX_RATIONALE, clean_text
+from ..parsing import MAX_LABEL, MAX_RATIONALE, clean_text
 from ..prompting import label_vector
 from .labels import DEFAULT_MODEL, read_import_action
 
 MAX_BYTES = 1_000_000
 """Of a file of rules; an honest one has a few thousand."""
+MAX_ASSESSMENT = 4_000
+"""Characters of an assessment that are kept."""
 MAX_RULES = 1_000
 """In one file: each step is compared with all of them."""
 
@@ -41,9 +46,20 @@ class RuleRow(Frozen):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
     predicate: str
-    suggested_action: float | list[float | None] | dict[str, float | None] | str
+    suggested_action: float | list[float | str | None] | dict[str, float | str | None] | str
     confidence: float | None = Field(default=None, ge=0, le=1)
+    critical: bool | None = None
     rationale: str | None = None
+
+
+class TermRow(Frozen):
+    """One term, as its author wrote it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    name: str
+    expression: str
+    meaning: str | None = None
 
 
 @dataclass(frozen=True)
@@ -69,34 +85,72 @@ def import_rules(store: Store, dataset_id: str, path: Path, model: str | None = 
         BadInput: listing every bad rule with its number and reason; nothing is written then.
     """
     manifest = read_manifest(store, dataset_id)
-    entries = _read_entries(path)
+    written = _read_file(path)
+    entries = written["rules"]
     if len(entries) > MAX_RULES:
         raise BadInput(f"{path} has {len(entries):,} rules; {MAX_RULES:,} are allowed.", "Join some of them with OR.")
-    read: dict[str, dict[str, Any]] = {}
+    if not entries:
+        raise BadInput(f"{path}: no rules.", "Correct the file; nothing was written.")
     problems: list[str] = []
-    for number, entry in enumerate(entries, 1):
-        try:
-            rule = _read_rule(entry, manifest)
-            if rule["predicate"] in read:
-                raise ValueError(f"`{rule['predicate']}` has a rule already")
-            read[rule["predicate"]] = rule
-        except ValueError as error:
-            problems.append(f"rule {number}: {error}")
-    if problems or not entries:
-        what = (
-            f"{len(problems)} of {len(entries)} rules cannot be used: {'; '.join(problems)}" if entries else "no rules"
+    terms, reader = _read_terms(written.get("terms") or [], formula_reader(manifest), problems)
+    rules = _read_rules(entries, manifest, reader, problems)
+    potential = _read_potential(written.get("potential"), reader, problems)
+    if problems:
+        all_rules = all(problem.startswith("rule ") for problem in problems)
+        what = f"{len(problems)} of {len(entries)} rules" if all_rules else f"{len(problems)} parts"
+        raise BadInput(
+            f"{path}: {what} cannot be used: {'; '.join(problems)}.", "Correct or remove them; nothing was written."
         )
-        raise BadInput(f"{path}: {what}.", "Correct or remove them; nothing was written.")
-    return _write(store, dataset_id, clean_text(model or DEFAULT_MODEL, 200), list(read.values()))
+    assessment = written.get("assessment")
+    said = clean_text(assessment, MAX_ASSESSMENT) if isinstance(assessment, str) else None
+    return _write(store, manifest, clean_text(model or DEFAULT_MODEL, 200), _Read(rules, terms, said, potential))
 
 
-def _write(store: Store, dataset_id: str, model: str, rules: Sequence[Mapping[str, Any]]) -> RuleImport:
-    run_id = content_id("i_", [dataset_id, model, "rules", list(rules)])
+class _Read(NamedTuple):
+    """What a file says."""
+
+    rules: Sequence[Mapping[str, Any]]
+    terms: Sequence[Term]
+    assessment: str | None
+    potential: str | None
+
+
+def _write(store: Store, manifest: Manifest, model: str, read: _Read) -> RuleImport:
+    dataset_id = manifest.dataset_id
+    more = [read.terms, read.potential] if read.terms or read.potential else []
+    run_id = content_id("i_", [dataset_id, model, "rules", list(read.rules), *more])
+    listed = RuleList(
+        list_id=run_id,
+        run_id=run_id,
+        request_id=None,
+        dataset_id=dataset_id,
+        model=model,
+        prompt_version=None,
+        rules=tuple(_rule(run_id, dataset_id, model, n, r) for n, r in enumerate(read.rules)),
+        terms=tuple(read.terms),
+        assessment=read.assessment,
+        potential=read.potential,
+    )
     entered = 0
     with store.catalog.write() as con:
         if enter_imported_run(con, run_id, dataset_id, model):
-            entered = insert_rules(con, store, [_rule(run_id, dataset_id, model, n, r) for n, r in enumerate(rules)])
-    return RuleImport(run_id, dataset_id, len(rules), entered)
+            entered = insert_rule_lists(con, store, [listed])
+            _refuse_idle(con, run_id)
+            if read.potential and not varies(con, listed, manifest):
+                raise BadInput(f"The potential `{read.potential}` is the same in all of the dataset's steps.")
+    return RuleImport(run_id, dataset_id, len(read.rules), entered)
+
+
+def _refuse_idle(con: Connection, run_id: str) -> None:
+    """Refuse rules that say nothing of the dataset; what was entered is taken back."""
+    decided = rules_without_value(con, run_id)
+    if not decided.decides:
+        raise BadInput("The rules decide in none of the dataset's steps.", "Check names, units and signs.")
+    if decided.without_value:
+        raise BadInput(
+            f"The formula of the rule `{decided.without_value[0]}` has no value in any step where it decides.",
+            "Check its divisions and the arguments of its functions; nothing was written.",
+        )
 
 
 def _rule(run_id: str, dataset_id: str, model: str, position: int, fields: Mapping[str, Any]) -> Rule:
@@ -112,54 +166,141 @@ def _rule(run_id: str, dataset_id: str, model: str, position: int, fields: Mappi
     )
 
 
-def _read_rule(entry: object, manifest: Manifest) -> dict[str, Any]:
-    if not isinstance(entry, dict):
-        raise ValueError("it is not an object with predicate and suggested_action")
+def _read_terms(entries: object, reader: FormulaReader, problems: list[str]) -> tuple[list[Term], FormulaReader]:
+    terms: list[Term] = []
+    for number, entry in enumerate(entries if isinstance(entries, list) else [entries], 1):
+        try:
+            row = _validated(TermRow, entry, "name and expression")
+            reader = reader.with_term(Term(row.name, row.expression))
+            meaning = None if row.meaning is None else clean_text(row.meaning, MAX_RATIONALE)
+            terms.append(Term(row.name, reader.terms[row.name].text, meaning))
+        except (ValueError, BadInput) as error:
+            problems.append(f"term {number}: {_problem(error)}")
+    return terms, reader
+
+
+def _read_rules(
+    entries: Sequence[object], manifest: Manifest, reader: FormulaReader, problems: list[str]
+) -> list[dict[str, Any]]:
+    read: dict[str, dict[str, Any]] = {}
+    for number, entry in enumerate(entries, 1):
+        try:
+            rule = _read_rule(entry, manifest, reader)
+            if rule["predicate"] in read:
+                raise ValueError(f"`{rule['predicate']}` has a rule already")
+            read[rule["predicate"]] = rule
+        except (ValueError, BadInput) as error:
+            problems.append(f"rule {number}: {_problem(error)}")
+    return list(read.values())
+
+
+def _read_potential(text: object, reader: FormulaReader, problems: list[str]) -> str | None:
+    if text is None:
+        return None
     try:
-        row = RuleRow.model_validate(entry)
+        if not isinstance(text, str):
+            raise ValueError("it is not an expression")
+        read = reader.formula(text)
+        if not reader.needs([read]) - reader.terms.keys():
+            raise ValueError(f"`{read.text}` is the same in every state")
+        return read.text
+    except (ValueError, BadInput) as error:
+        problems.append(f"potential: {_problem(error)}")
+        return None
+
+
+def _problem(error: ValueError | BadInput) -> str:
+    return (error.problem if isinstance(error, BadInput) else str(error)).rstrip(".")
+
+
+R = TypeVar("R", bound=Frozen)
+
+
+def _validated(kind: type[R], entry: object, fields: str) -> R:
+    if not isinstance(entry, dict):
+        raise ValueError(f"it is not an object with {fields}")
+    try:
+        return kind.model_validate(entry)
     except ValidationError as error:
         problems = error.errors(include_url=False)
         raise ValueError("; ".join(describe_invalid(problem, levels=1) for problem in problems)) from None
-    try:
-        predicate = read_predicate(row.predicate, rule_columns(manifest)).text
-    except BadInput as error:
-        raise ValueError(str(error).rstrip(".")) from None
-    action, label = _read_action(row.suggested_action, manifest)
+
+
+def _read_rule(entry: object, manifest: Manifest, reader: FormulaReader) -> dict[str, Any]:
+    row = _validated(RuleRow, entry, "predicate and suggested_action")
+    predicate = reader.predicate(row.predicate).text
+    action, formulas, label = _read_action(row.suggested_action, manifest, reader)
+    later = {"formulas": formulas} if formulas else {}
+    later |= {} if row.critical is None else {"critical": row.critical}
     return {
         "predicate": predicate,
         "suggested_action": action,
         "suggested_label": label,
         "confidence": row.confidence,
         "rationale": None if row.rationale is None else clean_text(row.rationale, MAX_RATIONALE),
+        **later,
     }
 
 
 def _read_action(
-    action: float | list[float | None] | dict[str, float | None] | str, manifest: Manifest
-) -> tuple[tuple[float | None, ...], str]:
-    """An action of the dataset's space; a dimension that is left open is None."""
+    action: float | list[float | str | None] | dict[str, float | str | None] | str,
+    manifest: Manifest,
+    reader: FormulaReader,
+) -> tuple[tuple[float | None, ...], tuple[str | None, ...] | None, str]:
+    """An action of the dataset's space: numbers, formulas, and its name; a dimension that is left open is None."""
     names, space = manifest.action_names, manifest.action_space
     if isinstance(action, dict):
         if space.is_discrete or not set(action) <= set(names):
-            raise ValueError(f"suggested_action names {', '.join(map(str, action))}; there is {', '.join(names)}")
+            raise ValueError(f"suggested_action names {', '.join(map(str, action))}; known: {', '.join(names)}")
         action = [action.get(name) for name in names]
-    if not isinstance(action, list) or None not in action:
-        whole, label = read_import_action(
-            [x for x in action if x is not None] if isinstance(action, list) else action, manifest
-        )
-        return whole, label
+    if isinstance(action, str) and not space.is_discrete and len(names) == 1:
+        action = [action]
+    if not isinstance(action, list):
+        return _plain_action(action, manifest)
+    computed = [reader.formula(part).text if isinstance(part, str) else None for part in action]
+    numbers = [None if isinstance(part, str) else part for part in action]
+    if not any(computed):
+        return _partial_action(numbers, manifest)
+    if len(action) != len(names) or space.is_discrete:
+        raise ValueError(f"suggested_action has {len(action)} places; known: {', '.join(names)}")
+    _check_numbers(numbers, manifest)
+    parts = zip(names, computed, numbers, strict=True)
+    said = " ".join(
+        f"{name}={text}" if text else label_vector([name], [0.0 if x is None else x], [2])
+        for name, text, x in parts
+        if text or x is not None
+    )
+    return tuple(numbers), tuple(computed), clean_text(said, MAX_LABEL)
+
+
+def _plain_action(action: float | str, manifest: Manifest) -> tuple[tuple[float | None, ...], None, str]:
+    whole, label = read_import_action(action, manifest)
+    return whole, None, label
+
+
+def _partial_action(action: Sequence[float | None], manifest: Manifest) -> tuple[tuple[float | None, ...], None, str]:
+    """Numbers for some dimensions."""
+    names, space = manifest.action_names, manifest.action_space
+    if None not in action:
+        whole, label = read_import_action([x for x in action if x is not None], manifest)
+        return whole, None, label
     given = {name: x for name, x in zip(names, action, strict=False) if x is not None}
     if len(action) != len(names) or not given or space.is_discrete:
         raise ValueError(
-            f"suggested_action has {len(given)} numbers in {len(action)} places; there is {', '.join(names)}"
+            f"suggested_action has {len(given)} numbers in {len(action)} places; known: {', '.join(names)}"
         )
-    lows = space.low or (0.0,) * len(names)
-    filled = [low if x is None else x for x, low in zip(action, lows, strict=True)]
-    read_import_action(filled, manifest)  # refuses what is out of range
-    return tuple(action), label_vector(list(given), list(given.values()), [2] * len(given))
+    _check_numbers(action, manifest)
+    return tuple(action), None, label_vector(list(given), list(given.values()), [2] * len(given))
 
 
-def _read_entries(path: Path) -> list[object]:
+def _check_numbers(action: Sequence[float | None], manifest: Manifest) -> None:
+    """Refuse numbers that are out of range."""
+    lows = manifest.action_space.low or (0.0,) * len(action)
+    read_import_action([low if x is None else x for x, low in zip(action, lows, strict=True)], manifest)
+
+
+def _read_file(path: Path) -> Mapping[str, Any]:
+    """The object that a file holds, with its list of rules."""
     text = read_text(path, limit=MAX_BYTES)
     readers = {".json": _json_entries, ".toml": _toml_entries, ".csv": _csv_entries}
     if path.suffix.lower() not in readers:
@@ -170,25 +311,28 @@ def _read_entries(path: Path) -> list[object]:
         raise BadInput(f"{path} cannot be read as {path.suffix[1:].upper()}: {error}.", "Correct the file.") from error
 
 
-def _json_entries(text: str) -> list[object]:
+def _json_entries(text: str) -> Mapping[str, Any]:
     return _rules_of(decode_json(text))
 
 
-def _rules_of(value: object) -> list[object]:
-    rules = value.get("rules") if isinstance(value, dict) else value
-    if not isinstance(rules, list):
+def _rules_of(value: object) -> Mapping[str, Any]:
+    whole = value if isinstance(value, dict) else {"rules": value}
+    if not isinstance(whole.get("rules"), list):
         raise ValueError("it has no list of rules")
-    return rules
+    if unknown := sorted(set(whole) - {"rules", "terms", "assessment", "potential"}):
+        raise ValueError(f"it has {', '.join(map(str, unknown))}; known: rules, terms, assessment, potential")
+    return whole
 
 
-def _toml_entries(text: str) -> list[object]:
+def _toml_entries(text: str) -> Mapping[str, Any]:
     return _rules_of(decode_toml(text))
 
 
-def _csv_entries(text: str) -> list[object]:
+def _csv_entries(text: str) -> Mapping[str, Any]:
     """Cells are text; numbers and lists in them are read as JSON, and empty ones are left out."""
+    read = ("suggested_action", "confidence", "critical")
     rows = [{str(k): v for k, v in row.items() if v} for row in csv.DictReader(text.splitlines(), strict=True)]
-    return [{k: _cell(v) if k in ("suggested_action", "confidence") else v for k, v in row.items()} for row in rows]
+    return {"rules": [{k: _cell(v) if k in read else v for k, v in row.items()} for row in rows]}
 
 
 def _cell(text: str) -> object:

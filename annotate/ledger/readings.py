@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 
-from storage.annotations import Rule, insert_annotations, insert_rejections, insert_rules
+from storage.annotations import Rule, RuleList, insert_annotations, insert_rejections, insert_rule_lists
 from storage.catalog import Connection
 from storage.content_hash import content_id
 from storage.errors import DamagedStore
@@ -112,12 +112,12 @@ def record_readings(con: Connection, store: Store, run: Run, read: Sequence[tupl
         for note in _annotations(run, question, reading, salts.get(question.request.request_id, ()))
     ]
     insert_annotations(con, notes)
-    rules = [
-        rule
+    lists = [
+        _rule_list(run, question, reading, salts.get(question.request.request_id, ()))
         for question, reading in read
-        for rule in _rules(run, question, reading, salts.get(question.request.request_id, ()))
+        if reading.rules or reading.terms
     ]
-    insert_rules(con, store, rules)
+    insert_rule_lists(con, store, lists)
     refused: dict[str, list[Rejection]] = {}
     for question, reading in read:
         model = reading.message.model or run.model
@@ -153,9 +153,24 @@ def _annotations(run: Run, question: Question, reading: ParsedReply, salt: Seque
     ]
 
 
-def _rules(run: Run, question: Question, reading: ParsedReply, salt: Sequence[str]) -> list[Rule]:
+def _rule_list(run: Run, question: Question, reading: ParsedReply, salt: Sequence[str]) -> RuleList:
+    return RuleList(
+        list_id=question.request.request_id,
+        run_id=run.run_id,
+        request_id=question.request.request_id,
+        dataset_id=run.dataset_id,
+        model=reading.message.model or run.model,
+        prompt_version=run.prompt_version,
+        rules=_rules(run, question, reading, salt),
+        terms=reading.terms,
+        assessment=reading.assessment,
+        potential=reading.potential,
+    )
+
+
+def _rules(run: Run, question: Question, reading: ParsedReply, salt: Sequence[str]) -> tuple[Rule, ...]:
     request_id = question.request.request_id
-    return [
+    return tuple(
         Rule(
             rule_id=content_id("u_", [run.run_id, request_id, rule.predicate, *salt]),
             run_id=run.run_id,
@@ -169,9 +184,11 @@ def _rules(run: Run, question: Question, reading: ParsedReply, salt: Sequence[st
             rationale=rule.rationale,
             model=reading.message.model or run.model,
             prompt_version=run.prompt_version,
+            formulas=rule.formulas,
+            critical=rule.critical,
         )
         for rule in reading.rules
-    ]
+    )
 
 
 def _rejections(run: Run, question: Question, reading: ParsedReply, salt: Sequence[str]) -> list[Rejection]:

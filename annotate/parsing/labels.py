@@ -12,6 +12,8 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from storage.formulas import Term
+
 from ..cards import Card
 from ..prompting import Kind, label_vector
 from .messages import MAX_RAW, Entry, Found, Message, ReplyProblem, clean_text, find_answer
@@ -43,6 +45,8 @@ class ProposedRule:
     action: tuple[float | None, ...]  # an index into the card's list, or a number for each dimension; None: as logged
     action_label: str
     confidence: float
+    formulas: tuple[str | None, ...] | None = None  # canonical, in place of a number, for each dimension
+    critical: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -54,12 +58,14 @@ class ParsedReply:
     labels: tuple[Label, ...]
     refused: tuple[Refused, ...]
     rules: tuple[ProposedRule, ...] = ()  # only where rules were asked for
+    terms: tuple[Term, ...] = ()  # named expressions, where rules or a study were asked for
+    potential: str | None = None  # canonical, where rules were asked for
     is_answer: bool = True  # false: the reply holds none, and the request stays open
 
 
 def find_in_reply(raw: str, kind: Kind, body: Mapping[str, Any] | None = None) -> Found:
     """The entries of a reply to some kind of request, or why it holds no answer; see `find_answer`."""
-    return find_answer(raw, {"identify": "steps", "rules": "rules"}.get(kind, "labels"), body)
+    return find_answer(raw, {"identify": "steps", "rules": "rules", "study": "terms"}.get(kind, "labels"), body)
 
 
 def read_nothing(found: Found) -> ParsedReply | None:

@@ -9,6 +9,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from storage.disk import UnreadableError, check_depth, decode_json
@@ -62,6 +63,7 @@ class Entries(NamedTuple):
     entries: Sequence[Entry]
     assessment: str
     trouble: ReplyProblem | None
+    whole: Mapping[str, Any] = MappingProxyType({})  # the object that holds the list; empty where it is broken
 
 
 class Found(NamedTuple):
@@ -78,7 +80,7 @@ def find_answer(raw: str, key: str, body: Mapping[str, Any] | None = None) -> Fo
 
     Args:
         raw: as it came; it may be anything.
-        key: `labels`, `steps` or `rules`.
+        key: `labels`, `steps`, `rules` or `terms`.
         body: its JSON, where that was parsed already.
     """
     message = _read_body(_parse(raw) if body is None else body)
@@ -133,7 +135,7 @@ def find_entries(text: str, key: str) -> Entries:
     said = clean_text(assessment, 4000) if isinstance(assessment, str) else ""
     if not isinstance(found[key], list):
         return Entries([], said, ReplyProblem("wrong_type", f"{key} is not a list"))
-    return Entries(found[key], said, None)
+    return Entries(found[key], said, None, found)
 
 
 def clean_text(text: str, limit: int) -> str:

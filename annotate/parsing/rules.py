@@ -1,21 +1,22 @@
 """From a raw reply to corrective rules: what breaks a rule of the game is kept with its reason, the rest still counts.
 
-A reply is hostile until proven otherwise; its conditions are read by `storage.expressions.predicates` and run nowhere
-here.
+A reply is hostile until proven otherwise; its expressions are read by `storage.formulas` and run nowhere here.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
-from storage.catalog import STEP, component_columns
+from storage.catalog import component_columns
 from storage.errors import BadInput
-from storage.expressions import read_predicate
+from storage.formulas import MAX_TERMS, FormulaReader, Term
 
-from ..cards import Card
+from ..cards import Action, Card
 from ..prompting import Kind, label_vector
 from .labels import (
+    MAX_RATIONALE,
     BrokenError,
     ParsedReply,
     ProposedRule,
@@ -31,14 +32,18 @@ from .labels import (
     refuse_reply,
     show,
 )
-from .messages import Entry, Found, ReplyProblem
+from .messages import Entry, Found, ReplyProblem, clean_text
 
 MAX_RULES = 100
 """Rules of one reply that are looked at; far more than are asked for."""
+MAX_LABEL = 200
+"""Characters of a formula that are kept as the name of an action."""
 
 
 def read_answer(found: Found, kind: Kind, card: Card, steps: Collection[int]) -> ParsedReply:
     """Validate the entries of a reply to any kind of request, see `read_reply` and `read_rules`."""
+    if kind == "study":
+        return _read_study(found, card)
     return _read_found(found, card) if kind == "rules" else read_labels(found, kind, card, steps)
 
 
@@ -50,7 +55,7 @@ def read_rules(raw: str, card: Card) -> ParsedReply:
         card: the columns and the legal actions.
 
     Returns:
-        The rules that are allowed, each condition at most once, and what was refused. It never raises.
+        The rules that are allowed, each condition at most once, the terms, and what was refused. It never raises.
     """
     return _read_found(find_in_reply(raw, "rules"), card)
 
@@ -60,10 +65,11 @@ def _read_found(reply: Found, card: Card) -> ParsedReply:
         return nothing
     message, found = reply.message, reply.entries
     refused: list[Refused] = [refuse_reply(t, message.text) for t in (message.trouble, found.trouble) if t][:1]
+    terms, reader = _read_terms(found.whole.get("terms"), card, refused)
     rules: dict[str, ProposedRule] = {}
     for position, entry in enumerate(found.entries[:MAX_RULES]):
         try:
-            rule = _read_entry(position, entry, card)
+            rule = _read_entry(position, entry, card, reader)
             if rule.predicate in rules:
                 raise BrokenError("duplicate_rule", f"the condition {rule.predicate} has a rule already")
             rules[rule.predicate] = rule
@@ -72,52 +78,151 @@ def _read_found(reply: Found, card: Card) -> ParsedReply:
     if len(found.entries) > MAX_RULES:
         trouble = ReplyProblem("too_many", f"{len(found.entries)} entries, {MAX_RULES} are read")
         refused.append(refuse_reply(trouble, message.text))
-    return ParsedReply(message, found.assessment, (), tuple(refused), tuple(rules.values()))
+    potential = _read_potential(found.whole.get("potential"), reader, refused)
+    return ParsedReply(message, found.assessment, (), tuple(refused), tuple(rules.values()), terms, potential)
 
 
-def _read_entry(position: int, entry: Entry, card: Card) -> ProposedRule:
+def _read_study(reply: Found, card: Card) -> ParsedReply:
+    """A study: an assessment and terms, without rules."""
+    if (nothing := read_nothing(reply)) is not None:
+        return nothing
+    message, found = reply.message, reply.entries
+    refused: list[Refused] = [refuse_reply(t, message.text) for t in (message.trouble, found.trouble) if t][:1]
+    terms, _ = _read_terms(found.entries, card, refused)
+    return ParsedReply(message, found.assessment, (), tuple(refused), terms=terms)
+
+
+def formula_reader(card: Card) -> FormulaReader:
+    """Reads expressions about what a card names."""
+    return FormulaReader.of(component_columns(card.component_names), ())
+
+
+def _read_terms(entries: object, card: Card, refused: list[Refused]) -> tuple[tuple[Term, ...], FormulaReader]:
+    """The terms that are allowed, and a reader that knows them; what is refused is added to the list."""
+    terms: list[Term] = []
+    reader = formula_reader(card)
+    given = entries if isinstance(entries, list | tuple) else []
+    for position, entry in enumerate(given[: 2 * MAX_TERMS]):
+        try:
+            term, reader = _read_term(entry, reader)
+            terms.append(term)
+        except BrokenError as broken:
+            refused.append(refuse_entry(position, entry, broken.trouble))
+    if entries is not None and given is not entries:
+        refused.append(refuse_reply(ReplyProblem("wrong_type", "terms is not a list"), show(entries)))
+    return tuple(terms), reader
+
+
+def _read_term(entry: Entry, reader: FormulaReader) -> tuple[Term, FormulaReader]:
     if not isinstance(entry, dict):
         raise BrokenError("wrong_type", f"a {type(entry).__name__} in place of an object")
-    action, label = read_rule_action(read_field(entry, "suggested_action"), card)
+    name, expression = _read_text(entry, "name"), _read_text(entry, "expression")
+    meaning = entry.get("meaning")
+    try:
+        known = reader.with_term(Term(name, expression))
+    except BadInput as error:
+        raise BrokenError("illegal_term", error.problem.rstrip(".")) from None
+    words = clean_text(meaning, MAX_RATIONALE) if isinstance(meaning, str) else None
+    return Term(name, known.terms[name].text, words), known
+
+
+def _read_potential(text: object, reader: FormulaReader, refused: list[Refused]) -> str | None:
+    """An expression for how good a state is; None if there is none, or it is refused."""
+    if text is None:
+        return None
+    try:
+        if not isinstance(text, str):
+            raise BrokenError("wrong_type", f"potential is {show(text)}; an expression or null is allowed")
+        read = reader.formula(text)
+        if not reader.needs([read]) - reader.terms.keys():
+            raise BrokenError("illegal_potential", f"the potential {read.text} is the same in every state")
+        return read.text
+    except BadInput as error:
+        refused.append(refuse_reply(ReplyProblem("illegal_potential", error.problem.rstrip(".")), show(text)))
+    except BrokenError as broken:
+        refused.append(refuse_reply(broken.trouble, show(text)))
+    return None
+
+
+def _read_entry(position: int, entry: Entry, card: Card, reader: FormulaReader) -> ProposedRule:
+    if not isinstance(entry, dict):
+        raise BrokenError("wrong_type", f"a {type(entry).__name__} in place of an object")
+    said = read_rule_action(read_field(entry, "suggested_action"), card, reader)
+    critical = entry.get("critical")
+    if not isinstance(critical, bool | None):
+        raise BrokenError("wrong_type", f"critical is {show(critical)}; true or false is allowed")
     return ProposedRule(
         position,
-        _read_predicate(entry, card),
+        _read_predicate(entry, reader),
         read_rationale(entry),
-        action,
-        label,
+        said.action,
+        said.label,
         confidence=read_number(entry, "confidence", 0, 1),
+        formulas=said.formulas,
+        critical=critical,
     )
 
 
-def read_rule_action(action: object, card: Card) -> tuple[tuple[float | None, ...], str]:
-    """The action of a rule: an index into the card's list, or a number or null for each dimension, and its name."""
+class RuleAction(NamedTuple):
+    """What a rule says should be done."""
+
+    action: tuple[float | None, ...]  # None: as logged, or computed
+    formulas: tuple[str | None, ...] | None  # canonical; None without any
+    label: str
+
+
+def read_rule_action(action: object, card: Card, reader: FormulaReader) -> RuleAction:
+    """The action of a rule: an index into the card's list, or a number, a formula or null for each dimension."""
     if card.is_discrete:
-        return read_action(action, card)
+        index, label = read_action(action, card)
+        return RuleAction(index, None, label)
     if not isinstance(action, dict) or not set(action) <= set(card.action_names):
         raise BrokenError("illegal_action", f"{show(action)} gives something else than {', '.join(card.action_names)}")
-    values = tuple(
-        None
-        if action.get(dimension.name) is None
-        else read_number(action, dimension.name, dimension.low, dimension.high, "illegal_action")
-        for dimension in card.actions
-    )
-    given = [(a, value) for a, value in zip(card.actions, values, strict=True) if value is not None]
+    read = [_read_dimension(action, dimension, reader) for dimension in card.actions]
+    given = [(a, part) for a, part in zip(card.actions, read, strict=True) if part is not None]
     if not given:
-        raise BrokenError("illegal_action", f"{show(action)} gives no number for any dimension")
-    names, decimals = [a.name for a, _ in given], [a.decimals for a, _ in given]
-    return values, label_vector(names, [value for _, value in given], decimals)
+        raise BrokenError("illegal_action", f"{show(action)} gives neither number nor formula for any dimension")
+    label = " ".join(
+        f"{a.name}={part}" if isinstance(part, str) else label_vector([a.name], [part], [a.decimals])
+        for a, part in given
+    )
+    numbers = tuple(None if isinstance(part, str) else part for part in read)
+    formulas = tuple(part if isinstance(part, str) else None for part in read)
+    return RuleAction(numbers, formulas if any(formulas) else None, clean_text(label, MAX_LABEL))
 
 
-def _read_predicate(entry: Mapping[str, Any], card: Card) -> str:
-    text = read_field(entry, "predicate")
-    if not isinstance(text, str):
-        raise BrokenError("wrong_type", f"predicate is {show(text)}; text is allowed")
+def _read_dimension(action: Mapping[str, Any], dimension: Action, reader: FormulaReader) -> float | str | None:
+    """A number, the canonical text of a formula, or None; a formula that reads nothing is a number."""
+    said = action.get(dimension.name)
+    if said is None:
+        return None
+    if not isinstance(said, str):
+        return read_number(action, dimension.name, dimension.low, dimension.high, "illegal_action")
     try:
-        return read_predicate(text, rule_names(card)).text
+        formula = reader.formula(said)
+    except BadInput as error:
+        raise BrokenError("illegal_formula", f"{dimension.name}: {error.problem.rstrip('.')}") from None
+    if reader.needs([formula]) - reader.terms.keys():
+        return formula.text
+    known: dict[str, Any] = {}
+    for name, term in reader.terms.items():
+        if term.columns <= known.keys():
+            known[name] = term.compute(known)
+    value = float(formula.compute(known))
+    if not math.isfinite(value):
+        raise BrokenError("illegal_formula", f"{dimension.name}: {formula.text} has no value in any state")
+    return read_number({dimension.name: value}, dimension.name, dimension.low, dimension.high, "illegal_action")
+
+
+def _read_predicate(entry: Mapping[str, Any], reader: FormulaReader) -> str:
+    try:
+        return reader.predicate(_read_text(entry, "predicate")).text
     except BadInput as error:
         raise BrokenError("illegal_predicate", error.problem.rstrip(".")) from None
 
 
-def rule_names(card: Card) -> list[str]:
-    """The columns that a rule may speak of."""
-    return [*component_columns(card.component_names), STEP]
+def _read_text(entry: Mapping[str, Any], name: str) -> str:
+    text = read_field(entry, name)
+    if not isinstance(text, str):
+        raise BrokenError("wrong_type", f"{name} is {show(text)}; text is allowed")
+    return text

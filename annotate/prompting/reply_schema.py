@@ -19,7 +19,14 @@ Schema = dict[str, Any]
 def reply_schema(kind: Kind, card: Card) -> Schema:
     """The schema of a whole reply: an assessment and a list of labels, of steps, or of rules, as was asked for."""
     if kind == "rules":
-        return _object({"assessment": {"type": "string"}, "rules": {"type": "array", "items": _object(_rule(card))}})
+        return _object(
+            {
+                "assessment": {"type": "string"},
+                "terms": {"type": "array", "items": _object(_term())},
+                "rules": {"type": "array", "items": _object(_rule(card))},
+                "potential": _OPEN_TEXT,
+            }
+        )
     items = "steps" if kind == "identify" else "labels"
     entry = _step() if kind == "identify" else _step() | _label(card)
     return _object({"assessment": {"type": "string"}, items: {"type": "array", "items": _object(entry)}})
@@ -38,18 +45,27 @@ def _label(card: Card) -> Schema:
     }
 
 
+_OPEN_TEXT: Schema = {"anyOf": [{"type": "string"}, {"type": "null"}]}
+
+
+def _term() -> Schema:
+    return {name: {"type": "string"} for name in ("name", "expression", "meaning")}
+
+
 def _rule(card: Card) -> Schema:
     return {
         "rationale": {"type": "string"},
         "predicate": {"type": "string"},
         "suggested_action": _action(card) if card.is_discrete else _open_action(card),
+        "critical": {"type": "boolean"},
         "confidence": {"type": "number"},
     }
 
 
 def _open_action(card: Card) -> Schema:
-    """An action whose dimensions may be left as they were."""
-    return _object({name: {"anyOf": [{"type": "number"}, {"type": "null"}]} for name in card.action_names})
+    """An action whose dimensions may be computed, or left as they were."""
+    part: Schema = {"anyOf": [{"type": "number"}, {"type": "string"}, {"type": "null"}]}
+    return _object(dict.fromkeys(card.action_names, part))
 
 
 def _action(card: Card) -> Schema:

@@ -12,7 +12,9 @@ from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from storage.catalog import STEP, component_columns
+from storage.catalog import component_columns
+from storage.expressions import FUNCTIONS, MAX_LENGTH
+from storage.formulas import MAX_TERMS, STEP
 from storage.schema import Episode
 from storage.schema import RequestKind as Kind
 
@@ -24,7 +26,6 @@ TABLE_FORMAT = 1
 """Raised whenever tables or statistics are written differently, since that changes what a model reads."""
 
 _RULES_TASK = "task_rules.md"
-_FUNCTIONS = ["abs", "sign", "floor", "ceil", "round", "sqrt", "sin", "cos", "atan2", "least", "greatest"]
 _FOLDER = Path(__file__).parent
 
 
@@ -166,15 +167,18 @@ def _action_form(card: Card) -> str:
 
 
 def _render_rules_task(card: Card, rules: int) -> str:
-    form = _action_form(card) if card.is_discrete else _action_form(card).replace("number", "number or null")
+    form = (
+        _action_form(card) if card.is_discrete else _action_form(card).replace("number", 'number, "expression" or null')
+    )
     return _render(
         _RULES_TASK,
         card=card,
         action_form=form,
         rules=rules,
         columns=[*component_columns(card.component_names), STEP],
-        functions=_FUNCTIONS,
-        max_length=500,
+        functions=FUNCTIONS,
+        max_length=MAX_LENGTH,
+        max_terms=MAX_TERMS,
     )
 
 

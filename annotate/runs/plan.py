@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from storage.annotations import rule_columns
+from storage.catalog import component_columns
 from storage.content_hash import content_id
 from storage.datasets import is_finite, list_episodes, pick, read_manifest, read_steps, require_finite
 from storage.errors import BadInput, ProviderFailed
@@ -21,7 +21,7 @@ from storage.store import Store
 from ..cards import Card, card_sha256, check_card_against_spaces
 from ..costs import Estimate, TokenCounter, correct_by_count, correct_by_replies, estimate_requests
 from ..ledger import GO_ON, NO_BATCH, Run, StoredReply, Totals, find_replies, unanswered
-from ..parsing import ParsedReply, read_answer, rule_names
+from ..parsing import ParsedReply, read_answer
 from ..prompting import (
     AnnotateConfig,
     FrameSource,
@@ -233,8 +233,8 @@ def _check_card(card: Card, manifest: Manifest) -> None:
 
 def _check_names(card: Card, manifest: Manifest) -> None:
     """Rules speak of columns, so the card's names must be those of the dataset."""
-    named, there = rule_names(card), rule_columns(manifest)
-    if named != there or len(named) == 1:
+    named, there = component_columns(card.component_names), component_columns(manifest.component_names)
+    if named != there or not named:
         raise BadInput(
             f"The card of {card.env_id} calls the columns {', '.join(named)}; the dataset {manifest.dataset_id} has "
             f"{', '.join(there)}.",

@@ -87,8 +87,7 @@ class Material:
     @cached_property
     def content_id(self) -> str:
         """Named by everything that decides the candidates of an arm, except the oracle."""
-        labels = {name: np.asarray(value).tolist() for name, value in vars(self.labels).items()}
-        made_of = [self.dataset_id, labels, self.baseline.sha256, self.config]
+        made_of = [self.dataset_id, self.labels.identity, self.baseline.sha256, self.config]
         return content_id("m_", [*made_of, list(self.also)] if self.also else made_of)
 
 

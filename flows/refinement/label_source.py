@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from refine.config import TrainingMode
-from refine.labels import Labels, label_like_expert, labels_from_annotations, labels_from_rules, place_rules
-from storage.annotations import Rule, load_rules, match_rules, pool_annotations
+from refine.labels import Labels, label_like_expert, labels_from_annotations, labels_from_rules
+from refine.policies import CompiledRules
+from storage.annotations import RuleList, load_rule_lists, pool_annotations
 from storage.datasets import StepArrays
 from storage.errors import BadInput, Prerequisite
 from storage.schema import Annotation, Manifest
@@ -23,23 +24,33 @@ class LabelSource:
     """Annotations or rules of a dataset, never both."""
 
     notes: Sequence[Annotation]
-    rules: Sequence[Rule]
+    lists: Sequence[RuleList]
 
     @property
     def run_ids(self) -> list[str]:
         """The annotation runs they come from."""
-        return sorted({opinion.run_id for opinion in (*self.notes, *self.rules)})
+        return sorted({opinion.run_id for opinion in (*self.notes, *self.lists)})
 
-    def labels(self, store: Store, manifest: Manifest, steps: StepArrays) -> Labels:
-        """One label per annotation, or per step that a list of rules matches.
+    def labels(self, manifest: Manifest, steps: StepArrays) -> Labels:
+        """One label per annotation, or per step where a list of rules decides.
 
         Raises:
             BadInput: if an annotation or rule does not fit the dataset.
         """
-        if not self.rules:
+        if not self.lists:
             return labels_from_annotations(self.notes, steps, manifest.action_space)
-        matches = match_rules(store, manifest.dataset_id, self.rules)
-        return labels_from_rules(self.rules, place_rules(self.rules, matches, steps), steps, manifest.action_space)
+        return labels_from_rules(
+            [compile_rules(listed, manifest) for listed in self.lists], steps, manifest.action_space
+        )
+
+
+def compile_rules(listed: RuleList, manifest: Manifest) -> CompiledRules:
+    """A list of rules, ready to be asked about a dataset's environment.
+
+    Raises:
+        BadInput: if an expression or an action does not fit it.
+    """
+    return CompiledRules(listed, tuple(manifest.component_names), manifest.action_space)
 
 
 def find_opinions(
@@ -60,20 +71,20 @@ def find_opinions(
     """
     dataset_id = datasets[0]
     notes = [] if rules else pool_annotations(store, datasets, run_ids)
-    there = [rule for name in datasets for rule in load_rules(store, name, run_ids)]
+    there = [listed for name in datasets for listed in load_rule_lists(store, name, run_ids)]
     found = LabelSource(notes, there if rules or run_ids else [])
-    if found.notes and found.rules:
+    if found.notes and found.lists:
         raise BadInput(
             f"The runs {', '.join(found.run_ids)} have labels of single steps and rules.",
             "Name runs of one kind, or use only the rules with --rules.",
         )
-    if not found.notes and not found.rules:
+    if not found.notes and not found.lists:
         raise _nothing(dataset_id, run_ids, rules=rules, has_rules=bool(there))
-    if found.rules and len(datasets) > 1:
+    if found.lists and len(datasets) > 1:
         raise BadInput(
             "Rules belong to one dataset; several were given.", "Refine with each dataset alone, or with labels."
         )
-    if found.rules and mode == "R":
+    if found.lists and mode == "R":
         raise BadInput("Rules suggest actions and have no implicit rewards, which this mode needs.", "Use --mode A.")
     return found
 

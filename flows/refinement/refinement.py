@@ -93,7 +93,7 @@ def improve(
     material, start, opinions, warnings = gather_material(
         store, manifest, config.refine, run_ids, rules=rules, also=also, baseline=baseline, expert=config.expert
     )
-    if opinions.rules and config.random_states:
+    if opinions.lists and config.random_states:
         raise BadInput("Rules cover all states that they match, so no others are left to compare with.")
     material = replace(material, log_dir=config.log_dir)
     judge = Evaluator(store, *home, config.workers, manifest.max_steps)
@@ -139,7 +139,7 @@ def gather_material(
         opinions = find_opinions(store, datasets, run_ids, config.mode, rules=rules)
     steps = read_once(store, datasets)
     start = find_baseline(store, manifest, read_steps(store, dataset_id) if also else steps, baseline)
-    labels = opinions.labels(store, manifest, steps)
+    labels = opinions.labels(manifest, steps)
     recipe = config.completed(manifest.action_space, dense=covers_most_steps(labels, steps))
     oracle = ask_expert(expert, labels, steps, manifest, store) if expert else None
     material = Material(store.root, dataset_id, labels, start.policy, recipe, oracle, tuple(also), start.policy_id)

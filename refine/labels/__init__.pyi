@@ -2,7 +2,7 @@ from .label_hypotheses import LabelHypothesis, keep, list_readings
 from .labels import Arm, Labels, check_labels, covers_most_steps, labels_from_annotations
 from .reference_arms import ReferenceArm, label_like_expert, label_random_states
 from .reward_relabelling import relabel, scale_of_returns
-from .rule_labels import labels_from_rules, place_rules, rule_arm_labels
+from .rule_labels import RuleLabels, labels_from_rules, rule_arm_labels
 from .weighting import weigh_labels
 
 __all__ = [
@@ -10,6 +10,7 @@ __all__ = [
     "LabelHypothesis",
     "Labels",
     "ReferenceArm",
+    "RuleLabels",
     "check_labels",
     "covers_most_steps",
     "keep",
@@ -18,7 +19,6 @@ __all__ = [
     "labels_from_annotations",
     "labels_from_rules",
     "list_readings",
-    "place_rules",
     "relabel",
     "rule_arm_labels",
     "scale_of_returns",

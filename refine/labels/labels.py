@@ -13,13 +13,15 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from storage.content_hash import sha256_bytes
 from storage.datasets import StepArrays
 from storage.errors import BadInput
 from storage.schema import Annotation, Array, Space
 
 from ..policies import action_bounds
 
-Arm = Literal["labels", "no_labels", "shuffled", "random"]
+Arm = Literal["labels", "no_labels", "shuffled", "random", "permuted"]
+"""The arms of a comparison that are judged; `permuted` is for rules with formulas only, see `rule_labels.py`."""
 ARMS: tuple[Arm, ...] = ("labels", "no_labels", "shuffled", "random")
 
 
@@ -37,6 +39,12 @@ class Labels:
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    @property
+    def identity(self) -> dict[str, str]:
+        """A hash of each column, by its name; what decides a training."""
+        columns = {name: value for name, value in vars(self).items() if isinstance(value, np.ndarray)}
+        return {name: f"{column.dtype} {sha256_bytes(column.tobytes())}" for name, column in columns.items()}
 
 
 def labels_from_annotations(annotations: Sequence[Annotation], steps: StepArrays, action_space: Space) -> Labels:

@@ -1,4 +1,4 @@
-"""Labels that come from corrective rules: every matched step has the action of the rule that decides there.
+"""Labels that come from lists of rules: every step where a list decides has the action of the rule that does.
 
 The placebos keep what makes rules easy to learn, that like states get like actions: they change rules, not steps.
 Exchanging actions step by step would leave noise without any pattern, which is too weak an opponent.
@@ -6,134 +6,233 @@ Exchanging actions step by step would leave noise without any pattern, which is 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from storage.annotations import Matches, Rule
+from storage.catalog import component_columns
+from storage.content_hash import sha256_bytes
 from storage.datasets import StepArrays
 from storage.errors import BadInput
 from storage.schema import Array, Space
 
-from ..policies import action_bounds
-from .labels import Arm, Labels, arm_labels, check_labels
+from ..policies import CompiledRules, States
+from .labels import Arm, Labels, arm_labels, check_labels, finite_bounds
 
 _TRIES = 100
+_CHUNK = 65_536  # rows whose numbers are in memory at once
+
+Columns = Mapping[str, tuple[int, float]]
+"""For a placebo, the component that each column reads in formulas, and its factor."""
 
 
 @dataclass(frozen=True)
 class RuleLabels(Labels):
     """L labels that R rules have decided; two lists of rules that match a step give it two labels."""
 
-    rules: NDArray[np.int64]  # (L,) which rule decided
-    actions: NDArray[np.float64]  # (R, m) what each rule says; NaN: this dimension stays as it was logged
-    confidences: NDArray[np.float64]  # (R,)
+    lists: tuple[CompiledRules, ...]
+    rules: NDArray[np.int64]  # (L,) which rule decided, counted over all lists
+    without_value: int  # steps where a rule decides whose formula has no value, so that they have no label
+
+    @property
+    def identity(self) -> dict[str, str]:
+        """Also of the rules themselves, which decide the placebos."""
+        listed = [
+            [c.listed.terms, [(r.predicate, r.suggested_action, r.formulas) for r in c.listed.rules]]
+            for c in self.lists
+        ]
+        return super().identity | {"lists": sha256_bytes(repr(listed).encode())}
+
+    @property
+    def has_formulas(self) -> bool:
+        """Whether an action is computed from the state."""
+        return any(compiled.listed.has_formulas for compiled in self.lists)
 
 
-@dataclass(frozen=True)
-class Placed:
-    """Rules beside the steps of their dataset; M matches."""
-
-    rows: NDArray[np.int64]  # (M,) the step's row
-    rules: NDArray[np.int64]  # (M,) place of the rule
-    decides: NDArray[np.bool_]  # (M,) whether it is the first of its list that matches the step
-
-
-def place_rules(rules: Sequence[Rule], matches: Matches, steps: StepArrays) -> Placed:
-    """Find which rule decides where: of one list the first that matches, each list for itself.
-
-    Args:
-        rules: of one dataset, list by list, each in its order.
-        matches: of these rules.
-        steps: that dataset's steps.
-    """
-    rows = steps.rows_of(matches.episode_id, matches.step)
-    names = list(dict.fromkeys(rule.list_id for rule in rules))
-    lists = np.array([names.index(rule.list_id) for rule in rules], np.int64)
-    _, first = np.unique(rows * len(names) + lists[matches.rule], return_index=True)
-    decides = np.zeros(len(rows), np.bool_)
-    decides[first] = True
-    return Placed(rows, matches.rule, decides)
-
-
-def labels_from_rules(rules: Sequence[Rule], placed: Placed, steps: StepArrays, action_space: Space) -> RuleLabels:
-    """Turn the rules that decide into labels; a missing confidence counts as 1, and there are no implicit rewards.
+def labels_from_rules(lists: Sequence[CompiledRules], steps: StepArrays, action_space: Space) -> RuleLabels:
+    """Turn what lists of rules say of a dataset's steps into labels; there are no implicit rewards.
 
     Args:
-        rules: of one dataset.
-        placed: from `place_rules`.
-        steps: that dataset's steps.
+        lists: of the dataset's environment; each decides for itself.
+        steps: the dataset's steps.
         action_space: of its environment.
 
     Raises:
-        BadInput: naming a rule whose action is none of the action space.
+        BadInput: if no rule decides anywhere.
     """
-    for rule in rules:
-        given = [x for x in rule.suggested_action if x is not None]
-        broken = action_space.is_discrete and not all(float(x).is_integer() for x in given)
-        if broken or not given or len(rule.suggested_action) != action_space.size:
-            raise BadInput(f"The rule `{rule.predicate}` suggests {list(rule.suggested_action)}, which is no action.")
-    actions = np.array([[np.nan if x is None else x for x in rule.suggested_action] for rule in rules], np.float64)
-    confidences = np.array([1.0 if rule.confidence is None else rule.confidence for rule in rules], np.float64)
-    rows, deciding = placed.rows[placed.decides], placed.rules[placed.decides]
-    labels = _apply(actions, confidences, rows, deciding, steps=steps, space=action_space)
+    acted = np.flatnonzero(~steps.is_final)
+    offsets = np.cumsum([0, *(len(compiled.listed.rules) for compiled in lists)])
+    decided = [_decide(compiled, acted, steps) for compiled in lists]
+    rows = np.concatenate([acted[rules >= 0] for rules in decided])
+    rules = np.concatenate([n[n >= 0] + offset for n, offset in zip(decided, offsets, strict=False)])
+    if not len(rows):
+        ids = ", ".join(compiled.listed.list_id for compiled in lists)
+        raise BadInput(f"The rules of {ids} decide in none of the {len(acted)} steps.")
+    order = np.lexsort((rules, rows))
+    rows, rules = rows[order], rules[order]
+    suggestions, has_value = _suggest(lists, rows, rules, steps, action_space)
+    if not has_value.any():
+        raise BadInput(f"The formulas have no value in any of the {len(rows)} steps where their rules decide.")
+    weights = np.concatenate([compiled.confidences for compiled in lists])[rules]
+    labels = RuleLabels(
+        rows[has_value],
+        suggestions[has_value],
+        weights[has_value],
+        np.zeros(int(has_value.sum())),
+        lists=tuple(lists),
+        rules=rules[has_value],
+        without_value=int((~has_value).sum()),
+    )
     check_labels(labels, steps, action_space)
     return labels
 
 
-def rule_arm_labels(arm: Arm, labels: Labels, steps: StepArrays, space: Space, rng: np.random.Generator) -> Labels:
+def rule_arm_labels(
+    arm: Arm,
+    labels: Labels,
+    steps: StepArrays,
+    space: Space,
+    rng: np.random.Generator,
+    *,
+    units: Mapping[str, str] | None = None,
+) -> Labels:
     """The labels of one arm; for labels of single steps this is `arm_labels`.
 
     - `labels` and `no_labels`: as there.
-    - `shuffled`: each rule gets the action and the confidence of another one; its states stay together.
+    - `shuffled`: each rule gets the action and the confidence of another one; its states stay together. Where there is
+      no other action, the labels change places as those of single steps do.
     - `random`: each rule gets one uniformly random action for all its states.
+    - `permuted`: each formula reads, in place of each component, another one of the same unit, or its negative.
+
+    Args:
+        arm: which.
+        labels: of the annotator.
+        steps: their dataset.
+        space: the action space.
+        rng: of the draw.
+        units: of the components' columns, for `permuted`; all alike when None.
     """
-    if not isinstance(labels, RuleLabels) or arm not in ("shuffled", "random"):
+    if not isinstance(labels, RuleLabels) or arm not in _MAKERS:
         return arm_labels(arm, labels, steps, space, rng)
-    if arm == "shuffled":
-        order = _exchange(labels, rng)
-        actions, confidences = labels.actions[order], labels.confidences[order]
+    return _MAKERS[arm](labels, steps, space, rng, units or {})
+
+
+def _shuffle(
+    labels: RuleLabels, steps: StepArrays, space: Space, rng: np.random.Generator, units: Mapping[str, str]
+) -> Labels:
+    order = _exchange(labels, rng)
+    if order is None:
+        return arm_labels("shuffled", labels, steps, space, rng)
+    weights = np.concatenate([compiled.confidences for compiled in labels.lists])
+    suggestions, has_value = _suggest(labels.lists, labels.rows, order[labels.rules], steps, space)
+    return _with(labels, suggestions, np.where(has_value, weights[order][labels.rules], 0.0))
+
+
+def _randomise(
+    labels: RuleLabels, steps: StepArrays, space: Space, rng: np.random.Generator, units: Mapping[str, str]
+) -> Labels:
+    """One random action per rule, in the dimensions that the rule speaks of."""
+    speaks = np.concatenate([compiled.speaks for compiled in labels.lists])
+    if space.is_discrete:
+        drawn = rng.integers(space.start, space.start + int(space.n or 1), speaks.shape).astype(np.float64)
     else:
-        actions, confidences = _draw(labels, steps, space, rng), labels.confidences
-    return _apply(actions, confidences, labels.rows, labels.rules, steps=steps, space=space)
+        drawn = np.where(speaks, rng.uniform(*finite_bounds(space, steps), speaks.shape), np.nan)
+    return _with(labels, _filled(drawn[labels.rules], labels.rows, steps, space), labels.weights)
 
 
-def _apply(
-    actions: NDArray[np.float64],
-    confidences: NDArray[np.float64],
+def _permute(
+    labels: RuleLabels, steps: StepArrays, space: Space, rng: np.random.Generator, units: Mapping[str, str]
+) -> Labels:
+    columns = permute_columns(component_columns(labels.lists[0].component_names), units, rng)
+    suggestions, has_value = _suggest(labels.lists, labels.rows, labels.rules, steps, space, columns)
+    return _with(labels, suggestions, np.where(has_value, labels.weights, 0.0))
+
+
+_Maker = Callable[[RuleLabels, StepArrays, Space, np.random.Generator, Mapping[str, str]], Labels]
+_MAKERS: Mapping[Arm, _Maker] = {"shuffled": _shuffle, "random": _randomise, "permuted": _permute}
+
+
+def permute_columns(columns: Sequence[str], units: Mapping[str, str], rng: np.random.Generator) -> Columns:
+    """For each column the component that it reads, of the same unit, and a sign; none reads itself as it is.
+
+    Args:
+        columns: of the components, in their order.
+        units: of columns; one that is missing has the empty unit.
+        rng: draws.
+    """
+    read: dict[str, tuple[int, float]] = {}
+    for unit in dict.fromkeys(units.get(column, "") for column in columns):
+        alike = [place for place, column in enumerate(columns) if units.get(column, "") == unit]
+        drawn = rng.permutation(alike)
+        signs = np.where(drawn == alike, -1.0, rng.choice([-1.0, 1.0], len(alike)))
+        read |= {columns[p]: (int(q), float(sign)) for p, q, sign in zip(alike, drawn, signs, strict=True)}
+    return read
+
+
+def _with(labels: RuleLabels, suggestions: Array, weights: NDArray[np.float64]) -> Labels:
+    return replace(labels, suggestions=suggestions, weights=weights)
+
+
+def _states(rows: NDArray[np.int64], steps: StepArrays) -> States:
+    before = steps.observation[np.maximum(rows - 1, 0)]
+    return States(steps.observation[rows], before, steps.step[rows])
+
+
+def _decide(compiled: CompiledRules, rows: NDArray[np.int64], steps: StepArrays) -> NDArray[np.int64]:
+    """Which rule of a list decides in each row, (N,); -1 where none does."""
+    parts = np.array_split(rows, max(1, -(-len(rows) // _CHUNK)))
+    return np.concatenate([compiled.decide(compiled.values(_states(part, steps))) for part in parts])
+
+
+def _suggest(
+    lists: Sequence[CompiledRules],
     rows: NDArray[np.int64],
     rules: NDArray[np.int64],
-    *,
     steps: StepArrays,
     space: Space,
-) -> RuleLabels:
+    columns: Columns | None = None,
+) -> tuple[Array, NDArray[np.bool_]]:
+    """What rules say in given rows, complete, and where they say something.
+
+    Args:
+        lists: of rules.
+        rows: (L,) of steps.
+        rules: (L,) the rule that speaks in each, counted over all lists.
+        steps: of the dataset.
+        space: the action space.
+        columns: what the columns read, for a placebo.
+    """
+    actions, has_value = np.full((len(rows), space.size), np.nan), np.zeros(len(rows), np.bool_)
+    first = 0
+    for compiled in lists:
+        own = np.flatnonzero((rules >= first) & (rules < first + len(compiled.listed.rules)))
+        for part in np.array_split(own, max(1, -(-len(own) // _CHUNK))):
+            values = compiled.values(_states(rows[part], steps), columns)
+            actions[part], has_value[part] = compiled.act(rules[part] - first, values)
+        first += len(compiled.listed.rules)
+    return _filled(np.where(has_value[:, None], actions, np.nan), rows, steps, space), has_value
+
+
+def _filled(actions: NDArray[np.float64], rows: NDArray[np.int64], steps: StepArrays, space: Space) -> Array:
+    """Actions whose open dimensions are as they were logged, (L,) int64 when discrete, else (L, m) float64."""
     logged = np.array(steps.action[rows], np.float64).reshape(len(rows), space.size)
-    said = actions.reshape(-1, space.size)[rules]
-    suggestions: Array = np.where(np.isnan(said), logged, said)
-    if space.is_discrete:
-        suggestions = suggestions[:, 0].astype(np.int64)
-    return RuleLabels(rows, suggestions, confidences[rules], np.zeros(len(rows)), rules, actions, confidences)
+    filled = np.where(np.isnan(actions), logged, actions)
+    return filled[:, 0].astype(np.int64) if space.is_discrete else filled
 
 
-def _exchange(labels: RuleLabels, rng: np.random.Generator) -> NDArray[np.int64]:
-    """A random order of the rules that decide anywhere, in which not all keep their action, if there is one."""
+def _exchange(labels: RuleLabels, rng: np.random.Generator) -> NDArray[np.int64] | None:
+    """A random order of the rules that decide anywhere, in which not all keep their action; None if there is none."""
     used = np.unique(labels.rules)
-    order = np.arange(len(labels.actions))
+    said = [_action_text(rule.suggested_action, rule.formulas) for c in labels.lists for rule in c.listed.rules]
+    order = np.arange(len(said))
     for _ in range(_TRIES):
         order[used] = rng.permutation(used)
-        if not np.array_equal(labels.actions[order], labels.actions, equal_nan=True):
-            break
-    return order
+        if any(said[int(rule)] != said[int(other)] for rule, other in enumerate(order)):
+            return order
+    return None
 
 
-def _draw(labels: RuleLabels, steps: StepArrays, space: Space, rng: np.random.Generator) -> NDArray[np.float64]:
-    """One random action per rule, in the dimensions that the rule speaks of."""
-    shape = labels.actions.shape
-    if space.is_discrete:
-        return rng.integers(space.start, space.start + int(space.n or 1), shape).astype(np.float64)
-    low, high = action_bounds(space)
-    logged = steps.action[~steps.is_final]
-    low, high = (np.where(np.isfinite(b), b, e) for b, e in ((low, logged.min(axis=0)), (high, logged.max(axis=0))))
-    return np.where(np.isnan(labels.actions), np.nan, rng.uniform(low, high, shape))
+def _action_text(action: Sequence[float | None], formulas: Sequence[str | None] | None) -> tuple[object, ...]:
+    return tuple(text or number for number, text in zip(action, formulas or [None] * len(action), strict=True))

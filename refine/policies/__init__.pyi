@@ -1,15 +1,19 @@
 from .mlp import Acts, Chance, Head, MlpPolicy, Mode, OutputKind, draw_uniforms
 from .onnx_export import Agreement, export_onnx
+from .rule_lists import CompiledRules, Said, States
 from .spaces import action_bounds, action_units, input_size, network_inputs, output_size
 
 __all__ = [
     "Acts",
     "Agreement",
     "Chance",
+    "CompiledRules",
     "Head",
     "MlpPolicy",
     "Mode",
     "OutputKind",
+    "Said",
+    "States",
     "action_bounds",
     "action_units",
     "draw_uniforms",

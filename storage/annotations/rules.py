@@ -1,17 +1,17 @@
-"""Corrective rules as rows of the catalog, the steps that they match, and their coverage, agreement and conflicts."""
+"""Lists of corrective rules as rows of the catalog, and their coverage, agreement and conflicts in a dataset."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
+from itertools import groupby
 from typing import NamedTuple
 
-import numpy as np
-from numpy.typing import NDArray
-
-from ..catalog import STEP, Connection, component_columns, insert_rows, match_steps, refresh_views, same_action
+from ..catalog import Connection, component_columns, insert_rows, refresh_views, same_action, scan_steps
+from ..content_hash import content_id
 from ..datasets import read_manifest
-from ..expressions import read_predicate
+from ..errors import BadInput
+from ..formulas import FormulaReader, Term
 from ..queries import Row, rows_of
 from ..schema import Manifest
 from ..store import Store
@@ -27,59 +27,131 @@ class Rule:
     request_id: str | None
     dataset_id: str
     position: int  # in the annotator's list: of several rules of one list that match a step, the first one decides
-    predicate: str  # canonical, see `expressions.py`
-    suggested_action: tuple[float | None, ...]  # None: this dimension stays as it was logged
+    predicate: str  # canonical, see `formulas.py`
+    suggested_action: tuple[float | None, ...]  # None: this dimension stays as it was logged, or has a formula
     suggested_label: str
     confidence: float | None  # in [0, 1]
     rationale: str | None
     model: str
     prompt_version: str | None
+    formulas: tuple[str | None, ...] | None = None  # canonical, for each dimension; None without any
+    critical: bool | None = None  # whether the return depends most on the states that it speaks of
+
+
+@dataclass(frozen=True)
+class RuleList:
+    """The rules of one reply or one import, in their order, with the terms that they use."""
+
+    list_id: str  # of the request, or else of the run
+    run_id: str
+    request_id: str | None
+    dataset_id: str
+    model: str
+    prompt_version: str | None
+    rules: tuple[Rule, ...]
+    terms: tuple[Term, ...] = ()
+    assessment: str | None = None
+    potential: str | None = None  # an expression for how good a state is
+    parent_id: str | None = None  # the list that this one was made from
 
     @property
-    def list_id(self) -> str:
-        """The list that it belongs to: that of one reply, or of one import."""
-        return self.request_id or self.run_id
+    def has_formulas(self) -> bool:
+        """Whether an action of its rules is computed from the state."""
+        return any(rule.formulas is not None for rule in self.rules)
 
 
-class Matches(NamedTuple):
-    """Which rules match which steps; M pairs, by episode and step, then by the order of the rules."""
-
-    episode_id: NDArray[np.int64]  # (M,)
-    step: NDArray[np.int64]  # (M,)
-    rule: NDArray[np.int64]  # (M,) place in the sequence of rules
+_RULE = tuple(field.name for field in fields(Rule))
+_LIST = tuple(field.name for field in fields(RuleList) if field.name not in ("rules", "terms"))
 
 
-_COLUMNS = ", ".join(field.name for field in fields(Rule))
-
-
-def rule_columns(manifest: Manifest) -> list[str]:
-    """What conditions about a dataset may speak of: its components, as `annotated_steps` calls them, and the step."""
-    return [*component_columns(manifest.component_names), STEP]
-
-
-def insert_rules(con: Connection, store: Store, rules: Sequence[Rule]) -> int:
-    """Insert rules and make the views again; one whose `rule_id` is there already is left as it is.
-
-    Returns:
-        How many were new.
+def formula_reader(manifest: Manifest, terms: Sequence[Term] = (), *, is_canonical: bool = False) -> FormulaReader:
+    """Reads expressions about a dataset: its components are called as in `annotated_steps`.
 
     Raises:
-        BadInput: if a condition is not allowed, or a number is out of its range; nothing is inserted.
+        BadInput: naming a term that is not allowed.
     """
-    if not rules:
+    return FormulaReader.of(component_columns(manifest.component_names), terms, is_canonical=is_canonical)
+
+
+def check_rule_list(listed: RuleList, reader: FormulaReader) -> None:
+    """Check that every stored expression of a list is allowed.
+
+    Raises:
+        BadInput: quoting what is not.
+    """
+    for rule in listed.rules:
+        reader.predicate(rule.predicate, is_canonical=True)
+        for formula in filter(None, rule.formulas or ()):
+            reader.formula(formula, is_canonical=True)
+    if listed.potential is not None:
+        reader.formula(listed.potential, is_canonical=True)
+
+
+def insert_rule_lists(con: Connection, store: Store, lists: Sequence[RuleList]) -> int:
+    """Insert lists of rules and make the views again; what is there already is left as it is.
+
+    Returns:
+        How many rules were new.
+
+    Raises:
+        BadInput: if an expression is not allowed, or a number is out of its range; nothing is inserted.
+    """
+    if not lists:
         return 0
-    columns = {name: rule_columns(read_manifest(store, name)) for name in {rule.dataset_id for rule in rules}}
-    for rule in rules:
-        read_predicate(rule.predicate, columns[rule.dataset_id], is_canonical=True)
-    rows = [vars(rule) | {"suggested_action": list(rule.suggested_action)} for rule in rules]
-    inserted = insert_rows(con, "rules", rows)
+    for listed in lists:
+        manifest = read_manifest(store, listed.dataset_id)
+        check_rule_list(listed, formula_reader(manifest, listed.terms, is_canonical=True))
+    insert_rows(con, "rule_lists", [{name: getattr(listed, name) for name in _LIST} for listed in lists])
+    insert_rows(con, "terms", [row for listed in lists for row in _term_rows(listed)])
+    inserted = insert_rows(con, "rules", [_rule_row(rule) for listed in lists for rule in listed.rules])
     if inserted:
         refresh_views(con, store.rollouts_dir)
     return inserted
 
 
-def load_rules(store: Store, dataset_id: str, run_ids: Sequence[str] | None = None) -> list[Rule]:
-    """The rules of a dataset, list by list, each in its order.
+def _rule_row(rule: Rule) -> Mapping[str, object]:
+    formulas = None if rule.formulas is None else list(rule.formulas)
+    return vars(rule) | {"suggested_action": list(rule.suggested_action), "formulas": formulas}
+
+
+def _term_rows(listed: RuleList) -> Sequence[Mapping[str, object]]:
+    own = {"list_id": listed.list_id, "run_id": listed.run_id, "dataset_id": listed.dataset_id}
+    return [
+        {"term_id": content_id("v_", [listed.run_id, listed.list_id, term.name]), "position": position}
+        | own
+        | term._asdict()
+        for position, term in enumerate(listed.terms)
+    ]
+
+
+class Decided(NamedTuple):
+    """What the rules of a run do in their dataset."""
+
+    decides: int  # steps where one decides
+    without_value: Sequence[str]  # conditions of rules that decide somewhere, but whose formula has no value there
+
+
+def rules_without_value(con: Connection, run_id: str) -> Decided:
+    """Count where the rules of a run decide, and find those that never say anything."""
+    rows = con.execute(
+        """SELECT predicate, count(*), count(suggested_action) FROM ruled_steps WHERE run_id = ? AND decides
+           GROUP BY rule_id, predicate, position ORDER BY position""",
+        [run_id],
+    ).fetchall()
+    return Decided(sum(count for _, count, _ in rows), [text for text, _, valued in rows if not valued])
+
+
+def varies(con: Connection, listed: RuleList, manifest: Manifest) -> bool:
+    """Whether the potential of a list has more than one value in its dataset."""
+    reader = formula_reader(manifest, listed.terms, is_canonical=True)
+    potential = reader.formula(listed.potential or "0", is_canonical=True)
+    scan = scan_steps(manifest.dataset_id, reader, [potential])
+    rows = con.execute(f"SELECT DISTINCT {potential.sql} AS value FROM ({scan}) WHERE isfinite(value) LIMIT 2")
+    return len(rows.fetchall()) > 1
+
+
+def load_rule_lists(store: Store, dataset_id: str, run_ids: Sequence[str] | None = None) -> list[RuleList]:
+    """The lists of rules of a dataset, those of one run after each other; lists without a rule are left out.
 
     Args:
         store: the store.
@@ -89,28 +161,42 @@ def load_rules(store: Store, dataset_id: str, run_ids: Sequence[str] | None = No
     Raises:
         BadInput: if there is no such run.
     """
-    rows = rows_of_runs(store, "rules", _COLUMNS, dataset_id, run_ids, order="run_id, request_id, position, rule_id")
-    return [from_row(Rule, row) for row in rows]
+    with store.catalog.read():
+        order = "run_id, request_id, position, rule_id"
+        rows = rows_of_runs(store, "rules", ", ".join(_RULE), dataset_id, run_ids, order=order)
+        heads = rows_of_runs(store, "rule_lists", ", ".join(_LIST), dataset_id, run_ids, order="run_id, list_id")
+        columns = "run_id, list_id, name, expression, meaning"
+        terms = rows_of_runs(store, "terms", columns, dataset_id, run_ids, order="run_id, list_id, position")
+    own = {key: tuple(Term(*row[2:]) for row in found) for key, found in groupby(terms, key=lambda row: row[:2])}
+    named = {(row[1], row[0]): dict(zip(_LIST, row, strict=True)) for row in heads}
+    grouped = groupby((from_row(Rule, row) for row in rows), key=lambda r: (r.run_id, r.request_id or r.run_id))
+    return [RuleList(**named[key], rules=tuple(rules), terms=own.get(key, ())) for key, rules in grouped]
 
 
-def match_rules(store: Store, dataset_id: str, rules: Sequence[Rule]) -> Matches:
-    """The steps of a dataset that rules match, in one query over its files.
+def find_rule_list(store: Store, name: str) -> RuleList:
+    """A list of rules by its id, or the beginning of one; the newest of lists that have the same id.
 
-    Args:
-        store: the store.
-        dataset_id: a dataset of it.
-        rules: of this dataset.
+    Raises:
+        BadInput: if there is none, or several fit.
     """
-    if not rules:
-        return Matches(*(np.zeros(0, np.int64) for _ in range(3)))
-    columns = component_columns(read_manifest(store, dataset_id).component_names)
-    question = match_steps(dataset_id, columns, [(rule.rule_id, rule.predicate) for rule in rules])
-    places = {rule.rule_id: place for place, rule in enumerate(rules)}
     with store.catalog.read() as con:
-        found = con.execute(f"SELECT episode_id, step, rule_id FROM ({question})").fetchnumpy()
-    rule = np.array([places[rule_id] for rule_id in found["rule_id"]], np.int64)
-    order = np.lexsort((rule, found["step"], found["episode_id"]))
-    return Matches(found["episode_id"][order].astype(np.int64), found["step"][order].astype(np.int64), rule[order])
+        found = con.execute(
+            """SELECT list_id, run_id, dataset_id FROM rule_lists WHERE starts_with(list_id, $name)
+               ORDER BY created_at, run_id""",
+            {"name": name},
+        ).fetchall()
+        known = sorted({list_id for list_id, *_ in found})
+        if len(known) != 1:
+            all_lists = con.execute("SELECT DISTINCT list_id FROM rule_lists ORDER BY ALL").fetchall()
+            what = f"{len(known)} lists of rules begin" if known else "No list of rules begins"
+            there = ", ".join(known or [list_id for (list_id,) in all_lists]) or "none"
+            raise BadInput(f"{what} with {name!r}.", f"Known: {there}.")
+        _, run_id, dataset_id = found[-1]
+        lists = load_rule_lists(store, dataset_id, [run_id])
+    wanted = [listed for listed in lists if listed.list_id == known[0]]
+    if not wanted:
+        raise BadInput(f"The list of rules {known[0]} has no rule.")
+    return wanted[0]
 
 
 _RULES = """
@@ -119,6 +205,7 @@ WITH matched AS MATERIALIZED (
     WHERE dataset_id = $dataset_id AND list_contains($run_ids, run_id)
 ), counted AS (
     SELECT rule_id, count(*) AS steps, count(*) FILTER (decides) AS decides,
+        count(*) FILTER (decides AND suggested_action IS NULL) AS without_value,
         avg(agrees::DOUBLE) FILTER (decides) AS agrees_with_logged
     FROM matched GROUP BY rule_id
 ), compared AS (
@@ -127,9 +214,10 @@ WITH matched AS MATERIALIZED (
                        AND suggested_action IS NOT NULL) AS notes USING (episode_id, step)
     WHERE decides GROUP BY rule_id
 )
-SELECT run_id, rule_id, position, predicate, suggested_label, confidence, coalesce(steps, 0) AS steps,
+SELECT run_id, rule_id, position, predicate, suggested_label, critical, confidence, coalesce(steps, 0) AS steps,
     coalesce(steps, 0) / (SELECT sum(length) FROM episodes WHERE dataset_id = $dataset_id) AS coverage,
-    coalesce(decides, 0) AS decides, agrees_with_logged, coalesce(labels, 0) AS labels, agrees_with_labels, model,
+    coalesce(decides, 0) AS decides, coalesce(without_value, 0) AS without_value,
+    agrees_with_logged, coalesce(labels, 0) AS labels, agrees_with_labels, model,
     rationale
 FROM rules LEFT JOIN counted USING (rule_id) LEFT JOIN compared USING (rule_id)
 WHERE dataset_id = $dataset_id AND list_contains($run_ids, run_id)

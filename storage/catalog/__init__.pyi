@@ -1,21 +1,13 @@
 from .connection import Catalog, Connection, create_file, insert_rows, is_corrupt
 from .integrity import inspect_shards, suspect_shards
 from .migrations import MIGRATIONS, catalog_version, create_tables, is_newest, migrate
-from .views import (
-    AGREEMENT_SHARE,
-    STEP,
-    component_columns,
-    is_allowed,
-    look_at_views,
-    match_steps,
-    refresh_views,
-    same_action,
-)
+from .rule_views import scan_steps
+from .view_columns import AGREEMENT_SHARE, component_columns, same_action
+from .views import look_at_views, refresh_views
 
 __all__ = [
     "AGREEMENT_SHARE",
     "MIGRATIONS",
-    "STEP",
     "Catalog",
     "Connection",
     "catalog_version",
@@ -24,13 +16,12 @@ __all__ = [
     "create_tables",
     "insert_rows",
     "inspect_shards",
-    "is_allowed",
     "is_corrupt",
     "is_newest",
     "look_at_views",
-    "match_steps",
     "migrate",
     "refresh_views",
     "same_action",
+    "scan_steps",
     "suspect_shards",
 ]

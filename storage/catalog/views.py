@@ -7,8 +7,6 @@ asked. Views whose text cannot depend on a dataset are the files `views/*.sql`.
 
 from __future__ import annotations
 
-import math
-import re
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -16,53 +14,19 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..content_hash import canonical_json, sha256_bytes
-from ..errors import BadInput
-from ..expressions import read_predicate, sql_name, sql_text
+from ..expressions import sql_name, sql_text
 from ..schema import Space
 from .connection import Connection
 from .integrity import inspect_shards, note_shards
+from .rule_views import rule_views
+from .view_columns import JOINED_TYPES, KEY_TYPES, NOTE_TYPES, STEP_TYPES, component_columns, same_action
 
-AGREEMENT_SHARE = 0.05
-"""A suggested number agrees with another one within this share of its range."""
-STEP = "step"
-"""What a condition may speak of beside the components: the number of the step."""
-MAX_NAMED_COMPONENTS = 512
-"""A dataset with more components than this has them only as `observation[i]`."""
-
-_STEP_TYPES = {
-    "observation": "DOUBLE[]",
-    "action": "BIGINT",
-    "action_vector": "DOUBLE[]",
-    "action_name": "VARCHAR",
-    "reward": "DOUBLE",
-    "terminated": "BOOLEAN",
-    "truncated": "BOOLEAN",
-    "policy_output": "FLOAT[]",
-    "seed": "BIGINT",
-}
-_KEY_TYPES = {"dataset_id": "VARCHAR", "episode_id": "BIGINT", "step": "INTEGER"}
-_NOTE_TYPES = {
-    "annotation_id": "VARCHAR",
-    "run_id": "VARCHAR",
-    "request_id": "VARCHAR",
-    **_KEY_TYPES,
-    "critical": "BOOLEAN",
-    "suggested_action": "DOUBLE[]",
-    "suggested_label": "VARCHAR",
-    "implicit_reward": "DOUBLE",
-    "confidence": "DOUBLE",
-    "rationale": "VARCHAR",
-    "model": "VARCHAR",
-    "prompt_version": "VARCHAR",
-    "created_at": "TIMESTAMPTZ",
-}
 _CREATE = "CREATE OR REPLACE VIEW "
-_JOINED_TYPES = {"agrees": "BOOLEAN", "return_": "DOUBLE", "length": "INTEGER"}
-_VOTED_TYPES = {**_KEY_TYPES, "majority_action": "DOUBLE[]", "majority_label": "VARCHAR"}
+_VOTED_TYPES = {**KEY_TYPES, "majority_action": "DOUBLE[]", "majority_label": "VARCHAR"}
 _TALLY_TYPES = _VOTED_TYPES | {"opinions": "BIGINT", "majority_share": "DOUBLE", "agreement": "DOUBLE"}
 _VOTE_TYPES = {"annotation_id": "VARCHAR", "opinion": "VARCHAR", **_VOTED_TYPES, "with_majority": "BOOLEAN"}
 _PAIR_TYPES = {
-    **_KEY_TYPES,
+    **KEY_TYPES,
     "annotation_id": "VARCHAR",
     "run_id": "VARCHAR",
     "model": "VARCHAR",
@@ -77,10 +41,6 @@ _PAIR_TYPES = {
 _OPINION = "coalesce({0}.request_id, {0}.annotation_id)"  # a reply that two runs share is one opinion
 _SUMMARIES = ("current_label_replays", "spending", "label_quality", "leaderboard")
 _FOLDER = Path(__file__).parent / "views"
-_NO_MATCHES = (
-    "SELECT NULL::VARCHAR AS dataset_id, NULL::BIGINT AS episode_id, NULL::INTEGER AS step, NULL::VARCHAR AS rule_id "
-    "WHERE false"
-)
 
 
 @dataclass(frozen=True)
@@ -141,7 +101,10 @@ def _marks(con: Connection) -> tuple[str | None, str | None]:
     """What the views were made from, and a hash of all rules."""
     ((comment, rules),) = con.execute(
         """SELECT (SELECT comment FROM duckdb_views() WHERE view_name = 'steps' AND NOT internal),
-               (SELECT md5(string_agg(concat_ws(' ', dataset_id, rule_id, predicate), ';' ORDER BY rule_id)) FROM rules)
+               (SELECT md5(concat_ws(';',
+                   (SELECT string_agg(concat_ws(' ', rule_id, predicate, suggested_action::VARCHAR,
+                       formulas::VARCHAR), ';' ORDER BY rule_id) FROM rules),
+                   (SELECT string_agg(concat_ws(' ', term_id, name, expression), ';' ORDER BY term_id) FROM terms))))
         """
     ).fetchall()
     return comment, rules
@@ -156,8 +119,10 @@ def _mark(rollouts: Path, datasets: Sequence[tuple[str, str]], damaged: Containe
 
 @cache
 def _made_by() -> str:
-    """A hash of what writes the views: this module, the one that it reads conditions with, and the `.sql` files."""
-    code = [Path(__file__), Path(__file__).parents[1] / "expressions.py", *sorted(_FOLDER.glob("*.sql"))]
+    """A hash of what writes the views: modules and `.sql` files."""
+    here, root = Path(__file__).parent, Path(__file__).parents[1]
+    code = [here / f"{name}.py" for name in ("views", "rule_views", "view_columns")]
+    code += [root / "expressions.py", root / "formulas.py", *sorted(_FOLDER.glob("*.sql"))]
     return sha256_bytes(b"".join(path.read_bytes() for path in code))
 
 
@@ -165,33 +130,16 @@ def _script(con: Connection, rollouts: Path, damaged: Container[str]) -> str:
     """The statements that make all views, in an order in which each finds what it needs."""
     everything = _datasets(con, rollouts)
     datasets = [dataset for dataset in everything if dataset.dataset_id not in damaged]
-    noted = _no_rows(_NOTE_TYPES | _STEP_TYPES | _JOINED_TYPES)
+    noted = _no_rows(NOTE_TYPES | STEP_TYPES | JOINED_TYPES)
     return ";\n".join(
         [
-            _view("steps", [_no_rows(_KEY_TYPES | _STEP_TYPES), *map(_steps_of, datasets)]),
+            _view("steps", [_no_rows(KEY_TYPES | STEP_TYPES), *map(_steps_of, datasets)]),
             _view("annotated_steps", [noted, *map(_annotated_steps_of, datasets)]),
             *_opinion_views([(dataset.dataset_id, dataset.action_space) for dataset in everything]),
-            _rule_view(_ruled(con, datasets)),
+            *rule_views(con, [(d.dataset_id, d.action_space, d.component_names) for d in datasets]),
             *map(_read_view, _SUMMARIES),
         ]
     )
-
-
-def component_columns(names: Sequence[str]) -> list[str]:
-    """The columns of `annotated_steps` that hold an observation's components, in their order.
-
-    A name becomes an SQL identifier; one that is a column of the view already gets the prefix `obs_`.
-    """
-    taken = {*_NOTE_TYPES, *_STEP_TYPES, *_JOINED_TYPES}
-    columns: list[str] = []
-    for name in names[:MAX_NAMED_COMPONENTS] if len(names) <= MAX_NAMED_COMPONENTS else []:
-        plain = re.sub(r"\W+", "_", name)
-        column = f"obs_{plain}" if plain.lower() in taken or not re.match(r"[^\W\d]", plain) else plain
-        while column.lower() in taken:
-            column += "_"
-        taken.add(column.lower())
-        columns.append(column)
-    return columns
 
 
 def _datasets(con: Connection, rollouts: Path) -> list[_Dataset]:
@@ -212,16 +160,6 @@ def _datasets(con: Connection, rollouts: Path) -> list[_Dataset]:
             action_names=action_names,
         )
         for dataset_id, observation_space, action_space, component_names, action_names, shards in rows
-    ]
-
-
-def _ruled(con: Connection, datasets: Sequence[_Dataset]) -> list[_RuledDataset]:
-    """The datasets that have rules."""
-    rows = con.execute("SELECT dataset_id, rule_id, predicate FROM rules ORDER BY rule_id").fetchall()
-    return [
-        _RuledDataset(d.dataset_id, d.action_space, component_columns(d.component_names), rules)
-        for d in datasets
-        if (rules := [(rule_id, predicate) for name, rule_id, predicate in rows if name == d.dataset_id])
     ]
 
 
@@ -258,7 +196,7 @@ def _files_of(dataset: _Dataset) -> str:
 
 def _annotated_steps_of(dataset: _Dataset) -> str:
     """Values are made of the rows that have an annotation only: they are computed above the join, not below it."""
-    notes = ", ".join(f"notes.{name}" for name in _NOTE_TYPES)
+    notes = ", ".join(f"notes.{name}" for name in NOTE_TYPES)
     columns = _step_columns(dataset)
     steps = ", ".join(f"{value} AS {name}" for name, value in columns.items())
     components = "".join(
@@ -300,22 +238,6 @@ def _opinion_views(spaces: Sequence[tuple[str, Space]]) -> list[str]:
         _view("majority_votes", votes),
         _read_view("label_agreement"),
     ]
-
-
-def same_action(space: Space, left: str, right: str) -> str:
-    """SQL that says whether two actions, each a DOUBLE[], agree.
-
-    Args:
-        space: of the actions.
-        left: SQL of the first.
-        right: SQL of the second; where a number has no bounds, its size sets the tolerance.
-    """
-    if space.is_discrete:
-        return f"{left}[1] = {right}[1]"
-    return " AND ".join(
-        f"abs({left}[{place}] - {right}[{place}]) <= {_tolerance(space, place, right)}"
-        for place in range(1, space.size + 1)
-    )
 
 
 def _pairs(dataset_id: str, space: Space) -> str:
@@ -379,84 +301,6 @@ def _votes(dataset_id: str, space: Space) -> str:
     majority_label, {agree} AS with_majority
 FROM annotations JOIN majorities USING (dataset_id, episode_id, step)
 WHERE dataset_id = {sql_text(dataset_id)} AND suggested_action IS NOT NULL"""
-
-
-def _tolerance(space: Space, place: int, reference: str) -> str:
-    low, high = (bounds[place - 1] if bounds else math.inf for bounds in (space.low, space.high))
-    if math.isfinite(low) and math.isfinite(high):
-        return repr(AGREEMENT_SHARE * (high - low))
-    return f"{AGREEMENT_SHARE} * greatest(1, abs({reference}[{place}]))"
-
-
-class _RuledDataset(NamedTuple):
-    """What the view needs to know of a dataset and its rules."""
-
-    dataset_id: str
-    action_space: Space
-    columns: Sequence[str]  # of the observation's components, see `component_columns`
-    rules: Sequence[tuple[str, str]]  # id and condition of each
-
-
-def match_steps(dataset_id: str, columns: Sequence[str], rules: Sequence[tuple[str, str]]) -> str:
-    """A query for `dataset_id`, `episode_id`, `step` and `rule_id`: each rule beside each step that it matches.
-
-    Args:
-        dataset_id: the dataset.
-        columns: of its observations' components.
-        rules: id and canonical condition of each, at least one.
-
-    Raises:
-        BadInput: if a condition is not allowed.
-    """
-    known = [*columns, STEP]
-    cases = [
-        f"CASE WHEN {read_predicate(predicate, known, is_canonical=True).sql} THEN {sql_text(rule_id)} END"
-        for rule_id, predicate in rules
-    ]
-    named = "".join(f", observation[{place}] AS {sql_name(column)}" for place, column in enumerate(columns, 1))
-    return f"""SELECT dataset_id, episode_id, "at step" AS step, rule_id FROM (
-    SELECT dataset_id, episode_id, "at step", unnest([{", ".join(cases)}]) AS rule_id
-    FROM (SELECT dataset_id, episode_id, step AS "at step", step::DOUBLE AS {STEP}{named}
-          FROM steps WHERE dataset_id = {sql_text(dataset_id)} AND action_vector IS NOT NULL)
-) WHERE rule_id IS NOT NULL"""
-
-
-def _rule_view(datasets: Sequence[_RuledDataset]) -> str:
-    """The statement that makes `ruled_steps`; a rule whose condition is not allowed any more matches nothing there.
-
-    `suggested_action` is complete: where a rule leaves a dimension open, it is the logged one. `decides` says whether
-    it is the first rule of its list that matches the step, whose action is the label.
-    """
-    allowed = [(d, [rule for rule in d.rules if is_allowed(rule[1], d.columns)]) for d in datasets]
-    matched = [_NO_MATCHES, *(match_steps(d.dataset_id, d.columns, rules) for d, rules in allowed if rules)]
-    agreements = "".join(
-        f"\n        WHEN {sql_text(name)} THEN {same_action(space, 'suggested_action', 'action_vector')}"
-        for name, space, *_ in datasets
-    )
-    agrees = f"CASE dataset_id{agreements} END" if agreements else "NULL::BOOLEAN"
-    return f"""{_CREATE}ruled_steps AS
-WITH matched AS (
-{" UNION ALL ".join(matched)}
-), taught AS (
-    SELECT rules.* EXCLUDE (suggested_action, created_at), matched.episode_id, matched.step,
-        list_transform(list_zip(rules.suggested_action, steps.action_vector), lambda pair: coalesce(pair[1], pair[2]))
-            AS suggested_action,
-        steps.observation, steps.action, steps.action_vector, steps.action_name, steps.reward
-    FROM matched JOIN rules USING (dataset_id, rule_id) JOIN steps USING (dataset_id, episode_id, step)
-)
-SELECT *, {agrees} AS agrees, row_number() OVER (
-    PARTITION BY run_id, request_id, dataset_id, episode_id, step ORDER BY position, rule_id
-) = 1 AS decides
-FROM taught"""
-
-
-def is_allowed(predicate: str, columns: Sequence[str]) -> bool:
-    """Whether a stored condition keeps every rule."""
-    try:
-        read_predicate(predicate, [*columns, STEP], is_canonical=True)
-    except BadInput:
-        return False
-    return True
 
 
 def _read_view(name: str) -> str:

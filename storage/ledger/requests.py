@@ -29,7 +29,7 @@ SELECT run_id, request_id FROM run_requests LEFT JOIN ({_COUNTING}) AS counting 
 WHERE run_requests.response_id = counting.response_id OR (run_requests.response_id IS NULL AND (
     (run_id, request_id) IN (SELECT (run_id, request_id) FROM annotations WHERE request_id IS NOT NULL)
     OR (run_id, request_id) IN (SELECT (run_id, request_id) FROM rejections WHERE request_id IS NOT NULL)
-    OR (run_id, request_id) IN (SELECT (run_id, request_id) FROM rules WHERE request_id IS NOT NULL)))
+    OR (run_id, request_id) IN (SELECT (run_id, request_id) FROM rule_lists WHERE request_id IS NOT NULL)))
 """
 """Requests whose counting reply a run has read; before `response_id` was kept, what it left shows that."""
 
@@ -45,11 +45,15 @@ _EMPTY = """
 SELECT request_id FROM run_requests JOIN requests USING (request_id)
 WHERE run_id = $run AND (requests.state = 'failed' OR (requests.state = 'done'
     AND (run_id, request_id) NOT IN (SELECT (run_id, request_id) FROM annotations WHERE request_id IS NOT NULL)
-    AND (run_id, request_id) NOT IN (SELECT (run_id, request_id) FROM rules WHERE request_id IS NOT NULL)
+    AND (run_id, request_id) NOT IN (SELECT (run_id, request_id) FROM rule_lists WHERE request_id IS NOT NULL)
     AND NOT (kind = 'identify' AND (episode_id, sample) IN (
         SELECT (episode_id, sample) FROM run_requests JOIN requests USING (request_id)
         WHERE run_id = $run AND kind = 'suggest'))))
 """
+
+
+_READINGS = {"annotations": "request_id", "rules": "request_id", "rule_lists": "list_id", "terms": "list_id"}
+"""The tables that hold what was read in a reply, and the column that names its request."""
 
 
 class UnreadRequest(NamedTuple):
@@ -217,8 +221,8 @@ def mark_read(con: Connection, run_id: str, request_ids: Sequence[str]) -> dict[
     ).fetchall()
     changed = [(request_id, new) for request_id, new, _, old in counting if new != old]
     told["ids"] = [request_id for request_id, _ in changed]
-    for table in ("annotations", "rules"):
-        con.execute(f"DELETE FROM {table} WHERE run_id = $run AND request_id IN (SELECT unnest($ids::VARCHAR[]))", told)
+    for table, named in _READINGS.items():
+        con.execute(f"DELETE FROM {table} WHERE run_id = $run AND {named} IN (SELECT unnest($ids::VARCHAR[]))", told)
     con.execute(
         """UPDATE run_requests SET response_id = told.response_id
            FROM (SELECT unnest($ids::VARCHAR[]) AS request_id, unnest($responses::VARCHAR[]) AS response_id) AS told

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..catalog import component_columns, inspect_shards, is_allowed
+from ..annotations import check_rule_list, formula_reader, load_rule_lists
+from ..catalog import inspect_shards
 from ..content_hash import is_sealed, sha256_file
 from ..datasets import check_shard, damaged_columns, read_manifest
-from ..errors import DamagedStore, LeftOutWarning, Prerequisite, TrajnoteError
+from ..errors import BadInput, DamagedStore, LeftOutWarning, Prerequisite, TrajnoteError
 from ..ledger import read_frames
 from ..policies import RECORD, files_sha256, is_record, read_folder
 from ..schema import Manifest, Shard
@@ -269,10 +270,15 @@ def _check_rules(store: Store) -> Iterator[Damage]:
     )
     for run_id, count in lost:
         yield Damage("catalog.duckdb", f"{count} rules of run {run_id} have no raw reply", _RESTORE)
-    rules = _rows(store, "SELECT rule_id, predicate, component_names FROM rules JOIN datasets USING (dataset_id)")
-    for rule_id, predicate, names in rules:
-        if not is_allowed(predicate, component_columns(names)):
-            yield Damage("catalog.duckdb", f"the condition of the rule {rule_id} is not an accepted one", _RESTORE)
+    for (dataset_id,) in _rows(store, "SELECT DISTINCT dataset_id FROM rules SEMI JOIN datasets USING (dataset_id)"):
+        manifest = read_manifest(store, dataset_id)
+        for listed in load_rule_lists(store, dataset_id):
+            try:
+                check_rule_list(listed, formula_reader(manifest, listed.terms, is_canonical=True))
+            except BadInput as refused:
+                yield Damage(
+                    "catalog.duckdb", f"the list of rules {listed.list_id}: {refused.problem.rstrip('.')}", _RESTORE
+                )
 
 
 def _strangers(folder: Path, known: Container[str]) -> list[Path]:

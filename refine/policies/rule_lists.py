@@ -1,0 +1,168 @@
+"""What a list of rules says in some states, computed by NumPy: for labels, for placebos, and for playing.
+
+The views of the catalog (`storage/catalog/rule_views.py`) say the same of stored steps in SQL.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from storage.annotations import RuleList
+from storage.catalog import component_columns
+from storage.errors import BadInput
+from storage.expressions import PREVIOUS, Expression
+from storage.formulas import STEP, FormulaReader
+from storage.schema import Array, Space
+
+from .spaces import action_bounds
+
+
+class States(NamedTuple):
+    """N states as rules see them."""
+
+    observations: Array  # (N, n), or (N,) when discrete
+    previous: Array  # the observations one step before, of the same shape; anything in step 0
+    steps: NDArray[np.integer[Any]]  # (N,) number of the step
+
+
+class Said(NamedTuple):
+    """What a list says in N states."""
+
+    rules: NDArray[np.int64]  # (N,) the rule that decides; -1: none
+    actions: NDArray[np.float64]  # (N, m); NaN: this dimension stays as it is
+    has_value: NDArray[np.bool_]  # (N,) false where no rule decides, or a formula of the one that does has no value
+
+
+@dataclass(frozen=True)
+class CompiledRules:
+    """A list of rules that is ready to be asked.
+
+    Raises:
+        BadInput: if an expression is not allowed, or an action is none of the action space.
+    """
+
+    listed: RuleList
+    component_names: tuple[str, ...]
+    action_space: Space
+
+    def __post_init__(self) -> None:
+        for rule in self.listed.rules:
+            _check_action(rule.suggested_action, rule.formulas, rule.predicate, self.action_space)
+
+    def say(self, states: States) -> Said:
+        """Ask it in some states."""
+        values = self.values(states)
+        rules = self.decide(values)
+        actions, has_value = self.act(rules, values)
+        return Said(rules, actions, has_value)
+
+    def values(self, states: States, columns: Mapping[str, tuple[int, float]] | None = None) -> dict[str, Array]:
+        """The numbers that its expressions use, (N,) each, terms included.
+
+        Args:
+            states: N of them.
+            columns: for a placebo, the component that each column reads, and its factor; each its own when None.
+        """
+        seen = np.asarray(states.observations).reshape(len(states.steps), -1)
+        before = np.asarray(states.previous).reshape(seen.shape)
+        read = {name: (place, 1.0) for place, name in enumerate(self._columns)} | dict(columns or {})
+        values: dict[str, Array] = {STEP: np.asarray(states.steps, np.float64)}
+        for name, (place, factor) in read.items():
+            if name in self._needed:
+                values[name] = factor * seen[:, place].astype(np.float64)
+            if PREVIOUS + name in self._needed:
+                shifted = factor * before[:, place].astype(np.float64)
+                values[PREVIOUS + name] = np.where(np.asarray(states.steps) > 0, shifted, np.nan)
+        for name, term in self._reader.terms.items():
+            if name in self._needed:
+                values[name] = np.broadcast_to(term.compute(values), len(states.steps))
+        return values
+
+    def decide(self, values: Mapping[str, Array]) -> NDArray[np.int64]:
+        """The first rule whose condition holds, (N,); -1 where there is none."""
+        deciding = np.full(len(values[STEP]), -1, np.int64)
+        for number in reversed(range(len(self._predicates))):
+            deciding[np.broadcast_to(self._predicates[number].compute(values), len(deciding))] = number
+        return deciding
+
+    def act(self, rules: NDArray[np.int64], values: Mapping[str, Array]) -> tuple[Array, NDArray[np.bool_]]:
+        """The actions of given rules, (N, m), and whether there is one, (N,).
+
+        Args:
+            rules: (N,) which rule acts; -1: none.
+            values: of the same states.
+        """
+        actions = np.where((rules >= 0)[:, None], self.constants[rules], np.nan)
+        has_value = rules >= 0
+        for number, formulas in enumerate(self._formulas):
+            rows = np.flatnonzero(rules == number) if any(formulas) else ()
+            for place, formula in enumerate(formulas):
+                if formula is not None and len(rows):
+                    there = {name: values[name][rows] for name in formula.columns}
+                    actions[rows, place] = np.broadcast_to(formula.compute(there), len(rows))
+                    has_value[rows] &= np.isfinite(actions[rows, place])
+        if not self.action_space.is_discrete:
+            actions = np.clip(actions, *action_bounds(self.action_space))
+        return actions, has_value
+
+    @cached_property
+    def constants(self) -> NDArray[np.float64]:
+        """(R, m), what each rule says in numbers; NaN where it leaves a dimension open or computes it."""
+        rows = [[np.nan if x is None else x for x in rule.suggested_action] for rule in self.listed.rules]
+        return np.array(rows, np.float64).reshape(len(rows), self.action_space.size)
+
+    @cached_property
+    def confidences(self) -> NDArray[np.float64]:
+        """(R,); a missing one counts as 1."""
+        return np.array([1.0 if rule.confidence is None else rule.confidence for rule in self.listed.rules])
+
+    @cached_property
+    def speaks(self) -> NDArray[np.bool_]:
+        """(R, m), whether a rule says anything about a dimension."""
+        nothing = [None] * self.action_space.size
+        computed = [[bool(text) for text in rule.formulas or nothing] for rule in self.listed.rules]
+        return np.isfinite(self.constants) | np.array(computed, np.bool_).reshape(self.constants.shape)
+
+    @cached_property
+    def _columns(self) -> tuple[str, ...]:
+        return tuple(component_columns(self.component_names))
+
+    @cached_property
+    def _reader(self) -> FormulaReader:
+        return FormulaReader.of(self._columns, self.listed.terms, is_canonical=True)
+
+    @cached_property
+    def _predicates(self) -> list[Expression]:
+        return [self._reader.predicate(rule.predicate, is_canonical=True) for rule in self.listed.rules]
+
+    @cached_property
+    def _formulas(self) -> list[list[Expression | None]]:
+        return [
+            [self._reader.formula(text, is_canonical=True) if text else None for text in rule.formulas or ()]
+            for rule in self.listed.rules
+        ]
+
+    @cached_property
+    def _needed(self) -> frozenset[str]:
+        computed = [formula for formulas in self._formulas for formula in formulas if formula is not None]
+        return self._reader.needs([*self._predicates, *computed])
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: self.__dict__[name] for name in ("listed", "component_names", "action_space")}
+
+
+def _check_action(
+    action: Sequence[float | None], formulas: Sequence[str | None] | None, predicate: str, space: Space
+) -> None:
+    given = [x for x in action if x is not None]
+    computed = [text for text in formulas or () if text]
+    broken = space.is_discrete and (computed or not all(float(x).is_integer() for x in given))
+    sizes = {len(action), len(action if formulas is None else formulas)}
+    if broken or not (given or computed) or sizes != {space.size}:
+        raise BadInput(f"The rule `{predicate}` suggests {list(formulas or action)}, which is no action.")

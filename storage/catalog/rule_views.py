@@ -1,0 +1,264 @@
+"""The views of rules: `ruled_steps`, each rule beside each step that it matches, and `rule_labels`, what is decided.
+
+A list of rules is read from its beginning, and the first rule that matches a step decides there. Its action is a number
+for each dimension, a formula, or what was logged; numbers are cut to the bounds, and where a formula has no value, the
+step has no label.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import NamedTuple
+
+from ..errors import BadInput
+from ..expressions import PREVIOUS, Expression, sql_name, sql_text
+from ..formulas import STEP, FormulaReader, Term
+from ..schema import Space
+from .connection import Connection
+from .view_columns import component_columns, same_action
+
+_CREATE = "CREATE OR REPLACE VIEW "
+_LOGGED = "observation, action, action_vector, action_name, reward"
+
+
+class StoredRule(NamedTuple):
+    """What a view needs to know of a rule."""
+
+    rule_id: str
+    predicate: str
+    suggested_action: Sequence[float | None]
+    formulas: Sequence[str | None] | None
+
+
+@dataclass(frozen=True)
+class StoredList:
+    """A list of rules of one dataset."""
+
+    dataset_id: str
+    action_space: Space
+    columns: tuple[str, ...]  # of the observation's components, see `component_columns`
+    terms: Sequence[Term]
+    rules: Sequence[StoredRule]
+
+
+def rule_views(con: Connection, datasets: Sequence[tuple[str, Space, Sequence[str]]]) -> list[str]:
+    """Statements that make the views of rules.
+
+    What is not allowed any more, in a catalog that was changed another way, matches nothing.
+
+    Args:
+        con: a connection of the catalog.
+        datasets: id, action space and component names of each that can be shown.
+    """
+    shown = {name: (space, tuple(component_columns(names))) for name, space, names in datasets}
+    queries = [query for stored in _stored_lists(con, shown) if (query := _ListQuery.of(stored)).rules]
+    return [_ruled_steps(queries), _rule_labels(queries), _CRITICAL_STEPS]
+
+
+def _stored_lists(con: Connection, shown: dict[str, tuple[Space, tuple[str, ...]]]) -> Iterator[StoredList]:
+    terms = con.execute(
+        "SELECT run_id, list_id, name, expression FROM terms ORDER BY run_id, list_id, position"
+    ).fetchall()
+    rows = con.execute(
+        """SELECT dataset_id, run_id, coalesce(request_id, run_id), rule_id, predicate, suggested_action, formulas
+           FROM rules ORDER BY run_id, request_id, position, rule_id"""
+    ).fetchall()
+    for (dataset_id, run_id, list_id), rules in groupby(rows, key=lambda row: row[:3]):
+        if dataset_id in shown:
+            own = [Term(name, text) for run, which, name, text in terms if (run, which) == (run_id, list_id)]
+            yield StoredList(dataset_id, *shown[dataset_id], own, [StoredRule(*row[3:]) for row in rules])
+
+
+class _ListQuery(NamedTuple):
+    """The SQL of one list: what is computed for each step, in layers, each of which may use those below it."""
+
+    dataset_id: str
+    action_space: Space
+    rules: list[str]  # ids, in their order
+    scan: str  # a query with the columns "rule N", "action N" for each, and what was logged
+
+    @classmethod
+    def of(cls, stored: StoredList) -> _ListQuery:
+        reader = _allowed_terms(stored)
+        read = [(rule, found) for rule in stored.rules if (found := _read(rule, reader)) is not None]
+        layers = [scan_steps(stored.dataset_id, reader, [e for _, parts in read for e in parts.all])]
+        layers.append(_layer({f"rule {n}": parts.predicate.sql for n, (_, parts) in enumerate(read)}))
+        formulas = {f"formula {n}.{m}": e.sql for n, (_, p) in enumerate(read) for m, e in enumerate(p.formulas) if e}
+        layers.append(_layer(formulas))
+        layers.append(
+            _layer({f"action {n}": _action(rule, n, stored.action_space) for n, (rule, _) in enumerate(read)})
+        )
+        scan = layers[0]
+        for layer in filter(None, layers[1:]):
+            scan = layer.format(scan)
+        return cls(stored.dataset_id, stored.action_space, [rule.rule_id for rule, _ in read], scan)
+
+
+def _allowed_terms(stored: StoredList) -> FormulaReader:
+    reader = FormulaReader(stored.columns, {})
+    for term in stored.terms:
+        try:
+            reader = reader.with_term(term, is_canonical=True)
+        except BadInput:
+            continue
+    return reader
+
+
+class _ReadRule(NamedTuple):
+    """The expressions of a rule."""
+
+    predicate: Expression
+    formulas: Sequence[Expression | None]
+
+    @property
+    def all(self) -> list[Expression]:
+        """Those that are there."""
+        return [self.predicate, *filter(None, self.formulas)]
+
+
+def _read(rule: StoredRule, reader: FormulaReader) -> _ReadRule | None:
+    """The expressions of a rule; None if one is not allowed."""
+    try:
+        formulas = [reader.formula(text, is_canonical=True) if text else None for text in rule.formulas or ()]
+        return _ReadRule(reader.predicate(rule.predicate, is_canonical=True), formulas)
+    except BadInput:
+        return None
+
+
+def scan_steps(dataset_id: str, reader: FormulaReader, expressions: Sequence[Expression]) -> str:
+    """A query for the steps that were acted in, with what some expressions read as columns: components and terms.
+
+    Args:
+        dataset_id: the dataset.
+        reader: of a list of rules.
+        expressions: of that list.
+    """
+    needed = reader.needs(expressions)
+    named = {column: f"observation[{place}]::DOUBLE" for place, column in enumerate(reader.columns, 1)}
+    columns = {name: sql for name, sql in named.items() if name in needed}
+    columns |= {
+        PREVIOUS + name: f"lag({sql}) OVER (PARTITION BY episode_id ORDER BY step)"
+        for name, sql in named.items()
+        if PREVIOUS + name in needed
+    }
+    written = "".join(f", {sql} AS {sql_name(name)}" for name, sql in columns.items())
+    scan = f"""SELECT * FROM (
+    SELECT dataset_id, episode_id, step AS "at step", step::DOUBLE AS "{STEP}", action AS "the action",
+        observation AS "the observation", action_vector AS "the vector", action_name AS "the name",
+        reward AS "the reward"{written}
+    FROM steps WHERE dataset_id = {sql_text(dataset_id)}
+) WHERE "the vector" IS NOT NULL"""
+    for name, term in reader.terms.items():
+        if name in needed:
+            scan = _layer({name: term.sql}).format(scan)
+    return scan
+
+
+def _layer(columns: dict[str, str]) -> str:
+    """A query over a query, {}, that has some columns more; empty if there are none."""
+    if not columns:
+        return ""
+    written = ", ".join(f"{sql} AS {sql_name(name)}" for name, sql in columns.items())
+    return "SELECT *, " + written.replace("{", "{{").replace("}", "}}") + " FROM (\n{}\n)"
+
+
+def _action(rule: StoredRule, number: int, space: Space) -> str:
+    """SQL of a rule's action, DOUBLE[]; null where one of its formulas has no value."""
+    formulas = rule.formulas or [None] * len(rule.suggested_action)
+    parts: list[str] = []
+    undefined: list[str] = []
+    for place, (said, formula) in enumerate(zip(rule.suggested_action, formulas, strict=True)):
+        if formula is not None:
+            column = sql_name(f"formula {number}.{place}")
+            parts.append(_cut(column, space, place))
+            undefined.append(f"NOT isfinite({column})")
+        else:
+            parts.append(f'"the vector"[{place + 1}]' if said is None else f"{said!r}::DOUBLE")
+    action = f"[{', '.join(parts)}]"
+    return f"CASE WHEN {' OR '.join(undefined)} THEN NULL ELSE {action} END" if undefined else action
+
+
+def _cut(sql: str, space: Space, place: int) -> str:
+    """SQL of a number that is cut to the bounds of its dimension."""
+    low, high = (bounds[place] if bounds else None for bounds in (space.low, space.high))
+    raised = sql if low is None or low == float("-inf") else f"greatest({sql}, {low!r}::DOUBLE)"
+    return raised if high is None or high == float("inf") else f"least({raised}, {high!r}::DOUBLE)"
+
+
+def _with_agreement(query: _ListQuery, select: str) -> str:
+    agrees = same_action(query.action_space, "suggested_action", "action_vector")
+    return f"SELECT *, {agrees} AS agrees FROM (\n{select}\n)"
+
+
+def _first(query: _ListQuery) -> str:
+    whens = " ".join(f'WHEN "rule {n}" THEN {n}' for n in range(len(query.rules)))
+    return f"CASE {whens} END"
+
+
+_NAMES = (
+    '"the observation" AS observation, "the action" AS action, "the vector" AS action_vector, '
+    '"the name" AS action_name, "the reward" AS reward'
+)
+_NOTHING = """SELECT NULL::VARCHAR AS dataset_id, NULL::BIGINT AS episode_id, NULL::INTEGER AS step,
+    NULL::VARCHAR AS rule_id, NULL::DOUBLE[] AS suggested_action, NULL::BOOLEAN AS decides,
+    NULL::DOUBLE[] AS observation, NULL::BIGINT AS action, NULL::DOUBLE[] AS action_vector,
+    NULL::VARCHAR AS action_name, NULL::DOUBLE AS reward, NULL::BOOLEAN AS agrees WHERE false"""
+
+
+def _ruled_steps(queries: Sequence[_ListQuery]) -> str:
+    """Each rule beside each step that it matches.
+
+    `suggested_action` is complete: where a rule leaves a dimension open, it is the logged one; it is null where a
+    formula has no value. `decides` says whether the rule is the first of its list that matches the step.
+    """
+    return _joined("ruled_steps", [_NOTHING, *(_with_agreement(query, _matches(query)) for query in queries)])
+
+
+def _matches(query: _ListQuery) -> str:
+    hits = [
+        f"""{{'rule_id': {sql_text(rule)}, 'said': "action {n}", 'decides': "first" = {n}}}"""
+        for n, rule in enumerate(query.rules)
+    ]
+    entries = ", ".join(f'CASE WHEN "rule {n}" THEN {hit} END' for n, hit in enumerate(hits))
+    return f"""SELECT dataset_id, episode_id, step, hit.rule_id AS rule_id, hit.said AS suggested_action,
+    hit.decides AS decides, {_LOGGED}
+FROM (SELECT dataset_id, episode_id, "at step" AS step, unnest([{entries}]) AS hit, {_NAMES}
+      FROM (SELECT *, {_first(query)} AS "first" FROM (
+{query.scan}
+))) WHERE hit IS NOT NULL"""
+
+
+def _rule_labels(queries: Sequence[_ListQuery]) -> str:
+    """One row per list and step where a rule decides and says something: what a refinement imitates."""
+    return _joined("rule_labels", [_NOTHING, *(_with_agreement(query, _decisions(query)) for query in queries)])
+
+
+def _decisions(query: _ListQuery) -> str:
+    ids = " ".join(f"WHEN {n} THEN {sql_text(rule)}" for n, rule in enumerate(query.rules))
+    said = " ".join(f'WHEN {n} THEN "action {n}"' for n in range(len(query.rules)))
+    return f"""SELECT dataset_id, episode_id, "at step" AS step, CASE "first" {ids} END AS rule_id,
+    CASE "first" {said} END AS suggested_action, true AS decides, {_NAMES}
+FROM (SELECT *, {_first(query)} AS "first" FROM (
+{query.scan}
+)) WHERE "first" IS NOT NULL AND CASE "first" {said} END IS NOT NULL"""
+
+
+def _joined(name: str, selects: Sequence[str]) -> str:
+    """A view of matches beside all that is known of their rules."""
+    matched = " UNION ALL BY NAME\n".join(selects)
+    return f"""{_CREATE}{name} AS
+SELECT rules.* EXCLUDE (suggested_action, created_at), matched.* EXCLUDE (dataset_id, rule_id)
+FROM (
+{matched}
+) AS matched JOIN rules USING (dataset_id, rule_id)"""
+
+
+_CRITICAL_STEPS = f"""{_CREATE}critical_steps AS
+SELECT dataset_id, episode_id, step, run_id, annotation_id, NULL::VARCHAR AS rule_id, suggested_action, suggested_label,
+    confidence, rationale, model
+FROM annotations WHERE critical
+UNION ALL BY NAME
+SELECT dataset_id, episode_id, step, run_id, rule_id, suggested_action, suggested_label, confidence, rationale, model
+FROM rule_labels WHERE critical"""
