@@ -13,7 +13,7 @@ import pytest
 import refine as room
 from refine.labels.labels import Labels, arm_labels
 from refine.policies.mlp import MlpPolicy
-from refine.training.train import RefineConfig, refine
+from refine.training.train import LEAST_WIDTH, RefineConfig, fit_noise, refine
 from storage.datasets.reader import StepArrays
 from storage.errors import BadInput
 from storage.schema import Space
@@ -231,6 +231,59 @@ def test_dense_advice_is_learnt_for_longer_but_not_beside_rewards(space: Space) 
     assert RefineConfig(snapshots=(5,)).completed(space, dense=True).snapshots == (5,)
     for other in (RefineConfig(mode="RA"), RefineConfig(algorithm="bc")):
         assert other.completed(space, dense=True) == other.completed(space)
+
+
+def noisy(deviations: tuple[float, float]) -> MlpPolicy:
+    return replace(pusher("clip"), log_std=np.log(deviations))
+
+
+def advise(steps: StepArrays, suggestions: np.ndarray, every: int = 1) -> Labels:
+    """Suggestions, (L, 2), at every so many-th step."""
+    rows = np.flatnonzero(~steps.is_final)[::every]
+    return Labels(rows, suggestions, np.ones(len(rows)), np.zeros(len(rows)))
+
+
+def test_the_fitted_noise_is_what_the_means_leave_of_the_suggestions() -> None:
+    policy, steps = noisy((0.5, 0.5)), push(pusher("clip"), 4_000)
+    means = policy.forward(steps.observation[~steps.is_final])
+    said = np.clip(means + np.random.default_rng(0).normal(0, (0.1, 0.2), means.shape), FORCES.low, FORCES.high)
+
+    found = fit_noise(policy, policy, steps, advise(steps, said), 0.1)
+
+    assert np.exp(found.log_std) == pytest.approx([0.1, 0.2], rel=0.05)
+
+
+def test_steps_without_a_suggestion_hold_the_noise_at_the_baselines() -> None:
+    policy, steps = noisy((0.5, 0.8)), push(pusher("clip"))
+    agreed = advise(steps, policy.act(steps.observation[~steps.is_final][::2]).actions, every=2)
+
+    found = fit_noise(policy, policy, steps, agreed, 0.1)
+
+    assert np.exp(found.log_std) == pytest.approx(np.array([0.5, 0.8]) * (0.1 / 1.1) ** 0.5, rel=1e-4)
+
+
+def test_fitted_noise_neither_collapses_nor_grows() -> None:
+    policy, steps = noisy((0.5, 0.003)), push(pusher("clip"))
+    beyond = replace(policy, biases=(policy.biases[0], np.array([-9.0, 9.0])))
+    played, other = np.tile([-2.0, 4.0], (600, 1)), np.tile([2.0, 0.0], (600, 1))
+
+    closest = fit_noise(beyond, policy, steps, advise(steps, played), 0.1)
+    farthest = fit_noise(beyond, policy, steps, advise(steps, other), 0.1)
+
+    assert np.exp(closest.log_std) == pytest.approx([LEAST_WIDTH * 2, 0.003]), "0.003 is less than the floor"
+    assert np.exp(farthest.log_std) == pytest.approx([0.5, 0.003])
+
+
+@pytest.mark.parametrize("engine", ["fast", "reference"])
+def test_noise_is_fitted_to_dense_suggestions_only(engine: str) -> None:
+    policy, steps = noisy((2, 2)), push(pusher("clip"))
+    said = target_force(steps.observation[~steps.is_final])
+    config = RefineConfig(betas=(0.03,), snapshots=(1,), engine=engine)
+
+    dense, sparse = (refine(steps, advise(steps, said[::n], n), policy, config)[0].policy for n in (1, 3))
+
+    assert (dense.log_std < policy.log_std).all()
+    np.testing.assert_array_equal(sparse.log_std, policy.log_std)
 
 
 def test_a_larger_beta_stays_closer_to_the_baseline() -> None:

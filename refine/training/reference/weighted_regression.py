@@ -2,7 +2,7 @@
 
 Both clone logged actions, weighted by their advantage, so the actor never asks the critic about an action that was not
 taken. Their losses are log-likelihoods; they are in units of a squared error, like the other terms. The width that
-they learn stays in the training: a refined policy draws its actions with the baseline's.
+they learn stays in the training; that of a refined policy is the baseline's, or fitted in `train.py`.
 """
 
 from __future__ import annotations
