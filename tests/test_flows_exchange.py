@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +20,7 @@ from d3rlpy.dataset import InfiniteBuffer, ReplayBuffer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from minari.data_collector.episode_buffer import EpisodeBuffer
+from soak import full_or
 from toy_datasets import make_draft, make_episode, same, write
 from typer.testing import CliRunner
 
@@ -236,19 +238,19 @@ def values_of(rng: np.random.Generator, space: Space, count: int) -> np.ndarray:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("format_", FORMATS)
-@settings(max_examples=8, deadline=None, derandomize=True)
+@settings(max_examples=full_or(16, 5), deadline=None, derandomize=True)
 @given(made=datasets())
 def test_whatever_can_be_collected_comes_back_from_every_format(
-    tmp_path_factory: pytest.TempPathFactory, format_: Any, made: tuple[ManifestDraft, list[Episode]]
+    empty_store: Path, tmp_path_factory: pytest.TempPathFactory, made: tuple[ManifestDraft, list[Episode]]
 ) -> None:
     folder = tmp_path_factory.mktemp("trip")
-    store = Store.create(folder / "store")
+    store = Store.open(shutil.copytree(empty_store, folder / "store"))
     write(store, *made)
-    export_dataset(store, folder / ENDINGS[format_], format_)
-    back = take_in(store, folder / ENDINGS[format_], dataset_id="back")
-    assert all(same(a, b) for a, b in zip(made[1], iterate_episodes(store, "back"), strict=True))
-    assert kept(back) == kept(read_manifest(store, "d1"))
+    for format_ in FORMATS:
+        export_dataset(store, folder / ENDINGS[format_], format_)
+        back = take_in(store, folder / ENDINGS[format_], dataset_id=format_)
+        assert all(same(a, b) for a, b in zip(made[1], iterate_episodes(store, format_), strict=True))
+        assert kept(back) == kept(read_manifest(store, "d1"))
 
 
 @pytest.mark.slow

@@ -63,8 +63,17 @@ class Visit:
         return viewer.get_attribute("data-episode"), viewer.get_attribute("data-step")
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def visit(browser: Any, address: str) -> Iterator[Visit]:
+    """One page for the tests that only look and walk around in it."""
+    made = Visit(browser, address, 1440, "light")
+    yield made
+    made.context.close()
+
+
+@pytest.fixture
+def own_visit(browser: Any, address: str) -> Iterator[Visit]:
+    """A page that a test may change."""
     made = Visit(browser, address, 1440, "light")
     yield made
     made.context.close()
@@ -137,7 +146,8 @@ def test_nothing_that_the_model_wrote_runs_or_becomes_markup(visit: Visit) -> No
 
 
 @pytest.mark.slow
-def test_a_script_that_is_injected_is_stopped_by_the_pages_policy(visit: Visit) -> None:
+def test_a_script_that_is_injected_is_stopped_by_the_pages_policy(own_visit: Visit) -> None:
+    visit = own_visit
     visit.page.evaluate("document.body.insertAdjacentHTML('beforeend', '<img src=x onerror=\"window.pwned = 1\">')")
     visit.page.evaluate("document.head.append(Object.assign(document.createElement('script'), {text: 'pwned = 2'}))")
     assert visit.page.evaluate("fetch('https://example.invalid/').then(() => 'sent', () => 'stopped')") == "stopped"
@@ -180,7 +190,8 @@ def test_every_control_and_picture_has_a_name_for_screen_readers(visit: Visit) -
 
 
 @pytest.mark.slow
-def test_the_theme_button_turns_the_page_dark_and_redraws(visit: Visit) -> None:
+def test_the_theme_button_turns_the_page_dark_and_redraws(own_visit: Visit) -> None:
+    visit = own_visit
     before = visit.page.evaluate("getComputedStyle(document.documentElement).backgroundColor")
     visit.page.locator("#theme").click()
     after = visit.page.evaluate("getComputedStyle(document.documentElement).backgroundColor")

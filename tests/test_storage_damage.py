@@ -28,15 +28,21 @@ WHERE a.dataset_id = steps.dataset_id) AS labels FROM steps GROUP BY ALL ORDER B
 SHARD = "rollouts/bad/steps-00000.parquet"
 
 
-@pytest.fixture
-def two(store: Store) -> Store:
-    """Two datasets with a label each."""
+@pytest.fixture(scope="module")
+def template(empty_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    store = Store.open(shutil.copytree(empty_store, tmp_path_factory.mktemp("two") / "store"))
     for name in ("bad", "good"):
         write(store, make_draft(name), [make_episode(i) for i in range(3)])
         note = Annotation(name, "run", None, name, 0, 1, True, (1.0,), "right", None, 0.5, None, "m", None)
         with store.catalog.write() as con:
             insert_annotations(con, [note])
-    return store
+    return store.root
+
+
+@pytest.fixture
+def two(template: Path, tmp_path: Path) -> Store:
+    """Two datasets with a label each."""
+    return Store.open(shutil.copytree(template, tmp_path / "store"))
 
 
 def cut(path: Path) -> None:

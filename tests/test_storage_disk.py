@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import os
 import re
 import resource
@@ -13,6 +14,7 @@ from pathlib import Path
 import pytest
 from crash_points import SCENARIOS, state_of
 from small_disk import SmallDisk, mounted
+from soak import SOAK
 
 from storage.catalog.connection import insert_rows
 from storage.disk.atomic import ROOM_BYTES, copy_file, explain_disk, hold_room, refused_file, release_room, write_whole
@@ -150,12 +152,16 @@ def test_a_failing_sync_is_a_failed_write(tmp_path: Path, monkeypatch: pytest.Mo
     assert (tmp_path / "file").read_bytes() == b"old"
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "name", ["ESTALE", "EBUSY", "EXDEV", "ENOTSUP", "EREMOTEIO", "ENOTEMPTY", "ETIMEDOUT", "ENOENT"]
+RAISED = ("ESTALE", "EBUSY", "EXDEV", "ENOTSUP", "EREMOTEIO", "ENOTEMPTY", "ETIMEDOUT", "ENOENT")
+RENAMES = (
+    list(itertools.product(RAISED, SCENARIOS)) if SOAK else list(zip(RAISED, itertools.cycle(SCENARIOS), strict=False))
 )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "scenario"), RENAMES)
 def test_whatever_a_disk_raises_at_a_rename_is_one_line_that_names_the_file(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, scenario: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     code = getattr(errno, name)
     rename, calls = os.rename, [0]
@@ -166,22 +172,20 @@ def test_whatever_a_disk_raises_at_a_rename_is_one_line_that_names_the_file(
             raise OSError(code, os.strerror(code), str(source), None, str(target))
         rename(source, target)
 
-    for scenario, work in SCENARIOS.items():
-        store = tmp_path / scenario
-        if scenario != "create":
-            Store.create(store)
-        for function in ("rename", "replace"):
-            monkeypatch.setattr(os, function, fail)
-        calls[0] = 0
-        try:
-            work(store)
-        except DiskFailed as error:
-            assert re.search(rf"{re.escape(str(store))}\S* cannot be written: ", str(error))  # noqa: PT017
-            assert os.strerror(code).lower() in str(error)  # noqa: PT017
-        finally:
-            monkeypatch.undo()
+    work, store = SCENARIOS[scenario], tmp_path / "store"
+    if scenario != "create":
+        Store.create(store)
+    for function in ("rename", "replace"):
+        monkeypatch.setattr(os, function, fail)
+    try:
         work(store)
-        assert verify_store(Store.open(store)) == []
+    except DiskFailed as error:
+        assert re.search(rf"{re.escape(str(store))}\S* cannot be written: ", str(error))  # noqa: PT017
+        assert os.strerror(code).lower() in str(error)  # noqa: PT017
+    finally:
+        monkeypatch.undo()
+    work(store)
+    assert verify_store(Store.open(store)) == []
 
 
 def test_a_copy_blames_the_file_that_it_could_not_write_and_the_input_only_where_it_cannot_be_read(
