@@ -16,7 +16,9 @@ from storage.store import Store
 if TYPE_CHECKING:
     from flows.runtime.prefect_server import Server
 
-DOORS = ("storage.", "annotate.", "refine.", "flows.")
+ROOT = Path(__file__).parent.parent
+ROOMS = ("storage", "annotate", "refine", "flows")
+DOORS = [f"{room}.{door.parent.name}" for room in ROOMS for door in (ROOT / room).glob("*/__init__.py")]
 LONGEST = (
     "annotate_batches",
     "flows_pipeline",
@@ -40,8 +42,11 @@ LONGEST = (
     "flows_twins",
 )
 """Files whose tests take long, the longest first; begun last, one of them would run while the other processes idle."""
-ONE_PREFECT = ("flows_pipeline", "flows_schedule", "flows_secrets")
-"""Files whose tests share one server of Prefect's."""
+TOGETHER = {
+    **dict.fromkeys(("flows_pipeline", "flows_schedule", "flows_secrets"), "one server of Prefect's"),
+    **dict.fromkeys(("flows_report", "flows_report_browser", "flows_watch"), "one judged store"),
+}
+"""Files whose tests run in one process, and what they share there."""
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -59,7 +64,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     class Files(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
             file = Path(nodeid.partition("::")[0]).stem.removeprefix("test_")
-            return "prefect" if file in ONE_PREFECT else file
+            return TOGETHER.get(file, file)
 
     config.option.loadscopereorder = False  # else the files with the most tests would come first
     return Files(config, log)
@@ -69,10 +74,9 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 def fresh_doors() -> Iterator[None]:
     """A folder's door keeps what it has handed out once; what a test has replaced must not stay there."""
     yield
-    for name, module in list(sys.modules.items()):
-        if name.startswith(DOORS) and name.count(".") == 1 and hasattr(module, "__path__"):
-            for each in module.__all__:
-                vars(module).pop(each, None)
+    for module in filter(None, map(sys.modules.get, DOORS)):
+        for each in module.__all__:
+            vars(module).pop(each, None)
 
 
 @pytest.fixture(scope="session", autouse=True)

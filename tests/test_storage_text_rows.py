@@ -33,12 +33,6 @@ PLAIN = """episode_id,step,x,v,a,r,done
 COLUMNS = ("observation=x,v", "action=a", "reward=r", "terminated=done", "episode_id=episode_id")
 
 
-@pytest.fixture(scope="module")
-def shared(tmp_path_factory: pytest.TempPathFactory) -> Store:
-    """One store for all of them: equal content has one name."""
-    return Store.create(tmp_path_factory.mktemp("shared") / "store")
-
-
 def take_in(
     store: Store, path: Path, content: str | bytes, *columns: str, **choices: Any
 ) -> tuple[Manifest, ImportReport]:
@@ -100,38 +94,38 @@ SIBLINGS: dict[str, tuple[str, str | bytes]] = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", SIBLINGS)
-def test_the_same_rows_written_otherwise_are_the_same_dataset(shared: Store, tmp_path: Path, kind: str) -> None:
-    plain, report = take_in(shared, tmp_path / "plain.csv", PLAIN)
+def test_the_same_rows_written_otherwise_are_the_same_dataset(store: Store, tmp_path: Path, kind: str) -> None:
+    plain, report = take_in(store, tmp_path / "plain.csv", PLAIN)
     assert (plain.episodes, plain.steps, report.left_out) == (2, 5, {"columns": ["step"]})
     name, content = SIBLINGS[kind]
-    assert take_in(shared, tmp_path / name, content)[0] == plain
+    assert take_in(store, tmp_path / name, content)[0] == plain
 
 
-def test_what_was_found_out_about_a_file_is_said(shared: Store, tmp_path: Path) -> None:
-    _, report = take_in(shared, tmp_path / "f.csv", european(PLAIN))
+def test_what_was_found_out_about_a_file_is_said(store: Store, tmp_path: Path) -> None:
+    _, report = take_in(store, tmp_path / "f.csv", european(PLAIN))
     assert "numbers are read with decimal commas: 0,5 is one half" in report.sentences()
     assert "columns are separated by ';'" in report.sentences()
-    _, report = take_in(shared, tmp_path / "f.csv", named(PLAIN))
+    _, report = take_in(store, tmp_path / "f.csv", named(PLAIN))
     assert "episodes are numbered as their names appear: 'run-b' is 0, 'run-a' is 1" in report.sentences()
 
 
 @pytest.mark.slow
-def test_rows_of_named_episodes_need_not_lie_together(shared: Store, tmp_path: Path) -> None:
-    plain, _ = take_in(shared, tmp_path / "plain.csv", PLAIN)
+def test_rows_of_named_episodes_need_not_lie_together(store: Store, tmp_path: Path) -> None:
+    plain, _ = take_in(store, tmp_path / "plain.csv", PLAIN)
     header, *rows = named(PLAIN).splitlines()
     scattered = "\n".join([header, *(rows[place] for place in (1, 4, 0, 2, 3))])
-    manifest, _ = take_in(shared, tmp_path / "f.csv", scattered, *COLUMNS, "step=step")
+    manifest, _ = take_in(store, tmp_path / "f.csv", scattered, *COLUMNS, "step=step")
     assert manifest == plain
 
 
 @pytest.mark.slow
-def test_lists_may_be_written_into_a_cell(shared: Store, tmp_path: Path) -> None:
-    plain, _ = take_in(shared, tmp_path / "plain.csv", PLAIN)
+def test_lists_may_be_written_into_a_cell(store: Store, tmp_path: Path) -> None:
+    plain, _ = take_in(store, tmp_path / "plain.csv", PLAIN)
     rows = [line.split(",") for line in PLAIN.splitlines()[1:]]
     for form in ('"[{}, {}]"', "[{} {}]", '"({},{})"'):
         cells = [",".join([row[0], form.format(*row[2:4]), *row[4:]]) for row in rows]
         text = "\n".join(["episode_id,o,a,r,done", *cells])
-        manifest, _ = take_in(shared, tmp_path / "f.csv", text, "observation=o", *COLUMNS[1:])
+        manifest, _ = take_in(store, tmp_path / "f.csv", text, "observation=o", *COLUMNS[1:])
         assert manifest.source_sha256 == plain.source_sha256
 
 
@@ -158,10 +152,10 @@ def test_lists_may_be_written_into_a_cell(shared: Store, tmp_path: Path) -> None
     ],
 )
 def test_what_cannot_be_read_is_named_with_its_line(
-    shared: Store, tmp_path: Path, content: str | bytes, message: str
+    store: Store, tmp_path: Path, content: str | bytes, message: str
 ) -> None:
     with pytest.raises(BadInput, match=message):
-        take_in(shared, tmp_path / "f.csv", content)
+        take_in(store, tmp_path / "f.csv", content)
 
 
 @pytest.mark.parametrize(
@@ -181,12 +175,12 @@ def test_what_cannot_be_read_is_named_with_its_line(
     ],
 )
 def test_a_line_of_json_that_cannot_be_read_is_named(
-    shared: Store, tmp_path: Path, lines: list[str], message: str
+    store: Store, tmp_path: Path, lines: list[str], message: str
 ) -> None:
     good = ['{"o": [0.25], "a": 0, "r": 0.5, "d": false}', ""]
     with pytest.raises(BadInput, match=message):
         take_in(
-            shared,
+            store,
             tmp_path / "f.jsonl",
             "\n".join([*good, *lines]),
             *("observation=o", "action=a", "reward=r", "terminated=d"),
@@ -194,16 +188,16 @@ def test_a_line_of_json_that_cannot_be_read_is_named(
 
 
 def test_a_packed_file_that_is_damaged_or_grows_without_end_is_refused(
-    shared: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     packed = gzip.compress(PLAIN.encode())
     for content in (packed[:-9], packed[:20] + b"xxxx" + packed[24:], b"no gzip"):
         with pytest.raises(BadInput, match=r"cannot be decompressed|cannot be read"):
-            take_in(shared, tmp_path / "f.csv.gz", content)
+            take_in(store, tmp_path / "f.csv.gz", content)
     monkeypatch.setattr(text_rows, "_UNPACKED", 10_000)
     monkeypatch.setattr(text_rows, "_CHUNK", 10_000)
     with pytest.raises(BadInput, match="decompresses to more than"):
-        take_in(shared, tmp_path / "f.csv.gz", gzip.compress(b"0" * 5_000_000))
+        take_in(store, tmp_path / "f.csv.gz", gzip.compress(b"0" * 5_000_000))
 
 
 @pytest.mark.slow
@@ -223,7 +217,7 @@ def test_a_packed_file_that_is_damaged_or_grows_without_end_is_refused(
         (pa.list_(pa.int16(), 1), "int16"),
     ],
 )
-def test_columns_of_every_type_of_numbers_come_in(shared: Store, tmp_path: Path, kind: pa.DataType, dtype: str) -> None:
+def test_columns_of_every_type_of_numbers_come_in(store: Store, tmp_path: Path, kind: pa.DataType, dtype: str) -> None:
     values: list[Any] = [0, 1, 1, 0]
     if pa.types.is_nested(kind):
         values = [[value] for value in values]
@@ -235,15 +229,15 @@ def test_columns_of_every_type_of_numbers_come_in(shared: Store, tmp_path: Path,
     pq.write_table(table, tmp_path / "f.parquet")
     columns = ("observation=x", "action=a", "reward=r", "terminated=done")
     with open_recording(tmp_path / "f.parquet", parse_columns(columns)) as recording:
-        manifest = import_recording(shared, recording, recording.about)
+        manifest = import_recording(store, recording, recording.about)
     assert manifest.observation_space.dtype == dtype
-    with shared.catalog.read() as con:
+    with store.catalog.read() as con:
         rows = con.execute("SELECT observation FROM steps WHERE dataset_id = ?", [manifest.dataset_id]).fetchall()
     assert [row[0][0] for row in rows] == [0, 1, 1, 0, 0]
 
 
 @pytest.mark.slow
-def test_a_list_column_with_a_dot_in_its_name_is_that_list(shared: Store, tmp_path: Path) -> None:
+def test_a_list_column_with_a_dot_in_its_name_is_that_list(store: Store, tmp_path: Path) -> None:
     states = np.arange(8, dtype=np.float32).reshape(4, 2)
     frame = pl.DataFrame(
         {
@@ -262,12 +256,12 @@ def test_a_list_column_with_a_dot_in_its_name_is_that_list(shared: Store, tmp_pa
     with open_recording(
         tmp_path / "f.parquet", parse_columns(["observation=observation.state", *columns])
     ) as recording:
-        manifest = import_recording(shared, recording, recording.about, report=report)
+        manifest = import_recording(store, recording, recording.about, report=report)
     assert (manifest.observation_space.size, manifest.episodes) == (2, 2)
     assert report.left_out == {"columns": ["timestamp"]}
     frame.rename({"observation.state": "state"}).write_parquet(tmp_path / "g.parquet")
     with open_recording(tmp_path / "g.parquet", parse_columns(["observation=state", *columns])) as recording:
-        assert import_recording(shared, recording, recording.about) == manifest
+        assert import_recording(store, recording, recording.about) == manifest
 
 
 @pytest.mark.slow
@@ -280,12 +274,12 @@ def test_a_list_column_with_a_dot_in_its_name_is_that_list(shared: Store, tmp_pa
     ],
 )
 def test_whole_numbers_of_many_digits_are_not_rounded(
-    shared: Store, tmp_path: Path, x: tuple[int, int], v: tuple[int, int], dtype: str
+    store: Store, tmp_path: Path, x: tuple[int, int], v: tuple[int, int], dtype: str
 ) -> None:
     lines = [f"{a},{b},0,0.5,{end}" for a, b, end in zip(x, v, (0, 1), strict=True)]
-    manifest, _ = take_in(shared, tmp_path / "f.csv", "\n".join(["x,v,a,r,done", *lines]), *COLUMNS[:4])
+    manifest, _ = take_in(store, tmp_path / "f.csv", "\n".join(["x,v,a,r,done", *lines]), *COLUMNS[:4])
     assert manifest.observation_space.dtype == dtype
-    (episode,) = iterate_episodes(shared, manifest.dataset_id)
+    (episode,) = iterate_episodes(store, manifest.dataset_id)
     assert episode.observations.tolist()[:2] == [[x[0], v[0]], [x[1], v[1]]]
 
 
@@ -298,16 +292,16 @@ def test_whole_numbers_of_many_digits_are_not_rounded(
     ],
 )
 def test_whole_numbers_that_would_be_rounded_are_refused(
-    shared: Store, tmp_path: Path, x: str, v: str, message: str
+    store: Store, tmp_path: Path, x: str, v: str, message: str
 ) -> None:
     columns = ("observation=x" if x.startswith("[") else COLUMNS[0], *COLUMNS[1:4])
     with pytest.raises(BadInput, match=message):
-        take_in(shared, tmp_path / "f.csv", f"x,v,a,r,done\n{x},{v},0,0.5,1\n", *columns)
+        take_in(store, tmp_path / "f.csv", f"x,v,a,r,done\n{x},{v},0,0.5,1\n", *columns)
 
 
-def test_flags_that_are_empty_count_as_false_with_a_word(shared: Store, tmp_path: Path) -> None:
-    plain, _ = take_in(shared, tmp_path / "plain.csv", PLAIN)
-    manifest, report = take_in(shared, tmp_path / "f.csv", replaced(("false", "")))
+def test_flags_that_are_empty_count_as_false_with_a_word(store: Store, tmp_path: Path) -> None:
+    plain, _ = take_in(store, tmp_path / "plain.csv", PLAIN)
+    manifest, report = take_in(store, tmp_path / "f.csv", replaced(("false", "")))
     assert manifest == plain
     assert "rows without terminated, which counts as false there: 3" in report.sentences()
     assert report.as_json()["flags_empty"] == {"terminated": 3}
@@ -325,11 +319,11 @@ def test_flags_that_are_empty_count_as_false_with_a_word(shared: Store, tmp_path
     ],
 )
 def test_choices_that_contradict_the_actions_are_refused(
-    shared: Store, tmp_path: Path, actions: list[float], choices: dict[str, Any], message: str
+    store: Store, tmp_path: Path, actions: list[float], choices: dict[str, Any], message: str
 ) -> None:
     text = "x,v,a,r,done\n" + "".join(f"0.5,1.5,{action},1.0,0\n" for action in actions)
     with pytest.raises(BadInput, match=message):
-        take_in(shared, tmp_path / "f.csv", text, *COLUMNS[:4], **choices)
+        take_in(store, tmp_path / "f.csv", text, *COLUMNS[:4], **choices)
 
 
 @pytest.mark.slow
@@ -351,10 +345,10 @@ def test_choices_that_contradict_the_actions_are_refused(
     ],
 )
 def test_what_was_decided_about_actions_is_said(
-    shared: Store, tmp_path: Path, actions: list[float], choices: dict[str, Any], space: Any, said: str
+    store: Store, tmp_path: Path, actions: list[float], choices: dict[str, Any], space: Any, said: str
 ) -> None:
     text = "x,v,a,r,done\n" + "".join(f"0.5,1.5,{action},1.0,0\n" for action in [*actions, actions[0]])
-    manifest, report = take_in(shared, tmp_path / "f.csv", text, *COLUMNS[:4], **choices)
+    manifest, report = take_in(store, tmp_path / "f.csv", text, *COLUMNS[:4], **choices)
     found = manifest.action_space
     assert ((found.start, found.n) if found.is_discrete else None) == space
     assert any(said in sentence for sentence in report.sentences())
