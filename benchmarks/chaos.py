@@ -56,7 +56,7 @@ from annotate.prompting.requests import AnnotateConfig  # noqa: E402
 from annotate.providers.batch import BatchServer  # noqa: E402
 from flows.labelling import annotation as label  # noqa: E402
 from flows.labelling import batching  # noqa: E402
-from flows.labelling.questions import LabelConfig  # noqa: E402
+from flows.labelling.annotation import LabelConfig  # noqa: E402
 from storage.catalog.connection import WAIT_VARIABLE, Catalog, Connection  # noqa: E402
 from storage.errors import TrajnoteError, TrajnoteWarning  # noqa: E402
 from storage.store import Store  # noqa: E402

@@ -51,7 +51,7 @@ def run_demo_timed(folder: Path) -> Table:
     quieten_prefect()
     server = start_server()
     from flows.demo import run_demo
-    from flows.runtime.progress import listening
+    from flows.runtime.processes import listening
 
     watch = Stopwatch()
     with listening(watch):

@@ -18,9 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flows.policies.train_baseline import TrainConfig, train_baseline
-from flows.refinement.comparison import ACCEPT, SELECT
+from flows.refinement.comparison import ACCEPT, SELECT, Method, try_fields
 from flows.refinement.evaluator import Candidate, Returns
-from flows.refinement.selection import Method, try_fields
 from flows.simulation.environments import Environment, EnvironmentMaker, spaces_of
 from flows.simulation.rollouts import play
 from refine.config import RefineConfig

@@ -29,7 +29,7 @@ from rich.table import Table
 
 from annotate.cards.cards import Card, load_card
 from annotate.prompting.requests import AnnotateConfig, Request
-from annotate.providers.connection import Reply
+from annotate.providers.protocol import Reply
 from annotate.runs.plan import plan_run
 from annotate.runs.run import annotate_run
 from refine.labels.labels import labels_from_annotations

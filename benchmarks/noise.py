@@ -25,7 +25,7 @@ from typing import Any, get_args
 import numpy as np
 
 from benchmarks.label_noise import Noise
-from flows.refinement.selection import Method
+from flows.refinement.comparison import Method
 from flows.runtime.processes import core_count, parallel_map
 from refine.evaluation.gate import interval_over_seeds
 

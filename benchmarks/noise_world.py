@@ -18,13 +18,11 @@ from benchmarks.label_noise import Noise, corrupt_labels, share_changed
 from flows.datasets.collection import CollectConfig
 from flows.datasets.recordings import gather
 from flows.demo import take_example
-from flows.labelling.annotation import label
-from flows.labelling.questions import LabelConfig
+from flows.labelling.annotation import LabelConfig, label
 from flows.policies import find_recorded_baseline
 from flows.policies.loading import load_policy
-from flows.refinement.comparison import GateConfig
+from flows.refinement.comparison import GateConfig, Method, try_fields
 from flows.refinement.evaluator import Candidate, Returns
-from flows.refinement.selection import Method, try_fields
 from flows.simulation.actors import NetworkActor
 from flows.simulation.environments import Spaces
 from flows.simulation.workers import play_policies
@@ -194,7 +192,7 @@ def _labels_of(cell: Cell, scene: Scene) -> Labels:
 
 
 def _refine(cell: Cell, scene: Scene, labels: Labels, baseline: Candidate) -> tuple[Candidate, dict[str, Any]]:
-    from refine.training.robust import refine_candidates  # seconds, and only where something is trained
+    from refine.training.train import refine_candidates  # seconds, and only where something is trained
 
     config = RefineConfig(seed=cell.seed, robust=cell.recipe == "robust")
     snapshots = refine_candidates(scene.steps, labels, scene.baseline, config)

@@ -41,8 +41,7 @@ from annotate.costs import estimate_input, estimate_tokens, price
 from annotate.prompting.requests import DEFAULT_MODEL, AnnotateConfig, Request
 from annotate.quality import EDGES
 from flows.demo import take_example
-from flows.labelling.annotation import label, plan
-from flows.labelling.questions import LabelConfig
+from flows.labelling.annotation import LabelConfig, label, plan
 from storage.annotations.annotations import load_annotations
 from storage.datasets.reader import iterate_episodes
 from storage.schema import Annotation, Episode

@@ -20,7 +20,7 @@ import typer
 from annotate.importing.labels import import_annotations
 from annotate.prompting.selection import select_episodes
 from flows.datasets.collection import CollectConfig
-from flows.labelling.questions import LabelConfig
+from flows.labelling.annotation import LabelConfig
 from flows.policies.loading import load_policy
 from flows.refinement.comparison import GateConfig
 from flows.refinement.present import short

@@ -21,8 +21,7 @@ from rich.table import Table
 
 from annotate.prompting.requests import AnnotateConfig
 from flows.demo import EXAMPLE, take_example
-from flows.labelling.annotation import label
-from flows.labelling.questions import LabelConfig
+from flows.labelling.annotation import LabelConfig, label
 from refine.labels.rule_labels import labels_from_rules
 from refine.policies.rule_lists import CompiledRules
 from storage.annotations.rules import load_rule_lists, summarise_rules

@@ -25,12 +25,11 @@ INTERRUPTED = 130
 MODULES: Mapping[str, Sequence[str]] = {
     "collecting": ("collect", "import", "export", "replay"),
     "annotating": ("annotate", "annotations"),
-    "ruling": ("rules",),
     "refining": ("refine", "ablate", "evaluate", "pipeline", "demo"),
     "scheduling": ("init", "nightly", "serve"),
     "showing": ("sql", "figures", "report", "watch"),
     "storing": ("store", "policy"),
-    "carding": ("card",),
+    "carding": ("card", "rules"),
 }
 """Modules of `flows/commands`, and the first words of their commands."""
 

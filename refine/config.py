@@ -198,7 +198,7 @@ class Snapshot:
     policy: MlpPolicy
     step: int
     beta: float
-    reading: str = "as given"  # which labels it comes from, see `labels/label_hypotheses.py`
+    reading: str = "as given"  # which labels it comes from, see `labels/weighting.py`
 
     @property
     def name(self) -> str:

@@ -18,8 +18,7 @@ from toy_environment import CARD, Toy, answers_of, gather_toys, small_config
 from annotate.cards.cards import load_card
 from annotate.prompting.requests import AnnotateConfig
 from annotate.runs.plan import plan_run
-from flows.labelling.annotation import label
-from flows.labelling.questions import LabelConfig
+from flows.labelling.annotation import LabelConfig, label
 from flows.refinement.refinement import Outcome, improve
 from flows.simulation.trust import Named
 from storage.schema import Array

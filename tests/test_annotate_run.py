@@ -19,7 +19,7 @@ from annotate.ledger import replies
 from annotate.ledger.requests import MOST_ATTEMPTS, add_questions, open_run
 from annotate.prompting.requests import AnnotateConfig, Request
 from annotate.providers.answers import FileProvider, RecordedProvider, ScriptedProvider, export_requests, text_message
-from annotate.providers.connection import Reply
+from annotate.providers.protocol import Reply
 from annotate.runs.plan import RunPlan, RunSummary, all_questions, estimate_run, plan_run, unanswered_requests
 from annotate.runs.run import annotate_run
 from storage.annotations.annotations import load_annotations

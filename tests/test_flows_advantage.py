@@ -12,14 +12,14 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-import flows.simulation.branches
+import flows.simulation.replay
 from flows.cli import make_app
 from flows.datasets.collection import CollectConfig, collect
 from flows.labelling.label_replays import ReplayConfig, replay_labels
 from flows.labelling.quality import check_labels
 from flows.policies.loading import load_policy
-from flows.simulation.branches import Branch, play_branches
 from flows.simulation.environments import Spaces
+from flows.simulation.replay import Branch, play_branches
 from flows.simulation.trust import Named, find_home
 from refine.policies.mlp import MlpPolicy
 from storage.annotations.annotations import insert_annotations, load_label_replays
@@ -125,7 +125,7 @@ def test_how_many_run_side_by_side_changes_nothing(poles: Store, monkeypatch: py
     wide = load_label_replays(poles, "poles")
     with poles.catalog.write() as con:
         con.execute("DELETE FROM label_replays")
-    monkeypatch.setattr(flows.simulation.branches, "LANES", 1)
+    monkeypatch.setattr(flows.simulation.replay, "LANES", 1)
     replay_labels(poles, "poles", chance)
     assert load_label_replays(poles, "poles") == wide
     assert all(len(row.advantages) == 3 and (row.standard_error or 0) >= 0 for row in wide)

@@ -16,8 +16,7 @@ from toy_environment import gather_toys, small_config, write_labels
 from annotate.importing.labels import import_annotations
 from flows.datasets.recordings import take_in
 from flows.refinement import evaluator as judging
-from flows.refinement.appraisal import Appraisal, AppraiseConfig
-from flows.refinement.estimation import appraise
+from flows.refinement.estimation import Appraisal, AppraiseConfig, appraise
 from flows.refinement.present import show_estimate
 from flows.reporting.figures import draw_figures
 from flows.reporting.report import write_report

@@ -13,8 +13,8 @@ from toy_environment import REACH, TOY, gather_toys, make_baseline, right_action
 
 from flows.datasets.collection import CollectConfig, collect
 from flows.datasets.recordings import gather
-from flows.policies import baselines
-from flows.policies.baselines import Baseline, find_baseline
+from flows.policies import loading as baselines
+from flows.policies.loading import Baseline, find_baseline
 from flows.simulation.environments import look_up_spaces, make_environment
 from refine.labels.labels import Labels
 from refine.policies.mlp import MlpPolicy

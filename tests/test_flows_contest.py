@@ -12,7 +12,7 @@ import pytest
 from toy_environment import REACH, TOY, gather_toys, small_config, write_labels
 
 from annotate.importing.labels import import_annotations
-from flows.policies.baselines import find_baseline
+from flows.policies.loading import find_baseline
 from flows.refinement.arms import ArmDraw, Material, list_draws
 from flows.refinement.comparison import Comparison, ComparisonPlan, GateConfig
 from flows.refinement.evaluator import Evaluator

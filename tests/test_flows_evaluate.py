@@ -12,7 +12,7 @@ from store_state import state_of
 from toy_environment import REACH, TOY, gather_toys, make_baseline, save_folder
 
 from flows.refinement import evaluator as judging
-from flows.refinement.evaluation import EvaluateConfig, evaluate
+from flows.refinement.evaluator import EvaluateConfig, evaluate
 from flows.simulation.environments import make_environment
 from flows.simulation.rollouts import returns_of
 from refine.evaluation.gate import interval

@@ -20,7 +20,7 @@ from flows.policies.loading import load_policy
 from flows.refinement import evaluator as judging
 from flows.refinement import lineage
 from flows.refinement.comparison import GateConfig
-from flows.refinement.evaluation import EvaluateConfig, evaluate
+from flows.refinement.evaluator import EvaluateConfig, evaluate
 from flows.simulation import environments, fingerprint
 from flows.simulation.environments import look_up_spaces, make_environment
 from flows.simulation.fingerprint import REGISTRATION, Fingerprint, look_up_fingerprint, take_fingerprint

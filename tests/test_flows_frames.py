@@ -14,8 +14,7 @@ from annotate.prompting.requests import AnnotateConfig, Request
 from annotate.providers.answers import ScriptedProvider, text_message
 from annotate.runs.run import annotate_run
 from flows.datasets.collection import CollectConfig, collect
-from flows.labelling.annotation import plan
-from flows.labelling.questions import LabelConfig
+from flows.labelling.annotation import LabelConfig, plan
 from flows.simulation.frames import FrameRenderer, encode_png, make_rendering, shrink, tile
 from storage.datasets.reader import read_manifest
 from storage.errors import BadInput

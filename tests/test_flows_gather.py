@@ -13,8 +13,8 @@ from toy_environment import CARD, TOY, gather_toys, make_baseline, save_folder
 
 from flows.datasets.collection import CollectConfig
 from flows.datasets.recordings import gather, take_in
-from flows.labelling.questions import LabelConfig, write_questions
-from flows.policies.baselines import find_recorded_baseline
+from flows.labelling.annotation import LabelConfig, write_questions
+from flows.policies.loading import find_recorded_baseline
 from storage.content_hash import sha256_bytes
 from storage.datasets.reader import read_manifest
 from storage.errors import BadInput, DamagedStore, LeftOutWarning

@@ -16,7 +16,7 @@ from annotate.providers.answers import ScriptedProvider, text_message
 from annotate.runs.plan import plan_run
 from annotate.runs.run import annotate_run
 from flows.datasets.recordings import take_in
-from flows.policies.baselines import find_recorded_baseline, record_baseline
+from flows.policies.loading import find_recorded_baseline, record_baseline
 from flows.refinement.refinement import Outcome, improve
 from storage.ledger.responses import raw_reply
 from storage.policies.policies import files_sha256, policy_files

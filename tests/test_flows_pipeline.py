@@ -16,7 +16,7 @@ from toy_environment import CARD, TOY, gather_toys, small_config, write_answers
 
 from annotate.prompting.requests import AnnotateConfig
 from flows.datasets.collection import CollectConfig
-from flows.labelling.questions import LabelConfig
+from flows.labelling.annotation import LabelConfig
 from flows.runtime.prefect_server import quieten_prefect
 from storage.errors import BadInput
 from storage.store import Store
@@ -25,15 +25,15 @@ quieten_prefect()
 
 from prefect.flows import load_flow_from_entrypoint  # noqa: E402
 
-from flows.deployment import pipeline  # noqa: E402
-from flows.deployment.pipeline import PipelineConfig, pipeline_flow  # noqa: E402
+from flows.deployment import prefect_flows as pipeline  # noqa: E402
+from flows.deployment.prefect_flows import PipelineConfig, pipeline_flow  # noqa: E402
 
 TESTS = Path(__file__).parent
 PROGRAM = """
 import sys
 from flows.runtime.prefect_server import quieten_prefect
 quieten_prefect()
-from flows.deployment.pipeline import PipelineConfig, pipeline_flow
+from flows.deployment.prefect_flows import PipelineConfig, pipeline_flow
 pipeline_flow(PipelineConfig.model_validate_json(sys.argv[1]))
 """
 
@@ -65,7 +65,7 @@ def configure(folder: Path, store: str) -> PipelineConfig:
 
 def test_every_flow_is_found_by_its_module_and_takes_values_only() -> None:
     for name in ("collect", "label", "improve", "pipeline"):
-        found = load_flow_from_entrypoint(f"flows.deployment.pipeline.{name}_flow")
+        found = load_flow_from_entrypoint(f"flows.deployment.prefect_flows.{name}_flow")
         assert found.name == name
         assert found.description
         assert found.parameters.model_dump()["properties"].keys() <= {

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from flows.reporting.page.wording import all_visible, script_json, visible
+from flows.reporting.wording import all_visible, script_json, visible
 
 
 @pytest.mark.parametrize(

@@ -14,9 +14,8 @@ import pytest
 from flows.datasets.collection import CollectConfig, collect
 from flows.simulation import replay as replays
 from flows.simulation.actors import RandomActor
-from flows.simulation.branches import Branch, play_branches
 from flows.simulation.environments import make_environment
-from flows.simulation.replay import Replay, check_replayable, replay_episode
+from flows.simulation.replay import Branch, Replay, check_replayable, play_branches, replay_episode
 from flows.simulation.rollouts import rollout
 from flows.simulation.trust import Home, Named
 from refine.policies.mlp import Acts

@@ -14,9 +14,9 @@ from report_world import HOSTILE, SHOWN, make_judged_store
 from toy_environment import TOY, gather_toys
 
 from flows.refinement.refinement import Outcome
-from flows.reporting.page.facts import find_subject
+from flows.reporting.facts import find_subject
+from flows.reporting.pictures import Take, film
 from flows.reporting.report import Written, write_report
-from flows.reporting.viewer.pictures import Take, film
 from flows.simulation.trust import Home
 from storage.datasets.reader import read_episode
 from storage.errors import BadInput, Prerequisite

@@ -17,7 +17,7 @@ from annotate.importing.labels import import_annotations
 from annotate.prompting.requests import AnnotateConfig
 from annotate.prompting.selection import select_episodes
 from flows.datasets.collection import CollectConfig
-from flows.labelling.questions import LabelConfig, write_questions
+from flows.labelling.annotation import LabelConfig, write_questions
 from flows.refinement.present import show_rounds
 from flows.refinement.refinement import ImproveConfig, Outcome, improve
 from flows.refinement.rounds import RoundsConfig, Series, Work, check_seeds, plain_work, plan_round, run_rounds
@@ -221,5 +221,5 @@ def make(number: int, return_: float, place: float) -> Episode:
 def test_the_flow_of_rounds_is_found_by_its_module() -> None:
     from prefect.flows import load_flow_from_entrypoint
 
-    found = load_flow_from_entrypoint("flows.deployment.pipeline.rounds_flow")
+    found = load_flow_from_entrypoint("flows.deployment.prefect_flows.rounds_flow")
     assert (found.name, list(found.parameters.properties)) == ("rounds", ["config"])

@@ -14,8 +14,7 @@ from toy_environment import REACH, gather_toys, small_config, write_labels
 from annotate.importing.labels import import_annotations
 from annotate.importing.rules import import_rules
 from flows import cli
-from flows.refinement.label_source import find_opinions
-from flows.refinement.refinement import improve
+from flows.refinement.refinement import find_opinions, improve
 from flows.reporting.report import write_report
 from refine.labels.rule_labels import RuleLabels
 from storage.datasets.reader import read_manifest, read_steps

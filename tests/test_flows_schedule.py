@@ -28,10 +28,11 @@ from prefect.blocks.webhook import Webhook  # noqa: E402
 from prefect.client.orchestration import get_client  # noqa: E402
 from prefect.flows import load_flow_from_entrypoint  # noqa: E402
 
-from flows.deployment import artifacts, schedule  # noqa: E402
+from flows.deployment import artifacts  # noqa: E402
+from flows.deployment import prefect_flows as schedule  # noqa: E402
 from flows.deployment.artifacts import Summary, as_markdown  # noqa: E402
 from flows.deployment.night import Night  # noqa: E402
-from flows.deployment.schedule import make_deployments, nightly_flow  # noqa: E402
+from flows.deployment.prefect_flows import make_deployments, nightly_flow  # noqa: E402
 from flows.runtime.prefect_server import start_server  # noqa: E402
 
 ROOT = Path(__file__).parent.parent
@@ -205,7 +206,7 @@ def test_what_comes_from_elsewhere_is_text_in_an_artifact_and_never_markup() -> 
 
 def test_deployments_are_module_paths_with_their_schedule_and_run_once_at_a_time(settings: Path) -> None:
     (made,) = make_deployments(settings)
-    assert made.entrypoint == "flows.deployment.schedule.nightly_flow"
+    assert made.entrypoint == "flows.deployment.prefect_flows.nightly_flow"
     assert load_flow_from_entrypoint(made.entrypoint).name == "nightly"
     assert made.parameters == {"deployment": "nightly", "settings": str(settings)}
     (elsewhere,) = make_deployments(settings, settings.parent / "elsewhere")
@@ -244,7 +245,7 @@ def test_prefect_yaml_deploys_to_a_process_pool_and_a_worker_runs_it(
     invoke_and_assert(["--no-prompt", "deploy", "--all"], expected_code=0)
     with get_client(sync_client=True) as client:
         deployment = client.read_deployment_by_name("nightly/nightly")
-        assert deployment.entrypoint == "flows.deployment.schedule.nightly_flow"
+        assert deployment.entrypoint == "flows.deployment.prefect_flows.nightly_flow"
         run = client.create_flow_run_from_deployment(deployment.id)
     path = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
     worker = [sys.executable, "-m", "prefect", "worker", "start", "--pool", "trajnote", "--run-once"]

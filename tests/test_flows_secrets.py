@@ -358,8 +358,8 @@ def test_a_flow_that_fails_leaves_no_key_with_prefect(
     reported_to, there = prefect_server
     here = tmp_path / "prefect"
     script = (
-        "from pathlib import Path; from flows.deployment.pipeline import label_flow\n"
-        "from flows.labelling.questions import LabelConfig\n"
+        "from pathlib import Path; from flows.deployment.prefect_flows import label_flow\n"
+        "from flows.labelling.annotation import LabelConfig\n"
         f"label_flow('cartpole-v1-f83dbaf4abde', LabelConfig(base_url={server.url!r}, limit=1), Path({str(poles)!r}))"
     )
     settings = {

@@ -2,8 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from flows.reporting.viewer.pictures import choose_steps
-from flows.reporting.viewer.timeline import choose_grid, columns_of, short_numbers
+from flows.reporting.pictures import choose_grid, choose_steps, columns_of, short_numbers
 from storage.schema import Episode
 
 

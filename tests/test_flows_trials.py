@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from toy_environment import TOY
 
+from flows.refinement.comparison import Finding, Method, try_fields
 from flows.refinement.evaluator import Candidate, Returns
-from flows.refinement.selection import Finding, Method, try_fields
 from flows.simulation.environments import look_up_spaces
 from refine.evaluation.gate import SeedPlan
 from refine.policies.mlp import MlpPolicy

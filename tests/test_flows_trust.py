@@ -29,8 +29,7 @@ from flows import cli
 from flows.datasets.recordings import export_dataset, take_in
 from flows.deployment.night import run_night
 from flows.deployment.settings import DeploymentConfig
-from flows.policies.baselines import find_baseline
-from flows.policies.loading import load_policy
+from flows.policies.loading import find_baseline, load_policy
 from flows.refinement import estimation
 from flows.refinement.comparison import ComparisonPlan
 from flows.simulation.environments import make_environment
@@ -607,10 +606,10 @@ NAMING = {
     "flows/simulation/trust.py",
     "flows/refinement/rounds.py",
     "flows/deployment/intake.py",
-    "flows/refinement/evaluation.py",
+    "flows/refinement/evaluator.py",
     "flows/demo.py",
     "flows/policies/train_baseline.py",
-    "flows/reporting/viewer/episodes.py",
+    "flows/reporting/episodes.py",
 }
 """Beside the command line: `policy:ID` of the store, the shipped example, and what is found to be the user's own."""
 

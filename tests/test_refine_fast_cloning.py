@@ -12,7 +12,7 @@ from refine.policies.mlp import Activation, Head, MlpPolicy
 from refine.training import train
 from refine.training.fast import engine
 from refine.training.fast.batched_mlp import Adam, StackedNetworks
-from refine.training.reference import loop
+from refine.training.reference import factory as loop
 from storage.datasets.reader import StepArrays
 from storage.errors import BadInput
 from storage.schema import Space

@@ -11,7 +11,7 @@ from toy_environment import gather_toys, small_config, write_labels
 
 from annotate.importing.labels import import_annotations
 from flows.refinement.refinement import gather_material
-from refine.training.robust import refine_candidates
+from refine.training.train import refine_candidates
 from storage.datasets.reader import read_steps
 from storage.store import Store
 

@@ -9,8 +9,7 @@ import pytest
 from test_refine_labels import DISCRETE, TORQUES, make_steps, some_labels
 
 from refine.evaluation.gate import interval, interval_over_seeds
-from refine.labels.labels import Labels, check_labels
-from refine.labels.reference_arms import label_like_expert, label_random_states, nearest_labels
+from refine.labels.labels import Labels, check_labels, label_like_expert, label_random_states, nearest_labels
 from storage.datasets.reader import StepArrays
 from storage.errors import BadInput
 from storage.schema import Space

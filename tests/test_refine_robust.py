@@ -6,11 +6,10 @@ import numpy as np
 import pytest
 
 from refine.config import RefineConfig
-from refine.labels.label_hypotheses import list_readings
 from refine.labels.labels import Labels
+from refine.labels.weighting import list_readings
 from refine.policies.mlp import MlpPolicy
-from refine.training.robust import find_borne_out, refine_candidates
-from refine.training.train import refine
+from refine.training.train import find_borne_out, refine, refine_candidates
 from storage.datasets.reader import StepArrays
 from storage.errors import BadInput
 from storage.schema import Space

@@ -11,7 +11,8 @@ from .batch import (
     RemoteBatch,
     ServerBusyError,
 )
-from .connection import Limited, Provider, Reply, Threaded, Written, read_key
+from .connection import read_key
+from .protocol import Limited, Provider, Reply, Threaded, Written
 
 __all__ = [
     "MOST_BYTES",

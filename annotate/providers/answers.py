@@ -23,7 +23,7 @@ from storage.errors import BadInput, LeftOutWarning
 
 from ..parsing import clean_text
 from ..prompting import Request
-from .connection import Reply
+from .protocol import Reply
 
 _CONTENT = ("text", "reply", "message", "result")
 _SHOWN = 8

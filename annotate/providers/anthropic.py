@@ -24,7 +24,6 @@ from .connection import (
     HOPELESS,
     REFUSED,
     Credentials,
-    Reply,
     connect,
     hide_key,
     learn_limit,
@@ -35,6 +34,7 @@ from .connection import (
     pause_after,
     read_key,
 )
+from .protocol import Reply
 
 __all__ = ["AnthropicProvider", "Credentials"]
 

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from flows.refinement.comparison import try_fields
 from flows.refinement.evaluator import Candidate, Purpose, Returns
-from flows.refinement.selection import try_fields
 from flows.simulation.environments import EnvironmentMaker
 from flows.simulation.rollouts import rollout
 from refine.policies.mlp import MlpPolicy, Mode

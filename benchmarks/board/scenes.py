@@ -18,8 +18,7 @@ from annotate.prompting.requests import DEFAULT_MODEL, AnnotateConfig
 from flows.datasets.collection import CollectConfig
 from flows.datasets.recordings import gather
 from flows.demo import RECORDED_MODEL, take_example
-from flows.labelling.annotation import label, plan
-from flows.labelling.questions import LabelConfig
+from flows.labelling.annotation import LabelConfig, label, plan
 from refine.labels.labels import Labels, labels_from_annotations
 from refine.policies.mlp import MlpPolicy
 from storage.annotations.annotations import load_annotations

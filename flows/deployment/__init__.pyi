@@ -1,6 +1,16 @@
 from .night import as_plain, describe_night
-from .pipeline import PipelineConfig, collect_flow, improve_flow, label_flow, pipeline_flow, rounds_flow
-from .schedule import make_deployments, nightly_flow, run_and_notify, serve_deployments
+from .prefect_flows import (
+    PipelineConfig,
+    collect_flow,
+    improve_flow,
+    label_flow,
+    make_deployments,
+    nightly_flow,
+    pipeline_flow,
+    rounds_flow,
+    run_and_notify,
+    serve_deployments,
+)
 from .settings import read_deployment, read_settings, write_template
 
 __all__ = [

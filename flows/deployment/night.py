@@ -1,7 +1,7 @@
 """One night of a deployment: take in what is new, ask what is open, enter what came back, refine, promote or keep.
 
 Every step finds out for itself what is left to do, so a night that was killed anywhere is finished by the next one,
-and a second one on the same evening changes nothing. `schedule.py` says when nights happen.
+and a second one on the same evening changes nothing. `prefect_flows.py` says when nights happen.
 """
 
 from __future__ import annotations

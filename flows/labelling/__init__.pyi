@@ -1,8 +1,7 @@
-from .annotation import Planned, export, label, label_some, plan, retry
+from .annotation import LabelConfig, Planned, export, label, label_some, plan, retry
 from .batching import ingest, poll, submit
 from .label_replays import ReplayConfig, replay_labels
 from .quality import Checkup, as_plain, check_labels
-from .questions import LabelConfig
 
 __all__ = [
     "Checkup",

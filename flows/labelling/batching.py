@@ -18,7 +18,7 @@ from annotate.runs import submit as submit_batches
 from storage.store import Store
 
 from ..runtime import Report, silent
-from .questions import LabelConfig, write_questions
+from .annotation import LabelConfig, write_questions
 
 
 def submit(store: Store, dataset_id: str, config: LabelConfig) -> Submission:

@@ -1,6 +1,5 @@
-from .baselines import Baseline, find_baseline, find_recorded_baseline, record_baseline
 from .external import check_spaces, hash_policy_file
-from .loading import export_policy, load_policy
+from .loading import Baseline, export_policy, find_baseline, find_recorded_baseline, load_policy, record_baseline
 
 __all__ = [
     "Baseline",

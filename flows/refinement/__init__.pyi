@@ -1,8 +1,7 @@
 from .ablation import AblateConfig, ablate
-from .appraisal import AppraiseConfig
 from .comparison import GateConfig
-from .estimation import appraise
-from .evaluation import EvaluateConfig, evaluate
+from .estimation import AppraiseConfig, appraise
+from .evaluator import EvaluateConfig, evaluate
 from .present import Overview, arm_title, show_ablation, show_comparison, show_estimate, show_rounds
 from .refinement import ImproveConfig, Outcome, improve
 from .rounds import RoundsConfig, Series, Work, run_rounds

@@ -8,15 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import closing
+from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
+from pydantic import Field
 
-from refine.config import Snapshot
+from refine.config import RefineConfig, Snapshot
 from refine.evaluation import (
     Estimate,
+    Interval,
     OpeConfig,
+    Verdict,
     check_episodes,
     collect_refits,
     estimated_interval,
@@ -27,13 +31,14 @@ from refine.evaluation import (
 from refine.policies import MlpPolicy, Mode
 from storage.datasets import read_manifest, read_steps
 from storage.errors import BadInput
-from storage.schema import Array
+from storage.schema import Array, Frozen
 from storage.store import Store
 
+from ..policies import Baseline
 from ..runtime import Report, parallel_map, silent
 from ..simulation import Named
-from .appraisal import Appraisal, AppraiseConfig, ArmEstimate, TrialEstimate
 from .arms import PLACEBOS, ArmDraw, Material, labels_of, list_draws, train_draw
+from .evaluator import Candidate
 from .lineage import appraisal_id, record_appraisal
 from .refinement import gather_material
 
@@ -174,3 +179,95 @@ def _pool(trials: Sequence[TrialEstimate], baseline: Estimate, labels: int) -> l
             )
         )
     return arms
+
+
+class AppraiseConfig(Frozen):
+    """One refinement with its controls, judged by an estimate."""
+
+    refine: RefineConfig = Field(default_factory=RefineConfig)
+    ope: OpeConfig = Field(default_factory=OpeConfig)
+    folds: int = Field(default=5, ge=2, description="parts of the labelled episodes; each is held out once")
+    mode: Mode = Field(default="greedy", description="how policies act in the estimate")
+    placebo_draws: int = Field(default=3, ge=2, description="draws of the shuffled and of the random arm")
+    accept: bool = Field(default=False, description="put the policy in force on the estimate alone")
+    workers: int | None = Field(default=None, ge=1, description="processes; one per core when null; never the result")
+
+
+@dataclass(frozen=True)
+class TrialEstimate:
+    """One draw of one arm: its candidates, how they predict held-out labels, and what the chosen one is worth."""
+
+    draw: ArmDraw
+    snapshots: Sequence[Snapshot]
+    consistency: Consistency
+    estimate: Estimate
+    improvement: Verdict
+
+    @property
+    def winner(self) -> Snapshot:
+        """The chosen candidate."""
+        return self.snapshots[self.consistency.best]
+
+
+@dataclass(frozen=True)
+class ArmEstimate:
+    """One row of the table: an arm, its draws pooled."""
+
+    arm: str
+    labels: int
+    draws: int
+    better: int  # draws estimated better than the baseline
+    return_: Interval  # discounted
+    support: float  # share of logged steps at which it would take the logged action; nan when continuous
+
+
+@dataclass(frozen=True)
+class Appraisal:
+    """The result; `improvement` and `credit` are claims about estimates, not about played episodes."""
+
+    comparison_id: str
+    dataset_id: str
+    config: AppraiseConfig
+    material: Material
+    origin: Baseline
+    run_ids: Sequence[str]
+    baseline: Estimate
+    arms: Sequence[ArmEstimate]
+    improvement: Verdict
+    credit: Verdict
+    warnings: tuple[str, ...]
+    trials: Sequence[TrialEstimate] = field(repr=False)  # the annotator's labels come first
+
+    @property
+    def method(self) -> str:
+        """How returns are estimated: fitted Q evaluation."""
+        return "fqe"
+
+    @property
+    def candidate(self) -> Candidate:
+        """The refined policy, which the store keeps whatever its estimate."""
+        return Candidate.of(self.trials[0].winner.policy, "refined")
+
+    @property
+    def accepted(self) -> bool:
+        """Whether it replaces the baseline: only if the user asked for that on an estimate alone."""
+        return self.config.accept and self.improvement.holds
+
+    @property
+    def reason(self) -> str:
+        """The decision and its basis, as one sentence."""
+        if self.accepted:
+            return "put in force on an estimate alone, as was asked for; nothing was played"
+        if self.improvement.holds:
+            return "not put in force: an estimate alone accepts no policy; nothing was played"
+        return "not put in force, and not estimated better; nothing was played"
+
+    @property
+    def policy_id(self) -> str:
+        """The id of the policy in force."""
+        return self.candidate.policy_id if self.accepted else self.baseline_id
+
+    @property
+    def baseline_id(self) -> str:
+        """The id of the policy that every arm started from."""
+        return self.material.baseline_id or Candidate.of(self.material.baseline, "baseline").policy_id

@@ -22,9 +22,9 @@ from ..policies import record_baseline
 from .evaluator import Candidate
 
 if TYPE_CHECKING:
-    from .appraisal import Appraisal, AppraiseConfig, TrialEstimate
     from .arms import ArmDraw, Material
     from .comparison import ArmResult, Comparison, ComparisonPlan, Trial
+    from .estimation import Appraisal, AppraiseConfig, TrialEstimate
 
 Row = dict[str, Any]
 

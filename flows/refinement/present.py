@@ -9,8 +9,8 @@ from refine.evaluation import Interval
 
 if TYPE_CHECKING:
     from .ablation import Ablation, PooledArm, PooledVerdict
-    from .appraisal import Appraisal, ArmEstimate
     from .comparison import ArmResult
+    from .estimation import Appraisal, ArmEstimate
     from .refinement import Outcome
     from .rounds import Round, Series
 

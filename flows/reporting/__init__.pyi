@@ -1,7 +1,7 @@
 from .figures import draw_figures
-from .page.wording import visible
 from .report import write_report
 from .status import draw, look, watch
 from .tracking import enter_run, load_tracker
+from .wording import visible
 
 __all__ = ["draw", "draw_figures", "enter_run", "load_tracker", "look", "visible", "watch", "write_report"]

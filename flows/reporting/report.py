@@ -62,10 +62,7 @@ def write_report(
         Prerequisite: if the store is empty, or the extra `plots` is not installed.
     """
     try:
-        from . import render as page
-        from . import template_context as story
-        from .page import charts, facts, labels
-        from .viewer import episodes
+        from . import charts, episodes, facts, page
     except ImportError as error:
         raise Prerequisite(
             f"A report needs Altair, vl-convert and Pillow ({error}).", "pip install 'trajnote[plots]'"
@@ -73,15 +70,15 @@ def write_report(
     with store.catalog.read():
         about = facts.find_subject(store, name)
         known = facts.gather_facts(store, about)
-        found = labels.load_labels(store, about)
-        visited = labels.sample_states(store, about.dataset_id) if found else []
+        found = facts.load_labels(store, about)
+        visited = facts.sample_states(store, about.dataset_id) if found else []
         checkups = check_labels(store, about.dataset_id, about.run_ids) if found else []
     limits = episodes.Limits(pictures=pictures)
     viewer = episodes.build_viewer(
         store, known, found, limits, units=_units(store, known.manifest), env_id=env_id, report=report
     )
-    states = labels.state_rows(found, visited, len(viewer.components), _STATES)
-    context = story.tell(known, found, checkups)
+    states = facts.state_rows(found, visited, len(viewer.components), _STATES)
+    context = page.tell(known, found, checkups)
     drawn = charts.draw_all(known, found, checkups=checkups, components=viewer.components, states=states)
     content = seal(page.render_page(context, drawn, viewer, library=page.vega_bundle()).encode())
     path = out or store.reports_dir / f"{about.name}.html"

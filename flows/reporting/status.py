@@ -22,7 +22,7 @@ from storage.errors import CatalogLocked
 from storage.queries import Row, ask
 from storage.store import Store
 
-from .page.wording import visible
+from .wording import visible
 
 RATE_MINUTES = 5
 """Window for labels per minute."""

@@ -1,6 +1,5 @@
 from .prefect_server import Server, quieten_prefect, served, start_server
-from .processes import core_count, parallel_map
-from .progress import Report, listener, listening, silent
+from .processes import Report, core_count, listener, listening, parallel_map, silent
 from .runners import PROCESSES, parse_runner, running_on, workers_if_chosen
 
 __all__ = [

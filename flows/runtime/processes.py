@@ -1,4 +1,4 @@
-"""Work shared out to processes, or to the chosen runner; the workers stay for the next work.
+"""Work shared out to processes, or to the chosen runner, and how it reports its progress; the workers stay.
 
 Processes end when the one that started them does, however it ends. Other runners are in `runners.py`. The work is the
 caller's: episodes are played in `simulation/workers.py`, arms are trained in `refinement/comparison.py`.
@@ -15,9 +15,10 @@ from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import partial
 from itertools import islice
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from storage.errors import TrajnoteError
 
@@ -191,3 +192,33 @@ def _begin(parent_pipe: PipeConnection[Any, Any]) -> None:
 def _hang_on(parent_pipe: PipeConnection[Any, Any]) -> None:
     parent_pipe.poll(None)  # nothing is ever sent: it returns when the other end is closed
     os._exit(0)
+
+
+class Report(Protocol):
+    """Called as work advances."""
+
+    def __call__(self, description: str, done: int, total: int | None, /) -> None:
+        """Show the state of one named piece of work: how much is done, and how much there is."""
+        ...
+
+
+def silent(description: str, done: int, total: int | None, /) -> None:
+    """A report that shows nothing, for programs and tests."""
+
+
+_listener: ContextVar[Report] = ContextVar("listener", default=silent)
+
+
+def listener() -> Report:
+    """Who listens to flows that run in this context; a flow's own parameters are values only."""
+    return _listener.get()
+
+
+@contextmanager
+def listening(report: Report) -> Generator[None]:
+    """Have the flows that run inside this block report their progress to `report`."""
+    token = _listener.set(report)
+    try:
+        yield
+    finally:
+        _listener.reset(token)

@@ -1,5 +1,4 @@
 from .actors import Actor, Answer, Foreign, ForeignActor, NetworkActor, Policy, RandomActor, check_mode
-from .branches import Branch, Ending, play_branches
 from .environments import (
     ALLOWED,
     Environment,
@@ -17,7 +16,7 @@ from .environments import (
 from .envpool_engine import engine_versions, make_in_engine, play_pooled
 from .fingerprint import Fingerprint, code_of, look_up_fingerprint, take_fingerprint
 from .frames import FrameRenderer
-from .replay import Replay, logged_action, replay_episode
+from .replay import Branch, Ending, Replay, logged_action, play_branches, replay_episode
 from .rollouts import ENVIRONMENTS, returns_of, rollout
 from .trust import Home, Named, admit, are_alike, find_home, find_module, not_loaded, own_policy, remember, spelled
 from .workers import play_episodes, play_policies

@@ -1,9 +1,16 @@
-from .label_hypotheses import LabelHypothesis, keep, list_readings
-from .labels import Arm, Labels, check_labels, covers_most_steps, labels_from_annotations
-from .reference_arms import ReferenceArm, label_like_expert, label_random_states
+from .labels import (
+    Arm,
+    Labels,
+    ReferenceArm,
+    check_labels,
+    covers_most_steps,
+    label_like_expert,
+    label_random_states,
+    labels_from_annotations,
+)
 from .reward_relabelling import relabel, scale_of_returns
 from .rule_labels import RuleLabels, labels_from_rules, rule_arm_labels
-from .weighting import weigh_labels
+from .weighting import LabelHypothesis, keep, list_readings, weigh_labels
 
 __all__ = [
     "Arm",

@@ -1,6 +1,5 @@
 from .distillation import distil
-from .robust import refine_candidates
-from .train import refine
+from .train import refine, refine_candidates
 from .units import as_logits
 
 __all__ = ["as_logits", "distil", "refine", "refine_candidates"]

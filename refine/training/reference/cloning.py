@@ -12,7 +12,6 @@ from typing import Any, cast
 import torch
 from torch.nn.functional import mse_loss
 
-from .annotated import AnnotatedFields, AnnotatedImpl, rebuild
 from .d3rlpy_setup import (
     BC,
     BCConfig,
@@ -27,7 +26,15 @@ from .d3rlpy_setup import (
     TorchMiniBatch,
     register_learnable,
 )
-from .losses import BehaviourLoss, continuous_behaviour, discrete_behaviour, read_notes
+from .losses import (
+    AnnotatedFields,
+    AnnotatedImpl,
+    BehaviourLoss,
+    continuous_behaviour,
+    discrete_behaviour,
+    read_notes,
+    rebuild,
+)
 from .networks import ClippedPolicy
 
 

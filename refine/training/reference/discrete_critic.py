@@ -13,7 +13,6 @@ from typing import Any, ClassVar, cast
 
 import torch
 
-from .annotated import AnnotatedImpl, CriticFields, rebuild
 from .d3rlpy_setup import (
     DQN,
     CategoricalPolicy,
@@ -36,7 +35,7 @@ from .d3rlpy_setup import (
     make_optimizer_field,
     register_learnable,
 )
-from .losses import ActorLoss, discrete_behaviour, join_own, read_notes
+from .losses import ActorLoss, AnnotatedImpl, CriticFields, discrete_behaviour, join_own, read_notes, rebuild
 
 
 @dataclasses.dataclass()

@@ -24,13 +24,12 @@ from storage.queries import Row, ask
 from storage.schema import Episode, Manifest
 from storage.store import Store
 
-from ...policies import load_policy
-from ...runtime import Report, silent
-from ...simulation import EnvironmentMaker, Home, Named, Spaces, find_home, rollout
-from ..page.facts import Facts
-from ..page.wording import all_visible, read_object
-from .pictures import Film, Take, choose_steps, film_all
-from .timeline import choose_grid, columns_of
+from ..policies import load_policy
+from ..runtime import Report, silent
+from ..simulation import EnvironmentMaker, Home, Named, Spaces, find_home, rollout
+from .facts import Facts
+from .pictures import Film, Take, choose_grid, choose_steps, columns_of, film_all
+from .wording import all_visible, read_object
 
 MAX_COMPONENTS = 12
 """The most components of an observation that the viewer draws."""

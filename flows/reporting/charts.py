@@ -11,9 +11,8 @@ from typing import Any
 
 import altair as alt
 
-from ...labelling import Checkup
-from .facts import Facts, Row
-from .labels import CONFIRMS, QUESTIONS, confidence_rows, position_rows
+from ..labelling import Checkup
+from .facts import CONFIRMS, QUESTIONS, Facts, Row, confidence_rows, position_rows
 
 Chart = alt.Chart | alt.LayerChart | alt.VConcatChart
 ARM_NAMES = {

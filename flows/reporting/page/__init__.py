@@ -1,1 +1,0 @@
-"""The page: texts, charts and tables, joined into one file."""

@@ -1,1 +1,0 @@
-"""The episode viewer: steps, lanes, pictures, replies, and a rematch side by side."""
