@@ -19,6 +19,7 @@ from typer.main import get_command
 from flows import cli, refinement
 from flows.refinement import ImproveConfig
 from storage.catalog.connection import WAIT_VARIABLE
+from storage.datasets.registry import adopt_dataset
 from storage.errors import BadInput
 from storage.store import Store
 
@@ -64,11 +65,17 @@ def call(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tm
     return run
 
 
+@pytest.fixture(scope="module")
+def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    store = Store.create(tmp_path_factory.mktemp("template") / "store")
+    adopt_dataset(store, EXAMPLES / "cartpole" / "rollouts")
+    return store.root
+
+
 @pytest.fixture
-def known(call: Call, tmp_path: Path) -> Path:
+def known(template: Path, tmp_path: Path) -> Path:
     """A store with the shipped CartPole rollouts."""
-    assert call("import", str(EXAMPLES / "cartpole" / "rollouts")).code == 0
-    return tmp_path / "trajnote-store"
+    return Path(shutil.copytree(template, tmp_path / "trajnote-store"))
 
 
 def contents(root: Path) -> dict[str, object]:
