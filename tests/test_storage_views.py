@@ -261,3 +261,16 @@ def test_the_leaderboard_is_one_row_per_arm_and_mode_with_both_verdicts(store: S
         ("labels", "Toy-v0", "A", "greedy", 8, 2.0, 1.0, 3.0, True, False),
         ("random", "Toy-v0", "A", "greedy", 8, 1.5, 0.5, 2.5, True, False),
     ]
+
+
+def test_a_summary_stands_while_datasets_come_and_is_made_again_when_other_code_made_it(store: Store) -> None:
+    with store.catalog.write() as con:
+        con.execute("CREATE OR REPLACE VIEW spending AS SELECT 1 AS older")
+    write(store, make_draft("d1"), [make_episode(0)])
+    with store.catalog.read() as con:
+        assert con.execute("FROM spending").fetchall() == [(1,)]
+    with store.catalog.write() as con:
+        con.execute("COMMENT ON VIEW leaderboard IS 'other code'")
+    write(store, make_draft("d2", seed=9), [make_episode(0)])
+    with store.catalog.read() as con:
+        assert con.execute("FROM spending").fetchall() == []

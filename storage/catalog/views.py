@@ -39,7 +39,7 @@ _PAIR_TYPES = {
     "agree": "BOOLEAN",
 }
 _OPINION = "coalesce({0}.request_id, {0}.annotation_id)"  # a reply that two runs share is one opinion
-_SUMMARIES = ("current_label_replays", "spending", "label_quality", "leaderboard")
+_SUMMARIES = ("label_agreement", "current_label_replays", "spending", "label_quality", "leaderboard")
 _FOLDER = Path(__file__).parent / "views"
 
 
@@ -73,14 +73,15 @@ def look_at_views(con: Connection, rollouts: Path) -> ViewState:
         rollouts: the absolute folder with one folder per dataset.
     """
     damaged, news, datasets = inspect_shards(con, rollouts)
-    comment, rules = _marks(con)
+    comment, rules, _ = _marks(con)
     if not news and comment == _mark(rollouts, datasets, damaged, rules):
         return ViewState(damaged, True, "")
-    return ViewState(damaged, False, _script(con, rollouts, damaged).replace(_CREATE, "CREATE OR REPLACE TEMP VIEW "))
+    script = ";\n".join([*_from_datasets(con, rollouts, damaged), *map(_read_view, _SUMMARIES)])
+    return ViewState(damaged, False, script.replace(_CREATE, "CREATE OR REPLACE TEMP VIEW "))
 
 
 def refresh_views(con: Connection, rollouts: Path) -> Mapping[str, str]:
-    """Make all views again.
+    """Make the views again; the summaries, whose text is always the same, only if other code made them.
 
     Args:
         con: a connection of `Catalog.write`.
@@ -91,23 +92,28 @@ def refresh_views(con: Connection, rollouts: Path) -> Mapping[str, str]:
     """
     damaged, news, datasets = inspect_shards(con, rollouts)
     note_shards(con, news)
-    con.execute(_script(con, rollouts, damaged))
-    mark = _mark(rollouts, datasets, damaged, _marks(con)[1])
-    con.execute(f"COMMENT ON VIEW steps IS {sql_text(mark)}")
+    _, rules, summaries = _marks(con)
+    script = _from_datasets(con, rollouts, damaged)
+    script.append(f"COMMENT ON VIEW steps IS {sql_text(_mark(rollouts, datasets, damaged, rules))}")
+    if summaries != _made_by():  # DuckDB works out a view whenever it is asked, so those that stand see the new ones
+        script += [*map(_read_view, _SUMMARIES), f"COMMENT ON VIEW {_SUMMARIES[-1]} IS {sql_text(_made_by())}"]
+    con.execute(";\n".join(script))
     return damaged
 
 
-def _marks(con: Connection) -> tuple[str | None, str | None]:
-    """What the views were made from, and a hash of all rules."""
-    ((comment, rules),) = con.execute(
-        """SELECT (SELECT comment FROM duckdb_views() WHERE view_name = 'steps' AND NOT internal),
+def _marks(con: Connection) -> tuple[str | None, str | None, str | None]:
+    """What the views were made from, a hash of all rules, and the code that made the summaries."""
+    ((comment, rules, summaries),) = con.execute(
+        f"""SELECT any_value(comment) FILTER (view_name = 'steps'),
                (SELECT md5(concat_ws(';',
                    (SELECT string_agg(concat_ws(' ', rule_id, predicate, suggested_action::VARCHAR,
                        formulas::VARCHAR), ';' ORDER BY rule_id) FROM rules),
-                   (SELECT string_agg(concat_ws(' ', term_id, name, expression), ';' ORDER BY term_id) FROM terms))))
+                   (SELECT string_agg(concat_ws(' ', term_id, name, expression), ';' ORDER BY term_id) FROM terms)))),
+               any_value(comment) FILTER (view_name = '{_SUMMARIES[-1]}')
+           FROM duckdb_views() WHERE NOT internal
         """
     ).fetchall()
-    return comment, rules
+    return comment, rules, summaries
 
 
 def _mark(rollouts: Path, datasets: Sequence[tuple[str, str]], damaged: Container[str], rules: str | None) -> str:
@@ -119,27 +125,25 @@ def _mark(rollouts: Path, datasets: Sequence[tuple[str, str]], damaged: Containe
 
 @cache
 def _made_by() -> str:
-    """A hash of what writes the views: modules and `.sql` files."""
+    """A hash of what writes the views and the tables below them: modules and `.sql` files."""
     here, root = Path(__file__).parent, Path(__file__).parents[1]
-    code = [here / f"{name}.py" for name in ("views", "rule_views", "view_columns")]
-    code += [root / "expressions.py", root / "formulas.py", *sorted(_FOLDER.glob("*.sql"))]
+    code = [here / f"{name}.py" for name in ("views", "rule_views", "view_columns", "migrations")]
+    code += [root / "expressions.py", root / "formulas.py"]
+    code += [*sorted(_FOLDER.glob("*.sql")), *sorted((here / "migrations").glob("*.sql"))]
     return sha256_bytes(b"".join(path.read_bytes() for path in code))
 
 
-def _script(con: Connection, rollouts: Path, damaged: Container[str]) -> str:
-    """The statements that make all views, in an order in which each finds what it needs."""
+def _from_datasets(con: Connection, rollouts: Path, damaged: Container[str]) -> list[str]:
+    """The statements that make all views but the summaries, in an order in which each finds what it needs."""
     everything = _datasets(con, rollouts)
     datasets = [dataset for dataset in everything if dataset.dataset_id not in damaged]
     noted = _no_rows(NOTE_TYPES | STEP_TYPES | JOINED_TYPES)
-    return ";\n".join(
-        [
-            _view("steps", [_no_rows(KEY_TYPES | STEP_TYPES), *map(_steps_of, datasets)]),
-            _view("annotated_steps", [noted, *map(_annotated_steps_of, datasets)]),
-            *_opinion_views([(dataset.dataset_id, dataset.action_space) for dataset in everything]),
-            *rule_views(con, [(d.dataset_id, d.action_space, d.component_names) for d in datasets]),
-            *map(_read_view, _SUMMARIES),
-        ]
-    )
+    return [
+        _view("steps", [_no_rows(KEY_TYPES | STEP_TYPES), *map(_steps_of, datasets)]),
+        _view("annotated_steps", [noted, *map(_annotated_steps_of, datasets)]),
+        *_opinion_views([(dataset.dataset_id, dataset.action_space) for dataset in everything]),
+        *rule_views(con, [(d.dataset_id, d.action_space, d.component_names) for d in datasets]),
+    ]
 
 
 def _datasets(con: Connection, rollouts: Path) -> list[_Dataset]:
@@ -236,7 +240,6 @@ def _opinion_views(spaces: Sequence[tuple[str, Space]]) -> list[str]:
         _view("tallies", tallies),
         _read_view("majorities"),
         _view("majority_votes", votes),
-        _read_view("label_agreement"),
     ]
 
 
