@@ -458,9 +458,25 @@ def test_imported_rules_of_continuous_actions_may_leave_dimensions_open(tmp_path
             import_rules(store, "d1", tmp_path / "bad.json")
 
 
-def test_the_shipped_rules_are_the_answer_to_the_shipped_question() -> None:
-    example = Path(__file__).resolve().parent.parent / "examples" / "lunarlander"
+ROOT = Path(__file__).resolve().parent.parent
+EXAMPLES = sorted(path.parent.name for path in ROOT.glob("examples/*/rules.jsonl"))
+
+
+def test_every_example_has_a_list_of_rules() -> None:
+    assert len(EXAMPLES) == len(list(ROOT.glob("examples/*/rollouts"))) == 17
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_the_shipped_rules_are_the_answer_to_the_shipped_question(name: str) -> None:
+    example = ROOT / "examples" / name
     line = json.loads((example / "rules.jsonl").read_text())
-    found = read_rules(text_message(line["text"]), load_card("LunarLander-v3"))
-    assert (len(found.rules), found.refused) == (8, ())
+    manifest = json.loads((example / "rollouts" / "manifest.json").read_text())
+    own = manifest["env_id"].rpartition("/")[2].partition("-")[0].lower()
+    card = ROOT / "benchmarks" / "cards" / f"{own}.toml"
+    found = read_rules(
+        text_message(line["text"]), load_card(card if card.exists() else manifest["env_id"], manifest["env_kwargs"])
+    )
+    assert found.refused == ()
+    assert len(found.rules) >= 4
     assert line["prompt_version"] == prompt_version("rules")
+    assert (line["recorded"], line["model"]) == (True, "claude")
