@@ -128,6 +128,7 @@ def test_what_lands_in_the_catalog_keeps_every_rule(entered: tuple[Store, dict[s
         assert not UNPRINTABLE.search(rationale + model)
 
 
+@pytest.mark.slow
 def test_every_reply_left_labels_or_a_reason(entered: tuple[Store, dict[str, Hostile]]) -> None:
     store, of_request = entered
     labels = dict(rows(store, "SELECT request_id, count(*) FROM annotations GROUP BY 1"))
@@ -145,6 +146,7 @@ def test_every_reply_left_labels_or_a_reason(entered: tuple[Store, dict[str, Hos
             assert hostile.reason in reasons[request_id], hostile.name
 
 
+@pytest.mark.slow
 def test_raw_replies_are_kept_whole_and_the_store_is_sound(entered: tuple[Store, dict[str, Hostile]]) -> None:
     store, of_request = entered
     run_id = rows(store, "SELECT run_id FROM annotation_runs")[0][0]
@@ -155,6 +157,7 @@ def test_raw_replies_are_kept_whole_and_the_store_is_sound(entered: tuple[Store,
     assert verify_store(store) == []
 
 
+@pytest.mark.slow
 def test_the_views_and_the_summary_of_a_hostile_run_can_be_read(entered: tuple[Store, dict[str, Hostile]]) -> None:
     store, _ = entered
     (quality,) = rows(store, "SELECT annotations, rejections, illegal, rejection_reasons FROM label_quality")
@@ -219,6 +222,7 @@ def test_bytes_that_were_flipped_on_the_way_do_no_harm(seed: int, flips: int) ->
     check_lawful(read_reply(raw.decode("utf-8", "surrogateescape"), "mark", CARD, STEPS))
 
 
+@pytest.mark.slow
 def test_a_hostile_reply_leads_back_from_its_rejection(entered: tuple[Store, dict[str, Hostile]]) -> None:
     store, of_request = entered
     request_id = next(key for key, hostile in of_request.items() if hostile.name == "refusal with labels")

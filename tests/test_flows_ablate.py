@@ -81,6 +81,7 @@ def test_the_table_has_every_mode_and_arm_and_the_known_answers(done: tuple[Stor
     assert (arms["random_states"].draws, arms["oracle"].draws, arms["no_labels"].labels) == (4, 2, 0)
 
 
+@pytest.mark.slow
 def test_arms_that_inform_are_no_part_of_the_verdicts(done: tuple[Store, Ablation]) -> None:
     _, found = done
     for outcome in found.outcomes.values():
@@ -92,6 +93,7 @@ def test_arms_that_inform_are_no_part_of_the_verdicts(done: tuple[Store, Ablatio
     assert verdict.leads["baseline"].low > 4
 
 
+@pytest.mark.slow
 def test_intervals_respect_training_seeds_and_episodes(done: tuple[Store, Ablation]) -> None:
     _, found = done
     tables = [found.outcomes["A", seed].comparison.returns["greedy"]["labels"] for seed in (0, 1)]
@@ -100,6 +102,7 @@ def test_intervals_respect_training_seeds_and_episodes(done: tuple[Store, Ablati
     assert labels.greedy != interval(np.mean(tables, axis=0))
 
 
+@pytest.mark.slow
 def test_the_catalog_has_the_table_and_the_leaderboard_every_comparison(done: tuple[Store, Ablation]) -> None:
     store, found = done
     kept = rows(store, "SELECT recipe, arm, seeds, draws, return_ FROM ablations WHERE mode = 'greedy'")

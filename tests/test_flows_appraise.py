@@ -91,6 +91,7 @@ def test_right_labels_are_estimated_better_and_nothing_is_put_in_force(appraised
     assert kept == [("estimated",)]
 
 
+@pytest.mark.slow
 def test_an_estimate_is_never_an_evaluation(appraised: tuple[Store, Appraisal]) -> None:
     store, appraisal = appraised
     assert rows(store, "SELECT count(*) FROM evaluations") == [(0,)]
@@ -102,6 +103,7 @@ def test_an_estimate_is_never_an_evaluation(appraised: tuple[Store, Appraisal]) 
     assert appraisal.trials[0].consistency.labels == 96
 
 
+@pytest.mark.slow
 def test_every_form_of_the_result_says_that_it_is_an_estimate(appraised: tuple[Store, Appraisal]) -> None:
     _, appraisal = appraised
     shown = show_estimate(appraisal)
@@ -161,6 +163,7 @@ def test_without_annotations_or_with_too_few_episodes_there_is_nothing_to_estima
         appraise(logs, "few", config())
 
 
+@pytest.mark.slow
 def test_intervals_come_from_the_same_episodes_for_every_policy(appraised: tuple[Store, Appraisal]) -> None:
     _, appraisal = appraised
     labels = appraisal.trials[0]

@@ -62,6 +62,7 @@ def test_a_refined_policy_leads_to_its_dataset_runs_baseline_and_configuration(r
     assert config["versions"]["d3rlpy"] == importlib.metadata.version("d3rlpy")
 
 
+@pytest.mark.slow
 def test_the_files_of_every_policy_are_those_that_its_row_names(refined: tuple[Store, Outcome]) -> None:
     store, outcome = refined
     kept = rows(store, "SELECT policy_id, sha256, baseline_id, dataset_id FROM policies ORDER BY kind, policy_id")
@@ -75,6 +76,7 @@ def test_the_files_of_every_policy_are_those_that_its_row_names(refined: tuple[S
         assert record["config"]
 
 
+@pytest.mark.slow
 def test_every_candidate_leads_to_its_refinement_and_to_the_returns_that_chose_it(
     refined: tuple[Store, Outcome],
 ) -> None:
@@ -92,6 +94,7 @@ def test_every_candidate_leads_to_its_refinement_and_to_the_returns_that_chose_i
     assert sum(chosen for *_, chosen in found) == 8
 
 
+@pytest.mark.slow
 def test_a_rejected_refinement_names_the_baseline_that_stays_and_why(refined: tuple[Store, Outcome]) -> None:
     store, outcome = refined
     rejected = [trial for trial in outcome.comparison.trials if not trial.decision.accepted]
@@ -101,6 +104,7 @@ def test_a_rejected_refinement_names_the_baseline_that_stays_and_why(refined: tu
     assert sorted(reason for _, reason in found) == sorted(trial.decision.reason for trial in rejected)
 
 
+@pytest.mark.slow
 def test_every_label_leads_back_to_its_raw_reply_and_its_run(refined: tuple[Store, Outcome]) -> None:
     store, outcome = refined
     found = rows(
@@ -117,6 +121,7 @@ def test_every_label_leads_back_to_its_raw_reply_and_its_run(refined: tuple[Stor
         assert said[step] == label
 
 
+@pytest.mark.slow
 def test_the_leaderboard_shows_every_arm_with_both_verdicts(refined: tuple[Store, Outcome]) -> None:
     store, outcome = refined
     found = rows(
@@ -146,6 +151,7 @@ def test_a_baseline_is_found_again_by_its_hash_and_kept_once(store: Store, tmp_p
     assert find_recorded_baseline(store, "0" * 64) is None
 
 
+@pytest.mark.slow
 def test_an_adopted_dataset_keeps_its_lineage(refined: tuple[Store, Outcome], store: Store) -> None:
     made, outcome = refined
     manifest = take_in(store, made.dataset_dir(outcome.dataset_id))

@@ -64,6 +64,7 @@ def test_the_page_lies_in_the_store_and_counts_what_it_shows(judged: tuple[Store
     assert written.bytes == written.path.stat().st_size < 1_200_000
 
 
+@pytest.mark.slow
 def test_the_headline_and_the_table_say_what_was_measured(judged: tuple[Store, Outcome], page: str) -> None:
     arms = {arm.arm: arm.greedy for arm in judged[1].comparison.arms}
     assert f'<span class="before">{arms["baseline"].mean:.1f}</span>' in page
@@ -73,6 +74,7 @@ def test_the_headline_and_the_table_say_what_was_measured(judged: tuple[Store, O
     assert judged[1].comparison.policy_id in page
 
 
+@pytest.mark.slow
 def test_the_charts_hold_the_catalogs_numbers(judged: tuple[Store, Outcome], page: str) -> None:
     specs = island(page, "charts-data")["specs"]
     drawn = {(row["arm"], row["mode"]): row["return_"] for row in specs["arms"]["data"]["values"]}
@@ -80,6 +82,7 @@ def test_the_charts_hold_the_catalogs_numbers(judged: tuple[Store, Outcome], pag
     assert {"arms", "candidates", "positions", "states", "confidence", "timeline"} == set(specs)
 
 
+@pytest.mark.slow
 def test_an_episode_has_its_numbers_its_notes_its_reply_and_its_rematch(
     judged: tuple[Store, Outcome], page: str
 ) -> None:
@@ -96,6 +99,7 @@ def test_an_episode_has_its_numbers_its_notes_its_reply_and_its_rematch(
     assert all(base64.b64decode(data)[8:12] == b"WEBP" for data in pack["pictures"].values())
 
 
+@pytest.mark.slow
 def test_nothing_hostile_is_markup_anywhere_in_the_page(page: str) -> None:
     assert "&lt;script&gt;window.pwned" in page
     assert "⟨U+202E⟩" in unpack(page, 0)["replies"][unpack(page, 0)["notes"][0]["request"]]["text"]
@@ -120,6 +124,7 @@ def test_the_policy_of_the_page_allows_its_own_scripts_and_no_network(page: str)
     assert not re.findall(r'(?:src|href)="(?!#|data:)[^"]*"', text_of(page))
 
 
+@pytest.mark.slow
 def test_the_commands_to_reproduce_it_are_those_of_the_command_line(judged: tuple[Store, Outcome], page: str) -> None:
     commands = re.search(r'<pre class="commands"[^>]*>(.*?)</pre>', page, re.S)
     assert commands
@@ -129,6 +134,7 @@ def test_the_commands_to_reproduce_it_are_those_of_the_command_line(judged: tupl
     assert commands[1].rstrip().endswith(f"trajnote report {judged[1].comparison_id} --store &#34;$STORE&#34;")
 
 
+@pytest.mark.slow
 def test_a_report_is_about_whatever_is_named(judged: tuple[Store, Outcome]) -> None:
     store, outcome = judged
     newest = find_subject(store, None)
@@ -166,6 +172,7 @@ def test_an_empty_store_has_nothing_to_report(store: Store) -> None:
         write_report(store)
 
 
+@pytest.mark.slow
 def test_filming_stops_where_the_replay_departs_from_the_log(judged: tuple[Store, Outcome]) -> None:
     episode = read_episode(judged[0], judged[1].dataset_id, 0)
     changed = episode.observations.copy()
@@ -175,6 +182,7 @@ def test_filming_stops_where_the_replay_departs_from_the_log(judged: tuple[Store
     assert (sorted(found.pictures), found.problem) == ([0, 3], "the replay differs from the log at step 5")
 
 
+@pytest.mark.slow
 def test_an_environment_that_cannot_render_says_so(judged: tuple[Store, Outcome]) -> None:
     episode = read_episode(judged[0], judged[1].dataset_id, 0)
     found = film(Take(Home(TOY, {}), episode, frozenset({0})))
@@ -183,6 +191,7 @@ def test_an_environment_that_cannot_render_says_so(judged: tuple[Store, Outcome]
     assert "render" in found.problem
 
 
+@pytest.mark.slow
 def test_what_the_annotator_said_reaches_the_reader_unchanged(page: str) -> None:
     said = unpack(page, 0)["notes"][0]["rationale"]
     assert said.startswith(HOSTILE[:60])

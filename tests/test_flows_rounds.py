@@ -89,6 +89,7 @@ def test_the_second_round_starts_from_what_the_first_put_in_force_and_gains_agai
     assert show_rounds(series).values["rounds"][1]["baseline_id"] == first.outcome.comparison.policy_id
 
 
+@pytest.mark.slow
 def test_no_seed_serves_two_rounds(smooth: tuple[RoundsConfig, Series]) -> None:
     config, _ = smooth
     played = rows(config.store, "SELECT DISTINCT purpose, first_seed, episodes FROM evaluations ORDER BY first_seed")
@@ -97,6 +98,7 @@ def test_no_seed_serves_two_rounds(smooth: tuple[RoundsConfig, Series]) -> None:
     assert len(seeds) == len(set(seeds)) == 2 * (10 + 30 + 30 + 12)
 
 
+@pytest.mark.slow
 def test_lineage_is_one_chain_and_sql_shows_every_round(smooth: tuple[RoundsConfig, Series]) -> None:
     config, series = smooth
     told = rows(config.store, "SELECT round, baseline_id, policy_id, accepted, gain, low FROM rounds ORDER BY round")

@@ -105,6 +105,7 @@ class Planted(NamedTuple):
 
 
 KINDS = ("zip", "d3", "folder", "py")
+pytestmark = pytest.mark.usefixtures("brief_distillation")
 
 
 @pytest.fixture

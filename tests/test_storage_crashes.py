@@ -6,12 +6,21 @@ import sys
 from pathlib import Path
 
 import pytest
+from soak import full_or
 
 PROGRAM = Path(__file__).with_name("crash_points.py")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("scenario", "every"), [("create", 7), ("collect", 9), ("keep_policy", 9), ("reply", 9)])
+@pytest.mark.parametrize(
+    ("scenario", "every"),
+    [
+        ("create", full_or(1, 11)),
+        ("collect", full_or(2, 17)),
+        ("keep_policy", full_or(2, 17)),
+        ("reply", full_or(2, 17)),
+    ],
+)
 def test_a_run_killed_anywhere_and_run_again_ends_like_an_uninterrupted_one(
     tmp_path: Path, scenario: str, every: int
 ) -> None:

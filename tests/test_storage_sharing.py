@@ -13,6 +13,7 @@ import duckdb
 import fsspec
 import polars as pl
 import pytest
+from soak import full_or
 from store_state import state_of, tables_of
 from toy_datasets import make_draft, make_episode, write
 
@@ -166,10 +167,11 @@ def test_two_pushes_at_the_same_time_make_one_snapshot(
 
 @pytest.mark.slow
 def test_a_push_or_pull_killed_anywhere_and_run_again_ends_like_an_uninterrupted_one(tmp_path: Path) -> None:
-    command = [sys.executable, str(PROGRAM), str(tmp_path), "2"]
+    kills = full_or(8, 2)
+    command = [sys.executable, str(PROGRAM), str(tmp_path), str(kills)]
     done = subprocess.run(command, capture_output=True, text=True, cwd=PROGRAM.parents[1], check=False)
     assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout) == {"killed": 4, "problems": []}
+    assert json.loads(done.stdout) == {"killed": 2 * kills, "problems": []}
 
 
 @pytest.mark.slow
