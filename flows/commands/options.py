@@ -41,7 +41,7 @@ PolicyOption = Annotated[
     str,
     typer.Option(
         "--policy",
-        help="random, policy:PATH_OR_ID, d3rlpy:PATH, sb3:ALGO:PATH, onnx:PATH or py:MODULE:CALLABLE. "
+        help="random, policy:PATH_OR_ID, rules:LIST_ID, d3rlpy:PATH, sb3:ALGO:PATH, onnx:PATH or py:MODULE:CALLABLE. "
         "Files of d3rlpy and SB3 are pickles: load only what you trust.",
     ),
 ]

@@ -1,4 +1,4 @@
-"""Policies by name: `policy:ID`, `sb3:PPO:model.zip`, `d3rlpy:model.d3`, `onnx:PATH`, `py:module:name`, `random`.
+"""Policies by name, such as `policy:ID`, `rules:ID`, `sb3:PPO:model.zip`, `onnx:PATH`, `py:module:name`, `random`.
 
 The baseline that a refinement starts from is found through a dataset's manifest, or distilled. How the files of other
 libraries are read is `external.py`; what acts is in `simulation/actors.py`. A stored policy leaves as an ONNX file,
@@ -11,8 +11,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from refine.policies import Agreement, MlpPolicy, export_onnx
-from storage.datasets import StepArrays, read_steps
+from refine.policies import Agreement, CompiledRules, MlpPolicy, RulePolicy, export_onnx
+from storage.annotations import find_rule_list
+from storage.datasets import StepArrays, read_manifest, read_steps
 from storage.disk import write_whole
 from storage.errors import BadInput, Prerequisite, TrajnoteError
 from storage.policies import find_policy, policy_files, policy_record, resolve_policy, save_policy
@@ -22,7 +23,7 @@ from storage.store import Store
 from ..simulation import Named, NetworkActor, Policy, RandomActor, Spaces, not_loaded, own_policy, spelled
 from .external import check_spaces, hash_policy_file, open_d3rlpy, open_onnx, open_py, open_sb3
 
-FORMS = "random, policy:PATH_OR_ID, d3rlpy:PATH, sb3:ALGO:PATH, onnx:PATH, py:MODULE:CALLABLE"
+FORMS = "random, policy:PATH_OR_ID, rules:LIST_ID, d3rlpy:PATH, sb3:ALGO:PATH, onnx:PATH, py:MODULE:CALLABLE"
 
 _OPENERS: Mapping[str, Callable[[Named, Spaces], Policy]] = {
     "d3rlpy": open_d3rlpy,
@@ -37,15 +38,16 @@ def load_policy(spec: Named, spaces: Spaces, store: Store | None = None, *, file
 
     - `random`: uniformly random actions.
     - `policy:PATH_OR_ID`: a folder with `policy.json` and `weights.npz`, or a policy of the store.
+    - `rules:LIST_ID`: what a list of rules says, and elsewhere what the baseline of the list's dataset does.
     - `d3rlpy:PATH`: a `.d3` file, or a folder of d3rlpy's logger, whose newest model acts. A pickle: trust it first.
     - `sb3:ALGO:PATH`: a zip of Stable-Baselines3; ALGO is PPO, A2C, DQN, SAC, TD3 or DDPG. Holds pickles too.
     - `onnx:PATH`: see `external.open_onnx` for its inputs and outputs.
     - `py:MODULE:CALLABLE`: a function from observations to actions; see `external.open_py`.
 
     Args:
-        spec: one of these forms. A plain text was not named by the user: only the first two forms are loaded.
+        spec: one of these forms. A plain text was not named by the user: only the first three forms are loaded.
         spaces: of the environment.
-        store: where `policy:ID` is looked up.
+        store: where `policy:ID` and `rules:ID` are looked up.
         file_sha256: of the file that it was; another one is not opened. None: any.
 
     Raises:
@@ -58,6 +60,8 @@ def load_policy(spec: Named, spaces: Spaces, store: Store | None = None, *, file
         return RandomActor(spaces.action)
     if kind == "policy" and rest:
         return _open_portable(spec, rest, spaces, store)
+    if kind == "rules" and rest:
+        return _open_rules(spec, rest, spaces, store)
     if kind in _OPENERS and rest:
         _refuse_unnamed(spec)
         _refuse_changed(spec, file_sha256)
@@ -96,6 +100,17 @@ def _open_portable(spec: str, name: str, spaces: Spaces, store: Store | None) ->
     network = MlpPolicy.from_files(files)
     check_spaces(spec, Spaces(network.observation_space, network.action_space), spaces)
     return NetworkActor(spec, network)
+
+
+def _open_rules(spec: str, name: str, spaces: Spaces, store: Store | None) -> Policy:
+    if store is None:
+        raise BadInput(f"{spec} is a list of rules in a store, and there is none here.", "Name the store with --store.")
+    listed = find_rule_list(store, name)
+    manifest = read_manifest(store, listed.dataset_id)
+    check_spaces(spec, Spaces(manifest.observation_space, manifest.action_space), spaces)
+    baseline = find_baseline(store, manifest, read_steps(store, listed.dataset_id))
+    compiled = CompiledRules(listed, tuple(manifest.component_names), manifest.action_space)
+    return RulePolicy((compiled,), baseline.policy, spec)
 
 
 @dataclass(frozen=True)

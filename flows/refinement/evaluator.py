@@ -20,6 +20,7 @@ from pydantic import Field
 
 from refine.evaluation import interval
 from refine.policies import MlpPolicy, Mode
+from storage.annotations import find_rule_list
 from storage.catalog import Connection, insert_rows
 from storage.content_hash import content_id
 from storage.datasets import read_manifest
@@ -287,6 +288,10 @@ def evaluate(store: Store, config: EvaluateConfig, report: Report = silent) -> d
 
 def _resolve(store: Store, config: EvaluateConfig) -> tuple[Named, _Home]:
     """The policy's specification and its environment, which a policy of the store has recorded."""
+    if config.policy.startswith("rules:") and config.env_id is None:
+        dataset_id = find_rule_list(store, config.policy.removeprefix("rules:")).dataset_id
+        home = _home_of(store, config.policy, dataset_id)
+        return config.policy, home._replace(env_kwargs=config.env_kwargs) if config.env_kwargs else home
     name = config.policy.removeprefix("policy:")
     if ":" in name or name == "random" or Path(name).is_dir():
         if config.env_id is None:
@@ -295,14 +300,13 @@ def _resolve(store: Store, config: EvaluateConfig) -> tuple[Named, _Home]:
     policy_id = resolve_policy(store, name)
     if config.env_id is not None:
         return Named(f"policy:{policy_id}"), _Home(config.env_id, config.env_kwargs)
-    home = _home_of(store, policy_id)
+    home = _home_of(store, policy_id, policy_record(store, policy_id)["dataset_id"])
     return Named(f"policy:{policy_id}"), home._replace(env_kwargs=config.env_kwargs) if config.env_kwargs else home
 
 
-def _home_of(store: Store, policy_id: str) -> _Home:
-    """The environment of a stored policy's dataset."""
-    dataset_id = policy_record(store, policy_id)["dataset_id"]
+def _home_of(store: Store, policy: str, dataset_id: str | None) -> _Home:
+    """The environment of the dataset that a policy comes from."""
     manifest = read_manifest(store, dataset_id) if dataset_id else None
     if manifest is None or manifest.env_id is None:
-        raise BadInput(f"The store has no environment for {policy_id}.", "Name it with --env ENV_ID.")
+        raise BadInput(f"The store has no environment for {policy}.", "Name it with --env ENV_ID.")
     return _Home(*find_home(store, manifest), manifest.max_steps)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 from pydantic import Field
 
 from refine.config import RefineConfig, TrainingMode
@@ -19,7 +20,7 @@ from refine.labels import (
     labels_from_rules,
     relabel,
 )
-from refine.policies import CompiledRules
+from refine.policies import CompiledRules, Past
 from storage.annotations import RuleList, load_rule_lists, pool_annotations
 from storage.datasets import StepArrays, catalogued_episodes, read_manifest, read_steps
 from storage.errors import BadInput, Prerequisite
@@ -28,7 +29,7 @@ from storage.store import Store
 
 from ..policies import Baseline, check_spaces, find_baseline, load_policy
 from ..runtime import Report, silent
-from ..simulation import Home, Named, Spaces, find_home, look_up_spaces
+from ..simulation import Home, Named, Spaces, choose, find_home, look_up_spaces
 from .arms import Material, Oracle, read_once
 from .comparison import Comparison, ComparisonPlan, GateConfig
 from .evaluator import Evaluator
@@ -294,5 +295,6 @@ def ask_expert(spec: Named, labels: Labels, steps: StepArrays, manifest: Manifes
     expert = load_policy(spec, Spaces(manifest.observation_space, manifest.action_space), store)
     if "greedy" not in expert.modes:
         raise BadInput(f"{spec} acts at random, so it cannot be an expert.", "Name a policy with a greedy action.")
-    actions = expert.act(steps.observation[labels.rows], mode="greedy").actions
+    before = Past(steps.observation[np.maximum(labels.rows - 1, 0)], steps.step[labels.rows])
+    actions = choose(expert, steps.observation[labels.rows], lambda: before).actions
     return Oracle(label_like_expert(labels, actions, steps, manifest.action_space), spec, expert.sha256)

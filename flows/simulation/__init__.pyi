@@ -1,4 +1,4 @@
-from .actors import Actor, Answer, Foreign, ForeignActor, NetworkActor, Policy, RandomActor, check_mode
+from .actors import Actor, Answer, Foreign, ForeignActor, NetworkActor, Policy, RandomActor, check_mode, choose
 from .environments import (
     ALLOWED,
     Environment,
@@ -44,6 +44,7 @@ __all__ = [
     "admit",
     "are_alike",
     "check_mode",
+    "choose",
     "code_of",
     "engine_versions",
     "find_home",

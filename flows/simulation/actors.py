@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from refine.policies import Acts, MlpPolicy, Mode, OutputKind, action_bounds, draw_uniforms
+from refine.policies import Acts, MlpPolicy, Mode, OutputKind, Past, RulePolicy, action_bounds, draw_uniforms
 from storage.errors import BadInput
 from storage.schema import Array, Space
 
@@ -37,6 +37,20 @@ class Actor(Protocol):
             N legal actions, and the outputs behind them, (N, 0) if there are none.
         """
         ...
+
+
+def choose(
+    actor: Actor,
+    observations: Array,
+    past: Callable[[], Past],
+    *,
+    mode: Mode = "greedy",
+    rngs: Sequence[np.random.Generator] | None = None,
+) -> Acts:
+    """Ask an actor, as `Actor.act`; one that needs it is given what came before."""
+    if isinstance(actor, RulePolicy) and actor.needs_past:
+        return actor.act(observations, mode=mode, rngs=rngs, past=past())
+    return actor.act(observations, mode=mode, rngs=rngs)
 
 
 class Policy(Actor, Protocol):

@@ -16,11 +16,11 @@ from typing import Any
 import gymnasium
 import numpy as np
 
-from refine.policies import Acts, Mode
+from refine.policies import Acts, Mode, Past
 from storage.errors import BadInput, Prerequisite
 from storage.schema import Array, Engine, Episode
 
-from .actors import Actor
+from .actors import Actor, choose
 from .environments import Environment, Spaces, look_up_spaces, make_environment, package_versions, spaces_of
 from .rollout_buffer import Tape, are_finite, broken, not_finite
 from .rollouts import ENVIRONMENTS, acting_generator
@@ -198,7 +198,8 @@ class _Round:
         if tape.is_full:
             tape.make_room(int(self._firsts[running].min()))
         ids = self._ids[running]
-        acts = policy.act(tape.observations(running), mode=mode, rngs=[self._rngs[place] for place in ids])
+        rngs = [self._rngs[place] for place in ids]
+        acts = choose(policy, tape.observations(running), self._past, mode=mode, rngs=rngs)
         following, rewards = tape.act(acts, running)
         following[running], rewards[running], terminated, truncated, _ = self._pool.step(acts.actions, ids)
         self._check(following, rewards, acts)
@@ -207,6 +208,9 @@ class _Round:
         for place in np.flatnonzero(over):
             ended = bool(terminated[place])
             self._end(int(running[place]), ended, bool(truncated[place]) or not ended)
+
+    def _past(self) -> Past:
+        return Past(self._tape.before(self._running), self._tape.tick - self._firsts[self._running])
 
     def _check(self, following: Array, rewards: Array, acts: Acts) -> None:
         """Refuse the first number that is not finite."""

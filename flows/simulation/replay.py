@@ -14,15 +14,15 @@ from typing import Any
 
 import numpy as np
 
-from refine.policies import Mode
+from refine.policies import Mode, Past
 from storage.catalog import insert_rows
 from storage.content_hash import content_id
 from storage.datasets import read_episode, read_manifest
 from storage.errors import BadInput
-from storage.schema import Array, Episode, Manifest
+from storage.schema import Array, Episode, Manifest, Space
 from storage.store import Store
 
-from .actors import Actor
+from .actors import Actor, choose
 from .environments import Environment
 from .envpool_engine import engine_versions, make_in_engine
 from .fingerprint import Fingerprint, take_fingerprint
@@ -220,6 +220,7 @@ class _Lane:
     environment: Environment
     branch: Branch
     shown: Any = None
+    before: Any = None  # what was shown one step earlier
     return_: float = 0.0
     steps: int = 0
     left: int = 0  # steps left
@@ -276,7 +277,8 @@ def _fill(
             yield Ending(branch, 0.0, branch.step, difference)
             continue
         chance = np.random.SeedSequence([int(branch.episode.seed or 0), branch.step, _BRANCHING, branch.pair])
-        lane = _Lane(environment, branch, steps=branch.step, rng=np.random.default_rng(chance))
+        shown = branch.episode.observations[branch.step]
+        lane = _Lane(environment, branch, shown, steps=branch.step, rng=np.random.default_rng(chance))
         lane.left = min(_room(manifest, branch.step), horizon or 2**62)
         _step(lane, branch.action)
         if lane.left > 0:
@@ -291,16 +293,24 @@ def _room(manifest: Manifest, step: int) -> int:
 
 
 def _act(lanes: Sequence[_Lane], policy: Actor, mode: Mode, manifest: Manifest) -> None:
-    space = manifest.observation_space
-    shown: Array = np.array([lane.shown for lane in lanes], dtype=space.dtype)
-    if not space.is_discrete:
-        shown = shown.reshape(len(lanes), space.size)
-    acts = policy.act(shown, mode=mode, rngs=[lane.rng for lane in lanes])
+    shown = _rows([lane.shown for lane in lanes], manifest.observation_space)
+    acts = choose(policy, shown, lambda: _past(lanes, manifest), mode=mode, rngs=[lane.rng for lane in lanes])
     for lane, action in zip(lanes, acts.actions, strict=True):
         _step(lane, action)
 
 
+def _past(lanes: Sequence[_Lane], manifest: Manifest) -> Past:
+    before = _rows([lane.before for lane in lanes], manifest.observation_space)
+    return Past(before, np.array([lane.steps for lane in lanes], dtype=np.int64))
+
+
+def _rows(shown: Sequence[Any], space: Space) -> Array:
+    rows: Array = np.array(shown, dtype=space.dtype)
+    return rows if space.is_discrete else rows.reshape(len(rows), space.size)
+
+
 def _step(lane: _Lane, action: Any) -> None:
+    lane.before = lane.shown
     lane.shown, reward, terminated, truncated, _ = lane.environment.step(action)
     lane.return_ += float(reward)
     lane.steps += 1

@@ -47,6 +47,11 @@ class Tape:
         shown = self._observations[self.tick - self._base]
         return shown if slots is None else shown[slots]
 
+    def before(self, slots: Array | None) -> Array:
+        """The observations one tick earlier, likewise; in the first step of an episode they are of another one."""
+        shown = self._observations[max(0, self.tick - self._base - 1)]
+        return shown if slots is None else shown[slots]
+
     def begin(self, slot: int, observation: Any) -> None:
         """Put the first observation of a new episode into a lane.
 

@@ -14,11 +14,11 @@ from typing import Any
 
 import numpy as np
 
-from refine.policies import Acts, Chance, Mode
+from refine.policies import Acts, Chance, Mode, Past
 from storage.errors import BadInput, TrajnoteWarning
 from storage.schema import Array, Episode
 
-from .actors import Actor
+from .actors import Actor, choose
 from .environments import Environment, Step, bare_step, spaces_of
 from .rollout_buffer import (
     Tape,
@@ -194,7 +194,7 @@ class _Stage:
         lanes, tape = self._lanes, self._tape
         if tape.is_full:
             tape.make_room(min(lane.first for lane in lanes))
-        acts = policy.act(tape.observations(self._slots), mode=mode, rngs=self._chance)
+        acts = choose(policy, tape.observations(self._slots), self._past, mode=mode, rngs=self._chance)
         following, rewards = tape.act(acts, self._slots)
         ended: list[tuple[_Lane, bool, bool]] = []
         failed: dict[int, tuple[int, str]] = {}  # slot -> step and problem
@@ -217,6 +217,11 @@ class _Stage:
             ended = [each for each in ended if each[0].slot not in failed]
             self._failed += [self._drop(lane, *failed[lane.slot]) for lane in list(lanes) if lane.slot in failed]
         return [self._end(*each) for each in ended] if ended else []
+
+    def _past(self) -> Past:
+        """What came before the current observations of the running lanes."""
+        steps = np.array([self._tape.tick - lane.first for lane in self._lanes], dtype=np.int64)
+        return Past(self._tape.before(self._slots), steps)
 
     def _not_finite(self, following: Array, rewards: Array, acts: Acts) -> dict[int, tuple[int, str]]:
         """The lanes whose step holds such a number."""

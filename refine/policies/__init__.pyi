@@ -1,6 +1,6 @@
 from .mlp import Acts, Chance, Head, MlpPolicy, Mode, OutputKind, draw_uniforms
 from .onnx_export import Agreement, export_onnx
-from .rule_lists import CompiledRules, Said, States
+from .rule_lists import CompiledRules, Past, RulePolicy, Said, States
 from .spaces import action_bounds, action_units, input_size, network_inputs, output_size
 
 __all__ = [
@@ -12,6 +12,8 @@ __all__ = [
     "MlpPolicy",
     "Mode",
     "OutputKind",
+    "Past",
+    "RulePolicy",
     "Said",
     "States",
     "action_bounds",

@@ -5,6 +5,7 @@ The views of the catalog (`storage/catalog/rule_views.py`) say the same of store
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,12 +16,21 @@ from numpy.typing import NDArray
 
 from storage.annotations import RuleList
 from storage.catalog import component_columns
+from storage.content_hash import canonical_json
 from storage.errors import BadInput
 from storage.expressions import PREVIOUS, Expression
 from storage.formulas import STEP, FormulaReader
 from storage.schema import Array, Space
 
+from .mlp import Acts, MlpPolicy, Mode
 from .spaces import action_bounds
+
+
+class Past(NamedTuple):
+    """What came before N observations in their episodes."""
+
+    previous: Array  # the observations one step before, of the same shape; anything in step 0
+    steps: NDArray[np.integer[Any]]  # (N,) number of the step
 
 
 class States(NamedTuple):
@@ -111,6 +121,11 @@ class CompiledRules:
             actions = np.clip(actions, *action_bounds(self.action_space))
         return actions, has_value
 
+    @property
+    def needs_past(self) -> bool:
+        """Whether it reads the number of the step, or a component one step earlier."""
+        return any(name == STEP or name.startswith(PREVIOUS) for name in self._needed)
+
     @cached_property
     def constants(self) -> NDArray[np.float64]:
         """(R, m), what each rule says in numbers; NaN where it leaves a dimension open or computes it."""
@@ -128,6 +143,13 @@ class CompiledRules:
         nothing = [None] * self.action_space.size
         computed = [[bool(text) for text in rule.formulas or nothing] for rule in self.listed.rules]
         return np.isfinite(self.constants) | np.array(computed, np.bool_).reshape(self.constants.shape)
+
+    @property
+    def content(self) -> dict[str, Any]:
+        """Everything that decides what it says, as JSON has it."""
+        rules = [[rule.predicate, rule.suggested_action, rule.formulas] for rule in self.listed.rules]
+        terms = [[term.name, term.expression] for term in self.listed.terms]
+        return {"component_names": self.component_names, "terms": terms, "rules": rules}
 
     @cached_property
     def _columns(self) -> tuple[str, ...]:
@@ -157,12 +179,89 @@ class CompiledRules:
         return {name: self.__dict__[name] for name in ("listed", "component_names", "action_space")}
 
 
+@dataclass(frozen=True)
+class RulePolicy:
+    """Does what lists of rules say, and elsewhere what a network does.
+
+    Of several lists the first one that says something acts. The network acts where no rule decides, where the formula
+    of the rule that decides has no value, and in the dimensions that a rule leaves open. There are no outputs.
+    """
+
+    lists: tuple[CompiledRules, ...]  # of the network's spaces
+    baseline: MlpPolicy
+    spec: str = "rules"  # how it was named
+    output_kind: None = None
+
+    @property
+    def modes(self) -> tuple[Mode, ...]:
+        """Those of the network."""
+        return ("greedy", "sampled") if self.baseline.is_stochastic else ("greedy",)
+
+    @cached_property
+    def needs_past(self) -> bool:
+        """Whether it has to be given what came before."""
+        return any(compiled.needs_past for compiled in self.lists)
+
+    @property
+    def sha256(self) -> str:
+        """Hash of everything that decides an action: terms, rules, names of components, and the network."""
+        made_of = [[compiled.content for compiled in self.lists], self.baseline.sha256]
+        return hashlib.sha256(canonical_json(made_of).encode()).hexdigest()
+
+    def act(
+        self,
+        observations: Array,
+        *,
+        mode: Mode = "greedy",
+        rngs: Sequence[np.random.Generator] | None = None,
+        past: Past | None = None,
+    ) -> Acts:
+        """Choose one action per observation.
+
+        Args:
+            observations: (N, n), or (N,) when discrete.
+            mode: of the network.
+            rngs: one generator per row; of the network.
+            past: needed if `needs_past` says so.
+
+        Raises:
+            BadInput: without the past that it needs.
+        """
+        if past is None and self.needs_past:
+            raise BadInput(
+                f"{self.spec} reads the number of the step or the observation before, and none is known here."
+            )
+        count = len(observations)
+        states = States(observations, *(past or Past(observations, np.zeros(count, np.int64))))
+        actions = np.full((count, self.baseline.action_space.size), np.nan)
+        for compiled in reversed(self.lists):
+            said = compiled.say(states)
+            actions = np.where(said.has_value[:, None], said.actions, actions)
+        self._fill(actions, observations, mode, rngs)
+        is_discrete = self.baseline.action_space.is_discrete
+        legal = actions[:, 0].astype(np.int64) if is_discrete else actions.astype(self.baseline.action_space.dtype)
+        return Acts(legal, np.empty((count, 0), np.float32))
+
+    def _fill(
+        self, actions: Array, observations: Array, mode: Mode, rngs: Sequence[np.random.Generator] | None
+    ) -> None:
+        """Put the network's numbers where there are none; each row draws from its own generator only."""
+        rows = np.flatnonzero(np.isnan(actions).any(axis=1))
+        if len(rows):
+            own = None if rngs is None else [rngs[int(row)] for row in rows]
+            chosen = self.baseline.act(observations[rows], mode=mode, rngs=own).actions.reshape(len(rows), -1)
+            actions[rows] = np.where(np.isnan(actions[rows]), chosen, actions[rows])
+
+
 def _check_action(
     action: Sequence[float | None], formulas: Sequence[str | None] | None, predicate: str, space: Space
 ) -> None:
     given = [x for x in action if x is not None]
     computed = [text for text in formulas or () if text]
-    broken = space.is_discrete and (computed or not all(float(x).is_integer() for x in given))
+    last = space.start + int(space.n or 1) - 1
+    broken = space.is_discrete and (
+        computed or not all(float(x).is_integer() and space.start <= x <= last for x in given)
+    )
     sizes = {len(action), len(action if formulas is None else formulas)}
     if broken or not (given or computed) or sizes != {space.size}:
         raise BadInput(f"The rule `{predicate}` suggests {list(formulas or action)}, which is no action.")
