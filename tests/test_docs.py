@@ -13,6 +13,7 @@ import pkgutil
 import re
 import shlex
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -270,6 +271,7 @@ def _check_arguments(words: list[str]) -> None:
     command.make_context("trajnote", list(words), resilient_parsing=False).close()
 
 
+@cache
 def _known_options() -> set[str]:
     """Those of the commands, of the benchmarks and of the trainer of baselines."""
     known = {option for command in COMMANDS.values() for each in command.params for option in each.opts}
