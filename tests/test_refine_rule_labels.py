@@ -9,7 +9,7 @@ import pytest
 from test_refine_labels import DISCRETE, TORQUES, make_steps
 
 from refine.labels.labels import Labels, arm_labels
-from refine.labels.rule_labels import RuleLabels, labels_from_rules, rule_arm_labels
+from refine.labels.rule_labels import RuleLabels, labels_from_rules, rule_arm_labels, rule_arm_lists
 from refine.policies.rule_lists import CompiledRules
 from storage.annotations.rules import Rule, RuleList
 from storage.datasets.columns import StepArrays
@@ -180,3 +180,27 @@ def test_permuted_formulas_read_other_components_of_the_same_unit_in_the_states_
         assert len(fits) == 1
         seen |= set(fits)
     assert seen == {"-x1", "x2", "-x2"}
+
+
+@pytest.mark.parametrize("arm", ["labels", "shuffled", "random", "permuted"])
+def test_the_lists_of_an_arm_say_what_its_labels_say(arm: Any) -> None:
+    steps = numbered([5, 4], TORQUES)
+    steps.observation[:, 1:] = np.random.default_rng(1).uniform(-1, 1, steps.observation[:, 1:].shape)
+    first = rule(0, "x0 > 4", (None, 0.5), formulas=("x1 + previous.x2", None))
+    lists = [compiled(first, rule(1, "x1 > 0", (0.25, None), run_id="run"), steps=steps, space=TORQUES)]
+    labels = labels_from_rules(lists, steps, TORQUES)
+    for seed in range(5):
+        asked = (arm, labels, steps, TORQUES)
+        played = rule_arm_lists(*asked, np.random.default_rng(seed))
+        assert played is not None
+        said = labels_from_rules(played, steps, TORQUES)
+        wanted = rule_arm_labels(*asked, np.random.default_rng(seed))
+        there = np.isin(wanted.rows, said.rows) & (wanted.weights > 0)
+        assert there.sum() > 3
+        assert wanted.suggestions[there].tolist() == said.suggestions[np.isin(said.rows, wanted.rows[there])].tolist()
+
+
+def test_no_labels_and_a_single_rule_that_is_shuffled_have_no_list_to_play() -> None:
+    labels = labels_from_rules([compiled(rule(0, "x0 > 2", (1.0,)))], STEPS, DISCRETE)
+    for arm in ("no_labels", "shuffled"):
+        assert rule_arm_lists(arm, labels, STEPS, DISCRETE, np.random.default_rng(0)) is None

@@ -162,6 +162,9 @@ ExpertOption = Annotated[
 RandomStatesOption = Annotated[
     bool, typer.Option("--random-states", help="Also the arm random_states: other states, the annotator's own rules.")
 ]
+PromoteRulesOption = Annotated[
+    bool, typer.Option("--promote-rules", help="The rules themselves may win and be put in force.")
+]
 EstimateOption = Annotated[
     bool,
     typer.Option("--estimate", help="Play nothing, estimate from logged steps; the default without an environment."),

@@ -32,6 +32,7 @@ from .options import (
     MethodOption,
     ModelOption,
     ModeOption,
+    PromoteRulesOption,
     ProviderOption,
     RampOption,
     RandomStatesOption,
@@ -100,6 +101,7 @@ def refine(
     gate_mode: GateModeOption = "greedy",
     expert: ExpertOption = None,
     random_states: RandomStatesOption = False,
+    promote_rules: PromoteRulesOption = False,
     gate: MethodOption = "racing",
     estimate: EstimateOption = False,
     accept_estimate: AcceptEstimateOption = False,
@@ -142,12 +144,16 @@ def refine(
             "placebo_draws": draws,
         },
         workers=workers,
-    ).model_copy(update={"expert": Named.of(expert), "random_states": random_states, "log_dir": log_dir})
+    )
+    also = {"random_states": random_states, "promote_rules": promote_rules, "log_dir": log_dir}
+    config = config.model_copy(update={"expert": Named.of(expert), **also})
     opened, named = Store.open(store), Named.of(baseline)
     dataset_id = resolve_dataset(opened, dataset)
     if estimate or read_manifest(opened, dataset_id).env_id is None:
         if expert or random_states:
             raise BadInput("An estimate has no arms beside the placebos.", "Leave --expert and --random-states out.")
+        if promote_rules:
+            raise BadInput("An estimate puts no rules in force.", "Leave --promote-rules out.")
         if log_dir or track:
             raise BadInput("An estimate is neither logged nor tracked.", "Leave --log-dir and --track out.")
         _appraise(opened, dataset_id, config, run, rules, baseline=named, accept=accept_estimate, as_json=as_json)

@@ -19,7 +19,7 @@ import numpy as np
 from pydantic import Field
 
 from annotate.quality import same_actions
-from refine.policies import Mode
+from refine.policies import Mode, RulePolicy
 from storage.annotations import LabelReplay, insert_label_replays, list_runs, load_annotations, load_label_replays
 from storage.content_hash import content_id
 from storage.datasets import iterate_episodes, pick, read_manifest
@@ -151,7 +151,7 @@ def _continuing_policy(store: Store, manifest: Manifest, config: ReplayConfig) -
         return load_policy(config.policy, spaces, store, file_sha256=known)
     kept = find_recorded_baseline(store, manifest.policy_sha256) if manifest.policy_sha256 else None
     if kept is not None:
-        return NetworkActor(manifest.policy or "baseline", kept)
+        return kept if isinstance(kept, RulePolicy) else NetworkActor(manifest.policy or "baseline", kept)
     own = own_policy(store, manifest)
     if own is None and manifest.policy is not None:
         raise Prerequisite(not_loaded(manifest), "If you trust it, name it with --policy.")

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from refine.policies import Agreement, CompiledRules, MlpPolicy, RulePolicy, export_onnx
+from refine.policies import Agreement, CompiledRules, MlpPolicy, RulePolicy, export_onnx, read_policy
 from storage.annotations import find_rule_list
 from storage.datasets import StepArrays, read_manifest, read_steps
 from storage.disk import write_whole
@@ -97,9 +97,10 @@ def _open_portable(spec: str, name: str, spaces: Spaces, store: Store | None) ->
     else:
         hint = "Name one that holds policy.json and weights.npz."
         raise BadInput(f"There is no folder {name!r}, which {spec!r} names.", hint)
-    network = MlpPolicy.from_files(files)
+    kept = read_policy(files, spec)
+    network = kept.baseline if isinstance(kept, RulePolicy) else kept
     check_spaces(spec, Spaces(network.observation_space, network.action_space), spaces)
-    return NetworkActor(spec, network)
+    return kept if isinstance(kept, RulePolicy) else NetworkActor(spec, kept)
 
 
 def _open_rules(spec: str, name: str, spaces: Spaces, store: Store | None) -> Policy:
@@ -135,7 +136,11 @@ def export_policy(store: Store, policy: str | None, out: Path | None) -> Exporte
         Prerequisite: without the packages onnx and onnxruntime.
     """
     policy_id = resolve_policy(store, policy)
-    network = MlpPolicy.from_files(policy_files(store, policy_id))
+    network = read_policy(policy_files(store, policy_id), policy_id)
+    if isinstance(network, RulePolicy):
+        raise BadInput(
+            f"{policy_id} is a list of rules, which has no ONNX form.", "Its policy.json in the store has all of it."
+        )
     content, agreement = export_onnx(network, _seen(store, policy_id))
     path = out or Path(f"{policy_id}.onnx")
     write_whole(path, content)
@@ -190,8 +195,10 @@ def _find(store: Store, manifest: Manifest, steps: StepArrays, spec: Named | Non
     with store.catalog.read():
         known = find_policy(store, manifest.policy_sha256) if manifest.policy_sha256 else None
         if known is not None:
-            kept = MlpPolicy.from_files(policy_files(store, known))
-            return Baseline(kept, "the weights that the dataset was collected with", known)
+            kept = read_policy(policy_files(store, known), known)
+            if isinstance(kept, MlpPolicy):
+                return Baseline(kept, "the weights that the dataset was collected with", known)
+            return _distilled_if_needed(kept, manifest, steps)
     own, warning = _find_own(store, manifest)
     found = _distilled_if_needed(_load_own(own, store, manifest, spaces), manifest, steps)
     return replace(found, warning=warning)
@@ -263,7 +270,7 @@ def record_baseline(store: Store, policy: MlpPolicy, *, env_id: str | None, data
     return policy_id
 
 
-def find_recorded_baseline(store: Store, sha256: str) -> MlpPolicy | None:
+def find_recorded_baseline(store: Store, sha256: str) -> MlpPolicy | RulePolicy | None:
     """The policy that a manifest names by hash, if the store has it."""
     known = find_policy(store, sha256)
-    return MlpPolicy.from_files(policy_files(store, known)) if known else None
+    return read_policy(policy_files(store, known), known) if known else None

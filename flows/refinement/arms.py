@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib.metadata
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from pathlib import Path
 
@@ -16,8 +16,16 @@ import numpy as np
 
 import refine
 from refine.config import RefineConfig, Snapshot
-from refine.labels import Arm, Labels, ReferenceArm, label_random_states, rule_arm_labels
-from refine.policies import MlpPolicy
+from refine.labels import (
+    Arm,
+    Labels,
+    ReferenceArm,
+    RuleLabels,
+    label_random_states,
+    rule_arm_labels,
+    rule_arm_lists,
+)
+from refine.policies import MlpPolicy, RulePolicy
 from storage.annotations import read_pool
 from storage.content_hash import content_id, sha256_bytes
 from storage.datasets import StepArrays, read_manifest
@@ -27,8 +35,8 @@ from storage.policies import load_training, save_training
 from storage.store import Store
 
 AnyArm = Arm | ReferenceArm
-PLACEBOS: tuple[Arm, ...] = ("no_labels", "shuffled", "random")
-CHANCE: tuple[AnyArm, ...] = ("shuffled", "random", "random_states")
+PLACEBOS: tuple[Arm, ...] = ("no_labels", "shuffled", "random", "permuted")
+CHANCE: tuple[AnyArm, ...] = ("shuffled", "random", "permuted", "random_states")
 """Arms that depend on chance, so that each is drawn several times."""
 _PLACEBO_STREAM = 0x9AC  # keeps the placebos' random numbers apart from the learner's
 
@@ -46,9 +54,19 @@ class ArmDraw:
         return f"{self.arm} {self.number + 1}" if self.arm in CHANCE else self.arm
 
 
-def list_draws(placebo_draws: int, references: Sequence[ReferenceArm] = ()) -> list[ArmDraw]:
-    """The labels, plain cloning and the oracle once each, arms that depend on chance `placebo_draws` times."""
-    arms: list[AnyArm] = ["labels", "no_labels", "shuffled", "random", *references]
+def list_draws(
+    placebo_draws: int, references: Sequence[ReferenceArm] = (), *, labels: Labels | None = None
+) -> list[ArmDraw]:
+    """The labels, plain cloning and the oracle once each, arms that depend on chance `placebo_draws` times.
+
+    Args:
+        placebo_draws: of each of them.
+        references: arms that only inform.
+        labels: only those of rules with formulas have the arm `permuted`.
+    """
+    has_formulas = isinstance(labels, RuleLabels) and labels.has_formulas
+    placebos = PLACEBOS if has_formulas else PLACEBOS[:-1]
+    arms: list[AnyArm] = ["labels", *placebos, *references]
     return [ArmDraw(arm, n) for arm in arms for n in range(placebo_draws if arm in CHANCE else 1)]
 
 
@@ -73,6 +91,7 @@ class Material:
     oracle: Oracle | None = None  # only the arm of that name needs it
     also: tuple[str, ...] = ()  # further datasets whose steps and labels count, after those of the first
     baseline_id: str | None = None  # the baseline's id in the store; has no effect on the result
+    units: Mapping[str, str] = field(default_factory=dict)  # of the components' columns; for the arm `permuted`
     log_dir: Path | None = None  # where the training with the annotator's labels is logged; has no effect on the result
 
     def is_logged(self, draw: ArmDraw) -> bool:
@@ -84,10 +103,16 @@ class Material:
         """All datasets, in the order of their rows."""
         return (self.dataset_id, *self.also)
 
+    @property
+    def played_rules(self) -> RulePolicy | None:
+        """The annotator's lists of rules, played; None for labels of single steps."""
+        return RulePolicy(self.labels.lists, self.baseline) if isinstance(self.labels, RuleLabels) else None
+
     @cached_property
     def content_id(self) -> str:
         """Named by everything that decides the candidates of an arm, except the oracle."""
-        made_of = [self.dataset_id, self.labels.identity, self.baseline.sha256, self.config]
+        made_of: list[object] = [self.dataset_id, self.labels.identity, self.baseline.sha256, self.config]
+        made_of += [dict(self.units)] if self.units else []
         return content_id("m_", [*made_of, list(self.also)] if self.also else made_of)
 
 
@@ -130,14 +155,28 @@ def labels_of(material: Material, draw: ArmDraw, steps: StepArrays) -> Labels:
     Raises:
         BadInput: for the arm `oracle` without an expert.
     """
-    baseline, rng = material.baseline, np.random.default_rng([material.config.seed, _PLACEBO_STREAM, draw.number])
+    baseline, rng = material.baseline, _chance_of(material, draw)
     if draw.arm == "random_states":
         return label_random_states(material.labels, steps, baseline.observation_space, rng)
     if draw.arm != "oracle":
-        return rule_arm_labels(draw.arm, material.labels, steps, baseline.action_space, rng)
+        return rule_arm_labels(draw.arm, material.labels, steps, baseline.action_space, rng, units=material.units)
     if material.oracle is None:
         raise BadInput("The arm oracle needs an expert's actions.", "Name its policy with --expert.")
     return material.oracle.labels
+
+
+def rules_of(material: Material, draw: ArmDraw) -> RulePolicy | None:
+    """What one draw of an arm imitates, played: the annotator's rules, or a placebo's; None if it has no rules."""
+    if not isinstance(material.labels, RuleLabels) or draw.arm in ("random_states", "oracle"):
+        return None
+    steps = read_once(Store.locate(material.store_root), material.dataset_ids)
+    space, rng = material.baseline.action_space, _chance_of(material, draw)
+    lists = rule_arm_lists(draw.arm, material.labels, steps, space, rng, units=material.units)
+    return None if lists is None else RulePolicy(lists, material.baseline)
+
+
+def _chance_of(material: Material, draw: ArmDraw) -> np.random.Generator:
+    return np.random.default_rng([material.config.seed, _PLACEBO_STREAM, draw.number])
 
 
 _BOOK = "snapshots.json"

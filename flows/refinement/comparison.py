@@ -13,7 +13,7 @@ import itertools
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cached_property, partial
 from itertools import chain
 from typing import Literal
 
@@ -42,9 +42,11 @@ from storage.errors import BadInput
 from storage.schema import Frozen
 
 from ..runtime import Report, parallel_map, silent
-from .arms import PLACEBOS, ArmDraw, Material, find_candidates, keep_candidates, list_draws, train_draw
+from .arms import PLACEBOS, ArmDraw, Material, find_candidates, keep_candidates, list_draws, rules_of, train_draw
 from .evaluator import Candidate, Evaluator, Purpose, Returns
 
+RULES_PLAYED = "rules_played"
+"""The arm of the annotator's rules themselves; it only informs."""
 SELECT: Mapping[Method, int] = {"racing": 12, "full": 24}
 """Selection episodes; in a race only the last two candidates play them all."""
 ACCEPT: Mapping[Method, int] = {"racing": 192, "full": 60}
@@ -71,7 +73,7 @@ class GateConfig(Frozen):
     report: int = Field(default=100, ge=10, description="episodes that are reported and decide the verdicts")
     mode: Mode = Field(default="greedy", description="how policies act while they are chosen and accepted")
     placebo_draws: int = Field(
-        default=3, ge=2, description="draws of the shuffled and of the random arm; their spread is part of the verdict"
+        default=3, ge=2, description="draws of each arm of chance; their spread is part of the verdict"
     )
 
     @property
@@ -87,7 +89,7 @@ class Trial:
 
     draw: ArmDraw
     candidates: Sequence[Candidate]
-    snapshots: Sequence[Snapshot]  # of the same order
+    snapshots: Sequence[Snapshot]  # of the same order; rules that may be put in force come after them
     selection: Sequence[float]  # mean return of each candidate on the selection seeds that it played
     episodes: Sequence[int]  # selection seeds that each candidate played
     winner: int  # index of the candidate that was tested
@@ -134,6 +136,7 @@ class ComparisonPlan:
         gate: how much evidence is asked for.
         report: shown the progress.
         references: arms that only inform, outside the verdicts.
+        promote_rules: whether the rules of each arm are one more of its candidates.
     """
 
     material: Material
@@ -141,6 +144,7 @@ class ComparisonPlan:
     gate: GateConfig
     report: Report = silent
     references: Sequence[ReferenceArm] = ()
+    promote_rules: bool = False
 
     @property
     def baseline(self) -> Candidate:
@@ -157,15 +161,29 @@ class ComparisonPlan:
             BadInput: without labels, or if the gate is to draw from a baseline that has no distribution.
         """
         self._check()
-        draws = list_draws(self.gate.placebo_draws, self.references)
+        draws = list_draws(self.gate.placebo_draws, self.references, labels=self.material.labels)
         trained = self._train(draws)
-        fields = [[Candidate.of(s.policy, "refined") for s in snapshots] for snapshots in trained]
+        fields = [
+            [*(Candidate.of(s.policy, "refined") for s in snapshots), *self._rules_of(draw)]
+            for draw, snapshots in zip(draws, trained, strict=True)
+        ]
         with self.judge.session([self.baseline, *chain.from_iterable(fields)]):
             trials = self._judge(draws, trained, fields)
             greedy = self._report(trials, "greedy")
             sampled = self._report(trials, "sampled") if self.material.baseline.is_stochastic else None
         judged = greedy if sampled is None or self.gate.mode == "greedy" else sampled
         return self._conclude(trials, greedy, sampled, judged)
+
+    @cached_property
+    def played(self) -> Mapping[str, Candidate]:
+        """What is reported only: the annotator's rules, played, by the name of its arm."""
+        rules = self.material.played_rules
+        return {} if rules is None else {RULES_PLAYED: Candidate.of(rules, "rules")}
+
+    def _rules_of(self, draw: ArmDraw) -> list[Candidate]:
+        """The rules of a draw as one more of its candidates, if they may be put in force."""
+        rules = rules_of(self.material, draw) if self.promote_rules else None
+        return [] if rules is None else [Candidate.of(rules, "rules")]
 
     def _check(self) -> None:
         if not len(self.material.labels):
@@ -215,8 +233,8 @@ class ComparisonPlan:
 
     def _report(self, trials: Sequence[Trial], mode: Mode) -> dict[str, Returns]:
         """Returns on the report seeds of the baseline and of each draw's policy in force, by name."""
-        names = ["baseline", *(trial.draw.name for trial in trials)]
-        contestants = [self.baseline, *(trial.kept for trial in trials)]
+        names = ["baseline", *(trial.draw.name for trial in trials), *self.played]
+        contestants = [self.baseline, *(trial.kept for trial in trials), *self.played.values()]
         seeds = self.gate.seeds.report
         return dict(zip(names, self._returns(contestants, seeds, "report", mode=mode), strict=True))
 
@@ -235,9 +253,14 @@ class ComparisonPlan:
         judged: Mapping[str, Returns],
     ) -> Comparison:
         labels = trials[0]
-        placebos = {arm: [judged[trial.draw.name] for trial in trials if trial.draw.arm == arm] for arm in PLACEBOS}
+        arms = _arms_of(trials)
+        placebos = {
+            arm: [judged[trial.draw.name] for trial in trials if trial.draw.arm == arm]
+            for arm in PLACEBOS
+            if arm in arms
+        }
         return Comparison(
-            arms=[self._arm_result(arm, trials, greedy, sampled) for arm in ("baseline", *_arms_of(trials))],
+            arms=[self._arm_result(arm, trials, greedy, sampled) for arm in ("baseline", *arms, *self.played)],
             decision=labels.decision,
             improvement=judge_improvement(judged["labels"], judged["baseline"], accepted=labels.decision.accepted),
             credit=judge_labels(judged["labels"], placebos, accepted=labels.decision.accepted),
@@ -252,7 +275,7 @@ class ComparisonPlan:
         names = [trial.draw.name for trial in own] or [arm]
         return ArmResult(
             arm=arm,
-            labels=0 if arm in ("baseline", "no_labels") else len(self.material.labels),
+            labels=0 if arm in ("baseline", "no_labels", RULES_PLAYED) else len(self.material.labels),
             draws=len(own),
             accepted=sum(trial.decision.accepted for trial in own),
             greedy=_pooled(greedy, names),

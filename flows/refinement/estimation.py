@@ -83,7 +83,7 @@ def appraise(
             f"The baseline has {material.baseline.output_kind} without a distribution to draw actions from.",
             "Use --gate-mode greedy.",
         )
-    draws = list_draws(config.placebo_draws)
+    draws = list_draws(config.placebo_draws, labels=material.labels)
     chosen = train_arms(material, draws, config, report)
     policies = [material.baseline, *(kept.snapshots[kept.consistency.best].policy for kept in chosen)]
     estimates = collect_refits(steps, policies, _refit_all(material, policies, config, report))
@@ -91,7 +91,10 @@ def appraise(
         TrialEstimate(draw, *kept, estimate, judge_estimated_improvement(estimate, estimates[0]))
         for draw, kept, estimate in zip(draws, chosen, estimates[1:], strict=True)
     ]
-    placebos = {arm: [trial.estimate for trial in trials if trial.draw.arm == arm] for arm in PLACEBOS}
+    found_arms = {trial.draw.arm for trial in trials}
+    placebos = {
+        arm: [trial.estimate for trial in trials if trial.draw.arm == arm] for arm in PLACEBOS if arm in found_arms
+    }
     appraisal = Appraisal(
         comparison_id=appraisal_id(material, config),
         dataset_id=dataset_id,
@@ -188,7 +191,7 @@ class AppraiseConfig(Frozen):
     ope: OpeConfig = Field(default_factory=OpeConfig)
     folds: int = Field(default=5, ge=2, description="parts of the labelled episodes; each is held out once")
     mode: Mode = Field(default="greedy", description="how policies act in the estimate")
-    placebo_draws: int = Field(default=3, ge=2, description="draws of the shuffled and of the random arm")
+    placebo_draws: int = Field(default=3, ge=2, description="draws of each arm of chance")
     accept: bool = Field(default=False, description="put the policy in force on the estimate alone")
     workers: int | None = Field(default=None, ge=1, description="processes; one per core when null; never the result")
 

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from refine.evaluation import interval
-from refine.policies import MlpPolicy, Mode
+from refine.policies import MlpPolicy, Mode, RulePolicy
 from storage.annotations import find_rule_list
 from storage.catalog import Connection, insert_rows
 from storage.content_hash import content_id
@@ -57,9 +57,9 @@ class Candidate:
     actor: Actor
 
     @classmethod
-    def of(cls, network: MlpPolicy, prefix: str) -> Candidate:
-        """A portable network, named by its content."""
-        return cls(f"{prefix}-{network.sha256[:12]}", network.sha256, network)
+    def of(cls, policy: MlpPolicy | RulePolicy, prefix: str) -> Candidate:
+        """A portable policy, named by its content."""
+        return cls(f"{prefix}-{policy.sha256[:12]}", policy.sha256, policy)
 
 
 @dataclass

@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 from math import isnan
 from typing import TYPE_CHECKING, Any
 
+from refine.policies import MlpPolicy, RulePolicy
 from storage.catalog import insert_rows
 from storage.content_hash import content_id
 from storage.datasets import read_manifest
@@ -147,11 +148,14 @@ def _comparison_id(contest: ComparisonPlan) -> str:
     """The id of a comparison, from its settings and environment, and from reference arms and their expert, if any."""
     oracle = contest.material.oracle
     references = [*contest.references, oracle.sha256 if oracle else None] if contest.references else []
+    references += ["rules_promoted"] if contest.promote_rules else []
     return content_id("c_", [contest.material.content_id, contest.gate, *references, contest.judge.fingerprint.sha256])
 
 
 def _save_refined(contest: ComparisonPlan, trial: Trial, run_ids: Sequence[str]) -> None:
-    material, winner = contest.material, trial.snapshots[trial.winner]
+    material, kept = contest.material, trial.kept.actor
+    if not isinstance(kept, MlpPolicy | RulePolicy):
+        raise TypeError(f"{trial.kept.policy_id} is no policy that the store keeps.")
     record: dict[str, Any] = {
         "kind": "refined",
         "env_id": contest.judge.env_id,
@@ -161,9 +165,7 @@ def _save_refined(contest: ComparisonPlan, trial: Trial, run_ids: Sequence[str])
         "config": {
             "arm": trial.draw.arm,
             "draw": trial.draw.number,
-            "step": winner.step,
-            "beta": winner.beta,
-            "reading": winner.reading,
+            **_training_of(trial),
             "refine": material.config.model_dump(mode="json"),
             "gate": contest.gate.model_dump(mode="json"),
             "versions": learner_versions(),
@@ -171,7 +173,15 @@ def _save_refined(contest: ComparisonPlan, trial: Trial, run_ids: Sequence[str])
             **_further_datasets(contest),
         },
     }
-    save_policy(contest.judge.store, trial.kept.policy_id, winner.policy.to_files(), record)
+    save_policy(contest.judge.store, trial.kept.policy_id, kept.to_files(), record)
+
+
+def _training_of(trial: Trial) -> Row:
+    """How the winner of a trial was trained; rules were not."""
+    if trial.winner >= len(trial.snapshots):
+        return {"rules": True}
+    winner = trial.snapshots[trial.winner]
+    return {"step": winner.step, "beta": winner.beta, "reading": winner.reading}
 
 
 def _further_datasets(contest: ComparisonPlan) -> dict[str, list[str]]:
@@ -206,18 +216,21 @@ def _refinement(
 
 
 def _candidates(comparison_id: str, trial: Trial) -> list[Row]:
+    """One row for each candidate; rules that are played have step 0 and beta 0."""
+    trained = [(snapshot.step, snapshot.beta) for snapshot in trial.snapshots]
+    trained += [(0, 0.0)] * (len(trial.candidates) - len(trained))
     return [
         {
             "refinement_id": _refinement_id(comparison_id, trial.draw),
             "number": number,
             "policy_id": candidate.policy_id,
-            "step": snapshot.step,
-            "beta": snapshot.beta,
+            "step": step,
+            "beta": beta,
             "return_": mean,
             "chosen": number == trial.winner,
         }
-        for number, (candidate, snapshot, mean) in enumerate(
-            zip(trial.candidates, trial.snapshots, trial.selection, strict=True)
+        for number, (candidate, (step, beta), mean) in enumerate(
+            zip(trial.candidates, trained, trial.selection, strict=True)
         )
     ]
 

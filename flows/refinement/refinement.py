@@ -10,10 +10,12 @@ from typing import NamedTuple
 import numpy as np
 from pydantic import Field
 
+from annotate.cards import find_card, own_card
 from refine.config import RefineConfig, TrainingMode
 from refine.labels import (
     Labels,
     ReferenceArm,
+    RuleLabels,
     covers_most_steps,
     label_like_expert,
     labels_from_annotations,
@@ -22,6 +24,7 @@ from refine.labels import (
 )
 from refine.policies import CompiledRules, Past
 from storage.annotations import RuleList, load_rule_lists, pool_annotations
+from storage.catalog import component_columns
 from storage.datasets import StepArrays, catalogued_episodes, read_manifest, read_steps
 from storage.errors import BadInput, Prerequisite
 from storage.schema import Annotation, Frozen, Manifest
@@ -43,6 +46,7 @@ class ImproveConfig(Frozen):
     gate: GateConfig = Field(default_factory=GateConfig)
     random_states: bool = Field(default=False, description="also the arm of other states with the annotator's rules")
     expert: Named | None = Field(default=None, description="policy whose actions are the arm oracle; null: no such arm")
+    promote_rules: bool = Field(default=False, description="rules, played, are one more candidate of their arm")
     log_dir: Path | None = Field(default=None, description="folder for d3rlpy's logs of the labels' training")
     workers: int | None = Field(default=None, ge=1, description="processes; one per core when null; never the result")
 
@@ -105,11 +109,16 @@ def improve(
     )
     if opinions.lists and config.random_states:
         raise BadInput("Rules cover all states that they match, so no others are left to compare with.")
+    if config.promote_rules and len(opinions.lists) != 1:
+        raise BadInput(
+            f"One list of rules can be put in force; {len(opinions.lists)} are refined with.",
+            "Name the run of one list with --run." if opinions.lists else "Refine with --rules.",
+        )
     material = replace(material, log_dir=config.log_dir)
     judge = Evaluator(store, *home, config.workers, manifest.max_steps)
     warnings += tuple(_warn_of_changes(judge, read_manifest(store, each)) for each in (dataset_id, *also))
     warnings = tuple(filter(None, warnings))
-    contest = ComparisonPlan(material, judge, config.gate, report, config.references)
+    contest = ComparisonPlan(material, judge, config.gate, report, config.references, config.promote_rules)
     comparison = contest.run()
     comparison_id = record_comparison(contest, comparison, opinions.run_ids, start.origin, warnings=warnings)
     return Outcome(
@@ -152,9 +161,23 @@ def gather_material(
     labels = opinions.labels(manifest, steps)
     recipe = config.completed(manifest.action_space, dense=covers_most_steps(labels, steps))
     oracle = ask_expert(expert, labels, steps, manifest, store) if expert else None
-    material = Material(store.root, dataset_id, labels, start.policy, recipe, oracle, tuple(also), start.policy_id)
+    units = find_units(store, manifest) if isinstance(labels, RuleLabels) and labels.has_formulas else {}
+    material = Material(
+        store.root, dataset_id, labels, start.policy, recipe, oracle, tuple(also), start.policy_id, units
+    )
     warnings = (*find_warnings(steps, labels, recipe), *((start.warning,) if start.warning else ()))
     return Gathered(material, start, opinions, warnings)
+
+
+def find_units(store: Store, manifest: Manifest) -> dict[str, str]:
+    """The units of the components, by column, as the dataset's card has them; empty without a card."""
+    card = own_card(store, manifest)
+    if card is None and manifest.env_id is not None:
+        card = find_card(manifest.env_id, manifest.env_kwargs)
+    known = {component.name: component.unit for component in card.components} if card else {}
+    columns = component_columns(manifest.component_names)
+    named = zip(columns, manifest.component_names, strict=True)
+    return {column: known[name] for column, name in named if name in known}
 
 
 def find_warnings(steps: StepArrays, labels: Labels, recipe: RefineConfig) -> tuple[str, ...]:

@@ -21,8 +21,10 @@ ARM_NAMES = {
     "no_labels": "no labels (plain cloning)",
     "shuffled": "shuffled labels",
     "random": "random suggestions",
+    "permuted": "formulas that read other components",
     "random_states": "random states, same rules",
     "oracle": "an expert's actions",
+    "rules_played": "the rules themselves, played",
 }
 _ARM_COLOURS = {
     "labels": "@labels",
@@ -30,8 +32,10 @@ _ARM_COLOURS = {
     "no_labels": "@none",
     "shuffled": "@shuffled",
     "random": "@random",
+    "permuted": "@permuted",
     "random_states": "@elsewhere",
     "oracle": "@oracle",
+    "rules_played": "@played",
 }
 _SHAPES = {"corrects": "triangle-up", "confirms": "circle", "no suggestion": "square"}
 _QUESTION_COLOURS = {

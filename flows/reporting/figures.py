@@ -23,8 +23,10 @@ _COLOURS = {
     "no_labels": "#009E73",
     "shuffled": "#E69F00",
     "random": "#CC79A7",
+    "permuted": "#F0E442",
     "random_states": "#56B4E9",
     "oracle": "#D55E00",
+    "rules_played": "#7F7F7F",
 }
 _WIDTH, _ROW, _CURVE_HEIGHT = 300, 26, 220  # pixels
 _PNG_SCALE = 2.0

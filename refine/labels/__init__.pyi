@@ -9,7 +9,7 @@ from .labels import (
     labels_from_annotations,
 )
 from .reward_relabelling import relabel, scale_of_returns
-from .rule_labels import RuleLabels, labels_from_rules, rule_arm_labels
+from .rule_labels import RuleLabels, labels_from_rules, rule_arm_labels, rule_arm_lists
 from .weighting import LabelHypothesis, keep, list_readings, weigh_labels
 
 __all__ = [
@@ -28,6 +28,7 @@ __all__ = [
     "list_readings",
     "relabel",
     "rule_arm_labels",
+    "rule_arm_lists",
     "scale_of_returns",
     "weigh_labels",
 ]

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from storage.annotations import Rule
 from storage.catalog import component_columns
 from storage.content_hash import sha256_bytes
 from storage.datasets import StepArrays
@@ -119,6 +120,53 @@ def rule_arm_labels(
     return _MAKERS[arm](labels, steps, space, rng, units or {})
 
 
+def rule_arm_lists(
+    arm: Arm,
+    labels: RuleLabels,
+    steps: StepArrays,
+    space: Space,
+    rng: np.random.Generator,
+    *,
+    units: Mapping[str, str] | None = None,
+) -> tuple[CompiledRules, ...] | None:
+    """The lists behind the labels of one arm, of equal draws; arguments as for `rule_arm_labels`.
+
+    Returns:
+        Lists to be played; None for `no_labels`, for `shuffled` where no rule can get another action, and for
+        `shuffled` of several lists, whose terms belong to them.
+    """
+    if arm == "labels":
+        return labels.lists
+    if arm == "permuted":
+        return _permuted(labels, units or {}, rng)
+    if arm == "random":
+        drawn = iter(_draw_actions(labels, steps, space, rng).tolist())
+        return tuple(
+            _with_rules(c, [replace(r, suggested_action=_open(next(drawn)), formulas=None) for r in _of(c)])
+            for c in labels.lists
+        )
+    order = _exchange(labels, rng) if arm == "shuffled" and len(labels.lists) == 1 else None
+    if order is None:
+        return None
+    rules = _of(labels.lists[0])
+    said = [rules[int(other)] for other in order]
+    pairs = zip(rules, said, strict=True)
+    mixed = [replace(r, suggested_action=o.suggested_action, formulas=o.formulas) for r, o in pairs]
+    return (_with_rules(labels.lists[0], mixed),)
+
+
+def _of(compiled: CompiledRules) -> Sequence[Rule]:
+    return compiled.listed.rules
+
+
+def _with_rules(compiled: CompiledRules, rules: Sequence[Rule]) -> CompiledRules:
+    return replace(compiled, listed=replace(compiled.listed, rules=tuple(rules)))
+
+
+def _open(action: Sequence[float]) -> tuple[float | None, ...]:
+    return tuple(None if np.isnan(x) else float(x) for x in action)
+
+
 def _shuffle(
     labels: RuleLabels, steps: StepArrays, space: Space, rng: np.random.Generator, units: Mapping[str, str]
 ) -> Labels:
@@ -133,21 +181,29 @@ def _shuffle(
 def _randomise(
     labels: RuleLabels, steps: StepArrays, space: Space, rng: np.random.Generator, units: Mapping[str, str]
 ) -> Labels:
-    """One random action per rule, in the dimensions that the rule speaks of."""
+    drawn = _draw_actions(labels, steps, space, rng)
+    return _with(labels, _filled(drawn[labels.rules], labels.rows, steps, space), labels.weights)
+
+
+def _draw_actions(labels: RuleLabels, steps: StepArrays, space: Space, rng: np.random.Generator) -> NDArray[np.float64]:
+    """One random action per rule, (R, m), in the dimensions that the rule speaks of; NaN in the others."""
     speaks = np.concatenate([compiled.speaks for compiled in labels.lists])
     if space.is_discrete:
-        drawn = rng.integers(space.start, space.start + int(space.n or 1), speaks.shape).astype(np.float64)
-    else:
-        drawn = np.where(speaks, rng.uniform(*finite_bounds(space, steps), speaks.shape), np.nan)
-    return _with(labels, _filled(drawn[labels.rules], labels.rows, steps, space), labels.weights)
+        return rng.integers(space.start, space.start + int(space.n or 1), speaks.shape).astype(np.float64)
+    return np.where(speaks, rng.uniform(*finite_bounds(space, steps), speaks.shape), np.nan)
 
 
 def _permute(
     labels: RuleLabels, steps: StepArrays, space: Space, rng: np.random.Generator, units: Mapping[str, str]
 ) -> Labels:
-    columns = permute_columns(component_columns(labels.lists[0].component_names), units, rng)
-    suggestions, has_value = _suggest(labels.lists, labels.rows, labels.rules, steps, space, columns)
+    lists = _permuted(labels, units, rng)
+    suggestions, has_value = _suggest(lists, labels.rows, labels.rules, steps, space)
     return _with(labels, suggestions, np.where(has_value, labels.weights, 0.0))
+
+
+def _permuted(labels: RuleLabels, units: Mapping[str, str], rng: np.random.Generator) -> tuple[CompiledRules, ...]:
+    columns = permute_columns(component_columns(labels.lists[0].component_names), units, rng)
+    return tuple(replace(compiled, reads=columns) for compiled in labels.lists)
 
 
 _Maker = Callable[[RuleLabels, StepArrays, Space, np.random.Generator, Mapping[str, str]], Labels]
@@ -192,7 +248,6 @@ def _suggest(
     rules: NDArray[np.int64],
     steps: StepArrays,
     space: Space,
-    columns: Columns | None = None,
 ) -> tuple[Array, NDArray[np.bool_]]:
     """What rules say in given rows, complete, and where they say something.
 
@@ -202,14 +257,13 @@ def _suggest(
         rules: (L,) the rule that speaks in each, counted over all lists.
         steps: of the dataset.
         space: the action space.
-        columns: what the columns read, for a placebo.
     """
     actions, has_value = np.full((len(rows), space.size), np.nan), np.zeros(len(rows), np.bool_)
     first = 0
     for compiled in lists:
         own = np.flatnonzero((rules >= first) & (rules < first + len(compiled.listed.rules)))
         for part in np.array_split(own, max(1, -(-len(own) // _CHUNK))):
-            values = compiled.values(_states(rows[part], steps), columns)
+            values = compiled.values(_states(rows[part], steps), compiled.reads)
             actions[part], has_value[part] = compiled.act(rules[part] - first, values)
         first += len(compiled.listed.rules)
     return _filled(np.where(has_value[:, None], actions, np.nan), rows, steps, space), has_value

@@ -1,6 +1,6 @@
 from .mlp import Acts, Chance, Head, MlpPolicy, Mode, OutputKind, draw_uniforms
 from .onnx_export import Agreement, export_onnx
-from .rule_lists import CompiledRules, Past, RulePolicy, Said, States
+from .rule_lists import CompiledRules, Past, RulePolicy, Said, States, read_policy
 from .spaces import action_bounds, action_units, input_size, network_inputs, output_size
 
 __all__ = [
@@ -23,4 +23,5 @@ __all__ = [
     "input_size",
     "network_inputs",
     "output_size",
+    "read_policy",
 ]

@@ -6,23 +6,25 @@ The views of the catalog (`storage/catalog/rule_views.py`) say the same of store
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from storage.annotations import RuleList
+from storage.annotations import Rule, RuleList
 from storage.catalog import component_columns
 from storage.content_hash import canonical_json
-from storage.errors import BadInput
+from storage.disk import UnreadableError, decode_json
+from storage.errors import BadInput, DamagedStore
 from storage.expressions import PREVIOUS, Expression
-from storage.formulas import STEP, FormulaReader
+from storage.formulas import STEP, FormulaReader, Term
 from storage.schema import Array, Space
 
-from .mlp import Acts, MlpPolicy, Mode
+from .mlp import RESTORE, SPEC_FILE, Acts, MlpPolicy, Mode
 from .spaces import action_bounds
 
 
@@ -60,6 +62,7 @@ class CompiledRules:
     listed: RuleList
     component_names: tuple[str, ...]
     action_space: Space
+    reads: Mapping[str, tuple[int, float]] | None = None  # for a placebo, what columns read in formulas, see `values`
 
     def __post_init__(self) -> None:
         for rule in self.listed.rules:
@@ -69,8 +72,18 @@ class CompiledRules:
         """Ask it in some states."""
         values = self.values(states)
         rules = self.decide(values)
-        actions, has_value = self.act(rules, values)
+        actions, has_value = self.act(rules, values if self.reads is None else self.values(states, self.reads))
         return Said(rules, actions, has_value)
+
+    def check(self) -> None:
+        """Read every expression.
+
+        Raises:
+            BadInput: quoting the first that is not allowed.
+        """
+        if len(self._columns) < max((place for place, _ in (self.reads or {}).values()), default=0) + 1:
+            raise BadInput("A placebo reads a component that is not there.")
+        _ = self._needed
 
     def values(self, states: States, columns: Mapping[str, tuple[int, float]] | None = None) -> dict[str, Array]:
         """The numbers that its expressions use, (N,) each, terms included.
@@ -149,7 +162,7 @@ class CompiledRules:
         """Everything that decides what it says, as JSON has it."""
         rules = [[rule.predicate, rule.suggested_action, rule.formulas] for rule in self.listed.rules]
         terms = [[term.name, term.expression] for term in self.listed.terms]
-        return {"component_names": self.component_names, "terms": terms, "rules": rules}
+        return {"component_names": self.component_names, "terms": terms, "rules": rules, "reads": self.reads}
 
     @cached_property
     def _columns(self) -> tuple[str, ...]:
@@ -176,7 +189,7 @@ class CompiledRules:
         return self._reader.needs([*self._predicates, *computed])
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: self.__dict__[name] for name in ("listed", "component_names", "action_space")}
+        return {name: self.__dict__[name] for name in ("listed", "component_names", "action_space", "reads")}
 
 
 @dataclass(frozen=True)
@@ -242,6 +255,35 @@ class RulePolicy:
         legal = actions[:, 0].astype(np.int64) if is_discrete else actions.astype(self.baseline.action_space.dtype)
         return Acts(legal, np.empty((count, 0), np.float32))
 
+    def to_files(self) -> dict[str, bytes]:
+        """Encode it as `policy.json`, with the lists, and the network's `weights.npz`; equal ones give equal bytes."""
+        network = self.baseline.to_files()
+        lists = [
+            {"listed": asdict(c.listed), "component_names": c.component_names, "reads": c.reads} for c in self.lists
+        ]
+        spec = {"format": FORMAT, "sha256": self.sha256, "lists": lists, "baseline": json.loads(network[SPEC_FILE])}
+        return {**network, SPEC_FILE: (json.dumps(spec, indent=2, sort_keys=True) + "\n").encode()}
+
+    @classmethod
+    def from_files(cls, files: Mapping[str, bytes], spec: str = "rules") -> RulePolicy:
+        """Decode what `to_files` wrote.
+
+        Raises:
+            DamagedStore: when a file is missing, cannot be read, or is no such policy.
+        """
+        try:
+            told = decode_json(files[SPEC_FILE])
+            network = MlpPolicy.from_files({**files, SPEC_FILE: json.dumps(told["baseline"]).encode()})
+            lists = tuple(_decode_list(entry, network.action_space) for entry in told["lists"])
+            made, expected = cls(lists, network, spec), told["sha256"]
+            for compiled in lists:
+                compiled.check()
+        except (UnreadableError, KeyError, TypeError, ValueError, BadInput) as error:
+            raise DamagedStore(f"The files of {spec} are no policy of rules: {error}.", RESTORE) from error
+        if made.sha256 != expected:
+            raise DamagedStore(f"{spec} hashes to {made.sha256[:16]}; {SPEC_FILE} says {str(expected)[:16]}.", RESTORE)
+        return made
+
     def _fill(
         self, actions: Array, observations: Array, mode: Mode, rngs: Sequence[np.random.Generator] | None
     ) -> None:
@@ -251,6 +293,40 @@ class RulePolicy:
             own = None if rngs is None else [rngs[int(row)] for row in rows]
             chosen = self.baseline.act(observations[rows], mode=mode, rngs=own).actions.reshape(len(rows), -1)
             actions[rows] = np.where(np.isnan(actions[rows]), chosen, actions[rows])
+
+
+FORMAT = "trajnote-rules-1"
+
+
+def read_policy(files: Mapping[str, bytes], spec: str) -> MlpPolicy | RulePolicy:
+    """A policy from the files that it was kept in: a network, or rules.
+
+    Raises:
+        DamagedStore: when a file is missing, cannot be read, or is no policy.
+    """
+    try:
+        told = decode_json(files.get(SPEC_FILE, b"null"))
+    except UnreadableError:
+        told = None  # the network says what is wrong
+    is_rules = isinstance(told, dict) and told.get("format") == FORMAT
+    return RulePolicy.from_files(files, spec) if is_rules else MlpPolicy.from_files(files)
+
+
+def _decode_list(entry: Mapping[str, Any], space: Space) -> CompiledRules:
+    listed = dict(entry["listed"])
+    rules = tuple(_decode_rule(rule) for rule in listed.pop("rules"))
+    terms = tuple(Term(*term) for term in listed.pop("terms"))
+    reads = {name: (int(place), float(factor)) for name, (place, factor) in (entry["reads"] or {}).items()}
+    return CompiledRules(
+        RuleList(rules=rules, terms=terms, **listed), tuple(entry["component_names"]), space, reads or None
+    )
+
+
+def _decode_rule(told: Mapping[str, Any]) -> Rule:
+    fields = dict(told)
+    fields["suggested_action"] = tuple(fields["suggested_action"])
+    fields["formulas"] = None if fields["formulas"] is None else tuple(fields["formulas"])
+    return Rule(**fields)
 
 
 def _check_action(
