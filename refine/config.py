@@ -25,7 +25,8 @@ DISCRETE_DEFAULTS = {"betas": (0.1, 0.3), "snapshots": (30, 60, 100, 160, 300)}
 CONTINUOUS_DEFAULTS = {"betas": (0.03, 0.1), "snapshots": (100, 200, 400, 700, 1000)}
 
 DENSE_SNAPSHOTS = (1_000, 2_000, 4_000, 7_000, 10_000)
-"""Of the recipe in mode A where most steps have a suggestion: so many are not memorised, they are learnt."""
+"""Of the recipe in mode A where most steps have a suggestion: so many are not memorised, they are learnt. There is one
+beta, the smaller: few steps or none are left to stay close to the baseline at."""
 
 
 class RefineConfig(Frozen):
@@ -49,7 +50,7 @@ class RefineConfig(Frozen):
         default=None,
         min_length=1,
         description="weights of the distance to the baseline, one training each; null: 0.1 and 0.3, and 0.03 and 0.1"
-        " for continuous actions",
+        " for continuous actions; the smaller alone in mode A where most steps have a suggestion",
     )
     snapshots: tuple[int, ...] | None = Field(
         default=None,
@@ -138,7 +139,7 @@ class RefineConfig(Frozen):
         self.check_actions(action_space)
         defaults = DISCRETE_DEFAULTS if action_space.is_discrete else CONTINUOUS_DEFAULTS
         if dense and self.algorithm == "recipe" and self.mode == "A":
-            defaults = {**defaults, "snapshots": DENSE_SNAPSHOTS}
+            defaults = {"betas": defaults["betas"][:1], "snapshots": DENSE_SNAPSHOTS}
         missing = {name: value for name, value in defaults.items() if getattr(self, name) is None}
         return self.model_copy(update=missing)
 

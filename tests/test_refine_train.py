@@ -225,9 +225,10 @@ def test_defaults_depend_on_the_kind_of_actions_and_given_values_stay() -> None:
 
 @pytest.mark.parametrize("space", [MOVES, FORCES])
 def test_dense_advice_is_learnt_for_longer_but_not_beside_rewards(space: Space) -> None:
-    longer = (1_000, 2_000, 4_000, 7_000, 10_000)
+    dense, sparse = RefineConfig().completed(space, dense=True), RefineConfig().completed(space)
 
-    assert RefineConfig().completed(space, dense=True).snapshots == longer
+    assert dense.snapshots == (1_000, 2_000, 4_000, 7_000, 10_000)
+    assert dense.betas == (min(sparse.betas or ()),)
     assert RefineConfig(snapshots=(5,)).completed(space, dense=True).snapshots == (5,)
     for other in (RefineConfig(mode="RA"), RefineConfig(algorithm="bc")):
         assert other.completed(space, dense=True) == other.completed(space)
