@@ -79,6 +79,8 @@ def rows(store: Store, sql: str) -> list[tuple[Any, ...]]:
 def test_the_words_about_single_steps_have_kept_their_version() -> None:
     assert prompt_version() == prompt_version("suggest") == "p_d4373a3ec8d8"
     assert prompt_version("rules") == "p_874fee98e73f"
+    versions = {prompt_version(), prompt_version("rules"), prompt_version("study")}
+    assert len(versions | {prompt_version("mark", "playbook"), prompt_version("rules", "feedback")}) == 5
 
 
 @pytest.mark.slow

@@ -115,7 +115,7 @@ def record_readings(con: Connection, store: Store, run: Run, read: Sequence[tupl
     lists = [
         _rule_list(run, question, reading, salts.get(question.request.request_id, ()))
         for question, reading in read
-        if reading.rules or reading.terms
+        if reading.rules or reading.terms or (question.request.kind == "study" and reading.is_answer)
     ]
     insert_rule_lists(con, store, lists)
     refused: dict[str, list[Rejection]] = {}
@@ -165,6 +165,7 @@ def _rule_list(run: Run, question: Question, reading: ParsedReply, salt: Sequenc
         terms=reading.terms,
         assessment=reading.assessment,
         potential=reading.potential,
+        parent_id=run.config.get("parent"),
     )
 
 

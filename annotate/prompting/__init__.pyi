@@ -1,7 +1,7 @@
 from .requests import COLUMNS, MOST_UNSTREAMED_TOKENS, AnnotateConfig, FrameSource, Question, Request, RequestBuilder
 from .selection import Method, describe_dataset, select_episodes, spread_by_return
 from .tables import label_vector
-from .templates import Kind, prompt_version
+from .templates import Kind, prompt_version, render_playbook
 
 __all__ = [
     "COLUMNS",
@@ -16,6 +16,7 @@ __all__ = [
     "describe_dataset",
     "label_vector",
     "prompt_version",
+    "render_playbook",
     "select_episodes",
     "spread_by_return",
 ]

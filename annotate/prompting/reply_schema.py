@@ -27,6 +27,8 @@ def reply_schema(kind: Kind, card: Card) -> Schema:
                 "potential": _OPEN_TEXT,
             }
         )
+    if kind == "study":
+        return _object({"assessment": {"type": "string"}, "terms": {"type": "array", "items": _object(_term())}})
     items = "steps" if kind == "identify" else "labels"
     entry = _step() if kind == "identify" else _step() | _label(card)
     return _object({"assessment": {"type": "string"}, items: {"type": "array", "items": _object(entry)}})

@@ -23,7 +23,7 @@ from ..cards import Card
 from .reply_schema import reply_schema
 from .selection import DatasetStatistics
 from .tables import Table, render_table
-from .templates import Kind, render_episode, render_system
+from .templates import Kind, render_episode, render_feedback, render_system
 
 DEFAULT_MODEL = "claude-sonnet-5-5"
 DEFAULT_MAX_TOKENS = 12_000
@@ -49,9 +49,14 @@ class AnnotateConfig(Frozen):
     )
     samples: int = Field(default=1, ge=1, le=100, description="independent answers asked for each episode")
     frames: bool = Field(default=False, description="show a picture of the critical steps in the second stage")
-    kind: Literal["labels", "rules"] = Field(default="labels", description="labels of steps, or corrective rules")
+    kind: Literal["labels", "rules", "study"] = Field(
+        default="labels", description="labels of steps, corrective rules, or a study before labels"
+    )
     rules: int = Field(default=10, ge=1, le=40, description="rules asked for, at most")
-    tables: int = Field(default=4, ge=1, le=50, description="episodes shown where rules are asked for")
+    tables: int = Field(default=4, ge=1, le=50, description="episodes shown where rules or a study are asked for")
+    playbook: str | None = Field(default=None, description="a study of the dataset, shown with every episode")
+    feedback: str | None = Field(default=None, description="an earlier list of rules, and what came of it")
+    parent: str | None = Field(default=None, description="id of that list")
 
     @model_validator(mode="after")
     def _choice(self) -> AnnotateConfig:
@@ -61,14 +66,31 @@ class AnnotateConfig(Frozen):
             )
         if self.frames and not self.two_stage:
             raise ValueError("frames show the critical steps, which only the second stage knows; add --two-stage")
-        if self.kind == "rules" and self.two_stage:
-            raise ValueError("rules are asked for in one stage; leave --two-stage out")
+        if self.kind != "labels" and self.two_stage:
+            raise ValueError(f"{self.kind} are asked for in one stage; leave --two-stage out")
         return self
+
+    def for_study(self) -> AnnotateConfig:
+        """The configuration of the study that comes before the labels.
+
+        Raises:
+            BadInput: where no labels of single steps are asked for.
+        """
+        if self.kind != "labels":
+            raise BadInput(f"A study comes before labels of single steps; {self.kind} are asked for.", "Leave it out.")
+        return AnnotateConfig(
+            model=self.model,
+            kind="study",
+            rows=self.rows,
+            median_rows=self.median_rows,
+            max_tokens=self.max_tokens,
+            tables=self.tables,
+        )
 
     @property
     def entries(self) -> int:
         """How many entries a reply has, at most."""
-        return self.rules if self.kind == "rules" else self.windows
+        return self.windows if self.kind == "labels" else self.rules
 
     def cap(self, given: int | None, limit: int | None, *, streamed: bool) -> int | None:
         """The cap on a reply that is sent; None for the one in the requests.
@@ -86,10 +108,11 @@ class AnnotateConfig(Frozen):
     @property
     def identity_fields(self) -> dict[str, Any]:
         """What a run is named by; an option that was added later counts only where it is used."""
-        if self.kind == "rules":
-            return self.model_dump(mode="json", exclude={"windows", "two_stage", "frames"})
-        later = {"kind", "rules", "tables"} | (set[str]() if self.frames else {"frames"})
-        return self.model_dump(mode="json", exclude=later)
+        unused = {name for name in ("playbook", "feedback", "parent") if getattr(self, name) is None}
+        if self.kind != "labels":
+            return self.model_dump(mode="json", exclude={"windows", "two_stage", "frames"} | unused)
+        unused |= {"kind", "rules", "tables"} | (set[str]() if self.frames else {"frames"})
+        return self.model_dump(mode="json", exclude=unused)
 
 
 @dataclass(frozen=True)
@@ -156,9 +179,17 @@ class RequestBuilder:
         self.config = config
         self.statistics = statistics
         kinds: tuple[Kind, ...] = ("identify", "suggest") if config.two_stage else ("mark",)
-        kinds = ("rules",) if config.kind == "rules" else kinds
+        kinds = kinds if config.kind == "labels" else (config.kind,)
         self.systems: Mapping[Kind, str] = {
-            kind: render_system(card, statistics, median, kind=kind, median_rows=config.median_rows, rules=config.rules)
+            kind: render_system(
+                card,
+                statistics,
+                median,
+                kind=kind,
+                median_rows=config.median_rows,
+                rules=config.rules,
+                playbook=config.playbook,
+            )
             for kind in kinds
         }
         self.schemas = {kind: reply_schema(kind, card) for kind in kinds}
@@ -170,14 +201,19 @@ class RequestBuilder:
         text = render_episode(self.card, self.statistics, episode, table)
         return [self._question(kind, episode.episode_id, text, table.steps, n) for n in range(self.config.samples)]
 
-    def ask_rules(self, shown: Sequence[Episode]) -> list[Question]:
-        """The questions for rules, one for each sample: some episodes, one table below the other."""
+    def ask_whole(self, shown: Sequence[Episode]) -> list[Question]:
+        """The questions about the dataset, one for each sample: some episodes, one table below the other.
+
+        Where an earlier list of rules is to be bettered, what came of it stands below them.
+        """
+        kind: Kind = "study" if self.config.kind == "study" else "rules"
         tables = [render_table(episode, self.card, rows=self.config.rows, windows=1) for episode in shown]
         texts = [
             render_episode(self.card, self.statistics, episode, table)
             for episode, table in zip(shown, tables, strict=True)
         ]
-        return [self._question("rules", None, "\n\n".join(texts), (), n) for n in range(self.config.samples)]
+        texts += [] if self.config.feedback is None else [render_feedback(self.config.feedback)]
+        return [self._question(kind, None, "\n\n".join(texts), (), n) for n in range(self.config.samples)]
 
     def ask_second(self, episode: Episode, marks: Sequence[tuple[int, str]], sample: int) -> Question:
         """The second stage: what to do at the steps that the first one found.

@@ -6,15 +6,16 @@ It decides how things are said, not what is asked of whom: models, schemas and p
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
+from typing import Literal
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from storage.catalog import component_columns
 from storage.expressions import FUNCTIONS, MAX_LENGTH
-from storage.formulas import MAX_TERMS, STEP
+from storage.formulas import MAX_TERMS, STEP, Term
 from storage.schema import Episode
 from storage.schema import RequestKind as Kind
 
@@ -25,26 +26,36 @@ from .tables import Table, format_fixed, format_significant, render_table
 TABLE_FORMAT = 1
 """Raised whenever tables or statistics are written differently, since that changes what a model reads."""
 
-_RULES_TASK = "task_rules.md"
+_TASKS: Mapping[Kind, tuple[str, ...]] = {"rules": ("rules",), "study": ("study",)}
+"""The tasks whose words count for the version of a kind of request, where these are not those about steps."""
+_STEP_TASKS = ("identify", "mark", "suggest")
 _FOLDER = Path(__file__).parent
 
 
 @cache
-def prompt_version(kind: Kind = "mark") -> str:
+def prompt_version(kind: Kind = "mark", more: Literal["playbook", "feedback"] | None = None) -> str:
     """`p_` and a hash of the templates and the table format: any change of a word is a new version.
 
-    Requests about steps share one version; the task of writing rules counts only for `rules`.
+    Requests about steps share one version; rules and studies have their own, and each with a playbook or feedback.
     """
     digest = hashlib.sha256(f"tables {TABLE_FORMAT}".encode())
+    tasks = {*_TASKS.get(kind, _STEP_TASKS), more}
     for path in sorted(_FOLDER.glob("*.md")):
-        if path.name.startswith("task_") and (path.name == _RULES_TASK) != (kind == "rules"):
+        if path.name.startswith("task_") and path.stem.removeprefix("task_") not in tasks:
             continue
         digest.update(f"\0{path.name}\0".encode() + path.read_bytes())
     return f"p_{digest.hexdigest()[:12]}"
 
 
 def render_system(
-    card: Card, statistics: DatasetStatistics, median: Episode, *, kind: Kind, median_rows: int, rules: int = 0
+    card: Card,
+    statistics: DatasetStatistics,
+    median: Episode,
+    *,
+    kind: Kind,
+    median_rows: int,
+    rules: int = 0,
+    playbook: str | None = None,
 ) -> str:
     """The part that all requests of a run share, so that a provider can cache it as a prefix.
 
@@ -52,21 +63,32 @@ def render_system(
         card: the environment in words.
         statistics: of the whole dataset.
         median: the episode with the median return.
-        kind: what is asked: `mark` (all in one), the stages `identify` and `suggest`, or `rules`.
+        kind: what is asked: `mark` (all in one), the stages `identify` and `suggest`, `rules`, or a `study`.
         median_rows: rows of the median episode's table.
         rules: how many are asked for, at most.
+        playbook: what a study of the dataset has found, for requests about steps.
     """
+    task = _render_task(kind, card, rules)
     return _render(
         "system.md",
         card=card,
-        task=_render_rules_task(card, rules)
-        if kind == "rules"
-        else _render(f"task_{kind}.md", card=card, action_form=_action_form(card)),
+        task=task if playbook is None else f"{_render('task_playbook.md', playbook=playbook)}\n{task}",
         statistics=describe_statistics(statistics, card),
         median=median,
         median_summary=summarise_episode(median),
         median_table=render_table(median, card, rows=median_rows, windows=1),
     )
+
+
+def render_playbook(assessment: str, terms: Sequence[Term]) -> str:
+    """A study as the readers of single episodes see it."""
+    named = [f"- {term.name} = {term.expression}{f': {term.meaning}' if term.meaning else ''}" for term in terms]
+    return "\n".join([assessment, *(["Quantities to work out:", *named] if named else [])])
+
+
+def render_feedback(feedback: str) -> str:
+    """The part about an earlier list and what came of it."""
+    return _render("task_feedback.md", feedback=feedback)
 
 
 def render_episode(
@@ -166,17 +188,17 @@ def _action_form(card: Card) -> str:
     return "{" + ", ".join(f'"{name}": number' for name in card.action_names) + "}"
 
 
-def _render_rules_task(card: Card, rules: int) -> str:
-    form = (
-        _action_form(card) if card.is_discrete else _action_form(card).replace("number", 'number, "expression" or null')
-    )
+def _render_task(kind: Kind, card: Card, rules: int) -> str:
+    if kind not in _TASKS:
+        return _render(f"task_{kind}.md", card=card, action_form=_action_form(card))
+    form = _action_form(card)
     return _render(
-        _RULES_TASK,
+        f"task_{kind}.md",
         card=card,
-        action_form=form,
+        action_form=form if card.is_discrete else form.replace("number", 'number, "expression" or null'),
         rules=rules,
         columns=[*component_columns(card.component_names), STEP],
-        functions=FUNCTIONS,
+        functions=list(FUNCTIONS),
         max_length=MAX_LENGTH,
         max_terms=MAX_TERMS,
     )

@@ -48,6 +48,11 @@ class RunPlan:
     questions: tuple[Question, ...]  # of the first stage
 
     @property
+    def is_study(self) -> bool:
+        """Whether it only studies the dataset, for the labels that are asked for then."""
+        return self.config.kind == "study"
+
+    @property
     def requests(self) -> list[Request]:
         """The requests of the first stage."""
         return [question.request for question in self.questions]
@@ -93,15 +98,15 @@ def plan_run(
     statistics = describe_dataset(episodes, card)
     median = next(episode for episode in episodes if episode.episode_id == statistics.median_episode)
     questioner = RequestBuilder(card, config, statistics, median, frames)
-    if config.kind == "rules":
+    if config.kind != "labels":
         _check_names(card, manifest)
         chosen = spread_by_return(episodes, config.tables)
     else:
         chosen = select_episodes(episodes, limit, method=select, seed=select_seed)
     asked = {episode.episode_id: episode for episode in chosen}
     questions = (
-        questioner.ask_rules(chosen)
-        if config.kind == "rules"
+        questioner.ask_whole(chosen)
+        if config.kind != "labels"
         else [question for episode in chosen for question in questioner.ask_first(episode)]
     )
     return RunPlan(
@@ -250,7 +255,8 @@ def _name_run(dataset_id: str, questioner: RequestBuilder, first_action: int) ->
     """A run is named by what it says and how it chooses rows; a card's claims say nothing to a model."""
     card, config = questioner.card, questioner.config
     identity = [questioner.systems, card.model_dump(mode="json", exclude={"claims"}), config.identity_fields]
-    version = prompt_version("rules" if config.kind == "rules" else "mark")
+    kind = "mark" if config.kind == "labels" else config.kind
+    version = prompt_version(kind, "playbook" if config.playbook else "feedback" if config.feedback else None)
     return Run(
         run_id=content_id("a_", [dataset_id, version, *identity]),
         dataset_id=dataset_id,

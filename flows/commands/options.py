@@ -229,6 +229,9 @@ def _configure(
     frames: Annotated[
         bool, typer.Option("--frames", help="Show a picture of the critical steps in the second stage.")
     ] = False,
+    study: Annotated[
+        bool, typer.Option("--study", help="First ask for a playbook of the whole dataset, which every reader gets.")
+    ] = False,
     env: TrustOption = None,
     kind: Annotated[
         Literal["labels", "rules"],
@@ -271,6 +274,7 @@ def _configure(
         annotate=AnnotateConfig.model_validate(asked | ({"model": model} if model else {})),
         env_id=Named.of(env),
         card=card,
+        study=study,
         limit=limit,
         select=select,
         select_seed=select_seed,

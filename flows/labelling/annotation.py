@@ -11,7 +11,7 @@ from pydantic import Field
 from annotate.cards import Card, load_card, own_card, packaged_card
 from annotate.costs import Estimate, TokenCounter
 from annotate.ledger import BatchConfig
-from annotate.prompting import AnnotateConfig, Method
+from annotate.prompting import AnnotateConfig, Method, render_playbook
 from annotate.providers import FileProvider, Provider, RecordedProvider, export_requests
 from annotate.runs import (
     RunPlan,
@@ -22,6 +22,7 @@ from annotate.runs import (
     plan_run,
     unanswered_requests,
 )
+from storage.annotations import find_study
 from storage.datasets import read_manifest
 from storage.errors import BadInput, Prerequisite
 from storage.ledger import reopen_empty
@@ -56,13 +57,23 @@ def plan(store: Store, dataset_id: str, config: LabelConfig) -> Planned:
 def label(store: Store, dataset_id: str, config: LabelConfig, report: Report = silent) -> RunSummary:
     """Annotate a dataset; running it again asks only what has no answer yet.
 
+    With a study, its summary is returned as long as that is not answered; answers from a file come in two files.
+
     Raises:
         BadInput: if there is no such dataset or card, or a recorded answer is missing.
         Prerequisite: if the provider needs a key or a file that was not given.
         ProviderFailed: if the server refuses everything.
     """
     provider = _check_provider(config)
-    return _answer(store, write_questions(store, dataset_id, config), provider, config, report)
+    made = write_questions(store, dataset_id, config)
+    if not made.is_study:
+        return _answer(store, made, provider, config, report)
+    studied = _answer(store, made, provider, config, report)
+    if not studied.done or config.provider == "file":  # whose answers to the episodes cannot be there yet
+        return studied
+    left = None if config.budget_usd is None else max(0.0, config.budget_usd - (studied.totals.cost_usd or 0.0))
+    rest = config.model_copy(update={"budget_usd": left})
+    return _answer(store, write_questions(store, dataset_id, rest), provider, rest, report)
 
 
 def label_some(store: Store, dataset_id: str, config: LabelConfig, report: Report = silent) -> RunSummary:
@@ -164,6 +175,9 @@ class LabelConfig(Frozen):
     card: str | None = Field(
         default=None, description="path of a card; when null the dataset's own, or else the environment's packaged one"
     )
+    study: bool = Field(
+        default=False, description="have the dataset studied first, for a playbook that all readers get"
+    )
     limit: int | None = Field(default=None, ge=1, description="annotate only so many episodes")
     select: Method = Field(default="first", description="which ones: first, stratified, novel or failing")
     select_seed: int = Field(default=0, ge=0, description="seed of that choice")
@@ -180,12 +194,19 @@ class LabelConfig(Frozen):
 
 
 def write_questions(store: Store, dataset_id: str, config: LabelConfig) -> RunPlan:
-    """The questions that a configuration asks about a dataset."""
+    """The questions that a configuration asks about a dataset; where a study is wanted and not there yet, only that."""
+    card, asked = _card_of(store, dataset_id, config), config.annotate
+    if config.study:
+        first = plan_run(store, dataset_id, card, asked.for_study())
+        study = find_study(store, first.run.run_id)
+        if study is None:
+            return first
+        asked = asked.model_copy(update={"playbook": render_playbook(study.assessment, study.terms)})
     return plan_run(
         store,
         dataset_id,
-        _card_of(store, dataset_id, config),
-        config.annotate,
+        card,
+        asked,
         limit=config.limit,
         select=config.select,
         select_seed=config.select_seed,

@@ -173,6 +173,29 @@ def load_rule_lists(store: Store, dataset_id: str, run_ids: Sequence[str] | None
     return [RuleList(**named[key], rules=tuple(rules), terms=own.get(key, ())) for key, rules in grouped]
 
 
+class Study(NamedTuple):
+    """What a run that studied a dataset has written."""
+
+    assessment: str
+    terms: Sequence[Term]
+
+
+def find_study(store: Store, run_id: str) -> Study | None:
+    """The study of a run, its newest one; None if it has none yet."""
+    with store.catalog.read() as con:
+        found = con.execute(
+            """SELECT list_id, assessment FROM rule_lists WHERE run_id = ? ORDER BY created_at DESC, list_id LIMIT 1""",
+            [run_id],
+        ).fetchone()
+        if found is None:
+            return None
+        terms = con.execute(
+            "SELECT name, expression, meaning FROM terms WHERE run_id = ? AND list_id = ? ORDER BY position",
+            [run_id, found[0]],
+        ).fetchall()
+    return Study(found[1] or "", [Term(*row) for row in terms])
+
+
 def find_rule_list(store: Store, name: str) -> RuleList:
     """A list of rules by its id, or the beginning of one; the newest of lists that have the same id.
 
