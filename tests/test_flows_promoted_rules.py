@@ -13,7 +13,7 @@ from toy_environment import REACH, TOY, gather_toys, small_config
 from annotate.importing.rules import import_rules
 from flows.policies.loading import export_policy, load_policy
 from flows.refinement.present import show_comparison
-from flows.refinement.refinement import Outcome, improve
+from flows.refinement.refinement import Outcome, find_units, improve
 from flows.simulation.environments import look_up_spaces
 from flows.simulation.trust import Named
 from refine.policies.rule_lists import RulePolicy, read_policy
@@ -145,3 +145,13 @@ def test_only_one_list_of_rules_can_be_put_in_force(judged: Judged, tmp_path: Pa
     import_rules(store, dataset_id, tmp_path / "more.json", "another person")
     with pytest.raises(BadInput, match="One list of rules can be put in force; 2 are refined with"):
         improve(store, dataset_id, config, rules=True)
+
+
+def test_units_come_from_the_datasets_card_by_the_names_of_columns(judged: Judged) -> None:
+    store, dataset_id = judged.store(TOY)
+    toy = read_manifest(store, dataset_id)
+    assert find_units(store, toy) == {}
+    named = {"env_id": "Pendulum-v1", "card_file_sha256": None, "env_kwargs": {}}
+    pendulum = toy.model_copy(update={**named, "component_names": ("cos_angle", "step", "angular_velocity")})
+    assert find_units(store, pendulum) == {"cos_angle": "", "angular_velocity": "rad/s"}
+    assert find_units(store, pendulum.model_copy(update={"env_id": "Nothing-v0"})) == {}

@@ -176,7 +176,7 @@ def find_units(store: Store, manifest: Manifest) -> dict[str, str]:
         card = find_card(manifest.env_id, manifest.env_kwargs)
     known = {component.name: component.unit for component in card.components} if card else {}
     columns = component_columns(manifest.component_names)
-    named = zip(columns, manifest.component_names, strict=True)
+    named = zip(columns, manifest.component_names, strict=False)  # where there are very many, none has a column
     return {column: known[name] for column, name in named if name in known}
 
 

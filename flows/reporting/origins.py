@@ -90,7 +90,8 @@ def lineage_rows(facts: Facts) -> list[Row]:
 
 def _ancestor(policy: Row) -> Row:
     config = read_object(policy["config"])
-    where = f"arm {config['arm']}, step {config.get('step')}, beta {config.get('beta')}" if "arm" in config else ""
+    made = "the rules themselves" if config.get("rules") else f"step {config.get('step')}, beta {config.get('beta')}"
+    where = f"arm {config['arm']}, {made}" if "arm" in config else ""
     return {
         "kind": "policy" if policy["kind"] == "refined" else "baseline",
         "name": policy["policy_id"],
