@@ -63,7 +63,10 @@ class RefineConfig(Frozen):
     annotated_per_batch: int = Field(default=64, ge=1, description="annotated states per step, drawn with replacement")
     seed: int = Field(default=0, ge=0, description="of sampling and initialisation; equal seeds, equal snapshots")
     reward_weight: float = Field(
-        default=1.0, ge=0, description="R: an implicit reward of 1 in units of the environment's reward"
+        default=1.0,
+        ge=0,
+        description="R: an implicit reward of 1 in units of the environment's reward; for rules the standard deviation"
+        " of their potential in units of the returns",
     )
     shaping: Literal["additive", "potential"] = Field(
         default="additive",

@@ -434,6 +434,50 @@ def test_a_bad_law_is_refused_in_one_line_and_nothing_is_entered(tmp_path: Path,
         assert rows(store, f"SELECT count(*) FROM {table}") == [(0,)]
 
 
+IDLE_PARTS: dict[str, tuple[dict[str, Any], list[tuple[str, str]], tuple[int, int, str | None]]] = {
+    "a formula that divides by zero everywhere": (
+        {"rules": [entry("x < 9", suggested_action={"hip": "x / 0"}), entry("y < 9", suggested_action={"hip": 0})]},
+        [("no_value", "its formula has no value in any step where it decides")],
+        (1, 0, "-abs(x)"),
+    ),
+    "formulas of which none has a value": (
+        {"rules": [entry(f"x < {n}", suggested_action={"hip": "ln(-exp(x))"}) for n in (99, 999)]},
+        [("no_value", "its formula has no value in any step where it decides")] * 2,
+        (0, 0, None),
+    ),
+    "a list that decides nowhere": (
+        {"rules": [entry("x < -99", suggested_action={"hip": 0})], "terms": LAW["terms"]},
+        [("decides_nowhere", "the rules decide in none of the dataset's steps")],
+        (0, 0, None),
+    ),
+    "a potential that is constant in the data": (
+        {"rules": [entry("x < 9", suggested_action={"hip": 0})], "potential": "0 * x"},
+        [("illegal_potential", "the potential is the same in all of the dataset's steps")],
+        (1, 0, None),
+    ),
+    "a potential without a value": (
+        {"rules": [entry("x < 9", suggested_action={"hip": 0})], "potential": "x / 0"},
+        [("illegal_potential", "the potential is the same in all of the dataset's steps")],
+        (1, 0, None),
+    ),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", IDLE_PARTS)
+def test_what_a_reply_says_of_no_step_is_rejected_in_one_line(tmp_path: Path, name: str) -> None:
+    changes, rejected, (rules, terms, potential) = IDLE_PARTS[name]
+    store = torque_store(tmp_path)
+    law = json.dumps({"assessment": "", "terms": [], "potential": "-abs(x)"} | changes)
+    made = plan_run(store, "d1", FREE, CONFIG)
+    summary = annotate_run(store, made, ScriptedProvider(lambda request: text_message(law)))
+    assert summary.done
+    assert rows(store, "SELECT reason, detail FROM rejections") == rejected
+    assert rows(store, "SELECT count(*) FROM rules") == [(rules,)]
+    assert rows(store, "SELECT count(*) FROM terms") == [(terms,)]
+    assert rows(store, "SELECT potential FROM rule_lists") == ([(potential,)] if rules else [])
+
+
 @pytest.mark.slow
 def test_a_law_is_imported_as_a_reply_gives_it(tmp_path: Path) -> None:
     store = torque_store(tmp_path)

@@ -96,7 +96,7 @@ def test_a_run_of_rules_is_taken_by_its_name_and_never_mixed_with_labels(toys: S
     with pytest.raises(Prerequisite, match="It has rules: refine with --rules"):
         find_opinions(toys, [name], None, "A", rules=False)
     found = find_opinions(toys, [name], [rule_run], "A", rules=False)
-    labels = found.labels(read_manifest(toys, name), steps)
+    labels = found.labels(read_manifest(toys, name), steps, "A")
     assert isinstance(labels, RuleLabels)
     assert (len(labels), found.run_ids) == (96, [rule_run])
     import_annotations(toys, write_labels(toys, name, tmp_path / "labels"))
@@ -105,8 +105,24 @@ def test_a_run_of_rules_is_taken_by_its_name_and_never_mixed_with_labels(toys: S
     both = [rule_run, one(toys, "SELECT run_id FROM annotations")]
     with pytest.raises(BadInput, match="labels of single steps and rules"):
         find_opinions(toys, [name], both, "A", rules=False)
-    with pytest.raises(BadInput, match="no implicit rewards"):
+    with pytest.raises(BadInput, match=f"The rules {rule_run} have no potential, which is what mode R learns from"):
         find_opinions(toys, [name], None, "R", rules=True)
+
+
+@pytest.mark.slow
+def test_mode_r_learns_from_a_potential_beside_its_placebos(toys: Store, tmp_path: Path) -> None:
+    name = dataset(toys)
+    first = read_manifest(toys, name).component_names[0]
+    law = {"rules": [{"predicate": f"{first} < 99", "suggested_action": 0}], "potential": f"ln({first})"}
+    (tmp_path / "law.json").write_text(json.dumps(law))
+    run_id = import_rules(toys, name, tmp_path / "law.json", "a person").run_id
+    with pytest.raises(BadInput, match="have no potential"):
+        find_opinions(toys, [name], None, "R", rules=True)
+    outcome = improve(toys, name, small_config(mode="R", critic_steps=50, snapshots=(50,)), run_ids=[run_id])
+    arms = {arm.arm: arm.greedy.mean for arm in outcome.comparison.arms}
+    assert arms.keys() == {"baseline", "labels", "no_labels", "shuffled", "random"}
+    assert arms["labels"] not in (arms["no_labels"], arms["shuffled"], arms["random"])
+    assert any("the potential has no value in" in warning for warning in outcome.warnings)
 
 
 @pytest.mark.slow

@@ -17,7 +17,7 @@ from refine.labels.labels import (
     covers_most_steps,
     labels_from_annotations,
 )
-from refine.labels.reward_relabelling import relabel, relabel_additive, relabel_potential
+from refine.labels.reward_relabelling import relabel, relabel_additive, relabel_potential, scale_of_returns
 from storage.datasets.reader import StepArrays
 from storage.errors import BadInput
 from storage.schema import Annotation, Space
@@ -255,6 +255,45 @@ def test_a_truncated_episode_keeps_its_potential_for_the_bootstrap() -> None:
     np.testing.assert_allclose(shaping, [0, 0, 0.9, 0])
 
 
+def graded(steps: StepArrays, potential: list[float]) -> Labels:
+    nothing = np.zeros(0)
+    return Labels(nothing.astype(np.int64), nothing.astype(np.int64), nothing, nothing, potential=np.array(potential))
+
+
+def test_a_potential_shapes_every_step_in_units_of_the_returns_and_ends_where_the_episode_does() -> None:
+    steps = make_steps([2, 1], terminated=[True, False])
+    config = RefineConfig(mode="R", gamma=0.5, reward_weight=3.0)
+    unit = 3.0 * scale_of_returns(steps, steps.reward, gamma=0.5)
+
+    shaped = relabel(steps, graded(steps, [1.0, -2.0, 7.0, 0.5, 4.0]), config).rewards - steps.reward
+
+    np.testing.assert_allclose(shaped / unit, [0.5 * -2 - 1, 0.5 * 0 + 2, 0, 0.5 * 4 - 0.5, 0])
+
+
+def test_a_state_whose_potential_has_no_value_counts_as_the_mean_and_is_counted() -> None:
+    steps = make_steps([3], terminated=[False])
+    config = RefineConfig(mode="R", gamma=0.5)
+    found = relabel(steps, graded(steps, [1.0, np.nan, np.inf, 1.0]), config)
+    unit = scale_of_returns(steps, steps.reward, gamma=0.5)
+    np.testing.assert_allclose((found.rewards - steps.reward) / unit, [-1, 0, 0.5, 0])
+    assert found.without_value == 2
+    assert "the potential has no value in 2 states; its mean stands there" in found.warnings
+    assert relabel(steps, graded(steps, [1.0, 0.0, 0.0, 1.0]), config).without_value == 0
+
+
+@pytest.mark.parametrize("cap", [None, 0.25])
+def test_a_potential_shifts_all_terminated_returns_from_a_state_alike(cap: float | None) -> None:
+    steps, gamma = make_steps([5, 5, 5]), 0.9
+    rng = np.random.default_rng(3)
+    potential = rng.normal(size=len(steps))
+    potential[steps.starts] = 0.75
+    shaped = relabel(steps, graded(steps, potential.tolist()), RefineConfig(mode="R", gamma=gamma, reward_cap=cap))
+    discounts = gamma ** np.arange(6)
+    gains = [discounts @ (shaped.rewards - steps.reward)[start : start + 6] for start in steps.starts]
+    np.testing.assert_allclose(gains, gains[0])
+    assert gains[0] < 0
+
+
 TREE_DEPTH, MOVES_PER_NODE = 4, 2
 
 
@@ -344,8 +383,7 @@ def test_flooding_is_the_annotators_share_of_the_absolute_rewards_of_the_median_
     loud = relabel(steps, labels, RefineConfig(mode="R", reward_weight=60.0))
 
     assert quiet.share == pytest.approx(6 * 0.333 / (4 + 6 * 0.333))
-    assert quiet.warning is None
+    assert quiet.warnings == ()
     assert loud.share == pytest.approx(60 * 0.333 / (4 + 60 * 0.333))
-    assert loud.warning is not None
-    assert loud.warning.startswith("reward flooding: in the median annotated episode 83%")
-    assert relabel(steps, labels, RefineConfig(mode="R", reward_weight=60.0, reward_cap=0.5)).warning is None
+    assert loud.warnings[0].startswith("reward flooding: in the median annotated episode 83%")
+    assert relabel(steps, labels, RefineConfig(mode="R", reward_weight=60.0, reward_cap=0.5)).warnings == ()

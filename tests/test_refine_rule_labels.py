@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 from test_refine_labels import DISCRETE, TORQUES, make_steps
 
-from refine.labels.labels import Labels, arm_labels
+from refine.labels.labels import Arm, Labels, arm_labels
 from refine.labels.rule_labels import RuleLabels, labels_from_rules, rule_arm_labels, rule_arm_lists
 from refine.policies.rule_lists import CompiledRules
 from storage.annotations.rules import Rule, RuleList
@@ -204,3 +205,75 @@ def test_no_labels_and_a_single_rule_that_is_shuffled_have_no_list_to_play() -> 
     labels = labels_from_rules([compiled(rule(0, "x0 > 2", (1.0,)))], STEPS, DISCRETE)
     for arm in ("no_labels", "shuffled"):
         assert rule_arm_lists(arm, labels, STEPS, DISCRETE, np.random.default_rng(0)) is None
+
+
+def graded(potential: str | None, *, steps: StepArrays = STEPS, run: str = "run") -> CompiledRules:
+    made = compiled(rule(0, "x0 >= 0", (1.0,), run_id=run), rule(1, "x0 < 0", (2.0,), run_id=run), steps=steps)
+    return replace(made, listed=replace(made.listed, potential=potential))
+
+
+def test_a_potential_has_mean_0_and_spread_1_and_of_several_lists_the_mean_counts() -> None:
+    acted = ~STEPS.is_final
+    x = STEPS.observation.astype(np.float64)
+    labels = labels_from_rules([graded("5 * x1 - 2")], STEPS, DISCRETE, shaped=True)
+    one = (x[:, 1] - x[acted, 1].mean()) / x[acted, 1].std()
+    np.testing.assert_allclose(labels.potential, one)
+    lists = [graded("5 * x1 - 2"), graded("-x2", run="second"), graded(None, run="third")]
+    both = labels_from_rules(lists, STEPS, DISCRETE, shaped=True).potential
+    np.testing.assert_allclose(both, (one - (x[:, 2] - x[acted, 2].mean()) / x[acted, 2].std()) / 2)
+
+
+def test_a_potential_counts_only_where_rewards_are_learnt_and_then_it_decides_the_training() -> None:
+    plain = labels_from_rules([graded("x1")], STEPS, DISCRETE)
+    assert plain.potential is None
+    assert plain.identity == labels_from_rules([graded("x2")], STEPS, DISCRETE).identity
+    one, other = (labels_from_rules([graded(text)], STEPS, DISCRETE, shaped=True) for text in ("x1", "2 * x1"))
+    assert "potential" in one.identity
+    assert one.identity != other.identity != plain.identity
+
+
+def test_where_a_potential_has_no_value_there_is_none_and_a_constant_one_is_refused() -> None:
+    labels = labels_from_rules([graded("ln(x0 - 2)")], STEPS, DISCRETE, shaped=True)
+    assert labels.potential is not None
+    assert np.isfinite(labels.potential).tolist() == [False] * 3 + [True] * 8
+    for text in ("0 * x1", "x1 / 0"):
+        with pytest.raises(BadInput, match="has no value, or the same one, in all steps"):
+            labels_from_rules([graded(text)], STEPS, DISCRETE, shaped=True)
+
+
+def test_the_placebos_of_a_potential_are_its_negative_other_components_and_a_random_function() -> None:
+    labels = labels_from_rules([graded("x1")], STEPS, DISCRETE, shaped=True)
+    own, acted = labels.potential, ~STEPS.is_final
+    assert own is not None
+
+    def drawn(arm: Arm, draw: int, seed: int = 0) -> Any:
+        rng = np.random.default_rng(seed)
+        return rule_arm_labels(arm, labels, STEPS, DISCRETE, rng, draw=draw).potential
+
+    assert drawn("no_labels", 0) is None
+    np.testing.assert_array_equal(drawn("labels", 0), own)
+    np.testing.assert_array_equal(drawn("shuffled", 0), -own)
+    for arm, draw in (("shuffled", 1), ("shuffled", 2), ("permuted", 0), ("random", 0), ("random", 1)):
+        for seed in range(5):
+            other = drawn(arm, draw, seed)
+            assert not np.allclose(other, own)
+            assert (other[acted].mean(), other[acted].std()) == (pytest.approx(0), pytest.approx(1))
+
+
+def test_a_potential_of_the_only_component_is_exchanged_between_states_where_its_negative_says_nothing() -> None:
+    steps = replace(STEPS, observation=np.arange(len(STEPS)) % 4)
+    labels = labels_from_rules(
+        [graded("greatest(x0, 1)", steps=replace(steps, observation=steps.observation[:, None]))],
+        steps,
+        DISCRETE,
+        shaped=True,
+    )
+    arm = rule_arm_labels("shuffled", labels, steps, DISCRETE, np.random.default_rng(1), draw=1)
+    assert arm.potential is not None
+    assert labels.potential is not None
+    assert sorted(set(arm.potential)) == sorted(set(labels.potential))
+    pairs = {(float(a), float(b)) for a, b in zip(labels.potential, arm.potential, strict=True)}
+    assert len(pairs) == 3
+    drawn = rule_arm_labels("random", labels, steps, DISCRETE, np.random.default_rng(1)).potential
+    assert drawn is not None
+    assert len(set(drawn)) == 4

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from pydantic import ConfigDict, Field, ValidationError
 
-from storage.annotations import Rule, RuleList, formula_reader, insert_rule_lists, rules_without_value, varies
+from storage.annotations import Rule, RuleList, count_decisions, formula_reader, insert_rule_lists, varies
 from storage.catalog import Connection
 from storage.content_hash import content_id
 from storage.datasets import read_manifest
@@ -135,22 +135,23 @@ def _write(store: Store, manifest: Manifest, model: str, read: _Read) -> RuleImp
     with store.catalog.write() as con:
         if enter_imported_run(con, run_id, dataset_id, model):
             entered = insert_rule_lists(con, store, [listed])
-            _refuse_idle(con, run_id)
-            if read.potential and not varies(con, listed, manifest):
-                raise BadInput(f"The potential `{read.potential}` is the same in all of the dataset's steps.")
+            _refuse_idle(con, listed, manifest)
     return RuleImport(run_id, dataset_id, len(read.rules), entered)
 
 
-def _refuse_idle(con: Connection, run_id: str) -> None:
-    """Refuse rules that say nothing of the dataset; what was entered is taken back."""
-    decided = rules_without_value(con, run_id)
-    if not decided.decides:
+def _refuse_idle(con: Connection, listed: RuleList, manifest: Manifest) -> None:
+    """Refuse what says nothing of the dataset; what was entered is taken back."""
+    decided = count_decisions(con, listed, manifest)
+    if not any(each.steps for each in decided):
         raise BadInput("The rules decide in none of the dataset's steps.", "Check names, units and signs.")
-    if decided.without_value:
-        raise BadInput(
-            f"The formula of the rule `{decided.without_value[0]}` has no value in any step where it decides.",
-            "Check its divisions and the arguments of its functions; nothing was written.",
-        )
+    for rule, each in zip(listed.rules, decided, strict=True):
+        if each.steps and not each.valued:
+            raise BadInput(
+                f"The formula of the rule `{rule.predicate}` has no value in any step where it decides.",
+                "Check its divisions and the arguments of its functions; nothing was written.",
+            )
+    if listed.potential and not varies(con, listed, manifest):
+        raise BadInput(f"The potential `{listed.potential}` is the same in all of the dataset's steps.")
 
 
 def _rule(run_id: str, dataset_id: str, model: str, position: int, fields: Mapping[str, Any]) -> Rule:

@@ -7,10 +7,21 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
+from typing import NamedTuple
 
-from storage.annotations import Rule, RuleList, insert_annotations, insert_rejections, insert_rule_lists
+from storage.annotations import (
+    Rule,
+    RuleList,
+    count_decisions,
+    insert_annotations,
+    insert_rejections,
+    insert_rule_lists,
+    varies,
+)
 from storage.catalog import Connection
 from storage.content_hash import content_id
+from storage.datasets import read_manifest
 from storage.errors import DamagedStore
 from storage.ledger import (
     OpenRun,
@@ -26,7 +37,7 @@ from storage.schema import Annotation, Rejection, Space
 from storage.store import Store
 
 from ..cards import Card
-from ..parsing import ParsedReply, read_answer
+from ..parsing import ParsedReply, Refused, ReplyProblem, read_answer, refuse_entry, refuse_reply
 from ..prompting import Question, Request
 from .replies import find_replies
 from .requests import Run
@@ -98,7 +109,8 @@ def _read_question(row: UnreadRequest) -> Question:
 def record_readings(con: Connection, store: Store, run: Run, read: Sequence[tuple[Question, ParsedReply]]) -> None:
     """Enter what the counting replies of some requests say; entering it again changes nothing.
 
-    Labels and rules of an earlier answer give way to those of the one that counts; rejections stay beside them. The ids
+    Labels and rules of an earlier answer give way to those of the one that counts; rejections stay beside them. Rules
+    and a potential that say nothing of the dataset's steps are rejected. The ids
     come from content, and from the reply where it corrects another one.
     """
     answered = [question.request.request_id for question, reading in read if reading.is_answer]
@@ -112,17 +124,22 @@ def record_readings(con: Connection, store: Store, run: Run, read: Sequence[tupl
         for note in _annotations(run, question, reading, salts.get(question.request.request_id, ()))
     ]
     insert_annotations(con, notes)
-    lists = [
-        _rule_list(run, question, reading, salts.get(question.request.request_id, ()))
+    settled = [
+        _settle(con, store, _rule_list(run, question, reading, salts.get(question.request.request_id, ())))
         for question, reading in read
-        if reading.rules or reading.terms or (question.request.kind == "study" and reading.is_answer)
+    ]
+    lists = [
+        found.listed
+        for (question, reading), found in zip(read, settled, strict=True)
+        if found.listed.rules or found.listed.terms or (question.request.kind == "study" and reading.is_answer)
     ]
     insert_rule_lists(con, store, lists)
     refused: dict[str, list[Rejection]] = {}
-    for question, reading in read:
+    for (question, reading), found in zip(read, settled, strict=True):
         model = reading.message.model or run.model
         salt = salts.get(question.request.request_id, ())
-        refused.setdefault(model, []).extend(_rejections(run, question, reading, salt))
+        every = (*reading.refused, *found.refused)
+        refused.setdefault(model, []).extend(_rejections(run, question, every, salt))
     for model, rejections in refused.items():
         if rejections:
             insert_rejections(con, rejections, model=model, prompt_version=run.prompt_version)
@@ -192,7 +209,47 @@ def _rules(run: Run, question: Question, reading: ParsedReply, salt: Sequence[st
     )
 
 
-def _rejections(run: Run, question: Question, reading: ParsedReply, salt: Sequence[str]) -> list[Rejection]:
+class _Settled(NamedTuple):
+    """A list of rules as its dataset allows it, and what was left out of it."""
+
+    listed: RuleList
+    refused: tuple[Refused, ...] = ()
+
+
+def _settle(con: Connection, store: Store, listed: RuleList) -> _Settled:
+    """Leave out rules that have no value where they decide, a list that decides nowhere, and a constant potential.
+
+    Where a rule is left out, later ones decide in its states, so those that remain are looked at again.
+    """
+    if not listed.rules:
+        return _Settled(listed)
+    manifest, refused = read_manifest(store, listed.dataset_id), list[Refused]()
+    while idle := [
+        rule
+        for rule, found in zip(listed.rules, count_decisions(con, listed, manifest), strict=True)
+        if found.steps and not found.valued
+    ]:
+        refused += [_refuse_rule(rule) for rule in idle]
+        listed = replace(listed, rules=tuple(rule for rule in listed.rules if rule not in idle))
+    if not any(found.steps for found in count_decisions(con, listed, manifest)):
+        if listed.rules:
+            texts = "; ".join(rule.predicate for rule in listed.rules)
+            nowhere = ReplyProblem("decides_nowhere", "the rules decide in none of the dataset's steps")
+            refused.append(refuse_reply(nowhere, texts))
+        return _Settled(replace(listed, rules=(), terms=(), potential=None), tuple(refused))
+    if listed.potential is not None and not varies(con, listed, manifest):
+        constant = "the potential is the same in all of the dataset's steps"
+        refused.append(refuse_reply(ReplyProblem("illegal_potential", constant), listed.potential))
+        listed = replace(listed, potential=None)
+    return _Settled(listed, tuple(refused))
+
+
+def _refuse_rule(rule: Rule) -> Refused:
+    problem = ReplyProblem("no_value", "its formula has no value in any step where it decides")
+    return refuse_entry(rule.position, {"predicate": rule.predicate, "formulas": list(rule.formulas or ())}, problem)
+
+
+def _rejections(run: Run, question: Question, every: Sequence[Refused], salt: Sequence[str]) -> list[Rejection]:
     request_id = question.request.request_id
     return [
         Rejection(
@@ -206,5 +263,5 @@ def _rejections(run: Run, question: Question, reading: ParsedReply, salt: Sequen
             detail=refused.detail,
             raw=refused.raw,
         )
-        for refused in reading.refused
+        for refused in every
     ]

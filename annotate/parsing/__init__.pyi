@@ -1,5 +1,5 @@
-from .labels import MAX_RATIONALE, ParsedReply, find_in_reply
-from .messages import Found, clean_text, read_message
+from .labels import MAX_RATIONALE, ParsedReply, Refused, find_in_reply, refuse_entry, refuse_reply
+from .messages import Found, ReplyProblem, clean_text, read_message
 from .rules import MAX_LABEL, formula_reader, read_answer
 
 __all__ = [
@@ -7,9 +7,13 @@ __all__ = [
     "MAX_RATIONALE",
     "Found",
     "ParsedReply",
+    "Refused",
+    "ReplyProblem",
     "clean_text",
     "find_in_reply",
     "formula_reader",
     "read_answer",
     "read_message",
+    "refuse_entry",
+    "refuse_reply",
 ]

@@ -159,7 +159,8 @@ def labels_of(material: Material, draw: ArmDraw, steps: StepArrays) -> Labels:
     if draw.arm == "random_states":
         return label_random_states(material.labels, steps, baseline.observation_space, rng)
     if draw.arm != "oracle":
-        return rule_arm_labels(draw.arm, material.labels, steps, baseline.action_space, rng, units=material.units)
+        space, units = baseline.action_space, material.units
+        return rule_arm_labels(draw.arm, material.labels, steps, space, rng, units=units, draw=draw.number)
     if material.oracle is None:
         raise BadInput("The arm oracle needs an expert's actions.", "Name its policy with --expert.")
     return material.oracle.labels

@@ -158,7 +158,7 @@ def gather_material(
         opinions = find_opinions(store, datasets, run_ids, config.mode, rules=rules)
     steps = read_once(store, datasets)
     start = find_baseline(store, manifest, read_steps(store, dataset_id) if also else steps, baseline)
-    labels = opinions.labels(manifest, steps)
+    labels = opinions.labels(manifest, steps, config.mode)
     recipe = config.completed(manifest.action_space, dense=covers_most_steps(labels, steps))
     oracle = ask_expert(expert, labels, steps, manifest, store) if expert else None
     units = find_units(store, manifest) if isinstance(labels, RuleLabels) and labels.has_formulas else {}
@@ -181,11 +181,8 @@ def find_units(store: Store, manifest: Manifest) -> dict[str, str]:
 
 
 def find_warnings(steps: StepArrays, labels: Labels, recipe: RefineConfig) -> tuple[str, ...]:
-    """Warnings about the labels: whether implicit rewards drown the environment's."""
-    if recipe.mode == "A":
-        return ()
-    warning = relabel(steps, labels, recipe).warning
-    return () if warning is None else (warning,)
+    """Warnings about the labels: whether implicit rewards drown the environment's, whether a potential has gaps."""
+    return () if recipe.mode == "A" else relabel(steps, labels, recipe).warnings
 
 
 def _home_of(store: Store, manifest: Manifest, named: Named | None) -> Home:
@@ -231,17 +228,16 @@ class LabelSource:
         """The annotation runs they come from."""
         return sorted({opinion.run_id for opinion in (*self.notes, *self.lists)})
 
-    def labels(self, manifest: Manifest, steps: StepArrays) -> Labels:
-        """One label per annotation, or per step where a list of rules decides.
+    def labels(self, manifest: Manifest, steps: StepArrays, mode: TrainingMode) -> Labels:
+        """One label per annotation, or per step where a list of rules decides; potentials where rewards are learnt.
 
         Raises:
             BadInput: if an annotation or rule does not fit the dataset.
         """
         if not self.lists:
             return labels_from_annotations(self.notes, steps, manifest.action_space)
-        return labels_from_rules(
-            [compile_rules(listed, manifest) for listed in self.lists], steps, manifest.action_space
-        )
+        lists = [compile_rules(listed, manifest) for listed in self.lists]
+        return labels_from_rules(lists, steps, manifest.action_space, shaped=mode != "A")
 
 
 def compile_rules(listed: RuleList, manifest: Manifest) -> CompiledRules:
@@ -267,7 +263,8 @@ def find_opinions(
 
     Raises:
         Prerequisite: if the datasets have neither.
-        BadInput: for an unknown run, for runs of both kinds, for rules of several datasets, or for rules as rewards.
+        BadInput: for an unknown run, for runs of both kinds, for rules of several datasets, or for rules
+            without a potential in mode R.
     """
     dataset_id = datasets[0]
     notes = [] if rules else pool_annotations(store, datasets, run_ids)
@@ -284,8 +281,12 @@ def find_opinions(
         raise BadInput(
             "Rules belong to one dataset; several were given.", "Refine with each dataset alone, or with labels."
         )
-    if found.lists and mode == "R":
-        raise BadInput("Rules suggest actions and have no implicit rewards, which this mode needs.", "Use --mode A.")
+    bare = [listed.list_id for listed in found.lists if listed.potential is None]
+    if bare and mode == "R":
+        raise BadInput(
+            f"The rules {', '.join(bare)} have no potential, which is what mode R learns from.",
+            "Name a run whose rules have one with --run, import rules with a potential, or use --mode A.",
+        )
     return found
 
 

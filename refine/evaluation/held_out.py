@@ -95,7 +95,7 @@ def _score_fold(
     seen, known = _without(steps, labels, is_held_out)
     snapshots = refine(seen, known, baseline, config)
     asked = is_held_out[labels.rows] & (labels.weights > 0)
-    exam = Labels(*(getattr(labels, field.name)[asked] for field in fields(labels)))
+    exam = _chosen(labels, asked)
     start = as_logits(baseline, steps.observation) if baseline.head == "q_values" else baseline
     scores = [_score(policy, steps.observation[exam.rows], exam) for policy in (start, *(s.policy for s in snapshots))]
     likelihoods, agreements = np.array(scores).T
@@ -107,8 +107,16 @@ def _without(steps: StepArrays, labels: Labels, gone: NDArray[np.bool_]) -> tupl
     columns: dict[str, Any] = {field.name: getattr(steps, field.name) for field in fields(steps)}
     left: dict[str, Any] = {name: None if column is None else column[~gone] for name, column in columns.items()}
     places, stays = np.cumsum(~gone) - 1, ~gone[labels.rows]
-    remaining = Labels(*(getattr(labels, field.name)[stays] for field in fields(labels)))
-    return StepArrays(**left), replace(remaining, rows=places[remaining.rows])
+    remaining = _chosen(labels, stays)
+    potential = None if labels.potential is None else labels.potential[~gone]
+    return StepArrays(**left), replace(remaining, rows=places[remaining.rows], potential=potential)
+
+
+def _chosen(labels: Labels, chosen: NDArray[np.bool_]) -> Labels:
+    """Some of L labels."""
+    return Labels(
+        labels.rows[chosen], labels.suggestions[chosen], labels.weights[chosen], labels.implicit_rewards[chosen]
+    )
 
 
 def _score(policy: MlpPolicy, observations: Array, exam: Labels) -> tuple[float, float]:

@@ -8,7 +8,7 @@ refused. Placebo arms judge. Two other arms inform: `random_states` asks whether
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
@@ -37,6 +37,8 @@ class Labels:
     suggestions: Array  # (L,) int64 when discrete, else (L, m) float64
     weights: NDArray[np.float64]  # (L,) confidence in [0, 1]
     implicit_rewards: NDArray[np.float64]  # (L,) in [-1, 1]
+    potential: NDArray[np.float64] | None = field(default=None, kw_only=True)
+    """How good each of the dataset's N states is, (N,), mean 0 and spread 1; NaN where that has no value."""
 
     def __len__(self) -> int:
         return len(self.rows)

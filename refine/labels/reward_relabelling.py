@@ -27,21 +27,24 @@ class Relabelled:
     rewards: Rewards  # (N,)
     share: float
     """Median over the annotated episodes of `sum |r' - r| / (sum |r' - r| + sum |r|)`: 0 nothing, 1 all."""
+    without_value: int = 0  # states where a potential has no value
 
     @property
-    def warning(self) -> str | None:
-        """What to tell the user when the annotator's part dominates: reward flooding."""
-        if self.share <= FLOODING:
-            return None
-        return (
+    def warnings(self) -> tuple[str, ...]:
+        """What to say to the user: that the annotator's part dominates, and that a potential has gaps."""
+        flood = (
             f"reward flooding: in the median annotated episode {self.share:.0%} of the absolute rewards are the"
             " annotator's; what is learned follows them more than the environment. Lower the reward weight, or set a"
             " reward cap"
         )
+        gaps = f"the potential has no value in {self.without_value} states; its mean stands there"
+        return (flood,) * (self.share > FLOODING) + (gaps,) * (self.without_value > 0)
 
 
 def relabel(steps: StepArrays, labels: Labels, config: RefineConfig) -> Relabelled:
     """Relabel the rewards of a dataset as a configuration asks for.
+
+    A potential of the labels shapes every step, whatever `shaping` says.
 
     Args:
         steps: N rows.
@@ -52,6 +55,11 @@ def relabel(steps: StepArrays, labels: Labels, config: RefineConfig) -> Relabell
         BadInput: for a cap where the environment gave no reward at all, for the cap is in units of those.
     """
     cap = None if config.reward_cap is None else config.reward_cap * _size_of_rewards(steps)
+    if labels.potential is not None:
+        weight = config.reward_weight * scale_of_returns(steps, steps.reward, gamma=config.gamma)
+        rewards = shape_rewards(steps, weight * labels.potential, gamma=config.gamma, cap=cap)
+        gaps = int(np.count_nonzero(~np.isfinite(labels.potential)))
+        return Relabelled(rewards, _median_share(steps, labels, rewards), gaps)
     if config.shaping == "potential":
         rewards = relabel_potential(steps, labels, weight=config.reward_weight, gamma=config.gamma, cap=cap)
     else:
@@ -102,8 +110,25 @@ def relabel_potential(
     Returns:
         (N,) rewards; 0 on final rows.
     """
+    return shape_rewards(steps, weight * _carried_forward(steps, labels), gamma=gamma, cap=cap)
+
+
+def shape_rewards(steps: StepArrays, potential: Rewards, *, gamma: float, cap: float | None = None) -> Rewards:
+    """Add differences of a potential, `r' = r + gamma * phi(s') - phi(s)`, at every step.
+
+    The potential is 0 where an episode terminated, and stays what it is where one was cut off.
+
+    Args:
+        steps: N rows.
+        potential: (N,) of each row's state, in units of the environment's reward; 0 counts where it is not finite.
+        gamma: discount factor per step.
+        cap: most that a step's reward changes; the potential is cut to `cap / (1 + gamma)`.
+
+    Returns:
+        (N,) rewards; 0 on final rows.
+    """
     limit = None if cap is None else cap / (1.0 + gamma)
-    potential = _cut(weight * _carried_forward(steps, labels), limit)
+    potential = _cut(np.where(np.isfinite(potential), potential, 0.0), limit)
     ended = np.flatnonzero(steps.terminated)
     potential[ended + 1] = 0  # the row after a terminating step is that episode's final one
     shaping = np.zeros(len(steps))

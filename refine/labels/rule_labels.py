@@ -19,14 +19,18 @@ from storage.datasets import StepArrays
 from storage.errors import BadInput
 from storage.schema import Array, Space
 
-from ..policies import CompiledRules, States
+from ..policies import CompiledRules
 from .labels import Arm, Labels, arm_labels, check_labels, finite_bounds
+from .potentials import (
+    CHUNK,
+    find_potential,
+    permute_columns,
+    permuted_potential,
+    random_potential,
+    states_at,
+)
 
 _TRIES = 100
-_CHUNK = 65_536  # rows whose numbers are in memory at once
-
-Columns = Mapping[str, tuple[int, float]]
-"""For a placebo, the component that each column reads in formulas, and its factor."""
 
 
 @dataclass(frozen=True)
@@ -40,11 +44,12 @@ class RuleLabels(Labels):
     @property
     def identity(self) -> dict[str, str]:
         """Also of the rules themselves, which decide the placebos."""
-        listed = [
+        listed: list[object] = [
             [c.listed.terms, [(r.predicate, r.suggested_action, r.formulas) for r in c.listed.rules]]
             for c in self.lists
         ]
-        return super().identity | {"lists": sha256_bytes(repr(listed).encode())}
+        potentials = [] if self.potential is None else [[c.listed.potential for c in self.lists]]
+        return super().identity | {"lists": sha256_bytes(repr([*listed, *potentials]).encode())}
 
     @property
     def has_formulas(self) -> bool:
@@ -52,16 +57,19 @@ class RuleLabels(Labels):
         return any(compiled.listed.has_formulas for compiled in self.lists)
 
 
-def labels_from_rules(lists: Sequence[CompiledRules], steps: StepArrays, action_space: Space) -> RuleLabels:
+def labels_from_rules(
+    lists: Sequence[CompiledRules], steps: StepArrays, action_space: Space, *, shaped: bool = False
+) -> RuleLabels:
     """Turn what lists of rules say of a dataset's steps into labels; there are no implicit rewards.
 
     Args:
         lists: of the dataset's environment; each decides for itself.
         steps: the dataset's steps.
         action_space: of its environment.
+        shaped: whether the potentials of those lists that have one count, for shaping rewards.
 
     Raises:
-        BadInput: if no rule decides anywhere.
+        BadInput: if no rule decides anywhere, or a potential that counts is the same everywhere.
     """
     acted = np.flatnonzero(~steps.is_final)
     offsets = np.cumsum([0, *(len(compiled.listed.rules) for compiled in lists)])
@@ -77,6 +85,7 @@ def labels_from_rules(lists: Sequence[CompiledRules], steps: StepArrays, action_
     if not has_value.any():
         raise BadInput(f"The formulas have no value in any of the {len(rows)} steps where their rules decide.")
     weights = np.concatenate([compiled.confidences for compiled in lists])[rules]
+    graded = [compiled for compiled in lists if shaped and compiled.listed.potential is not None]
     labels = RuleLabels(
         rows[has_value],
         suggestions[has_value],
@@ -85,6 +94,7 @@ def labels_from_rules(lists: Sequence[CompiledRules], steps: StepArrays, action_
         lists=tuple(lists),
         rules=rules[has_value],
         without_value=int((~has_value).sum()),
+        potential=find_potential(graded, steps) if graded else None,
     )
     check_labels(labels, steps, action_space)
     return labels
@@ -98,6 +108,7 @@ def rule_arm_labels(
     rng: np.random.Generator,
     *,
     units: Mapping[str, str] | None = None,
+    draw: int = 0,
 ) -> Labels:
     """The labels of one arm; for labels of single steps this is `arm_labels`.
 
@@ -107,6 +118,9 @@ def rule_arm_labels(
     - `random`: each rule gets one uniformly random action for all its states.
     - `permuted`: each formula reads, in place of each component, another one of the same unit, or its negative.
 
+    A potential is left out in `no_labels`, negated in the first draw of `shuffled`, computed from other components in
+    its later ones and in `permuted`, and a random function of the state in `random`.
+
     Args:
         arm: which.
         labels: of the annotator.
@@ -114,10 +128,30 @@ def rule_arm_labels(
         space: the action space.
         rng: of the draw.
         units: of the components' columns, for `permuted`; all alike when None.
+        draw: which of an arm that is drawn several times.
     """
-    if not isinstance(labels, RuleLabels) or arm not in _MAKERS:
+    if not isinstance(labels, RuleLabels):
         return arm_labels(arm, labels, steps, space, rng)
-    return _MAKERS[arm](labels, steps, space, rng, units or {})
+    if arm in _MAKERS:
+        made = _MAKERS[arm](labels, steps, space, rng, units or {})
+    else:
+        made = arm_labels(arm, labels, steps, space, rng)
+    if labels.potential is None or arm == "labels":
+        return made
+    return replace(made, potential=_placebo_potential(arm, labels, steps, rng, units=units or {}, draw=draw))
+
+
+def _placebo_potential(
+    arm: Arm, labels: RuleLabels, steps: StepArrays, rng: np.random.Generator, *, units: Mapping[str, str], draw: int
+) -> NDArray[np.float64] | None:
+    if labels.potential is None or arm == "no_labels":
+        return None
+    if arm == "random":
+        return random_potential(labels.potential, steps, rng)
+    if arm == "shuffled" and draw == 0:
+        return -labels.potential
+    graded = [compiled for compiled in labels.lists if compiled.listed.potential is not None]
+    return permuted_potential(graded, steps, units, rng)
 
 
 def rule_arm_lists(
@@ -210,36 +244,14 @@ _Maker = Callable[[RuleLabels, StepArrays, Space, np.random.Generator, Mapping[s
 _MAKERS: Mapping[Arm, _Maker] = {"shuffled": _shuffle, "random": _randomise, "permuted": _permute}
 
 
-def permute_columns(columns: Sequence[str], units: Mapping[str, str], rng: np.random.Generator) -> Columns:
-    """For each column the component that it reads, of the same unit, and a sign; none reads itself as it is.
-
-    Args:
-        columns: of the components, in their order.
-        units: of columns; one that is missing has the empty unit.
-        rng: draws.
-    """
-    read: dict[str, tuple[int, float]] = {}
-    for unit in dict.fromkeys(units.get(column, "") for column in columns):
-        alike = [place for place, column in enumerate(columns) if units.get(column, "") == unit]
-        drawn = rng.permutation(alike)
-        signs = np.where(drawn == alike, -1.0, rng.choice([-1.0, 1.0], len(alike)))
-        read |= {columns[p]: (int(q), float(sign)) for p, q, sign in zip(alike, drawn, signs, strict=True)}
-    return read
-
-
 def _with(labels: RuleLabels, suggestions: Array, weights: NDArray[np.float64]) -> Labels:
     return replace(labels, suggestions=suggestions, weights=weights)
 
 
-def _states(rows: NDArray[np.int64], steps: StepArrays) -> States:
-    before = steps.observation[np.maximum(rows - 1, 0)]
-    return States(steps.observation[rows], before, steps.step[rows])
-
-
 def _decide(compiled: CompiledRules, rows: NDArray[np.int64], steps: StepArrays) -> NDArray[np.int64]:
     """Which rule of a list decides in each row, (N,); -1 where none does."""
-    parts = np.array_split(rows, max(1, -(-len(rows) // _CHUNK)))
-    return np.concatenate([compiled.decide(compiled.values(_states(part, steps))) for part in parts])
+    parts = np.array_split(rows, max(1, -(-len(rows) // CHUNK)))
+    return np.concatenate([compiled.decide(compiled.values(states_at(part, steps))) for part in parts])
 
 
 def _suggest(
@@ -262,8 +274,8 @@ def _suggest(
     first = 0
     for compiled in lists:
         own = np.flatnonzero((rules >= first) & (rules < first + len(compiled.listed.rules)))
-        for part in np.array_split(own, max(1, -(-len(own) // _CHUNK))):
-            values = compiled.values(_states(rows[part], steps), compiled.reads)
+        for part in np.array_split(own, max(1, -(-len(own) // CHUNK))):
+            values = compiled.values(states_at(rows[part], steps), compiled.reads)
             actions[part], has_value[part] = compiled.act(rules[part] - first, values)
         first += len(compiled.listed.rules)
     return _filled(np.where(has_value[:, None], actions, np.nan), rows, steps, space), has_value

@@ -92,18 +92,36 @@ class CompiledRules:
             states: N of them.
             columns: for a placebo, the component that each column reads, and its factor; each its own when None.
         """
+        return self._values(states, self._needed, columns)
+
+    def potential(self, states: States, columns: Mapping[str, tuple[int, float]] | None = None) -> NDArray[np.float64]:
+        """How good N states are, (N,); NaN or infinite where that has no value, and all NaN without a potential.
+
+        Args:
+            states: N of them.
+            columns: as for `values`.
+        """
+        if self.listed.potential is None:
+            return np.full(len(states.steps), np.nan)
+        read = self._reader.formula(self.listed.potential, is_canonical=True)
+        values = self._values(states, self._reader.needs([read]), columns)
+        return np.array(np.broadcast_to(read.compute(values), len(states.steps)), np.float64)
+
+    def _values(
+        self, states: States, needed: frozenset[str], columns: Mapping[str, tuple[int, float]] | None
+    ) -> dict[str, Array]:
         seen = np.asarray(states.observations).reshape(len(states.steps), -1)
         before = np.asarray(states.previous).reshape(seen.shape)
         read = {name: (place, 1.0) for place, name in enumerate(self._columns)} | dict(columns or {})
         values: dict[str, Array] = {STEP: np.asarray(states.steps, np.float64)}
         for name, (place, factor) in read.items():
-            if name in self._needed:
+            if name in needed:
                 values[name] = factor * seen[:, place].astype(np.float64)
-            if PREVIOUS + name in self._needed:
+            if PREVIOUS + name in needed:
                 shifted = factor * before[:, place].astype(np.float64)
                 values[PREVIOUS + name] = np.where(np.asarray(states.steps) > 0, shifted, np.nan)
         for name, term in self._reader.terms.items():
-            if name in self._needed:
+            if name in needed:
                 values[name] = np.broadcast_to(term.compute(values), len(states.steps))
         return values
 

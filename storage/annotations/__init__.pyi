@@ -15,6 +15,7 @@ from .rules import (
     RuleList,
     Study,
     check_rule_list,
+    count_decisions,
     find_rule_list,
     find_study,
     formula_reader,
@@ -22,7 +23,6 @@ from .rules import (
     insert_rule_lists,
     list_rule_runs,
     load_rule_lists,
-    rules_without_value,
     summarise_rules,
     varies,
 )
@@ -33,6 +33,7 @@ __all__ = [
     "RuleList",
     "Study",
     "check_rule_list",
+    "count_decisions",
     "count_rejections",
     "find_rule_list",
     "find_study",
@@ -49,7 +50,6 @@ __all__ = [
     "load_rule_lists",
     "pool_annotations",
     "read_pool",
-    "rules_without_value",
     "summarise_rules",
     "varies",
 ]

@@ -124,21 +124,34 @@ def _term_rows(listed: RuleList) -> Sequence[Mapping[str, object]]:
     ]
 
 
-class Decided(NamedTuple):
-    """What the rules of a run do in their dataset."""
+class Decisions(NamedTuple):
+    """What a rule does in its dataset."""
 
-    decides: int  # steps where one decides
-    without_value: Sequence[str]  # conditions of rules that decide somewhere, but whose formula has no value there
+    steps: int  # where it decides
+    valued: int  # of them, those where all its formulas have a value
 
 
-def rules_without_value(con: Connection, run_id: str) -> Decided:
-    """Count where the rules of a run decide, and find those that never say anything."""
+def count_decisions(con: Connection, listed: RuleList, manifest: Manifest) -> list[Decisions]:
+    """Count what each rule of a list decides in its dataset; the list need not be stored."""
+    reader = formula_reader(manifest, listed.terms, is_canonical=True)
+    predicates = [reader.predicate(rule.predicate, is_canonical=True) for rule in listed.rules]
+    formulas = [
+        [reader.formula(text, is_canonical=True) for text in filter(None, rule.formulas or ())] for rule in listed.rules
+    ]
+    if not predicates:
+        return []
+    first = " ".join(f"WHEN {predicate.sql} THEN {number}" for number, predicate in enumerate(predicates))
+    valued = " ".join(
+        f"WHEN {number} THEN {' AND '.join(f'isfinite({formula.sql})' for formula in found) or 'true'}"
+        for number, found in enumerate(formulas)
+    )
+    scan = scan_steps(manifest.dataset_id, reader, [*predicates, *(f for found in formulas for f in found)])
     rows = con.execute(
-        """SELECT predicate, count(*), count(suggested_action) FROM ruled_steps WHERE run_id = ? AND decides
-           GROUP BY rule_id, predicate, position ORDER BY position""",
-        [run_id],
+        f"""SELECT "the rule", count(*), count(*) FILTER (CASE "the rule" {valued} END)
+        FROM (SELECT *, CASE {first} END AS "the rule" FROM ({scan})) WHERE "the rule" IS NOT NULL GROUP BY 1"""
     ).fetchall()
-    return Decided(sum(count for _, count, _ in rows), [text for text, _, valued in rows if not valued])
+    counted = {number: Decisions(steps, has_value) for number, steps, has_value in rows}
+    return [counted.get(number, Decisions(0, 0)) for number in range(len(predicates))]
 
 
 def varies(con: Connection, listed: RuleList, manifest: Manifest) -> bool:
