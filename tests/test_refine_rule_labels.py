@@ -217,9 +217,11 @@ def test_a_potential_has_mean_0_and_spread_1_and_of_several_lists_the_mean_count
     x = STEPS.observation.astype(np.float64)
     labels = labels_from_rules([graded("5 * x1 - 2")], STEPS, DISCRETE, shaped=True)
     one = (x[:, 1] - x[acted, 1].mean()) / x[acted, 1].std()
+    assert labels.potential is not None
     np.testing.assert_allclose(labels.potential, one)
     lists = [graded("5 * x1 - 2"), graded("-x2", run="second"), graded(None, run="third")]
     both = labels_from_rules(lists, STEPS, DISCRETE, shaped=True).potential
+    assert both is not None
     np.testing.assert_allclose(both, (one - (x[:, 2] - x[acted, 2].mean()) / x[acted, 2].std()) / 2)
 
 
@@ -253,7 +255,8 @@ def test_the_placebos_of_a_potential_are_its_negative_other_components_and_a_ran
     assert drawn("no_labels", 0) is None
     np.testing.assert_array_equal(drawn("labels", 0), own)
     np.testing.assert_array_equal(drawn("shuffled", 0), -own)
-    for arm, draw in (("shuffled", 1), ("shuffled", 2), ("permuted", 0), ("random", 0), ("random", 1)):
+    others: list[tuple[Arm, int]] = [("shuffled", 1), ("shuffled", 2), ("permuted", 0), ("random", 0), ("random", 1)]
+    for arm, draw in others:
         for seed in range(5):
             other = drawn(arm, draw, seed)
             assert not np.allclose(other, own)
