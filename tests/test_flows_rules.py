@@ -120,7 +120,7 @@ def test_mode_r_learns_from_a_potential_beside_its_placebos(toys: Store, tmp_pat
         find_opinions(toys, [name], None, "R", rules=True)
     outcome = improve(toys, name, small_config(mode="R", critic_steps=50, snapshots=(50,)), run_ids=[run_id])
     arms = {arm.arm: arm.greedy.mean for arm in outcome.comparison.arms}
-    assert arms.keys() == {"baseline", "labels", "no_labels", "shuffled", "random"}
+    assert arms.keys() == {"baseline", "labels", "no_labels", "shuffled", "random", "rules_played"}
     assert arms["labels"] not in (arms["no_labels"], arms["shuffled"], arms["random"])
     assert any("the potential has no value in" in warning for warning in outcome.warnings)
 
