@@ -205,7 +205,7 @@ def test_betas_and_snapshots_are_those_of_the_refinement(
         asked.append(config)
         raise BadInput("That is enough.")
 
-    monkeypatch.setattr(refinement, "improve", improve)
+    monkeypatch.setattr(refinement, "improve_and_relabel", improve)
     refused(call("refine", "--betas", "0.2,0.05", "--snapshots", "10,500"), 2, "enough")
 
     assert (asked[0].refine.betas, asked[0].refine.snapshots) == ((0.2, 0.05), (10, 500))

@@ -153,13 +153,13 @@ def rules_list(
     as_json: JsonOption = False,
 ) -> None:
     """Show for each rule how many steps it matches and decides, how far it agrees, and which rules contradict it."""
-    from storage.annotations import list_rule_runs, summarise_rules
-    from storage.datasets import pick, resolve_dataset
+    from storage.annotations import list_rule_runs, resolve_ruled_dataset, summarise_rules
+    from storage.datasets import pick
     from storage.errors import Prerequisite
     from storage.store import Store
 
     opened = Store.open(store)
-    dataset_id = resolve_dataset(opened, dataset)
+    dataset_id = resolve_ruled_dataset(opened, dataset)
     known = list_rule_runs(opened, dataset_id)
     if not known:
         raise Prerequisite(

@@ -165,6 +165,10 @@ RandomStatesOption = Annotated[
 PromoteRulesOption = Annotated[
     bool, typer.Option("--promote-rules", help="The rules themselves may win and be put in force.")
 ]
+RelabelOption = Annotated[
+    int,
+    typer.Option("--relabel", min=0, help="Rounds in which the learner plays and its rules label what it played."),
+]
 EstimateOption = Annotated[
     bool,
     typer.Option("--estimate", help="Play nothing, estimate from logged steps; the default without an environment."),

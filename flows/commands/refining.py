@@ -37,6 +37,7 @@ from .options import (
     RampOption,
     RandomStatesOption,
     ReferenceOption,
+    RelabelOption,
     ReportOption,
     RewardCapOption,
     RewardWeightOption,
@@ -59,7 +60,7 @@ if TYPE_CHECKING:
     from storage.store import Store
 
     from ..deployment import PipelineConfig
-    from ..refinement import ImproveConfig, Outcome, Overview
+    from ..refinement import ImproveConfig, Outcome, Overview, Relabelled
     from ..runtime import Server
     from ..simulation import Named
 
@@ -102,6 +103,7 @@ def refine(
     expert: ExpertOption = None,
     random_states: RandomStatesOption = False,
     promote_rules: PromoteRulesOption = False,
+    relabel: RelabelOption = 0,
     gate: MethodOption = "racing",
     estimate: EstimateOption = False,
     accept_estimate: AcceptEstimateOption = False,
@@ -111,10 +113,11 @@ def refine(
     as_json: JsonOption = False,
 ) -> None:
     """Refine a dataset's policy with its annotations, beside all controls, and let the gate judge every arm."""
+    from storage.annotations import resolve_ruled_dataset
     from storage.datasets import read_manifest, resolve_dataset
     from storage.store import Store
 
-    from ..refinement import improve
+    from ..refinement import improve_and_relabel
     from ..reporting import enter_run, load_tracker
     from ..simulation import Named
 
@@ -146,14 +149,16 @@ def refine(
         workers=workers,
     )
     also = {"random_states": random_states, "promote_rules": promote_rules, "log_dir": log_dir}
-    config = config.model_copy(update={"expert": Named.of(expert), **also})
+    config = config.model_copy(update={"expert": Named.of(expert), "relabel": relabel, **also})
     opened, named = Store.open(store), Named.of(baseline)
-    dataset_id = resolve_dataset(opened, dataset)
+    dataset_id = (resolve_ruled_dataset if rules else resolve_dataset)(opened, dataset)
     if estimate or read_manifest(opened, dataset_id).env_id is None:
         if expert or random_states:
             raise BadInput("An estimate has no arms beside the placebos.", "Leave --expert and --random-states out.")
         if promote_rules:
             raise BadInput("An estimate puts no rules in force.", "Leave --promote-rules out.")
+        if relabel:
+            raise BadInput("An estimate plays nothing, so there is nothing to relabel.", "Leave --relabel out.")
         if log_dir or track:
             raise BadInput("An estimate is neither logged nor tracked.", "Leave --log-dir and --track out.")
         _appraise(opened, dataset_id, config, run, rules, baseline=named, accept=accept_estimate, as_json=as_json)
@@ -163,12 +168,12 @@ def refine(
     if track is not None:
         load_tracker(track)  # what is missing is reported before hours of work
     with progress_bars() as bars:
-        outcome = improve(
+        found = improve_and_relabel(
             opened, dataset_id, config, run_ids=run, rules=rules, baseline=named, env_id=Named.of(env), report=bars
         )
     if track is not None:
-        enter_run(opened, outcome, config, track)
-    _print_outcome(outcome, as_json)
+        enter_run(opened, found.best.outcome, config, track)
+    _print_relabelled(found, as_json)
 
 
 def _appraise(
@@ -393,6 +398,20 @@ def _print_outcome(outcome: Outcome, as_json: bool, extra: dict[str, Any] | None
     shown = show_comparison(outcome)
     title = f"{outcome.dataset_id}: {outcome.n_labels} labels; baseline: {outcome.baseline.origin}"
     _print(title, shown._replace(values={**shown.values, **(extra or {})}), as_json)
+
+
+def _print_relabelled(found: Relabelled, as_json: bool) -> None:
+    """The rounds, if there are several, and the outcome of the one that counts."""
+    from ..refinement import show_relabelling
+
+    outcome = found.best.outcome
+    if len(found.rounds) == 1:
+        _print_outcome(outcome, as_json)
+        return
+    shown = show_relabelling(found)
+    if not as_json:
+        _print(f"{outcome.dataset_id}: {len(found.rounds) - 1} rounds of relabelling", shown, as_json)
+    _print_outcome(outcome, as_json, shown.values)
 
 
 def _print(title: str, shown: Overview, as_json: bool) -> None:

@@ -27,7 +27,16 @@ from storage.store import Store
 
 from ..datasets import CollectConfig, gather
 from ..labelling import LabelConfig, label_some
-from ..refinement import ImproveConfig, Outcome, RoundsConfig, Series, Work, improve, run_rounds, show_comparison
+from ..refinement import (
+    ImproveConfig,
+    Outcome,
+    RoundsConfig,
+    Series,
+    Work,
+    improve_and_relabel,
+    run_rounds,
+    show_comparison,
+)
 from ..runtime import Report, listener
 from .artifacts import (
     fail_with_message,
@@ -83,7 +92,8 @@ def label_task(store: Path, dataset_id: str, config: LabelConfig) -> str:
 @task(name="improve", persist_result=False)
 def improve_task(store: Path, dataset_id: str, run_ids: list[str], config: ImproveConfig) -> Outcome:
     """Refine and judge."""
-    outcome = improve(Store.open(store), dataset_id, config, run_ids=run_ids, report=listener())
+    rounds = improve_and_relabel(Store.open(store), dataset_id, config, run_ids=run_ids, report=listener())
+    outcome = rounds.best.outcome
     publish(f"improve-{dataset_id}", summarise_outcome(outcome))
     return outcome
 

@@ -2,8 +2,9 @@ from .ablation import AblateConfig, ablate
 from .comparison import GateConfig
 from .estimation import AppraiseConfig, appraise
 from .evaluator import EvaluateConfig, evaluate
-from .present import Overview, arm_title, show_ablation, show_comparison, show_estimate, show_rounds
+from .present import Overview, arm_title, show_ablation, show_comparison, show_estimate, show_relabelling, show_rounds
 from .refinement import ImproveConfig, Outcome, improve
+from .relabelling import Relabelled, improve_and_relabel
 from .rounds import RoundsConfig, Series, Work, run_rounds
 
 __all__ = [
@@ -14,6 +15,7 @@ __all__ = [
     "ImproveConfig",
     "Outcome",
     "Overview",
+    "Relabelled",
     "RoundsConfig",
     "Series",
     "Work",
@@ -22,9 +24,11 @@ __all__ = [
     "arm_title",
     "evaluate",
     "improve",
+    "improve_and_relabel",
     "run_rounds",
     "show_ablation",
     "show_comparison",
     "show_estimate",
+    "show_relabelling",
     "show_rounds",
 ]

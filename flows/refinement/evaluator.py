@@ -154,12 +154,14 @@ class Evaluator:
         advance: Callable[[int, int], None],
     ) -> None:
         """Play what is not in the catalog yet; finished episodes are kept on an interrupt."""
-        actors = [contestant.actor for contestant in missing.values()]
+        actors, lengths = [contestant.actor for contestant in missing.values()], list[int]()
         play = partial(play_policies, self.env_id, self.env_kwargs, actors, seeds, mode, self.workers)
         try:
-            with closing(play(max_steps=self.max_steps, advance=advance)) as played:
+            with closing(play(max_steps=self.max_steps, advance=advance, lengths=lengths)) as played:
                 for (id_, contestant), returns in zip(missing.items(), played, strict=True):
-                    self._remember(id_, returns, self._row(id_, contestant, returns, seeds, mode=mode, purpose=purpose))
+                    row = self._row(id_, contestant, returns, seeds, mode=mode, purpose=purpose)
+                    self._remember(id_, returns, row | {"steps": sum(lengths)})
+                    lengths.clear()
         finally:
             if not self._memory.is_open:
                 self._commit()

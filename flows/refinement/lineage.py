@@ -165,7 +165,7 @@ def _save_refined(contest: ComparisonPlan, trial: Trial, run_ids: Sequence[str])
         "config": {
             "arm": trial.draw.arm,
             "draw": trial.draw.number,
-            **_training_of(trial),
+            **training_of(trial),
             "refine": material.config.model_dump(mode="json"),
             "gate": contest.gate.model_dump(mode="json"),
             "versions": learner_versions(),
@@ -176,7 +176,7 @@ def _save_refined(contest: ComparisonPlan, trial: Trial, run_ids: Sequence[str])
     save_policy(contest.judge.store, trial.kept.policy_id, kept.to_files(), record)
 
 
-def _training_of(trial: Trial) -> Row:
+def training_of(trial: Trial) -> Row:
     """How the winner of a trial was trained; rules were not."""
     if trial.winner >= len(trial.snapshots):
         return {"rules": True}

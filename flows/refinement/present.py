@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from .comparison import ArmResult
     from .estimation import Appraisal, ArmEstimate
     from .refinement import Outcome
+    from .relabelling import Relabelled, RelabelRound
     from .rounds import Round, Series
 
 _WHOLE_FROM = 1000  # such returns are shown without decimals, so that the table fits into 80 columns
@@ -149,6 +150,30 @@ def show_rounds(series: Series) -> Overview:
     return Overview([_round_row(made) for made in series.rounds], sentences, values)
 
 
+def show_relabelling(made: Relabelled) -> Overview:
+    """Every round's datasets, labels and returns on the report seeds, and the round that counts.
+
+    Environment steps are those so far, of the datasets and of the gate of what learned from the rules.
+    """
+    best = made.best
+    why = "the highest return on the selection seeds" if best.accepted else "none was accepted"
+    values = {
+        "relabelling": [
+            {
+                "round": each.number,
+                "dataset_ids": list(each.dataset_ids),
+                "environment_steps": each.environment_steps,
+                "selection": each.selection,
+                **show_comparison(each.outcome).values,
+            }
+            for each in made.rounds
+        ],
+        "round": best.number,
+    }
+    sentence = f"round {best.number} counts: {why}" + (" of those accepted" if best.accepted else "")
+    return Overview([_relabelled_row(each) for each in made.rounds], [sentence], values)
+
+
 def arm_row(arm: ArmResult) -> dict[str, object]:
     """One arm of a comparison, as a row of its table."""
     return {
@@ -232,6 +257,20 @@ def _round_row(made: Round) -> dict[str, object]:
         "before": short(arms["baseline"].greedy),
         "after": short(arms["labels"].greedy),
         "gain [95%]": short(made.gain),
+    }
+
+
+def _relabelled_row(made: RelabelRound) -> dict[str, object]:
+    (refined,) = (arm for arm in made.outcome.comparison.arms if arm.arm == "labels")
+    steps = made.environment_steps
+    return {
+        "round": made.number,
+        "datasets": len(made.dataset_ids),
+        "labels": made.outcome.n_labels,
+        "greedy [95%]": short(refined.greedy),
+        "sampled [95%]": short(refined.sampled) if refined.sampled else "",
+        "accepted": _yes(made.accepted),
+        "steps": "" if steps is None else f"{steps:,}",
     }
 
 

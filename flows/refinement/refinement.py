@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -25,6 +25,7 @@ from refine.labels import (
 from refine.policies import CompiledRules, Past
 from storage.annotations import RuleList, load_rule_lists, pool_annotations
 from storage.catalog import component_columns
+from storage.content_hash import canonical_json
 from storage.datasets import StepArrays, catalogued_episodes, read_manifest, read_steps
 from storage.errors import BadInput, Prerequisite
 from storage.schema import Annotation, Frozen, Manifest
@@ -47,6 +48,9 @@ class ImproveConfig(Frozen):
     random_states: bool = Field(default=False, description="also the arm of other states with the annotator's rules")
     expert: Named | None = Field(default=None, description="policy whose actions are the arm oracle; null: no such arm")
     promote_rules: bool = Field(default=False, description="rules, played, are one more candidate of their arm")
+    relabel: int = Field(
+        default=0, ge=0, description="rounds in which the learner plays and its rules label what it plays"
+    )
     log_dir: Path | None = Field(default=None, description="folder for d3rlpy's logs of the labels' training")
     workers: int | None = Field(default=None, ge=1, description="processes; one per core when null; never the result")
 
@@ -256,19 +260,18 @@ def find_opinions(
 
     Args:
         store: the store.
-        datasets: of the store; several are pooled, which is not possible for rules.
+        datasets: of the store; several are pooled, and a list of rules of one speaks of the steps of all.
         run_ids: annotation runs; all when None.
         mode: of the refinement.
         rules: use rules and ignore labels of single steps.
 
     Raises:
         Prerequisite: if the datasets have neither.
-        BadInput: for an unknown run, for runs of both kinds, for rules of several datasets, or for rules
-            without a potential in mode R.
+        BadInput: for an unknown run, for runs of both kinds, or for rules without a potential in mode R.
     """
     dataset_id = datasets[0]
     notes = [] if rules else pool_annotations(store, datasets, run_ids)
-    there = [listed for name in datasets for listed in load_rule_lists(store, name, run_ids)]
+    there = _different(listed for name in datasets for listed in load_rule_lists(store, name, run_ids))
     found = LabelSource(notes, there if rules or run_ids else [])
     if found.notes and found.lists:
         raise BadInput(
@@ -277,10 +280,6 @@ def find_opinions(
         )
     if not found.notes and not found.lists:
         raise _nothing(dataset_id, run_ids, rules=rules, has_rules=bool(there))
-    if found.lists and len(datasets) > 1:
-        raise BadInput(
-            "Rules belong to one dataset; several were given.", "Refine with each dataset alone, or with labels."
-        )
     bare = [listed.list_id for listed in found.lists if listed.potential is None]
     if bare and mode == "R":
         raise BadInput(
@@ -288,6 +287,16 @@ def find_opinions(
             "Name a run whose rules have one with --run, import rules with a potential, or use --mode A.",
         )
     return found
+
+
+def _different(lists: Iterable[RuleList]) -> list[RuleList]:
+    """The lists without those that say the same as an earlier one: they would only count twice."""
+    different: dict[str, RuleList] = {}
+    for listed in lists:
+        said = [(r.predicate, r.suggested_action, r.formulas, r.confidence) for r in listed.rules]
+        terms = [(term.name, term.expression) for term in listed.terms]
+        different.setdefault(canonical_json([terms, said, listed.potential]), listed)
+    return list(different.values())
 
 
 def _nothing(dataset_id: str, run_ids: Sequence[str] | None, *, rules: bool, has_rules: bool) -> Prerequisite:

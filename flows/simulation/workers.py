@@ -25,6 +25,8 @@ from .trust import Named
 
 _CHUNK = 8  # seeds of one task, side by side in one process: small enough to balance the load
 Advance = Callable[[int, int], None]
+_Summary = tuple[float, int]
+"""Return and steps of an episode."""
 
 
 class _Task(NamedTuple):
@@ -56,6 +58,7 @@ def play_policies(
     *,
     max_steps: int | None = None,
     advance: Advance | None = None,
+    lengths: list[int] | None = None,
 ) -> Generator[Array]:
     """Play every policy on every seed.
 
@@ -70,6 +73,7 @@ def play_policies(
         workers: as for `parallel_map`.
         max_steps: cut longer episodes there.
         advance: called with episodes played and episodes in all.
+        lengths: the steps of each episode are added to it, before the returns of its policy are yielded.
 
     Yields:
         (S,) float64, undiscounted return of each episode, policy after policy.
@@ -84,8 +88,10 @@ def play_policies(
     returns: list[float] = []
     shared = _play_here(tasks) if alone else parallel_map(_play_in_worker, tasks, workers, threadsafe=True)
     with closing(shared) as played:
-        for number, chunk_returns in enumerate(played, start=1):
-            returns += chunk_returns
+        for number, episodes in enumerate(played, start=1):
+            returns += [return_ for return_, _ in episodes]
+            if lengths is not None:
+                lengths += [length for _, length in episodes]
             if advance is not None:
                 advance(len(seeds) * ((number - 1) // len(chunks)) + len(returns), len(policies) * len(seeds))
             if number % len(chunks) == 0:
@@ -144,7 +150,7 @@ def _play_whole(numbered: tuple[_Task, int]) -> _Played:
     return played
 
 
-def _play_here(tasks: Sequence[_Task]) -> Generator[list[float]]:
+def _play_here(tasks: Sequence[_Task]) -> Generator[list[_Summary]]:
     environments: list[Environment] = []
     try:
         for task in tasks:
@@ -155,7 +161,7 @@ def _play_here(tasks: Sequence[_Task]) -> Generator[list[float]]:
             environment.close()
 
 
-def _play_in_worker(task: _Task) -> list[float]:
+def _play_in_worker(task: _Task) -> list[_Summary]:
     return _play(task, _kept_environments(task.env_id, task.env_kwargs))
 
 
@@ -184,7 +190,7 @@ def _make(env_id: Named, env_kwargs: str) -> list[Environment]:
     return [make() for _ in range(_CHUNK)]
 
 
-def _play(task: _Task, environments: Sequence[Environment]) -> list[float]:
+def _play(task: _Task, environments: Sequence[Environment]) -> list[_Summary]:
     playing = environments[: len(task.seeds)]
     episodes = play(playing, task.policy, task.seeds, mode=task.mode, max_steps=task.max_steps, say=None)
-    return [episode.return_ for episode in episodes]
+    return [(episode.return_, len(episode)) for episode in episodes]

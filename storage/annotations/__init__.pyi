@@ -23,6 +23,7 @@ from .rules import (
     insert_rule_lists,
     list_rule_runs,
     load_rule_lists,
+    resolve_ruled_dataset,
     summarise_rules,
     varies,
 )
@@ -50,6 +51,7 @@ __all__ = [
     "load_rule_lists",
     "pool_annotations",
     "read_pool",
+    "resolve_ruled_dataset",
     "summarise_rules",
     "varies",
 ]

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from ..catalog import Connection, component_columns, insert_rows, refresh_views, same_action, scan_steps
 from ..content_hash import content_id
-from ..datasets import read_manifest
+from ..datasets import read_manifest, resolve_dataset
 from ..errors import BadInput
 from ..formulas import FormulaReader, Term
 from ..queries import Row, rows_of
@@ -328,3 +328,16 @@ def list_rule_runs(store: Store, dataset_id: str) -> list[str]:
             {"id": dataset_id},
         ).fetchall()
     return [run_id for (run_id,) in rows]
+
+
+def resolve_ruled_dataset(store: Store, name: str | None = None) -> str:
+    """As `resolve_dataset`, but without a name the newest dataset that has rules, if any has.
+
+    What a refinement has collected since has none of its own.
+    """
+    with store.catalog.read() as con:
+        found = con.execute(
+            """SELECT dataset_id FROM datasets WHERE dataset_id IN (SELECT dataset_id FROM rules)
+               ORDER BY created_at DESC, dataset_id DESC LIMIT 1"""
+        ).fetchone()
+    return resolve_dataset(store, name or (found[0] if found else None))

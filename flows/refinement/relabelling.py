@@ -1,0 +1,258 @@
+"""Relabelling: the learner plays, its lists of rules label what it played, and it learns from all of that again.
+
+This is dataset aggregation (DAgger; Ross, Gordon and Bagnell, AISTATS 2011): a law says what to do in every state, so
+states that the learner reaches by its own mistakes have labels without any request. Each round is a refinement of the
+same baseline with its gate and its placebos, on all datasets so far.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from refine.policies import MlpPolicy, RulePolicy
+from storage.catalog import Connection
+from storage.datasets import read_manifest
+from storage.disk import read_file
+from storage.errors import BadInput
+from storage.policies import save_policy
+from storage.schema import Manifest
+from storage.store import Store
+
+from ..datasets import CollectConfig, collect
+from ..runtime import Report, silent
+from ..simulation import Named, find_home
+from .comparison import GateConfig, Trial
+from .evaluator import Candidate
+from .lineage import learner_versions, training_of
+from .refinement import ImproveConfig, Outcome, find_opinions, improve
+
+_FIRST_SEED, _SEEDS = 1 << 24, 1 << 30
+"""Rounds draw their seeds from a range of this size, far beyond those that datasets and gates begin with."""
+MOST_CARD_BYTES = 10_000_000
+
+
+@dataclass(frozen=True)
+class RelabelRound:
+    """One refinement, on the dataset and what was played in earlier rounds."""
+
+    number: int  # 0: on the dataset alone
+    dataset_ids: tuple[str, ...]
+    outcome: Outcome
+    environment_steps: int | None  # so far: of the datasets, and of the gate of this arm; None: not all were counted
+
+    @property
+    def trial(self) -> Trial:
+        """The gate's finding about the candidates that learned from the rules."""
+        return self.outcome.comparison.trials[0]
+
+    @property
+    def tested(self) -> Candidate:
+        """What plays in the next round: the policy that was accepted, or else the one that was tested.
+
+        Also a rejected learner's states are those that its next training needs.
+        """
+        return self.trial.candidates[self.trial.winner]
+
+    @property
+    def accepted(self) -> bool:
+        """Whether the gate accepted what was learned."""
+        return self.trial.decision.accepted
+
+    @property
+    def selection(self) -> float:
+        """Mean return of the tested candidate on the selection seeds, which all rounds share."""
+        return self.trial.selection[self.trial.winner]
+
+
+@dataclass(frozen=True)
+class Relabelled:
+    """All rounds of a refinement; without relabelling there is only the first."""
+
+    rounds: Sequence[RelabelRound]
+
+    @property
+    def best(self) -> RelabelRound:
+        """The round that counts: the accepted one with the highest return on the selection seeds; else the first."""
+        accepted = [made for made in self.rounds if made.accepted]
+        return max(accepted, key=lambda made: made.selection, default=self.rounds[0])
+
+
+def improve_and_relabel(
+    store: Store,
+    dataset_id: str,
+    config: ImproveConfig,
+    *,
+    run_ids: Sequence[str] | None = None,
+    rules: bool = False,
+    baseline: Named | None = None,
+    env_id: Named | None = None,
+    also: Sequence[str] = (),
+    report: Report = silent,
+) -> Relabelled:
+    """Refine as `improve` does, then `config.relabel` times more, each time also on what the learner has played.
+
+    Running it again plays and trains nothing twice.
+
+    Args:
+        store: the store.
+        dataset_id: a dataset that was collected in a Gymnasium environment, with rules.
+        config: each refinement, and how many rounds follow the first.
+        run_ids: as for `improve`.
+        rules: as for `improve`.
+        baseline: as for `improve`; every round starts from it.
+        env_id: as for `improve`.
+        also: as for `improve`.
+        report: shown the progress.
+
+    Raises:
+        Prerequisite, BadInput: as `improve` does.
+        BadInput: if relabelling is asked for with labels of single steps.
+    """
+    datasets = (dataset_id, *also)
+    if config.relabel:
+        _check(store, datasets, config, run_ids, rules=rules)
+    done: list[RelabelRound] = []
+    for number in range(config.relabel + 1):
+        if done:
+            datasets = (*datasets, _play_learner(store, done[-1], config.gate, env_id, report))
+        outcome = improve(
+            store,
+            dataset_id,
+            _for_round(config, number),
+            run_ids=run_ids,
+            rules=rules,
+            baseline=baseline,
+            env_id=env_id,
+            also=datasets[1:],
+            report=report,
+        )
+        made = RelabelRound(number, datasets, outcome, None)
+        done.append(replace(made, environment_steps=_count_steps(store, [*done, made], config.gate)))
+    return Relabelled(done)
+
+
+def _check(
+    store: Store, datasets: Sequence[str], config: ImproveConfig, run_ids: Sequence[str] | None, *, rules: bool
+) -> None:
+    if read_manifest(store, datasets[0]).env_id is None:
+        raise BadInput(f"The dataset {datasets[0]} has no environment, so no learner can play.", "Omit --relabel.")
+    if not find_opinions(store, datasets, run_ids, config.refine.mode, rules=rules).lists:
+        raise BadInput("Labels of single steps say nothing of new steps, so nothing is relabelled.", "Add --rules.")
+
+
+def _for_round(config: ImproveConfig, number: int) -> ImproveConfig:
+    log_dir = config.log_dir / f"round-{number}" if config.log_dir and config.relabel else config.log_dir
+    return config.model_copy(update={"relabel": 0, "log_dir": log_dir})
+
+
+def _play_learner(store: Store, made: RelabelRound, gate: GateConfig, env_id: Named | None, report: Report) -> str:
+    """Collect as many episodes of the last round's policy as its dataset has; returns the new dataset's id."""
+    manifest = read_manifest(store, made.dataset_ids[0])
+    home, is_stochastic = find_home(store, manifest, env_id), made.outcome.baseline.policy.is_stochastic
+    config = CollectConfig(
+        env_id=home.env_id,
+        env_kwargs=home.env_kwargs,
+        engine=manifest.engine,
+        policy=_keep(store, made, manifest),
+        mode=manifest.policy_mode or ("sampled" if is_stochastic else "greedy"),
+        episodes=manifest.episodes,
+        seed=_free_seed(store, made, gate, manifest.episodes),
+        max_steps=manifest.max_steps,
+        rename=True,
+    )
+    played = collect(
+        store,
+        config,
+        report,
+        component_names=manifest.component_names,
+        action_names=manifest.action_names,
+        card=_card_of(store, manifest),
+    )
+    return played.dataset_id
+
+
+def _card_of(store: Store, manifest: Manifest) -> bytes | None:
+    if manifest.card_file_sha256 is None:
+        return None
+    return read_file(store.card_path(manifest.dataset_id), limit=MOST_CARD_BYTES)
+
+
+def _keep(store: Store, made: RelabelRound, manifest: Manifest) -> Named:
+    """Keep the tested policy in the store, where an accepted one is already, and name it."""
+    tested, outcome = made.tested, made.outcome
+    if not isinstance(tested.actor, MlpPolicy | RulePolicy):
+        raise TypeError(f"{tested.policy_id} is no policy that the store keeps.")
+    if not made.accepted:
+        config = {
+            "arm": "labels",
+            "tried": outcome.comparison_id,
+            **training_of(made.trial),
+            "versions": learner_versions(),
+            "policy_sha256": tested.sha256,
+        }
+        record = {
+            "kind": "refined",
+            "env_id": manifest.env_id,
+            "dataset_id": manifest.dataset_id,
+            "baseline_id": outcome.baseline_id,
+            "config": config | ({"also": list(made.dataset_ids[1:])} if made.number else {}),
+        }
+        save_policy(store, tested.policy_id, tested.actor.to_files(), record)
+    return Named(f"policy:{tested.policy_id}")
+
+
+def _free_seed(store: Store, made: RelabelRound, gate: GateConfig, episodes: int) -> int:
+    """The first seed of a round, made from its policy: the same every time, and nobody else's in this store."""
+    first = _FIRST_SEED + (int(made.tested.sha256[:12], 16) + made.number) % _SEEDS
+    judged = range(gate.seeds.select.start, gate.seeds.report.stop)
+    with store.catalog.read() as con:
+        while (stop := _end_of_use(con, made.tested.sha256, range(first, first + episodes), judged)) is not None:
+            first = stop
+    return first
+
+
+_USED = """
+SELECT max(stop) FROM (
+    SELECT seed + 1 AS stop FROM episodes JOIN datasets USING (dataset_id)
+    WHERE seed BETWEEN $start AND $last AND NOT (policy_sha256 = $policy AND $start = (
+        SELECT min(own.seed) FROM episodes AS own WHERE own.dataset_id = datasets.dataset_id))
+    UNION ALL SELECT first_seed + episodes FROM evaluations WHERE first_seed <= $last AND first_seed + episodes > $start
+)
+"""
+
+
+def _end_of_use(con: Connection, policy_sha256: str, seeds: range, judged: range) -> int | None:
+    """A seed after those that anything but this round's own dataset has used; None if all are free."""
+    asked = {"start": seeds.start, "last": seeds.stop - 1, "policy": policy_sha256}
+    (found,) = con.execute(_USED, asked).fetchall()[0]
+    ends = [*([found] if found is not None else [])]
+    ends += [judged.stop] if judged.start < seeds.stop and seeds.start < judged.stop else []
+    return max(ends, default=None)
+
+
+_PLAYED = """
+SELECT count(*) = count(steps), coalesce(sum(steps), 0) FROM evaluations
+WHERE mode = $mode AND first_seed >= $start AND first_seed < $stop
+    AND (policy_id = $baseline OR list_contains($candidates, right(policy_id, 12)))
+"""
+
+
+def _count_steps(store: Store, rounds: Sequence[RelabelRound], gate: GateConfig) -> int | None:
+    """Steps of the datasets, and of the candidates and the baseline before their report.
+
+    Placebos and reports, which only measure, are left out.
+    """
+    candidates = {candidate.sha256[:12] for made in rounds for candidate in made.trial.candidates}
+    last, seeds = rounds[-1], gate.seeds
+    asked = {
+        "mode": gate.mode,
+        "start": seeds.select.start,
+        "stop": seeds.report.start,
+        "baseline": last.outcome.baseline_id,
+        "candidates": sorted(candidates | {last.outcome.baseline.policy.sha256[:12]}),
+    }
+    with store.catalog.read() as con:
+        is_whole, gated = con.execute(_PLAYED, asked).fetchall()[0]
+    collected = sum(read_manifest(store, dataset_id).steps for dataset_id in last.dataset_ids)
+    return collected + int(gated) if is_whole else None
