@@ -75,7 +75,7 @@ def test_the_second_round_learns_also_from_what_the_learner_played_labelled_by_t
     assert (new.episodes, new.policy_mode, new.component_names) == (12, "sampled", old.component_names)
     assert new.policy == f"policy:{first.tested.policy_id}"
     steps = read_pool(made.store, second.dataset_ids)
-    labels = find_opinions(made.store, second.dataset_ids, None, "A", rules=True).labels(old, steps)
+    labels = find_opinions(made.store, second.dataset_ids, None, "A", rules=True).labels(old, steps, "A")
     assert isinstance(labels, RuleLabels)
     assert labels.rows.tolist() == np.flatnonzero(~steps.is_final).tolist()
     assert np.allclose(labels.suggestions[:, 0], 1.5 * steps.observation[labels.rows, 0])
