@@ -1,3 +1,4 @@
+from .feedback import Measured, PlayedList, describe_feedback
 from .requests import COLUMNS, MOST_UNSTREAMED_TOKENS, AnnotateConfig, FrameSource, Question, Request, RequestBuilder
 from .selection import Method, describe_dataset, select_episodes, spread_by_return
 from .tables import label_vector
@@ -9,11 +10,14 @@ __all__ = [
     "AnnotateConfig",
     "FrameSource",
     "Kind",
+    "Measured",
     "Method",
+    "PlayedList",
     "Question",
     "Request",
     "RequestBuilder",
     "describe_dataset",
+    "describe_feedback",
     "label_vector",
     "prompt_version",
     "render_playbook",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -18,6 +18,7 @@ from .options import (
     AnswersOption,
     BaselineOption,
     BetasOption,
+    BudgetOption,
     CardOption,
     DatasetOption,
     DrawsOption,
@@ -300,8 +301,11 @@ def pipeline(
     card: CardOption = None,
     mode: ModeOption = "A",
     rounds: Annotated[
-        int | None, typer.Option("--rounds", min=1, help="Repeat with the policy in force, at most this many times.")
+        int | None,
+        typer.Option("--rounds", min=1, help="Repeat with the policy in force, or with a better list of rules."),
     ] = None,
+    kind: Annotated[Literal["labels", "rules"], typer.Option(help="What is asked for.")] = "labels",
+    budget: BudgetOption = None,
     limit: LimitOption = None,
     workers: WorkersOption = None,
     as_json: JsonOption = False,
@@ -319,11 +323,13 @@ def pipeline(
     from ..runtime import listening
     from ..simulation import Named
 
-    asked = AnnotateConfig(model=model) if model else AnnotateConfig()
+    asked = AnnotateConfig.model_validate({"kind": kind} | ({"model": model} if model else {}))
     config = PipelineConfig(
         store=store,
         collect=CollectConfig(env_id=Named(env), policy=Named(policy), episodes=episodes, seed=seed, mode="sampled"),
-        label=LabelConfig(provider=provider, answers=answers, annotate=asked, card=card, limit=limit),
+        label=LabelConfig(
+            provider=provider, answers=answers, annotate=asked, card=card, limit=limit, budget_usd=budget
+        ),
         improve=_configure(refine={"mode": mode, "seed": seed}, gate={}, workers=workers),
     )
     if rounds is not None:

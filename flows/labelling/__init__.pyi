@@ -1,4 +1,4 @@
-from .annotation import LabelConfig, Planned, export, label, label_some, plan, retry
+from .annotation import LabelConfig, Planned, card_of, export, label, label_some, plan, retry
 from .batching import ingest, poll, submit
 from .label_replays import ReplayConfig, replay_labels
 from .quality import Checkup, as_plain, check_labels
@@ -9,6 +9,7 @@ __all__ = [
     "Planned",
     "ReplayConfig",
     "as_plain",
+    "card_of",
     "check_labels",
     "export",
     "ingest",

@@ -195,7 +195,7 @@ class LabelConfig(Frozen):
 
 def write_questions(store: Store, dataset_id: str, config: LabelConfig) -> RunPlan:
     """The questions that a configuration asks about a dataset; where a study is wanted and not there yet, only that."""
-    card, asked = _card_of(store, dataset_id, config), config.annotate
+    card, asked = card_of(store, dataset_id, config.card), config.annotate
     if config.study:
         first = plan_run(store, dataset_id, card, asked.for_study())
         study = find_study(store, first.run.run_id)
@@ -214,10 +214,15 @@ def write_questions(store: Store, dataset_id: str, config: LabelConfig) -> RunPl
     )
 
 
-def _card_of(store: Store, dataset_id: str, config: LabelConfig) -> Card:
+def card_of(store: Store, dataset_id: str, card: str | None = None) -> Card:
+    """The card that a dataset is annotated with: the one named, the dataset's own, or its environment's.
+
+    Raises:
+        BadInput: if there is none.
+    """
     manifest = read_manifest(store, dataset_id)
-    if config.card is not None:
-        return load_card(config.card)
+    if card is not None:
+        return load_card(card)
     if (own := own_card(store, manifest)) is not None:
         return own
     if manifest.env_id is None:

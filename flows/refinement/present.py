@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from .ablation import Ablation, PooledArm, PooledVerdict
     from .comparison import ArmResult
     from .estimation import Appraisal, ArmEstimate
+    from .feedback import Version
     from .refinement import Outcome
     from .relabelling import Relabelled, RelabelRound
     from .rounds import Round, Series
@@ -130,7 +131,7 @@ def show_ablation(ablation: Ablation) -> Overview:
 
 def show_rounds(series: Series) -> Overview:
     """Every round's returns before and after on the report seeds, and why the rounds ended."""
-    in_force = series.rounds[-1].outcome.comparison.policy_id if series.rounds else None
+    in_force = series.best.outcome.comparison.policy_id if series.best else None
     values = {
         "rounds": [
             {
@@ -138,6 +139,7 @@ def show_rounds(series: Series) -> Overview:
                 "baseline_id": made.outcome.baseline_id,
                 "gain": plain(made.gain),
                 "run_ids": list(made.run_ids),
+                **({} if made.version is None else {"list": _plain_version(made.version)}),
                 **show_comparison(made.outcome).values,
             }
             for made in series.rounds
@@ -146,7 +148,7 @@ def show_rounds(series: Series) -> Overview:
         "waits": series.waits,
         "policy_id": in_force,
     }
-    sentences = [series.ended, *([f"in force: {in_force}"] if in_force else [])]
+    sentences = [series.ended, *_sentences_of_lists(series), *([f"in force: {in_force}"] if in_force else [])]
     return Overview([_round_row(made) for made in series.rounds], sentences, values)
 
 
@@ -257,6 +259,7 @@ def _round_row(made: Round) -> dict[str, object]:
         "before": short(arms["baseline"].greedy),
         "after": short(arms["labels"].greedy),
         "gain [95%]": short(made.gain),
+        **({} if made.version is None else {"played": str(made.version.played), "imitated": str(made.version.refined)}),
     }
 
 
@@ -272,6 +275,24 @@ def _relabelled_row(made: RelabelRound) -> dict[str, object]:
         "accepted": _yes(made.accepted),
         "steps": "" if steps is None else f"{steps:,}",
     }
+
+
+def _plain_version(version: Version) -> dict[str, Any]:
+    own = {"list_id": version.list_id, "parent_id": version.parent_id, "environment_steps": version.environment_steps}
+    return own | {name: vars(getattr(version, name)) for name in ("played", "refined", "baseline")}
+
+
+def _sentences_of_lists(series: Series) -> list[str]:
+    """Which version of the list counts, and what the feedback has cost."""
+    versions = [made.version for made in series.rounds if made.version is not None]
+    if series.best is None or series.best.version is None:
+        return []
+    steps = sum(version.environment_steps for version in versions)
+    best = series.best.version
+    return [
+        f"best list: {best.list_id}, of round {series.best.number}: {best.played} played, {best.refined} imitated",
+        f"environment steps of the feedback: {steps:,}",
+    ]
 
 
 def _yes(holds: bool) -> str:

@@ -1,7 +1,8 @@
 """Rounds: collect with the policy in force, annotate its failures, refine it again, as long as that gains something.
 
 Every round is a pipeline with seeds that no other round uses; its gate compares with the policy in force. Each step
-finds its earlier results, so a killed series goes on in the round where it was.
+finds its earlier results, so a killed series goes on in the round where it was. Rounds of rules are rounds of feedback
+(`feedback.py`): one dataset, a better list in each round.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from refine.evaluation import Interval
 from storage.catalog import insert_rows
 from storage.content_hash import content_id
 from storage.errors import BadInput
-from storage.ledger import count_waiting
+from storage.ledger import count_waiting, total_run
 from storage.schema import Frozen
 from storage.store import Store
 
@@ -25,6 +26,7 @@ from ..datasets import CollectConfig, gather
 from ..labelling import LabelConfig, export, label_some
 from ..runtime import listener
 from ..simulation import Named
+from .feedback import Version, best_of, measure_version
 from .refinement import ImproveConfig, Outcome, improve
 
 
@@ -56,6 +58,7 @@ class Round:
     dataset_id: str
     run_ids: tuple[str, ...]
     outcome: Outcome
+    version: Version | None = None  # of the list, in rounds of feedback
 
     @property
     def accepted(self) -> bool:
@@ -76,6 +79,14 @@ class Series:
     ended: str  # why there are no more
     waits: bool = False  # for answers; the same command goes on once they are there
 
+    @property
+    def best(self) -> Round | None:
+        """The round whose policy counts: the last one, or that of the best list; None without any."""
+        versions = [made.version for made in self.rounds if made.version is not None]
+        if not versions:
+            return self.rounds[-1] if self.rounds else None
+        return self.rounds[versions.index(best_of(versions))]
+
 
 def run_rounds(config: RoundsConfig, work: Work | None = None) -> Series:
     """Go from round to round until one gains nothing, answers are missing, or all are done.
@@ -89,6 +100,8 @@ def run_rounds(config: RoundsConfig, work: Work | None = None) -> Series:
     """
     check_seeds(config)
     work = work or plain_work()
+    if config.label.annotate.kind == "rules":
+        return _run_feedback(config, work)
     done: list[Round] = []
     policy = config.collect.policy
     for number in range(1, config.rounds + 1):
@@ -106,6 +119,47 @@ def run_rounds(config: RoundsConfig, work: Work | None = None) -> Series:
             return Series(done, f"round {number} gained nothing: {outcome.comparison.decision.reason}")
         policy = Named(f"policy:{outcome.comparison.policy_id}")
     return Series(done, f"all {config.rounds} rounds are done")
+
+
+def _run_feedback(config: RoundsConfig, work: Work) -> Series:
+    """Ask for a list of rules, refine with it, show the annotator what came of it, and ask for a better one."""
+    done: list[Round] = []
+    dataset_id = work.collect(config.store, config.collect, config.label.card)
+    for number in range(1, config.rounds + 1):
+        planned = _with_feedback(plan_round(config, number, config.collect.policy), done)
+        waiting = _export_open(planned, dataset_id, number)
+        run_ids = [] if waiting else [work.label(config.store, dataset_id, planned.label)]
+        waiting = waiting or _count_open(planned, dataset_id, run_ids, number)
+        if waiting:
+            return Series(done, waiting, waits=True)
+        outcome = work.improve(config.store, dataset_id, run_ids, planned.improve)
+        store, report = Store.open(config.store), listener()
+        version = measure_version(store, dataset_id, run_ids[0], outcome, card=config.label.card, report=report)
+        done.append(Round(number, dataset_id, tuple(run_ids), outcome, version))
+        _record(config, done)
+        before = [made.version for made in done[:-1] if made.version is not None]
+        if before and version.worth <= best_of(before).worth:
+            return Series(done, f"round {number} gained nothing: {version.worth:.4g} after {best_of(before).worth:.4g}")
+    return Series(done, f"all {config.rounds} rounds are done")
+
+
+def _with_feedback(planned: RoundsConfig, done: Sequence[Round]) -> RoundsConfig:
+    """The settings of a round of rules, whose request shows what came of the last list."""
+    last = done[-1].version if done else None
+    if last is None:
+        return planned
+    told = {"feedback": last.text, "parent": last.list_id}
+    asked: dict[str, object] = {"annotate": planned.label.annotate.model_copy(update=told)}
+    if planned.label.budget_usd is not None:
+        asked["budget_usd"] = max(0.0, planned.label.budget_usd - _spent(planned.store, done))
+    return planned.model_copy(update={"label": planned.label.model_copy(update=asked)})
+
+
+def _spent(store: Path, done: Sequence[Round]) -> float:
+    """Dollars that the rounds have cost."""
+    with Store.open(store).catalog.read() as con:
+        totals = [total_run(con, run_id) for made in done for run_id in made.run_ids]
+    return sum(total.cost_usd for total in totals if total is not None)
 
 
 def plain_work() -> Work:

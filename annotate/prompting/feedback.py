@@ -1,0 +1,126 @@
+"""What an annotator is shown of its own list of rules: returns, what each rule did, and two episodes that it played."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from storage.annotations import Rule, RuleList
+from storage.schema import Episode
+
+from ..cards import Card
+from .tables import format_significant, render_table
+from .templates import format_share, summarise_episode
+
+ROWS = 40
+"""Rows of an episode's table."""
+SOON = 10
+"""Steps before the end of an episode that count as just before it."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A mean return with its 95% interval."""
+
+    mean: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        numbers = [format_significant(x) for x in (self.mean, self.low, self.high)]
+        return f"{numbers[0]} [{numbers[1]}, {numbers[2]}]"
+
+
+@dataclass(frozen=True)
+class PlayedList:
+    """A list of rules that was played as it stands, and what was made of it."""
+
+    listed: RuleList
+    episodes: Sequence[Episode]  # played by the list; discrete actions are indices into the card's list
+    deciding: Sequence[NDArray[np.int64]]  # for each episode, (T,) the rule that decided; -1: none
+    played: Measured
+    baseline: Measured
+    refined: Measured
+
+
+def describe_feedback(card: Card, played: PlayedList) -> str:
+    """The text of a request for a better list.
+
+    Args:
+        card: of the environment.
+        played: the list and what came of it, at least one episode.
+    """
+    ranked = sorted(range(len(played.episodes)), key=lambda n: played.episodes[n].return_)
+    count = len(ranked)
+    lines = [
+        "Your list:",
+        _as_json(played.listed, card),
+        "",
+        f"Mean return over {count} episodes, with its 95% interval:",
+        f"- the agent before: {played.baseline}",
+        f"- your list, played as it stands: {played.played}",
+        f"- a policy that was trained to imitate it: {played.refined}",
+        "",
+        f"What each rule did in these {count} episodes:",
+        *_describe_rules(played),
+    ]
+    for title, place in (("that returned least", ranked[0]), ("with the median return", ranked[count // 2])):
+        lines += ["", *_describe_episode(card, title, played.episodes[place], played.deciding[place])]
+    return "\n".join(lines)
+
+
+def _as_json(listed: RuleList, card: Card) -> str:
+    """The list in the form that a reply has, in canonical text."""
+    rules = [
+        {
+            "predicate": rule.predicate,
+            "suggested_action": _action(rule, card),
+            "critical": rule.critical,
+            "confidence": rule.confidence,
+        }
+        for rule in listed.rules
+    ]
+    terms = [{"name": term.name, "expression": term.expression} for term in listed.terms]
+    shown = {"assessment": listed.assessment, "terms": terms, "rules": rules, "potential": listed.potential}
+    return json.dumps(shown, ensure_ascii=False)
+
+
+def _action(rule: Rule, card: Card) -> object:
+    if card.is_discrete:
+        return rule.suggested_label
+    formulas = rule.formulas or (None,) * len(rule.suggested_action)
+    parts = zip(card.action_names, rule.suggested_action, formulas, strict=True)
+    return {name: formula or number for name, number, formula in parts}
+
+
+def _describe_rules(played: PlayedList) -> list[str]:
+    deciding = np.concatenate(list(played.deciding))
+    rewards = np.concatenate([episode.rewards for episode in played.episodes])
+    last = [deciding[-SOON:] for deciding, e in zip(played.deciding, played.episodes, strict=True) if e.terminated]
+    lines: list[str] = []
+    for number in [*range(len(played.listed.rules)), -1]:
+        own = deciding == number
+        what = f"rule {number + 1}" if number >= 0 else "no rule, so the agent acted"
+        if own.any():
+            ends = sum(bool((rules == number).any()) for rules in last)
+            paid = format_significant(float(rewards[own].mean()))
+            soon = f"; it decided in the last {SOON} steps of {ends} of {len(last)} terminated episodes" if last else ""
+            lines.append(f"- {what}: in {format_share(float(own.mean()))} of the steps, {paid} reward per step{soon}")
+        elif number >= 0:
+            lines.append(f"- {what}: never")
+    return lines
+
+
+def _describe_episode(card: Card, title: str, episode: Episode, deciding: NDArray[np.int64]) -> list[str]:
+    table = render_table(episode, card, rows=ROWS, windows=1)
+    rules = " ".join(f"{step}:{deciding[step] + 1 or 'none'}" for step in table.steps if step < len(deciding))
+    return [
+        f"The episode {title}: {summarise_episode(episode)}",
+        table.header,
+        table.text,
+        f"The rule that decided, by step: {rules}",
+    ]
