@@ -225,3 +225,68 @@ def test_the_flow_of_rounds_is_found_by_its_module() -> None:
 
     found = load_flow_from_entrypoint("flows.deployment.prefect_flows.rounds_flow")
     assert (found.name, list(found.parameters.properties)) == ("rounds", ["config"])
+
+
+EAST_AND_NORTH: dict[str, Any] = {
+    "assessment": "Push where it lies.",
+    "terms": [{"name": "is_north", "expression": "y > abs(x)", "meaning": "it lies north most"}],
+    "rules": [
+        {"predicate": "is_north", "suggested_action": "north", "critical": True, "confidence": 0.9, "rationale": "so"},
+        {"predicate": "x > 0", "suggested_action": "east", "critical": False, "confidence": 0.9, "rationale": "so"},
+    ],
+    "potential": None,
+}
+ALL_FOUR = EAST_AND_NORTH | {
+    "rules": [
+        *EAST_AND_NORTH["rules"][:1],
+        {
+            "predicate": "-y > abs(x)",
+            "suggested_action": "south",
+            "critical": True,
+            "confidence": 0.9,
+            "rationale": "so",
+        },
+        {"predicate": "x > 0", "suggested_action": "east", "critical": False, "confidence": 0.9, "rationale": "so"},
+        {"predicate": "x <= 0", "suggested_action": "west", "critical": False, "confidence": 0.9, "rationale": "so"},
+    ]
+}
+
+
+@pytest.mark.slow
+def test_an_annotator_betters_its_list_as_long_as_that_gains_something_and_the_best_list_counts(tmp_path: Path) -> None:
+    config = configure(tmp_path, rounds=4)
+    asked = config.label.annotate.model_copy(update={"kind": "rules"})
+    config = config.model_copy(update={"label": config.label.model_copy(update={"annotate": asked})})
+    assert run_rounds(config).ended.startswith("round 1 waits for 1 answers")
+    assert "Your earlier list" not in reply(tmp_path, 1, EAST_AND_NORTH)
+    assert run_rounds(config).ended.startswith("round 2 waits for 1 answers")
+    shown = reply(tmp_path, 2, ALL_FOUR)
+    assert '"predicate": "is_north"' in shown
+    assert "- your list, played as it stands: " in shown
+    assert "- no rule, so the agent acted: in " in shown
+    assert "The rule that decided, by step: " in shown
+    assert run_rounds(config).ended.startswith("round 3 waits for 1 answers")
+    reply(tmp_path, 3, EAST_AND_NORTH | {"assessment": "Back to the first."})
+    series = run_rounds(config)
+    first, second, third = (made.version for made in series.rounds)
+    assert first is not None
+    assert second is not None
+    assert third is not None
+    assert series.ended.startswith("round 3 gained nothing")
+    assert series.best is series.rounds[1]
+    assert (first.parent_id, second.parent_id, third.parent_id) == (None, first.list_id, second.list_id)
+    assert second.played.mean == 8.0 > first.played.mean > first.baseline.mean
+    assert first.environment_steps == 3 * 20 * 8
+    shown_rounds = show_rounds(series)
+    assert shown_rounds.values["policy_id"] == series.rounds[1].outcome.comparison.policy_id
+    assert f"best list: {second.list_id}, of round 2" in shown_rounds.sentences[1]
+    assert rows(config.store, "SELECT count(*), count(parent_id) FROM rule_lists") == [(3, 2)]
+
+
+def reply(folder: Path, number: int, law: dict[str, Any]) -> str:
+    """Answer a round's request; returns what the annotator was shown."""
+    (line,) = (folder / "exchange" / f"round-{number}-requests.jsonl").read_text().splitlines()
+    request = json.loads(line)
+    answered = {"request_id": request["custom_id"], "text": json.dumps(law)}
+    (folder / "exchange" / f"round-{number}-answers.jsonl").write_text(json.dumps(answered) + "\n")
+    return request["params"]["messages"][0]["content"]
