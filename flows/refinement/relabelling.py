@@ -15,7 +15,7 @@ from storage.catalog import Connection
 from storage.datasets import read_manifest
 from storage.disk import read_file
 from storage.errors import BadInput
-from storage.policies import save_policy
+from storage.policies import count_played_steps, end_of_used_seeds, save_policy
 from storage.schema import Manifest
 from storage.store import Store
 
@@ -212,30 +212,12 @@ def _free_seed(store: Store, made: RelabelRound, gate: GateConfig, episodes: int
     return first
 
 
-_USED = """
-SELECT max(stop) FROM (
-    SELECT seed + 1 AS stop FROM episodes JOIN datasets USING (dataset_id)
-    WHERE seed BETWEEN $start AND $last AND NOT (policy_sha256 = $policy AND $start = (
-        SELECT min(own.seed) FROM episodes AS own WHERE own.dataset_id = datasets.dataset_id))
-    UNION ALL SELECT first_seed + episodes FROM evaluations WHERE first_seed <= $last AND first_seed + episodes > $start
-)
-"""
-
-
 def _end_of_use(con: Connection, policy_sha256: str, seeds: range, judged: range) -> int | None:
     """A seed after those that anything but this round's own dataset has used; None if all are free."""
-    asked = {"start": seeds.start, "last": seeds.stop - 1, "policy": policy_sha256}
-    (found,) = con.execute(_USED, asked).fetchall()[0]
+    found = end_of_used_seeds(con, seeds, except_by=policy_sha256)
     ends = [*([found] if found is not None else [])]
     ends += [judged.stop] if judged.start < seeds.stop and seeds.start < judged.stop else []
     return max(ends, default=None)
-
-
-_PLAYED = """
-SELECT count(*) = count(steps), coalesce(sum(steps), 0) FROM evaluations
-WHERE mode = $mode AND first_seed >= $start AND first_seed < $stop
-    AND (policy_id = $baseline OR list_contains($candidates, right(policy_id, 12)))
-"""
 
 
 def _count_steps(store: Store, rounds: Sequence[RelabelRound], gate: GateConfig) -> int | None:
@@ -245,14 +227,9 @@ def _count_steps(store: Store, rounds: Sequence[RelabelRound], gate: GateConfig)
     """
     candidates = {candidate.sha256[:12] for made in rounds for candidate in made.trial.candidates}
     last, seeds = rounds[-1], gate.seeds
-    asked = {
-        "mode": gate.mode,
-        "start": seeds.select.start,
-        "stop": seeds.report.start,
-        "baseline": last.outcome.baseline_id,
-        "candidates": sorted(candidates | {last.outcome.baseline.policy.sha256[:12]}),
-    }
+    policies = sorted(candidates | {last.outcome.baseline.policy.sha256[:12]})
+    gated_seeds = range(seeds.select.start, seeds.report.start)
     with store.catalog.read() as con:
-        is_whole, gated = con.execute(_PLAYED, asked).fetchall()[0]
+        gated = count_played_steps(con, gate.mode, gated_seeds, last.outcome.baseline_id, policies)
     collected = sum(read_manifest(store, dataset_id).steps for dataset_id in last.dataset_ids)
-    return collected + int(gated) if is_whole else None
+    return None if gated is None else collected + gated

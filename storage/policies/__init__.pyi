@@ -16,6 +16,8 @@ from .deployments import (
 from .policies import (
     RECORD,
     KnownEnvironment,
+    count_played_steps,
+    end_of_used_seeds,
     files_sha256,
     find_policy,
     insert_environment,
@@ -38,7 +40,9 @@ __all__ = [
     "Decision",
     "KnownEnvironment",
     "count_labels",
+    "count_played_steps",
     "deployment_lock",
+    "end_of_used_seeds",
     "files_sha256",
     "find_policy",
     "insert_environment",

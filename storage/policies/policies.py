@@ -217,6 +217,53 @@ def load_returns(
     return dict(rows)
 
 
+def end_of_used_seeds(con: Connection, seeds: range, *, except_by: str) -> int | None:
+    """The seed after the last one of a range that an episode or an evaluation has used; None if all are free.
+
+    Args:
+        con: a connection to the catalog.
+        seeds: the range.
+        except_by: hash of a policy whose dataset may begin with the first of these seeds.
+    """
+    (found,) = con.execute(
+        """SELECT max(stop) FROM (
+               SELECT seed + 1 AS stop FROM episodes JOIN datasets USING (dataset_id)
+               WHERE seed BETWEEN $start AND $last AND NOT (policy_sha256 = $policy AND $start = (
+                   SELECT min(own.seed) FROM episodes AS own WHERE own.dataset_id = datasets.dataset_id))
+               UNION ALL SELECT first_seed + episodes FROM evaluations
+               WHERE first_seed <= $last AND first_seed + episodes > $start)""",
+        {"start": seeds.start, "last": seeds.stop - 1, "policy": except_by},
+    ).fetchall()[0]
+    return found
+
+
+def count_played_steps(
+    con: Connection, mode: str, seeds: range, baseline_id: str, policies: Sequence[str]
+) -> int | None:
+    """Environment steps of some policies' evaluations; None if those of one are not known.
+
+    Args:
+        con: a connection to the catalog.
+        mode: in which they were played.
+        seeds: with which they begin.
+        baseline_id: one of the policies, by its id.
+        policies: the others, by the twelve characters of a hash that end their ids.
+    """
+    is_whole, steps = con.execute(
+        """SELECT count(*) = count(steps), coalesce(sum(steps), 0) FROM evaluations
+           WHERE mode = $mode AND first_seed >= $start AND first_seed < $stop
+               AND (policy_id = $baseline OR list_contains($policies, right(policy_id, 12)))""",
+        {
+            "mode": mode,
+            "start": seeds.start,
+            "stop": seeds.stop,
+            "baseline": baseline_id,
+            "policies": list(policies),
+        },
+    ).fetchall()[0]
+    return int(steps) if is_whole else None
+
+
 LIMIT_BYTES = 500_000_000
 """The most that is kept; the least recently used trainings go first."""
 
