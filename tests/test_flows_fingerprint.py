@@ -140,7 +140,9 @@ def test_the_gate_remembers_for_one_code_only_and_a_comparison_is_named_by_it(
     def name() -> str:
         material = SimpleNamespace(oracle=None, content_id="m_1")
         judge = judging.Evaluator(store, PAYING, {})
-        contest: Any = SimpleNamespace(material=material, gate=GateConfig(), references=(), judge=judge)
+        contest: Any = SimpleNamespace(
+            material=material, gate=GateConfig(), references=(), judge=judge, promote_rules=False
+        )
         return lineage._comparison_id(contest)
 
     first = name()

@@ -606,13 +606,15 @@ def test_a_text_that_is_not_the_users_is_refused_where_code_would_be_loaded(fold
 NAMING = {
     "flows/simulation/trust.py",
     "flows/refinement/rounds.py",
+    "flows/refinement/feedback.py",
+    "flows/refinement/relabelling.py",
     "flows/deployment/intake.py",
     "flows/refinement/evaluator.py",
     "flows/demo.py",
     "flows/policies/train_baseline.py",
     "flows/reporting/episodes.py",
 }
-"""Beside the command line: `policy:ID` of the store, the shipped example, and what is found to be the user's own."""
+"""Beside the command line: what the store names, the shipped example, and what is found to be the user's own."""
 
 
 @pytest.mark.slow

@@ -9,15 +9,18 @@ import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeGuard
 
 import numpy as np
 
-from refine.policies import Acts, MlpPolicy, Mode, OutputKind, Past, RulePolicy, action_bounds, draw_uniforms
+from refine.policies import Acts, MlpPolicy, Mode, OutputKind, Past, action_bounds, draw_uniforms
 from storage.errors import BadInput
 from storage.schema import Array, Space
 
 from .environments import Spaces
+
+if TYPE_CHECKING:
+    from refine.policies import RulePolicy
 
 
 class Actor(Protocol):
@@ -48,9 +51,14 @@ def choose(
     rngs: Sequence[np.random.Generator] | None = None,
 ) -> Acts:
     """Ask an actor, as `Actor.act`; one that needs it is given what came before."""
-    if isinstance(actor, RulePolicy) and actor.needs_past:
+    if _needs_past(actor):
         return actor.act(observations, mode=mode, rngs=rngs, past=past())
     return actor.act(observations, mode=mode, rngs=rngs)
+
+
+def _needs_past(actor: Actor) -> TypeGuard[RulePolicy]:
+    """By its attribute, since processes that play networks load no catalog, which rules come from."""
+    return bool(getattr(actor, "needs_past", False))
 
 
 class Policy(Actor, Protocol):

@@ -1,6 +1,6 @@
-from .mlp import Acts, Chance, Head, MlpPolicy, Mode, OutputKind, draw_uniforms
+from .mlp import Acts, Chance, Head, MlpPolicy, Mode, OutputKind, Past, draw_uniforms
 from .onnx_export import Agreement, export_onnx
-from .rule_lists import CompiledRules, Past, RulePolicy, Said, States, read_policy
+from .rule_lists import CompiledRules, RulePolicy, Said, States, read_policy
 from .spaces import action_bounds, action_units, input_size, network_inputs, output_size
 
 __all__ = [

@@ -15,6 +15,7 @@ from functools import cached_property
 from typing import Any, Literal, NamedTuple, cast, overload
 
 import numpy as np
+from numpy.typing import NDArray
 
 from storage.disk import UnreadableError, decode_json, read_arrays
 from storage.errors import BadInput, DamagedStore
@@ -36,6 +37,13 @@ class Acts(NamedTuple):
 
     actions: Array  # (N,) int64 when discrete, else (N, m) in the action space's dtype, inside its bounds
     outputs: Array  # (N, k) float32: logits, Q values, or the mean of the action
+
+
+class Past(NamedTuple):
+    """What came before N observations in their episodes."""
+
+    previous: Array  # the observations one step before, of the same shape; anything in step 0
+    steps: NDArray[np.integer[Any]]  # (N,) number of the step
 
 
 @dataclass(frozen=True)

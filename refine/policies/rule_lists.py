@@ -24,15 +24,8 @@ from storage.expressions import PREVIOUS, Expression
 from storage.formulas import STEP, FormulaReader, Term
 from storage.schema import Array, Space
 
-from .mlp import RESTORE, SPEC_FILE, Acts, MlpPolicy, Mode
+from .mlp import RESTORE, SPEC_FILE, Acts, MlpPolicy, Mode, Past
 from .spaces import action_bounds
-
-
-class Past(NamedTuple):
-    """What came before N observations in their episodes."""
-
-    previous: Array  # the observations one step before, of the same shape; anything in step 0
-    steps: NDArray[np.integer[Any]]  # (N,) number of the step
 
 
 class States(NamedTuple):
