@@ -171,3 +171,19 @@ def test_the_report_shows_rules_and_the_health_of_labels_passes_over_them(
     assert "100% of" in page
     checked = json.loads(run("annotate", "quality", "--store", str(toys.root), "--json").splitlines()[-1])
     assert len(checked["runs"]) == 1
+
+
+@pytest.mark.slow
+def test_rules_list_shows_the_steps_that_a_formula_leaves_without_a_value(tmp_path: Path, run: Run) -> None:
+    store = Store.create(tmp_path / "store")
+    manifest = gather_toys(store, tmp_path, REACH)
+    x = manifest.component_names[0]
+    law = {"rules": [{"predicate": f"{x} > -99", "suggested_action": f"0 * ln({x})"}]}
+    (tmp_path / "law.json").write_text(json.dumps(law))
+    import_rules(store, manifest.dataset_id, tmp_path / "law.json")
+    steps = read_steps(store, manifest.dataset_id)
+    without = int((steps.observation[~steps.is_final, 0] <= 0).sum())
+    assert without > 0
+    said = run("rules", "list", "--store", str(store.root))
+    assert "no value" in said
+    assert f" {without} " in f" {' '.join(said.split())} "

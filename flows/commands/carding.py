@@ -174,9 +174,17 @@ def rules_list(
     share = found.covered / max(found.steps, 1)
     print_table(
         f"{dataset_id}: {len(found.rules)} rules match {found.covered} of {found.steps} steps ({share:.1%})",
-        [_rule_row(number, rule) for number, rule in enumerate(found.rules, 1)],
+        _rule_rows(found.rules),
     )
     _print_conflicts(found.rules, found.conflicts)
+
+
+def _rule_rows(rules: Sequence[Mapping[str, Any]]) -> list[dict[str, object]]:
+    """One row per rule; steps without a value are shown where a formula leaves some."""
+    rows = [_rule_row(number, rule) for number, rule in enumerate(rules, 1)]
+    if any(rule["without_value"] for rule in rules):
+        return [row | {"no value": rule["without_value"]} for row, rule in zip(rows, rules, strict=True)]
+    return rows
 
 
 def _rule_row(number: int, rule: Mapping[str, Any]) -> dict[str, object]:
