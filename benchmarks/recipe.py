@@ -118,7 +118,7 @@ def set_case(folder: Path, name: str, lists: Path | None, report: int) -> Case:
         asked = AnnotateConfig(model=RECORDED_MODEL, kind="rules")
         label(store, dataset_id, LabelConfig(provider="recorded", answers=example / "rules.jsonl", annotate=asked))
     opinions = find_opinions(store, [dataset_id], None, "A", rules=True)
-    labels = opinions.labels(read_manifest(store, dataset_id), steps)
+    labels = opinions.labels(read_manifest(store, dataset_id), steps, "A")
     return Case(scene, steps, labels, report)
 
 

@@ -40,7 +40,7 @@ def main() -> None:
         label(store, dataset_id, LabelConfig(provider="recorded", answers=EXAMPLE / "rules.jsonl", annotate=asked))
         (listed,), steps = load_rule_lists(store, dataset_id), read_steps(store, dataset_id)
         manifest = read_manifest(store, dataset_id)
-        compiled = CompiledRules(listed, tuple(manifest.component_names), manifest.action_space)
+        compiled = CompiledRules.of(listed, manifest)
         labels = labels_from_rules([compiled], steps, manifest.action_space)
         matched = [rule["steps"] for rule in summarise_rules(store, dataset_id, [listed.run_id]).rules]
     rows, deciding, said, rules = labels.rows, labels.rules, labels.suggestions, listed.rules

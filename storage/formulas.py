@@ -97,6 +97,10 @@ class FormulaReader:
         """
         return read_formula(text, self.names, flags=self.flags, is_canonical=is_canonical)
 
+    def is_constant(self, expression: Expression) -> bool:
+        """Whether an expression is the same in every state: it reads terms at most, none of which reads anything."""
+        return not self.needs([expression]) - self.terms.keys()
+
     def needs(self, expressions: Iterable[Expression]) -> frozenset[str]:
         """The names that expressions read, those of their terms included."""
         needed = frozenset[str]().union(*(expression.columns for expression in expressions))

@@ -17,14 +17,14 @@ from annotate.importing.rules import import_rules
 from flows.datasets.collection import CollectConfig, collect
 from flows.policies.loading import load_policy
 from flows.refinement.evaluator import EvaluateConfig, evaluate
-from flows.refinement.refinement import ask_expert, compile_rules
+from flows.refinement.refinement import ask_expert
 from flows.simulation.environments import look_up_spaces, make_environment
 from flows.simulation.replay import Branch, play_branches
 from flows.simulation.rollouts import rollout
 from flows.simulation.trust import Home, Named
 from refine.labels.labels import Labels
 from refine.labels.rule_labels import labels_from_rules
-from refine.policies.rule_lists import Past, RulePolicy
+from refine.policies.rule_lists import CompiledRules, Past, RulePolicy
 from storage.annotations.rules import find_rule_list
 from storage.datasets.reader import read_episode, read_manifest, read_steps
 from storage.errors import BadInput
@@ -102,7 +102,7 @@ def test_playing_does_step_for_step_what_the_list_says_of_the_recorded_steps(
     store = Store.open(shutil.copytree(templates[env_id], tmp_path / "store"))
     manifest = play(store, env_id, mode=mode, envs=3)
     steps = read_steps(store, manifest.dataset_id)
-    compiled = compile_rules(find_rule_list(store, list_id(store)), manifest)
+    compiled = CompiledRules.of(find_rule_list(store, list_id(store)), manifest)
     labels = labels_from_rules([compiled], steps, manifest.action_space)
     acted = ~steps.is_final
     assert 0 < len(labels) < acted.sum()

@@ -179,13 +179,19 @@ def own_card(store: Store, manifest: Manifest) -> Card | None:
         DamagedStore: if the file is not what was written.
         BadInput: if it is no card.
     """
+    found = own_card_file(store, manifest)
+    return None if found is None else found.card
+
+
+def own_card_file(store: Store, manifest: Manifest) -> CardFile | None:
+    """As `own_card`, with the bytes of its file."""
     if manifest.card_file_sha256 is None:
         return None
     path = store.card_path(manifest.dataset_id)
     content = read_file(path, limit=MAX_CARD_BYTES) if path.exists() else b""
     if sha256_bytes(content) != manifest.card_file_sha256:
         raise DamagedStore(f"{path} is not what was written.", "Restore it from a backup, or name a card with --card.")
-    return parse_card(content, str(path))
+    return CardFile(parse_card(content, str(path)), content)
 
 
 def packaged_card(env_id: str, env_kwargs: Mapping[str, Any] | None = None) -> Card:
@@ -204,6 +210,16 @@ def find_card(env_id: str, env_kwargs: Mapping[str, Any] | None = None) -> Card 
     """
     path = _find_packaged(env_id, env_kwargs)
     return None if path is None else read_card(path).card
+
+
+def card_at_hand(store: Store, manifest: Manifest) -> Card | None:
+    """The card that a dataset keeps, or else the packaged one of its environment, if there is either.
+
+    Raises:
+        DamagedStore, BadInput: as `own_card` does.
+    """
+    own = own_card(store, manifest)
+    return find_card(manifest.env_id, manifest.env_kwargs) if own is None and manifest.env_id is not None else own
 
 
 def check_card_against_spaces(card: Card, observation_space: Space, action_space: Space) -> None:

@@ -202,7 +202,7 @@ def _read_potential(text: object, reader: FormulaReader, problems: list[str]) ->
         if not isinstance(text, str):
             raise ValueError("it is not an expression")
         read = reader.formula(text)
-        if not reader.needs([read]) - reader.terms.keys():
+        if reader.is_constant(read):
             raise ValueError(f"`{read.text}` is the same in every state")
         return read.text
     except (ValueError, BadInput) as error:
@@ -266,11 +266,8 @@ def _read_action(
         raise ValueError(f"suggested_action has {len(action)} places; known: {', '.join(names)}")
     _check_numbers(numbers, manifest)
     parts = zip(names, computed, numbers, strict=True)
-    said = " ".join(
-        f"{name}={text}" if text else label_vector([name], [0.0 if x is None else x], [2])
-        for name, text, x in parts
-        if text or x is not None
-    )
+    given = {name: part for name, text, x in parts if (part := text or x) is not None}
+    said = label_vector(list(given), list(given.values()), [2] * len(given))
     return tuple(numbers), tuple(computed), clean_text(said, MAX_LABEL)
 
 

@@ -110,8 +110,8 @@ def record_readings(con: Connection, store: Store, run: Run, read: Sequence[tupl
     """Enter what the counting replies of some requests say; entering it again changes nothing.
 
     Labels and rules of an earlier answer give way to those of the one that counts; rejections stay beside them. Rules
-    and a potential that say nothing of the dataset's steps are rejected. The ids
-    come from content, and from the reply where it corrects another one.
+    and a potential that say nothing of the dataset's steps are rejected. The ids come from content, and from the reply
+    where it corrects another one.
     """
     answered = [question.request.request_id for question, reading in read if reading.is_answer]
     vain = [question.request.request_id for question, reading in read if not reading.is_answer]
@@ -224,14 +224,12 @@ def _settle(con: Connection, store: Store, listed: RuleList) -> _Settled:
     if not listed.rules:
         return _Settled(listed)
     manifest, refused = read_manifest(store, listed.dataset_id), list[Refused]()
-    while idle := [
-        rule
-        for rule, found in zip(listed.rules, count_decisions(con, listed, manifest), strict=True)
-        if found.steps and not found.valued
-    ]:
+    decided = count_decisions(con, listed, manifest)
+    while idle := [rule for rule, found in zip(listed.rules, decided, strict=True) if found.steps and not found.valued]:
         refused += [_refuse_rule(rule) for rule in idle]
         listed = replace(listed, rules=tuple(rule for rule in listed.rules if rule not in idle))
-    if not any(found.steps for found in count_decisions(con, listed, manifest)):
+        decided = count_decisions(con, listed, manifest)
+    if not any(found.steps for found in decided):
         if listed.rules:
             texts = "; ".join(rule.predicate for rule in listed.rules)
             nowhere = ReplyProblem("decides_nowhere", "the rules decide in none of the dataset's steps")

@@ -134,7 +134,7 @@ def _read_potential(text: object, reader: FormulaReader, refused: list[Refused])
         if not isinstance(text, str):
             raise BrokenError("wrong_type", f"potential is {show(text)}; an expression or null is allowed")
         read = reader.formula(text)
-        if not reader.needs([read]) - reader.terms.keys():
+        if reader.is_constant(read):
             raise BrokenError("illegal_potential", f"the potential {read.text} is the same in every state")
         return read.text
     except BadInput as error:
@@ -182,10 +182,7 @@ def read_rule_action(action: object, card: Card, reader: FormulaReader) -> RuleA
     given = [(a, part) for a, part in zip(card.actions, read, strict=True) if part is not None]
     if not given:
         raise BrokenError("illegal_action", f"{show(action)} gives neither number nor formula for any dimension")
-    label = " ".join(
-        f"{a.name}={part}" if isinstance(part, str) else label_vector([a.name], [part], [a.decimals])
-        for a, part in given
-    )
+    label = label_vector([a.name for a, _ in given], [part for _, part in given], [a.decimals for a, _ in given])
     numbers = tuple(None if isinstance(part, str) else part for part in read)
     formulas = tuple(part if isinstance(part, str) else None for part in read)
     return RuleAction(numbers, formulas if any(formulas) else None, clean_text(label, MAX_LABEL))
@@ -202,7 +199,7 @@ def _read_dimension(action: Mapping[str, Any], dimension: Action, reader: Formul
         formula = reader.formula(said)
     except BadInput as error:
         raise BrokenError("illegal_formula", f"{dimension.name}: {error.problem.rstrip('.')}") from None
-    if reader.needs([formula]) - reader.terms.keys():
+    if not reader.is_constant(formula):
         return formula.text
     known: dict[str, Any] = {}
     for name, term in reader.terms.items():

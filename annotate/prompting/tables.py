@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import numpy as np
@@ -65,11 +65,22 @@ def format_significant(value: float, digits: int = 3) -> str:
     return format_fixed(value, max(0, digits - 1 - exponent))
 
 
-def label_vector(names: Sequence[str], values: Sequence[float], decimals: Sequence[int]) -> str:
-    """A continuous action as one text, for example `main=0.50 side=-0.20`."""
+def label_vector(names: Sequence[str], values: Sequence[float | str], decimals: Sequence[int]) -> str:
+    """A continuous action as one text, for example `main=0.50 side=-0.20`; a formula is its own text."""
     return " ".join(
-        f"{n}={x + 0.0 if round(x, d) else 0.0:.{d}f}" for n, x, d in zip(names, values, decimals, strict=True)
+        f"{n}={x}" if isinstance(x, str) else f"{n}={x + 0.0 if round(x, d) else 0.0:.{d}f}"
+        for n, x, d in zip(names, values, decimals, strict=True)
     )
+
+
+def with_action_indices(episode: Episode, first_action: int) -> Episode:
+    """The episode with its discrete actions as indices into the card's list.
+
+    Args:
+        episode: as it was recorded.
+        first_action: where the action space starts; 0 for a continuous one.
+    """
+    return replace(episode, actions=episode.actions - first_action) if first_action else episode
 
 
 def observation_rows(episode: Episode) -> Array:

@@ -33,6 +33,7 @@ from ..prompting import (
     prompt_version,
     select_episodes,
     spread_by_return,
+    with_action_indices,
 )
 
 
@@ -92,7 +93,7 @@ def plan_run(
     manifest = read_manifest(store, dataset_id)
     _check_card(card, manifest)
     first_action = manifest.action_space.start
-    episodes = [_with_action_indices(episode, first_action) for episode in list_episodes(store, dataset_id)]
+    episodes = [with_action_indices(episode, first_action) for episode in list_episodes(store, dataset_id)]
     if not all(map(is_finite, episodes)):
         require_finite(read_steps(store, dataset_id), dataset_id)
     statistics = describe_dataset(episodes, card)
@@ -245,10 +246,6 @@ def _check_names(card: Card, manifest: Manifest) -> None:
             f"{', '.join(there)}.",
             "Rules need equal names: collect or import the dataset with this card (--card).",
         )
-
-
-def _with_action_indices(episode: Episode, first_action: int) -> Episode:
-    return replace(episode, actions=episode.actions - first_action) if first_action else episode
 
 
 def _name_run(dataset_id: str, questioner: RequestBuilder, first_action: int) -> Run:

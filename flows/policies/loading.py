@@ -110,8 +110,7 @@ def _open_rules(spec: str, name: str, spaces: Spaces, store: Store | None) -> Po
     manifest = read_manifest(store, listed.dataset_id)
     check_spaces(spec, Spaces(manifest.observation_space, manifest.action_space), spaces)
     baseline = find_baseline(store, manifest, read_steps(store, listed.dataset_id))
-    compiled = CompiledRules(listed, tuple(manifest.component_names), manifest.action_space)
-    return RulePolicy((compiled,), baseline.policy, spec)
+    return RulePolicy((CompiledRules.of(listed, manifest),), baseline.policy, spec)
 
 
 @dataclass(frozen=True)

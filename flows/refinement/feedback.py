@@ -7,12 +7,12 @@ controls, and shown to the annotator again, as long as that gains something.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from annotate.prompting import Measured, PlayedList, describe_feedback
+from annotate.prompting import Measured, PlayedList, describe_feedback, with_action_indices
 from refine.evaluation import interval
 from refine.policies import CompiledRules, States
 from storage.annotations import load_rule_lists
@@ -25,7 +25,7 @@ from ..labelling import card_of
 from ..policies import load_policy
 from ..runtime import Report, silent
 from ..simulation import Actor, Home, Named, find_home, look_up_spaces, play_episodes
-from .refinement import Outcome, compile_rules
+from .refinement import Outcome
 
 EPISODES = 20
 """Episodes that each policy plays for the feedback."""
@@ -82,10 +82,11 @@ def measure_version(
     }
     episodes = {name: _play(manifest, home, actor, report, name) for name, actor in actors.items()}
     returns = {name: _measure(played) for name, played in episodes.items()}
+    compiled = CompiledRules.of(listed, manifest)
     shown = PlayedList(
         listed,
-        [_with_indices(episode, manifest) for episode in episodes["the list"]],
-        [_deciding(compile_rules(listed, manifest), episode) for episode in episodes["the list"]],
+        [with_action_indices(episode, manifest.action_space.start) for episode in episodes["the list"]],
+        [_deciding(compiled, episode) for episode in episodes["the list"]],
         returns["the list"],
         returns["baseline"],
         returns["refined"],
@@ -127,9 +128,4 @@ def _deciding(compiled: CompiledRules, episode: Episode) -> NDArray[np.int64]:
     """Which rule decided in each step, (T,)."""
     seen = episode.observations[:-1]
     before = np.concatenate([seen[:1], seen[:-1]])
-    return compiled.say(States(seen, before, np.arange(len(episode)))).rules
-
-
-def _with_indices(episode: Episode, manifest: Manifest) -> Episode:
-    first = manifest.action_space.start
-    return replace(episode, actions=episode.actions - first) if first else episode
+    return compiled.decide(compiled.values(States(seen, before, np.arange(len(episode)))))

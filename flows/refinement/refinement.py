@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from pydantic import Field
 
-from annotate.cards import find_card, own_card
+from annotate.cards import card_at_hand
 from refine.config import RefineConfig, TrainingMode
 from refine.labels import (
     Labels,
@@ -175,9 +175,7 @@ def gather_material(
 
 def find_units(store: Store, manifest: Manifest) -> dict[str, str]:
     """The units of the components, by column, as the dataset's card has them; empty without a card."""
-    card = own_card(store, manifest)
-    if card is None and manifest.env_id is not None:
-        card = find_card(manifest.env_id, manifest.env_kwargs)
+    card = card_at_hand(store, manifest)
     known = {component.name: component.unit for component in card.components} if card else {}
     columns = component_columns(manifest.component_names)
     named = zip(columns, manifest.component_names, strict=False)  # where there are very many, none has a column
@@ -240,17 +238,8 @@ class LabelSource:
         """
         if not self.lists:
             return labels_from_annotations(self.notes, steps, manifest.action_space)
-        lists = [compile_rules(listed, manifest) for listed in self.lists]
+        lists = [CompiledRules.of(listed, manifest) for listed in self.lists]
         return labels_from_rules(lists, steps, manifest.action_space, shaped=mode != "A")
-
-
-def compile_rules(listed: RuleList, manifest: Manifest) -> CompiledRules:
-    """A list of rules, ready to be asked about a dataset's environment.
-
-    Raises:
-        BadInput: if an expression or an action does not fit it.
-    """
-    return CompiledRules(listed, tuple(manifest.component_names), manifest.action_space)
 
 
 def find_opinions(
@@ -293,9 +282,8 @@ def _different(lists: Iterable[RuleList]) -> list[RuleList]:
     """The lists without those that say the same as an earlier one: they would only count twice."""
     different: dict[str, RuleList] = {}
     for listed in lists:
-        said = [(r.predicate, r.suggested_action, r.formulas, r.confidence) for r in listed.rules]
-        terms = [(term.name, term.expression) for term in listed.terms]
-        different.setdefault(canonical_json([terms, said, listed.potential]), listed)
+        confidences = [rule.confidence for rule in listed.rules]
+        different.setdefault(canonical_json([listed.content, confidences, listed.potential]), listed)
     return list(different.values())
 
 

@@ -10,10 +10,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from annotate.cards import own_card_file
 from refine.policies import MlpPolicy, RulePolicy
 from storage.catalog import Connection
 from storage.datasets import read_manifest
-from storage.disk import read_file
 from storage.errors import BadInput
 from storage.policies import count_played_steps, end_of_used_seeds, save_policy
 from storage.schema import Manifest
@@ -29,7 +29,6 @@ from .refinement import ImproveConfig, Outcome, find_opinions, improve
 
 _FIRST_SEED, _SEEDS = 1 << 24, 1 << 30
 """Rounds draw their seeds from a range of this size, far beyond those that datasets and gates begin with."""
-MOST_CARD_BYTES = 10_000_000
 
 
 @dataclass(frozen=True)
@@ -161,21 +160,16 @@ def _play_learner(store: Store, made: RelabelRound, gate: GateConfig, env_id: Na
         max_steps=manifest.max_steps,
         rename=True,
     )
+    card = own_card_file(store, manifest)
     played = collect(
         store,
         config,
         report,
         component_names=manifest.component_names,
         action_names=manifest.action_names,
-        card=_card_of(store, manifest),
+        card=card.content if card else None,
     )
     return played.dataset_id
-
-
-def _card_of(store: Store, manifest: Manifest) -> bytes | None:
-    if manifest.card_file_sha256 is None:
-        return None
-    return read_file(store.card_path(manifest.dataset_id), limit=MOST_CARD_BYTES)
 
 
 def _keep(store: Store, made: RelabelRound, manifest: Manifest) -> Named:
@@ -214,10 +208,9 @@ def _free_seed(store: Store, made: RelabelRound, gate: GateConfig, episodes: int
 
 def _end_of_use(con: Connection, policy_sha256: str, seeds: range, judged: range) -> int | None:
     """A seed after those that anything but this round's own dataset has used; None if all are free."""
-    found = end_of_used_seeds(con, seeds, except_by=policy_sha256)
-    ends = [*([found] if found is not None else [])]
-    ends += [judged.stop] if judged.start < seeds.stop and seeds.start < judged.stop else []
-    return max(ends, default=None)
+    overlaps = judged.start < seeds.stop and seeds.start < judged.stop
+    ends = (end_of_used_seeds(con, seeds, except_by=policy_sha256), judged.stop if overlaps else None)
+    return max((end for end in ends if end is not None), default=None)
 
 
 def _count_steps(store: Store, rounds: Sequence[RelabelRound], gate: GateConfig) -> int | None:

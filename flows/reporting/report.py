@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from annotate.cards import find_card, own_card
+from annotate.cards import card_at_hand
 from storage.content_hash import seal
 from storage.disk import write_whole
 from storage.errors import Prerequisite
@@ -90,7 +90,5 @@ def write_report(
 
 def _units(store: Store, manifest: Manifest) -> Mapping[str, str]:
     """The unit of each component, from the dataset's card or the environment's packaged one."""
-    card = own_card(store, manifest)
-    if card is None and manifest.env_id is not None:
-        card = find_card(manifest.env_id, manifest.env_kwargs)
+    card = card_at_hand(store, manifest)
     return {component.name: component.unit for component in card.components} if card else {}

@@ -64,11 +64,14 @@ def permute_columns(columns: Sequence[str], units: Mapping[str, str], rng: np.ra
 
 
 def permuted_potential(
-    lists: Sequence[CompiledRules], steps: StepArrays, units: Mapping[str, str], rng: np.random.Generator
+    own: Potential,
+    lists: Sequence[CompiledRules],
+    steps: StepArrays,
+    units: Mapping[str, str],
+    rng: np.random.Generator,
 ) -> Potential:
     """The potential of lists that read other components; their own, with its values exchanged, where none varies."""
     names = component_columns(lists[0].component_names)
-    own = find_potential(lists, steps)
     for _ in range(_TRIES):
         try:
             found = find_potential(lists, steps, permute_columns(names, units, rng))

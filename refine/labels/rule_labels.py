@@ -151,7 +151,7 @@ def _placebo_potential(
     if arm == "shuffled" and draw == 0:
         return -labels.potential
     graded = [compiled for compiled in labels.lists if compiled.listed.potential is not None]
-    return permuted_potential(graded, steps, units, rng)
+    return permuted_potential(labels.potential, graded, steps, units, rng)
 
 
 def rule_arm_lists(

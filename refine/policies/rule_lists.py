@@ -22,7 +22,7 @@ from storage.disk import UnreadableError, decode_json
 from storage.errors import BadInput, DamagedStore
 from storage.expressions import PREVIOUS, Expression
 from storage.formulas import STEP, FormulaReader, Term
-from storage.schema import Array, Space
+from storage.schema import Array, Manifest, Space
 
 from .mlp import RESTORE, SPEC_FILE, Acts, MlpPolicy, Mode, Past
 from .spaces import action_bounds
@@ -60,6 +60,11 @@ class CompiledRules:
     def __post_init__(self) -> None:
         for rule in self.listed.rules:
             _check_action(rule.suggested_action, rule.formulas, rule.predicate, self.action_space)
+
+    @classmethod
+    def of(cls, listed: RuleList, manifest: Manifest) -> CompiledRules:
+        """A list, to be asked about the environment of a dataset; raises as the class does."""
+        return cls(listed, tuple(manifest.component_names), manifest.action_space)
 
     def say(self, states: States) -> Said:
         """Ask it in some states."""
@@ -171,9 +176,7 @@ class CompiledRules:
     @property
     def content(self) -> dict[str, Any]:
         """Everything that decides what it says, as JSON has it."""
-        rules = [[rule.predicate, rule.suggested_action, rule.formulas] for rule in self.listed.rules]
-        terms = [[term.name, term.expression] for term in self.listed.terms]
-        return {"component_names": self.component_names, "terms": terms, "rules": rules, "reads": self.reads}
+        return {"component_names": self.component_names, "reads": self.reads, **self.listed.content}
 
     @cached_property
     def _columns(self) -> tuple[str, ...]:

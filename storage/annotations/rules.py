@@ -7,7 +7,17 @@ from dataclasses import dataclass, fields
 from itertools import groupby
 from typing import NamedTuple
 
-from ..catalog import Connection, component_columns, insert_rows, refresh_views, same_action, scan_steps
+from ..catalog import (
+    Connection,
+    StoredList,
+    StoredRule,
+    component_columns,
+    count_decisions_of,
+    insert_rows,
+    refresh_views,
+    same_action,
+    scan_steps,
+)
 from ..content_hash import content_id
 from ..datasets import read_manifest, resolve_dataset
 from ..errors import BadInput
@@ -53,6 +63,14 @@ class RuleList:
     assessment: str | None = None
     potential: str | None = None  # an expression for how good a state is
     parent_id: str | None = None  # the list that this one was made from
+
+    @property
+    def content(self) -> dict[str, object]:
+        """What decides where it says what, as JSON has it: terms, conditions and actions."""
+        return {
+            "terms": [[term.name, term.expression] for term in self.terms],
+            "rules": [[rule.predicate, rule.suggested_action, rule.formulas] for rule in self.rules],
+        }
 
     @property
     def has_formulas(self) -> bool:
@@ -132,26 +150,19 @@ class Decisions(NamedTuple):
 
 
 def count_decisions(con: Connection, listed: RuleList, manifest: Manifest) -> list[Decisions]:
-    """Count what each rule of a list decides in its dataset; the list need not be stored."""
+    """Count what each rule of a list decides in its dataset, as the views do; the list need not be stored.
+
+    Raises:
+        BadInput: if an expression is not allowed.
+    """
     reader = formula_reader(manifest, listed.terms, is_canonical=True)
-    predicates = [reader.predicate(rule.predicate, is_canonical=True) for rule in listed.rules]
-    formulas = [
-        [reader.formula(text, is_canonical=True) for text in filter(None, rule.formulas or ())] for rule in listed.rules
-    ]
-    if not predicates:
+    check_rule_list(listed, reader)
+    if not listed.rules:
         return []
-    first = " ".join(f"WHEN {predicate.sql} THEN {number}" for number, predicate in enumerate(predicates))
-    valued = " ".join(
-        f"WHEN {number} THEN {' AND '.join(f'isfinite({formula.sql})' for formula in found) or 'true'}"
-        for number, found in enumerate(formulas)
-    )
-    scan = scan_steps(manifest.dataset_id, reader, [*predicates, *(f for found in formulas for f in found)])
-    rows = con.execute(
-        f"""SELECT "the rule", count(*), count(*) FILTER (CASE "the rule" {valued} END)
-        FROM (SELECT *, CASE {first} END AS "the rule" FROM ({scan})) WHERE "the rule" IS NOT NULL GROUP BY 1"""
-    ).fetchall()
-    counted = {number: Decisions(steps, has_value) for number, steps, has_value in rows}
-    return [counted.get(number, Decisions(0, 0)) for number in range(len(predicates))]
+    rules = [StoredRule(r.rule_id, r.predicate, r.suggested_action, r.formulas) for r in listed.rules]
+    stored = StoredList(manifest.dataset_id, manifest.action_space, reader.columns, listed.terms, rules)
+    counted = {place: Decisions(*counts) for place, *counts in con.execute(count_decisions_of(stored)).fetchall()}
+    return [counted.get(place, Decisions(0, 0)) for place in range(len(rules))]
 
 
 def varies(con: Connection, listed: RuleList, manifest: Manifest) -> bool:

@@ -1,7 +1,7 @@
 from .connection import Catalog, Connection, create_file, insert_rows, is_corrupt
 from .integrity import inspect_shards, suspect_shards
 from .migrations import MIGRATIONS, catalog_version, create_tables, is_newest, migrate
-from .rule_views import scan_steps
+from .rule_views import StoredList, StoredRule, count_decisions_of, scan_steps
 from .view_columns import AGREEMENT_SHARE, component_columns, same_action
 from .views import look_at_views, refresh_views
 
@@ -10,8 +10,11 @@ __all__ = [
     "MIGRATIONS",
     "Catalog",
     "Connection",
+    "StoredList",
+    "StoredRule",
     "catalog_version",
     "component_columns",
+    "count_decisions_of",
     "create_file",
     "create_tables",
     "insert_rows",

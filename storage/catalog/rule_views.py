@@ -58,16 +58,16 @@ def rule_views(con: Connection, datasets: Sequence[tuple[str, Space, Sequence[st
 
 
 def _stored_lists(con: Connection, shown: dict[str, tuple[Space, tuple[str, ...]]]) -> Iterator[StoredList]:
-    terms = con.execute(
-        "SELECT run_id, list_id, name, expression FROM terms ORDER BY run_id, list_id, position"
-    ).fetchall()
+    found = con.execute("SELECT run_id, list_id, name, expression FROM terms ORDER BY run_id, list_id, position")
+    grouped = groupby(found.fetchall(), key=lambda row: row[:2])
+    terms = {key: [Term(*row[2:]) for row in rows] for key, rows in grouped}
     rows = con.execute(
         """SELECT dataset_id, run_id, coalesce(request_id, run_id), rule_id, predicate, suggested_action, formulas
            FROM rules ORDER BY run_id, request_id, position, rule_id"""
     ).fetchall()
     for (dataset_id, run_id, list_id), rules in groupby(rows, key=lambda row: row[:3]):
         if dataset_id in shown:
-            own = [Term(name, text) for run, which, name, text in terms if (run, which) == (run_id, list_id)]
+            own = terms.get((run_id, list_id), [])
             yield StoredList(dataset_id, *shown[dataset_id], own, [StoredRule(*row[3:]) for row in rules])
 
 
@@ -192,9 +192,30 @@ def _with_agreement(query: _ListQuery, select: str) -> str:
     return f"SELECT *, {agrees} AS agrees FROM (\n{select}\n)"
 
 
-def _first(query: _ListQuery) -> str:
+def _decided(query: _ListQuery) -> str:
+    """The list's steps, with the place of the rule that decides as the column "first"; null where none does."""
     whens = " ".join(f'WHEN "rule {n}" THEN {n}' for n in range(len(query.rules)))
-    return f"CASE {whens} END"
+    return f"""SELECT *, CASE {whens} END AS "first" FROM (
+{query.scan}
+)"""
+
+
+def _said(query: _ListQuery) -> str:
+    """SQL of the action of the rule that decides, over the columns of `_decided`."""
+    whens = " ".join(f'WHEN {n} THEN "action {n}"' for n in range(len(query.rules)))
+    return f'CASE "first" {whens} END'
+
+
+def count_decisions_of(stored: StoredList) -> str:
+    """A query for the place of each rule that decides somewhere, the steps, and those of them where it has a value.
+
+    Args:
+        stored: at least one rule; each is allowed.
+    """
+    query = _ListQuery.of(stored)
+    return f"""SELECT "first", count(*), count({_said(query)}) FROM (
+{_decided(query)}
+) WHERE "first" IS NOT NULL GROUP BY 1"""
 
 
 _NAMES = (
@@ -225,9 +246,9 @@ def _matches(query: _ListQuery) -> str:
     return f"""SELECT dataset_id, episode_id, step, hit.rule_id AS rule_id, hit.said AS suggested_action,
     hit.decides AS decides, {_LOGGED}
 FROM (SELECT dataset_id, episode_id, "at step" AS step, unnest([{entries}]) AS hit, {_NAMES}
-      FROM (SELECT *, {_first(query)} AS "first" FROM (
-{query.scan}
-))) WHERE hit IS NOT NULL"""
+      FROM (
+{_decided(query)}
+)) WHERE hit IS NOT NULL"""
 
 
 def _rule_labels(queries: Sequence[_ListQuery]) -> str:
@@ -237,12 +258,11 @@ def _rule_labels(queries: Sequence[_ListQuery]) -> str:
 
 def _decisions(query: _ListQuery) -> str:
     ids = " ".join(f"WHEN {n} THEN {sql_text(rule)}" for n, rule in enumerate(query.rules))
-    said = " ".join(f'WHEN {n} THEN "action {n}"' for n in range(len(query.rules)))
     return f"""SELECT dataset_id, episode_id, "at step" AS step, CASE "first" {ids} END AS rule_id,
-    CASE "first" {said} END AS suggested_action, true AS decides, {_NAMES}
-FROM (SELECT *, {_first(query)} AS "first" FROM (
-{query.scan}
-)) WHERE "first" IS NOT NULL AND CASE "first" {said} END IS NOT NULL"""
+    {_said(query)} AS suggested_action, true AS decides, {_NAMES}
+FROM (
+{_decided(query)}
+) WHERE "first" IS NOT NULL AND {_said(query)} IS NOT NULL"""
 
 
 def _joined(name: str, selects: Sequence[str]) -> str:
