@@ -24,9 +24,10 @@ MAXIMUM_STEPS = 10_000
 DISCRETE_DEFAULTS = {"betas": (0.1, 0.3), "snapshots": (30, 60, 100, 160, 300)}
 CONTINUOUS_DEFAULTS = {"betas": (0.03, 0.1), "snapshots": (100, 200, 400, 700, 1000)}
 
-DENSE_SNAPSHOTS = (1_000, 2_000, 4_000, 7_000, 10_000)
-"""Of the recipe in mode A where most steps have a suggestion: so many are not memorised, they are learnt. There is one
-beta, the smaller: few steps or none are left to stay close to the baseline at."""
+LATE_SNAPSHOTS = (1_000, 4_000, 10_000)
+"""Of the recipe in mode A where most steps have a suggestion, after those of few labels: so many suggestions are not
+memorised, they are learnt; a law that is worse than a vague likeness of it still has that. There is one beta, the
+smaller: few steps or none are left to stay close to the baseline at."""
 
 
 class RefineConfig(Frozen):
@@ -56,7 +57,8 @@ class RefineConfig(Frozen):
         default=None,
         min_length=1,
         description="training steps after which a candidate is kept; null: 30 to 300, and 100 to 1000 for continuous"
-        " actions, whose squared error learns more slowly; 1000 to 10000 in mode A where most steps have a suggestion",
+        " actions, whose squared error learns more slowly; also 1000, 4000 and 10000 in mode A where most steps"
+        " have a suggestion",
     )
     learning_rate: float = Field(default=1e-3, gt=0, description="of Adam, for the policy and for the critic")
     batch_size: int = Field(default=320, ge=2, description="states per step, annotated ones included")
@@ -142,7 +144,8 @@ class RefineConfig(Frozen):
         self.check_actions(action_space)
         defaults = DISCRETE_DEFAULTS if action_space.is_discrete else CONTINUOUS_DEFAULTS
         if dense and self.algorithm == "recipe" and self.mode == "A":
-            defaults = {"betas": defaults["betas"][:1], "snapshots": DENSE_SNAPSHOTS}
+            snapshots = tuple(sorted({*defaults["snapshots"], *LATE_SNAPSHOTS}))
+            defaults = {"betas": defaults["betas"][:1], "snapshots": snapshots}
         missing = {name: value for name, value in defaults.items() if getattr(self, name) is None}
         return self.model_copy(update=missing)
 

@@ -40,7 +40,7 @@ END = -1  # the number of the instant before a command's process ends
 LAST = (END, signal.SIGKILL)
 LINE = "interrupted: run the same command again and it goes on"
 refine_config.DISCRETE_DEFAULTS = {"betas": (0.1,), "snapshots": (5, 10)}  # seconds of training show nothing more
-refine_config.DENSE_SNAPSHOTS = (5, 10)
+refine_config.LATE_SNAPSHOTS = (5, 10)
 
 
 def prepare(command: str, folder: Path) -> list[str]:

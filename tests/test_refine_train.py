@@ -227,7 +227,7 @@ def test_defaults_depend_on_the_kind_of_actions_and_given_values_stay() -> None:
 def test_dense_advice_is_learnt_for_longer_but_not_beside_rewards(space: Space) -> None:
     dense, sparse = RefineConfig().completed(space, dense=True), RefineConfig().completed(space)
 
-    assert dense.snapshots == (1_000, 2_000, 4_000, 7_000, 10_000)
+    assert dense.snapshots == (*(stop for stop in sparse.snapshots or () if stop < 1_000), 1_000, 4_000, 10_000)
     assert dense.betas == (min(sparse.betas or ()),)
     assert RefineConfig(snapshots=(5,)).completed(space, dense=True).snapshots == (5,)
     for other in (RefineConfig(mode="RA"), RefineConfig(algorithm="bc")):
