@@ -290,20 +290,24 @@ def evaluate(store: Store, config: EvaluateConfig, report: Report = silent) -> d
 
 def _resolve(store: Store, config: EvaluateConfig) -> tuple[Named, _Home]:
     """The policy's specification and its environment, which a policy of the store has recorded."""
-    if config.policy.startswith("rules:") and config.env_id is None:
-        dataset_id = find_rule_list(store, config.policy.removeprefix("rules:")).dataset_id
-        home = _home_of(store, config.policy, dataset_id)
-        return config.policy, home._replace(env_kwargs=config.env_kwargs) if config.env_kwargs else home
+    if config.policy.startswith("rules:"):
+        listed = find_rule_list(store, config.policy.removeprefix("rules:"))
+        return _at_home(store, config, Named(f"rules:{listed.list_id}"), listed.dataset_id)
     name = config.policy.removeprefix("policy:")
     if ":" in name or name == "random" or Path(name).is_dir():
         if config.env_id is None:
             raise BadInput(f"Which environment is {config.policy} for?", "Name it with --env ENV_ID.")
         return config.policy, _Home(config.env_id, config.env_kwargs)
     policy_id = resolve_policy(store, name)
+    return _at_home(store, config, Named(f"policy:{policy_id}"), policy_record(store, policy_id)["dataset_id"])
+
+
+def _at_home(store: Store, config: EvaluateConfig, spec: Named, dataset_id: str | None) -> tuple[Named, _Home]:
+    """A policy of the store in the environment that was named, or else in its dataset's."""
     if config.env_id is not None:
-        return Named(f"policy:{policy_id}"), _Home(config.env_id, config.env_kwargs)
-    home = _home_of(store, policy_id, policy_record(store, policy_id)["dataset_id"])
-    return Named(f"policy:{policy_id}"), home._replace(env_kwargs=config.env_kwargs) if config.env_kwargs else home
+        return spec, _Home(config.env_id, config.env_kwargs)
+    home = _home_of(store, spec.removeprefix("policy:"), dataset_id)
+    return spec, home._replace(env_kwargs=config.env_kwargs) if config.env_kwargs else home
 
 
 def _home_of(store: Store, policy: str, dataset_id: str | None) -> _Home:

@@ -19,7 +19,7 @@ from ..catalog import (
     scan_steps,
 )
 from ..content_hash import content_id
-from ..datasets import read_manifest, resolve_dataset
+from ..datasets import pick, read_manifest, resolve_dataset
 from ..errors import BadInput
 from ..formulas import FormulaReader, Term
 from ..queries import Row, rows_of
@@ -227,23 +227,14 @@ def find_rule_list(store: Store, name: str) -> RuleList:
         BadInput: if there is none, or several fit.
     """
     with store.catalog.read() as con:
-        found = con.execute(
-            """SELECT list_id, run_id, dataset_id FROM rule_lists WHERE starts_with(list_id, $name)
-               ORDER BY created_at, run_id""",
-            {"name": name},
-        ).fetchall()
-        known = sorted({list_id for list_id, *_ in found})
-        if len(known) != 1:
-            all_lists = con.execute("SELECT DISTINCT list_id FROM rule_lists ORDER BY ALL").fetchall()
-            what = f"{len(known)} lists of rules begin" if known else "No list of rules begins"
-            there = ", ".join(known or [list_id for (list_id,) in all_lists]) or "none"
-            raise BadInput(f"{what} with {name!r}.", f"Known: {there}.")
-        _, run_id, dataset_id = found[-1]
-        lists = load_rule_lists(store, dataset_id, [run_id])
-    wanted = [listed for listed in lists if listed.list_id == known[0]]
-    if not wanted:
-        raise BadInput(f"The list of rules {known[0]} has no rule.")
-    return wanted[0]
+        found = con.execute("SELECT list_id, run_id, dataset_id FROM rule_lists ORDER BY created_at, run_id").fetchall()
+        newest = {list_id: (run_id, dataset_id) for list_id, run_id, dataset_id in found}
+        wanted = pick(name, sorted(newest), "rule list")
+        run_id, dataset_id = newest[wanted]
+        lists = [listed for listed in load_rule_lists(store, dataset_id, [run_id]) if listed.list_id == wanted]
+    if not lists:
+        raise BadInput(f"The list of rules {wanted} has no rule.")
+    return lists[0]
 
 
 _RULES = """
