@@ -8,10 +8,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from toy_environment import CARD, TOY, gather_toys, make_baseline, save_folder, small_config, write_answers
+from toy_environment import CARD, REACH, TOY, gather_toys, make_baseline, save_folder, small_config, write_answers
 
+from annotate.importing.rules import import_rules
 from benchmarks.board import __main__ as command
-from benchmarks.board import jobs, refined
+from benchmarks.board import jobs, online, refined, ruled
 from benchmarks.board.entries import Entry, list_entries
 from benchmarks.board.experts import CONTROLLERS, TrainedExpert
 from benchmarks.board.jobs import Job, budget_of, run_job
@@ -21,7 +22,7 @@ from benchmarks.board.resets import Counted, CriticalResets
 from benchmarks.board.results import gain, interval_over_trainings, summarise
 from benchmarks.board.rows import Row, append_row, read_rows
 from benchmarks.board.scenes import Scene, Sources, set_scene, spread_states
-from benchmarks.board.table import draw_table, write_between
+from benchmarks.board.table import draw_labels, draw_rules, draw_table, write_between
 from flows.simulation.environments import make_environment
 from storage.datasets.reader import iterate_episodes, read_steps
 from storage.errors import BadInput, Prerequisite
@@ -42,6 +43,20 @@ def scene(store: Store, tmp_path: Path) -> Scene:
     bare = set_scene(store, entry, sources)
     write_answers(store, bare.manifest.dataset_id, tmp_path / "toy.toml", example / "answers.jsonl", model="claude")
     return set_scene(store, entry, sources)
+
+
+@pytest.fixture
+def ruled_scene(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Scene:
+    """The world of reaching with a law that is right; a training of it is small."""
+    monkeypatch.setattr(ruled, "RefineConfig", lambda seed: small_config(seed=seed).refine)
+    save_folder(make_baseline(REACH), tmp_path / "examples" / "reach" / "baseline")
+    entry = Entry("Reach-v0", REACH, {}, episodes=6, select=4, accept=12, report=10)
+    bare = set_scene(store, entry, Sources(tmp_path / "nothing", examples=tmp_path / "examples"))
+    assert bare.unruled == "no recorded rules in reach/rules.jsonl"
+    x = bare.manifest.component_names[0]
+    (tmp_path / "law.json").write_text(f'[{{"predicate": "{x} < 9", "suggested_action": ["1.5 * {x}"]}}]')
+    imported = import_rules(store, bare.manifest.dataset_id, tmp_path / "law.json", "a person")
+    return replace(bare, rules_run=imported.run_id)
 
 
 @pytest.fixture
@@ -122,6 +137,13 @@ def test_the_budget_is_the_dataset_and_the_gate_of_the_labelled_refinement() -> 
     assert budget_of({"baseline": rows["baseline"]}) == 0
 
 
+def test_more_training_has_the_steps_of_the_method_that_it_is_compared_with() -> None:
+    steps = {"rules": 70, "relabelled": 300, "labels": 20}
+    rows = {arm: make_row(arm, collected_steps=100, gate_steps=n) for arm, n in steps.items()}
+    arms = ("continued", "continued_rules", "continued_relabelled", "placebos")
+    assert [budget_of(rows, arm) for arm in arms] == [120, 170, 400, 0]
+
+
 def test_rows_survive_a_line_that_was_cut_off_and_the_newest_counts(tmp_path: Path) -> None:
     file = tmp_path / "rows.jsonl"
     append_row(file, make_row("labels", 0))
@@ -159,6 +181,18 @@ def test_the_table_has_every_method_and_says_why_one_failed() -> None:
     assert lines[2].startswith("| Toy-v0 | baseline |  | 1.00 [1.00, 1.00] |")
     assert lines[3] == "|  | labelled | 4 of 5 | 9.0 [9.0, 9.0] |  | 8 | 0.50 | 45 | 0 |"
     assert lines[4].startswith("|  | RICE's resets | failed: no model.zip / at all |")
+
+
+def test_rules_have_a_table_of_their_own_with_wins_ties_and_losses() -> None:
+    returns = {"baseline": 1.0, "rules": 9.0, "rules_played": 10.0, "relabelled": 4.0}
+    returns |= {"continued_rules": 5.0, "continued_relabelled": 5.0}
+    rows = [make_row(arm, 0, (found, found), accepted=arm == "rules") for arm, found in returns.items()]
+    rows.append(make_row("placebos", 0, (2.0, 2.0), credited=True))
+    drawn = draw_rules(summarise(rows))
+    assert "|  | rules | 1 | 1 of 1 | 1 of 1 | 9.0 [9.0, 9.0] |" in drawn
+    assert "| Toy-v0 | 4.0 [4.0, 4.0] | win | -1.00 [-1.00, -1.00] | loss |" in drawn
+    assert "Against PPO continued: rules: 1 win, 0 tie, 0 loss; rules, relabelled: 0 win, 0 tie, 1 loss." in drawn
+    assert draw_labels(summarise(rows)) == draw_rules(summarise(rows[:1])) == ""
 
 
 def test_the_table_goes_to_its_place_in_a_page_and_nowhere_else(tmp_path: Path) -> None:
@@ -274,3 +308,64 @@ def test_every_environment_of_the_issue_is_on_the_board() -> None:
     for entry in entries.values():
         assert 5 * entry.report >= 100
         assert entry.card is None or Path(entry.card).is_file()
+
+
+@pytest.mark.slow
+def test_a_law_is_learnt_credited_and_played_and_more_rounds_cost_more_steps(
+    ruled_scene: Scene, tmp_path: Path
+) -> None:
+    made: dict[str, Row] = {}
+    for arm in ("baseline", "rules", "rules_played", "relabelled", "placebos"):
+        before, rules = (made.get(name) for name in ("baseline", "rules"))
+        made[arm] = run_job(Job(ruled_scene, arm, 0, tmp_path / "rows.jsonl", before, rules))
+    assert {row.status for row in made.values()} == {"done"}, made
+    assert all(made[arm].accepted for arm in ("rules", "rules_played", "relabelled"))
+    assert set(made["rules_played"].greedy) == {0.0}
+    assert made["placebos"].credited
+    assert "10 of 10 placebos" in made["placebos"].reason  # plain cloning, and three draws of each of three
+    base, rules, relabelled = made["baseline"], made["rules"], made["relabelled"]
+    assert np.mean(base.greedy) < np.mean(rules.greedy) < 0
+    assert rules.collected_steps == 6 * 8
+    assert rules.gate_steps == 8 * (3 * 4 + 12 + 12)  # the baseline is chosen from, too
+    assert relabelled.collected_steps == 3 * rules.collected_steps
+    assert rules.gate_steps < relabelled.gate_steps < 3 * rules.gate_steps  # the baseline is played once
+
+
+@pytest.mark.slow
+def test_a_list_that_the_gate_rejects_earns_no_credit_and_shows_its_own_returns(
+    ruled_scene: Scene, store: Store, tmp_path: Path
+) -> None:
+    x = ruled_scene.manifest.component_names[0]
+    (tmp_path / "bad.json").write_text(f'[{{"predicate": "{x} < 9", "suggested_action": ["-2 * sign({x})"]}}]')
+    imported = import_rules(store, ruled_scene.manifest.dataset_id, tmp_path / "bad.json", "a person")
+    scene, out = replace(ruled_scene, rules_run=imported.run_id), tmp_path / "rows.jsonl"
+    base = run_job(Job(scene, "baseline", 0, out))
+    rules, played = (run_job(Job(scene, arm, 0, out, base)) for arm in ("rules", "rules_played"))
+    assert (rules.accepted, rules.greedy) == (False, base.greedy)
+    assert played.accepted is False
+    assert np.mean(played.greedy) < np.mean(base.greedy)
+    placebos = run_job(Job(scene, "placebos", 0, out, base, rules))
+    assert placebos.credited is False
+    assert placebos.reason == "the labels earn no credit: their refinement was rejected"
+    unruled = run_job(Job(replace(scene, rules_run=None, unruled="no list"), "rules", 0, out, base))
+    assert (unruled.status, unruled.reason) == ("failed", "no list")
+
+
+@pytest.mark.slow
+def test_a_larger_budget_goes_on_where_a_smaller_one_ended_and_ends_as_if_it_had_been_alone(
+    scene: Scene, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from stable_baselines3 import PPO
+
+    from flows.simulation.environments import look_up_spaces
+    from refine.policies import sb3_models as baselines
+
+    model = PPO("MlpPolicy", make_environment(TOY), n_steps=16, batch_size=64, policy_kwargs={"net_arch": [8]})
+    model.save(tmp_path / "model.zip")
+    started = replace(scene, baseline=baselines.from_sb3(model, *look_up_spaces(TOY)), model_zip=tmp_path / "model.zip")
+    first = online.continue_training(started, 0, 100)
+    np.random.rand()  # another training of this process
+    second, again = (online.continue_training(started, 0, budget) for budget in (300, 100))
+    alone = online.continue_training(started, 0, 300)
+    assert (first.steps, second.steps) == (128, 384)
+    assert first.policy.sha256 == again.policy.sha256 != second.policy.sha256 == alone.policy.sha256

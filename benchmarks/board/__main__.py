@@ -24,9 +24,9 @@ from .entries import FIRST_SEED, SEEDS_APART, Entry, list_entries
 from .jobs import ARMS, STAGES, Job, budget_of, run_job
 from .record import record_results
 from .results import summarise
-from .rows import Row, append_row, read_rows
+from .rows import Row, append_row, judged, read_rows
 from .scenes import Scene, Sources, set_scene
-from .table import draw_table, verdicts, write_between
+from .table import draw_labels, draw_rules, draw_table, write_between
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "results" / "board.md"
 OutOption = Annotated[Path, typer.Option(help="JSON lines, one per row; rows that are there are not played again.")]
@@ -42,13 +42,14 @@ def run(
     answers: Annotated[Path | None, typer.Option(help="Recorded answers in place of the example's.")] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Training seeds.")] = 5,
     arms: Annotated[str, typer.Option(help="Methods, separated by commas.")] = ",".join(ARMS),
+    rules: Annotated[str, typer.Option(help="File of the list of rules in an example's folder.")] = "rules.jsonl",
     workers: Annotated[int | None, typer.Option(help="Processes; one per core when left out.")] = None,
 ) -> None:
     """Play the rows of some environments and record them in a store."""
     began, chosen = time.perf_counter(), _choose(names)
     wanted, processes = _choose_arms(arms), workers or core_count()
     opened = Store.open(store) if store.exists() else Store.create(store)
-    scenes = _set_scenes(opened, chosen, Sources(baselines, answers=answers), out)
+    scenes = _set_scenes(opened, chosen, Sources(baselines, answers=answers, rules=rules), out)
     for stage in STAGES:
         jobs = _list_jobs(scenes, [arm for arm in stage if arm in wanted], seeds, out)
         for row in parallel_map(run_job, jobs, min(processes, max(len(jobs), 1))):
@@ -73,9 +74,9 @@ def table(
         raise BadInput(f"{out} has no rows.", "Run `python -m benchmarks.board run` first.")
     order = {name: place for place, name in enumerate(list_entries())}
     results = summarise(sorted(rows, key=lambda row: order.get(row.env, len(order))))
-    seconds = sum(row.seconds for row in rows)
-    told = [draw_table(results), verdicts(results), f"All rows took {seconds / 60:.0f} minutes of one core."]
-    write_between(page, "board", "\n\n".join(part for part in told if part))
+    for name, draw in (("board", draw_labels), ("rules", draw_rules)):
+        if text := draw(results):
+            write_between(page, name, text)
     typer.echo(f"{len(rows)} rows of {len({row.env for row in rows})} environments in {page}")
 
 
@@ -125,12 +126,13 @@ def _list_jobs(scenes: Sequence[Scene], arms: Sequence[str], seeds: int, out: Pa
 
 
 def _make_job(scene: Scene, arm: str, seed: int, out: Path, own: dict[str, Row]) -> Job:
-    budget = budget_of(own) if arm in STAGES[-1] else 0
-    return Job(scene, arm, seed, out, own.get("baseline") if arm in STAGES[1] else None, budget)
+    before = own.get("baseline") if arm in STAGES[1] or arm == "placebos" else None
+    return Job(scene, arm, seed, out, before, own.get("rules") if arm == "placebos" else None, budget_of(own, arm))
 
 
 def _tell(row: Row) -> None:
-    came = row.reason if row.status == "failed" else f"{sum(row.greedy) / len(row.greedy):.1f} greedy; {row.reason}"
+    returns = judged(row)
+    came = row.reason if row.status == "failed" else f"{sum(returns) / len(returns):.2f}; {row.reason}"
     typer.echo(f"{row.env} {row.arm} {row.seed}: {came} ({row.seconds:.0f} s)", err=True)
 
 

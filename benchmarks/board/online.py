@@ -7,9 +7,11 @@ what a refinement with labels costs. What is left over of the last rollout's len
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
+
+import numpy as np
 
 from flows.simulation.environments import Spaces, make_environment
 from refine.policies.mlp import MlpPolicy
@@ -39,8 +41,53 @@ class Trained:
 
 
 def continue_training(scene: Scene, seed: int, budget: int) -> Trained:
-    """Continue the baseline's PPO for a budget of environment steps."""
-    return _fine_tune(scene, seed, budget, states=(), bonus=0.0)
+    """Continue the baseline's PPO for a budget of environment steps; a larger one goes on where a smaller one ended."""
+    global _kept
+    key = (scene.content_id, seed)
+    if _kept is None or _kept.key != key or _kept.has_passed(budget):
+        _kept = Running(key, *_start(scene, seed, states=(), bonus=0.0))
+    return _kept.train(scene, budget, words="PPO went on from the baseline")
+
+
+@dataclass
+class Running:
+    """A training that can go on, also after other trainings of this process."""
+
+    key: tuple[str, int]
+    model: Any
+    made: Sequence[CriticalResets]  # its environments
+    chance: tuple[Any, Any] | None = None  # state of the generators of the process, when it stopped
+
+    @property
+    def spent(self) -> int:
+        """Environment steps so far."""
+        return sum(one.counted.steps for one in self.made)
+
+    @property
+    def rollout(self) -> int:
+        """Steps that the model learns from at once."""
+        return self.model.n_steps * ENVIRONMENTS
+
+    def has_passed(self, budget: int) -> bool:
+        """Whether it has gone on after the rollout in which a budget is used up."""
+        return self.spent - self.rollout >= budget
+
+    def train(self, scene: Scene, budget: int, *, words: str) -> Trained:
+        """Learn until a budget of environment steps is used up, in all."""
+        import torch
+
+        if self.chance is not None:
+            torch.set_rng_state(self.chance[0])
+            np.random.set_state(self.chance[1])  # Stable-Baselines3 draws its batches from there
+        learn = partial(self.model.learn, self.rollout, reset_num_timesteps=False)
+        train_until(learn, lambda: self.spent, budget)
+        self.chance = torch.get_rng_state(), np.random.get_state()
+        replayed = sum(one.replayed for one in self.made)
+        return Trained(_to_network(self.model, scene.baseline), self.spent, replayed, words)
+
+
+_kept: Running | None = None
+"""The last plain training of this process: rows that differ in their budget alone share it."""
 
 
 def train_from_critical_states(scene: Scene, seed: int, budget: int) -> Trained:
@@ -52,7 +99,9 @@ def train_from_critical_states(scene: Scene, seed: int, budget: int) -> Trained:
     steps = scene.read_steps()
     rows = scene.critical if len(scene.critical) else spread_states(steps)
     states = [(int(steps.episode_id[row]), int(steps.step[row])) for row in rows]
-    return _fine_tune(scene, seed, budget, states=states, bonus=BONUS)
+    running = Running((scene.content_id, seed), *_start(scene, seed, states=states, bonus=BONUS))
+    trained = running.train(scene, budget, words="")
+    return replace(trained, words=_describe(scene, states, sum(one.missed for one in running.made)))
 
 
 def train_until(learn: Callable[[], Any], spent: Callable[[], int], budget: int) -> None:
@@ -61,7 +110,10 @@ def train_until(learn: Callable[[], Any], spent: Callable[[], int], budget: int)
         learn()
 
 
-def _fine_tune(scene: Scene, seed: int, budget: int, *, states: Sequence[tuple[int, int]], bonus: float) -> Trained:
+def _start(
+    scene: Scene, seed: int, *, states: Sequence[tuple[int, int]], bonus: float
+) -> tuple[Any, list[CriticalResets]]:
+    """The baseline's model in new environments, and these."""
     from refine.policies import sb3_models as baselines
 
     baselines.use_one_thread()
@@ -74,17 +126,7 @@ def _fine_tune(scene: Scene, seed: int, budget: int, *, states: Sequence[tuple[i
         environments = _with_bonus(environments, scene, seed, bonus)
     model = _load_model(scene, environments)
     model.set_random_seed(FIRST_SEED + 1000 * seed)
-    rollout = model.n_steps * ENVIRONMENTS
-    learn = partial(model.learn, rollout, reset_num_timesteps=False)
-    train_until(learn, lambda: sum(one.counted.steps for one in made), budget)
-    environments.close()
-    replayed, missed = sum(one.replayed for one in made), sum(one.missed for one in made)
-    return Trained(
-        _to_network(model, scene.baseline),
-        sum(one.counted.steps for one in made),
-        replayed,
-        _describe(scene, states, missed),
-    )
+    return model, made
 
 
 def _make(
@@ -134,7 +176,5 @@ def _to_network(model: Any, baseline: MlpPolicy) -> MlpPolicy:
 
 
 def _describe(scene: Scene, states: Sequence[tuple[int, int]], missed: int) -> str:
-    if not states:
-        return "PPO went on from the baseline"
     whose = "that the annotator marked" if len(scene.critical) else "spread over the episodes"
     return f"resets to {len(states)} states {whose}; {missed} replays were not exact"

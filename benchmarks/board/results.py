@@ -12,7 +12,7 @@ from flows.refinement.evaluator import Returns
 from refine.evaluation.gate import CONFIDENCE, Interval, interval
 
 from .jobs import ARMS
-from .rows import Row
+from .rows import Row, judged
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,7 @@ class Result:
     arm: str
     seeds: int  # training seeds with a row
     accepted: int | None  # of those; None where the method has no gate
+    credited: int | None  # of those; None where no placebos were played
     greedy: Interval | None
     sampled: Interval | None
     rows: Sequence[Row]  # that succeeded
@@ -67,7 +68,7 @@ def gain(results: Mapping[str, Result], arm: str, other: str) -> Interval | None
     """By how much one method is above another, paired by training seed and test episode; None where one is missing."""
     if arm not in results or other not in results:
         return None
-    left, right = ({row.seed: _judged(row) for row in results[name].rows} for name in (arm, other))
+    left, right = ({row.seed: judged(row) for row in results[name].rows} for name in (arm, other))
     shared = [seed for seed in left if seed in right and len(left[seed]) == len(right[seed]) > 0]
     if not shared:
         return None
@@ -76,12 +77,14 @@ def gain(results: Mapping[str, Result], arm: str, other: str) -> Interval | None
 
 def _summarise(env: str, arm: str, own: Sequence[Row]) -> Result:
     done = [row for row in own if row.status == "done"]
-    judged = [row.accepted for row in done if row.accepted is not None]
+    credited = [row.credited for row in done if row.credited is not None]
+    decided = [row.accepted for row in done if row.accepted is not None]
     return Result(
         env=env,
         arm=arm,
         seeds=len(done),
-        accepted=sum(judged) if judged else None,
+        accepted=sum(decided) if decided else None,
+        credited=sum(credited) if credited else None,
         greedy=_pool([row.greedy for row in done]),
         sampled=_pool([row.sampled for row in done]),
         rows=done,
@@ -92,8 +95,3 @@ def _summarise(env: str, arm: str, own: Sequence[Row]) -> Result:
 def _pool(returns: Sequence[Sequence[float]]) -> Interval | None:
     found = [values for values in returns if values]
     return interval_over_trainings(np.array(found)) if found and len(found) == len(returns) else None
-
-
-def _judged(row: Row) -> Sequence[float]:
-    """In the mode of the gate; a policy without a distribution is its own sample."""
-    return row.sampled if row.mode == "sampled" and row.sampled else row.greedy

@@ -25,6 +25,7 @@ class Row(Frozen):
     status: Literal["done", "failed"] = "done"
     reason: str = Field(default="", description="the gate's reason, what was trained, or why it failed")
     accepted: bool | None = Field(default=None, description="by the gate; null where the method has none")
+    credited: bool | None = Field(default=None, description="the second verdict; null where it was not asked for")
     greedy: tuple[float, ...] = Field(default=(), description="returns of the test episodes")
     sampled: tuple[float, ...] = Field(default=(), description="empty when the policy has no distribution")
     gate_steps: int = Field(default=0, description="environment steps of the gate, the baseline's included")
@@ -35,6 +36,11 @@ class Row(Frozen):
     dollars: float | None = Field(default=None, description="what the labels would have cost, estimated")
     mode: str = Field(default="greedy", description="how policies act before the gate")
     seconds: float = Field(default=0.0, description="of one core")
+
+
+def judged(row: Row) -> tuple[float, ...]:
+    """A row's returns in the mode of the gate; a policy without a distribution is its own sample."""
+    return row.sampled if row.mode == "sampled" and row.sampled else row.greedy
 
 
 def append_row(path: Path, row: Row) -> None:

@@ -42,6 +42,7 @@ class Sources:
     baselines: Path  # NAME/{baseline,expert}, as `python -m benchmarks.baselines` writes them
     examples: Path = EXAMPLES
     answers: Path | None = None  # recorded answers in place of the example's
+    rules: str = "rules.jsonl"  # the recorded list of rules, in the example's folder
 
     def example(self, entry: Entry) -> Path:
         """The folder of an environment's example, which may not be there."""
@@ -73,6 +74,8 @@ class Scene:
     critical: NDArray[np.int64]  # rows of the steps that it marked as critical
     dollars: float | None  # estimated
     unlabelled: str  # why there are no labels of an annotator; empty when there are
+    rules_run: str | None = None  # the run that gave the annotator's list of rules
+    unruled: str = ""  # why there is none
 
     @property
     def content_id(self) -> str:
@@ -101,6 +104,10 @@ def set_scene(store: Store, entry: Entry, sources: Sources) -> Scene:
         scene |= _take_labels(store, manifest, sources.answers or sources.example(entry) / "answers.jsonl", entry.card)
     except TrajnoteError as error:
         scene["unlabelled"] = error.problem
+    try:
+        scene["rules_run"] = _take_rules(store, manifest, sources.example(entry) / sources.rules, entry.card)
+    except TrajnoteError as error:
+        scene["unruled"] = error.problem
     return Scene(
         entry=entry,
         store_root=store.root,
@@ -172,6 +179,15 @@ def _take_dataset(store: Store, entry: Entry, sources: Sources, baseline: Path) 
         episodes=entry.episodes,
     )
     return gather(store, config, card=entry.card)
+
+
+def _take_rules(store: Store, manifest: Manifest, answers: Path, card: str | None) -> str:
+    """A recorded list of rules; returns the run that gave it."""
+    if not answers.is_file():
+        raise Prerequisite(f"no recorded rules in {answers.parent.name}/{answers.name}")
+    asked = AnnotateConfig(model=RECORDED_MODEL, kind="rules")
+    config = LabelConfig(provider="recorded", answers=answers, annotate=asked, card=card)
+    return label(store, manifest.dataset_id, config).run_id
 
 
 def _take_labels(store: Store, manifest: Manifest, answers: Path, card: str | None) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from refine.evaluation.gate import Interval
@@ -23,8 +23,29 @@ WORDS = {
     "offline": "offline RL",
     "continued": "PPO continued",
     "rice": "RICE's resets",
+    "rules": "rules",
+    "relabelled": "rules, relabelled",
+    "rules_played": "rules played",
+    "placebos": "placebos of the rules",
+    "continued_rules": "PPO continued, steps of `rules`",
+    "continued_relabelled": "PPO continued, steps of `rules, relabelled`",
 }
+RULES = ("rules", "rules_played", "relabelled", "continued_rules", "continued_relabelled")
+"""The rows of the second table, after the baseline's."""
+RIVALS = {"rules": "continued_rules", "relabelled": "continued_relabelled"}
+"""Which row has the same environment steps."""
 _HEAD = ("environment", "method", "accepted", "greedy [95%]", "sampled [95%]", "labels", "dollars", "steps", "core s")
+_RULES_HEAD = (
+    "environment",
+    "method",
+    "seeds",
+    "accepted",
+    "credited",
+    "greedy [95%]",
+    "sampled [95%]",
+    "steps",
+    "core s",
+)
 _WHOLE_FROM, _FINE_BELOW = 1000, 2
 
 
@@ -35,6 +56,88 @@ def draw_table(results: Sequence[Result]) -> str:
         own = [result for result in results if result.env == env]
         lines += [_line(_cells(result, first=result is own[0])) for result in own]
     return "\n".join(lines)
+
+
+def draw_labels(results: Sequence[Result]) -> str:
+    """All that the page says of labels of single steps; empty without a row of them."""
+    own = [result for result in results if result.arm not in (*RULES, "placebos")]
+    if all(result.arm == "baseline" for result in own):
+        return ""
+    parts = [draw_table(own), verdicts(own), _describe_time(own)]
+    return "\n\n".join(part for part in parts if part)
+
+
+def draw_rules(results: Sequence[Result]) -> str:
+    """All that the page says of rules: the rows, and wins, ties and losses; empty without a row of them."""
+    known: dict[str, dict[str, Result]] = {}
+    for result in results:
+        known.setdefault(result.env, {})[result.arm] = result
+    ruled = {env: own for env, own in known.items() if "rules" in own}
+    if not ruled:
+        return ""
+    lines = [_line(_RULES_HEAD), _line(["---"] * len(_RULES_HEAD))]
+    for own in ruled.values():
+        shown = [own[arm] for arm in ("baseline", *RULES) if arm in own]
+        lines += [_line(_rules_cells(result, own, first=result is shown[0])) for result in shown]
+    parts = [
+        "\n".join(lines),
+        _draw_contest(ruled),
+        _describe_time([r for own in ruled.values() for r in own.values()]),
+    ]
+    return "\n\n".join(parts)
+
+
+def _draw_contest(ruled: Mapping[str, Mapping[str, Result]]) -> str:
+    """One line per environment: rules minus more training with the same steps, and how often they win."""
+    head = ["environment"] + [cell for arm in RIVALS for cell in (f"{WORDS[arm]} minus PPO continued [95%]", "")]
+    lines, counts = [_line(head), _line(["---"] * len(head))], {arm: dict.fromkeys(_OUTCOMES, 0) for arm in RIVALS}
+    for env, own in ruled.items():
+        cells = [env]
+        for arm, rival in RIVALS.items():
+            found = gain(own, arm, rival)
+            outcome = "" if found is None else _name_outcome(found)
+            cells += ["not played" if found is None else short(found), outcome]
+            if outcome:
+                counts[arm][outcome] += 1
+        lines.append(_line(cells))
+    told = (f"{WORDS[arm]}: " + ", ".join(f"{n} {name}" for name, n in found.items()) for arm, found in counts.items())
+    return "\n".join(lines) + "\n\nAgainst PPO continued: " + "; ".join(told) + "."
+
+
+_OUTCOMES: tuple[str, ...] = ("win", "tie", "loss")
+
+
+def _name_outcome(difference: Interval) -> str:
+    return "win" if difference.is_above_zero else "loss" if difference.high < 0 else "tie"
+
+
+def _rules_cells(result: Result, own: Mapping[str, Result], *, first: bool) -> list[str]:
+    name, words = (result.env if first else ""), WORDS[result.arm]
+    if not result.seeds:
+        return [name, words, f"failed: {result.failures[0]}", "", "", "", "", "", ""]
+    placebos = own.get("placebos")
+    credited = "" if placebos is None or result.arm != "rules" else f"{placebos.credited} of {placebos.seeds}"
+    return [
+        name,
+        words,
+        str(result.seeds),
+        "" if result.accepted is None else f"{result.accepted} of {result.seeds}",
+        credited,
+        short(result.greedy),
+        short(result.sampled),
+        "" if result.arm == "baseline" else f"{_mean_steps(result):,.0f}",
+        f"{sum(row.seconds for row in result.rows):.0f}",
+    ]
+
+
+def _describe_time(results: Sequence[Result]) -> str:
+    seconds = sum(row.seconds for result in results for row in result.rows)
+    return f"All rows took {seconds / 60:.0f} minutes of one core."
+
+
+def _mean_steps(result: Result) -> float:
+    """Environment steps of a training seed: of datasets and gates, or of more training."""
+    return sum(row.train_steps or (row.collected_steps + row.gate_steps) for row in result.rows) / len(result.rows)
 
 
 def verdicts(results: Sequence[Result]) -> str:
@@ -81,7 +184,6 @@ def _cells(result: Result, *, first: bool) -> list[str]:
     accepted = "" if result.accepted is None else f"{result.accepted} of {result.seeds}"
     if result.failures:
         accepted += f" ({len(result.failures)} failed: {result.failures[0]})"
-    steps = sum(row.train_steps or (row.collected_steps + row.gate_steps) for row in rows) / len(rows)
     return [
         name,
         words,
@@ -90,7 +192,7 @@ def _cells(result: Result, *, first: bool) -> list[str]:
         short(result.sampled),
         str(rows[0].labels or ""),
         "" if rows[0].dollars is None else f"{rows[0].dollars:.2f}",
-        "" if result.arm == "baseline" else f"{steps:,.0f}",
+        "" if result.arm == "baseline" else f"{_mean_steps(result):,.0f}",
         f"{sum(row.seconds for row in rows):.0f}",
     ]
 
