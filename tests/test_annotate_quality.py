@@ -146,7 +146,16 @@ def test_few_labels_none_and_many_rejections_are_said() -> None:
     assert (standings(few)["amount"], standings(few)["rejections"], few.consistency) == ("bad", "doubtful", None)
     assert "unknown_step 4" in next(r.text for r in judge(few).reasons if r.about == "rejections")
     none = assess(steps, [])
-    assert (none.labels, none.coverage, judge(none).verdict) == (0, None, "unfit for training")
+    assert (none.labels, none.coverage, judge(none).verdict) == (0, None, "too few to judge")
+    assert judge(few).verdict == "too few to judge"
+
+
+@pytest.mark.parametrize(("count", "verdict"), [(24, "too few to judge"), (59, "too few to judge"), (60, "unfit")])
+def test_labels_are_judged_from_the_number_on_that_the_judgement_says_is_needed(count: int, verdict: str) -> None:
+    steps = make_steps()
+    judgement = judge(assess(steps, annotate(steps, lambda row, state, rng: (1.0,), suggested_label="right")[:count]))
+    assert judgement.verdict.startswith(verdict)
+    assert any("60 or more are needed" in reason.text for reason in judgement.reasons) == (count < 60)
 
 
 def test_continuous_suggestions_are_explained_when_they_follow_a_rule_and_not_otherwise() -> None:

@@ -217,6 +217,6 @@ def test_the_commands_print_what_was_measured(poles: Store) -> None:
     run = json.loads(judged.stdout.splitlines()[-1])["runs"][0]
     assert run["replays"]["replayed"] == 4
     assert run["replays"]["advantage"] == pytest.approx(told["advantage"])
-    assert run["verdict"] == "unfit for training"  # five labels
+    assert run["verdict"] == "too few to judge"  # five labels
     (checkup,) = check_labels(poles, "poles", ["a_r"])
     assert checkup.quality.labels == 5

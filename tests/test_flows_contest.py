@@ -128,7 +128,7 @@ def test_in_full_every_candidate_plays_every_selection_seed_and_only_the_best_is
         ).fetchall()
     tested = {trial.candidates[trial.winner].policy_id for trial in comparison.trials}
     kept = {trial.kept.policy_id for trial in comparison.trials} | {contest.baseline.policy_id}
-    first = contest.gate.first_seed
+    first = contest.gate.seeds.select.start
     assert uses == [
         ("select", "greedy", first, 10, len({c.policy_id for trial in comparison.trials for c in trial.candidates})),
         ("accept", "greedy", first + 10, 20, len(tested) + 1),
@@ -146,7 +146,7 @@ def test_a_race_keeps_each_purpose_on_its_own_seeds_and_remembers_every_stage(tm
             "SELECT DISTINCT purpose, first_seed, episodes FROM evaluations ORDER BY first_seed, purpose"
         ).fetchall()
         played = con.execute("SELECT count(*) FROM evaluations").fetchone()
-    first = contest.gate.first_seed
+    first = contest.gate.seeds.select.start
     assert uses == [
         ("select", first, 10),
         ("accept", first + 10, 12),

@@ -80,6 +80,12 @@ def test_the_charts_hold_the_catalogs_numbers(judged: tuple[Store, Outcome], pag
     drawn = {(row["arm"], row["mode"]): row["return_"] for row in specs["arms"]["data"]["values"]}
     assert drawn["labels", "greedy"] == next(a.greedy.mean for a in judged[1].comparison.arms if a.arm == "labels")
     assert {"arms", "candidates", "positions", "states", "confidence", "timeline"} == set(specs)
+    with judged[0].catalog.read() as con:
+        kept = con.execute("SELECT episodes FROM candidates ORDER BY refinement_id, number").fetchall()
+    (points,) = (layer for layer in specs["candidates"]["layer"] if "size" in layer["encoding"])
+    drawn_episodes = [row["episodes"] for row in points["data"]["values"]]
+    assert sorted(drawn_episodes) == sorted(count for (count,) in kept)
+    assert all(count >= 2 for count in drawn_episodes)
 
 
 @pytest.mark.slow

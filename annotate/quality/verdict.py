@@ -1,7 +1,7 @@
 """All that is measured of a run's labels, and a verdict in plain words: fit for training, doubtful, or unfit.
 
-The limits stand here once. They are judgements, not laws: none of them filters a label, and a refinement's own gate
-with its placebo arms has the last word.
+Too few labels have no such verdict. The limits stand here once. They are judgements, not laws: none of them filters a
+label, and a refinement's own gate with its placebo arms has the last word.
 """
 
 from __future__ import annotations
@@ -142,7 +142,7 @@ class Reason:
 class Judgement:
     """The verdict and its reasons, the weightiest first."""
 
-    verdict: Literal["fit for training", "doubtful", "unfit for training"]
+    verdict: Literal["fit for training", "doubtful", "unfit for training", "too few to judge"]
     reasons: tuple[Reason, ...]
 
 
@@ -150,18 +150,27 @@ _ORDER: tuple[Standing, ...] = ("bad", "doubtful", "good", "note")
 
 
 def judge(quality: Quality) -> Judgement:
-    """Weigh all that was measured: one bad thing makes labels unfit, one doubtful thing makes them doubtful."""
+    """Weigh all that was measured: one bad thing makes labels unfit, one doubtful thing makes them doubtful.
+
+    Fewer than `FEW_LABELS` are not judged, whatever was measured of them.
+    """
     parts = (_amount, _rejections, _coverage, _consistency, _uniformity, _opinions, _calibration, _salience, _replays)
     reasons = [reason for part in parts for reason in part(quality)]
     standings = {reason.standing for reason in reasons}
-    verdict = (
-        "unfit for training" if "bad" in standings else "doubtful" if "doubtful" in standings else "fit for training"
-    )
-    return Judgement(verdict, tuple(sorted(reasons, key=lambda reason: _ORDER.index(reason.standing))))
+    ordered = tuple(sorted(reasons, key=lambda reason: _ORDER.index(reason.standing)))
+    if _usable(quality) < FEW_LABELS:
+        return Judgement("too few to judge", ordered)
+    if "bad" in standings:
+        return Judgement("unfit for training", ordered)
+    return Judgement("doubtful" if "doubtful" in standings else "fit for training", ordered)
+
+
+def _usable(quality: Quality) -> int:
+    return quality.labels - quality.without_suggestion
 
 
 def _amount(quality: Quality) -> Iterator[Reason]:
-    usable = quality.labels - quality.without_suggestion
+    usable = _usable(quality)
     standing: Standing = "bad" if usable < FEWEST else "doubtful" if usable < FEW_LABELS else "good"
     enough = "" if standing == "good" else f"; {FEW_LABELS} or more are needed to train on or to judge them"
     yield Reason(standing, "amount", f"{usable} labels with a suggestion{enough}")

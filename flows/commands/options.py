@@ -140,7 +140,9 @@ RulesOption = Annotated[
 BaselineOption = Annotated[
     str | None, typer.Option("--baseline", help="Another baseline than the policy that made the dataset.")
 ]
-FirstSeedOption = Annotated[int, typer.Option(min=0, help="First of the gate's seeds: select, accept, report follow.")]
+FirstSeedOption = Annotated[
+    int | None, typer.Option(min=0, help="First of the gate's seeds; default: the first ones that nothing has used.")
+]
 SelectOption = Annotated[
     int | None, typer.Option("--select", min=2, help="Episodes per candidate that choose among them, at most.")
 ]

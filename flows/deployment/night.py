@@ -30,7 +30,7 @@ from storage.schema import Manifest
 from storage.store import Store
 
 from ..labelling import LabelConfig, export, label
-from ..refinement import ImproveConfig, Outcome, improve, show_comparison
+from ..refinement import Outcome, improve, show_comparison
 from ..runtime import Report, running_on, silent
 from ..simulation import Named, are_alike, find_home
 from .intake import acting_policy, take_in_new
@@ -215,13 +215,15 @@ class _Night:
             wanted = self.config.refine_after
             self.night.decision = f"kept: {new} new labels since the last refinement, {wanted} make another one"
             return
+        gate = self.config.improve.gate  # a night that took seeds by name would be a search over one set of seeds
         outcome = improve(
             self.store,
             datasets[0],
-            fresh_seeds(self.config.improve, len(decisions)),
+            self.config.improve.model_copy(update={"gate": gate.model_copy(update={"first_seed": None})}),
             baseline=before or self.config.baseline,
             env_id=self._named(read_manifest(self.store, datasets[0])),
             also=datasets[1:],
+            search_from=gate.seeds.select.start,
             report=self.report,
         )
         decision = _judge(outcome, before.removeprefix("policy:") if before else None)
@@ -267,13 +269,6 @@ class _Night:
 
     def _note(self, *notes: str) -> None:
         self.night.notes = tuple(dict.fromkeys([*self.night.notes, *notes]))
-
-
-def fresh_seeds(config: ImproveConfig, number: int) -> ImproveConfig:
-    """The same gate on seeds that no earlier decision has used; else nights would be a search over one set of seeds."""
-    ranges = config.gate.seeds.purposes().values()
-    first = config.gate.first_seed + number * (max(seeds.stop for seeds in ranges) - config.gate.first_seed)
-    return config.model_copy(update={"gate": config.gate.model_copy(update={"first_seed": first})})
 
 
 def _judge(outcome: Outcome, before: str | None) -> Decision:

@@ -101,13 +101,22 @@ def ablate(
         Prerequisite, BadInput: as `improve` does.
     """
     outcomes: dict[tuple[TrainingMode, int], Outcome] = {}
+    reserved: int | None = None  # the first refinement's seeds serve all
     for seed in config.training_seeds:
         for mode in config.modes:
             named = _named(report, f"{mode}, seed {seed}")
             one = _one(config.improve, mode, seed)
-            outcomes[mode, seed] = improve(
-                store, dataset_id, one, run_ids=run_ids, baseline=baseline, env_id=env_id, report=named
+            found = improve(
+                store,
+                dataset_id,
+                one,
+                run_ids=run_ids,
+                baseline=baseline,
+                env_id=env_id,
+                reserved=reserved,
+                report=named,
             )
+            outcomes[mode, seed], reserved = found, found.first_seed
     arms = [arm for mode in config.modes for arm in _pool(mode, _of(outcomes, mode))]
     verdicts = [_judge(mode, _of(outcomes, mode), config.improve.gate.mode) for mode in config.modes]
     ablation = Ablation(_name(dataset_id, outcomes), outcomes, arms, verdicts)

@@ -39,6 +39,7 @@ from refine.evaluation import (
 from refine.labels import ReferenceArm
 from refine.policies import Mode
 from storage.errors import BadInput
+from storage.policies import FIRST_SEED
 from storage.schema import Frozen
 
 from ..runtime import Report, parallel_map, silent
@@ -56,7 +57,9 @@ ACCEPT: Mapping[Method, int] = {"racing": 192, "full": 60}
 class GateConfig(Frozen):
     """How much evidence the gate asks for; its three ranges of seeds follow each other from `first_seed`."""
 
-    first_seed: int = Field(default=1_000_000, ge=0, description="first seed of the evaluation, far from datasets'")
+    first_seed: int | None = Field(
+        default=None, ge=0, description="first seed of the evaluation; null: the first one that nothing has used"
+    )
     method: Method = Field(
         default="racing", description="racing: stop when it is clear; full: every candidate plays every episode"
     )
@@ -78,9 +81,10 @@ class GateConfig(Frozen):
 
     @property
     def seeds(self) -> SeedPlan:
-        """The three ranges."""
+        """The three ranges; without a first seed, where an empty catalog has them."""
         select, accept = self.select or SELECT[self.method], self.accept or ACCEPT[self.method]
-        return SeedPlan.starting_at(self.first_seed, select=select, accept=accept, report=self.report)
+        first = FIRST_SEED if self.first_seed is None else self.first_seed
+        return SeedPlan.starting_at(first, select=select, accept=accept, report=self.report)
 
 
 @dataclass(frozen=True)
@@ -158,9 +162,9 @@ class ComparisonPlan:
         Episodes are remembered, so running it again plays nothing twice and ends the same.
 
         Raises:
-            BadInput: without labels, or if the gate is to draw from a baseline that has no distribution.
+            BadInput: as `check` does.
         """
-        self._check()
+        self.check()
         draws = list_draws(self.gate.placebo_draws, self.references, labels=self.material.labels)
         trained = self._train(draws)
         fields = [
@@ -185,7 +189,12 @@ class ComparisonPlan:
         rules = rules_of(self.material, draw) if self.promote_rules else None
         return [] if rules is None else [Candidate.of(rules, "rules")]
 
-    def _check(self) -> None:
+    def check(self) -> None:
+        """Check what can be checked before anything is trained.
+
+        Raises:
+            BadInput: without labels, or if the gate is to draw from a baseline that has no distribution.
+        """
         if not len(self.material.labels):
             raise BadInput("There are no labels to refine with.", "Annotate the dataset first: trajnote annotate.")
         baseline = self.material.baseline

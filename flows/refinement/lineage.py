@@ -51,7 +51,7 @@ def record_comparison(
         The comparison's id, made from its content.
     """
     store, material = contest.judge.store, contest.material
-    comparison_id = _comparison_id(contest)
+    comparison_id = name_comparison(contest)
     home = {"env_id": contest.judge.env_id, "dataset_id": material.dataset_id}
     about = {"comparison_id": comparison_id, "baseline_id": contest.baseline.policy_id}
     row = {
@@ -144,12 +144,19 @@ def _training(material: Material, draw: ArmDraw, about: Mapping[str, str], run_i
     }
 
 
-def _comparison_id(contest: ComparisonPlan) -> str:
+def name_comparison(contest: ComparisonPlan) -> str:
     """The id of a comparison, from its settings and environment, and from reference arms and their expert, if any."""
     oracle = contest.material.oracle
     references = [*contest.references, oracle.sha256 if oracle else None] if contest.references else []
     references += ["rules_promoted"] if contest.promote_rules else []
     return content_id("c_", [contest.material.content_id, contest.gate, *references, contest.judge.fingerprint.sha256])
+
+
+def name_plan(contest: ComparisonPlan) -> str:
+    """The id of what decides which policy a comparison accepts, but the seeds; more placebos are no other plan."""
+    judge, gate = contest.judge, contest.gate.model_dump(exclude={"first_seed", "placebo_draws"})
+    place = [judge.env_id, dict(judge.env_kwargs), judge.max_steps]
+    return content_id("g_", [contest.material.content_id, gate, contest.promote_rules, place])
 
 
 def _save_refined(contest: ComparisonPlan, trial: Trial, run_ids: Sequence[str]) -> None:
@@ -227,10 +234,11 @@ def _candidates(comparison_id: str, trial: Trial) -> list[Row]:
             "step": step,
             "beta": beta,
             "return_": mean,
+            "episodes": episodes,
             "chosen": number == trial.winner,
         }
-        for number, (candidate, (step, beta), mean) in enumerate(
-            zip(trial.candidates, trained, trial.selection, strict=True)
+        for number, (candidate, (step, beta), mean, episodes) in enumerate(
+            zip(trial.candidates, trained, trial.selection, trial.episodes, strict=True)
         )
     ]
 

@@ -28,6 +28,7 @@ from storage.catalog import component_columns
 from storage.content_hash import canonical_json
 from storage.datasets import StepArrays, catalogued_episodes, read_manifest, read_steps
 from storage.errors import BadInput, Prerequisite
+from storage.policies import FIRST_SEED, Plan, reserve_seeds
 from storage.schema import Annotation, Frozen, Manifest
 from storage.store import Store
 
@@ -37,7 +38,7 @@ from ..simulation import Home, Named, Spaces, choose, find_home, look_up_spaces
 from .arms import Material, Oracle, read_once
 from .comparison import Comparison, ComparisonPlan, GateConfig
 from .evaluator import Evaluator
-from .lineage import record_comparison
+from .lineage import name_comparison, name_plan, record_comparison
 
 
 class ImproveConfig(Frozen):
@@ -72,6 +73,7 @@ class Outcome:
     n_labels: int
     warnings: tuple[str, ...] = ()  # what a user should know before believing the result
     baseline_id: str = ""  # the baseline's id in the catalog
+    first_seed: int = FIRST_SEED  # of the gate
 
 
 def improve(
@@ -84,11 +86,14 @@ def improve(
     baseline: Named | None = None,
     env_id: Named | None = None,
     also: Sequence[str] = (),
+    reserved: int | None = None,
+    search_from: int = FIRST_SEED,
     report: Report = silent,
 ) -> Outcome:
     """Refine a dataset's policy with the dataset's annotations, beside the controls, and judge it.
 
-    Running it again gives the same result and plays no episode twice.
+    Its gate has seeds that nothing in the catalog has used. Running it again gives the same result, with the same
+    seeds, and plays no episode twice.
 
     Args:
         store: the store.
@@ -99,6 +104,8 @@ def improve(
         baseline: another baseline than the dataset's policy, see `policies.load_policy`.
         env_id: the dataset's environment, if the user has to name it; see `trust.find_home`.
         also: further datasets whose steps and labels count, of the same environment.
+        reserved: first seed of the gate of an earlier refinement, where both are to be compared on the same seeds.
+        search_from: where the search for free seeds begins.
         report: shown the progress.
 
     Raises:
@@ -107,7 +114,9 @@ def improve(
     """
     manifest = read_manifest(store, dataset_id)
     home = _home_of(store, manifest, env_id)
-    _refuse_shared_seeds(store, (dataset_id, *also), config.gate)
+    named = config.gate.first_seed if reserved is None else reserved
+    if named is not None:
+        _refuse_shared_seeds(store, (dataset_id, *also), starting_at(config.gate, named))
     material, start, opinions, warnings = gather_material(
         store, manifest, config.refine, run_ids, rules=rules, also=also, baseline=baseline, expert=config.expert
     )
@@ -123,10 +132,46 @@ def improve(
     warnings += tuple(_warn_of_changes(judge, read_manifest(store, each)) for each in (dataset_id, *also))
     warnings = tuple(filter(None, warnings))
     contest = ComparisonPlan(material, judge, config.gate, report, config.references, config.promote_rules)
+    contest.check()
+    if reserved is None:
+        reserved, reused = _reserve(contest, config.gate.first_seed, search_from)
+        warnings += reused
+    contest = replace(contest, gate=starting_at(config.gate, reserved))
     comparison = contest.run()
     comparison_id = record_comparison(contest, comparison, opinions.run_ids, start.origin, warnings=warnings)
     return Outcome(
-        comparison_id, dataset_id, start, comparison, len(material.labels), warnings, contest.baseline.policy_id
+        comparison_id,
+        dataset_id,
+        start,
+        comparison,
+        len(material.labels),
+        warnings,
+        contest.baseline.policy_id,
+        reserved,
+    )
+
+
+def starting_at(gate: GateConfig, first_seed: int) -> GateConfig:
+    """The gate with its seeds."""
+    return gate.model_copy(update={"first_seed": first_seed})
+
+
+def _reserve(contest: ComparisonPlan, named: int | None, start: int) -> tuple[int, tuple[str, ...]]:
+    """The first seed of a comparison, and a warning if its seeds were named and had been used before."""
+    judge, material = contest.judge, contest.material
+    seeds = contest.gate.seeds
+    size = seeds.report.stop - seeds.select.start
+    first = starting_at(contest.gate, seeds.select.start)
+    plan = Plan(
+        name_plan(contest), judge.env_id, size, material.dataset_ids, name_comparison(replace(contest, gate=first))
+    )
+    found = reserve_seeds(judge.store, plan, named=named, start=start)
+    if found.used_before is None:
+        return found.first_seed, ()
+    last = found.first_seed + size - 1
+    return found.first_seed, (
+        f"{found.used_before} had used some of the seeds {found.first_seed} to {last} before, so these verdicts may"
+        " flatter; without --first-seed the gate takes seeds that nothing has used",
     )
 
 

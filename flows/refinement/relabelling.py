@@ -25,7 +25,7 @@ from ..simulation import Named, find_home
 from .comparison import GateConfig, Trial
 from .evaluator import Candidate
 from .lineage import learner_versions, training_of
-from .refinement import ImproveConfig, Outcome, find_opinions, improve
+from .refinement import ImproveConfig, Outcome, find_opinions, improve, starting_at
 
 _FIRST_SEED, _SEEDS = 1 << 24, 1 << 30
 """Rounds draw their seeds from a range of this size, far beyond those that datasets and gates begin with."""
@@ -112,9 +112,10 @@ def improve_and_relabel(
     if config.relabel:
         _check(store, datasets, config, run_ids, rules=rules)
     done: list[RelabelRound] = []
+    gate, reserved = config.gate, None  # all rounds choose on the seeds of the first, to be compared
     for number in range(config.relabel + 1):
         if done:
-            datasets = (*datasets, _play_learner(store, done[-1], config.gate, env_id, report))
+            datasets = (*datasets, _play_learner(store, done[-1], gate, env_id, report))
         outcome = improve(
             store,
             dataset_id,
@@ -124,10 +125,13 @@ def improve_and_relabel(
             baseline=baseline,
             env_id=env_id,
             also=datasets[1:],
+            reserved=reserved,
             report=report,
         )
+        reserved = outcome.first_seed
+        gate = starting_at(config.gate, reserved)
         made = RelabelRound(number, datasets, outcome, None)
-        done.append(replace(made, environment_steps=_count_steps(store, [*done, made], config.gate)))
+        done.append(replace(made, environment_steps=_count_steps(store, [*done, made], gate)))
     return Relabelled(done)
 
 

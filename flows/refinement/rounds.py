@@ -27,7 +27,7 @@ from ..labelling import LabelConfig, export, label_some
 from ..runtime import listener
 from ..simulation import Named
 from .feedback import Version, best_of, measure_version
-from .refinement import ImproveConfig, Outcome, improve
+from .refinement import ImproveConfig, Outcome, improve, starting_at
 
 
 class RoundsConfig(Frozen):
@@ -181,7 +181,9 @@ def plan_round(config: RoundsConfig, number: int, policy: Named) -> RoundsConfig
     asked = config.label.model_copy(update={"select": config.select}) if before else config.label
     if asked.provider == "file" and asked.answers is not None:
         asked = asked.model_copy(update={"answers": asked.answers / f"round-{number}-answers.jsonl"})
-    gate = config.improve.gate.model_copy(update={"first_seed": config.improve.gate.first_seed + before * size})
+    gate = config.improve.gate
+    if gate.first_seed is not None:
+        gate = starting_at(gate, gate.first_seed + before * size)
     shifted = {"policy": policy, "seed": config.collect.seed + before * config.collect.episodes}
     return config.model_copy(
         update={
@@ -200,7 +202,7 @@ def check_seeds(config: RoundsConfig) -> None:
     """
     first = config.collect.seed
     uses = {"the datasets": range(first, first + config.rounds * config.collect.episodes)}
-    start, size = config.improve.gate.first_seed, len(_gate_seeds(config, 1))
+    start, size = config.improve.gate.seeds.select.start, len(_gate_seeds(config, 1))
     uses["the gates"] = range(start, start + config.rounds * size)
     datasets, gates = uses["the datasets"], uses["the gates"]
     if datasets.start < gates.stop and gates.start < datasets.stop:

@@ -143,7 +143,10 @@ def _score_name(estimated: bool) -> str:
 
 
 def candidates_chart(candidates: Sequence[Row], baseline: float | None, score: str) -> Chart:
-    """The candidates' selection returns by training step, one line per arm, draw and beta."""
+    """The candidates' selection returns by training step, one line per arm, draw and beta.
+
+    The area of a point is the number of episodes that its mean rests on, where that is known.
+    """
     rows = [
         row
         | {"name": arm_name(row["arm"]), "line": f"{row['refinement_id']} {row['beta']}", "own": row["arm"] == "labels"}
@@ -167,11 +170,17 @@ def candidates_chart(candidates: Sequence[Row], baseline: float | None, score: s
         alt.Tooltip("beta:Q", title="beta"),
         alt.Tooltip("return_:Q", title=score, format=".2f"),
     ]
+    counts = sorted({row["episodes"] for row in rows if row["episodes"]})
+    size = alt.value(36)
+    if counts:
+        tip.append(alt.Tooltip("episodes:Q", title="episodes"))
+        scale = alt.Scale(domain=[0, counts[-1]], range=[0, 90])
+        size = alt.Size("episodes:Q", scale=scale, legend=alt.Legend(title="episodes", values=counts))
     dash = alt.StrokeDash("beta:N", title=None, legend=alt.Legend(labelExpr="'beta ' + datum.label", symbolSize=220))
     lines = base.mark_line(strokeWidth=2).encode(
         strokeDash=dash, opacity=alt.condition("datum.own", alt.value(1), alt.value(0.45)), tooltip=tip
     )
-    points = base.mark_point(filled=True, size=36, opacity=1).encode(tooltip=tip)
+    points = base.mark_point(filled=True, opacity=1).encode(size=size, tooltip=tip)
     chosen = base.mark_point(size=190, strokeWidth=2, opacity=1).transform_filter("datum.chosen").encode(tooltip=tip)
     layers: list[Any] = [lines, points, chosen]
     if baseline is not None:

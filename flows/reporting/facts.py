@@ -98,6 +98,11 @@ class Facts:
         return self.comparison is not None and self.comparison["basis"] == "estimated"
 
     @property
+    def gained(self) -> bool:
+        """Whether the gate accepted the refinement with the annotator's labels."""
+        return any(row["arm"] == "labels" and row["accepted"] for row in self.refinements)
+
+    @property
     def judged(self) -> Row | None:
         """The refinement in question: the one asked for, or the one with the annotator's labels."""
         asked = [row for row in self.refinements if row["refinement_id"] == self.subject.refinement_id]

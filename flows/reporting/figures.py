@@ -125,7 +125,13 @@ def _draw_candidates(rows: Sequence[dict[str, Any]], subject: str, estimated: bo
     )
     dashes = alt.StrokeDash("beta:N", title="beta", legend=alt.Legend(symbolType="stroke", symbolSize=400))
     lines = shared.mark_line(strokeWidth=1.5).encode(detail="refinement_id:N", strokeDash=dashes)
+    counts = sorted({row["episodes"] for row in rows if row["episodes"]})
     points = shared.mark_point(filled=True, size=25, opacity=1)
+    if counts:  # the area of a point is the number of episodes that its mean rests on
+        scale = alt.Scale(domain=[0, counts[-1]], range=[0, 60])
+        points = points.encode(
+            size=alt.Size("episodes:Q", scale=scale, legend=alt.Legend(title="episodes", values=counts))
+        )
     chosen = shared.mark_point(size=160, strokeWidth=2).transform_filter("datum.chosen")
     return alt.layer(lines, points, chosen).properties(
         width=2 * _WIDTH,

@@ -132,7 +132,7 @@ def tell(facts: Facts, labels: Sequence[Row], checkups: Sequence[Checkup]) -> Ro
         "gate": _gate(facts),
         "arms": _arms(facts.arms),
         "labels": _label_counts(labels, facts),
-        "checkups": [_checkup(checkup, len(checkups) > 1) for checkup in checkups],
+        "checkups": [_checkup(checkup, len(checkups) > 1, facts.gained) for checkup in checkups],
         "rejections": _rejections(facts.rejections),
         "rules": [_rule(number, row) for number, row in enumerate(facts.rules, 1)],
         "ruled": facts.ruled,
@@ -240,9 +240,13 @@ def _label_counts(labels: Sequence[Row], facts: Facts) -> Row:
     }
 
 
-def _checkup(checkup: Checkup, named: bool) -> Row:
+def _checkup(checkup: Checkup, named: bool, gained: bool) -> Row:
+    """The verdict of the labels; measures that are bad say no more than that where the gate has accepted a gain."""
     name = f"{checkup.quality.run_id}: " if named else ""
-    return {"verdict": f"{name}{checkup.judgement.verdict}", "reasons": checkup.judgement.reasons}
+    verdict: str = checkup.judgement.verdict
+    if gained and verdict.startswith("unfit"):
+        verdict = "doubtful by these measures alone; the gate accepted what was trained with them"
+    return {"verdict": f"{name}{verdict}", "reasons": checkup.judgement.reasons}
 
 
 def _rejections(rows: Sequence[Row]) -> list[Row]:

@@ -17,7 +17,6 @@ from .policies import (
     RECORD,
     KnownEnvironment,
     count_played_steps,
-    end_of_used_seeds,
     files_sha256,
     find_policy,
     insert_environment,
@@ -32,13 +31,17 @@ from .policies import (
     save_policy,
     save_training,
 )
+from .seeds import FIRST_SEED, Plan, Reservation, end_of_used_seeds, reserve_seeds
 
 __all__ = [
     "CURRENT",
+    "FIRST_SEED",
     "RECORD",
     "AlreadyRunning",
     "Decision",
     "KnownEnvironment",
+    "Plan",
+    "Reservation",
     "count_labels",
     "count_played_steps",
     "deployment_lock",
@@ -60,6 +63,7 @@ __all__ = [
     "read_folder",
     "record_decision",
     "record_intake",
+    "reserve_seeds",
     "resolve_policy",
     "save_policy",
     "save_training",

@@ -217,26 +217,6 @@ def load_returns(
     return dict(rows)
 
 
-def end_of_used_seeds(con: Connection, seeds: range, *, except_by: str) -> int | None:
-    """The seed after the last one of a range that an episode or an evaluation has used; None if all are free.
-
-    Args:
-        con: a connection to the catalog.
-        seeds: the range.
-        except_by: hash of a policy whose dataset may begin with the first of these seeds.
-    """
-    (found,) = con.execute(
-        """SELECT max(stop) FROM (
-               SELECT seed + 1 AS stop FROM episodes JOIN datasets USING (dataset_id)
-               WHERE seed BETWEEN $start AND $last AND NOT (policy_sha256 = $policy AND $start = (
-                   SELECT min(own.seed) FROM episodes AS own WHERE own.dataset_id = datasets.dataset_id))
-               UNION ALL SELECT first_seed + episodes FROM evaluations
-               WHERE first_seed <= $last AND first_seed + episodes > $start)""",
-        {"start": seeds.start, "last": seeds.stop - 1, "policy": except_by},
-    ).fetchall()[0]
-    return found
-
-
 def count_played_steps(
     con: Connection, mode: str, seeds: range, baseline_id: str, policies: Sequence[str]
 ) -> int | None:

@@ -1,5 +1,5 @@
 -- The candidates of a comparison, by arm and draw.
 SELECT refinement_id, arm, coalesce(draw, 0) AS draw, candidates.number, candidates.policy_id,
-    step, beta, coalesce(return_, consistency) AS return_, chosen
+    step, beta, coalesce(return_, consistency) AS return_, episodes, chosen
 FROM candidates JOIN refinements USING (refinement_id) WHERE comparison_id = $comparison
 ORDER BY arm, draw, beta, step
