@@ -45,7 +45,7 @@ def make_app(word: str | None = None) -> typer.Typer:
     )
     app.callback()(lambda: None)  # one command alone would have no name
     for module in [module for module, words in MODULES.items() if word in words] or MODULES:
-        import_module(f"flows.commands.{module}").register(app)
+        import_module(f".commands.{module}", __package__).register(app)
     return app
 
 

@@ -43,6 +43,7 @@ OTHERS = {
     "docs/": "the manual: one idea per page; `make docs` builds it",
     "tests/": "flat: test_<room>_<module>.py; test_docs.py runs the blocks of every page",
     "pyproject.toml": "dependencies with bounds, extras, and the settings of every tool",
+    "trajnote.py": "the command; it leaves a project's own `storage`, `flows`, ... their names",
     "prefect.yaml": "deploys the nightly flow to a work pool",
     "constraints.txt": "exact versions of all packages, which make installs; `make constraints` renews them",
     "mkdocs.yml": "the manual as a site, and the order of its pages",

@@ -34,7 +34,7 @@ def register(app: typer.Typer) -> None:
 
 
 def collect(
-    env: Annotated[str, typer.Option("--env", help="Gymnasium id, or module:EnvId for one of your own.")],
+    env: Annotated[str, typer.Option("--env", help="Gymnasium id, or module:EnvId or file.py:Class of your own.")],
     policy: PolicyOption,
     store: StoreOption = DEFAULT_STORE,
     episodes: Annotated[int, typer.Option(min=1, help="How many episodes.")] = 30,

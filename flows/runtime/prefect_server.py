@@ -77,7 +77,7 @@ class Server:
 
     def __init__(self, *, schedules: bool = False) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, "-m", __name__],
+            [sys.executable, "-c", f"from {__name__} import serve_requests; serve_requests()"],
             stdin=subprocess.PIPE,  # the parent pipe: it is closed when this process ends, however it ends
             stdout=subprocess.PIPE,
             env={**os.environ, **_ENVIRONMENT, **(_WITH_SCHEDULES if schedules else _WITHOUT_SCHEDULES)},
@@ -190,7 +190,7 @@ def served(server: Server | None) -> Generator[None]:
         raise _no_answer(str(url), error) from error
 
 
-def _serve() -> None:
+def serve_requests() -> None:
     """Be the server: say the port at once, answer when all is loaded, end with the standard input."""
     listening = socket.create_server(("127.0.0.1", 0))
     print(listening.getsockname()[1], flush=True)
@@ -205,7 +205,3 @@ def _serve() -> None:
 def _hang_on() -> None:
     sys.stdin.buffer.read()
     os._exit(0)
-
-
-if __name__ == "__main__":
-    _serve()

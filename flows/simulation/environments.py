@@ -24,25 +24,30 @@ import numpy as np
 from gymnasium import spaces
 from gymnasium.wrappers import OrderEnforcing, TimeLimit
 
+from storage.content_hash import sha256_bytes
 from storage.disk import parse_json, shorten
 from storage.errors import BadInput, Prerequisite
 from storage.schema import Space
 
-from .trust import Named, first_strange
+from .trust import Named, find_module, first_strange
 
 Environment: TypeAlias = gymnasium.Env[Any, Any]
 Step: TypeAlias = Callable[[Any], tuple[Any, Any, bool, bool, dict[str, Any]]]
 
 ALLOWED = "a Discrete space or a flat Box, shape (n,)"
 OWN_ID = "Register a wrapped environment in a module of your own and name it as `module:EnvId`"
-_OWN_HINT = "One of your own is named `module:EnvId`, where importing the module registers it."
+_OWN_HINT = (
+    "One of your own is named `module:EnvId`, where importing the module registers it, or `module:Class`; the module "
+    "may be a file, `path/to/file.py:Class`."
+)
 _OBSERVATION_HINT = f"{OWN_ID}; gymnasium.wrappers.FlattenObservation makes any space a flat Box."
 _ACTION_HINT = f"{OWN_ID}; a gymnasium.ActionWrapper can map one Discrete or Box action onto it."
 _RAM_HINT = 'Use the console\'s memory instead of its screen: --env-kwargs \'{"obs_type": "ram"}\'.'
 
 # module of a physics engine or emulator -> distributions that may provide it
 _ENGINES = {"Box2D": ("box2d", "box2d-py"), "mujoco": ("mujoco",), "ale_py": ("ale-py",)}
-_KNOWN = {"builtins", "typing", "abc", "gymnasium", "flows", *_ENGINES}
+_ROOMS = {"storage", "annotate", "refine", "flows"}
+_KNOWN = {"builtins", "typing", "abc", "gymnasium", "flows", "trajnote", *_ENGINES}
 
 
 class Spaces(NamedTuple):
@@ -75,8 +80,9 @@ def make_environment(env_id: Named, env_kwargs: Mapping[str, Any] | None = None)
     """Make an environment with the wrappers that it was registered with.
 
     Args:
-        env_id: a registered id, or `module:EnvId` where importing the module registers it. A plain text was not
-            named by the user: nothing is imported for it, and only harmless arguments are accepted.
+        env_id: a registered id, `module:EnvId` where importing the module registers it, or `module:Class`; the module
+            may be the path of a `.py` file. A plain text was not named by the user: nothing is imported for it, and
+            only harmless arguments are accepted.
         env_kwargs: arguments of `gymnasium.make`; `max_episode_steps` is one of them.
 
     Raises:
@@ -215,21 +221,63 @@ def _distributions() -> Mapping[str, list[str]]:
 
 
 def import_module_here(name: str, purpose: str) -> ModuleType:
-    """Import a module by name, looking in the current folder too, as `python -m` does.
+    """Import the user's module, by name or as a file.
+
+    Args:
+        name: with dots, looked for in the current folder too, as `python -m` does; or the path of a `.py` file, beside
+            which its own imports are looked for.
+        purpose: what it is needed for, for the message.
 
     Raises:
-        BadInput: when it does not exist or fails while it is imported; `purpose` says what it was needed for.
+        BadInput: when it does not exist or fails while it is imported.
     """
-    here = str(Path.cwd())
+    is_file = name.endswith(".py")
+    here = str(Path(name).expanduser().resolve().parent if is_file else Path.cwd())
     if here not in sys.path:
         sys.path.append(here)
     try:
-        return importlib.import_module(name)
+        return _import_file(name) if is_file else importlib.import_module(name)
     except Exception as error:  # the user's module may raise anything
         raise BadInput(
             f"Module {name!r} of {purpose} cannot be imported: {_one_line(error)}.",
-            f"Searched: the Python path and {here}.",
+            _namesake_hint(error) or f"Searched: the Python path and {here}.",
         ) from error
+
+
+def name_of_module(name: str) -> str:
+    """The name under which `import_module_here` imports it: of a file its stem, unless that is another module's."""
+    if not name.endswith(".py"):
+        return name
+    path = str(Path(name).expanduser().resolve())
+    stem = Path(path).stem
+    return stem if find_module(stem) in (None, path) else f"{stem}_{sha256_bytes(path.encode())[:8]}"
+
+
+def _import_file(name: str) -> ModuleType:
+    imported = name_of_module(name)
+    if imported in sys.modules:
+        return sys.modules[imported]
+    spec = importlib.util.spec_from_file_location(imported, Path(name).expanduser().resolve())
+    if spec is None or spec.loader is None:
+        raise ImportError(f"{name} is not a file of Python")
+    module = sys.modules[imported] = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[imported]
+        raise
+    return module
+
+
+def _namesake_hint(error: BaseException) -> str:
+    """What to do when a name that the user's module imports is one of this project's packages in this process."""
+    top = (error.name or "").partition(".")[0] if isinstance(error, ImportError) else ""
+    if top not in _ROOMS:
+        return ""
+    return (
+        f"The name {top!r} is trajnote's own in this process; put the folder of yours on PYTHONPATH, and start the "
+        "command `trajnote` or `python -m trajnote`, which tells them apart."
+    )
 
 
 def _refuse_unnamed(env_id: str, kwargs: Mapping[str, Any]) -> None:
@@ -243,9 +291,11 @@ def _refuse_unnamed(env_id: str, kwargs: Mapping[str, Any]) -> None:
 
 
 def _registered_name(env_id: str) -> str:
-    module, _, name = env_id.rpartition(":")
-    if module:
-        import_module_here(module, f"environment {env_id!r}")
+    module_name, _, name = env_id.rpartition(":")
+    if module_name:
+        module = import_module_here(module_name, f"environment {env_id!r}")
+        if name not in gymnasium.registry and name.isidentifier() and callable(getattr(module, name, None)):
+            gymnasium.register(name, entry_point=f"{module.__name__}:{name}")
     if name not in gymnasium.registry:
         _register_atari(name)
     if name not in gymnasium.registry:
@@ -274,7 +324,7 @@ def _near(name: str) -> str:
 def _missing_package(name: str, error: Exception) -> Prerequisite:
     entry_point = str(gymnasium.registry[name].entry_point)
     bundled = entry_point.startswith("gymnasium.envs.")
-    hint = "pip install 'trajnote[envs]'" if bundled else "Install the package that it names."
+    hint = "pip install 'trajnote[envs]'" if bundled else _namesake_hint(error) or "Install the package that it names."
     return Prerequisite(f"{name} needs a package that is not installed: {_one_line(error)}.", hint)
 
 

@@ -27,7 +27,7 @@ import numpy as np
 from storage.content_hash import content_id, sha256_bytes
 from storage.policies import KnownEnvironment
 
-from .environments import Environment, distributions_of, make_environment, package_versions
+from .environments import Environment, distributions_of, make_environment, name_of_module, package_versions
 from .trust import Named
 
 MOST_BYTES = 64_000_000
@@ -147,7 +147,7 @@ def code_of(module: ModuleType) -> dict[str, str]:
 
 def _modules_of(environment: Environment, env_id: str) -> Iterator[str]:
     """The modules of all that an environment is made of, wrappers and arguments included."""
-    yield from filter(None, [env_id.rpartition(":")[0]])
+    yield from filter(None, [name_of_module(env_id.rpartition(":")[0])])
     layer: object = environment
     while isinstance(layer, gymnasium.Env):
         yield from (ancestor.__module__ for ancestor in type(layer).__mro__)

@@ -192,10 +192,13 @@ def find_module(name: str) -> str | None:
     """The file that importing a module would run, or has run; nothing is imported.
 
     Args:
-        name: with dots; an empty one gives None.
+        name: with dots, or the path of a `.py` file; an empty one gives None.
     """
     if not name:
         return None
+    if name.endswith(".py"):
+        file = Path(name).expanduser()
+        return _resolved(str(file)) if file.is_file() else None
     if (loaded := sys.modules.get(name)) is not None:
         return _resolved(getattr(loaded, "__file__", None))
     path: list[str] | None = None
