@@ -112,8 +112,8 @@ def test_a_continuous_ppo_keeps_its_standard_deviation_and_can_be_sampled() -> N
 @pytest.mark.parametrize(
     ("algorithm", "environment", "arguments"),
     [
-        ("PPO", CARTPOLE, {"n_steps": 8, "batch_size": 8, "policy_kwargs": {"activation_fn": torch.nn.ELU}}),
-        ("PPO", LANDER, {"n_steps": 8, "batch_size": 8, "use_sde": True}),
+        ("DQN", CARTPOLE, {"buffer_size": 10, "policy_kwargs": {"activation_fn": torch.nn.ELU}}),
+        ("SAC", LANDER, {"buffer_size": 10, "policy_kwargs": {"activation_fn": torch.nn.SiLU}}),
     ],
 )
 def test_a_model_that_is_no_plain_perceptron_is_asked_row_by_row(
@@ -125,7 +125,7 @@ def test_a_model_that_is_no_plain_perceptron_is_asked_row_by_row(
     policy = load_policy(f"sb3:{algorithm}:{tmp_path / 'model.zip'}", spaces)
     assert isinstance(policy, ForeignActor)
     assert not isinstance(policy, NetworkActor | MlpPolicy)
-    assert policy.output_kind is None
+    assert policy.output_kind == ("q_values" if algorithm == "DQN" else "mean")
     observations = observations_for(spaces, 20)
     expected, _ = model.predict(observations, deterministic=True)
     np.testing.assert_allclose(policy.act(observations).actions, expected, atol=1e-6)
@@ -136,8 +136,8 @@ def test_a_model_that_is_no_plain_perceptron_is_asked_row_by_row(
 def test_convolutions_are_refused_in_words() -> None:
     box = gym_spaces.Box(0, 255, (1, 36, 36), np.uint8)
     policy = sb3.common.policies.ActorCriticCnnPolicy(box, gym_spaces.Discrete(2), lambda _: 0.0)
-    model = type("Model", (), {"policy": policy})()
-    with pytest.raises(baselines.NotAnMlpError, match="sees through a NatureCNN"):
+    model = type("PPO", (), {"policy": policy, "policy_kwargs": {}})()
+    with pytest.raises(baselines.NotAnMlpError, match="sees through an extractor with weights of its own"):
         baselines.from_sb3(model, *spaces_for(*CARTPOLE))
 
 
@@ -147,9 +147,9 @@ def test_a_model_for_other_spaces_or_of_another_algorithm_is_refused(tmp_path: P
     spaces = spaces_for(*CARTPOLE)
     with pytest.raises(BadInput, match="observation space with size 6; the environment has 4"):
         load_policy(f"sb3:PPO:{tmp_path / 'model.zip'}", spaces)
-    with pytest.raises(BadInput, match="is not a DQN model"):
+    with pytest.raises(BadInput, match="is not a DQN model, which is a Q network; its weights"):
         load_policy(f"sb3:DQN:{tmp_path / 'model.zip'}", spaces)
-    with pytest.raises(BadInput, match="ALGO one of PPO, A2C, DQN, SAC, TD3, DDPG"):
+    with pytest.raises(BadInput, match="ALGO one of PPO, A2C, DQN, SAC, TD3, DDPG, QRDQN, TQC, TRPO, ARS"):
         load_policy(f"sb3:{tmp_path / 'model.zip'}", spaces)
     with pytest.raises(BadInput, match="There is no file"):
         load_policy("sb3:PPO:absent", spaces)
@@ -430,7 +430,7 @@ def test_a_spec_of_no_known_form_names_the_forms(tmp_path: Path) -> None:
 def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "model.zip").touch()
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    for spec, extra in (("sb3:PPO", "sb3"), ("onnx", "onnx")):
+    for spec, extra in (("sb3:PPO+trust", "sb3"), ("onnx", "onnx")):
         with pytest.raises(Prerequisite, match=rf"pip install 'trajnote\[{extra}\]'"):
             load_policy(f"{spec}:{tmp_path / 'model.zip'}", spaces_for(*CARTPOLE))
 

@@ -54,8 +54,9 @@ def test_a_recurrent_model_of_stable_baselines3_is_refused_whatever_it_is_called
         with pytest.raises(BadInput, match=RECURRENT):
             load_policy(f"sb3:{name}:{tmp_path / 'model'}", spaces)
     described = {"policy_class": {"__module__": "sb3_contrib.common.recurrent.policies"}}
-    with zipfile.ZipFile(tmp_path / "absent.zip", "w") as archive:  # the package it needs is not installed
-        archive.writestr("data", json.dumps(described))
+    with zipfile.ZipFile(tmp_path / "model.zip") as whole, zipfile.ZipFile(tmp_path / "absent.zip", "w") as archive:
+        archive.writestr("data", json.dumps(described))  # the package it needs is not installed
+        archive.writestr("policy.pth", whole.read("policy.pth"))
     with pytest.raises(BadInput, match=RECURRENT):
         load_policy(f"sb3:PPO:{tmp_path / 'absent'}", spaces)
 

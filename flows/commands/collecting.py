@@ -49,19 +49,26 @@ def collect(
     ] = "gymnasium",
     dataset: DatasetNameOption = None,
     card: NewCardOption = None,
+    trust: Annotated[
+        bool, typer.Option("--trust", help="sb3: let the library load the file, which runs the code in it.")
+    ] = False,
+    no_normalisation: Annotated[
+        bool, typer.Option("--no-normalisation", help="sb3: play on observations as they are, whatever lies beside it.")
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Play episodes of a policy and keep them, bit for bit and replayable; interrupted runs go on where they were."""
     from storage.store import Store
 
     from ..datasets import CollectConfig, gather
+    from ..policies import with_options
     from ..simulation import Named, parse_env_kwargs
 
     config = CollectConfig(
         env_id=Named(env),
         env_kwargs=parse_env_kwargs(env_kwargs),
         engine=engine,
-        policy=Named(policy),
+        policy=Named(with_options(policy, trust=trust, raw=no_normalisation)),
         mode=mode,
         episodes=episodes,
         seed=seed,

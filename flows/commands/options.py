@@ -42,7 +42,7 @@ PolicyOption = Annotated[
     typer.Option(
         "--policy",
         help="random, policy:PATH_OR_ID, rules:LIST_ID, d3rlpy:PATH, sb3:ALGO:PATH, onnx:PATH or py:MODULE:CALLABLE. "
-        "Files of d3rlpy and SB3 are pickles: load only what you trust.",
+        "Files of d3rlpy are pickles: load only what you trust.",
     ),
 ]
 DatasetNameOption = Annotated[str | None, typer.Option("--dataset", help="Name; default: made from the content.")]

@@ -1,5 +1,6 @@
 from .external import check_spaces, hash_policy_file
 from .loading import Baseline, export_policy, find_baseline, find_recorded_baseline, load_policy, record_baseline
+from .sb3 import with_options
 
 __all__ = [
     "Baseline",
@@ -10,4 +11,5 @@ __all__ = [
     "hash_policy_file",
     "load_policy",
     "record_baseline",
+    "with_options",
 ]

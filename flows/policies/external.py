@@ -1,7 +1,8 @@
 """Policies of other libraries and of the user: opened, checked against the environment, made portable where exact.
 
 A plain perceptron becomes a portable network and acts in NumPy. Anything else is called row by row and acts greedily,
-unless it declares that it can be sampled. Files of Stable-Baselines3 and d3rlpy hold pickles: open only what you trust.
+unless it declares that it can be sampled. Files of d3rlpy are pickles: open only what you trust. Stable-Baselines3 is
+opened in `sb3.py`.
 
 A policy is asked for one action per observation, from many episodes at once. One that carries a memory would be asked
 without it and act wrongly without an error, and one that sees images cannot be refined: both are refused.
@@ -13,7 +14,6 @@ import hashlib
 import importlib
 import importlib.util
 import inspect
-import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
@@ -23,7 +23,7 @@ import numpy as np
 
 from refine.policies import Head, MlpPolicy, Mode
 from storage.content_hash import canonical_json, sha256_file
-from storage.disk import MAX_BYTES, decode_json
+from storage.disk import require_regular
 from storage.errors import BadInput, Prerequisite
 from storage.schema import Array, Space
 
@@ -38,12 +38,8 @@ from ..simulation import (
     code_of,
     find_module,
     import_module_here,
-    to_space,
 )
 
-_SB3_ALGORITHMS = ("PPO", "A2C", "DQN", "SAC", "TD3", "DDPG")
-# needed for training only; may not unpickle on another Python
-_SB3_UNNEEDED = {"learning_rate": 0.0, "lr_schedule": 0.0, "clip_range": 0.0, "clip_range_vf": None, "buffer_size": 1}
 # fields of a space that a policy depends on; observations may leave their bounds
 _DECISIVE = {"observation": ("kind", "size", "n"), "action": ("kind", "size", "n", "start", "low", "high")}
 _RECURRENT_LAYERS = {"RNN", "LSTM", "GRU", "RNNCell", "LSTMCell", "GRUCell"}  # of torch, recognised by their names
@@ -75,7 +71,7 @@ def hash_policy_file(spec: Named) -> str | None:
 def _find_file(spec: Named) -> Path | None:
     kind, _, rest = spec.partition(":")
     if kind == "sb3":
-        return _file(rest.partition(":")[2], spec, ".zip")
+        return find_zip(spec)
     if kind == "onnx":
         return _file(rest, spec)
     if kind == "d3rlpy":
@@ -84,6 +80,23 @@ def _find_file(spec: Named) -> Path | None:
         return learnables.find_learnable(_path(spec))
     found = find_module(rest.partition(":")[0]) if kind == "py" else None
     return None if found is None else Path(found)
+
+
+def find_zip(spec: str) -> Path:
+    """The zip of `sb3:ALGO:PATH`: a file, with or without its suffix, or the only zip of a folder.
+
+    Raises:
+        BadInput: if there is none, or there are several.
+    """
+    name = spec.split(":", 2)[-1]
+    folder = Path(name).expanduser()
+    if not folder.is_dir() or folder.with_name(f"{folder.name}.zip").is_file():
+        return _file(name, spec, ".zip")
+    found = sorted(folder.glob("*.zip"))
+    if len(found) != 1:
+        named = ", ".join(file.name for file in found[:5]) or "none"
+        raise BadInput(f"{folder} holds {len(found)} zips ({named}); {spec!r} has to name one.")
+    return found[0]
 
 
 def open_d3rlpy(spec: Named, spaces: Spaces) -> Policy:
@@ -110,27 +123,6 @@ def open_d3rlpy(spec: Named, spaces: Spaces) -> Policy:
         return NetworkActor(spec, learnables.from_d3rlpy(algo, *spaces))
     except baselines.NotAnMlpError:
         return ForeignActor(spec, sha256_file(file), spaces, _ask_d3rlpy)
-
-
-def open_sb3(spec: Named, spaces: Spaces) -> Policy:
-    """Open `sb3:ALGO:PATH`, a zip of Stable-Baselines3.
-
-    Statistics of a `VecNormalize` are in a separate file and are not applied.
-
-    Raises:
-        BadInput: when there is no such file or algorithm, it cannot be loaded, or was made for other spaces.
-        Prerequisite: when Stable-Baselines3 is not installed.
-    """
-    from refine.policies import sb3_models as baselines
-
-    model, file = _load_sb3(spec)
-    refuse_unusable_sb3_model(spec, model)
-    theirs = Spaces(to_space(model.observation_space, "observation"), to_space(model.action_space, "action"))
-    check_spaces(spec, theirs, spaces)
-    try:
-        return NetworkActor(spec, baselines.from_sb3(model, *spaces))
-    except baselines.NotAnMlpError:
-        return ForeignActor(spec, sha256_file(file), spaces, _ask_sb3)
 
 
 def open_onnx(spec: Named, spaces: Spaces) -> Policy:
@@ -186,16 +178,8 @@ def _ask_d3rlpy(spec: str, spaces: Spaces) -> Foreign:
     return Foreign(respond)
 
 
-def _ask_sb3(spec: str, spaces: Spaces) -> Foreign:
-    from refine.policies import sb3_models as baselines
-
-    baselines.use_one_thread()
-    model, _ = _load_sb3(spec)
-    return Foreign(lambda observation, mode, rng: Answer(model.predict(observation, deterministic=True)[0]))
-
-
 def _ask_onnx(spec: str, spaces: Spaces) -> Foreign:
-    onnxruntime = _extra("onnxruntime", "onnx")
+    onnxruntime = find_extra("onnxruntime", "onnx")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     try:
@@ -214,7 +198,7 @@ def _ask_onnx(spec: str, spaces: Spaces) -> Foreign:
     if "int" in target.type and spaces.action.is_discrete:
         return Foreign(lambda observation, mode, rng: Answer(run(observation)))
     head: Head = "clip" if not spaces.action.is_discrete else "q_values" if target.name == "q_values" else "logits"
-    decide = _decision(head, spaces.action)
+    decide = decision(head, spaces.action)
 
     def respond(observation: Array, mode: Mode, rng: np.random.Generator | None) -> Answer:
         outputs = run(observation)
@@ -245,26 +229,12 @@ def _instantiate(target: Any) -> Any:
     return target() if makes else target
 
 
-def _decision(head: Head, action_space: Space) -> MlpPolicy:
+def decision(head: Head, action_space: Space) -> MlpPolicy:
     """One identity layer under a head: what a portable policy would do with these outputs."""
     width = action_space.n or action_space.size
     outputs = Space(kind="box", dtype="float32", size=width)
     layer, bias = np.eye(width, dtype=np.float32), np.zeros(width, dtype=np.float32)
     return MlpPolicy(outputs, action_space, (layer,), (bias,), "relu", head)
-
-
-def _load_sb3(spec: str) -> tuple[Any, Path]:
-    algorithm, _, name = spec.partition(":")[2].partition(":")
-    refuse_unusable_sb3_file(spec, algorithm, None)
-    if algorithm.upper() not in _SB3_ALGORITHMS or not name:
-        raise BadInput(f"{spec!r} is not sb3:ALGO:PATH with ALGO one of {', '.join(_SB3_ALGORITHMS)}.")
-    file = _file(name, spec, ".zip")
-    refuse_unusable_sb3_file(spec, algorithm, file)
-    library = _extra("stable_baselines3", "sb3")
-    try:
-        return getattr(library, algorithm.upper()).load(file, device="cpu", custom_objects=_SB3_UNNEEDED), file
-    except Exception as error:  # a pickle may raise anything
-        raise BadInput(f"{file} is not a {algorithm.upper()} model: {type(error).__name__}: {error}.") from error
 
 
 def _python_target(spec: str) -> tuple[ModuleType, Any]:
@@ -280,7 +250,12 @@ def _python_target(spec: str) -> tuple[ModuleType, Any]:
     return module, target
 
 
-def _extra(module: str, extra: str) -> ModuleType:
+def find_extra(module: str, extra: str) -> ModuleType:
+    """Import an optional package.
+
+    Raises:
+        Prerequisite: when it is not installed.
+    """
     if importlib.util.find_spec(module) is None:
         raise Prerequisite(f"The package {module} is not installed.", f"pip install 'trajnote[{extra}]'")
     return importlib.import_module(module)
@@ -295,36 +270,9 @@ def _file(name: str, spec: str, suffix: str = "") -> Path:
     for candidate in (Path(name).expanduser(), Path(name + suffix).expanduser()):
         if candidate.is_file():
             return candidate
+        if candidate.exists() and not candidate.is_dir():
+            require_regular(candidate)
     raise BadInput(f"There is no file {name!r}, which {spec!r} names.")
-
-
-def refuse_unusable_sb3_file(spec: str, algorithm: str, file: Path | None) -> None:
-    """Refuse a recurrent model before it is loaded, since its package may be missing.
-
-    Args:
-        spec: how the policy was named.
-        algorithm: of the specification.
-        file: the zip, if there is one.
-
-    Raises:
-        BadInput: when it is recurrent.
-    """
-    if "recurrent" in algorithm.lower():
-        _refuse_memory(spec, algorithm)
-    module = _module_of_policy(file) if file else ""
-    if "recurrent" in module:
-        _refuse_memory(spec, module)
-
-
-def refuse_unusable_sb3_model(spec: str, model: Any) -> None:
-    """Refuse a loaded model of Stable-Baselines3 that is recurrent or sees images.
-
-    Raises:
-        BadInput: when it does.
-    """
-    if hasattr(model.policy, "lstm_actor"):
-        _refuse_memory(spec, type(model.policy).__name__)
-    _refuse_image_shape(spec, getattr(model.observation_space, "shape", None))
 
 
 def refuse_unusable_d3rlpy(spec: str, algorithm: Any) -> None:
@@ -334,8 +282,8 @@ def refuse_unusable_d3rlpy(spec: str, algorithm: Any) -> None:
         BadInput: when it does.
     """
     if hasattr(algorithm, "as_stateful_wrapper"):
-        _refuse_memory(spec, type(algorithm).__name__)
-    _refuse_image_shape(spec, algorithm.impl.observation_shape)
+        refuse_memory(spec, type(algorithm).__name__)
+    refuse_image_shape(spec, algorithm.impl.observation_shape)
 
 
 def refuse_unusable_onnx(spec: str, shapes: Sequence[Sequence[object]]) -> None:
@@ -349,9 +297,9 @@ def refuse_unusable_onnx(spec: str, shapes: Sequence[Sequence[object]]) -> None:
         BadInput: when it takes more than observations, or observations that are not rows of numbers.
     """
     if len(shapes) != 1:
-        _refuse_memory(spec, f"its model has {len(shapes)} inputs, where one, the observations, is expected")
+        refuse_memory(spec, f"its model has {len(shapes)} inputs, where one, the observations, is expected")
     if len(shapes[0]) > 2:
-        _refuse_image_shape(spec, shapes[0][1:])
+        refuse_image_shape(spec, shapes[0][1:])
 
 
 def refuse_unusable_python(spec: str, policy: Any) -> None:
@@ -368,20 +316,15 @@ def refuse_unusable_python(spec: str, policy: Any) -> None:
         kinds: list[str] = [type(module).__name__ for module in modules()]  # pyright: ignore[reportGeneralTypeIssues, reportUnknownVariableType]
         for kind in kinds:
             if kind in _RECURRENT_LAYERS:
-                _refuse_memory(spec, f"a {kind} layer")
+                refuse_memory(spec, f"a {kind} layer")
 
 
-def _module_of_policy(file: Path) -> str:
-    """The module of the policy's class, as a zip of Stable-Baselines3 names it; empty if it does not."""
-    try:
-        with zipfile.ZipFile(file) as archive, archive.open("data") as data:
-            return str(decode_json(data.read(MAX_BYTES + 1))["policy_class"]["__module__"])
-    except (OSError, ValueError, LookupError, TypeError, RuntimeError, zipfile.BadZipFile):
-        return ""  # loading reports the problem
+def refuse_image_shape(spec: str, shape: Any) -> None:
+    """Observations of a convolutional network have rows and columns; those of a perceptron are one row of numbers.
 
-
-def _refuse_image_shape(spec: str, shape: Any) -> None:
-    """Observations of a convolutional network have rows and columns; those of a perceptron are one row of numbers."""
+    Raises:
+        BadInput: for a shape of two dimensions or more.
+    """
     if shape is None or len(shape) < 2:
         return
     raise BadInput(
@@ -390,7 +333,12 @@ def _refuse_image_shape(spec: str, shape: Any) -> None:
     )
 
 
-def _refuse_memory(spec: str, why: str) -> NoReturn:
+def refuse_memory(spec: str, why: str) -> NoReturn:
+    """Refuse a policy that is asked for more than an observation.
+
+    Raises:
+        BadInput: always.
+    """
     raise BadInput(
         f"{spec} is recurrent ({why}): its action depends on more than the observation, so it cannot act here.",
         "Use a policy of the observation alone; stack observations where it needs the past.",

@@ -21,7 +21,8 @@ from storage.schema import Array, Manifest
 from storage.store import Store
 
 from ..simulation import Named, NetworkActor, Policy, RandomActor, Spaces, not_loaded, own_policy, spelled
-from .external import check_spaces, hash_policy_file, open_d3rlpy, open_onnx, open_py, open_sb3
+from .external import check_spaces, hash_policy_file, open_d3rlpy, open_onnx, open_py
+from .sb3 import open_sb3
 
 FORMS = "random, policy:PATH_OR_ID, rules:LIST_ID, d3rlpy:PATH, sb3:ALGO:PATH, onnx:PATH, py:MODULE:CALLABLE"
 
@@ -40,7 +41,7 @@ def load_policy(spec: Named, spaces: Spaces, store: Store | None = None, *, file
     - `policy:PATH_OR_ID`: a folder with `policy.json` and `weights.npz`, or a policy of the store.
     - `rules:LIST_ID`: what a list of rules says, and elsewhere what the baseline of the list's dataset does.
     - `d3rlpy:PATH`: a `.d3` file, or a folder of d3rlpy's logger, whose newest model acts. A pickle: trust it first.
-    - `sb3:ALGO:PATH`: a zip of Stable-Baselines3; ALGO is PPO, A2C, DQN, SAC, TD3 or DDPG. Holds pickles too.
+    - `sb3:ALGO:PATH`: a zip of Stable-Baselines3 or its contrib package, which is read and not run; see `sb3.py`.
     - `onnx:PATH`: see `external.open_onnx` for its inputs and outputs.
     - `py:MODULE:CALLABLE`: a function from observations to actions; see `external.open_py`.
 

@@ -30,6 +30,7 @@ OutputKind = Literal["logits", "q_values", "mean"]
 
 _DISCRETE_HEADS = ("logits", "q_values")
 _CONTINUOUS_HEADS = ("tanh", "clip")
+_LIMITS = ("input_limit", "output_limit")
 
 
 class Acts(NamedTuple):
@@ -58,6 +59,9 @@ class MlpPolicy:
     - `tanh`: a continuous action squashed to the bounds, `mid + half * tanh(z)`, Gaussian noise before the squashing;
     - `clip`: a continuous action cut to the bounds after Gaussian noise was added.
 
+    `input_limit` cuts `x` to plus and minus itself, as `VecNormalize` does; `output_limit` cuts the last layer before
+    the head, as actors with state-dependent exploration do.
+
     Arrays are copied to contiguous float32 and made read-only.
 
     Raises:
@@ -73,6 +77,8 @@ class MlpPolicy:
     shift: Array | None = None  # (n,)
     scale: Array | None = None  # (n,)
     log_std: Array | None = None  # (m,)
+    input_limit: float | None = None
+    output_limit: float | None = None
 
     def __post_init__(self) -> None:
         for name in ("weights", "biases"):
@@ -177,13 +183,15 @@ class MlpPolicy:
                 np.maximum(hidden, 0, out=hidden)
         last = np.matmul(hidden, self.weights[-1])[:, 0, :]
         last += self.biases[-1]
-        return last
+        return last if self.output_limit is None else np.clip(last, -self.output_limit, self.output_limit)
 
     def _inputs(self, observations: Array) -> Array:
         inputs = network_inputs(observations, self.observation_space)
         if self.shift is not None:
             inputs = inputs - self.shift
-        return inputs if self.scale is None else inputs / self.scale
+        if self.scale is not None:
+            inputs = inputs / self.scale
+        return inputs if self.input_limit is None else np.clip(inputs, -self.input_limit, self.input_limit)
 
     @cached_property
     def _bounds(self) -> tuple[Array, Array]:
@@ -263,6 +271,10 @@ def _array_problems(policy: MlpPolicy) -> Iterator[str]:
             yield f"{name} has shape {array.shape}; ({sizes[name]},) is expected"
     if policy.scale is not None and not (policy.scale > 0).all():
         yield "scale must be positive"
+    for name in _LIMITS:
+        limit = getattr(policy, name)
+        if limit is not None and not 0 < limit < np.inf:
+            yield f"{name} is {limit}; a positive number is expected"
 
 
 def _arrays_of(policy: MlpPolicy) -> dict[str, Array]:
@@ -279,7 +291,7 @@ def _describe(policy: MlpPolicy) -> dict[str, Any]:
         "activation": policy.activation,
         "head": policy.head,
         "layers": [list(weight.shape) for weight in policy.weights],
-    }
+    } | {name: getattr(policy, name) for name in _LIMITS if getattr(policy, name) is not None}
 
 
 def _space_to_json(space: Space) -> dict[str, Any]:
@@ -303,13 +315,14 @@ def _build(description: Mapping[str, Any], arrays: Mapping[str, Array]) -> MlpPo
         shift=arrays.get("shift"),
         scale=arrays.get("scale"),
         log_std=arrays.get("log_std"),
+        **{name: description.get(name) for name in _LIMITS},
     )
 
 
 SPEC_FILE = "policy.json"
 WEIGHTS_FILE = "weights.npz"
 FORMAT = "trajnote-mlp"
-FORMAT_VERSION = 1
+FORMAT_VERSIONS = (1, 2)  # 2: with a limit, which readers of 1 would not apply
 RESTORE = "Restore the policy's folder from a copy, or make the policy again."
 
 
@@ -329,7 +342,7 @@ def encode_network(description: Mapping[str, Any], arrays: Mapping[str, Array]) 
     spec = {
         "description": description,
         "format": FORMAT,
-        "format_version": FORMAT_VERSION,
+        "format_version": FORMAT_VERSIONS[any(name in description for name in _LIMITS)],
         "sha256": hash_network(description, arrays),
         "weights_sha256": hashlib.sha256(buffer.getvalue()).hexdigest(),
         "versions": {"numpy": np.__version__},
@@ -370,9 +383,10 @@ def _read_spec(text: bytes) -> dict[str, Any]:
         raise DamagedStore(f"{SPEC_FILE} is not JSON: {error}.", RESTORE) from error
     if not isinstance(spec, dict) or not isinstance(spec.get("description"), dict):
         raise DamagedStore(f"{SPEC_FILE} does not describe a policy.", RESTORE)
+    known = [(FORMAT, version) for version in FORMAT_VERSIONS]
     found = (spec.get("format"), spec.get("format_version"))
-    if found != (FORMAT, FORMAT_VERSION):
-        raise DamagedStore(f"{SPEC_FILE} has format {found}; this version reads {(FORMAT, FORMAT_VERSION)}.", RESTORE)
+    if found not in known:
+        raise DamagedStore(f"{SPEC_FILE} has format {found}; this version reads {known[-1]}.", RESTORE)
     return cast("dict[str, Any]", spec)
 
 

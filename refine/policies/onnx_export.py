@@ -118,7 +118,7 @@ def _inputs(graph: _Graph, policy: MlpPolicy) -> str:
         rows = graph.node("Sub", [rows, graph.constant("shift", policy.shift)], "shifted")
     if policy.scale is not None:
         rows = graph.node("Div", [rows, graph.constant("scale", policy.scale)], "scaled")
-    return rows
+    return _limited(graph, rows, policy.input_limit, "input")
 
 
 def _layers(graph: _Graph, policy: MlpPolicy, rows: str) -> str:
@@ -128,7 +128,15 @@ def _layers(graph: _Graph, policy: MlpPolicy, rows: str) -> str:
         rows = graph.node("Gemm", [rows, *names], f"layer_{number}" if number < count - 1 else "last")
         if number < count - 1:
             rows = graph.node("Tanh" if policy.activation == "tanh" else "Relu", [rows], f"active_{number}")
-    return rows
+    return _limited(graph, rows, policy.output_limit, "output")
+
+
+def _limited(graph: _Graph, rows: str, limit: float | None, name: str) -> str:
+    """Rows cut to plus and minus a limit."""
+    if limit is None:
+        return rows
+    bounds = [graph.constant(f"{name}_{sign}", np.float32(sign * limit)) for sign in (-1, 1)]
+    return graph.node("Clip", [rows, *bounds], f"{name}_cut")
 
 
 def _head(graph: _Graph, policy: MlpPolicy, last: str) -> list[tuple[str, str, list[Any]]]:

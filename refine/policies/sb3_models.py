@@ -1,11 +1,14 @@
-"""Networks of other libraries as portable policies, layer by layer: the same weights, or a refusal that says why.
+"""Policies of Stable-Baselines3 as portable networks, from their weights and what is said of them.
 
-Stable-Baselines3 is read here, d3rlpy in `d3rlpy_models.py`. Nothing is trained or distilled, and no file is opened.
+Also the layers of any torch network that is a plain perceptron. No file is opened, see `sb3_files.py`; d3rlpy is read
+in `d3rlpy_models.py`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import gym_notices.notices as gym_notices
@@ -13,16 +16,24 @@ import numpy as np
 import torch
 from torch import nn
 
+from storage.disk import shorten
 from storage.errors import BadInput
 from storage.schema import Array, Space
 
-from .mlp import Activation, MlpPolicy
+from .mlp import Activation, Head, MlpPolicy
 
 # Stable-Baselines3 and d3rlpy both try to import the old gym, which would print a page about its end
 gym_notices.notices.clear()
 
 _ACTIVATIONS: dict[type[nn.Module], Activation] = {nn.Tanh: "tanh", nn.ReLU: "relu"}
 _INERT = (nn.Flatten, nn.Identity, nn.Dropout)  # they change nothing when a policy acts
+_LIBRARIES = ("stable_baselines3.", "sb3_contrib.")
+_EXTRACTORS = ("FlattenExtractor", "CombinedExtractor")  # what they compute of flat observations is to join them
+_OTHER_ACTIVATIONS = (  # of torch, as it makes them without arguments
+    *("CELU", "ELU", "GELU", "Hardswish", "Hardtanh", "LeakyReLU", "LogSigmoid", "Mish", "ReLU6", "SELU", "SiLU"),
+    *("Sigmoid", "Softplus", "Softsign"),
+)
+_LAYER = re.compile(r"(?:(\d{1,4})\.)?(weight|bias)")
 
 
 class NotAnMlpError(BadInput):
@@ -37,40 +48,215 @@ class Dense(NamedTuple):
     activation: Activation
 
 
+Tensors = Mapping[str, Array]
+"""The weights of a policy by the names of a state_dict, (out, in) and (out,) each."""
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What is said of a policy beside its weights."""
+
+    policy_class: str  # module and name
+    policy_kwargs: Mapping[str, Any] = field(default_factory=dict)  # classes by their names
+    use_sde: bool = False
+
+
+class Layout(NamedTuple):
+    """Where the network that acts is among the tensors."""
+
+    name: str
+    marker: str  # every tensor set of the layout has a name that begins so
+    parts: tuple[str, ...]  # prefixes of its layers, first to last
+    activation: str  # where nothing is said
+
+
+_ACTOR_CRITIC = Layout(
+    "an actor-critic", "value_net.", ("mlp_extractor.shared_net", "mlp_extractor.policy_net", "action_net"), "Tanh"
+)
+_SQUASHED = Layout("a squashed Gaussian", "actor.log_std", ("actor.latent_pi", "actor.mu"), "ReLU")
+_DETERMINISTIC = Layout("a deterministic actor", "actor.mu.", ("actor.mu",), "ReLU")
+_Q_NETWORK = Layout("a Q network", "q_net.q_net.", ("q_net.q_net",), "ReLU")
+_QUANTILES = Layout("a network of quantiles", "quantile_net.quantile_net.", ("quantile_net.quantile_net",), "ReLU")
+_SEARCHED = Layout("a network of random search", "action_net.", ("action_net",), "ReLU")
+_BY_MARKER = (_ACTOR_CRITIC, _SQUASHED, _DETERMINISTIC, _Q_NETWORK, _QUANTILES, _SEARCHED)  # the first that fits
+LAYOUTS: Mapping[str, Layout] = {
+    "PPO": _ACTOR_CRITIC,
+    "A2C": _ACTOR_CRITIC,
+    "TRPO": _ACTOR_CRITIC,
+    "DQN": _Q_NETWORK,
+    "QRDQN": _QUANTILES,
+    "SAC": _SQUASHED,
+    "TQC": _SQUASHED,
+    "TD3": _DETERMINISTIC,
+    "DDPG": _DETERMINISTIC,
+    "ARS": _SEARCHED,
+}
+
+
 def use_one_thread() -> None:
     """Let torch compute in one thread; on nets this small two threads are several times slower."""
     torch.set_num_threads(1)
 
 
 def from_sb3(model: Any, observation_space: Space, action_space: Space) -> MlpPolicy:
-    """Convert a model of Stable-Baselines3 exactly: DQN, PPO and A2C (both kinds of action), SAC, TD3 and DDPG.
+    """Convert a loaded model exactly; see `from_tensors`."""
+    policy = model.policy
+    kwargs = {name: str(value) if isinstance(value, type) else value for name, value in model.policy_kwargs.items()}
+    facts = Facts(f"{type(policy).__module__}.{type(policy).__qualname__}", kwargs, getattr(model, "use_sde", False))
+    tensors = {name: to_array(tensor) for name, tensor in policy.state_dict().items()}
+    return from_tensors(tensors, facts, type(model).__name__, observation_space, action_space)
 
-    A continuous PPO or A2C clips its mean to the bounds and keeps its standard deviation; SAC's depends on the state
-    and is left out, so that the portable policy acts greedily.
+
+def from_tensors(
+    tensors: Tensors, facts: Facts, algorithm: str, observation_space: Space, action_space: Space
+) -> MlpPolicy:
+    """Convert the weights of a policy exactly.
+
+    A continuous actor-critic clips its mean to the bounds and keeps its standard deviation. Where that depends on the
+    state (SAC, TQC, gSDE) it is left out, so that the portable policy acts greedily. Quantiles are averaged. What
+    random search has found for discrete actions has no distribution, so it is taken as Q values.
 
     Args:
-        model: a loaded model.
+        tensors: its state_dict.
+        facts: what is said of it.
+        algorithm: one of `LAYOUTS`.
         observation_space: of the environment.
         action_space: of the environment.
 
     Raises:
-        NotAnMlpError: for convolutions, recurrence, extra feature extractors, state-dependent exploration (gSDE), or
-            activations other than tanh and ReLU.
-        BadInput: when the model was made for other spaces.
+        NotAnMlpError: for activations other than tanh and ReLU, and as `read_network`.
+        BadInput: when it is not of this algorithm, or was made for other spaces.
     """
-    policy = model.policy
-    spaces = {"observation_space": observation_space, "action_space": action_space}
-    if getattr(model, "use_sde", False):
-        raise NotAnMlpError("The model uses state-dependent exploration (gSDE).")
-    if hasattr(policy, "q_net"):
-        _check_plain_input(policy.q_net)
-        return MlpPolicy(**spaces, **read_dense(policy.q_net.q_net)._asdict(), head="q_values")
-    if hasattr(policy, "mlp_extractor"):
-        return _from_actor_critic(policy, observation_space, action_space)
-    if hasattr(policy, "actor") and hasattr(policy.actor, "mu"):
-        _check_plain_input(policy.actor)
-        return MlpPolicy(**spaces, **_read_squashed(policy.actor)._asdict(), head="tanh")
-    raise NotAnMlpError(f"A {type(policy).__name__} is not known; DQN, PPO, A2C, SAC, TD3 and DDPG are.")
+    network = read_network(tensors, facts, algorithm, action_space)
+    activation = network.activation.lower()
+    if activation not in ("tanh", "relu"):
+        raise NotAnMlpError(f"Its activation is {network.activation}; tanh and ReLU are portable.")
+    weights, biases = zip(*((weight.T, bias) for weight, bias in network.layers), strict=True)
+    found = MlpPolicy(observation_space, action_space, weights, biases, activation, network.head)
+    return replace(found, log_std=network.log_std, output_limit=network.output_limit)
+
+
+class Network(NamedTuple):
+    """The network of a policy that acts."""
+
+    layers: Sequence[tuple[Array, Array]]  # weights (out, in) and biases (out,), first to last
+    activation: str  # of the hidden layers, by its class in torch
+    head: Head
+    log_std: Array | None  # (m,)
+    output_limit: float | None
+
+    def outputs(self, inputs: Array) -> Array:
+        """The last layer at inputs (N, n), by torch, (N, k) float32."""
+        rows, last = torch.from_numpy(inputs), len(self.layers) - 1
+        activate = getattr(nn, self.activation)()
+        for place, (weight, bias) in enumerate(self.layers):
+            rows = nn.functional.linear(rows, torch.from_numpy(weight), torch.from_numpy(bias))
+            rows = rows if place == last else activate(rows)
+        return rows.numpy()
+
+
+def read_network(tensors: Tensors, facts: Facts, algorithm: str, action_space: Space) -> Network:
+    """Find the network that acts among the weights of a policy; arguments as in `from_tensors`.
+
+    Raises:
+        NotAnMlpError: for convolutions, recurrence, extra feature extractors, and classes or layers of other packages.
+        BadInput: when it is not of this algorithm, or not for these actions.
+    """
+    layout = find_layout(tensors, facts, algorithm)
+    layers = [layer for part in layout.parts for layer in _read_part(tensors, part)]
+    if layout is _QUANTILES:
+        layers[-1] = _mean_of_quantiles(*layers[-1], action_space)
+    head = _head(facts, layout, action_space)
+    log_std = tensors.get("log_std") if head == "clip" and not facts.use_sde else None
+    return Network(layers, _activation(facts, layout), head, log_std, _output_limit(tensors, facts, layout))
+
+
+def find_layout(tensors: Tensors, facts: Facts, algorithm: str) -> Layout:
+    """How an algorithm's weights are laid out, after what no perceptron is was refused.
+
+    Raises:
+        NotAnMlpError: for recurrence, extractors with weights, and classes of other packages.
+        BadInput: when they are another algorithm's.
+    """
+    if any("lstm" in name for name in tensors):
+        raise NotAnMlpError("The model is recurrent.")
+    if any("features_extractor." in name for name in tensors):
+        raise NotAnMlpError("The model sees through an extractor with weights of its own, as images need.")
+    extractor = _class_name(facts.policy_kwargs.get("features_extractor_class")) or "FlattenExtractor"
+    if extractor.rpartition(".")[2] not in _EXTRACTORS or ("." in extractor and not extractor.startswith(_LIBRARIES)):
+        raise NotAnMlpError(f"The model sees through a {extractor}; only flat observations are portable.")
+    if not facts.policy_class.startswith(_LIBRARIES):
+        named = facts.policy_class or "not named"
+        raise NotAnMlpError(f"The policy's class is {named}; those of Stable-Baselines3 are portable.")
+    found = next((layout for layout in _BY_MARKER if any(name.startswith(layout.marker) for name in tensors)), None)
+    wanted = LAYOUTS[algorithm]
+    if found is not wanted:
+        theirs = f"those of {found.name}" if found else f"named {shorten(', '.join(sorted(tensors)[:3])) or 'nothing'}"
+        raise BadInput(f"It is not a {algorithm} model, which is {wanted.name}; its weights are {theirs}.")
+    return wanted
+
+
+def _read_part(tensors: Tensors, part: str) -> Iterator[tuple[Array, Array]]:
+    """The layers of `torch.nn.Sequential`, or one layer; a linear layer has the even places."""
+    found: dict[int, dict[str, Array]] = {}
+    for name, tensor in tensors.items():
+        if not name.startswith(f"{part}."):
+            continue
+        match = _LAYER.fullmatch(name.removeprefix(f"{part}."))
+        if match is None:
+            raise NotAnMlpError(f"Its tensor {name} is not of a linear layer.")
+        found.setdefault(int(match[1] or 0), {})[match[2]] = tensor
+    if sorted(found) != list(range(0, 2 * len(found), 2)):
+        raise NotAnMlpError(f"The layers of {part} with weights have the places {sorted(found)}; 0, 2, 4 are expected.")
+    for _, layer in sorted(found.items()):
+        weight = layer.get("weight")
+        if weight is None or weight.ndim != 2:
+            raise NotAnMlpError(f"A layer of {part} is not linear.")
+        yield weight, layer.get("bias", np.zeros(len(weight), np.float32))
+
+
+def _activation(facts: Facts, layout: Layout) -> str:
+    said = _class_name(facts.policy_kwargs.get("activation_fn")) or f"torch.nn.{layout.activation}"
+    name = said.rpartition(".")[2]
+    if not said.startswith("torch.nn.") or name not in ("Tanh", "ReLU", *_OTHER_ACTIVATIONS):
+        raise NotAnMlpError(
+            f"Its activation is {shorten(said)}; readable are Tanh, ReLU, {', '.join(_OTHER_ACTIVATIONS)}."
+        )
+    return name
+
+
+def _class_name(said: object) -> str:
+    """`a.b.C` of `<class 'a.b.C'>`."""
+    return re.sub(r"^<class '(.*)'>$", r"\1", said) if isinstance(said, str) else ""
+
+
+def _head(facts: Facts, layout: Layout, action_space: Space) -> Head:
+    if action_space.is_discrete:
+        return "logits" if layout is _ACTOR_CRITIC else "q_values"
+    if layout in (_SQUASHED, _DETERMINISTIC):
+        return "tanh"
+    is_linear = facts.policy_class.endswith("LinearPolicy")
+    squashed = facts.policy_kwargs.get("squash_output", layout is _SEARCHED and not is_linear)
+    return "tanh" if squashed else "clip"
+
+
+def _output_limit(tensors: Tensors, facts: Facts, layout: Layout) -> float | None:
+    """Under gSDE the mean of a squashed Gaussian is cut before it is squashed."""
+    if layout is not _SQUASHED or "actor.mu.0.weight" not in tensors:
+        return None
+    return float(facts.policy_kwargs.get("clip_mean", 2.0))
+
+
+def _mean_of_quantiles(weight: Array, bias: Array, action_space: Space) -> tuple[Array, Array]:
+    """One layer whose outputs are the means over the quantiles, (actions, in) and (actions,)."""
+    actions = int(action_space.n or 1)
+    if len(weight) % actions:
+        raise BadInput(f"It has {len(weight)} outputs, which are no quantiles of {actions} actions.")
+    shape = (-1, actions)
+    return (
+        weight.astype(np.float64).reshape(*shape, weight.shape[1]).mean(axis=0).astype(np.float32),
+        bias.astype(np.float64).reshape(shape).mean(axis=0).astype(np.float32),
+    )
 
 
 def read_dense(*modules: nn.Module) -> Dense:
@@ -95,36 +281,6 @@ def read_dense(*modules: nn.Module) -> Dense:
 def to_array(tensor: torch.Tensor) -> Array:
     """A tensor's numbers in NumPy, as a copy."""
     return tensor.detach().cpu().numpy().copy()
-
-
-def _from_actor_critic(policy: Any, observation_space: Space, action_space: Space) -> MlpPolicy:
-    if hasattr(policy, "lstm_actor"):
-        raise NotAnMlpError("The model is recurrent.")
-    _check_plain_input(policy)
-    dense = read_dense(policy.mlp_extractor.policy_net, policy.action_net)
-    return MlpPolicy(
-        observation_space,
-        action_space,
-        *dense,
-        head="logits" if action_space.is_discrete else "clip",
-        log_std=None if action_space.is_discrete else to_array(policy.log_std),
-    )
-
-
-def _read_squashed(actor: Any) -> Dense:
-    """SAC's mean is a linear layer after `latent_pi`; TD3's `mu` is the whole network with a tanh at its end."""
-    if hasattr(actor, "latent_pi"):
-        return read_dense(actor.latent_pi, actor.mu)
-    layers = list(_leaves([actor.mu]))
-    if not isinstance(layers[-1], nn.Tanh):
-        raise NotAnMlpError("The actor does not end in a tanh.")
-    return read_dense(*layers[:-1])
-
-
-def _check_plain_input(owner: Any) -> None:
-    extractor = type(owner.features_extractor).__name__
-    if extractor != "FlattenExtractor":
-        raise NotAnMlpError(f"The model sees through a {extractor}; only flat observations are portable.")
 
 
 def _leaves(modules: Iterable[nn.Module]) -> Iterator[nn.Module]:

@@ -59,6 +59,7 @@ def refine(
     """Train candidates from a baseline, one short training per beta.
 
     Equal arguments give equal bits on one machine. A baseline of Q values is taken as logits, see `units.as_logits`.
+    A limit of the baseline's last layer is not part of the training; the candidates have it.
 
     Args:
         steps: the logged steps.
@@ -82,6 +83,7 @@ def refine(
     betas, stops = config.betas or (), config.snapshots or ()
     some = slice(None, None, 1 + len(steps) // PLAIN_ROWS)
     start = as_logits(baseline, steps.observation[some]) if baseline.head == "q_values" else baseline
+    start = replace(start, output_limit=None)
     rewards = steps.reward if config.mode == "A" else relabel(steps, labels, config).rewards
     labels = weigh_labels(labels, steps, start, config)
     scale = scale_of_returns(steps, rewards, gamma=config.gamma) if config.has_critic else 1.0
@@ -101,7 +103,7 @@ def refine(
         found = train_fast(table, start, config, inputs, return_scale=scale, tick=tick)
     if dense and counted and start.head == "clip" and start.log_std is not None:
         found = [replace(each, policy=fit_noise(each.policy, start, steps, labels, each.beta)) for each in found]
-    return found
+    return [replace(each, policy=replace(each.policy, output_limit=baseline.output_limit)) for each in found]
 
 
 def fit_noise(policy: MlpPolicy, baseline: MlpPolicy, steps: StepArrays, labels: Labels, beta: float) -> MlpPolicy:

@@ -16,6 +16,7 @@ from .atomic import (
     writing,
 )
 from .untrusted import (
+    MAX_ARRAY_BYTES,
     MAX_BYTES,
     UnreadableError,
     check_depth,
@@ -35,6 +36,7 @@ from .untrusted import (
 )
 
 __all__ = [
+    "MAX_ARRAY_BYTES",
     "MAX_BYTES",
     "TEMPORARY",
     "UnreadableError",

@@ -47,7 +47,9 @@ class FastCloning:
     def normalised(self, observations: Array) -> Array:
         """Observations (n, B) as the first layer takes them."""
         inputs = observations if self._start.shift is None else observations - self._start.shift[:, None]
-        return inputs if self._start.scale is None else inputs / self._start.scale[:, None]
+        inputs = inputs if self._start.scale is None else inputs / self._start.scale[:, None]
+        limit = self._start.input_limit
+        return inputs if limit is None else np.clip(inputs, -limit, limit)
 
     def forward(self, states: Array) -> Floats:
         """Outputs (E, k, B) of the last layer at normalised observations (n, B)."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Generator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -42,6 +44,26 @@ class ClippedPolicy(Policy):
         return ActionOutput(output.mu, output.mu.clamp(-1.0, 1.0), output.logstd)
 
 
+@dataclass
+class LimitedObservationScaler(StandardObservationScaler):
+    """As d3rlpy's, and cut to plus and minus a limit afterwards."""
+
+    limit: float = math.inf
+
+    def transform(self, x: torch.Tensor) -> torch.Tensor:
+        """Observations (..., n) as the first layer takes them."""
+        return super().transform(x).clamp(-self.limit, self.limit)
+
+    def transform_numpy(self, x: Array) -> Array:
+        """The same in NumPy."""
+        return np.clip(super().transform_numpy(x), -self.limit, self.limit)
+
+    @staticmethod
+    def get_type() -> str:
+        """Its name for d3rlpy."""
+        return "limited"
+
+
 @contextmanager
 def reproducible(seed: int) -> Generator[None]:
     """Seed torch for a while and keep it to one thread, which is faster on small networks and always adds alike."""
@@ -72,12 +94,13 @@ def encoder_of(policy: MlpPolicy) -> VectorEncoderFactory:
 
 
 def observation_scaler_of(policy: MlpPolicy) -> StandardObservationScaler | None:
-    """The policy's normalisation as d3rlpy's, `(x - shift) / scale`, or None without one."""
-    if policy.shift is None and policy.scale is None:
+    """The policy's normalisation as d3rlpy's, `(x - shift) / scale` and its limit, or None without one."""
+    if policy.shift is None and policy.scale is None and policy.input_limit is None:
         return None
     shift = np.zeros(policy.input_size) if policy.shift is None else policy.shift
     scale = np.ones(policy.input_size) if policy.scale is None else policy.scale
-    return StandardObservationScaler(mean=shift, std=scale, eps=0.0)
+    limit = math.inf if policy.input_limit is None else policy.input_limit
+    return LimitedObservationScaler(mean=shift, std=scale, eps=0.0, limit=limit)
 
 
 def action_scaler_of(policy: MlpPolicy) -> MinMaxActionScaler | None:

@@ -1,0 +1,261 @@
+"""Policies of Stable-Baselines3 and its contrib package: read from their zip, or with `+trust` loaded by the library.
+
+Reading runs nothing of the file. The statistics of a `VecNormalize` beside the zip become part of the policy; without
+them a policy that was normalised is refused, for it would act on other numbers than it learnt from.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Generator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from refine.policies import MlpPolicy, Mode
+from storage.content_hash import canonical_json, sha256_file
+from storage.errors import BadInput
+from storage.schema import Array
+
+from ..simulation import Answer, Foreign, ForeignActor, Named, NetworkActor, Policy, Spaces, to_space
+from .external import check_spaces, decision, find_extra, find_zip, refuse_image_shape, refuse_memory
+
+if TYPE_CHECKING:
+    from refine.policies.sb3_files import SavedModel
+    from refine.policies.vec_normalize import Statistics
+
+LIBRARIES = {
+    "PPO": "stable_baselines3",
+    "A2C": "stable_baselines3",
+    "DQN": "stable_baselines3",
+    "SAC": "stable_baselines3",
+    "TD3": "stable_baselines3",
+    "DDPG": "stable_baselines3",
+    "QRDQN": "sb3_contrib",
+    "TQC": "sb3_contrib",
+    "TRPO": "sb3_contrib",
+    "ARS": "sb3_contrib",
+}
+TRUST, RAW = "trust", "no-normalisation"
+# needed for training only; may not unpickle on another Python
+_UNNEEDED = {"learning_rate": 0.0, "lr_schedule": 0.0, "clip_range": 0.0, "clip_range_vf": None, "buffer_size": 1}
+
+
+class Sb3Name(NamedTuple):
+    """`sb3:ALGO:PATH` in parts; ALGO may be followed by `+trust` and `+no-normalisation`."""
+
+    algorithm: str
+    file: Path
+    trusted: bool
+    raw: bool
+
+
+def parse_sb3(spec: str) -> Sb3Name:
+    """Read a name, and find its zip.
+
+    Raises:
+        BadInput: for another algorithm or option, or when there is no such file.
+    """
+    named, _, path = spec.partition(":")[2].partition(":")
+    algorithm, *options = named.split("+")
+    if "recurrent" in algorithm.lower() or "lstm" in algorithm.lower():
+        refuse_memory(spec, algorithm)
+    if algorithm.upper() not in LIBRARIES or not path or not set(options) <= {TRUST, RAW}:
+        raise BadInput(
+            f"{spec!r} is not sb3:ALGO:PATH with ALGO one of {', '.join(LIBRARIES)}, "
+            f"and after it, if at all, +{TRUST} or +{RAW}."
+        )
+    return Sb3Name(algorithm.upper(), find_zip(spec), TRUST in options, RAW in options)
+
+
+def with_options(spec: str, *, trust: bool, raw: bool) -> str:
+    """A name with the options that a command was given beside it.
+
+    Raises:
+        BadInput: for another kind of policy.
+    """
+    options = "".join(f"+{option}" for option, is_given in ((TRUST, trust), (RAW, raw)) if is_given)
+    kind, _, rest = spec.partition(":")
+    if options and kind != "sb3":
+        raise BadInput(f"--{TRUST} and --{RAW} are for policies named sb3:ALGO:PATH; this is {spec!r}.")
+    algorithm, _, path = rest.partition(":")
+    return f"{kind}:{algorithm}{options}:{path}" if options else spec
+
+
+def open_sb3(spec: Named, spaces: Spaces) -> Policy:
+    """Open `sb3:ALGO:PATH`.
+
+    Raises:
+        BadInput: when there is no such file or algorithm, it cannot be read, was made for other spaces, or was
+            normalised and has no statistics beside it.
+        Prerequisite: when a library that `+trust` needs is not installed.
+    """
+    from refine.policies import sb3_files as files
+    from refine.policies import sb3_models as models
+
+    name = parse_sb3(spec)
+    statistics = None if name.raw else find_normalisation(name.file)
+    if name.trusted:
+        return _open_trusted(spec, name, spaces, statistics)
+    saved = _read(spec, name)
+    with _about(spec, name):
+        models.find_layout(saved.tensors, saved.facts, name.algorithm)
+    said = [files.said_space(described, ours) for described, ours in zip(saved.spaces, spaces, strict=True)]
+    check_spaces(spec, Spaces(*said), spaces)
+    try:
+        network = models.from_tensors(saved.tensors, saved.facts, name.algorithm, *spaces)
+        return NetworkActor(spec, normalised(network, statistics, name.file))
+    except models.NotAnMlpError:
+        actor = ForeignActor(spec, _hash(name), spaces, _ask_read)
+        with _about(spec, name):
+            actor.act(np.full((1, spaces.observation.size), spaces.observation.start, spaces.observation.dtype))
+        return actor
+
+
+def find_normalisation(file: Path) -> Statistics | None:
+    """The statistics that belong to a zip; None if nothing says that it was normalised.
+
+    Raises:
+        BadInput: when something does, and there are none.
+    """
+    from refine.policies import sb3_files as files
+    from refine.policies.vec_normalize import read_statistics
+
+    found = files.find_statistics(file)
+    if found is not None:
+        return read_statistics(found)
+    if (said := files.says_normalised(file)) is not None:
+        raise BadInput(
+            f"{said} says that the observations of {file.name} were normalised, and there is no vecnormalize.pkl "
+            "beside it; without it the policy acts on other numbers than it learnt from.",
+            "Put it beside the zip, or insist with --no-normalisation (sb3:ALGO+no-normalisation:PATH).",
+        )
+    return None
+
+
+def normalised(network: MlpPolicy, statistics: Statistics | None, file: Path) -> MlpPolicy:
+    """A network that normalises its observations first.
+
+    Raises:
+        BadInput: when the statistics are of other observations.
+    """
+    if statistics is None:
+        return network
+    if statistics.mean.shape != (network.input_size,) or network.observation_space.is_discrete:
+        raise BadInput(
+            f"The vecnormalize.pkl of {file} has statistics of {statistics.mean.size} numbers; "
+            f"the policy takes {network.input_size}.",
+            "Put its own beside it, or insist with --no-normalisation.",
+        )
+    return replace(network, shift=statistics.mean, scale=statistics.scale, input_limit=statistics.limit)
+
+
+@contextmanager
+def _about(spec: str, name: Sb3Name) -> Generator[None]:
+    """Say which file an error is about, and that its library may load what reading does not."""
+    from refine.policies import sb3_models as models
+
+    try:
+        yield
+    except models.NotAnMlpError as error:
+        hint = f"If you trust the file, its library may load it: collect --trust, or {_trusted(spec)}."
+        raise BadInput(f"{name.file}: {error.problem}", hint) from error
+    except BadInput as error:
+        raise BadInput(f"{name.file}: {error.problem}", error.hint) from error
+
+
+def _read(spec: str, name: Sb3Name) -> SavedModel:
+    from refine.policies import sb3_files as files
+
+    saved = files.read_model(name.file)
+    _refuse_unusable(spec, saved)
+    return saved
+
+
+def _ask_read(spec: str, spaces: Spaces) -> Foreign:
+    """What is read and acts in torch, for it is not portable."""
+    from refine.policies import network_inputs
+    from refine.policies import sb3_models as models
+
+    models.use_one_thread()
+    name = parse_sb3(spec)
+    saved = _read(spec, name)
+    network = models.read_network(saved.tensors, saved.facts, name.algorithm, spaces.action)
+    statistics = None if name.raw else find_normalisation(name.file)
+    decide = replace(decision(network.head, spaces.action), log_std=network.log_std, output_limit=network.output_limit)
+
+    def respond(observation: Array, mode: Mode, rng: np.random.Generator | None) -> Answer:
+        seen = observation if statistics is None else statistics.normalise(observation)
+        outputs = network.outputs(network_inputs(seen, spaces.observation))
+        acts = decide.act(outputs, mode=mode, rngs=[rng] if rng else None)
+        return Answer(acts.actions, acts.outputs)
+
+    return Foreign(respond, decide.output_kind, ("greedy", "sampled") if decide.is_stochastic else ("greedy",))
+
+
+def _trusted(spec: str) -> str:
+    kind, algorithm, path = spec.split(":", 2)
+    return f"{kind}:{algorithm}+{TRUST}:{path}"
+
+
+def _refuse_unusable(spec: str, saved: SavedModel) -> None:
+    """Refuse what remembers or sees images, which no library's loading would change."""
+    from refine.policies import sb3_files as files
+
+    named = saved.facts.policy_class
+    if "recurrent" in named.lower() or any("lstm" in tensor for tensor in saved.tensors):
+        refuse_memory(spec, named or "lstm")
+    shape = files.said_shape(saved.spaces[0])
+    if "Cnn" in named or (shape is not None and len(shape) == 3):
+        refuse_image_shape(spec, shape or (0, 0, 0))
+
+
+def _open_trusted(spec: Named, name: Sb3Name, spaces: Spaces, statistics: Statistics | None) -> Policy:
+    from refine.policies import sb3_models as models
+
+    model = _load_trusted(spec, name)
+    if hasattr(model.policy, "lstm_actor"):
+        refuse_memory(spec, type(model.policy).__name__)
+    refuse_image_shape(spec, getattr(model.observation_space, "shape", None))
+    theirs = Spaces(to_space(model.observation_space, "observation"), to_space(model.action_space, "action"))
+    check_spaces(spec, theirs, spaces)
+    try:
+        return NetworkActor(spec, normalised(models.from_sb3(model, *spaces), statistics, name.file))
+    except models.NotAnMlpError:
+        return ForeignActor(spec, _hash(name), spaces, _ask_trusted)
+
+
+def _hash(name: Sb3Name) -> str:
+    """Of the files that decide what acts."""
+    from refine.policies.sb3_files import find_statistics
+
+    beside = None if name.raw else find_statistics(name.file)
+    hashes = [sha256_file(file) for file in (name.file, beside) if file is not None]
+    return hashes[0] if len(hashes) == 1 else hashlib.sha256(canonical_json(hashes).encode()).hexdigest()
+
+
+def _ask_trusted(spec: str, spaces: Spaces) -> Foreign:
+    from refine.policies import sb3_models as models
+
+    models.use_one_thread()
+    name = parse_sb3(spec)
+    model = _load_trusted(spec, name)
+    statistics = None if name.raw else find_normalisation(name.file)
+
+    def respond(observation: Array, mode: Mode, rng: np.random.Generator | None) -> Answer:
+        inputs = observation if statistics is None else statistics.normalise(observation)
+        return Answer(model.predict(inputs, deterministic=True)[0])
+
+    return Foreign(respond)
+
+
+def _load_trusted(spec: str, name: Sb3Name) -> Any:
+    """Load a zip through its library, which unpickles what it holds."""
+    library = find_extra(LIBRARIES[name.algorithm], "sb3")
+    try:
+        return getattr(library, name.algorithm).load(name.file, device="cpu", custom_objects=_UNNEEDED)
+    except Exception as error:  # a pickle may raise anything
+        raise BadInput(f"{name.file} is not a {name.algorithm} model: {type(error).__name__}: {error}.") from error
