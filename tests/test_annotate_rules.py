@@ -526,3 +526,12 @@ def test_the_shipped_rules_are_the_answer_to_the_shipped_question(name: str) -> 
     assert len(found.rules) >= 4
     assert line["prompt_version"] == prompt_version("rules")
     assert (line["recorded"], line["model"]) == (True, "claude")
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.glob("examples/*/rules-*.json")), ids=lambda path: path.parent.name)
+def test_later_versions_of_the_shipped_rules_have_nothing_that_is_refused(path: Path) -> None:
+    env_id = json.loads((path.parent / "rollouts" / "manifest.json").read_text())["env_id"]
+    found = read_rules(text_message(path.read_text()), load_card(env_id))
+    assert found.refused == ()
+    assert found.rules
+    assert found.potential
