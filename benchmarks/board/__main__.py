@@ -25,7 +25,7 @@ from .jobs import ARMS, STAGES, Job, budget_of, run_job
 from .record import record_results
 from .results import summarise
 from .rows import Row, append_row, judged, read_rows
-from .scenes import Scene, Sources, set_scene
+from .scenes import FIRST_LIST, Scene, Sources, set_scene
 from .table import draw_labels, draw_rules, draw_table, write_between
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "results" / "board.md"
@@ -42,21 +42,22 @@ def run(
     answers: Annotated[Path | None, typer.Option(help="Recorded answers in place of the example's.")] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Training seeds.")] = 5,
     arms: Annotated[str, typer.Option(help="Methods, separated by commas.")] = ",".join(ARMS),
-    rules: Annotated[str, typer.Option(help="File of the list of rules in an example's folder.")] = "rules.jsonl",
+    rules: Annotated[str, typer.Option(help="File of the list of rules in an example's folder.")] = FIRST_LIST,
+    feedback_steps: Annotated[int, typer.Option(min=0, help="Environment steps that a later list took.")] = 0,
     workers: Annotated[int | None, typer.Option(help="Processes; one per core when left out.")] = None,
 ) -> None:
     """Play the rows of some environments and record them in a store."""
     began, chosen = time.perf_counter(), _choose(names)
     wanted, processes = _choose_arms(arms), workers or core_count()
     opened = Store.open(store) if store.exists() else Store.create(store)
-    scenes = _set_scenes(opened, chosen, Sources(baselines, answers=answers, rules=rules), out)
+    scenes = _set_scenes(opened, chosen, Sources(baselines, answers, rules, feedback_steps), out)
     for stage in STAGES:
         jobs = _list_jobs(scenes, [arm for arm in stage if arm in wanted], seeds, out)
         for row in parallel_map(run_job, jobs, min(processes, max(len(jobs), 1))):
             _tell(row)
-    results = summarise([row for row in read_rows(out) if row.env in {entry.name for entry in chosen}])
+    results = summarise([row for row in read_rows(out) if row.env in {scene.title for scene in scenes}])
     for scene in scenes:
-        record_results(opened, scene, [result for result in results if result.env == scene.entry.name])
+        record_results(opened, scene, [result for result in results if result.env == scene.title])
     typer.echo(draw_table(results))
     last = FIRST_SEED + SEEDS_APART * seeds
     typer.echo(f"training seeds 0 to {seeds - 1}; the gates' and test episodes' seeds lie in {FIRST_SEED} .. {last}")
@@ -73,7 +74,7 @@ def table(
     if not rows:
         raise BadInput(f"{out} has no rows.", "Run `python -m benchmarks.board run` first.")
     order = {name: place for place, name in enumerate(list_entries())}
-    results = summarise(sorted(rows, key=lambda row: order.get(row.env, len(order))))
+    results = summarise(sorted(rows, key=lambda row: order.get(row.env.partition(",")[0], len(order))))
     for name, draw in (("board", draw_labels), ("rules", draw_rules)):
         if text := draw(results):
             write_between(page, name, text)
@@ -119,7 +120,7 @@ def _list_jobs(scenes: Sequence[Scene], arms: Sequence[str], seeds: int, out: Pa
     jobs: list[Job] = []
     for scene in reversed(scenes):
         for seed in range(seeds):
-            own = {arm: known[name, arm, seed] for arm in ARMS if ((name := scene.entry.name), arm, seed) in known}
+            own = {arm: known[name, arm, seed] for arm in ARMS if ((name := scene.title), arm, seed) in known}
             jobs += [_make_job(scene, arm, seed, out, own) for arm in arms]
     done = {row.key for row in known.values() if row.status == "done"}
     return [job for job in jobs if job.key not in done]

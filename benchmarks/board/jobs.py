@@ -66,7 +66,7 @@ def run_job(job: Job) -> Row:
     made = {"collected_steps": scene.manifest.steps, **made}
     row = Row(
         key=job.key,
-        env=scene.entry.name,
+        env=scene.title,
         arm=job.arm,
         seed=job.seed,
         mode=scene.entry.mode,
@@ -118,7 +118,8 @@ def _make_played(job: Job) -> dict[str, Any]:
     from .ruled import play_rules
 
     rules, gated = play_rules(job.scene, job.seed)
-    gate = {"accepted": gated.accepted, "reason": gated.reason, "gate_steps": gated.steps}
+    collected = job.scene.manifest.steps + job.scene.feedback_steps
+    gate = {"accepted": gated.accepted, "reason": gated.reason, "gate_steps": gated.steps, "collected_steps": collected}
     return gate | {"greedy": _play_tests(job, rules, "greedy")}
 
 

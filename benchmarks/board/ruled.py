@@ -45,7 +45,7 @@ class Ruled:
     """What one refinement by rules came to."""
 
     gated: Gated
-    collected: int  # environment steps of its datasets
+    collected: int  # environment steps of its datasets, and of the feedback that its list took
     gate_steps: int  # of all its gates
     labels: int
 
@@ -157,4 +157,4 @@ def _play_learner(scene: Scene, learner: Offer, seed: int, number: int) -> str:
 
 def _count_steps(scene: Scene, datasets: Sequence[str]) -> int:
     store = Store.open(scene.store_root)
-    return sum(read_manifest(store, dataset_id).steps for dataset_id in datasets)
+    return scene.feedback_steps + sum(read_manifest(store, dataset_id).steps for dataset_id in datasets)

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from annotate.costs import estimate_calls, price
+from annotate.importing import import_rules
 from annotate.prompting.requests import DEFAULT_MODEL, AnnotateConfig
 from flows.datasets.collection import CollectConfig
 from flows.datasets.recordings import gather
@@ -32,6 +33,7 @@ from .entries import Entry, plain_name
 from .experts import CONTROLLERS, Controller, Expert, TrainedExpert
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
+FIRST_LIST = "rules.jsonl"
 STATES_PER_EPISODE = 8  # that the oracle labels where no annotator has
 
 
@@ -40,9 +42,10 @@ class Sources:
     """Where policies and answers come from."""
 
     baselines: Path  # NAME/{baseline,expert}, as `python -m benchmarks.baselines` writes them
-    examples: Path = EXAMPLES
     answers: Path | None = None  # recorded answers in place of the example's
-    rules: str = "rules.jsonl"  # the recorded list of rules, in the example's folder
+    rules: str = FIRST_LIST  # the list of rules, in the example's folder
+    feedback_steps: int = 0  # environment steps that the list took
+    examples: Path = EXAMPLES
 
     def example(self, entry: Entry) -> Path:
         """The folder of an environment's example, which may not be there."""
@@ -76,6 +79,13 @@ class Scene:
     unlabelled: str  # why there are no labels of an annotator; empty when there are
     rules_run: str | None = None  # the run that gave the annotator's list of rules
     unruled: str = ""  # why there is none
+    rules: str = FIRST_LIST  # the list's file
+    feedback_steps: int = 0  # environment steps that the list took
+
+    @property
+    def title(self) -> str:
+        """The environment's name on the board, with the file of a later list than the first."""
+        return self.entry.name if self.rules == FIRST_LIST else f"{self.entry.name}, {Path(self.rules).stem}"
 
     @property
     def content_id(self) -> str:
@@ -115,6 +125,8 @@ def set_scene(store: Store, entry: Entry, sources: Sources) -> Scene:
         baseline=baseline,
         expert=_find_expert(sources.policies(entry, "expert"), entry),
         model_zip=_find_model(sources.trainings(entry), baseline),
+        rules=sources.rules,
+        feedback_steps=sources.feedback_steps,
         **scene,
     )
 
@@ -182,9 +194,11 @@ def _take_dataset(store: Store, entry: Entry, sources: Sources, baseline: Path) 
 
 
 def _take_rules(store: Store, manifest: Manifest, answers: Path, card: str | None) -> str:
-    """A recorded list of rules; returns the run that gave it."""
+    """A recorded list of rules, as an answer or as `rules import` takes it; returns the run that gave it."""
     if not answers.is_file():
         raise Prerequisite(f"no recorded rules in {answers.parent.name}/{answers.name}")
+    if answers.suffix == ".json":
+        return import_rules(store, manifest.dataset_id, answers, RECORDED_MODEL).run_id
     asked = AnnotateConfig(model=RECORDED_MODEL, kind="rules")
     config = LabelConfig(provider="recorded", answers=answers, annotate=asked, card=card)
     return label(store, manifest.dataset_id, config).run_id
