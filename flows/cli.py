@@ -10,6 +10,8 @@ import warnings
 from collections.abc import Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
+from traceback import print_exception
+from typing import Annotated
 
 import typer
 from pydantic import ValidationError
@@ -20,8 +22,10 @@ from storage.disk import describe_invalid, explain_disk, refused_file
 from storage.errors import BadInput, TrajnoteError, TrajnoteWarning
 
 from .reporting import visible
+from .simulation import describe_raised, raised_at
 
 INTERRUPTED = 130
+_TRACEBACK = "--traceback"
 MODULES: Mapping[str, Sequence[str]] = {
     "collecting": ("collect", "import", "export", "replay"),
     "annotating": ("annotate", "annotations"),
@@ -43,33 +47,56 @@ def make_app(word: str | None = None) -> typer.Typer:
         pretty_exceptions_enable=False,
         context_settings={"help_option_names": ["-h", "--help"]},
     )
-    app.callback()(lambda: None)  # one command alone would have no name
+    app.callback()(_anywhere)
     for module in [module for module, words in MODULES.items() if word in words] or MODULES:
         import_module(f".commands.{module}", __package__).register(app)
     return app
 
 
+def _anywhere(
+    traceback: Annotated[  # `main` takes it out of the arguments; here it is for the help
+        bool, typer.Option("--traceback", help="Show where an error came from; it may stand anywhere.")
+    ] = False,
+) -> None:
+    pass
+
+
 def main() -> None:
     """Run the command line; a user's error is one line on standard error and an exit code that is not 0."""
     warnings.showwarning = _show_warning
+    shows_all = _TRACEBACK in sys.argv[1:]
+    sys.argv = [sys.argv[0], *(word for word in sys.argv[1:] if word != _TRACEBACK)]
     try:
         make_app(*sys.argv[1:2])()
-    except TrajnoteError as error:
-        _fail(f"error: {error}", error.exit_code)
-    except OSError as error:
-        file = refused_file(error)
-        failed = explain_disk(error, file or Path("a file"))
-        if failed is None and file is None:
+    except Exception as error:
+        if shows_all:
+            print_exception(error)
+        described = _describe(error)
+        if described is None:
             raise
-        _fail(f"error: {failed or f'{file}: {error.strerror}.'}", (failed or BadInput).exit_code)
-    except MemoryError:
-        _fail("error: This takes more memory than there is. Ask for less at a time.", BadInput.exit_code)
-    except ValidationError as error:
-        _fail(f"error: {_first_problem(error)}", BadInput.exit_code)
+        _fail(*described)
     except SystemExit as leaving:
         if leaving.code == INTERRUPTED:
             _fail("interrupted: run the same command again and it goes on", INTERRUPTED)
         raise
+
+
+def _describe(error: Exception) -> tuple[str, int] | None:
+    """The line and the exit code for an error; None if it is this program's own."""
+    if isinstance(error, TrajnoteError):
+        return f"error: {error}", error.exit_code
+    if isinstance(error, OSError):
+        file = refused_file(error)
+        failed = explain_disk(error, file or Path("a file"))
+        if failed is not None or file is not None:
+            return f"error: {failed or f'{file}: {error.strerror}.'}", (failed or BadInput).exit_code
+    if isinstance(error, MemoryError):
+        return "error: This takes more memory than there is. Ask for less at a time.", BadInput.exit_code
+    if isinstance(error, ValidationError):
+        return f"error: {_first_problem(error)}", BadInput.exit_code
+    if raised_at(error):
+        return f"error: Your own code raised {describe_raised(error)}. --traceback shows all of it.", BadInput.exit_code
+    return None
 
 
 def _show_warning(message: Warning | str, category: type[Warning], filename: str, lineno: int, *rest: object) -> None:

@@ -21,7 +21,7 @@ from flows.simulation.trust import Named
 from refine.policies import d3rlpy_models as learnables
 from refine.policies import sb3_models as baselines
 from refine.policies.mlp import MlpPolicy
-from storage.errors import BadInput, DamagedStore, Prerequisite
+from storage.errors import BadInput, DamagedStore, Prerequisite, TrajnoteWarning
 from storage.policies.policies import save_policy
 from storage.schema import Space
 from storage.store import Store
@@ -444,3 +444,94 @@ def test_chance_acts_by_chance_in_either_mode_and_q_values_cannot_be_sampled() -
     q_values = MlpPolicy(*spaces, network.weights, network.biases, "tanh", "q_values")
     with pytest.raises(BadInput, match="q_values without a distribution"):
         check_mode(NetworkActor("policy:a", q_values), "sampled")
+
+
+WAYS = """
+import numpy as np
+
+def one(observation):
+    return int(observation[2] > 0)
+
+def batch(observations):
+    return (observations[:, 2] > 0).astype(int)
+
+def many_with_a_list(observations):
+    return [int(row[2] > 0) for row in observations]
+
+def of_either(observation):
+    return int(np.mean(observation[0]) > 0)
+
+of_either_said = lambda observations: int(np.mean(observations[0]) > 0)
+of_either_said.batched = True
+
+class Acts:
+    def act(self, observation):
+        return observation[2] > 0
+
+class Predicts:
+    def predict(self, observation, state=None, episode_start=None, deterministic=True):
+        return np.int64(observation[2] > 0), None
+
+    def reset(self):
+        raise RuntimeError
+
+class Unmade:
+    def __init__(self):
+        self.weights = np.load("absent.npy")
+
+def raising(observation):
+    return {}["up"]
+
+def three(observation):
+    return [0, 1, 0]
+
+def nothing(observation):
+    return None
+"""
+
+
+@pytest.fixture
+def forms(own_module: Path) -> Path:
+    own_module.write_text(WAYS)
+    return own_module
+
+
+@pytest.mark.filterwarnings("ignore:.*never called")
+@pytest.mark.parametrize("name", ["one", "batch", "many_with_a_list", "Acts", "Predicts"])
+def test_a_function_of_one_observation_and_one_of_a_batch_act_alike(forms: Path, name: str) -> None:
+    rows = np.float32([[0, 0, 1, 0], [0, 0, -1, 0], [9, 9, 1, -9]])
+    assert load_policy(f"py:own_policies:{name}", spaces_for(*CARTPOLE)).act(rows).actions.tolist() == [1, 0, 1]
+    assert load_policy(f"py:{forms}:{name}", spaces_for(*CARTPOLE)).act(rows).actions.tolist() == [1, 0, 1]
+
+
+def test_a_function_whose_two_forms_differ_has_to_say_which_it_is(forms: Path) -> None:
+    rows = np.float32([[1, -9, -9, -9]])
+    with pytest.raises(BadInput, match=r"returned 1 for one observation and 0 for a batch of it. .*batched = True"):
+        load_policy("py:own_policies:of_either", spaces_for(*CARTPOLE)).act(rows)
+    assert load_policy("py:own_policies:of_either_said", spaces_for(*CARTPOLE)).act(rows).actions.tolist() == [0]
+
+
+def test_a_row_of_as_many_numbers_as_there_are_rows_is_not_taken_for_a_batch(tmp_path: Path) -> None:
+    (tmp_path / "pushes.py").write_text("def push(observation):\n    return observation[1]\n")
+    spaces = spaces_for("MountainCarContinuous-v0", {})
+    actions = load_policy(f"py:{tmp_path / 'pushes.py'}:push", spaces).act(np.float32([[-0.5, 0.25]])).actions
+    assert actions.tolist() == [[0.25]]
+
+
+def test_a_reset_that_is_never_called_is_said(forms: Path) -> None:
+    with pytest.warns(TrajnoteWarning, match="Predicts has a reset, which is never called"):
+        load_policy("py:own_policies:Predicts", spaces_for(*CARTPOLE)).act(ROWS)
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("raising", r"raised KeyError: 'up' \(own_policies.py:35\)"),
+        ("Unmade", r"raised FileNotFoundError: .*'absent.npy' \(own_policies.py:32\)"),
+        ("three", r"three \(own_policies.py:37\) returned \[0, 1, 0\]; 1 number\(s\) per observation are expected"),
+        ("nothing", r"nothing \(own_policies.py:40\) returned None; 1 number"),
+    ],
+)
+def test_what_a_python_policy_does_wrong_is_one_line_with_its_file_and_line(forms: Path, name: str, said: str) -> None:
+    with pytest.raises(BadInput, match=said):
+        load_policy(f"py:own_policies:{name}", spaces_for(*CARTPOLE)).act(ROWS)

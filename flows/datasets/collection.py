@@ -121,7 +121,9 @@ def collect(
                     writer.write(episode)
                     report(f"collect {draft.dataset_id}", episode.episode_id + 1, config.episodes)
         except BadInput as error:
-            raise _after(writer.keep(), error) from error
+            if not (kept := writer.keep()):
+                raise
+            raise _after(kept, error) from error
         return _remember(store, config, draft, writer.finish())
 
 
@@ -133,8 +135,6 @@ def _remember(store: Store, config: CollectConfig, draft: ManifestDraft, manifes
 
 def _after(kept: int, error: BadInput) -> BadInput:
     """The error, with what happens to the episodes before it."""
-    if not kept:
-        return error
     whole = f"{kept} whole episodes before it are kept for the next run; --episodes {kept} asks for these alone."
     return BadInput(error.problem, f"{error.hint} {whole}".strip())
 

@@ -10,10 +10,8 @@ without it and act wrongly without an error, and one that sees images cannot be 
 
 from __future__ import annotations
 
-import hashlib
 import importlib
 import importlib.util
-import inspect
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
@@ -22,7 +20,7 @@ from typing import Any, NoReturn
 import numpy as np
 
 from refine.policies import Head, MlpPolicy, Mode
-from storage.content_hash import canonical_json, sha256_file
+from storage.content_hash import sha256_file
 from storage.disk import require_regular
 from storage.errors import BadInput, Prerequisite
 from storage.schema import Array, Space
@@ -35,14 +33,11 @@ from ..simulation import (
     NetworkActor,
     Policy,
     Spaces,
-    code_of,
     find_module,
-    import_module_here,
 )
 
 # fields of a space that a policy depends on; observations may leave their bounds
 _DECISIVE = {"observation": ("kind", "size", "n"), "action": ("kind", "size", "n", "start", "low", "high")}
-_RECURRENT_LAYERS = {"RNN", "LSTM", "GRU", "RNNCell", "LSTMCell", "GRUCell"}  # of torch, recognised by their names
 
 
 def check_spaces(spec: str, theirs: Spaces, ours: Spaces) -> None:
@@ -143,27 +138,6 @@ def open_onnx(spec: Named, spaces: Spaces) -> Policy:
     return actor
 
 
-def open_py(spec: Named, spaces: Spaces) -> Policy:
-    """Open `py:MODULE:CALLABLE`, a function from observations (N, n) to N actions; it is called with N = 1.
-
-    A class, or a function without parameters, is called once; it gives such a function, or an object with
-    `act(observations, mode=, rngs=)` that returns actions and outputs as `actors.Actor` does, and may say what it is in
-    `output_kind` and `modes`. Whatever it returns must depend on the observation (and the generators) alone.
-
-    Raises:
-        BadInput: when the module cannot be imported or has no such callable.
-    """
-    module, target = _python_target(spec)
-    file = getattr(module, "__file__", None)
-    source = Path(file).read_bytes() if file else module.__name__.encode()
-    beside = {name: sha256 for name, sha256 in code_of(module).items() if name != module.__name__}
-    decides = source + spec.encode() + (canonical_json(beside).encode() if beside else b"")
-    actor = ForeignActor(spec, hashlib.sha256(decides).hexdigest(), spaces, _ask_py)
-    if not callable(target) and not hasattr(target, "act"):
-        raise BadInput(f"{spec} is not a function, class or object with `act`; it is {target!r}.")
-    return actor
-
-
 def _ask_d3rlpy(spec: str, spaces: Spaces) -> Foreign:
     from refine.policies import d3rlpy_models as learnables
     from refine.policies import sb3_models as baselines
@@ -210,44 +184,12 @@ def _ask_onnx(spec: str, spaces: Spaces) -> Foreign:
     return Foreign(respond, decide.output_kind, ("greedy", "sampled") if decide.is_stochastic else ("greedy",))
 
 
-def _ask_py(spec: str, spaces: Spaces) -> Foreign:
-    asked = _instantiate(_python_target(spec)[1])
-    refuse_unusable_python(spec, asked)
-    if not hasattr(asked, "act"):
-        return Foreign(lambda observation, mode, rng: Answer(asked(observation)))
-
-    def respond(observation: Array, mode: Mode, rng: np.random.Generator | None) -> Answer:
-        return Answer(*asked.act(observation, mode=mode, rngs=[rng] if rng else None))
-
-    modes: tuple[Mode, ...] = tuple(getattr(asked, "modes", ("greedy", "sampled")))
-    return Foreign(respond, getattr(asked, "output_kind", None), modes)
-
-
-def _instantiate(target: Any) -> Any:
-    """A class and a function without parameters make the policy; anything else is the policy."""
-    makes = inspect.isclass(target) or (inspect.isfunction(target) and not inspect.signature(target).parameters)
-    return target() if makes else target
-
-
 def decision(head: Head, action_space: Space) -> MlpPolicy:
     """One identity layer under a head: what a portable policy would do with these outputs."""
     width = action_space.n or action_space.size
     outputs = Space(kind="box", dtype="float32", size=width)
     layer, bias = np.eye(width, dtype=np.float32), np.zeros(width, dtype=np.float32)
     return MlpPolicy(outputs, action_space, (layer,), (bias,), "relu", head)
-
-
-def _python_target(spec: str) -> tuple[ModuleType, Any]:
-    module_name, _, name = spec.partition(":")[2].partition(":")
-    if not module_name or not name:
-        raise BadInput(f"{spec!r} is not py:MODULE:CALLABLE.", "For example py:my_policies:act.")
-    module = import_module_here(module_name, f"policy {spec!r}")
-    target: Any = module
-    for part in name.split("."):
-        if not hasattr(target, part):
-            raise BadInput(f"Module {module_name!r} has no {name!r}, which {spec!r} names.")
-        target = getattr(target, part)
-    return module, target
 
 
 def find_extra(module: str, extra: str) -> ModuleType:
@@ -300,23 +242,6 @@ def refuse_unusable_onnx(spec: str, shapes: Sequence[Sequence[object]]) -> None:
         refuse_memory(spec, f"its model has {len(shapes)} inputs, where one, the observations, is expected")
     if len(shapes[0]) > 2:
         refuse_image_shape(spec, shapes[0][1:])
-
-
-def refuse_unusable_python(spec: str, policy: Any) -> None:
-    """Refuse an object of Python that is a torch network with recurrent layers, or holds one; others are not seen.
-
-    Raises:
-        BadInput: when it is or does.
-    """
-    held = list(vars(policy).values()) if hasattr(policy, "__dict__") and not isinstance(policy, type) else []
-    for network in [policy, *held]:
-        modules = getattr(network, "modules", None)
-        if not callable(modules) or not hasattr(network, "state_dict"):
-            continue
-        kinds: list[str] = [type(module).__name__ for module in modules()]  # pyright: ignore[reportGeneralTypeIssues, reportUnknownVariableType]
-        for kind in kinds:
-            if kind in _RECURRENT_LAYERS:
-                refuse_memory(spec, f"a {kind} layer")
 
 
 def refuse_image_shape(spec: str, shape: Any) -> None:

@@ -21,7 +21,8 @@ from storage.schema import Array, Manifest
 from storage.store import Store
 
 from ..simulation import Named, NetworkActor, Policy, RandomActor, Spaces, not_loaded, own_policy, spelled
-from .external import check_spaces, hash_policy_file, open_d3rlpy, open_onnx, open_py
+from .external import check_spaces, hash_policy_file, open_d3rlpy, open_onnx
+from .python_policies import open_py
 from .sb3 import open_sb3
 
 FORMS = "random, policy:PATH_OR_ID, rules:LIST_ID, d3rlpy:PATH, sb3:ALGO:PATH, onnx:PATH, py:MODULE:CALLABLE"
@@ -43,7 +44,7 @@ def load_policy(spec: Named, spaces: Spaces, store: Store | None = None, *, file
     - `d3rlpy:PATH`: a `.d3` file, or a folder of d3rlpy's logger, whose newest model acts. A pickle: trust it first.
     - `sb3:ALGO:PATH`: a zip of Stable-Baselines3 or its contrib package, which is read and not run; see `sb3.py`.
     - `onnx:PATH`: see `external.open_onnx` for its inputs and outputs.
-    - `py:MODULE:CALLABLE`: a function from observations to actions; see `external.open_py`.
+    - `py:MODULE:CALLABLE`: a function from observations to actions; see `python_policies.open_py`.
 
     Args:
         spec: one of these forms. A plain text was not named by the user: only the first three forms are loaded.

@@ -1,4 +1,16 @@
-from .actors import Actor, Answer, Foreign, ForeignActor, NetworkActor, Policy, RandomActor, check_mode, choose
+from .actors import (
+    Actor,
+    Answer,
+    Foreign,
+    ForeignActor,
+    NetworkActor,
+    Policy,
+    RandomActor,
+    check_mode,
+    choose,
+    legal_action,
+)
+from .complaints import defined_at, describe_raised, raised_at
 from .environments import (
     ALLOWED,
     Environment,
@@ -46,10 +58,13 @@ __all__ = [
     "check_mode",
     "choose",
     "code_of",
+    "defined_at",
+    "describe_raised",
     "engine_versions",
     "find_home",
     "find_module",
     "import_module_here",
+    "legal_action",
     "logged_action",
     "look_up_fingerprint",
     "look_up_spaces",
@@ -64,6 +79,7 @@ __all__ = [
     "play_episodes",
     "play_policies",
     "play_pooled",
+    "raised_at",
     "remember",
     "replay_episode",
     "returns_of",

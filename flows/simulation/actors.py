@@ -179,6 +179,7 @@ class Foreign(NamedTuple):
     respond: Callable[[Array, Mode, np.random.Generator | None], Answer]
     output_kind: OutputKind | None = None
     modes: tuple[Mode, ...] = ("greedy",)
+    place: str = ""  # of the user's own function, for messages
 
 
 @dataclass(frozen=True)
@@ -221,7 +222,8 @@ class ForeignActor:
             self.foreign.respond(observations[row : row + 1], mode, rngs[row] if rngs else None)
             for row in range(len(observations))
         ]
-        actions = [legal_action(answer.action, self.spaces.action, self.spec) for answer in answers]
+        asked = self.spec + self.foreign.place
+        actions = [legal_action(answer.action, self.spaces.action, asked) for answer in answers]
         outputs = [np.empty((1, 0), np.float32) if answer.outputs is None else answer.outputs for answer in answers]
         return Acts(np.concatenate(actions), np.concatenate(outputs))
 
@@ -236,8 +238,8 @@ def legal_action(action: Any, space: Space, spec: str) -> Array:
         BadInput: for a wrong shape, a number that is not finite, or a value outside a discrete space.
     """
     try:
-        numbers = np.asarray(action, dtype=np.float64).reshape(1, space.size)
-    except (TypeError, ValueError) as error:
+        numbers = np.asarray([] if action is None else action, dtype=np.float64).reshape(1, space.size)
+    except (TypeError, ValueError, RuntimeError) as error:  # a tensor with a gradient is a RuntimeError
         raise BadInput(f"{spec} returned {action!r}; {space.size} number(s) per observation are expected.") from error
     if not np.isfinite(numbers).all():
         raise BadInput(f"{spec} returned an action that is not finite: {action!r}.")

@@ -29,6 +29,7 @@ from storage.disk import parse_json, shorten
 from storage.errors import BadInput, Prerequisite
 from storage.schema import Space
 
+from .complaints import describe_raised
 from .trust import Named, find_module, first_strange
 
 Environment: TypeAlias = gymnasium.Env[Any, Any]
@@ -98,7 +99,7 @@ def make_environment(env_id: Named, env_kwargs: Mapping[str, Any] | None = None)
         raise _missing_package(name, error) from error
     except Exception as error:  # a third party's constructor may raise anything
         raise BadInput(
-            f"{env_id} cannot be made with {json.dumps(kwargs, default=str)}: {_one_line(error)}."
+            f"{env_id} cannot be made with {json.dumps(kwargs, default=str)}: {describe_raised(error)}."
         ) from error
 
 
@@ -239,7 +240,7 @@ def import_module_here(name: str, purpose: str) -> ModuleType:
         return _import_file(name) if is_file else importlib.import_module(name)
     except Exception as error:  # the user's module may raise anything
         raise BadInput(
-            f"Module {name!r} of {purpose} cannot be imported: {_one_line(error)}.",
+            f"Module {name!r} of {purpose} cannot be imported: {describe_raised(error)}.",
             _namesake_hint(error) or f"Searched: the Python path and {here}.",
         ) from error
 
@@ -325,7 +326,7 @@ def _missing_package(name: str, error: Exception) -> Prerequisite:
     entry_point = str(gymnasium.registry[name].entry_point)
     bundled = entry_point.startswith("gymnasium.envs.")
     hint = "pip install 'trajnote[envs]'" if bundled else _namesake_hint(error) or "Install the package that it names."
-    return Prerequisite(f"{name} needs a package that is not installed: {_one_line(error)}.", hint)
+    return Prerequisite(f"{name} needs a package that is not installed: {describe_raised(error)}.", hint)
 
 
 def _object_hint(option: str) -> str:
@@ -344,8 +345,3 @@ def _brief(space: spaces.Space[Any]) -> str:
     if isinstance(space, spaces.Box):
         return f"Box of shape {space.shape} and dtype {np.dtype(space.dtype)}"
     return str(space)
-
-
-def _one_line(error: Exception) -> str:
-    text = " ".join(str(error).split()) or "no message"
-    return f"{type(error).__name__}: {text}".rstrip(".")

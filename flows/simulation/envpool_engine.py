@@ -21,8 +21,9 @@ from storage.errors import BadInput, Prerequisite
 from storage.schema import Array, Engine, Episode
 
 from .actors import Actor, choose
+from .complaints import broken
 from .environments import Environment, Spaces, look_up_spaces, make_environment, package_versions, spaces_of
-from .rollout_buffer import Tape, are_finite, broken, not_finite
+from .rollout_buffer import Tape, are_finite, not_finite
 from .rollouts import ENVIRONMENTS, acting_generator
 from .trust import Named
 

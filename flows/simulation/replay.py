@@ -23,6 +23,7 @@ from storage.schema import Array, Episode, Manifest, Space
 from storage.store import Store
 
 from .actors import Actor, choose
+from .complaints import blaming
 from .environments import Environment
 from .envpool_engine import engine_versions, make_in_engine
 from .fingerprint import Fingerprint, take_fingerprint
@@ -130,10 +131,12 @@ def _differences(
     environment: Environment, episode: Episode, manifest: Manifest, stop: int | None = None
 ) -> Iterator[Difference]:
     """Differences as they appear; what comes after the first one follows from it."""
-    shown, _ = environment.reset(seed=episode.seed)
+    with blaming(episode.episode_id, 0, environment.unwrapped.reset):
+        shown, _ = environment.reset(seed=episode.seed)
     yield from _compare_observations(0, episode, shown, manifest)
     for step in range(len(episode) if stop is None else stop):
-        shown, reward, terminated, truncated, _ = environment.step(logged_action(episode, step))
+        with blaming(episode.episode_id, step, environment.unwrapped.step):
+            shown, reward, terminated, truncated, _ = environment.step(logged_action(episode, step))
         yield from _compare_observations(step + 1, episode, shown, manifest)
         if struct.pack("<d", float(reward)) != struct.pack("<d", float(episode.rewards[step])):
             yield Difference(step, "reward", float(episode.rewards[step]), float(reward))
@@ -311,7 +314,8 @@ def _rows(shown: Sequence[Any], space: Space) -> Array:
 
 def _step(lane: _Lane, action: Any) -> None:
     lane.before = lane.shown
-    lane.shown, reward, terminated, truncated, _ = lane.environment.step(action)
-    lane.return_ += float(reward)
+    with blaming(lane.branch.episode.episode_id, lane.steps, lane.environment.unwrapped.step):
+        lane.shown, reward, terminated, truncated, _ = lane.environment.step(action)
+        lane.return_ += float(reward)
     lane.steps += 1
     lane.left = 0 if terminated or truncated else lane.left - 1

@@ -10,8 +10,9 @@ from typing import Any, TypedDict
 import numpy as np
 
 from refine.policies import Acts
-from storage.errors import BadInput
 from storage.schema import Array, Space
+
+from .complaints import BrokenPromiseError
 
 _FIRST_CAPACITY = 256
 
@@ -122,17 +123,7 @@ def _moved(column: Array, start: int, stop: int, capacity: int) -> Array:
     return moved
 
 
-_STEP = "its step does not return observation, reward, terminated, truncated and info, as Gymnasium's does"
 _RESET = "its reset does not return an observation and info, as Gymnasium's does"
-
-
-class BrokenPromiseError(Exception):
-    """Something that an environment returned and that cannot be stored; the text says what."""
-
-
-def broken(episode_id: int, step: int, text: str, hint: str = "") -> BadInput:
-    """The error for an episode that cannot continue."""
-    return BadInput(f"Episode {episode_id}, step {step}: {text}.", hint)
 
 
 def plain_observation(observation: Any, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Any:
@@ -179,7 +170,8 @@ def plain_reward(reward: Any) -> float:
     ):
         return float(reward)
     shape = f" of shape {reward.shape}" if isinstance(reward, np.ndarray) else ""
-    raise BrokenPromiseError(f"its reward is {_brief(reward)}{shape}; a single number is needed")
+    instead = ", such as reward.item()" if isinstance(reward, np.ndarray) and reward.size == 1 else ""
+    raise BrokenPromiseError(f"its reward is {_brief(reward)}{shape}; a single number is needed{instead}")
 
 
 def first_observation(result: Any) -> Any:
@@ -191,16 +183,6 @@ def first_observation(result: Any) -> Any:
     if not (isinstance(result, tuple) and len(result) == 2 and isinstance(result[1], dict)):
         raise BrokenPromiseError(_RESET)
     return result[0]
-
-
-def complaint(error: Exception) -> str:
-    """An error of an environment's own code, in one line."""
-    if isinstance(error, BrokenPromiseError):
-        return str(error)
-    if "to unpack" in str(error) and isinstance(error, ValueError | TypeError):
-        return _STEP
-    text = " ".join(str(error).split())
-    return f"its environment raised {type(error).__name__}{f': {text[:300]}' if text else ''}".rstrip(".")
 
 
 def are_finite(values: Array) -> bool:

@@ -19,12 +19,11 @@ from storage.errors import BadInput, TrajnoteWarning
 from storage.schema import Array, Episode
 
 from .actors import Actor, choose
+from .complaints import BrokenPromiseError, broken, complaint, describe_raised
 from .environments import Environment, Step, bare_step, spaces_of
 from .rollout_buffer import (
     Tape,
     are_finite,
-    broken,
-    complaint,
     describe_rounding,
     first_observation,
     not_finite,
@@ -83,7 +82,15 @@ def rollout(
         yield from play(environments, policy, seeds, mode=mode, max_steps=max_steps, first_id=first_id)
     finally:
         for environment in environments:
-            environment.close()
+            _close(environment)
+
+
+def _close(environment: Environment) -> None:
+    """Close it; a failure then loses nothing, and is a warning."""
+    try:
+        environment.close()
+    except Exception as error:  # whatever somebody's environment raises
+        warn_of(f"an environment could not be closed: {describe_raised(error)}")
 
 
 def play(
@@ -197,7 +204,7 @@ class _Stage:
         acts = choose(policy, tape.observations(self._slots), self._past, mode=mode, rngs=self._chance)
         following, rewards = tape.act(acts, self._slots)
         ended: list[tuple[_Lane, bool, bool]] = []
-        failed: dict[int, tuple[int, str]] = {}  # slot -> step and problem
+        failed: dict[int, tuple[int, Exception]] = {}  # slot -> step and problem
         tick, shape, dtype = tape.tick, following.shape[1:], following.dtype
         for lane, action in zip(lanes, acts.actions, strict=True):
             try:
@@ -209,7 +216,7 @@ class _Stage:
                 if terminated or truncated or tick == lane.last:
                     ended.append((lane, bool(terminated), bool(truncated)))
             except Exception as error:  # whatever somebody's environment raises
-                failed[lane.slot] = tick - lane.first, complaint(error)
+                failed[lane.slot] = tick - lane.first, error
         if not all(map(are_finite, (following, rewards, acts.actions, acts.outputs))):
             failed |= self._not_finite(following, rewards, acts)
         tape.tick = tick + 1
@@ -223,19 +230,20 @@ class _Stage:
         steps = np.array([self._tape.tick - lane.first for lane in self._lanes], dtype=np.int64)
         return Past(self._tape.before(self._slots), steps)
 
-    def _not_finite(self, following: Array, rewards: Array, acts: Acts) -> dict[int, tuple[int, str]]:
+    def _not_finite(self, following: Array, rewards: Array, acts: Acts) -> dict[int, tuple[int, Exception]]:
         """The lanes whose step holds such a number."""
-        found: dict[int, tuple[int, str]] = {}
+        found: dict[int, tuple[int, Exception]] = {}
         for row, lane in enumerate(self._lanes):
             if wrong := not_finite(following[lane.slot], rewards[lane.slot], acts, row):
-                found[lane.slot] = self._tape.tick - lane.first + wrong[0], wrong[1]
+                found[lane.slot] = self._tape.tick - lane.first + wrong[0], BrokenPromiseError(wrong[1])
         return found
 
-    def _drop(self, lane: _Lane, step: int, text: str) -> tuple[int, BadInput]:
+    def _drop(self, lane: _Lane, step: int, error: Exception) -> tuple[int, BadInput]:
         """Close the lane of an episode that cannot continue; no further episode is begun."""
         self._waiting = iter(())
         self._close(self._lanes.index(lane))
-        return lane.index, broken(self._first_id + lane.index, step, text)
+        text = complaint(error, lane.environment.unwrapped.step)
+        return lane.index, broken(self._first_id + lane.index, step, text, error)
 
     def _start(self, lane: _Lane) -> bool:
         """Begin the next waiting episode in a lane; False when none waits, or it cannot begin."""
@@ -248,7 +256,8 @@ class _Stage:
             self._tape.begin(lane.slot, self._plain(first_observation(result), shown.shape[1:], shown.dtype))
         except Exception as error:  # whatever somebody's environment raises
             self._waiting = iter(())
-            self._failed.append((index, broken(self._first_id + index, 0, complaint(error))))
+            text = complaint(error, lane.environment.unwrapped.reset)
+            self._failed.append((index, broken(self._first_id + index, 0, text, error)))
             return False
         lane.index, lane.first = index, self._tape.tick
         lane.last = lane.first + min(lane.limit, self._max_steps or min(lane.limit, LONGEST)) - 1
@@ -267,7 +276,8 @@ class _Stage:
         index, length = lane.index, self._tape.tick - lane.first
         timed_out = length == lane.limit
         if length == LONGEST and not (terminated or truncated or timed_out or self._max_steps):
-            return self._drop(lane, length - 1, f"it goes on after {LONGEST:,} steps; cut it with --max-steps")
+            endless = BrokenPromiseError(f"it goes on after {LONGEST:,} steps; cut it with --max-steps")
+            return self._drop(lane, length - 1, endless)
         columns = self._tape.cut(lane.slot, lane.first)
         self._go_on(self._lanes.index(lane))
         episode = Episode(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import threading
+import traceback
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing
 from typing import Any, NamedTuple
@@ -146,6 +147,8 @@ def _play_whole(numbered: tuple[_Task, int]) -> _Played:
     try:
         played.episodes.extend(play(playing, task.policy, task.seeds, **options))
     except BadInput as error:
+        if error.__cause__ is not None:  # which does not travel
+            error.add_note("".join(traceback.format_exception(error.__cause__)))
         return played._replace(failure=error)
     return played
 
