@@ -9,10 +9,12 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy import stats
 
-from refine.evaluation.gate import judge_labels
+from refine.evaluation.credit import deal, interval_of_means, judge_labels, rank_labels
+from refine.evaluation.gate import Interval, Verdict, paired_difference
 
 Row = Mapping[str, Any]
 RESAMPLES = 2_000
+DRAWN = ("shuffled", "random")
 
 
 class Rate(NamedTuple):
@@ -61,119 +63,122 @@ def rate(name: str, cases: Iterable[Case]) -> Rate:
     return Rate(name, int(sums[:, 0].sum()), int(sums[:, 1].sum()), (float(low), float(high)))
 
 
-def acceptance_rates(rows: Sequence[Row], method: str, margins: Mapping[str, float]) -> Iterator[Rate]:
+def acceptance_rates(rows: Sequence[Row], margins: Mapping[str, float]) -> Iterator[Rate]:
     """False and true accepts. A winner that returns exactly what the baseline does is no case of either."""
-    played = [row for row in rows if not row["methods"][method]["identical"]]
+    found = [(row, each) for row in rows if row["gated"] for each in row["modes"].values() if not each["identical"]]
 
-    def cases(selects: Callable[[Row, Row], bool]) -> Iterator[Case]:
-        for row in played:
-            found = row["methods"][method]
-            if selects(row, found):
-                yield Case((row["env"], row["comparison"]), bool(found["accepted"]))
+    def cases(selects: Callable[[float, float], bool]) -> Iterator[Case]:
+        for row, each in found:
+            if selects(each["truth_gain"], margins[row["env"]]):
+                yield Case((row["env"], row["plan"]), bool(each["accepted"]))
 
-    yield rate("false accept: true gain estimated at 0 or less", cases(lambda _, f: f["truth_gain"] <= 0))
-    yield rate("false accept: surely worse (upper end below 0)", cases(lambda _, f: f["truth_high"] < 0))
-    yield rate(
-        "accepted, true gain between 0 and the margin", cases(lambda r, f: 0 < f["truth_gain"] <= margins[r["env"]])
-    )
-    yield rate("true accept: true gain above the margin", cases(lambda r, f: f["truth_gain"] > margins[r["env"]]))
-    yield rate(
-        "true accept: surely (lower end above the margin)", cases(lambda r, f: f["truth_low"] > margins[r["env"]])
-    )
-    wrong = (
-        Case((row["env"], row["comparison"]), row["methods"][method]["truth_gain"] <= 0)
-        for row in played
-        if row["methods"][method]["accepted"]
-    )
-    yield rate("of all that was accepted: true gain 0 or less", wrong)
+    yield rate("false accept: true gain 0 or less", cases(lambda gain, _: gain <= 0))
+    yield rate("accepted, true gain between 0 and the margin", cases(lambda gain, margin: 0 < gain <= margin))
+    yield rate("true accept: true gain above the margin", cases(lambda gain, margin: gain > margin))
 
 
-def credit_rates(rows: Sequence[Row], method: str, placebo_draws: int) -> Iterator[Rate]:
-    """False and true credit: the verdict "the labels did it" on placebo draws and on the expert's labels.
+class Comparison:
+    """One plan in one way of acting: its arms, and the verdict on any of them as the labels."""
 
-    Each of the K + 1 draws of a placebo stands once as the labels, against the K others, K of the other placebo and
-    the unlabelled arm, all of one comparison. Under the placebo the K + 1 draws are exchangeable, so each standing is
-    distributed as a real comparison whose labels are a placebo, and the share of credited ones is unbiased; the
-    standings of one comparison depend on each other, hence the interval by comparison.
+    def __init__(self, rows: Sequence[Row], mode: str, draws: int) -> None:
+        self.mode, self.draws = mode, draws
+        self.gated = {(row["kind"], row["draw"]): row for row in rows if row["gated"]}
+        self.drawn = {(row["kind"], row["draw"]): row for row in rows if not row["gated"]}
+
+    def others(self, kind: str, stands: tuple[str, int] | None) -> list[Row]:
+        """The draws of a placebo that the labels, or a draw that stands as the labels, are compared with."""
+        found = [row for (own, number), row in sorted(self.drawn.items()) if own == kind and (own, number) != stands]
+        return found[: self.draws]
+
+    def verdict(self, labels: Row, stands: tuple[str, int] | None = None) -> Verdict:
+        """Did the labels do it? As the program decides it."""
+        own, plain = labels["modes"][self.mode], self.gated["no_labels", 0]["modes"][self.mode]
+        others = {kind: self.others(kind, stands) for kind in DRAWN}
+        leads = {"no_labels": paired_difference(own["report"], plain["report"])}
+        leads |= {kind: self._lead(own["alike"], rows) for kind, rows in others.items()}
+        ranks = [
+            rank_labels(kind, labels["common"], [row["common"] for row in rows], asked=self.draws)
+            for kind, rows in others.items()
+        ]
+        return judge_labels(ranks, leads, accepted=own["accepted"])
+
+    def _lead(self, own: Sequence[float], rows: Sequence[Row]) -> Interval:
+        parts = deal(len(own), self.draws)
+        shares = [(parts[row["draw"] % self.draws], row["modes"][self.mode]["report"]) for row in rows]
+        return interval_of_means([np.mean(own[part]) - np.mean(report) for part, report in shares], len(own))
+
+    def steps(self) -> tuple[float, float]:
+        """Environment steps of the comparison now, and before: three draws of each placebo through the gate."""
+        pair = [self.gated["clean", 0], self.gated["no_labels", 0]]
+        own = [row["modes"][self.mode] for row in pair]
+        now = sum(each["steps"] for each in own) + own[0]["alike_steps"]
+        shares = [row["modes"][self.mode] for kind in DRAWN for row in self.others(kind, None)]
+        now += sum(each["steps"] + each["baseline_steps"] for each in shares)
+        gated = [*own, *(row["modes"][self.mode] for key, row in self.gated.items() if key[0] in DRAWN and key[1] < 3)]
+        before = sum(each["steps"] for each in gated)
+        shared = [max(each["baseline_steps"] for each in arms) for arms in (own, gated)]
+        return now + shared[0], before + shared[1] if len(gated) >= 8 else float("nan")
+
+
+def standing_draws(rows: Sequence[Row], draws: int) -> list[tuple[str, int]]:
+    """Draws of chance that are ahead of all they are compared with, so that the gate's decision on them counts."""
+    comparison = Comparison(rows, "greedy", draws)
+    return [
+        key
+        for key, row in comparison.drawn.items()
+        if all(row["common"] > other["common"] for kind in DRAWN for other in comparison.others(kind, key))
+    ]
+
+
+def credit_rates(rows: Sequence[Row], margins: Mapping[str, float], draws: int) -> Iterator[Rate]:
+    """How often the labels get credit: an expert's, by what they are truly worth, and a placebo's, which is false.
+
+    Each of the K + 1 draws of a placebo stands once as the labels, against the K others and K of the other placebo.
+    Under the placebo the K + 1 draws are exchangeable, so each standing is distributed as a real comparison whose
+    labels are a placebo; the standings of one comparison depend on each other, hence the interval by comparison.
     """
-    comparisons: dict[tuple[str, int], list[Row]] = {}
-    for row in rows:
-        comparisons.setdefault((row["env"], row["comparison"]), []).append(row)
-    placebo: list[Case] = []
     expert: list[Case] = []
-    for name, members in comparisons.items():
-        placebo += [Case(name, credited) for credited in _credit_placebos(members, method, placebo_draws)]
-        expert += [Case(name, credited) for credited in _credit_expert(members, method, placebo_draws)]
+    better: list[Case] = []
+    placebo: list[Case] = []
+    for (env_id, plan), members in _by_plan(rows).items():
+        for number, mode in enumerate(("greedy", "sampled")):
+            name, comparison = (env_id, 2 * plan + number), Comparison(members, mode, draws)
+            for key in (("clean", 0), ("clean", 1)):
+                labels = comparison.gated[key]
+                case = Case(name, comparison.verdict(labels).holds)
+                expert.append(case)
+                better += [case] if _is_worth_having(comparison, labels, margins[env_id]) else []
+            ahead = set(standing_draws(members, draws))
+            placebo += [
+                Case(name, key in ahead and comparison.verdict(comparison.gated[key], key).holds)
+                for key in comparison.drawn
+            ]
+    yield rate("true credit: the expert's labels, truly better", better)
+    yield rate("credit of all of the expert's labels", expert)
     yield rate("false credit: placebo draws credited", placebo)
-    yield rate("true credit: the expert's labels credited", expert)
 
 
-def _credit_placebos(members: Sequence[Row], method: str, draws: int) -> Iterator[bool]:
-    found = _by_kind(members, method)
-    if any(len(found.get(kind, [])) < count for kind, count in _needed(draws).items()):
-        return
-    for kind, other in (("shuffled", "random"), ("random", "shuffled")):
-        for number in range(draws + 1):
-            rest = {arm: _reports(_without(found[arm], number)) for arm in (kind, other)}
-            rest["no_labels"] = _reports(found["no_labels"])
-            labels = found[kind][number]
-            yield judge_labels(labels["report"], rest, accepted=labels["accepted"]).holds
+def _is_worth_having(comparison: Comparison, labels: Row, margin: float) -> bool:
+    """Whether labels are truly better than the baseline, and on the report seeds than the mean placebo, by the margin.
 
-
-def _credit_expert(members: Sequence[Row], method: str, draws: int) -> Iterator[bool]:
-    found = _by_kind(members, method)
-    if any(len(found.get(kind, [])) < count for kind, count in _needed(draws).items()):
-        return
-    rest = {arm: _reports(found[arm][:draws]) for arm in ("shuffled", "random")}
-    rest["no_labels"] = _reports(found["no_labels"])
-    for labels in found.get("clean", []):
-        yield judge_labels(labels["report"], rest, accepted=labels["accepted"]).holds
-
-
-def _needed(draws: int) -> dict[str, int]:
-    return {"shuffled": draws + 1, "random": draws + 1, "no_labels": 1}
-
-
-def _by_kind(members: Sequence[Row], method: str) -> dict[str, list[Row]]:
-    found: dict[str, list[Row]] = {}
-    for row in sorted(members, key=lambda row: row["draw"]):
-        found.setdefault(row["kind"], []).append(row["methods"][method])
-    return found
-
-
-def _without(found: Sequence[Row], number: int) -> list[Row]:
-    return [row for index, row in enumerate(found) if index != number]
-
-
-def _reports(found: Sequence[Row]) -> list[list[float]]:
-    return [row["report"] for row in found]
-
-
-def spending(rows: Sequence[Row], method: str, placebo_draws: int) -> dict[str, float]:
-    """Mean episodes and steps of selection and acceptance in one comparison as the program makes it.
-
-    That is the expert's labels, no labels, and K draws of each placebo; the baseline's episodes are shared by them, so
-    they count as many as the longest test asked for.
+    The mean placebo is measured from its draws' parts of the report; nobody played the truth of all draws.
     """
-    totals: list[tuple[float, float]] = []
-    for _, group in groupby(sorted(rows, key=_comparison_of), key=_comparison_of):
-        found = _by_kind(list(group), method)
-        counts = {"clean": 1, "no_labels": 1, "shuffled": placebo_draws, "random": placebo_draws}
-        arms = [row for kind, count in counts.items() for row in found.get(kind, [])[:count]]
-        if len(arms) == sum(counts.values()):
-            own = [sum(arm[unit] for arm in arms) for unit in ("episodes", "steps")]
-            shared = [max(arm[f"baseline_{unit}"] for arm in arms) for unit in ("episodes", "steps")]
-            totals.append((own[0] + shared[0], own[1] + shared[1]))
-    episodes, steps = np.mean(totals, axis=0) if totals else (float("nan"), float("nan"))
-    return {"episodes": float(episodes), "steps": float(steps)}
+    own = labels["modes"][comparison.mode]
+    leads = comparison.verdict(labels).differences
+    return own["truth_gain"] > margin and all(leads[kind].mean > margin for kind in ("no_labels", *DRAWN))
 
 
-def _comparison_of(row: Row) -> tuple[str, int]:
-    return row["env"], row["comparison"]
+def describe(rows: Sequence[Row], margins: Mapping[str, float], draws: int) -> Iterator[str]:
+    """All rates, and the environment steps of a comparison beside those before."""
+    yield from map(str, (*acceptance_rates(rows, margins), *credit_rates(rows, margins, draws)))
+    for mode in ("greedy", "sampled"):
+        spent = np.array([Comparison(members, mode, draws).steps() for members in _by_plan(rows).values()])
+        now, before = np.nanmean(spent[~np.isnan(spent).any(axis=1)], axis=0)
+        yield f"environment steps of a comparison, {mode}: {now:,.0f}; before {before:,.0f}; ratio {now / before:.2f}"
 
 
-def outcome(rows: Sequence[Row], method: str) -> tuple[float, float]:
-    """What the gate is for: mean true gain of what is in force, and of the tested winners whether accepted or not."""
-    found = [row["methods"][method] for row in rows]
-    in_force = [f["truth_gain"] if f["accepted"] else 0.0 for f in found]
-    return float(np.mean(in_force)), float(np.mean([f["truth_gain"] for f in found]))
+def _by_plan(rows: Sequence[Row]) -> dict[tuple[str, int], list[Row]]:
+    found: dict[tuple[str, int], list[Row]] = {}
+    for row in rows:
+        found.setdefault((row["env"], row["plan"]), []).append(row)
+    return found

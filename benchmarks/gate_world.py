@@ -1,7 +1,7 @@
-"""The refinements whose gate `gate.py` measures: baselines, experts, labels of many kinds, and the truth about them.
+"""The refinements whose verdicts `gate.py` measures: baselines, experts, labels of many kinds, the truth about them.
 
-One `refine_and_try` is one refinement from its labels to the gate's decisions, by racing and in full, and the truth of
-the tested winners. It touches no store; every number depends on its job alone. Rates are in `gate_rates.py`.
+One `refine_and_try` is one refinement from its labels to the gate's decisions in both ways of acting, and the truth of
+the winners. It touches no store; every number depends on its job alone. Rates are in `gate_rates.py`.
 """
 
 from __future__ import annotations
@@ -10,26 +10,30 @@ import dataclasses
 import functools
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import numpy as np
+from gymnasium.envs.box2d import lunar_lander
 from numpy.typing import NDArray
 
 from flows.policies.train_baseline import TrainConfig, train_baseline
-from flows.refinement.comparison import ACCEPT, SELECT, Method, try_fields
+from flows.refinement.comparison import ACCEPT, SELECT, Play, try_fields
 from flows.refinement.evaluator import Candidate, Returns
+from flows.refinement.placebos import CHOSEN, RANKED, last_of_each
 from flows.simulation.environments import Environment, EnvironmentMaker, spaces_of
 from flows.simulation.rollouts import play
-from refine.config import RefineConfig
+from refine.config import RefineConfig, Snapshot
+from refine.evaluation.credit import deal
 from refine.evaluation.gate import SeedPlan, paired_difference
 from refine.labels.labels import Labels, arm_labels
 from refine.policies.mlp import MlpPolicy, Mode
 from storage.datasets.columns import StepArrays
-from storage.schema import Episode
+from storage.schema import Array, Episode
 
-METHODS: tuple[Method, ...] = ("racing", "full")
+MODES: tuple[Mode, ...] = ("greedy", "sampled")
 REPORT = 100
 DATASET_SEED, GATE_SEED, TRUTH_SEED = 10_000_000, 20_000_000, 90_000_000
 SEEDS_APART = 10_000
@@ -37,13 +41,38 @@ LABELLED_EPISODES, LABELS_PER_EPISODE = 30, 8
 SIDE_BY_SIDE = 50
 
 
+def balance(observations: Array) -> Array:
+    """CartPole-v1: push towards the side to which the pole falls, and a little back to the middle."""
+    return (observations @ np.array([0.05, 0.1, 3.0, 1.0]) > 0).astype(np.int64)
+
+
+def swing(observations: Array) -> Array:
+    """Acrobot-v1: push the way the joint turns."""
+    return np.where(observations[:, 5] > 0, 2, 0)
+
+
+def swing_up(observations: Array) -> Array:
+    """Pendulum-v1: pump energy below, a spring and a damper near the top."""
+    cosine, sine, speed = np.asarray(observations, dtype=np.float64).T
+    lacking = 5 - (speed**2 / 6 + 5 * cosine)
+    torque = np.where(cosine > 0.8, -10 * sine - 2 * speed, 2 * np.sign(speed + 1e-9) * np.sign(lacking))
+    return np.clip(torque, -2, 2)[:, None]
+
+
+def land(observations: Array) -> Array:
+    """Gymnasium's own controller of LunarLander-v3."""
+    lander: Any = SimpleNamespace(unwrapped=SimpleNamespace(continuous=False), continuous=False)
+    return np.array([lunar_lander.heuristic(lander, row) for row in observations], dtype=np.int64)
+
+
 class Course(NamedTuple):
     """What is known about an environment, and how its policies are trained when none are given."""
 
-    solved: float  # the return at which Gymnasium's registry calls it solved
+    solved: float  # the return at which Gymnasium's registry calls it solved, or a controller's
     poor: float  # of a policy that has learned nothing
     baselines: tuple[tuple[int, int], ...]  # (steps of PPO, seed)
-    expert: tuple[int, int]
+    expert: Callable[[Array], Array]  # written by hand: actions by observation
+    ppo: Mapping[str, Any] = {}  # arguments beside the trainer's own
 
     @property
     def margin(self) -> float:
@@ -51,59 +80,28 @@ class Course(NamedTuple):
         return (self.solved - self.poor) / 10
 
 
+_PENDULUM = {"gamma": 0.9, "gae_lambda": 0.95, "n_epochs": 10, "learning_rate": 1e-3, "ent_coef": 0.0}
 COURSES = {
-    "CartPole-v1": Course(475, 20, ((6_144, 5), (8_192, 3), (10_240, 6), (12_288, 4)), (81_920, 1)),
-    "Acrobot-v1": Course(-100, -500, ((49_152, 0), (57_344, 0), (40_960, 3), (61_440, 4)), (122_880, 0)),
-    "LunarLander-v3": Course(200, -180, ((81_920, 1), (122_880, 2), (163_840, 0), (122_880, 3)), (409_600, 0)),
+    "CartPole-v1": Course(475, 20, ((6_144, 5), (8_192, 3), (12_288, 4)), balance),
+    "Acrobot-v1": Course(-100, -500, ((40_960, 3),), swing),
+    "Pendulum-v1": Course(-160, -1_200, ((20_480, 2),), swing_up, _PENDULUM),
+    "LunarLander-v3": Course(200, -180, (), land),
 }
 
 
-class Question(NamedTuple):
-    """Which episodes of which policy are wanted."""
-
-    env_id: str
-    folder: str
-    seeds: range
-    mode: Mode
-
-    @property
-    def key(self) -> str:
-        """Names it in the file of rows."""
-        return json.dumps([self.env_id, self.folder, self.seeds.start, len(self.seeds), self.mode])
-
-    def parts(self, size: int) -> list[Question]:
-        """The same, a few seeds at a time."""
-        return [self._replace(seeds=self.seeds[at : at + size]) for at in range(0, len(self.seeds), size)]
-
-
 class Plan(NamedTuple):
-    """One comparison: a baseline, its logged episodes, and the gate's seeds, as all its refinements share them."""
+    """A baseline, its logged episodes and the gate's seeds, as all refinements share them; judged in both modes."""
 
     env_id: str
-    number: int  # of the comparison, within the environment
+    number: int  # within the environment
     baseline: str  # folder
-    expert: str  # folder
-    mode: Mode
     truth_episodes: int
 
     @property
-    def seeds(self) -> range:
-        """Enough seeds for the longest gate."""
+    def seeds(self) -> SeedPlan:
+        """Of the racing gate."""
         first = GATE_SEED + self.number * SEEDS_APART
-        return range(first, first + max(SELECT.values()) + max(ACCEPT.values()) + REPORT)
-
-    def gate_seeds(self, method: Method) -> SeedPlan:
-        """Of one comparison; both methods report on the same seeds."""
-        accept, report = self.seeds.start + max(SELECT.values()), self.seeds.stop - REPORT
-        return SeedPlan(
-            range(self.seeds.start, self.seeds.start + SELECT[method]),
-            range(accept, accept + ACCEPT[method]),
-            range(report, self.seeds.stop),
-        )
-
-    def question(self, seeds: range) -> Question:
-        """The baseline's episodes on some seeds."""
-        return Question(self.env_id, self.baseline, seeds, self.mode)
+        return SeedPlan.starting_at(first, select=SELECT["racing"], accept=ACCEPT["racing"], report=REPORT)
 
     @property
     def truth_seeds(self) -> range:
@@ -112,43 +110,33 @@ class Plan(NamedTuple):
 
 
 class Job(NamedTuple):
-    """One refinement of a comparison."""
+    """One refinement."""
 
     plan: Plan
     kind: str
     draw: int
+    part: int  # of the report seeds, for a draw of chance; -1: the refinement passes the gate
 
     @property
     def key(self) -> str:
         """Names everything that decides its row."""
-        return json.dumps([*self.plan, self.kind, self.draw])
-
-
-class Played(NamedTuple):
-    """Episodes of one policy, (S,) each."""
-
-    returns: Returns
-    steps: NDArray[np.int64]
+        return json.dumps([*self.plan, self.kind, self.draw, self.part])
 
 
 # --- policies ---------------------------------------------------------------------------------------------------------
 
 
 def train_policy(task: tuple[str, tuple[int, int], str]) -> None:
-    """Train one baseline or expert into its folder, unless it is there."""
+    """Train one baseline into its folder, unless it is there."""
     env_id, (timesteps, seed), folder = task
-    config = TrainConfig(
-        env_id=env_id, timesteps=timesteps, seed=seed, patience=0, evaluate_every=timesteps, evaluation_episodes=10
-    )
+    often = {"patience": 0, "evaluate_every": timesteps, "evaluation_episodes": 10}
+    config = TrainConfig(env_id=env_id, timesteps=timesteps, seed=seed, ppo=COURSES[env_id].ppo, **often)
     train_baseline(config, Path(folder))
 
 
 def list_trainings(env_id: str, root: Path) -> list[tuple[str, tuple[int, int], str]]:
-    """What `train_policy` is to do, expert first."""
-    course = COURSES[env_id]
-    folders = ["expert", *(f"checkpoints/{steps}-{seed}" for steps, seed in course.baselines)]
-    runs = (course.expert, *course.baselines)
-    return [(env_id, run, str(root / env_id / folder)) for folder, run in zip(folders, runs, strict=True)]
+    """What `train_policy` is to do."""
+    return [(env_id, run, str(root / env_id / f"{run[0]}-{run[1]}")) for run in COURSES[env_id].baselines]
 
 
 @functools.cache
@@ -170,51 +158,50 @@ def play_episodes(env_id: str, policy: MlpPolicy, seeds: Sequence[int], mode: Mo
     return list(play(_environments(env_id)[: len(seeds)], policy, seeds, mode=mode))
 
 
-def play_many(question: Question) -> tuple[list[float], list[int]]:
-    """Returns and lengths of a policy's episodes, as JSON takes them."""
-    episodes = play_episodes(question.env_id, load_network(question.folder), question.seeds, question.mode)
-    return [episode.return_ for episode in episodes], [len(episode) for episode in episodes]
-
-
 class Memory:
-    """Plays policies on seeds, each pair once, and counts for each method what it asked for."""
+    """Plays policies on seeds, each once, and counts the episodes and steps of what is asked for."""
 
-    def __init__(self, plan: Plan, baseline: MlpPolicy, played: Played) -> None:
-        self._plan = plan
-        known = zip(plan.seeds, played.returns.tolist(), played.steps.tolist(), strict=True)
-        self._known: dict[tuple[str, int], tuple[float, int]] = {
-            (baseline.sha256, seed): (return_, steps) for seed, return_, steps in known
-        }
-        self._baseline = baseline.sha256
-        self._asked: set[tuple[str, int]] = set()
+    def __init__(self, env_id: str) -> None:
+        self._env_id = env_id
+        self._known: dict[tuple[str, int, Mode], tuple[float, int]] = {}
+        self._asked: set[tuple[str, int, Mode]] = set()
 
-    def returns(self, contestants: Sequence[Candidate], seeds: range, purpose: str = "") -> list[Returns]:
-        """As a judge answers."""
-        return [self._returns(contestant, seeds) for contestant in contestants]
+    def play_in(self, mode: Mode) -> Play:
+        """As a judge answers, in one way of acting."""
 
-    def count(self) -> dict[str, int]:
-        """Episodes and steps since the last count, of candidates and of the baseline (which draws share)."""
-        own = [pair for pair in self._asked if pair[0] != self._baseline]
-        shared = [pair for pair in self._asked if pair[0] == self._baseline]
+        def returns(contestants: Sequence[Candidate], seeds: range, purpose: str = "") -> list[Returns]:
+            return [self._returns(contestant, seeds, mode) for contestant in contestants]
+
+        return returns
+
+    def count(self, baseline: str) -> dict[str, int]:
+        """Episodes and steps since the last count, of candidates and of the baseline, which all refinements share."""
+        own = [asked for asked in self._asked if asked[0] != baseline]
+        shared = [asked for asked in self._asked if asked[0] == baseline]
         self._asked = set()
         return {
             "episodes": len(own),
-            "steps": sum(self._known[pair][1] for pair in own),
+            "steps": sum(self._known[asked][1] for asked in own),
             "baseline_episodes": len(shared),
-            "baseline_steps": sum(self._known[pair][1] for pair in shared),
+            "baseline_steps": sum(self._known[asked][1] for asked in shared),
         }
 
-    def _returns(self, contestant: Candidate, seeds: range) -> Returns:
-        sha = contestant.sha256
-        missing = [seed for seed in seeds if (sha, seed) not in self._known]
-        if missing:
-            network = contestant.actor
-            if not isinstance(network, MlpPolicy):
-                raise TypeError(f"{contestant.policy_id} is no network")
-            for episode in play_episodes(self._plan.env_id, network, missing, self._plan.mode):
-                self._known[sha, int(episode.seed or 0)] = (episode.return_, len(episode))
-        self._asked |= {(sha, seed) for seed in seeds}
-        return np.array([self._known[sha, seed][0] for seed in seeds])
+    def _returns(self, contestant: Candidate, seeds: range, mode: Mode) -> Returns:
+        missing = [seed for seed in seeds if (contestant.sha256, seed, mode) not in self._known]
+        network = contestant.actor
+        if not isinstance(network, MlpPolicy):
+            raise TypeError(f"{contestant.policy_id} is no network")
+        for at in range(0, len(missing), SIDE_BY_SIDE):
+            for episode in play_episodes(self._env_id, network, missing[at : at + SIDE_BY_SIDE], mode):
+                self._known[contestant.sha256, int(episode.seed or 0), mode] = (episode.return_, len(episode))
+        self._asked |= {(contestant.sha256, seed, mode) for seed in seeds}
+        return np.array([self._known[contestant.sha256, seed, mode][0] for seed in seeds])
+
+
+@functools.lru_cache(maxsize=2)
+def _memory_of(env_id: str, baseline: str) -> Memory:
+    """One memory for all refinements of a baseline, so that its own episodes are played once in a process."""
+    return Memory(env_id)
 
 
 # --- labels -----------------------------------------------------------------------------------------------------------
@@ -255,14 +242,14 @@ def _clean_labels(plan: Plan, steps: StepArrays, rng: np.random.Generator, per_e
             for start, length in zip(steps.starts, steps.lengths, strict=True)
         ]
     ).astype(np.int64)
-    suggestions = load_network(plan.expert).act(steps.observation[rows]).actions
+    suggestions = COURSES[plan.env_id].expert(steps.observation[rows])
     return Labels(rows, suggestions, np.ones(len(rows)), np.zeros(len(rows)))
 
 
 def make_labels(job: Job, steps: StepArrays) -> tuple[Labels, RefineConfig]:
     """Labels of a kind and the recipe that uses them.
 
-    - `clean`: the expert's actions, eight per episode; `few`: one per episode.
+    - `clean`: the expert's actions, eight per episode.
     - `half`: the expert's, half of them replaced by random ones; `worse`: four of five.
     - `tiny`: the expert's, but one to ten training steps: gains near zero, which are the hard cases of a gate.
     - `shuffled`, `random`, `no_labels`: the placebos, made from the clean labels as the program makes them.
@@ -271,7 +258,7 @@ def make_labels(job: Job, steps: StepArrays) -> tuple[Labels, RefineConfig]:
     # placebos of one comparison share their states, as they do in the program
     placing = np.random.default_rng([job.plan.number, 0 if job.kind in PLACEBOS else job.draw, 1])
     rng = np.random.default_rng([job.plan.number, job.draw, KINDS.index(job.kind), 2])
-    labels = _clean_labels(job.plan, steps, placing, 1 if job.kind == "few" else LABELS_PER_EPISODE)
+    labels = _clean_labels(job.plan, steps, placing, LABELS_PER_EPISODE)
     if job.kind in PLACEBOS:
         labels = arm_labels(job.kind, labels, steps, space, rng)
     wrong = {"half": 0.5, "worse": 0.8}.get(job.kind, 0.0)
@@ -285,26 +272,31 @@ def make_labels(job: Job, steps: StepArrays) -> tuple[Labels, RefineConfig]:
 
 
 PLACEBOS = ("no_labels", "shuffled", "random")
-KINDS = (*PLACEBOS, "clean", "few", "half", "worse", "tiny")
-DRAWS = {"clean": 3, "few": 1, "half": 1, "worse": 1, "tiny": 2, "no_labels": 1}
+DRAWN = ("shuffled", "random")
+KINDS = (*PLACEBOS, "clean", "half", "worse", "tiny")
+JUDGED = (("clean", 0), ("clean", 1), ("no_labels", 0), ("half", 0), ("worse", 0), ("tiny", 0))
 
 
-def list_jobs(plan: Plan, placebo_draws: int) -> list[Job]:
-    """All refinements of a comparison; one draw more of each placebo than a comparison has, to stand as the labels."""
-    counts = DRAWS | dict.fromkeys(("shuffled", "random"), placebo_draws + 1)
-    return [Job(plan, kind, draw) for kind in KINDS for draw in range(counts[kind])]
+def list_jobs(plan: Plan, placebo_draws: int, gated_draws: int) -> list[Job]:
+    """Refinements that pass the gate, also some draws of chance as it was done before; then all draws of chance.
+
+    There is one draw more of each placebo than a comparison has, to stand as the labels.
+    """
+    gated = [(kind, draw) for kind in DRAWN for draw in range(gated_draws)]
+    drawn = [(kind, draw) for draw in range(placebo_draws + 1) for kind in DRAWN]
+    return [*(Job(plan, *each, -1) for each in (*JUDGED, *gated)), *(Job(plan, *each, each[1]) for each in drawn)]
 
 
 # --- one refinement ---------------------------------------------------------------------------------------------------
 
 
-def refine_and_try(task: tuple[Job, Played, Played]) -> dict[str, Any]:
-    """Refine, let both gates decide, and measure the truth of the winners.
+def refine_and_try(task: tuple[Job, int]) -> dict[str, Any]:
+    """Refine, play the common episodes, and let the gate decide, or play a part of the report.
 
     Args:
-        task: the job, and what its baseline returned on the gate's seeds and on the truth's.
+        task: the job, and the draws of a placebo, among which the report seeds are dealt.
     """
-    job, gated, truth = task
+    job, draws = task
     started = time.process_time()
     from refine.training.train import refine  # seconds, and only where something is trained
 
@@ -312,55 +304,75 @@ def refine_and_try(task: tuple[Job, Played, Played]) -> dict[str, Any]:
     labels, recipe = make_labels(job, steps)
     snapshots = refine(steps, labels, baseline, recipe)
     trained = time.process_time()
-    candidates = [Candidate.of(snapshot.policy, "refined") for snapshot in snapshots]
-    memory = Memory(job.plan, baseline, gated)
-    found = {method: _try(job, method, memory, baseline, candidates) for method in METHODS}
-    for winner in {row["winner"] for row in found.values()}:
-        (reached,) = memory.returns([candidates[winner]], job.plan.truth_seeds)
-        true = _describe_truth(reached, truth.returns)
-        for row in found.values():
-            row |= true if row["winner"] == winner else {}
-    ended = time.process_time()
+    memory = _memory_of(job.plan.env_id, job.plan.baseline)
+    trial = Refinement(job, memory, Candidate.of(baseline, "baseline"), snapshots)
     return {
         "key": job.key,
         "env": job.plan.env_id,
-        "comparison": job.plan.number,
-        "baseline": job.plan.baseline,
+        "plan": job.plan.number,
         "kind": job.kind,
         "draw": job.draw,
-        "baseline_return": float(truth.returns.mean()),
-        "methods": found,
+        "gated": job.part < 0,
+        "common": trial.common,
+        "modes": {mode: trial.gate(mode) if job.part < 0 else trial.share(mode, draws) for mode in MODES},
         "training_s": trained - started,
-        "seconds": ended - started,
+        "seconds": time.process_time() - started,
     }
 
 
-def _try(
-    job: Job, method: Method, memory: Memory, baseline: MlpPolicy, candidates: Sequence[Candidate]
-) -> dict[str, Any]:
-    seeds = job.plan.gate_seeds(method)
-    memory.count()
-    (finding,) = try_fields(memory.returns, Candidate.of(baseline, "baseline"), [candidates], seeds, method)
-    spent = memory.count()
-    gain = finding.decision.gain
-    kept = candidates[finding.winner] if finding.decision.accepted else Candidate.of(baseline, "baseline")
-    (report,) = memory.returns([kept], seeds.report)
-    return {
-        "winner": finding.winner,
-        "accepted": finding.decision.accepted,
-        "gain": [gain.mean, gain.low, gain.high, gain.n],
-        **spent,
-        "report": report.tolist(),
-    }
+class Refinement:
+    """The candidates of one refinement, and what the program would play of them."""
 
+    def __init__(self, job: Job, memory: Memory, baseline: Candidate, snapshots: Sequence[Snapshot]) -> None:
+        self.plan, self.part, self.memory, self.baseline = job.plan, job.part, memory, baseline
+        self.candidates = [Candidate.of(snapshot.policy, "refined") for snapshot in snapshots]
+        self.last = [self.candidates[place] for place in last_of_each(snapshots, len(snapshots))]
 
-def _describe_truth(returns: Returns, before: Returns) -> dict[str, Any]:
-    """The winner against the baseline, paired on the truth's seeds, with the 95% interval of the difference."""
-    difference = paired_difference(returns, before)
-    return {
-        "truth": float(returns.mean()),
-        "truth_gain": difference.mean,
-        "truth_low": difference.low,
-        "truth_high": difference.high,
-        "identical": bool(np.array_equal(returns, before)),
-    }
+    @functools.cached_property
+    def common(self) -> float:
+        """What is ranked."""
+        found = self.memory.play_in("sampled")(self.last, self.plan.seeds.select[:RANKED], "select")
+        return float(np.mean(found))
+
+    def choose(self, mode: Mode) -> Candidate:
+        """The best of what is played on the common seeds, the baseline among them."""
+        contestants = [self.baseline, *self.last]
+        seeds = self.plan.seeds.select[: RANKED if mode == "sampled" else CHOSEN]
+        found = self.memory.play_in(mode)(contestants, seeds, "select")
+        return contestants[int(np.argmax([returns.mean() for returns in found]))]
+
+    def share(self, mode: Mode, draws: int) -> dict[str, Any]:
+        """A draw of chance: its part of the report seeds, and what it cost in this mode."""
+        self.memory.count(self.baseline.sha256)
+        self.memory.play_in("sampled")(self.last, self.plan.seeds.select[:RANKED], "select")
+        chosen = self.choose(mode)
+        part = self.plan.seeds.report[deal(REPORT, draws)[self.part % draws]]
+        report = {each: self.memory.play_in(each)([chosen], part, "report")[0].tolist() for each in MODES}
+        return {"report": report[mode], **self.memory.count(self.baseline.sha256)}
+
+    def gate(self, mode: Mode) -> dict[str, Any]:
+        """The gate's decision with what it cost, the report, and the truth of the winner."""
+        play, seeds = self.memory.play_in(mode), self.plan.seeds
+        self.memory.count(self.baseline.sha256)
+        (finding,) = try_fields(play, self.baseline, [self.candidates], seeds, "racing")
+        winner = self.candidates[finding.winner]
+        kept = winner if finding.decision.accepted else self.baseline
+        report = {each: self.memory.play_in(each)([kept], seeds.report, "report")[0] for each in MODES}
+        spent = self.memory.count(self.baseline.sha256)
+        (alike,) = play([self.choose(mode)], seeds.report, "report")
+        alike_spent = self.memory.count(self.baseline.sha256)
+        before, reached = play([self.baseline, winner], self.plan.truth_seeds, "")
+        true = paired_difference(reached, before)
+        self.memory.count(self.baseline.sha256)
+        return {
+            "accepted": finding.decision.accepted,
+            "report": report[mode].tolist(),
+            "alike": alike.tolist(),
+            **spent,
+            "alike_steps": alike_spent["steps"],
+            "truth": float(reached.mean()),
+            "truth_gain": true.mean,
+            "truth_low": true.low,
+            "truth_high": true.high,
+            "identical": bool(np.array_equal(reached, before)),
+        }

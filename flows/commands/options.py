@@ -154,7 +154,10 @@ MethodOption = Annotated[
     Literal["racing", "full"], typer.Option("--gate", help="racing: stop when it is clear; full: play every episode.")
 ]
 ReportOption = Annotated[int, typer.Option("--report", min=10, help="Episodes that are reported.")]
-DrawsOption = Annotated[int, typer.Option("--draws", min=2, help="Draws of the shuffled and the random arm.")]
+DrawsOption = Annotated[
+    int | None,
+    typer.Option("--draws", min=2, help="Draws of each placebo, at most; default: 19, and 3 with --estimate."),
+]
 GateModeOption = Annotated[
     Literal["greedy", "sampled"], typer.Option("--gate-mode", help="How policies act while the gate chooses.")
 ]

@@ -99,7 +99,7 @@ def refine(
     select: SelectOption = None,
     accept: AcceptOption = None,
     report: ReportOption = 100,
-    draws: DrawsOption = 3,
+    draws: DrawsOption = None,
     gate_mode: GateModeOption = "greedy",
     expert: ExpertOption = None,
     random_states: RandomStatesOption = False,
@@ -145,7 +145,7 @@ def refine(
             "report": report,
             "mode": gate_mode,
             "method": gate,
-            "placebo_draws": draws,
+            **({} if draws is None else {"placebo_draws": draws}),
         },
         workers=workers,
     )
@@ -162,7 +162,9 @@ def refine(
             raise BadInput("An estimate plays nothing, so there is nothing to relabel.", "Leave --relabel out.")
         if log_dir or track:
             raise BadInput("An estimate is neither logged nor tracked.", "Leave --log-dir and --track out.")
-        _appraise(opened, dataset_id, config, run, rules, baseline=named, accept=accept_estimate, as_json=as_json)
+        _appraise(
+            opened, dataset_id, config, run, rules, baseline=named, draws=draws, accept=accept_estimate, as_json=as_json
+        )
         return
     if accept_estimate:
         raise BadInput("--accept-estimate is for estimates; the simulator judges this dataset.", "Add --estimate.")
@@ -185,6 +187,7 @@ def _appraise(
     rules: bool,
     *,
     baseline: Named | None,
+    draws: int | None,
     accept: bool,
     as_json: bool,
 ) -> None:
@@ -197,9 +200,9 @@ def _appraise(
         refine=config.refine,
         ope=OpeConfig(seed=config.refine.seed),
         mode=config.gate.mode,
-        placebo_draws=config.gate.placebo_draws,
         accept=accept,
         workers=config.workers,
+        **({} if draws is None else {"placebo_draws": draws}),
     )
     with progress_bars() as bars:
         appraisal = appraise(store, dataset_id, asked, run_ids=run_ids, rules=rules, baseline=baseline, report=bars)
@@ -221,7 +224,7 @@ def ablate(
     select: SelectOption = None,
     accept: AcceptOption = None,
     report: ReportOption = 100,
-    draws: DrawsOption = 2,
+    draws: Annotated[int, typer.Option("--draws", min=2, help="Draws of each placebo and training seed.")] = 2,
     gate_mode: GateModeOption = "greedy",
     gate: MethodOption = "racing",
     workers: WorkersOption = None,

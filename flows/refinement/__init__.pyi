@@ -1,4 +1,5 @@
 from .ablation import AblateConfig, ablate
+from .arms import CHANCE
 from .comparison import GateConfig
 from .estimation import AppraiseConfig, appraise
 from .evaluator import EvaluateConfig, evaluate
@@ -8,6 +9,7 @@ from .relabelling import Relabelled, improve_and_relabel
 from .rounds import RoundsConfig, Series, Work, run_rounds
 
 __all__ = [
+    "CHANCE",
     "AblateConfig",
     "AppraiseConfig",
     "EvaluateConfig",

@@ -60,6 +60,7 @@ class PooledVerdict:
     accepted: int  # the number of training seeds
     better: int
     credit: int
+    not_shown: int  # neither credited nor matched by a placebo
     leads: Mapping[str, Interval]  # arm -> the labels' return minus the arm's, in the gate's mode
 
 
@@ -153,12 +154,8 @@ def _pool(mode: TrainingMode, outcomes: Sequence[Outcome]) -> list[PooledArm]:
 
 
 def _returns(comparisons: Sequence[Comparison], arm: str, acting: Mode) -> Array:
-    """Returns on the report seeds of the mean over an arm's draws, (training seeds, episodes)."""
-    rows: list[Array] = []
-    for comparison in comparisons:
-        names = [trial.draw.name for trial in comparison.trials if trial.draw.arm == arm] or [arm]
-        rows.append(np.mean([comparison.returns[acting][name] for name in names], axis=0))
-    return np.array(rows)
+    """Returns on the report seeds, which an arm's draws share, (training seeds, episodes)."""
+    return np.array([comparison.returns[acting][arm] for comparison in comparisons])
 
 
 def _judge(mode: TrainingMode, outcomes: Sequence[Outcome], acting: Mode) -> PooledVerdict:
@@ -171,6 +168,7 @@ def _judge(mode: TrainingMode, outcomes: Sequence[Outcome], acting: Mode) -> Poo
         accepted=sum(comparison.decision.accepted for comparison in comparisons),
         better=sum(comparison.improvement.holds for comparison in comparisons),
         credit=sum(comparison.credit.holds for comparison in comparisons),
+        not_shown=sum(comparison.credit.answer == "not shown" for comparison in comparisons),
         leads={arm: interval_over_seeds(own - _returns(comparisons, arm, acting)) for arm in others},
     )
 

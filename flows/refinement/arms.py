@@ -38,6 +38,7 @@ AnyArm = Arm | ReferenceArm
 PLACEBOS: tuple[Arm, ...] = ("no_labels", "shuffled", "random", "permuted")
 CHANCE: tuple[AnyArm, ...] = ("shuffled", "random", "permuted", "random_states")
 """Arms that depend on chance, so that each is drawn several times."""
+_UNRANKED_DRAWS = 3  # of an arm of chance that only informs
 _PLACEBO_STREAM = 0x9AC  # keeps the placebos' random numbers apart from the learner's
 
 
@@ -57,7 +58,7 @@ class ArmDraw:
 def list_draws(
     placebo_draws: int, references: Sequence[ReferenceArm] = (), *, labels: Labels | None = None
 ) -> list[ArmDraw]:
-    """The labels, plain cloning and the oracle once each, arms that depend on chance `placebo_draws` times.
+    """The labels, plain cloning and the oracle once each, placebos that depend on chance `placebo_draws` times.
 
     Args:
         placebo_draws: of each of them.
@@ -67,7 +68,8 @@ def list_draws(
     has_formulas = isinstance(labels, RuleLabels) and labels.has_formulas
     placebos = PLACEBOS if has_formulas else PLACEBOS[:-1]
     arms: list[AnyArm] = ["labels", *placebos, *references]
-    return [ArmDraw(arm, n) for arm in arms for n in range(placebo_draws if arm in CHANCE else 1)]
+    counts = dict.fromkeys(CHANCE, placebo_draws) | {"random_states": min(placebo_draws, _UNRANKED_DRAWS)}
+    return [ArmDraw(arm, n) for arm in arms for n in range(counts.get(arm, 1))]
 
 
 @dataclass(frozen=True)

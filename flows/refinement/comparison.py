@@ -1,10 +1,11 @@
-"""A refinement with its controls: every arm is trained alike, passes the same gate, and is reported on fresh seeds.
+"""A refinement with its controls: every arm is trained alike and reported on fresh seeds.
 
 The gate chooses among an arm's candidates on one range of seeds, accepts the winner on a second and reports on a
 third; a rejected arm leaves the baseline in place. In full, every candidate plays every selection seed and the winner
 every acceptance seed. By racing, the weaker half drops out from rung to rung, and the test of the winner ends when it
-is clear; the fields of all arms take a rung together. Statistics are in `refine/evaluation/gate.py` and `racing.py`,
-episodes in `evaluator.py`, rows of the catalog in `refinement/lineage.py`.
+is clear; the fields of all arms take a rung together. Draws of chance do not pass the gate: they are compared with the
+annotator's arm on few common episodes, see `placebos.py`, and share the report seeds. Statistics are in
+`refine/evaluation/`, episodes in `evaluator.py`, rows of the catalog in `refinement/lineage.py`.
 """
 
 from __future__ import annotations
@@ -24,15 +25,20 @@ from refine.config import Snapshot
 from refine.evaluation import (
     Decision,
     Interval,
+    Rank,
     SeedPlan,
     Verdict,
+    deal,
     decide_acceptance,
     decide_early,
     interval,
+    interval_over_draws,
     judge_improvement,
     judge_labels,
     list_looks,
     list_rungs,
+    pair_with_labels,
+    paired_difference,
     rank,
     rank_survivors,
 )
@@ -43,8 +49,19 @@ from storage.policies import FIRST_SEED
 from storage.schema import Frozen
 
 from ..runtime import Report, parallel_map, silent
-from .arms import PLACEBOS, ArmDraw, Material, find_candidates, keep_candidates, list_draws, rules_of, train_draw
+from .arms import (
+    CHANCE,
+    PLACEBOS,
+    ArmDraw,
+    Material,
+    find_candidates,
+    keep_candidates,
+    list_draws,
+    rules_of,
+    train_draw,
+)
 from .evaluator import Candidate, Evaluator, Purpose, Returns
+from .placebos import CHOSEN, RANKED, Entrant, Entry, draw_placebos, play_common, rank_entries
 
 RULES_PLAYED = "rules_played"
 """The arm of the annotator's rules themselves; it only informs."""
@@ -76,7 +93,7 @@ class GateConfig(Frozen):
     report: int = Field(default=100, ge=10, description="episodes that are reported and decide the verdicts")
     mode: Mode = Field(default="greedy", description="how policies act while they are chosen and accepted")
     placebo_draws: int = Field(
-        default=3, ge=2, description="draws of each arm of chance; their spread is part of the verdict"
+        default=19, ge=2, description="draws of each placebo, at most; 19 are the fewest that can credit the labels"
     )
 
     @property
@@ -89,7 +106,7 @@ class GateConfig(Frozen):
 
 @dataclass(frozen=True)
 class Trial:
-    """One draw of one arm after the gate."""
+    """One arm after the gate, or one draw of chance, which does not pass it."""
 
     draw: ArmDraw
     candidates: Sequence[Candidate]
@@ -99,6 +116,8 @@ class Trial:
     winner: int  # index of the candidate that was tested
     decision: Decision
     kept: Candidate  # the winner if it was accepted, else the baseline
+    reported: Candidate  # plays the report seeds: what is kept, and of a draw of chance its best, though untested
+    common: float | None = None  # mean return over candidates on the common episodes; of what is ranked
 
 
 @dataclass(frozen=True)
@@ -108,9 +127,14 @@ class ArmResult:
     arm: str
     labels: int
     draws: int
-    accepted: int  # draws that the gate accepted
+    accepted: int  # draws that the gate accepted; draws of chance are not tested
     greedy: Interval
     sampled: Interval | None  # None when the policy has no distribution
+
+    @property
+    def is_tested(self) -> bool:
+        """Whether it passed the gate."""
+        return self.draws > 0 and self.arm not in CHANCE
 
 
 @dataclass(frozen=True)
@@ -122,7 +146,9 @@ class Comparison:
     improvement: Verdict
     credit: Verdict
     trials: Sequence[Trial] = field(repr=False)  # the annotator's labels come first
-    returns: Mapping[Mode, Mapping[str, Returns]] = field(repr=False)  # on the report seeds, by the draws' names
+    returns: Mapping[Mode, Mapping[str, Returns]] = field(
+        repr=False
+    )  # on the report seeds, by arm; draws of chance share the seeds
 
     @property
     def policy_id(self) -> str:
@@ -166,23 +192,29 @@ class ComparisonPlan:
         """
         self.check()
         draws = list_draws(self.gate.placebo_draws, self.references, labels=self.material.labels)
-        trained = self._train(draws)
-        fields = [
-            [*(Candidate.of(s.policy, "refined") for s in snapshots), *self._rules_of(draw)]
-            for draw, snapshots in zip(draws, trained, strict=True)
-        ]
+        tested = [draw for draw in draws if draw.arm not in CHANCE]
+        trained = self._train(tested)
+        fields = [self._field(*each) for each in zip(tested, trained, strict=True)]
         with self.judge.session([self.baseline, *chain.from_iterable(fields)]):
-            trials = self._judge(draws, trained, fields)
+            trials = self._judge(tested, trained, fields)
+            (own,) = self._enter(tested[:1])
+            chance = [draw for draw in draws if draw.arm in CHANCE]
+            accepted = trials[0].decision.accepted
+            entries = draw_placebos(own, chance, self._enter, self.gate.placebo_draws, accepted=accepted)
+            trials += [self._untested(entry) for entry in entries]
             greedy = self._report(trials, "greedy")
             sampled = self._report(trials, "sampled") if self.material.baseline.is_stochastic else None
-        judged = greedy if sampled is None or self.gate.mode == "greedy" else sampled
-        return self._conclude(trials, greedy, sampled, judged)
+            alike = self._report_alike(own, greedy if sampled is None or self.gate.mode == "greedy" else sampled)
+        return self._conclude(trials, greedy, sampled, alike, rank_entries(own, entries, self.gate.placebo_draws))
 
     @cached_property
     def played(self) -> Mapping[str, Candidate]:
         """What is reported only: the annotator's rules, played, by the name of its arm."""
         rules = self.material.played_rules
         return {} if rules is None else {RULES_PLAYED: Candidate.of(rules, "rules")}
+
+    def _field(self, draw: ArmDraw, snapshots: Sequence[Snapshot]) -> list[Candidate]:
+        return [*(Candidate.of(snapshot.policy, "refined") for snapshot in snapshots), *self._rules_of(draw)]
 
     def _rules_of(self, draw: ArmDraw) -> list[Candidate]:
         """The rules of a draw as one more of its candidates, if they may be put in force."""
@@ -235,17 +267,68 @@ class ComparisonPlan:
                 episodes=finding.episodes,
                 winner=finding.winner,
                 decision=finding.decision,
-                kept=candidates[finding.winner] if finding.decision.accepted else self.baseline,
+                kept=kept,
+                reported=kept,
             )
             for draw, candidates, snapshots, finding in zip(draws, fields, trained, found, strict=True)
+            for kept in [candidates[finding.winner] if finding.decision.accepted else self.baseline]
         ]
 
+    def _enter(self, draws: Sequence[ArmDraw]) -> list[Entry]:
+        """Train draws and play some of their candidates on the common seeds, beside the baseline."""
+        entrants = [
+            Entrant.of(draw, self._field(draw, snapshots), snapshots)
+            for draw, snapshots in zip(draws, self._train(draws), strict=True)
+        ]
+        ranked: Mode = "sampled" if self.material.baseline.is_stochastic else "greedy"
+        fields = [[self.baseline], *(entrant.candidates for entrant in entrants)]
+        episodes: dict[Mode, int] = {self.gate.mode: CHOSEN, ranked: RANKED}
+        own, *played = play_common(fields, self._play_common, self.gate.seeds.select, episodes)
+        before = float(own[self.gate.mode][0].mean())
+        return [Entry(*each, ranked, self.gate.mode, before) for each in zip(entrants, played, strict=True)]
+
+    def _play_common(self, contestants: Sequence[Candidate], seeds: range, mode: Mode) -> list[Returns]:
+        return self._returns(contestants, seeds, "select", mode=mode)
+
+    def _untested(self, entry: Entry) -> Trial:
+        """A draw of chance as a trial: it leaves the baseline in force."""
+        mode = self.gate.mode
+        reached = entry.returns[mode][entry.best]
+        (before,) = self._play_common([self.baseline], self.gate.seeds.select[: len(reached)], mode)
+        gain = paired_difference(reached, before)
+        reason = f"not tested: a draw of chance; its best candidate's gain in {gain.n} selection episodes is {gain}"
+        return Trial(
+            draw=entry.draw,
+            candidates=entry.entrant.candidates,
+            snapshots=entry.entrant.snapshots,
+            selection=entry.selection,
+            episodes=[len(reached)] * len(entry.entrant.candidates),
+            winner=entry.best,
+            decision=Decision(False, reason, gain),
+            kept=self.baseline,
+            reported=entry.winner or self.baseline,
+            common=entry.common,
+        )
+
     def _report(self, trials: Sequence[Trial], mode: Mode) -> dict[str, Returns]:
-        """Returns on the report seeds of the baseline and of each draw's policy in force, by name."""
-        names = ["baseline", *(trial.draw.name for trial in trials), *self.played]
-        contestants = [self.baseline, *(trial.kept for trial in trials), *self.played.values()]
+        """Returns on the report seeds of the baseline and of what each arm led to; draws of chance share the seeds."""
+        tested = {trial.draw.arm: trial.reported for trial in trials if trial.draw.arm not in CHANCE}
+        contestants = {"baseline": self.baseline, **tested}
         seeds = self.gate.seeds.report
-        return dict(zip(names, self._returns(contestants, seeds, "report", mode=mode), strict=True))
+        found = dict(zip(contestants, self._returns([*contestants.values()], seeds, "report", mode=mode), strict=True))
+        for arm in dict.fromkeys(trial.draw.arm for trial in trials if trial.draw.arm in CHANCE):
+            drawn = [trial.reported for trial in trials if trial.draw.arm == arm]
+            parts = zip(drawn, deal(len(seeds), len(drawn)), strict=False)
+            found[arm] = np.concatenate(
+                [self._returns([policy], seeds[part], "report", mode=mode)[0] for policy, part in parts]
+            )
+        played = self._returns([*self.played.values()], seeds, "report", mode=mode)
+        return found | dict(zip(self.played, played, strict=True))
+
+    def _report_alike(self, own: Entry, judged: Mapping[str, Returns]) -> dict[str, Returns]:
+        """The judged returns, the annotator's arm chosen as draws of chance are: from the common episodes."""
+        (returns,) = self._returns([own.winner or self.baseline], self.gate.seeds.report, "report", mode=self.gate.mode)
+        return {**judged, "labels": returns}
 
     def _returns(
         self, contestants: Sequence[Candidate], seeds: range, purpose: Purpose, *, mode: Mode
@@ -259,20 +342,21 @@ class ComparisonPlan:
         trials: Sequence[Trial],
         greedy: Mapping[str, Returns],
         sampled: Mapping[str, Returns] | None,
-        judged: Mapping[str, Returns],
+        alike: Mapping[str, Returns],
+        ranks: Sequence[Rank],
     ) -> Comparison:
-        labels = trials[0]
-        arms = _arms_of(trials)
-        placebos = {
-            arm: [judged[trial.draw.name] for trial in trials if trial.draw.arm == arm]
+        decision, arms = trials[0].decision, _arms_of(trials)
+        judged = greedy if sampled is None or self.gate.mode == "greedy" else sampled
+        leads = {
+            arm: pair_with_labels(judged["labels"] if arm == "no_labels" else alike["labels"], alike[arm], draws)
             for arm in PLACEBOS
-            if arm in arms
+            if (draws := sum(trial.draw.arm == arm for trial in trials))
         }
         return Comparison(
             arms=[self._arm_result(arm, trials, greedy, sampled) for arm in ("baseline", *arms, *self.played)],
-            decision=labels.decision,
-            improvement=judge_improvement(judged["labels"], judged["baseline"], accepted=labels.decision.accepted),
-            credit=judge_labels(judged["labels"], placebos, accepted=labels.decision.accepted),
+            decision=decision,
+            improvement=judge_improvement(judged["labels"], judged["baseline"], accepted=decision.accepted),
+            credit=judge_labels(ranks, leads, accepted=decision.accepted),
             trials=trials,
             returns={"greedy": greedy, "sampled": sampled or {}},
         )
@@ -281,14 +365,13 @@ class ComparisonPlan:
         self, arm: str, trials: Sequence[Trial], greedy: Mapping[str, Returns], sampled: Mapping[str, Returns] | None
     ) -> ArmResult:
         own = [trial for trial in trials if trial.draw.arm == arm]
-        names = [trial.draw.name for trial in own] or [arm]
         return ArmResult(
             arm=arm,
             labels=0 if arm in ("baseline", "no_labels", RULES_PLAYED) else len(self.material.labels),
             draws=len(own),
             accepted=sum(trial.decision.accepted for trial in own),
-            greedy=_pooled(greedy, names),
-            sampled=None if sampled is None else _pooled(sampled, names),
+            greedy=_interval_of(greedy[arm], len(own)),
+            sampled=None if sampled is None else _interval_of(sampled[arm], len(own)),
         )
 
 
@@ -296,9 +379,9 @@ def _arms_of(trials: Sequence[Trial]) -> list[str]:
     return list(dict.fromkeys(trial.draw.arm for trial in trials))
 
 
-def _pooled(returns: Mapping[str, Returns], names: Sequence[str]) -> Interval:
-    """Interval over the seeds of the mean over the draws: draws on one seed are not independent episodes."""
-    return interval(np.mean([returns[name] for name in names], axis=0))
+def _interval_of(returns: Returns, draws: int) -> Interval:
+    """Over episodes, or over the draws that shared them."""
+    return interval(returns) if draws < 2 else interval_over_draws(returns, draws)
 
 
 Method = Literal["racing", "full"]

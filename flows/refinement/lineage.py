@@ -71,7 +71,7 @@ def record_comparison(
         _insert(
             store,
             comparisons=[row],
-            arms=[arm | {"comparison_id": comparison_id} for arm in arm_rows(comparison.arms)],
+            arms=[arm | {"comparison_id": comparison_id} for arm in _judged_arms(contest, comparison)],
             refinements=[_refinement(contest, trial, about, run_ids, warnings) for trial in comparison.trials],
             candidates=[row for trial in comparison.trials for row in _candidates(comparison_id, trial)],
         )
@@ -118,6 +118,7 @@ def _verdicts(judged: Comparison | Appraisal) -> Row:
         "better": judged.improvement.holds,
         "better_reason": judged.improvement.reason,
         "credit": judged.credit.holds,
+        "credit_answer": judged.credit.answer,
         "credit_reason": judged.credit.reason,
     }
 
@@ -215,6 +216,7 @@ def _refinement(
             **({"expert": expert} if expert else {}),
             **_further_datasets(contest),
             **({"warnings": list(warnings)} if own and warnings else {}),
+            **({} if trial.common is None else {"common": trial.common}),
         },
         "accepted": trial.decision.accepted,
         "policy_id": trial.kept.policy_id,
@@ -241,6 +243,16 @@ def _candidates(comparison_id: str, trial: Trial) -> list[Row]:
             zip(trial.candidates, trained, trial.selection, trial.episodes, strict=True)
         )
     ]
+
+
+def _judged_arms(contest: ComparisonPlan, comparison: Comparison) -> list[Row]:
+    """The arms, with how far the labels lead each of them in the gate's mode."""
+    leads = {**comparison.improvement.differences, **comparison.credit.differences}
+    found = arm_rows(comparison.arms)
+    for row in found:
+        if row["mode"] == contest.gate.mode and (lead := leads.get(row["arm"])):
+            row |= {"lead": lead.mean, "lead_low": lead.low, "lead_high": lead.high}
+    return found
 
 
 def arm_rows(arms: Sequence[ArmResult]) -> list[dict[str, Any]]:

@@ -36,8 +36,8 @@ def show_comparison(outcome: Outcome) -> Overview:
     arms = {arm_title(arm.arm): arm for arm in comparison.arms}
     sentences = [
         f"gate: {comparison.decision.reason}",
-        f"better than the baseline? {_yes(comparison.improvement.holds)}: {comparison.improvement.reason}",
-        f"did the labels do it? {_yes(comparison.credit.holds)}: {comparison.credit.reason}",
+        f"better than the baseline? {comparison.improvement.answer}: {comparison.improvement.reason}",
+        f"did the labels do it? {comparison.credit.answer}: {comparison.credit.reason}",
         f"in force: {comparison.policy_id}",
         *(f"warning: {warning}" for warning in outcome.warnings),
     ]
@@ -48,6 +48,8 @@ def show_comparison(outcome: Outcome) -> Overview:
         "reason": comparison.decision.reason,
         "better_than_baseline": comparison.improvement.holds,
         "labels_did_it": comparison.credit.holds,
+        "credit": comparison.credit.answer,
+        "leads": {name: plain(lead) for name, lead in comparison.credit.differences.items()},
         "verdicts": [comparison.improvement.reason, comparison.credit.reason],
         "warnings": list(outcome.warnings),
         "n_labels": outcome.n_labels,
@@ -71,8 +73,8 @@ def show_estimate(appraisal: Appraisal) -> Overview:
         " same action: share of logged steps at which the policy would do what was logged",
         f"chosen: {winner.name}, which predicts held-out labels best: log-likelihood"
         f" {consistency.likelihoods[consistency.best]:.2f} (the baseline: {consistency.baseline:.2f})",
-        f"estimated better than the baseline? {_yes(appraisal.improvement.holds)}: {appraisal.improvement.reason}",
-        f"did the labels do it, as far as estimates go? {_yes(appraisal.credit.holds)}: {appraisal.credit.reason}",
+        f"estimated better than the baseline? {appraisal.improvement.answer}: {appraisal.improvement.reason}",
+        f"did the labels do it, as far as estimates go? {appraisal.credit.answer}: {appraisal.credit.reason}",
         appraisal.reason,
         f"in force: {appraisal.policy_id}; kept for a trial: {appraisal.candidate.policy_id}",
         *(f"warning: {warning}" for warning in appraisal.warnings),
@@ -181,7 +183,7 @@ def arm_row(arm: ArmResult) -> dict[str, object]:
     return {
         "arm": arm_title(arm.arm),
         "labels": arm.labels,
-        "accepted": f"{arm.accepted} of {arm.draws}" if arm.draws else "",
+        "accepted": f"{arm.accepted} of {arm.draws}" if arm.is_tested else f"{arm.draws} draws" if arm.draws else "",
         "greedy [95%]": short(arm.greedy),
         "sampled [95%]": short(arm.sampled) if arm.sampled else "",
     }
@@ -222,7 +224,7 @@ def _verdict_sentences(verdict: PooledVerdict) -> list[str]:
     leads = "; ".join(f"{arm} {short(lead)}" for arm, lead in verdict.leads.items())
     return [
         f"{verdict.recipe}: of {verdict.seeds} trainings accepted {verdict.accepted}, better than the baseline"
-        f" {verdict.better}, credited to the labels {verdict.credit}",
+        f" {verdict.better}, credited to the labels {verdict.credit}, not shown {verdict.not_shown}",
         f"{verdict.recipe}: the labels lead {leads}",
     ]
 
@@ -246,6 +248,7 @@ def _plain_verdict(verdict: PooledVerdict) -> dict[str, Any]:
         "accepted": verdict.accepted,
         "better_than_baseline": verdict.better,
         "labels_did_it": verdict.credit,
+        "not_shown": verdict.not_shown,
         "leads": {arm: plain(lead) for arm, lead in verdict.leads.items()},
     }
 

@@ -19,6 +19,7 @@ from storage.disk import write_whole
 from storage.errors import TrajnoteError
 
 from ..labelling import Checkup
+from ..refinement import CHANCE
 from .charts import arm_name
 from .episodes import Viewer
 from .facts import Facts, Row, action_table
@@ -177,11 +178,13 @@ def _verdicts(facts: Facts) -> list[Row]:
             if facts.estimated
             else "Is the policy better than the baseline?",
             "holds": found["better"],
+            "answer": "yes" if found["better"] else "not shown",
             "reason": plain_reason(found["better_reason"]),
         },
         {
             "question": "Was it the labels, as far as estimates go?" if facts.estimated else "Did the labels do it?",
             "holds": found["credit"],
+            "answer": found["credit_answer"],
             "reason": plain_reason(found["credit_reason"]),
         },
     ]
@@ -219,10 +222,17 @@ def _arms(arms: Sequence[Row]) -> list[Row]:
     for arm in names:
         rows = [by_mode.get((arm, mode)) for mode in modes]
         first = next(row for row in rows if row is not None)
-        gate = f"{first['accepted']} of {first['draws']}" if first["draws"] else "–"
+        gate = _gate_of(first)
         cells = [(mode, spread(row) if row else "–") for mode, row in zip(modes, rows, strict=True)]
         table.append({"arm": arm_name(arm), "key": arm, "labels": first["labels"], "gate": gate, "returns": cells})
     return table
+
+
+def _gate_of(row: Row) -> str:
+    """How many trainings of an arm were accepted; draws of chance are not tested."""
+    if not row["draws"]:
+        return "–"
+    return f"{row['draws']} draws" if row["arm"] in CHANCE else f"{row['accepted']} of {row['draws']}"
 
 
 def _label_counts(labels: Sequence[Row], facts: Facts) -> Row:

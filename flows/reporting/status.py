@@ -171,7 +171,7 @@ def _evaluation(row: Row) -> dict[str, str]:
 
 
 def _gate(standing: StoreStatus, comparison: Row) -> list[RenderableType]:
-    better, credit = _yes(comparison["better"]), _yes(comparison["credit"])
+    better, credit = _yes(comparison["better"]), comparison["credit"]
     arms = [
         {
             "arm": row["arm"].replace("_", " "),

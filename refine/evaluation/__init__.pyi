@@ -1,3 +1,4 @@
+from .credit import Rank, deal, interval_over_draws, judge_labels, pair_with_labels, rank_labels
 from .estimates import (
     CAVEAT,
     Estimate,
@@ -7,6 +8,7 @@ from .estimates import (
     judge_estimated_labels,
 )
 from .gate import (
+    Answer,
     Decision,
     Interval,
     SeedPlan,
@@ -15,7 +17,7 @@ from .gate import (
     interval,
     interval_over_seeds,
     judge_improvement,
-    judge_labels,
+    paired_difference,
     rank,
 )
 from .held_out import Consistency, out_of_fold
@@ -24,19 +26,23 @@ from .racing import decide_early, list_looks, list_rungs, rank_survivors
 
 __all__ = [
     "CAVEAT",
+    "Answer",
     "Consistency",
     "Decision",
     "Estimate",
     "Interval",
     "OpeConfig",
+    "Rank",
     "SeedPlan",
     "Verdict",
     "check_episodes",
     "collect_refits",
+    "deal",
     "decide_acceptance",
     "decide_early",
     "estimated_interval",
     "interval",
+    "interval_over_draws",
     "interval_over_seeds",
     "judge_estimated_improvement",
     "judge_estimated_labels",
@@ -45,7 +51,10 @@ __all__ = [
     "list_looks",
     "list_rungs",
     "out_of_fold",
+    "pair_with_labels",
+    "paired_difference",
     "rank",
+    "rank_labels",
     "rank_survivors",
     "refit",
 ]

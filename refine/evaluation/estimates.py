@@ -75,16 +75,16 @@ def judge_estimated_improvement(policy: Estimate, baseline: Estimate) -> Verdict
     """First verdict: is the policy estimated to be better than the baseline?"""
     gain = estimated_gain(policy, baseline)
     if gain.is_above_zero:
-        return Verdict(True, f"estimated better than the baseline by {gain} (not played)", {"baseline": gain})
+        return Verdict("yes", f"estimated better than the baseline by {gain} (not played)", {"baseline": gain})
     reason = f"not estimated better than the baseline: {gain} does not lie above zero (not played)"
-    return Verdict(False, reason, {"baseline": gain})
+    return Verdict("not shown", reason, {"baseline": gain})
 
 
 def judge_estimated_labels(policy: Estimate, placebos: Mapping[str, Sequence[Estimate]]) -> Verdict:
     """Second verdict: are the labels estimated to have done it, that is, better than every draw of every placebo?
 
-    As `gate.judge_labels`, the estimate must also lie above the one-sided prediction bound for one more draw of each
-    placebo that was drawn several times.
+    The estimate must also lie above the one-sided 95% prediction bound for one more draw of each placebo that was drawn
+    several times (Hahn and Meeker, "Statistical Intervals", 1991): an estimate of one policy is no rank.
 
     Raises:
         BadInput: without a placebo.
@@ -104,10 +104,10 @@ def judge_estimated_labels(policy: Estimate, placebos: Mapping[str, Sequence[Est
     )
     in_reach = [arm for arm, draws in placebos.items() if _next_draw(draws) >= policy.value]
     if beaten == len(differences) and not in_reach:
-        return Verdict(True, f"the labels are estimated to have done it: {evidence}", differences)
+        return Verdict("yes", f"the labels are estimated to have done it: {evidence}", differences)
     if beaten == len(differences):
         evidence += f"; but its draws leave open that another {in_reach[0]} one reaches as much"
-    return Verdict(False, f"the labels are not estimated to have done it: {evidence}", differences)
+    return Verdict("not shown", f"the labels are not estimated to have done it: {evidence}", differences)
 
 
 def _next_draw(draws: Sequence[Estimate]) -> float:

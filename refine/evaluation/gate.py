@@ -28,6 +28,8 @@ MINIMUM_EPISODES = 10
 """Fewer paired episodes than this cannot accept anything: a bootstrap of a handful of numbers is too sure of itself."""
 
 Returns = NDArray[np.float64]
+Answer = Literal["yes", "no", "not shown"]
+"""A verdict in words, the same wherever it is shown; `not shown`: the evidence is for neither of the others."""
 
 
 @dataclass(frozen=True)
@@ -67,9 +69,14 @@ class Decision:
 class Verdict:
     """One claim, whether the evidence carries it, and the sentence that says so."""
 
-    holds: bool
+    answer: Answer
     reason: str
     differences: Mapping[str, Interval]  # what was subtracted -> paired difference
+
+    @property
+    def holds(self) -> bool:
+        """Whether the answer is yes."""
+        return self.answer == "yes"
 
 
 @dataclass(frozen=True)
@@ -206,67 +213,11 @@ def judge_improvement(refined: ArrayLike, baseline: ArrayLike, *, accepted: bool
     """
     gain = paired_difference(refined, baseline)
     if not accepted:
-        return Verdict(False, "the refinement was rejected, so the baseline is in force", {"baseline": gain})
+        return Verdict("no", "the refinement was rejected, so the baseline is in force", {"baseline": gain})
     if _is_proven(gain):
-        return Verdict(True, f"the refined policy is better than the baseline by {gain}", {"baseline": gain})
+        return Verdict("yes", f"the refined policy is better than the baseline by {gain}", {"baseline": gain})
     reason = f"the refined policy is not shown to be better than the baseline: {gain}, {_shortfall(gain)}"
-    return Verdict(False, reason, {"baseline": gain})
-
-
-def judge_labels(refined: ArrayLike, placebos: Mapping[str, ArrayLike], *, accepted: bool = True) -> Verdict:
-    """Second verdict: did the labels do it, that is, better than every placebo that went through the same gate?
-
-    A placebo that the gate rejected is represented by the baseline's returns, for that is the policy it leaves behind.
-
-    1. Every draw of every placebo must be beaten, each at the full confidence: an intersection-union test (Berger,
-       Technometrics 1982) keeps its error rate without a correction. This is about the policies at hand.
-    2. One lucky draw of labels can make a truly better policy. So the mean return must also lie above the one-sided
-       prediction bound for one more draw of each placebo that was drawn several times (Hahn and Meeker, "Statistical
-       Intervals", 1991): `mean + t * s * sqrt(1 + 1 / K)` over the means of its K draws, t with K - 1 degrees of
-       freedom. Labels that are no better than the placebo pass it with probability 0.05.
-
-    Args:
-        refined: (n,) returns on the report seeds of the policy that the labels led to.
-        placebos: arm -> (n,) returns on the same seeds, or (K, n) of its draws.
-        accepted: whether the gate accepted the labels' policy; if not, there is nothing to credit.
-
-    Raises:
-        BadInput: without a placebo, and as in `paired_difference`.
-    """
-    if not placebos:
-        raise BadInput("Without a placebo arm nothing can be said about the labels.")
-    draws = {arm: np.atleast_2d(np.asarray(returns, dtype=np.float64)) for arm, returns in placebos.items()}
-    differences = {
-        arm if len(rows) == 1 else f"{arm} {number}": paired_difference(refined, row)
-        for arm, rows in draws.items()
-        for number, row in enumerate(rows, start=1)
-    }
-    if not accepted:
-        return Verdict(False, "the labels earn no credit: their refinement was rejected", differences)
-    beaten = sum(_is_proven(difference) for difference in differences.values())
-    closest = min(differences, key=lambda arm: differences[arm].low)
-    evidence = (
-        f"better than {beaten} of {len(differences)} placebos; "
-        f"the closest one is {closest}, behind by {differences[closest]}"
-    )
-    reached = float(checked_returns(refined).mean())
-    bounds = {arm: _bound_next_draw(rows.mean(axis=1)) for arm, rows in draws.items()}
-    in_reach = [arm for arm, bound in bounds.items() if bound >= reached]
-    if beaten == len(differences) and not in_reach:
-        return Verdict(True, f"the labels did it: {evidence}", differences)
-    if beaten == len(differences):
-        again = max(in_reach, key=lambda arm: bounds[arm])
-        evidence += f"; but {len(draws[again])} draws leave open that another {again} one reaches {bounds[again]:.1f}"
-    return Verdict(False, f"the labels are not shown to have done it: {evidence}", differences)
-
-
-def _bound_next_draw(means: Returns) -> float:
-    """The return that one more draw exceeds with probability 0.05; a single draw tells nothing beyond itself."""
-    count = len(means)
-    if count < 2:
-        return float(means.mean())
-    spread = float(means.std(ddof=1)) * np.sqrt(1 + 1 / count)
-    return float(means.mean() + stats.t.ppf(CONFIDENCE, count - 1) * spread)
+    return Verdict("not shown", reason, {"baseline": gain})
 
 
 def _bootstrap(values: Returns, method: Literal["BCa", "percentile"], confidence: float) -> tuple[float, float]:

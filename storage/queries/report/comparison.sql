@@ -1,2 +1,2 @@
 -- A comparison; none while nothing was judged.
-SELECT * FROM comparisons WHERE comparison_id = $comparison
+SELECT * REPLACE (coalesce(credit_answer, if(credit, 'yes', 'not shown')) AS credit_answer) FROM comparisons WHERE comparison_id = $comparison

@@ -1,0 +1,136 @@
+"""Arms as they are compared: few common episodes of some of their candidates; placebos are drawn until it is clear.
+
+The annotator's arm and every draw of a placebo are entered in the same way, on the same seeds, without a search: only
+then is the labels' rank among the draws exact. Ranked is the mean return of what each training ends with, actions drawn
+where there is a distribution: a greedy policy that hovers is moved by almost any labels, its distribution is not.
+What the ranks prove is in `refine/evaluation/credit.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from refine.config import Snapshot
+from refine.evaluation import Rank, rank_labels
+from refine.policies import Mode
+
+from .arms import PLACEBOS, ArmDraw
+from .evaluator import Candidate, Returns
+
+RANKED, CHOSEN = 4, 2
+"""Episodes of a candidate by which arms are ranked, and by which one is chosen where the gate acts in another way; the
+first ones of the selection."""
+BATCH = 5
+"""Draws of each placebo that are trained and played before the ranks are looked at."""
+Enter = Callable[[Sequence[ArmDraw]], "list[Entry]"]
+PlayIn = Callable[[Sequence[Candidate], range, Mode], list[Returns]]
+
+
+class Entrant(NamedTuple):
+    """One arm, or one draw of it, with what of it is played."""
+
+    draw: ArmDraw
+    candidates: Sequence[Candidate]
+    snapshots: Sequence[Snapshot]  # of the same order; rules that may be put in force come after them
+
+    @classmethod
+    def of(cls, draw: ArmDraw, candidates: Sequence[Candidate], snapshots: Sequence[Snapshot]) -> Entrant:
+        """The last candidate of every training, two at least, and rules that come after them."""
+        places = last_of_each(snapshots, len(candidates))
+        kept = [snapshots[place] for place in places if place < len(snapshots)]
+        return cls(draw, [candidates[place] for place in places], kept)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """An entrant as it is compared with others."""
+
+    entrant: Entrant
+    returns: Mapping[Mode, Sequence[Returns]]  # of each candidate on the common seeds
+    ranked: Mode  # way of acting whose returns are ranked
+    judged: Mode  # the gate's
+    before: float  # what the baseline returns on the same seeds, in the gate's mode
+
+    @property
+    def draw(self) -> ArmDraw:
+        """Which draw of which arm."""
+        return self.entrant.draw
+
+    @property
+    def common(self) -> float:
+        """The number that is ranked: the mean over candidates and episodes."""
+        return float(np.mean(self.returns[self.ranked]))
+
+    @property
+    def selection(self) -> list[float]:
+        """Mean return of each candidate, in the gate's mode."""
+        return [float(returns.mean()) for returns in self.returns[self.judged]]
+
+    @property
+    def best(self) -> int:
+        """Index of the candidate with the highest mean."""
+        return int(np.argmax(self.selection))
+
+    @property
+    def winner(self) -> Candidate | None:
+        """The best candidate; None where the baseline returns as much."""
+        return self.entrant.candidates[self.best] if self.selection[self.best] > self.before else None
+
+
+def last_of_each(snapshots: Sequence[Snapshot], candidates: int) -> list[int]:
+    """Which candidates are played: the last one of every beta, two at least, and those that are no snapshots."""
+    last = {snapshot.beta: number for number, snapshot in enumerate(snapshots)}
+    ends = set(last.values()) | set(range(len(snapshots), candidates))
+    return sorted(ends | set(range(max(0, candidates - 2), candidates)))
+
+
+def play_common(
+    fields: Sequence[Sequence[Candidate]], play: PlayIn, seeds: range, episodes: Mapping[Mode, int]
+) -> list[dict[Mode, list[Returns]]]:
+    """Returns of every field's candidates on the first seeds, as many as are asked for in each way of acting."""
+    contestants = [candidate for field in fields for candidate in field]
+    found: list[dict[Mode, list[Returns]]] = [{} for _ in fields]
+    for mode, count in episodes.items():
+        played = iter(play(contestants, seeds[:count], mode))
+        for returns, field in zip(found, fields, strict=True):
+            returns[mode] = [next(played) for _ in field]
+    return found
+
+
+def rank_entries(own: Entry, entries: Sequence[Entry], asked: int) -> list[Rank]:
+    """The labels' rank among the draws of every placebo that is drawn."""
+    ranked = [arm for arm in PLACEBOS if any(entry.draw.arm == arm for entry in entries) and arm != "no_labels"]
+    return [
+        rank_labels(arm, own.common, [entry.common for entry in entries if entry.draw.arm == arm], asked=asked)
+        for arm in ranked
+    ]
+
+
+def draw_placebos(own: Entry, draws: Sequence[ArmDraw], enter: Enter, asked: int, *, accepted: bool) -> list[Entry]:
+    """Enter draws, a few of each placebo at a time, until the labels' ranks are clear or all have been played.
+
+    Where the labels were rejected there is nothing to credit, so the first few are played for the table alone.
+
+    Args:
+        own: the annotator's arm.
+        draws: of all placebos and other arms of chance.
+        enter: trains and plays draws.
+        asked: draws of each placebo in all.
+        accepted: whether the gate accepted the labels' policy.
+    """
+    entries: list[Entry] = []
+    for batch in _batches(draws):
+        entries += enter(batch)
+        if not accepted or any(rank.is_hopeless for rank in rank_entries(own, entries, asked)):
+            break
+    return entries
+
+
+def _batches(draws: Sequence[ArmDraw]) -> Iterator[list[ArmDraw]]:
+    last = max((draw.number for draw in draws), default=-1)
+    for first in range(0, last + 1, BATCH):
+        yield [draw for draw in draws if first <= draw.number < first + BATCH]
