@@ -113,7 +113,7 @@ class Comparison:
         own = [row["modes"][self.mode] for row in pair]
         now = sum(each["steps"] for each in own) + own[0]["alike_steps"]
         shares = [row["modes"][self.mode] for kind in DRAWN for row in self.others(kind, None)]
-        now += sum(each["steps"] + each["baseline_steps"] for each in shares)
+        now += sum(each["steps"] for each in shares)  # the baseline's are those of its own report
         gated = [*own, *(row["modes"][self.mode] for key, row in self.gated.items() if key[0] in DRAWN and key[1] < 3)]
         before = sum(each["steps"] for each in gated)
         shared = [max(each["baseline_steps"] for each in arms) for arms in (own, gated)]

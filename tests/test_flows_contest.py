@@ -16,7 +16,7 @@ from flows.policies.loading import find_baseline
 from flows.refinement.arms import ArmDraw, Material, list_draws
 from flows.refinement.comparison import Comparison, ComparisonPlan, GateConfig
 from flows.refinement.evaluator import Evaluator
-from refine.evaluation.gate import interval
+from refine.evaluation.credit import deal, interval_over_draws
 from refine.labels.labels import labels_from_annotations
 from refine.policies.mlp import Head
 from storage.annotations.annotations import load_annotations
@@ -53,7 +53,7 @@ def judged(tmp_path_factory: pytest.TempPathFactory) -> Judged:
 
     @cache
     def run(env_id: str) -> tuple[ComparisonPlan, Comparison]:
-        contest = make_contest(tmp_path_factory.mktemp("contest"), env_id)
+        contest = make_contest(tmp_path_factory.mktemp("contest"), env_id, gate={"placebo_draws": 19})
         return contest, contest.run()
 
     return run
@@ -89,8 +89,9 @@ def test_right_labels_lead_to_a_better_policy_and_earn_both_verdicts(
     assert arms["labels"].greedy.mean == pytest.approx(after, abs=0.1)
     assert (arms["labels"].labels, arms["labels"].draws, arms["labels"].accepted) == (LABELS, 1, 1)
     assert (arms["no_labels"].labels, arms["no_labels"].draws) == (0, 1)
-    assert (arms["shuffled"].draws, arms["random"].draws) == (3, 3)
-    assert list(comparison.credit.differences) == NAMES[1:]
+    assert (arms["shuffled"].draws, arms["random"].draws) == (19, 19)
+    assert list(comparison.credit.differences) == ["no_labels", "shuffled", "random"]
+    assert comparison.credit.reason.startswith("the labels did it: better than 19 of 19 shuffled draws (p = 0.05) and")
     assert comparison.policy_id == comparison.trials[0].kept.policy_id
     assert comparison.policy_id.startswith("refined-")
 
@@ -116,25 +117,37 @@ def test_labels_of_chance_are_rejected_and_leave_the_baseline_in_force_with_a_re
 def test_in_full_every_candidate_plays_every_selection_seed_and_only_the_best_is_tested(tmp_path: Path) -> None:
     contest = make_contest(tmp_path, gate={"method": "full"})
     comparison = contest.run()
-    assert comparison.credit.holds
-    for trial in comparison.trials:
+    tested, drawn = comparison.trials[:2], comparison.trials[2:]
+    for trial in tested:
         assert [(s.beta, s.step) for s in trial.snapshots] == [(0.1, 40), (0.1, 120)]
         assert trial.selection[trial.winner] == max(trial.selection)
         assert trial.episodes == [10, 10]
+    for trial in drawn:
+        assert not trial.decision.accepted
+        assert trial.kept == contest.baseline
+        assert trial.episodes == [2, 2]
     with contest.judge.store.catalog.read() as con:
         uses = con.execute(
             """SELECT purpose, mode, first_seed, episodes, count(*) FROM evaluations
-               GROUP BY ALL ORDER BY first_seed, mode"""
+               WHERE purpose != 'report' GROUP BY ALL ORDER BY first_seed, mode, episodes"""
         ).fetchall()
-    tested = {trial.candidates[trial.winner].policy_id for trial in comparison.trials}
-    kept = {trial.kept.policy_id for trial in comparison.trials} | {contest.baseline.policy_id}
+        report = con.execute(
+            """SELECT mode, min(first_seed), max(first_seed + episodes), max(episodes) FROM evaluations
+               WHERE purpose = 'report' GROUP BY mode ORDER BY mode"""
+        ).fetchall()
     first = contest.gate.seeds.select.start
+    each, every = (
+        {c.policy_id for trial in trials for c in trial.candidates} for trials in (tested, comparison.trials)
+    )
+    winners = {trial.candidates[trial.winner].policy_id for trial in tested}
+    ranked = every - {c.policy_id for c in tested[1].candidates} | {contest.baseline.policy_id}
     assert uses == [
-        ("select", "greedy", first, 10, len({c.policy_id for trial in comparison.trials for c in trial.candidates})),
-        ("accept", "greedy", first + 10, 20, len(tested) + 1),
-        ("report", "greedy", first + 30, 30, len(kept)),
-        ("report", "sampled", first + 30, 30, len(kept)),
+        ("select", "greedy", first, 2, len(ranked)),
+        ("select", "greedy", first, 10, len(each)),
+        ("select", "sampled", first, 4, len(ranked)),
+        ("accept", "greedy", first + 10, 20, len(winners) + 1),
     ]
+    assert report == [("greedy", first + 30, first + 60, 30), ("sampled", first + 30, first + 60, 30)]
 
 
 @pytest.mark.slow
@@ -143,34 +156,31 @@ def test_a_race_keeps_each_purpose_on_its_own_seeds_and_remembers_every_stage(tm
     comparison = contest.run()
     with contest.judge.store.catalog.read() as con:
         uses = con.execute(
-            "SELECT DISTINCT purpose, first_seed, episodes FROM evaluations ORDER BY first_seed, purpose"
+            """SELECT DISTINCT purpose, first_seed, episodes FROM evaluations
+               WHERE purpose != 'report' ORDER BY first_seed, episodes"""
         ).fetchall()
         played = con.execute("SELECT count(*) FROM evaluations").fetchone()
     first = contest.gate.seeds.select.start
-    assert uses == [
-        ("select", first, 10),
-        ("accept", first + 10, 12),
-        ("accept", first + 22, 8),
-        ("report", first + 30, 30),
-    ]
-    assert {trial.decision.gain.n for trial in comparison.trials} == {12, 20}
+    assert uses[:4] == [("select", first, 2), ("select", first, 4), ("select", first, 10), ("accept", first + 10, 12)]
+    assert {trial.decision.gain.n for trial in comparison.trials[:2]} <= {12, 20}
     again = contest.run()
     with contest.judge.store.catalog.read() as con:
         assert con.execute("SELECT count(*) FROM evaluations").fetchone() == played
     assert [trial.decision for trial in again.trials] == [trial.decision for trial in comparison.trials]
 
 
-def test_an_arms_interval_is_over_seeds_of_the_mean_over_its_draws(judged: Judged) -> None:
+def test_draws_share_the_report_seeds_and_the_interval_is_over_draws(judged: Judged) -> None:
     contest, comparison = judged(REACH)
     with contest.judge.store.catalog.read() as con:
-        returns = dict(
-            con.execute(
-                "SELECT policy_id, returns FROM evaluations WHERE purpose = 'report' AND mode = 'greedy'"
-            ).fetchall()
-        )
-    draws = [returns[trial.kept.policy_id] for trial in comparison.trials if trial.draw.arm == "shuffled"]
-    assert len({tuple(draw) for draw in draws}) > 1
-    assert by_arm(comparison)["shuffled"].greedy == interval(np.mean(draws, axis=0))
+        played = con.execute(
+            "SELECT policy_id, first_seed, returns FROM evaluations WHERE purpose = 'report' AND mode = 'greedy'"
+        ).fetchall()
+    returns = {(policy_id, seed): values for policy_id, seed, values in played}
+    drawn = [trial.reported.policy_id for trial in comparison.trials if trial.draw.arm == "shuffled"]
+    parts, report = deal(30, 19), contest.gate.seeds.report
+    shared = [returns[policy_id, report[part].start] for policy_id, part in zip(drawn, parts, strict=False)]
+    assert len(shared) == 15  # of two episodes each
+    assert by_arm(comparison)["shuffled"].greedy == interval_over_draws(np.concatenate(shared), 19)
 
 
 @pytest.mark.slow
@@ -179,7 +189,8 @@ def test_relabelled_rewards_go_through_the_same_gate_and_claim_nothing_that_plai
 ) -> None:
     comparison = make_contest(tmp_path, REACH, mode="R").run()
     arms = by_arm(comparison)
-    assert [trial.draw.name for trial in comparison.trials] == NAMES
+    assert [trial.draw.name for trial in comparison.trials[:2]] == NAMES[:2]
+    assert {trial.draw.name for trial in comparison.trials} == set(NAMES)
     assert comparison.decision.accepted
     assert comparison.improvement.holds
     assert arms["no_labels"].greedy.mean == pytest.approx(-0.4, abs=0.2)  # the logged rewards alone
@@ -189,7 +200,8 @@ def test_relabelled_rewards_go_through_the_same_gate_and_claim_nothing_that_plai
 @pytest.mark.slow
 def test_suggestions_and_relabelled_rewards_together_go_through_the_same_gate(tmp_path: Path) -> None:
     comparison = make_contest(tmp_path, mode="RA").run()
-    assert [trial.draw.name for trial in comparison.trials] == NAMES
+    assert [trial.draw.name for trial in comparison.trials[:2]] == NAMES[:2]
+    assert {trial.draw.name for trial in comparison.trials} == set(NAMES)
     assert comparison.improvement.holds
     assert by_arm(comparison)["labels"].greedy.mean == pytest.approx(7.6, abs=0.2)
 

@@ -86,6 +86,7 @@ def test_every_candidate_leads_to_its_refinement_and_to_the_returns_that_chose_i
         """SELECT f.arm, c.number, c.return_ = e.return_, c.chosen
            FROM candidates c JOIN refinements f USING (refinement_id)
            JOIN evaluations e ON e.policy_id = c.policy_id AND e.purpose = 'select'
+               AND e.mode = 'greedy' AND e.episodes = c.episodes
            WHERE f.comparison_id = ?""",
         outcome.comparison_id,
     )
@@ -122,7 +123,7 @@ def test_every_label_leads_back_to_its_raw_reply_and_its_run(refined: tuple[Stor
 
 
 @pytest.mark.slow
-def test_the_leaderboard_shows_every_arm_with_both_verdicts(refined: tuple[Store, Outcome]) -> None:
+def test_the_leaderboard_shows_every_arm_and_the_verdicts_where_they_belong(refined: tuple[Store, Outcome]) -> None:
     store, outcome = refined
     found = rows(
         store,
@@ -135,7 +136,14 @@ def test_the_leaderboard_shows_every_arm_with_both_verdicts(refined: tuple[Store
         for arm in outcome.comparison.arms
     ]
     assert [row[:-2] for row in found] == sorted(expected)
-    assert {row[-2:] for row in found} == {(True, True)}
+    verdicts = {row[0]: row[-2:] for row in found}
+    assert verdicts.pop("labels") == (True, outcome.comparison.credit.answer)
+    assert set(verdicts.values()) == {(None, None)}
+    sampled = "SELECT better, credit FROM leaderboard WHERE mode = 'sampled'"
+    assert set(rows(store, sampled)) == {(None, None)}
+    leads = "SELECT lead, lead_low, lead_high FROM leaderboard WHERE arm = 'shuffled' AND mode = 'greedy'"
+    lead = outcome.comparison.credit.differences["shuffled"]
+    assert rows(store, leads) == [(lead.mean, lead.low, lead.high)]
     assert rows(store, "SELECT arm FROM leaderboard WHERE mode = 'greedy'")[0] == ("labels",)
 
 

@@ -59,7 +59,7 @@ def configure(folder: Path, store: str) -> PipelineConfig:
             card=str(folder / "card.toml"),
             annotate=AnnotateConfig(model="toy"),
         ),
-        improve=small_config(),
+        improve=small_config(gate={"placebo_draws": 19}),
     )
 
 

@@ -54,7 +54,7 @@ class Judged:
     @cache  # noqa: B019
     def outcome(self, env_id: str, promote: bool) -> Outcome:
         store, dataset_id = self.store(env_id)
-        config = small_config(snapshots=(40,)).model_copy(update={"promote_rules": promote})
+        config = small_config(gate={"placebo_draws": 19}, snapshots=(40,)).model_copy(update={"promote_rules": promote})
         return improve(store, dataset_id, config, rules=True)
 
 
@@ -88,7 +88,7 @@ def test_the_rules_played_are_a_row_of_every_refinement_with_rules(judged: Judge
     assert shown.values["rules_played"] == {"return": 8.0, "low": 8.0, "high": 8.0}
     sql = "SELECT mode, return_ FROM arms WHERE arm = 'rules_played' AND comparison_id = ? ORDER BY mode"
     assert rows(store, sql, outcome.comparison_id) == [("greedy", 8.0), ("sampled", 8.0)]
-    assert outcome.comparison.credit.differences.keys() >= {"no_labels", "shuffled 1", "random 3"}
+    assert outcome.comparison.credit.differences.keys() == {"no_labels", "shuffled", "random"}
     assert "rules_played" not in outcome.comparison.credit.differences
 
 
@@ -97,7 +97,9 @@ def test_rules_that_may_win_are_candidates_beside_those_of_their_placebos(judged
     comparison = outcome.comparison
     assert outcome.comparison_id != judged.outcome(TOY, False).comparison_id
     counts = {trial.draw.name: len(trial.candidates) - len(trial.snapshots) for trial in comparison.trials}
-    assert counts == {"labels": 1, "no_labels": 0} | {f"{a} {n}": 1 for a in ("shuffled", "random") for n in (1, 2, 3)}
+    assert counts == {"labels": 1, "no_labels": 0} | {
+        f"{a} {n}": 1 for a in ("shuffled", "random") for n in range(1, 20)
+    }
     assert comparison.decision.accepted
     assert comparison.policy_id.startswith("rules-")
     assert comparison.credit.holds
@@ -130,9 +132,10 @@ def test_formulas_have_the_placebo_that_reads_other_components(judged: Judged) -
     comparison = judged.outcome(REACH, True).comparison
     arms = {arm.arm: arm for arm in comparison.arms}
     assert list(arms) == ["baseline", "labels", "no_labels", "shuffled", "random", "permuted", "rules_played"]
-    assert (arms["permuted"].draws, arms["permuted"].labels) == (3, arms["labels"].labels)
+    assert 0 < arms["permuted"].draws < 19  # some of 19 drew the formula's own component
+    assert arms["permuted"].labels == arms["labels"].labels
     assert arms["rules_played"].greedy.mean == pytest.approx(0, abs=1e-9)
-    assert {f"permuted {n}" for n in (1, 2, 3)} <= comparison.credit.differences.keys()
+    assert "permuted" in comparison.credit.differences
     assert comparison.credit.holds
     assert comparison.policy_id.startswith("rules-")
 

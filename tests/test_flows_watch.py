@@ -48,7 +48,7 @@ def test_a_finished_refinement_shows_its_labels_snapshots_and_gate(judged: tuple
     assert (standing.runs[0]["labels"], standing.runs[0]["rejections"], standing.runs[0]["done"]) == (84, 12, 12)
     assert {row["step"] for row in standing.snapshots} == {40, 120}
     assert outcome.comparison.decision.reason in text
-    assert "better than the baseline: yes; the labels did it: yes" in text
+    assert "better than the baseline: yes; the labels did it: not shown" in text
     assert "<b>toy</b>" in text
 
 

@@ -247,19 +247,19 @@ def test_label_quality_is_one_row_per_run(store: Store) -> None:
     assert rows(store, query) == [(2, 0.5, 0.5, 0.75, 1, 0.5, 3, {"bad_action": 1, "unknown_step": 2})]
 
 
-def test_the_leaderboard_is_one_row_per_arm_and_mode_with_both_verdicts(store: Store) -> None:
+def test_the_leaderboard_is_one_row_per_arm_and_mode_with_both_verdicts_in_that_of_the_labels(store: Store) -> None:
     judged = {"dataset_id": "push", "env_id": "Toy-v0", "baseline_id": "b", "policy_id": "p", "recipe": "A"}
     verdicts = {"accepted": True, "reason": "r", "better": True, "better_reason": "r"}
     arm = {"comparison_id": "c", "mode": "greedy", "labels": 8, "draws": 1, "accepted": 1, "episodes": 9}
     with store.catalog.write() as con:
-        claim = {"comparison_id": "c", "credit": False, "credit_reason": "r"}
+        claim = {"comparison_id": "c", "credit": False, "credit_answer": "no", "credit_reason": "r"}
         insert_rows(con, "comparisons", [judged | verdicts | claim])
         returns = [("random", 1.5), ("labels", 2.0)]
         insert_rows(con, "arms", [arm | {"arm": a, "return_": r, "low": r - 1, "high": r + 1} for a, r in returns])
     query = "SELECT arm, env_id, recipe, mode, labels, return_, low, high, better, credit FROM leaderboard"
     assert rows(store, query) == [
-        ("labels", "Toy-v0", "A", "greedy", 8, 2.0, 1.0, 3.0, True, False),
-        ("random", "Toy-v0", "A", "greedy", 8, 1.5, 0.5, 2.5, True, False),
+        ("labels", "Toy-v0", "A", "greedy", 8, 2.0, 1.0, 3.0, True, "no"),
+        ("random", "Toy-v0", "A", "greedy", 8, 1.5, 0.5, 2.5, None, None),
     ]
 
 

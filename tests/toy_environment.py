@@ -193,7 +193,7 @@ def small_config(workers: int | None = 1, gate: dict[str, Any] | None = None, **
         "annotated_per_batch": 32,
         "critic_steps": 50,
     }
-    sizes = {"select": 10, "accept": 20, "report": 30, "placebo_draws": 19}
+    sizes = {"select": 10, "accept": 20, "report": 30, "placebo_draws": 3}
     return ImproveConfig(
         refine=RefineConfig.model_validate(recipe | refine),
         gate=GateConfig.model_validate(sizes | (gate or {})),

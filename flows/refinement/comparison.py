@@ -318,10 +318,10 @@ class ComparisonPlan:
         found = dict(zip(contestants, self._returns([*contestants.values()], seeds, "report", mode=mode), strict=True))
         for arm in dict.fromkeys(trial.draw.arm for trial in trials if trial.draw.arm in CHANCE):
             drawn = [trial.reported for trial in trials if trial.draw.arm == arm]
-            parts = zip(drawn, deal(len(seeds), len(drawn)), strict=False)
-            found[arm] = np.concatenate(
-                [self._returns([policy], seeds[part], "report", mode=mode)[0] for policy, part in parts]
-            )
+            found[arm] = found["baseline"].copy()  # what a draw that is no better leaves in force
+            for policy, part in zip(drawn, deal(len(seeds), len(drawn)), strict=False):
+                if policy != self.baseline:
+                    (found[arm][part],) = self._returns([policy], seeds[part], "report", mode=mode)
         played = self._returns([*self.played.values()], seeds, "report", mode=mode)
         return found | dict(zip(self.played, played, strict=True))
 

@@ -44,6 +44,11 @@ class Entrant(NamedTuple):
         kept = [snapshots[place] for place in places if place < len(snapshots)]
         return cls(draw, [candidates[place] for place in places], kept)
 
+    @property
+    def identity(self) -> tuple[str, ...]:
+        """Hashes of what was trained; equal labels are trained to equal policies."""
+        return tuple(snapshot.policy.sha256 for snapshot in self.snapshots)
+
 
 @dataclass(frozen=True)
 class Entry:
@@ -102,12 +107,15 @@ def play_common(
 
 
 def rank_entries(own: Entry, entries: Sequence[Entry], asked: int) -> list[Rank]:
-    """The labels' rank among the draws of every placebo that is drawn."""
-    ranked = [arm for arm in PLACEBOS if any(entry.draw.arm == arm for entry in entries) and arm != "no_labels"]
-    return [
-        rank_labels(arm, own.common, [entry.common for entry in entries if entry.draw.arm == arm], asked=asked)
-        for arm in ranked
-    ]
+    """The labels' rank among the different draws of every placebo that is drawn."""
+    ranks: list[Rank] = []
+    complete = any(entry.draw.number == asked - 1 for entry in entries)
+    for arm in PLACEBOS:
+        drawn = {entry.entrant.identity: entry.common for entry in reversed(entries) if entry.draw.arm == arm}
+        if drawn:
+            exhausted = complete and len(drawn) < asked
+            ranks.append(rank_labels(arm, own.common, [*drawn.values()][::-1], asked=asked, exhausted=exhausted))
+    return ranks
 
 
 def draw_placebos(own: Entry, draws: Sequence[ArmDraw], enter: Enter, asked: int, *, accepted: bool) -> list[Entry]:
@@ -124,10 +132,15 @@ def draw_placebos(own: Entry, draws: Sequence[ArmDraw], enter: Enter, asked: int
     """
     entries: list[Entry] = []
     for batch in _batches(draws):
-        entries += enter(batch)
+        entries += [entry for entry in enter(batch) if not _changes_nothing(entry, own)]
         if not accepted or any(rank.is_hopeless for rank in rank_entries(own, entries, asked)):
             break
     return entries
+
+
+def _changes_nothing(entry: Entry, own: Entry) -> bool:
+    """Whether other components in the formulas came out as the annotator's own, which is no placebo."""
+    return entry.draw.arm == "permuted" and entry.entrant.identity == own.entrant.identity
 
 
 def _batches(draws: Sequence[ArmDraw]) -> Iterator[list[ArmDraw]]:

@@ -31,9 +31,10 @@ class Rank:
     """How the labels stand among the draws of one placebo."""
 
     arm: str
-    draws: int  # played, until it was clear
+    draws: int  # different ones that were played, until it was clear
     as_good: int  # of them, at least as good as the labels
     asked: int  # draws that may be played
+    exhausted: bool = False  # whether all were played and there are no more different ones, as of a list of few rules
 
     @property
     def is_hopeless(self) -> bool:
@@ -48,9 +49,9 @@ class Rank:
     @property
     def answer(self) -> Answer:
         """Whether the labels are credited against this placebo."""
-        if self.is_hopeless:
+        if self.is_hopeless or (self.exhausted and self.as_good):
             return "no"
-        return "yes" if self.p <= LEVEL + ROUNDING else "not shown"
+        return "yes" if self.exhausted or self.p <= LEVEL + ROUNDING else "not shown"
 
     @property
     def wanted(self) -> int:
@@ -58,17 +59,22 @@ class Rank:
         return math.ceil((self.as_good + 1) / LEVEL - ROUNDING) - 1
 
     def __str__(self) -> str:
-        return f"{self.draws - self.as_good} of {self.draws} {self.arm} draws (p = {self.p:.2g})"
+        beaten = f"{self.draws - self.as_good} of {self.draws}"
+        if self.exhausted:
+            return f"{beaten} {self.arm} draws, which are all that differ"
+        return f"{beaten} {self.arm} draws (p = {self.p:.2g})"
 
 
-def rank_labels(arm: str, own: float, draws: Sequence[float], *, asked: int) -> Rank:
+def rank_labels(arm: str, own: float, draws: Sequence[float], *, asked: int, exhausted: bool = False) -> Rank:
     """Count the draws that are at least as good as the labels, in their order, until there are `HOPELESS` of them.
 
     Args:
         arm: the placebo.
         own: the number of the annotator's arm.
-        draws: the same number of each draw, in the order of playing.
+        draws: the same number of each draw that differs from those before it, in the order of playing.
         asked: draws that may be played in all.
+        exhausted: whether all of them were played, and some were equal: then there is no chance left, and each has to
+            be beaten.
 
     Raises:
         BadInput: without a draw.
@@ -78,7 +84,7 @@ def rank_labels(arm: str, own: float, draws: Sequence[float], *, asked: int) -> 
     as_good = np.asarray(draws) >= own - ROUNDING * max(1.0, abs(own))
     reached = np.flatnonzero(np.cumsum(as_good) == HOPELESS)
     last = int(reached[0]) + 1 if len(reached) else len(draws)
-    return Rank(arm, last, int(as_good[:last].sum()), asked)
+    return Rank(arm, last, int(as_good[:last].sum()), asked, exhausted)
 
 
 def deal(count: int, draws: int) -> list[slice]:
@@ -158,8 +164,9 @@ _OPENING: Mapping[Answer, str] = {"no": "a placebo is as good", "not shown": "th
 
 
 def _say_rank(rank: Rank) -> str:
-    if rank.is_hopeless:
-        return f"{rank.as_good} of {rank.draws} {rank.arm} draws reach the labels (p = {rank.p:.2g})"
+    if rank.answer == "no":
+        chance = "" if rank.exhausted else f" (p = {rank.p:.2g})"
+        return f"{rank.as_good} of {rank.draws} {rank.arm} draws reach the labels{chance}"
     if not rank.as_good:
         return f"better than {rank}, but only --draws {rank.wanted} can show it"
     return f"better than {rank}; --draws {rank.wanted} shows it if no further one reaches them"
