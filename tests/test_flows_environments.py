@@ -84,12 +84,28 @@ def test_blackjack_is_refused_with_the_wrapper_that_helps() -> None:
 
 @pytest.mark.parametrize(
     ("env_id", "near"),
-    [("CartPole", "CartPole-v1"), ("lunarlander-v2", "LunarLander-v3"), ("Taxi-v3", "Taxi-v4")],
+    [("CartPole", "CartPole-v1"), ("lunarlander-v2", "LunarLander-v3")],
 )
 def test_an_unknown_id_names_the_near_ones(env_id: str, near: str) -> None:
     with pytest.raises(BadInput) as caught:
         make_environment(env_id)
     assert caught.value.problem.startswith(f"Unknown environment {env_id!r}; did you mean {near}")
+
+
+@pytest.mark.parametrize(
+    ("env_id", "today"),
+    [
+        ("LunarLander-v2", "LunarLander-v3"),
+        ("LunarLanderContinuous-v2", "LunarLanderContinuous-v3"),
+        ("Hopper-v3", "Hopper-v5"),
+        ("Taxi-v3", "Taxi-v4"),
+        ("gymnasium:Pendulum-v0", "gymnasium:Pendulum-v1"),
+    ],
+)
+def test_an_id_of_yesterday_is_refused_in_one_line_with_that_of_today(env_id: str, today: str) -> None:
+    with pytest.raises(BadInput, match=f"{env_id} is gone; the nearest of today is {today}.*--env {today}") as refused:
+        make_environment(Named(env_id))
+    assert "\n" not in str(refused.value)
 
 
 def test_gymnasiums_checks_watch_the_first_of_many_environments() -> None:

@@ -10,6 +10,7 @@ import pickle
 import struct
 import zipfile
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +20,17 @@ import pytest
 import torch
 from gymnasium import spaces as gym_spaces
 
-from flows.policies import load_policy, with_options
+from flows.policies import export_policy, load_policy, with_options
 from flows.policies.sb3 import find_normalisation
 from flows.simulation import ForeignActor, Named, NetworkActor, Spaces, spaces_of
 from refine.policies import sb3_files as files
 from refine.policies.mlp import MlpPolicy
 from refine.policies.sb3_models import use_one_thread
 from refine.policies.vec_normalize import read_statistics
+from refine.training.units import as_logits
 from storage.errors import BadInput
+from storage.policies import save_policy
+from storage.store import Store
 
 sb3 = pytest.importorskip("stable_baselines3")
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize  # noqa: E402
@@ -45,7 +49,7 @@ class Spot(gymnasium.Env[np.ndarray, Any]):
         self.action_space = gym_spaces.Box(LOW, HIGH) if continuous else gym_spaces.Discrete(4)
 
     def _look(self) -> np.ndarray:
-        return (self.np_random.normal(size=5) * [1, 10, 0.1, 100, 3] + [0, 5, 0, -50, 1]).astype(np.float32)
+        return (self.np_random.normal(size=5) * [1, 10, 0.1, 20, 3] + [0, 5, 0, -20, 1]).astype(np.float32)
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict]:
         super().reset(seed=seed)
@@ -79,7 +83,7 @@ def make_model(name: str, *, continuous: bool, venv: Any = None, policy: str = "
 
 def seen(count: int = OBSERVATIONS) -> np.ndarray:
     rng = np.random.default_rng(7)
-    return (rng.normal(size=(count, 5)) * [1, 10, 0.1, 100, 3] + [0, 5, 0, -50, 1]).astype(np.float32)
+    return (rng.normal(size=(count, 5)) * [1, 10, 0.1, 20, 3] + [0, 5, 0, -20, 1]).astype(np.float32)
 
 
 def spaces(continuous: bool) -> Spaces:
@@ -423,6 +427,129 @@ def test_options_are_for_agents_of_this_library_alone() -> None:
     assert with_options("sb3:PPO:a:b.zip", trust=True, raw=True) == "sb3:PPO+trust+no-normalisation:a:b.zip"
     with pytest.raises(BadInput, match="are for policies named sb3"):
         with_options("random", trust=True, raw=False)
+
+
+def kept(store: Store, network: MlpPolicy) -> str:
+    save_policy(store, "refined-1", network.to_files(), {"kind": "refined", "env_id": "Spot-v0"})
+    return "refined-1"
+
+
+def refined(network: MlpPolicy, continuous: bool) -> MlpPolicy:
+    """What a refinement leaves: the same layers with other numbers, and logits of Q values."""
+    rng = np.random.default_rng(1)
+    start = as_logits(network, seen()) if network.head == "q_values" else network
+    weights = tuple(weight + 0.1 * rng.standard_normal(weight.shape) for weight in start.weights)
+    return replace(start, weights=weights)
+
+
+EXPORTED = (
+    "PPO",
+    "PPO, continuous",
+    "A2C, gSDE, squashed",
+    "DQN",
+    "SAC",
+    "SAC, gSDE",
+    "TD3",
+    "DDPG",
+    "QRDQN",
+    "TQC",
+    "TRPO",
+)
+EXPORTED += ("TRPO", "ARS", "ARS, cut")
+
+
+@pytest.mark.parametrize("case", EXPORTED)
+def test_the_library_plays_an_exported_policy_and_trains_it_further(case: str, store: Store, tmp_path: Path) -> None:
+    name, continuous, arguments = CASES[case]
+    make_model(name, continuous=continuous, **arguments).save(tmp_path / "model.zip")
+    begun = load_policy(Named(f"sb3:{name}:{tmp_path / 'model.zip'}"), spaces(continuous))
+    network = refined(getattr(begun, "network"), continuous)  # noqa: B009
+    policy_id = kept(store, network)
+    written = export_policy(store, policy_id, tmp_path / "out.zip", format="sb3", like=tmp_path / "model.zip")
+    assert written.agreement is not None
+    assert written.agreement.observations == OBSERVATIONS
+    model = find_algorithm(name).load(tmp_path / "out.zip", env=Spot(continuous), device="cpu")
+    check_acts_alike(network, lambda rows: model.predict(rows, deterministic=True)[0], continuous)
+    if network.log_std is not None:
+        np.testing.assert_array_equal(model.policy.log_std.detach().numpy(), network.log_std)
+    if name in ("PPO", "DQN", "TD3"):
+        model.learn(40)
+    again = load_policy(Named(f"sb3:{name}:{tmp_path / 'out.zip'}"), spaces(continuous))
+    assert again.output_kind == begun.output_kind
+
+
+def test_a_refined_dqn_stays_one_with_values_of_the_originals_size(store: Store, tmp_path: Path) -> None:
+    model = make_model("DQN", continuous=False)
+    model.save(tmp_path / "model.zip")
+    begun = load_policy(Named(f"sb3:DQN:{tmp_path / 'model.zip'}"), spaces(False))
+    network = as_logits(getattr(begun, "network"), seen())  # noqa: B009
+    export_policy(store, kept(store, network), tmp_path / "out.zip", format="sb3", like=tmp_path / "model.zip")
+    out = load_policy(Named(f"sb3:DQN:{tmp_path / 'out.zip'}"), spaces(False))
+    ratio = out.act(seen()).outputs.std() / begun.act(seen()).outputs.std()
+    assert ratio == pytest.approx(1, abs=1e-3)
+    np.testing.assert_allclose(out.act(seen()).outputs, begun.act(seen()).outputs, rtol=1e-3, atol=0.05)
+    tensors = find_algorithm("DQN").load(tmp_path / "out.zip", device="cpu").policy.state_dict()
+    torch.testing.assert_close(tensors["q_net.q_net.0.weight"], tensors["q_net_target.q_net.0.weight"])
+
+
+def test_an_exported_policy_takes_its_statistics_along(store: Store, tmp_path: Path) -> None:
+    venv = normalising(True, clip_obs=2.0)
+    make_model("A2C", continuous=True, venv=venv).save(tmp_path / "model.zip")
+    venv.save(str(tmp_path / "vecnormalize.pkl"))
+    begun = load_policy(Named(f"sb3:A2C:{tmp_path / 'model.zip'}"), spaces(True))
+    network = refined(getattr(begun, "network"), True)  # noqa: B009
+    (tmp_path / "elsewhere").mkdir()
+    out = tmp_path / "elsewhere" / "out.zip"
+    policy_id = kept(store, network)
+    written = export_policy(store, policy_id, out, format="sb3", like=tmp_path / "model.zip")
+    assert written.beside == tmp_path / "elsewhere" / "out_vecnormalize.pkl"
+    model, beside = find_algorithm("A2C").load(out), VecNormalize.load(str(written.beside), venv.venv)
+    check_acts_alike(network, lambda rows: model.predict(beside.normalize_obs(rows), deterministic=True)[0], True)
+    again = load_policy(Named(f"sb3:A2C:{out}"), spaces(True))
+    np.testing.assert_array_equal(again.act(seen(50)).actions, network.act(seen(50)).actions)
+    normalising(True, clip_obs=3.0).save(str(tmp_path / "vecnormalize.pkl"))
+    with pytest.raises(BadInput, match="normalises its observations otherwise"):
+        export_policy(store, policy_id, tmp_path / "b.zip", format="sb3", like=tmp_path / "model.zip")
+    assert not (tmp_path / "b.zip").exists()
+
+
+def test_a_policy_goes_into_no_other_zip(store: Store, tmp_path: Path) -> None:
+    make_model("PPO", continuous=False).save(tmp_path / "model.zip")
+    make_model("PPO", continuous=False, policy_kwargs={"net_arch": [8]}).save(tmp_path / "narrow.zip")
+    make_model("DQN", continuous=False, policy_kwargs={"net_arch": [64, 64], "activation_fn": torch.nn.Tanh}).save(
+        tmp_path / "dqn.zip"
+    )
+    network = getattr(load_policy(Named(f"sb3:PPO:{tmp_path / 'model'}"), spaces(False)), "network")  # noqa: B009
+    policy_id = kept(store, network)
+    for like, problem in (("narrow", "The policy has tanh layers"), ("absent", "There is no file")):
+        with pytest.raises(BadInput, match=problem):
+            export_policy(store, policy_id, tmp_path / "out.zip", format="sb3", like=tmp_path / f"{like}.zip")
+    with pytest.raises(BadInput, match="is the original itself"):
+        export_policy(store, policy_id, tmp_path / "model.zip", format="sb3", like=tmp_path / "model.zip")
+    with pytest.raises(BadInput, match="go together"):
+        export_policy(store, policy_id, tmp_path / "out.zip", format="sb3")
+    assert not (tmp_path / "out.zip").exists()
+
+
+def test_a_state_dict_and_its_json_are_the_policy(store: Store, tmp_path: Path) -> None:
+    venv = normalising(True)
+    model = make_model("PPO", continuous=True, venv=venv)
+    model.save(tmp_path / "model.zip")
+    venv.save(str(tmp_path / "vecnormalize.pkl"))
+    network = getattr(load_policy(Named(f"sb3:PPO:{tmp_path / 'model'}"), spaces(True)), "network")  # noqa: B009
+    written = export_policy(store, kept(store, network), tmp_path / "out.pt", format="torch")
+    tensors = torch.load(written.path, weights_only=True)
+    plain = torch.nn.Sequential(
+        torch.nn.Linear(5, 64), torch.nn.Tanh(), torch.nn.Linear(64, 64), torch.nn.Tanh(), torch.nn.Linear(64, 3)
+    )
+    plain.load_state_dict(tensors)
+    said = json.loads((tmp_path / "out.json").read_text())
+    inputs = (seen(50) - said["shift"]) / said["scale"]
+    inputs = torch.tensor(np.clip(inputs, -said["input_limit"], said["input_limit"])).float()
+    wanted = np.clip(plain(inputs).detach().numpy(), LOW, HIGH)
+    np.testing.assert_allclose(network.act(seen(50)).actions, wanted, atol=1e-4)
+    layers = [(tensors[f"{place}.weight"].numpy(), tensors[f"{place}.bias"].numpy()) for place in (0, 2, 4)]
+    assert MlpPolicy.from_json(said, layers).sha256 == network.sha256
 
 
 def test_spaces_of_the_old_gym_are_read_from_their_texts() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -184,24 +184,34 @@ def policy_export(
         str | None, typer.Argument(help="Policy id of the store, or a unique beginning; default: the newest.")
     ] = None,
     store: StoreOption = DEFAULT_STORE,
-    out: Annotated[Path | None, typer.Option("--out", help="File; default: ID.onnx here.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="File; default: ID.onnx, ID.zip or ID.pt here.")] = None,
+    form: Annotated[
+        Literal["onnx", "sb3", "torch"],
+        typer.Option("--format", help="ONNX; a zip of Stable-Baselines3; a state_dict of torch with its JSON."),
+    ] = "onnx",
+    like: Annotated[
+        Path | None, typer.Option("--like", help="sb3: the zip that it was refined from; a copy of it is written.")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Write a policy as ONNX, checked against the original on 10,000 observations before it is written.
+    """Write a policy as ONNX, for Stable-Baselines3 or for torch, checked on 10,000 observations before it is written.
 
-    Needs the extra `onnx`. The input `observation` is (N, n) float32; `action` is the greedy action.
+    ONNX needs the extra `onnx`: the input `observation` is (N, n) float32; `action` is the greedy action. The zip of
+    Stable-Baselines3 is a copy of the original with other weights; statistics of a normalised agent come with it.
     """
     from storage.store import Store
 
     from ..policies import export_policy
 
-    written = export_policy(Store.open(store), policy, out)
+    written = export_policy(Store.open(store), policy, out, format=form, like=like)
+    found, files = written.agreement, [str(file) for file in (written.path, written.beside) if file]
     if as_json:
-        print_json({"path": str(written.path), "policy_id": written.policy_id, **vars(written.agreement)})
-    else:
-        found = written.agreement
+        paths = {"path": files[0], "policy_id": written.policy_id} | ({"beside": files[1]} if files[1:] else {})
+        print_json(paths | (vars(found) if found else {}))
+        return
+    if found:
         print_lines(
             f"{found.observations} observations: outputs differ by {found.largest_difference:.1g} at most, "
-            f"{found.actions_equal:.2%} of the actions are equal",
-            str(written.path),
+            f"{found.actions_equal:.2%} of the actions are equal"
         )
+    print_lines(*files)

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 from refine.policies import Agreement, CompiledRules, MlpPolicy, RulePolicy, export_onnx, read_policy
 from storage.annotations import find_rule_list
@@ -23,7 +24,7 @@ from storage.store import Store
 from ..simulation import Named, NetworkActor, Policy, RandomActor, Spaces, not_loaded, own_policy, spelled
 from .external import check_spaces, hash_policy_file, open_d3rlpy, open_onnx
 from .python_policies import open_py
-from .sb3 import open_sb3
+from .sb3 import export_sb3, open_sb3
 
 FORMS = "random, policy:PATH_OR_ID, rules:LIST_ID, d3rlpy:PATH, sb3:ALGO:PATH, onnx:PATH, py:MODULE:CALLABLE"
 
@@ -115,35 +116,57 @@ def _open_rules(spec: str, name: str, spaces: Spaces, store: Store | None) -> Po
     return RulePolicy((CompiledRules.of(listed, manifest),), baseline.policy, spec)
 
 
+Format = Literal["onnx", "sb3", "torch"]
+_SUFFIXES: Mapping[Format, str] = {"onnx": ".onnx", "sb3": ".zip", "torch": ".pt"}
+
+
 @dataclass(frozen=True)
 class ExportedPolicy:
     """A written policy."""
 
     policy_id: str
     path: Path
-    agreement: Agreement
+    agreement: Agreement | None  # None: its numbers are written as they are
+    beside: Path | None = None  # the statistics or the JSON that belong to it
 
 
-def export_policy(store: Store, policy: str | None, out: Path | None) -> ExportedPolicy:
-    """Write a stored policy as ONNX.
+def export_policy(
+    store: Store, policy: str | None, out: Path | None, *, format: Format = "onnx", like: Path | None = None
+) -> ExportedPolicy:
+    """Write a stored policy for other programs.
 
     Args:
         store: the store.
         policy: id or unique beginning; the newest when None.
-        out: the file; `<id>.onnx` in the current folder when None.
+        out: the file; `<id>` with the format's suffix in the current folder when None.
+        format: a graph of ONNX, a zip of Stable-Baselines3, or a state_dict of torch with a JSON beside it.
+        like: sb3: the zip whose copy it is written into.
 
     Raises:
-        BadInput: if there is no such policy, or the graph differs from it.
-        Prerequisite: without the packages onnx and onnxruntime.
+        BadInput: if there is no such policy, it does not fit the zip, or what was written differs from it.
+        Prerequisite: without the packages onnx and onnxruntime, for that format.
     """
+    if (format == "sb3") != (like is not None):
+        raise BadInput("--like names the zip that --format sb3 writes into; the two go together.")
     policy_id = resolve_policy(store, policy)
     network = read_policy(policy_files(store, policy_id), policy_id)
     if isinstance(network, RulePolicy):
         raise BadInput(
-            f"{policy_id} is a list of rules, which has no ONNX form.", "Its policy.json in the store has all of it."
+            f"{policy_id} is a list of rules, which has no {format.upper()} form.",
+            "Its policy.json in the store has all of it.",
         )
+    path = out or Path(f"{policy_id}{_SUFFIXES[format]}")
+    if like is not None:
+        agreement, beside = export_sb3(network, like, path, _seen(store, policy_id))
+        return ExportedPolicy(policy_id, path, agreement, beside)
+    if format == "torch":
+        from refine.policies.sb3_export import write_torch
+
+        content, said = write_torch(network)
+        write_whole(path.with_suffix(".json"), said)
+        write_whole(path, content)
+        return ExportedPolicy(policy_id, path, None, path.with_suffix(".json"))
     content, agreement = export_onnx(network, _seen(store, policy_id))
-    path = out or Path(f"{policy_id}.onnx")
     write_whole(path, content)
     return ExportedPolicy(policy_id, path, agreement)
 

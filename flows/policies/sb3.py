@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from refine.policies import MlpPolicy, Mode
+from refine.policies import Agreement, MlpPolicy, Mode
 from storage.content_hash import canonical_json, sha256_file
+from storage.disk import read_file, write_whole
 from storage.errors import BadInput
 from storage.schema import Array
 
@@ -153,6 +154,53 @@ def normalised(network: MlpPolicy, statistics: Statistics | None, file: Path) ->
     return replace(network, shift=statistics.mean, scale=statistics.scale, input_limit=statistics.limit)
 
 
+def export_sb3(network: MlpPolicy, like: Path, out: Path, seen: Array | None) -> tuple[Agreement, Path | None]:
+    """Write a policy into a copy of the zip that it began with, and its statistics beside that.
+
+    Args:
+        network: the policy.
+        like: the original zip.
+        out: the copy.
+        seen: observations of the policy's dataset.
+
+    Returns:
+        How near the copy is, and the file of the statistics if there is one.
+
+    Raises:
+        BadInput: when it does not fit the zip, or has other statistics.
+    """
+    from refine.policies.sb3_export import write_like
+    from refine.policies.sb3_files import find_statistics
+
+    like = find_zip(f"sb3:any:{like}")
+    if out.resolve() == like.resolve():
+        raise BadInput(f"{out} is the original itself.", "Name another file with --out.")
+    statistics = find_statistics(like) if network.shift is not None or network.scale is not None else None
+    content, agreement = write_like(network, like, seen)
+    beside, copy = _statistics_of(network, like, statistics), out.with_name(f"{out.stem}_vecnormalize.pkl")
+    if beside is not None:
+        write_whole(copy, beside)
+    write_whole(out, content)
+    return agreement, None if beside is None else copy
+
+
+def _statistics_of(network: MlpPolicy, like: Path, found: Path | None) -> bytes | None:
+    """The bytes of the statistics that a policy normalises by; None if it does not."""
+    from refine.policies.vec_normalize import MAX_PICKLE_BYTES, read_statistics
+
+    if network.shift is None and network.scale is None and network.input_limit is None:
+        return None
+    plain = replace(network, shift=None, scale=None, input_limit=None)
+    original = normalised(plain, read_statistics(found) if found else None, like)
+    if original.sha256 != network.sha256:
+        raise BadInput(
+            f"The policy normalises its observations otherwise than {found or like} says, so the copy would act "
+            "on other numbers.",
+            "Put the vecnormalize.pkl that it began with beside the zip.",
+        )
+    return read_file(found, limit=MAX_PICKLE_BYTES) if found else None
+
+
 @contextmanager
 def _about(spec: str, name: Sb3Name) -> Generator[None]:
     """Say which file an error is about, and that its library may load what reading does not."""
@@ -183,7 +231,8 @@ def _ask_read(spec: str, spaces: Spaces) -> Foreign:
     models.use_one_thread()
     name = parse_sb3(spec)
     saved = _read(spec, name)
-    network = models.read_network(saved.tensors, saved.facts, name.algorithm, spaces.action)
+    layout = models.find_layout(saved.tensors, saved.facts, name.algorithm)
+    network = models.read_network(saved.tensors, saved.facts, layout, spaces.action)
     statistics = None if name.raw else find_normalisation(name.file)
     decide = replace(decision(network.head, spaces.action), log_std=network.log_std, output_limit=network.output_limit)
 

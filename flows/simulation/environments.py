@@ -12,6 +12,7 @@ import importlib.metadata
 import importlib.util
 import json
 import platform
+import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -49,6 +50,9 @@ _RAM_HINT = 'Use the console\'s memory instead of its screen: --env-kwargs \'{"o
 _ENGINES = {"Box2D": ("box2d", "box2d-py"), "mujoco": ("mujoco",), "ale_py": ("ale-py",)}
 _ROOMS = {"storage", "annotate", "refine", "flows"}
 _KNOWN = {"builtins", "typing", "abc", "gymnasium", "flows", "trajnote", *_ENGINES}
+
+
+_VERSIONED = re.compile(r"(.+)-v(\d{1,4})")
 
 
 class Spaces(NamedTuple):
@@ -96,7 +100,7 @@ def make_environment(env_id: Named, env_kwargs: Mapping[str, Any] | None = None)
     try:
         return gymnasium.make(name, **kwargs)
     except (ImportError, gymnasium.error.DependencyNotInstalled) as error:
-        raise _missing_package(name, error) from error
+        raise _of_yesterday(env_id, name) or _missing_package(name, error) from error
     except Exception as error:  # a third party's constructor may raise anything
         raise BadInput(
             f"{env_id} cannot be made with {json.dumps(kwargs, default=str)}: {describe_raised(error)}."
@@ -300,8 +304,22 @@ def _registered_name(env_id: str) -> str:
     if name not in gymnasium.registry:
         _register_atari(name)
     if name not in gymnasium.registry:
-        raise BadInput(f"Unknown environment {env_id!r}{_near(name)}.", _OWN_HINT)
+        raise _of_yesterday(env_id, name) or BadInput(f"Unknown environment {env_id!r}{_near(name)}.", _OWN_HINT)
     return name
+
+
+def _of_yesterday(env_id: str, name: str) -> BadInput | None:
+    """The refusal of an environment that is gone and has a newer version; that one is only named."""
+    match = _VERSIONED.fullmatch(name)
+    found = [other for known in gymnasium.registry if (other := _VERSIONED.fullmatch(known))] if match else []
+    newer = [int(other[2]) for other in found if match and other[1] == match[1] and int(other[2]) > int(match[2])]
+    if match is None or not newer:
+        return None
+    today = f"{env_id.removesuffix(name)}{match[1]}-v{max(newer)}"
+    return BadInput(
+        f"{env_id} is gone; the nearest of today is {today}, in which returns may differ.",
+        f"If you want that one, name it with --env {today}.",
+    )
 
 
 def _register_atari(name: str) -> None:

@@ -31,6 +31,7 @@ OutputKind = Literal["logits", "q_values", "mean"]
 _DISCRETE_HEADS = ("logits", "q_values")
 _CONTINUOUS_HEADS = ("tanh", "clip")
 _LIMITS = ("input_limit", "output_limit")
+_BESIDE = ("shift", "scale", "log_std")
 
 
 class Acts(NamedTuple):
@@ -158,6 +159,30 @@ class MlpPolicy:
     def to_files(self) -> dict[str, bytes]:
         """Encode the policy as `policy.json` and `weights.npz`; equal policies give equal bytes."""
         return encode_network(_describe(self), _arrays_of(self))
+
+    def to_json(self) -> bytes:
+        """What decides its actions beside the weights, for readers of other files of them."""
+        beside = {name: array.tolist() for name, array in _arrays_of(self).items() if name in _BESIDE}
+        said = _describe(self) | beside | {"sha256": self.sha256}
+        return (json.dumps(said, indent=2, sort_keys=True, allow_nan=False) + "\n").encode()
+
+    @classmethod
+    def from_json(cls, said: Mapping[str, Any], layers: Sequence[tuple[Array, Array]]) -> MlpPolicy:
+        """Put together what `to_json` wrote and layers (out, in) and (out,) of another file.
+
+        Raises:
+            BadInput: when they are no policy, or not the one that was written.
+        """
+        arrays = {f"weight_{place}": weight.T for place, (weight, _) in enumerate(layers)}
+        arrays |= {f"bias_{place}": bias for place, (_, bias) in enumerate(layers)}
+        arrays |= {name: np.asarray(said[name], np.float32) for name in _BESIDE if name in said}
+        try:
+            policy = _build(said, arrays)
+        except (KeyError, TypeError, ValueError) as error:
+            raise BadInput(f"It does not describe a policy: {' '.join(str(error).split())}.") from error
+        if policy.sha256 != said.get("sha256"):
+            raise BadInput("Its weights are not those of the policy that it describes.")
+        return policy
 
     @classmethod
     def from_files(cls, files: Mapping[str, bytes]) -> MlpPolicy:

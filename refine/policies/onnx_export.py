@@ -54,7 +54,7 @@ def export_onnx(
         BadInput: when the graph's outputs differ from the policy's by more than `TOLERANCE`.
     """
     content = _encode(policy)
-    agreement = _compare(policy, content, _probes(policy.observation_space, observations, probes))
+    agreement = _compare(policy, content, draw_probes(policy.observation_space, observations, probes))
     if agreement.largest_difference > TOLERANCE:
         raise BadInput(
             f"The exported graph differs from the policy by {agreement.largest_difference:.2g};"
@@ -157,7 +157,7 @@ def _head(graph: _Graph, policy: MlpPolicy, last: str) -> list[tuple[str, str, l
     return [("action", "FLOAT", ["N", space.size])]
 
 
-def _probes(space: Space, observations: Array | None, count: int) -> Array:
+def draw_probes(space: Space, observations: Array | None, count: int) -> Array:
     """Observations to compare on: the given ones first, the rest drawn from the space."""
     rng = np.random.default_rng(0)
     given = (

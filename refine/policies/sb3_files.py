@@ -77,6 +77,22 @@ def not_a_model(path: Path, error: Exception) -> BadInput:
     return BadInput(f"{path} is no model of Stable-Baselines3: {shorten(reason, 200)}.")
 
 
+def copy_members(path: Path) -> Iterator[tuple[str, bytes]]:
+    """Name and content of each file in a zip that `read_model` has read.
+
+    Raises:
+        BadInput: when one is in a folder, or too large.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            for name in dict.fromkeys(archive.namelist()):
+                if "/" in name or "\\" in name:
+                    raise BadInput(f"{path} holds {shorten(name)}; files without folders are expected.")
+                yield name, _member(archive, path, name, MAX_ARRAY_BYTES)
+    except _BAD as error:
+        raise not_a_model(path, error) from error
+
+
 def _member(archive: zipfile.ZipFile, path: Path, name: str, limit: int) -> bytes:
     info = archive.getinfo(name)
     if info.file_size > limit:
@@ -197,10 +213,10 @@ def _said_box(described: Mapping[str, Any], ours: Space) -> Space:
 
 
 def find_statistics(model: Path) -> Path | None:
-    """The statistics of a `VecNormalize` that lie beside a zip: in the zoo's folder, in the same one, or numbered."""
+    """The statistics of a `VecNormalize` beside a zip: under its name, in the zoo's folder, or in the same one."""
     numbered = re.sub(r"_(\d+)_steps$", r"_vecnormalize_\1_steps.pkl", model.stem)
-    candidates = [folder / name for folder in _folders(model) for name in _STATISTICS]
-    candidates += [model.with_name(f"{model.stem}_{name}") for name in _STATISTICS]
+    candidates = [model.with_name(f"{model.stem}_{name}") for name in _STATISTICS]
+    candidates += [folder / name for folder in _folders(model) for name in _STATISTICS]
     if numbered != model.stem:
         candidates.insert(0, model.with_name(numbered))
     return next((path for path in candidates if path.is_file()), None)

@@ -127,7 +127,7 @@ def from_tensors(
         NotAnMlpError: for activations other than tanh and ReLU, and as `read_network`.
         BadInput: when it is not of this algorithm, or was made for other spaces.
     """
-    network = read_network(tensors, facts, algorithm, action_space)
+    network = read_network(tensors, facts, find_layout(tensors, facts, algorithm), action_space)
     activation = network.activation.lower()
     if activation not in ("tanh", "relu"):
         raise NotAnMlpError(f"Its activation is {network.activation}; tanh and ReLU are portable.")
@@ -155,15 +155,14 @@ class Network(NamedTuple):
         return rows.numpy()
 
 
-def read_network(tensors: Tensors, facts: Facts, algorithm: str, action_space: Space) -> Network:
+def read_network(tensors: Tensors, facts: Facts, layout: Layout, action_space: Space) -> Network:
     """Find the network that acts among the weights of a policy; arguments as in `from_tensors`.
 
     Raises:
-        NotAnMlpError: for convolutions, recurrence, extra feature extractors, and classes or layers of other packages.
-        BadInput: when it is not of this algorithm, or not for these actions.
+        NotAnMlpError: when something else than linear layers with one activation after each has weights.
+        BadInput: when it is not for these actions.
     """
-    layout = find_layout(tensors, facts, algorithm)
-    layers = [layer for part in layout.parts for layer in _read_part(tensors, part)]
+    layers = list(_read_layers(tensors, layout))
     if layout is _QUANTILES:
         layers[-1] = _mean_of_quantiles(*layers[-1], action_space)
     head = _head(facts, layout, action_space)
@@ -171,8 +170,13 @@ def read_network(tensors: Tensors, facts: Facts, algorithm: str, action_space: S
     return Network(layers, _activation(facts, layout), head, log_std, _output_limit(tensors, facts, layout))
 
 
-def find_layout(tensors: Tensors, facts: Facts, algorithm: str) -> Layout:
-    """How an algorithm's weights are laid out, after what no perceptron is was refused.
+def find_layout(tensors: Tensors, facts: Facts, algorithm: str | None = None) -> Layout:
+    """How weights are laid out, after what no perceptron is was refused.
+
+    Args:
+        tensors: a policy's state_dict.
+        facts: what is said of it.
+        algorithm: whose it has to be, one of `LAYOUTS`; None: any.
 
     Raises:
         NotAnMlpError: for recurrence, extractors with weights, and classes of other packages.
@@ -189,30 +193,40 @@ def find_layout(tensors: Tensors, facts: Facts, algorithm: str) -> Layout:
         named = facts.policy_class or "not named"
         raise NotAnMlpError(f"The policy's class is {named}; those of Stable-Baselines3 are portable.")
     found = next((layout for layout in _BY_MARKER if any(name.startswith(layout.marker) for name in tensors)), None)
-    wanted = LAYOUTS[algorithm]
-    if found is not wanted:
+    wanted = LAYOUTS[algorithm] if algorithm else found
+    if found is not wanted or wanted is None:
         theirs = f"those of {found.name}" if found else f"named {shorten(', '.join(sorted(tensors)[:3])) or 'nothing'}"
-        raise BadInput(f"It is not a {algorithm} model, which is {wanted.name}; its weights are {theirs}.")
+        mine = f"a {algorithm} model, which is {wanted.name}" if wanted else "a known model"
+        raise BadInput(f"It is not {mine}; its weights are {theirs}.")
     return wanted
 
 
-def _read_part(tensors: Tensors, part: str) -> Iterator[tuple[Array, Array]]:
-    """The layers of `torch.nn.Sequential`, or one layer; a linear layer has the even places."""
-    found: dict[int, dict[str, Array]] = {}
-    for name, tensor in tensors.items():
-        if not name.startswith(f"{part}."):
-            continue
-        match = _LAYER.fullmatch(name.removeprefix(f"{part}."))
-        if match is None:
-            raise NotAnMlpError(f"Its tensor {name} is not of a linear layer.")
-        found.setdefault(int(match[1] or 0), {})[match[2]] = tensor
-    if sorted(found) != list(range(0, 2 * len(found), 2)):
-        raise NotAnMlpError(f"The layers of {part} with weights have the places {sorted(found)}; 0, 2, 4 are expected.")
-    for _, layer in sorted(found.items()):
-        weight = layer.get("weight")
+def layer_names(tensors: Tensors, layout: Layout) -> Iterator[tuple[str, str]]:
+    """Names of the weight and of the bias of each layer of the network that acts, first to last.
+
+    The layers of `torch.nn.Sequential` have the even places; a part may be one layer without a place.
+
+    Raises:
+        NotAnMlpError: when something else than linear layers with one activation after each has weights.
+    """
+    for part in layout.parts:
+        matches = [_LAYER.fullmatch(name.removeprefix(f"{part}.")) for name in tensors if name.startswith(f"{part}.")]
+        if None in matches:
+            raise NotAnMlpError(f"{part} has tensors that are not of a linear layer.")
+        places = sorted({match[1] or "" for match in matches if match}, key=lambda place: int(place or 0))
+        if [int(place or 0) for place in places] != list(range(0, 2 * len(places), 2)):
+            raise NotAnMlpError(f"The layers of {part} have the places {', '.join(places)}; 0, 2, 4 are expected.")
+        for place in places:
+            layer = f"{part}.{place}" if place else part
+            yield f"{layer}.weight", f"{layer}.bias"
+
+
+def _read_layers(tensors: Tensors, layout: Layout) -> Iterator[tuple[Array, Array]]:
+    for weight_name, bias_name in layer_names(tensors, layout):
+        weight = tensors.get(weight_name)
         if weight is None or weight.ndim != 2:
-            raise NotAnMlpError(f"A layer of {part} is not linear.")
-        yield weight, layer.get("bias", np.zeros(len(weight), np.float32))
+            raise NotAnMlpError(f"{weight_name} is not of a linear layer.")
+        yield weight, tensors.get(bias_name, np.zeros(len(weight), np.float32))
 
 
 def _activation(facts: Facts, layout: Layout) -> str:
