@@ -41,7 +41,8 @@ PolicyOption = Annotated[
     str,
     typer.Option(
         "--policy",
-        help="random, policy:PATH_OR_ID, rules:LIST_ID, d3rlpy:PATH, sb3:ALGO:PATH, onnx:PATH or py:MODULE:CALLABLE. "
+        help="random, policy:PATH_OR_ID, rules:LIST_ID, d3rlpy:PATH, sb3:ALGO:PATH, torch:PATH, onnx:PATH or "
+        "py:MODULE:CALLABLE. "
         "Files of d3rlpy are pickles: load only what you trust.",
     ),
 ]

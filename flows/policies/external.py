@@ -67,8 +67,8 @@ def _find_file(spec: Named) -> Path | None:
     kind, _, rest = spec.partition(":")
     if kind == "sb3":
         return find_zip(spec)
-    if kind == "onnx":
-        return _file(rest, spec)
+    if kind == "onnx" or kind.partition("+")[0] == "torch":
+        return find_file(rest, spec)
     if kind == "d3rlpy":
         from refine.policies import d3rlpy_models as learnables
 
@@ -86,7 +86,7 @@ def find_zip(spec: str) -> Path:
     name = spec.split(":", 2)[-1]
     folder = Path(name).expanduser()
     if not folder.is_dir() or folder.with_name(f"{folder.name}.zip").is_file():
-        return _file(name, spec, ".zip")
+        return find_file(name, spec, ".zip")
     found = sorted(folder.glob("*.zip"))
     if len(found) != 1:
         named = ", ".join(file.name for file in found[:5]) or "none"
@@ -131,11 +131,16 @@ def open_onnx(spec: Named, spaces: Spaces) -> Policy:
         BadInput: when there is no such file, it cannot be loaded, or does not fit the spaces.
         Prerequisite: when onnxruntime is not installed.
     """
-    file = _file(spec.partition(":")[2], spec)
+    file = find_file(spec.partition(":")[2], spec)
     actor = ForeignActor(spec, sha256_file(file), spaces, _ask_onnx)
-    shape = (1,) if spaces.observation.is_discrete else (1, spaces.observation.size)
-    actor.act(np.full(shape, spaces.observation.start, spaces.observation.dtype))  # fails now if it does not fit
+    actor.act(probe(spaces))  # fails now if it does not fit
     return actor
+
+
+def probe(spaces: Spaces) -> Array:
+    """One observation, (1, n), or (1,) when discrete, to ask a policy for once."""
+    shape = (1,) if spaces.observation.is_discrete else (1, spaces.observation.size)
+    return np.full(shape, spaces.observation.start, spaces.observation.dtype)
 
 
 def _ask_d3rlpy(spec: str, spaces: Spaces) -> Foreign:
@@ -207,7 +212,7 @@ def _path(spec: str) -> Path:
     return Path(spec.partition(":")[2]).expanduser()
 
 
-def _file(name: str, spec: str, suffix: str = "") -> Path:
+def find_file(name: str, spec: str, suffix: str = "") -> Path:
     """The file of a name, with or without its suffix."""
     for candidate in (Path(name).expanduser(), Path(name + suffix).expanduser()):
         if candidate.is_file():

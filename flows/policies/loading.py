@@ -23,14 +23,19 @@ from storage.store import Store
 
 from ..simulation import Named, NetworkActor, Policy, RandomActor, Spaces, not_loaded, own_policy, spelled
 from .external import check_spaces, hash_policy_file, open_d3rlpy, open_onnx
+from .plain_networks import open_torch
 from .python_policies import open_py
 from .sb3 import export_sb3, open_sb3
+from .sb3 import export_sb3, open_sb3
 
-FORMS = "random, policy:PATH_OR_ID, rules:LIST_ID, d3rlpy:PATH, sb3:ALGO:PATH, onnx:PATH, py:MODULE:CALLABLE"
+FORMS = (
+    "random, policy:PATH_OR_ID, rules:LIST_ID, d3rlpy:PATH, sb3:ALGO:PATH, torch:PATH, onnx:PATH, py:MODULE:CALLABLE"
+)
 
 _OPENERS: Mapping[str, Callable[[Named, Spaces], Policy]] = {
     "d3rlpy": open_d3rlpy,
     "sb3": open_sb3,
+    "torch": open_torch,
     "onnx": open_onnx,
     "py": open_py,
 }
@@ -44,6 +49,7 @@ def load_policy(spec: Named, spaces: Spaces, store: Store | None = None, *, file
     - `rules:LIST_ID`: what a list of rules says, and elsewhere what the baseline of the list's dataset does.
     - `d3rlpy:PATH`: a `.d3` file, or a folder of d3rlpy's logger, whose newest model acts. A pickle: trust it first.
     - `sb3:ALGO:PATH`: a zip of Stable-Baselines3 or its contrib package, which is read and not run; see `sb3.py`.
+    - `torch:PATH`: a state_dict of torch or a file of safetensors; see `plain_networks.open_torch`.
     - `onnx:PATH`: see `external.open_onnx` for its inputs and outputs.
     - `py:MODULE:CALLABLE`: a function from observations to actions; see `python_policies.open_py`.
 
@@ -65,10 +71,11 @@ def load_policy(spec: Named, spaces: Spaces, store: Store | None = None, *, file
         return _open_portable(spec, rest, spaces, store)
     if kind == "rules" and rest:
         return _open_rules(spec, rest, spaces, store)
-    if kind in _OPENERS and rest:
+    opener = _OPENERS.get(kind.partition("+")[0] if kind.startswith("torch+") else kind)
+    if opener is not None and rest:
         _refuse_unnamed(spec)
         _refuse_changed(spec, file_sha256)
-        return _OPENERS[kind](spec, spaces)
+        return opener(spec, spaces)
     hint = f"Did you mean policy:{spec}?" if Path(spec).is_dir() else ""
     raise BadInput(f"Unknown policy {spec!r}; allowed: {FORMS}.", hint)
 

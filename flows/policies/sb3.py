@@ -22,10 +22,11 @@ from storage.errors import BadInput
 from storage.schema import Array
 
 from ..simulation import Answer, Foreign, ForeignActor, Named, NetworkActor, Policy, Spaces, to_space
-from .external import check_spaces, decision, find_extra, find_zip, refuse_image_shape, refuse_memory
+from .external import check_spaces, decision, find_extra, find_zip, probe, refuse_image_shape, refuse_memory
 
 if TYPE_CHECKING:
     from refine.policies.sb3_files import SavedModel
+    from refine.policies.sb3_models import Network
     from refine.policies.vec_normalize import Statistics
 
 LIBRARIES = {
@@ -112,7 +113,7 @@ def open_sb3(spec: Named, spaces: Spaces) -> Policy:
     except models.NotAnMlpError:
         actor = ForeignActor(spec, _hash(name), spaces, _ask_read)
         with _about(spec, name):
-            actor.act(np.full((1, spaces.observation.size), spaces.observation.start, spaces.observation.dtype))
+            actor.act(probe(spaces))
         return actor
 
 
@@ -225,15 +226,21 @@ def _read(spec: str, name: Sb3Name) -> SavedModel:
 
 def _ask_read(spec: str, spaces: Spaces) -> Foreign:
     """What is read and acts in torch, for it is not portable."""
-    from refine.policies import network_inputs
     from refine.policies import sb3_models as models
 
-    models.use_one_thread()
     name = parse_sb3(spec)
     saved = _read(spec, name)
     layout = models.find_layout(saved.tensors, saved.facts, name.algorithm)
     network = models.read_network(saved.tensors, saved.facts, layout, spaces.action)
-    statistics = None if name.raw else find_normalisation(name.file)
+    return ask_network(network, spaces, None if name.raw else find_normalisation(name.file))
+
+
+def ask_network(network: Network, spaces: Spaces, statistics: Statistics | None = None) -> Foreign:
+    """A network that was read and is not portable, such as for its activation; torch computes it."""
+    from refine.policies import network_inputs
+    from refine.policies.sb3_models import use_one_thread
+
+    use_one_thread()
     decide = replace(decision(network.head, spaces.action), log_std=network.log_std, output_limit=network.output_limit)
 
     def respond(observation: Array, mode: Mode, rng: np.random.Generator | None) -> Answer:

@@ -101,8 +101,14 @@ def _member(archive: zipfile.ZipFile, path: Path, name: str, limit: int) -> byte
     return archive.read(info)
 
 
-def read_tensors(content: bytes, path: Path) -> dict[str, Array]:
+def read_tensors(content: bytes, path: Path, *, nested: bool = False) -> dict[str, Array]:
     """The tensors of a state_dict that torch wrote, as weights only: nothing else in it is loaded.
+
+    Args:
+        content: of the file.
+        path: of the file, for messages.
+        nested: whether it may be a checkpoint: of several state_dicts the first, or all with dots in their names;
+            what is no tensor is left out.
 
     Raises:
         BadInput: when it is damaged, larger than it may be, or holds anything but tensors of numbers.
@@ -113,9 +119,19 @@ def read_tensors(content: bytes, path: Path) -> dict[str, Array]:
     except Exception as error:  # torch may raise anything for a damaged file
         reason = " ".join(str(error).split())
         raise BadInput(f"{path}: its weights are not read: {shorten(reason, 200)}.") from error
+    if nested:
+        found = dict(_flatten(found[0] if isinstance(found, tuple | list) and found else found, ""))
     if not isinstance(found, dict) or not all(isinstance(name, str) for name in found):
         raise BadInput(f"{path}: its weights are a {type(found).__name__}; tensors with names are expected.")
     return {name: _to_array(name, tensor, path) for name, tensor in found.items()}
+
+
+def _flatten(found: Any, prefix: str, depth: int = 4) -> Iterator[tuple[str, Any]]:
+    if isinstance(found, torch.Tensor):
+        yield prefix.removesuffix("."), found
+    elif isinstance(found, dict) and depth:
+        for name, value in found.items():
+            yield from _flatten(value, f"{prefix}{name}.", depth - 1)
 
 
 def _check_inner(content: bytes, path: Path) -> None:

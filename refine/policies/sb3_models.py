@@ -128,12 +128,7 @@ def from_tensors(
         BadInput: when it is not of this algorithm, or was made for other spaces.
     """
     network = read_network(tensors, facts, find_layout(tensors, facts, algorithm), action_space)
-    activation = network.activation.lower()
-    if activation not in ("tanh", "relu"):
-        raise NotAnMlpError(f"Its activation is {network.activation}; tanh and ReLU are portable.")
-    weights, biases = zip(*((weight.T, bias) for weight, bias in network.layers), strict=True)
-    found = MlpPolicy(observation_space, action_space, weights, biases, activation, network.head)
-    return replace(found, log_std=network.log_std, output_limit=network.output_limit)
+    return network.to_policy(observation_space, action_space)
 
 
 class Network(NamedTuple):
@@ -144,6 +139,20 @@ class Network(NamedTuple):
     head: Head
     log_std: Array | None  # (m,)
     output_limit: float | None
+
+    def to_policy(self, observation_space: Space, action_space: Space) -> MlpPolicy:
+        """The same as a portable policy.
+
+        Raises:
+            NotAnMlpError: for activations other than tanh and ReLU.
+            BadInput: when it does not fit the spaces.
+        """
+        activation = self.activation.lower()
+        if activation not in ("tanh", "relu"):
+            raise NotAnMlpError(f"Its activation is {self.activation}; tanh and ReLU are portable.")
+        weights, biases = zip(*((weight.T, bias) for weight, bias in self.layers), strict=True)
+        found = MlpPolicy(observation_space, action_space, weights, biases, activation, self.head)
+        return replace(found, log_std=self.log_std, output_limit=self.output_limit)
 
     def outputs(self, inputs: Array) -> Array:
         """The last layer at inputs (N, n), by torch, (N, k) float32."""
