@@ -8,24 +8,38 @@ the seeds 0 to 99. The reported numbers are of `benchmark.md` of rl-baselines3-z
 steps with deterministic actions. `apart` is the difference of the two means in standard errors of that difference;
 beyond 3 it is more than chance, such as an environment that has changed. An agent that is not in the folder is left
 out.
+
+    python -m benchmarks.agents rl-trained-agents --whole-way WORK --agents ars/MountainCar-v0_1
+
+takes an agent all the way, by the commands that a user types, in the folder WORK: 30 episodes are collected, the rules
+in `RULES` are imported (written by hand, no model was asked), the policy is refined without a gate, the candidate that
+was trained is exported into a copy of the zip, and the library itself plays the copy, behind its own `VecNormalize`
+where there is one, on the same 100 seeds.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib
+import json
 import math
+import subprocess
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import gymnasium
 import numpy as np
 from rich.console import Console
 from rich.table import Table
 
 from flows.policies import load_policy
+from flows.policies.sb3 import LIBRARIES
 from flows.simulation import EnvironmentMaker, Named, look_up_spaces, returns_of
 from refine.policies.sb3_models import use_one_thread
+from storage.store import Store
 
 EPISODES = 100
 
@@ -103,12 +117,103 @@ def rows_of(measured: Measured) -> Iterator[str]:
     yield "" if apart is None else f"{apart:+.1f}"
 
 
+RULES: Mapping[str, Any] = {
+    "MountainCar-v0": [
+        {
+            "predicate": "velocity >= least(-0.09 * (position + 0.25) ** 2 + 0.03, 0.3 * (position + 0.9) ** 4 - 0.008)"
+            " AND velocity <= -0.07 * (position + 0.38) ** 2 + 0.07",
+            "suggested_action": "push_right",
+        },
+        {"predicate": "velocity > -1", "suggested_action": "push_left"},
+    ],
+    "Acrobot-v1": [
+        {"predicate": "theta2_velocity > 0", "suggested_action": "positive_torque"},
+        {"predicate": "theta2_velocity <= 0", "suggested_action": "negative_torque"},
+    ],
+}
+
+
+@dataclass(frozen=True)
+class Way:
+    """One agent on the whole way, in a folder of its own."""
+
+    agent: Agent
+    zip: Path
+    work: Path
+
+    def run(self, *arguments: str) -> str:
+        """Run one command on the folder's store; returns what it prints."""
+        command = [sys.executable, "-m", "trajnote", *arguments, "--store", str(self.work / "store")]
+        return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+
+    def refined(self) -> Mapping[str, Any]:
+        """Collect, import rules and refine, as far as it was not done before."""
+        env, policy = self.agent.env_id, f"sb3:{self.agent.algorithm}:{self.zip}"
+        self.run("collect", "--env", env, "--policy", policy, "--mode", "greedy", "--dataset", "begun")
+        rules = self.work / "rules.json"
+        rules.write_text(json.dumps({"rules": RULES[env]}))
+        self.run("rules", "import", str(rules), "--dataset", "begun")
+        return json.loads(self.run("refine", "--rules", "--estimate", "--dataset", "begun", "--json").splitlines()[-1])
+
+    def exported(self, policy_id: str) -> Path:
+        """Write a policy into a copy of the zip."""
+        out = self.work / "refined.zip"
+        self.run("policy", "export", policy_id, "--format", "sb3", "--like", str(self.zip), "--out", str(out))
+        return out
+
+
+def play_in_library(agent: Agent, file: Path, episodes: int) -> np.ndarray:
+    """Returns of the library's own loop: `load`, `VecNormalize.load`, `predict`, one episode per seed."""
+    from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
+
+    environment = gymnasium.make(agent.env_id, **agent.env_kwargs)
+    spaces = {"observation_space": environment.observation_space, "action_space": environment.action_space}
+    schedules = {"learning_rate": 0.0, "lr_schedule": 0.0, "clip_range": 0.0, "delta_std_schedule": 0.0}
+    library = importlib.import_module(LIBRARIES[agent.algorithm])
+    model = getattr(library, agent.algorithm).load(file, device="cpu", custom_objects=spaces | schedules)
+    beside = file.with_name(f"{file.stem}_vecnormalize.pkl")
+    venv = VecNormalize.load(str(beside), DummyVecEnv([lambda: environment])) if beside.is_file() else None
+    returns = np.zeros(episodes)
+    for seed in range(episodes):
+        observation, is_over = environment.reset(seed=seed)[0], False
+        while not is_over:
+            seen = observation if venv is None else venv.normalize_obs(observation)
+            action, _ = model.predict(seen, deterministic=True)
+            observation, reward, terminated, truncated, _ = environment.step(action)
+            returns[seed] += float(reward)
+            is_over = terminated or truncated
+    return returns
+
+
+def take_whole_way(agent: Agent, folder: Path, work: Path, episodes: int) -> Iterator[str]:
+    """Cells: the agent, returns of the original, of the refined one here and in the library, equal episodes."""
+    work.mkdir(parents=True, exist_ok=True)
+    way = Way(agent, next((folder / agent.name).glob("*.zip")), work)
+    found = way.refined()
+    begun = measure(agent, folder, episodes).returns
+    out = way.exported(found["candidate_id"])
+    spaces = look_up_spaces(Named(agent.env_id), agent.env_kwargs)
+    ours = load_policy(Named(f"policy:{found['candidate_id']}"), spaces, Store.open(work / "store"))
+    here = returns_of(EnvironmentMaker(Named(agent.env_id), agent.env_kwargs), ours, range(episodes))
+    there = play_in_library(agent, out, episodes)
+    yield agent.name
+    yield from (f"{returns.mean():.1f}" for returns in (begun, here, there))
+    yield f"{np.mean(here == there):.0%}"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="Reported and measured returns of published agents.")
     parser.add_argument("folder", type=Path, help="rl-trained-agents, or a folder laid out alike")
     parser.add_argument("--episodes", type=int, default=EPISODES)
+    parser.add_argument("--whole-way", type=Path, metavar="WORK", help="folder for stores and zips")
+    parser.add_argument("--agents", nargs="+", default=[], metavar="NAME", help="agents that go the whole way")
     options = parser.parse_args()
     use_one_thread()
+    if options.whole_way:
+        for agent in (agent for agent in AGENTS if agent.name in options.agents):
+            work = options.whole_way / agent.name.replace("/", "-")
+            print(" | ".join(take_whole_way(agent, options.folder, work, options.episodes)), flush=True)
+        return
     titles = ("agent", "environment", "reported, mean ± std", f"measured, {options.episodes} episodes", "apart")
     table, console = Table(*titles), Console(width=120)
     for agent in AGENTS:
