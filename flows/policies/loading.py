@@ -26,7 +26,6 @@ from .external import check_spaces, hash_policy_file, open_d3rlpy, open_onnx
 from .plain_networks import open_torch
 from .python_policies import open_py
 from .sb3 import export_sb3, open_sb3
-from .sb3 import export_sb3, open_sb3
 
 FORMS = (
     "random, policy:PATH_OR_ID, rules:LIST_ID, d3rlpy:PATH, sb3:ALGO:PATH, torch:PATH, onnx:PATH, py:MODULE:CALLABLE"
