@@ -207,7 +207,7 @@ def _memory_of(env_id: str, baseline: str) -> Memory:
 # --- labels -----------------------------------------------------------------------------------------------------------
 
 
-def _steps_of(episodes: Sequence[Episode]) -> StepArrays:
+def steps_of(episodes: Sequence[Episode]) -> StepArrays:
     """The episodes as a dataset's columns, without a store."""
 
     def flags(name: str) -> NDArray[np.bool_]:
@@ -231,7 +231,7 @@ def _steps_of(episodes: Sequence[Episode]) -> StepArrays:
 def _logged_steps(plan: Plan) -> StepArrays:
     first = DATASET_SEED + plan.number * SEEDS_APART
     seeds = range(first, first + LABELLED_EPISODES)
-    return _steps_of(play_episodes(plan.env_id, load_network(plan.baseline), seeds, "sampled"))
+    return steps_of(play_episodes(plan.env_id, load_network(plan.baseline), seeds, "sampled"))
 
 
 def _clean_labels(plan: Plan, steps: StepArrays, rng: np.random.Generator, per_episode: int) -> Labels:

@@ -23,11 +23,20 @@ from flows.datasets.collection import CollectConfig
 from flows.datasets.recordings import gather
 from flows.deployment import night as nights
 from flows.deployment.intake import take_in_new
-from flows.deployment.night import Night, run_night
+from flows.deployment.night import Night, gate_of_night, run_night
 from flows.deployment.settings import DeploymentConfig
+from flows.refinement.comparison import GateConfig
 from flows.simulation.fingerprint import Fingerprint
+from refine.evaluation.racing import share_over_nights
 from storage.errors import Prerequisite, ProviderFailed
-from storage.policies.deployments import AlreadyRunning, deployment_lock, list_decisions, list_in_force, list_intakes
+from storage.policies.deployments import (
+    AlreadyRunning,
+    Decision,
+    deployment_lock,
+    list_decisions,
+    list_in_force,
+    list_intakes,
+)
 from storage.store import Store
 
 TESTS = Path(__file__).parent
@@ -139,6 +148,9 @@ def test_a_rejected_refinement_keeps_what_was_in_force_and_the_next_gate_has_see
     world.drop(1)
     assert world.run(improve=small_config(gate=GATE, snapshots=(1,)).model_dump()).policy_id == first.policy_id
     kept = list_decisions(world.store, "toy")[1]
+    with world.store.catalog.read() as con:
+        rates = con.execute("SELECT DISTINCT (config -> 'gate' ->> 'error_rate')::DOUBLE FROM refinements").fetchall()
+    assert rates == [(share_over_nights(0.05, 0),)]  # the first one promoted, so it has used nothing
     assert (kept.promoted, kept.policy_id, kept.previous_id) == (False, first.policy_id, first.policy_id)
     with world.store.catalog.read() as con:
         rows = con.execute("SELECT DISTINCT purpose, first_seed FROM evaluations ORDER BY first_seed").fetchall()
@@ -150,6 +162,20 @@ def test_a_rejected_refinement_keeps_what_was_in_force_and_the_next_gate_has_see
         ("accept", 1_000_034),
         ("report", 1_000_050),
     ]
+
+
+def test_a_night_that_keeps_the_policy_in_force_leaves_less_of_the_error_rate_to_the_next() -> None:
+    def decided(promoted: bool) -> Decision:
+        return Decision("c", "p", None, promoted, 1, "")
+
+    gate = GateConfig(first_seed=5)
+    first = gate_of_night(gate, [])
+    assert (first.first_seed, first.error_rate) == (None, share_over_nights(0.05, 0))
+    assert first.seeds.accept == range(1_000_012, 1_000_272)
+    assert gate_of_night(gate, [decided(True)] * 3) == first
+    third = gate_of_night(gate, [decided(False), decided(True), decided(False)])
+    assert third.error_rate == pytest.approx(0.05 * (3**-0.5 - 4**-0.5))
+    assert len(gate_of_night(GateConfig(accept=50), [decided(False)]).seeds.accept) == 50  # the user's limit stays
 
 
 @pytest.mark.slow

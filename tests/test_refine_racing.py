@@ -7,9 +7,21 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from scipy import stats
 
 from refine.evaluation.gate import Decision, paired_difference
-from refine.evaluation.racing import Rung, bound_gain, decide_early, list_looks, list_rungs, rank_survivors
+from refine.evaluation.racing import (
+    Rung,
+    bound_gain,
+    chance_below_zero,
+    decide_early,
+    decide_strictly,
+    lengthen,
+    list_looks,
+    list_rungs,
+    rank_survivors,
+    share_over_nights,
+)
 from storage.errors import BadInput
 
 Drawn = Callable[[np.random.Generator, int], NDArray[np.float64]]
@@ -144,3 +156,53 @@ def test_equal_gains_prove_nothing_until_a_disaster_would_have_been_seen() -> No
 def test_a_look_that_was_not_planned_is_refused() -> None:
     with pytest.raises(BadInput, match=r"after 13 episodes.*looks are \[12, 24, 48, 96\]"):
         decide_early(np.zeros(13), most=96, worst=0.0)
+
+
+def test_the_shares_of_all_nights_add_up_to_the_error_rate_and_a_night_that_promotes_uses_none() -> None:
+    shares = [share_over_nights(0.05, kept) for kept in range(365)]
+    assert shares[0] == pytest.approx(0.05 * (1 - 1 / np.sqrt(2)))
+    assert all(np.diff(shares) < 0)
+    assert sum(shares) == pytest.approx(0.05 * (1 - 1 / np.sqrt(366)))
+    assert sum(share_over_nights(0.05, kept) for kept in range(100_000)) < 0.05
+
+
+def test_a_longer_test_makes_up_for_a_smaller_error() -> None:
+    assert lengthen(192, 0.05) == 192
+    assert lengthen(192, share_over_nights(0.05, 0)) == 260
+    assert lengthen(192, share_over_nights(0.05, 364)) == 668
+
+
+@pytest.mark.parametrize(("losses", "wins"), [(3, 20), (30, 100), (1, 50), (90, 150)])
+def test_a_tiny_chance_is_that_of_the_beta_distribution_where_only_two_numbers_are(losses: int, wins: int) -> None:
+    numbers = np.array([-1.0] * losses + [1.0] * wins)
+    assert chance_below_zero(numbers) == pytest.approx(stats.beta.sf(0.5, losses, wins), rel=1e-6)
+
+
+def test_a_chance_is_certain_where_all_numbers_have_one_sign() -> None:
+    assert chance_below_zero(np.array([1.0, 2.0])) == 0
+    assert chance_below_zero(np.array([-1.0, -2.0])) == 1
+
+
+@pytest.mark.parametrize("error", [1e-3, 1e-6, 1e-9])
+def test_a_bound_with_a_tiny_error_is_the_number_below_which_the_mean_has_that_chance(error: float) -> None:
+    values = normal(np.random.default_rng(2), 48) + 0.5
+    bound = bound_gain(values, worst=-3.0, error=error)
+    assert chance_below_zero(np.append(values, -3.0) - bound.low) == pytest.approx(error, rel=1e-3)
+    assert chance_below_zero(bound.high - np.append(values, values.max())) == pytest.approx(error, rel=1e-3)
+    assert bound_gain(np.full(12, 10.0), worst=10.0, error=error).low == 10
+
+
+def test_wins_and_losses_of_a_policy_that_is_truly_worse_promote_it_in_no_simulated_night() -> None:
+    rng, error = np.random.default_rng(8), share_over_nights(0.05, 200)
+    for _ in range(200):
+        won, before = (rng.random(96) < 0.45) * 2.0 - 1, (rng.random(96) < 0.5) * 2.0 - 1
+        looks = (decide_early((won - before)[:n], most=96, worst=-2.0, error=error) for n in list_looks(96))
+        assert not next(decision for decision in looks if decision is not None).accepted
+
+
+def test_one_strict_look_needs_more_than_a_plain_one() -> None:
+    gains = np.full(30, 10.0)
+    assert decide_strictly(gains, worst=-20.0, error=0.01).accepted
+    strict = decide_strictly(gains, worst=-20.0, error=1e-7)
+    assert not strict.accepted
+    assert strict.reason.endswith("which does not exclude zero")

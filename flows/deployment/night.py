@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from refine.evaluation import share_over_nights
 from storage.datasets import read_manifest
 from storage.errors import Prerequisite, TrajnoteError, TrajnoteWarning
 from storage.policies import (
@@ -30,7 +31,7 @@ from storage.schema import Manifest
 from storage.store import Store
 
 from ..labelling import LabelConfig, export, label
-from ..refinement import Outcome, improve, show_comparison
+from ..refinement import GateConfig, Outcome, improve, show_comparison
 from ..runtime import Report, running_on, silent
 from ..simulation import Named, are_alike, find_home
 from .intake import acting_policy, take_in_new
@@ -215,11 +216,11 @@ class _Night:
             wanted = self.config.refine_after
             self.night.decision = f"kept: {new} new labels since the last refinement, {wanted} make another one"
             return
-        gate = self.config.improve.gate  # a night that took seeds by name would be a search over one set of seeds
+        gate = self.config.improve.gate
         outcome = improve(
             self.store,
             datasets[0],
-            self.config.improve.model_copy(update={"gate": gate.model_copy(update={"first_seed": None})}),
+            self.config.improve.model_copy(update={"gate": gate_of_night(gate, decisions)}),
             baseline=before or self.config.baseline,
             env_id=self._named(read_manifest(self.store, datasets[0])),
             also=datasets[1:],
@@ -269,6 +270,12 @@ class _Night:
 
     def _note(self, *notes: str) -> None:
         self.night.notes = tuple(dict.fromkeys([*self.night.notes, *notes]))
+
+
+def gate_of_night(gate: GateConfig, decisions: Sequence[Decision]) -> GateConfig:
+    """The gate of the next night: seeds that no other has used, and its share of the error rate of all nights."""
+    kept = sum(not decision.promoted for decision in decisions)
+    return gate.model_copy(update={"first_seed": None, "error_rate": share_over_nights(gate.error_rate, kept)})
 
 
 def _judge(outcome: Outcome, before: str | None) -> Decision:

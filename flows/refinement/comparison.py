@@ -23,6 +23,7 @@ from pydantic import Field
 
 from refine.config import Snapshot
 from refine.evaluation import (
+    ERROR_RATE,
     Decision,
     Interval,
     Rank,
@@ -31,10 +32,12 @@ from refine.evaluation import (
     deal,
     decide_acceptance,
     decide_early,
+    decide_strictly,
     interval,
     interval_over_draws,
     judge_improvement,
     judge_labels,
+    lengthen,
     list_looks,
     list_rungs,
     pair_with_labels,
@@ -88,7 +91,14 @@ class GateConfig(Frozen):
     accept: int | None = Field(
         default=None,
         ge=10,
-        description="episodes that accept the winner, paired with the baseline's, at most; null: 192, and 60 in full",
+        description="episodes that accept the winner, paired with the baseline's, at most; null: 192, and 60 in full,"
+        " and more for a smaller error rate",
+    )
+    error_rate: float = Field(
+        default=ERROR_RATE,
+        gt=0,
+        le=ERROR_RATE,
+        description="probability of accepting what is no better; of all nights together, in a deployment",
     )
     report: int = Field(default=100, ge=10, description="episodes that are reported and decide the verdicts")
     mode: Mode = Field(default="greedy", description="how policies act while they are chosen and accepted")
@@ -99,7 +109,8 @@ class GateConfig(Frozen):
     @property
     def seeds(self) -> SeedPlan:
         """The three ranges; without a first seed, where an empty catalog has them."""
-        select, accept = self.select or SELECT[self.method], self.accept or ACCEPT[self.method]
+        select = self.select or SELECT[self.method]
+        accept = self.accept or lengthen(ACCEPT[self.method], self.error_rate)
         first = FIRST_SEED if self.first_seed is None else self.first_seed
         return SeedPlan.starting_at(first, select=select, accept=accept, report=self.report)
 
@@ -257,7 +268,8 @@ class ComparisonPlan:
     ) -> list[Trial]:
         """Choose the best candidate of each draw and accept it, or keep the baseline in force."""
         play = partial(self._returns, mode=self.gate.mode)
-        found = try_fields(play, self.baseline, fields, self.gate.seeds, self.gate.method)
+        gate = self.gate
+        found = try_fields(play, self.baseline, fields, gate.seeds, gate.method, gate.error_rate)
         return [
             Trial(
                 draw=draw,
@@ -400,7 +412,12 @@ class Finding:
 
 
 def try_fields(
-    play: Play, baseline: Candidate, fields: Sequence[Sequence[Candidate]], plan: SeedPlan, method: Method
+    play: Play,
+    baseline: Candidate,
+    fields: Sequence[Sequence[Candidate]],
+    plan: SeedPlan,
+    method: Method,
+    error: float = ERROR_RATE,
 ) -> list[Finding]:
     """Choose a winner in each field and accept or reject it.
 
@@ -410,29 +427,35 @@ def try_fields(
         fields: the candidates of each refinement, at least one each.
         plan: the seeds; racing uses the first of them.
         method: full or racing.
+        error: probability of accepting a winner that is no better.
 
     Returns:
         One finding per field.
     """
-    return (_race if method == "racing" else _try_in_full)(play, baseline, fields, plan)
+    return (_race if method == "racing" else _try_in_full)(play, baseline, fields, plan, error)
 
 
 def _try_in_full(
-    play: Play, baseline: Candidate, fields: Sequence[Sequence[Candidate]], plan: SeedPlan
+    play: Play, baseline: Candidate, fields: Sequence[Sequence[Candidate]], plan: SeedPlan, error: float
 ) -> list[Finding]:
     played = iter(play([candidate for candidates in fields for candidate in candidates], plan.select, "select"))
     selection = [[next(played) for _ in candidates] for candidates in fields]
     winners = [int(rank({str(n): found for n, found in enumerate(returns)})[0]) for returns in selection]
     tested = [candidates[winner] for candidates, winner in zip(fields, winners, strict=True)]
     before, *after = play([baseline, *tested], plan.accept, "accept")
+    decisions = [decide_acceptance(reached, before) for reached in after]
+    if error < ERROR_RATE:
+        (selected,) = play([baseline], plan.select, "select")
+        worst = [float((np.array(returns) - selected).min()) for returns in selection]
+        decisions = [decide_strictly(r - before, worst=w, error=error) for r, w in zip(after, worst, strict=True)]
     return [
         Finding(
             selection=[float(found.mean()) for found in returns],
             episodes=[len(found) for found in returns],
             winner=winner,
-            decision=decide_acceptance(reached, before),
+            decision=decision,
         )
-        for returns, winner, reached in zip(selection, winners, after, strict=True)
+        for returns, winner, decision in zip(selection, winners, decisions, strict=True)
     ]
 
 
@@ -465,12 +488,14 @@ class _Racers:
         return Finding(means, [len(returns) for returns in self.returns], self.alive[0], self.decision)
 
 
-def _race(play: Play, baseline: Candidate, fields: Sequence[Sequence[Candidate]], plan: SeedPlan) -> list[Finding]:
+def _race(
+    play: Play, baseline: Candidate, fields: Sequence[Sequence[Candidate]], plan: SeedPlan, error: float
+) -> list[Finding]:
     racers = [_Racers.of(candidates) for candidates in fields]
     _halve(play, racers, plan.select)
     (before,) = play([baseline], plan.select, "select")
     worst = [each.worst_difference(before) for each in racers]
-    _accept(play, baseline, racers, worst, plan.accept)
+    _accept(play, baseline, racers, worst, plan.accept, error)
     return [each.finding() for each in racers]
 
 
@@ -493,7 +518,9 @@ def _climb(play: Play, racers: Sequence[_Racers], seeds: range) -> None:
         begin = rung.episodes
 
 
-def _accept(play: Play, baseline: Candidate, racers: Sequence[_Racers], worst: Sequence[float], seeds: range) -> None:
+def _accept(
+    play: Play, baseline: Candidate, racers: Sequence[_Racers], worst: Sequence[float], seeds: range, error: float
+) -> None:
     """Play the winners and the baseline, look by look, until every field is decided."""
     begin = 0
     for look in list_looks(len(seeds)):
@@ -504,5 +531,5 @@ def _accept(play: Play, baseline: Candidate, racers: Sequence[_Racers], worst: S
         for n, reached in zip(running, after, strict=True):
             each = racers[n]
             each.differences = np.append(each.differences, reached - before)
-            each.decision = decide_early(each.differences, most=len(seeds), worst=worst[n])
+            each.decision = decide_early(each.differences, most=len(seeds), worst=worst[n], error=error)
         begin = look

@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 from math import isnan
 from typing import TYPE_CHECKING, Any
 
+from refine.evaluation import ERROR_RATE
 from refine.policies import MlpPolicy, RulePolicy
 from storage.catalog import insert_rows
 from storage.content_hash import content_id
@@ -150,7 +151,9 @@ def name_comparison(contest: ComparisonPlan) -> str:
     oracle = contest.material.oracle
     references = [*contest.references, oracle.sha256 if oracle else None] if contest.references else []
     references += ["rules_promoted"] if contest.promote_rules else []
-    return content_id("c_", [contest.material.content_id, contest.gate, *references, contest.judge.fingerprint.sha256])
+    usual = {"error_rate"} if contest.gate.error_rate == ERROR_RATE else None  # such ids are older than the field
+    gate = contest.gate.model_dump(exclude=usual)
+    return content_id("c_", [contest.material.content_id, gate, *references, contest.judge.fingerprint.sha256])
 
 
 def name_plan(contest: ComparisonPlan) -> str:

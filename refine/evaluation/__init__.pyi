@@ -8,6 +8,7 @@ from .estimates import (
     judge_estimated_labels,
 )
 from .gate import (
+    ERROR_RATE,
     Answer,
     Decision,
     Interval,
@@ -22,10 +23,19 @@ from .gate import (
 )
 from .held_out import Consistency, out_of_fold
 from .ope import check_episodes, collect_refits, refit
-from .racing import decide_early, list_looks, list_rungs, rank_survivors
+from .racing import (
+    decide_early,
+    decide_strictly,
+    lengthen,
+    list_looks,
+    list_rungs,
+    rank_survivors,
+    share_over_nights,
+)
 
 __all__ = [
     "CAVEAT",
+    "ERROR_RATE",
     "Answer",
     "Consistency",
     "Decision",
@@ -40,6 +50,7 @@ __all__ = [
     "deal",
     "decide_acceptance",
     "decide_early",
+    "decide_strictly",
     "estimated_interval",
     "interval",
     "interval_over_draws",
@@ -48,6 +59,7 @@ __all__ = [
     "judge_estimated_labels",
     "judge_improvement",
     "judge_labels",
+    "lengthen",
     "list_looks",
     "list_rungs",
     "out_of_fold",
@@ -57,4 +69,5 @@ __all__ = [
     "rank_labels",
     "rank_survivors",
     "refit",
+    "share_over_nights",
 ]

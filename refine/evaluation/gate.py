@@ -20,6 +20,8 @@ from scipy import stats
 from storage.errors import BadInput
 
 CONFIDENCE = 0.95
+ERROR_RATE = 0.05
+"""Probability of accepting a candidate that is no better."""
 RESAMPLES = 9_999
 _MOST_DECIMALS = 6
 ROUNDING = 1e-12

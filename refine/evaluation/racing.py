@@ -1,26 +1,27 @@
 """Racing: who plays on after a few episodes, and when a paired comparison is clear. It plays nothing itself.
 
 Candidates are thinned out by successive halving; the one that is left meets the baseline in a sequential test, which
-ends as soon as the evidence suffices, either way. `gate.py` has the tests of fixed length.
+ends as soon as the evidence suffices, either way. Nights share one error rate. `gate.py` has the tests of fixed length.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy import stats
+from scipy import optimize, stats
 
 from storage.errors import BadInput
 
-from .gate import RESAMPLES, Decision, Interval, Returns, checked_returns
+from .gate import ERROR_RATE, RESAMPLES, ROUNDING, Decision, Interval, Returns, checked_returns
 
-ERROR_RATE = 0.05
-"""Probability of accepting a candidate that is no better, over all looks together."""
+_RESOLVED = 0.009
+"""Smaller errors are found by integration: of the resampled means, too few are that extreme."""
 SHORTEST = 2
 """Episodes that a rung adds at least: a judge gives no interval for a single one."""
 FIRST_LOOK = 12
@@ -75,11 +76,31 @@ def list_looks(most: int) -> list[int]:
     return [*doubling, most]
 
 
-def decide_early(differences: ArrayLike, *, most: int, worst: float) -> Decision | None:
+def share_over_nights(error: float, kept: int) -> float:
+    """The error rate of a night, such that all nights together err with probability `error` at most.
+
+    The k-th night that keeps the policy in force has `error * (1 / sqrt(k) - 1 / sqrt(k + 1))`, and these add up to
+    `error`. A night that promotes hands its part on to the next one, as in Wiens' fallback procedure (Pharmaceutical
+    Statistics 2003; online: Tian and Ramdas, Statistical Methods in Medical Research 2021): up to the first mistake all
+    that was promoted is better, so no part has been used by a night that could err but the last.
+
+    Args:
+        error: of all nights together.
+        kept: earlier nights that tested a policy and did not promote it.
+    """
+    return error * (1 / math.sqrt(kept + 1) - 1 / math.sqrt(kept + 2))
+
+
+def lengthen(most: int, error: float) -> int:
+    """Episodes by which a test with a smaller error proves the gain that one with `ERROR_RATE` proves in `most`."""
+    return math.ceil(most * (_deviations(error) / _deviations(ERROR_RATE)) ** 2)
+
+
+def decide_early(differences: ArrayLike, *, most: int, worst: float, error: float = ERROR_RATE) -> Decision | None:
     """Look at the paired differences so far: accepted, rejected, or None if more episodes are to be played.
 
     Every look may err with an equal part of the error rate (Bonferroni), so the whole test accepts a candidate that is
-    no better with probability 0.05 at most; a part in proportion to the episodes would leave little for the first
+    no better with that probability at most; a part in proportion to the episodes would leave little for the first
     looks, where most candidates are decided. Each look asks whether `bound_gain` lies above zero. It gives up when even
     the upper limit of the gain is smaller than what the whole test could prove, or when nothing has ever differed.
 
@@ -87,6 +108,7 @@ def decide_early(differences: ArrayLike, *, most: int, worst: float) -> Decision
         differences: (n,) candidate minus baseline, n one of `list_looks(most)`.
         most: episodes of the whole test.
         worst: the smallest difference that must be reckoned with, see `bound_gain`.
+        error: probability of accepting a candidate that is no better, over all looks together.
 
     Raises:
         BadInput: if n is none of the looks, and as `bound_gain` does.
@@ -95,17 +117,45 @@ def decide_early(differences: ArrayLike, *, most: int, worst: float) -> Decision
     looks = list_looks(most)
     if len(values) not in looks:
         raise BadInput(f"A look after {len(values)} episodes was asked for; the looks are {looks}.")
-    gain = bound_gain(values, worst=worst, error=ERROR_RATE / len(looks))
+    gain = bound_gain(values, worst=reckon_with(values, worst, error), error=error / len(looks))
     sentence = f"the best candidate's gain on the acceptance seeds is {gain} after {gain.n} of at most {most} episodes"
     if gain.is_above_zero:
         return Decision(True, f"accepted: {sentence}, all of it above zero", gain)
     if len(values) == most:
         return Decision(False, f"rejected: {sentence}, which does not exclude zero", gain)
-    if _upper_limit(values) < _smallest_provable(values, most):
+    if _upper_limit(values) < _smallest_provable(values, most, error):
         return Decision(False, f"rejected: {sentence}, too little to be proven by the others", gain)
     if len(values) >= SAME and not values.any():
         return Decision(False, f"rejected: {sentence}; it returned what the baseline did in every one of them", gain)
     return None
+
+
+def decide_strictly(differences: ArrayLike, *, worst: float, error: float) -> Decision:
+    """Accept or reject a candidate once, with a smaller error rate than resampling alone can promise.
+
+    Args:
+        differences: (n,) candidate minus baseline.
+        worst: as for `decide_early`.
+        error: probability of accepting a candidate that is no better.
+
+    Raises:
+        BadInput: as `bound_gain` does.
+    """
+    values = checked_returns(differences)
+    gain = bound_gain(values, worst=reckon_with(values, worst, error), error=error)
+    sentence = f"the best candidate's gain on the acceptance seeds is {gain}"
+    if gain.is_above_zero:
+        return Decision(True, f"accepted: {sentence}, all of it above zero", gain)
+    return Decision(False, f"rejected: {sentence}, which does not exclude zero", gain)
+
+
+def reckon_with(differences: Returns, worst: float, error: float) -> float:
+    """The smallest difference that a test reckons with: a strict one expects losses as large as the largest gain.
+
+    Where two policies rarely differ, the episodes so far may show gains only, by chance; a test of many must not take
+    that for proof that nothing is ever lost.
+    """
+    return worst if error >= ERROR_RATE else min(worst, -float(differences.max()))
 
 
 def bound_gain(differences: ArrayLike, *, worst: float, error: float) -> Interval:
@@ -126,12 +176,54 @@ def bound_gain(differences: ArrayLike, *, worst: float, error: float) -> Interva
     """
     values = checked_returns(differences)
     mean = float(values.mean())
-    weights = _draw_weights(len(values) + 1)
-    inner = weights[:, 1:] @ (values - mean)
     lowest, highest = min(worst, float(values.min())) - mean, float(values.max()) - mean
-    low = float(np.quantile(inner + weights[:, 0] * lowest, error))
-    high = float(np.quantile(inner + weights[:, 0] * highest, 1 - error))
+    if error < _RESOLVED:
+        low = _find_quantile(np.append(values - mean, lowest), error)
+        high = -_find_quantile(np.append(mean - values, -highest), error)
+    else:
+        weights = _draw_weights(len(values) + 1)
+        inner = weights[:, 1:] @ (values - mean)
+        low = float(np.quantile(inner + weights[:, 0] * lowest, error))
+        high = float(np.quantile(inner + weights[:, 0] * highest, 1 - error))
     return Interval(mean, mean + min(low, 0.0), mean + max(high, 0.0), len(values))
+
+
+def _find_quantile(values: Returns, error: float) -> float:
+    """The `error` quantile of the mean of numbers with Dirichlet(1, ..., 1) weights, for a small `error`."""
+    low, high = float(values.min()), float(values.mean())
+    if high - low <= ROUNDING * max(1.0, abs(low)):
+        return low
+    margin = 1e-9 * (high - low)
+    missed: Callable[[float], float] = lambda level: chance_below_zero(values - level) - error  # noqa: E731
+    found: Any = optimize.brentq(missed, low + margin, high, xtol=margin)
+    return float(found)
+
+
+def chance_below_zero(values: Returns) -> float:
+    """The probability that the mean of numbers with Dirichlet(1, ..., 1) weights is below zero, also a tiny one.
+
+    `bound_gain` lies above zero where this is less than its error, for its differences and its worst one.
+
+    It is the probability that `Q = sum_i E_i * x_i < 0` with standard exponential E. The two-sided Laplace transform of
+    Q is `prod_i 1 / (1 + s * x_i)`; the inverse is integrated along the vertical line through the saddle point, where
+    nothing cancels, so that also the smallest probabilities have a small relative error.
+    """
+    if values.min() >= 0 or values.max() <= 0:
+        return float(values.max() <= 0)
+    numbers, counts = np.unique(values, return_counts=True)
+    end = -1 / numbers[0]
+    found: Any = optimize.minimize_scalar(
+        lambda place: -counts @ np.log1p(place * end * numbers) - math.log(place * end),
+        bounds=(1e-9, 1 - 1e-9),
+        method="bounded",
+        options={"xatol": 1e-6},
+    )
+    saddle = float(found.x) * end
+    curvature = counts @ (numbers / (1 + saddle * numbers)) ** 2 + saddle**-2
+    nodes, step = np.linspace(0, 12, 121, retstep=True)
+    line = saddle + 1j * np.sinh(nodes) / math.sqrt(curvature)
+    heights = np.exp(-np.log1p(np.outer(line, numbers)) @ counts - np.log(line)).real * np.cosh(nodes)
+    return float((heights.sum() - heights[0] / 2) * step / math.sqrt(curvature) / math.pi)
 
 
 def rank_survivors(returns: Sequence[Returns], alive: Sequence[int], keep: int) -> list[int]:
@@ -157,7 +249,11 @@ def _upper_limit(values: Returns) -> float:
     return float(values.mean() + stats.norm.ppf(HOPE) * values.std(ddof=1) / np.sqrt(len(values)))
 
 
-def _smallest_provable(values: Returns, most: int) -> float:
+def _smallest_provable(values: Returns, most: int, error: float) -> float:
     """The gain that `most` episodes of this spread would prove with probability `POWER`."""
-    deviations = stats.norm.ppf(1 - ERROR_RATE) + stats.norm.ppf(POWER)
-    return float(deviations * values.std(ddof=1) / np.sqrt(most))
+    return float(_deviations(error) * values.std(ddof=1) / np.sqrt(most))
+
+
+def _deviations(error: float) -> float:
+    """Standard errors that a gain has to have to be proven with probability `POWER`."""
+    return float(stats.norm.ppf(1 - error) + stats.norm.ppf(POWER))
