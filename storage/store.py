@@ -261,7 +261,8 @@ class Store:
         if views is not None and views.is_current:
             return views.left_out
         try:
-            migrate(self.catalog)
+            if views is None:
+                migrate(self.catalog)
             with self.catalog.write() as con:
                 return refresh_views(con, self.rollouts_dir)
         except DiskFailed:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from store_state import lend
 
 from storage.store import Store
 
@@ -90,15 +91,14 @@ def own_state(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.fixture(scope="session")
 def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of an empty store, made once; tests get copies of it."""
+    """The folder of an empty store, made once; it stays empty."""
     return Store.create(tmp_path_factory.mktemp("template") / "store").root
 
 
 @pytest.fixture
-def store(tmp_path: Path, empty_store: Path) -> Store:
-    """A fresh, empty store."""
-    shutil.copytree(empty_store, tmp_path / "store")
-    return Store.open(tmp_path / "store")
+def store(empty_store: Path) -> Store:
+    """A fresh, empty store; all tests of a process have it at the same place, one after the other."""
+    return Store.open(lend(empty_store))
 
 
 @pytest.fixture(scope="session")
@@ -119,9 +119,9 @@ def toy_template(empty_store: Path, tmp_path_factory: pytest.TempPathFactory) ->
 
 
 @pytest.fixture
-def toy_store(toy_template: Callable[[Sequence[int]], Path], tmp_path: Path) -> Callable[[Sequence[int]], Store]:
-    """Gives this test a store of its own with a dataset `d1` whose episodes have some lengths."""
-    return lambda lengths: Store.open(shutil.copytree(toy_template(lengths), tmp_path / "store"))
+def toy_store(toy_template: Callable[[Sequence[int]], Path]) -> Callable[[Sequence[int]], Store]:
+    """Lends this test a store with a dataset `d1` whose episodes have some lengths; one of each at a time."""
+    return lambda lengths: Store.open(lend(toy_template(lengths)))
 
 
 @pytest.fixture(scope="session")

@@ -6,6 +6,8 @@ import os
 from collections.abc import Sequence
 from typing import TypeVar
 
+import pytest
+
 Case = TypeVar("Case")
 
 SOAK = os.environ.get("TRAJNOTE_SOAK", "0") not in ("", "0")
@@ -19,3 +21,7 @@ def full_or(full: int, short: int) -> int:
 def every(cases: Sequence[Case], n: int) -> Sequence[Case]:
     """All cases in a soak, else each n-th, the first one included."""
     return cases if SOAK else cases[::n]
+
+
+in_soak = pytest.mark.skipif(not SOAK, reason="runs in make soak")
+"""For a test or a case whose promise is held by a shorter one, too."""

@@ -1,9 +1,10 @@
-"""Everything in a store but the times of the clock, so that two stores, or one before and after, can be compared."""
+"""Copies of a store, and everything in one but the times of the clock, so that two of them can be compared."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,17 @@ from storage.ledger.responses import iterate_responses
 from storage.store import Store
 
 TIMELY = ("datasets", "manifest_sha256")  # a manifest says when it was made
+
+
+def lend(template: Path) -> Path:
+    """A copy of a store in a folder of its own, always at the same place, so that its views are made only once."""
+    kept, folder = template.with_name("kept"), template.with_name("lent")
+    lent = folder / template.name
+    if not kept.exists():
+        Store.open(shutil.copytree(template, lent))
+        lent.rename(kept)
+    shutil.rmtree(folder, ignore_errors=True)
+    return shutil.copytree(kept, lent)
 
 
 def state_of(root: Path) -> dict[str, Any]:

@@ -1,4 +1,7 @@
-"""Kills at each named point and, in a soak, at any instant: nothing is lost, nothing is billed twice."""
+"""In a soak, kills at each named point and at any instant: nothing is lost, nothing is billed twice.
+
+test_annotate_run.py has the same kills without processes, test_annotate_batches.py the same faults of a server.
+"""
 
 from __future__ import annotations
 
@@ -10,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from soak import full_or
+from soak import in_soak
 
 CHAOS = Path(__file__).parent.parent / "benchmarks" / "chaos.py"
 POINTS = 7
-KILLS, WORLDS = full_or(50, POINTS), full_or(2, 1)
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]  # a machine that is shared may need many minutes
+KILLS, WORLDS = 50, 2
+pytestmark = [pytest.mark.slow, in_soak, pytest.mark.timeout(1800)]  # a machine that is shared may need many minutes
 
 
 @pytest.fixture(scope="module")

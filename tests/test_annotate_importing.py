@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from store_state import lend
 from toy_datasets import make_draft, make_episode, write
 
 from annotate.importing.labels import import_annotations
@@ -30,9 +30,9 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def toys(template: Path, tmp_path: Path) -> Store:
+def toys(template: Path) -> Store:
     """A copy of that store."""
-    return Store.open(shutil.copytree(template, tmp_path / "store"))
+    return Store.open(lend(template))
 
 
 def row(**changes: Any) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import polars as pl
 import pytest
 import typer
+from store_state import lend
 from typer.main import get_command
 
 from flows import cli, refinement
@@ -75,7 +76,8 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def known(template: Path, tmp_path: Path) -> Path:
     """A store with the shipped CartPole rollouts."""
-    return Path(shutil.copytree(template, tmp_path / "trajnote-store"))
+    (tmp_path / "trajnote-store").symlink_to(lend(template))
+    return tmp_path / "trajnote-store"
 
 
 def contents(root: Path) -> dict[str, object]:

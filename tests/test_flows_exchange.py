@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import shutil
@@ -20,7 +21,7 @@ from d3rlpy.dataset import InfiniteBuffer, ReplayBuffer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from minari.data_collector.episode_buffer import EpisodeBuffer
-from soak import full_or
+from soak import SOAK, full_or
 from toy_datasets import make_draft, make_episode, same, write
 from typer.testing import CliRunner
 
@@ -113,13 +114,16 @@ def seen(store: Store) -> list[Episode]:
     return episodes
 
 
+MAKERS = (discrete, continuous, narrow, seen)
+TRIPS = list(itertools.product(MAKERS, FORMATS) if SOAK else itertools.product(MAKERS[:2], FORMATS))
+
+
 def kept(manifest: Manifest) -> dict[str, Any]:
     return {name: getattr(manifest, name) for name in KEPT}
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("format_", FORMATS)
-@pytest.mark.parametrize("make", [discrete, continuous, narrow, seen])
+@pytest.mark.parametrize(("make", "format_"), TRIPS)
 def test_what_is_exported_comes_back_bit_for_bit_with_its_metadata(
     store: Store, tmp_path: Path, format_: Any, make: Any
 ) -> None:
@@ -238,7 +242,7 @@ def values_of(rng: np.random.Generator, space: Space, count: int) -> np.ndarray:
 
 
 @pytest.mark.slow
-@settings(max_examples=full_or(16, 5), deadline=None, derandomize=True)
+@settings(max_examples=full_or(16, 3), deadline=None, derandomize=True)
 @given(made=datasets())
 def test_whatever_can_be_collected_comes_back_from_every_format(
     empty_store: Path, tmp_path_factory: pytest.TempPathFactory, made: tuple[ManifestDraft, list[Episode]]

@@ -9,7 +9,7 @@ from typing import Any
 
 import gymnasium
 import pytest
-from store_state import state_of
+from store_state import lend, state_of
 from toy_environment import REACH, TOY, gather_toys, make_baseline, save_folder, small_config, write_labels
 
 from annotate.importing.labels import import_annotations
@@ -35,9 +35,9 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def toys(template: Path, tmp_path: Path) -> Store:
+def toys(template: Path) -> Store:
     """A copy of that store."""
-    return Store.open(shutil.copytree(template, tmp_path / "copy" / "store"))
+    return Store.open(lend(template))
 
 
 def one(store: Store, sql: str) -> str:

@@ -12,12 +12,15 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
-from soak import full_or
+from soak import SOAK, every, full_or
 
 TESTS = Path(__file__).parent
 PROGRAM = TESTS / "interrupted_commands.py"
 LINE = "interrupted: run the same command again and it goes on"
 KILLS, INTERRUPTS = full_or(6, 1), full_or(3, 1)
+COMMANDS = ["collect", "import", "annotate", "annotations", "evaluate", "refine"]
+TRIED = COMMANDS if SOAK else ["collect", "annotate", "refine"]
+"""One that plays, one that pays and one that trains; all in one process, which imports what they need only once."""
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self").exists(), reason="looks at processes in /proc")
 
@@ -28,15 +31,12 @@ def environment(**more: str) -> dict[str, str]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("names", [["collect", "import", "annotate", "annotations", "evaluate"], ["refine"]])
-def test_a_command_that_was_stopped_and_run_again_ends_like_an_uninterrupted_one(
-    tmp_path: Path, names: list[str]
-) -> None:
-    command = [sys.executable, str(PROGRAM), str(tmp_path), str(KILLS), str(INTERRUPTS), *names]
+def test_a_command_that_was_stopped_and_run_again_ends_like_an_uninterrupted_one(tmp_path: Path) -> None:
+    command = [sys.executable, str(PROGRAM), str(tmp_path), str(KILLS), str(INTERRUPTS), *TRIED]
     done = subprocess.run(command, capture_output=True, text=True, cwd=TESTS, env=environment(), check=False)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
-    assert list(found) == names
+    assert list(found) == TRIED
     for name, result in found.items():
         assert result["problems"] == [], name
         assert result["stops"] == KILLS + INTERRUPTS
@@ -97,7 +97,7 @@ def stop_when(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGKILL])
+@pytest.mark.parametrize("sent", every([signal.SIGINT, signal.SIGKILL], 2))
 def test_the_processes_that_play_end_with_their_command(tmp_path: Path, sent: signal.Signals) -> None:
     arguments = ["evaluate", "random", "--env", "toy_environment:Toy-v0", "--episodes", "400000", "--workers", "2"]
     code, said, left = stop_when(

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from soak import every
 from store_state import counts_of, state_of
 from toy_environment import CARD, TOY, gather_toys, small_config, write_answers
 
@@ -298,7 +299,7 @@ def smooth(template: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[st
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("moment", MOMENTS)
+@pytest.mark.parametrize("moment", every(["refined", "answers landed", "taken in"], 3))
 def test_a_night_killed_anywhere_is_finished_by_the_next_one(
     world: World, moment: str, smooth: tuple[str, dict[str, int]]
 ) -> None:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import pickle
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from store_state import lend
 from test_flows_rollout import network_for
 
 from annotate.importing.rules import import_rules
@@ -72,8 +72,8 @@ def templates(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 @pytest.fixture
-def pendulum(templates: dict[str, Path], tmp_path: Path) -> Store:
-    return Store.open(shutil.copytree(templates["Pendulum-v1"], tmp_path / "store"))
+def pendulum(templates: dict[str, Path]) -> Store:
+    return Store.open(lend(templates["Pendulum-v1"]))
 
 
 def list_id(store: Store) -> str:
@@ -97,9 +97,9 @@ def play(store: Store, env_id: str, **options: Any) -> Manifest:
 @pytest.mark.parametrize("env_id", sorted(WORLDS))
 @pytest.mark.parametrize("mode", ["greedy", "sampled"])
 def test_playing_does_step_for_step_what_the_list_says_of_the_recorded_steps(
-    templates: dict[str, Path], tmp_path: Path, env_id: str, mode: str
+    templates: dict[str, Path], env_id: str, mode: str
 ) -> None:
-    store = Store.open(shutil.copytree(templates[env_id], tmp_path / "store"))
+    store = Store.open(lend(templates[env_id]))
     manifest = play(store, env_id, mode=mode, envs=3)
     steps = read_steps(store, manifest.dataset_id)
     compiled = CompiledRules.of(find_rule_list(store, list_id(store)), manifest)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from store_state import lend
 from toy_environment import REACH, gather_toys, small_config, write_labels
 
 from annotate.importing.labels import import_annotations
@@ -44,8 +44,8 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def toys(template: Path, tmp_path: Path) -> Store:
-    return Store.open(shutil.copytree(template, tmp_path / "copy" / "store"))
+def toys(template: Path) -> Store:
+    return Store.open(lend(template))
 
 
 @pytest.fixture

@@ -21,6 +21,7 @@ from urllib.parse import quote
 import pytest
 import zstandard
 from soak import SOAK
+from store_state import lend
 
 from annotate.prompting.requests import Request
 from annotate.providers.anthropic import AnthropicProvider
@@ -162,7 +163,7 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def poles(template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def poles(template: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A copy of that store, the key in the environment, and no waiting between attempts."""
     monkeypatch.setenv("ANTHROPIC_API_KEY", KEY)
     monkeypatch.setenv("NO_PROXY", "*")
@@ -170,7 +171,7 @@ def poles(template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pa
         defaults = asker.__init__.__kwdefaults__
         monkeypatch.setitem(defaults, "sleep", lambda seconds: None)  # pyright: ignore[reportArgumentType]
         monkeypatch.setitem(defaults, "attempts", 2)  # pyright: ignore[reportArgumentType]
-    return Path(shutil.copytree(template, tmp_path / "store"))
+    return lend(template)
 
 
 def command(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:

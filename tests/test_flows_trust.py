@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import base64
+import itertools
 import json
 import pickle
 import shutil
@@ -22,6 +23,7 @@ import gymnasium
 import numpy as np
 import pytest
 import typer
+from soak import SOAK
 from toy_environment import TOY, gather_toys
 
 from annotate.importing.labels import import_annotations
@@ -341,11 +343,12 @@ def export_policy(way: str, store: Store, folder: Folder, victim: Path) -> Store
 
 
 WAYS = ("folder", "parquet", "csv", "minari", "d3rlpy", "pulled store", "copied store")
+CLAIMS = ("zip", "environment")
+CLAIMED = itertools.product(WAYS, CLAIMS) if SOAK else zip(WAYS, itertools.cycle(CLAIMS), strict=False)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("kind", ["zip", "environment"])
+@pytest.mark.parametrize(("way", "kind"), CLAIMED)
 @pytest.mark.usefixtures("without_training")
 def test_whichever_way_data_come_they_do_not_vouch_for_what_they_name(
     folder: Folder, rollouts: Path, tmp_path: Path, way: str, kind: str

@@ -9,9 +9,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from soak import SOAK
 
 TESTS = Path(__file__).parent
-COMMANDS = ["collect", "annotate", "refine"]
+COMMANDS = ["collect", "annotate", "refine"] if SOAK else ["annotate"]
 
 
 @pytest.mark.slow

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from soak import full_or
+from soak import every, full_or
 from test_refine_fast_cloning import BETAS, Changes, baseline, changed, suggest, walk
 
 from refine.config import RefineConfig
@@ -59,7 +59,7 @@ def distance(ones: Sequence[Array], others: Sequence[Array]) -> float:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("head", "changes"), CASES)
+@pytest.mark.parametrize(("head", "changes"), every(CASES, 2))
 def test_after_many_steps_critics_and_targets_are_the_references(head: Head, changes: Changes) -> None:
     policy, config = baseline(head), changed({"critic_steps": 40, **changes})
     count = full_or(200, 60)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import duckdb
 import pytest
+from store_state import lend
 from toy_datasets import make_draft, make_episode, write
 
 from storage.annotations.annotations import insert_annotations
@@ -40,9 +41,9 @@ def template(empty_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 
 @pytest.fixture
-def two(template: Path, tmp_path: Path) -> Store:
+def two(template: Path) -> Store:
     """Two datasets with a label each."""
-    return Store.open(shutil.copytree(template, tmp_path / "store"))
+    return Store.open(lend(template))
 
 
 def cut(path: Path) -> None:

@@ -1,11 +1,11 @@
 from __future__ import annotations
 
 import re
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from store_state import lend
 from toy_datasets import make_draft, make_episode, write
 
 from storage.annotations.annotations import insert_annotations
@@ -36,9 +36,9 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Store:
 
 
 @pytest.fixture
-def full(template: Store, tmp_path: Path) -> Store:
+def full(template: Store) -> Store:
     """A copy of it, to be harmed."""
-    return Store.open(shutil.copytree(template.root, tmp_path / "copy"))
+    return Store.open(lend(template.root))
 
 
 def flip(path: Path, place: int = -20) -> None:
