@@ -18,10 +18,9 @@ from pydantic import ValidationError
 from rich.console import Console
 from rich.text import Text
 
-from storage.disk import describe_invalid, explain_disk, refused_file
+from storage.disk import describe_invalid, explain_disk, refused_file, visible
 from storage.errors import BadInput, TrajnoteError, TrajnoteWarning
 
-from .reporting import visible
 from .simulation import describe_raised, raised_at
 
 INTERRUPTED = 130

@@ -21,8 +21,7 @@ from annotate.ledger.replies import enter_landed, land_reply
 from annotate.ledger.requests import add_questions, open_run
 from annotate.parsing.labels import ParsedReply
 from annotate.parsing.rules import read_rules
-from annotate.prompting.reply_schema import reply_schema
-from annotate.prompting.requests import AnnotateConfig, Request
+from annotate.prompting.requests import AnnotateConfig, Request, reply_schema
 from annotate.prompting.selection import spread_by_return
 from annotate.prompting.templates import prompt_version
 from annotate.providers.answers import FileProvider, ScriptedProvider, export_requests, text_message

@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from flows.reporting.wording import all_visible, script_json, visible
+from flows.reporting.wording import all_visible, script_json
+from storage.disk import visible
 
 
 @pytest.mark.parametrize(

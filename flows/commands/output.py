@@ -19,7 +19,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from ..reporting import visible
+from storage.disk import visible
+
 from ..runtime import Report
 
 _UNBROKEN = 28  # characters; a column whose cells are no longer than this is never broken over lines

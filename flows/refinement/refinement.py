@@ -305,7 +305,8 @@ def find_opinions(
     """
     dataset_id = datasets[0]
     notes = [] if rules else pool_annotations(store, datasets, run_ids)
-    there = _different(listed for name in datasets for listed in load_rule_lists(store, name, run_ids))
+    counted = datasets if run_ids or not notes else ()
+    there = _different(listed for name in counted for listed in load_rule_lists(store, name, run_ids))
     found = LabelSource(notes, there if rules or run_ids else [])
     if found.notes and found.lists:
         raise BadInput(

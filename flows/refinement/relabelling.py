@@ -38,7 +38,9 @@ class RelabelRound:
     number: int  # 0: on the dataset alone
     dataset_ids: tuple[str, ...]
     outcome: Outcome
-    environment_steps: int | None  # so far: of the datasets, and of the gate of this arm; None: not all were counted
+    environment_steps: (
+        int | None
+    )  # so far: of the datasets, and of the gate of this arm; None: no rounds, or not all were counted
 
     @property
     def trial(self) -> Trial:
@@ -131,7 +133,8 @@ def improve_and_relabel(
         reserved = outcome.first_seed
         gate = starting_at(config.gate, reserved)
         made = RelabelRound(number, datasets, outcome, None)
-        done.append(replace(made, environment_steps=_count_steps(store, [*done, made], gate)))
+        steps = _count_steps(store, [*done, made], gate) if config.relabel else None
+        done.append(replace(made, environment_steps=steps))
     return Relabelled(done)
 
 

@@ -2,6 +2,5 @@ from .figures import draw_figures
 from .report import write_report
 from .status import draw, look, watch
 from .tracking import enter_run, load_tracker
-from .wording import visible
 
-__all__ = ["draw", "draw_figures", "enter_run", "load_tracker", "look", "visible", "watch", "write_report"]
+__all__ = ["draw", "draw_figures", "enter_run", "load_tracker", "look", "watch", "write_report"]

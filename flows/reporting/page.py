@@ -15,7 +15,7 @@ import vl_convert
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from storage.disk import write_whole
+from storage.disk import visible, write_whole
 from storage.errors import TrajnoteError
 
 from ..labelling import Checkup
@@ -24,7 +24,7 @@ from .charts import arm_name
 from .episodes import Viewer
 from .facts import Facts, Row, action_table
 from .origins import configuration_tables, lineage_rows, list_commands, prompt_row, spending_rows
-from .wording import interval_of, number, plain_reason, read_object, script_json, spread, visible
+from .wording import interval_of, number, plain_reason, read_object, script_json, spread
 
 _TEMPLATES = Path(__file__).resolve().parents[1] / "templates"
 _SCRIPTS = ("theme.js", "charts.js", "viewer.js")

@@ -18,11 +18,10 @@ from rich.text import Text
 
 from refine.evaluation import Interval
 from storage.catalog import Catalog
+from storage.disk import visible
 from storage.errors import CatalogLocked
 from storage.queries import Row, ask
 from storage.store import Store
-
-from .wording import visible
 
 RATE_MINUTES = 5
 """Window for labels per minute."""

@@ -13,16 +13,9 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
+from storage.disk import visible
+
 Pairs = list[tuple[str, str]]
-_TAKEN_LITERALLY = re.compile(
-    "["
-    "\x00-\x08\x0b-\x1f\x7f-\x9f"  # control characters, line feed and tab excepted
-    "\u061c\u200b\u200e\u200f\u202a-\u202e\u2066-\u2069"  # bidirectional controls, zero-width space
-    "\u2028\u2029\ufeff\ufff9-\ufffb"  # line separators of JavaScript; invisible marks
-    "\U000e0000-\U000e007f"  # tags, which are letters that nobody sees
-    "\ud800-\udfff"  # halves of characters
-    "]"
-)
 _NEVER_IN_A_SCRIPT = {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026"}
 
 
@@ -72,13 +65,8 @@ def read_object(text: Any) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def visible(text: str) -> str:
-    """Replace every character that would reorder, hide or break others by its number: ⟨U+202E⟩."""
-    return _TAKEN_LITERALLY.sub(lambda match: f"⟨U+{ord(match.group()):04X}⟩", text)
-
-
 def all_visible(value: Any) -> Any:
-    """Make all texts in a JSON-able value `visible`; numbers that JSON lacks become None.
+    """Make all texts in a JSON-able value `disk.visible`; numbers that JSON lacks become None.
 
     Args:
         value: nested mappings, sequences, texts, numbers, booleans and None.

@@ -33,6 +33,7 @@ from .untrusted import (
     require_inside,
     require_regular,
     shorten,
+    visible,
 )
 
 __all__ = [
@@ -66,6 +67,7 @@ __all__ = [
     "shorten",
     "sync_file",
     "sync_folder",
+    "visible",
     "write_whole",
     "writing",
 ]

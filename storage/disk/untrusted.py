@@ -1,4 +1,4 @@
-"""Reads untrusted input within bounds: regular files, texts, JSON, TOML, lines, arrays in a zip.
+"""Untrusted input, read within bounds and shown as it is: regular files, texts, JSON, TOML, lines, arrays in a zip.
 
 What is too large, too deeply nested or malformed is refused in one sentence. What the values mean does not matter.
 """
@@ -41,12 +41,26 @@ _KINDS = {stat.S_ISDIR: "a folder", stat.S_ISFIFO: "a pipe", stat.S_ISSOCK: "a s
 _MANY_DIGITS = re.compile(rf"[0-9]{{{MAX_DIGITS + 1}}}")
 _DOTTED_KEY = re.compile(rf"""(?<![\w-])(?:(?:[\w-]++|"[^"\n]*+"|'[^'\n]*+')[ \t]*+\.[ \t]*+){{{MAX_DEPTH}}}""")
 _SURROGATE = re.compile("[\ud800-\udfff]")
+_TAKEN_LITERALLY = re.compile(
+    "["
+    "\x00-\x08\x0b-\x1f\x7f-\x9f"  # control characters, line feed and tab excepted
+    "\u061c\u200b\u200e\u200f\u202a-\u202e\u2066-\u2069"  # bidirectional controls, zero-width space
+    "\u2028\u2029\ufeff\ufff9-\ufffb"  # line separators of JavaScript; invisible marks
+    "\U000e0000-\U000e007f"  # tags, which are letters that nobody sees
+    "\ud800-\udfff"  # halves of characters
+    "]"
+)
 _BAD_ZIP = (ValueError, OSError, EOFError, KeyError, RecursionError, MemoryError, SyntaxError, zipfile.BadZipFile)
 _BAD_ZIP_FEATURES = (NotImplementedError, RuntimeError, zipfile.LargeZipFile)  # password, unknown compression
 
 
 class UnreadableError(ValueError):
     """Why a text cannot be read, with line and column where known."""
+
+
+def visible(text: str) -> str:
+    """Replace every character that would reorder, hide or break others by its number: ⟨U+202E⟩."""
+    return _TAKEN_LITERALLY.sub(lambda match: f"⟨U+{ord(match.group()):04X}⟩", text)
 
 
 def require_regular(path: Path) -> None:
