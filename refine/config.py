@@ -40,12 +40,12 @@ class RefineConfig(Frozen):
     mode: TrainingMode = Field(default="A", description="A: suggested actions; R: relabelled rewards; RA: both")
     algorithm: AlgorithmName = Field(
         default="recipe",
-        description="what learns besides suggestions and closeness to the baseline. recipe: nothing in mode A, a critic"
-        " that evaluates the policy in R and RA; else one of d3rlpy's, its own loss on logged transitions",
+        description="learner beside the imitation of suggestions and of the baseline. recipe: none in mode A, a critic"
+        " of the policy in R and RA; the others: an algorithm of d3rlpy with its own loss on logged transitions",
     )
     engine: Engine = Field(
         default="fast",
-        description="fast: without d3rlpy's training what `is_fast` says; reference: everything through d3rlpy",
+        description="fast: train without d3rlpy where `is_fast` allows it; reference: train everything with d3rlpy",
     )
     betas: tuple[float, ...] | None = Field(
         default=None,
@@ -78,23 +78,23 @@ class RefineConfig(Frozen):
         default=None,
         gt=0,
         description="A, continuous: suggestions much farther from the policy than this share of half the action's range"
-        " lose their pull, for they may be wrong (Welsch's loss); null: squared error, the farther the stronger",
+        " pull less, since they may be wrong (Welsch's loss); null: squared error, which pulls harder with distance",
     )
     robust: bool = Field(
         default=False,
-        description="A, RA: add candidates from other readings of the labels, for annotators who may be wrong: without"
-        " those that other episodes contradict, without an action, two actions exchanged, from half of the states",
+        description="A, RA: add candidates from other readings of the labels, in case the annotator is wrong: without"
+        " labels that other episodes contradict, without one action, with two exchanged, from half of the states",
     )
     gamma: float = Field(default=0.99, gt=0, le=1, description="R: discount per step")
     reward_cap: float | None = Field(
         default=None,
         gt=0,
-        description="R: most that a step's reward may change, in units of the root mean square of the environment's"
+        description="R: largest change of a step's reward, in units of the root mean square of the environment's"
         " rewards; null: no limit",
     )
     critic_steps: int = Field(default=1000, ge=0, description="R: steps of the critic before the policy moves")
     improvement: float = Field(
-        default=0.1, ge=0, description="R: weight of the algorithm's own loss of the policy, what its critic says"
+        default=0.1, ge=0, description="R: weight of the algorithm's own policy loss, which follows its critic"
     )
     agreement: bool = Field(
         default=False, description="A: whether a label counts less where annotators of the same state disagree"
@@ -132,10 +132,10 @@ class RefineConfig(Frozen):
         return self.algorithm in FAST_ALGORITHMS and plain_loss
 
     def completed(self, action_space: Space, *, dense: bool = False) -> RefineConfig:
-        """The same with the lists that were left open filled in.
+        """The same configuration with defaults for the lists that were left open.
 
         Args:
-            action_space: whose kind of actions decides.
+            action_space: its kind of actions decides.
             dense: whether most steps have a suggestion.
 
         Raises:

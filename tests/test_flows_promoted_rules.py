@@ -22,6 +22,8 @@ from storage.errors import BadInput, DamagedStore
 from storage.policies.policies import policy_files, policy_record
 from storage.store import Store
 
+pytestmark = pytest.mark.slow
+
 RIGHT = [
     {"predicate": "obs_0 > abs(obs_1)", "suggested_action": 0},
     {"predicate": "obs_1 > abs(obs_0)", "suggested_action": 1},

@@ -30,6 +30,8 @@ from storage.errors import BadInput
 from storage.policies.policies import policy_record
 from storage.store import Store
 
+pytestmark = pytest.mark.slow
+
 
 def config(relabel: int = 1) -> ImproveConfig:
     return small_config(snapshots=(40,)).model_copy(update={"relabel": relabel})

@@ -31,6 +31,8 @@ from storage.errors import BadInput
 from storage.schema import Array, Manifest
 from storage.store import Store
 
+pytestmark = pytest.mark.slow
+
 PENDULUM = {
     "terms": [
         {"name": "angle", "expression": "atan2(sin_angle, cos_angle)"},

@@ -27,13 +27,13 @@ CAVEAT = (
 
 
 class OpeConfig(Frozen):
-    """How much work an estimate is."""
+    """How much work an estimate takes."""
 
     gamma: float = Field(default=0.99, gt=0, lt=1, description="discount per step; the estimate is of this return")
     resamples: int = Field(default=20, ge=5, description="refits on resampled episodes, from which the intervals come")
     features: int = Field(default=128, ge=8, description="random features of the Q function, for every action")
-    ridge: float = Field(default=0.01, gt=0, description="pull of the Q function to zero, per mean size of a feature")
-    transitions: int = Field(default=20_000, ge=100, description="at most so many in one refit, of those drawn")
+    ridge: float = Field(default=0.01, gt=0, description="ridge penalty, relative to a feature's mean size")
+    transitions: int = Field(default=20_000, ge=100, description="largest number of transitions in one refit")
     seed: int = Field(default=0, ge=0, description="of the resampling and of the features")
 
 

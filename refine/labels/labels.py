@@ -121,7 +121,7 @@ def arm_labels(arm: Arm, labels: Labels, steps: StepArrays, action_space: Space,
         BadInput: for an unknown arm.
     """
     if arm not in _MAKERS:
-        raise BadInput(f"There is no arm {arm!r}; the arms are {', '.join(ARMS)}.")
+        raise BadInput(f"Unknown arm {arm!r}. Known: {', '.join(ARMS)}.")
     return _MAKERS[arm](labels, steps, action_space, rng)
 
 

@@ -80,7 +80,7 @@ class CompiledRules:
             BadInput: quoting the first that is not allowed.
         """
         if len(self._columns) < max((place for place, _ in (self.reads or {}).values()), default=0) + 1:
-            raise BadInput("A placebo reads a component that is not there.")
+            raise BadInput("A placebo reads a component that does not exist.")
         _ = self._needed
 
     def values(self, states: States, columns: Mapping[str, tuple[int, float]] | None = None) -> dict[str, Array]:
@@ -293,7 +293,7 @@ class RulePolicy:
             for compiled in lists:
                 compiled.check()
         except (UnreadableError, KeyError, TypeError, ValueError, BadInput) as error:
-            raise DamagedStore(f"The files of {spec} are no policy of rules: {error}.", RESTORE) from error
+            raise DamagedStore(f"The files of {spec} are not a policy of rules: {error}.", RESTORE) from error
         if made.sha256 != expected:
             raise DamagedStore(f"{spec} hashes to {made.sha256[:16]}; {SPEC_FILE} says {str(expected)[:16]}.", RESTORE)
         return made
@@ -354,4 +354,4 @@ def _check_action(
     )
     sizes = {len(action), len(action if formulas is None else formulas)}
     if broken or not (given or computed) or sizes != {space.size}:
-        raise BadInput(f"The rule `{predicate}` suggests {list(formulas or action)}, which is no action.")
+        raise BadInput(f"The rule `{predicate}` suggests {list(formulas or action)}, which is not an action.")
