@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 from anthropic_server import KEY, AnthropicServer, answer_text
+from soak import every
 from toy_cards import CARD
 
 from annotate.ledger import budget
@@ -112,7 +113,7 @@ def test_a_batch_whose_creation_was_not_confirmed_is_found_and_adopted(bench: Be
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("fault", ["reset_before", "error_500_before", "error_529_before"])
+@pytest.mark.parametrize("fault", every(["reset_before", "error_500_before", "error_529_before"], 3))
 def test_a_batch_that_never_came_to_be_is_given_up_after_the_grace_period_only(bench: Bench, fault: str) -> None:
     bench.config = SMALL.model_copy(update={"size": 9, "grace_s": 3600.0})
     bench.server.plan_fault("create", fault)
@@ -141,7 +142,7 @@ def test_a_batch_that_may_be_ours_is_waited_for_until_it_has_ended(bench: Bench)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("fault", ["error_404", "cut", "cut_clean"])
+@pytest.mark.parametrize("fault", every(["error_404", "cut", "cut_clean"], 2))
 def test_a_batch_is_not_given_up_because_its_results_cannot_be_read_in_full(bench: Bench, fault: str) -> None:
     bench.config = SMALL.model_copy(update={"size": 9, "grace_s": 0.0})
     bench.server.plan_fault("create", "lost_reply")
@@ -242,7 +243,7 @@ def test_replies_that_landed_before_a_kill_are_entered_by_the_next_command(bench
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("fault", ["error_404", "error_500", "cut", "cut_clean"])
+@pytest.mark.parametrize("fault", every(["error_404", "error_500", "cut", "cut_clean"], 2))
 def test_results_that_are_hidden_or_break_off_are_read_later(bench: Bench, fault: str) -> None:
     bench.config = SMALL.model_copy(update={"size": 9})
     bench.submit()
@@ -553,7 +554,7 @@ def test_a_run_goes_on_when_a_reader_leaves_in_time(bench: Bench, reader: Reader
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("error", [DamagedStore, DiskFailed])
+@pytest.mark.parametrize("error", every([DamagedStore, DiskFailed], 2))
 def test_replies_that_come_when_the_catalog_cannot_be_opened_are_on_the_disk(
     bench: Bench, error: type[TrajnoteError], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -576,7 +577,7 @@ def test_replies_that_come_when_the_catalog_cannot_be_opened_are_on_the_disk(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("error", [KeyboardInterrupt, ValueError, BrokenPipeError])
+@pytest.mark.parametrize("error", every([KeyboardInterrupt, ValueError, BrokenPipeError], 2))
 def test_no_reply_under_way_is_lost_when_the_progress_bar_fails_or_somebody_interrupts(
     bench: Bench, error: type[BaseException]
 ) -> None:

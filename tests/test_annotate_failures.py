@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from anthropic_server import KEY, AnthropicServer
+from soak import every
 from test_flows_sending import CARD
 
 from annotate.cards.cards import load_card
@@ -183,7 +184,7 @@ REFUSALS = [
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("status", "sentence", "sent", "said"), REFUSALS)
+@pytest.mark.parametrize(("status", "sentence", "sent", "said"), every(REFUSALS, 2))
 def test_a_server_that_refuses_everything_is_quoted(
     desk: Desk, status: int, sentence: str, sent: int, said: str
 ) -> None:
@@ -219,7 +220,7 @@ def test_what_was_answered_beside_refusals_is_kept(desk: Desk) -> None:
     assert (desk.out["labels"], desk.out["reused"], desk.out["answered"]) == (4, 2, 2)
 
 
-@pytest.mark.parametrize("kind", ["refuses connections", "unknown host", "silent", "not HTTP", "not TLS"])
+@pytest.mark.parametrize("kind", every(["refuses connections", "unknown host", "silent", "not HTTP", "not TLS"], 2))
 @pytest.mark.slow
 def test_a_dead_server_is_named_in_seconds_and_its_run_is_closed(
     desk: Desk, kind: str, monkeypatch: pytest.MonkeyPatch
@@ -389,7 +390,7 @@ EXCESSES: dict[str, tuple[Callable[[Message], Message], str]] = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", EXCESSES)
+@pytest.mark.parametrize("name", every(list(EXCESSES), 2))
 def test_a_reply_that_costs_more_than_it_can_ends_the_command(desk: Desk, name: str) -> None:
     desk.server.shape, said = EXCESSES[name]
     assert desk.ask(model="claude-haiku-4-5") == 6
@@ -398,7 +399,7 @@ def test_a_reply_that_costs_more_than_it_can_ends_the_command(desk: Desk, name: 
     assert (desk.out["labels"], desk.out["pending"]) == (1, 3)
 
 
-@pytest.mark.parametrize("name", EXCESSES)
+@pytest.mark.parametrize("name", every(list(EXCESSES), 2))
 @pytest.mark.slow
 def test_a_batch_that_costs_more_than_it_can_is_the_last(desk: Desk, name: str) -> None:
     desk.server.shape, said = EXCESSES[name]

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 from anthropic_server import KEY, MadeBatch
+from soak import every
 from test_annotate_batches import MODEL, SMALL, Bench, Reader, bench, reader, when_results_are_read, worst_of  # noqa: F401
 
 from annotate.ledger import replies
@@ -127,7 +128,7 @@ def test_a_batch_that_the_list_shows_too_late_is_adopted_and_both_purchases_coun
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("ahead_s", [3600.0, -3600.0])
+@pytest.mark.parametrize("ahead_s", every([3600.0, -3600.0], 2))
 def test_a_clock_that_is_an_hour_off_loses_no_batch(bench: Bench, ahead_s: float) -> None:  # noqa: F811
     bench.server.date_ahead_s = ahead_s
     lose_a_batch(bench)
@@ -201,7 +202,7 @@ def test_the_command_line_names_what_is_broken_and_gives_up_what_cannot_be_settl
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("fault", ["no_id", "null_id", "html"])
+@pytest.mark.parametrize("fault", every(["no_id", "null_id", "html"], 3))
 def test_a_creation_without_a_name_is_unknown_and_stops_nothing(bench: Bench, fault: str) -> None:  # noqa: F811
     bench.server.plan_fault("create", "", fault)
     assert [bench.submit().unknown, bench.submit().unknown] == [1, 0]
@@ -238,15 +239,18 @@ ANSWERS = [json.dumps({"assessment": words, "labels": []}) for words in ("the fi
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("passes", "kept"),
-    [
-        (["E1"], 2),
-        (["1E"], 2),
-        (["E12"], 3),
-        (["12"], 2),
-        (["E!", "1"], 1),
-        (["1!", "1E"], 2),
-        (["1!", "21"], 2),
-    ],
+    every(
+        [
+            (["E1"], 2),
+            (["1E"], 2),
+            (["E12"], 3),
+            (["12"], 2),
+            (["E!", "1"], 1),
+            (["1!", "1E"], 2),
+            (["1!", "21"], 2),
+        ],
+        2,
+    ),
 )
 def test_of_contradictory_results_the_message_counts_and_the_first_that_landed(
     bench: Bench,  # noqa: F811

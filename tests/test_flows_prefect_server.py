@@ -10,6 +10,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+from soak import every
 
 from flows.runtime.prefect_server import quieten_prefect
 from storage.errors import RemoteFailed
@@ -54,14 +55,17 @@ def answering(status: int | None, body: str = "", kind: str = "application/json"
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("status", "body", "kind", "said"),
-    [
-        (None, "", "", "does not answer within 0.2 s"),
-        (500, "boom", "text/plain", "answers with 500"),
-        (401, "{}", "application/json", "answers with 401"),
-        (404, "<html>not here</html>", "text/html", "answers with 404"),
-        (200, "<html>welcome</html>", "text/html", "does not answer as Prefect's API does"),
-        (200, '{"detail": "other"}', "application/json", "does not answer as Prefect's API does"),
-    ],
+    every(
+        [
+            (None, "", "", "does not answer within 0.2 s"),
+            (500, "boom", "text/plain", "answers with 500"),
+            (401, "{}", "application/json", "answers with 401"),
+            (404, "<html>not here</html>", "text/html", "answers with 404"),
+            (200, "<html>welcome</html>", "text/html", "does not answer as Prefect's API does"),
+            (200, '{"detail": "other"}', "application/json", "does not answer as Prefect's API does"),
+        ],
+        3,
+    ),
 )
 def test_a_server_that_answers_otherwise_is_one_line(status: int | None, body: str, kind: str, said: str) -> None:
     with answering(status, body, kind) as url, temporary_settings({PREFECT_API_URL: url}):

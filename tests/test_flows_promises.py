@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from soak import every
 
 from flows.datasets.collection import CollectConfig, collect
 from flows.simulation import rollouts as rollouts
@@ -33,22 +34,25 @@ def config(name: str, **changes: Any) -> CollectConfig:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "message"),
-    [
-        ("NanReward", "Episode 2, step 2: its reward is not finite: nan"),
-        ("InfReward", "Episode 2, step 2: its reward is not finite: -inf"),
-        ("NoReward", "Episode 2, step 2: its reward is None; a single number"),
-        ("ListReward", r"Episode 2, step 2: its reward is array\(\[1\.\]\) of shape \(1,\); a single number"),
-        ("TextReward", "Episode 2, step 2: its reward is 'much'; a single number"),
-        ("NanObservation", r"Episode 2, step 3: its observation is not finite: \[nan, 0.0\]"),
-        ("InfObservation", r"Episode 2, step 3: its observation is not finite: \[0.0, inf\]"),
-        ("HugeObservation", "Episode 2, step 3: its observation is not finite"),
-        ("LongObservation", r"Episode 2, step 2: its observation is .* of shape \(3,\); .* of shape \(2,\)"),
-        ("ShortObservation", r"Episode 2, step 2: its observation is .* of shape \(1,\); .* of shape \(2,\)"),
-        ("NoObservation", r"Episode 2, step 2: its observation is None of shape \(\)"),
-        ("RaggedObservation", "Episode 2, step 2: its observation is a list of lists of different lengths"),
-        ("HalfInteger", r"Episode 2, step 2: its observation \[0.5, 0.0\] is not int64"),
-        ("Crash", "Episode 2, step 2: its environment raised RuntimeError: sensor lost"),
-    ],
+    every(
+        [
+            ("NanReward", "Episode 2, step 2: its reward is not finite: nan"),
+            ("InfReward", "Episode 2, step 2: its reward is not finite: -inf"),
+            ("NoReward", "Episode 2, step 2: its reward is None; a single number"),
+            ("ListReward", r"Episode 2, step 2: its reward is array\(\[1\.\]\) of shape \(1,\); a single number"),
+            ("TextReward", "Episode 2, step 2: its reward is 'much'; a single number"),
+            ("NanObservation", r"Episode 2, step 3: its observation is not finite: \[nan, 0.0\]"),
+            ("InfObservation", r"Episode 2, step 3: its observation is not finite: \[0.0, inf\]"),
+            ("HugeObservation", "Episode 2, step 3: its observation is not finite"),
+            ("LongObservation", r"Episode 2, step 2: its observation is .* of shape \(3,\); .* of shape \(2,\)"),
+            ("ShortObservation", r"Episode 2, step 2: its observation is .* of shape \(1,\); .* of shape \(2,\)"),
+            ("NoObservation", r"Episode 2, step 2: its observation is None of shape \(\)"),
+            ("RaggedObservation", "Episode 2, step 2: its observation is a list of lists of different lengths"),
+            ("HalfInteger", r"Episode 2, step 2: its observation \[0.5, 0.0\] is not int64"),
+            ("Crash", "Episode 2, step 2: its environment raised RuntimeError: sensor lost"),
+        ],
+        2,
+    ),
 )
 @pytest.mark.parametrize("envs", [1, 4])
 def test_what_cannot_be_stored_is_named_and_the_episodes_before_it_are_kept(

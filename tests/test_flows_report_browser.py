@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from report_world import HOSTILE, make_judged_store
+from soak import every
 from toy_environment import gather_toys
 
 from flows.reporting.report import write_report
@@ -155,7 +156,7 @@ def test_a_script_that_is_injected_is_stopped_by_the_pages_policy(own_visit: Vis
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("width", "scheme"), [(390, "light"), (390, "dark")])
+@pytest.mark.parametrize(("width", "scheme"), every([(390, "light"), (390, "dark")], 2))
 def test_a_phone_shows_everything_without_scrolling_sideways(
     browser: Any, address: str, width: int, scheme: str
 ) -> None:

@@ -389,7 +389,12 @@ def test_a_minari_folder_of_somebody_elses_does_not_import_what_its_specificatio
     assert not folder.has_run
 
 
-@pytest.mark.slow
+@pytest.fixture(scope="module")
+def strangers(rollouts: Path, tmp_path_factory: pytest.TempPathFactory) -> Store:
+    """A stranger's store that nothing changes; a copy of its manifest makes other claims."""
+    return plant_store(rollouts, Folder(tmp_path_factory.mktemp("strangers")))
+
+
 @pytest.mark.parametrize(
     ("env_id", "env_kwargs"),
     [
@@ -405,18 +410,18 @@ def test_a_minari_folder_of_somebody_elses_does_not_import_what_its_specificatio
         ("CartPole-v1", {"max_episode_steps": {"$ref": "x"}}),
     ],
 )
+@pytest.mark.usefixtures("folder")
 def test_arguments_that_may_be_files_or_code_are_not_used(
-    folder: Folder, rollouts: Path, env_id: str, env_kwargs: dict[str, Any]
+    strangers: Store, env_id: str, env_kwargs: dict[str, Any]
 ) -> None:
-    store = plant_store(rollouts, folder, env_id=env_id, env_kwargs=env_kwargs)
+    claimed = read_manifest(strangers, "theirs").model_copy(update={"env_id": env_id, "env_kwargs": env_kwargs})
     for named in (None, Named(env_id)):
         with pytest.raises(Prerequisite, match="may be a file or code, and is not used"):
-            find_home(store, read_manifest(store, "theirs"), named)
+            find_home(strangers, claimed, named)
     with pytest.raises(BadInput, match="was not named by the user"):
         make_environment(env_id, env_kwargs)  # pyright: ignore[reportArgumentType]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("env_id", "env_kwargs"),
     [
@@ -428,11 +433,12 @@ def test_arguments_that_may_be_files_or_code_are_not_used(
         ("CartPole-v1", {"render_mode": "rgb_array"}),
     ],
 )
+@pytest.mark.usefixtures("folder")
 def test_arguments_that_do_no_harm_are_used_as_the_data_say(
-    folder: Folder, rollouts: Path, env_id: str, env_kwargs: dict[str, Any]
+    strangers: Store, env_id: str, env_kwargs: dict[str, Any]
 ) -> None:
-    store = plant_store(rollouts, folder, env_id=env_id, env_kwargs=env_kwargs)
-    assert find_home(store, read_manifest(store, "theirs")) == (env_id, env_kwargs)
+    claimed = read_manifest(strangers, "theirs").model_copy(update={"env_id": env_id, "env_kwargs": env_kwargs})
+    assert find_home(strangers, claimed) == (env_id, env_kwargs)
 
 
 @pytest.mark.slow

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from soak import full_or
+from soak import every, full_or
 
 PROGRAM = Path(__file__).with_name("crash_points.py")
 
@@ -14,12 +14,15 @@ PROGRAM = Path(__file__).with_name("crash_points.py")
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("scenario", "every"),
-    [
-        ("create", full_or(1, 11)),
-        ("collect", full_or(2, 17)),
-        ("keep_policy", full_or(2, 17)),
-        ("reply", full_or(2, 17)),
-    ],
+    every(
+        [
+            ("create", full_or(1, 11)),
+            ("collect", full_or(2, 17)),
+            ("keep_policy", full_or(2, 17)),
+            ("reply", full_or(2, 17)),
+        ],
+        2,
+    ),
 )
 def test_a_run_killed_anywhere_and_run_again_ends_like_an_uninterrupted_one(
     tmp_path: Path, scenario: str, every: int

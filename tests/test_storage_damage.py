@@ -10,6 +10,7 @@ from pathlib import Path
 
 import duckdb
 import pytest
+from soak import every
 from store_state import lend
 from toy_datasets import make_draft, make_episode, write
 
@@ -59,7 +60,9 @@ def answer(store: Store) -> list[tuple[str, int, int]]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("harm", "wrong"), [(Path.unlink, "is missing"), (cut, "is cut off"), (empty, "is cut off")])
+@pytest.mark.parametrize(
+    ("harm", "wrong"), every([(Path.unlink, "is missing"), (cut, "is cut off"), (empty, "is cut off")], 3)
+)
 def test_a_dataset_without_its_files_is_left_out_with_a_warning_and_comes_back_with_them(
     two: Store, harm: Callable[[Path], object], wrong: str
 ) -> None:
@@ -157,7 +160,7 @@ def test_a_copy_that_cannot_be_written_is_answered_from_views_of_its_own(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("content", [b"", b"hello\n", bytes(8192), None])
+@pytest.mark.parametrize("content", every([b"", b"hello\n", bytes(8192), None], 2))
 def test_a_store_without_a_readable_catalog_is_still_verified(two: Store, content: bytes | None) -> None:
     if content is None:
         two.catalog.path.unlink()
@@ -196,12 +199,15 @@ def test_a_log_that_is_damaged_is_named(two: Store, tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "harm"),
-    [
-        ("policies/p1/record.json", flip),
-        ("policies/p1/record.json", empty),
-        ("reports/r.html", flip),
-        ("reports/r.html", cut),
-    ],
+    every(
+        [
+            ("policies/p1/record.json", flip),
+            ("policies/p1/record.json", empty),
+            ("reports/r.html", flip),
+            ("reports/r.html", cut),
+        ],
+        2,
+    ),
 )
 def test_records_and_reports_that_are_damaged_are_named(two: Store, name: str, harm: Callable[[Path], object]) -> None:
     save_policy(two, "p1", {"weights.npz": b"numbers"}, {"kind": "baseline", "config": {"also": ["good"], "beta": 0.1}})

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from crash_points import SCENARIOS, state_of
 from small_disk import SmallDisk, mounted
-from soak import SOAK
+from soak import SOAK, every
 
 from storage.catalog.connection import insert_rows
 from storage.disk.atomic import ROOM_BYTES, copy_file, explain_disk, hold_room, refused_file, release_room, write_whole
@@ -35,7 +35,7 @@ def disk(tmp_path: Path) -> Iterator[SmallDisk]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("scenario", list(SCENARIOS))
+@pytest.mark.parametrize("scenario", every(list(SCENARIOS), 2))
 def test_what_a_full_disk_stopped_goes_on_when_there_is_room(scenario: str, disk: SmallDisk, tmp_path: Path) -> None:
     expected = tmp_path / "expected"
     for root in (expected, disk.root / "store"):
@@ -159,7 +159,7 @@ RENAMES = (
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "scenario"), RENAMES)
+@pytest.mark.parametrize(("name", "scenario"), every(RENAMES, 2))
 def test_whatever_a_disk_raises_at_a_rename_is_one_line_that_names_the_file(
     name: str, scenario: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

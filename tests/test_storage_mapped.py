@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from soak import every
 from toy_datasets import make_draft, make_episode, same, write
 
 from storage.datasets import reader as mapped
@@ -135,7 +136,7 @@ def test_the_columns_do_not_travel_and_do_not_count_as_a_foreign_folder(large: S
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("content", [b"", b"hello", None, b"\x93NUMPY\x01\x00"])
+@pytest.mark.parametrize("content", every([b"", b"hello", None, b"\x93NUMPY\x01\x00"], 2))
 def test_columns_that_are_damaged_are_written_anew(large: Store, content: bytes | None) -> None:
     read_steps(large, "d1")
     (path,) = large.columns_dir("d1").glob("*/reward.npy")

@@ -8,6 +8,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from soak import every
 from toy_datasets import make_draft, make_episode, write
 
 from storage.catalog.connection import insert_rows
@@ -197,7 +198,7 @@ READING_ELSEWHERE = [
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("sql", WRITING + READING_ELSEWHERE)
+@pytest.mark.parametrize("sql", every(WRITING + READING_ELSEWHERE, 3))
 def test_nothing_else_can_be_done_or_seen(filled: Store, sql: str) -> None:
     outside, link = filled.root.parent, filled.rollouts_dir / "link.txt"
     (outside / "secret.txt").write_text("secret")

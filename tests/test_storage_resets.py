@@ -11,6 +11,7 @@ import numpy as np
 import polars as pl
 import pyarrow.parquet as pq
 import pytest
+from soak import every
 
 from storage.datasets.columns import decode_episodes
 from storage.datasets.reader import iterate_episodes
@@ -85,7 +86,7 @@ WORLDS = [
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("env_id", "kwargs", "steps"), WORLDS)
+@pytest.mark.parametrize(("env_id", "kwargs", "steps"), every(WORLDS, 2))
 def test_a_reset_in_the_next_step_is_proven_by_the_next_observation(
     store: Store, tmp_path: Path, env_id: str, kwargs: dict[str, Any], steps: int
 ) -> None:
@@ -105,7 +106,7 @@ def test_a_reset_in_the_next_step_is_proven_by_the_next_observation(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("env_id", "kwargs", "steps"), WORLDS[:3])
+@pytest.mark.parametrize(("env_id", "kwargs", "steps"), every(WORLDS[:3], 3))
 def test_without_a_next_observation_it_is_a_warning_with_the_way_to_drop_them(
     store: Store, tmp_path: Path, env_id: str, kwargs: dict[str, Any], steps: int
 ) -> None:

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from soak import every
 from store_state import lend
 from toy_datasets import make_draft, make_episode, write
 
@@ -71,19 +72,22 @@ def test_a_healthy_store_has_no_damage_and_every_file_is_read(full: Store) -> No
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("harm", "file", "problem"),
-    [
-        (flip, "rollouts/d1/steps-00001.parquet", "sha256|not a Parquet|no column"),
-        (lambda path: flip(path, 300), "rollouts/d1/steps-00001.parquet", "the content has sha256"),
-        (cut, "rollouts/d1/steps-00001.parquet", "bytes; .* were written"),
-        (remove, "rollouts/d1/steps-00000.parquet", "is missing"),
-        (lambda path: flip(path, 40), "rollouts/d1/manifest.json", "differs from the one that was registered"),
-        (remove, "rollouts/d1/manifest.json", "is missing"),
-        (cut, "policies/p1/weights.npz", "differ from those that were saved"),
-        (remove, "policies/p1/weights.npz", "differ from those that were saved"),
-        (lambda path: flip(path, 15), "responses/run/00000.jsonl.zst", "line 1 is damaged"),
-        (cut, "responses/run/00000.jsonl.zst", "ends after line 2; line 3 was written"),
-        (remove, "responses/run/00000.jsonl.zst", "file of raw replies is missing"),
-    ],
+    every(
+        [
+            (flip, "rollouts/d1/steps-00001.parquet", "sha256|not a Parquet|no column"),
+            (lambda path: flip(path, 300), "rollouts/d1/steps-00001.parquet", "the content has sha256"),
+            (cut, "rollouts/d1/steps-00001.parquet", "bytes; .* were written"),
+            (remove, "rollouts/d1/steps-00000.parquet", "is missing"),
+            (lambda path: flip(path, 40), "rollouts/d1/manifest.json", "differs from the one that was registered"),
+            (remove, "rollouts/d1/manifest.json", "is missing"),
+            (cut, "policies/p1/weights.npz", "differ from those that were saved"),
+            (remove, "policies/p1/weights.npz", "differ from those that were saved"),
+            (lambda path: flip(path, 15), "responses/run/00000.jsonl.zst", "line 1 is damaged"),
+            (cut, "responses/run/00000.jsonl.zst", "ends after line 2; line 3 was written"),
+            (remove, "responses/run/00000.jsonl.zst", "file of raw replies is missing"),
+        ],
+        2,
+    ),
 )
 def test_each_damage_is_named(full: Store, harm: Callable[[Path], None], file: str, problem: str) -> None:
     harm(full.root / file)
