@@ -8,7 +8,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from storage.ledger.responses import iterate_responses
+from storage.ledger.responses import iterate_responses, read_frames
 from storage.store import Store
 
 TIMELY = ("datasets", "manifest_sha256")  # a manifest says when it was made
@@ -23,6 +23,18 @@ def lend(template: Path) -> Path:
         lent.rename(kept)
     shutil.rmtree(folder, ignore_errors=True)
     return shutil.copytree(kept, lent)
+
+
+def raw_reply(store: Store, request_id: str) -> dict[str, Any]:
+    """The newest raw reply to a request, where the catalog says that it is."""
+    with store.catalog.read() as con:
+        ((file, line),) = con.execute(
+            "SELECT file, line FROM responses WHERE request_id = ? ORDER BY received_at DESC, response_id DESC LIMIT 1",
+            [request_id],
+        ).fetchall()
+    record = read_frames(store.root / file).lines[line - 1]
+    assert record is not None
+    return json.loads(record)
 
 
 def state_of(root: Path) -> dict[str, Any]:

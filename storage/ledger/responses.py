@@ -18,7 +18,7 @@ import zstandard
 
 from ..content_hash import sha256_bytes
 from ..disk import release_room, sync_folder, write_whole, writing
-from ..errors import BadInput, DamagedStore, DiskFailed
+from ..errors import DamagedStore, DiskFailed
 from ..store import Store
 
 ROLL_BYTES = 16 << 20
@@ -102,30 +102,6 @@ def iterate_responses(store: Store, run_id: str) -> Iterator[StoredResponse]:
         damaged += [f"{name}:{number}" for number in frames.damaged]
     if damaged:
         raise DamagedStore(f"Raw replies are damaged: {', '.join(damaged)}.", "Restore the file from a backup.")
-
-
-def raw_reply(store: Store, request_id: str) -> dict[str, Any]:
-    """The newest raw reply to a request: where every annotation leads back to.
-
-    Raises:
-        BadInput: if no reply to this request was received.
-        DamagedStore: if its line is missing, damaged, or answers another request.
-    """
-    with store.catalog.read() as con:
-        found = con.execute(
-            "SELECT file, line FROM responses WHERE request_id = ? ORDER BY received_at DESC, response_id DESC LIMIT 1",
-            [request_id],
-        ).fetchone()
-    if found is None:
-        raise BadInput(f"There is no reply to the request {request_id!r}.")
-    file, line = found
-    path = store.root / file
-    lines = read_frames(path).lines if path.is_file() else []
-    content = lines[line - 1] if line <= len(lines) else None
-    record: dict[str, Any] = {} if content is None else json.loads(content)
-    if content is None or record.get("request_id", request_id) != request_id:
-        raise DamagedStore(f"{path} has no whole line {line} for {request_id}.", "Restore the file from a backup.")
-    return record
 
 
 def response_files(store: Store, run_id: str) -> list[Path]:
