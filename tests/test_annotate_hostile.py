@@ -11,6 +11,7 @@ import pytest
 from hostile_replies import BIDI, HONEST, STEPS, Hostile, body, corpus, label, message
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from soak import full_or
 from store_state import raw_reply
 from toy_cards import CARD
 from toy_datasets import make_draft, make_episode, write
@@ -201,7 +202,7 @@ edits = st.lists(
 
 
 @pytest.mark.slow
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=full_or(300, 75), deadline=None)
 @given(edits)
 def test_whatever_is_done_to_an_honest_reply_only_lawful_labels_come_through(
     changes: list[tuple[int, int, str]],
@@ -213,7 +214,7 @@ def test_whatever_is_done_to_an_honest_reply_only_lawful_labels_come_through(
 
 
 @pytest.mark.slow
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=full_or(200, 50), deadline=None)
 @given(st.integers(0, 2**32 - 1), st.integers(0, 400))
 def test_bytes_that_were_flipped_on_the_way_do_no_harm(seed: int, flips: int) -> None:
     rng = np.random.default_rng(seed)

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from soak import full_or
 
 from annotate.cards.cards import Action, load_card
 from annotate.parsing.labels import ParsedReply, read_reply
@@ -256,7 +257,7 @@ fields = st.fixed_dictionaries(
 
 
 @pytest.mark.slow
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=full_or(150, 37), deadline=None)
 @given(st.lists(fields | json_values, max_size=8), st.text(max_size=20))
 def test_whatever_the_entries_are_only_lawful_labels_come_through(entries: list[Any], prose: str) -> None:
     text = prose + json.dumps({"assessment": prose, "labels": entries}) + prose
@@ -273,7 +274,7 @@ def test_whatever_the_entries_are_only_lawful_labels_come_through(entries: list[
 
 
 @pytest.mark.slow
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=full_or(150, 37), deadline=None)
 @given(st.text() | json_values.map(json.dumps) | st.text().map(message))
 def test_whatever_the_reply_is_nothing_is_raised(raw: str) -> None:
     reading = read_reply(raw, "mark", CARD, STEPS)

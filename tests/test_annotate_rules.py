@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from soak import full_or
 from store_state import raw_reply
 from toy_cards import CARD
 from toy_datasets import make_draft, make_episode, write
@@ -300,7 +301,7 @@ JSON = st.recursive(
 
 
 @pytest.mark.slow
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=full_or(150, 37), deadline=None)
 @given(
     entries=st.lists(
         JSON | JSON.map(lambda value: entry(value)) | JSON.map(lambda value: entry(suggested_action=value)), max_size=4

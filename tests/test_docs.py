@@ -161,7 +161,7 @@ def test_json_is_one_object_on_the_last_line_of_standard_output(folder: Path, ru
         "annotate": ["--dataset", "cartpole", *recorded],
         "annotate quality": ["--dataset", "cartpole"],
         "annotations import": ["label.jsonl"],
-        "refine": ["--dataset", "cartpole", *small],
+        "refine": ["--dataset", "cartpole", "--betas", "0.1", "--snapshots", "30", *small],
         "evaluate": ["random", "--env", "CartPole-v1", "--episodes", "10", "--workers", "1"],
         "replay": ["--dataset", "two", "--episode", "1"],
         "export": ["two.csv", "--dataset", "two", "--format", "csv"],

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 from pydantic import ValidationError
+from soak import in_soak
 
 from flows.datasets.collection import CollectConfig, collect
 from flows.simulation.actors import RandomActor
@@ -217,6 +218,7 @@ def run_until(root: Path, episode: int) -> int:
 
 
 @pytest.mark.slow
+@in_soak
 def test_a_collection_killed_again_and_again_ends_in_the_same_files_as_an_undisturbed_one(tmp_path: Path) -> None:
     config = CollectConfig(env_id="LunarLander-v3", policy="random", episodes=40)
     undisturbed = Store.create(tmp_path / "undisturbed")

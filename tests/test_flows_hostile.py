@@ -22,7 +22,7 @@ import pyarrow.parquet.encryption as encryption
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from soak import SOAK, every
+from soak import SOAK, every, full_or
 from toy_datasets import make_draft, make_episode, write
 
 from annotate.cards.cards import load_card
@@ -332,7 +332,7 @@ def test_whatever_is_done_to_a_sound_file_it_is_read_or_refused(store: Store, tm
     sound, read = seeds(tmp_path)[kind]
     path = tmp_path / kind
 
-    @settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+    @settings(max_examples=full_or(12, 6), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
     @given(EDITS, CUTS)
     def attack(edits: list[tuple[float, int, bytes]], cut: float) -> None:
         content = sound

@@ -9,6 +9,7 @@ from typing import Any
 
 import gymnasium
 import pytest
+from soak import in_soak
 from store_state import lend, state_of
 from toy_environment import REACH, TOY, gather_toys, make_baseline, save_folder, small_config, write_labels
 
@@ -74,6 +75,7 @@ def test_a_second_run_plays_nothing_says_the_same_and_changes_nothing(
 
 
 @pytest.mark.slow
+@in_soak
 def test_processes_change_nothing_but_the_time(toys: Store, tmp_path: Path) -> None:
     other = Store.open(shutil.copytree(toys.root, tmp_path / "other"))
     alone, shared = run(toys, workers=1), run(other, workers=2)

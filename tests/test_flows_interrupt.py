@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
-from soak import SOAK, every, full_or
+from soak import SOAK, full_or, in_soak
 
 TESTS = Path(__file__).parent
 PROGRAM = TESTS / "interrupted_commands.py"
@@ -97,7 +97,8 @@ def stop_when(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("sent", every([signal.SIGINT, signal.SIGKILL], 2))
+@in_soak  # those of a rollout do, in test_flows_rollout.py
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGKILL])
 def test_the_processes_that_play_end_with_their_command(tmp_path: Path, sent: signal.Signals) -> None:
     arguments = ["evaluate", "random", "--env", "toy_environment:Toy-v0", "--episodes", "400000", "--workers", "2"]
     code, said, left = stop_when(

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from soak import full_or
 
 from refine.evaluation.gate import (
     Interval,
@@ -172,7 +173,7 @@ def test_after_a_rejection_there_is_no_refined_policy_to_call_better() -> None:
     assert verdict.reason == "the refinement was rejected, so the baseline is in force"
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=full_or(50, 12), deadline=None)
 @given(first=st.integers(0, 10**6), sizes=st.tuples(*[st.integers(2, 50)] * 3))
 def test_a_plan_lays_its_seeds_side_by_side(first: int, sizes: tuple[int, int, int]) -> None:
     plan = SeedPlan.starting_at(first, select=sizes[0], accept=sizes[1], report=sizes[2])

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from soak import full_or
 
 from refine.config import RefineConfig
 from refine.labels.labels import (
@@ -228,7 +229,7 @@ def test_potential_shaping_pays_praise_at_once_and_takes_it_back_at_the_end() ->
 
 
 @pytest.mark.slow
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=full_or(60, 15), deadline=None)
 @given(data=st.data(), lengths=st.lists(st.integers(1, 9), min_size=1, max_size=5), gamma=st.floats(0.5, 1))
 def test_potential_shaping_changes_no_terminated_return(data: st.DataObject, lengths: list[int], gamma: float) -> None:
     steps = make_steps(lengths)

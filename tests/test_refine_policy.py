@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from soak import full_or
 
 from refine.policies.mlp import MlpPolicy
 from storage.errors import BadInput, DamagedStore
@@ -48,7 +49,7 @@ POLICIES = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", POLICIES)
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=full_or(40, 10), deadline=None)
 @given(rows=st.lists(st.integers(0, 99), min_size=1, max_size=70))
 def test_a_row_has_the_same_bits_in_every_batch_and_position(name: str, rows: list[int]) -> None:
     policy = POLICIES[name]

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from soak import full_or
 
 from storage.errors import BadInput
 from storage.expressions import (
@@ -330,7 +331,7 @@ def condition_text(rng: random.Random, depth: int = 2) -> str:
 
 
 @pytest.mark.slow
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=full_or(300, 75), deadline=None)
 @given(seed=st.integers(0, 2**32), is_condition=st.booleans())
 def test_sql_and_numpy_give_the_same_for_whatever_the_grammar_builds(
     seed: int, is_condition: bool, table: duckdb.DuckDBPyConnection
@@ -395,7 +396,7 @@ WORDS = st.sampled_from(
 
 
 @pytest.mark.slow
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=full_or(400, 100), deadline=None)
 @given(text=st.one_of(st.lists(WORDS, max_size=14).map(" ".join), st.text(max_size=40)))
 @example(text="x" * 1001)
 @example(text="\ud800")

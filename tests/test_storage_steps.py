@@ -7,6 +7,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from soak import full_or
 from toy_datasets import BOX3, make_draft, make_episode, same, write
 
 from storage.datasets.reader import StepsWriter, iterate_episodes, read_episode, read_manifest, read_steps, scan_steps
@@ -81,7 +82,7 @@ def datasets(draw: st.DrawFn) -> tuple[ManifestDraft, list[Episode]]:
 
 
 @pytest.mark.slow
-@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=full_or(20, 6), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(made=datasets(), shard_bytes=st.integers(1, 400))
 def test_any_dataset_comes_back_bit_for_bit(
     tmp_path_factory: pytest.TempPathFactory, made: tuple[ManifestDraft, list[Episode]], shard_bytes: int
