@@ -108,7 +108,7 @@ class Comparison:
         return interval_of_means([np.mean(own[part]) - np.mean(report) for part, report in shares], len(own))
 
     def steps(self) -> tuple[float, float]:
-        """Environment steps of the comparison now, and before: three draws of each placebo through the gate."""
+        """Environment steps now, and with three draws of each placebo through the gate; 0 where that was not played."""
         pair = [self.gated["clean", 0], self.gated["no_labels", 0]]
         own = [row["modes"][self.mode] for row in pair]
         now = sum(each["steps"] for each in own) + own[0]["alike_steps"]
@@ -117,12 +117,12 @@ class Comparison:
         gated = [*own, *(row["modes"][self.mode] for key, row in self.gated.items() if key[0] in DRAWN and key[1] < 3)]
         before = sum(each["steps"] for each in gated)
         shared = [max(each["baseline_steps"] for each in arms) for arms in (own, gated)]
-        return now + shared[0], before + shared[1] if len(gated) >= 8 else float("nan")
+        return now + shared[0], before + shared[1] if len(gated) >= 8 else 0.0
 
 
 def standing_draws(rows: Sequence[Row], draws: int) -> list[tuple[str, int]]:
     """Draws of chance that are ahead of all they are compared with, so that the gate's decision on them counts."""
-    comparison = Comparison(rows, "greedy", draws)
+    comparison = Comparison(rows, next(iter(rows[0]["modes"])), draws)
     return [
         key
         for key, row in comparison.drawn.items()
@@ -141,7 +141,7 @@ def credit_rates(rows: Sequence[Row], margins: Mapping[str, float], draws: int) 
     better: list[Case] = []
     placebo: list[Case] = []
     for (env_id, plan), members in _by_plan(rows).items():
-        for number, mode in enumerate(("greedy", "sampled")):
+        for number, mode in enumerate(members[0]["modes"]):
             name, comparison = (env_id, 2 * plan + number), Comparison(members, mode, draws)
             for key in (("clean", 0), ("clean", 1)):
                 labels = comparison.gated[key]
@@ -172,8 +172,11 @@ def describe(rows: Sequence[Row], margins: Mapping[str, float], draws: int) -> I
     """All rates, and the environment steps of a comparison beside those before."""
     yield from map(str, (*acceptance_rates(rows, margins), *credit_rates(rows, margins, draws)))
     for mode in ("greedy", "sampled"):
-        spent = np.array([Comparison(members, mode, draws).steps() for members in _by_plan(rows).values()])
-        now, before = np.nanmean(spent[~np.isnan(spent).any(axis=1)], axis=0)
+        plans = [members for members in _by_plan(rows).values() if mode in members[0]["modes"]]
+        spent = [steps for members in plans if all(steps := Comparison(members, mode, draws).steps())]
+        if not spent:
+            continue
+        now, before = np.mean(spent, axis=0)
         yield f"environment steps of a comparison, {mode}: {now:,.0f}; before {before:,.0f}; ratio {now / before:.2f}"
 
 

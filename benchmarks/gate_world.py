@@ -25,7 +25,8 @@ from flows.refinement.evaluator import Candidate, Returns
 from flows.refinement.placebos import CHOSEN, RANKED, last_of_each
 from flows.simulation.environments import Environment, EnvironmentMaker, spaces_of
 from flows.simulation.rollouts import play
-from refine.config import RefineConfig, Snapshot
+from flows.simulation.trust import Named
+from refine.config import Snapshot
 from refine.evaluation.credit import deal
 from refine.evaluation.gate import SeedPlan, paired_difference
 from refine.labels.labels import Labels, arm_labels
@@ -96,6 +97,7 @@ class Plan(NamedTuple):
     number: int  # within the environment
     baseline: str  # folder
     truth_episodes: int
+    modes: tuple[Mode, ...] = MODES  # in which it is judged
 
     @property
     def seeds(self) -> SeedPlan:
@@ -126,17 +128,24 @@ class Job(NamedTuple):
 # --- policies ---------------------------------------------------------------------------------------------------------
 
 
-def train_policy(task: tuple[str, tuple[int, int], str]) -> None:
+def train_policy(task: tuple[Named, tuple[int, int], str]) -> None:
     """Train one baseline into its folder, unless it is there."""
     env_id, (timesteps, seed), folder = task
-    often = {"patience": 0, "evaluate_every": timesteps, "evaluation_episodes": 10}
-    config = TrainConfig(env_id=env_id, timesteps=timesteps, seed=seed, ppo=COURSES[env_id].ppo, **often)
+    config = TrainConfig(
+        env_id=env_id,
+        timesteps=timesteps,
+        seed=seed,
+        ppo=COURSES[env_id].ppo,
+        patience=0,
+        evaluate_every=timesteps,
+        evaluation_episodes=10,
+    )
     train_baseline(config, Path(folder))
 
 
-def list_trainings(env_id: str, root: Path) -> list[tuple[str, tuple[int, int], str]]:
+def list_trainings(env_id: str, root: Path) -> list[tuple[Named, tuple[int, int], str]]:
     """What `train_policy` is to do."""
-    return [(env_id, run, str(root / env_id / f"{run[0]}-{run[1]}")) for run in COURSES[env_id].baselines]
+    return [(Named(env_id), run, str(root / env_id / f"{run[0]}-{run[1]}")) for run in COURSES[env_id].baselines]
 
 
 @functools.cache
@@ -246,12 +255,11 @@ def _clean_labels(plan: Plan, steps: StepArrays, rng: np.random.Generator, per_e
     return Labels(rows, suggestions, np.ones(len(rows)), np.zeros(len(rows)))
 
 
-def make_labels(job: Job, steps: StepArrays) -> tuple[Labels, RefineConfig]:
-    """Labels of a kind and the recipe that uses them.
+def make_labels(job: Job, steps: StepArrays) -> Labels:
+    """Labels of a kind.
 
     - `clean`: the expert's actions, eight per episode.
     - `half`: the expert's, half of them replaced by random ones; `worse`: four of five.
-    - `tiny`: the expert's, but one to ten training steps: gains near zero, which are the hard cases of a gate.
     - `shuffled`, `random`, `no_labels`: the placebos, made from the clean labels as the program makes them.
     """
     space = spaces_of(_environments(job.plan.env_id)[0]).action
@@ -267,14 +275,13 @@ def make_labels(job: Job, steps: StepArrays) -> tuple[Labels, RefineConfig]:
     if labels.suggestions.ndim > 1:
         where = where[:, None]
     labels = dataclasses.replace(labels, suggestions=np.where(where, chance, labels.suggestions))
-    recipe = RefineConfig(snapshots=(1, 2, 4, 7, 10)) if job.kind == "tiny" else RefineConfig()
-    return labels, recipe
+    return labels
 
 
 PLACEBOS = ("no_labels", "shuffled", "random")
 DRAWN = ("shuffled", "random")
-KINDS = (*PLACEBOS, "clean", "half", "worse", "tiny")
-JUDGED = (("clean", 0), ("clean", 1), ("no_labels", 0), ("half", 0), ("worse", 0), ("tiny", 0))
+KINDS = (*PLACEBOS, "clean", "half", "worse")
+JUDGED = (("clean", 0), ("clean", 1), ("no_labels", 0), ("half", 0), ("worse", 0))
 
 
 def list_jobs(plan: Plan, placebo_draws: int, gated_draws: int) -> list[Job]:
@@ -284,7 +291,7 @@ def list_jobs(plan: Plan, placebo_draws: int, gated_draws: int) -> list[Job]:
     """
     gated = [(kind, draw) for kind in DRAWN for draw in range(gated_draws)]
     drawn = [(kind, draw) for draw in range(placebo_draws + 1) for kind in DRAWN]
-    return [*(Job(plan, *each, -1) for each in (*JUDGED, *gated)), *(Job(plan, *each, each[1]) for each in drawn)]
+    return [*(Job(plan, *each, each[1]) for each in drawn), *(Job(plan, *each, -1) for each in (*JUDGED, *gated))]
 
 
 # --- one refinement ---------------------------------------------------------------------------------------------------
@@ -301,8 +308,7 @@ def refine_and_try(task: tuple[Job, int]) -> dict[str, Any]:
     from refine.training.train import refine  # seconds, and only where something is trained
 
     steps, baseline = _logged_steps(job.plan), load_network(job.plan.baseline)
-    labels, recipe = make_labels(job, steps)
-    snapshots = refine(steps, labels, baseline, recipe)
+    snapshots = refine(steps, make_labels(job, steps), baseline)
     trained = time.process_time()
     memory = _memory_of(job.plan.env_id, job.plan.baseline)
     trial = Refinement(job, memory, Candidate.of(baseline, "baseline"), snapshots)
@@ -314,7 +320,7 @@ def refine_and_try(task: tuple[Job, int]) -> dict[str, Any]:
         "draw": job.draw,
         "gated": job.part < 0,
         "common": trial.common,
-        "modes": {mode: trial.gate(mode) if job.part < 0 else trial.share(mode, draws) for mode in MODES},
+        "modes": {mode: trial.gate(mode) if job.part < 0 else trial.share(mode, draws) for mode in job.plan.modes},
         "training_s": trained - started,
         "seconds": time.process_time() - started,
     }
@@ -335,10 +341,9 @@ class Refinement:
         return float(np.mean(found))
 
     def choose(self, mode: Mode) -> Candidate:
-        """The best of what is played on the common seeds, the baseline among them."""
-        contestants = [self.baseline, *self.last]
-        seeds = self.plan.seeds.select[: RANKED if mode == "sampled" else CHOSEN]
-        found = self.memory.play_in(mode)(contestants, seeds, "select")
+        """The best of all candidates on the first common seeds, the baseline among them."""
+        contestants = [self.baseline, *self.candidates]
+        found = self.memory.play_in(mode)(contestants, self.plan.seeds.select[:CHOSEN], "select")
         return contestants[int(np.argmax([returns.mean() for returns in found]))]
 
     def share(self, mode: Mode, draws: int) -> dict[str, Any]:
@@ -361,7 +366,7 @@ class Refinement:
         spent = self.memory.count(self.baseline.sha256)
         (alike,) = play([self.choose(mode)], seeds.report, "report")
         alike_spent = self.memory.count(self.baseline.sha256)
-        before, reached = play([self.baseline, winner], self.plan.truth_seeds, "")
+        before, reached = play([self.baseline, winner], self.plan.truth_seeds, "evaluate")
         true = paired_difference(reached, before)
         self.memory.count(self.baseline.sha256)
         return {

@@ -144,7 +144,7 @@ def test_in_full_every_candidate_plays_every_selection_seed_and_only_the_best_is
     assert uses == [
         ("select", "greedy", first, 2, len(ranked)),
         ("select", "greedy", first, 10, len(each)),
-        ("select", "sampled", first, 4, len(ranked)),
+        ("select", "sampled", first, 4, len(ranked) - 1),  # the baseline has no rank
         ("accept", "greedy", first + 10, 20, len(winners) + 1),
     ]
     assert report == [("greedy", first + 30, first + 60, 30), ("sampled", first + 30, first + 60, 30)]
@@ -178,7 +178,11 @@ def test_draws_share_the_report_seeds_and_the_interval_is_over_draws(judged: Jud
     returns = {(policy_id, seed): values for policy_id, seed, values in played}
     drawn = [trial.reported.policy_id for trial in comparison.trials if trial.draw.arm == "shuffled"]
     parts, report = deal(30, 19), contest.gate.seeds.report
-    shared = [returns[policy_id, report[part].start] for policy_id, part in zip(drawn, parts, strict=False)]
+    before = returns[contest.baseline.policy_id, report.start]
+    shared = [
+        before[part] if policy_id == contest.baseline.policy_id else returns[policy_id, report[part].start]
+        for policy_id, part in zip(drawn, parts, strict=False)
+    ]
     assert len(shared) == 15  # of two episodes each
     assert by_arm(comparison)["shuffled"].greedy == interval_over_draws(np.concatenate(shared), 19)
 

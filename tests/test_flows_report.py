@@ -70,7 +70,7 @@ def test_the_headline_and_the_table_say_what_was_measured(judged: tuple[Store, O
     assert f'<span class="before">{arms["baseline"].mean:.1f}</span>' in page
     assert f'<span class="after">{arms["labels"].mean:.1f}</span>' in page
     for arm in arms.values():
-        assert f"{arm.mean:.1f} [{arm.low:.1f}, {arm.high:.1f}]" in page
+        assert f"{arm.mean:.1f} [{arm.low:.1f}, {arm.high:.1f}]".replace("-", "−") in page
     assert judged[1].comparison.policy_id in page
 
 

@@ -64,7 +64,7 @@ from .arms import (
     train_draw,
 )
 from .evaluator import Candidate, Evaluator, Purpose, Returns
-from .placebos import CHOSEN, RANKED, Entrant, Entry, draw_placebos, play_common, rank_entries
+from .placebos import CHOSEN, RANKED, Entrant, Entry, draw_placebos, play_fields, rank_entries
 
 RULES_PLAYED = "rules_played"
 """The arm of the annotator's rules themselves; it only informs."""
@@ -212,7 +212,10 @@ class ComparisonPlan:
             chance = [draw for draw in draws if draw.arm in CHANCE]
             accepted = trials[0].decision.accepted
             entries = draw_placebos(own, chance, self._enter, self.gate.placebo_draws, accepted=accepted)
-            trials += [self._untested(entry) for entry in entries]
+            arms = list(dict.fromkeys(draw.arm for draw in draws))
+            trials = sorted(
+                [*trials, *(self._untested(entry) for entry in entries)], key=lambda trial: arms.index(trial.draw.arm)
+            )
             greedy = self._report(trials, "greedy")
             sampled = self._report(trials, "sampled") if self.material.baseline.is_stochastic else None
             alike = self._report_alike(own, greedy if sampled is None or self.gate.mode == "greedy" else sampled)
@@ -287,34 +290,34 @@ class ComparisonPlan:
         ]
 
     def _enter(self, draws: Sequence[ArmDraw]) -> list[Entry]:
-        """Train draws and play some of their candidates on the common seeds, beside the baseline."""
+        """Train draws and play their candidates on the common seeds, beside the baseline."""
         entrants = [
-            Entrant.of(draw, self._field(draw, snapshots), snapshots)
+            Entrant(draw, self._field(draw, snapshots), snapshots)
             for draw, snapshots in zip(draws, self._train(draws), strict=True)
         ]
-        ranked: Mode = "sampled" if self.material.baseline.is_stochastic else "greedy"
+        mode: Mode = "sampled" if self.material.baseline.is_stochastic else "greedy"
+        seeds, play = self.gate.seeds.select, self._play_common
+        ranked = play_fields([entrant.ranked for entrant in entrants], play, seeds[:RANKED], mode)
         fields = [[self.baseline], *(entrant.candidates for entrant in entrants)]
-        episodes: dict[Mode, int] = {self.gate.mode: CHOSEN, ranked: RANKED}
-        own, *played = play_common(fields, self._play_common, self.gate.seeds.select, episodes)
-        before = float(own[self.gate.mode][0].mean())
-        return [Entry(*each, ranked, self.gate.mode, before) for each in zip(entrants, played, strict=True)]
+        own, *tried = play_fields(fields, play, seeds[:CHOSEN], self.gate.mode)
+        return [
+            Entry(entrant, float(np.mean(common)), returns, own[0])
+            for entrant, common, returns in zip(entrants, ranked, tried, strict=True)
+        ]
 
     def _play_common(self, contestants: Sequence[Candidate], seeds: range, mode: Mode) -> list[Returns]:
         return self._returns(contestants, seeds, "select", mode=mode)
 
     def _untested(self, entry: Entry) -> Trial:
         """A draw of chance as a trial: it leaves the baseline in force."""
-        mode = self.gate.mode
-        reached = entry.returns[mode][entry.best]
-        (before,) = self._play_common([self.baseline], self.gate.seeds.select[: len(reached)], mode)
-        gain = paired_difference(reached, before)
+        gain = paired_difference(entry.tried[entry.best], entry.before)
         reason = f"not tested: a draw of chance; its best candidate's gain in {gain.n} selection episodes is {gain}"
         return Trial(
             draw=entry.draw,
             candidates=entry.entrant.candidates,
             snapshots=entry.entrant.snapshots,
             selection=entry.selection,
-            episodes=[len(reached)] * len(entry.entrant.candidates),
+            episodes=[len(returns) for returns in entry.tried],
             winner=entry.best,
             decision=Decision(False, reason, gain),
             kept=self.baseline,

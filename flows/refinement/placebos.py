@@ -1,4 +1,4 @@
-"""Arms as they are compared: few common episodes of some of their candidates; placebos are drawn until it is clear.
+"""Arms as they are compared: few common episodes of their candidates; placebos are drawn until it is clear.
 
 The annotator's arm and every draw of a placebo are entered in the same way, on the same seeds, without a search: only
 then is the labels' rank among the draws exact. Ranked is the mean return of what each training ends with, actions drawn
@@ -8,7 +8,7 @@ What the ranks prove is in `refine/evaluation/credit.py`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -22,8 +22,8 @@ from .arms import PLACEBOS, ArmDraw
 from .evaluator import Candidate, Returns
 
 RANKED, CHOSEN = 4, 2
-"""Episodes of a candidate by which arms are ranked, and by which one is chosen where the gate acts in another way; the
-first ones of the selection."""
+"""Episodes by which arms are ranked, of what their trainings end with, and by which the best of all candidates is
+chosen, in the gate's way of acting; the first ones of the selection."""
 BATCH = 5
 """Draws of each placebo that are trained and played before the ranks are looked at."""
 Enter = Callable[[Sequence[ArmDraw]], "list[Entry]"]
@@ -31,18 +31,16 @@ PlayIn = Callable[[Sequence[Candidate], range, Mode], list[Returns]]
 
 
 class Entrant(NamedTuple):
-    """One arm, or one draw of it, with what of it is played."""
+    """One arm, or one draw of it, with its candidates."""
 
     draw: ArmDraw
     candidates: Sequence[Candidate]
     snapshots: Sequence[Snapshot]  # of the same order; rules that may be put in force come after them
 
-    @classmethod
-    def of(cls, draw: ArmDraw, candidates: Sequence[Candidate], snapshots: Sequence[Snapshot]) -> Entrant:
-        """The last candidate of every training, two at least, and rules that come after them."""
-        places = last_of_each(snapshots, len(candidates))
-        kept = [snapshots[place] for place in places if place < len(snapshots)]
-        return cls(draw, [candidates[place] for place in places], kept)
+    @property
+    def ranked(self) -> list[Candidate]:
+        """The candidates whose returns are ranked."""
+        return [self.candidates[place] for place in last_of_each(self.snapshots, len(self.candidates))]
 
     @property
     def identity(self) -> tuple[str, ...]:
@@ -55,10 +53,9 @@ class Entry:
     """An entrant as it is compared with others."""
 
     entrant: Entrant
-    returns: Mapping[Mode, Sequence[Returns]]  # of each candidate on the common seeds
-    ranked: Mode  # way of acting whose returns are ranked
-    judged: Mode  # the gate's
-    before: float  # what the baseline returns on the same seeds, in the gate's mode
+    common: float  # what is ranked: the mean return of its ranked candidates
+    tried: Sequence[Returns]  # of every candidate, in the gate's way of acting
+    before: Returns  # the baseline's on the same seeds
 
     @property
     def draw(self) -> ArmDraw:
@@ -66,14 +63,9 @@ class Entry:
         return self.entrant.draw
 
     @property
-    def common(self) -> float:
-        """The number that is ranked: the mean over candidates and episodes."""
-        return float(np.mean(self.returns[self.ranked]))
-
-    @property
     def selection(self) -> list[float]:
-        """Mean return of each candidate, in the gate's mode."""
-        return [float(returns.mean()) for returns in self.returns[self.judged]]
+        """Mean return of each candidate."""
+        return [float(returns.mean()) for returns in self.tried]
 
     @property
     def best(self) -> int:
@@ -83,27 +75,20 @@ class Entry:
     @property
     def winner(self) -> Candidate | None:
         """The best candidate; None where the baseline returns as much."""
-        return self.entrant.candidates[self.best] if self.selection[self.best] > self.before else None
+        return self.entrant.candidates[self.best] if self.selection[self.best] > self.before.mean() else None
 
 
 def last_of_each(snapshots: Sequence[Snapshot], candidates: int) -> list[int]:
-    """Which candidates are played: the last one of every beta, two at least, and those that are no snapshots."""
+    """Which candidates are ranked: the last one of every beta, two at least, and those that are no snapshots."""
     last = {snapshot.beta: number for number, snapshot in enumerate(snapshots)}
     ends = set(last.values()) | set(range(len(snapshots), candidates))
     return sorted(ends | set(range(max(0, candidates - 2), candidates)))
 
 
-def play_common(
-    fields: Sequence[Sequence[Candidate]], play: PlayIn, seeds: range, episodes: Mapping[Mode, int]
-) -> list[dict[Mode, list[Returns]]]:
-    """Returns of every field's candidates on the first seeds, as many as are asked for in each way of acting."""
-    contestants = [candidate for field in fields for candidate in field]
-    found: list[dict[Mode, list[Returns]]] = [{} for _ in fields]
-    for mode, count in episodes.items():
-        played = iter(play(contestants, seeds[:count], mode))
-        for returns, field in zip(found, fields, strict=True):
-            returns[mode] = [next(played) for _ in field]
-    return found
+def play_fields(fields: Sequence[Sequence[Candidate]], play: PlayIn, seeds: range, mode: Mode) -> list[list[Returns]]:
+    """Returns of every field's candidates on the seeds."""
+    played = iter(play([candidate for field in fields for candidate in field], seeds, mode))
+    return [[next(played) for _ in field] for field in fields]
 
 
 def rank_entries(own: Entry, entries: Sequence[Entry], asked: int) -> list[Rank]:
