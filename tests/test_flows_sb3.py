@@ -238,6 +238,9 @@ def test_a_hostile_settings_file_builds_nothing(tmp_path: Path) -> None:
     (tmp_path / "config.yml").write_text(f"!!python/object/apply:os.mkdir ['{canary}']\n")
     load_policy(Named(f"sb3:PPO:{tmp_path / 'model.zip'}"), spaces(False))
     assert not canary.exists()
+    (tmp_path / "config.yml").write_text("[" * 100_000)
+    with pytest.raises(BadInput, match=r"config\.yml is not YAML"):
+        load_policy(Named(f"sb3:PPO:{tmp_path / 'model.zip'}"), spaces(False))
     (tmp_path / "config.yml").write_text("a: [")
     with pytest.raises(BadInput, match=r"config\.yml is not YAML"):
         load_policy(Named(f"sb3:PPO:{tmp_path / 'model.zip'}"), spaces(False))
@@ -280,6 +283,7 @@ def hostile_pickles(canary: Path) -> Mapping[str, bytes]:
         "of texts": pickle.dumps(damaged(mean=np.array(["a"] * 5))),
         "of objects": pickle.dumps(damaged(mean=np.array([Bomb(canary)] * 5, dtype=object))),
         "negative": pickle.dumps(damaged(var=np.full(5, -1.0))),
+        "a tower of tuples": b"\x80\x02}" + b")" + b"\x85" * 3_000_000 + b"K\x01s.",
         "of other shapes": pickle.dumps(damaged(mean=np.zeros(4))),
     }
 
@@ -293,7 +297,7 @@ def damaged(**values: Any) -> VecNormalize:
 
 HOSTILE = ("system", "buried", "eval", "numpy's own", "a getter", "a huge memo", "a huge text", "a huge array")
 HOSTILE += ("truncated", "empty", "no pickle", "a number", "not finite", "of texts", "of objects", "negative")
-HOSTILE += ("of other shapes",)
+HOSTILE += ("of other shapes", "a tower of tuples")
 
 
 @pytest.mark.parametrize("kind", HOSTILE)
@@ -362,6 +366,8 @@ def hostile_zips(model: Path, canary: Path) -> Mapping[str, dict[str, bytes]]:
         "a list": {"data": b"[]"},
         "a foreign class": {"data": json.dumps({**data, "policy_class": elsewhere}).encode()},
         "no class": {"data": json.dumps({**data, "policy_class": bomb}).encode()},
+        "an activation of no class": {"data": json.dumps({**data, "policy_kwargs": {"activation_fn": [1]}}).encode()},
+        "actions of another kind": {"policy_pth": saved({"q_net.q_net.0.weight": torch.zeros(4, 5)})},
         "a bomb of zeros": {"policy_pth": bytes(200_000_000)},
     }
 
@@ -369,6 +375,7 @@ def hostile_zips(model: Path, canary: Path) -> Mapping[str, dict[str, bytes]]:
 HOSTILE_ZIPS = ("a bomb of weights", "weights of texts", "a list of weights", "no weights", "truncated weights")
 HOSTILE_ZIPS += ("a bare pickle", "complex weights", "a view of one number", "weights that are not finite", "no JSON")
 HOSTILE_ZIPS += ("another width", "deep JSON", "a list", "a foreign class", "no class", "a bomb of zeros")
+HOSTILE_ZIPS += ("an activation of no class", "actions of another kind")
 
 
 @pytest.mark.parametrize("kind", HOSTILE_ZIPS)

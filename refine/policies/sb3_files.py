@@ -8,10 +8,14 @@ from __future__ import annotations
 
 import base64
 import io
+import lzma
 import pickletools
 import re
+import warnings
 import zipfile
+import zlib
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -35,7 +39,11 @@ from storage.schema import Array, Space
 from .sb3_models import Facts, Tensors
 
 _CLASS_BYTES = 4_096  # of a pickled class, which is its name
-_BAD = (zipfile.BadZipFile, zipfile.LargeZipFile, OSError, EOFError, KeyError, NotImplementedError, RuntimeError)
+_BAD = (
+    *(zipfile.BadZipFile, zipfile.LargeZipFile, zlib.error, lzma.LZMAError, OSError, EOFError),
+    *(KeyError, ValueError, NotImplementedError, RuntimeError),
+)
+_SETTINGS_BYTES = 1_000_000
 _NUMBER = re.compile(r"[-+]?(?:\d[\d.]*(?:e[-+]?\d+)?|inf)", re.IGNORECASE)
 _SAYS_NOT = re.compile(r"norm_obs['\"]?\s*[=:]\s*['\"]?False", re.IGNORECASE)
 _STATISTICS = ("vecnormalize.pkl", "vec_normalize.pkl")
@@ -61,10 +69,10 @@ def read_model(path: Path) -> SavedModel:
         with zipfile.ZipFile(path) as archive:
             data = decode_json(_member(archive, path, "data", MAX_BYTES))
             weights = _member(archive, path, "policy.pth", MAX_ARRAY_BYTES)
-    except _BAD as error:
-        raise not_a_model(path, error) from error
     except UnreadableError as error:
         raise BadInput(f"{path} is no model of Stable-Baselines3: its `data` is not JSON: {error}.") from error
+    except _BAD as error:
+        raise not_a_model(path, error) from error
     if not isinstance(data, dict):
         raise BadInput(f"{path} is no model of Stable-Baselines3: its `data` is not an object.")
     spaces = (_mapping(data, "observation_space"), _mapping(data, "action_space"))
@@ -115,9 +123,11 @@ def read_tensors(content: bytes, path: Path, *, nested: bool = False) -> dict[st
     """
     _check_inner(content, path)
     try:
-        found = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+        with warnings.catch_warnings(action="ignore"):  # about protocols that it may not know
+            found = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except Exception as error:  # torch may raise anything for a damaged file
-        reason = " ".join(str(error).split())
+        refused = "it holds more than tensors, which is not loaded"  # torch's words would advise to load it
+        reason = refused if "Weights only load failed" in str(error) else " ".join(str(error).split())
         raise BadInput(f"{path}: its weights are not read: {shorten(reason, 200)}.") from error
     if nested:
         found = dict(_flatten(found[0] if isinstance(found, tuple | list) and found else found, ""))
@@ -202,7 +212,7 @@ def said_space(described: Mapping[str, Any], ours: Space) -> Space:
             return Space(kind="discrete", dtype="int64", size=1, n=count, start=start)
         if kind == "Box":
             return _said_box(described, ours)
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, OverflowError):
         pass
     return ours
 
@@ -249,7 +259,8 @@ def _folders(model: Path) -> list[Path]:
     own = model.with_suffix("")
     inner = [own] if own.is_dir() else []
     if not inner:
-        inner = [path for path in sorted(model.parent.iterdir()) if path.is_dir() and _has_settings(path)]
+        with suppress(OSError):
+            inner = [path for path in sorted(model.parent.iterdir()) if path.is_dir() and _has_settings(path)]
     return [*(inner if len(inner) == 1 else []), model.parent]
 
 
@@ -260,8 +271,8 @@ def _has_settings(folder: Path) -> bool:
 def _asks_for_it(path: Path) -> bool:
     """Whether its `normalize` is set and does not leave out observations; the file is parsed, nothing is built."""
     try:
-        root = yaml.compose(read_text(path), Loader=yaml.SafeLoader)
-    except yaml.YAMLError as error:
+        root = yaml.compose(read_text(path, limit=_SETTINGS_BYTES), Loader=yaml.SafeLoader)
+    except (yaml.YAMLError, RecursionError) as error:
         raise BadInput(f"{path} is not YAML: {shorten(' '.join(str(error).split()))}.") from error
     for name, value in _pairs(root):
         if name == "normalize":

@@ -249,11 +249,13 @@ def _activation(facts: Facts, layout: Layout) -> str:
 
 
 def _class_name(said: object) -> str:
-    """`a.b.C` of `<class 'a.b.C'>`."""
-    return re.sub(r"^<class '(.*)'>$", r"\1", said) if isinstance(said, str) else ""
+    """`a.b.C` of `<class 'a.b.C'>`; empty if nothing is said."""
+    return "" if said is None else re.sub(r"^<class '(.*)'>$", r"\1", str(said))
 
 
 def _head(facts: Facts, layout: Layout, action_space: Space) -> Head:
+    if layout in ((_SQUASHED, _DETERMINISTIC) if action_space.is_discrete else (_Q_NETWORK, _QUANTILES)):
+        raise BadInput(f"It is {layout.name}, which is not for {action_space.kind} actions.")
     if action_space.is_discrete:
         return "logits" if layout is _ACTOR_CRITIC else "q_values"
     if layout in (_SQUASHED, _DETERMINISTIC):
@@ -267,7 +269,10 @@ def _output_limit(tensors: Tensors, facts: Facts, layout: Layout) -> float | Non
     """Under gSDE the mean of a squashed Gaussian is cut before it is squashed."""
     if layout is not _SQUASHED or "actor.mu.0.weight" not in tensors:
         return None
-    return float(facts.policy_kwargs.get("clip_mean", 2.0))
+    said = facts.policy_kwargs.get("clip_mean", 2.0)
+    if not isinstance(said, int | float):
+        raise BadInput(f"Its clip_mean is {shorten(repr(said))}; a number is expected.")
+    return float(said)
 
 
 def _mean_of_quantiles(weight: Array, bias: Array, action_space: Space) -> tuple[Array, Array]:

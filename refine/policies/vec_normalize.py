@@ -22,6 +22,7 @@ from storage.schema import Array
 
 MAX_PICKLE_BYTES = 4_000_000
 """Statistics of a thousand components and the last observations of a hundred environments take 1.3 million."""
+MAX_TUPLES = 20_000
 MAX_STATISTICS = 1_000_000
 """Numbers of one array."""
 
@@ -137,7 +138,11 @@ def read_statistics(path: Path) -> Statistics | None:
 
 
 def _load(content: bytes) -> Any:
+    tuples = 0
     for opcode, argument, _ in pickletools.genops(content):
+        tuples += "TUPLE" in opcode.name
+        if tuples > MAX_TUPLES:  # one in another, so many would exhaust the stack when they are hashed
+            raise pickle.UnpicklingError(f"it has more than {MAX_TUPLES:,} tuples")
         if "PUT" in opcode.name and int(cast("int", argument)) > len(content):  # the memo would be as long
             raise pickle.UnpicklingError("it numbers more objects than it has bytes")
     return _Unpickler(io.BytesIO(content)).load()
