@@ -158,7 +158,7 @@ def load_network(folder: str) -> MlpPolicy:
 
 @functools.lru_cache(maxsize=1)
 def _environments(env_id: str) -> list[Environment]:
-    make = EnvironmentMaker(env_id)
+    make = EnvironmentMaker(Named(env_id))
     return [make() for _ in range(SIDE_BY_SIDE)]
 
 
