@@ -75,8 +75,8 @@ def table(
         raise BadInput(f"{out} has no rows.", "Run `python -m benchmarks.board run` first.")
     order = {name: place for place, name in enumerate(list_entries())}
     results = summarise(sorted(rows, key=lambda row: order.get(row.env.partition(",")[0], len(order))))
-    for name, draw in (("board", draw_labels), ("rules", draw_rules)):
-        if text := draw(results):
+    for name, text in (("board", draw_labels(results)), ("rules", draw_rules(results, list(order)))):
+        if text:
             write_between(page, name, text)
     typer.echo(f"{len(rows)} rows of {len({row.env for row in rows})} environments in {page}")
 
@@ -120,7 +120,7 @@ def _list_jobs(scenes: Sequence[Scene], arms: Sequence[str], seeds: int, out: Pa
     jobs: list[Job] = []
     for scene in reversed(scenes):
         for seed in range(seeds):
-            own = {arm: known[name, arm, seed] for arm in ARMS if ((name := scene.title), arm, seed) in known}
+            own = {arm: known[name, arm, seed] for arm in ARMS if ((name := scene.title_of(arm)), arm, seed) in known}
             jobs += [_make_job(scene, arm, seed, out, own) for arm in arms]
     done = {row.key for row in known.values() if row.status == "done"}
     return [job for job in jobs if job.key not in done]

@@ -66,7 +66,7 @@ def run_job(job: Job) -> Row:
     made = {"collected_steps": scene.manifest.steps, **made}
     row = Row(
         key=job.key,
-        env=scene.title,
+        env=scene.title_of(job.arm),
         arm=job.arm,
         seed=job.seed,
         mode=scene.entry.mode,

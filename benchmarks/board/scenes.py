@@ -87,6 +87,10 @@ class Scene:
         """The environment's name on the board, with the file of a later list than the first."""
         return self.entry.name if self.rules == FIRST_LIST else f"{self.entry.name}, {Path(self.rules).stem}"
 
+    def title_of(self, arm: str) -> str:
+        """The name in a row of one arm: the baseline is the same with every list."""
+        return self.entry.name if arm == "baseline" else self.title
+
     @property
     def content_id(self) -> str:
         """Named by everything that decides a row of it."""

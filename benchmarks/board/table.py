@@ -67,8 +67,13 @@ def draw_labels(results: Sequence[Result]) -> str:
     return "\n\n".join(part for part in parts if part)
 
 
-def draw_rules(results: Sequence[Result]) -> str:
-    """All that the page says of rules: the rows, and wins, ties and losses; empty without a row of them."""
+def draw_rules(results: Sequence[Result], environments: Sequence[str] = ()) -> str:
+    """All that the page says of rules: the rows, and wins, ties and losses; empty without a row of them.
+
+    Args:
+        results: of all methods.
+        environments: those that the second table names even where nothing was played.
+    """
     known: dict[str, dict[str, Result]] = {}
     for result in results:
         known.setdefault(result.env, {})[result.arm] = result
@@ -81,7 +86,7 @@ def draw_rules(results: Sequence[Result]) -> str:
         lines += [_line(_rules_cells(result, own, first=result is shown[0])) for result in shown]
     parts = [
         "\n".join(lines),
-        _draw_contest(ruled),
+        _draw_contest(ruled | {env: ruled.get(env, {}) for env in environments}),
         _describe_time([r for own in ruled.values() for r in own.values()]),
     ]
     return "\n\n".join(parts)
@@ -100,7 +105,12 @@ def _draw_contest(ruled: Mapping[str, Mapping[str, Result]]) -> str:
             if outcome:
                 counts[arm][outcome] += 1
         lines.append(_line(cells))
-    told = (f"{WORDS[arm]}: " + ", ".join(f"{n} {name}" for name, n in found.items()) for arm, found in counts.items())
+    told: list[str] = []
+    for arm, found in counts.items():
+        missing = len(ruled) - sum(found.values())
+        told.append(
+            f"{WORDS[arm]}: " + ", ".join(f"{n} {name}" for name, n in (found | {"not played": missing}).items())
+        )
     return "\n".join(lines) + "\n\nAgainst PPO continued: " + "; ".join(told) + "."
 
 
