@@ -171,6 +171,10 @@ RandomStatesOption = Annotated[
 PromoteRulesOption = Annotated[
     bool, typer.Option("--promote-rules", help="The rules themselves may win and be put in force.")
 ]
+PromoteOption = Annotated[
+    Literal["labels", "best"],
+    typer.Option("--promote", help="What may be put in force: the labels' policy, or the best accepted arm's."),
+]
 RelabelOption = Annotated[
     int,
     typer.Option("--relabel", min=0, help="Rounds in which the learner plays and its rules label what it played."),

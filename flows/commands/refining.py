@@ -33,6 +33,7 @@ from .options import (
     MethodOption,
     ModelOption,
     ModeOption,
+    PromoteOption,
     PromoteRulesOption,
     ProviderOption,
     RampOption,
@@ -104,6 +105,7 @@ def refine(
     expert: ExpertOption = None,
     random_states: RandomStatesOption = False,
     promote_rules: PromoteRulesOption = False,
+    promote: PromoteOption = "labels",
     relabel: RelabelOption = 0,
     gate: MethodOption = "racing",
     estimate: EstimateOption = False,
@@ -149,7 +151,7 @@ def refine(
         },
         workers=workers,
     )
-    also = {"random_states": random_states, "promote_rules": promote_rules, "log_dir": log_dir}
+    also = {"random_states": random_states, "promote_rules": promote_rules, "promote": promote, "log_dir": log_dir}
     config = config.model_copy(update={"expert": Named.of(expert), "relabel": relabel, **also})
     opened, named = Store.open(store), Named.of(baseline)
     dataset_id = (resolve_ruled_dataset if rules else resolve_dataset)(opened, dataset)
@@ -158,6 +160,8 @@ def refine(
             raise BadInput("An estimate has no arms beside the placebos.", "Leave --expert and --random-states out.")
         if promote_rules:
             raise BadInput("An estimate puts no rules in force.", "Leave --promote-rules out.")
+        if promote == "best":
+            raise BadInput("An estimate puts no other arm in force.", "Leave --promote best out.")
         if relabel:
             raise BadInput("An estimate plays nothing, so there is nothing to relabel.", "Leave --relabel out.")
         if log_dir or track:
@@ -308,6 +312,7 @@ def pipeline(
         typer.Option("--rounds", min=1, help="Repeat with the policy in force, or with a better list of rules."),
     ] = None,
     kind: Annotated[Literal["labels", "rules"], typer.Option(help="What is asked for.")] = "labels",
+    promote: PromoteOption = "labels",
     budget: BudgetOption = None,
     limit: LimitOption = None,
     workers: WorkersOption = None,
@@ -333,7 +338,9 @@ def pipeline(
         label=LabelConfig(
             provider=provider, answers=answers, annotate=asked, card=card, limit=limit, budget_usd=budget
         ),
-        improve=_configure(refine={"mode": mode, "seed": seed}, gate={}, workers=workers),
+        improve=_configure(refine={"mode": mode, "seed": seed}, gate={}, workers=workers).model_copy(
+            update={"promote": promote}
+        ),
     )
     if rounds is not None:
         _go_round(config, rounds, server, as_json)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -45,6 +45,9 @@ def nightly(
     deployment: NameArgument = None,
     settings: SettingsOption = DEFAULT_SETTINGS,
     store: StoreOverride = None,
+    promote: Annotated[
+        Literal["labels", "best"] | None, typer.Option("--promote", help="In place of `promote` under [improve].")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Run a deployment once: import what is new, annotate, enter the answers, refine, promote or keep.
@@ -55,6 +58,9 @@ def nightly(
     from ..deployment import read_deployment
 
     name, config = read_deployment(deployment, settings, store)
+    if promote is not None:
+        improve = config.improve.model_copy(update={"promote": promote})
+        config = config.model_copy(update={"improve": improve})
     quieten_prefect()
     from ..deployment import as_plain, describe_night, run_and_notify
     from ..runtime import served, start_server

@@ -281,14 +281,15 @@ def gate_of_night(gate: GateConfig, decisions: Sequence[Decision]) -> GateConfig
 def _judge(outcome: Outcome, before: str | None) -> Decision:
     """The gate's decision as a promotion: what it accepts is in force from now on, else what was in force stays."""
     comparison = outcome.comparison
-    accepted = comparison.decision.accepted
+    accepted, arms = comparison.accepted, len(comparison.competing)
+    done = f"promoted the arm {comparison.arm}" if accepted and arms > 1 else "promoted" if accepted else "kept"
     return Decision(
         comparison_id=outcome.comparison_id,
         policy_id=comparison.policy_id if accepted or before is None else before,
         previous_id=before,
         promoted=accepted,
         labels=outcome.n_labels,
-        reason=f"{'promoted' if accepted else 'kept'}: {comparison.decision.reason}",
+        reason=f"{done}: {comparison.promoted.decision.reason}",
     )
 
 

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
@@ -34,7 +35,9 @@ from storage.errors import BadInput, DamagedStore
 from storage.policies import load_training, save_training
 from storage.store import Store
 
-AnyArm = Arm | ReferenceArm
+AnyArm = Arm | ReferenceArm | Literal["rules_played"]
+RULES_PLAYED: Literal["rules_played"] = "rules_played"
+"""The arm of the annotator's rules themselves, which are not trained."""
 PLACEBOS: tuple[Arm, ...] = ("no_labels", "shuffled", "random", "permuted")
 CHANCE: tuple[AnyArm, ...] = ("shuffled", "random", "permuted", "random_states")
 """Arms that depend on chance, so that each is drawn several times."""
@@ -160,6 +163,8 @@ def labels_of(material: Material, draw: ArmDraw, steps: StepArrays) -> Labels:
     baseline, rng = material.baseline, _chance_of(material, draw)
     if draw.arm == "random_states":
         return label_random_states(material.labels, steps, baseline.observation_space, rng)
+    if draw.arm == RULES_PLAYED:
+        raise BadInput("Rules that are played are not trained.")
     if draw.arm != "oracle":
         space, units = baseline.action_space, material.units
         return rule_arm_labels(draw.arm, material.labels, steps, space, rng, units=units, draw=draw.number)
@@ -170,7 +175,7 @@ def labels_of(material: Material, draw: ArmDraw, steps: StepArrays) -> Labels:
 
 def rules_of(material: Material, draw: ArmDraw) -> RulePolicy | None:
     """What one draw of an arm imitates, played: the annotator's rules, or a placebo's; None if it has no rules."""
-    if not isinstance(material.labels, RuleLabels) or draw.arm in ("random_states", "oracle"):
+    if not isinstance(material.labels, RuleLabels) or draw.arm in ("random_states", "oracle", RULES_PLAYED):
         return None
     steps = read_once(Store.locate(material.store_root), material.dataset_ids)
     space, rng = material.baseline.action_space, _chance_of(material, draw)

@@ -55,6 +55,8 @@ from ..runtime import Report, parallel_map, silent
 from .arms import (
     CHANCE,
     PLACEBOS,
+    RULES_PLAYED,
+    AnyArm,
     ArmDraw,
     Material,
     find_candidates,
@@ -66,8 +68,8 @@ from .arms import (
 from .evaluator import Candidate, Evaluator, Purpose, Returns
 from .placebos import CHOSEN, RANKED, Entrant, Entry, draw_placebos, play_fields, rank_entries
 
-RULES_PLAYED = "rules_played"
-"""The arm of the annotator's rules themselves; it only informs."""
+Promote = Literal["labels", "best"]
+"""Which policy is put in force: that of the annotator's labels, or the best one of the arms that were accepted."""
 SELECT: Mapping[Method, int] = {"racing": 12, "full": 24}
 """Selection episodes; in a race only the last two candidates play them all."""
 ACCEPT: Mapping[Method, int] = {"racing": 192, "full": 60}
@@ -160,11 +162,28 @@ class Comparison:
     returns: Mapping[Mode, Mapping[str, Returns]] = field(
         repr=False
     )  # on the report seeds, by arm; draws of chance share the seeds
+    competing: Sequence[str] = ("labels",)  # arms whose policy could be put in force
+    chosen: int = 0  # index of the trial whose policy is in force, if it was accepted
+
+    @property
+    def promoted(self) -> Trial:
+        """The trial whose policy is in force, if it was accepted."""
+        return self.trials[self.chosen]
+
+    @property
+    def accepted(self) -> bool:
+        """Whether another policy than the baseline is in force."""
+        return self.promoted.decision.accepted
+
+    @property
+    def arm(self) -> str | None:
+        """The arm whose policy is in force; None: the baseline is."""
+        return self.promoted.draw.arm if self.accepted else None
 
     @property
     def policy_id(self) -> str:
         """The id of the policy in force now: the refined one, or the baseline."""
-        return self.trials[0].kept.policy_id
+        return self.promoted.kept.policy_id
 
 
 @dataclass(frozen=True)
@@ -178,6 +197,7 @@ class ComparisonPlan:
         report: shown the progress.
         references: arms that only inform, outside the verdicts.
         promote_rules: whether the rules of each arm are one more of its candidates.
+        promote: which policy is put in force.
     """
 
     material: Material
@@ -186,6 +206,16 @@ class ComparisonPlan:
     report: Report = silent
     references: Sequence[ReferenceArm] = ()
     promote_rules: bool = False
+    promote: Promote = "labels"
+
+    @property
+    def competing(self) -> tuple[AnyArm, ...]:
+        """The arms whose policy may be put in force; each is tested with an equal part of the error rate."""
+        if self.promote == "labels":
+            return ("labels",)
+        rules = self.material.played_rules
+        alone = rules is not None and len(rules.lists) == 1 and not self.promote_rules
+        return ("labels", "no_labels", *([RULES_PLAYED] if alone else []))
 
     @property
     def baseline(self) -> Candidate:
@@ -206,8 +236,12 @@ class ComparisonPlan:
         tested = [draw for draw in draws if draw.arm not in CHANCE]
         trained = self._train(tested)
         fields = [self._field(*each) for each in zip(tested, trained, strict=True)]
+        if RULES_PLAYED in self.competing:
+            tested, trained = [*tested, ArmDraw(RULES_PLAYED, 0)], [*trained, []]
+            fields.append(list(self._rules.values()))
         with self.judge.session([self.baseline, *chain.from_iterable(fields)]):
             trials = self._judge(tested, trained, fields)
+            chosen = self._choose(trials)
             (own,) = self._enter(tested[:1])
             chance = [draw for draw in draws if draw.arm in CHANCE]
             accepted = trials[0].decision.accepted
@@ -219,11 +253,17 @@ class ComparisonPlan:
             greedy = self._report(trials, "greedy")
             sampled = self._report(trials, "sampled") if self.material.baseline.is_stochastic else None
             alike = self._report_alike(own, greedy if sampled is None or self.gate.mode == "greedy" else sampled)
-        return self._conclude(trials, greedy, sampled, alike, rank_entries(own, entries, self.gate.placebo_draws))
+        return self._conclude(
+            trials, greedy, sampled, alike, rank_entries(own, entries, self.gate.placebo_draws), chosen
+        )
 
     @cached_property
     def played(self) -> Mapping[str, Candidate]:
         """What is reported only: the annotator's rules, played, by the name of its arm."""
+        return {} if RULES_PLAYED in self.competing else self._rules
+
+    @cached_property
+    def _rules(self) -> Mapping[str, Candidate]:
         rules = self.material.played_rules
         return {} if rules is None else {RULES_PLAYED: Candidate.of(rules, "rules")}
 
@@ -283,11 +323,25 @@ class ComparisonPlan:
                 winner=finding.winner,
                 decision=finding.decision,
                 kept=kept,
-                reported=kept,
+                reported=candidates[0] if draw.arm == RULES_PLAYED else kept,  # rules inform in any case
             )
             for draw, candidates, snapshots, finding in zip(draws, fields, trained, found, strict=True)
             for kept in [candidates[finding.winner] if finding.decision.accepted else self.baseline]
         ]
+
+    def _choose(self, trials: Sequence[Trial]) -> int:
+        """The accepted trial, of those that compete, that returns most in equally many episodes; else the first."""
+        accepted = [n for n, trial in enumerate(trials) if trial.draw.arm in self.competing and trial.decision.accepted]
+        if len(accepted) < 2:
+            return next(iter(accepted), 0)
+        seeds = self.gate.seeds.accept
+        looks = list_looks(len(seeds)) if self.gate.method == "racing" else [len(seeds)]
+        most = max(trials[n].decision.gain.n for n in accepted)
+        parts = [seeds[begin:end] for begin, end in itertools.pairwise([0, *looks]) if end <= most]
+        contestants = [trials[n].kept for n in accepted]
+        played = [self._returns(contestants, part, "accept", mode=self.gate.mode) for part in parts]
+        means = [float(np.concatenate(returns).mean()) for returns in zip(*played, strict=True)]
+        return accepted[int(np.argmax(means))]
 
     def _enter(self, draws: Sequence[ArmDraw]) -> list[Entry]:
         """Train draws and play their candidates on the common seeds, beside the baseline."""
@@ -359,8 +413,9 @@ class ComparisonPlan:
         sampled: Mapping[str, Returns] | None,
         alike: Mapping[str, Returns],
         ranks: Sequence[Rank],
+        chosen: int,
     ) -> Comparison:
-        decision, arms = trials[0].decision, _arms_of(trials)
+        decision, arms, promoted = trials[0].decision, _arms_of(trials), trials[chosen]
         judged = greedy if sampled is None or self.gate.mode == "greedy" else sampled
         leads = {
             arm: pair_with_labels(judged["labels"] if arm == "no_labels" else alike["labels"], alike[arm], draws)
@@ -370,10 +425,14 @@ class ComparisonPlan:
         return Comparison(
             arms=[self._arm_result(arm, trials, greedy, sampled) for arm in ("baseline", *arms, *self.played)],
             decision=decision,
-            improvement=judge_improvement(judged["labels"], judged["baseline"], accepted=decision.accepted),
+            improvement=judge_improvement(
+                judged[promoted.draw.arm], judged["baseline"], accepted=promoted.decision.accepted
+            ),
             credit=judge_labels(ranks, leads, accepted=decision.accepted),
             trials=trials,
             returns={"greedy": greedy, "sampled": sampled or {}},
+            competing=self.competing,
+            chosen=chosen,
         )
 
     def _arm_result(

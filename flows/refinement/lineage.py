@@ -60,8 +60,9 @@ def record_comparison(
         **about,
         **_verdicts(comparison),
         "recipe": material.config.name,
-        "accepted": comparison.decision.accepted,
-        "reason": comparison.decision.reason,
+        "accepted": comparison.accepted,
+        "promoted_arm": comparison.arm,
+        "reason": comparison.promoted.decision.reason,
         "environment_sha256": contest.judge.fingerprint.sha256,
     }
     with store.catalog.write():
@@ -151,6 +152,7 @@ def name_comparison(contest: ComparisonPlan) -> str:
     oracle = contest.material.oracle
     references = [*contest.references, oracle.sha256 if oracle else None] if contest.references else []
     references += ["rules_promoted"] if contest.promote_rules else []
+    references += ["best"] if contest.promote == "best" else []
     usual = {"error_rate"} if contest.gate.error_rate == ERROR_RATE else None  # such ids are older than the field
     gate = contest.gate.model_dump(exclude=usual)
     return content_id("c_", [contest.material.content_id, gate, *references, contest.judge.fingerprint.sha256])

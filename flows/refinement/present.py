@@ -9,7 +9,7 @@ from refine.evaluation import Interval
 
 if TYPE_CHECKING:
     from .ablation import Ablation, PooledArm, PooledVerdict
-    from .comparison import ArmResult
+    from .comparison import ArmResult, Comparison
     from .estimation import Appraisal, ArmEstimate
     from .feedback import Version
     from .refinement import Outcome
@@ -36,16 +36,18 @@ def show_comparison(outcome: Outcome) -> Overview:
     arms = {arm_title(arm.arm): arm for arm in comparison.arms}
     sentences = [
         f"gate: {comparison.decision.reason}",
+        *_competitors(comparison),
         f"better than the baseline? {comparison.improvement.answer}: {comparison.improvement.reason}",
         f"did the labels do it? {comparison.credit.answer}: {comparison.credit.reason}",
-        f"in force: {comparison.policy_id}",
+        f"in force: {comparison.policy_id}{_whose(comparison)}",
         *(f"warning: {warning}" for warning in outcome.warnings),
     ]
     values = {
         **{name: plain(arm.greedy) for name, arm in arms.items()},
         "sampled": {name: plain(arm.sampled) for name, arm in arms.items() if arm.sampled is not None},
-        "accepted": comparison.decision.accepted,
-        "reason": comparison.decision.reason,
+        "accepted": comparison.accepted,
+        "reason": comparison.promoted.decision.reason,
+        "in_force": arm_title(comparison.arm or "baseline"),
         "better_than_baseline": comparison.improvement.holds,
         "labels_did_it": comparison.credit.holds,
         "credit": comparison.credit.answer,
@@ -59,6 +61,20 @@ def show_comparison(outcome: Outcome) -> Overview:
         "baseline_origin": outcome.baseline.origin,
     }
     return Overview([arm_row(arm) for arm in comparison.arms], sentences, values)
+
+
+def _competitors(comparison: Comparison) -> list[str]:
+    """The gate's decisions about the other arms that could have been put in force."""
+    others = [trial for trial in comparison.trials[1:] if trial.draw.arm in comparison.competing]
+    return [f"gate, {trial.draw.arm}: {trial.decision.reason}" for trial in others]
+
+
+def _whose(comparison: Comparison) -> str:
+    """Which arm's policy is in force, where several compete."""
+    if len(comparison.competing) == 1:
+        return ""
+    others = ", ".join(arm_title(arm) for arm in comparison.competing)
+    return f" ({arm_title(comparison.arm or 'baseline')}; {others} compete)"
 
 
 def show_estimate(appraisal: Appraisal) -> Overview:

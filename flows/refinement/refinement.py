@@ -36,7 +36,7 @@ from ..policies import Baseline, check_spaces, find_baseline, load_policy
 from ..runtime import Report, silent
 from ..simulation import Home, Named, Spaces, choose, find_home, look_up_spaces
 from .arms import Material, Oracle, read_once
-from .comparison import Comparison, ComparisonPlan, GateConfig
+from .comparison import Comparison, ComparisonPlan, GateConfig, Promote
 from .evaluator import Evaluator
 from .lineage import name_comparison, name_plan, record_comparison
 
@@ -49,6 +49,11 @@ class ImproveConfig(Frozen):
     random_states: bool = Field(default=False, description="also the arm of other states with the annotator's rules")
     expert: Named | None = Field(default=None, description="policy whose actions are the arm oracle; null: no such arm")
     promote_rules: bool = Field(default=False, description="rules, played, are one more candidate of their arm")
+    promote: Promote = Field(
+        default="labels",
+        description="labels: only their policy may be put in force; best: the best accepted one of labels, no_labels"
+        " and rules_played, each tested with an equal part of the error rate",
+    )
     relabel: int = Field(
         default=0, ge=0, description="rounds in which the learner plays and its rules label what it plays"
     )
@@ -131,12 +136,15 @@ def improve(
     judge = Evaluator(store, *home, config.workers, manifest.max_steps)
     warnings += tuple(_warn_of_changes(judge, read_manifest(store, each)) for each in (dataset_id, *also))
     warnings = tuple(filter(None, warnings))
-    contest = ComparisonPlan(material, judge, config.gate, report, config.references, config.promote_rules)
+    contest = ComparisonPlan(
+        material, judge, config.gate, report, config.references, config.promote_rules, config.promote
+    )
+    contest = replace(contest, gate=_share_error(config.gate, len(contest.competing)))
     contest.check()
     if reserved is None:
         reserved, reused = _reserve(contest, config.gate.first_seed, search_from)
         warnings += reused
-    contest = replace(contest, gate=starting_at(config.gate, reserved))
+    contest = replace(contest, gate=starting_at(contest.gate, reserved))
     comparison = contest.run()
     comparison_id = record_comparison(contest, comparison, opinions.run_ids, start.origin, warnings=warnings)
     return Outcome(
@@ -149,6 +157,11 @@ def improve(
         contest.baseline.policy_id,
         reserved,
     )
+
+
+def _share_error(gate: GateConfig, arms: int) -> GateConfig:
+    """The gate of each of several arms that compete, so that all of them together err no more often than one."""
+    return gate if arms == 1 else gate.model_copy(update={"error_rate": gate.error_rate / arms})
 
 
 def starting_at(gate: GateConfig, first_seed: int) -> GateConfig:

@@ -63,7 +63,7 @@ class Round:
     @property
     def accepted(self) -> bool:
         """Whether the gate put another policy in force."""
-        return self.outcome.comparison.decision.accepted
+        return self.outcome.comparison.accepted
 
     @property
     def gain(self) -> Interval:
@@ -116,7 +116,7 @@ def run_rounds(config: RoundsConfig, work: Work | None = None) -> Series:
         done.append(Round(number, dataset_id, tuple(run_ids), outcome))
         _record(config, done)
         if not done[-1].accepted:
-            return Series(done, f"round {number} gained nothing: {outcome.comparison.decision.reason}")
+            return Series(done, f"round {number} gained nothing: {outcome.comparison.promoted.decision.reason}")
         policy = Named(f"policy:{outcome.comparison.policy_id}")
     return Series(done, f"all {config.rounds} rounds are done")
 

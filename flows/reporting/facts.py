@@ -104,10 +104,12 @@ class Facts:
 
     @property
     def judged(self) -> Row | None:
-        """The refinement in question: the one asked for, or the one with the annotator's labels."""
+        """The refinement in question: the one asked for, the one in force, or the one with the annotator's labels."""
         asked = [row for row in self.refinements if row["refinement_id"] == self.subject.refinement_id]
+        arm = self.comparison["promoted_arm"] if self.comparison else None
+        in_force = [row for row in self.refinements if row["arm"] == arm]
         own = [row for row in self.refinements if row["arm"] == "labels"]
-        return next(iter([*asked, *own]), None)
+        return next(iter([*asked, *in_force, *own]), None)
 
 
 def gather_facts(store: Store, subject: Subject) -> Facts:

@@ -96,7 +96,7 @@ def metrics_of(store: Store, outcome: Outcome) -> dict[str, float]:
     metrics = {
         "labels": float(outcome.n_labels),
         "dollars": sum_dollars(store, [outcome.dataset_id]),
-        "accepted": float(comparison.decision.accepted),
+        "accepted": float(comparison.accepted),
         "better_than_baseline": float(comparison.improvement.holds),
         "labels_did_it": float(comparison.credit.holds),
     }
