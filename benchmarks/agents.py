@@ -12,9 +12,9 @@ out.
     python -m benchmarks.agents rl-trained-agents --whole-way WORK --agents ars/MountainCar-v0_1
 
 takes an agent all the way, by the commands that a user types, in the folder WORK: 30 episodes are collected, the rules
-in `RULES` are imported (written by hand, no model was asked), the policy is refined without a gate, the candidate that
-was trained is exported into a copy of the zip, and the library itself plays the copy, behind its own `VecNormalize`
-where there is one, on the same 100 seeds.
+in `RULES` are imported (written by hand, no model was asked), one candidate is trained with them, without a gate, it is
+exported into a copy of the zip, and the library itself plays the copy, behind its own `VecNormalize` where there is
+one, on the same 100 seeds.
 """
 
 from __future__ import annotations
@@ -35,10 +35,17 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from flows.policies import load_policy
+from flows.policies import find_baseline, load_policy
 from flows.policies.sb3 import LIBRARIES
 from flows.simulation import EnvironmentMaker, Named, look_up_spaces, returns_of
+from refine.config import RefineConfig
+from refine.labels import labels_from_rules
+from refine.policies import CompiledRules
 from refine.policies.sb3_models import use_one_thread
+from refine.training import refine
+from storage.annotations import find_rule_list
+from storage.datasets import read_manifest, read_steps
+from storage.policies import save_policy
 from storage.store import Store
 
 EPISODES = 100
@@ -133,6 +140,9 @@ RULES: Mapping[str, Any] = {
 }
 
 
+TRAINING = RefineConfig(betas=(0.1,), snapshots=(1000,))
+
+
 @dataclass(frozen=True)
 class Way:
     """One agent on the whole way, in a folder of its own."""
@@ -146,14 +156,22 @@ class Way:
         command = [sys.executable, "-m", "trajnote", *arguments, "--store", str(self.work / "store")]
         return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
 
-    def refined(self) -> Mapping[str, Any]:
-        """Collect, import rules and refine, as far as it was not done before."""
+    def refined(self) -> str:
+        """Collect, import rules and train one candidate; returns its id in the folder's store."""
         env, policy = self.agent.env_id, f"sb3:{self.agent.algorithm}:{self.zip}"
         self.run("collect", "--env", env, "--policy", policy, "--mode", "greedy", "--dataset", "begun")
         rules = self.work / "rules.json"
         rules.write_text(json.dumps({"rules": RULES[env]}))
-        self.run("rules", "import", str(rules), "--dataset", "begun")
-        return json.loads(self.run("refine", "--rules", "--estimate", "--dataset", "begun", "--json").splitlines()[-1])
+        list_id = self.run("rules", "import", str(rules), "--dataset", "begun").split()[-1]
+        store = Store.open(self.work / "store")
+        manifest, steps = read_manifest(store, "begun"), read_steps(store, "begun")
+        compiled = CompiledRules.of(find_rule_list(store, list_id), manifest)
+        labels = labels_from_rules([compiled], steps, manifest.action_space)
+        baseline = find_baseline(store, manifest, steps)
+        candidate = refine(steps, labels, baseline.policy, TRAINING)[-1].policy
+        record = {"kind": "refined", "env_id": env, "dataset_id": "begun", "config": TRAINING.model_dump(mode="json")}
+        save_policy(store, f"refined-{candidate.sha256[:12]}", candidate.to_files(), record)
+        return f"refined-{candidate.sha256[:12]}"
 
     def exported(self, policy_id: str) -> Path:
         """Write a policy into a copy of the zip."""
@@ -189,11 +207,11 @@ def take_whole_way(agent: Agent, folder: Path, work: Path, episodes: int) -> Ite
     """Cells: the agent, returns of the original, of the refined one here and in the library, equal episodes."""
     work.mkdir(parents=True, exist_ok=True)
     way = Way(agent, next((folder / agent.name).glob("*.zip")), work)
-    found = way.refined()
+    policy_id = way.refined()
     begun = measure(agent, folder, episodes).returns
-    out = way.exported(found["candidate_id"])
+    out = way.exported(policy_id)
     spaces = look_up_spaces(Named(agent.env_id), agent.env_kwargs)
-    ours = load_policy(Named(f"policy:{found['candidate_id']}"), spaces, Store.open(work / "store"))
+    ours = load_policy(Named(f"policy:{policy_id}"), spaces, Store.open(work / "store"))
     here = returns_of(EnvironmentMaker(Named(agent.env_id), agent.env_kwargs), ours, range(episodes))
     there = play_in_library(agent, out, episodes)
     yield agent.name

@@ -235,3 +235,16 @@ def test_the_first_step_of_adam_is_the_learning_rate_against_the_gradient() -> N
     Adam(parameters, np.array([1e-3, -5, 0], np.float32), 0.01).step()
 
     assert parameters == pytest.approx([-0.01, 0.01, 0], abs=1e-6)
+
+
+def test_limits_of_a_baseline_stay_and_both_engines_cut_its_inputs_alike() -> None:
+    start = replace(baseline("tanh"), input_limit=0.8, output_limit=0.5)
+    steps = walk(start)
+    found: list[MlpPolicy] = []
+    for engine_name in ("fast", "reference"):
+        config = PLAIN.model_copy(update={"snapshots": (20,), "betas": (0.1,), "engine": engine_name})
+        found.append(train.refine(steps, suggest(start, steps), start, config)[0].policy)
+        assert (found[-1].input_limit, found[-1].output_limit) == (0.8, 0.5)
+    outputs = [policy.forward(steps.observation) for policy in found]
+    np.testing.assert_allclose(*outputs, atol=1e-4)
+    assert not np.allclose(outputs[0], replace(found[0], input_limit=None).forward(steps.observation), atol=1e-2)
