@@ -101,6 +101,11 @@ class ManifestDraft(Frozen):
     )
     observation_space: Space
     action_space: Space
+    flattened_from: str | None = Field(
+        default=None,
+        exclude_if=lambda space: space is None,  # so that a manifest without it keeps its bytes
+        description="Gymnasium's words for the observation space that was flattened; null when it was flat",
+    )
     component_names: tuple[str, ...] = Field(description="names of the observation's components, from the card")
     action_names: tuple[str, ...] = Field(description="names of the actions (discrete) or of their dimensions (box)")
     policy: str | None = Field(default=None, description="specification of the policy that acted")

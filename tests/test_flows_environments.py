@@ -60,26 +60,23 @@ def test_arguments_reach_the_environment() -> None:
 @pytest.mark.parametrize(
     ("space", "named"),
     [
-        (spaces.Dict({"a": spaces.Discrete(2)}), "Dict('a': Discrete(2))"),
-        (spaces.Tuple([spaces.Discrete(2)]), "Tuple(Discrete(2))"),
-        (spaces.MultiDiscrete([2, 3]), "MultiDiscrete([2 3])"),
-        (spaces.MultiBinary(3), "MultiBinary(3)"),
+        (spaces.Dict({"a": spaces.Text(2, charset="ab")}), "Dict('a': Text(1, 2, charset=ab))"),
         (spaces.Box(0, 255, (4, 4, 3), np.uint8), "Box of shape (4, 4, 3) and dtype uint8"),
-        (spaces.Box(-1, 1, (), np.float32), "Box of shape () and dtype float32"),
     ],
 )
 def test_any_other_space_is_refused_by_name_with_what_is_allowed(space: spaces.Space, named: str) -> None:
     with pytest.raises(BadInput) as caught:
-        to_space(space, "observation", "Flatten it.")
+        to_space(space, "observation", "Leave it out.")
     assert caught.value.problem == (
-        f"The observation space is {named}; allowed is a Discrete space or a flat Box, shape (n,)."
+        f"The observation space is {named}; allowed: Discrete, Box, MultiDiscrete, MultiBinary, and Dict and Tuple of "
+        "them, without images and texts."
     )
-    assert caught.value.hint == "Flatten it."
+    assert caught.value.hint == "Leave it out."
 
 
-def test_blackjack_is_refused_with_the_wrapper_that_helps() -> None:
-    with pytest.raises(BadInput, match=r"Tuple\(Discrete\(32\).*FlattenObservation"):
-        spaces_of(make_environment("Blackjack-v1"))
+def test_blackjack_is_flattened() -> None:
+    observation = spaces_of(make_environment("Blackjack-v1")).observation
+    assert (observation.kind, observation.dtype, observation.size) == ("box", "int64", 32 + 11 + 2)
 
 
 @pytest.mark.parametrize(

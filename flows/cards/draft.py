@@ -22,7 +22,7 @@ from storage.disk import write_whole
 from storage.errors import BadInput
 from storage.schema import Space
 
-from ..simulation import Environment, Named, make_environment, spaces_of
+from ..simulation import Environment, Named, flattened_from, make_environment, spaces_of
 
 _QUOTED_LINES = 20
 _UNBOUNDED = 1e30
@@ -101,7 +101,12 @@ def draft_card(env_id: Named, env_kwargs: Mapping[str, Any] | None = None) -> st
     try:
         observation, action = spaces_of(env)
         documentation = type(env.unwrapped).__doc__ or ""
-        components = describe_observation(documentation, observation)
+        flattened = flattened_from(env)
+        components = (
+            [Entry(name, None, "a part of the observation") for name in flattened.names]
+            if flattened
+            else describe_observation(documentation, observation)
+        )
         actions = _console_actions(env) or describe_actions(documentation, action)
         seen = list(zip(components, _bounds(observation, len(components)), strict=True))
         done = list(zip(actions, _bounds(action, len(actions)), strict=True))

@@ -30,6 +30,7 @@ from ..simulation import (
     Policy,
     check_mode,
     engine_versions,
+    flattened_from,
     make_in_engine,
     play_episodes,
     play_pooled,
@@ -167,7 +168,7 @@ def _plan(
     """Load environment and policy, and describe the dataset to be made."""
     environment = make_in_engine(config.engine, config.env_id, config.env_kwargs)
     try:
-        spaces = spaces_of(environment)
+        spaces, flattened = spaces_of(environment), flattened_from(environment)
         here = take_fingerprint(environment, config.env_id, engine_versions(environment))
     finally:
         environment.close()
@@ -180,7 +181,10 @@ def _plan(
         engine=config.engine,
         observation_space=spaces.observation,
         action_space=spaces.action,
-        component_names=tuple(component_names or _numbered("o", spaces.observation.size)),
+        flattened_from=flattened.space if flattened else None,
+        component_names=tuple(
+            component_names or (flattened.names if flattened else _numbered("o", spaces.observation.size))
+        ),
         action_names=tuple(action_names or _numbered("a", spaces.action.n or spaces.action.size)),
         policy=policy.spec,
         policy_sha256=policy.sha256,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import importlib
+import math
 import re
 import shutil
 from collections.abc import Generator, Iterable, Iterator
@@ -37,11 +38,19 @@ from storage.importing import (
     table_of,
     unreadable,
 )
-from storage.schema import MAX_COMPONENTS, Episode, Manifest, Space
+from storage.schema import MAX_COMPONENTS, Array, Episode, Manifest, Space
 
-from ..simulation import ALLOWED, to_space
+from ..simulation import (
+    ALLOWED,
+    ALLOWED_OBSERVATIONS,
+    can_flatten,
+    describe_flattened,
+    flatten_rows,
+    to_space,
+)
 
 _METADATA = "metadata.json"
+_DEEPEST = 20  # spaces inside spaces
 _BROKEN = (
     OSError,
     ValueError,
@@ -165,7 +174,8 @@ def _check_folder(data: Path) -> None:
     for name in ("observation_space", "action_space"):
         if not isinstance(saved, dict) or not isinstance(saved.get(name), str):
             raise BadInput(f"{metadata} has no {name}.", "Load and save it with a newer Minari first.")
-        _check_space(parse_json(saved[name], f"{name} in {metadata}"), f"The {name} in {metadata}")
+        space = parse_json(saved[name], f"{name} in {metadata}")
+        _check_space(space, f"The {name} in {metadata}", flattens=name == "observation_space")
     for name in ("total_episodes", "total_steps"):
         if not isinstance(total := saved.get(name), int) or not 0 <= total <= MAX_ROWS:
             raise BadInput(f"{metadata} has {name} = {total}; allowed: 0 to {MAX_ROWS:,}.")
@@ -176,15 +186,48 @@ def _check_folder(data: Path) -> None:
             pass  # opening it is the check
 
 
-def _check_space(space: Any, where: str) -> None:
+def _check_space(space: Any, where: str, *, flattens: bool) -> None:
     """Refuse a space that a dataset may not have, before an array is made of its numbers."""
     kind = space.get("type") if isinstance(space, dict) else None
-    if kind not in ("Box", "Discrete"):
-        raise BadInput(f"{where} is of type {str(kind)[:60]!r}; allowed: {ALLOWED}.")
-    shape = space.get("shape")
-    flat = isinstance(shape, list) and len(shape) == 1 and isinstance(shape[0], int) and 0 < shape[0] <= MAX_COMPONENTS
-    if kind == "Box" and not flat:
-        raise BadInput(f"{where} has shape {str(shape)[:60]}; allowed: {ALLOWED} with n up to {MAX_COMPONENTS:,}.")
+    if kind == "Discrete":
+        return
+    allowed = ALLOWED_OBSERVATIONS if flattens else ALLOWED
+    size = _size_of(space, where, allowed) if flattens or kind == "Box" else None
+    if size is None:
+        raise BadInput(f"{where} is of type {str(kind)[:60]!r}; allowed: {allowed}.")
+    flat = flattens or len(space["shape"]) == 1
+    if not flat or not 0 < size <= MAX_COMPONENTS:
+        raise BadInput(
+            f"{where} has shape {str(space.get('shape', size))[:60]}; allowed: {allowed}, with up to "
+            f"{MAX_COMPONENTS:,} numbers."
+        )
+
+
+def _size_of(space: Any, where: str, allowed: str, depth: int = 0) -> int:
+    """How many numbers an observation of a space becomes, from what the file says of it."""
+    kind = space.get("type") if isinstance(space, dict) and depth < _DEEPEST else None
+    match kind, space:
+        case "Dict", {"subspaces": dict(inner)}:
+            return sum(_size_of(each, where, allowed, depth + 1) for each in inner.values())
+        case "Tuple", {"subspaces": list(inner)}:
+            return sum(_size_of(each, where, allowed, depth + 1) for each in inner)
+        case "Box", {"shape": list(shape)} if all(isinstance(n, int) and n >= 0 for n in shape):
+            return math.prod(shape)
+        case "Discrete", {"n": int(n)}:
+            return n
+        case "MultiDiscrete", {"nvec": list(counts)}:
+            return _total(counts)
+        case "MultiBinary", {"n": int() | list() as n}:
+            return math.prod(n if isinstance(n, list) else [n])
+        case _:
+            raise BadInput(f"{where} is of type {str(kind)[:60]!r}; allowed: {allowed}.")
+
+
+def _total(counts: Any) -> int:
+    """The sum of whole numbers in lists of lists; too much of anything else."""
+    if isinstance(counts, list):
+        return sum(_total(each) for each in counts)
+    return counts if isinstance(counts, int) and counts >= 0 else MAX_COMPONENTS + 1
 
 
 def _tables(storage: Any, report: ImportReport) -> Iterator[Any]:
@@ -192,7 +235,7 @@ def _tables(storage: Any, report: ImportReport) -> Iterator[Any]:
     report.rows = int(storage.total_steps)
     for episode, metadata in zip(storage.get_episodes(numbers), storage.get_episode_metadata(numbers), strict=True):
         length = len(episode["rewards"])
-        observations = np.asarray(episode["observations"])
+        observations = _flat(storage.metadata["observation_space"], episode["observations"])
         others: dict[str, Any] = {
             "terminated": np.asarray(episode["terminations"]),
             "truncated": np.asarray(episode["truncations"]),
@@ -209,14 +252,22 @@ def _tables(storage: Any, report: ImportReport) -> Iterator[Any]:
         yield add_final_observation(table, report)
 
 
+def _flat(space: spaces.Space[Any], observations: Any) -> Array:
+    return flatten_rows(space, observations) if can_flatten(space) else np.asarray(observations)
+
+
 def _read_about(metadata: dict[str, Any], where: str) -> About:
     if MANIFEST_KEY in metadata:
         return parse_about(metadata[MANIFEST_KEY], where)
     spec = parse_json(metadata.get("env_spec") or "{}", f"env_spec in {where}")
+    shown = metadata["observation_space"]
+    flattened = describe_flattened(shown) if can_flatten(shown) else None
     return About(
         env_id=spec.get("id"),
         env_kwargs=spec.get("kwargs") or {},
-        observation_space=to_space(metadata["observation_space"], "observation"),
+        observation_space=to_space(spaces.flatten_space(shown) if flattened else shown, "observation"),
+        flattened_from=flattened.space if flattened else None,
+        component_names=flattened.names if flattened else None,
         action_space=to_space(metadata["action_space"], "action"),
         policy=metadata.get("algorithm_name"),
         versions={"minari": str(metadata.get("minari_version")), "minari_dataset": str(metadata.get("dataset_id"))},

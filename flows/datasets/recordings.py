@@ -23,7 +23,7 @@ from storage.store import MANIFEST, Store
 
 from ..policies import load_policy, record_baseline
 from ..runtime import Report, silent
-from ..simulation import Named, NetworkActor, Spaces, look_up_spaces, remember
+from ..simulation import Named, NetworkActor, Spaces, look_up_flattened, look_up_spaces, remember
 from .collection import CollectConfig, collect
 from .minari import open_minari, write_minari
 
@@ -99,14 +99,17 @@ def take_in(
         said = recording.about
         id_, kwargs = (env_id, env_kwargs or {}) if env_id else (said.env_id, said.env_kwargs)
         spaces = look_up_spaces(env_id, env_kwargs) if env_id else None
-        is_wanted = named or env_id or not said.component_names
+        is_wanted = named or env_id or not said.component_names or said.flattened_from
         fitting = fit_card(named, id_, kwargs, spaces) if is_wanted else Fitting()
+        flattened = look_up_flattened(env_id, env_kwargs) if env_id else None
         about = said.but(
             env_id=env_id,
             env_kwargs=env_kwargs,
             observation_space=spaces.observation if spaces else None,
             action_space=spaces.action if spaces else None,
-            component_names=fitting.component_names,
+            flattened_from=flattened.space if flattened else None,
+            component_names=fitting.component_names
+            or (flattened.names if flattened and not said.component_names else None),
             action_names=fitting.action_names,
         )
         manifest = import_recording(

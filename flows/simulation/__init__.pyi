@@ -13,10 +13,12 @@ from .actors import (
 from .complaints import defined_at, describe_raised, raised_at
 from .environments import (
     ALLOWED,
+    ALLOWED_OBSERVATIONS,
     Environment,
     EnvironmentMaker,
     Spaces,
     import_module_here,
+    look_up_flattened,
     look_up_spaces,
     make_environment,
     package_versions,
@@ -27,6 +29,7 @@ from .environments import (
 )
 from .envpool_engine import engine_versions, make_in_engine, play_pooled
 from .fingerprint import Fingerprint, code_of, look_up_fingerprint, take_fingerprint
+from .flattening import Flattened, can_flatten, describe_flattened, flatten_rows, flattened_from
 from .frames import FrameRenderer
 from .replay import Branch, Ending, Replay, logged_action, play_branches, replay_episode
 from .rollouts import ENVIRONMENTS, returns_of, rollout
@@ -35,6 +38,7 @@ from .workers import play_episodes, play_policies
 
 __all__ = [
     "ALLOWED",
+    "ALLOWED_OBSERVATIONS",
     "ENVIRONMENTS",
     "Actor",
     "Answer",
@@ -43,6 +47,7 @@ __all__ = [
     "Environment",
     "EnvironmentMaker",
     "Fingerprint",
+    "Flattened",
     "Foreign",
     "ForeignActor",
     "FrameRenderer",
@@ -55,18 +60,23 @@ __all__ = [
     "Spaces",
     "admit",
     "are_alike",
+    "can_flatten",
     "check_mode",
     "choose",
     "code_of",
     "defined_at",
+    "describe_flattened",
     "describe_raised",
     "engine_versions",
     "find_home",
     "find_module",
+    "flatten_rows",
+    "flattened_from",
     "import_module_here",
     "legal_action",
     "logged_action",
     "look_up_fingerprint",
+    "look_up_flattened",
     "look_up_spaces",
     "make_environment",
     "make_in_engine",

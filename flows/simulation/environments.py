@@ -28,22 +28,26 @@ from gymnasium.wrappers import OrderEnforcing, TimeLimit
 from storage.content_hash import sha256_bytes
 from storage.disk import parse_json, shorten
 from storage.errors import BadInput, Prerequisite
-from storage.schema import Space
+from storage.schema import MAX_ACTIONS, Space
 
 from .complaints import describe_raised
+from .flattening import Flattened, flatten_observations, flattened_from, is_image
 from .trust import Named, find_module, first_strange
 
 Environment: TypeAlias = gymnasium.Env[Any, Any]
 Step: TypeAlias = Callable[[Any], tuple[Any, Any, bool, bool, dict[str, Any]]]
 
 ALLOWED = "a Discrete space or a flat Box, shape (n,)"
+ALLOWED_OBSERVATIONS = "Discrete, Box, MultiDiscrete, MultiBinary, and Dict and Tuple of them, without images and texts"
 OWN_ID = "Register a wrapped environment in a module of your own and name it as `module:EnvId`"
 _OWN_HINT = (
     "One of your own is named `module:EnvId`, where importing the module registers it, or `module:Class`; the module "
     "may be a file, `path/to/file.py:Class`."
 )
-_OBSERVATION_HINT = f"{OWN_ID}; gymnasium.wrappers.FlattenObservation makes any space a flat Box."
-_ACTION_HINT = f"{OWN_ID}; a gymnasium.ActionWrapper can map one Discrete or Box action onto it."
+_OBSERVATION_HINT = (
+    f"{OWN_ID}; gymnasium.wrappers.FilterObservation leaves parts of a Dict out, TransformObservation makes numbers of "
+    "the rest, DtypeObservation gives them another type."
+)
 _RAM_HINT = 'Use the console\'s memory instead of its screen: --env-kwargs \'{"obs_type": "ram"}\'.'
 
 # module of a physics engine or emulator -> distributions that may provide it
@@ -82,7 +86,7 @@ def parse_json_object(text: str | None, option: str) -> dict[str, Any]:
 
 
 def make_environment(env_id: Named, env_kwargs: Mapping[str, Any] | None = None) -> Environment:
-    """Make an environment with the wrappers that it was registered with.
+    """Make an environment with the wrappers that it was registered with; its observations are flattened if need be.
 
     Args:
         env_id: a registered id, `module:EnvId` where importing the module registers it, or `module:Class`; the module
@@ -98,7 +102,7 @@ def make_environment(env_id: Named, env_kwargs: Mapping[str, Any] | None = None)
     _refuse_unnamed(env_id, kwargs)
     name = _registered_name(env_id)
     try:
-        return gymnasium.make(name, **kwargs)
+        return flatten_observations(gymnasium.make(name, **kwargs))
     except (ImportError, gymnasium.error.DependencyNotInstalled) as error:
         raise _of_yesterday(env_id, name) or _missing_package(name, error) from error
     except Exception as error:  # a third party's constructor may raise anything
@@ -153,10 +157,25 @@ def spaces_of(environment: Environment) -> Spaces:
         BadInput: for any space that is not Discrete or a flat Box, naming it and what to do.
     """
     observation, action = environment.observation_space, environment.action_space
-    image = isinstance(observation, spaces.Box) and len(observation.shape) > 1
+    image = is_image(observation)
     ale = "ale_py" in type(environment.unwrapped).__module__
     hint = _RAM_HINT if image and ale else _OBSERVATION_HINT
-    return Spaces(to_space(observation, "observation", hint), to_space(action, "action", _ACTION_HINT))
+    return Spaces(to_space(observation, "observation", hint), to_space(action, "action", _action_hint(action)))
+
+
+def _action_hint(action: spaces.Space[Any]) -> str:
+    """The wrapper that makes one Discrete or flat Box action of another space."""
+    start = f"{OWN_ID}; gymnasium.wrappers.TransformAction"
+    if isinstance(action, spaces.MultiDiscrete | spaces.MultiBinary):
+        counts = tuple(int(n) for n in np.reshape(getattr(action, "nvec", np.full(action.shape, 2)), -1))
+        many = int(np.prod(np.asarray(counts, dtype=np.float64)))
+        if many <= MAX_ACTIONS:
+            unravel = f"lambda i: np.array(np.unravel_index(i, {counts}))"
+            return f"{start}(env, {unravel}, gymnasium.spaces.Discrete({many})) makes one action of each combination."
+    if isinstance(action, spaces.Box):
+        shape, size = action.shape, int(np.prod(action.shape))
+        return f"{start}(env, lambda a: a.reshape({shape}), gymnasium.spaces.Box(low, high, ({size},))) makes it flat."
+    return f"{start} can map one Discrete or Box action onto it."
 
 
 def look_up_spaces(env_id: Named, env_kwargs: Mapping[str, Any] | None = None) -> Spaces:
@@ -173,8 +192,17 @@ def look_up_spaces(env_id: Named, env_kwargs: Mapping[str, Any] | None = None) -
         environment.close()
 
 
+def look_up_flattened(env_id: Named, env_kwargs: Mapping[str, Any] | None = None) -> Flattened | None:
+    """How an environment's observations were made flat, as `flattened_from`; it is made and closed here."""
+    environment = make_environment(env_id, env_kwargs)
+    try:
+        return flattened_from(environment)
+    finally:
+        environment.close()
+
+
 def to_space(space: spaces.Space[Any], role: str, hint: str = "") -> Space:
-    """Describe one Gymnasium space.
+    """Describe one Gymnasium space, of observations that are flat.
 
     Args:
         space: the space of the environment.
@@ -194,7 +222,8 @@ def to_space(space: spaces.Space[Any], role: str, hint: str = "") -> Space:
             low=tuple(float(bound) for bound in space.low),
             high=tuple(float(bound) for bound in space.high),
         )
-    raise BadInput(f"The {role} space is {_brief(space)}; allowed is {ALLOWED}.", hint)
+    allowed = ALLOWED if role == "action" else ALLOWED_OBSERVATIONS
+    raise BadInput(f"The {role} space is {_brief(space)}; allowed: {allowed}.", hint)
 
 
 def package_versions(environment: Environment) -> dict[str, str]:

@@ -37,6 +37,7 @@ class About(Frozen):
     env_kwargs: Mapping[str, Any] = Field(default_factory=dict)
     observation_space: Space | None = None
     action_space: Space | None = None
+    flattened_from: str | None = None
     component_names: tuple[str, ...] | None = None
     action_names: tuple[str, ...] | None = None
     policy: str | None = None
