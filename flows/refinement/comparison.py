@@ -241,17 +241,18 @@ class ComparisonPlan:
             fields.append(list(self._rules.values()))
         with self.judge.session([self.baseline, *chain.from_iterable(fields)]):
             trials = self._judge(tested, trained, fields)
-            chosen = self._choose(trials)
+            promoted = trials[self._choose(trials)]
             (own,) = self._enter(tested[:1])
             chance = [draw for draw in draws if draw.arm in CHANCE]
             accepted = trials[0].decision.accepted
             entries = draw_placebos(own, chance, self._enter, self.gate.placebo_draws, accepted=accepted)
-            arms = list(dict.fromkeys(draw.arm for draw in draws))
+            arms = [*dict.fromkeys(draw.arm for draw in draws), RULES_PLAYED]
             trials = sorted(
                 [*trials, *(self._untested(entry) for entry in entries)], key=lambda trial: arms.index(trial.draw.arm)
             )
             greedy = self._report(trials, "greedy")
             sampled = self._report(trials, "sampled") if self.material.baseline.is_stochastic else None
+            chosen = next(place for place, trial in enumerate(trials) if trial is promoted)
             alike = self._report_alike(own, greedy if sampled is None or self.gate.mode == "greedy" else sampled)
         return self._conclude(
             trials, greedy, sampled, alike, rank_entries(own, entries, self.gate.placebo_draws), chosen
