@@ -47,7 +47,7 @@ class Store:
 
     @classmethod
     def create(cls, root: Path | str) -> Store:
-        """The store in a folder, which is made if it does not exist; an existing store is opened as it is.
+        """The store in a folder, which is made if it does not exist; an existing store is opened unchanged.
 
         Raises:
             BadInput: if the path is a file, a folder with something else in it, or has a question mark.
@@ -94,7 +94,7 @@ class Store:
 
     @classmethod
     def prepare(cls, root: Path | str) -> Store:
-        """The folders of a store whose catalog comes from elsewhere, or the store that is there as it is.
+        """The folders of a store whose catalog comes from elsewhere, or the store that is there, unchanged.
 
         Raises:
             BadInput, DiskFailed: as `create`.
@@ -331,7 +331,7 @@ def _belongs(name: str) -> bool:
 
 
 def _create_catalog(path: Path) -> None:
-    """Make the catalog under another name and rename it: whoever comes second waits, and finds a whole one."""
+    """Make the catalog under another name and rename it, so that a second process waits and finds a whole one."""
     new = path.with_name(f"{CATALOG}.new")
     with exclusive_lock(path.parent, "the store", wait=True):
         if path.exists():

@@ -91,15 +91,14 @@ def annotate_run(
     worker = _Worker(store, plan, provider, report or _silent, budget_usd, max_tokens=max_tokens)
     with store.catalog.read() as con:
         was_done = is_done(con, plan.run.run_id) and not unanswered(con, plan.questions)
-    if not was_done or worker.find_corrections():
-        was_done = False
-        try:
-            worker.work()
-        except ProviderFailed as error:
-            with store.catalog.write() as con:
-                fail_run(con, plan.run.run_id, error.problem)
-            raise
-    return worker.summarise(was_done=was_done)
+    if was_done and not worker.find_corrections():
+        return worker.summarise(was_done=True)
+    try:
+        return worker.work()
+    except ProviderFailed as error:
+        with store.catalog.write() as con:
+            fail_run(con, plan.run.run_id, error.problem)
+        raise
 
 
 class _Worker:
@@ -134,8 +133,8 @@ class _Worker:
         self.trouble: Exception | None = None  # the first thing that went wrong with a single reply
         self.entered_at = time.monotonic()
 
-    def work(self) -> None:
-        """Both rounds, then the run is closed if nothing is open."""
+    def work(self) -> RunSummary:
+        """Both rounds, then the run is closed if nothing is open; its state after that."""
         self._round(self.plan.questions, complete=not self.plan.config.two_stage)
         if self.plan.config.two_stage:
             self._round(second_questions(self.store, self.plan), complete=True)
@@ -147,6 +146,7 @@ class _Worker:
                 close_run(con, self.plan.run.run_id)
             elif summary.failure is not None:
                 fail_run(con, self.plan.run.run_id, summary.failure.problem)
+            return self.summarise(was_done=False)
 
     def summarise(self, *, was_done: bool) -> RunSummary:
         """The state of the run, read from the catalog."""

@@ -54,7 +54,7 @@ def take_in_new(store: Store, deployment: str, config: DeploymentConfig, report:
     found = Intake()
     if config.inbox is not None:
         _empty_inbox(store, deployment, config, config.inbox, found)
-    names = [dataset.dataset_id for dataset in list_datasets(store)]
+    names = [dataset.dataset_id for dataset in list_datasets(store)] if config.datasets else []
     for name in names:
         if name.startswith(config.datasets):
             _enter(store, deployment, f"dataset:{name}", name, found)

@@ -124,8 +124,10 @@ class _Night:
         for dataset_id in self._datasets():
             self._ask(dataset_id)
         self._decide()
-        self._show()
-        self.night.labels, self.night.total_dollars = self._totals()
+        with self.store.catalog.read():
+            decisions = list_decisions(self.store, self.deployment)
+            self.night.labels, self.night.total_dollars = self._totals()
+        self._show(decisions)
         self.night.new_labels = self.night.labels - labels
         self.night.dollars = self.night.total_dollars - dollars
         return self.night
@@ -242,9 +244,8 @@ class _Night:
         self.night.rows = shown.rows
         self.night.verdicts = [line for line in shown.sentences if not line.startswith("in force:")]
 
-    def _show(self) -> None:
-        """Have the link and the report show what the catalog says, also where the night that decided it was killed."""
-        decisions = list_decisions(self.store, self.deployment)
+    def _show(self, decisions: Sequence[Decision]) -> None:
+        """Have the link and the report show the last decision, also where the night that made it was killed."""
         if not decisions:
             return
         self.night.policy_id = decisions[-1].policy_id

@@ -93,7 +93,7 @@ def relabel_potential(
 ) -> Rewards:
     """Add implicit rewards as differences of a potential: `r' = r + gamma * phi(s') - phi(s)`.
 
-    Potential-based shaping (Ng, Harada and Russell, ICML 1999) leaves the order of policies as it is; with a potential
+    Potential-based shaping (Ng, Harada and Russell, ICML 1999) leaves the order of policies unchanged; with a potential
     that depends on time, too (Devlin and Kudenko, AAMAS 2012), which is what is used here: `phi` is 0 before the first
     annotation of an episode, `weight * g` from the step after an annotation until the next one, and 0 where the
     episode terminated. So a praised step gains at once, a blamed one loses at once, and an episode's discounted return

@@ -429,7 +429,7 @@ class Chance(Sequence[np.random.Generator]):
     """One generator per row, whose uniform numbers are drawn ahead.
 
     What `uniforms` gives are the numbers that one `random()` of every row's generator would give at each call. The
-    generators run ahead of it, so whoever uses it for a row draws nothing else from that row.
+    generators run ahead of it, so a caller that uses it for a row draws nothing else from that row.
     """
 
     def __init__(self, rngs: Iterable[np.random.Generator]) -> None:

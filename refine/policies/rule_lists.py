@@ -40,7 +40,7 @@ class Said(NamedTuple):
     """What a list says in N states."""
 
     rules: NDArray[np.int64]  # (N,) the rule that decides; -1: none
-    actions: NDArray[np.float64]  # (N, m); NaN: this dimension stays as it is
+    actions: NDArray[np.float64]  # (N, m); NaN: this dimension stays unchanged
     has_value: NDArray[np.bool_]  # (N,) false where no rule decides, or a formula of the one that does has no value
 
 

@@ -26,7 +26,7 @@ _COLUMNS = ", ".join(field.name for field in fields(Annotation))
 
 
 def insert_annotations(con: Connection, annotations: Sequence[Annotation]) -> int:
-    """Insert annotations; one whose `annotation_id` is there already is left as it is.
+    """Insert annotations; one whose `annotation_id` is there already is left unchanged.
 
     Returns:
         How many were new.
@@ -47,7 +47,7 @@ def insert_annotations(con: Connection, annotations: Sequence[Annotation]) -> in
 def insert_rejections(
     con: Connection, rejections: Sequence[Rejection], *, model: str | None = None, prompt_version: str | None = None
 ) -> int:
-    """Insert what was refused, with its reason and raw text; one whose `rejection_id` is there already stays as it is.
+    """Insert what was refused, with its reason and raw text; one whose `rejection_id` is there already stays unchanged.
 
     Returns:
         How many were new.
@@ -174,7 +174,7 @@ class LabelReplay:
 
 
 def insert_label_replays(con: Connection, replays: Sequence[LabelReplay]) -> int:
-    """Insert replays; one that is there already stays as it is. Returns how many were new."""
+    """Insert replays; one that is there already stays unchanged. Returns how many were new."""
     return insert_rows(
         con, "label_replays", [vars(replay) | {"advantages": list(replay.advantages)} for replay in replays]
     )

@@ -106,7 +106,7 @@ def check_rule_list(listed: RuleList, reader: FormulaReader) -> None:
 
 
 def insert_rule_lists(con: Connection, store: Store, lists: Sequence[RuleList]) -> int:
-    """Insert lists of rules and make the views again; what is there already is left as it is.
+    """Insert lists of rules and make the views again; what is there already is left unchanged.
 
     Returns:
         How many rules were new.

@@ -1,4 +1,4 @@
-"""Untrusted input, read within bounds and shown as it is: regular files, texts, JSON, TOML, lines, arrays in a zip.
+"""Untrusted input, read within bounds and made visible: regular files, texts, JSON, TOML, lines, arrays in a zip.
 
 What is too large, too deeply nested or malformed is refused in one sentence. What the values mean does not matter.
 """

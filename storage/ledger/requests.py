@@ -182,7 +182,7 @@ def mark_unanswered(
 
     Args:
         con: a connection of `Catalog.write`.
-        request_id: the request; one that other calls have under way stays as it is.
+        request_id: the request; one that other calls have under way stays unchanged.
         error: why there is no answer.
         most_attempts: after so many it has failed.
         in_batch: only a request that is in a batch; else any that is not done: an earlier answer counts on.

@@ -182,7 +182,7 @@ class KnownEnvironment(NamedTuple):
 
 
 def insert_environment(con: Connection, known: KnownEnvironment, env_id: str, env_kwargs: Mapping[str, Any]) -> None:
-    """Keep an environment; one that is there already stays as it is."""
+    """Keep an environment; one that is there already stays unchanged."""
     insert_rows(con, "environments", [{**known._asdict(), "env_id": env_id, "env_kwargs": dict(env_kwargs)}])
 
 

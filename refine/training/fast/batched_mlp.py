@@ -1,6 +1,6 @@
 """Equal networks with different weights, computed and trained together in NumPy: gradients by hand, one Adam for all.
 
-What they learn is not known here; `cloning.py` and the `fast_` files beside it say how far each output is off.
+They do not know what they learn; `cloning.py` and the `fast_` files beside it say how far each output is off.
 """
 
 from __future__ import annotations
