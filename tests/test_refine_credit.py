@@ -99,7 +99,7 @@ def test_what_is_not_shown_says_what_would_show_it() -> None:
     assert "18 of 19 shuffled draws (p = 0.1); --draws 39 shows it if no further one reaches them" in one.reason
     unclear = judge_labels([Rank("shuffled", 19, 0, 19)], {"shuffled": UNCLEAR})
     assert unclear.answer == "not shown"
-    assert "the lead over shuffled does not exclude zero; a larger --report may show it" in unclear.reason
+    assert "the lead over shuffled does not exclude zero; more --report or --draws may show it" in unclear.reason
 
 
 def test_where_few_draws_differ_each_has_to_be_beaten() -> None:

@@ -177,7 +177,7 @@ def _judge_lead(arm: str, lead: Interval) -> tuple[Answer, str]:
         return "yes", ""
     if lead.mean <= 0:
         return "no", f"{arm} returns as much"
-    return "not shown", f"the lead over {arm} does not exclude zero; a larger --report may show it"
+    return "not shown", f"the lead over {arm} does not exclude zero; more --report or --draws may show it"
 
 
 def pair_with_labels(own: ArrayLike, other: ArrayLike, draws: int) -> Interval:
