@@ -154,10 +154,10 @@ class Year(NamedTuple):
     episodes: float  # of the winner, per night
 
 
-def live(world: World, gains: Sequence[float], rule: Rule, rng: np.random.Generator) -> Year:
+def live(world: World, gains: Floats, rule: Rule, rng: np.random.Generator) -> Year:
     """Nights with winners of the given true gains over the policy that is in force then."""
     kept, promoted, episodes = 0, list[float](), 0
-    for gain in gains:
+    for gain in gains.tolist():
         error = level(rule, kept)
         most = lengthen(ACCEPT["racing"], error)
         worst = float(world.draw(rng, gain, SELECTED).min())

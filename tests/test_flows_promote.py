@@ -20,6 +20,7 @@ from flows.refinement.evaluator import EvaluateConfig, evaluate
 from flows.refinement.present import show_comparison
 from flows.refinement.refinement import Outcome, improve
 from flows.reporting.report import write_report
+from flows.simulation.trust import Named
 from refine.config import Snapshot
 from storage.datasets.reader import read_manifest
 from storage.policies.deployments import link_current
@@ -99,7 +100,7 @@ def test_cloning_that_is_accepted_is_put_in_force_and_everything_says_so(toys: S
     config = json.loads(kept["config"])
     assert (config["arm"], config["gate"]["error_rate"]) == ("no_labels", 0.025)
     assert kept["baseline_id"] == outcome.baseline_id
-    assert evaluate(toys, EvaluateConfig(policy=made.policy_id, episodes=10))["return"] == 8
+    assert evaluate(toys, EvaluateConfig(policy=Named(made.policy_id), episodes=10))["return"] == 8
     decision = _judge(outcome, None)
     assert (decision.promoted, decision.policy_id) == (True, made.policy_id)
     assert decision.reason.startswith("promoted the arm no_labels: accepted")
@@ -156,6 +157,6 @@ def test_rules_that_are_played_compete_by_themselves(toys: Store, tmp_path: Path
     (played,) = (arm for arm in made.arms if arm.arm == "rules_played")
     assert (played.accepted, played.draws, played.greedy.mean) == (1, 1, 8)
     assert ask(toys, "SELECT step, beta FROM candidates WHERE policy_id LIKE 'rules-%'") == [(0, 0.0)]
-    assert evaluate(toys, EvaluateConfig(policy=made.policy_id, env_id=TOY, episodes=10))["return"] == 8
+    assert evaluate(toys, EvaluateConfig(policy=Named(made.policy_id), env_id=TOY, episodes=10))["return"] == 8
     again = improve(toys, dataset(toys), config, rules=True)
     assert again.comparison_id == outcome.comparison_id

@@ -17,6 +17,7 @@ from flows.refinement import evaluator as judging
 from flows.refinement.ablation import AblateConfig, ablate
 from flows.refinement.evaluator import EvaluateConfig, evaluate
 from flows.refinement.refinement import ImproveConfig, Outcome, improve
+from flows.simulation.trust import Named
 from storage.datasets.reader import read_steps
 from storage.policies.seeds import Plan, end_of_used_seeds, reserve_seeds
 from storage.store import Store
@@ -157,7 +158,7 @@ def test_an_ablation_is_one_table_on_common_seeds_and_another_one_has_others(toy
 @pytest.mark.slow
 def test_a_gate_avoids_the_seeds_of_datasets_and_of_evaluate(toys: Store, tmp_path: Path) -> None:
     gather_toys(toys, tmp_path, seed=1_000_000, dataset="far")
-    policy = f"policy:{tmp_path / 'baseline'}"
+    policy = Named(f"policy:{tmp_path / 'baseline'}")
     evaluate(toys, EvaluateConfig(policy=policy, env_id=TOY, seed=1_000_020, episodes=5))
     ((dataset_id,),) = ask(toys, "SELECT dataset_id FROM datasets WHERE dataset_id != 'far'")
     found = improve(toys, dataset_id, config(), run_ids=[runs(toys)[0]])
