@@ -191,8 +191,8 @@ def test_rules_have_a_table_of_their_own_with_wins_ties_and_losses() -> None:
     drawn = draw_rules(summarise(rows))
     assert "|  | rules | 1 | 1 of 1 | 1 of 1 | 9.0 [9.0, 9.0] |" in drawn
     assert "| Toy-v0 | 4.0 [4.0, 4.0] | win | -1.00 [-1.00, -1.00] | loss |" in drawn
-    assert "Against PPO continued: rules: 1 win, 0 tie, 0 loss, 0 not played;" in drawn
-    assert drawn.endswith("0 win, 0 tie, 1 loss, 0 not played.\n\nAll rows took 0 minutes of one core.")
+    assert "- rules against PPO continued: 1 win, 0 tie, 0 loss, 0 not played." in drawn
+    assert "- rules, relabelled against PPO continued: 0 win, 0 tie, 1 loss, 0 not played." in drawn
     assert "| Other-v0 | not played |  | not played |  |" in draw_rules(summarise(rows), ["Other-v0"])
     assert draw_labels(summarise(rows)) == draw_rules(summarise(rows[:1])) == ""
 

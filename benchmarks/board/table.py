@@ -108,10 +108,9 @@ def _draw_contest(ruled: Mapping[str, Mapping[str, Result]]) -> str:
     told: list[str] = []
     for arm, found in counts.items():
         missing = len(ruled) - sum(found.values())
-        told.append(
-            f"{WORDS[arm]}: " + ", ".join(f"{n} {name}" for name, n in (found | {"not played": missing}).items())
-        )
-    return "\n".join(lines) + "\n\nAgainst PPO continued: " + "; ".join(told) + "."
+        counted = ", ".join(f"{n} {name}" for name, n in (found | {"not played": missing}).items())
+        told.append(f"- {WORDS[arm]} against PPO continued: {counted}.")
+    return "\n".join([*lines, "", *told])
 
 
 _OUTCOMES: tuple[str, ...] = ("win", "tie", "loss")
