@@ -348,7 +348,7 @@ def test_a_list_that_the_gate_rejects_earns_no_credit_and_shows_its_own_returns(
     assert np.mean(played.greedy) < np.mean(base.greedy)
     placebos = run_job(Job(scene, "placebos", 0, out, base, rules))
     assert placebos.credited is False
-    assert placebos.reason == "the labels earn no credit: their refinement was rejected"
+    assert placebos.reason == "nothing to credit: the refinement was rejected"
     unruled = run_job(Job(replace(scene, rules_run=None, unruled="no list"), "rules", 0, out, base))
     assert (unruled.status, unruled.reason) == ("failed", "no list")
 

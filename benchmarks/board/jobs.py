@@ -128,8 +128,8 @@ def _make_placebos(job: Job) -> dict[str, Any]:
 
     if job.before is None or job.rules is None:
         raise Prerequisite("the baseline's row or that of `rules` of this seed is missing")
-    verdict, returns = judge_placebos(job.scene, job.seed, job.before, job.rules)
-    return {"credited": verdict.holds, "reason": verdict.reason, job.scene.entry.mode: tuple(returns)}
+    credited, reason, returns = judge_placebos(job.scene, job.seed, job.before, job.rules)
+    return {"credited": credited, "reason": reason, job.scene.entry.mode: tuple(returns)}
 
 
 def _make_offline(job: Job) -> dict[str, Any]:

@@ -6,18 +6,19 @@ They are those of `trajnote refine --rules`, whose candidates are kept in the st
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from scipy import stats
 
 from flows.datasets import CollectConfig, collect
 from flows.refinement.arms import ArmDraw, Material, find_candidates, keep_candidates, list_draws, read_once, train_draw
 from flows.refinement.refinement import find_opinions, find_units
 from flows.simulation import Named
 from refine.config import RefineConfig
-from refine.evaluation import Verdict, judge_labels
+from refine.evaluation.gate import CONFIDENCE, paired_difference
 from refine.labels import RuleLabels, covers_most_steps
 from refine.policies import RulePolicy
 from refine.policies.sb3_models import use_one_thread
@@ -34,7 +35,7 @@ from .scenes import Scene
 ROUNDS = 2
 """Rounds of relabelling, as `--relabel 2`."""
 DRAWS = 3
-"""Of each placebo of chance, as many as `trajnote refine` draws."""
+"""Of each placebo of chance."""
 FIRST_SEED = 4_000_000  # of what learners play, far from datasets, gates and trainings
 _SEEDS_APART, _ROUNDS_APART = 10_000, 1_000
 _LABELS = ArmDraw("labels", 0)
@@ -80,7 +81,7 @@ def play_rules(scene: Scene, seed: int) -> tuple[RulePolicy, Gated]:
     return material.played_rules, pass_gate(scene, [Offer("the list", material.played_rules)], seed)
 
 
-def judge_placebos(scene: Scene, seed: int, before: Row, rules: Row) -> tuple[Verdict, Array]:
+def judge_placebos(scene: Scene, seed: int, before: Row, rules: Row) -> tuple[bool, str, Array]:
     """Train the placebos of the list and compare the refined policy with what each leaves in force.
 
     Args:
@@ -90,19 +91,34 @@ def judge_placebos(scene: Scene, seed: int, before: Row, rules: Row) -> tuple[Ve
         rules: the refined policy's row of that seed.
 
     Returns:
-        The second verdict, and the mean return of the placebos in each test episode, (S,).
+        Whether the rules did it, the reason, and the mean return of the placebos in each test episode, (S,).
     """
     refined, baseline = np.array(judged(rules)), np.array(judged(before))
     if not rules.accepted:
-        return judge_labels(refined, {"no_labels": baseline}, accepted=False), baseline
+        return False, "nothing to credit: the refinement was rejected", baseline
     material, known, gate = gather_material(scene, seed), Known(), scene.entry.gate(seed)
     placebos: dict[str, list[Array]] = {}
     for draw in list_draws(DRAWS, labels=material.labels)[1:]:
         gated = pass_gate(scene, train(material, draw), seed, known)
         left = play(scene, gated.policy, gate.seeds.report, gate.mode).returns if gated.accepted else baseline
         placebos.setdefault(draw.arm, []).append(left)
-    verdict = judge_labels(refined, {arm: np.array(returns) for arm, returns in placebos.items()})
-    return verdict, np.mean([returns for drawn in placebos.values() for returns in drawn], axis=0)
+    credited, reason = _compare(refined, {arm: np.array(returns) for arm, returns in placebos.items()})
+    return credited, reason, np.mean([returns for drawn in placebos.values() for returns in drawn], axis=0)
+
+
+def _compare(refined: Array, placebos: Mapping[str, Array]) -> tuple[bool, str]:
+    """Whether the rules beat every draw at hand, and the one-sided 95% prediction bound for one more of each placebo.
+
+    Hahn and Meeker, "Statistical Intervals", 1991: `mean + t * s * sqrt(1 + 1 / K)` over the means of K draws.
+    """
+    gains = [paired_difference(refined, row) for rows in placebos.values() for row in rows]
+    beaten = sum(found.is_above_zero for found in gains)
+    drawn = [rows.mean(axis=1) for rows in placebos.values() if len(rows) > 1]
+    bounds = [m.mean() + stats.t.ppf(CONFIDENCE, len(m) - 1) * m.std(ddof=1) * np.sqrt(1 + 1 / len(m)) for m in drawn]
+    reason = (
+        f"better than {beaten} of {len(gains)} placebos; one more of the same kind reaches {max(bounds):.1f} at most"
+    )
+    return beaten == len(gains) and float(refined.mean()) > max(bounds), reason
 
 
 def gather_material(scene: Scene, seed: int, also: Sequence[str] = ()) -> Material:
