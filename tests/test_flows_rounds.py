@@ -92,10 +92,11 @@ def test_the_second_round_starts_from_what_the_first_put_in_force_and_gains_agai
 @pytest.mark.slow
 def test_no_seed_serves_two_rounds(smooth: tuple[RoundsConfig, Series]) -> None:
     config, _ = smooth
-    played = rows(config.store, "SELECT DISTINCT purpose, first_seed, episodes FROM evaluations ORDER BY first_seed")
-    seeds = [seed for _, first, episodes in played for seed in range(first, first + episodes)]
+    sql = "SELECT DISTINCT purpose, unnest(range(first_seed, first_seed + episodes)) FROM evaluations"
+    seeds = [seed for _, seed in rows(config.store, sql)]
     seeds += [seed for (seed,) in rows(config.store, "SELECT seed FROM episodes")]
-    assert len(seeds) == len(set(seeds)) == 2 * (10 + 30 + 30 + 12)
+    assert len(seeds) == len(set(seeds))
+    assert 2 * (10 + 12 + 30 + 12) <= len(seeds) <= 2 * (10 + 30 + 30 + 12)  # an acceptance ends when it is clear
 
 
 @pytest.mark.slow
