@@ -46,7 +46,7 @@ def nightly(
     settings: SettingsOption = DEFAULT_SETTINGS,
     store: StoreOverride = None,
     promote: Annotated[
-        Literal["labels", "best"] | None, typer.Option("--promote", help="In place of `promote` under [improve].")
+        Literal["labels", "best"] | None, typer.Option("--promote", help="In place of the one in the settings.")
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
