@@ -121,10 +121,22 @@ def price(model: str, tokens: Tokens, *, batch: bool = False) -> float | None:
     )
     context = {"processing": "batch"} if batch else None
     try:
-        found = calc_price(usage, model, provider_id="anthropic", price_context=context)
+        found = calc_price(usage, model, provider_id=_seller(model), price_context=context)
     except LookupError:
         return None
+    if _seller(model) == "aws":
+        return float(found.total_price) if _bare(model) == _bare(found.model.id) else None
     return float(found.total_price) if _is_name_of(model, found.model) else None
+
+
+def _seller(model: str) -> str:
+    """Whose list has the price: Bedrock's names are `anthropic.NAME`, after a region; Vertex has Anthropic's names."""
+    return "aws" if _BEDROCK.match(model) else "anthropic"
+
+
+def _bare(name: str) -> str:
+    """A model's name without Bedrock's region and versions."""
+    return _VERSION.sub("", _BEDROCK_VERSION.sub("", _BEDROCK.sub("claude-", name)))
 
 
 def find_excess(request: Request, model: str | None, usage: Mapping[str, int] | None) -> str | None:
@@ -151,6 +163,8 @@ def find_excess(request: Request, model: str | None, usage: Mapping[str, int] | 
     return None
 
 
+_BEDROCK = re.compile(r"([a-z-]+\.)?anthropic\.claude-")
+_BEDROCK_VERSION = re.compile(r"-v\d+(:\d+)?$")
 _VERSION = re.compile(r"(-latest|[-@]\d{8}|-\d{4}-\d{2}-\d{2})$")
 
 

@@ -25,6 +25,7 @@ from .connection import (
     REFUSED,
     Credentials,
     connect,
+    find_cloud,
     hide_key,
     learn_limit,
     mark_prefix,
@@ -47,7 +48,8 @@ class AnthropicProvider:
     """Asks a server, several requests at a time.
 
     Args:
-        base_url: a compatible server (Ollama, vLLM, llama.cpp, LiteLLM); Anthropic's own when None.
+        base_url: a compatible server (Ollama, vLLM, llama.cpp, LiteLLM), or a cloud as in `connection.find_cloud`;
+            Anthropic's own when None.
         concurrency: calls under way at the same time.
         attempts: how often a request is sent while the server says that it is busy or cannot be reached.
         timeout_s: seconds to wait for one reply.
@@ -134,7 +136,7 @@ class AnthropicProvider:
                     client.messages.count_tokens(**{k: v for k, v in request.params.items() if k in asked}).input_tokens
                     for request in requests
                 ]
-        except anthropic.APIError as error:
+        except anthropic.AnthropicError as error:
             said = own_words(self._key, error)
             raise ProviderFailed(f"The server did not count tokens: {said}.", "Leave --count away.") from None
 
@@ -177,6 +179,13 @@ class AnthropicProvider:
             return attempts(self._call, client, request)
         except anthropic.APIError as error:
             return self._explain(request, error)
+        except Exception as error:  # of the libraries that find a cloud's credentials
+            if (cloud := find_cloud(self._base_url)) is None:
+                raise
+            raise ProviderFailed(
+                f"The credentials of {cloud} cannot be used: {own_words(self._key, error)}.",
+                "Set them up as the cloud's own tools need them.",
+            ) from None
 
     def _call(self, client: anthropic.Anthropic, request: Request) -> Reply:
         wait_s = max(self._timeout_s, _SECONDS_PER_TOKEN * int(request.sent.get("max_tokens", 0)))

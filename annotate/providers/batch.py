@@ -21,13 +21,14 @@ import httpx2
 from anthropic.types.messages import MessageBatch
 from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_attempt
 
-from storage.errors import ProviderFailed
+from storage.errors import BadInput, ProviderFailed
 
 from ..prompting import Request
 from .connection import (
     ANTHROPIC_URL,
     UNREADABLE,
     connect,
+    find_cloud,
     fingerprint,
     hide_key,
     learn_limit,
@@ -101,6 +102,7 @@ class BatchServer:
         sleep: waits between attempts; tests pass their own.
 
     Raises:
+        BadInput: if a cloud is named, whose client has no batches.
         Prerequisite: if Anthropic is to be asked and there is no key.
     """
 
@@ -112,6 +114,11 @@ class BatchServer:
         attempts: int = 6,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
+        if (cloud := find_cloud(base_url)) is not None:
+            raise BadInput(
+                f"Message Batches are not reached through {cloud}: the SDK's client of it has none.",
+                "Use --provider anthropic there, which asks one request at a time.",
+            )
         self._key = read_key(base_url)
         self.base_url = (base_url or ANTHROPIC_URL).rstrip("/")
         is_plain = self.base_url.startswith("http://")  # no certificates are needed, and they take a while to load

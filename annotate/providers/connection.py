@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import random
 from collections.abc import Mapping
+from importlib import import_module
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
@@ -29,12 +31,23 @@ UNREADABLE = (ValueError, AttributeError, TypeError, RecursionError)
 """What an answer raises that is no JSON, or JSON of something else."""
 
 
+CLOUDS: Mapping[str, str] = {"bedrock": "boto3", "vertex": "google.auth"}
+"""Clouds that the SDK has clients for, by their word in place of a URL, and the package that each needs."""
+_SECRETS = ("AWS_BEARER_TOKEN_BEDROCK", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_ACCESS_KEY_ID")
+
+
 class Credentials(BaseSettings):
     """The key, from the environment and from nowhere else; it prints as stars."""
 
     model_config = SettingsConfigDict(frozen=True)
 
     key: SecretStr | None = Field(default=None, validation_alias="ANTHROPIC_API_KEY")
+
+
+def find_cloud(base_url: str | None) -> str | None:
+    """The cloud that `bedrock`, `bedrock:REGION`, `vertex` or `vertex:REGION` names; None for a URL."""
+    word = (base_url or "").partition(":")[0]
+    return word if word in CLOUDS and "//" not in (base_url or "") else None
 
 
 def read_key(base_url: str | None) -> SecretStr:
@@ -44,6 +57,8 @@ def read_key(base_url: str | None) -> SecretStr:
         Prerequisite: if Anthropic is to be asked and there is no key, or the key is no key.
         BadInput: if the server's URL is none, or holds a secret.
     """
+    if (cloud := find_cloud(base_url)) is not None:
+        return _read_cloud_secrets(cloud)
     key = Credentials().key
     secret = key.get_secret_value().strip() if key is not None else ""
     if base_url is not None:
@@ -60,6 +75,47 @@ def read_key(base_url: str | None) -> SecretStr:
             "Set ANTHROPIC_API_KEY, or use --provider recorded, --provider file, or --base-url with your own server.",
         )
     return SecretStr("none")
+
+
+def _read_cloud_secrets(cloud: str) -> SecretStr:
+    """What must not be shown, one a line; the SDK's client finds its credentials itself.
+
+    Raises:
+        Prerequisite: if the client's package is not installed.
+    """
+    try:
+        import_module(CLOUDS[cloud])
+    except ImportError as error:
+        raise Prerequisite(
+            f"Claude on {cloud} needs the package {CLOUDS[cloud]}.", f"pip install 'trajnote[{cloud}]'"
+        ) from error
+    return SecretStr("\n".join(filter(None, (os.environ.get(name) for name in _SECRETS))) or "none")
+
+
+def _connect_cloud(cloud: str, region: str | None, timeout_s: float) -> anthropic.Anthropic:
+    """The SDK's own client of a cloud, whose part that asks messages is that of `anthropic.Anthropic`.
+
+    Raises:
+        Prerequisite: if it knows no region.
+    """
+    options: dict[str, Any] = {
+        "max_retries": 0,
+        "timeout": patience(timeout_s),
+        "open_telemetry": False,
+        "http_client": anthropic.DefaultHttpxClient(follow_redirects=False),
+    }
+    sdk: Any = anthropic
+    try:
+        return (
+            sdk.AnthropicBedrock(aws_region=region, **options)
+            if cloud == "bedrock"
+            else sdk.AnthropicVertex(region=region or anthropic.NOT_GIVEN, **options)
+        )
+    except (ValueError, anthropic.AnthropicError) as error:
+        raise Prerequisite(
+            f"The region of {cloud} is not known: {clean_text(str(error), 200).rstrip('.')}.",
+            f"Name it, as in --base-url {cloud}:REGION.",
+        ) from None
 
 
 def _check_url(base_url: str, secret: str) -> None:
@@ -84,6 +140,8 @@ def connect(
     key: SecretStr, base_url: str | None, timeout_s: float, http: httpx2.Client | None = None
 ) -> anthropic.Anthropic:
     """A client that repeats nothing by itself and follows no redirect, for a redirect would carry the key away."""
+    if (cloud := find_cloud(base_url)) is not None:
+        return _connect_cloud(cloud, (base_url or "").partition(":")[2] or None, timeout_s)
     is_plain = (base_url or "").startswith("http://")  # no certificates are needed, and they take a while to load
     return anthropic.Anthropic(
         api_key=key.get_secret_value(),
@@ -107,8 +165,9 @@ def patience(silence_s: float) -> httpx2.Timeout:
 
 def hide_key(key: SecretStr, text: str) -> str:
     """The text without the key, which a server may repeat in its errors."""
-    secret = key.get_secret_value()
-    return text.replace(secret, "***") if len(secret) >= 8 else text
+    for secret in key.get_secret_value().split("\n"):
+        text = text.replace(secret, "***") if len(secret) >= 8 else text
+    return text
 
 
 def own_words(key: SecretStr, error: Exception) -> str:
@@ -126,6 +185,8 @@ def learn_limit(client: anthropic.Anthropic, model: str) -> int | None:
     Raises:
         ProviderFailed: if nobody answers within seconds.
     """
+    if not hasattr(client, "models"):
+        return None  # the clouds' clients do not ask for models
     quick = client.with_options(timeout=patience(_QUICK_S))
     try:
         limit = quick.models.retrieve(model).max_tokens

@@ -59,7 +59,10 @@ AnswersOption = Annotated[
 LimitOption = Annotated[int | None, typer.Option("--limit", min=1, help="Most episodes to annotate.")]
 BaseUrlOption = Annotated[
     str | None,
-    typer.Option("--base-url", help="Server that speaks the Messages API: Ollama, vLLM, llama.cpp, LiteLLM."),
+    typer.Option(
+        "--base-url",
+        help="Server that speaks the Messages API (Ollama, LiteLLM, ...), or bedrock[:REGION], vertex[:REGION].",
+    ),
 ]
 ConcurrencyOption = Annotated[int, typer.Option("--concurrency", min=1, max=64, help="Requests under way at once.")]
 BudgetOption = Annotated[
