@@ -115,7 +115,7 @@ BAD_COMMANDS: dict[str, tuple[list[str], int, list[str]]] = {
     "an environment with pictures": (
         ["collect", "--env", "CarRacing-v3", "--policy", "random"],
         2,
-        ["(96, 96, 3)", "flat Box"],
+        ["(96, 96, 3)", "without images"],
     ),
     "an unknown policy specification": (
         ["collect", "--env", "CartPole-v1", "--policy", "best"],
