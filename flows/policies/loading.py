@@ -166,7 +166,7 @@ def export_policy(
         agreement, beside = export_sb3(network, like, path, _seen(store, policy_id))
         return ExportedPolicy(policy_id, path, agreement, beside)
     if format == "torch":
-        from refine.policies.sb3_export import write_torch
+        from refine.policies import write_torch
 
         content, said = write_torch(network)
         write_whole(path.with_suffix(".json"), said)

@@ -32,7 +32,7 @@ def open_torch(spec: Named, spaces: Spaces) -> Policy:
     Raises:
         BadInput: when there is no such file, it cannot be read, leaves something open, or does not fit the spaces.
     """
-    from refine.policies.sb3_models import NotAnMlpError
+    from refine.policies import NotAnMlpError
 
     name = parse_torch(spec)
     own = None if name.said else _read_own(name.file)
@@ -57,7 +57,7 @@ def parse_torch(spec: str) -> TorchName:
     Raises:
         BadInput: for another option or value, or when there is no such file.
     """
-    from refine.policies.state_dicts import ACTIVATIONS, HEADS
+    from refine.policies import ACTIVATIONS, HEADS
 
     kind, _, path = spec.partition(":")
     allowed = {"activation": ACTIVATIONS, "head": tuple(HEADS)}
@@ -82,7 +82,7 @@ def _read_own(file: Path) -> MlpPolicy | None:
     said = parse_json(read_file(beside), str(beside))
     if not isinstance(said, dict) or not {"sha256", "layers", "head"} <= said.keys():
         return None
-    from refine.policies.state_dicts import read_state
+    from refine.policies import read_state
 
     tensors = read_state(file)
     places = [2 * place for place in range(len(said["layers"]))]
@@ -94,7 +94,7 @@ def _read_own(file: Path) -> MlpPolicy | None:
 
 
 def _read(name: TorchName, spaces: Spaces) -> Any:
-    from refine.policies.state_dicts import read_plain_network, read_state
+    from refine.policies import read_plain_network, read_state
 
     return read_plain_network(read_state(name.file), *spaces, **name.said)
 

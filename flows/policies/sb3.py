@@ -25,9 +25,7 @@ from ..simulation import Answer, Foreign, ForeignActor, Named, NetworkActor, Pol
 from .external import check_spaces, decision, find_extra, find_zip, probe, refuse_image_shape, refuse_memory
 
 if TYPE_CHECKING:
-    from refine.policies.sb3_files import SavedModel
-    from refine.policies.sb3_models import Network
-    from refine.policies.vec_normalize import Statistics
+    from refine.policies import Network, SavedModel, Statistics
 
 LIBRARIES = {
     "PPO": "stable_baselines3",
@@ -123,8 +121,8 @@ def find_normalisation(file: Path) -> Statistics | None:
     Raises:
         BadInput: when something does, and there are none.
     """
+    from refine.policies import read_statistics
     from refine.policies import sb3_files as files
-    from refine.policies.vec_normalize import read_statistics
 
     found = files.find_statistics(file)
     if found is not None:
@@ -170,8 +168,7 @@ def export_sb3(network: MlpPolicy, like: Path, out: Path, seen: Array | None) ->
     Raises:
         BadInput: when it does not fit the zip, or has other statistics.
     """
-    from refine.policies.sb3_export import write_like
-    from refine.policies.sb3_files import find_statistics
+    from refine.policies import find_statistics, write_like
 
     like = find_zip(f"sb3:any:{like}")
     if out.resolve() == like.resolve():
@@ -187,7 +184,7 @@ def export_sb3(network: MlpPolicy, like: Path, out: Path, seen: Array | None) ->
 
 def _statistics_of(network: MlpPolicy, like: Path, found: Path | None) -> bytes | None:
     """The bytes of the statistics that a policy normalises by; None if it does not."""
-    from refine.policies.vec_normalize import MAX_PICKLE_BYTES, read_statistics
+    from refine.policies import MAX_PICKLE_BYTES, read_statistics
 
     if network.shift is None and network.scale is None and network.input_limit is None:
         return None
@@ -237,8 +234,7 @@ def _ask_read(spec: str, spaces: Spaces) -> Foreign:
 
 def ask_network(network: Network, spaces: Spaces, statistics: Statistics | None = None) -> Foreign:
     """A network that was read and is not portable, such as for its activation; torch computes it."""
-    from refine.policies import network_inputs
-    from refine.policies.sb3_models import use_one_thread
+    from refine.policies import network_inputs, use_one_thread
 
     use_one_thread()
     decide = replace(decision(network.head, spaces.action), log_std=network.log_std, output_limit=network.output_limit)
@@ -286,7 +282,7 @@ def _open_trusted(spec: Named, name: Sb3Name, spaces: Spaces, statistics: Statis
 
 def _hash(name: Sb3Name) -> str:
     """Of the files that decide what acts."""
-    from refine.policies.sb3_files import find_statistics
+    from refine.policies import find_statistics
 
     beside = None if name.raw else find_statistics(name.file)
     hashes = [sha256_file(file) for file in (name.file, beside) if file is not None]

@@ -62,6 +62,7 @@ def record_comparison(
         "recipe": material.config.name,
         "accepted": comparison.accepted,
         "promoted_arm": comparison.arm,
+        "gate_mode": contest.gate.mode,
         "reason": comparison.promoted.decision.reason,
         "environment_sha256": contest.judge.fingerprint.sha256,
     }

@@ -6,8 +6,5 @@ SELECT comparison_id, arm, env_id, dataset_id, recipe, seed, mode, labels, retur
         THEN coalesce(credit_answer, if(credit, 'yes', 'not shown')) END AS credit,
     lead, lead_low, lead_high, basis, created_at, environment_sha256
 FROM arms JOIN comparisons USING (comparison_id)
-LEFT JOIN (
-    SELECT comparison_id, any_value(seed) AS seed, any_value(config ->> '$.gate.mode') AS gate_mode
-    FROM refinements GROUP BY ALL
-) USING (comparison_id)
+LEFT JOIN (SELECT comparison_id, any_value(seed) AS seed FROM refinements GROUP BY ALL) USING (comparison_id)
 ORDER BY env_id, comparison_id, mode, return_ DESC
