@@ -143,7 +143,6 @@ def test_a_named_dataset_is_not_mistaken_for_another(store: Store) -> None:
     "wrong",
     [
         {"env_id": "CartPole-v9"},
-        {"env_id": "Blackjack-v1"},
         {"policy": "keras:model"},
         {"policy": "policy:./absent"},
         {"env_kwargs": {"nonsense": 1}},
