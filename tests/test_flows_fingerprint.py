@@ -141,9 +141,9 @@ def test_the_gate_remembers_for_one_code_only_and_a_comparison_is_named_by_it(
         material = SimpleNamespace(oracle=None, content_id="m_1")
         judge = judging.Evaluator(store, PAYING, {})
         contest: Any = SimpleNamespace(
-            material=material, gate=GateConfig(), references=(), judge=judge, promote_rules=False
+            material=material, gate=GateConfig(), references=(), judge=judge, promote_rules=False, promote="labels"
         )
-        return lineage._comparison_id(contest)
+        return lineage.name_comparison(contest)
 
     first = name()
     assert [returns(), returns(), name() == first] == [5.0, 5.0, True]

@@ -203,7 +203,7 @@ def test_random_suggestions_are_uniform_over_the_space() -> None:
 
 def test_an_unknown_arm_is_refused() -> None:
     steps = make_steps([3, 4])
-    with pytest.raises(BadInput, match="no arm 'oracle'"):
+    with pytest.raises(BadInput, match="Unknown arm 'oracle'"):
         arm_labels("oracle", some_labels(steps), steps, DISCRETE, np.random.default_rng(0))  # pyright: ignore
 
 

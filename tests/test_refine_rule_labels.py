@@ -138,7 +138,7 @@ def test_a_dimension_that_stays_as_logged_does_so_in_every_arm() -> None:
 
 
 @pytest.mark.parametrize(
-    ("action", "problem"), [((7.0,), "suggests"), ((1.0, 2.0), "no action"), ((0.5,), "no action")]
+    ("action", "problem"), [((7.0,), "suggests"), ((1.0, 2.0), "not an action"), ((0.5,), "not an action")]
 )
 def test_an_action_outside_of_the_space_is_refused(action: tuple[float, ...], problem: str) -> None:
     with pytest.raises(BadInput, match=problem):

@@ -64,7 +64,12 @@ from d3rlpy.models.builders import create_categorical_policy
 from d3rlpy.models.encoders import EncoderFactory, make_encoder_field
 from d3rlpy.models.torch import ActionOutput, CategoricalPolicy, ImitationLoss, Policy, build_gaussian_distribution
 from d3rlpy.optimizers.optimizers import OptimizerFactory, OptimizerWrapper, make_optimizer_field
-from d3rlpy.preprocessing import MinMaxActionScaler, MultiplyRewardScaler, StandardObservationScaler
+from d3rlpy.preprocessing import (
+    MinMaxActionScaler,
+    MultiplyRewardScaler,
+    StandardObservationScaler,
+    register_observation_scaler,
+)
 from d3rlpy.torch_utility import TorchMiniBatch
 from d3rlpy.types import Shape, TorchObservation
 

@@ -24,6 +24,7 @@ from .d3rlpy_setup import (
     StandardObservationScaler,
     TorchObservation,
     VectorEncoderFactory,
+    register_observation_scaler,
 )
 
 
@@ -64,6 +65,9 @@ class LimitedObservationScaler(StandardObservationScaler):
         return "limited"
 
 
+register_observation_scaler(LimitedObservationScaler)  # so that what was saved with one is loaded here again
+
+
 @contextmanager
 def reproducible(seed: int) -> Generator[None]:
     """Seed torch for a while and keep it to one thread, which is faster on small networks and always adds alike."""
@@ -99,8 +103,9 @@ def observation_scaler_of(policy: MlpPolicy) -> StandardObservationScaler | None
         return None
     shift = np.zeros(policy.input_size) if policy.shift is None else policy.shift
     scale = np.ones(policy.input_size) if policy.scale is None else policy.scale
-    limit = math.inf if policy.input_limit is None else policy.input_limit
-    return LimitedObservationScaler(mean=shift, std=scale, eps=0.0, limit=limit)
+    if policy.input_limit is None:
+        return StandardObservationScaler(mean=shift, std=scale, eps=0.0)
+    return LimitedObservationScaler(mean=shift, std=scale, eps=0.0, limit=policy.input_limit)
 
 
 def action_scaler_of(policy: MlpPolicy) -> MinMaxActionScaler | None:
