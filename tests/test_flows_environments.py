@@ -142,6 +142,18 @@ def test_an_environment_of_ones_own_is_found_beside_the_caller(tmp_path: Path, m
     del gymnasium.registry["Mine-v0"]
 
 
+def test_classes_of_one_name_and_of_a_known_environment_do_not_meet(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for place in ("here", "there"):
+        text = "from gymnasium.envs.classic_control import CartPoleEnv\nclass CartPole(CartPoleEnv):\n"
+        (tmp_path / f"{place}_envs.py").write_text(f"{text}    place = {place!r}\n")
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    made = [make_environment(Named(f"{tmp_path}/{place}_envs.py:CartPole")) for place in ("here", "there")]
+    assert [environment.get_wrapper_attr("place") for environment in made] == ["here", "there"]
+    assert type(make_environment("CartPole-v1").unwrapped).__name__ == "CartPoleEnv"
+
+
 def test_a_module_that_cannot_be_imported_is_named_with_its_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

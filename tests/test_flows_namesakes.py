@@ -171,7 +171,7 @@ def test_an_environment_is_named_as_a_class_of_a_file_or_of_a_module(
     assert set(look_up_fingerprint(Named("ponds.py:Pond")).code) == {"ponds", "pond_rates", "registration"}
     with pytest.raises(BadInput, match=r"Unknown environment 'ponds.py:Lagoon'.*path/to/file.py:Class"):
         make_environment(Named("ponds.py:Lagoon"))
-    gymnasium.registry.pop("Pond")
+    gymnasium.registry.pop("ponds/Pond")
 
 
 def test_a_file_of_a_name_that_is_taken_is_imported_beside_it(tmp_path: Path) -> None:

@@ -329,12 +329,20 @@ def _registered_name(env_id: str) -> str:
     if module_name:
         module = import_module_here(module_name, f"environment {env_id!r}")
         if name not in gymnasium.registry and name.isidentifier() and callable(getattr(module, name, None)):
-            gymnasium.register(name, entry_point=f"{module.__name__}:{name}")
+            return _register_class(module, name)
     if name not in gymnasium.registry:
         _register_atari(name)
     if name not in gymnasium.registry:
         raise _of_yesterday(env_id, name) or BadInput(f"Unknown environment {env_id!r}{_near(name)}.", _OWN_HINT)
     return name
+
+
+def _register_class(module: ModuleType, name: str) -> str:
+    """The id of a class that its module did not register, in a namespace of that module: other ids stay free."""
+    own = f"{module.__name__.replace('.', '-')}/{name}"
+    if own not in gymnasium.registry:
+        gymnasium.register(own, entry_point=f"{module.__name__}:{name}")
+    return own
 
 
 def _of_yesterday(env_id: str, name: str) -> BadInput | None:
