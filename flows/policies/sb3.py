@@ -93,8 +93,7 @@ def open_sb3(spec: Named, spaces: Spaces) -> Policy:
             normalised and has no statistics beside it.
         Prerequisite: when a library that `+trust` needs is not installed.
     """
-    from refine.policies import sb3_files as files
-    from refine.policies import sb3_models as models
+    from refine.policies import NotAnMlpError, find_layout, from_tensors, said_space
 
     name = parse_sb3(spec)
     statistics = None if name.raw else find_normalisation(name.file)
@@ -102,13 +101,13 @@ def open_sb3(spec: Named, spaces: Spaces) -> Policy:
         return _open_trusted(spec, name, spaces, statistics)
     saved = _read(spec, name)
     with _about(spec, name):
-        models.find_layout(saved.tensors, saved.facts, name.algorithm)
-    said = [files.said_space(described, ours) for described, ours in zip(saved.spaces, spaces, strict=True)]
+        find_layout(saved.tensors, saved.facts, name.algorithm)
+    said = [said_space(described, ours) for described, ours in zip(saved.spaces, spaces, strict=True)]
     check_spaces(spec, Spaces(*said), spaces)
     try:
-        network = models.from_tensors(saved.tensors, saved.facts, name.algorithm, *spaces)
+        network = from_tensors(saved.tensors, saved.facts, name.algorithm, *spaces)
         return NetworkActor(spec, normalised(network, statistics, name.file))
-    except models.NotAnMlpError:
+    except NotAnMlpError:
         actor = ForeignActor(spec, _hash(name), spaces, _ask_read)
         with _about(spec, name):
             actor.act(probe(spaces))
@@ -121,13 +120,12 @@ def find_normalisation(file: Path) -> Statistics | None:
     Raises:
         BadInput: when something does, and there are none.
     """
-    from refine.policies import read_statistics
-    from refine.policies import sb3_files as files
+    from refine.policies import find_statistics, read_statistics, says_normalised
 
-    found = files.find_statistics(file)
+    found = find_statistics(file)
     if found is not None:
         return read_statistics(found)
-    if (said := files.says_normalised(file)) is not None:
+    if (said := says_normalised(file)) is not None:
         raise BadInput(
             f"{said} says that the observations of {file.name} were normalised, and there is no vecnormalize.pkl "
             "beside it; without it the policy acts on other numbers than it learnt from.",
@@ -202,11 +200,11 @@ def _statistics_of(network: MlpPolicy, like: Path, found: Path | None) -> bytes 
 @contextmanager
 def _about(spec: str, name: Sb3Name) -> Generator[None]:
     """Say which file an error is about, and that its library may load what reading does not."""
-    from refine.policies import sb3_models as models
+    from refine.policies import NotAnMlpError
 
     try:
         yield
-    except models.NotAnMlpError as error:
+    except NotAnMlpError as error:
         hint = f"If you trust the file, its library may load it: collect --trust, or {_trusted(spec)}."
         raise BadInput(f"{name.file}: {error.problem}", hint) from error
     except BadInput as error:
@@ -214,21 +212,21 @@ def _about(spec: str, name: Sb3Name) -> Generator[None]:
 
 
 def _read(spec: str, name: Sb3Name) -> SavedModel:
-    from refine.policies import sb3_files as files
+    from refine.policies import read_model
 
-    saved = files.read_model(name.file)
+    saved = read_model(name.file)
     _refuse_unusable(spec, saved)
     return saved
 
 
 def _ask_read(spec: str, spaces: Spaces) -> Foreign:
     """What is read and acts in torch, for it is not portable."""
-    from refine.policies import sb3_models as models
+    from refine.policies import find_layout, read_network
 
     name = parse_sb3(spec)
     saved = _read(spec, name)
-    layout = models.find_layout(saved.tensors, saved.facts, name.algorithm)
-    network = models.read_network(saved.tensors, saved.facts, layout, spaces.action)
+    layout = find_layout(saved.tensors, saved.facts, name.algorithm)
+    network = read_network(saved.tensors, saved.facts, layout, spaces.action)
     return ask_network(network, spaces, None if name.raw else find_normalisation(name.file))
 
 
@@ -255,18 +253,18 @@ def _trusted(spec: str) -> str:
 
 def _refuse_unusable(spec: str, saved: SavedModel) -> None:
     """Refuse what remembers or sees images, which no library's loading would change."""
-    from refine.policies import sb3_files as files
+    from refine.policies import said_shape
 
     named = saved.facts.policy_class
     if "recurrent" in named.lower() or any("lstm" in tensor for tensor in saved.tensors):
         refuse_memory(spec, named or "lstm")
-    shape = files.said_shape(saved.spaces[0])
+    shape = said_shape(saved.spaces[0])
     if "Cnn" in named or (shape is not None and len(shape) == 3):
         refuse_image_shape(spec, shape or (0, 0, 0))
 
 
 def _open_trusted(spec: Named, name: Sb3Name, spaces: Spaces, statistics: Statistics | None) -> Policy:
-    from refine.policies import sb3_models as models
+    from refine.policies import NotAnMlpError, from_sb3
 
     model = _load_trusted(spec, name)
     if hasattr(model.policy, "lstm_actor"):
@@ -275,8 +273,8 @@ def _open_trusted(spec: Named, name: Sb3Name, spaces: Spaces, statistics: Statis
     theirs = Spaces(to_space(model.observation_space, "observation"), to_space(model.action_space, "action"))
     check_spaces(spec, theirs, spaces)
     try:
-        return NetworkActor(spec, normalised(models.from_sb3(model, *spaces), statistics, name.file))
-    except models.NotAnMlpError:
+        return NetworkActor(spec, normalised(from_sb3(model, *spaces), statistics, name.file))
+    except NotAnMlpError:
         return ForeignActor(spec, _hash(name), spaces, _ask_trusted)
 
 
@@ -290,9 +288,9 @@ def _hash(name: Sb3Name) -> str:
 
 
 def _ask_trusted(spec: str, spaces: Spaces) -> Foreign:
-    from refine.policies import sb3_models as models
+    from refine.policies import use_one_thread
 
-    models.use_one_thread()
+    use_one_thread()
     name = parse_sb3(spec)
     model = _load_trusted(spec, name)
     statistics = None if name.raw else find_normalisation(name.file)

@@ -159,9 +159,8 @@ class Comparison:
     improvement: Verdict
     credit: Verdict
     trials: Sequence[Trial] = field(repr=False)  # the annotator's labels come first
-    returns: Mapping[Mode, Mapping[str, Returns]] = field(
-        repr=False
-    )  # on the report seeds, by arm; draws of chance share the seeds
+    returns: Mapping[Mode, Mapping[str, Returns]] = field(repr=False)
+    """On the report seeds, by arm; draws of chance share the seeds."""
     competing: Sequence[str] = ("labels",)  # arms whose policy could be put in force
     chosen: int = 0  # index of the trial whose policy is in force, if it was accepted
 

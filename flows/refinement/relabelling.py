@@ -38,9 +38,8 @@ class RelabelRound:
     number: int  # 0: on the dataset alone
     dataset_ids: tuple[str, ...]
     outcome: Outcome
-    environment_steps: (
-        int | None
-    )  # so far: of the datasets, and of the gate of this arm; None: no rounds, or not all were counted
+    environment_steps: int | None
+    """So far: of the datasets, and of the gate of this arm; None without rounds, or where not all were counted."""
 
     @property
     def trial(self) -> Trial:
