@@ -25,6 +25,12 @@ def lend(template: Path) -> Path:
     return shutil.copytree(kept, lent)
 
 
+def ask(store: Store, sql: str) -> list[Any]:
+    """The rows that answer a question to the catalog."""
+    with store.catalog.read() as con:
+        return con.execute(sql).fetchall()
+
+
 def raw_reply(store: Store, request_id: str) -> dict[str, Any]:
     """The newest raw reply to a request, where the catalog says that it is."""
     with store.catalog.read() as con:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from store_state import ask
 from toy_environment import TOY, gather_toys, make_baseline, small_config, write_labels
 from typer.testing import CliRunner
 
@@ -42,11 +43,6 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def toys(template: Path, tmp_path: Path) -> Store:
     """A copy of that store."""
     return Store.open(shutil.copytree(template, tmp_path / "copy" / "store"))
-
-
-def ask(store: Store, sql: str) -> list[Any]:
-    with store.catalog.read() as con:
-        return con.execute(sql).fetchall()
 
 
 def dataset(store: Store) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from store_state import ask
 from toy_environment import TOY, gather_toys, small_config
 
 from annotate.importing.labels import import_annotations
@@ -57,11 +58,6 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def toys(template: Path, tmp_path: Path) -> Store:
     """A copy of that store."""
     return Store.open(shutil.copytree(template, tmp_path / "copy" / "store"))
-
-
-def ask(store: Store, sql: str) -> list[Any]:
-    with store.catalog.read() as con:
-        return con.execute(sql).fetchall()
 
 
 def runs(store: Store) -> list[str]:
