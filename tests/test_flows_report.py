@@ -5,20 +5,26 @@ import hashlib
 import json
 import re
 import zlib
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from report_world import HOSTILE, SHOWN, make_judged_store
-from toy_environment import TOY, gather_toys
+from toy_environment import CARD, TOY, gather_toys, right_actions, write_answers, write_labels
 
+from annotate.importing.labels import import_annotations
+from annotate.importing.rules import import_rules
+from annotate.prompting.requests import AnnotateConfig
+from flows.labelling.annotation import LabelConfig, label
 from flows.refinement.refinement import Outcome
 from flows.reporting.facts import find_subject
 from flows.reporting.pictures import Take, film
 from flows.reporting.report import Written, write_report
 from flows.simulation.trust import Home
-from storage.datasets.reader import read_episode
+from storage.datasets.reader import read_episode, read_steps
+from storage.datasets.registry import read_manifest
 from storage.errors import BadInput, Prerequisite
 from storage.schema import Episode
 from storage.store import Store
@@ -113,7 +119,7 @@ def test_nothing_hostile_is_markup_anywhere_in_the_page(page: str) -> None:
     assert "window.pwned" not in re.sub(r"&lt;.*?(?=<)", "", text_of(page), flags=re.S)
     assert not re.search(r"<(script|svg|img|a)[^>]*(pwned|example\.invalid)", page)
     scripts = re.findall(r"<script[^>]*>", page)
-    assert len(scripts) == 4 + 2 + 12  # the library, ours, the two islands, one for each episode
+    assert len(scripts) == 5 + 2 + 12  # the library, ours, the two islands, one for each episode
 
 
 @pytest.mark.slow
@@ -134,8 +140,9 @@ def test_the_policy_of_the_page_allows_its_own_scripts_and_no_network(page: str)
 def test_the_commands_to_reproduce_it_are_those_of_the_command_line(judged: tuple[Store, Outcome], page: str) -> None:
     commands = re.search(r'<pre class="commands"[^>]*>(.*?)</pre>', page, re.S)
     assert commands
-    assert f"trajnote collect --store &#34;$STORE&#34; --env {SHOWN}" in commands[1]
-    assert "--select 10 --accept 20" in commands[1]
+    joined = commands[1].replace(" \\\n  ", " ")
+    assert joined.startswith(f"STORE=trajnote-store\ntrajnote collect --store &#34;$STORE&#34; --env {SHOWN}")
+    assert "--select 10 --accept 20" in joined
     assert "&#39;&lt;b&gt;toy&lt;/b&gt;&#39;" in commands[1]
     assert commands[1].rstrip().endswith(f"trajnote report {judged[1].comparison_id} --store &#34;$STORE&#34;")
 
@@ -170,7 +177,10 @@ def test_rollouts_alone_have_a_report(store: Store, tmp_path: Path) -> None:
     page = plain.path.read_text()
     assert (plain.path.stem, plain.labels, plain.episodes, plain.pictures) == (dataset_id, 0, 12, 0)
     assert "No policy was refined with them yet" in page
-    assert "the environment renders no pictures" in page or "cannot be rendered" in page
+    assert "There are no pictures: the environment renders no pictures" in page
+    assert "TypeError" not in text_of(page)
+    assert '<body class="unpictured">' in page
+    assert 'id="notes"' not in page
 
 
 def test_an_empty_store_has_nothing_to_report(store: Store) -> None:
@@ -193,11 +203,83 @@ def test_an_environment_that_cannot_render_says_so(judged: tuple[Store, Outcome]
     episode = read_episode(judged[0], judged[1].dataset_id, 0)
     found = film(Take(Home(TOY, {}), episode, frozenset({0})))
     assert found.pictures == {}
-    assert found.problem
-    assert "render" in found.problem
+    assert found.problem == "the environment renders no pictures, which needs its render mode rgb_array"
 
 
 @pytest.mark.slow
 def test_what_the_annotator_said_reaches_the_reader_unchanged(page: str) -> None:
     said = unpack(page, 0)["notes"][0]["rationale"]
     assert said.startswith(HOSTILE[:60])
+
+
+@pytest.mark.slow
+def test_actions_are_counted_by_value_under_the_names_of_the_runs_card(store: Store, tmp_path: Path) -> None:
+    dataset_id = gather_toys(store, tmp_path).dataset_id
+    card = tmp_path / "card.toml"
+    card.write_text(CARD)
+    answers = write_answers(store, dataset_id, card, tmp_path / "answers.jsonl")
+    label(
+        store,
+        dataset_id,
+        LabelConfig(
+            provider="recorded", answers=answers, card=str(card), annotate=AnnotateConfig(model="toy", windows=8)
+        ),
+    )
+    assert read_manifest(store, dataset_id).action_names == ("a0", "a1", "a2", "a3")
+    page = write_report(store, pictures=0).path.read_text()
+    table = re.search(r'<table class="crossing">(.*?)</table>', page, re.S)
+    assert table
+    assert re.findall(r'<th scope="row">(.*?)</th>', table[1]) == ["east", "north", "west", "south"]
+    counts = [
+        [int(n.replace("·", "0")) for n in re.findall(r"<td[^>]*>(.*?)</td>", row)]
+        for row in table[1].split("<tr>")[2:]
+    ]
+    steps = read_steps(store, dataset_id)
+    acted = ~steps.is_final
+    best = right_actions(steps.observation[acted])
+    expected = [[int(((steps.action[acted] == a) & (best == b)).sum()) for b in range(4)] for a in range(4)]
+    assert [row[:4] for row in counts] == expected
+    assert [row[4] for row in counts] == [sum(row) for row in expected]
+    pack = unpack(page, 0)
+    assert {note["logged"] for note in pack["notes"]} <= {"east", "north", "west", "south"}
+    assert [component["name"] for component in island(page, "viewer-data")["components"]] == ["x", "y"]
+
+
+@pytest.mark.slow
+def test_a_reader_of_the_page_alone_learns_who_wrote_the_notes_and_when(page: str) -> None:
+    told = " ".join(re.sub(r"<[^>]+>", " ", text_of(page)[text_of(page).index('id="notes"') :]).split())
+    assert "12 episodes of report_world:Shown-v0, played by policy:" in told
+    assert "A note in the margin is about one step of one episode" in told
+    today = datetime.now(UTC).date()
+    days = {str(today), str(today - timedelta(days=1))}
+    written = re.search(r"wrote 84 notes on (\S+), from answers that were recorded earlier", told)
+    assert written
+    assert written[1] in days
+    assert "All of them played the same new episodes; judged on " in told
+
+
+@pytest.mark.slow
+def test_settings_are_told_in_words_and_defaults_are_folded_up(page: str) -> None:
+    assert "<dt>Snapshots<small>training steps after which a candidate is kept</small></dt>" in page
+    assert "settings at their defaults</summary>" in page
+    assert "placebo_draws" not in text_of(page)
+    assert "null:" not in text_of(page)[text_of(page).index('id="configuration-title"') :]
+
+
+@pytest.mark.slow
+def test_rules_and_labels_from_elsewhere_are_reproduced_by_their_own_imports(store: Store, tmp_path: Path) -> None:
+    dataset_id = gather_toys(store, tmp_path).dataset_id
+    rules = tmp_path / "rules.json"
+    rules.write_text(json.dumps([{"predicate": "o0 > 0.1", "suggested_action": 0}]))
+    import_rules(store, dataset_id, rules, "somebody")
+    import_annotations(store, write_labels(store, dataset_id, tmp_path / "labels.jsonl"))
+    page = write_report(store, pictures=0).path.read_text()
+    commands = re.search(r'<pre class="commands"[^>]*>(.*?)</pre>', page, re.S)
+    assert commands
+    joined = commands[1].replace(" \\\n  ", " ")
+    assert (
+        f"trajnote rules import RULES.json --store &#34;$STORE&#34; --dataset {dataset_id} --model somebody" in joined
+    )
+    assert "trajnote annotations import LABELS.jsonl --store &#34;$STORE&#34;" in joined
+    assert "1 rules by somebody, made elsewhere and imported on " in page
+    assert "96 notes by imported, made elsewhere and imported on " in page

@@ -167,7 +167,47 @@ def test_a_phone_shows_everything_without_scrolling_sideways(
         "[...document.querySelectorAll('main p, main td')].map(e => getComputedStyle(e).fontSize)"
     )
     assert min(float(size.removesuffix("px")) for size in sizes) >= 12
+    cut = phone.page.evaluate(
+        """width => [...document.querySelectorAll(".top nav a, #arms td, #again pre, .told dd")].filter(element =>
+            element.getBoundingClientRect().right > width || element.scrollWidth > element.clientWidth + 1
+            && getComputedStyle(element).display !== "inline").map(element => element.textContent)""",
+        width,
+    )
+    assert cut == []
     phone.context.close()
+
+
+@pytest.mark.slow
+def test_the_commands_can_be_copied(own_visit: Visit) -> None:
+    own_visit.page.locator("[data-copy]").click()
+    own_visit.page.wait_for_function("document.getElementById('copied').textContent !== ''")
+    said = own_visit.page.locator("#copied").inner_text()
+    assert said in ("Copied.", "Marked; press Ctrl+C, or ⌘C on a Mac.")
+    if said == "Copied.":
+        return
+    assert "trajnote collect" in own_visit.page.evaluate("getSelection().toString()")
+
+
+@pytest.mark.slow
+def test_no_legend_reaches_past_its_chart(visit: Visit) -> None:
+    past = visit.page.evaluate(
+        """[...document.querySelectorAll("[data-chart]")].filter(chart => {
+            const edge = chart.getBoundingClientRect().right + 1;
+            return [...chart.querySelectorAll("svg text, svg path")].some(
+                part => part.getBoundingClientRect().right > edge);
+        }).map(chart => chart.dataset.chart)"""
+    )
+    assert past == []
+
+
+@pytest.mark.slow
+def test_rollouts_without_pictures_have_no_empty_boxes(browser: Any, store: Store, tmp_path: Path) -> None:
+    gather_toys(store, tmp_path)
+    plain = Visit(browser, write_report(store, pictures=5).path.as_uri(), 1440, "light")
+    assert plain.page.locator(".frame:visible").count() == 0
+    assert "There are no pictures: the environment renders no pictures" in plain.page.locator("#episodes").inner_text()
+    assert plain.page.locator("#facts-logged dd").first.is_visible()
+    plain.context.close()
 
 
 @pytest.mark.slow

@@ -145,12 +145,13 @@ def _score_name(estimated: bool) -> str:
 def candidates_chart(candidates: Sequence[Row], baseline: float | None, score: str) -> Chart:
     """The candidates' selection returns by training step, one line per arm, draw and beta.
 
-    The area of a point is the number of episodes that its mean rests on, where that is known.
+    The annotator's labels stand out from the other arms, which are thin and pale behind them. The area of a point is
+    the number of episodes that its mean rests on, where that is known.
     """
     rows = [
         row
         | {"name": arm_name(row["arm"]), "line": f"{row['refinement_id']} {row['beta']}", "own": row["arm"] == "labels"}
-        for row in candidates
+        for row in sorted(candidates, key=lambda row: row["arm"] == "labels")
     ]
     base = alt.Chart(alt.Data(values=rows)).encode(
         x=alt.X(
@@ -175,18 +176,26 @@ def candidates_chart(candidates: Sequence[Row], baseline: float | None, score: s
     if counts:
         tip.append(alt.Tooltip("episodes:Q", title="episodes"))
         scale = alt.Scale(domain=[0, counts[-1]], range=[0, 90])
-        size = alt.Size("episodes:Q", scale=scale, legend=alt.Legend(title="episodes", values=counts))
+        size = alt.Size("episodes:Q", scale=scale, legend=None)
     dash = alt.StrokeDash("beta:N", title=None, legend=alt.Legend(labelExpr="'beta ' + datum.label", symbolSize=220))
-    lines = base.mark_line(strokeWidth=2).encode(
-        strokeDash=dash, opacity=alt.condition("datum.own", alt.value(1), alt.value(0.45)), tooltip=tip
-    )
-    points = base.mark_point(filled=True, opacity=1).encode(size=size, tooltip=tip)
-    chosen = base.mark_point(size=190, strokeWidth=2, opacity=1).transform_filter("datum.chosen").encode(tooltip=tip)
+    lines = base.mark_line().encode(strokeDash=dash, strokeWidth=_own_or(2.5, 1), opacity=_own_or(1, PALE), tooltip=tip)
+    points = base.mark_point(filled=True).encode(size=size, opacity=_own_or(1, PALE), tooltip=tip)
+    rings = base.transform_filter("datum.chosen").mark_point(size=190, strokeWidth=2)
+    chosen = rings.encode(opacity=_own_or(1, 2 * PALE), tooltip=tip)
     layers: list[Any] = [lines, points, chosen]
     if baseline is not None:
         level = alt.Chart(alt.Data(values=[{"return_": baseline}]))
         layers.insert(0, level.mark_rule(strokeDash=[2, 3], color="@muted").encode(y="return_:Q"))
     return _wide(alt.layer(*layers), 260)
+
+
+PALE = 0.3
+"""Opacity of what another arm did, beside the annotator's labels."""
+
+
+def _own_or(own: float, other: float) -> Any:
+    """One value for the annotator's labels, another for the other arms."""
+    return alt.condition("datum.own", alt.value(own), alt.value(other))
 
 
 def positions_chart(rows: Sequence[Row]) -> Chart:

@@ -166,8 +166,9 @@ def _add_pictures(home: Home, scenes: Sequence[_Scene], limits: Limits, report: 
         scene.film = next(films)
         if scene.rematch is not None:
             scene.rematch_film = next(films)
+    taken = any(scene.film.pictures for scene in filmed)
     return [
-        f"Some pictures are missing: {found.problem}."
+        f"{'Some pictures are missing' if taken else 'There are no pictures'}: {found.problem}."
         for scene in filmed
         for found in (scene.film, scene.rematch_film)
         if found.problem

@@ -7,20 +7,22 @@ from __future__ import annotations
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+from annotate.cards import card_at_hand
 from annotate.quality import EDGES, Bin
 from storage.annotations import has_rules, list_runs, summarise_rules
 from storage.datasets import pick, read_manifest
 from storage.errors import Prerequisite
 from storage.queries import Row, ask
-from storage.schema import Manifest
+from storage.schema import Manifest, Space
 from storage.store import Store
 
 from ..labelling import Checkup
+from .wording import read_object
 
 
 @dataclass(frozen=True)
@@ -76,7 +78,7 @@ class Facts:
     """Everything but labels and episodes in a report; rows are dictionaries by column."""
 
     subject: Subject
-    manifest: Manifest
+    manifest: Manifest  # with the names of the runs' card
     level: Row  # of the dataset's episodes
     comparison: Row | None
     arms: Sequence[Row]
@@ -114,21 +116,21 @@ class Facts:
 
 def gather_facts(store: Store, subject: Subject) -> Facts:
     """Query the catalog, which is closed again on return."""
-    manifest = read_manifest(store, subject.dataset_id)
     runs, comparison_id = list(subject.run_ids), subject.comparison_id
     rules = summarise_rules(store, subject.dataset_id, runs) if has_rules(store, runs) else None
     with store.catalog.read() as con:
         found = ask(con, "report/comparison", comparison=comparison_id)
         comparison = found[0] if found else None
+        asked = ask(con, "report/runs", runs=runs)
         return Facts(
             subject=subject,
-            manifest=manifest,
+            manifest=_in_words_of_the_card(read_manifest(store, subject.dataset_id), card_shown(asked)),
             level=ask(con, "report/level", dataset=subject.dataset_id)[0],
             comparison=comparison,
             arms=ask(con, "report/arms", comparison=comparison_id),
             refinements=ask(con, "report/refinements", comparison=comparison_id),
             candidates=ask(con, "report/candidates", comparison=comparison_id),
-            runs=ask(con, "report/runs", runs=runs),
+            runs=asked,
             spending=ask(con, "report/spending", runs=runs),
             questions=ask(con, "report/requests", runs=runs),
             rejections=ask(con, "report/rejections", runs=runs),
@@ -138,6 +140,29 @@ def gather_facts(store: Store, subject: Subject) -> Facts:
             rules=rules.rules if rules else (),
             ruled={"covered": rules.covered, "steps": rules.steps} if rules else None,
         )
+
+
+def card_shown(runs: Sequence[Row]) -> dict[str, Any]:
+    """The card that the first of some runs showed its annotator, as JSON says it; empty if none did."""
+    return next((card for run in runs if (card := read_object(run["card"]))), {})
+
+
+def units_shown(store: Store, facts: Facts) -> dict[str, str]:
+    """The unit of each component, from the card that the annotator saw, the dataset's, or the packaged one."""
+    if shown := card_shown(facts.runs):
+        return {str(entry["name"]): str(entry.get("unit") or "") for entry in shown.get("components", ())}
+    card = card_at_hand(store, facts.manifest)
+    return {component.name: component.unit for component in card.components} if card else {}
+
+
+def _in_words_of_the_card(manifest: Manifest, card: Mapping[str, Any]) -> Manifest:
+    """The manifest with a card's names of components and actions, which the labels use and the dataset may lack."""
+    named = {
+        field: tuple(str(entry["name"]) for entry in card.get(part, ()))
+        for field, part in (("component_names", "components"), ("action_names", "actions"))
+    }
+    fitting = {field: names for field, names in named.items() if len(names) == len(getattr(manifest, field))}
+    return manifest.model_copy(update=fitting)
 
 
 POSITION_BINS = 20
@@ -167,10 +192,25 @@ class Share(NamedTuple):
         return cls(p, max(0.0, (centre - spread) / scale), min(1.0, (centre + spread) / scale), n)
 
 
-def load_labels(store: Store, subject: Subject) -> list[Row]:
-    """All labels of the subject's runs with their logged step and, if any, the replay that measured them."""
+def load_labels(store: Store, facts: Facts) -> list[Row]:
+    """All labels of the subject's runs with their logged step and, if any, the replay that measured them.
+
+    Discrete actions are named as in `facts.manifest`, the logged one and the suggested one alike.
+    """
+    subject, space = facts.subject, facts.manifest.action_space
     with store.catalog.read() as con:
-        return ask(con, "report/labels", dataset=subject.dataset_id, runs=list(subject.run_ids))
+        found = ask(con, "report/labels", dataset=subject.dataset_id, runs=list(subject.run_ids))
+    if not space.is_discrete:
+        return found
+    named: dict[int | None, str] = dict(enumerate(facts.manifest.action_names, space.start))
+    return [
+        row
+        | {
+            "action_name": named.get(_value(row["action_vector"]), row["action_name"]),
+            "suggested_label": named.get(_value(row["suggested_action"]), row["suggested_label"]),
+        }
+        for row in found
+    ]
 
 
 def sample_states(store: Store, dataset_id: str) -> list[list[float]]:
@@ -235,24 +275,47 @@ def _lies_in(confidence: float | None, low: float, high: float) -> bool:
     return confidence is not None and (low <= confidence < high or confidence == high == EDGES[-1])
 
 
-def action_table(labels: Sequence[Row], action_names: Sequence[str]) -> list[Row]:
-    """How often each logged action got each suggestion; empty if actions have no names.
+MOST_ACTIONS = 40
+"""Rows of the table of actions; one of more is no table that anybody reads."""
+
+
+def action_table(labels: Sequence[Row], space: Space, names: Sequence[str]) -> Row | None:
+    """How often each logged action got each suggestion; None of continuous actions, and of too many different ones.
+
+    Args:
+        labels: as loaded; actions are counted by their values.
+        space: of the actions.
+        names: of its values.
 
     Returns:
-        One row per logged action: `logged`, `total`, and `suggested`, the counts in the order of the names.
+        `columns`, the suggestions' names; `rows`, one per logged action: `logged`, `same` (the place of its column),
+        `total`, and `suggested`, the counts by column. Of more than a dozen actions only those that occur.
     """
-    counted = Counter((row["action_name"], row["suggested_label"]) for row in labels)
-    known = set(action_names)
-    if not counted or any(logged not in known for logged, _ in counted):
-        return []
-    return [
+    if not space.is_discrete or not labels:
+        return None
+    counted = Counter((_value(row["action_vector"]), _value(row["suggested_action"])) for row in labels)
+    values: list[int | None] = list(range(space.start, space.start + len(names)))
+    if len(values) > MOST_ACTIONS // 3:
+        values = [value for value in values if any(value in pair for pair in counted)]
+    if len(values) > MOST_ACTIONS:
+        return None
+    suggested = values + [None] * any(pair[1] is None for pair in counted)
+    rows = [
         {
-            "logged": logged,
-            "total": sum(n for (was, _), n in counted.items() if was == logged),
-            "suggested": [counted[logged, suggested] for suggested in action_names],
+            "logged": names[value - space.start],
+            "same": place,
+            "total": sum(n for (logged, _), n in counted.items() if logged == value),
+            "suggested": [counted[value, column] for column in suggested],
         }
-        for logged in action_names
+        for place, value in enumerate(values)
+        if value is not None
     ]
+    columns = ["no suggestion" if column is None else names[column - space.start] for column in suggested]
+    return {"columns": columns, "rows": rows}
+
+
+def _value(action: Sequence[float] | None) -> int | None:
+    return None if not action else int(action[0])
 
 
 def state_rows(labels: Sequence[Row], visited: Sequence[Sequence[float]], components: int, limit: int) -> list[Row]:

@@ -6,6 +6,7 @@ Everything drawn is in the catalog already; the HTML report is in `report.py`.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -30,6 +31,7 @@ _COLOURS = {
 }
 _WIDTH, _ROW, _CURVE_HEIGHT = 300, 26, 220  # pixels
 _PNG_SCALE = 2.0
+_OWN, _PALE = "refined", 0.3  # the annotator's labels, and the opacity of other arms beside them
 
 
 def draw_figures(
@@ -112,8 +114,12 @@ def _intervals(alt: Any, rows: Sequence[dict[str, Any]]) -> Any:
 
 
 def _draw_candidates(rows: Sequence[dict[str, Any]], subject: str, estimated: bool) -> Any:
-    """Selection returns of every candidate over the training, one line per draw and beta; chosen ones are ringed."""
+    """Selection returns of every candidate over the training, one line per draw and beta; chosen ones are ringed.
+
+    The annotator's labels are drawn last and at full strength, the other arms thin and pale behind them.
+    """
     alt = _altair()
+    rows = sorted(rows, key=lambda row: row["arm"] == _OWN)
     score = "log-likelihood of held-out labels" if estimated else "mean return on the selection seeds"
     title = (
         f"Candidates of every arm; {'the ringed ones are estimated' if estimated else 'the gate tests the ringed ones'}"
@@ -124,20 +130,29 @@ def _draw_candidates(rows: Sequence[dict[str, Any]], subject: str, estimated: bo
         color=alt.Color("arm:N", scale=_scale(alt, rows), title="arm"),
     )
     dashes = alt.StrokeDash("beta:N", title="beta", legend=alt.Legend(symbolType="stroke", symbolSize=400))
-    lines = shared.mark_line(strokeWidth=1.5).encode(detail="refinement_id:N", strokeDash=dashes)
+    own_or = partial(_own_or, alt)
+    lines = shared.mark_line().encode(
+        detail="refinement_id:N", strokeDash=dashes, strokeWidth=own_or(2, 1), opacity=own_or(1, _PALE)
+    )
     counts = sorted({row["episodes"] for row in rows if row["episodes"]})
-    points = shared.mark_point(filled=True, size=25, opacity=1)
+    points = shared.mark_point(filled=True, size=25).encode(opacity=own_or(1, _PALE))
     if counts:  # the area of a point is the number of episodes that its mean rests on
         scale = alt.Scale(domain=[0, counts[-1]], range=[0, 60])
         points = points.encode(
             size=alt.Size("episodes:Q", scale=scale, legend=alt.Legend(title="episodes", values=counts))
         )
-    chosen = shared.mark_point(size=160, strokeWidth=2).transform_filter("datum.chosen")
+    rings = shared.transform_filter("datum.chosen").mark_point(size=160, strokeWidth=2)
+    chosen = rings.encode(opacity=own_or(1, 2 * _PALE))
     return alt.layer(lines, points, chosen).properties(
         width=2 * _WIDTH,
         height=_CURVE_HEIGHT,
         title=_title(alt, title, subject),
     )
+
+
+def _own_or(alt: Any, own: float, other: float) -> Any:
+    """One value for the annotator's labels, another for the other arms."""
+    return alt.condition(f"datum.arm === '{_OWN}'", alt.value(own), alt.value(other))
 
 
 def _title(alt: Any, text: str, subject: str) -> Any:

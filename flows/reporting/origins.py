@@ -5,13 +5,20 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
+
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
 
 from annotate.costs import ASSESSMENT_TOKENS, OUTPUT_TOKENS_PER_LABEL, Tokens, price
+from annotate.prompting import AnnotateConfig
+from refine.config import RefineConfig
+from refine.evaluation import OpeConfig
 from storage.schema import Manifest
 
+from ..refinement import AppraiseConfig, GateConfig
 from .facts import Facts, Row
-from .wording import Pairs, number, pairs_of, read_object, when
+from .wording import number, read_object, when
 
 
 def spending_rows(facts: Facts) -> list[Row]:
@@ -118,31 +125,142 @@ def _text(content: Any) -> str:
     return str(content or "")
 
 
-def configuration_tables(facts: Facts) -> list[tuple[str, Pairs]]:
-    """Tables of settings, each with its title."""
+class Setting(NamedTuple):
+    """One setting in words."""
+
+    name: str
+    meaning: str  # empty where the name says it
+    value: str
+
+
+class Settings(NamedTuple):
+    """The settings of one part of the work: those that somebody chose, and those left at their defaults."""
+
+    title: str
+    chosen: list[Setting]
+    usual: list[Setting]
+
+
+def configuration_tables(facts: Facts) -> list[Settings]:
+    """Tables of settings, each in the words of the class that it configures."""
     manifest = facts.manifest
     config = read_object(facts.judged["config"]) if facts.judged else {}
-    tables: list[tuple[str, Pairs]] = [
-        ("Refinement", pairs_of(config.get("refine"))),
-        ("Gate", pairs_of(config.get("gate"))),
-        ("Estimate", pairs_of(config.get("estimate"))),
-        *((f"Annotation {run['run_id']}", pairs_of(read_object(run["config"]))) for run in facts.runs),
-        (
-            "Environment",
-            pairs_of(
-                {"env_id": manifest.env_id, "env_kwargs": dict(manifest.env_kwargs), "max_steps": manifest.max_steps}
-            ),
-        ),
-        ("Versions when collected", pairs_of(dict(manifest.versions))),
-        ("Code when collected", pairs_of(dict(manifest.environment_code))),
+    estimate: Mapping[str, Any] = config.get("estimate") or {}
+    facts_of = {
+        "Environment": manifest.env_id,
+        "Arguments of the environment": dict(manifest.env_kwargs) or None,
+        "Most steps of an episode": manifest.max_steps,
+    }
+    tables = [
+        _in_words("How the policy was trained", config.get("refine"), RefineConfig),
+        _in_words("How the gate judged it", config.get("gate"), GateConfig),
+        _in_words("How returns were estimated", estimate, AppraiseConfig, OpeConfig),
+        *(_in_words(_asked_title(run), read_object(run["config"]), AnnotateConfig) for run in facts.runs),
+        _in_words("Where the agent acted", facts_of),
+        _in_words("Versions when the episodes were collected", dict(manifest.versions)),
+        _in_words("Hashes of the environment's code", dict(manifest.environment_code)),
     ]
-    return [(title, pairs) for title, pairs in tables if pairs]
+    return [table for table in tables if table.chosen or table.usual]
+
+
+def _asked_title(run: Row) -> str:
+    return f"What {run['model'] or 'the annotator'} was asked ({run['run_id']})"
+
+
+def _in_words(title: str, config: Mapping[str, Any] | None, *classes: type[BaseModel]) -> Settings:
+    """Settings with the descriptions of their fields; what no class describes keeps its name."""
+    described = {name: field for kind in classes for name, field in kind.model_fields.items()}
+    chosen: list[Setting] = []
+    usual: list[Setting] = []
+    for name, value in (config or {}).items():
+        field = described.get(name)
+        if value is None or (field is None and value in ({}, [])):
+            continue
+        default = field.get_default(call_default_factory=True) if field and not field.is_required() else None
+        words = name.replace("_", " ").capitalize() if field else name
+        setting = Setting(words, _meaning(field), _said(value))
+        (usual if value == default else chosen).append(setting)
+    return Settings(title, chosen, usual)
+
+
+def _meaning(field: FieldInfo | None) -> str:
+    """A field's description, without what it says about leaving the field empty."""
+    return ((field and field.description) or "").split("; null:")[0]
+
+
+def _said(value: object) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, list | tuple):
+        return ", ".join(_said(item) for item in value)
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name}: {_said(item)}" for name, item in value.items())
+    return str(value)
+
+
+PERSON = "human:"
+"""The beginning of the name of an annotator who is a person."""
+
+
+def tell_origin(facts: Facts) -> list[tuple[str, list[str]]]:
+    """What a reader needs who has only the page: the episodes, who wrote the notes and when, and what for.
+
+    Returns:
+        Headings with their sentences; none before anybody wrote notes.
+    """
+    manifest, runs = facts.manifest, facts.runs
+    if not runs:
+        return []
+    where = f" of {manifest.env_id}" if manifest.env_id else ""
+    actor = f", played by {manifest.policy}" if manifest.policy else ""
+    how = "recorded" if manifest.source == "collect" else "imported"
+    episodes = f"{manifest.episodes} episodes{where}{actor}, {how} on {manifest.created_at[:10]}."
+    parts = [("The episodes", [episodes]), ("Who wrote, and when", [_author(run) for run in runs])]
+    if any(run["labels"] for run in runs):
+        note = (
+            "A note in the margin is about one step of one episode: the action to take there, a grade of the action "
+            "that was taken (−1 to 1), whether the step is critical, a confidence, and the reason in words."
+        )
+        parts.insert(1, ("A note", [note]))
+    if any(run["rules"] for run in runs):
+        rule = (
+            "A rule is a condition on the state with the action to take where it holds; so each step that matches "
+            "has a note, made by the rule."
+        )
+        parts.insert(len(parts) - 1, ("A rule", [rule]))
+    if facts.comparison is not None:
+        parts.append(("What for", [_purpose(facts.estimated, facts.comparison)]))
+    return parts
+
+
+def _purpose(estimated: bool, comparison: Row) -> str:
+    judged = "were estimated from the episodes" if estimated else "played the same new episodes"
+    return (
+        "The refined policy starts from the weights that played the episodes and is trained to follow the notes. The "
+        "other arms get the same training with notes that mean nothing, or none, to see whether it is the notes that "
+        f"help. All of them {judged}; judged on {when(comparison['created_at'])}."
+    )
+
+
+def _author(run: Row) -> str:
+    """Who made a run's notes, how many, and on which days."""
+    wrote = [f"{run[what]} {name}" for what, name in (("labels", "notes"), ("rules", "rules")) if run[what]]
+    made = " and ".join(wrote) or "nothing that was kept"
+    name = run["model"] or "an unknown annotator"
+    if name.startswith(PERSON):
+        return f"{name.removeprefix(PERSON)}, a person, wrote {made}; entered on {when(run['created_at'])[:10]}."
+    if run["provider"] == "import":
+        return f"{made} by {name}, made elsewhere and imported on {when(run['created_at'])[:10]}."
+    first, last = run["first_day"], run["last_day"]
+    day = when(run["created_at"])[:10] if first is None else first if first == last else f"{first} to {last}"
+    kept = ", from answers that were recorded earlier and are read again here" if run["recorded"] else ""
+    return f"The language model {name} read the episodes as tables of numbers and wrote {made} on {day}{kept}."
 
 
 def list_commands(facts: Facts) -> list[str]:
-    """Collect, annotate, refine and report, with the options that matter; the store is `$STORE`."""
+    """Collect, annotate, refine and report, with the options that matter; the first line names the store."""
     manifest = facts.manifest
-    commands = [_collect(manifest)]
+    commands = ["STORE=trajnote-store", _collect(manifest)]
     commands += [_annotate(row, manifest.dataset_id) for row in facts.runs]
     if facts.judged is not None:
         commands.append(_refine(facts.judged, manifest.dataset_id))
@@ -168,9 +286,9 @@ def _collect(manifest: Manifest) -> str:
 
 
 def _annotate(run: Row, dataset_id: str) -> str:
-    asked: Mapping[str, Any] = _object(run["config"])
-    if "windows" not in asked and asked.get("kind") != "rules":
-        return f'trajnote annotations import LABELS.jsonl --store "$STORE"  # run {shlex.quote(run["run_id"])}'
+    asked = read_object(run["config"])
+    if run["provider"] == "import":
+        return _import(run, dataset_id)
     provider = run["provider"] if run["provider"] in ("anthropic", "file", "recorded") else None
     options: dict[str, Any] = {
         "provider": provider,
@@ -188,8 +306,15 @@ def _annotate(run: Row, dataset_id: str) -> str:
     return _command("annotate", options)
 
 
+def _import(run: Row, dataset_id: str) -> str:
+    """The command that enters rules or labels that somebody wrote elsewhere."""
+    if not run["rules"]:
+        return _command("annotations import LABELS.jsonl", {})
+    return _command("rules import RULES.json", {"dataset": dataset_id, "model": run["model"]})
+
+
 def _refine(refinement: Row, dataset_id: str) -> str:
-    config = _object(refinement["config"])
+    config = read_object(refinement["config"])
     learner, gate = config.get("refine", {}), config.get("gate", {})
     options: dict[str, Any] = {
         "dataset": dataset_id,
@@ -205,21 +330,26 @@ def _refine(refinement: Row, dataset_id: str) -> str:
         "estimate": True if config.get("basis") == "estimated" else None,
         "accept-estimate": True if config.get("estimate", {}).get("accept") else None,
     }
-    runs = "".join(f" --run {shlex.quote(run_id)}" for run_id in refinement["run_ids"] or ())
+    runs = "".join(f" \\\n  --run {shlex.quote(run_id)}" for run_id in refinement["run_ids"] or ())
     return _command("refine", options) + runs
 
 
+_LINE = 42
+"""Characters of a command's line, so that a phone shows it whole."""
+
+
 def _command(name: str, options: Mapping[str, Any]) -> str:
+    """A command on as many lines as it needs, each an option or more."""
     parts = [f'trajnote {name} --store "$STORE"']
     for option, value in options.items():
         if value is True:
             parts.append(f"--{option}")
         elif value is not None:
             parts.append(f"--{option} {shlex.quote(str(value))}")
-    lines = ["  " + " ".join(parts[start : start + 4]) for start in range(0, len(parts), 4)]
-    return " \\\n  ".join(line.strip() for line in lines)
-
-
-def _object(text: Any) -> dict[str, Any]:
-    value = json.loads(text) if isinstance(text, str) else text
-    return value if isinstance(value, dict) else {}
+    lines = [parts[0]]
+    for part in parts[1:]:
+        if len(lines[-1]) + len(part) < _LINE:
+            lines[-1] += f" {part}"
+        else:
+            lines.append(part)
+    return " \\\n  ".join(lines)

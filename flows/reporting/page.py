@@ -23,11 +23,18 @@ from ..refinement import CHANCE
 from .charts import arm_name
 from .episodes import Viewer
 from .facts import Facts, Row, action_table
-from .origins import configuration_tables, lineage_rows, list_commands, prompt_row, spending_rows
+from .origins import (
+    configuration_tables,
+    lineage_rows,
+    list_commands,
+    prompt_row,
+    spending_rows,
+    tell_origin,
+)
 from .wording import interval_of, number, plain_reason, read_object, script_json, spread
 
 _TEMPLATES = Path(__file__).resolve().parents[1] / "templates"
-_SCRIPTS = ("theme.js", "charts.js", "viewer.js")
+_SCRIPTS = ("theme.js", "charts.js", "viewer.js", "copy.js")
 _SNIPPET = "window.vegaEmbed = vegaEmbed;"
 
 
@@ -140,11 +147,11 @@ def tell(facts: Facts, labels: Sequence[Row], checkups: Sequence[Checkup]) -> Ro
         "spending": spending_rows(facts),
         "lineage": lineage_rows(facts),
         "prompts": [prompt_row(row) for row in facts.prompts],
+        "origin": tell_origin(facts),
         "configuration": configuration_tables(facts),
         "commands": list_commands(facts),
         "level": facts.level,
-        "action_table": action_table(labels, manifest.action_names) if manifest.action_space.is_discrete else [],
-        "action_names": manifest.action_names,
+        "action_table": action_table(labels, manifest.action_space, manifest.action_names),
     }
 
 

@@ -18,7 +18,7 @@ from storage.errors import TrajnoteError
 from storage.schema import Array, Episode
 
 from ..runtime import PROCESSES, core_count, parallel_map
-from ..simulation import Environment, Home, logged_action, make_environment
+from ..simulation import Environment, Home, describe_raised, logged_action, make_environment
 
 WIDTH = 240
 _QUALITY = 58
@@ -87,13 +87,23 @@ def _film_as(take: Take, declared: str | None) -> Film:
     try:
         environment = make_environment(take.home.env_id, {**take.home.env_kwargs, "render_mode": declared})
     except TrajnoteError as error:
-        return Film({}, f"the environment cannot be rendered: {error.problem}")
+        return Film({}, _unrendered(error.__cause__ or error, error.problem))
     try:
         return _play(environment, take)
     except Exception as error:  # a third party's renderer may raise anything
-        return Film({}, f"the environment cannot be rendered: {type(error).__name__}: {error}")
+        return Film({}, _unrendered(error, describe_raised(error)))
     finally:
         environment.close()
+
+
+NO_PICTURES = f"the environment renders no pictures, which needs its render mode {_MODE}"
+
+
+def _unrendered(error: BaseException, text: str) -> str:
+    """Why nothing was rendered: an environment without pictures says so in one of these ways, the others are faults."""
+    plain = str(error).lower().replace("_", " ")
+    has_none = isinstance(error, NotImplementedError) or "render mode" in plain
+    return NO_PICTURES if has_none else f"the environment cannot be rendered: {text}"
 
 
 def encode_picture(frame: Array) -> bytes:
@@ -116,7 +126,7 @@ def _play(environment: Environment, take: Take) -> Film:
         if step in take.steps:
             frame = _render(environment)
             if not isinstance(frame, np.ndarray) or frame.ndim != 3:
-                return Film({}, "the environment renders no pictures")
+                return Film({}, NO_PICTURES)
             pictures[step] = encode_picture(frame)
         if step < min(last, len(episode)):
             shown, *_ = environment.step(logged_action(episode, step))

@@ -5,15 +5,12 @@ It opens from the disk, needs no network, and contains everything that it shows.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from annotate.cards import card_at_hand
 from storage.content_hash import seal
 from storage.disk import write_whole
 from storage.errors import Prerequisite
-from storage.schema import Manifest
 from storage.store import Store
 
 from ..labelling import check_labels
@@ -70,12 +67,12 @@ def write_report(
     with store.catalog.read():
         about = facts.find_subject(store, name)
         known = facts.gather_facts(store, about)
-        found = facts.load_labels(store, about)
+        found = facts.load_labels(store, known)
         visited = facts.sample_states(store, about.dataset_id) if found else []
         checkups = check_labels(store, about.dataset_id, about.run_ids) if found else []
     limits = episodes.Limits(pictures=pictures)
     viewer = episodes.build_viewer(
-        store, known, found, limits, units=_units(store, known.manifest), env_id=env_id, report=report
+        store, known, found, limits, units=facts.units_shown(store, known), env_id=env_id, report=report
     )
     states = facts.state_rows(found, visited, len(viewer.components), _STATES)
     context = page.tell(known, found, checkups)
@@ -86,9 +83,3 @@ def write_report(
     return Written(
         path, len(content), about.dataset_id, about.comparison_id, len(found), len(viewer.entries), viewer.picture_count
     )
-
-
-def _units(store: Store, manifest: Manifest) -> Mapping[str, str]:
-    """The unit of each component, from the dataset's card or the environment's packaged one."""
-    card = card_at_hand(store, manifest)
-    return {component.name: component.unit for component in card.components} if card else {}

@@ -15,7 +15,6 @@ from typing import Any
 
 from storage.disk import visible
 
-Pairs = list[tuple[str, str]]
 _NEVER_IN_A_SCRIPT = {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026"}
 
 
@@ -39,19 +38,6 @@ def interval_of(row: Mapping[str, Any]) -> str:
 def when(moment: datetime | None) -> str:
     """A time to the minute, in UTC."""
     return "" if moment is None else moment.strftime("%Y-%m-%d %H:%M UTC")
-
-
-def pairs_of(value: object, prefix: str = "") -> Pairs:
-    """Nested JSON as rows of dotted name and value; unset values are left out."""
-    if isinstance(value, Mapping):
-        return [
-            pair for key, item in value.items() for pair in pairs_of(item, f"{prefix}.{key}" if prefix else str(key))
-        ]
-    if value is None:
-        return []
-    if isinstance(value, list | tuple):
-        return [(prefix, ", ".join(str(item) for item in value))]
-    return [(prefix, str(value).lower() if isinstance(value, bool) else str(value))]
 
 
 def plain_reason(reason: str | None) -> str:

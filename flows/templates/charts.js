@@ -2,7 +2,7 @@
 // The charts that only need to be drawn: at once, and again when the palette or the axes change.
 const { paint, config, read, onTheme } = window.trajnote;
 const charts = read("charts-data");
-const options = () => ({ actions: false, ast: true, renderer: "svg", config: config() });
+const options = (place) => ({ actions: false, ast: true, renderer: "svg", config: config(place.clientWidth) });
 
 async function draw(place) {
   const name = place.dataset.chart;
@@ -12,7 +12,7 @@ async function draw(place) {
     chooseAxes(spec);
     spec.datasets = { states: charts.states };
   }
-  await window.vegaEmbed(place, paint(spec), options());
+  await window.vegaEmbed(place, paint(spec), options(place));
   place.dataset.drawn = "yes";
 }
 

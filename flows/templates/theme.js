@@ -26,7 +26,8 @@ function paint(value) {
   return value;
 }
 
-function config() {
+// What all charts have in common; `width` is the place of the one that is drawn, which its legend has to fit.
+function config(width = 880) {
   const [ink, muted, rule] = ["ink", "muted", "rule"].map(colour);
   const font = getComputedStyle(document.body).fontFamily;
   return {
@@ -40,9 +41,9 @@ function config() {
     axisY: { domain: false, ticks: false },
     legend: {
       labelColor: ink, titleColor: muted, labelFontSize: 11.5, titleFontSize: 11.5, titleFontWeight: "normal",
-      orient: "bottom", direction: "horizontal", columns: narrow() ? 2 : 5,
-      labelLimit: 220, symbolStrokeWidth: 2,
-      layout: { bottom: { anchor: "start", direction: narrow() ? "vertical" : "horizontal", margin: 12 } },
+      orient: "bottom", direction: "horizontal", columns: Math.max(1, Math.floor(width / 205)),
+      labelLimit: 220, symbolStrokeWidth: 2, rowPadding: 4,
+      layout: { bottom: { anchor: "start", direction: "vertical", margin: 12 } },
     },
     title: { color: muted, fontWeight: "normal", font },
   };
