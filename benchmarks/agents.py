@@ -176,7 +176,7 @@ class Way:
     def exported(self, policy_id: str) -> Path:
         """Write a policy into a copy of the zip."""
         out = self.work / "refined.zip"
-        self.run("policy", "export", policy_id, "--format", "sb3", "--like", str(self.zip), "--out", str(out))
+        self.run("policy", "export", policy_id, "--format", "sb3", "--like", str(self.zip), "--output", str(out))
         return out
 
 

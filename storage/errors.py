@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
 from typing import ClassVar
 
 
@@ -76,3 +78,11 @@ class RemoteFailed(TrajnoteError):
     """A store elsewhere refused or could not be reached; the same command may succeed later."""
 
     exit_code = 9
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """A question about the known names that, or whose beginnings, are like a wrong one, after a space; or nothing."""
+    names = list(known)
+    meant = {each[: len(name)].lower(): each for each in names} | {each.lower(): each for each in names}
+    close = dict.fromkeys(meant[found] for found in difflib.get_close_matches(name.lower(), meant))
+    return f" Did you mean {' or '.join(close)}?" if close else ""

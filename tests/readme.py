@@ -142,9 +142,13 @@ def list_commands(command: click.Command = APP, path: tuple[str, ...] = ()) -> I
 
 
 def draw_commands() -> str:
-    """The commands as a table, each with the first paragraph of its help."""
+    """The commands as tables under their headings, each with the first paragraph of its help."""
     helps = {name: " ".join((command.help or "").split("\n\n")[0].split()) for name, command in list_commands()}
-    return "\n".join(["| command | what it does |", "|---|---|", *(f"| `{n}` | {text} |" for n, text in helps.items())])
+    lines: list[str] = []
+    for heading, words in cli.COMMANDS.items():
+        rows = [f"| `{name}` | {text} |" for name, text in helps.items() if name.split()[0] in words]
+        lines += [f"## {heading}", "", "| command | what it does |", "|---|---|", *rows, ""]
+    return "\n".join(lines).rstrip()
 
 
 def generated() -> dict[tuple[Path, str], str]:

@@ -447,7 +447,7 @@ def test_the_episodes_that_fail_are_selected_on_the_command_line(desk: Desk) -> 
     path = desk.store.root.parent / "requests.jsonl"
     asked = {}
     for method in ("first", "failing"):
-        assert desk.ask("--provider", "file", "--limit", "1", "--select", method, "--export", str(path)) == 0
+        assert desk.ask("--provider", "file", "--limit", "1", "--choose", method, "--export", str(path)) == 0
         asked[method] = [json.loads(line)["custom_id"] for line in path.read_text().splitlines()]
     returns = desk.rows("SELECT episode_id FROM episodes ORDER BY return_ LIMIT 1")
     config = AnnotateConfig(model="qwen3", windows=1, rows=4)

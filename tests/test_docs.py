@@ -166,7 +166,7 @@ def test_json_is_one_object_on_the_last_line_of_standard_output(folder: Path, ru
         "replay": ["--dataset", "two", "--episode", "1"],
         "export": ["two.csv", "--dataset", "two", "--format", "csv"],
         "sql": ["SELECT 1 AS one, 0.5 AS half"],
-        "figures": ["--out", "pictures"],
+        "figures": ["--output", "pictures"],
         "store list": [],
         "store verify": [],
         "card list": [],

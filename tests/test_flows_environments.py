@@ -86,7 +86,7 @@ def test_blackjack_is_flattened() -> None:
 def test_an_unknown_id_names_the_near_ones(env_id: str, near: str) -> None:
     with pytest.raises(BadInput) as caught:
         make_environment(env_id)
-    assert caught.value.problem.startswith(f"Unknown environment {env_id!r}; did you mean {near}")
+    assert caught.value.problem.startswith(f"Unknown environment {env_id!r}. Did you mean {near}")
 
 
 @pytest.mark.parametrize(

@@ -434,7 +434,7 @@ def test_bad_folders_are_refused(store: Store, tmp_path: Path) -> None:
 def test_the_commands_say_what_they_did(store: Store, tmp_path: Path) -> None:
     discrete(store)
     path = tmp_path / "out.csv"
-    command = ["export", str(path), "--format", "csv", "--labels", "--store", str(store.root), "--json"]
+    command = ["export", str(path), "--with-labels", "--store", str(store.root), "--json"]
     done = CliRunner().invoke(make_app(), command)
     assert json.loads(done.stdout) == {
         "dataset_id": "d1",

@@ -12,8 +12,10 @@ from typing import Any
 
 import pytest
 from typer.main import get_command
+from typer.testing import CliRunner
 
-from flows.cli import make_app
+from flows.cli import FORMER_NAMES, make_app
+from storage.errors import TrajnoteWarning
 
 ROOMS = ("storage", "annotate", "refine", "flows")
 ROOT = Path(__file__).parents[1]
@@ -80,6 +82,7 @@ def test_every_option_that_a_text_names_is_one_of_some_command() -> None:
         "--version",
         "--ppo",
         *every_option(root()),
+        *(former for names in FORMER_NAMES.values() for former in names),
     }  # `--ppo` is one of `python -m flows.policies.train_baseline`
     wrong: list[str] = []
     for room in ROOMS:
@@ -109,3 +112,58 @@ def every_option(command: Any) -> Iterator[str]:
 )
 def test_a_wrong_command_is_seen(line: str, problem: str | None) -> None:
     assert problem_of(line) == problem
+
+
+MEANINGS = {
+    "--base-url": "the server",
+    "--budget": "a cap in dollars",
+    "--card": "the environment card",
+    "--dataset": "the dataset that is made or worked on",
+    "--draws": "draws of each placebo",
+    "--env": "the environment",
+    "--episodes": "how many episodes are played",
+    "--format": "the format of what is written",
+    "--limit": "how many are worked on at most",
+    "--mode": "how a policy acts",
+    "--model": "who answered",
+    "--output": "where to write",
+    "--policy": "a policy that acts",
+    "--promote": "what may be put in force",
+    "--replace": "go on where something is replaced",
+    "--run": "annotation runs",
+    "--seed": "the first of the seeds",
+    "--store": "the store",
+    "--use": "what of the labels is learned from",
+}
+"""What an option means in each command that has it, where their helps speak of different things."""
+
+
+def test_an_option_has_one_meaning_in_all_commands() -> None:
+    helps: dict[str, set[str]] = {}
+    kinds: dict[str, set[tuple[bool, bool]]] = {}
+    for option in options_of(root()):
+        helps.setdefault(option.opts[0], set()).add(option.help)
+        is_number = isinstance(option.default, int | float) or getattr(option, "min", None) is not None
+        kinds.setdefault(option.opts[0], set()).add((option.is_flag, is_number))
+    assert {name for name, said in helps.items() if len(said) > 1} == set(MEANINGS)
+    assert {name for name, found in kinds.items() if len({is_flag for is_flag, _ in found}) > 1} == set()
+
+
+def options_of(command: Any) -> Iterator[Any]:
+    yield from (each for each in command.params if each.param_type_name == "option")
+    for below in commands_of(command).values():
+        yield from options_of(below)
+
+
+def test_what_is_written_goes_to_the_output() -> None:
+    words = {option for option in every_option(root()) if re.search("out(put)?$|^--to$|^--file$", option)}
+    assert words == {"--output", "--timeout"}
+
+
+@pytest.mark.parametrize(("command", "names"), FORMER_NAMES.items())
+def test_a_former_name_of_an_option_is_the_name_of_today_with_a_warning(command: str, names: dict[str, str]) -> None:
+    for former, today in names.items():
+        with pytest.warns(TrajnoteWarning, match=f"{former} is called {today} now"):
+            said = CliRunner().invoke(make_app(), [*command.split(), former, "x", "--help"])
+        assert said.exit_code == 0
+        assert f"{today} " in said.output

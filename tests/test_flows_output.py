@@ -104,8 +104,11 @@ def test_an_answer_of_every_kind_is_printed_and_written(
         ["1", "2", "nan", '{"1": [null, "Infinity"]}', '{"k": "1 day"}', "100000000000000000000", "true", "y, z"],
     ]
     assert "k: 1 day" in run(ask)
-    run([*ask, "--format", "parquet", "--output", str(tmp_path / "rows.parquet")])
+    for name in ("rows.parquet", "rows.csv", "rows.jsonl"):
+        run([*ask, "--output", str(tmp_path / name)])
     assert pq.read_table(tmp_path / "rows.parquet").column_names == list(row)
+    assert next(csv.reader((tmp_path / "rows.csv").read_text().splitlines())) == list(row)
+    assert json.loads((tmp_path / "rows.jsonl").read_text()) == row
 
 
 @pytest.mark.slow

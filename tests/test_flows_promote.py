@@ -129,7 +129,7 @@ def test_commands_cope_with_cloning_in_force(toys: Store, tmp_path: Path) -> Non
         str(toys.root),
         "--format",
         "torch",
-        "--out",
+        "--output",
         str(tmp_path / "x.pt"),
     ]
     done = CliRunner().invoke(make_app(), arguments)

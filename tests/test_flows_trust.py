@@ -188,7 +188,7 @@ COMMANDS: dict[str, str] = {
     "annotate quality": "",
     "report": "theirs --pictures 0",
     "export": "out.parquet --dataset theirs",
-    "policy export": "their-policy --out out.onnx",
+    "policy export": "their-policy --output out.onnx",
     "store verify": "",
     "store gc": "",
     "sql": "'SELECT * FROM datasets'",
@@ -315,7 +315,7 @@ def test_pictures_and_frames_are_not_taken_in_an_environment_that_came_with_the_
     with pytest.raises(Prerequisite, match="its module is not imported"):
         FrameRenderer(store, "theirs")(0, [0])
     pytest.importorskip("altair")
-    run(["report", "theirs", "--pictures", "8", "--out", "page.html", "--store", str(store.root)])
+    run(["report", "theirs", "--pictures", "8", "--output", "page.html", "--store", str(store.root)])
     assert "There are no pictures. The dataset theirs names the environment" in Path("page.html").read_text()
     assert not folder.has_run
 

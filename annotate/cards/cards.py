@@ -15,7 +15,7 @@ from pydantic import Field, StringConstraints, ValidationError, model_validator
 
 from storage.content_hash import canonical_json, sha256_bytes
 from storage.disk import describe_invalid, parse_toml, read_file, shorten
-from storage.errors import BadInput, DamagedStore
+from storage.errors import BadInput, DamagedStore, did_you_mean
 from storage.schema import Frozen, Manifest, Space
 from storage.store import Store
 
@@ -309,7 +309,7 @@ def _no_card(env_id: str, env_kwargs: Mapping[str, Any] | None) -> str:
         given = json.dumps(_telling(env_kwargs), default=str)
         return f"There are cards of {env_id} for the arguments {there}, but none for {given}."
     known = sorted({read_card(path).card.env_id for path in packaged_cards()})
-    return f"No card for {env_id!r}. Known: {', '.join(known)}."
+    return f"No card for {env_id!r}.{did_you_mean(env_id, known)} Known: {', '.join(known)}."
 
 
 def _observation_mismatch(card: Card, space: Space) -> str:

@@ -450,7 +450,7 @@ def annotate_why(
     miss: Annotated[
         bool, typer.Option("--miss", help="Explain what a run with these options would have to ask anew.")
     ] = False,
-    show: Annotated[int, typer.Option(min=1, help="Explanations at most, with --miss.")] = 3,
+    explanations: Annotated[int, typer.Option("--explanations", min=1, help="How many at most, with --miss.")] = 3,
     store: StoreOption = DEFAULT_STORE,
     dataset: DatasetOption = None,
     as_json: JsonOption = False,
@@ -469,7 +469,7 @@ def annotate_why(
         found, missing = [explain_request(opened, request_id)], None
     else:
         planned = plan(opened, resolve_dataset(opened, dataset), config).plan
-        found, missing = explain_misses(opened, planned, show)
+        found, missing = explain_misses(opened, planned, explanations)
     if as_json:
         print_json({"unanswered": missing, "explained": [asdict(each) | {"words": each.words} for each in found]})
         return

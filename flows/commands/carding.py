@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from .options import DEFAULT_STORE, CardArgument, DatasetOption, EnvKwargsOption, JsonOption, RunsOption, StoreOption
-from .output import print_json, print_lines, print_table
+from .output import format_of, print_json, print_lines, print_table
 
 card_app = typer.Typer(name="card", help="Environment cards: what numbers and actions mean.", no_args_is_help=True)
 
@@ -81,6 +81,7 @@ def card_new(
     from ..cards import card_path, write_draft
     from ..simulation import Named, parse_env_kwargs
 
+    format_of(output, {".toml": "TOML"}, default="TOML")
     path = output or card_path(env_id, Path())
     write_draft(Named(env_id), parse_env_kwargs(env_kwargs), path)
     if as_json:

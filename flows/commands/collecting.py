@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Annotated, Literal
@@ -22,7 +23,15 @@ from .options import (
     StoreOption,
     TrustOption,
 )
-from .output import print_json, print_lines, progress_bars
+from .output import format_of, print_json, print_lines, progress_bars
+
+_ExportFormat = Literal["parquet", "csv", "minari", "d3rlpy"]
+_EXPORT_ENDINGS: Mapping[str, _ExportFormat] = {
+    ".parquet": "parquet",
+    ".csv": "csv",
+    ".h5": "d3rlpy",
+    ".hdf5": "d3rlpy",
+}
 
 
 def register(app: typer.Typer) -> None:
@@ -145,12 +154,17 @@ def import_rows(
 def export(
     path: Annotated[Path, typer.Argument(help="File to write, or, for Minari, a new folder.")],
     format_: Annotated[
-        Literal["parquet", "csv", "minari", "d3rlpy"],
-        typer.Option("--format", help="minari needs the extra of that name; d3rlpy is what ReplayBuffer.load reads."),
-    ] = "parquet",
+        _ExportFormat | None,
+        typer.Option(
+            "--format",
+            help="d3rlpy (.h5) is what ReplayBuffer.load reads; minari needs its extra; default: by the file's name.",
+        ),
+    ] = None,
     store: StoreOption = DEFAULT_STORE,
     dataset: DatasetOption = None,
-    labels: Annotated[bool, typer.Option("--labels", help="With the annotations, joined to their steps.")] = False,
+    with_labels: Annotated[
+        bool, typer.Option("--with-labels", help="With the annotations, joined to their steps.")
+    ] = False,
     run: RunOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -159,13 +173,12 @@ def export(
 
     from ..datasets import export_dataset
 
-    done = export_dataset(Store.open(store), path, format_, dataset=dataset, with_labels=labels, runs=run)
+    form = format_of(path, _EXPORT_ENDINGS, format_)
+    done = export_dataset(Store.open(store), path, form, dataset=dataset, with_labels=with_labels, runs=run)
     told = done.manifest
     if as_json:
         numbers = {"episodes": told.episodes, "steps": told.steps, "labels": done.labels}
-        print_json(
-            {"dataset_id": told.dataset_id, "path": str(path), "format": format_, **numbers, "notes": done.notes}
-        )
+        print_json({"dataset_id": told.dataset_id, "path": str(path), "format": form, **numbers, "notes": done.notes})
     else:
         line = f"{path}: {told.episodes} episodes, {told.steps} steps, {done.labels} labels of {told.dataset_id}"
         print_lines(line, *done.notes)

@@ -78,9 +78,9 @@ RunsOption = Annotated[
     list[str] | None,
     typer.Option("--run", help="Annotation run, or the beginning of its id; repeatable; default: all."),
 ]
-ModeOption = Annotated[
+UseOption = Annotated[
     Literal["A", "R", "RA"],
-    typer.Option("--mode", help="A: suggestions; R: implicit rewards; RA: both (arXiv 2505.20671)."),
+    typer.Option("--use", help="A: suggestions; R: implicit rewards; RA: both (the modes of arXiv 2505.20671)."),
 ]
 AlgorithmOption = Annotated[
     Literal["recipe", "bc", "dqn", "discrete_cql", "td3_plus_bc", "iql", "awac", "rebrac"],
@@ -232,13 +232,14 @@ def _configure(
         int | None, typer.Option(min=4, help="Rows of an episode's table; default: five per label.")
     ] = None,
     limit: LimitOption = None,
-    select: Annotated[
+    choose: Annotated[
         Literal["first", "stratified", "novel", "failing"],
         typer.Option(
-            help="Which episodes, with --limit: the first, evenly over returns and lengths, unlike, or failing ones."
+            "--choose",
+            help="Which episodes, with --limit: the first, evenly over returns and lengths, unlike, or failing ones.",
         ),
     ] = "first",
-    select_seed: Annotated[int, typer.Option(min=0, help="Seed of that choice.")] = 0,
+    choose_seed: Annotated[int, typer.Option("--choose-seed", min=0, help="Seed of that choice.")] = 0,
     two_stage: Annotated[
         bool, typer.Option("--two-stage", help="Identify critical steps first, suggest actions in a second call.")
     ] = False,
@@ -254,7 +255,7 @@ def _configure(
         Literal["labels", "rules"],
         typer.Option("--kind", help="Labels of steps, or corrective rules: conditions on the state, with an action."),
     ] = "labels",
-    rules: Annotated[int, typer.Option("--rules", min=1, max=40, help="rules: most rules to ask for.")] = 10,
+    max_rules: Annotated[int, typer.Option("--max-rules", min=1, max=40, help="rules: how many to ask for.")] = 10,
     tables: Annotated[int, typer.Option(min=1, max=50, help="rules: episodes shown, worst to best.")] = 4,
     card: CardOption = None,
     base_url: BaseUrlOption = None,
@@ -283,7 +284,7 @@ def _configure(
         "samples": samples,
         "frames": frames,
         "kind": kind,
-        "rules": rules,
+        "rules": max_rules,
         "tables": tables,
     }
     return LabelConfig(
@@ -293,8 +294,8 @@ def _configure(
         card=card,
         study=study,
         limit=limit,
-        select=select,
-        select_seed=select_seed,
+        select=choose,
+        select_seed=choose_seed,
         answers=answers,
         base_url=base_url,
         concurrency=concurrency,

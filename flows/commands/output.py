@@ -11,7 +11,8 @@ from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from decimal import Decimal
-from typing import Any, cast
+from pathlib import Path
+from typing import Any, TypeVar, cast
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -20,12 +21,43 @@ from rich.table import Table
 from rich.text import Text
 
 from storage.disk import visible
+from storage.errors import BadInput
 
 from ..runtime import Report
 
+Form = TypeVar("Form", bound=str)
 _UNBROKEN = 28  # characters; a column whose cells are no longer than this is never broken over lines
 _PROSE = 24  # characters that a column of longer cells needs at least, to be read as prose
 _GAP = 2  # spaces between columns
+
+
+def format_of(
+    path: Path | None, endings: Mapping[str, Form], named: Form | None = None, default: Form | None = None
+) -> Form:
+    """The format of a file that is to be written: the one that its name ends in, which is the one that was named.
+
+    Args:
+        path: the file; None where there is none.
+        endings: format of each ending that a name may have.
+        named: the format that the user named; it alone decides where the ending is of no format.
+        default: where nothing decides.
+
+    Raises:
+        BadInput: if name and format contradict each other, or neither says anything.
+    """
+    meant = endings.get(path.suffix.lower()) if path else None
+    if named is not None and meant is not None and meant != named:
+        fitting = " or ".join(ending for ending, form in endings.items() if form == named)
+        raise BadInput(
+            f"{path} is the name of a file of {meant}, and --format is {named}.",
+            f"Leave --format out, or name a file that ends in {fitting}." if fitting else "Name another file.",
+        )
+    form = named or meant or (None if path and path.suffix else default)
+    if form is None:
+        raise BadInput(
+            f"The name {path} does not say which format is wanted.", f"Endings that do: {', '.join(endings)}."
+        )
+    return form
 
 
 @contextmanager

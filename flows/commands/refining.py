@@ -32,7 +32,6 @@ from .options import (
     LogOption,
     MethodOption,
     ModelOption,
-    ModeOption,
     PromoteOption,
     PromoteRulesOption,
     ProviderOption,
@@ -54,6 +53,7 @@ from .options import (
     SupportOption,
     TrackOption,
     TrustOption,
+    UseOption,
     WorkersOption,
 )
 from .output import print_json, print_lines, print_table, progress_bars
@@ -83,7 +83,7 @@ def refine(
     rules: RulesOption = False,
     baseline: BaselineOption = None,
     env: TrustOption = None,
-    mode: ModeOption = "A",
+    use: UseOption = "A",
     algorithm: AlgorithmOption = "recipe",
     betas: BetasOption = None,
     snapshots: SnapshotsOption = None,
@@ -126,7 +126,7 @@ def refine(
 
     config = _configure(
         refine={
-            "mode": mode,
+            "mode": use,
             "algorithm": algorithm,
             "betas": None if betas is None else betas.split(","),
             "snapshots": None if snapshots is None else snapshots.split(","),
@@ -220,7 +220,7 @@ def ablate(
     run: RunOption = None,
     baseline: BaselineOption = None,
     env: TrustOption = None,
-    modes: Annotated[str, typer.Option("--modes", help="Which of A, R and RA, with commas.")] = "A,R,RA",
+    use: Annotated[str, typer.Option("--use", help="Which of A, R and RA, with commas.")] = "A,R,RA",
     seeds: Annotated[int, typer.Option("--seeds", min=1, help="Training seeds, from --seed on.")] = 3,
     expert: ExpertOption = None,
     seed: SeedOption = 0,
@@ -245,7 +245,7 @@ def ablate(
     sizes = {"select": select, "accept": accept, "report": report, "placebo_draws": draws}
     judging = {"first_seed": first_seed, "mode": gate_mode, "method": gate} | sizes
     improve = {"refine": {"seed": seed}, "gate": judging, "workers": workers}
-    chosen = {"modes": [mode.strip() for mode in modes.split(",") if mode.strip()], "seeds": seeds}
+    chosen = {"modes": [mode.strip() for mode in use.split(",") if mode.strip()], "seeds": seeds}
     config = AblateConfig.model_validate(chosen | {"improve": improve | {"random_states": True, "expert": expert}})
     opened = Store.open(store)
     dataset_id = resolve_dataset(opened, dataset)
@@ -306,12 +306,15 @@ def pipeline(
     answers: AnswersOption = None,
     model: ModelOption = None,
     card: CardOption = None,
-    mode: ModeOption = "A",
+    use: UseOption = "A",
     rounds: Annotated[
         int | None,
         typer.Option("--rounds", min=1, help="Repeat with the policy in force, or with a better list of rules."),
     ] = None,
-    kind: Annotated[Literal["labels", "rules"], typer.Option(help="What is asked for.")] = "labels",
+    kind: Annotated[
+        Literal["labels", "rules"],
+        typer.Option("--kind", help="Labels of steps, or corrective rules: conditions on the state, with an action."),
+    ] = "labels",
     promote: PromoteOption = "labels",
     budget: BudgetOption = None,
     limit: LimitOption = None,
@@ -338,7 +341,7 @@ def pipeline(
         label=LabelConfig(
             provider=provider, answers=answers, annotate=asked, card=card, limit=limit, budget_usd=budget
         ),
-        improve=_configure(refine={"mode": mode, "seed": seed}, gate={}, workers=workers).model_copy(
+        improve=_configure(refine={"mode": use, "seed": seed}, gate={}, workers=workers).model_copy(
             update={"promote": promote}
         ),
     )

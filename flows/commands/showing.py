@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from storage.errors import BadInput
+
 from .options import DEFAULT_STORE, JsonOption, StoreOption, TrustOption
-from .output import print_json, print_lines, print_table, progress_bars, strict
+from .output import format_of, print_json, print_lines, print_table, progress_bars, strict
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -34,13 +36,26 @@ class Format(StrEnum):
     PARQUET = "parquet"
 
 
+_ENDINGS = {
+    ".csv": Format.CSV,
+    ".jsonl": Format.JSON,
+    ".ndjson": Format.JSON,
+    ".json": Format.JSON,
+    ".parquet": Format.PARQUET,
+}
+
+
 def sql(
     query: Annotated[
         str, typer.Argument(help="One reading statement: SELECT, WITH, DESCRIBE, SHOW, SUMMARIZE, EXPLAIN.")
     ],
     store: StoreOption = DEFAULT_STORE,
-    format_: Annotated[Format, typer.Option("--format", help="How to print the rows.")] = Format.TABLE,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="File to write instead of printing.")] = None,
+    format_: Annotated[
+        Format | None, typer.Option("--format", help="Form of the rows; default: by the file's name, or else a table.")
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="File to write, .csv, .jsonl or .parquet; default: print.")
+    ] = None,
     timeout: Annotated[float, typer.Option("--timeout", min=0.1, help="Longest time in seconds.")] = 600.0,
     memory: Annotated[
         float | None, typer.Option("--memory", min=0.1, help="Most memory in gigabytes; default: half of all.")
@@ -56,19 +71,23 @@ def sql(
     from storage.queries import Bounds, run_query
     from storage.store import Store
 
+    form = format_of(output, _ENDINGS, format_, Format.TABLE)
+    if output is not None and (form is Format.TABLE or as_json):
+        raise BadInput(
+            f"{output} takes rows, and {'--json' if as_json else 'a table'} is printed.",
+            f"Name a file that ends in {', '.join(_ENDINGS)}." if not as_json else "Leave one of the two out.",
+        )
     bounds = Bounds(timeout, None if memory is None else int(memory * 1e9))
-    rows = run_query(Store.open(store), query, as_text=as_json or format_ is not Format.PARQUET, bounds=bounds)
+    rows = run_query(Store.open(store), query, as_text=as_json or form is not Format.PARQUET, bounds=bounds)
     if as_json:
         print_json({"columns": rows.column_names, "rows": list(iterate_rows(rows))})
     else:
-        write_rows(rows, format_, output, max_rows)
+        write_rows(rows, form, output, max_rows)
 
 
 def write_rows(rows: pa.Table, format_: Format, output: Path | None, max_rows: int) -> None:
     """Print rows, or write them to a file; Parquet needs a file or a pipe."""
-    from storage.errors import BadInput
-
-    if format_ is Format.TABLE and output is None:
+    if format_ is Format.TABLE:
         print_table("1 row" if rows.num_rows == 1 else f"{rows.num_rows} rows", list(iterate_rows(rows[:max_rows])))
         if rows.num_rows > max_rows:
             print_lines(f"and {rows.num_rows - max_rows} more rows; --max-rows and --output show more")
@@ -152,7 +171,7 @@ def _key_text(key: object) -> str:
 
 def figures(
     store: StoreOption = DEFAULT_STORE,
-    out: Annotated[Path, typer.Option("--out", help="Folder of the pictures; created if missing.")] = Path(),
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the pictures; made if missing.")] = Path(),
     comparison: Annotated[
         str | None, typer.Option("--comparison", help="Comparison id or its beginning; default: the newest one.")
     ] = None,
@@ -164,7 +183,7 @@ def figures(
 
     from ..reporting import draw_figures
 
-    files = draw_figures(Store.open(store), out, comparison=comparison, picture_format=picture_format)
+    files = draw_figures(Store.open(store), output, comparison=comparison, picture_format=picture_format)
     if as_json:
         print_json({"files": [str(file) for file in files]})
     else:
@@ -181,7 +200,9 @@ def report(
         ),
     ] = None,
     store: StoreOption = DEFAULT_STORE,
-    out: Annotated[Path | None, typer.Option("--out", help="File; default: reports/ID.html of the store.")] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="File; default: reports/ID.html of the store.")
+    ] = None,
     pictures: Annotated[int, typer.Option(min=0, help="Rendered steps at most; 0 for none.")] = 1_600,
     env: TrustOption = None,
     as_json: JsonOption = False,
@@ -195,9 +216,11 @@ def report(
     from ..reporting import write_report
     from ..simulation import Named
 
+    format_of(output, {".html": "HTML", ".htm": "HTML"}, default="HTML")
+
     with progress_bars() as bars:
         written = write_report(
-            Store.open(store), subject, out=out, pictures=pictures, env_id=Named.of(env), report=bars
+            Store.open(store), subject, out=output, pictures=pictures, env_id=Named.of(env), report=bars
         )
     if as_json:
         print_json(vars(written))

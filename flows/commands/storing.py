@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Literal
@@ -9,9 +10,11 @@ from typing import Annotated, Literal
 import typer
 
 from .options import DEFAULT_STORE, JsonOption, StoreOption
-from .output import print_json, print_lines, print_table, progress_bars
+from .output import format_of, print_json, print_lines, print_table, progress_bars
 
 UrlArgument = Annotated[str, typer.Argument(help="s3://BUCKET/FOLDER, gs://BUCKET/FOLDER or file:///FOLDER.")]
+_PolicyFormat = Literal["onnx", "sb3", "torch"]
+_POLICY_ENDINGS: Mapping[str, _PolicyFormat] = {".onnx": "onnx", ".zip": "sb3", ".pt": "torch", ".pth": "torch"}
 policy_app = typer.Typer(name="policy", help="Policies of the store.", no_args_is_help=True)
 store_app = typer.Typer(name="store", help="Look after the store's files.", no_args_is_help=True)
 
@@ -184,11 +187,17 @@ def policy_export(
         str | None, typer.Argument(help="Policy id of the store, or a unique beginning; default: the newest.")
     ] = None,
     store: StoreOption = DEFAULT_STORE,
-    out: Annotated[Path | None, typer.Option("--out", help="File; default: ID.onnx, ID.zip or ID.pt here.")] = None,
-    form: Annotated[
-        Literal["onnx", "sb3", "torch"],
-        typer.Option("--format", help="ONNX; a zip of Stable-Baselines3; a state_dict of torch with its JSON."),
-    ] = "onnx",
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="File; default: ID.onnx, ID.zip or ID.pt here.")
+    ] = None,
+    format_: Annotated[
+        _PolicyFormat | None,
+        typer.Option(
+            "--format",
+            help="ONNX; a zip of Stable-Baselines3; a state_dict of torch with its JSON; default: by the file's name, "
+            "or else onnx.",
+        ),
+    ] = None,
     like: Annotated[
         Path | None, typer.Option("--like", help="sb3: the zip that it was refined from; a copy of it is written.")
     ] = None,
@@ -203,7 +212,8 @@ def policy_export(
 
     from ..policies import export_policy
 
-    written = export_policy(Store.open(store), policy, out, format=form, like=like)
+    form = format_of(output, _POLICY_ENDINGS, format_, "onnx")
+    written = export_policy(Store.open(store), policy, output, format=form, like=like)
     found, files = written.agreement, [str(file) for file in (written.path, written.beside) if file]
     if as_json:
         paths = {"path": files[0], "policy_id": written.policy_id} | ({"beside": files[1]} if files[1:] else {})

@@ -16,7 +16,7 @@ from pydantic_core import ErrorDetails
 
 from refine.policies import Mode
 from storage.disk import describe_invalid, parse_toml, read_file
-from storage.errors import BadInput, Prerequisite
+from storage.errors import BadInput, Prerequisite, did_you_mean
 from storage.schema import Frozen
 
 from ..labelling import LabelConfig
@@ -115,7 +115,8 @@ def read_settings(path: Path = SETTINGS, store: Path | None = None) -> Settings:
         found = Settings.model_validate(_anchored(content, path.resolve().parent))
     except ValidationError as error:
         problems = "; ".join(_describe(problem) for problem in error.errors(include_url=False))
-        raise BadInput(f"{path}: {problems}.", "`trajnote init` writes a file that explains each key.") from error
+        end = "" if problems.endswith("?") else "."
+        raise BadInput(f"{path}: {problems}{end}", "`trajnote init` writes a file that explains each key.") from error
     named = store or Path(os.environ.get("TRAJNOTE_STORE", ""))
     return found if named == Path() else _all_in(found, named.expanduser().absolute())
 
@@ -136,7 +137,8 @@ def read_deployment(name: str | None, path: Path = SETTINGS, store: Path | None 
     if name is None and len(known) == 1:
         return next(iter(known.items()))
     if name is None or name not in known:
-        wanted = "Which deployment?" if name is None else f"There is no deployment {name!r} in {path}."
+        near = did_you_mean(name or "", known)
+        wanted = "Which deployment?" if name is None else f"There is no deployment {name!r} in {path}.{near}"
         raise BadInput(wanted, f"Known: {', '.join(known)}.")
     return name, known[name]
 
@@ -188,7 +190,9 @@ def _find(text: str, folder: Path) -> str:
 def _describe(problem: ErrorDetails) -> str:
     if problem["type"] == "extra_forbidden":
         place = ".".join(str(part) for part in problem["loc"])
-        return f"{place} is no key; allowed are {', '.join(_keys_beside(problem['loc']))}"
+        allowed = _keys_beside(problem["loc"])
+        near = did_you_mean(str(problem["loc"][-1]), allowed)
+        return f"{place} is no key; allowed are {', '.join(allowed)}{near and '.'}{near}"
     return describe_invalid(problem)
 
 

@@ -170,7 +170,7 @@ def export_sb3(network: MlpPolicy, like: Path, out: Path, seen: Array | None) ->
 
     like = find_zip(f"sb3:any:{like}")
     if out.resolve() == like.resolve():
-        raise BadInput(f"{out} is the original itself.", "Name another file with --out.")
+        raise BadInput(f"{out} is the original itself.", "Name another file with --output.")
     statistics = find_statistics(like) if network.shift is not None or network.scale is not None else None
     content, agreement = write_like(network, like, seen)
     beside, copy = _statistics_of(network, like, statistics), out.with_name(f"{out.stem}_vecnormalize.pkl")

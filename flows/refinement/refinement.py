@@ -332,7 +332,7 @@ def find_opinions(
     if bare and mode == "R":
         raise BadInput(
             f"The rules {', '.join(bare)} have no potential, which is what mode R learns from.",
-            "Name a run whose rules have one with --run, import rules with a potential, or use --mode A.",
+            "Name a run whose rules have one with --run, import rules with a potential, or use --use A.",
         )
     return found
 

@@ -5,7 +5,6 @@ Episodes are played in `rollouts.py`.
 
 from __future__ import annotations
 
-import difflib
 import functools
 import importlib
 import importlib.metadata
@@ -27,7 +26,7 @@ from gymnasium.wrappers import OrderEnforcing, TimeLimit
 
 from storage.content_hash import sha256_bytes
 from storage.disk import parse_json, shorten
-from storage.errors import BadInput, Prerequisite
+from storage.errors import BadInput, Prerequisite, did_you_mean
 from storage.schema import MAX_ACTIONS, Space
 
 from .complaints import describe_raised
@@ -333,7 +332,7 @@ def _registered_name(env_id: str) -> str:
     if name not in gymnasium.registry:
         _register_atari(name)
     if name not in gymnasium.registry:
-        raise _of_yesterday(env_id, name) or BadInput(f"Unknown environment {env_id!r}{_near(name)}.", _OWN_HINT)
+        raise _of_yesterday(env_id, name) or BadInput(f"Unknown environment {env_id!r}.{_near(name)}", _OWN_HINT)
     return name
 
 
@@ -370,11 +369,7 @@ def _register_atari(name: str) -> None:
 
 
 def _near(name: str) -> str:
-    by_lower = {known.lower(): known for known in gymnasium.registry}
-    close = difflib.get_close_matches(name.lower(), by_lower, n=3, cutoff=0.6)
-    if not close:
-        return f"; {len(by_lower)} are registered, none of them similar"
-    return "; did you mean " + " or ".join(by_lower[match] for match in close)
+    return did_you_mean(name, gymnasium.registry) or f" {len(gymnasium.registry)} are registered, none of them similar."
 
 
 def _missing_package(name: str, error: Exception) -> Prerequisite:

@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from storage.content_hash import sha256_bytes
 from storage.datasets import StepArrays
-from storage.errors import BadInput
+from storage.errors import BadInput, did_you_mean
 from storage.schema import Annotation, Array, Space
 
 from ..policies import action_bounds, action_units, network_inputs
@@ -121,7 +121,7 @@ def arm_labels(arm: Arm, labels: Labels, steps: StepArrays, action_space: Space,
         BadInput: for an unknown arm.
     """
     if arm not in _MAKERS:
-        raise BadInput(f"Unknown arm {arm!r}. Known: {', '.join(ARMS)}.")
+        raise BadInput(f"Unknown arm {arm!r}.{did_you_mean(arm, ARMS)} Known: {', '.join(ARMS)}.")
     return _MAKERS[arm](labels, steps, action_space, rng)
 
 

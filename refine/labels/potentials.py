@@ -116,7 +116,7 @@ def _normalised(values: Potential, steps: StepArrays, compiled: CompiledRules) -
     if not (np.isfinite(size) and size > _CONSTANT * abs(mean)):
         raise BadInput(
             f"The potential of the rules {compiled.listed.list_id} has no value, or the same one, in all steps.",
-            "Give another potential, or use --mode A.",
+            "Give another potential, or use --use A.",
         )
     return np.where(np.isfinite(values), (values - mean) / size, np.nan)
 

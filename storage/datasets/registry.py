@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from ..catalog import Connection, insert_rows, refresh_views
 from ..content_hash import canonical_json, sha256_file
 from ..disk import copy_file, exclusive_lock, parse_json, publish_folder, read_file, require_inside, writing
-from ..errors import BadInput, DamagedStore, Prerequisite
+from ..errors import BadInput, DamagedStore, Prerequisite, did_you_mean
 from ..schema import Manifest, ManifestDraft, Shard
 from ..store import CARD, DRAFT, MANIFEST, Store
 from .checks import check_draft
@@ -139,7 +139,8 @@ def pick(name: str, known: list[str], kind: str) -> str:
         return fitting[0]
     if fitting:
         raise BadInput(f"{name!r} is the beginning of {len(fitting)} {kind} names: {', '.join(fitting[:5])}.")
-    raise BadInput(f"There is no {kind} {name!r}.", f"Known: {', '.join(known[-5:])}." if known else "")
+    near = did_you_mean(name, known)
+    raise BadInput(f"There is no {kind} {name!r}.{near}", f"Known: {', '.join(known[-5:])}." if known else "")
 
 
 def _registered_sha256(con: Connection, dataset_id: str) -> str | None:

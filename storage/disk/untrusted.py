@@ -21,7 +21,7 @@ import zstandard
 from numpy.lib import format as npy
 from pydantic_core import ErrorDetails
 
-from ..errors import BadInput
+from ..errors import BadInput, did_you_mean
 from ..schema import Array
 
 MAX_BYTES = 16_000_000
@@ -239,9 +239,11 @@ def describe_invalid(problem: ErrorDetails, *, levels: int | None = None) -> str
     if problem["type"] == "missing":
         return f"{place} is missing"
     message = " ".join(problem["msg"].removeprefix("Value error, ").split()).rstrip(".")
+    is_choice = problem["type"] in ("literal_error", "enum")
     is_shown = problem["type"] != "value_error" and isinstance(problem["input"], str | int | float)
     received = f" (received {shorten(repr(problem['input']))})" if is_shown else ""
-    return f"{place}: {message}{received}" if place else f"{message}{received}"
+    near = did_you_mean(str(problem["input"]), re.findall(r"'([^']*)'", message)) if is_choice else ""
+    return f"{place}: {message}{received}{near}" if place else f"{message}{received}{near}"
 
 
 def check_depth(value: object, most_levels: int = MAX_DEPTH, most_digits: int = MAX_DIGITS) -> None:

@@ -6,7 +6,6 @@ name the first bad cell.
 
 from __future__ import annotations
 
-import difflib
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,7 +17,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from ..disk import shorten
-from ..errors import BadInput
+from ..errors import BadInput, did_you_mean
 from ..schema import Array
 
 Bools = NDArray[np.bool_]
@@ -317,8 +316,7 @@ def check_names(columns: Columns, there: Sequence[str]) -> None:
         raise BadInput(f"The column {missing[0]!r} is missing; known: {shown}.", f"Map them. {_EXAMPLE}")
     known = set(there)
     for name in (name for names in columns.values() for name in names if name not in known):
-        close = difflib.get_close_matches(name, there, n=1)
-        near = f" Did you mean {close[0]!r}?" if close else ""
+        near = did_you_mean(name, there)
         raise BadInput(f"The column {name!r} is missing.{near}", f"Known: {shorten(', '.join(there[:_SHOWN]), 300)}.")
 
 
