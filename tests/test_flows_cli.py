@@ -429,3 +429,29 @@ def test_a_word_brings_the_commands_of_its_module_and_no_others(module: str) -> 
 @pytest.mark.parametrize("word", [None, "--help", "sqll"])
 def test_without_a_known_word_every_command_is_there(word: str | None) -> None:
     assert words_of(cli.make_app(word)) == set(MODULE_OF)
+
+
+def test_a_plan_shows_the_first_request_in_full(call: Call, known: Path) -> None:
+    told = json.loads(call("annotate", "plan", "--model", "m", "--show", "--json").out)["prompt"]
+    assert told["model"] == "m"
+    assert list(told) == ["model", "max_tokens", "system", "messages", "output_config"]
+    said = call("annotate", "plan", "--model", "m", "--show").out
+    assert said.index("--- system") < said.index("--- user") < said.index("--- parameters") < said.index("nothing was")
+    for line in told["messages"][0]["content"].splitlines() if isinstance(told["messages"][0]["content"], str) else []:
+        assert line in said
+
+
+@pytest.mark.slow
+def test_runs_and_policies_of_a_store_are_listed(call: Call, known: Path) -> None:
+    assert call("annotate", *RECORDED).code == 0
+    (run,) = json.loads(call("store", "runs", "--json").out)["runs"]
+    assert (run["dataset_id"], run["state"], run["labels"]) == (CARTPOLE, "done", 159)
+    assert run["run_id"] in call("store", "runs").out
+    baseline = f"policy:{EXAMPLES / 'cartpole' / 'baseline'}"
+    assert call("collect", "--env", "CartPole-v1", "--policy", baseline, "--episodes", "1").code == 0
+    (policy,) = json.loads(call("policy", "list", "--json").out)["policies"]
+    assert (policy["kind"], policy["return_"], policy["in_force"]) == ("baseline", None, None)
+    assert call("evaluate", policy["policy_id"], "--episodes", "2", "--workers", "1").code == 0
+    (policy,) = json.loads(call("policy", "list", "--json").out)["policies"]
+    assert (policy["mode"], policy["episodes"], policy["return_"] > 0) == ("greedy", 2, True)
+    assert policy["policy_id"] in call("policy", "list").out

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import threading
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -15,6 +16,7 @@ from flows.refinement.refinement import Outcome
 from flows.reporting.status import draw, look
 from storage.catalog.connection import insert_rows
 from storage.errors import CatalogLocked
+from storage.policies import note_training
 from storage.store import Store
 
 
@@ -120,3 +122,26 @@ def test_watch_prints_once_and_answers_in_json(
     assert standing["comparison"]["comparison_id"] == judged[1].comparison_id
     assert Path(report["path"]).stat().st_size == report["bytes"]
     assert any(line.startswith("gate: accepted") for line in lines)
+
+
+def test_a_run_that_failed_is_shown_as_failed_with_its_reason_or_without(store: Store) -> None:
+    put(store, "annotation_runs", run_id="a_1", dataset_id="d", provider="anthropic", state="failed", error="no money")
+    put(store, "annotation_runs", run_id="a_2", dataset_id="d", provider="anthropic", state="failed")
+    put(store, "annotation_runs", run_id="a_3", dataset_id="d", provider="anthropic")
+    text = printed(store)
+    assert "a_1 failed: no money" in text
+    assert "a_2 failed: " in text
+    assert sorted(row["state"] for row in look(store).runs) == ["failed", "failed", "open"]
+
+
+def test_arms_that_are_being_trained_are_counted_until_all_are_or_the_process_is_gone(store: Store) -> None:
+    assert look(store).training is None
+    note_training(store, 3, 40)
+    assert "refinement under way: 3 of 40 arms trained, the last 0 s ago" in printed(store)
+    note = store.trainings_dir / "under-way.json"
+    note.write_text(note.read_text().replace(str(os.getpid()), "999999999"))
+    assert look(store).training is None
+    note_training(store, 40, 40)
+    assert look(store).training is None
+    note.write_text("half a n")
+    assert look(store).training is None

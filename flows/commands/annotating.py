@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -80,10 +81,13 @@ def annotate_plan(
     config: LabelConfig,
     store: StoreOption = DEFAULT_STORE,
     dataset: DatasetOption = None,
+    show: Annotated[
+        bool, typer.Option("--show", help="Print the first request in full: all that a reader gets.")
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Show what would be asked and what it would cost; nothing is sent."""
-    _plan(config, store, dataset, as_json=as_json)
+    _plan(config, store, dataset, as_json=as_json, show=show)
 
 
 @annotate_app.command("run")
@@ -166,14 +170,31 @@ def _refuse_stray_options(context: typer.Context) -> None:
         )
 
 
-def _plan(config: LabelConfig, store: Path, dataset: str | None, *, as_json: bool) -> None:
+def _plan(config: LabelConfig, store: Path, dataset: str | None, *, as_json: bool, show: bool = False) -> None:
     from storage.datasets import resolve_dataset
     from storage.store import Store
 
     from ..labelling import plan
 
     opened = Store.open(store)
-    _print_plan(plan(opened, resolve_dataset(opened, dataset), config), as_json)
+    planned = plan(opened, resolve_dataset(opened, dataset), config)
+    if show and not as_json:
+        print_lines(*_prompt_lines(planned.plan.requests[0].sent), "")
+    _print_plan(planned, as_json, planned.plan.requests[0].sent if show else None)
+
+
+def _prompt_lines(params: Mapping[str, Any]) -> list[str]:
+    """A request as a reader meets it: what is said to whom, and the rest of its parameters."""
+    said = [("system", params["system"]), *((each["role"], each["content"]) for each in params["messages"])]
+    lines = [line for who, content in said for line in (f"--- {who}", *_texts(content))]
+    rest = {name: value for name, value in params.items() if name not in ("system", "messages")}
+    return [*lines, "--- parameters", json.dumps(rest)]
+
+
+def _texts(content: str | Sequence[Mapping[str, Any]]) -> list[str]:
+    if isinstance(content, str):
+        return content.splitlines()
+    return [line for block in content for line in str(block.get("text", f"[{block['type']}]")).splitlines()]
 
 
 def _run(config: LabelConfig, store: Path, dataset: str | None, export: Path | None, *, as_json: bool) -> None:
@@ -193,7 +214,7 @@ def _run(config: LabelConfig, store: Path, dataset: str | None, export: Path | N
     print_run(summary, as_json)
 
 
-def _print_plan(planned: Planned, as_json: bool) -> None:
+def _print_plan(planned: Planned, as_json: bool, prompt: Mapping[str, Any] | None = None) -> None:
     estimate = planned.estimate
     told: dict[str, Any] = {
         "run_id": planned.plan.run.run_id,
@@ -212,7 +233,7 @@ def _print_plan(planned: Planned, as_json: bool) -> None:
         "basis": estimate.basis,
     }
     if as_json:
-        print_json(told)
+        print_json(told if prompt is None else told | {"prompt": prompt})
         return
     print_lines(
         f"{told['run_id']}: {estimate.requests} requests to {told['model']}, {estimate.answered} answered before",

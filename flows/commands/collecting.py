@@ -173,7 +173,7 @@ def export(
 
     from ..datasets import export_dataset
 
-    form = format_of(path, _EXPORT_ENDINGS, format_)
+    form: _ExportFormat = format_of(path, _EXPORT_ENDINGS, format_)
     done = export_dataset(Store.open(store), path, form, dataset=dataset, with_labels=with_labels, runs=run)
     told = done.manifest
     if as_json:

@@ -83,7 +83,7 @@ def serve(
 ) -> None:
     """Run the deployments of `trajnote.toml` on this machine, each at its time, until interrupted.
 
-    It starts a Prefect server of its own unless PREFECT_API_URL names yours.
+    It starts a Prefect server of its own, with its pages, unless PREFECT_API_URL names yours.
     """
     from ..deployment import read_settings
 
@@ -100,8 +100,10 @@ def serve(
     server = start_server(schedules=True)
     with served(server):
         address = server.wait() if server else "the server that PREFECT_API_URL names"
+        pages = address.removesuffix("/api") if server else None
         if as_json:
-            print_json({"server": address, "deployments": rows})
+            print_json({"server": address, "pages": pages, "deployments": rows})
         else:
             print_table(f"serving with {address}; Ctrl-C ends it", rows)
+            print_lines(f"runs, logs and artifacts: {pages or 'in the pages of that server'}")
         serve_deployments(settings, store)

@@ -15,6 +15,7 @@ from .output import format_of, print_json, print_lines, print_table, progress_ba
 UrlArgument = Annotated[str, typer.Argument(help="s3://BUCKET/FOLDER, gs://BUCKET/FOLDER or file:///FOLDER.")]
 _PolicyFormat = Literal["onnx", "sb3", "torch"]
 _POLICY_ENDINGS: Mapping[str, _PolicyFormat] = {".onnx": "onnx", ".zip": "sb3", ".pt": "torch", ".pth": "torch"}
+_EVERYTHING = 1 << 40  # rows
 policy_app = typer.Typer(name="policy", help="Policies of the store.", no_args_is_help=True)
 store_app = typer.Typer(name="store", help="Look after the store's files.", no_args_is_help=True)
 
@@ -83,6 +84,22 @@ def store_list(store: StoreOption = DEFAULT_STORE, as_json: JsonOption = False) 
         print_json({"store": str(store), "datasets": rows})
     else:
         print_table(f"datasets of {store}", rows)
+
+
+@store_app.command("runs")
+def store_runs(store: StoreOption = DEFAULT_STORE, as_json: JsonOption = False) -> None:
+    """List the store's annotation runs, those under way first: who answered, how far each is, what it cost."""
+    from storage.queries import ask
+    from storage.store import Store
+
+    with Store.open(store).catalog.read() as con:
+        rows = ask(con, "status/runs", minutes=1, limit=_EVERYTHING)
+    if as_json:
+        print_json({"store": str(store), "runs": rows})
+        return
+    shown = ("run_id", "dataset_id", "model", "state", "requests", "labels", "rejections", "cost_usd", "created_at")
+    print_table(f"annotation runs of {store}", [{name: row[name] for name in shown} for row in rows])
+    print_lines(*(f"{row['run_id']} failed: {row['error']}" for row in rows if row["error"]))
 
 
 @store_app.command("push")
@@ -164,6 +181,21 @@ def store_export_annotations(
         print_lines(*map(str, files))
 
 
+@policy_app.command("list")
+def policy_list(store: StoreOption = DEFAULT_STORE, as_json: JsonOption = False) -> None:
+    """List the store's policies, the newest first: where each comes from, what it returned, where it is in force."""
+    from storage.queries import ask
+    from storage.store import Store
+
+    with Store.open(store).catalog.read() as con:
+        rows = ask(con, "status/policies")
+    if as_json:
+        print_json({"store": str(store), "policies": rows})
+        return
+    shown = ("policy_id", "kind", "env_id", "dataset_id", "return_", "mode", "episodes", "in_force", "created_at")
+    print_table(f"policies of {store}", [{name: row[name] for name in shown} for row in rows])
+
+
 @policy_app.command("current")
 def policy_current(store: StoreOption = DEFAULT_STORE, as_json: JsonOption = False) -> None:
     """Show which policy each deployment has in force, since when and why, and the folder where it always is."""
@@ -212,7 +244,7 @@ def policy_export(
 
     from ..policies import export_policy
 
-    form = format_of(output, _POLICY_ENDINGS, format_, "onnx")
+    form: _PolicyFormat = format_of(output, _POLICY_ENDINGS, format_, "onnx")
     written = export_policy(Store.open(store), policy, output, format=form, like=like)
     found, files = written.agreement, [str(file) for file in (written.path, written.beside) if file]
     if as_json:

@@ -48,7 +48,7 @@ from refine.evaluation import (
 from refine.labels import ReferenceArm
 from refine.policies import Mode
 from storage.errors import BadInput
-from storage.policies import FIRST_SEED
+from storage.policies import FIRST_SEED, note_training
 from storage.schema import Frozen
 
 from ..runtime import Report, parallel_map, silent
@@ -296,12 +296,16 @@ class ComparisonPlan:
         known = {draw: found for draw in draws if (found := find_candidates(store, self.material, draw)) is not None}
         missing = [draw for draw in draws if draw not in known]
         with closing(parallel_map(train, missing, workers)) as arriving:
-            self.report("train the arms", len(known), len(draws))
+            self._tell_trained(len(known), len(draws))
             for draw, snapshots in zip(missing, arriving, strict=True):
                 keep_candidates(store, self.material, draw, snapshots)
                 known[draw] = snapshots
-                self.report("train the arms", len(known), len(draws))
+                self._tell_trained(len(known), len(draws))
         return [known[draw] for draw in draws]
+
+    def _tell_trained(self, done: int, total: int) -> None:
+        self.report("train the arms", done, total)
+        note_training(self.judge.store, done, total)
 
     def _judge(
         self,

@@ -31,6 +31,7 @@ from refine.evaluation import (
 from refine.policies import MlpPolicy, Mode
 from storage.datasets import read_manifest, read_steps
 from storage.errors import BadInput
+from storage.policies import note_training
 from storage.schema import Array, Frozen
 from storage.store import Store
 
@@ -125,11 +126,16 @@ def train_arms(material: Material, draws: Sequence[ArmDraw], config: AppraiseCon
     work = partial(train_and_score, material, config.folds)
     kept: list[_Kept] = []
     with closing(parallel_map(work, draws, config.workers)) as arriving:
-        report("train the arms", 0, len(draws))
+        _tell_trained(material, report, 0, len(draws))
         for snapshots, consistency in arriving:
             kept.append(_Kept(snapshots, consistency))
-            report("train the arms", len(kept), len(draws))
+            _tell_trained(material, report, len(kept), len(draws))
     return kept
+
+
+def _tell_trained(material: Material, report: Report, done: int, total: int) -> None:
+    report("train the arms", done, total)
+    note_training(Store.locate(material.store_root), done, total)
 
 
 def train_and_score(material: Material, folds: int, draw: ArmDraw) -> tuple[list[Snapshot], Consistency]:

@@ -20,6 +20,7 @@ from refine.evaluation import Interval
 from storage.catalog import Catalog
 from storage.disk import visible
 from storage.errors import CatalogLocked
+from storage.policies import find_training
 from storage.queries import Row, ask
 from storage.store import Store
 
@@ -39,6 +40,7 @@ class StoreStatus:
     spent_usd: float  # over all runs
     runs: Sequence[Row]  # unfinished ones first
     batches: Sequence[Row]  # in flight
+    training: Row | None  # arms of a refinement under way: how many are trained, and of how many
     evaluations: Sequence[Row]  # since the last comparison: what a running refinement has played so far
     comparison: Row | None  # the newest
     arms: Sequence[Row]  # of it
@@ -68,6 +70,7 @@ def look(store: Store, *, limit: int = 8) -> StoreStatus:
             **ask(con, "status/totals")[0],
             runs=ask(con, "status/runs", minutes=RATE_MINUTES, limit=limit),
             batches=ask(con, "status/batches"),
+            training=find_training(store),
             evaluations=ask(con, "status/evaluations"),
             comparison=comparison,
             arms=ask(con, "status/arms", comparison=judged),
@@ -102,12 +105,15 @@ def draw(standing: StoreStatus, budget_usd: float | None = None) -> RenderableTy
     if standing.runs:
         parts.append(_table("annotation runs", [_run(row) for row in standing.runs]))
         parts += [
-            Text(visible(f"{row['run_id']} failed: {row['error']}"), style="red")
+            Text(visible(f"{row['run_id']} failed: {row['error'] or 'its last command says no more'}"), style="red")
             for row in standing.runs
-            if row["error"]
+            if row["error"] or row["state"] == "failed"
         ]
     if standing.batches:
         parts.append(_table("batches in flight", [_batch(row) for row in standing.batches]))
+    if standing.training:
+        done, total, seconds = (standing.training[name] for name in ("done", "total", "seconds"))
+        parts.append(Text(f"refinement under way: {done} of {total} arms trained, the last {_age(seconds)} ago"))
     if standing.evaluations:
         parts.append(
             _table("refinement under way: episodes played", [_evaluation(row) for row in standing.evaluations])
@@ -135,6 +141,7 @@ def _head(standing: StoreStatus, budget_usd: float | None) -> Text:
 def _run(row: Row) -> dict[str, str]:
     return {
         "run": row["run_id"],
+        "state": row["state"],
         "model": row["model"] or "",
         "answered": f"{row['done'] or 0}/{row['requests']}",
         "open": str(row["pending"] or 0),

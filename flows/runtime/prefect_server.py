@@ -40,8 +40,11 @@ _TRIES = 2
 _PAUSE_S = 1.0  # seconds between two tries
 _ENVIRONMENT = {"PREFECT__SERVER_FINAL": "1", "PREFECT_UI_ENABLED": "0"}
 _WITHOUT_SCHEDULES = {"PREFECT__SERVER_EPHEMERAL": "1"}
-_WITH_SCHEDULES = {  # a server that is killed must not forget for how long a place is taken, or it is taken for ever
-    "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem"
+_WITH_SCHEDULES = {
+    "PREFECT_UI_ENABLED": "1",
+    "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
+    # a server that is killed must not forget for how long a place is taken, or it is taken for ever
+    "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",
 }
 
 
@@ -193,7 +196,11 @@ def served(server: Server | None) -> Generator[None]:
 def serve_requests() -> None:
     """Be the server: say the port at once, answer when all is loaded, end with the standard input."""
     listening = socket.create_server(("127.0.0.1", 0))
-    print(listening.getsockname()[1], flush=True)
+    port = listening.getsockname()[1]
+    os.environ["PREFECT_UI_API_URL"] = f"http://127.0.0.1:{port}/api"  # what its pages ask
+    pages = Path(os.environ.get("PREFECT_HOME", "~/.prefect")).expanduser() / "trajnote-pages"
+    os.environ.setdefault("PREFECT_UI_STATIC_DIRECTORY", str(pages))  # it would write them beside its own code
+    print(port, flush=True)
     threading.Thread(target=_hang_on, daemon=True).start()
 
     import uvicorn

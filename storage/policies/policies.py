@@ -9,7 +9,9 @@ from __future__ import annotations
 import io
 import json
 import os
+import platform
 import shutil
+import time
 import zipfile
 import zlib
 from collections.abc import Mapping, Sequence
@@ -279,6 +281,31 @@ def load_training(store: Store, training_id: str) -> dict[str, bytes] | None:
     except (OSError, zipfile.BadZipFile, zlib.error, ValueError, RuntimeError, EOFError):
         return None
     return files
+
+
+_PROGRESS = "under-way.json"
+
+
+def note_training(store: Store, done: int, total: int) -> None:
+    """Note how many arms of a refinement this process has trained, for those who watch the store."""
+    folder = store.trainings_dir
+    with writing(folder):
+        folder.mkdir(exist_ok=True)
+    note = {"done": done, "total": total, "process": os.getpid(), "machine": platform.node()}
+    write_whole(folder / _PROGRESS, canonical_json(note).encode())
+
+
+def find_training(store: Store) -> dict[str, float] | None:
+    """What `note_training` noted last, and how many seconds ago; None if that training is over, or was killed here."""
+    path = store.trainings_dir / _PROGRESS
+    try:
+        note, age = json.loads(path.read_bytes()), time.time() - path.stat().st_mtime
+        is_over = note["done"] >= note["total"]
+        if is_over or (note["machine"] == platform.node() and not Path(f"/proc/{note['process']}").exists()):
+            return None
+        return {"done": note["done"], "total": note["total"], "seconds": age}
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def _pack(files: Mapping[str, bytes]) -> bytes:
