@@ -104,9 +104,9 @@ def count_touches(root: Path, stop: Callable[[int], None]) -> None:
         if event in _TOUCHES and (event == "touch" or str(arguments[0]).startswith(str(root))):
             stop(next(numbers))
 
-    fsync, connect = os.fsync, Catalog._connect
+    fsync, connect = os.fsync, Catalog.connect
     os.fsync = lambda descriptor: (sys.audit("touch"), fsync(descriptor))[1]
-    Catalog._connect = lambda catalog, read_only: (sys.audit("touch"), connect(catalog, read_only))[1]
+    Catalog.connect = lambda catalog, read_only: (sys.audit("touch"), connect(catalog, read_only))[1]
     sys.addaudithook(count)
 
 

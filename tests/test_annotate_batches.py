@@ -559,14 +559,14 @@ def test_replies_that_come_when_the_catalog_cannot_be_opened_are_on_the_disk(
     bench: Bench, error: type[TrajnoteError], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     broken = threading.Event()
-    connect = Catalog._connect
+    connect = Catalog.connect
 
     def fail_when_broken(catalog: Catalog, read_only: bool) -> Connection:
         if broken.is_set():
             raise error("The catalog is broken.", "Mend it.")
         return connect(catalog, read_only)
 
-    monkeypatch.setattr(Catalog, "_connect", fail_when_broken)
+    monkeypatch.setattr(Catalog, "connect", fail_when_broken)
     on_reply(bench, 3, broken.set)
     with pytest.raises(error, match=r"The catalog is broken; [1-6] replies are on the disk"):
         ask_singly(bench)

@@ -77,7 +77,7 @@ def test_without_its_package_or_credentials_a_cloud_says_what_is_missing(
     def without_credentials(*_: object) -> None:
         raise RuntimeError(f"could not resolve credentials from session {SECRET}")
 
-    monkeypatch.setattr(AnthropicProvider, "_call", without_credentials)
+    monkeypatch.setattr("botocore.session.Session.get_credentials", without_credentials)
     with pytest.raises(ProviderFailed, match=r"credentials of bedrock cannot be used: could not .* session \*\*\*\."):
         list(AnthropicProvider("bedrock").answer([request("how?")]))
     monkeypatch.setitem(connection.CLOUDS, "bedrock", "no_such_package")  # type: ignore[arg-type]

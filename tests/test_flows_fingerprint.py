@@ -217,9 +217,9 @@ def test_another_version_of_a_package_is_another_environment(
     config = {"env_id": "CartPole-v1", "policy": "random", "episodes": 2}
     first = [paid(store, env_id="CartPole-v1"), collected(store, **config), collected(store, **config)]
     assert first[1] == first[2]
-    version = environments._version
-    monkeypatch.setattr(environments, "_version", lambda name: "9.9" if name == "numpy" else version(name))
-    monkeypatch.setattr(fingerprint, "_marked_version", lambda name: "9.9" if name == "numpy" else version(name))
+    version = environments.version_of
+    monkeypatch.setattr(environments, "version_of", lambda name: "9.9" if name == "numpy" else version(name))
+    monkeypatch.setattr(fingerprint, "marked_version", lambda name: "9.9" if name == "numpy" else version(name))
     fingerprint._look_up.cache_clear()
     assert paid(store, env_id="CartPole-v1") == first[0]
     assert played == [1, 1]

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from annotate.importing.labels import import_annotations
 from annotate.importing.rules import import_rules
 from flows.cli import make_app
-from flows.deployment.night import _judge  # pyright: ignore[reportPrivateUsage]
+from flows.deployment.night import decide
 from flows.refinement import comparison as contest
 from flows.refinement.evaluator import EvaluateConfig, evaluate
 from flows.refinement.present import show_comparison
@@ -97,7 +97,7 @@ def test_cloning_that_is_accepted_is_put_in_force_and_everything_says_so(toys: S
     assert (config["arm"], config["gate"]["error_rate"]) == ("no_labels", 0.025)
     assert kept["baseline_id"] == outcome.baseline_id
     assert evaluate(toys, EvaluateConfig(policy=Named(made.policy_id), episodes=10))["return"] == 8
-    decision = _judge(outcome, None)
+    decision = decide(outcome, None)
     assert (decision.promoted, decision.policy_id) == (True, made.policy_id)
     assert decision.reason.startswith("promoted the arm no_labels: accepted")
 

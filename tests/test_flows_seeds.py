@@ -13,7 +13,6 @@ from store_state import ask
 from toy_environment import TOY, gather_toys, small_config
 
 from annotate.importing.labels import import_annotations
-from flows.refinement import comparison as contest
 from flows.refinement import evaluator as judging
 from flows.refinement.ablation import AblateConfig, ablate
 from flows.refinement.evaluator import EvaluateConfig, evaluate
@@ -105,11 +104,15 @@ def test_an_equal_refinement_has_its_seeds_again_and_more_placebos_play_on_them(
 def test_a_gate_that_was_killed_goes_on_with_its_seeds_though_another_came_between(
     toys: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def killed(*_: object) -> None:
-        raise KeyboardInterrupt
+    returns = judging.Evaluator.returns
+
+    def killed(judge: judging.Evaluator, *played: Any, purpose: str, **how: Any) -> Any:
+        if purpose == "report":
+            raise KeyboardInterrupt
+        return returns(judge, *played, purpose=purpose, **how)
 
     with monkeypatch.context() as patched:
-        patched.setattr(contest.ComparisonPlan, "_report", killed)
+        patched.setattr(judging.Evaluator, "returns", killed)
         with pytest.raises(KeyboardInterrupt):
             refine(toys, 0)
     between = refine(toys, 1)

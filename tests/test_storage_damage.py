@@ -147,14 +147,14 @@ def test_a_copy_that_cannot_be_written_is_answered_from_views_of_its_own(
 ) -> None:
     copy = Path(shutil.copytree(two.root, tmp_path / "copy"))
     (two.root / SHARD).unlink()
-    connect = Catalog._connect
+    connect = Catalog.connect
 
     def refuse(catalog: Catalog, read_only: bool) -> object:
         if not read_only:
             raise DiskFailed("The file system is read-only.")
         return connect(catalog, read_only)
 
-    monkeypatch.setattr(Catalog, "_connect", refuse)
+    monkeypatch.setattr(Catalog, "connect", refuse)
     assert answer(Store.open(copy)) == [("bad", 15, 1), ("good", 15, 1)]
     assert verify_store(Store.locate(copy)) == []
 

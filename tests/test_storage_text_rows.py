@@ -195,8 +195,8 @@ def test_a_packed_file_that_is_damaged_or_grows_without_end_is_refused(
     for content in (packed[:-9], packed[:20] + b"xxxx" + packed[24:], b"no gzip"):
         with pytest.raises(BadInput, match=r"cannot be decompressed|cannot be read"):
             take_in(store, tmp_path / "f.csv.gz", content)
-    monkeypatch.setattr(text_rows, "_UNPACKED", 10_000)
-    monkeypatch.setattr(text_rows, "_CHUNK", 10_000)
+    monkeypatch.setattr(text_rows, "ALWAYS_UNPACKED", 10_000)
+    monkeypatch.setattr(text_rows, "CHUNK", 10_000)
     with pytest.raises(BadInput, match="decompresses to more than"):
         take_in(store, tmp_path / "f.csv.gz", gzip.compress(b"0" * 5_000_000))
 

@@ -26,7 +26,7 @@ BUSY = (429, 529)
 REFUSED = (400, 413, 422)
 _LONGEST_WAIT_S = 120.0
 _CONNECT_S = 5.0
-_QUICK_S = 15.0
+QUICK_S = 15.0
 UNREADABLE = (ValueError, AttributeError, TypeError, RecursionError)
 """What an answer raises that is no JSON, or JSON of something else."""
 
@@ -187,7 +187,7 @@ def learn_limit(client: anthropic.Anthropic, model: str) -> int | None:
     """
     if not hasattr(client, "models"):
         return None  # the clouds' clients do not ask for models
-    quick = client.with_options(timeout=patience(_QUICK_S))
+    quick = client.with_options(timeout=patience(QUICK_S))
     try:
         limit = quick.models.retrieve(model).max_tokens
     except anthropic.APIConnectionError as error:

@@ -229,7 +229,7 @@ class _Night:
             search_from=gate.seeds.select.start,
             report=self.report,
         )
-        decision = _judge(outcome, before.removeprefix("policy:") if before else None)
+        decision = decide(outcome, before.removeprefix("policy:") if before else None)
         record_decision(self.store, self.deployment, len(decisions), decision)
         self._enter_outcome(outcome, decision)
 
@@ -279,7 +279,7 @@ def gate_of_night(gate: GateConfig, decisions: Sequence[Decision]) -> GateConfig
     return gate.model_copy(update={"first_seed": None, "error_rate": share_over_nights(gate.error_rate, kept)})
 
 
-def _judge(outcome: Outcome, before: str | None) -> Decision:
+def decide(outcome: Outcome, before: str | None) -> Decision:
     """The gate's decision as a promotion: what it accepts is in force from now on, else what was in force stays."""
     comparison = outcome.comparison
     accepted, arms = comparison.accepted, len(comparison.competing)

@@ -238,7 +238,7 @@ def package_versions(environment: Environment) -> dict[str, str]:
         names += [distribution for engine in used & _ENGINES.keys() for distribution in _ENGINES[engine]]
         if package not in _KNOWN:
             names += distributions_of(package)
-    versions = {name: _version(name) for name in sorted(set(names))}
+    versions = {name: version_of(name) for name in sorted(set(names))}
     return {"python": platform.python_version()} | {name: version for name, version in versions.items() if version}
 
 
@@ -383,7 +383,8 @@ def _object_hint(option: str) -> str:
     return f"For example {option} '{{\"continuous\": true}}'."
 
 
-def _version(distribution: str) -> str | None:
+def version_of(distribution: str) -> str | None:
+    """The version of an installed distribution; None where it is not installed."""
     try:
         return importlib.metadata.version(distribution)
     except importlib.metadata.PackageNotFoundError:

@@ -208,7 +208,7 @@ class _Tree:
     def versions(self) -> dict[str, str]:
         """Versions of the installed packages that the code imports."""
         distributions = (found for package in self.packages if (found := _distribution(package)) is not None)
-        return {name.lower(): _marked_version(name) for name in distributions}
+        return {name.lower(): marked_version(name) for name in distributions}
 
     def _find(self, name: str, beside: Path | None) -> _Unit | None:
         """A module without a published version, as loaded or found beside the one that imports it."""
@@ -348,7 +348,7 @@ def _distribution(package: str) -> str | None:
 
 
 @functools.lru_cache
-def _marked_version(distribution: str) -> str:
+def marked_version(distribution: str) -> str:
     """A version; if it was not published, with a hash of the installed files, since it may be ambiguous."""
     found = importlib.metadata.distribution(distribution)
     if found.read_text("direct_url.json") is None:

@@ -54,14 +54,23 @@ def export_onnx(
         BadInput: when the graph's outputs differ from the policy's by more than `TOLERANCE`.
     """
     content = _encode(policy)
-    agreement = _compare(policy, content, draw_probes(policy.observation_space, observations, probes))
+    return content, check_graph(policy, content, draw_probes(policy.observation_space, observations, probes))
+
+
+def check_graph(policy: MlpPolicy, content: bytes, observations: Array) -> Agreement:
+    """How near an exported graph is to its policy.
+
+    Raises:
+        BadInput: if the outputs differ by more than `TOLERANCE`.
+    """
+    agreement = _compare(policy, content, observations)
     if agreement.largest_difference > TOLERANCE:
         raise BadInput(
             f"The exported graph differs from the policy by {agreement.largest_difference:.2g};"
             f" at most {TOLERANCE:g} is allowed.",
             "Its weights may be too large for float32.",
         )
-    return content, agreement
+    return agreement
 
 
 def _encode(policy: MlpPolicy) -> bytes:

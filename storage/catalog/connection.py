@@ -146,7 +146,7 @@ class Catalog:
 
     @contextmanager
     def _connected(self, *, read_only: bool, is_shared: bool = True) -> Generator[Connection]:
-        con = self._connect(read_only) if is_shared else self._start()
+        con = self.connect(read_only) if is_shared else self._start()
         failed = True
         try:
             self._prepare(con, read_only=read_only)
@@ -169,7 +169,8 @@ class Catalog:
         if self.session and read_only:
             con.execute(self.session)
 
-    def _connect(self, read_only: bool) -> Connection:
+    def connect(self, read_only: bool) -> Connection:
+        """The process's connection to the file, once no other process holds it."""
         return self._wait_for(partial(engine.connect, self.path, read_only=read_only))
 
     def _start(self) -> Connection:

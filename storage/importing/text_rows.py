@@ -25,9 +25,9 @@ from ..errors import BadInput
 TEXT = (".jsonl", ".ndjson", ".csv", ".tsv")
 PACKED = (".gz", ".zst")
 _SEPARATORS = ",;\t|"
-_UNPACKED = 2**30  # unpacked bytes that are always allowed; above, a ratio that tables do not reach
+ALWAYS_UNPACKED = 2**30  # unpacked bytes that are always allowed; above, a ratio that tables do not reach
 _RATIO = 200
-_CHUNK = 2**20
+CHUNK = 2**20
 _LEVELS = 16  # nesting of lists and objects in a line
 _COMMA = r"^[-+]?\d*,?\d+(?:[eE][-+]?\d+)?$"
 _POINT = r"^[-+]?[\d.]*\.[\d,]+(?:[eE][-+]?\d+)?$"
@@ -93,7 +93,7 @@ class TextRows:
     def _header(self) -> list[str]:
         """The names of the columns; the separator is the most frequent one of the first line."""
         with self._plain.open("rb") as file:
-            line = file.readline(_CHUNK)
+            line = file.readline(CHUNK)
         if line.startswith((b"\xff\xfe", b"\xfe\xff")):
             raise BadInput(f"{self._path} is written in UTF-16.", _UTF8)
         text = _decode(line.removeprefix(b"\xef\xbb\xbf"), f"{self._path}, line 1")
@@ -254,11 +254,11 @@ def _unpacked(path: Path, folder: Path) -> Path:
     Raises:
         BadInput: if it is damaged, or larger than a table that compresses so well can be.
     """
-    allowed = max(_UNPACKED, _RATIO * path.stat().st_size)
+    allowed = max(ALWAYS_UNPACKED, _RATIO * path.stat().st_size)
     target = folder / path.stem
     try:
         with _open_packed(path) as packed, target.open("wb") as file:
-            while chunk := packed.read(_CHUNK):
+            while chunk := packed.read(CHUNK):
                 if file.tell() > allowed:
                     raise BadInput(
                         f"{path} decompresses to more than {allowed:,} bytes.", "Decompress it yourself first."
