@@ -6,6 +6,7 @@ import shlex
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -87,6 +88,21 @@ def own_state(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         folder = tmp_path_factory.mktemp("state")
         patch.setenv("TRAJNOTE_STATE", str(folder))
         yield folder
+
+
+@pytest.fixture(scope="session", autouse=True)
+def set_up_once() -> Iterator[None]:
+    """A command's words are declared once in a process; DuckDB has one thread, for tables that are tiny."""
+    import typer
+
+    from flows import cli
+    from storage.catalog import engine
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cli, "make_app", cache(cli.make_app))
+        patch.setattr(typer.main, "get_command", cache(typer.main.get_command))
+        patch.setattr(engine, "SETTINGS", {**engine.SETTINGS, "threads": "1"})
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 from anthropic_server import KEY, AnthropicServer, answer_text
-from soak import every
+from soak import every, in_soak
 from toy_cards import CARD
 
 from annotate.ledger import budget
@@ -103,7 +103,7 @@ def test_the_bill_has_the_discount_of_batches_and_stands_beside_the_estimate(ben
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("fault", ["lost_reply", "error_500_after"])
+@pytest.mark.parametrize("fault", every(["lost_reply", "error_500_after"], 2))
 def test_a_batch_whose_creation_was_not_confirmed_is_found_and_adopted(bench: Bench, fault: str) -> None:
     bench.config = SMALL.model_copy(update={"size": 9, "grace_s": 60.0})
     bench.server.plan_fault("create", fault)
@@ -142,7 +142,7 @@ def test_a_batch_that_may_be_ours_is_waited_for_until_it_has_ended(bench: Bench)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("fault", every(["error_404", "cut", "cut_clean"], 2))
+@pytest.mark.parametrize("fault", every(["error_404", "cut", "cut_clean"], 3))
 def test_a_batch_is_not_given_up_because_its_results_cannot_be_read_in_full(bench: Bench, fault: str) -> None:
     bench.config = SMALL.model_copy(update={"size": 9, "grace_s": 0.0})
     bench.server.plan_fault("create", "lost_reply")
@@ -230,7 +230,7 @@ def test_an_ingest_killed_half_way_and_read_again_does_not_reset_an_item(bench: 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("entered", [False, True])
+@pytest.mark.parametrize("entered", every([False, True], 2))
 def test_replies_that_landed_before_a_kill_are_entered_by_the_next_command(bench: Bench, entered: bool) -> None:
     bench.submit()
     when_results_are_read(bench, lambda: die_at_transaction(bench, is_done=entered))
@@ -243,7 +243,7 @@ def test_replies_that_landed_before_a_kill_are_entered_by_the_next_command(bench
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("fault", every(["error_404", "error_500", "cut", "cut_clean"], 2))
+@pytest.mark.parametrize("fault", every(["cut", "error_404", "error_500", "cut_clean"], 4))
 def test_results_that_are_hidden_or_break_off_are_read_later(bench: Bench, fault: str) -> None:
     bench.config = SMALL.model_copy(update={"size": 9})
     bench.submit()
@@ -541,6 +541,7 @@ def test_replies_that_come_while_a_reader_holds_the_catalog_are_on_the_disk(benc
 
 
 @pytest.mark.slow
+@in_soak  # the other ways of such a reader are tried always
 def test_a_run_goes_on_when_a_reader_leaves_in_time(bench: Bench, reader: Reader) -> None:
     bench.store.catalog.wait_s = 30.0
 
@@ -624,7 +625,7 @@ def test_refusals_that_could_not_be_entered_are_entered_by_the_next_command(benc
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("fault", "states"), [("", {"submitted": 1}), ("error_400", {"abandoned": 1})])
+@pytest.mark.parametrize(("fault", "states"), every([("", {"submitted": 1}), ("error_400", {"abandoned": 1})], 2))
 def test_what_a_server_said_about_a_batch_is_known_though_the_catalog_was_locked(
     bench: Bench, reader: Reader, fault: str, states: dict[str, int]
 ) -> None:

@@ -120,9 +120,7 @@ def by_request(shapes: Sequence[Callable[[Message], object]]) -> Callable[[Messa
     return shape
 
 
-@pytest.mark.parametrize(
-    "names", [tuple(NO_ANSWERS)[at : at + 4] for at in range(0, len(NO_ANSWERS), 4)], ids=", ".join
-)
+@pytest.mark.parametrize("names", every([tuple(NO_ANSWERS)[at::4] for at in range(4)], 2), ids=", ".join)
 @pytest.mark.slow
 def test_what_holds_no_answer_is_kept_said_and_asked_again(desk: Desk, names: tuple[str, ...]) -> None:
     shapes, reasons, times = zip(*(NO_ANSWERS[name] for name in names), strict=True)
@@ -184,7 +182,7 @@ REFUSALS = [
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("status", "sentence", "sent", "said"), every(REFUSALS, 2))
+@pytest.mark.parametrize(("status", "sentence", "sent", "said"), every(REFUSALS, 3))
 def test_a_server_that_refuses_everything_is_quoted(
     desk: Desk, status: int, sentence: str, sent: int, said: str
 ) -> None:
@@ -220,7 +218,7 @@ def test_what_was_answered_beside_refusals_is_kept(desk: Desk) -> None:
     assert (desk.out["labels"], desk.out["reused"], desk.out["answered"]) == (4, 2, 2)
 
 
-@pytest.mark.parametrize("kind", every(["refuses connections", "unknown host", "silent", "not HTTP", "not TLS"], 2))
+@pytest.mark.parametrize("kind", every(["refuses connections", "unknown host", "not HTTP", "silent", "not TLS"], 3))
 @pytest.mark.slow
 def test_a_dead_server_is_named_in_seconds_and_its_run_is_closed(
     desk: Desk, kind: str, monkeypatch: pytest.MonkeyPatch
@@ -399,7 +397,7 @@ def test_a_reply_that_costs_more_than_it_can_ends_the_command(desk: Desk, name: 
     assert (desk.out["labels"], desk.out["pending"]) == (1, 3)
 
 
-@pytest.mark.parametrize("name", every(list(EXCESSES), 2))
+@pytest.mark.parametrize("name", every(list(EXCESSES), len(EXCESSES)))
 @pytest.mark.slow
 def test_a_batch_that_costs_more_than_it_can_is_the_last(desk: Desk, name: str) -> None:
     desk.server.shape, said = EXCESSES[name]

@@ -19,8 +19,8 @@ PROGRAM = TESTS / "interrupted_commands.py"
 LINE = "interrupted: run the same command again and it goes on"
 KILLS, INTERRUPTS = full_or(6, 1), full_or(3, 1)
 COMMANDS = ["collect", "import", "annotate", "annotations", "evaluate", "refine"]
-TRIED = COMMANDS if SOAK else ["collect", "annotate", "refine"]
-"""One that plays, one that pays and one that trains; all in one process, which imports what they need only once."""
+TRIED = COMMANDS if SOAK else ["annotate"]
+"""The one that pays; test_flows_collect.py kills one that plays, test_flows_night.py one that trains."""
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self").exists(), reason="looks at processes in /proc")
 

@@ -18,6 +18,7 @@ import gymnasium
 import numpy as np
 import pytest
 from gymnasium.wrappers import OrderEnforcing, RecordEpisodeStatistics, TimeLimit
+from soak import in_soak
 
 from flows.simulation.actors import Answer, Foreign, ForeignActor, NetworkActor, RandomActor, legal_action
 from flows.simulation.environments import bare_step, make_environment, spaces_of
@@ -308,6 +309,7 @@ def test_processes_return_what_one_process_returns_to_the_last_bit() -> None:
 
 
 @pytest.mark.slow
+@in_soak  # those of any work do, in test_flows_runners.py
 def test_an_error_in_a_process_reaches_the_caller_and_the_next_call_works() -> None:
     with pytest.raises(BadInput, match="Unknown environment 'LunarLander'"):
         list(play_policies("LunarLander", {}, [network_for("LunarLander-v3")] * 2, range(9), workers=2))

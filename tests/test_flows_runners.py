@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import os
 import threading
-import time
 from collections.abc import Generator
 from dataclasses import asdict
 from functools import partial
@@ -14,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from shared_out import die, fail, overlap, where
 from toy_environment import REACH, gather_toys, make_baseline, save_folder, small_config, write_labels
 from typer.testing import CliRunner
 
@@ -127,16 +127,6 @@ def test_every_runner_collects_plays_trains_and_replays_the_same_bits_as_one_pro
     assert found == alone
 
 
-def where(item: int) -> tuple[int, int, int]:
-    return item, os.getpid(), threading.get_ident()
-
-
-def fail(item: int) -> int:
-    if item == 3:
-        raise BadInput("Three is not allowed.", "Take another one.")
-    return item
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", RUNNERS)
 def test_results_keep_their_order_come_from_the_runners_own_workers_and_errors_arrive_as_themselves(kind: str) -> None:
@@ -148,27 +138,11 @@ def test_results_keep_their_order_come_from_the_runners_own_workers_and_errors_a
         list(parallel_map(fail, range(9), runner=Runner(kind)))
 
 
-def die(item: int) -> int:
-    os._exit(item)
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", RUNNERS[1:])
 def test_a_worker_that_dies_again_and_again_is_told_in_words(kind: str) -> None:
     with pytest.raises(TrajnoteError, match=r"--workers 1"):
         list(parallel_map(die, [1, 2], runner=Runner(kind)))
-
-
-_inside: list[int] = []
-
-
-def overlap(item: int) -> int:
-    """How many are inside at once, a moment after coming in."""
-    _inside.append(item)
-    time.sleep(0.02)
-    found = len(_inside)
-    _inside.remove(item)
-    return found
 
 
 def test_threads_do_work_that_needs_its_process_for_itself_one_at_a_time() -> None:
