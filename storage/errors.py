@@ -38,6 +38,10 @@ class ChangedEnvironmentWarning(TrajnoteWarning):
     """An environment is not what it was when something was made in it, so that this is made anew."""
 
 
+class UsedSeedsWarning(TrajnoteWarning):
+    """Seeds that are to judge a policy have served before, so that the number may flatter it."""
+
+
 class BadInput(TrajnoteError):
     """The command, file or value given cannot be used; retrying the same thing cannot help."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from flows.refinement.evaluator import EvaluateConfig, evaluate
 from flows.refinement.refinement import ImproveConfig, Outcome, improve
 from flows.simulation.trust import Named
 from storage.datasets.reader import read_steps
+from storage.errors import UsedSeedsWarning
 from storage.policies.seeds import Plan, end_of_used_seeds, reserve_seeds
 from storage.store import Store
 
@@ -190,3 +192,13 @@ def test_seeds_of_evaluate_and_feedback_are_never_reserved(store: Store) -> None
     with store.catalog.read() as con:
         assert end_of_used_seeds(con, range(8_000_005, 8_000_020), except_by="") == 8_000_010
         assert end_of_used_seeds(con, range(8_000_010, 8_000_020), except_by="") is None
+
+
+def test_evaluating_on_the_seeds_of_a_gate_says_so(toys: Store) -> None:
+    made = refine(toys, 0)
+    config = EvaluateConfig(policy=Named(made.baseline_id), episodes=10, workers=1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UsedSeedsWarning)
+        evaluate(toys, config)
+    with pytest.warns(UsedSeedsWarning, match=f"some of the seeds {made.first_seed} to {made.first_seed + 9}"):
+        evaluate(toys, config.model_copy(update={"seed": made.first_seed}))

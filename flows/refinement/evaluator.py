@@ -24,8 +24,15 @@ from storage.annotations import find_rule_list
 from storage.catalog import Connection, insert_rows
 from storage.content_hash import content_id
 from storage.datasets import read_manifest
-from storage.errors import BadInput, ChangedEnvironmentWarning
-from storage.policies import insert_environment, list_environments, load_returns, policy_record, resolve_policy
+from storage.errors import BadInput, ChangedEnvironmentWarning, UsedSeedsWarning
+from storage.policies import (
+    insert_environment,
+    is_reserved,
+    list_environments,
+    load_returns,
+    policy_record,
+    resolve_policy,
+)
 from storage.schema import Frozen
 from storage.store import Store
 
@@ -257,6 +264,8 @@ class _Home(NamedTuple):
 def evaluate(store: Store, config: EvaluateConfig, report: Report = silent) -> dict[str, Any]:
     """Play a policy; equal evaluations are answered from the catalog.
 
+    Warns where a gate of the environment has used some of the seeds.
+
     Returns:
         policy_id, env_id, mode, episodes, first seed, and `return`, `low`, `high`: mean and 95% interval.
 
@@ -268,9 +277,11 @@ def evaluate(store: Store, config: EvaluateConfig, report: Report = silent) -> d
     mode = check_mode(policy, config.mode)
     contestant = Candidate(spec.removeprefix("policy:"), policy.sha256, policy)
     judge = Evaluator(store, home.env_id, home.env_kwargs, config.workers, home.max_steps)
+    seeds = range(config.seed, config.seed + config.episodes)
+    _warn_of_a_gate(store, home.env_id, seeds)
     (returns,) = judge.returns(
         [contestant],
-        range(config.seed, config.seed + config.episodes),
+        seeds,
         mode=mode,
         purpose="evaluate",
         advance=lambda done, total: report(f"play {contestant.policy_id}", done, total),
@@ -286,6 +297,17 @@ def evaluate(store: Store, config: EvaluateConfig, report: Report = silent) -> d
         "low": estimate.low,
         "high": estimate.high,
     }
+
+
+def _warn_of_a_gate(store: Store, env_id: str, seeds: range) -> None:
+    with store.catalog.read() as con:
+        if is_reserved(con, env_id, seeds):
+            warnings.warn(
+                f"A gate has chosen or judged policies on some of the seeds {seeds.start} to {seeds.stop - 1}, so the"
+                " number may flatter; without --seed, evaluate plays seeds that no gate uses.",
+                UsedSeedsWarning,
+                stacklevel=3,
+            )
 
 
 def _resolve(store: Store, config: EvaluateConfig) -> tuple[Named, _Home]:

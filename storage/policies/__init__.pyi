@@ -33,7 +33,7 @@ from .policies import (
     save_policy,
     save_training,
 )
-from .seeds import FIRST_SEED, Plan, Reservation, end_of_used_seeds, reserve_seeds
+from .seeds import FIRST_SEED, Plan, Reservation, end_of_used_seeds, is_reserved, reserve_seeds
 
 __all__ = [
     "CURRENT",
@@ -53,6 +53,7 @@ __all__ = [
     "find_training",
     "insert_environment",
     "is_record",
+    "is_reserved",
     "link_current",
     "list_collections",
     "list_decisions",

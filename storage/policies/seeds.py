@@ -142,3 +142,13 @@ def end_of_used_seeds(con: Connection, seeds: range, *, except_by: str) -> int |
         {"start": seeds.start, "last": seeds.stop - 1, "policy": except_by},
     ).fetchall()[0]
     return found
+
+
+def is_reserved(con: Connection, env_id: str, seeds: range) -> bool:
+    """Whether a gate of the environment has reserved one of the seeds, to choose, accept or report."""
+    found = con.execute(
+        """SELECT 1 FROM reserved_seeds WHERE regexp_replace(env_id, '.*:', '') = $env
+           AND first_seed < $stop AND first_seed + episodes > $start""",
+        {"env": env_id.rpartition(":")[2], "start": seeds.start, "stop": seeds.stop},
+    ).fetchone()
+    return found is not None
