@@ -123,7 +123,7 @@ def run_test(differences: Floats, worst: float, error: float, most: int) -> Test
         if (
             is_near
             and values.any()
-            and _chance(tuple(np.sort(values).tolist()), reckon_with(values, worst, error)) < error / len(looks)
+            and _chance(tuple(np.sort(values).tolist()), reckon_with(values, worst)) < error / len(looks)
         ):
             return Tested(True, look)
         if _is_given_up(values, most, error):

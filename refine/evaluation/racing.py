@@ -117,7 +117,7 @@ def decide_early(differences: ArrayLike, *, most: int, worst: float, error: floa
     looks = list_looks(most)
     if len(values) not in looks:
         raise BadInput(f"A look after {len(values)} episodes was asked for; the looks are {looks}.")
-    gain = bound_gain(values, worst=reckon_with(values, worst, error), error=error / len(looks))
+    gain = bound_gain(values, worst=reckon_with(values, worst), error=error / len(looks))
     sentence = f"the best candidate's gain on the acceptance seeds is {gain} after {gain.n} of at most {most} episodes"
     if gain.is_above_zero:
         return Decision(True, f"accepted: {sentence}, all of it above zero", gain)
@@ -142,20 +142,20 @@ def decide_strictly(differences: ArrayLike, *, worst: float, error: float) -> De
         BadInput: as `bound_gain` does.
     """
     values = checked_returns(differences)
-    gain = bound_gain(values, worst=reckon_with(values, worst, error), error=error)
+    gain = bound_gain(values, worst=reckon_with(values, worst), error=error)
     sentence = f"the best candidate's gain on the acceptance seeds is {gain}"
     if gain.is_above_zero:
         return Decision(True, f"accepted: {sentence}, all of it above zero", gain)
     return Decision(False, f"rejected: {sentence}, which does not exclude zero", gain)
 
 
-def reckon_with(differences: Returns, worst: float, error: float) -> float:
-    """The smallest difference that a test reckons with: a strict one expects losses as large as the largest gain.
+def reckon_with(differences: Returns, worst: float) -> float:
+    """The smallest difference that a test reckons with: a loss as large as the largest gain is always possible.
 
-    Where two policies rarely differ, the episodes so far may show gains only, by chance; a test of many must not take
-    that for proof that nothing is ever lost.
+    Where two policies rarely differ, the episodes so far may show gains only, by chance; that is no proof that nothing
+    is ever lost.
     """
-    return worst if error >= ERROR_RATE else min(worst, -float(differences.max()))
+    return min(worst, -float(differences.max()))
 
 
 def bound_gain(differences: ArrayLike, *, worst: float, error: float) -> Interval:
