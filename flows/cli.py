@@ -34,7 +34,7 @@ COMMANDS: Mapping[str, Mapping[str, str]] = {
     "Collect": {"card": "carding", "collect": "collecting", "import": "collecting", "replay": "collecting"},
     "Look": {"sql": "showing", "report": "showing", "figures": "showing", "watch": "showing"},
     "Ask": {"annotate": "annotating"},
-    "Look again": {"annotations": "annotating", "rules": "carding"},
+    "Look again": {"review": "showing", "annotations": "annotating", "rules": "carding"},
     "Refine": {"refine": "refining"},
     "Judge": {"evaluate": "refining", "ablate": "refining"},
     "Run every night": {"pipeline": "refining", "init": "scheduling", "nightly": "scheduling", "serve": "scheduling"},

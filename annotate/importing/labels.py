@@ -11,7 +11,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 from pydantic import ConfigDict, Field, StringConstraints, ValidationError
 
@@ -28,6 +28,7 @@ from ..parsing import MAX_RATIONALE, clean_text
 from ..prompting import label_vector
 
 DEFAULT_MODEL = "imported"
+R = TypeVar("R", bound=Frozen)
 
 
 class LabelRow(Frozen):
@@ -149,7 +150,7 @@ def _annotation(run_id: str, dataset_id: str, model: str, label: Mapping[str, An
 
 
 def _read_line(text: str, number: int, datasets: _Datasets, batch: _Batch) -> None:
-    row = _parse(text)
+    row = parse_line(text, LabelRow)
     manifest = datasets.manifest(row.dataset_id)
     datasets.check_step(row)
     if row.suggested_action is None and row.implicit_reward is None:
@@ -176,7 +177,12 @@ def _read_line(text: str, number: int, datasets: _Datasets, batch: _Batch) -> No
     )
 
 
-def _parse(text: str) -> LabelRow:
+def parse_line(text: str, kind: type[R]) -> R:
+    """A line of a JSON Lines file as an object of a model.
+
+    Raises:
+        ValueError: saying what is wrong with it.
+    """
     try:
         value = decode_json(text)
     except UnreadableError as error:
@@ -184,7 +190,7 @@ def _parse(text: str) -> LabelRow:
     if not isinstance(value, dict):
         raise ValueError("it is not a JSON object")
     try:
-        return LabelRow.model_validate(value)
+        return kind.model_validate(value)
     except ValidationError as error:
         raise ValueError(
             "; ".join(describe_invalid(problem, levels=1) for problem in error.errors(include_url=False))

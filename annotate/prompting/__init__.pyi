@@ -1,7 +1,7 @@
 from .feedback import Measured, PlayedList, describe_feedback
 from .requests import COLUMNS, MOST_UNSTREAMED_TOKENS, AnnotateConfig, FrameSource, Question, Request, RequestBuilder
 from .selection import Method, describe_dataset, select_episodes, spread_by_return
-from .tables import label_vector, with_action_indices
+from .tables import label_vector, render_rows, with_action_indices
 from .templates import Kind, prompt_version, render_playbook
 
 __all__ = [
@@ -21,6 +21,7 @@ __all__ = [
     "label_vector",
     "prompt_version",
     "render_playbook",
+    "render_rows",
     "select_episodes",
     "spread_by_return",
     "with_action_indices",

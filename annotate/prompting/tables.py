@@ -113,6 +113,13 @@ def render_table(episode: Episode, card: Card, *, rows: int, windows: int) -> Ta
     return Table(header, placed, "\n".join(lines))
 
 
+def render_rows(episode: Episode, card: Card, steps: Sequence[int]) -> str:
+    """Some steps of an episode with the header line; step T is the final state."""
+    header, write_row = _columns(episode, card)
+    before = [steps[0] - 1 if steps[0] else 0, *steps[:-1]]
+    return "\n".join([header, *(write_row(step, last) for step, last in zip(steps, before, strict=True))])
+
+
 def window_bounds(length: int, windows: int) -> list[tuple[int, int]]:
     """First and last step of each window; at least three steps each, so that there is a choice."""
     count = max(1, min(windows, length // 3))

@@ -32,6 +32,7 @@ from .output import print_json, print_lines, print_table, progress_bars
 if TYPE_CHECKING:
     from annotate.costs import Estimate
     from annotate.explain import Explanation
+    from annotate.importing import ReviewSummary
     from annotate.runs import Polled, RunSummary
 
     from ..labelling import Checkup, LabelConfig, Planned
@@ -145,17 +146,32 @@ def annotations_import(
     """Import labels from any source; every line is checked first, and one bad line rejects the file.
 
     Fields: dataset_id, episode_id, step, suggested_action (number, list or name), implicit_reward in [-1, 1],
-    confidence in [0, 1], rationale; optional: critical, model.
+    confidence in [0, 1], rationale; optional: critical, model. The file that a review saves is taken too: of several
+    answers to one item the newest counts.
     """
-    from annotate.importing import import_annotations
+    from annotate.importing import ReviewSummary, import_labels
     from storage.store import Store
 
-    summary = import_annotations(Store.open(store), path)
-    if as_json:
+    summary = import_labels(Store.open(store), path)
+    if isinstance(summary, ReviewSummary):
+        _print_review(summary, as_json)
+    elif as_json:
         print_json({"run_ids": list(summary.run_ids), "lines": summary.lines, "labels": summary.labels})
     else:
         already = "" if summary.labels or not summary.lines else "; they were imported before"
         print_lines(f"{summary.labels} new labels from {summary.lines} lines{already}: {', '.join(summary.run_ids)}")
+
+
+def _print_review(summary: ReviewSummary, as_json: bool) -> None:
+    if as_json:
+        print_json(asdict(summary))
+        return
+    already = "" if summary.answers else "; they were imported before"
+    replaced = f", {summary.replaced} in the place of earlier ones" if summary.replaced else ""
+    print_lines(
+        f"{summary.answers} new answers of {', '.join(summary.models)} from {summary.lines} lines{replaced}{already}",
+        f"{summary.labels} labels: {', '.join(summary.run_ids)}",
+    )
 
 
 def _refuse_stray_options(context: typer.Context) -> None:

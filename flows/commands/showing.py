@@ -1,4 +1,4 @@
-"""`sql`, `figures`, `report` and `watch`: looking at a store's data, and at what came of it."""
+"""`sql`, `figures`, `report`, `review` and `watch`: looking at a store's data, and at what came of it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import typer
 
 from storage.errors import BadInput
 
-from .options import DEFAULT_STORE, JsonOption, StoreOption, TrustOption
+from .options import DEFAULT_STORE, DatasetOption, JsonOption, StoreOption, TrustOption
 from .output import format_of, print_json, print_lines, print_table, progress_bars, strict
 
 if TYPE_CHECKING:
@@ -24,6 +24,7 @@ def register(app: typer.Typer) -> None:
     app.command()(sql)
     app.command()(figures)
     app.command()(report)
+    app.command()(review)
     app.command()(watch)
 
 
@@ -227,6 +228,54 @@ def report(
     else:
         about = f"{written.labels} labels, {written.episodes} episodes, {written.pictures} pictures"
         print_lines(f"{about}, {written.bytes / 1e6:.1f} MB", str(written.path))
+
+
+def review(
+    run: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[RUN]", help="Annotation run, or the beginning of its id; default: all of the dataset."
+        ),
+    ] = None,
+    queue: Annotated[
+        Literal["disagreements", "stratified", "gold", "rules"],
+        typer.Option(
+            "--queue",
+            help="Contradicted labels and corrections first; all kinds in turn; a blind gold set, at random; rules.",
+        ),
+    ] = "disagreements",
+    limit: Annotated[int, typer.Option("--limit", min=1, max=2_000, help="Items at most.")] = 100,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Of what is left to chance.")] = 0,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="File: .html, and .jsonl or .txt for gold; default: in the store."),
+    ] = None,
+    pictures: Annotated[int, typer.Option(min=0, help="Rendered steps at most; 0 for none.")] = 900,
+    dataset: DatasetOption = None,
+    env: TrustOption = None,
+    store: StoreOption = DEFAULT_STORE,
+    as_json: JsonOption = False,
+) -> None:
+    """Write a page on which a person accepts, corrects or rejects labels or rules, or makes a gold set.
+
+    It opens without a network or a server and keeps the answers in the browser; the file that it saves goes into
+    `trajnote annotations import`. Needs the extra `plots`.
+    """
+    from storage.store import Store
+
+    from ..labelling import prepare_queue
+    from ..reporting import write_review
+    from ..simulation import Named
+
+    opened = Store.open(store)
+    prepared = prepare_queue(opened, run, order=queue, dataset=dataset, limit=limit, seed=seed)
+    with progress_bars() as bars:
+        written = write_review(opened, prepared, out=output, pictures=pictures, env_id=Named.of(env), report=bars)
+    if as_json:
+        print_json(vars(written))
+    else:
+        about = f"{written.items} items of {written.dataset_id}, {written.pictures} pictures"
+        print_lines(f"{written.queue_id}: {about}", *written.problems, str(written.path))
 
 
 def watch(

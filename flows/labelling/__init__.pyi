@@ -2,11 +2,14 @@ from .annotation import LabelConfig, Planned, card_of, export, label, label_some
 from .batching import ingest, poll, submit
 from .label_replays import ReplayConfig, replay_labels
 from .quality import Checkup, as_plain, check_labels
+from .queues import Order, Prepared, prepare_queue
 
 __all__ = [
     "Checkup",
     "LabelConfig",
+    "Order",
     "Planned",
+    "Prepared",
     "ReplayConfig",
     "as_plain",
     "card_of",
@@ -17,6 +20,7 @@ __all__ = [
     "label_some",
     "plan",
     "poll",
+    "prepare_queue",
     "replay_labels",
     "retry",
     "submit",

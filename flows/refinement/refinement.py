@@ -23,7 +23,7 @@ from refine.labels import (
     relabel,
 )
 from refine.policies import CompiledRules, Past
-from storage.annotations import RuleList, load_rule_lists, pool_annotations
+from storage.annotations import RuleList, load_rule_lists, pool_annotations, trusted_annotations, trusted_rules
 from storage.catalog import component_columns
 from storage.content_hash import canonical_json
 from storage.datasets import StepArrays, catalogued_episodes, read_manifest, read_steps
@@ -317,9 +317,10 @@ def find_opinions(
         BadInput: for an unknown run, for runs of both kinds, or for rules without a potential in mode R.
     """
     dataset_id = datasets[0]
-    notes = [] if rules else pool_annotations(store, datasets, run_ids)
+    notes = [] if rules else trusted_annotations(store, pool_annotations(store, datasets, run_ids))
     counted = datasets if run_ids or not notes else ()
-    there = _different(listed for name in counted for listed in load_rule_lists(store, name, run_ids))
+    lists = [listed for name in counted for listed in load_rule_lists(store, name, run_ids)]
+    there = _different(trusted_rules(store, lists))
     found = LabelSource(notes, there if rules or run_ids else [])
     if found.notes and found.lists:
         raise BadInput(

@@ -205,7 +205,7 @@ def _pack(
         grid = choose_grid(len(episode), {*film.pictures, *wanted}, points)
         columns = columns_of(episode, grid, components, action_names)
         pictures = {str(step): base64.b64encode(data).decode() for step, data in sorted(film.pictures.items())}
-        return columns | {"pictures": pictures} | _ending(episode)
+        return columns | {"pictures": pictures} | summarise_end(episode)
 
     used = {label["request_id"] for label in scene.labels} & replies.keys()
     content = {
@@ -252,12 +252,13 @@ def _summary(scene: _Scene) -> Row:
         "seed": scene.episode.seed,
         "labels": len(scene.labels),
         "corrections": sum(label["agrees"] is False for label in scene.labels),
-        **_ending(scene.episode),
+        **summarise_end(scene.episode),
         "rematch": None if scene.rematch is None else round(scene.rematch.return_, 2),
     }
 
 
-def _ending(episode: Episode) -> Row:
+def summarise_end(episode: Episode) -> Row:
+    """Return, length and how an episode ended, in words."""
     end = "terminated" if episode.terminated else "cut by the time limit" if episode.truncated else "ended"
     return {"return": round(episode.return_, 2), "length": len(episode), "end": end}
 

@@ -33,7 +33,7 @@ from .origins import (
 )
 from .wording import interval_of, number, plain_reason, read_object, script_json, spread
 
-_TEMPLATES = Path(__file__).resolve().parents[1] / "templates"
+TEMPLATES = Path(__file__).resolve().parents[1] / "templates"
 _SCRIPTS = ("theme.js", "charts.js", "viewer.js", "copy.js")
 _SNIPPET = "window.vegaEmbed = vegaEmbed;"
 
@@ -47,20 +47,20 @@ def render_page(story: Mapping[str, Any], charts: Mapping[str, Any], viewer: Vie
         viewer: the episodes.
         library: JavaScript of Vega-Lite.
     """
-    scripts = [library, *((_TEMPLATES / name).read_text(encoding="utf-8") for name in _SCRIPTS)]
+    scripts = [library, *((TEMPLATES / name).read_text(encoding="utf-8") for name in _SCRIPTS)]
     listed = {
         "components": viewer.components,
         "episodes": [entry.summary for entry in viewer.entries],
         "opponent": viewer.opponent.policy_id if viewer.opponent else None,
     }
     return (
-        _environment()
+        page_environment()
         .get_template("report.html")
         .render(
             story=story,
             viewer=viewer,
-            policy=_content_policy(scripts),
-            style=Markup((_TEMPLATES / "report.css").read_text(encoding="utf-8")),
+            policy=content_policy(scripts),
+            style=Markup((TEMPLATES / "report.css").read_text(encoding="utf-8")),
             scripts=[Markup(script) for script in scripts],
             charts_json=Markup(script_json(charts)),
             viewer_json=Markup(script_json(listed)),
@@ -68,10 +68,10 @@ def render_page(story: Mapping[str, Any], charts: Mapping[str, Any], viewer: Vie
     )
 
 
-def _environment() -> Environment:
+def page_environment() -> Environment:
     """Jinja that escapes everything and makes deceptive characters visible."""
     return Environment(
-        loader=FileSystemLoader(_TEMPLATES),
+        loader=FileSystemLoader(TEMPLATES),
         autoescape=True,
         finalize=_finalize,
         undefined=StrictUndefined,
@@ -86,7 +86,7 @@ def _finalize(value: Any) -> Any:
     return "" if value is None else visible(value) if isinstance(value, str) else value
 
 
-def _content_policy(scripts: Sequence[str]) -> str:
+def content_policy(scripts: Sequence[str]) -> str:
     """A content security policy: only these scripts, pictures from the page itself, no connections."""
     hashes = [base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts]
     allowed = " ".join(f"'sha256-{digest}'" for digest in hashes)

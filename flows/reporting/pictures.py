@@ -33,6 +33,7 @@ class Take:
     home: Home
     episode: Episode
     steps: frozenset[int]
+    width: int = WIDTH
 
 
 @dataclass(frozen=True)
@@ -106,12 +107,12 @@ def _unrendered(error: BaseException, text: str) -> str:
     return NO_PICTURES if has_none else f"the environment cannot be rendered: {text}"
 
 
-def encode_picture(frame: Array) -> bytes:
-    """A small WebP of an (H, W, 3) frame of bytes."""
+def encode_picture(frame: Array, width: int = WIDTH) -> bytes:
+    """A small WebP, `width` pixels wide, of an (H, W, 3) frame of bytes."""
     image = Image.fromarray(np.ascontiguousarray(frame, dtype=np.uint8)).convert("RGB")
-    height = max(1, round(image.height * WIDTH / image.width))
+    height = max(1, round(image.height * width / image.width))
     buffer = io.BytesIO()
-    small = image.resize((WIDTH, height), Image.Resampling.BOX if image.width > WIDTH else Image.Resampling.NEAREST)
+    small = image.resize((width, height), Image.Resampling.BOX if image.width > width else Image.Resampling.NEAREST)
     small.save(buffer, "WEBP", quality=_QUALITY, method=1)
     return buffer.getvalue()
 
@@ -127,7 +128,7 @@ def _play(environment: Environment, take: Take) -> Film:
             frame = _render(environment)
             if not isinstance(frame, np.ndarray) or frame.ndim != 3:
                 return Film({}, NO_PICTURES)
-            pictures[step] = encode_picture(frame)
+            pictures[step] = encode_picture(frame, take.width)
         if step < min(last, len(episode)):
             shown, *_ = environment.step(logged_action(episode, step))
     return Film(pictures)
@@ -196,7 +197,7 @@ def columns_of(episode: Episode, grid: Array, components: Sequence[int], action_
         "r": short_numbers(_peaks(episode.rewards, grid)),
         "g": short_numbers(earned[grid]),
         "c": [short_numbers(observations[grid, place]) for place in components],
-        "a": [_action(episode, int(step), action_names) for step in grid],
+        "a": [action_words(episode, int(step), action_names) for step in grid],
     }
 
 
@@ -218,7 +219,8 @@ def _peaks(rewards: Array, grid: Array) -> Array:
     return np.array([*(piece[np.abs(piece).argmax()] for piece in pieces), np.nan])
 
 
-def _action(episode: Episode, step: int, names: Sequence[str]) -> str:
+def action_words(episode: Episode, step: int, names: Sequence[str]) -> str:
+    """The action of a step: its name, or its numbers; empty in the final state."""
     if step >= len(episode):
         return ""
     action = episode.actions[step]

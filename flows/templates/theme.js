@@ -1,5 +1,5 @@
 
-// Light and dark: one palette in CSS, read from there by whatever draws.
+// Light and dark: one palette in CSS, read from there by what draws; and what all scripts share.
 const root = document.documentElement;
 const listeners = [];
 const probe = document.createElement("span");
@@ -57,4 +57,21 @@ document.getElementById("theme").addEventListener("click", () => {
   changed();
 });
 
-window.trajnote = { paint, config, narrow, read: (id) => JSON.parse(document.getElementById(id).textContent), onTheme: (listener) => listeners.push(listener) };
+
+// What the other scripts share: texts become text, never markup, and an episode is unpacked only when it is looked at.
+function element(tag, text) {
+  const made = document.createElement(tag);
+  if (text !== undefined) made.textContent = text;
+  return made;
+}
+
+const number = (value, digits = 2) => (value === null || value === undefined ? "–" : value.toFixed(digits).replace(/^-(?=[0.]*$)/, "").replace("-", "−"));
+
+async function unpack(id) {
+  const bytes = Uint8Array.from(atob(document.getElementById(id).textContent), (letter) => letter.charCodeAt(0));
+  const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("deflate"));
+  return JSON.parse(await new Response(stream).text());
+}
+
+const read = (id) => JSON.parse(document.getElementById(id).textContent);
+window.trajnote = { paint, config, narrow, element, number, unpack, read, onTheme: (listener) => listeners.push(listener) };

@@ -1,11 +1,10 @@
 
 // The episode viewer: one episode unpacked at a time, one step looked at, both sides moved together.
 // Everything that a model wrote enters the page as text, never as markup.
-const { paint, config, narrow, read, onTheme } = window.trajnote;
+const { paint, config, narrow, element, number, read, unpack: unpackPart, onTheme } = window.trajnote;
 const MOST_POINTS = 300;
 const viewer = document.getElementById("viewer");
 const byId = (id) => document.getElementById(id);
-const number = (value, digits = 2) => (value === null || value === undefined ? "–" : value.toFixed(digits).replace("-", "−"));
 const stance = (note) => (note.agrees === null ? "none" : note.agrees ? "confirms" : "corrects");
 
 if (viewer) start();
@@ -17,9 +16,7 @@ async function start() {
 
   async function unpack(place) {
     if (!kept.has(place)) {
-      const bytes = Uint8Array.from(atob(byId(`pack-${place}`).textContent), (letter) => letter.charCodeAt(0));
-      const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("deflate"));
-      kept.set(place, JSON.parse(await new Response(stream).text()));
+      kept.set(place, await unpackPart(`pack-${place}`));
       if (kept.size > 8) kept.delete(kept.keys().next().value);
     }
     return kept.get(place);
@@ -227,12 +224,6 @@ async function start() {
     bar.style.left = `${Math.min(place(0), place(value))}%`;
     bar.style.width = `${Math.abs(place(value) - place(0))}%`;
     made.append(bar);
-    return made;
-  }
-
-  function element(tag, text) {
-    const made = document.createElement(tag);
-    if (text !== undefined) made.textContent = text;
     return made;
   }
 
