@@ -110,9 +110,9 @@ def die_at(place: int, root: Path) -> None:
                 os.kill(os.getpid(), signal.SIGKILL)
             left[0] -= 1
 
-    fsync, connect = os.fsync, Catalog._connect
+    fsync, connect = os.fsync, Catalog.connect
     os.fsync = lambda descriptor: (sys.audit("touch"), fsync(descriptor))[1]
-    Catalog._connect = lambda catalog, read_only: (sys.audit("touch"), connect(catalog, read_only))[1]
+    Catalog.connect = lambda catalog, read_only: (sys.audit("touch"), connect(catalog, read_only))[1]
     sys.addaudithook(count)
 
 

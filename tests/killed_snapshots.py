@@ -39,8 +39,8 @@ def count_touches(root: Path, stop: Callable[[int], None]) -> None:
         if event in _TOUCHES and (event == "touch" or str(arguments[0]).startswith(str(root))):
             stop(next(number))
 
-    connect = Catalog._connect
-    Catalog._connect = lambda catalog, read_only: (sys.audit("touch"), connect(catalog, read_only))[1]
+    connect = Catalog.connect
+    Catalog.connect = lambda catalog, read_only: (sys.audit("touch"), connect(catalog, read_only))[1]
     sys.addaudithook(count)
 
 
