@@ -1,4 +1,36 @@
+from .gold import (
+    Estimated,
+    GoldScore,
+    GoldSet,
+    Opinion,
+    Paired,
+    Rate,
+    Rivalry,
+    Stratum,
+    compare_runs,
+    read_gold,
+    score_run,
+)
 from .placement import EDGES, Bin, same_actions
 from .verdict import Judgement, Quality, assess_run, judge
 
-__all__ = ["EDGES", "Bin", "Judgement", "Quality", "assess_run", "judge", "same_actions"]
+__all__ = [
+    "EDGES",
+    "Bin",
+    "Estimated",
+    "GoldScore",
+    "GoldSet",
+    "Judgement",
+    "Opinion",
+    "Paired",
+    "Quality",
+    "Rate",
+    "Rivalry",
+    "Stratum",
+    "assess_run",
+    "compare_runs",
+    "judge",
+    "read_gold",
+    "same_actions",
+    "score_run",
+]

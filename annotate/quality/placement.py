@@ -91,11 +91,20 @@ def same_actions(left: Array, right: Array, space: Space) -> Bools:
     """
     if space.is_discrete:
         return np.asarray(left[:, 0] == right[:, 0], np.bool_)
+    return np.all(np.abs(left - right) <= AGREEMENT_SHARE * action_extent(space, right), axis=1)
+
+
+def action_extent(space: Space, actions: Array) -> Floats:
+    """The unit in which differences of continuous actions count, (L, m): a number's range, or its size (1 at least).
+
+    Args:
+        space: of the actions.
+        actions: (L, m), for numbers without bounds.
+    """
     low = np.full(space.size, -np.inf) if space.low is None else np.array(space.low)
     high = np.full(space.size, np.inf) if space.high is None else np.array(space.high)
     bounded = np.isfinite(low) & np.isfinite(high)
-    extent = np.where(bounded, np.where(bounded, high, 0) - np.where(bounded, low, 0), np.maximum(1, np.abs(right)))
-    return np.all(np.abs(left - right) <= AGREEMENT_SHARE * extent, axis=1)
+    return np.where(bounded, np.where(bounded, high, 0) - np.where(bounded, low, 0), np.maximum(1, np.abs(actions)))
 
 
 TENTHS = 10

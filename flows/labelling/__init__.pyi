@@ -1,11 +1,14 @@
 from .annotation import LabelConfig, Planned, card_of, export, label, label_some, plan, retry
 from .batching import ingest, poll, submit
+from .gold import PERSON, GoldReport, find_gold_runs, score_against_gold
 from .label_replays import ReplayConfig, replay_labels
 from .quality import Checkup, as_plain, check_labels
 from .queues import Order, Prepared, prepare_queue
 
 __all__ = [
+    "PERSON",
     "Checkup",
+    "GoldReport",
     "LabelConfig",
     "Order",
     "Planned",
@@ -15,6 +18,7 @@ __all__ = [
     "card_of",
     "check_labels",
     "export",
+    "find_gold_runs",
     "ingest",
     "label",
     "label_some",
@@ -23,5 +27,6 @@ __all__ = [
     "prepare_queue",
     "replay_labels",
     "retry",
+    "score_against_gold",
     "submit",
 ]

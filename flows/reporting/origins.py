@@ -16,6 +16,7 @@ from refine.config import RefineConfig
 from refine.evaluation import OpeConfig
 from storage.schema import Manifest
 
+from ..labelling import PERSON
 from ..refinement import AppraiseConfig, GateConfig
 from .facts import Facts, Row
 from .wording import number, read_object, when
@@ -196,10 +197,6 @@ def _said(value: object) -> str:
     if isinstance(value, Mapping):
         return ", ".join(f"{name}: {_said(item)}" for name, item in value.items())
     return str(value)
-
-
-PERSON = "human:"
-"""The beginning of the name of an annotator who is a person."""
 
 
 def tell_origin(facts: Facts) -> list[tuple[str, list[str]]]:

@@ -1,0 +1,174 @@
+"""`annotate quality --gold`: the runs of a dataset against what a trusted reader says of the same states.
+
+Reading is done here; the measures are in `annotate/quality/gold.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+
+from annotate.quality import GoldScore, GoldSet, Opinion, Rivalry, compare_runs, read_gold, score_run
+from storage.datasets import pick, read_manifest, resolve_dataset
+from storage.errors import BadInput, Prerequisite
+from storage.queries import Row, ask
+from storage.schema import Space
+from storage.store import Store
+
+PERSON = "human:"
+"""The beginning of the name of an annotator who is a person."""
+
+
+@dataclass(frozen=True)
+class GoldReport:
+    """Runs judged by a gold set."""
+
+    dataset_id: str
+    gold: GoldSet
+    scores: tuple[GoldScore, ...]
+    rivalries: tuple[Rivalry, ...]  # each two runs with common gold states
+    remarks: tuple[str, ...]  # what was left out, and what the numbers do not say
+
+
+def score_against_gold(
+    store: Store, gold: Sequence[str], *, dataset: str | None = None, runs: Sequence[str] | None = None
+) -> GoldReport:
+    """Judge annotation runs, labels and rules alike, by one or more gold runs.
+
+    Args:
+        store: the store.
+        gold: runs of trusted readers, or unique beginnings of their ids.
+        dataset: theirs, if the user names it.
+        runs: the runs to judge; all of the dataset with a common state when None.
+
+    Raises:
+        BadInput: for an unknown run, one of another dataset, a run that is gold and judged at once, or a gold run
+            that is named twice or gave rules.
+        Prerequisite: if no run has labelled a state of the gold set.
+    """
+    with store.catalog.read() as con:
+        known = {row["run_id"]: row for row in ask(con, "quality/runs")}
+    trusted = _gold_runs(known, gold)
+    dataset_id = _common_dataset(store, [known[run_id] for run_id in trusted], dataset)
+    judged = _judged_runs(known, runs, trusted, dataset_id)
+    space = read_manifest(store, dataset_id).action_space
+    found = _read_set(store, dataset_id, trusted, space)
+    opinions = _opinions(store, dataset_id, judged, found)
+    shared = {run_id: said for run_id in judged if (said := opinions.get(run_id))}
+    if not shared or (runs is not None and len(shared) < len(judged)):
+        _refuse_strangers(found, [run_id for run_id in judged if run_id not in shared])
+    rivals = [compare_runs(one, other, found, space) for one, other in combinations(shared.values(), 2)]
+    return GoldReport(
+        dataset_id=dataset_id,
+        gold=found,
+        scores=tuple(score_run(said, found, space) for said in shared.values()),
+        rivalries=tuple(rivalry for rivalry in rivals if rivalry is not None),
+        remarks=tuple(_remarks(found, known, space)),
+    )
+
+
+def find_gold_runs(store: Store, dataset_id: str) -> list[str]:
+    """The runs of a dataset that people labelled, which a report takes for its gold set."""
+    with store.catalog.read() as con:
+        rows = ask(con, "quality/runs")
+    return [
+        row["run_id"]
+        for row in rows
+        if row["dataset_id"] == dataset_id and row["labels"] and str(row["model"] or "").startswith(PERSON)
+    ]
+
+
+def _gold_runs(known: Mapping[str, Row], names: Sequence[str]) -> list[str]:
+    picked = [pick(name, list(known), "annotation run") for name in names]
+    for run_id in picked:
+        if picked.count(run_id) > 1:
+            raise BadInput(f"--gold names {run_id} twice.", "Name each gold run once.")
+        if known[run_id]["rules"]:
+            raise BadInput(f"{run_id} gave rules; a gold set has labels of single states.")
+    return picked
+
+
+def _common_dataset(store: Store, gold: Sequence[Row], dataset: str | None) -> str:
+    """The dataset of the gold runs, which has to be one."""
+    wanted = gold[0]["dataset_id"] if dataset is None else resolve_dataset(store, dataset)
+    for row in gold:
+        if row["dataset_id"] != wanted:
+            raise BadInput(f"The gold run {row['run_id']} is of the dataset {row['dataset_id']}, not {wanted}.")
+    return str(wanted)
+
+
+def _judged_runs(
+    known: Mapping[str, Row], names: Sequence[str] | None, gold: Sequence[str], dataset_id: str
+) -> list[str]:
+    if not names:
+        return [name for name, row in known.items() if row["dataset_id"] == dataset_id and name not in gold]
+    picked = list(dict.fromkeys(pick(name, list(known), "annotation run") for name in names))
+    for run_id in picked:
+        if run_id in gold:
+            raise BadInput(f"{run_id} is the gold run itself.", "Name another run with --run, or none for all.")
+        if known[run_id]["dataset_id"] != dataset_id:
+            raise BadInput(
+                f"The run {run_id} is of the dataset {known[run_id]['dataset_id']}; the gold run is of {dataset_id}."
+            )
+    return picked
+
+
+def _read_set(store: Store, dataset_id: str, gold: Sequence[str], space: Space) -> GoldSet:
+    with store.catalog.read() as con:
+        rows = ask(con, "quality/opinions", dataset=dataset_id, runs=list(gold), episodes=None, steps=None)
+    return read_gold([_opinion(row) for row in rows], space)
+
+
+def _opinions(store: Store, dataset_id: str, runs: Sequence[str], gold: GoldSet) -> dict[str, list[Opinion]]:
+    """What runs say of the states of a gold set, by run."""
+    episodes, steps = ([place[axis] for place in gold.states] for axis in (0, 1))
+    with store.catalog.read() as con:
+        rows = ask(con, "quality/opinions", dataset=dataset_id, runs=list(runs), episodes=episodes, steps=steps)
+    found: dict[str, list[Opinion]] = {}
+    for row in rows:
+        found.setdefault(row["run_id"], []).append(_opinion(row))
+    return found
+
+
+def _opinion(row: Row) -> Opinion:
+    return Opinion(
+        opinion_id=row["opinion_id"],
+        run_id=row["run_id"],
+        model=row["model"],
+        prompt_version=row["prompt_version"],
+        place=(row["episode_id"], row["step"]),
+        suggested=None if row["suggested_action"] is None else tuple(row["suggested_action"]),
+        label=row["suggested_label"],
+        logged=tuple(row["action_vector"]),
+        critical=row["critical"],
+        grade=row["implicit_reward"],
+        confidence=row["confidence"],
+    )
+
+
+def _refuse_strangers(gold: GoldSet, runs: Sequence[str]) -> None:
+    named = ", ".join(runs) if runs else "The dataset's other runs"
+    raise Prerequisite(
+        f"{named} and the gold run {', '.join(gold.run_ids)} have no state in common.",
+        "`trajnote review --gold` asks about states that runs have labelled.",
+    )
+
+
+def _remarks(gold: GoldSet, known: Mapping[str, Row], space: Space) -> list[str]:
+    """What a reader of the numbers has to know, a line each."""
+    said: list[str] = []
+    if gold.contested:
+        said.append(f"{gold.contested} states have no verdict, since the readers' answers differ")
+    if gold.unusable:
+        said.append(f"{gold.unusable} answers hold an action that is not finite; they are left out")
+    readers = [str(known[run_id]["model"]) for run_id in gold.run_ids]
+    for reader in sorted({reader for reader in readers if readers.count(reader) > 1}):
+        said.append(f"{reader} has {readers.count(reader)} of the gold runs; that is one reader, not several")
+    if not space.is_discrete:
+        said.append("right means that each number lies within 5% of its range of the reader's")
+    if all(state.critical is None for state in gold.states.values()):
+        said.append("the gold set tells no critical states from others, so nothing is said of them")
+    elif not gold.strata:
+        said.append("the gold set is not known to be random: `critical` is looked for among labelled states only")
+    return said
