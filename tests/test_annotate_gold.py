@@ -15,11 +15,10 @@ from storage.schema import Space
 
 PUSH = Space(kind="discrete", dtype="int64", size=1, n=4)
 PULL = Space(kind="box", dtype="float32", size=2, low=(-1.0, 0.0), high=(1.0, 10.0))
+Action = float | tuple[float, ...]
 
 
-def say(
-    place: int, action: float | tuple[float, ...] | None, logged: float | tuple[float, ...] = 0.0, **more: object
-) -> Opinion:
+def say(place: int, action: Action | None, logged: Action = 0.0, **more: object) -> Opinion:
     """An opinion on step `place` of episode 0."""
     suggested = action if isinstance(action, tuple) or action is None else (action,)
     plain: dict[str, object] = {"critical": None, "grade": None, "confidence": None, "run_id": "a_1", "model": "m"}

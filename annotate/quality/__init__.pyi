@@ -1,5 +1,6 @@
 from .gold import (
     Estimated,
+    GoldBin,
     GoldScore,
     GoldSet,
     Opinion,
@@ -18,6 +19,7 @@ __all__ = [
     "EDGES",
     "Bin",
     "Estimated",
+    "GoldBin",
     "GoldScore",
     "GoldSet",
     "Judgement",

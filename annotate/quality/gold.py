@@ -131,7 +131,7 @@ class GoldSet:
 
 
 @dataclass(frozen=True)
-class Bin:
+class GoldBin:
     """States whose suggestions have like confidence."""
 
     low: float
@@ -155,7 +155,7 @@ class GoldScore:
     agent: Rate | None  # what was done is right, on the same states
     gain: Paired | None  # suggestion first, what was done second
     by_action: Mapping[str, Rate]
-    bins: tuple[Bin, ...]
+    bins: tuple[GoldBin, ...]
     calibration_error: float | None  # mean |confidence - share right| over the bins
     confidence_order: Estimated | None  # probability that a right suggestion has more confidence than a wrong one
     grade_order: Estimated | None  # the same of the grades of what was done, right or wrong
@@ -384,17 +384,17 @@ def _by_action(judged: Sequence[_Judged]) -> dict[str, Rate]:
     return {label: Rate.counted(hits[label], n) for label, n in counted.most_common()}
 
 
-def _bins(judged: Sequence[_Judged]) -> tuple[Bin, ...]:
-    made: list[Bin] = []
+def _bins(judged: Sequence[_Judged]) -> tuple[GoldBin, ...]:
+    made: list[GoldBin] = []
     for low, high in pairwise(EDGES):
         inside = [s for s in judged if s.confidence is not None and low <= s.confidence < high + (high == EDGES[-1])]
         right = Rate.of(bool(state.right) for state in inside)
         if right is not None:
-            made.append(Bin(low, high, _mean(state.confidence for state in inside) or 0.0, right))
+            made.append(GoldBin(low, high, _mean(state.confidence for state in inside) or 0.0, right))
     return tuple(made)
 
 
-def _calibration_error(bins: Sequence[Bin]) -> float | None:
+def _calibration_error(bins: Sequence[GoldBin]) -> float | None:
     total = sum(found.right.n for found in bins)
     return sum(found.right.n * abs(found.confidence - found.right.share) for found in bins) / total if total else None
 

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from annotate.importing import ReviewSummary
     from annotate.runs import Polled, RunSummary
 
-    from ..labelling import Checkup, LabelConfig, Planned
+    from ..labelling import Checkup, GoldReport, LabelConfig, Planned
 
 ExportOption = Annotated[
     Path | None, typer.Option("--export", help="file: write the unanswered requests here, and stop.")
@@ -459,15 +459,33 @@ def annotate_quality(
     store: StoreOption = DEFAULT_STORE,
     dataset: DatasetOption = None,
     run: RunsOption = None,
+    gold: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--gold",
+            metavar="RUN",
+            help="Judge by the labels of this run, which a trusted reader made; repeatable: several readers.",
+        ),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Judge labels before training: coverage, consistency, calibration, agreement; a verdict with its reasons."""
+    """Judge labels before training: coverage, consistency, calibration, agreement; a verdict with its reasons.
+
+    With --gold: how often suggestions and `critical` are right, with exact intervals, and which of two runs more often.
+    """
     from storage.datasets import resolve_dataset
     from storage.store import Store
 
-    from ..labelling import as_plain, check_labels
+    from ..labelling import as_plain, check_labels, gold_as_plain, score_against_gold
 
     opened = Store.open(store)
+    if gold:
+        scored = score_against_gold(opened, gold, dataset=dataset, runs=run)
+        if as_json:
+            print_json(gold_as_plain(scored))
+        else:
+            _print_gold(scored)
+        return
     dataset_id = resolve_dataset(opened, dataset)
     found = check_labels(opened, dataset_id, run)
     if as_json:
@@ -573,6 +591,16 @@ def annotations_replay(
             f"mean advantage {found.advantage:+.4g}: {found.better:.0%} better than the logged action, "
             f"{found.worse:.0%} worse"
         )
+
+
+def _print_gold(found: GoldReport) -> None:
+    from ..labelling import describe_gain, describe_gold, describe_rivalry, score_rows
+
+    print_lines(*describe_gold(found))
+    for score in found.scores:
+        asked = f", prompts {score.prompt_version}" if score.prompt_version else ""
+        print_table(f"{score.run_id} ({score.model}{asked}): {describe_gain(score)}", score_rows(score))
+    print_lines(*map(describe_rivalry, found.rivalries))
 
 
 def _print_checkup(checkup: Checkup) -> None:

@@ -8,8 +8,21 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
+from typing import Any
 
-from annotate.quality import GoldScore, GoldSet, Opinion, Rivalry, compare_runs, read_gold, score_run
+from annotate.quality import (
+    Estimated,
+    GoldBin,
+    GoldScore,
+    GoldSet,
+    Opinion,
+    Paired,
+    Rate,
+    Rivalry,
+    compare_runs,
+    read_gold,
+    score_run,
+)
 from storage.datasets import pick, read_manifest, resolve_dataset
 from storage.errors import BadInput, Prerequisite
 from storage.queries import Row, ask
@@ -172,3 +185,95 @@ def _remarks(gold: GoldSet, known: Mapping[str, Row], space: Space) -> list[str]
     elif not gold.strata:
         said.append("the gold set is not known to be random: `critical` is looked for among labelled states only")
     return said
+
+
+def score_rows(score: GoldScore) -> list[dict[str, object]]:
+    """A score as a table: each measure with its share, interval and the number behind it."""
+    named: list[tuple[str, Rate | Estimated | None]] = [
+        ("suggestions that are right", score.right),
+        ("suggestions nearer to it than what was done", score.nearer),
+        ("of those that correct the agent", score.corrections),
+        ("of those that confirm it", score.confirmations),
+        *((f"of those that say {action}", rate) for action, rate in score.by_action.items()),
+        ("what the agent did, right", score.agent),
+        ("called critical that are", score.critical_right),
+        ("critical that are called so", score.critical_found),
+        ("labelled states that are critical", score.critical_base),
+        ("critical steps of all, found", score.critical_found_anywhere),
+        *((f"right at confidence {found.low:g} to {found.high:g}", found.right) for found in score.bins),
+        ("confidence higher where right", score.confidence_order),
+        ("grade higher where the agent is right", score.grade_order),
+    ]
+    return [_row(name, rate) for name, rate in named if rate is not None]
+
+
+def _row(name: str, rate: Rate | Estimated) -> dict[str, object]:
+    behind = f"{rate.hits} of {rate.n}" if isinstance(rate, Rate) else f"{rate.n} states"
+    return {
+        "measure": name,
+        "share": f"{rate.share:.0%}",
+        "95% interval": f"{rate.low:.0%} to {rate.high:.0%}",
+        "behind it": behind,
+    }
+
+
+def describe_gold(found: GoldReport) -> list[str]:
+    """What the gold set is, a line each."""
+    gold = found.gold
+    between = gold.between
+    lines = [f"gold: {gold.answered} states by {', '.join(gold.readers)} ({', '.join(gold.run_ids)})"]
+    if between is not None:
+        lines.append(f"  answers to one state agree on {between.hits} of {between.n} states")
+    return [*lines, *(f"  {remark}" for remark in found.remarks)]
+
+
+def describe_gain(score: GoldScore) -> str:
+    """A score's verdict, and the test behind it."""
+    gain = score.gain
+    if gain is None:
+        return score.verdict
+    return (
+        f"{score.verdict}: only the suggestion is right in {gain.only_first} states, only what was done in "
+        f"{gain.only_second} of {gain.states} (exact McNemar test, p = {gain.p:.2g})"
+    )
+
+
+def describe_rivalry(rivalry: Rivalry) -> str:
+    """Two runs on their common states, and the test of their difference."""
+    paired = rivalry.paired
+    answer = rivalry.answer.replace("the first", rivalry.first).replace("the second", rivalry.second)
+    return (
+        f"{rivalry.first} and {rivalry.second}: {answer}; of {paired.states} common states both are right in "
+        f"{paired.both}, only the first in {paired.only_first}, only the second in {paired.only_second} "
+        f"(exact McNemar test, p = {paired.p:.2g})"
+    )
+
+
+def gold_as_plain(found: GoldReport) -> dict[str, Any]:
+    """A report as JSON can say it."""
+    gold = found.gold
+    between = None if gold.between is None else gold.between._asdict()
+    return {
+        "dataset_id": found.dataset_id,
+        "gold": {
+            "run_ids": gold.run_ids,
+            "readers": gold.readers,
+            "states": gold.answered,
+            "contested": gold.contested,
+            "agreement": between,
+            "is_random": bool(gold.strata),
+        },
+        "runs": [{name: _plain(value) for name, value in vars(score).items()} for score in found.scores],
+        "pairs": [{name: _plain(value) for name, value in vars(rivalry).items()} for rivalry in found.rivalries],
+        "remarks": list(found.remarks),
+    }
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Rate | Estimated | Paired):
+        return value._asdict()
+    if isinstance(value, GoldBin):
+        return {name: _plain(item) for name, item in vars(value).items()}
+    if isinstance(value, Mapping):
+        return {str(name): _plain(item) for name, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, tuple) else value
