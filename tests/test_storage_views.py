@@ -68,7 +68,9 @@ def _walking() -> Any:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("view", ["steps", "annotated_steps", "spending", "label_quality", "leaderboard"])
+@pytest.mark.parametrize(
+    "view", ["steps", "annotated_steps", "spending", "label_quality", "annotator_scores", "leaderboard"]
+)
 def test_the_views_of_an_empty_store_exist_and_have_no_rows(store: Store, view: str) -> None:
     assert rows(store, f"SELECT * FROM {view}") == []
 

@@ -463,7 +463,7 @@ def annotate_quality(
         list[str] | None,
         typer.Option(
             "--gold",
-            metavar="RUN",
+            metavar="RUN|READER",
             help="Judge by the labels of this run, which a trusted reader made; repeatable: several readers.",
         ),
     ] = None,

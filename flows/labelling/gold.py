@@ -51,7 +51,7 @@ def score_against_gold(
 
     Args:
         store: the store.
-        gold: runs of trusted readers, or unique beginnings of their ids.
+        gold: runs of trusted readers, or unique beginnings of their ids; the name of a reader means all of theirs.
         dataset: theirs, if the user names it.
         runs: the runs to judge; all of the dataset with a common state when None.
 
@@ -93,13 +93,19 @@ def find_gold_runs(store: Store, dataset_id: str) -> list[str]:
 
 
 def _gold_runs(known: Mapping[str, Row], names: Sequence[str]) -> list[str]:
-    picked = [pick(name, list(known), "annotation run") for name in names]
+    picked = [run_id for name in names for run_id in _runs_named(known, name)]
     for run_id in picked:
         if picked.count(run_id) > 1:
             raise BadInput(f"--gold names {run_id} twice.", "Name each gold run once.")
         if known[run_id]["rules"]:
             raise BadInput(f"{run_id} gave rules; a gold set has labels of single states.")
     return picked
+
+
+def _runs_named(known: Mapping[str, Row], name: str) -> list[str]:
+    """The runs of a reader, or the run of that id or its beginning."""
+    of_reader = [run_id for run_id, row in known.items() if row["model"] == name and row["labels"]]
+    return of_reader or [pick(name, list(known), "annotation run")]
 
 
 def _common_dataset(store: Store, gold: Sequence[Row], dataset: str | None) -> str:

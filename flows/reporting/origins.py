@@ -248,10 +248,16 @@ def _author(run: Row) -> str:
         return f"{name.removeprefix(PERSON)}, a person, wrote {made}; entered on {when(run['created_at'])[:10]}."
     if run["provider"] == "import":
         return f"{made} by {name}, made elsewhere and imported on {when(run['created_at'])[:10]}."
-    first, last = run["first_day"], run["last_day"]
-    day = when(run["created_at"])[:10] if first is None else first if first == last else f"{first} to {last}"
+    days = sorted({_day(run, end) for end in ("first", "last")})
+    day = " to ".join(days)
     kept = ", from answers that were recorded earlier and are read again here" if run["recorded"] else ""
     return f"The language model {name} read the episodes as tables of numbers and wrote {made} on {day}{kept}."
+
+
+def _day(run: Row, end: str) -> str:
+    """The day on which a run's first or last reply was written, as its provenance says, or else when it came."""
+    said = str(read_object(run[f"{end}_provenance"]).get("date") or "")[:10]
+    return said or when(run[f"{end}_received"] or run["created_at"])[:10]
 
 
 def list_commands(facts: Facts) -> list[str]:

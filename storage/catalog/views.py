@@ -41,7 +41,7 @@ _PAIR_TYPES = {
 _OPINION = "coalesce({0}.request_id, {0}.annotation_id)"  # a reply that two runs share is one opinion
 _SUMMARIES = (
     *("label_agreement", "current_label_replays", "current_reviews", "refused_opinions"),
-    *("spending", "label_quality", "leaderboard"),
+    *("spending", "label_quality", "annotator_scores", "leaderboard"),
 )
 _FOLDER = Path(__file__).parent / "views"
 
