@@ -195,7 +195,7 @@ def test_one_reader_with_two_runs_is_said_to_be_one(toys: tuple[Store, str, str]
     assert found.gold.between is not None
     assert (found.gold.between.hits, found.gold.between.n) == (10, 10)
     assert "human:ann has 2 of the gold runs; that is one reader, not several" in found.remarks
-    assert score_against_gold(store, ["human:ann"]).gold.run_ids == (gold, again)
+    assert set(score_against_gold(store, ["human:ann"]).gold.run_ids) == {gold, again}
 
 
 @pytest.mark.slow
