@@ -4,6 +4,7 @@ import itertools
 import json
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from soak import full_or
 
-from refine.policies.mlp import MlpPolicy
+from refine.policies.mlp import MlpPolicy, Mode, stand_abreast
 from storage.errors import BadInput, DamagedStore
 from storage.schema import Space
 
@@ -37,6 +38,28 @@ def make_policy(head: str = "logits", *, hidden: int = 64, observations: Space =
 
 def rngs(count: int, seed: int = 0) -> list[np.random.Generator]:
     return [np.random.default_rng([seed, row]) for row in range(count)]
+
+
+@pytest.mark.parametrize("head", ["logits", "q_values", "tanh", "clip"])
+@pytest.mark.parametrize("mode", ["greedy", "sampled"])
+def test_networks_side_by_side_do_what_each_of_them_does_alone_to_the_last_bit(head: str, mode: Mode) -> None:
+    beside = {} if head in ("logits", "q_values") else {"log_std": np.zeros(2)}
+    one = make_policy(head, shift=np.arange(5.0), scale=np.arange(1.0, 6.0), output_limit=0.7, **beside)
+    other = replace(
+        one, weights=[-weight for weight in one.weights], shift=np.ones(5), **{k: -v for k, v in beside.items()}
+    )
+    assert one.shape == other.shape != make_policy(head, hidden=7).shape
+    policies = [one, other, other, one, other]
+    observations = np.random.default_rng(1).normal(size=(5, 5)).astype(np.float32)
+
+    together = stand_abreast(policies).act(observations, mode=mode, rngs=rngs(5))
+    alone = [
+        policy.act(observations[row : row + 1], mode=mode, rngs=rngs(5)[row : row + 1])
+        for row, policy in enumerate(policies)
+    ]
+    assert together.actions.tobytes() == np.concatenate([acts.actions for acts in alone]).tobytes()
+    assert together.outputs.tobytes() == np.concatenate([acts.outputs for acts in alone]).tobytes()
+    assert stand_abreast([one, one]) is one
 
 
 POLICIES = {

@@ -11,12 +11,12 @@ annotator's arm on few common episodes, see `placebos.py`, and share the report 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from itertools import chain
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 from pydantic import Field
@@ -185,6 +185,14 @@ class Comparison:
         return self.promoted.kept.policy_id
 
 
+class _Share(NamedTuple):
+    """A draw's part of the report seeds."""
+
+    arm: str
+    policy: Candidate
+    part: slice
+
+
 @dataclass(frozen=True)
 class ComparisonPlan:
     """Takes the arms of one comparison through the gate.
@@ -249,8 +257,8 @@ class ComparisonPlan:
             trials = sorted(
                 [*trials, *(self._untested(entry) for entry in entries)], key=lambda trial: arms.index(trial.draw.arm)
             )
-            greedy = self._report(trials, "greedy")
-            sampled = self._report(trials, "sampled") if self.material.baseline.is_stochastic else None
+            greedy = self._report(trials, "greedy", own)
+            sampled = self._report(trials, "sampled", own) if self.material.baseline.is_stochastic else None
             chosen = next(place for place, trial in enumerate(trials) if trial is promoted)
             alike = self._report_alike(own, greedy if sampled is None or self.gate.mode == "greedy" else sampled)
         return self._conclude(
@@ -383,20 +391,32 @@ class ComparisonPlan:
             common=entry.common,
         )
 
-    def _report(self, trials: Sequence[Trial], mode: Mode) -> dict[str, Returns]:
-        """Returns on the report seeds of the baseline and of what each arm led to; draws of chance share the seeds."""
+    def _report(self, trials: Sequence[Trial], mode: Mode, own: Entry) -> dict[str, Returns]:
+        """Returns on the report seeds of the baseline and of what each arm led to; draws of chance share the seeds.
+
+        What `_report_alike` asks for is played beside them.
+        """
         tested = {trial.draw.arm: trial.reported for trial in trials if trial.draw.arm not in CHANCE}
-        contestants = {"baseline": self.baseline, **tested}
-        seeds = self.gate.seeds.report
-        found = dict(zip(contestants, self._returns([*contestants.values()], seeds, "report", mode=mode), strict=True))
+        whole = {"baseline": self.baseline, **tested, **self.played}
+        shares, seeds = list(self._share_seeds(trials)), self.gate.seeds.report
+        also = [own.winner or self.baseline] if mode == self.gate.mode else []
+        contestants = [*whole.values(), *(share.policy for share in shares), *also]
+        each = [*[seeds] * len(whole), *(seeds[share.part] for share in shares), *[seeds] * len(also)]
+        played = iter(self._returns(contestants, each, "report", mode=mode))
+        found = {arm: next(played) for arm in whole}
+        for arm in dict.fromkeys(trial.draw.arm for trial in trials if trial.draw.arm in CHANCE):
+            found[arm] = found["baseline"].copy()  # what a draw that is no better leaves in force
+        for share in shares:
+            found[share.arm][share.part] = next(played)
+        return found
+
+    def _share_seeds(self, trials: Sequence[Trial]) -> Iterator[_Share]:
+        """Who plays which part of the report seeds for an arm of chance, where that is another than the baseline."""
         for arm in dict.fromkeys(trial.draw.arm for trial in trials if trial.draw.arm in CHANCE):
             drawn = [trial.reported for trial in trials if trial.draw.arm == arm]
-            found[arm] = found["baseline"].copy()  # what a draw that is no better leaves in force
-            for policy, part in zip(drawn, deal(len(seeds), len(drawn)), strict=False):
+            for policy, part in zip(drawn, deal(len(self.gate.seeds.report), len(drawn)), strict=False):
                 if policy != self.baseline:
-                    (found[arm][part],) = self._returns([policy], seeds[part], "report", mode=mode)
-        played = self._returns([*self.played.values()], seeds, "report", mode=mode)
-        return found | dict(zip(self.played, played, strict=True))
+                    yield _Share(arm, policy, part)
 
     def _report_alike(self, own: Entry, judged: Mapping[str, Returns]) -> dict[str, Returns]:
         """The judged returns, the annotator's arm chosen as draws of chance are: from the common episodes."""
@@ -404,7 +424,7 @@ class ComparisonPlan:
         return {**judged, "labels": returns}
 
     def _returns(
-        self, contestants: Sequence[Candidate], seeds: range, purpose: Purpose, *, mode: Mode
+        self, contestants: Sequence[Candidate], seeds: range | Sequence[range], purpose: Purpose, *, mode: Mode
     ) -> list[Returns]:
         words = {"select": "choose a candidate", "accept": "accept or reject", "report": f"report, {mode}"}
         advance: Callable[[int, int], None] = lambda done, total: self.report(words[purpose], done, total)  # noqa: E731

@@ -129,7 +129,7 @@ class Evaluator:
     def returns(
         self,
         contestants: Sequence[Candidate],
-        seeds: range,
+        seeds: range | Sequence[range],
         *,
         mode: Mode,
         purpose: Purpose,
@@ -139,33 +139,35 @@ class Evaluator:
 
         Args:
             contestants: the policies; equal ones are played once.
-            seeds: the episodes, the same for all, so that returns are paired.
+            seeds: the episodes, the same for all, so that returns are paired; or those of each contestant.
             mode: `greedy` or `sampled`.
             purpose: what the seeds are for, for the catalog.
             advance: called with episodes done and episodes in all.
         """
-        ids = [self._evaluation_id(contestant, seeds, mode) for contestant in contestants]
+        each = [seeds] * len(contestants) if isinstance(seeds, range) else list(seeds)
+        ids = [self._evaluation_id(*asked, mode) for asked in zip(contestants, each, strict=True)]
         known = self._memory.returns
         self._recall(contestants, ids)
-        missing = {id_: c for id_, c in zip(ids, contestants, strict=True) if id_ not in known}
+        asked = zip(ids, zip(contestants, each, strict=True), strict=True)
+        missing = {id_: episodes for id_, episodes in asked if id_ not in known}
         if missing:
-            self._play(missing, seeds, mode, purpose, advance)
+            self._play(missing, mode, purpose, advance)
         return [known[id_] for id_ in ids]
 
     def _play(
         self,
-        missing: Mapping[str, Candidate],
-        seeds: range,
+        missing: Mapping[str, tuple[Candidate, range]],
         mode: Mode,
         purpose: Purpose,
         advance: Callable[[int, int], None],
     ) -> None:
         """Play what is not in the catalog yet; finished episodes are kept on an interrupt."""
-        actors, lengths = [contestant.actor for contestant in missing.values()], list[int]()
-        play = partial(play_policies, self.env_id, self.env_kwargs, actors, seeds, mode, self.workers)
+        actors, lengths = [contestant.actor for contestant, _ in missing.values()], list[int]()
+        each = [seeds for _, seeds in missing.values()]
+        play = partial(play_policies, self.env_id, self.env_kwargs, actors, each, mode, self.workers)
         try:
             with closing(play(max_steps=self.max_steps, advance=advance, lengths=lengths)) as played:
-                for (id_, contestant), returns in zip(missing.items(), played, strict=True):
+                for (id_, (contestant, seeds)), returns in zip(missing.items(), played, strict=True):
                     row = self._row(id_, contestant, returns, seeds, mode=mode, purpose=purpose)
                     self._remember(id_, returns, row | {"steps": sum(lengths)})
                     lengths.clear()

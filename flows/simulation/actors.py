@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeGuard
 
 import numpy as np
 
-from refine.policies import Acts, MlpPolicy, Mode, OutputKind, Past, action_bounds, draw_uniforms
+from refine.policies import Acts, MlpPolicy, Mode, OutputKind, Past, action_bounds, draw_uniforms, stand_abreast
 from storage.errors import BadInput
 from storage.schema import Array, Space
 
@@ -59,6 +59,17 @@ def choose(
 def _needs_past(actor: Actor) -> TypeGuard[RulePolicy]:
     """By its attribute, since processes that play networks load no catalog, which rules come from."""
     return bool(getattr(actor, "needs_past", False))
+
+
+@dataclass(frozen=True)
+class Crowd:
+    """Networks of one shape that play side by side, one for each episode."""
+
+    networks: Sequence[MlpPolicy]  # by the place of the episode's seed
+
+    def cast(self, episodes: Sequence[int]) -> MlpPolicy:
+        """Who acts in these episodes: row by row with the same bits as each network alone."""
+        return stand_abreast([self.networks[episode] for episode in episodes])
 
 
 class Policy(Actor, Protocol):

@@ -18,7 +18,7 @@ from refine.policies import Acts, Chance, Mode, Past
 from storage.errors import BadInput, TrajnoteWarning
 from storage.schema import Array, Episode
 
-from .actors import Actor, choose
+from .actors import Actor, Crowd, choose
 from .complaints import BrokenPromiseError, broken, complaint, describe_raised
 from .environments import Environment, Step, bare_step, spaces_of
 from .rollout_buffer import (
@@ -77,7 +77,7 @@ def rollout(
     Raises:
         BadInput: as `play` does.
     """
-    environments = _make_some(make_env, max(1, min(envs, len(seeds))), making_s)
+    environments = make_some(make_env, max(1, min(envs, len(seeds))), making_s)
     try:
         yield from play(environments, policy, seeds, mode=mode, max_steps=max_steps, first_id=first_id)
     finally:
@@ -95,7 +95,7 @@ def _close(environment: Environment) -> None:
 
 def play(
     environments: Sequence[Environment],
-    policy: Actor,
+    policy: Actor | Crowd,
     seeds: Sequence[int],
     *,
     mode: Mode = "greedy",
@@ -107,7 +107,7 @@ def play(
 
     Args:
         environments: at most one episode at a time in each.
-        policy: as for `rollout`.
+        policy: as for `rollout`, or one network for each seed.
         seeds: as for `rollout`.
         mode: as for `rollout`.
         max_steps: as for `rollout`.
@@ -146,8 +146,8 @@ def returns_of(
     return np.array([episode.return_ for episode in episodes], dtype=np.float64)
 
 
-def _make_some(make_env: Callable[[], Environment], at_most: int, making_s: float) -> list[Environment]:
-    """Their number changes the speed only, so a clock may decide it."""
+def make_some(make_env: Callable[[], Environment], at_most: int, making_s: float = MAKING_S) -> list[Environment]:
+    """Make environments, fewer if that is slow. Their number changes the speed only, so a clock may decide it."""
     environments = [make_env()]
     start = time.monotonic()
     while len(environments) < at_most and time.monotonic() - start < making_s:
@@ -193,15 +193,18 @@ class _Stage:
         self._lanes = [lane for lane in lanes if self._start(lane)]
         self._chance = Chance(map(self._generator_of, self._lanes))
         self._slots = self._list_slots()
+        self._acting: Actor | None = None  # in the running episodes; None: one has begun or ended since
 
-    def tick(self, policy: Actor, mode: Mode) -> list[tuple[int, Episode | BadInput]]:
+    def tick(self, policy: Actor | Crowd, mode: Mode) -> list[tuple[int, Episode | BadInput]]:
         """One step in every lane; returns the episodes that it ended or broke, each with the index of its seed."""
         if self._failed:
             return [self._failed.pop()]
         lanes, tape = self._lanes, self._tape
         if tape.is_full:
             tape.make_room(min(lane.first for lane in lanes))
-        acts = choose(policy, tape.observations(self._slots), self._past, mode=mode, rngs=self._chance)
+        if self._acting is None:
+            self._acting = self._cast(policy)
+        acts = choose(self._acting, tape.observations(self._slots), self._past, mode=mode, rngs=self._chance)
         following, rewards = tape.act(acts, self._slots)
         ended: list[tuple[_Lane, bool, bool]] = []
         failed: dict[int, tuple[int, Exception]] = {}  # slot -> step and problem
@@ -224,6 +227,10 @@ class _Stage:
             ended = [each for each in ended if each[0].slot not in failed]
             self._failed += [self._drop(lane, *failed[lane.slot]) for lane in list(lanes) if lane.slot in failed]
         return [self._end(*each) for each in ended] if ended else []
+
+    def _cast(self, policy: Actor | Crowd) -> Actor:
+        """Who acts in the running lanes."""
+        return policy.cast([lane.index for lane in self._lanes]) if isinstance(policy, Crowd) else policy
 
     def _past(self) -> Past:
         """What came before the current observations of the running lanes."""
@@ -291,13 +298,14 @@ class _Stage:
 
     def _go_on(self, row: int) -> None:
         """Give the lane of a row to the next waiting episode, or close it."""
-        lane = self._lanes[row]
+        lane, self._acting = self._lanes[row], None
         if self._start(lane):
             self._chance.renew(row, self._generator_of(lane))
             return
         self._close(row)
 
     def _close(self, row: int) -> None:
+        self._acting = None
         del self._lanes[row]
         self._chance.drop(row)
         self._slots = self._list_slots()

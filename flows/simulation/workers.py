@@ -8,34 +8,36 @@ from __future__ import annotations
 import json
 import threading
 import traceback
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
+from itertools import islice
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from refine.policies import Mode
+from refine.policies import MlpPolicy, Mode
 from storage.errors import BadInput
 from storage.schema import Array, Episode
 
-from ..runtime import parallel_map
-from .actors import Actor
+from ..runtime import core_count, parallel_map
+from .actors import Actor, Crowd
 from .environments import Environment, EnvironmentMaker
-from .rollouts import play, warn_of
+from .rollouts import make_some, play, warn_of
 from .trust import Named
 
-_CHUNK = 8  # seeds of one task, side by side in one process: small enough to balance the load
+_CHUNK = 8  # episodes of a task whose steps travel, too
+_MOST, _LEAST = 32, 4  # episodes of a task that are played side by side in one process; the last tasks are the smallest
 Advance = Callable[[int, int], None]
 _Summary = tuple[float, int]
 """Return and steps of an episode."""
 
 
 class _Task(NamedTuple):
-    """Some seeds of one policy."""
+    """Some episodes, of one policy or of networks of one shape."""
 
     env_id: Named
     env_kwargs: str  # canonical JSON, so that it can be a key
-    policy: Actor
+    policy: Actor | Crowd
     seeds: tuple[int, ...]
     mode: Mode
     max_steps: int | None
@@ -53,7 +55,7 @@ def play_policies(
     env_id: Named,
     env_kwargs: Mapping[str, Any] | None,
     policies: Sequence[Actor],
-    seeds: Sequence[int],
+    seeds: Sequence[int] | Sequence[Sequence[int]],
     mode: Mode = "greedy",
     workers: int | None = None,
     *,
@@ -61,7 +63,7 @@ def play_policies(
     advance: Advance | None = None,
     lengths: list[int] | None = None,
 ) -> Generator[Array]:
-    """Play every policy on every seed.
+    """Play every policy on its seeds.
 
     Other processes find your own environment only by `module:EnvId`, since they share no memory with this one.
 
@@ -69,7 +71,7 @@ def play_policies(
         env_id: as for `make_environment`.
         env_kwargs: as for `make_environment`.
         policies: P of them.
-        seeds: S of them, the same for every policy, so that returns can be compared in pairs.
+        seeds: the same for every policy, so that returns can be compared in pairs; or P sequences, one for each.
         mode: `greedy` or `sampled`.
         workers: as for `parallel_map`.
         max_steps: cut longer episodes there.
@@ -83,21 +85,60 @@ def play_policies(
         TrajnoteError: when a process died, for example because memory ran out.
     """
     kwargs = json.dumps(dict(env_kwargs or {}), sort_keys=True)
-    chunks = [tuple(seeds[start : start + _CHUNK]) for start in range(0, len(seeds), _CHUNK)]
-    tasks = [_Task(env_id, kwargs, policy, chunk, mode, max_steps) for policy in policies for chunk in chunks]
+    own = [_seeds_of(place, seeds) for place in range(len(policies))]
+    episodes = [(policy, seed) for policy, each in zip(policies, own, strict=True) for seed in each]
+    tasks = [
+        _Task(env_id, kwargs, policy, chosen, mode, max_steps)
+        for policy, chosen in _share_out(episodes, 1 if workers == 1 else workers or core_count())
+    ]
     alone = workers == 1 or len(tasks) <= 1
-    returns: list[float] = []
     shared = _play_here(tasks) if alone else parallel_map(_play_in_worker, tasks, workers, threadsafe=True)
     with closing(shared) as played:
-        for number, episodes in enumerate(played, start=1):
-            returns += [return_ for return_, _ in episodes]
+        summaries = _count(played, len(episodes), advance)
+        for each in own:
+            found = list(islice(summaries, len(each)))
             if lengths is not None:
-                lengths += [length for _, length in episodes]
-            if advance is not None:
-                advance(len(seeds) * ((number - 1) // len(chunks)) + len(returns), len(policies) * len(seeds))
-            if number % len(chunks) == 0:
-                yield np.array(returns, dtype=np.float64)
-                returns = []
+                lengths += [length for _, length in found]
+            yield np.array([return_ for return_, _ in found], dtype=np.float64)
+
+
+def _seeds_of(place: int, seeds: Sequence[int] | Sequence[Sequence[int]]) -> Sequence[int]:
+    """The seeds of one policy, its own or those of all."""
+    own = [each for each in seeds if isinstance(each, Sequence)]
+    return own[place] if own else [int(seed) for seed in seeds if not isinstance(seed, Sequence)]
+
+
+def _count(played: Generator[list[_Summary]], total: int, advance: Advance | None) -> Iterator[_Summary]:
+    """The episodes of all tasks, one after the other; the listener hears of them task by task."""
+    done = 0
+    for summaries in played:
+        done += len(summaries)
+        if advance is not None:
+            advance(done, total)
+        yield from summaries
+
+
+def _share_out(episodes: Sequence[tuple[Actor, int]], workers: int) -> Generator[tuple[Actor | Crowd, tuple[int, ...]]]:
+    """Cut episodes into tasks: large ones first, small ones at the end, so that no worker waits long for another.
+
+    Networks of one shape share a task; what else acts has tasks of its own.
+    """
+    begin = 0
+    while begin < len(episodes):
+        first = _kind(episodes[begin][0])
+        size = min(_MOST, max(_LEAST, (len(episodes) - begin) // (2 * workers)))
+        end = begin + 1
+        while end < min(begin + size, len(episodes)) and _kind(episodes[end][0]) == first:
+            end += 1
+        policies = [policy for policy, _ in episodes[begin:end]]
+        networks = [policy for policy in policies if isinstance(policy, MlpPolicy)]
+        together = Crowd(networks) if any(network is not networks[0] for network in networks) else policies[0]
+        yield together, tuple(seed for _, seed in episodes[begin:end])
+        begin = end
+
+
+def _kind(policy: Actor) -> str | int:
+    return policy.shape if isinstance(policy, MlpPolicy) else id(policy)
 
 
 def play_episodes(
@@ -189,8 +230,7 @@ def _kept_environments(env_id: Named, env_kwargs: str) -> Sequence[Environment]:
 
 
 def _make(env_id: Named, env_kwargs: str) -> list[Environment]:
-    make = EnvironmentMaker(env_id, json.loads(env_kwargs))
-    return [make() for _ in range(_CHUNK)]
+    return make_some(EnvironmentMaker(env_id, json.loads(env_kwargs)), _MOST)
 
 
 def _play(task: _Task, environments: Sequence[Environment]) -> list[_Summary]:

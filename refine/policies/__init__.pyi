@@ -1,4 +1,4 @@
-from .mlp import Acts, Chance, Head, MlpPolicy, Mode, OutputKind, Past, draw_uniforms
+from .mlp import Acts, Chance, Head, MlpPolicy, Mode, OutputKind, Past, draw_uniforms, stand_abreast
 from .onnx_export import Agreement, export_onnx
 from .rule_lists import CompiledRules, RulePolicy, Said, States, read_policy
 from .sb3_export import write_like, write_torch
@@ -56,6 +56,7 @@ __all__ = [
     "said_shape",
     "said_space",
     "says_normalised",
+    "stand_abreast",
     "use_one_thread",
     "write_like",
     "write_torch",

@@ -156,6 +156,11 @@ class MlpPolicy:
         """Hash of everything that decides an action: spaces, architecture and every weight."""
         return hash_network(_describe(self), _arrays_of(self))
 
+    @cached_property
+    def shape(self) -> str:
+        """Everything but the numbers; policies of one shape can act side by side, see `stand_abreast`."""
+        return json.dumps([_describe(self), [name for name in _BESIDE if getattr(self, name) is not None]])
+
     def to_files(self) -> dict[str, bytes]:
         """Encode the policy as `policy.json` and `weights.npz`; equal policies give equal bytes."""
         return encode_network(_describe(self), _arrays_of(self))
@@ -206,8 +211,9 @@ class MlpPolicy:
                 np.tanh(hidden, out=hidden)
             else:
                 np.maximum(hidden, 0, out=hidden)
-        last = np.matmul(hidden, self.weights[-1])[:, 0, :]
+        last = np.matmul(hidden, self.weights[-1])
         last += self.biases[-1]
+        last = last[:, 0, :]
         return last if self.output_limit is None else np.clip(last, -self.output_limit, self.output_limit)
 
     def _inputs(self, observations: Array) -> Array:
@@ -257,6 +263,37 @@ def _frozen(array: Array) -> Array:
     copy = np.array(array, dtype=np.float32, order="C")
     copy.setflags(write=False)
     return copy
+
+
+class _Abreast(MlpPolicy):
+    """Networks of one shape, of which each acts at a row of its own: every array has the rows as one more axis."""
+
+    def __post_init__(self) -> None:
+        """Its parts were checked one by one."""
+
+
+def stand_abreast(policies: Sequence[MlpPolicy]) -> MlpPolicy:
+    """One policy for as many observations as policies, of which row n has the bits that the n-th policy gives it.
+
+    Args:
+        policies: those of one shape, see `MlpPolicy.shape`.
+    """
+    first = policies[0]
+    if all(policy is first for policy in policies):
+        return first
+    given = [name for name in _BESIDE if getattr(first, name) is not None]
+    extra = {name: np.stack([getattr(policy, name) for policy in policies]) for name in given}
+    return _Abreast(
+        first.observation_space,
+        first.action_space,
+        weights=tuple(np.stack(layer) for layer in zip(*(policy.weights for policy in policies), strict=True)),
+        biases=tuple(np.stack(layer)[:, None] for layer in zip(*(policy.biases for policy in policies), strict=True)),
+        activation=first.activation,
+        head=first.head,
+        input_limit=first.input_limit,
+        output_limit=first.output_limit,
+        **extra,
+    )
 
 
 def _problems(policy: MlpPolicy) -> Iterator[str]:
