@@ -144,7 +144,12 @@ def test_a_critic_learns_exactly_what_d3rlpys_own_learns(name: str) -> None:
         torch.manual_seed(4)
         learner.update(make_batch(policy))
 
-    assert same(critic_of(algorithm), critic_of(twin))
+    if name != "discrete_cql":
+        assert same(critic_of(algorithm), critic_of(twin))
+        return
+    ours, theirs = critic_of(algorithm), critic_of(twin)  # both terms of its loss share a forward pass: other rounding
+    for part, value in ours.items():
+        torch.testing.assert_close(value, theirs[part], rtol=0, atol=1e-6)  # a step of Adam is 1e-3
 
 
 @pytest.mark.parametrize("name", ["td3_plus_bc", "iql", "rebrac"])

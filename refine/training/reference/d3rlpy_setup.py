@@ -37,7 +37,7 @@ from d3rlpy.algos import (
 )
 from d3rlpy.algos.qlearning.torch.awac_impl import AWACImpl
 from d3rlpy.algos.qlearning.torch.bc_impl import BCImpl, BCModules, DiscreteBCImpl, DiscreteBCModules
-from d3rlpy.algos.qlearning.torch.cql_impl import DiscreteCQLImpl
+from d3rlpy.algos.qlearning.torch.cql_impl import DiscreteCQLImpl, DiscreteCQLLoss
 from d3rlpy.algos.qlearning.torch.dqn_impl import DQNImpl, DQNModules
 from d3rlpy.algos.qlearning.torch.iql_impl import IQLImpl
 from d3rlpy.algos.qlearning.torch.rebrac_impl import ReBRACImpl

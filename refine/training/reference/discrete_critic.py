@@ -12,6 +12,7 @@ import dataclasses
 from typing import Any, ClassVar, cast
 
 import torch
+from torch.nn.functional import huber_loss
 
 from .d3rlpy_setup import (
     DQN,
@@ -20,6 +21,7 @@ from .d3rlpy_setup import (
     DiscreteCQL,
     DiscreteCQLConfig,
     DiscreteCQLImpl,
+    DiscreteCQLLoss,
     DQNConfig,
     DQNImpl,
     DQNModules,
@@ -163,6 +165,15 @@ class AnnotatedDiscreteCQLImpl(ActorBesideImpl, DiscreteCQLImpl):
         with torch.no_grad():
             best = self._q_func_forwarder.compute_expected_q(batch.next_observations).argmax(dim=1)
             return self._targ_q_func_forwarder.compute_target(batch.next_observations, best, reduction="min")
+
+    def compute_loss(self, batch: TorchMiniBatch, q_tpn: torch.Tensor) -> DiscreteCQLLoss:
+        """d3rlpy's loss; its two terms share the values of the observations, which d3rlpy computes for each of them."""
+        values = self._q_func_forwarder.compute_expected_q(batch.observations)
+        logged = values.gather(1, batch.actions.long())
+        discounts = self._gamma**batch.intervals
+        td_loss = huber_loss(logged, batch.rewards + discounts * q_tpn * (1 - batch.terminals))
+        conservative = (values.logsumexp(dim=1, keepdim=True) - logged).mean()
+        return DiscreteCQLLoss(td_loss + self._alpha * conservative, td_loss, conservative)
 
 
 class AnnotatedDQNImpl(ActorBesideImpl, DQNImpl):
