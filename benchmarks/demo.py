@@ -1,19 +1,25 @@
-"""Where the seconds of `trajnote demo` go, and how long commands take that only ask.
+"""Where the seconds of `trajnote demo` go, what it costs, and how long commands take that only ask.
 
     python benchmarks/demo.py
+    python benchmarks/demo.py --roots . ../before
 
 The demo runs once in a new store, in this process, as the command runs it; a listener notes when each piece of work
-begins. The short commands are whole processes, `python -X importtime` is not used; beside them is a Python that does
-nothing, which no command can undercut. Nothing here fails because something is slow.
+begins. With `--roots` it runs as a whole process of several checkouts at the same time instead, so that what else the
+machine does slows all alike; compared are core-seconds, beside what the environment's own steps cost. The short
+commands are whole processes, too; beside them is a Python that does nothing, which no command can undercut. Nothing
+here fails because something is slow.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
+import os
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -35,7 +41,7 @@ class Stopwatch:
 
     def table(self, started: float, ended: float) -> Table:
         """One row per piece of work, in order, with its share of the whole."""
-        begun = {"start: imports, rollouts, Prefect's server": started, **self.begun}
+        begun = {"start: imports, rollouts": started, **self.begun}
         ends = [*list(begun.values())[1:], ended]
         table = Table("work", "seconds", "share")
         for (work, begin), end in zip(begun.items(), ends, strict=True):
@@ -46,17 +52,61 @@ class Stopwatch:
 
 def run_demo_timed(folder: Path) -> Table:
     """The demo as `trajnote demo` runs it."""
-    from flows.runtime.prefect_server import quieten_prefect, start_server
-
-    quieten_prefect()
-    server = start_server()
     from flows.demo import run_demo
     from flows.runtime.processes import listening
 
     watch = Stopwatch()
     with listening(watch):
-        run_demo(folder, None, server)
+        run_demo(folder)
     return watch.table(_STARTED, time.perf_counter())
+
+
+def compare_checkouts(roots: Sequence[Path], folder: Path) -> Table:
+    """The demo of each checkout, all at once: what they cost, and what they said."""
+    commands = [
+        [sys.executable, "-m", "flows.cli", "demo", "--json", "--store", str(folder / str(place))]
+        for place in range(len(roots))
+    ]
+    running = [
+        subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+        for command, root in zip(commands, roots, strict=True)
+    ]
+    table = Table("checkout", "seconds", "core-seconds", "environment steps", "in force", "labels did it")
+    for place, (root, process) in enumerate(zip(roots, running, strict=True)):
+        said = json.loads((process.stdout.read() if process.stdout else "").strip().splitlines()[-1])
+        _, status, used = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+        core = used.ru_utime + used.ru_stime
+        steps = count_steps(folder / str(place))
+        table.add_row(
+            str(root), f"{said['seconds']:.0f}", f"{core:.0f}", f"{steps:,}", said["policy_id"], said["credit"]
+        )
+    return table
+
+
+def count_steps(store: Path) -> int:
+    """Environment steps of all evaluations of a store."""
+    from storage.store import Store
+
+    with Store.open(store).catalog.read() as con:
+        ((steps,),) = con.execute("SELECT sum(steps) FROM evaluations").fetchall()
+    return int(steps)
+
+
+def time_raw_steps(count: int = 20_000) -> float:
+    """Seconds of one bare step of LunarLander-v3 with random actions, in one process."""
+    import gymnasium
+    import numpy as np
+
+    env = gymnasium.make("LunarLander-v3").unwrapped
+    actions = np.random.default_rng(0).integers(0, 4, count)
+    env.reset(seed=0)
+    started = time.process_time()
+    for action in actions:
+        _, _, terminated, _, _ = env.step(action)
+        if terminated:
+            env.reset()
+    return (time.process_time() - started) / count
 
 
 def time_commands(store: Path, turns: int) -> Table:
@@ -82,9 +132,14 @@ def main() -> None:
     """Run and print everything."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--turns", type=int, default=5, help="of each short command; the fastest one counts")
+    parser.add_argument("--roots", type=Path, nargs="+", default=[], help="checkouts whose demos run at the same time")
     options = parser.parse_args()
-    console = Console(width=100)
+    console = Console(width=120)
     with tempfile.TemporaryDirectory(prefix="trajnote-benchmark-") as folder:
+        if options.roots:
+            console.print(compare_checkouts(options.roots, Path(folder)))
+            console.print(f"a bare step: {time_raw_steps() * 1e6:.0f} us; load {os.getloadavg()[0]:.1f}")
+            return
         store = Path(folder) / "store"
         console.print(run_demo_timed(store))
         console.print(time_commands(store, options.turns))

@@ -1,6 +1,7 @@
 """The shipped example, end to end: adopt the rollouts, replay the recorded answers, refine, judge, report.
 
-Nothing here is special to the demo: it calls the flow that any dataset goes through.
+Nothing here is special to the demo: it takes the steps of the flow `pipeline`. Prefect would only record them, and its
+server takes longer to start than the labels take to train with, so it has no part here.
 """
 
 from __future__ import annotations
@@ -15,12 +16,11 @@ from storage.errors import Prerequisite
 from storage.schema import Manifest
 from storage.store import Store
 
-from .deployment import PipelineConfig, pipeline_flow
-from .labelling import LabelConfig
+from .labelling import LabelConfig, label_some
 from .policies import load_policy, record_baseline
-from .refinement import ImproveConfig, Outcome
+from .refinement import ImproveConfig, Outcome, improve
 from .reporting import write_report
-from .runtime import Server, listener, served
+from .runtime import listener
 from .simulation import Named, NetworkActor, Replay, Spaces, replay_episode
 
 EXAMPLE = Path(__file__).resolve().parent.parent / "examples" / "lunarlander"
@@ -38,26 +38,21 @@ class DemoResult:
     seconds: float
 
 
-def run_demo(store_root: Path, workers: int | None = None, server: Server | None = None) -> DemoResult:
+def run_demo(store_root: Path, workers: int | None = None) -> DemoResult:
     """Run the shipped LunarLander example; a second run finds everything done and says the same.
 
     Args:
         store_root: folder of the store; made if need be.
         workers: processes; one per core when None.
-        server: Prefect's, that may still be starting; the one of Prefect's settings when None.
     """
     started = time.monotonic()
     store = Store.create(store_root)
     manifest = take_example(store, EXAMPLE)
     asked = AnnotateConfig(model=RECORDED_MODEL)
-    config = PipelineConfig(
-        store=store_root,
-        dataset_id=manifest.dataset_id,
-        label=LabelConfig(provider="recorded", answers=EXAMPLE / "answers.jsonl", annotate=asked),
-        improve=ImproveConfig(workers=workers),
-    )
-    with served(server):
-        outcome = pipeline_flow(config)
+    label = LabelConfig(provider="recorded", answers=EXAMPLE / "answers.jsonl", annotate=asked)
+    run = label_some(store, manifest.dataset_id, label, listener())
+    improved = ImproveConfig(workers=workers)
+    outcome = improve(store, manifest.dataset_id, improved, run_ids=[run.run_id], report=listener())
     replay = replay_episode(store, manifest.dataset_id, 0)
     page = _write_page(store, outcome.comparison_id)
     return DemoResult(outcome, replay, page, time.monotonic() - started)

@@ -117,8 +117,9 @@ def test_the_processes_that_play_end_with_their_command(tmp_path: Path, sent: si
 
 @pytest.mark.slow
 def test_prefects_server_ends_with_its_command(tmp_path: Path) -> None:
+    arguments = ["pipeline", "--env", "LunarLander-v3", "--policy", "random", "--provider", "recorded"]
     code, _, left = stop_when(
-        lambda pid: len(descendants(pid)) >= 1, ["demo", "--store", str(tmp_path / "store")], signal.SIGKILL
+        lambda pid: len(descendants(pid)) >= 1, [*arguments, "--store", str(tmp_path / "store")], signal.SIGKILL
     )
     assert code == -signal.SIGKILL
     assert left == set()

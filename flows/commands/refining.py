@@ -382,15 +382,11 @@ def demo(
     as_json: JsonOption = False,
 ) -> None:
     """Run the shipped LunarLander example end to end, with recorded answers: no key, no network, no cost."""
-    from ..runtime import quieten_prefect, start_server
-
-    quieten_prefect()
-    server = start_server()
     from ..demo import run_demo
     from ..runtime import listening
 
     with progress_bars() as bars, listening(bars):
-        result = run_demo(store, workers, server)
+        result = run_demo(store, workers)
     replay = result.replay
     if as_json:
         more = {"seconds": result.seconds, "replay_exact": replay.exact, "report": result.report}

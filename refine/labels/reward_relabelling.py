@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.signal import lfilter
 
 from storage.datasets import StepArrays
 from storage.errors import BadInput
@@ -147,6 +146,8 @@ def scale_of_returns(steps: StepArrays, rewards: Rewards, *, gamma: float) -> fl
     Returns:
         A positive number; 1 when all rewards are 0.
     """
+    from scipy.signal import lfilter  # takes a second to load, and only critics need it
+
     squares = 0.0
     for start, length in zip(steps.starts, steps.lengths, strict=True):
         backwards = rewards[start : start + length][::-1]
