@@ -26,7 +26,8 @@ from .rollouts import make_some, play, warn_of
 from .trust import Named
 
 _CHUNK = 8  # episodes of a task whose steps travel, too
-_MOST, _LEAST = 32, 4  # episodes of a task that are played side by side in one process; the last tasks are the smallest
+_MOST, _LEAST = 64, 4  # episodes of a task that are played side by side in one process; the last tasks are the smallest
+_MAKING_S = 0.5  # seconds for making environments that stay for the next tasks
 Advance = Callable[[int, int], None]
 _Summary = tuple[float, int]
 """Return and steps of an episode."""
@@ -230,7 +231,7 @@ def _kept_environments(env_id: Named, env_kwargs: str) -> Sequence[Environment]:
 
 
 def _make(env_id: Named, env_kwargs: str) -> list[Environment]:
-    return make_some(EnvironmentMaker(env_id, json.loads(env_kwargs)), _MOST)
+    return make_some(EnvironmentMaker(env_id, json.loads(env_kwargs)), _MOST, _MAKING_S)
 
 
 def _play(task: _Task, environments: Sequence[Environment]) -> list[_Summary]:
