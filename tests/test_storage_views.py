@@ -276,3 +276,52 @@ def test_a_summary_stands_while_datasets_come_and_is_made_again_when_other_code_
     write(store, make_draft("d2", seed=9), [make_episode(0)])
     with store.catalog.read() as con:
         assert con.execute("FROM spending").fetchall() == []
+
+
+_SPOKEN_OF = ("steps", "annotated_steps", "opinion_pairs", "tallies", "majority_votes", "label_agreement")
+
+
+def write_twins(store: Store, numbers: tuple[int, ...]) -> None:
+    """Small datasets of two kinds, with labels of two runs; which ones are there changes nothing in any of them."""
+    for number in numbers:
+        write(store, make_draft(f"push-{number}"), [make_episode(0, 3 + number), make_episode(1, 2)])
+        glide = make_draft(f"glide-{number}", action_space=BOX2, action_names=("fx", "fy"))
+        actions = np.full((2, 2), number / 4, np.float32)
+        write(store, glide, [make_episode(0, 2, actions=actions)])
+        for run in ("run", "other"):
+            vote = float(run == "run" or number == 1)
+            annotate(store, note(f"push-{number}", 1, [vote], run_id=run, annotation_id=f"{run}-p{number}"))
+            glided = [number / 4, vote / 9]
+            annotate(store, note(f"glide-{number}", 1, glided, run_id=run, annotation_id=f"{run}-g{number}"))
+
+
+@pytest.mark.slow
+def test_datasets_that_are_read_together_say_what_each_says_alone(tmp_path: Path) -> None:
+    stores = [Store.create(tmp_path / name) for name in ("one", "two", "both")]
+    for store, numbers in zip(stores, ((1,), (2,), (1, 2)), strict=True):
+        write_twins(store, numbers)
+    for view in _SPOKEN_OF:
+        one, two, both = (
+            [row for row in rows(store, f"SELECT * {_WITHOUT_TIME.get(view, '')} FROM {view} ORDER BY ALL")]
+            for store in stores
+        )
+        assert both == sorted([*one, *two], key=both.index)
+        assert len(both) == len(one) + len(two) > 0
+
+
+@pytest.mark.slow
+def test_many_small_datasets_of_a_kind_are_one_scan_and_a_question_about_one_opens_its_file_alone(store: Store) -> None:
+    for number in range(5):
+        write(store, make_draft(f"push-{number}"), [make_episode(0, 3 + number)])
+    with store.catalog.read() as con:
+        ((sql,),) = con.execute("SELECT sql FROM duckdb_views() WHERE view_name = 'steps'").fetchall()
+        question = "SELECT count(*), sum(reward) FROM steps WHERE dataset_id = 'push-3'"
+        ((_, plan),) = con.execute(f"EXPLAIN ANALYZE {question}").fetchall()
+    assert sql.count("read_parquet") == 1
+    assert "Scanning Files: 1/5" in plan
+    assert rows(store, "SELECT dataset_id, count(*) FROM steps GROUP BY 1 ORDER BY 1") == [
+        (f"push-{number}", 4 + number) for number in range(5)
+    ]
+
+
+_WITHOUT_TIME = {"annotated_steps": "EXCLUDE (created_at)"}

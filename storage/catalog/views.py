@@ -7,7 +7,7 @@ asked. Views whose text cannot depend on a dataset are the files `views/*.sql`.
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -39,6 +39,8 @@ _PAIR_TYPES = {
     "agree": "BOOLEAN",
 }
 _OPINION = "coalesce({0}.request_id, {0}.annotation_id)"  # a reply that two runs share is one opinion
+_SMALL = 100_000
+"""Rows that a dataset has at most to be read together with its likes, in one scan: many datasets are small ones."""
 _SUMMARIES = (
     *("label_agreement", "current_label_replays", "current_reviews", "refused_opinions"),
     *("spending", "label_quality", "annotator_scores", "leaderboard"),
@@ -56,6 +58,25 @@ class _Dataset:
     action_space: Space
     component_names: list[str]
     action_names: list[str]
+    actions: str  # the action space as the catalog writes it
+    kind: str  # equal for datasets whose files have the same columns, which mean the same
+
+
+class _Scan(NamedTuple):
+    """Datasets of one kind that are read in one scan; a large one is alone."""
+
+    like: _Dataset  # any of them
+    dataset_id: str  # SQL of it, from a row of the files that is called `logged`
+    files: str  # SQL of the table of all their rows
+
+
+class _Spoken(NamedTuple):
+    """The labels of all datasets with one action space."""
+
+    space: Space
+    own: str  # SQL of which labels these are
+    dataset_id: str  # SQL of the column
+    keys: str  # what a step is named by among them
 
 
 class ViewState(NamedTuple):
@@ -140,40 +161,80 @@ def _from_datasets(con: Connection, rollouts: Path, damaged: Container[str]) -> 
     """The statements that make all views but the summaries, in an order in which each finds what it needs."""
     everything = _datasets(con, rollouts)
     datasets = [dataset for dataset in everything if dataset.dataset_id not in damaged]
+    scans = _scan_together(datasets)
     noted = _no_rows(NOTE_TYPES | STEP_TYPES | JOINED_TYPES)
     return [
-        _view("steps", [_no_rows(KEY_TYPES | STEP_TYPES), *map(_steps_of, datasets)]),
-        _view("annotated_steps", [noted, *map(_annotated_steps_of, datasets)]),
-        *_opinion_views([(dataset.dataset_id, dataset.action_space) for dataset in everything]),
+        _view("steps", [_no_rows(KEY_TYPES | STEP_TYPES), *map(_steps_of, scans)]),
+        _view("annotated_steps", [noted, *map(_annotated_steps_of, scans)]),
+        *_opinion_views(_speak_alike(everything)),
         *rule_views(con, [(d.dataset_id, d.action_space, d.component_names) for d in datasets]),
     ]
 
 
 def _datasets(con: Connection, rollouts: Path) -> list[_Dataset]:
     rows = con.execute(
-        """SELECT dataset_id, observation_space, action_space, component_names, action_names, shards
+        """SELECT dataset_id, observation_space, action_space, component_names, action_names, shards,
+               to_json([observation_space::VARCHAR, action_space::VARCHAR, component_names::VARCHAR,
+                   action_names::VARCHAR, policy_output, if(steps + episodes > ?, dataset_id, '')])
            FROM datasets
            JOIN (SELECT dataset_id, list(DISTINCT shard ORDER BY shard) AS shards FROM episodes GROUP BY ALL)
            USING (dataset_id)
-           ORDER BY created_at, dataset_id"""
+           ORDER BY created_at, dataset_id""",
+        [_SMALL],
     ).fetchall()
+    space = cache(Space.model_validate_json)
     return [
         _Dataset(
             dataset_id=dataset_id,
             files=[rollouts / dataset_id / shard for shard in shards],
-            observation_space=Space.model_validate_json(observation_space),
-            action_space=Space.model_validate_json(action_space),
+            observation_space=space(observation_space),
+            action_space=space(action_space),
             component_names=component_names,
             action_names=action_names,
+            actions=action_space,
+            kind=kind,
         )
-        for dataset_id, observation_space, action_space, component_names, action_names, shards in rows
+        for dataset_id, observation_space, action_space, component_names, action_names, shards, kind in rows
     ]
 
 
-def _steps_of(dataset: _Dataset) -> str:
-    names = ", ".join(f"{value} AS {name}" for name, value in _step_columns(dataset).items())
-    keys = f"{sql_text(dataset.dataset_id)} AS dataset_id, episode_id, step"
-    return f"SELECT {keys}, {names} FROM {_files_of(dataset)} AS logged"
+def _scan_together(datasets: Sequence[_Dataset]) -> list[_Scan]:
+    """One scan for all small datasets of a kind, so that what a question costs does not grow with what it is not about.
+
+    Their rows are told apart by the folder of the file; DuckDB opens no file that a condition on the dataset rules out.
+    """
+    return [
+        _Scan(alike[0], "split_part(logged.filename, '/', -2)", f"read_parquet([{_paths(alike)}], filename = true)")
+        if len(alike) > 1
+        else _Scan(alike[0], sql_text(alike[0].dataset_id), f"read_parquet([{_paths(alike)}])")
+        for alike in _grouped(datasets, lambda dataset: dataset.kind)
+    ]
+
+
+def _speak_alike(datasets: Sequence[_Dataset]) -> list[_Spoken]:
+    """One part of a view for all datasets with one action space; one that is alone needs no join, and no key."""
+    spoken: list[_Spoken] = []
+    for alike in _grouped(datasets, lambda dataset: dataset.actions):
+        space, one = alike[0].action_space, sql_text(alike[0].dataset_id)
+        if len(alike) == 1:
+            spoken.append(_Spoken(space, f"dataset_id = {one}", one, "episode_id, step"))
+            continue
+        actions = sql_text(alike[0].actions)
+        own = f"dataset_id IN (SELECT dataset_id FROM datasets WHERE action_space::VARCHAR = {actions})"
+        spoken.append(_Spoken(space, own, "dataset_id", "dataset_id, episode_id, step"))
+    return spoken
+
+
+def _grouped(datasets: Sequence[_Dataset], key: Callable[[_Dataset], str]) -> list[list[_Dataset]]:
+    groups: dict[str, list[_Dataset]] = {}
+    for dataset in datasets:
+        groups.setdefault(key(dataset), []).append(dataset)
+    return list(groups.values())
+
+
+def _steps_of(scan: _Scan) -> str:
+    names = ", ".join(f"{value} AS {name}" for name, value in _step_columns(scan.like).items())
+    return f"SELECT {scan.dataset_id} AS dataset_id, episode_id, step, {names} FROM {scan.files} AS logged"
 
 
 def _step_columns(dataset: _Dataset) -> dict[str, str]:
@@ -197,14 +258,14 @@ def _step_columns(dataset: _Dataset) -> dict[str, str]:
     }
 
 
-def _files_of(dataset: _Dataset) -> str:
-    return f"read_parquet([{', '.join(sql_text(str(path)) for path in dataset.files)}])"
+def _paths(datasets: Sequence[_Dataset]) -> str:
+    return ", ".join(sql_text(str(path)) for dataset in datasets for path in dataset.files)
 
 
-def _annotated_steps_of(dataset: _Dataset) -> str:
+def _annotated_steps_of(scan: _Scan) -> str:
     """Values are made of the rows that have an annotation only: they are computed above the join, not below it."""
     notes = ", ".join(f"notes.{name}" for name in NOTE_TYPES)
-    columns = _step_columns(dataset)
+    dataset, columns = scan.like, _step_columns(scan.like)
     steps = ", ".join(f"{value} AS {name}" for name, value in columns.items())
     components = "".join(
         f",\n    logged.observation[{place}]::DOUBLE AS {sql_name(column)}"
@@ -215,12 +276,12 @@ def _annotated_steps_of(dataset: _Dataset) -> str:
     {steps},
     {agreement} AS agrees, episodes.return_, episodes.length{components}
 FROM annotations AS notes
-JOIN {_files_of(dataset)} AS logged USING (episode_id, step)
-JOIN episodes USING (dataset_id, episode_id)
-WHERE notes.dataset_id = {sql_text(dataset.dataset_id)}"""
+JOIN {scan.files} AS logged
+    ON notes.dataset_id = {scan.dataset_id} AND notes.episode_id = logged.episode_id AND notes.step = logged.step
+JOIN episodes ON episodes.dataset_id = notes.dataset_id AND episodes.episode_id = notes.episode_id"""
 
 
-def _opinion_views(spaces: Sequence[tuple[str, Space]]) -> list[str]:
+def _opinion_views(spoken: Sequence[_Spoken]) -> list[str]:
     """Statements that make the views of opinions, in an order in which each finds what it needs.
 
     - `opinion_pairs`: each two suggestions for one step, in both orders, and whether they agree.
@@ -232,12 +293,11 @@ def _opinion_views(spaces: Sequence[tuple[str, Space]]) -> list[str]:
     - `label_agreement`: one row per annotated step, which is what people query.
 
     Args:
-        spaces: id and action space of every dataset.
+        spoken: the labels of all datasets, by action space.
     """
-    pairs = [_no_rows(_PAIR_TYPES), *(_pairs(name, space) for name, space in spaces)]
-    tallies = [_no_rows(_TALLY_TYPES), *((_count if s.is_discrete else _measure)(name, s) for name, s in spaces)]
-    votes = [_no_rows(_VOTE_TYPES)]
-    votes += [_votes(name, space) for name, space in spaces]
+    pairs = [_no_rows(_PAIR_TYPES), *map(_pairs, spoken)]
+    tallies = [_no_rows(_TALLY_TYPES), *((_count if said.space.is_discrete else _measure)(said) for said in spoken)]
+    votes = [_no_rows(_VOTE_TYPES), *map(_votes, spoken)]
     return [
         _view("opinion_pairs", pairs),
         _view("tallies", tallies),
@@ -246,67 +306,67 @@ def _opinion_views(spaces: Sequence[tuple[str, Space]]) -> list[str]:
     ]
 
 
-def _pairs(dataset_id: str, space: Space) -> str:
-    agree = same_action(space, "one.suggested_action", "other.suggested_action")
+def _pairs(said: _Spoken) -> str:
+    agree = same_action(said.space, "one.suggested_action", "other.suggested_action")
     return f"""SELECT dataset_id, episode_id, step, one.annotation_id, one.run_id, one.model, one.confidence,
     {_OPINION.format("one")} AS opinion, other.annotation_id AS other_id, other.run_id AS other_run_id,
     other.model AS other_model, {_OPINION.format("other")} AS other_opinion, {agree} AS agree
 FROM annotations AS one JOIN annotations AS other USING (dataset_id, episode_id, step)
-WHERE dataset_id = {sql_text(dataset_id)} AND {_OPINION.format("one")} <> {_OPINION.format("other")}
+WHERE {said.own} AND {_OPINION.format("one")} <> {_OPINION.format("other")}
     AND one.suggested_action IS NOT NULL AND other.suggested_action IS NOT NULL"""
 
 
-def _count(dataset_id: str, space: Space) -> str:
+def _count(said: _Spoken) -> str:
     """Tallies of discrete actions: votes are counted, so no opinion is compared with another one."""
-    return f"""SELECT {sql_text(dataset_id)} AS dataset_id, episode_id, step, [best.said] AS majority_action,
+    return f"""SELECT {said.dataset_id} AS dataset_id, episode_id, step, [best.said] AS majority_action,
     best.label AS majority_label, opinions::BIGINT AS opinions, most / opinions AS majority_share,
     pairs / nullif(opinions * (opinions - 1), 0) AS agreement
 FROM (
-    SELECT episode_id, step, sum(votes) AS opinions, max(votes) AS most, sum(votes * (votes - 1)) AS pairs,
+    SELECT {said.keys}, sum(votes) AS opinions, max(votes) AS most, sum(votes * (votes - 1)) AS pairs,
         arg_max({{said: said, label: label}}, (votes, confidence, -said)) AS best
     FROM (
-        SELECT episode_id, step, said, any_value(label) AS label, count(*) AS votes, sum(confidence) AS confidence
+        SELECT {said.keys}, said, any_value(label) AS label, count(*) AS votes, sum(confidence) AS confidence
         FROM (
-            SELECT episode_id, step, suggested_action[1] AS said, hash({_OPINION.format("annotations")}) AS opinion,
+            SELECT {said.keys}, suggested_action[1] AS said, hash({_OPINION.format("annotations")}) AS opinion,
                 any_value(suggested_label) AS label, any_value(coalesce(confidence, 1)) AS confidence
-            FROM annotations WHERE dataset_id = {sql_text(dataset_id)} AND suggested_action IS NOT NULL
-            GROUP BY episode_id, step, suggested_action[1], opinion
-        ) GROUP BY episode_id, step, said
-    ) GROUP BY episode_id, step
+            FROM annotations WHERE {said.own} AND suggested_action IS NOT NULL
+            GROUP BY {said.keys}, suggested_action[1], opinion
+        ) GROUP BY {said.keys}, said
+    ) GROUP BY {said.keys}
 )"""
 
 
-def _measure(dataset_id: str, space: Space) -> str:
+def _measure(said: _Spoken) -> str:
     """Tallies of continuous actions: medians, and what lies within the tolerance of the median or of each other."""
-    opinion, own = _OPINION.format("annotations"), f"WHERE dataset_id = {sql_text(dataset_id)}"
+    opinion, own, keys, space = _OPINION.format("annotations"), f"WHERE {said.own}", said.keys, said.space
     medians = ", ".join(f"median(suggested_action[{place}])" for place in range(1, space.size + 1))
     agree = same_action(space, "suggested_action", "majority_action")
-    return f"""SELECT {sql_text(dataset_id)} AS dataset_id, episode_id, step, majority_action,
+    return f"""SELECT {said.dataset_id} AS dataset_id, episode_id, step, majority_action,
     NULL::VARCHAR AS majority_label, opinions, majority_share, agreement
 FROM (
-    SELECT episode_id, step, any_value(majority_action) AS majority_action, count(*) AS opinions,
+    SELECT {keys}, any_value(majority_action) AS majority_action, count(*) AS opinions,
         avg(({agree})::DOUBLE) AS majority_share
-    FROM (SELECT DISTINCT ON (episode_id, step, {opinion}) * FROM annotations
+    FROM (SELECT DISTINCT ON ({keys}, {opinion}) * FROM annotations
           {own} AND suggested_action IS NOT NULL) AS suggested
-    JOIN (SELECT episode_id, step, [{medians}] AS majority_action
-          FROM (SELECT DISTINCT ON (episode_id, step, {opinion}) * FROM annotations
+    JOIN (SELECT {keys}, [{medians}] AS majority_action
+          FROM (SELECT DISTINCT ON ({keys}, {opinion}) * FROM annotations
                 {own} AND suggested_action IS NOT NULL)
-          GROUP BY episode_id, step) AS middle USING (episode_id, step)
-    GROUP BY episode_id, step
+          GROUP BY {keys}) AS middle USING ({keys})
+    GROUP BY {keys}
 ) LEFT JOIN (
-    SELECT episode_id, step, avg(agree::DOUBLE) AS agreement
-    FROM (SELECT DISTINCT episode_id, step, opinion, other_opinion, agree FROM opinion_pairs {own})
-    GROUP BY episode_id, step
-) USING (episode_id, step)"""
+    SELECT {keys}, avg(agree::DOUBLE) AS agreement
+    FROM (SELECT DISTINCT {keys}, opinion, other_opinion, agree FROM opinion_pairs {own})
+    GROUP BY {keys}
+) USING ({keys})"""
 
 
-def _votes(dataset_id: str, space: Space) -> str:
-    agree = same_action(space, "annotations.suggested_action", "majorities.majority_action")
+def _votes(said: _Spoken) -> str:
+    agree = same_action(said.space, "annotations.suggested_action", "majorities.majority_action")
     opinion = _OPINION.format("annotations")
     return f"""SELECT annotations.annotation_id, {opinion} AS opinion, dataset_id, episode_id, step, majority_action,
     majority_label, {agree} AS with_majority
 FROM annotations JOIN majorities USING (dataset_id, episode_id, step)
-WHERE dataset_id = {sql_text(dataset_id)} AND suggested_action IS NOT NULL"""
+WHERE {said.own} AND suggested_action IS NOT NULL"""
 
 
 def _read_view(name: str) -> str:
