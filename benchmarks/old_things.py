@@ -43,7 +43,7 @@ env_id = "{ENV}"
 refine_after = 100000000
 report = false
 [deployments.{NAME}.label]
-provider = "recorded"
+provider = "file"
 answers = "answers"
 [deployments.{NAME}.label.annotate]
 model = "claude-haiku-4-5"

@@ -11,7 +11,7 @@ from toy_datasets import make_draft, make_episode, write
 
 from storage.catalog.connection import insert_rows
 from storage.errors import BadInput
-from storage.policies.deployments import AlreadyRunning, Decision, deployment_lock, record_decision, record_intake
+from storage.policies.deployments import AlreadyRunning, Decision, deployment_lock, record_decision, record_intakes
 from storage.policies.policies import save_policy
 from storage.store import Store
 from storage.upkeep.garbage import delete_garbage, find_garbage
@@ -64,7 +64,7 @@ def test_a_dataset_that_is_annotated_asked_about_or_a_deployments_stays(filled: 
     assert found(filled) & {"d", "e"} == set()
     write(filled, make_draft("f", seed=9), [make_episode(0)])
     assert "f" in found(filled)
-    record_intake(filled, "nightly", "dataset:f", "f")
+    record_intakes(filled, "nightly", {"dataset:f": "f"})
     assert "f" not in found(filled)
 
 

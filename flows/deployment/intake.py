@@ -12,16 +12,16 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from zoneinfo import ZoneInfo
 
-from storage.content_hash import sha256_file
 from storage.datasets import list_datasets
 from storage.errors import BadInput, DamagedStore, Prerequisite
 from storage.importing import SIDECAR, ImportReport
-from storage.policies import list_collections, list_decisions, list_intakes, record_intake
+from storage.policies import list_collections, list_decisions, list_intakes, record_intakes
 from storage.store import MANIFEST, Store
 
 from ..datasets import CollectConfig, gather, take_in
 from ..runtime import Report, silent
 from ..simulation import Named
+from .memory import Memory
 from .settings import CollectPlan, DeploymentConfig
 
 _PERIODS = {"hour": timedelta(hours=1), "day": timedelta(days=1), "week": timedelta(weeks=1)}
@@ -38,7 +38,9 @@ class Intake:
     unmatched: list[str] = field(default_factory=list[str])  # beginnings of names that no dataset has
 
 
-def take_in_new(store: Store, deployment: str, config: DeploymentConfig, report: Report = silent) -> Intake:
+def take_in_new(
+    store: Store, deployment: str, config: DeploymentConfig, report: Report = silent, *, memory: Memory | None = None
+) -> Intake:
     """Take in everything new; a file that cannot be used stays where it is and keeps nobody else out.
 
     Args:
@@ -46,6 +48,7 @@ def take_in_new(store: Store, deployment: str, config: DeploymentConfig, report:
         deployment: its name.
         config: where its rollouts come from.
         report: shown the progress.
+        memory: which files of the inbox were read before; that of the deployment when None.
 
     Raises:
         Prerequisite: if the inbox is no folder.
@@ -53,21 +56,23 @@ def take_in_new(store: Store, deployment: str, config: DeploymentConfig, report:
     """
     found = Intake()
     if config.inbox is not None:
-        _empty_inbox(store, deployment, config, config.inbox, found)
+        memory = memory or Memory(store, deployment, config)
+        _empty_inbox(store, deployment, config, memory=memory, inbox=config.inbox, found=found)
     names = [dataset.dataset_id for dataset in list_datasets(store)] if config.datasets else []
-    for name in names:
-        if name.startswith(config.datasets):
-            _enter(store, deployment, f"dataset:{name}", name, found)
+    wanted = {f"dataset:{name}": name for name in names if name.startswith(config.datasets)}
+    found.datasets += record_intakes(store, deployment, wanted)
     found.unmatched = [start for start in config.datasets if not any(name.startswith(start) for name in names)]
     if config.collect is not None:
         _collect_due(store, deployment, config, config.collect, found=found, report=report)
     return found
 
 
-def _empty_inbox(store: Store, deployment: str, config: DeploymentConfig, inbox: Path, found: Intake) -> None:
+def _empty_inbox(
+    store: Store, deployment: str, config: DeploymentConfig, *, memory: Memory, inbox: Path, found: Intake
+) -> None:
     known = list_intakes(store, deployment)
     for path in _drops(inbox):
-        origin = f"file:{sha256_file(path / MANIFEST if path.is_dir() else path)}"
+        origin = f"file:{memory.hash_drop(path)}"
         if origin in known:
             continue
         said = ImportReport()
@@ -77,7 +82,7 @@ def _empty_inbox(store: Store, deployment: str, config: DeploymentConfig, inbox:
         except (BadInput, DamagedStore) as error:
             found.refused[path.name] = str(error)
         else:
-            _enter(store, deployment, origin, manifest.dataset_id, found)
+            found.datasets += record_intakes(store, deployment, {origin: manifest.dataset_id})
             found.notes += [f"{path.name}: {sentence}" for sentence in said.sentences()]
 
 
@@ -117,7 +122,7 @@ def _collect_due(
         card=config.label.card,
         report=report,
     )
-    _enter(store, deployment, origin, manifest.dataset_id, found)
+    found.datasets += record_intakes(store, deployment, {origin: manifest.dataset_id})
 
 
 def acting_policy(store: Store, deployment: str) -> Named | None:
@@ -149,10 +154,3 @@ def is_due(made_at: Sequence[datetime], now: datetime, plan: CollectPlan, timezo
     """
     start = period_start(now, plan, timezone)
     return not any(start <= made < start + 2 * _PERIODS[plan.per] for made in made_at)
-
-
-def _enter(store: Store, deployment: str, origin: str, dataset_id: str, found: Intake) -> None:
-    with store.catalog.write():
-        known = set(list_intakes(store, deployment).values())
-        if record_intake(store, deployment, origin, dataset_id) and dataset_id not in known:
-            found.datasets.append(dataset_id)

@@ -21,6 +21,7 @@ from storage.policies import (
     Decision,
     count_labels,
     deployment_lock,
+    find_labelled,
     link_current,
     list_decisions,
     list_intakes,
@@ -35,6 +36,7 @@ from ..refinement import GateConfig, Outcome, improve, show_comparison
 from ..runtime import Report, running_on, silent
 from ..simulation import Named, are_alike, find_home
 from .intake import acting_policy, take_in_new
+from .memory import Memory, answers_of
 from .settings import DeploymentConfig
 
 
@@ -109,20 +111,27 @@ class _Night:
         self.config = config.model_copy(update={"label": label})
         self.report = report
         self.night = Night(deployment)
+        self.memory = Memory(store, deployment, self.config)
+        self.settled = self.memory.find_settled()
+        self.admitted: dict[str, bool] = dict.fromkeys(self.settled, True)  # settled ones were, under these settings
 
     def run(self) -> Night:
         """Fetch, take in, ask, refine; then say how things stand."""
         labels, dollars = self._totals()
         self._fetch()
-        intake = take_in_new(self.store, self.deployment, self.config, self.report)
+        intake = take_in_new(self.store, self.deployment, self.config, self.report, memory=self.memory)
         self.night.took_in, self.night.refused = intake.datasets, intake.refused
         self._note(*intake.notes)
         self.night.warnings = [
             f"no dataset of {self.store.root} has a name that begins with {prefix!r}, which `datasets` names"
             for prefix in intake.unmatched
         ]
-        for dataset_id in self._datasets():
-            self._ask(dataset_id)
+        try:
+            for dataset_id in self._datasets():
+                if dataset_id not in self.settled:
+                    self._ask(dataset_id)
+        finally:
+            self.memory.save()
         self._decide()
         with self.store.catalog.read():
             decisions = list_decisions(self.store, self.deployment)
@@ -135,7 +144,10 @@ class _Night:
     def _datasets(self) -> list[str]:
         """The deployment's datasets, the newest first, without those whose environment may not be made."""
         known = dict.fromkeys(reversed(list_intakes(self.store, self.deployment).values()))
-        return [dataset_id for dataset_id in known if self._is_admitted(dataset_id)]
+        for dataset_id in known:
+            if dataset_id not in self.admitted:
+                self.admitted[dataset_id] = self._is_admitted(dataset_id)
+        return [dataset_id for dataset_id in known if self.admitted[dataset_id]]
 
     def _is_admitted(self, dataset_id: str) -> bool:
         try:
@@ -168,6 +180,7 @@ class _Night:
 
     def _ask(self, dataset_id: str) -> None:
         """Ask what has no answer yet; batches are sent, not waited for."""
+        stamp = self.memory.stamp_answers(dataset_id)
         if self.config.label.provider == "batch":
             from ..labelling import submit  # the SDK takes a second to load
 
@@ -175,6 +188,8 @@ class _Night:
             self.night.asked += sent.requests
             self.night.waiting += sent.open + sent.under_way
             self._note(*sent.warnings, *((sent.stopped,) if sent.stopped else ()))
+            if not (sent.open or sent.under_way or sent.failed or sent.unknown or self.config.label.study):
+                self.memory.settle(dataset_id, sent.run_id, stamp)
             return
         asked = self._label_config(dataset_id)
         if asked is None:
@@ -185,6 +200,8 @@ class _Night:
         self.night.waiting += summary.pending
         self._note(*((summary.stopped,) if summary.stopped else ()))
         self._note(*((str(summary.failure),) if summary.failure else ()))
+        if summary.done and not summary.pending and not (asked.study and asked.provider == "file"):
+            self.memory.settle(dataset_id, summary.run_id, stamp)
 
     def _label_config(self, dataset_id: str) -> LabelConfig | None:
         """How a dataset is asked about; None where its answers are still to be written.
@@ -197,9 +214,8 @@ class _Night:
             return config
         if config.answers is None:
             raise Prerequisite("The provider file needs a folder of answers.", "Name it with `answers` under [label].")
-        answers = config.answers / f"{dataset_id}.jsonl" if config.answers.suffix != ".jsonl" else config.answers
         requests = self.store.deployment_dir(self.deployment) / "requests" / f"{dataset_id}.jsonl"
-        if answers.is_file():
+        if (answers := answers_of(self.config, dataset_id)) is not None and answers.is_file():
             return config.model_copy(update={"answers": answers})
         waiting = export(self.store, dataset_id, config, requests)
         self.night.waiting += waiting
@@ -208,17 +224,15 @@ class _Night:
 
     def _decide(self) -> None:
         """Refine if there are enough new labels, and promote what the gate accepts against the policy in force."""
-        with self.store.catalog.read():
-            decisions = list_decisions(self.store, self.deployment)
-            datasets = self._labelled()
-            labels = count_labels(self.store, datasets)
-            before = acting_policy(self.store, self.deployment)
-        new = labels - (decisions[-1].labels if decisions else 0)
+        new, datasets, decisions = self._new_labels()
+        if new >= self.config.refine_after and self.settled:  # what is learned from is looked at again
+            self.settled, self.admitted = frozenset(), {}
+            new, datasets, decisions = self._new_labels()
         if new < self.config.refine_after:
             wanted = self.config.refine_after
             self.night.decision = f"kept: {new} new labels since the last refinement, {wanted} make another one"
             return
-        gate = self.config.improve.gate
+        gate, before = self.config.improve.gate, acting_policy(self.store, self.deployment)
         outcome = improve(
             self.store,
             datasets[0],
@@ -233,9 +247,13 @@ class _Night:
         record_decision(self.store, self.deployment, len(decisions), decision)
         self._enter_outcome(outcome, decision)
 
-    def _labelled(self) -> list[str]:
-        """The deployment's datasets that have labels, the newest first."""
-        return [id_ for id_ in self._datasets() if count_labels(self.store, [id_])]
+    def _new_labels(self) -> tuple[int, list[str], list[Decision]]:
+        """How many labels there are since the last decision, the datasets that have some, newest first; decisions."""
+        with self.store.catalog.read():
+            decisions = list_decisions(self.store, self.deployment)
+            datasets = find_labelled(self.store, self._datasets())
+            labels = count_labels(self.store, datasets)
+        return labels - (decisions[-1].labels if decisions else 0), datasets, decisions
 
     def _enter_outcome(self, outcome: Outcome, decision: Decision) -> None:
         self.night.comparison_id = outcome.comparison_id

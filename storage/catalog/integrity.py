@@ -1,12 +1,11 @@
 """Whether the Parquet files of the registered datasets are what was written, as far as a command can ask each time.
 
-The end of each file, which describes it, is compared at every opening: DuckDB reads the ends of all files before it
-answers about one of them. All of a file is compared when its size or its time has changed since that was last done.
+All of a file is compared when its time has changed since that was last done; otherwise it is not opened, so that what is
+old costs a look into its folder only. What changed without another time is found when a question meets it.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -18,7 +17,6 @@ from ..content_hash import sha256_bytes, sha256_file
 from ..schema import Manifest
 from .connection import Connection
 
-_TAIL = 8  # the length of the description, and the magic
 _INSERT = "INSERT OR REPLACE INTO shards VALUES (?, ?, ?, ?, make_timestamp_ns(?))"
 
 
@@ -28,7 +26,7 @@ class ShardRow(NamedTuple):
     dataset_id: str
     shard: str
     sha256: str
-    footer_sha256: str
+    footer_sha256: str  # of older versions; nothing reads it
     modified_ns: int | None
 
 
@@ -87,22 +85,6 @@ def suspect_shards(con: Connection, rollouts: Path) -> list[Path]:
     return found
 
 
-def _footer_sha256(path: Path) -> str:
-    """The hash of a Parquet file's description of itself; empty if there is no room for one.
-
-    Raises:
-        OSError: if the file cannot be read.
-    """
-    with path.open("rb") as file:
-        size = file.seek(0, os.SEEK_END)
-        file.seek(max(0, size - _TAIL))
-        length = int.from_bytes(file.read(_TAIL)[:4], "little")
-        if length + _TAIL > size:
-            return ""
-        file.seek(size - _TAIL - length)
-        return sha256_bytes(file.read())
-
-
 class _Damaged(Exception):
     """A dataset that cannot be shown."""
 
@@ -132,16 +114,15 @@ def _first_rows(folder: Path, manifest_sha256: str) -> list[ShardRow]:
 def _compare(path: Path, row: ShardRow) -> ShardRow:
     """The row with the time of the file, if the file is what the row says."""
     try:
-        modified_ns, footer = path.stat().st_mtime_ns, _footer_sha256(path)
+        modified_ns = path.stat().st_mtime_ns
+        is_same = row.modified_ns == modified_ns or _content_sha256(path, modified_ns) == row.sha256
     except FileNotFoundError:
         raise _Damaged(f"{path.name} is missing") from None
     except OSError:
         raise _Damaged(f"{path.name} cannot be read") from None
-    if not footer or row.footer_sha256 not in ("", footer):
-        raise _Damaged(f"{path.name} is cut off or damaged at its end")
-    if row.modified_ns != modified_ns and _content_sha256(path, modified_ns) != row.sha256:
+    if not is_same:
         raise _Damaged(f"{path.name} is not what was written")
-    return row._replace(footer_sha256=footer, modified_ns=modified_ns)
+    return row._replace(modified_ns=modified_ns)
 
 
 @lru_cache(maxsize=4096)

@@ -99,6 +99,26 @@ def count_waiting(con: Connection, run_ids: Sequence[str]) -> int:
     return int(found[0]) if found else 0
 
 
+def find_answered(con: Connection, asked: Mapping[str, tuple[str, str]]) -> frozenset[str]:
+    """The datasets, of some, that are still those that a run has asked about, and whose run waits for no reply.
+
+    Args:
+        con: a connection of the catalog.
+        asked: dataset -> the hash of its manifest, and the run.
+    """
+    rows = con.execute(
+        """SELECT dataset_id FROM (
+               SELECT unnest(?::VARCHAR[]) AS dataset_id, unnest(?::VARCHAR[]) AS manifest_sha256,
+                   unnest(?::VARCHAR[]) AS run_id
+           ) JOIN datasets USING (dataset_id, manifest_sha256) SEMI JOIN annotation_runs USING (run_id)
+           WHERE run_id NOT IN (
+               SELECT run_id FROM requests JOIN run_requests USING (request_id) WHERE requests.state <> 'done'
+           )""",
+        [list(asked), [sha256 for sha256, _ in asked.values()], [run_id for _, run_id in asked.values()]],
+    )
+    return frozenset(dataset_id for (dataset_id,) in rows.fetchall())
+
+
 def asked_runs(con: Connection) -> list[AskedRun]:
     """All runs that have asked a model, the oldest first."""
     rows = con.execute(

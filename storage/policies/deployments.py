@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -100,6 +100,7 @@ SELECT deployment, arg_max(policy_id, number) AS policy_id,
     arg_max(reason, number) AS reason
 FROM promotions GROUP BY deployment ORDER BY deployment
 """
+_AMONG = "dataset_id IN (SELECT unnest(?::VARCHAR[]))"
 
 
 @dataclass(frozen=True)
@@ -127,11 +128,16 @@ class InForce:
     reason: str  # of the latest decision
 
 
-def record_intake(store: Store, deployment: str, origin: str, dataset_id: str) -> bool:
-    """Add a dataset to a deployment; returns False if its origin is known."""
-    row = {"deployment": deployment, "origin": origin, "dataset_id": dataset_id}
+def record_intakes(store: Store, deployment: str, origins: Mapping[str, str]) -> list[str]:
+    """Add datasets to a deployment, each by its origin; returns those that it did not have, whatever their origin."""
+    known = list_intakes(store, deployment)
+    new = {origin: dataset_id for origin, dataset_id in origins.items() if origin not in known}
+    if not new:
+        return []
+    rows = [{"deployment": deployment, "origin": origin, "dataset_id": dataset} for origin, dataset in new.items()]
     with store.catalog.write() as con:
-        return bool(insert_rows(con, "intakes", [row]))
+        insert_rows(con, "intakes", rows)
+    return list(dict.fromkeys(dataset_id for dataset_id in new.values() if dataset_id not in known.values()))
 
 
 def list_intakes(store: Store, deployment: str) -> dict[str, str]:
@@ -180,15 +186,23 @@ def count_labels(store: Store, dataset_ids: Sequence[str]) -> int:
     """Number of labels of some datasets, over all runs."""
     with store.catalog.read() as con:
         found = con.execute(
-            "SELECT count(*) FROM annotations WHERE list_contains(?, dataset_id)", [list(dataset_ids)]
+            f"SELECT count(*) FROM annotations WHERE {_AMONG}", [list(dataset_ids)]
         ).fetchone()
     return int(found[0]) if found else 0
+
+
+def find_labelled(store: Store, dataset_ids: Sequence[str]) -> list[str]:
+    """Those of some datasets that have labels, in the same order."""
+    with store.catalog.read() as con:
+        found = con.execute(f"SELECT DISTINCT dataset_id FROM annotations WHERE {_AMONG}", [list(dataset_ids)])
+        labelled = {dataset_id for (dataset_id,) in found.fetchall()}
+    return [dataset_id for dataset_id in dataset_ids if dataset_id in labelled]
 
 
 def sum_dollars(store: Store, dataset_ids: Sequence[str]) -> float:
     """Dollars spent so far on runs over some datasets."""
     with store.catalog.read() as con:
         found = con.execute(
-            "SELECT coalesce(sum(cost_usd), 0) FROM spending WHERE list_contains(?, dataset_id)", [list(dataset_ids)]
+            f"SELECT coalesce(sum(cost_usd), 0) FROM spending WHERE {_AMONG}", [list(dataset_ids)]
         ).fetchone()
     return float(found[0]) if found else 0.0
