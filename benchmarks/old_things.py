@@ -1,6 +1,6 @@
-"""What old things cost: a night, an opening and the everyday questions, by the number of datasets that are there already.
+"""What old things cost: a night, an opening and the everyday questions, by how many datasets are there already.
 
-    python -m benchmarks.old_things [--datasets 1 100 1000] [--annotations 1000000]
+    python benchmarks/old_things.py [--datasets 1 100 1000] [--annotations 1000000]
 
 Datasets of two short episodes in the shape of CartPole-v1 (the numbers are chance) are registered and labelled by a
 scripted annotator in a first night. Then one more dataset arrives, and the second night is measured: it has one dataset
@@ -19,22 +19,25 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-HERE = Path(__file__).resolve().parent.parent
-if __name__ == "__main__" and "--root" in sys.argv:
-    sys.path.insert(0, sys.argv[sys.argv.index("--root") + 1])
-
 import numpy as np
+from nightly import write_answers
 from rich.console import Console
 from rich.table import Table
 
 from annotate.cards import load_card
-from storage.datasets import StepsWriter
+from flows.deployment.night import run_night
+from flows.deployment.settings import read_deployment
+from flows.reporting.status import look
+from storage.datasets import StepsWriter, list_datasets
+from storage.queries import run_query
 from storage.schema import Episode, ManifestDraft, Space
 from storage.store import Store
 
+HERE = Path(__file__).resolve().parent.parent
 ENV, NAME, LENGTH, EPISODES = "CartPole-v1", "yard", 12, 2
 SETTINGS = f"""
 [deployments.{NAME}]
@@ -52,8 +55,6 @@ model = "claude-haiku-4-5"
 
 def add_dataset(store: Store, answers: Path, number: int) -> None:
     """One more dataset, with the annotator's answers to it."""
-    from benchmarks.nightly import write_answers
-
     card = load_card(ENV)
     draft = ManifestDraft(
         dataset_id=f"made-{number:05d}",
@@ -83,10 +84,14 @@ def add_dataset(store: Store, answers: Path, number: int) -> None:
     write_answers(store, draft.dataset_id, answers / f"{draft.dataset_id}.jsonl")
 
 
-def night(folder: Path) -> None:
-    from flows.deployment.night import run_night
-    from flows.deployment.settings import read_deployment
+def add_until(folder: Path, number: int) -> None:
+    """Datasets until there are so many."""
+    store = Store.create(folder / "store")
+    for place in range(len(list(store.rollouts_dir.glob("made-*"))), number):
+        add_dataset(store, folder / "answers", place)
 
+
+def night(folder: Path) -> None:
     name, config = read_deployment(NAME, folder / "trajnote.toml")
     done = run_night(Store.open(config.store), name, config)
     print(f"asked {done.asked}, {done.labels} labels, took in {len(done.took_in)}", file=sys.stderr)
@@ -115,9 +120,6 @@ def fill_up(folder: Path, annotations: int) -> None:
 
 def list_works() -> dict[str, Callable[[Path], object]]:
     """The everyday questions, each with what it needs and nothing more."""
-    from flows.reporting.status import look
-    from storage.datasets import list_datasets
-    from storage.queries import run_query
 
     def ask(sql: str) -> Callable[[Path], object]:
         return lambda folder: run_query(Store.open(folder / "store"), sql)
@@ -130,7 +132,6 @@ def list_works() -> dict[str, Callable[[Path], object]]:
         "sql: steps of one dataset": ask("SELECT avg(reward) FROM steps WHERE dataset_id = 'made-00000'"),
         "sql: count of annotations": ask("SELECT count(*) FROM annotations"),
         "sql: agreement by dataset": ask("SELECT dataset_id, avg(agrees::INT) FROM annotated_steps GROUP BY ALL"),
-        "register one more": lambda folder: None,
     }
 
 
@@ -143,35 +144,23 @@ def measure(root: Path, folder: Path, work: str, number: int = 0) -> dict[str, f
 
 
 def work_here(work: str, folder: Path, number: int) -> None:
-    """Do it and print what it cost, imports left out."""
-    store = folder / "store"
-    act: Callable[[], object]
-    if work == "add":
-        def act() -> None:
-            opened = Store.create(store)
-            have = len(list(opened.rollouts_dir.glob("made-*")))
-            for place in range(have, number):
-                add_dataset(opened, folder / "answers", place)
-    elif work == "night":
-        import flows.deployment.night  # its import is not measured
-
-        act = lambda: night(folder)
-    elif work == "fill":
-        act = lambda: fill_up(folder, number)
-    else:
-        todo = list_works()[work]
-        act = lambda: todo(folder)
-    opened_files = [0]
-    under = str(store.resolve())
+    """Do it and print what it cost; imports are not counted."""
+    under, opened = str((folder / "store").resolve()), [0]
 
     def hear(event: str, arguments: tuple[Any, ...]) -> None:
-        opened_files[0] += event == "open" and str(arguments[0]).startswith(under)
+        opened[0] += event == "open" and str(arguments[0]).startswith(under)
 
+    works = {
+        "add": partial(add_until, number=number),
+        "night": night,
+        "fill": partial(fill_up, annotations=number),
+        **list_works(),
+    }
     sys.addaudithook(hear)
     began, used = time.perf_counter(), _core_seconds()
-    act()
+    works[work](folder)
     taken = time.perf_counter() - began
-    print(json.dumps({"seconds": taken, "cores": _core_seconds() - used, "files": opened_files[0]}))
+    print(json.dumps({"seconds": taken, "cores": _core_seconds() - used, "files": opened[0]}))
 
 
 def _core_seconds() -> float:
@@ -195,7 +184,7 @@ def grow(root: Path, folder: Path, sizes: Sequence[int], annotations: int) -> Ta
             costs[name] = measure(root, folder, name)
         for name, cost in costs.items():
             lines.setdefault(name, [name]).append(f"{cost['seconds']:.2f} / {cost['cores']:.2f} / {cost['files']:.0f}")
-        print({name: cost for name, cost in costs.items()}, file=sys.stderr)
+        print(size, json.dumps(costs), file=sys.stderr)
     table = Table("seconds / core s / files", *(f"{size:,} old" for size in sizes))
     for line in lines.values():
         table.add_row(*line)

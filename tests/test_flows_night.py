@@ -14,22 +14,27 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from soak import every
 from store_state import counts_of, state_of
+from toy_datasets import make_draft, make_episode, write
 from toy_environment import CARD, TOY, gather_toys, small_config, write_answers
 
 from flows.datasets import collection as collecting
 from flows.datasets.collection import CollectConfig
 from flows.datasets.recordings import gather
+from flows.deployment import memory as memories
 from flows.deployment import night as nights
 from flows.deployment.intake import take_in_new
+from flows.deployment.memory import MEMORY
 from flows.deployment.night import Night, gate_of_night, run_night
 from flows.deployment.settings import DeploymentConfig
 from flows.refinement.comparison import GateConfig
 from flows.simulation.fingerprint import Fingerprint
 from refine.evaluation.racing import share_over_nights
-from storage.errors import Prerequisite, ProviderFailed
+from storage.catalog import engine
+from storage.errors import BadInput, Prerequisite, ProviderFailed
 from storage.policies.deployments import (
     AlreadyRunning,
     Decision,
@@ -38,9 +43,12 @@ from storage.policies.deployments import (
     list_in_force,
     list_intakes,
 )
+from storage.schema import Space
 from storage.store import Store
 
 TESTS = Path(__file__).parent
+BOX2 = Space(kind="box", dtype="float32", size=2)
+COMPASS = Space(kind="discrete", dtype="int64", size=1, n=4)
 GATE = {"method": "full", "select": 4, "accept": 16, "report": 10, "placebo_draws": 2}
 PROGRAM = """
 import sys
@@ -282,6 +290,123 @@ def test_a_night_whose_labeller_fails_goes_on_on_the_next_evening(world: World, 
             world.run()
     night = world.run(refine_after=1000)
     assert (night.took_in, night.new_labels, night.killed) == ([], 96, None)
+
+
+class Yard:
+    """A store of small datasets, and answers to all that is asked about them, each in a file of its own."""
+
+    def __init__(self, folder: Path, datasets: int) -> None:
+        self.store, self.card = Store.create(folder / "store"), folder / "card.toml"
+        self.answers = folder / "answers"
+        self.answers.mkdir()
+        self.card.write_text(CARD.replace("toy_environment:Toy-v0", "Elsewhere-v0"))
+        self.datasets = 0
+        self.add(datasets)
+
+    def add(self, datasets: int) -> None:
+        """More of them."""
+        for number in range(self.datasets, self.datasets + datasets):
+            name, rng = f"made-{number:03}", np.random.default_rng(number)
+            draft = make_draft(name, env_id="Elsewhere-v0", component_names=("x", "y"), observation_space=BOX2)
+            draft = draft.model_copy(
+                update={"action_space": COMPASS, "action_names": ("east", "north", "west", "south")}
+            )
+            observations = rng.uniform(-1, 1, (9, 2)).astype(np.float32)
+            write(self.store, draft, [make_episode(0, 8, observations=observations)])
+            write_answers(self.store, name, self.card, self.answers / f"{name}.jsonl")
+        self.datasets += datasets
+
+    def run(self, **label: Any) -> Night:
+        """A night."""
+        fields: dict[str, Any] = {
+            "store": self.store.root,
+            "datasets": ("made-",),
+            "refine_after": 10**6,
+            "label": {"provider": "file", "answers": self.answers, "card": str(self.card), **label},
+        }
+        fields["label"].setdefault("annotate", {"model": "toy"})
+        return run_night(self.store, "toy", DeploymentConfig.model_validate(fields))
+
+
+_heard: list[str] = []
+_is_heard = [False]
+sys.addaudithook(lambda event, found: _heard.append(str(found[0])) if event == "open" and _is_heard[0] else None)
+
+
+def weigh(yard: Yard, monkeypatch: pytest.MonkeyPatch) -> tuple[int, int]:
+    """The connections that a night over one new dataset opens, and the files of the store."""
+    yard.add(1)
+    connections: list[bool] = []
+    attach = engine.Instance.attach
+
+    def count(instance: engine.Instance, *, read_only: bool) -> None:
+        connections.append(read_only)
+        attach(instance, read_only=read_only)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(engine.Instance, "attach", count)
+        _heard.clear()
+        _is_heard[0] = True
+        night = yard.run()
+        _is_heard[0] = False
+    assert (len(night.took_in), night.asked, night.new_labels) == (1, 1, 8)
+    return len(connections), sum(str(yard.store.root) in name for name in _heard)
+
+
+@pytest.mark.slow
+def test_a_night_opens_as_many_files_and_connections_over_many_old_datasets_as_over_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    costs: list[tuple[int, int]] = []
+    for name, datasets in (("few", 1), ("many", 12)):
+        (tmp_path / name).mkdir()
+        yard = Yard(tmp_path / name, datasets)
+        assert yard.run().asked == datasets
+        costs.append(weigh(yard, monkeypatch))
+    assert costs[0] == costs[1]
+    assert costs[0][0] <= 14
+
+
+@pytest.mark.slow
+def test_a_settled_dataset_is_asked_again_when_what_is_asked_or_what_was_answered_changes(tmp_path: Path) -> None:
+    yard = Yard(tmp_path, 2)
+    assert (yard.run().asked, yard.run().asked) == (2, 0)
+    memory = yard.store.deployment_dir("toy") / MEMORY
+    assert set(json.loads(memory.read_bytes())["settled"]) == {"made-000", "made-001"}
+
+    answers = yard.answers / "made-001.jsonl"
+    answers.write_text(answers.read_text().replace('\\"east\\"', '\\"west\\"') + "\n")
+    corrected = yard.run()
+    assert (corrected.asked, corrected.new_labels) == (1, 0)  # a corrected answer takes the place of the first one
+
+    with pytest.raises(BadInput, match="does not ask"):  # it was looked at, and its answers are another model's
+        yard.run(annotate={"model": "other"})
+    memory.write_text("[")
+    assert yard.run().asked == 0
+    assert set(json.loads(memory.read_bytes())["settled"]) == {"made-000", "made-001"}
+    with yard.store.catalog.write() as con:
+        con.execute(
+            "UPDATE requests SET state = 'pending' WHERE request_id IN (SELECT any_value(request_id) FROM requests)"
+        )
+    assert yard.run().waiting == 1
+
+
+@pytest.mark.slow
+def test_an_inbox_is_read_once_and_again_where_a_file_has_changed(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.drop(0)
+    manifest = world.folder / "inbox" / "0" / "manifest.json"
+    os.utime(manifest, (1, 1))
+    hashed: list[Path] = []
+    hash_file = memories.sha256_file
+    monkeypatch.setattr(memories, "sha256_file", lambda path: hashed.append(path) or hash_file(path))
+    for touched in (1, 0, 1):
+        hashed.clear()
+        world.run(refine_after=10**6)
+        assert hashed.count(manifest) == touched
+        if not touched:
+            os.utime(manifest, (2, 2))
 
 
 QUICK = small_config(gate={"select": 2, "accept": 10, "report": 10, "placebo_draws": 2}, snapshots=(2,)).model_dump()

@@ -302,8 +302,7 @@ def test_datasets_that_are_read_together_say_what_each_says_alone(tmp_path: Path
         write_twins(store, numbers)
     for view in _SPOKEN_OF:
         one, two, both = (
-            [row for row in rows(store, f"SELECT * {_WITHOUT_TIME.get(view, '')} FROM {view} ORDER BY ALL")]
-            for store in stores
+            rows(store, f"SELECT * {_WITHOUT_TIME.get(view, '')} FROM {view} ORDER BY ALL") for store in stores
         )
         assert both == sorted([*one, *two], key=both.index)
         assert len(both) == len(one) + len(two) > 0

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -282,8 +283,14 @@ def _first_problem(error: ValidationError) -> str:
 
 
 def _packaged(env_id: str) -> dict[Path, Card]:
-    cards = {path: read_card(path).card for path in packaged_cards()}
+    cards = _read_all(tuple((path, path.stat().st_mtime_ns) for path in packaged_cards()))
     return {path: card for path, card in cards.items() if card.env_id == env_id}
+
+
+@cache
+def _read_all(files: tuple[tuple[Path, int], ...]) -> dict[Path, Card]:
+    """The cards of some files, each with the time of the file."""
+    return {path: read_card(path).card for path, _ in files}
 
 
 def _find_packaged(env_id: str, env_kwargs: Mapping[str, Any] | None) -> Path | None:

@@ -58,13 +58,21 @@ def take_in_new(
     if config.inbox is not None:
         memory = memory or Memory(store, deployment, config)
         _empty_inbox(store, deployment, config, memory=memory, inbox=config.inbox, found=found)
-    names = [dataset.dataset_id for dataset in list_datasets(store)] if config.datasets else []
-    wanted = {f"dataset:{name}": name for name in names if name.startswith(config.datasets)}
-    found.datasets += record_intakes(store, deployment, wanted)
-    found.unmatched = [start for start in config.datasets if not any(name.startswith(start) for name in names)]
+    if config.datasets:
+        _match_datasets(store, deployment, config.datasets, found)
     if config.collect is not None:
         _collect_due(store, deployment, config, config.collect, found=found, report=report)
     return found
+
+
+def _match_datasets(store: Store, deployment: str, starts: Sequence[str], found: Intake) -> None:
+    with store.catalog.read():
+        known = list_intakes(store, deployment)
+        names = [dataset.dataset_id for dataset in list_datasets(store)]
+    wanted = {f"dataset:{name}": name for name in names if name.startswith(tuple(starts))}
+    if wanted.keys() - known.keys():
+        found.datasets += record_intakes(store, deployment, wanted)
+    found.unmatched = [start for start in starts if not any(name.startswith(start) for name in names)]
 
 
 def _empty_inbox(

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from annotate import cards, prompting
 from storage.content_hash import canonical_json, sha256_bytes, sha256_file
@@ -55,7 +56,7 @@ class Memory:
         with suppress(OSError, ValueError, KeyError, TypeError):
             self._read(json.loads(self._path.read_bytes()))
 
-    def _read(self, kept: dict[str, dict[str, list[str]]]) -> None:
+    def _read(self, kept: Mapping[str, Any]) -> None:
         self._files = {name: (str(stamp), str(sha256)) for name, (stamp, sha256) in kept["files"].items()}
         if kept["question"] == self._question:
             self._settled = {name: _Settled(*map(str, row)) for name, row in kept["settled"].items()}
@@ -99,13 +100,8 @@ class Memory:
 
     def save(self) -> None:
         """Write it down, without the datasets that are open again."""
-        with self._store.catalog.read() as con:
-            rows = con.execute(
-                "SELECT dataset_id, manifest_sha256 FROM datasets WHERE dataset_id IN (SELECT unnest(?::VARCHAR[]))",
-                [list(self._new)],
-            ).fetchall()
-        for name, sha256 in rows:
-            self._settled[name] = _Settled(sha256, *self._new[name])
+        for name, (run_id, stamp) in self._new.items():
+            self._settled[name] = _Settled(sha256_file(self._store.manifest_path(name)), run_id, stamp)
         kept = {"files": self._files, "question": self._question, "settled": self._settled}
         write_whole(self._path, canonical_json(kept).encode())
 

@@ -35,7 +35,7 @@ from ..labelling import LabelConfig, export, label
 from ..refinement import GateConfig, Outcome, improve, show_comparison
 from ..runtime import Report, running_on, silent
 from ..simulation import Named, are_alike, find_home
-from .intake import acting_policy, take_in_new
+from .intake import take_in_new
 from .memory import Memory, answers_of
 from .settings import DeploymentConfig
 
@@ -112,12 +112,15 @@ class _Night:
         self.report = report
         self.night = Night(deployment)
         self.memory = Memory(store, deployment, self.config)
-        self.settled = self.memory.find_settled()
-        self.admitted: dict[str, bool] = dict.fromkeys(self.settled, True)  # settled ones were, under these settings
+        self.settled = frozenset[str]()  # datasets about which nothing is left to ask
+        self.admitted: dict[str, bool] = {}
 
     def run(self) -> Night:
         """Fetch, take in, ask, refine; then say how things stand."""
-        labels, dollars = self._totals()
+        with self.store.catalog.read():
+            self.settled = self.memory.find_settled()
+            self.admitted = dict.fromkeys(self.settled, True)  # they were, under these settings
+            labels, dollars = self._totals()
         self._fetch()
         intake = take_in_new(self.store, self.deployment, self.config, self.report, memory=self.memory)
         self.night.took_in, self.night.refused = intake.datasets, intake.refused
@@ -132,11 +135,7 @@ class _Night:
                     self._ask(dataset_id)
         finally:
             self.memory.save()
-        self._decide()
-        with self.store.catalog.read():
-            decisions = list_decisions(self.store, self.deployment)
-            self.night.labels, self.night.total_dollars = self._totals()
-        self._show(decisions)
+        self._show(self._decide())
         self.night.new_labels = self.night.labels - labels
         self.night.dollars = self.night.total_dollars - dollars
         return self.night
@@ -222,8 +221,12 @@ class _Night:
         self._note(f"{waiting} requests wait in {requests} for answers in {answers}")
         return None
 
-    def _decide(self) -> None:
-        """Refine if there are enough new labels, and promote what the gate accepts against the policy in force."""
+    def _decide(self) -> list[Decision]:
+        """Refine if there are enough new labels, and promote what the gate accepts against the policy in force.
+
+        Returns:
+            All decisions up to now.
+        """
         new, datasets, decisions = self._new_labels()
         if new >= self.config.refine_after and self.settled:  # what is learned from is looked at again
             self.settled, self.admitted = frozenset(), {}
@@ -231,8 +234,9 @@ class _Night:
         if new < self.config.refine_after:
             wanted = self.config.refine_after
             self.night.decision = f"kept: {new} new labels since the last refinement, {wanted} make another one"
-            return
-        gate, before = self.config.improve.gate, acting_policy(self.store, self.deployment)
+            return decisions
+        gate = self.config.improve.gate
+        before = Named(f"policy:{decisions[-1].policy_id}") if decisions else None
         outcome = improve(
             self.store,
             datasets[0],
@@ -246,13 +250,14 @@ class _Night:
         decision = decide(outcome, before.removeprefix("policy:") if before else None)
         record_decision(self.store, self.deployment, len(decisions), decision)
         self._enter_outcome(outcome, decision)
+        return [*decisions, decision]
 
     def _new_labels(self) -> tuple[int, list[str], list[Decision]]:
         """How many labels there are since the last decision, the datasets that have some, newest first; decisions."""
         with self.store.catalog.read():
             decisions = list_decisions(self.store, self.deployment)
             datasets = find_labelled(self.store, self._datasets())
-            labels = count_labels(self.store, datasets)
+            self.night.labels, self.night.total_dollars = labels, _ = self._totals()
         return labels - (decisions[-1].labels if decisions else 0), datasets, decisions
 
     def _enter_outcome(self, outcome: Outcome, decision: Decision) -> None:

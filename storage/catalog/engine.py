@@ -26,18 +26,22 @@ _MOST_IDLE = 2
 
 
 @dataclass
-class _Instance:
+class Instance:
+    """A DuckDB instance, and the file that is attached to it."""
+
     root: duckdb.DuckDBPyConnection
     path: Path
     users: int = 0
     is_sound: bool = True
 
     def attach(self, *, read_only: bool) -> None:
+        """Take the file's lock."""
         self.root.execute(f"SET temp_directory = {sql_text(f'{self.path}.tmp')}")
         options = "(READ_ONLY)" if read_only else ""
         self.root.execute(f"ATTACH {sql_text(str(self.path))} AS {_NAME} {options}")
 
     def detach(self) -> None:
+        """Free the file; what fails makes the instance one that is not used again."""
         try:
             self.root.execute(f"DETACH {_NAME}")
         except duckdb.Error:  # a full disk, for example; what was committed is in the log beside the file
@@ -49,8 +53,8 @@ class _Pool:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._idle: list[_Instance] = []
-        self._used: dict[Path, _Instance] = {}
+        self._idle: list[Instance] = []
+        self._used: dict[Path, Instance] = {}
 
     def connect(self, path: Path, *, read_only: bool) -> duckdb.DuckDBPyConnection:
         with self._lock:
@@ -61,9 +65,9 @@ class _Pool:
             self._used[path] = instance
             return con
 
-    def _start(self, path: Path, *, read_only: bool) -> _Instance:
+    def _start(self, path: Path, *, read_only: bool) -> Instance:
         root = self._idle.pop().root if self._idle else duckdb.connect(config=dict(SETTINGS))
-        instance = _Instance(root, path)
+        instance = Instance(root, path)
         try:
             instance.attach(read_only=read_only)
         except BaseException:

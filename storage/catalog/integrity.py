@@ -1,7 +1,7 @@
 """Whether the Parquet files of the registered datasets are what was written, as far as a command can ask each time.
 
-All of a file is compared when its time has changed since that was last done; otherwise it is not opened, so that what is
-old costs a look into its folder only. What changed without another time is found when a question meets it.
+All of a file is compared when its time has changed since that was last done; otherwise it is not opened, so that what
+is old costs a look into its folder only. What changed without another time is found when a question meets it.
 """
 
 from __future__ import annotations

@@ -130,12 +130,10 @@ class InForce:
 
 def record_intakes(store: Store, deployment: str, origins: Mapping[str, str]) -> list[str]:
     """Add datasets to a deployment, each by its origin; returns those that it did not have, whatever their origin."""
-    known = list_intakes(store, deployment)
-    new = {origin: dataset_id for origin, dataset_id in origins.items() if origin not in known}
-    if not new:
-        return []
-    rows = [{"deployment": deployment, "origin": origin, "dataset_id": dataset} for origin, dataset in new.items()]
     with store.catalog.write() as con:
+        known = list_intakes(store, deployment)
+        new = {origin: dataset_id for origin, dataset_id in origins.items() if origin not in known}
+        rows = [{"deployment": deployment, "origin": origin, "dataset_id": dataset} for origin, dataset in new.items()]
         insert_rows(con, "intakes", rows)
     return list(dict.fromkeys(dataset_id for dataset_id in new.values() if dataset_id not in known.values()))
 
@@ -185,9 +183,7 @@ def list_in_force(store: Store) -> list[InForce]:
 def count_labels(store: Store, dataset_ids: Sequence[str]) -> int:
     """Number of labels of some datasets, over all runs."""
     with store.catalog.read() as con:
-        found = con.execute(
-            f"SELECT count(*) FROM annotations WHERE {_AMONG}", [list(dataset_ids)]
-        ).fetchone()
+        found = con.execute(f"SELECT count(*) FROM annotations WHERE {_AMONG}", [list(dataset_ids)]).fetchone()
     return int(found[0]) if found else 0
 
 
