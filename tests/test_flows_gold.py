@@ -12,9 +12,20 @@ import pytest
 from toy_environment import REACH, gather_toys, right_actions, write_labels
 
 from annotate.importing.labels import import_annotations
+from annotate.importing.reviews import import_labels
 from annotate.importing.rules import import_rules
-from flows.labelling.gold import describe_gain, describe_gold, gold_as_plain, score_against_gold, score_rows
+from flows.labelling.gold import (
+    describe_gain,
+    describe_gold,
+    find_gold_runs,
+    gold_as_plain,
+    score_against_gold,
+    score_by_readers,
+    score_rows,
+)
 from flows.labelling.quality import check_labels
+from flows.labelling.queues import prepare_queue
+from flows.reporting.report import write_report
 from storage.datasets.reader import read_steps
 from storage.errors import BadInput, Prerequisite
 from storage.store import Store
@@ -81,6 +92,19 @@ def test_right_labels_are_right_and_better_than_the_agent(toys: tuple[Store, str
     plain = json.loads(json.dumps(gold_as_plain(found)))
     assert plain["runs"][0]["right"]["hits"] == 70
     assert plain["gold"]["readers"] == ["human:ann"]
+
+
+@pytest.mark.slow
+def test_the_report_shows_the_gold_set_of_its_dataset_and_does_not_judge_it_by_itself(
+    toys: tuple[Store, str, str],
+) -> None:
+    store, dataset_id, gold = toys
+    page = write_report(store, dataset_id, pictures=0).path.read_text()
+    part = page[page.index('id="gold"') :].split("</section>")[0]
+    assert f"70 states by human:ann ({gold})" in part
+    assert part.count("<h3>") == 1
+    assert '<td class="n">100% <span>[95% to 100%]</span></td><td class="n">70 of 70</td>' in part
+    assert score_by_readers(store, dataset_id, [gold]) is None
 
 
 @pytest.mark.slow
@@ -177,7 +201,7 @@ def test_what_cannot_be_compared_is_one_clear_line(toys: tuple[Store, str, str],
         ([foreign], {"dataset": dataset_id}, f"The gold run {foreign} is of the dataset {elsewhere}, not {dataset_id}"),
         ([gold], {"runs": [foreign]}, f"The run {foreign} is of the dataset {elsewhere}; the gold run is of"),
         ([gold, foreign], {}, f"The gold run {foreign} is of the dataset {elsewhere}, not {dataset_id}"),
-        ([ruled], {}, f"{ruled} gave rules; a gold set has labels of single states"),
+        ([ruled], {}, f"{ruled} is about rules; a gold set has answers about single states"),
         (["nobody"], {}, "There is no annotation run 'nobody'"),
     ]
     for runs, more, text in refused:
@@ -204,3 +228,75 @@ def test_fewer_than_sixty_comparisons_are_too_few(toys: tuple[Store, str, str], 
     small = enter(store, tmp_path / "small.jsonl", best_lines(store, dataset_id, 59), "human:bob")
     assert {score.verdict for score in score_against_gold(store, [small]).scores} == {"too few to judge"}
     assert [checkup.judgement.verdict for checkup in check_labels(store, dataset_id)][-1] == "too few to judge"
+
+
+def answer(store: Store, path: Path, lines: list[dict[str, Any]]) -> str:
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (run_id,) = import_labels(store, path).run_ids
+    return run_id
+
+
+@pytest.mark.slow
+def test_a_gold_queue_is_known_to_be_random_and_says_only_what_its_reader_said(store: Store, tmp_path: Path) -> None:
+    dataset_id = gather_toys(store, tmp_path).dataset_id
+    labels = write_labels(store, dataset_id, tmp_path / "all.jsonl")
+    some = tmp_path / "some.jsonl"
+    some.write_text("\n".join(labels.read_text().splitlines()[:40]))
+    import_annotations(store, some)
+    queue = prepare_queue(store, order="gold", limit=60).queue
+    best = {(line["episode_id"], line["step"]): line for line in best_lines(store, dataset_id, 96)}
+    lines: list[dict[str, Any]] = []
+    for number, item in enumerate(queue.items, 1):
+        line = {"queue": queue.queue_id, "item": number, "model": "human:ann"}
+        action = best[item.episode_id or 0, item.step or 0]["suggested_action"]
+        lines.append(line | ({"verdict": "unsure"} if number == 1 else {"suggested_action": action}))
+        if number > 10:
+            lines[-1]["critical"] = number % 3 == 0
+    gold = answer(store, tmp_path / "answers.jsonl", lines)
+    found = score_against_gold(store, [gold])
+    (score,) = found.scores
+    labelled = {item[:2] for item in queue.items[1:]} & {(e, s) for e in range(5) for s in range(8)}
+    assert score.shared == len(labelled)
+    assert {(stratum.size, len(stratum.places)) for stratum in found.gold.strata} == {(40, 30), (56, 30)}
+    assert "1 states are left out, of which a reader is unsure" in found.remarks
+    assert not any("not known to be random" in remark for remark in found.remarks)
+    critical = [state.critical for state in found.gold.states.values()]
+    assert critical.count(None) == 9
+    anywhere = score.critical_found_anywhere
+    assert anywhere is not None
+    assert anywhere.n == 50
+    assert 0 < anywhere.share < 0.8  # 56 of the 96 steps have no label that could call them critical
+    assert gold in find_gold_runs(store, dataset_id)
+
+
+@pytest.mark.slow
+def test_verdicts_on_labels_count_and_a_bare_refusal_is_one(toys: tuple[Store, str, str], tmp_path: Path) -> None:
+    store, _, _ = toys
+    with store.catalog.read() as con:
+        ((run_id,),) = con.execute("SELECT run_id FROM annotation_runs WHERE model = 'imported'").fetchall()
+    queue = prepare_queue(store, run_id, order="stratified", limit=9).queue
+    verdicts = ["accept"] * 4 + ["reject"] * 3 + ["correct"] * 2
+    lines = [
+        {"queue": queue.queue_id, "item": number, "model": "human:bob", "verdict": verdict}
+        | ({"suggested_action": (_suggested(store, item.annotation_id) + 1) % 4} if verdict == "correct" else {})
+        for number, (item, verdict) in enumerate(zip(queue.items, verdicts, strict=True), 1)
+    ]
+    gold = answer(store, tmp_path / "verdicts.jsonl", lines)
+    found = score_against_gold(store, [gold], runs=[run_id])
+    (score,) = found.scores
+    assert score.right is not None
+    assert (score.right.hits, score.right.n) == (4, 9)
+    assert "a reader saw the suggestions before answering, which favours them" in found.remarks
+    with store.catalog.read() as con:
+        counted = con.execute(
+            "SELECT correct, compared FROM annotator_scores WHERE gold_run_id = ? AND run_id = ? AND action IS NULL",
+            [gold, run_id],
+        ).fetchall()
+    assert counted == [(4, 9)]
+
+
+def _suggested(store: Store, annotation_id: str | None) -> int:
+    with store.catalog.read() as con:
+        query = "SELECT suggested_action[1] FROM annotations WHERE annotation_id = ?"
+        ((action,),) = con.execute(query, [annotation_id]).fetchall()
+    return int(action)

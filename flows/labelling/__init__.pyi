@@ -9,6 +9,7 @@ from .gold import (
     find_gold_runs,
     gold_as_plain,
     score_against_gold,
+    score_by_readers,
     score_rows,
 )
 from .label_replays import ReplayConfig, replay_labels
@@ -42,6 +43,7 @@ __all__ = [
     "replay_labels",
     "retry",
     "score_against_gold",
+    "score_by_readers",
     "score_rows",
     "submit",
 ]

@@ -6,7 +6,7 @@ Reading is done here; the measures are in `annotate/quality/gold.py`.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import Any
 
@@ -17,8 +17,10 @@ from annotate.quality import (
     GoldSet,
     Opinion,
     Paired,
+    Place,
     Rate,
     Rivalry,
+    Stratum,
     compare_runs,
     read_gold,
     score_run,
@@ -31,6 +33,9 @@ from storage.store import Store
 
 PERSON = "human:"
 """The beginning of the name of an annotator who is a person."""
+
+
+_EMPTY = dict.fromkeys(("prompt_version", "suggested_action", "suggested_label", "implicit_reward", "confidence"))
 
 
 @dataclass(frozen=True)
@@ -77,19 +82,38 @@ def score_against_gold(
         gold=found,
         scores=tuple(score_run(said, found, space) for said in shared.values()),
         rivalries=tuple(rivalry for rivalry in rivals if rivalry is not None),
-        remarks=tuple(_remarks(found, known, space)),
+        remarks=tuple(_remarks(store, found, known, space)),
     )
 
 
 def find_gold_runs(store: Store, dataset_id: str) -> list[str]:
-    """The runs of a dataset that people labelled, which a report takes for its gold set."""
+    """The gold set of a dataset: the runs that answer a gold queue, or else all that people have labelled."""
     with store.catalog.read() as con:
         rows = ask(con, "quality/runs")
-    return [
-        row["run_id"]
-        for row in rows
-        if row["dataset_id"] == dataset_id and row["labels"] and str(row["model"] or "").startswith(PERSON)
-    ]
+    own = [row for row in rows if row["dataset_id"] == dataset_id and row["labels"]]
+    blind = [row["run_id"] for row in own if row["review"] == "gold"]
+    return blind or [row["run_id"] for row in own if str(row["model"] or "").startswith(PERSON)]
+
+
+def score_by_readers(store: Store, dataset_id: str, runs: Sequence[str]) -> GoldReport | None:
+    """Judge runs by the gold set of their dataset; None if it has none, or nobody has labelled its states.
+
+    Args:
+        store: the store.
+        dataset_id: of the runs.
+        runs: those to judge; gold runs among them judge themselves in no way.
+    """
+    gold = find_gold_runs(store, dataset_id)
+    judged = [run_id for run_id in runs if run_id not in gold]
+    if not gold or not judged:
+        return None
+    try:
+        found = score_against_gold(store, gold, dataset=dataset_id)
+    except Prerequisite:
+        return None
+    scores = tuple(score for score in found.scores if score.run_id in judged)
+    pairs = tuple(pair for pair in found.rivalries if pair.first in judged and pair.second in judged)
+    return replace(found, scores=scores, rivalries=pairs) if scores else None
 
 
 def _gold_runs(known: Mapping[str, Row], names: Sequence[str]) -> list[str]:
@@ -97,8 +121,8 @@ def _gold_runs(known: Mapping[str, Row], names: Sequence[str]) -> list[str]:
     for run_id in picked:
         if picked.count(run_id) > 1:
             raise BadInput(f"--gold names {run_id} twice.", "Name each gold run once.")
-        if known[run_id]["rules"]:
-            raise BadInput(f"{run_id} gave rules; a gold set has labels of single states.")
+        if known[run_id]["rules"] or known[run_id]["review"] == "rules":
+            raise BadInput(f"{run_id} is about rules; a gold set has answers about single states.")
     return picked
 
 
@@ -136,7 +160,40 @@ def _judged_runs(
 def _read_set(store: Store, dataset_id: str, gold: Sequence[str], space: Space) -> GoldSet:
     with store.catalog.read() as con:
         rows = ask(con, "quality/opinions", dataset=dataset_id, runs=list(gold), episodes=None, steps=None)
-    return read_gold([_opinion(row) for row in rows], space)
+        reviews = ask(con, "quality/reviews", runs=list(gold))
+        queues = {row["queue_id"] for row in reviews if row["kind"] == "gold"}
+        is_random = len(queues) == 1 and {row["run_id"] for row in reviews if row["kind"] == "gold"} == set(gold)
+        strata = ask(con, "quality/strata", queue=queues.pop()) if is_random else []
+    answers = _as_reviewed([_opinion(row) for row in rows], reviews)
+    drawn = [Stratum(frozenset(map(_place, row["places"])), row["size"]) for row in strata]
+    return read_gold(answers, space, refused=_verdicts(reviews), strata=drawn)
+
+
+def _place(place: Sequence[int]) -> Place:
+    return place[0], place[1]
+
+
+def _as_reviewed(answers: Sequence[Opinion], reviews: Sequence[Row]) -> list[Opinion]:
+    """Answers of reviews say of `critical` only what the reader said, and a refusal alone is an answer, too."""
+    said = {(row["run_id"], row["episode_id"], row["step"]): row["critical"] for row in reviews}
+    reviewed = {row["run_id"] for row in reviews}
+    kept = [
+        replace(answer, critical=said.get((answer.run_id, *answer.place))) if answer.run_id in reviewed else answer
+        for answer in answers
+    ]
+    there = {(answer.run_id, *answer.place) for answer in answers}
+    refusals = [row for row in reviews if row["verdict"] == "reject" and row["action_vector"] is not None]
+    lone = [row for row in refusals if (row["run_id"], row["episode_id"], row["step"]) not in there]
+    return kept + [_opinion({**_EMPTY, **row, "opinion_id": row["review_id"]}) for row in lone]
+
+
+def _verdicts(reviews: Sequence[Row]) -> dict[str, bool]:
+    """Annotation -> whether the readers find its suggestion right, where they say so with one voice."""
+    found: dict[str, set[bool]] = {}
+    for row in reviews:
+        if row["annotation_id"] and row["verdict"] in ("accept", "correct", "reject"):
+            found.setdefault(row["annotation_id"], set()).add(row["verdict"] == "accept")
+    return {name: verdicts.pop() for name, verdicts in found.items() if len(verdicts) == 1}
 
 
 def _opinions(store: Store, dataset_id: str, runs: Sequence[str], gold: GoldSet) -> dict[str, list[Opinion]]:
@@ -170,13 +227,19 @@ def _refuse_strangers(gold: GoldSet, runs: Sequence[str]) -> None:
     named = ", ".join(runs) if runs else "The dataset's other runs"
     raise Prerequisite(
         f"{named} and the gold run {', '.join(gold.run_ids)} have no state in common.",
-        "`trajnote review --gold` asks about states that runs have labelled.",
+        "`trajnote review --queue gold` asks about states that runs have labelled.",
     )
 
 
-def _remarks(gold: GoldSet, known: Mapping[str, Row], space: Space) -> list[str]:
+def _remarks(store: Store, gold: GoldSet, known: Mapping[str, Row], space: Space) -> list[str]:
     """What a reader of the numbers has to know, a line each."""
+    with store.catalog.read() as con:
+        reviews = ask(con, "quality/reviews", runs=list(gold.run_ids))
     said: list[str] = []
+    if unsure := sum(row["verdict"] == "unsure" for row in reviews):
+        said.append(f"{unsure} states are left out, of which a reader is unsure")
+    if any(row["kind"] == "labels" for row in reviews):
+        said.append("a reader saw the suggestions before answering, which favours them")
     if gold.contested:
         said.append(f"{gold.contested} states have no verdict, since the readers' answers differ")
     if gold.unusable:

@@ -18,7 +18,7 @@ from markupsafe import Markup
 from storage.disk import visible, write_whole
 from storage.errors import TrajnoteError
 
-from ..labelling import Checkup
+from ..labelling import Checkup, GoldReport, describe_gain, describe_gold, describe_rivalry, score_rows
 from ..refinement import CHANCE
 from .charts import arm_name
 from .episodes import Viewer
@@ -122,13 +122,14 @@ def _cache_folder() -> Path:
     return (Path(named) if named else Path.home() / ".cache") / "trajnote"
 
 
-def tell(facts: Facts, labels: Sequence[Row], checkups: Sequence[Checkup]) -> Row:
+def tell(facts: Facts, labels: Sequence[Row], checkups: Sequence[Checkup], gold: GoldReport | None = None) -> Row:
     """All texts and tables of the page.
 
     Args:
         facts: what the catalog says.
         labels: as loaded, for their counts.
         checkups: what was measured about each run's labels.
+        gold: what a trusted reader's answers say of them.
     """
     manifest = facts.manifest
     return {
@@ -141,6 +142,7 @@ def tell(facts: Facts, labels: Sequence[Row], checkups: Sequence[Checkup]) -> Ro
         "arms": _arms(facts.arms),
         "labels": _label_counts(labels, facts),
         "checkups": [_checkup(checkup, len(checkups) > 1, facts.gained) for checkup in checkups],
+        "gold": _gold(gold) if gold else None,
         "rejections": _rejections(facts.rejections),
         "rules": [_rule(number, row) for number, row in enumerate(facts.rules, 1)],
         "ruled": facts.ruled,
@@ -264,6 +266,15 @@ def _checkup(checkup: Checkup, named: bool, gained: bool) -> Row:
     if gained and verdict.startswith("unfit"):
         verdict = "doubtful by these measures alone; the gate accepted what was trained with them"
     return {"verdict": f"{name}{verdict}", "reasons": checkup.judgement.reasons}
+
+
+def _gold(found: GoldReport) -> Row:
+    """The gold set in words, and a table for each run."""
+    runs = [
+        {"name": f"{score.run_id}, {score.model}", "verdict": describe_gain(score), "rows": score_rows(score)}
+        for score in found.scores
+    ]
+    return {"about": describe_gold(found), "runs": runs, "pairs": list(map(describe_rivalry, found.rivalries))}
 
 
 def _rejections(rows: Sequence[Row]) -> list[Row]:

@@ -13,7 +13,7 @@ from storage.disk import write_whole
 from storage.errors import Prerequisite
 from storage.store import Store
 
-from ..labelling import check_labels
+from ..labelling import check_labels, score_by_readers
 from ..runtime import Report, silent
 from ..simulation import Named
 
@@ -70,12 +70,13 @@ def write_report(
         found = facts.load_labels(store, known)
         visited = facts.sample_states(store, about.dataset_id) if found else []
         checkups = check_labels(store, about.dataset_id, about.run_ids) if found else []
+        gold = score_by_readers(store, about.dataset_id, about.run_ids)
     limits = episodes.Limits(pictures=pictures)
     viewer = episodes.build_viewer(
         store, known, found, limits, units=facts.units_shown(store, known), env_id=env_id, report=report
     )
     states = facts.state_rows(found, visited, len(viewer.components), _STATES)
-    context = page.tell(known, found, checkups)
+    context = page.tell(known, found, checkups, gold)
     drawn = charts.draw_all(known, found, checkups=checkups, components=viewer.components, states=states)
     content = seal(page.render_page(context, drawn, viewer, library=page.vega_bundle()).encode())
     path = out or store.reports_dir / f"{about.name}.html"

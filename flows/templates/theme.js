@@ -42,7 +42,7 @@ function config(width = 880) {
     legend: {
       labelColor: ink, titleColor: muted, labelFontSize: 11.5, titleFontSize: 11.5, titleFontWeight: "normal",
       orient: "bottom", direction: "horizontal", columns: Math.max(1, Math.floor(width / 205)),
-      labelLimit: 220, symbolStrokeWidth: 2, rowPadding: 4,
+      labelLimit: 220, symbolStrokeWidth: 2, symbolOpacity: 1, rowPadding: 4,
       layout: { bottom: { anchor: "start", direction: "vertical", margin: 12 } },
     },
     title: { color: muted, fontWeight: "normal", font },

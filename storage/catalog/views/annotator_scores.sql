@@ -9,13 +9,23 @@ WITH judged AS (
     FROM annotated_steps AS notes JOIN annotations AS gold USING (dataset_id, episode_id, step)
     WHERE gold.suggested_action IS NULL AND gold.implicit_reward <> 0 AND notes.suggested_action IS NOT NULL
         AND notes.run_id <> gold.run_id
+    UNION ALL
+    SELECT annotation_id, run_id, verdict = 'accept' FROM current_reviews
+    WHERE annotation_id IS NOT NULL AND verdict IN ('accept', 'correct', 'reject')
 ), verdicts AS (  -- of a gold run that contradicts itself there is none
     SELECT annotation_id, gold_run_id,
         CASE WHEN bool_and(is_right) = bool_or(is_right) THEN bool_and(is_right) END AS is_right
     FROM judged GROUP BY ALL
-), critical_states AS (
+), said_critical AS (  -- a review says it of its own accord only
+    SELECT run_id, dataset_id, episode_id, step, critical FROM annotations
+    WHERE run_id NOT IN (SELECT run_id FROM reviews)
+    UNION ALL
+    SELECT run_id, dataset_id, episode_id, step, critical FROM current_reviews WHERE critical IS NOT NULL
+), critical_states AS (  -- a run that calls everything critical tells nothing apart
     SELECT run_id AS gold_run_id, dataset_id, episode_id, step, bool_and(critical) AS gold_critical
-    FROM annotations GROUP BY ALL HAVING bool_and(critical) = bool_or(critical)
+    FROM said_critical
+    WHERE run_id IN (SELECT run_id FROM said_critical GROUP BY run_id HAVING count(DISTINCT critical) = 2)
+    GROUP BY ALL HAVING bool_and(critical) = bool_or(critical)
 ), counted AS (
     SELECT gold_run_id, run_id, notes.dataset_id, model, prompt_version, action, count(*) AS suggestions,
         count(DISTINCT (notes.episode_id, notes.step)) AS states,
