@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from refine.labels.labels import Labels, finite_bounds
-from refine.policies.spaces import action_units
+from refine.policies.mlp import action_units
 from storage.datasets.reader import StepArrays
 from storage.errors import BadInput
 from storage.schema import Array, Space

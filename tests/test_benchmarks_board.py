@@ -14,14 +14,13 @@ from annotate.importing.rules import import_rules
 from benchmarks.board import __main__ as command
 from benchmarks.board import jobs, online, refined, ruled
 from benchmarks.board.entries import Entry, list_entries
-from benchmarks.board.experts import CONTROLLERS, TrainedExpert
 from benchmarks.board.jobs import Job, budget_of, run_job
 from benchmarks.board.online import train_until
 from benchmarks.board.refined import best_rows, make_labels
 from benchmarks.board.resets import Counted, CriticalResets
 from benchmarks.board.results import gain, interval_over_trainings, summarise
 from benchmarks.board.rows import Row, append_row, read_rows
-from benchmarks.board.scenes import Scene, Sources, set_scene, spread_states
+from benchmarks.board.scenes import CONTROLLERS, Scene, Sources, TrainedExpert, set_scene, spread_states
 from benchmarks.board.table import draw_labels, draw_rules, draw_table, write_between
 from flows.simulation.environments import make_environment
 from storage.datasets.reader import iterate_episodes, read_steps

@@ -158,7 +158,7 @@ HOSTILE: Mapping[str, dict[str, Any]] = {
 @pytest.mark.parametrize("kind", HOSTILE)
 def test_a_dishonest_header_is_refused_in_one_line(kind: str, tmp_path: Path) -> None:
     file = write_safetensors(tmp_path / "own.safetensors", {"0.weight": np.zeros((4, 5), np.float32)}, **HOSTILE[kind])
-    with pytest.raises(BadInput, match="is no file of safetensors") as refused:
+    with pytest.raises(BadInput, match="is not a safetensors file") as refused:
         load_policy(Named(f"torch+head=logits:{file}"), DISCRETE)
     assert "\n" not in str(refused.value)
 
@@ -168,7 +168,7 @@ def test_a_dishonest_header_is_refused_in_one_line(kind: str, tmp_path: Path) ->
 )
 def test_what_is_no_safetensors_is_refused_in_one_line(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "own.safetensors").write_bytes(content)
-    with pytest.raises(BadInput, match="is no file of safetensors"):
+    with pytest.raises(BadInput, match="is not a safetensors file"):
         load_policy(Named(f"torch+head=logits:{tmp_path / 'own.safetensors'}"), DISCRETE)
 
 

@@ -239,7 +239,7 @@ def test_where_a_potential_has_no_value_there_is_none_and_a_constant_one_is_refu
     assert labels.potential is not None
     assert np.isfinite(labels.potential).tolist() == [False] * 3 + [True] * 8
     for text in ("0 * x1", "x1 / 0"):
-        with pytest.raises(BadInput, match="has no value, or the same one, in all steps"):
+        with pytest.raises(BadInput, match="has no value in any step, or the same value in all"):
             labels_from_rules([graded(text)], STEPS, DISCRETE, shaped=True)
 
 

@@ -133,7 +133,8 @@ def record_readings(con: Connection, store: Store, run: Run, read: Sequence[tupl
         for (question, reading), found in zip(read, settled, strict=True)
         if found.listed.rules or found.listed.terms or (question.request.kind == "study" and reading.is_answer)
     ]
-    insert_rule_lists(con, store, lists)
+    if lists:
+        insert_rule_lists(con, store, lists)
     refused: dict[str, list[Rejection]] = {}
     for (question, reading), found in zip(read, settled, strict=True):
         model = reading.message.model or run.model

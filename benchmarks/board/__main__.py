@@ -22,8 +22,7 @@ from storage.store import Store
 
 from .entries import FIRST_SEED, SEEDS_APART, Entry, list_entries
 from .jobs import ARMS, STAGES, Job, budget_of, run_job
-from .record import record_results
-from .results import summarise
+from .results import record_results, summarise
 from .rows import Row, append_row, judged, read_rows
 from .scenes import FIRST_LIST, Scene, Sources, set_scene
 from .table import draw_labels, draw_rules, draw_table, write_between

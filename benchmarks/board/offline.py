@@ -14,9 +14,8 @@ import numpy as np
 
 from refine.labels.reward_relabelling import scale_of_returns
 from refine.policies.d3rlpy_models import from_d3rlpy
-from refine.policies.mlp import MlpPolicy
+from refine.policies.mlp import MlpPolicy, action_bounds, input_size, network_inputs, output_size
 from refine.policies.sb3_models import use_one_thread
-from refine.policies.spaces import action_bounds, input_size, network_inputs, output_size
 from refine.training.packing import build_table
 from refine.training.reference.buffer import AnnotatedBuffer
 from refine.training.reference.d3rlpy_setup import (

@@ -14,8 +14,7 @@ from typing import Any
 import numpy as np
 
 from flows.simulation.environments import Spaces, make_environment
-from refine.policies.mlp import MlpPolicy
-from refine.policies.spaces import input_size, network_inputs
+from refine.policies.mlp import MlpPolicy, input_size, network_inputs
 from storage.datasets.reader import iterate_episodes
 from storage.errors import Prerequisite
 from storage.schema import Episode
@@ -114,9 +113,9 @@ def _start(
     scene: Scene, seed: int, *, states: Sequence[tuple[int, int]], bonus: float
 ) -> tuple[Any, list[CriticalResets]]:
     """The baseline's model in new environments, and these."""
-    from refine.policies import sb3_models as baselines
+    from refine.policies import use_one_thread
 
-    baselines.use_one_thread()
+    use_one_thread()
     from stable_baselines3.common.vec_env import DummyVecEnv
 
     episodes = {e.episode_id: e for e in iterate_episodes(Store.open(scene.store_root), scene.manifest.dataset_id)}
@@ -170,9 +169,9 @@ def _load_model(scene: Scene, environments: Any) -> Any:
 
 
 def _to_network(model: Any, baseline: MlpPolicy) -> MlpPolicy:
-    from refine.policies import sb3_models as baselines
+    from refine.policies import from_sb3
 
-    return baselines.from_sb3(model, *Spaces(baseline.observation_space, baseline.action_space))
+    return from_sb3(model, *Spaces(baseline.observation_space, baseline.action_space))
 
 
 def _describe(scene: Scene, states: Sequence[tuple[int, int]], missed: int) -> str:

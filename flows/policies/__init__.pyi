@@ -1,6 +1,5 @@
-from .external import check_spaces, hash_policy_file
+from .external import check_spaces, hash_policy_file, with_options
 from .loading import Baseline, export_policy, find_baseline, find_recorded_baseline, load_policy, record_baseline
-from .sb3 import with_options
 
 __all__ = [
     "Baseline",

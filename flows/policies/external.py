@@ -36,8 +36,23 @@ from ..simulation import (
     find_module,
 )
 
+TRUST, RAW = "trust", "no-normalisation"  # options of a policy of Stable-Baselines3
 # fields of a space that a policy depends on; observations may leave their bounds
 _DECISIVE = {"observation": ("kind", "size", "n"), "action": ("kind", "size", "n", "start", "low", "high")}
+
+
+def with_options(spec: str, *, trust: bool, raw: bool) -> str:
+    """A name with the options that a command was given beside it.
+
+    Raises:
+        BadInput: for another kind of policy.
+    """
+    options = "".join(f"+{option}" for option, is_given in ((TRUST, trust), (RAW, raw)) if is_given)
+    kind, _, rest = spec.partition(":")
+    if options and kind != "sb3":
+        raise BadInput(f"--{TRUST} and --{RAW} are for policies named sb3:ALGO:PATH; this is {spec!r}.")
+    algorithm, _, path = rest.partition(":")
+    return f"{kind}:{algorithm}{options}:{path}" if options else spec
 
 
 def check_spaces(spec: str, theirs: Spaces, ours: Spaces) -> None:
@@ -70,9 +85,9 @@ def _find_file(spec: Named) -> Path | None:
     if kind == "onnx" or kind.partition("+")[0] == "torch":
         return find_file(rest, spec)
     if kind == "d3rlpy":
-        from refine.policies import d3rlpy_models as learnables
+        from refine.policies import find_learnable
 
-        return learnables.find_learnable(_path(spec))
+        return find_learnable(_path(spec))
     found = find_module(rest.partition(":")[0]) if kind == "py" else None
     return None if found is None else Path(found)
 
@@ -100,11 +115,10 @@ def open_d3rlpy(spec: Named, spaces: Spaces) -> Policy:
     Raises:
         BadInput: when there is no such model, it cannot be loaded, or was made for other spaces.
     """
-    from refine.policies import d3rlpy_models as learnables
-    from refine.policies import sb3_models as baselines
+    from refine.policies import NotAnMlpError, find_learnable, from_d3rlpy, load_learnable
 
-    file = learnables.find_learnable(_path(spec))
-    algo = learnables.load_learnable(file)
+    file = find_learnable(_path(spec))
+    algo = load_learnable(file)
     refuse_unusable_d3rlpy(spec, algo)
     inputs, outputs = tuple(algo.impl.observation_shape), int(algo.impl.action_size)
     if inputs != (spaces.observation.size,) or outputs != (spaces.action.n or spaces.action.size):
@@ -115,8 +129,8 @@ def open_d3rlpy(spec: Named, spaces: Spaces) -> Policy:
     if (algo.get_action_type().name == "DISCRETE") != spaces.action.is_discrete:
         raise BadInput(f"{spec} is not for {spaces.action.kind} actions.")
     try:
-        return NetworkActor(spec, learnables.from_d3rlpy(algo, *spaces))
-    except baselines.NotAnMlpError:
+        return NetworkActor(spec, from_d3rlpy(algo, *spaces))
+    except NotAnMlpError:
         return ForeignActor(spec, sha256_file(file), spaces, _ask_d3rlpy)
 
 
@@ -144,11 +158,10 @@ def probe(spaces: Spaces) -> Array:
 
 
 def _ask_d3rlpy(spec: str, spaces: Spaces) -> Foreign:
-    from refine.policies import d3rlpy_models as learnables
-    from refine.policies import sb3_models as baselines
+    from refine.policies import find_learnable, load_learnable, use_one_thread
 
-    baselines.use_one_thread()
-    algo = learnables.load_learnable(learnables.find_learnable(_path(spec)))
+    use_one_thread()
+    algo = load_learnable(find_learnable(_path(spec)))
 
     def respond(observation: Array, mode: Mode, rng: np.random.Generator | None) -> Answer:
         chosen = algo.predict(observation.reshape(1, -1))

@@ -11,8 +11,8 @@ from storage.disk import parse_json, read_file
 from storage.errors import BadInput
 
 from ..simulation import Foreign, ForeignActor, Named, NetworkActor, Policy, Spaces
-from .external import check_spaces, find_file, probe
-from .sb3 import RAW, ask_network
+from .external import RAW, check_spaces, find_file, probe
+from .sb3 import ask_network
 
 _KEYS = ("activation", "head", "net")
 

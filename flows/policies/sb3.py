@@ -22,7 +22,7 @@ from storage.errors import BadInput
 from storage.schema import Array
 
 from ..simulation import Answer, Foreign, ForeignActor, Named, NetworkActor, Policy, Spaces, to_space
-from .external import check_spaces, decision, find_extra, find_zip, probe, refuse_image_shape, refuse_memory
+from .external import RAW, TRUST, check_spaces, decision, find_extra, find_zip, probe, refuse_image_shape, refuse_memory
 
 if TYPE_CHECKING:
     from refine.policies import Network, SavedModel, Statistics
@@ -39,7 +39,6 @@ LIBRARIES = {
     "TRPO": "sb3_contrib",
     "ARS": "sb3_contrib",
 }
-TRUST, RAW = "trust", "no-normalisation"
 # needed for training only; may not unpickle on another Python
 _UNNEEDED = {"learning_rate": 0.0, "lr_schedule": 0.0, "clip_range": 0.0, "clip_range_vf": None, "buffer_size": 1}
 
@@ -69,20 +68,6 @@ def parse_sb3(spec: str) -> Sb3Name:
             f"and after it, if at all, +{TRUST} or +{RAW}."
         )
     return Sb3Name(algorithm.upper(), find_zip(spec), TRUST in options, RAW in options)
-
-
-def with_options(spec: str, *, trust: bool, raw: bool) -> str:
-    """A name with the options that a command was given beside it.
-
-    Raises:
-        BadInput: for another kind of policy.
-    """
-    options = "".join(f"+{option}" for option, is_given in ((TRUST, trust), (RAW, raw)) if is_given)
-    kind, _, rest = spec.partition(":")
-    if options and kind != "sb3":
-        raise BadInput(f"--{TRUST} and --{RAW} are for policies named sb3:ALGO:PATH; this is {spec!r}.")
-    algorithm, _, path = rest.partition(":")
-    return f"{kind}:{algorithm}{options}:{path}" if options else spec
 
 
 def open_sb3(spec: Named, spaces: Spaces) -> Policy:

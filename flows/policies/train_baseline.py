@@ -153,9 +153,9 @@ def _train(model: Any, config: TrainConfig, spaces: Spaces) -> Iterator[MlpPolic
 
 
 def _make_model(config: TrainConfig) -> Any:
-    from refine.policies import sb3_models as baselines
+    from refine.policies import use_one_thread
 
-    baselines.use_one_thread()
+    use_one_thread()
     try:
         from stable_baselines3 import PPO
         from stable_baselines3.common.vec_env import DummyVecEnv
@@ -170,9 +170,9 @@ def _make_model(config: TrainConfig) -> Any:
 
 
 def _to_network(model: Any, spaces: Spaces) -> MlpPolicy:
-    from refine.policies import sb3_models as baselines
+    from refine.policies import from_sb3
 
-    return baselines.from_sb3(model, *spaces)
+    return from_sb3(model, *spaces)
 
 
 def _evaluate(network: MlpPolicy, timesteps: int, config: TrainConfig) -> Evaluation:

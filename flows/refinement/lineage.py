@@ -169,7 +169,7 @@ def name_plan(contest: ComparisonPlan) -> str:
 def _save_refined(contest: ComparisonPlan, trial: Trial, run_ids: Sequence[str]) -> None:
     material, kept = contest.material, trial.kept.actor
     if not isinstance(kept, MlpPolicy | RulePolicy):
-        raise TypeError(f"{trial.kept.policy_id} is no policy that the store keeps.")
+        raise TypeError(f"The store does not keep the policy {trial.kept.policy_id}.")
     record: dict[str, Any] = {
         "kind": "refined",
         "env_id": contest.judge.env_id,

@@ -50,7 +50,7 @@ class Entrant(NamedTuple):
 
 @dataclass(frozen=True)
 class Entry:
-    """An entrant as it is compared with others."""
+    """An entrant, compared with others."""
 
     entrant: Entrant
     common: float  # what is ranked: the mean return of its ranked candidates

@@ -324,7 +324,7 @@ def find_opinions(
     found = LabelSource(notes, there if rules or run_ids else [])
     if found.notes and found.lists:
         raise BadInput(
-            f"The runs {', '.join(found.run_ids)} have labels of single steps and rules.",
+            f"The runs {', '.join(found.run_ids)} have both labels of single steps and rules.",
             "Name runs of one kind, or use only the rules with --rules.",
         )
     if not found.notes and not found.lists:

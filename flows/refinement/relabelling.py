@@ -182,7 +182,7 @@ def _keep(store: Store, made: RelabelRound, manifest: Manifest) -> Named:
     """Keep the tested policy in the store, where an accepted one is already, and name it."""
     tested, outcome = made.tested, made.outcome
     if not isinstance(tested.actor, MlpPolicy | RulePolicy):
-        raise TypeError(f"{tested.policy_id} is no policy that the store keeps.")
+        raise TypeError(f"The store does not keep the policy {tested.policy_id}.")
     if not made.accepted:
         config = {
             "arm": "labels",

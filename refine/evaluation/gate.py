@@ -180,8 +180,8 @@ def decide_acceptance(returns: ArrayLike, baseline: ArrayLike, *, tested: int = 
     """Decide whether a candidate takes the baseline's place.
 
     The candidate must be the winner of a search on other seeds. Only the winner is tested here, so there is one test
-    and its error does not grow with the number of candidates. Whoever tests several winners on the same acceptance
-    seeds says how many: the interval is widened by Bonferroni's correction, `1 - 0.05 / tested`.
+    and its error does not grow with the number of candidates. A caller that tests several winners on the same
+    acceptance seeds says how many: the interval is widened by Bonferroni's correction, `1 - 0.05 / tested`.
 
     Args:
         returns: (n,) the candidate's returns on the acceptance seeds.

@@ -115,7 +115,7 @@ def _normalised(values: Potential, steps: StepArrays, compiled: CompiledRules) -
     mean, size = _moments(values, steps)
     if not (np.isfinite(size) and size > _CONSTANT * abs(mean)):
         raise BadInput(
-            f"The potential of the rules {compiled.listed.list_id} has no value, or the same one, in all steps.",
+            f"The potential of the rules {compiled.listed.list_id} has no value in any step, or the same value in all.",
             "Give another potential, or use --use A.",
         )
     return np.where(np.isfinite(values), (values - mean) / size, np.nan)

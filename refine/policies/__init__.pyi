@@ -1,4 +1,20 @@
-from .mlp import Acts, Chance, Head, MlpPolicy, Mode, OutputKind, Past, draw_uniforms, stand_abreast
+from .d3rlpy_models import find_learnable, from_d3rlpy, load_learnable
+from .mlp import (
+    Acts,
+    Chance,
+    Head,
+    MlpPolicy,
+    Mode,
+    OutputKind,
+    Past,
+    action_bounds,
+    action_units,
+    draw_uniforms,
+    input_size,
+    network_inputs,
+    output_size,
+    stand_abreast,
+)
 from .onnx_export import Agreement, export_onnx
 from .rule_lists import CompiledRules, RulePolicy, Said, States, read_policy
 from .sb3_export import write_like, write_torch
@@ -12,7 +28,6 @@ from .sb3_models import (
     read_network,
     use_one_thread,
 )
-from .spaces import action_bounds, action_units, input_size, network_inputs, output_size
 from .state_dicts import ACTIVATIONS, HEADS, read_plain_network, read_state
 from .vec_normalize import MAX_PICKLE_BYTES, Statistics, read_statistics
 
@@ -41,10 +56,13 @@ __all__ = [
     "draw_uniforms",
     "export_onnx",
     "find_layout",
+    "find_learnable",
     "find_statistics",
+    "from_d3rlpy",
     "from_sb3",
     "from_tensors",
     "input_size",
+    "load_learnable",
     "network_inputs",
     "output_size",
     "read_model",

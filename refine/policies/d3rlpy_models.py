@@ -26,9 +26,8 @@ from d3rlpy.preprocessing import (
 from storage.errors import BadInput
 from storage.schema import Array, Space
 
-from .mlp import Head, MlpPolicy
+from .mlp import Head, MlpPolicy, action_bounds
 from .sb3_models import Dense, NotAnMlpError, read_dense
-from .spaces import action_bounds
 
 _SNAPSHOT = re.compile(r"model_(\d+)\.d3")
 

@@ -13,8 +13,7 @@ import numpy as np
 from storage.errors import BadInput, Prerequisite
 from storage.schema import Array, Space
 
-from .mlp import MlpPolicy
-from .spaces import action_bounds, input_size
+from .mlp import MlpPolicy, action_bounds, input_size
 
 INPUT = "observation"
 TOLERANCE = 1e-5

@@ -24,8 +24,7 @@ from storage.expressions import PREVIOUS, Expression
 from storage.formulas import STEP, FormulaReader, Term
 from storage.schema import Array, Manifest, Space
 
-from .mlp import RESTORE, SPEC_FILE, Acts, MlpPolicy, Mode, Past
-from .spaces import action_bounds
+from .mlp import RESTORE, SPEC_FILE, Acts, MlpPolicy, Mode, Past, action_bounds
 
 
 class States(NamedTuple):
@@ -256,7 +255,7 @@ class RulePolicy:
         """
         if past is None and self.needs_past:
             raise BadInput(
-                f"{self.spec} reads the number of the step or the observation before, and none is known here."
+                f"{self.spec} reads the number of the step or the previous observation, which it was not given."
             )
         count = len(observations)
         states = States(observations, *(past or Past(observations, np.zeros(count, np.int64))))

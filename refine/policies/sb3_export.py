@@ -78,7 +78,7 @@ def _check_fits(policy: MlpPolicy, original: Network, like: Path) -> None:
         )
     heads = ("q_values", "logits") if original.head == "q_values" else (original.head,)
     if policy.head not in heads or policy.output_limit != original.output_limit:
-        raise BadInput(f"The policy's head is {policy.head}, that of {like} is {original.head}; it cannot go there.")
+        raise BadInput(f"The policy's head is {policy.head}, that of {like} is {original.head}; they have to be equal.")
 
 
 def _as_policy(policy: MlpPolicy, original: Network) -> MlpPolicy:
@@ -154,7 +154,7 @@ def _compare(policy: MlpPolicy, content: bytes, facts: Facts, layout: Layout, se
         found = Agreement(len(seen), float(difference.max(initial=0.0)), 1.0)
     if found.largest_difference > TOLERANCE or found.actions_equal < LEAST_EQUAL:
         raise BadInput(
-            f"The copy of {like} acts otherwise than the policy: {found.actions_equal:.2%} of the actions are equal, "
+            f"The copy of {like} does not act like the policy: {found.actions_equal:.2%} of the actions are equal, "
             f"they differ by {found.largest_difference:.2g} at most."
         )
     return found

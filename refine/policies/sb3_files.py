@@ -70,11 +70,11 @@ def read_model(path: Path) -> SavedModel:
             data = decode_json(_member(archive, path, "data", MAX_BYTES))
             weights = _member(archive, path, "policy.pth", MAX_ARRAY_BYTES)
     except UnreadableError as error:
-        raise BadInput(f"{path} is no model of Stable-Baselines3: its `data` is not JSON: {error}.") from error
+        raise BadInput(f"{path} is not a model of Stable-Baselines3: its `data` is not JSON: {error}.") from error
     except _BAD as error:
         raise not_a_model(path, error) from error
     if not isinstance(data, dict):
-        raise BadInput(f"{path} is no model of Stable-Baselines3: its `data` is not an object.")
+        raise BadInput(f"{path} is not a model of Stable-Baselines3: its `data` is not an object.")
     spaces = (_mapping(data, "observation_space"), _mapping(data, "action_space"))
     return SavedModel(_facts(data), read_tensors(weights, path), spaces)
 
@@ -82,7 +82,7 @@ def read_model(path: Path) -> SavedModel:
 def not_a_model(path: Path, error: Exception) -> BadInput:
     """The refusal of a file that cannot be read as a zip of a model."""
     reason = " ".join(str(error).split()) or type(error).__name__
-    return BadInput(f"{path} is no model of Stable-Baselines3: {shorten(reason, 200)}.")
+    return BadInput(f"{path} is not a model of Stable-Baselines3: {shorten(reason, 200)}.")
 
 
 def copy_members(path: Path) -> Iterator[tuple[str, bytes]]:

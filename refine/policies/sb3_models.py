@@ -243,7 +243,7 @@ def _activation(facts: Facts, layout: Layout) -> str:
     name = said.rpartition(".")[2]
     if not said.startswith("torch.nn.") or name not in ("Tanh", "ReLU", *_OTHER_ACTIVATIONS):
         raise NotAnMlpError(
-            f"Its activation is {shorten(said)}; readable are Tanh, ReLU, {', '.join(_OTHER_ACTIVATIONS)}."
+            f"Its activation is {shorten(said)}; known: Tanh, ReLU, {', '.join(_OTHER_ACTIVATIONS)}."
         )
     return name
 
@@ -279,7 +279,7 @@ def _mean_of_quantiles(weight: Array, bias: Array, action_space: Space) -> tuple
     """One layer whose outputs are the means over the quantiles, (actions, in) and (actions,)."""
     actions = int(action_space.n or 1)
     if len(weight) % actions:
-        raise BadInput(f"It has {len(weight)} outputs, which are no quantiles of {actions} actions.")
+        raise BadInput(f"It has {len(weight)} outputs, which cannot be quantiles of {actions} actions.")
     shape = (-1, actions)
     return (
         weight.astype(np.float64).reshape(*shape, weight.shape[1]).mean(axis=0).astype(np.float32),

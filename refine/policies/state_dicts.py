@@ -18,10 +18,9 @@ from storage.disk import MAX_ARRAY_BYTES, MAX_BYTES, UnreadableError, decode_jso
 from storage.errors import BadInput
 from storage.schema import Array, Space
 
-from .mlp import Head
+from .mlp import Head, action_units, input_size, output_size
 from .sb3_files import read_tensors
 from .sb3_models import Network, NotAnMlpError, Tensors
-from .spaces import action_units, input_size, output_size
 
 _SAFE_TYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "I64": "<i8", "I32": "<i4", "U8": "|u1"}
 _WEIGHT = ".weight"
@@ -73,13 +72,13 @@ def _read_safetensors(content: bytes, path: Path) -> Tensors:
     """Eight bytes say how long the JSON is that says where each tensor is."""
     length = int.from_bytes(content[:8], "little")
     if len(content) < 8 or not 0 < length <= min(MAX_BYTES, len(content) - 8):
-        raise BadInput(f"{path} is no file of safetensors: its header has {length:,} bytes.")
+        raise BadInput(f"{path} is not a safetensors file: its header has {length:,} bytes.")
     try:
         header = decode_json(content[8 : 8 + length])
         tensors = {name: _tensor(content[8 + length :], said) for name, said in header.items() if name[:2] != "__"}
     except (UnreadableError, AttributeError, KeyError, TypeError, ValueError) as error:
         reason = shorten(" ".join(str(error).split()))
-        raise BadInput(f"{path} is no file of safetensors: {reason or type(error).__name__}.") from error
+        raise BadInput(f"{path} is not a safetensors file: {reason or type(error).__name__}.") from error
     return tensors
 
 
@@ -90,7 +89,7 @@ def _tensor(numbers: bytes, said: Mapping[str, object]) -> Array:
     dtype = np.dtype(_SAFE_TYPES[kind])
     count = int(np.prod([int(size) for size in shape], dtype=object)) if shape else 1
     if not 0 <= start <= end <= len(numbers) or end - start != count * dtype.itemsize:
-        raise ValueError(f"a tensor of shape {shape} has other than its bytes")
+        raise ValueError(f"a tensor of shape {shape} has the wrong number of bytes")
     found = np.frombuffer(numbers, dtype, count, start).reshape(shape)
     return found.astype(np.float32) if dtype.kind == "f" else found.copy()
 
@@ -117,7 +116,7 @@ def read_plain_network(
         raw: whether it may act without the statistics that its program normalised by.
 
     Raises:
-        NotAnMlpError: when it has other layers than linear ones.
+        NotAnMlpError: when it has layers that are not linear.
         BadInput: when something has to be named, or it does not fit the spaces.
     """
     known = None if net else next((each for each in _KNOWN if each.marks <= tensors.keys()), None)
@@ -170,7 +169,7 @@ def _names_of(tensors: Tensors, known: Known | None, net: str | None, sizes: tup
 def _checked(tensors: Tensors, names: Sequence[str], sizes: tuple[int, int], net: str = "") -> Sequence[str]:
     strange = [name for name in tensors if net and name.startswith(net) and not name.endswith((_WEIGHT, ".bias"))]
     if strange or any(tensors[f"{name}.weight"].ndim != 2 for name in names):
-        raise NotAnMlpError(f"It has other layers than linear ones ({shorten(', '.join([*strange, *names]))}).")
+        raise NotAnMlpError(f"It has layers that are not linear ({shorten(', '.join([*strange, *names]))}).")
     if _chain(tensors, names) != sizes:
         raise BadInput(f"Its layers have the widths {_widths(tensors, names)}; {sizes[0]} to {sizes[1]} are needed.")
     return names

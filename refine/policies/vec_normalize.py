@@ -158,7 +158,7 @@ def _statistics(found: Any) -> Statistics | None:
     mean, var = (np.concatenate([each.reshape(-1) for each in arrays]) for arrays in moments)
     epsilon, limit = (float(_numbers(state[name]).reshape(())) for name in ("epsilon", "clip_obs"))
     if mean.shape != var.shape or not np.isfinite([*mean, *var, epsilon]).all() or (var + epsilon <= 0).any():
-        raise ValueError("its means and variances are no finite numbers of one shape")
+        raise ValueError("its means and variances are not finite numbers of one shape")
     if not limit > 0:
         raise ValueError(f"it cuts observations at {limit}")
     return Statistics(mean, var, epsilon, limit)
@@ -177,7 +177,7 @@ def _state(found: Any, name: str) -> Mapping[str, Any]:
     kind = found.given[0] if isinstance(found, Record) and found.name == _REBUILD else found
     held = getattr(kind, "name", type(kind).__name__)
     if not isinstance(found, Record) or held != name or not isinstance(found.state, dict):
-        raise ValueError(f"it holds a {held}, no {name}")
+        raise ValueError(f"it holds a {held}, not a {name}")
     return found.state
 
 
@@ -210,5 +210,5 @@ def _decode(content: Any, described: Any, shape: Any, is_fortran: bool = False) 
         or not isinstance(content, bytes | bytearray)
         or len(content) != count * dtype.itemsize
     ):
-        raise ValueError(f"an array of shape {shape} has other than its bytes")
+        raise ValueError(f"an array of shape {shape} has the wrong number of bytes")
     return np.frombuffer(content, dtype).astype(np.float64).reshape(shape, order="F" if is_fortran else "C")

@@ -141,7 +141,7 @@ class Adam:
         self._parameters -= scratch
 
     def tiled(self, networks: StackedNetworks) -> Adam:
-        """The same optimiser, as far as it is, for networks that were tiled."""
+        """The same optimiser in its present state, for networks that were tiled."""
         adam = Adam(networks.parameters, networks.gradients, self._learning_rate)
         times = len(networks.parameters) // len(self._parameters)
         adam._first, adam._second = np.tile(self._first, (times, 1)), np.tile(self._second, (times, 1))
