@@ -20,7 +20,11 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parent.parent
 ROOMS = ("storage", "annotate", "refine", "flows")
-DOORS = [f"{room}.{door.parent.name}" for room in ROOMS for door in (ROOT / room).glob("*/__init__.py")]
+DOORS = [
+    ".".join(door.parent.relative_to(ROOT).parts)
+    for room in ROOMS
+    for door in sorted((ROOT / room).rglob("__init__.pyi"))
+]
 LONGEST = (
     "annotate_batches",
     "flows_pipeline",

@@ -31,7 +31,7 @@ from storage.ledger.responses import append_response, iterate_responses
 from storage.policies.policies import save_policy
 from storage.store import Store
 
-_TOUCHES = {"open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate", "os.scandir", "touch"}
+TOUCHES = {"open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate", "os.scandir", "touch"}
 _TIMELESS = "COLUMNS(lambda name: name NOT LIKE '%_at' AND name <> 'manifest_sha256')"
 
 
@@ -105,7 +105,7 @@ def die_at(place: int, root: Path) -> None:
     left = [place]
 
     def count(event: str, arguments: tuple[Any, ...]) -> None:
-        if event in _TOUCHES and (event == "touch" or str(arguments[0]).startswith(str(root))):
+        if event in TOUCHES and (event == "touch" or str(arguments[0]).startswith(str(root))):
             if left[0] == 0:
                 os.kill(os.getpid(), signal.SIGKILL)
             left[0] -= 1

@@ -23,7 +23,7 @@ from typing import Any
 import rich.progress
 import rich.table  # noqa: F401
 import toy_environment as toy
-from crash_points import _TOUCHES
+from crash_points import TOUCHES
 from store_state import state_of
 
 import annotate.runs.run  # noqa: F401
@@ -101,7 +101,7 @@ def count_touches(root: Path, stop: Callable[[int], None]) -> None:
     numbers = itertools.count(1)  # threads touch files, too, and each number is given once
 
     def count(event: str, arguments: tuple[Any, ...]) -> None:
-        if event in _TOUCHES and (event == "touch" or str(arguments[0]).startswith(str(root))):
+        if event in TOUCHES and (event == "touch" or str(arguments[0]).startswith(str(root))):
             stop(next(numbers))
 
     fsync, connect = os.fsync, Catalog.connect

@@ -18,7 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from crash_points import _TOUCHES
+from crash_points import TOUCHES
 from store_state import state_of
 from toy_datasets import make_draft, make_episode, write
 
@@ -36,7 +36,7 @@ def count_touches(root: Path, stop: Callable[[int], None]) -> None:
     number = itertools.count(1)
 
     def count(event: str, arguments: tuple[Any, ...]) -> None:
-        if event in _TOUCHES and (event == "touch" or str(arguments[0]).startswith(str(root))):
+        if event in TOUCHES and (event == "touch" or str(arguments[0]).startswith(str(root))):
             stop(next(number))
 
     connect = Catalog.connect

@@ -151,26 +151,26 @@ def export_sb3(network: MlpPolicy, like: Path, out: Path, seen: Array | None) ->
     Raises:
         BadInput: when it does not fit the zip, or has other statistics.
     """
-    from refine.policies import find_statistics, write_like
+    from refine.policies import write_like
 
     like = find_zip(f"sb3:any:{like}")
     if out.resolve() == like.resolve():
         raise BadInput(f"{out} is the original itself.", "Name another file with --output.")
-    statistics = find_statistics(like) if network.shift is not None or network.scale is not None else None
     content, agreement = write_like(network, like, seen)
-    beside, copy = _statistics_of(network, like, statistics), out.with_name(f"{out.stem}_vecnormalize.pkl")
+    beside, copy = _statistics_of(network, like), out.with_name(f"{out.stem}_vecnormalize.pkl")
     if beside is not None:
         write_whole(copy, beside)
     write_whole(out, content)
     return agreement, None if beside is None else copy
 
 
-def _statistics_of(network: MlpPolicy, like: Path, found: Path | None) -> bytes | None:
+def _statistics_of(network: MlpPolicy, like: Path) -> bytes | None:
     """The bytes of the statistics that a policy normalises by; None if it does not."""
-    from refine.policies import MAX_PICKLE_BYTES, read_statistics
+    from refine.policies import MAX_PICKLE_BYTES, find_statistics, read_statistics
 
     if network.shift is None and network.scale is None and network.input_limit is None:
         return None
+    found = find_statistics(like)
     plain = replace(network, shift=None, scale=None, input_limit=None)
     original = normalised(plain, read_statistics(found) if found else None, like)
     if original.sha256 != network.sha256:

@@ -242,9 +242,7 @@ def _activation(facts: Facts, layout: Layout) -> str:
     said = _class_name(facts.policy_kwargs.get("activation_fn")) or f"torch.nn.{layout.activation}"
     name = said.rpartition(".")[2]
     if not said.startswith("torch.nn.") or name not in ("Tanh", "ReLU", *_OTHER_ACTIVATIONS):
-        raise NotAnMlpError(
-            f"Its activation is {shorten(said)}; known: Tanh, ReLU, {', '.join(_OTHER_ACTIVATIONS)}."
-        )
+        raise NotAnMlpError(f"Its activation is {shorten(said)}; known: Tanh, ReLU, {', '.join(_OTHER_ACTIVATIONS)}.")
     return name
 
 

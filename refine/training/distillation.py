@@ -21,7 +21,7 @@ from storage.errors import BadInput
 from storage.schema import Array, Space
 
 from ..policies import MlpPolicy, OutputKind, action_bounds, action_units, input_size, network_inputs, output_size
-from .reference.networks import read_weights, reproducible
+from .reference import read_weights, reproducible
 
 HIDDEN = (64, 64)
 TRAINING_STEPS = 4_000

@@ -29,7 +29,7 @@ from ..labels import (
     weigh_labels,
 )
 from ..policies import MlpPolicy, action_bounds, action_units, network_inputs
-from .fast.engine import train_fast
+from .fast import train_fast
 from .packing import PLAIN_ROWS, build_table
 from .units import as_logits
 
@@ -95,7 +95,7 @@ def refine(
     tick = _count_steps(progress, engines * len(betas) * (config.waiting + max(stops)))
     found: list[Snapshot] = []
     if not fast or log_dir is not None:
-        from .reference.factory import train_reference  # torch and d3rlpy take seconds to load
+        from .reference import train_reference  # torch and d3rlpy take seconds to load
 
         found = train_reference(table, start, config, probe, return_scale=scale, tick=tick, log_dir=log_dir)
     if fast:

@@ -14,11 +14,13 @@ from storage.schema import Array
 from ...config import RefineConfig
 from ...policies import MlpPolicy, action_units
 from ..packing import Columns, Floats
-from ..reference.continuous_critic import AnnotatedTD3PlusBCConfig
-from ..reference.d3rlpy_setup import quiet
-from ..reference.discrete_critic import AnnotatedDiscreteCQLConfig
-from ..reference.factory import create_algorithm
-from ..reference.networks import module_layers
+from ..reference import (
+    AnnotatedDiscreteCQLConfig,
+    AnnotatedTD3PlusBCConfig,
+    create_algorithm,
+    module_layers,
+    quiet,
+)
 from .batched_mlp import Adam, Layers, StackedNetworks, softmax
 from .cloning import FastCloning
 

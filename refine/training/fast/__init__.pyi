@@ -1,0 +1,3 @@
+from .engine import train_fast
+
+__all__ = ["train_fast"]
