@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from soak import every
 from store_state import raw_reply
 from toy_cards import CARD
 from toy_datasets import make_draft, make_episode, write
@@ -209,7 +210,9 @@ def uninterrupted(template: Path, tmp_path_factory: pytest.TempPathFactory) -> d
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("two_stage", "fatal"), [*((False, n) for n in range(1, 9)), *((True, n) for n in (9, 13))])
+@pytest.mark.parametrize(
+    ("two_stage", "fatal"), every([*((False, n) for n in range(1, 9)), *((True, n) for n in (9, 13))], 3)
+)
 def test_killed_at_any_point_and_run_again_it_ends_the_same_and_asks_nothing_twice(
     toys: Store, uninterrupted: dict[bool, Any], two_stage: bool, fatal: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:

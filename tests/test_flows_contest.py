@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from soak import every
 from toy_environment import REACH, TOY, gather_toys, small_config, write_labels
 
 from annotate.importing.labels import import_annotations
@@ -97,7 +98,7 @@ def test_right_labels_lead_to_a_better_policy_and_earn_both_verdicts(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("env_id", [TOY, REACH])
+@pytest.mark.parametrize("env_id", every([REACH, TOY], 2))
 def test_labels_of_chance_are_rejected_and_leave_the_baseline_in_force_with_a_reason(
     tmp_path: Path, env_id: str
 ) -> None:

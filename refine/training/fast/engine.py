@@ -70,7 +70,7 @@ def _seeded(config: RefineConfig) -> AbstractContextManager[None]:
     """Torch draws a critic's start and its noise; without a critic it is not loaded."""
     if not config.has_critic:
         return nullcontext()
-    from ..reference.networks import reproducible  # torch takes seconds to load
+    from ..reference import reproducible  # torch takes seconds to load
 
     return reproducible(config.seed)
 
