@@ -3,8 +3,9 @@
     python -m benchmarks.ways [--root OTHER_CHECKOUT] [--seeds 20]
 
 Each command of the way from rollouts to a verdict is a process of its own in which every call is listened to. A module
-counts once one of its functions has run in that process, not because it was imported. CartPole and its recorded
-answers are used. The counts are those of the machine's Python; they depend on no clock.
+counts once one of its functions has run in that process; what runs while modules are imported, such as the declaration
+of a type, does not count. CartPole and its recorded answers are used. The counts are those of the machine's Python;
+they depend on no clock.
 """
 
 from __future__ import annotations
@@ -43,13 +44,16 @@ mode = "sampled"
 """
 LISTENER = """
 import atexit, json, os, sys, threading
+from collections import Counter
 root, out = {root!r}, {out!r}
 rooms = tuple(os.path.join(root, room) + os.sep for room in ("storage", "annotate", "refine", "flows"))
-files, opened = set(), [0]
+files, opened, importing = set(), [0], Counter()
 openers = ("storage/catalog/engine.py:attach", "storage/catalog/connection.py:_start", "storage/catalog.py:_connect")
 def listen(frame, event, argument):
-    if event == "call":
-        code = frame.f_code
+    code, thread = frame.f_code, threading.get_ident()
+    if code.co_name == "<module>":
+        importing[thread] += {{"call": 1, "return": -1}}.get(event, 0)
+    elif event == "call" and importing[thread] <= 0:
         opened[0] += code.co_filename[len(root) + 1 :] + ":" + code.co_name in openers
         named = code.co_flags & 1 and code.co_name[0] != "<"
         if named and code.co_filename.startswith(rooms) and code.co_filename.endswith(".py"):
