@@ -1,3 +1,4 @@
+from .comments import Described, described_tables
 from .connection import Catalog, Connection, create_file, insert_rows, is_corrupt
 from .integrity import inspect_shards, suspect_shards
 from .migrations import MIGRATIONS, catalog_version, create_tables, is_newest, migrate
@@ -10,6 +11,7 @@ __all__ = [
     "MIGRATIONS",
     "Catalog",
     "Connection",
+    "Described",
     "StoredList",
     "StoredRule",
     "catalog_version",
@@ -17,6 +19,7 @@ __all__ = [
     "count_decisions_of",
     "create_file",
     "create_tables",
+    "described_tables",
     "insert_rows",
     "inspect_shards",
     "is_corrupt",

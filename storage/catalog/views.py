@@ -16,6 +16,7 @@ from typing import NamedTuple
 from ..content_hash import canonical_json, sha256_bytes
 from ..expressions import sql_name, sql_text
 from ..schema import Space
+from .comments import comment_on
 from .connection import Connection
 from .integrity import inspect_shards, note_shards
 from .rule_views import rule_views
@@ -44,6 +45,10 @@ _SMALL = 100_000
 _SUMMARIES = (
     *("label_agreement", "current_label_replays", "current_reviews", "refused_opinions"),
     *("spending", "label_quality", "annotator_scores", "leaderboard"),
+)
+_FROM_DATASETS = (
+    *("steps", "annotated_steps", "opinion_pairs", "tallies", "majorities", "majority_votes"),
+    *("ruled_steps", "rule_labels", "critical_steps"),
 )
 _FOLDER = Path(__file__).parent / "views"
 
@@ -90,7 +95,7 @@ class ViewState(NamedTuple):
 def look_at_views(con: Connection, rollouts: Path) -> ViewState:
     """Whether the views fit the datasets that are registered, their files, and the place where the store lies now.
 
-    Nothing is made for that: the comment of the view `steps` says what the views were made from.
+    Nothing is made for that: the table `view_marks` says what the views were made from.
 
     Args:
         con: a connection of the catalog.
@@ -100,7 +105,7 @@ def look_at_views(con: Connection, rollouts: Path) -> ViewState:
     comment, rules, _ = _marks(con)
     if not news and comment == _mark(rollouts, datasets, damaged, rules):
         return ViewState(damaged, True, "")
-    script = ";\n".join([*_from_datasets(con, rollouts, damaged), *map(_read_view, _SUMMARIES)])
+    script = ";\n".join([*_from_datasets(con, _datasets(con, rollouts), damaged), *map(_read_view, _SUMMARIES)])
     return ViewState(damaged, False, script.replace(_CREATE, "CREATE OR REPLACE TEMP VIEW "))
 
 
@@ -117,24 +122,32 @@ def refresh_views(con: Connection, rollouts: Path) -> Mapping[str, str]:
     damaged, news, datasets = inspect_shards(con, rollouts)
     note_shards(con, news)
     _, rules, summaries = _marks(con)
-    script = _from_datasets(con, rollouts, damaged)
-    script.append(f"COMMENT ON VIEW steps IS {sql_text(_mark(rollouts, datasets, damaged, rules))}")
+    everything = _datasets(con, rollouts)
+    named = {tuple(each.component_names) for each in everything if each.dataset_id not in damaged}
+    components = sorted({column for names in named for column in component_columns(names)})
+    script, remade = _from_datasets(con, everything, damaged), _FROM_DATASETS
+    script.append(_note("steps", _mark(rollouts, datasets, damaged, rules)))
     if summaries != _made_by():  # DuckDB works out a view whenever it is asked, so those that stand see the new ones
-        script += [*map(_read_view, _SUMMARIES), f"COMMENT ON VIEW {_SUMMARIES[-1]} IS {sql_text(_made_by())}"]
-    con.execute(";\n".join(script))
+        script += [*map(_read_view, _SUMMARIES), _note("summaries", _made_by())]
+        remade = None
+    con.execute(";\n".join([*script, *comment_on(remade, components)]))
     return damaged
+
+
+def _note(subject: str, made_from: str) -> str:
+    return f"INSERT OR REPLACE INTO view_marks VALUES ({sql_text(subject)}, {sql_text(made_from)})"
 
 
 def _marks(con: Connection) -> tuple[str | None, str | None, str | None]:
     """What the views were made from, a hash of all rules, and the code that made the summaries."""
     ((comment, rules, summaries),) = con.execute(
-        f"""SELECT any_value(comment) FILTER (view_name = 'steps'),
+        """SELECT any_value(made_from) FILTER (subject = 'steps'),
                (SELECT md5(concat_ws(';',
                    (SELECT string_agg(concat_ws(' ', rule_id, predicate, suggested_action::VARCHAR,
                        formulas::VARCHAR), ';' ORDER BY rule_id) FROM rules),
                    (SELECT string_agg(concat_ws(' ', term_id, name, expression), ';' ORDER BY term_id) FROM terms)))),
-               any_value(comment) FILTER (view_name = '{_SUMMARIES[-1]}')
-           FROM duckdb_views() WHERE NOT internal
+               any_value(made_from) FILTER (subject = 'summaries')
+           FROM view_marks
         """
     ).fetchall()
     return comment, rules, summaries
@@ -152,14 +165,13 @@ def _made_by() -> str:
     """A hash of what writes the views and the tables below them: modules and `.sql` files."""
     here, root = Path(__file__).parent, Path(__file__).parents[1]
     code = [here / f"{name}.py" for name in ("views", "rule_views", "view_columns", "migrations")]
-    code += [root / "expressions.py", root / "formulas.py"]
+    code += [root / "expressions.py", root / "formulas.py", here / "comments.toml", here / "comments.py"]
     code += [*sorted(_FOLDER.glob("*.sql")), *sorted((here / "migrations").glob("*.sql"))]
     return sha256_bytes(b"".join(path.read_bytes() for path in code))
 
 
-def _from_datasets(con: Connection, rollouts: Path, damaged: Container[str]) -> list[str]:
+def _from_datasets(con: Connection, everything: Sequence[_Dataset], damaged: Container[str]) -> list[str]:
     """The statements that make all views but the summaries, in an order in which each finds what it needs."""
-    everything = _datasets(con, rollouts)
     datasets = [dataset for dataset in everything if dataset.dataset_id not in damaged]
     scans = _scan_together(datasets)
     noted = _no_rows(NOTE_TYPES | STEP_TYPES | JOINED_TYPES)
