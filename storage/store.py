@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
 import re
+import shutil
+import tempfile
 import warnings
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
@@ -65,13 +68,12 @@ class Store:
         """The store in a folder; its catalog is brought up to date, and its views if the folder has moved.
 
         A `LeftOutWarning` names each dataset of which a file is damaged. A store that cannot be written can be read:
-        its views are made for each connection.
+        its views are made for each connection, and a catalog of an older trajnote is read in a copy.
 
         Raises:
             Prerequisite: if there is no store, or its catalog was written by a newer trajnote.
             CatalogLocked: if another process keeps the catalog for too long.
             DamagedStore: if the catalog cannot be read.
-            DiskFailed: if the catalog is of an older trajnote and cannot be written.
         """
         path = _folder(root)
         if not (path / CATALOG).is_file():
@@ -265,11 +267,24 @@ class Store:
                 migrate(self.catalog)
             with self.catalog.write() as con:
                 return refresh_views(con, self.rollouts_dir)
-        except DiskFailed:
+        except DiskFailed as error:
             if views is None:
-                raise
+                return self._work_on_a_copy(error)
             self.catalog.session = views.temporary_script
             return views.left_out
+
+    def _work_on_a_copy(self, refusal: DiskFailed) -> Mapping[str, str]:
+        """Read a copy of a catalog of an older trajnote that cannot be written; returns what `refresh_views` does."""
+        folder = tempfile.mkdtemp(prefix="trajnote-catalog-")
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)
+        for path in self.root.glob(f"{CATALOG}*"):  # what a killed command left unmerged lies beside it
+            shutil.copyfile(path, Path(folder) / path.name)
+        self.catalog = Catalog(Path(folder) / CATALOG)
+        migrate(self.catalog)
+        with self.catalog.write() as con:
+            left_out = refresh_views(con, self.rollouts_dir)
+        self.catalog.refusal = refusal
+        return left_out
 
 
 def _warn_of_damage(found: Mapping[str, str]) -> None:

@@ -1,7 +1,7 @@
 """The manual as data: its pages with their blocks, and what is generated for them.
 
-`python tests/readme.py --write` writes the file tree into `docs/house.md`, and the table of commands into
-`docs/commands.md`.
+`python tests/readme.py --write` writes the file tree into `docs/house.md`, the commands into `docs/commands.md`, and the
+meaning of the catalog's tables into `docs/tables.md`.
 """
 
 from __future__ import annotations
@@ -19,10 +19,12 @@ import yaml
 from typer.main import get_command
 
 from flows import cli
+from storage.catalog import described_tables
 
 ROOT = Path(__file__).resolve().parent.parent
 HOUSE = ROOT / "docs" / "house.md"
 COMMANDS_PAGE = ROOT / "docs" / "commands.md"
+TABLES_PAGE = ROOT / "docs" / "tables.md"
 APP: Any = get_command(cli.make_app())  # Typer brings a click of its own
 ROOMS = {
     "storage": "everything on disk; imports nothing above it",
@@ -151,9 +153,24 @@ def draw_commands() -> str:
     return "\n".join(lines).rstrip()
 
 
+def draw_tables() -> str:
+    """The tables and views with their columns, the five that matter first at the beginning."""
+    lines: list[str] = []
+    for place, table in enumerate(described_tables()):
+        lines += {0: ["## First"], 5: ["## All others"]}.get(place, [])
+        kind = "view" if table.is_view else "table"
+        lines += [f"### {table.name}", f"A {kind}. {table.about}", "| column | what it is |\n|---|---|"]
+        lines[-1] += "".join(f"\n| `{column}` | {words} |" for column, words in table.columns.items())
+    return "\n\n".join(lines)
+
+
 def generated() -> dict[tuple[Path, str], str]:
     """What stands between `<!-- NAME -->` and `<!-- end of NAME -->` of a page, by page and name."""
-    return {(HOUSE, "tree"): f"```text\n{draw_tree()}\n```", (COMMANDS_PAGE, "commands"): f"\n{draw_commands()}"}
+    return {
+        (HOUSE, "tree"): f"```text\n{draw_tree()}\n```",
+        (COMMANDS_PAGE, "commands"): f"\n{draw_commands()}",
+        (TABLES_PAGE, "tables"): f"\n{draw_tables()}",
+    }
 
 
 def generate(page: Path, name: str, text: str) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 from storage.ledger.responses import iterate_responses, read_frames
 from storage.store import Store
 
-TIMELY = ("datasets", "manifest_sha256")  # a manifest says when it was made
+TIMELY = (("datasets", "manifest_sha256"), ("view_marks", "made_from"))  # of when, and of where, a store was made
 
 
 def lend(template: Path) -> Path:
@@ -61,7 +61,7 @@ def tables_of(store: Store) -> dict[str, list[tuple[Any, ...]]]:
             "SELECT table_name, column_name, data_type FROM duckdb_columns() JOIN duckdb_tables() USING (table_name)"
             " ORDER BY table_name, column_index"
         ).fetchall():
-            if not kind.startswith("TIMESTAMP") and (table, column) != TIMELY:
+            if not kind.startswith("TIMESTAMP") and (table, column) not in TIMELY:
                 columns.setdefault(table, []).append(column)
         return {
             table: con.execute(f"SELECT {', '.join(names)} FROM {table} ORDER BY ALL").fetchall()

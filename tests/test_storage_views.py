@@ -272,7 +272,7 @@ def test_a_summary_stands_while_datasets_come_and_is_made_again_when_other_code_
     with store.catalog.read() as con:
         assert con.execute("FROM spending").fetchall() == [(1,)]
     with store.catalog.write() as con:
-        con.execute("COMMENT ON VIEW leaderboard IS 'other code'")
+        con.execute("UPDATE view_marks SET made_from = 'other code' WHERE subject = 'summaries'")
     write(store, make_draft("d2", seed=9), [make_episode(0)])
     with store.catalog.read() as con:
         assert con.execute("FROM spending").fetchall() == []

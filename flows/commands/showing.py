@@ -48,8 +48,11 @@ _ENDINGS = {
 
 def sql(
     query: Annotated[
-        str, typer.Argument(help="One reading statement: SELECT, WITH, DESCRIBE, SHOW, SUMMARIZE, EXPLAIN.")
-    ],
+        str | None,
+        typer.Argument(
+            help="One reading statement: SELECT, WITH, DESCRIBE, SHOW, SUMMARIZE, EXPLAIN; without one, a shell asks."
+        ),
+    ] = None,
     store: StoreOption = DEFAULT_STORE,
     format_: Annotated[
         Format | None, typer.Option("--format", help="Form of the rows; default: by the file's name, or else a table.")
@@ -66,8 +69,8 @@ def sql(
 ) -> None:
     """Query the catalog and the steps; nothing can be changed.
 
-    Tables: datasets, episodes, annotation_runs, requests, responses, annotations, rejections, policies, refinements,
-    evaluations, replays. Views: steps, annotated_steps, label_quality, spending, leaderboard.
+    First of all: datasets, steps, annotated_steps, annotations, leaderboard. Without a question this is a shell, whose
+    `.tables` says what each table is; from a pipe, the question is what comes through it.
     """
     from storage.queries import Bounds, run_query
     from storage.store import Store
@@ -79,11 +82,21 @@ def sql(
             f"Name a file that ends in {', '.join(_ENDINGS)}." if not as_json else "Leave one of the two out.",
         )
     bounds = Bounds(timeout, None if memory is None else int(memory * 1e9))
-    rows = run_query(Store.open(store), query, as_text=as_json or form is not Format.PARQUET, bounds=bounds)
-    if as_json:
-        print_json({"columns": rows.column_names, "rows": list(iterate_rows(rows))})
+    opened = Store.open(store)
+
+    def answer(question: str) -> None:
+        rows = run_query(opened, question, as_text=as_json or form is not Format.PARQUET, bounds=bounds)
+        if as_json:
+            print_json({"columns": rows.column_names, "rows": list(iterate_rows(rows))})
+        else:
+            write_rows(rows, form, output, max_rows)
+
+    if query is None and sys.stdin.isatty():
+        from .shell import run_shell
+
+        run_shell(opened, answer)
     else:
-        write_rows(rows, form, output, max_rows)
+        answer(sys.stdin.read() if query is None else query)
 
 
 def write_rows(rows: pa.Table, format_: Format, output: Path | None, max_rows: int) -> None:

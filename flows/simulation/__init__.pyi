@@ -33,7 +33,19 @@ from .flattening import Flattened, can_flatten, describe_flattened, flatten_rows
 from .frames import FrameRenderer
 from .replay import Branch, Ending, Replay, logged_action, play_branches, replay_episode
 from .rollouts import ENVIRONMENTS, returns_of, rollout
-from .trust import Home, Named, admit, are_alike, find_home, find_module, not_loaded, own_policy, remember, spelled
+from .trust import (
+    Home,
+    Named,
+    admit,
+    are_alike,
+    find_home,
+    find_module,
+    not_loaded,
+    own_policy,
+    remember,
+    spelled,
+    state_dir,
+)
 from .workers import play_episodes, play_policies
 
 __all__ = [
@@ -96,6 +108,7 @@ __all__ = [
     "rollout",
     "spaces_of",
     "spelled",
+    "state_dir",
     "take_fingerprint",
     "to_space",
 ]

@@ -7,6 +7,7 @@ once, then a policy; many are played side by side. What the difference means is 
 from __future__ import annotations
 
 import struct
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -18,7 +19,7 @@ from refine.policies import Mode, Past
 from storage.catalog import insert_rows
 from storage.content_hash import content_id
 from storage.datasets import read_episode, read_manifest
-from storage.errors import BadInput
+from storage.errors import BadInput, DiskFailed, LeftOutWarning
 from storage.schema import Array, Episode, Manifest, Space
 from storage.store import Store
 
@@ -189,8 +190,11 @@ def _judge(manifest: Manifest, episode: Episode, difference: Difference | None, 
 def _record(store: Store, replay: Replay) -> None:
     row: dict[str, object] = dict(vars(replay))
     row |= {"replay_id": content_id("replay_", row), "created_at": datetime.now(UTC)}
-    with store.catalog.write() as con:
-        insert_rows(con, "replays", [row])
+    try:
+        with store.catalog.write() as con:
+            insert_rows(con, "replays", [row])
+    except DiskFailed as error:  # a store that can only be read
+        warnings.warn(f"The replay is not noted: {error.problem}", LeftOutWarning, stacklevel=2)
 
 
 LANES = 16

@@ -241,10 +241,10 @@ def _refuse_elsewhere(what: str, name: str, noted: str | None, now: str | None) 
 
 
 def _note_path(store: Store, manifest: Manifest) -> Path:
-    return _state_dir() / "datasets" / f"{sha256_file(store.manifest_path(manifest.dataset_id))}.json"
+    return state_dir() / "datasets" / f"{sha256_file(store.manifest_path(manifest.dataset_id))}.json"
 
 
-def _state_dir() -> Path:
+def state_dir() -> Path:
     """The user's own folder.
 
     Raises:

@@ -33,7 +33,9 @@ def described_tables() -> tuple[Described, ...]:
 def _describe(name: str, tables: Mapping[str, Mapping[str, Any]], shared: Mapping[str, str]) -> Described:
     own = tables[name]
     words = {**shared, **tables.get(own.get("like", ""), own), **own}
-    return Described(name, own.get("view", False), own["about"], {each: words[each] for each in words["columns"].split()})
+    return Described(
+        name, own.get("view", False), own["about"], {each: words[each] for each in words["columns"].split()}
+    )
 
 
 def comment_on(names: Iterable[str] | None = None, components: Iterable[str] = ()) -> list[str]:

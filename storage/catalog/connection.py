@@ -67,6 +67,8 @@ class Catalog:
         self.wait_s = _wait_from_environment() if wait_s is None else wait_s
         self.session = ""
         """Statements at the beginning of each reading connection, which may make temporary views."""
+        self.refusal: DiskFailed | None = None
+        """Why nothing is written, where this is a copy that is gone when the process ends."""
 
     @contextmanager
     def read(self) -> Generator[Connection]:
@@ -99,6 +101,8 @@ class Catalog:
             DiskFailed: if the disk does not take the changes; the file holds what it held before.
             RuntimeError: inside a `read()` of the same thread, which could never end.
         """
+        if self.refusal is not None:
+            raise self.refusal
         latch = latch_of(self.path)
         if latch.is_mine and latch.is_writing:
             yield latch.held

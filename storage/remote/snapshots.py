@@ -23,7 +23,7 @@ from .remote import Remote
 
 FORMAT = 1
 _FOLDER = "snapshots"
-_BOOKS = ("schema_migrations", "shards")  # their rows are about time only
+_BOOKS = ("schema_migrations", "shards", "view_marks")  # their rows are about this file only
 
 
 class RemoteFile(BaseModel):
