@@ -1,7 +1,7 @@
 """The manual as data: its pages with their blocks, and what is generated for them.
 
-`python tests/readme.py --write` writes the file tree into `docs/house.md`, the commands into `docs/commands.md`, and the
-meaning of the catalog's tables into `docs/tables.md`.
+`python tests/readme.py --write` writes the file tree into `docs/house.md`, the commands into `docs/commands.md`, and
+what tables mean into `docs/tables.md`.
 """
 
 from __future__ import annotations
