@@ -98,7 +98,7 @@ def test_a_store_of_an_older_trajnote_that_cannot_be_written_is_read_in_a_copy(
     catalog.chmod(0o644)
     closed.chmod(0o755)
     with labelled.catalog.write() as con:
-        con.execute("DROP TABLE view_marks; DELETE FROM schema_migrations WHERE version = 20")
+        con.execute("DROP TABLE view_marks; DELETE FROM schema_migrations WHERE version = 21")
     catalog.chmod(0o444)
     closed.chmod(0o555)
     before = catalog.read_bytes()
