@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-import numpy as np
 import pytest
 from scipy import stats
 
@@ -204,11 +203,23 @@ def test_two_runs_are_compared_on_their_common_states_by_an_exact_mcnemar_test()
     assert compare_runs(first[:5], second, gold, PUSH) is None
 
 
-def test_the_interval_of_an_order_holds_the_share_and_equal_calls_give_equal_intervals() -> None:
-    rng = np.random.default_rng(0)
-    gold = gold_of([1.0] * 60)
-    opinions = [say(n, float(rng.random() < 0.6), confidence=float(rng.random())) for n in range(60)]
-    first, again = score(opinions, gold).confidence_order, score(opinions, gold).confidence_order
-    assert first is not None
-    assert first == again
-    assert first.low < first.share < first.high
+def test_the_interval_of_an_order_is_newcombes_and_holds_where_nothing_is_out_of_order() -> None:
+    gold = gold_of([1.0] * 12)
+    opinions = [say(n, float(n < 8), confidence=0.9 if n < 8 else 0.1) for n in range(12)]
+    found = score(opinions, gold).confidence_order
+    assert found is not None
+    assert (found.share, found.high, found.n, found.positive) == (1.0, 1.0, 12, 8)
+    theta, pairs, extra = found.low, 8 * 4, (8 + 4) / 2 - 1
+    spread = theta * (1 - theta) * (1 + extra * (1 - theta) / (2 - theta) + extra * theta / (1 + theta)) / pairs
+    assert (1 - theta) ** 2 == pytest.approx(1.959964**2 * spread, rel=1e-4)
+    assert 0.4 < theta < 0.9
+
+
+def test_the_recall_over_all_steps_is_uncertain_even_where_all_that_was_drawn_is_found() -> None:
+    places = frozenset((0, place) for place in range(30))
+    answers = [replace(say(place, 1.0, run_id="g_1"), critical=place < 2) for place in range(30)]
+    gold = read_gold(answers, PUSH, strata=[Stratum(places, 3000)])
+    found = score([replace(say(place, 1.0), critical=place < 2) for place in range(30)], gold).critical_found_anywhere
+    assert found is not None
+    assert (found.share, found.high, found.n, found.positive) == (1.0, 1.0, 30, 2)
+    assert 0.1 < found.low < 0.7

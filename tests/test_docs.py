@@ -26,7 +26,7 @@ from storage.datasets.reader import read_manifest
 from storage.store import Store
 
 README = read_page("README.md")
-OWN_STORE = {"docs/cookbook.md"}  # test_docs_cookbook.py asks its questions
+OWN_STORE = {"docs/cookbook.md", "docs/gold.md"}  # test_docs_cookbook.py asks the questions of the first
 EVERY_PAGE = [README, *MANUAL, read_page("benchmarks/README.md"), read_page("examples/README.md")]
 SHELL = [(page, block) for page in EVERY_PAGE for block in page.blocks if block.language == "bash"]
 PYTHON = [(page, block) for page in EVERY_PAGE for block in page.blocks if block.language == "python"]
@@ -53,6 +53,12 @@ def test_the_blocks_of_the_manual_run_in_order_and_print_what_it_says(folder: Pa
         if page.name not in OWN_STORE:
             _play_page(page, run)
     assert (folder / "labels.jsonl").is_file()
+
+
+@pytest.mark.slow
+def test_the_page_on_gold_sets_prints_what_it_says(folder: Path, run: Run) -> None:
+    _play_page(read_page("docs/gold.md"), run)
+    assert (folder / "states.txt").is_file()
 
 
 @pytest.mark.slow

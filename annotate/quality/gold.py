@@ -15,16 +15,18 @@ from typing import NamedTuple
 
 import numpy as np
 from scipy import stats
+from scipy.optimize import root_scalar
 
 from storage.errors import BadInput
 from storage.schema import Array, Space
 
-from .placement import EDGES, Floats, action_extent, same_actions
+from .placement import EDGES, Bools, Floats, action_extent, same_actions
 from .verdict import FEW_LABELS
 
 CONFIDENCE = 0.95
 SIGNIFICANT = 0.05
-_DRAWS = 2_000  # of a bootstrap
+_DRAWS = 4_000  # from a posterior
+_TINY = 1e-9
 
 Place = tuple[int, int]
 """Episode and step."""
@@ -53,12 +55,13 @@ class Rate(NamedTuple):
 
 
 class Estimated(NamedTuple):
-    """A share that is no plain count, with a bootstrap interval, and the number of states behind it."""
+    """A share that is no plain count, with a 95% interval, and the states behind it."""
 
     share: float
     low: float
     high: float
-    n: int
+    n: int  # states
+    positive: int  # of them: the higher side of an order, or those that the reader calls critical
 
 
 class Paired(NamedTuple):
@@ -400,47 +403,64 @@ def _calibration_error(bins: Sequence[GoldBin]) -> float | None:
 
 
 def _order(high: Sequence[float], low: Sequence[float]) -> Estimated | None:
-    """Probability that one of the first numbers is above one of the second, ties half; None without both."""
+    """Probability that one of the first numbers is above one of the second, ties half; None without both.
+
+    The interval is Newcombe's score interval (Statistics in Medicine 2006, method 5), which holds for few states too.
+    """
     if not high or not low:
         return None
     one, other = np.array(high)[:, None], np.array(low)[None, :]
-    above = (one > other) + 0.5 * (one == other)
-    rng = np.random.default_rng(0)
-    rows = rng.multinomial(len(high), np.full(len(high), 1 / len(high)), _DRAWS) / len(high)
-    columns = rng.multinomial(len(low), np.full(len(low), 1 / len(low)), _DRAWS) / len(low)
-    return _estimated(float(above.mean()), ((rows @ above) * columns).sum(axis=1), len(high) + len(low))
+    share = float(((one > other) + 0.5 * (one == other)).mean())
+    pairs, extra, z = len(high) * len(low), (len(high) + len(low)) / 2 - 1, float(stats.norm.ppf((1 + CONFIDENCE) / 2))
 
+    def beyond(true: float) -> float:
+        spread = true * (1 - true) * (1 + extra * (1 - true) / (2 - true) + extra * true / (1 + true)) / pairs
+        return (true - share) ** 2 - z**2 * spread
 
-def _estimated(share: float, draws: Floats, n: int) -> Estimated:
-    tail = (1 - CONFIDENCE) / 2
-    low, high = np.quantile(draws, [tail, 1 - tail])
-    return Estimated(share, float(low), float(high), n)
+    def end(edge: float) -> float:
+        if abs(edge - share) <= _TINY:
+            return edge
+        inside = share + _TINY * (1 if edge > share else -1)
+        return float(root_scalar(beyond, bracket=sorted((edge, inside)), method="brentq").root)
+
+    return Estimated(share, end(0.0), end(1.0), len(high) + len(low), len(high))
 
 
 def _found_anywhere(called: Sequence[_Judged], gold: GoldSet) -> Estimated | None:
     """Recall of `critical` over all steps, each stratum weighed by its size; a step without a label is not found.
 
-    The interval is a bootstrap within the strata.
+    The interval is the posterior's, with half a case before each kind of state (critical and found, critical and
+    missed, neither); nothing can be found in a stratum where the annotator says nothing.
     """
-    found = {state.place for state in called if state.critical}
-    drawn = [[place for place in sorted(s.places) if _is_critical(gold, place) is not None] for s in gold.strata]
-    if not any(drawn) or not any(_is_critical(gold, place) for places in drawn for place in places):
-        return None
+    said = {state.place: bool(state.critical) for state in called}
     rng = np.random.default_rng(0)
-    there, hits = np.zeros((2, _DRAWS + 1))  # the first draw is the sample itself
-    for stratum, places in zip(gold.strata, drawn, strict=True):
-        if not places:
+    there, hits, drawn = np.zeros(_DRAWS + 1), np.zeros(_DRAWS + 1), 0  # the first is the sample itself
+    critical = 0
+    for stratum in gold.strata:
+        states = {place: flag for place in stratum.places if (flag := _is_critical(gold, place)) is not None}
+        if not states:
             continue
-        critical = np.array([bool(_is_critical(gold, place)) for place in places], np.float64)
-        caught = critical * np.array([place in found for place in places], np.float64)
-        counts = np.vstack(
-            [np.ones(len(places)), rng.multinomial(len(places), np.full(len(places), 1 / len(places)), _DRAWS)]
-        )
-        weight = stratum.size / len(places)
-        there += weight * (counts @ critical)
-        hits += weight * (counts @ caught)
-    shares = np.divide(hits, there, out=np.zeros_like(hits), where=there > 0)
-    return _estimated(float(shares[0]), shares[1:], sum(map(len, drawn)))
+        found = sum(flag and said.get(place, False) for place, flag in states.items())
+        missed = sum(states.values()) - found
+        counts = np.array([found, missed, len(states) - found - missed], np.float64)
+        possible = np.array([bool(said.keys() & states.keys()), True, True])
+        shares = np.vstack([counts / len(states), _posterior(counts, possible, rng)])
+        hits += stratum.size * shares[:, 0]
+        there += stratum.size * (shares[:, 0] + shares[:, 1])
+        drawn, critical = drawn + len(states), critical + found + missed
+    if not critical:
+        return None
+    recalls = hits / np.maximum(there, np.finfo(np.float64).tiny)
+    low, high = np.quantile(recalls[1:], [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+    share = float(recalls[0])
+    return Estimated(share, min(float(low), share), max(float(high), share), drawn, critical)
+
+
+def _posterior(counts: Floats, possible: Bools, rng: np.random.Generator) -> Floats:
+    """Draws of the shares of three kinds of states, (draws, 3); zero for what is not possible."""
+    shares = np.zeros((_DRAWS, len(counts)))
+    shares[:, possible] = rng.dirichlet(counts[possible] + 0.5, _DRAWS)
+    return shares
 
 
 def _is_critical(gold: GoldSet, place: Place) -> bool | None:

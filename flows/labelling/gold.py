@@ -265,10 +265,10 @@ def score_rows(score: GoldScore) -> list[dict[str, object]]:
         ("of those that confirm it", score.confirmations),
         *((f"of those that say {action}", rate) for action, rate in score.by_action.items()),
         ("what the agent did, right", score.agent),
-        ("called critical that are", score.critical_right),
-        ("critical that are called so", score.critical_found),
-        ("labelled states that are critical", score.critical_base),
-        ("critical steps of all, found", score.critical_found_anywhere),
+        ("called critical, and critical", score.critical_right),
+        ("critical, and called so", score.critical_found),
+        ("critical among the states that it labels", score.critical_base),
+        ("critical among all steps, and called so", score.critical_found_anywhere),
         *((f"right at confidence {found.low:g} to {found.high:g}", found.right) for found in score.bins),
         ("confidence higher where right", score.confidence_order),
         ("grade higher where the agent is right", score.grade_order),
@@ -277,7 +277,7 @@ def score_rows(score: GoldScore) -> list[dict[str, object]]:
 
 
 def _row(name: str, rate: Rate | Estimated) -> dict[str, object]:
-    behind = f"{rate.hits} of {rate.n}" if isinstance(rate, Rate) else f"{rate.n} states"
+    behind = f"{rate.hits} of {rate.n}" if isinstance(rate, Rate) else f"{rate.positive} and {rate.n - rate.positive}"
     return {
         "measure": name,
         "share": f"{rate.share:.0%}",
