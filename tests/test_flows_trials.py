@@ -11,7 +11,9 @@ from toy_environment import TOY
 
 from flows.refinement.comparison import Finding, Method, try_fields
 from flows.refinement.evaluator import Candidate, Returns
+from flows.refinement.placebos import every_other, last_of_each
 from flows.simulation.environments import look_up_spaces
+from refine.config import Snapshot
 from refine.evaluation.gate import SeedPlan
 from refine.policies.mlp import MlpPolicy
 
@@ -20,15 +22,18 @@ SHORT_PLAN = SeedPlan.starting_at(0, select=12, accept=13, report=10)
 SPREAD = 10.0
 
 
-def contestants(count: int) -> list[Candidate]:
+def make_networks(count: int) -> list[MlpPolicy]:
     spaces = look_up_spaces(TOY, {})
     rng = np.random.default_rng(0)
     size, width = spaces.observation.size, int(spaces.action.n or 1)
-    networks = [
+    return [
         MlpPolicy(*spaces, (rng.normal(size=(size, width)),), (np.zeros(width),), "tanh", "logits")
         for _ in range(count)
     ]
-    return [Candidate.of(network, "refined") for network in networks]
+
+
+def contestants(count: int) -> list[Candidate]:
+    return [Candidate.of(network, "refined") for network in make_networks(count)]
 
 
 class Table:
@@ -93,3 +98,21 @@ def test_what_a_field_plays_does_not_depend_on_the_fields_beside_it() -> None:
         together = try_fields(Table(means).play, baseline, fields, plan, "racing")
         alone = [try_fields(Table(means).play, baseline, [field], plan, "racing")[0] for field in fields]
         assert together == alone
+
+
+@pytest.mark.parametrize(
+    ("betas", "stops", "entered", "ranked"),
+    [
+        ((0.1, 0.3), (100, 300, 1000, 2000), [(0.1, 300), (0.1, 2000), (0.3, 300), (0.3, 2000)], [1, 3]),
+        ((0.1, 0.3), (100, 300, 1000), [(0.1, 100), (0.1, 1000), (0.3, 100), (0.3, 1000)], [1, 3]),
+        ((0.1,), (100, 300, 1000), [(0.1, 100), (0.1, 300), (0.1, 1000)], [1, 2]),
+        ((0.1,), (100,), [(0.1, 100)], [0]),
+    ],
+)
+def test_arms_enter_every_second_candidate_of_a_beta_and_are_ranked_by_the_last_ones(
+    betas: Sequence[float], stops: Sequence[int], entered: list[tuple[float, int]], ranked: list[int]
+) -> None:
+    (policy,) = make_networks(1)
+    found = every_other([Snapshot(policy, step, beta) for beta in betas for step in stops])
+    assert [(snapshot.beta, snapshot.step) for snapshot in found] == entered
+    assert last_of_each(found, len(found)) == ranked

@@ -66,7 +66,7 @@ from .arms import (
     train_draw,
 )
 from .evaluator import Candidate, Evaluator, Purpose, Returns
-from .placebos import CHOSEN, RANKED, Entrant, Entry, draw_placebos, play_fields, rank_entries
+from .placebos import CHOSEN, RANKED, Entrant, Entry, draw_placebos, every_other, play_fields, rank_entries
 
 Promote = Literal["labels", "best"]
 """Which policy is put in force: that of the annotator's labels, or the best one of the arms that were accepted."""
@@ -357,9 +357,10 @@ class ComparisonPlan:
 
     def _enter(self, draws: Sequence[ArmDraw]) -> list[Entry]:
         """Train draws and play their candidates on the common seeds, beside the baseline."""
+        trained = [every_other(snapshots) for snapshots in self._train(draws)]
         entrants = [
             Entrant(draw, self._field(draw, snapshots), snapshots)
-            for draw, snapshots in zip(draws, self._train(draws), strict=True)
+            for draw, snapshots in zip(draws, trained, strict=True)
         ]
         mode: Mode = "sampled" if self.material.baseline.is_stochastic else "greedy"
         seeds, play = self.gate.seeds.select, self._play_common

@@ -22,8 +22,8 @@ from .arms import PLACEBOS, ArmDraw
 from .evaluator import Candidate, Returns
 
 RANKED, CHOSEN = 4, 2
-"""Episodes by which arms are ranked, of what their trainings end with, and by which the best of all candidates is
-chosen, in the gate's way of acting; the first ones of the selection."""
+"""Episodes by which arms are ranked, of what their trainings end with, and by which the best of the entered candidates
+is chosen, in the gate's way of acting; the first ones of the selection."""
 BATCH = 5
 """Draws of each placebo that are trained and played before the ranks are looked at."""
 Enter = Callable[[Sequence[ArmDraw]], "list[Entry]"]
@@ -54,7 +54,7 @@ class Entry:
 
     entrant: Entrant
     common: float  # what is ranked: the mean return of its ranked candidates
-    tried: Sequence[Returns]  # of every candidate, in the gate's way of acting
+    tried: Sequence[Returns]  # of every entered candidate, in the gate's way of acting
     before: Returns  # the baseline's on the same seeds
 
     @property
@@ -79,10 +79,21 @@ class Entry:
 
 
 def last_of_each(snapshots: Sequence[Snapshot], candidates: int) -> list[int]:
-    """Which candidates are ranked: the last one of every beta, two at least, and those that are no snapshots."""
+    """Which candidates are ranked: the last one of every beta and those that are no snapshots, two at least."""
     last = {snapshot.beta: number for number, snapshot in enumerate(snapshots)}
     ends = set(last.values()) | set(range(len(snapshots), candidates))
-    return sorted(ends | set(range(max(0, candidates - 2), candidates)))
+    return sorted(ends if len(ends) > 1 else ends | set(range(max(0, candidates - 2), candidates)))
+
+
+def every_other(snapshots: Sequence[Snapshot]) -> list[Snapshot]:
+    """Those that are entered: of the snapshots of a beta every second one, counted from the last, and all ranked ones.
+
+    Trainings are cheap and episodes are not; neighbours on the way of one training return nearly the same.
+    """
+    kept = set(last_of_each(snapshots, len(snapshots)))
+    for beta in {snapshot.beta for snapshot in snapshots}:
+        kept |= set([number for number, snapshot in enumerate(snapshots) if snapshot.beta == beta][::-2])
+    return [snapshots[number] for number in sorted(kept)]
 
 
 def play_fields(fields: Sequence[Sequence[Candidate]], play: PlayIn, seeds: range, mode: Mode) -> list[list[Returns]]:
