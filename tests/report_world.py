@@ -59,6 +59,12 @@ def make_judged_store(factory: pytest.TempPathFactory) -> tuple[Store, Outcome]:
 
 @cache
 def _make(folder: Path) -> tuple[Store, Outcome]:
+    store, dataset_id = make_labelled_store(folder)
+    return store, improve(store, dataset_id, small_config(gate={"placebo_draws": 2}))
+
+
+def make_labelled_store(folder: Path) -> tuple[Store, str]:
+    """The same without a comparison, and the id of its dataset."""
     folder.mkdir()
     store = Store.create(folder / "store")
     card = folder / "card.toml"
@@ -69,7 +75,7 @@ def _make(folder: Path) -> tuple[Store, Outcome]:
         provider="recorded", answers=answers, card=str(card), annotate=AnnotateConfig(model="<b>toy</b>", windows=8)
     )
     label(store, dataset_id, config)
-    return store, improve(store, dataset_id, small_config(gate={"placebo_draws": 2}))
+    return store, dataset_id
 
 
 def _write_hostile_answers(store: Store, dataset_id: str, card: Path, path: Path) -> Path:

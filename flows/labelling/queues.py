@@ -6,16 +6,17 @@ Equal arguments make an equal queue of an equal store. A queue is entered in the
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import zip_longest
 from typing import Any, Literal, TypeVar
 
 import numpy as np
 
-from storage.annotations import QueueKind, ReviewItem, ReviewQueue, enter_queue, summarise_rules
+from storage.annotations import QueueKind, ReviewItem, ReviewQueue, enter_queue, load_rule_lists, summarise_rules
 from storage.datasets import catalogued_episodes, pick, resolve_dataset
 from storage.errors import BadInput, Prerequisite
+from storage.formulas import Term
 from storage.queries import Row, ask
 from storage.store import Store
 
@@ -33,6 +34,7 @@ class Prepared:
     labels: Sequence[Row | None]  # one for each item: its label beside the step; None without one
     rules: Sequence[Row]  # those that are asked about, in the queue's order
     evidence: Sequence[Sequence[Row]]  # of each rule, steps that it matches
+    terms: Mapping[str, Sequence[Term]] = field(default_factory=dict[str, Sequence[Term]])  # of each rule's list
 
 
 def prepare_queue(
@@ -168,4 +170,6 @@ def _prepare_rules(store: Store, dataset_id: str, runs: Sequence[str], limit: in
     queue = ReviewQueue.of(dataset_id, "rules", runs, [ReviewItem(None, None, rule_id=name) for name in names])
     shown = {name: [[row["episode_id"], row["step"]] for row in by_rule.get(name, [])] for name in names}
     enter_queue(store, queue, config | {"steps": shown})
-    return Prepared(queue, [None] * len(rules), rules, evidence)
+    lists = load_rule_lists(store, dataset_id, runs)
+    terms = {rule.rule_id: listed.terms for listed in lists for rule in listed.rules}
+    return Prepared(queue, [None] * len(rules), rules, evidence, terms)

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from annotate.parsing import read_message
+from annotate.prompting import with_action_indices
 from refine.policies import Mode
 from storage.datasets import iterate_episodes
 from storage.errors import TrajnoteError
@@ -187,7 +188,7 @@ def _reported(films: Iterator[Film], total: int, report: Report) -> Iterator[Fil
 
 
 def _pack_all(store: Store, manifest: Manifest, scenes: Sequence[_Scene]) -> Iterator[Entry]:
-    components = range(min(MAX_COMPONENTS, len(manifest.component_names)))
+    components, first = range(min(MAX_COMPONENTS, len(manifest.component_names))), manifest.action_space.start
     timelines = sum(1 + (scene.rematch is not None) for scene in scenes)
     points = _NUMBERS // max(1, timelines * (len(components) + 3))
     points = min(_MOST_POINTS, max(_FEWEST_POINTS, points))
@@ -195,7 +196,10 @@ def _pack_all(store: Store, manifest: Manifest, scenes: Sequence[_Scene]) -> Ite
     requests = {label["request_id"] for scene in scenes for label in scene.labels if label["request_id"]}
     replies = load_replies(store, sorted(requests))
     for scene in scenes:
-        yield _pack(scene, replies, points=points, components=components, action_names=names)
+        numbered = replace(scene, episode=with_action_indices(scene.episode, first))
+        if numbered.rematch is not None:
+            numbered = replace(numbered, rematch=with_action_indices(numbered.rematch, first))
+        yield _pack(numbered, replies, points=points, components=components, action_names=names)
 
 
 def _pack(

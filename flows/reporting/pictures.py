@@ -70,7 +70,7 @@ def film_all(takes: Sequence[Take], workers: int | None = None) -> Generator[Fil
             done += 1
             yield finished
     except TrajnoteError as error:
-        yield from [Film({}, f"the pictures could not be made: {error.problem}")] * (len(takes) - done)
+        yield from [Film({}, f"the pictures could not be made: {error.problem.rstrip('.')}")] * (len(takes) - done)
 
 
 def film(take: Take) -> Film:

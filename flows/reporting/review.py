@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -22,6 +23,7 @@ from storage.content_hash import seal
 from storage.datasets import iterate_episodes, read_manifest
 from storage.disk import write_whole
 from storage.errors import BadInput, TrajnoteError
+from storage.formulas import Term
 from storage.queries import Row
 from storage.schema import Array, Episode, Manifest
 from storage.store import Store
@@ -283,6 +285,7 @@ def _claim(prepared: Prepared, place: int) -> Row | None:
         return {
             "action": rule["suggested_label"],
             "predicate": rule["predicate"],
+            "terms": _used_terms(rule["predicate"], prepared.terms.get(rule["rule_id"], ())),
             "covers": rule["coverage"],
             "decides": rule["decides"],
             "logged": rule["agrees_with_logged"],
@@ -297,6 +300,17 @@ def _claim(prepared: Prepared, place: int) -> Row | None:
         "grade": label["implicit_reward"],
         **{name: label[name] for name in ("rationale", "model", "confidence", "critical", "advantage", "contested")},
     }
+
+
+def _used_terms(text: str, terms: Sequence[Term]) -> list[Row]:
+    """The terms that an expression uses, and those that these use; a term stands after those that it uses."""
+    words = set(re.findall(r"\w+", text))
+    used: list[Row] = []
+    for term in reversed(terms):
+        if term.name in words:
+            used.insert(0, term._asdict())
+            words |= set(re.findall(r"\w+", term.expression))
+    return used
 
 
 def _texts(

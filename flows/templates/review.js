@@ -185,7 +185,7 @@ function save() {
   for (const n of gone) state.saved[n] = "withdrawn";
   persist();
   show();
-  say(`${given().length} answers saved in ${link.download}`, true);
+  say(`${given().length} answers saved: trajnote annotations import ${link.download}`, true);
 }
 
 byId("saving-form").addEventListener("submit", (event) => {
@@ -383,14 +383,25 @@ function suggestion(claim) {
 
 function rule(claim) {
   const made = element("div");
-  const when = element("p");
+  const when = element("p", "when ");
+  when.className = "when";
   when.append(element("code", claim.predicate));
+  const terms = element("dl");
+  terms.className = "terms";
+  for (const term of claim.terms) {
+    const each = element("div");
+    const name = element("dt");
+    name.append(element("code", `${term.name} = ${term.expression}`));
+    each.append(name, element("dd", term.meaning ? ` ${term.meaning}` : ""));
+    terms.append(each);
+  }
   const then = element("p", claim.action);
   then.className = "says";
-  then.prepend(element("small", "when this holds, do"));
-  const covers = element("p", `${(100 * claim.covers).toFixed(1)}% of all steps; it decides ${claim.decides}`);
-  covers.className = "did";
-  made.append(when, then, covers);
+  then.prepend(element("small", "do"));
+  const agent = claim.logged === null ? "" : `; the agent did so in ${(100 * claim.logged).toFixed(0)}% of them`;
+  const covers = element("p", `It matches ${(100 * claim.covers).toFixed(1)}% of all steps and decides ${claim.decides}${agent}.`);
+  covers.className = "question";
+  made.append(when, terms, then, covers);
   return made;
 }
 
@@ -454,7 +465,7 @@ function fillAnswer() {
     : [["accept", "Accept", "a"], ["correct", "Correct", "c"], ["reject", "Reject", "x"], ["unsure", "Unsure", "u"]];
   byId("verdicts").replaceChildren(...verdicts.map(([verdict, words, key]) => pressed(button(verdict, words, key, verdict), found?.verdict === verdict)));
   byId("actions").replaceChildren(...(about.discrete && isAsked() ? about.actions.map(actionButton) : isGold || !about.discrete && isAsked() ? [button("logged", "As logged", "l"), button("correct", "Other numbers", "c")] : []));
-  if (isGold) byId("verdicts").before(byId("actions"));
+  byId("actions").hidden = !byId("actions").children.length;
   byId("critical").hidden = about.kind === "rules";
   for (const [what, value] of [["yes", true], ["no", false]]) pressed(byId("critical").querySelector(`[data-do=${what}]`), found?.critical === value);
   if (document.activeElement !== byId("note")) byId("note").value = found?.note ?? "";
