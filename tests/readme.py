@@ -6,24 +6,39 @@ what tables mean into `docs/tables.md`.
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args, get_origin
 
 import click
 import yaml
+from pydantic import BaseModel
 from typer.main import get_command
 
+from annotate.cards import (
+    Action,
+    Card,
+    EffectClaim,
+    Event,
+    LawClaim,
+    RangeClaim,
+    RateClaim,
+    RewardClaim,
+    TerminationClaim,
+)
+from annotate.cards.cards import Component
 from flows import cli
 from storage.catalog import described_tables
 
 ROOT = Path(__file__).resolve().parent.parent
 HOUSE = ROOT / "docs" / "house.md"
 COMMANDS_PAGE = ROOT / "docs" / "commands.md"
+CARDS_PAGE = ROOT / "docs" / "cards.md"
 TABLES_PAGE = ROOT / "docs" / "tables.md"
 APP: Any = get_command(cli.make_app())  # Typer brings a click of its own
 ROOMS = {
@@ -164,11 +179,42 @@ def draw_tables() -> str:
     return "\n\n".join(lines)
 
 
+def draw_cards() -> str:
+    """The keys of a card and of each kind of claim, from the models that read them."""
+    parts = {"The card": Card, "components": Component, "actions": Action, "events": Event}
+    lines = [f"## {name}\n\n{_draw_keys(model)}" for name, model in parts.items()]
+    lines.append("## Kinds of claims\n\nEvery claim has `kind` and `text`, the claim in words.")
+    for kind in (EffectClaim, RangeClaim, RateClaim, LawClaim, TerminationClaim, RewardClaim):
+        name = get_args(kind.model_fields["kind"].annotation)[0]
+        about = "\n".join(line.strip() for line in (kind.__doc__ or "").strip().splitlines())
+        lines.append(f"### {name}\n\n{about}\n\n{_draw_keys(kind, leave_out=('kind', 'text'))}")
+    return "\n\n".join(lines)
+
+
+def _draw_keys(model: type[BaseModel], leave_out: tuple[str, ...] = ()) -> str:
+    rows = [
+        f"| `{name}` | {'needed' if field.is_required() else _show(field.get_default(call_default_factory=True))} "
+        f"| {_choices(field.annotation)}{field.description or ''} |"
+        for name, field in model.model_fields.items()
+        if name not in leave_out
+    ]
+    return "\n".join(["| key | default | what it is |", "|---|---|---|", *rows])
+
+
+def _choices(kind: object) -> str:
+    return f"{', '.join(map(str, get_args(kind)))}; " if get_origin(kind) is Literal else ""
+
+
+def _show(default: object) -> str:
+    return "" if default in (None, "", (), {}) else f"`{json.dumps(default)}`"
+
+
 def generated() -> dict[tuple[Path, str], str]:
     """What stands between `<!-- NAME -->` and `<!-- end of NAME -->` of a page, by page and name."""
     return {
         (HOUSE, "tree"): f"```text\n{draw_tree()}\n```",
         (COMMANDS_PAGE, "commands"): f"\n{draw_commands()}",
+        (CARDS_PAGE, "cards"): f"\n{draw_cards()}",
         (TABLES_PAGE, "tables"): f"\n{draw_tables()}",
     }
 

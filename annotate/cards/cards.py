@@ -47,9 +47,9 @@ class Component(Frozen):
 class Action(Frozen):
     """One discrete action, or one dimension of a continuous one (then it has bounds)."""
 
-    name: Name
+    name: Name = Field(description="name in snake_case, which replies use")
     meaning: Text = Field(description="what it does to the system, with the sign")
-    unit: str = ""
+    unit: str = Field(default="", description="unit, continuous only")
     low: float | None = Field(default=None, description="lower bound, continuous only")
     high: float | None = Field(default=None, description="upper bound, continuous only")
     decimals: int = Field(default=2, ge=0, le=9, description="decimals in tables, continuous only")
@@ -66,7 +66,7 @@ class Action(Frozen):
 class Event(Frozen):
     """Something that makes a step worth a row of a table."""
 
-    component: str
+    component: str = Field(description="the component that is watched")
     kind: Literal["change", "crosses"] = Field(description="any change of value, or passing `value` either way")
     value: float | None = Field(default=None, description="the threshold of `crosses`")
     text: Text = Field(description="what has happened, in words")
@@ -83,7 +83,7 @@ class Card(Frozen):
 
     env_id: Text = Field(description="Gymnasium id")
     env_kwargs: Mapping[str, Any] = Field(default_factory=dict, description="arguments of make that this card needs")
-    title: Text
+    title: Text = Field(description="the environment in a few words")
     goal: Text = Field(description="what a good episode is")
     termination: Text = Field(description="when an episode ends")
     reward: Text = Field(description="what is rewarded, with magnitudes")
@@ -92,10 +92,14 @@ class Card(Frozen):
         default=(), description="options of reset that lead to states worth checking, rare by chance"
     )
     advice: tuple[Text, ...] = Field(default=(), description="facts of the physics; never what to do")
-    components: tuple[Component, ...] = Field(min_length=1, max_length=MAX_CARD_NAMES)
-    actions: tuple[Action, ...] = Field(min_length=1, max_length=MAX_CARD_NAMES)
-    events: tuple[Event, ...] = ()
-    claims: tuple[Claim, ...] = ()
+    components: tuple[Component, ...] = Field(
+        min_length=1, max_length=MAX_CARD_NAMES, description="what the observation's numbers are, in their order"
+    )
+    actions: tuple[Action, ...] = Field(
+        min_length=1, max_length=MAX_CARD_NAMES, description="discrete actions, or the dimensions, in their order"
+    )
+    events: tuple[Event, ...] = Field(default=(), description="what makes a step worth a row of the table")
+    claims: tuple[Claim, ...] = Field(default=(), description="what a machine can check of all this")
 
     @property
     def component_names(self) -> tuple[str, ...]:

@@ -96,9 +96,9 @@ class RangeClaim(_Claim):
     """A component stays within bounds, or takes only certain values, on everything that was visited."""
 
     kind: Literal["range"]
-    component: str
-    low: float | None = None
-    high: float | None = None
+    component: str = Field(description="the component that is looked at")
+    low: float | None = Field(default=None, description="smallest value that it may have")
+    high: float | None = Field(default=None, description="largest value that it may have")
     values: tuple[float, ...] | None = Field(default=None, description="all values that occur; each must occur")
 
     @model_validator(mode="after")
@@ -116,8 +116,8 @@ class RateClaim(_Claim):
     """
 
     kind: Literal["rate"]
-    component: str
-    follows: str
+    component: str = Field(description="the component that changes")
+    follows: str = Field(description="the component that says how fast")
     rate: float = Field(description="change of the component per step and unit of the other; negative if opposed")
     when: Expression | None = Field(default=None, description="steps that count; all when absent")
     tolerance: float = Field(default=0.05, gt=0, description="allowed relative error")
@@ -128,7 +128,7 @@ class LawClaim(_Claim):
     """A condition that holds on every step."""
 
     kind: Literal["law"]
-    holds: Expression
+    holds: Expression = Field(description="the condition")
     when: Expression | None = Field(default=None, description="steps that count; all when absent")
     share: float = Field(default=1.0, gt=0.5, le=1, description="smallest share of steps on which it holds")
 
@@ -141,9 +141,9 @@ class TerminationClaim(_Claim):
     """
 
     kind: Literal["termination"]
-    exactly: Expression | None = None
-    whenever: Expression | None = None
-    never: bool = False
+    exactly: Expression | None = Field(default=None, description="the condition, where nothing else ends an episode")
+    whenever: Expression | None = Field(default=None, description="the condition, where other things may end one, too")
+    never: bool = Field(default=False, description="true: no episode terminates")
 
     @model_validator(mode="after")
     def _one_form(self) -> TerminationClaim:
@@ -156,7 +156,7 @@ class RewardClaim(_Claim):
     """What one step pays: a number or an expression, within `tolerance`."""
 
     kind: Literal["reward"]
-    equals: Expression
+    equals: Expression = Field(description="the reward")
     when: Expression | None = Field(default=None, description="steps that count; all when absent")
     tolerance: float = Field(default=1e-4, gt=0, description="allowed absolute difference, in units of reward")
     share: float = Field(default=1.0, gt=0.5, le=1, description="smallest share of steps on which it holds")
