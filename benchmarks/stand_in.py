@@ -120,14 +120,14 @@ def check_paging(url: str) -> list[tuple[str, bool, str]]:
     """A list that ignores its cursor must not be read for ever."""
     pages: list[object] = []
     client = BatchServer(url, sleep=_short_sleep)
-    batch_provider._PAGE = 2
-    ask = client._ask_list
+    batch_provider.PAGE = 2
+    ask = client.ask_list
 
     def counted(page: Callable[[], Any]) -> Any:
         pages.append(page)
         return ask(page)
 
-    client._ask_list = counted
+    client.ask_list = counted
     found = client.newer_than(datetime.fromtimestamp(0, UTC))
     return [("reading the list ends", len(pages) <= 3, f"{len(pages)} pages, {len(found)} batches")]
 
@@ -148,7 +148,7 @@ def _plan(store: Store, samples: int = 1) -> RunPlan:
 
 
 def _custom_ids(url: str, client: BatchServer) -> list[str]:
-    batch_provider._PAGE = 100
+    batch_provider.PAGE = 100
     return [batch.remote_id for batch in client.newer_than(datetime.fromtimestamp(0, UTC))]
 
 

@@ -28,7 +28,7 @@ def modules(*rooms: str) -> Iterator[tuple[Path, ast.Module]]:
 
 
 def folders() -> list[Path]:
-    return sorted(path.parent for room in ROOMS for path in (ROOT / room).rglob("__init__.py"))
+    return sorted(path.parent for room in (*ROOMS, "benchmarks/board") for path in (ROOT / room).rglob("__init__.py"))
 
 
 def strings(tree: ast.Module) -> Iterator[tuple[int, str]]:

@@ -42,7 +42,7 @@ from .connection import (
 MOST_BYTES = 256_000_000
 RESULTS_KEPT_DAYS = 29
 NOTHING_CREATED = (400, 401, 402, 403, 404, 413, 422, 429)
-_PAGE = 100
+PAGE = 100
 _MOST_PAGES = 1_000
 _ORGANISATION = "anthropic-organization-id"
 _NAME = re.compile(r"[\w.:-]{1,200}")
@@ -156,7 +156,7 @@ class BatchServer:
 
     def now(self) -> datetime:
         """The server's clock; ours if it does not tell."""
-        listed = self._ask_list(lambda: self._client.messages.batches.with_raw_response.list(limit=1))
+        listed = self.ask_list(lambda: self._client.messages.batches.with_raw_response.list(limit=1))
         try:
             return parsedate_to_datetime(listed.headers["date"]).astimezone(UTC)
         except (KeyError, ValueError, TypeError):
@@ -241,12 +241,17 @@ class BatchServer:
         """A page of batches, and whether there are more."""
 
         def ask() -> tuple[list[RemoteBatch], bool]:
-            page = self._client.messages.batches.list(limit=_PAGE, after_id=after or anthropic.omit)
+            page = self._client.messages.batches.list(limit=PAGE, after_id=after or anthropic.omit)
             return [*_remotes(page.data)], bool(page.has_more)
 
-        return self._ask_list(ask)
+        return self.ask_list(ask)
 
-    def _ask_list(self, ask: Callable[[], Any]) -> Any:
+    def ask_list(self, ask: Callable[[], Any]) -> Any:
+        """What a question about the list of batches gives.
+
+        Raises:
+            ProviderFailed: if the server has no such list.
+        """
         try:
             return self._read(ask)
         except NotThereError as error:
