@@ -19,14 +19,14 @@ from annotate.importing.rules import import_rules
 from annotate.prompting.requests import AnnotateConfig
 from flows.labelling.annotation import LabelConfig, label
 from flows.refinement.refinement import Outcome
-from flows.reporting.facts import find_subject
+from flows.reporting.facts import action_table, find_subject
 from flows.reporting.pictures import Take, film
 from flows.reporting.report import Written, write_report
 from flows.simulation.trust import Home
 from storage.datasets.reader import read_episode, read_steps
 from storage.datasets.registry import read_manifest
 from storage.errors import BadInput, Prerequisite
-from storage.schema import Episode
+from storage.schema import Episode, Space
 from storage.store import Store
 
 
@@ -283,3 +283,30 @@ def test_rules_and_labels_from_elsewhere_are_reproduced_by_their_own_imports(sto
     assert "trajnote annotations import LABELS.jsonl --store &#34;$STORE&#34;" in joined
     assert "1 rules by somebody, made elsewhere and imported on " in page
     assert "96 notes by imported, made elsewhere and imported on " in page
+
+
+def counted(logged: int, suggested: int | None) -> dict[str, Any]:
+    return {"action_vector": [float(logged)], "suggested_action": None if suggested is None else [float(suggested)]}
+
+
+def test_the_table_of_actions_counts_values_that_start_anywhere_and_labels_without_a_suggestion() -> None:
+    space = Space(kind="discrete", dtype="int64", size=1, n=2, start=-1)
+    found = action_table([counted(-1, 0), counted(-1, 0), counted(0, None)], space, ["down", "up"])
+    assert found == {
+        "columns": ["down", "up", "no suggestion"],
+        "rows": [
+            {"logged": "down", "same": 0, "total": 2, "suggested": [0, 2, 0]},
+            {"logged": "up", "same": 1, "total": 1, "suggested": [0, 0, 1]},
+        ],
+    }
+
+
+def test_of_many_actions_the_table_has_those_that_occur_and_of_too_many_there_is_none() -> None:
+    space = Space(kind="discrete", dtype="int64", size=1, n=100)
+    names = [f"a{n}" for n in range(100)]
+    few = action_table([counted(7, 50)], space, names)
+    assert few is not None
+    assert few["columns"] == ["a7", "a50"]
+    assert action_table([counted(n, n + 1) for n in range(60)], space, names) is None
+    assert action_table([], space, names) is None
+    assert action_table([counted(0, 0)], Space(kind="box", dtype="float32", size=1), ["push"]) is None
