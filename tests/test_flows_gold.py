@@ -10,10 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 from toy_environment import REACH, gather_toys, right_actions, write_labels
+from typer.testing import CliRunner
 
 from annotate.importing.labels import import_annotations
 from annotate.importing.reviews import import_labels
 from annotate.importing.rules import import_rules
+from flows.cli import make_app
 from flows.labelling.gold import (
     describe_gain,
     describe_gold,
@@ -300,3 +302,15 @@ def _suggested(store: Store, annotation_id: str | None) -> int:
         query = "SELECT suggested_action[1] FROM annotations WHERE annotation_id = ?"
         ((action,),) = con.execute(query, [annotation_id]).fetchall()
     return int(action)
+
+
+@pytest.mark.slow
+def test_the_command_prints_tables_for_people_and_one_object_for_programs(toys: tuple[Store, str, str]) -> None:
+    store, _, gold = toys
+    command = ["annotate", "quality", "--gold", "human:ann", "--store", str(store.root)]
+    printed = CliRunner().invoke(make_app(), command)
+    assert printed.exit_code == 0, printed.output
+    assert "suggestions that are right 100% 95% to 100% 70 of 70" in " ".join(printed.output.split())
+    found = json.loads(CliRunner().invoke(make_app(), [*command, "--json"]).output.splitlines()[-1])
+    assert found["gold"]["run_ids"] == [gold]
+    assert found["runs"][0]["gain"]["only_second"] == 0

@@ -180,7 +180,7 @@ def test_a_phone_shows_everything_without_scrolling_sideways(
 @pytest.mark.slow
 def test_the_commands_can_be_copied(own_visit: Visit) -> None:
     own_visit.page.locator("[data-copy]").click()
-    own_visit.page.wait_for_function("document.getElementById('copied').textContent !== ''")
+    own_visit.page.wait_for_selector("#copied:not(:empty)")
     said = own_visit.page.locator("#copied").inner_text()
     assert said in ("Copied.", "Marked; press Ctrl+C, or ⌘C on a Mac.")
     if said == "Copied.":
