@@ -3,8 +3,9 @@
     python benchmarks/training.py
     python benchmarks/training.py --whole
 
-Every contestant trains networks of two hidden layers on batches of 320 of 20,000 made-up steps, in one thread. They
-take turns, so that a busy machine slows all alike, and each one's fastest turn counts. What they learn is not compared.
+Every contestant trains networks of two hidden layers on batches of 320 of 20,000 made-up steps, in one thread, whose
+processor time counts. They take turns, so that a busy machine slows all alike, and each one's fastest turn counts. What
+they learn is not compared. `--only` names parts of the tables' titles.
 """
 
 from __future__ import annotations
@@ -156,14 +157,14 @@ def at_once(world: World, numbers: Sequence[int], **changes: Any) -> dict[str, t
 
 
 def race(contestants: dict[str, tuple[Train, int]], count: int, turns: int) -> dict[str, float]:
-    """Seconds per step of each and of each of its trainings, in its fastest turn."""
+    """Processor seconds per step of each and of each of its trainings, in its fastest turn."""
     best = dict.fromkeys(contestants, np.inf)
     for turn in range(turns + 1):
         for name, (train, trainings) in contestants.items():
-            start = time.perf_counter()
+            start = time.process_time()
             train(count if turn else 5)
             if turn:  # the first one is for warming up
-                best[name] = min(best[name], (time.perf_counter() - start) / count / trainings)
+                best[name] = min(best[name], (time.process_time() - start) / count / trainings)
     return best
 
 
@@ -175,8 +176,15 @@ def report(title: str, seconds: dict[str, float]) -> None:
         print(f"| {name} | {value * 1e6:,.0f} | {first / value:.1f} |")
 
 
+def wanted(title: str, options: argparse.Namespace) -> bool:
+    """Whether a table was asked for."""
+    return not options.only or any(words in title for words in options.only)
+
+
 def compare_cloning(width: int, options: argparse.Namespace) -> None:
     """All ways to clone suggestions."""
+    if not wanted("cloning", options):
+        return
     world = World.of(CHOICES, width, options.seed)
     encoder = VectorEncoderFactory([width, width], activation="tanh")
     contestants = {
@@ -200,6 +208,8 @@ def compare_critics(width: int, options: argparse.Namespace) -> None:
         for note, interval in (("", 2), (", the actor in every step", 1))
     }
     for algorithm, configs, world in (("discrete_cql", cql, discrete), ("td3_plus_bc", td3, continuous)):
+        if not wanted(algorithm, options):
+            continue
         contestants = {
             **{f"d3rlpy's, its ReplayBuffer{note}": (stock(config, world), 1) for note, config in configs.items()},
             "the reference: annotated, columnar buffer": (columnar(algorithm, world), 1),
@@ -228,6 +238,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=10, help="training steps per turn")
     parser.add_argument("--turns", type=int, default=24, help="turns of each contestant")
     parser.add_argument("--widths", type=int, nargs="+", default=[64, 256], help="units of each hidden layer")
+    parser.add_argument("--only", nargs="+", help="only tables whose title has one of these words")
     parser.add_argument("--seed", type=int, default=0, help="of the made-up steps and the networks")
     parser.add_argument("--whole", action="store_true", help="time whole refinements instead of steps; minutes")
     options = parser.parse_args()

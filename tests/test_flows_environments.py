@@ -117,6 +117,27 @@ def test_gymnasiums_checks_watch_the_first_of_many_environments() -> None:
     assert all("PassiveEnvChecker" in str(checked()) for _ in range(2))
 
 
+def test_a_quick_check_of_an_action_says_what_gymnasiums_says() -> None:
+    for env_id in ("CartPole-v1", "LunarLander-v3"):
+        own, plain = EnvironmentMaker(Named(env_id))().unwrapped.action_space, gymnasium.make(env_id).action_space
+        assert own == plain
+        assert type(own) is not type(plain)
+        assert repr(own) == repr(plain)
+        values = [
+            *np.arange(-2, 6),
+            *range(-2, 6),
+            1.0,
+            np.float64(1),
+            np.int8(1),
+            np.uint64(2),
+            np.array(3),
+            [1],
+            None,
+        ]
+        assert [own.contains(value) for value in values] == [plain.contains(value) for value in values]
+    assert type(EnvironmentMaker(Named("toy_environment:Toy-v0"))().unwrapped.action_space) is gymnasium.spaces.Discrete
+
+
 def test_an_id_like_no_other_says_so() -> None:
     with pytest.raises(BadInput, match="none of them similar"):
         make_environment("Xqzzjk")
