@@ -2,12 +2,13 @@
 
     python benchmarks/demo.py
     python benchmarks/demo.py --roots . ../before
+    python benchmarks/demo.py --episodes
 
 The demo runs once in a new store, in this process, as the command runs it; a listener notes when each piece of work
 begins. With `--roots` it runs as a whole process of several checkouts at the same time instead, so that what else the
-machine does slows all alike; compared are core-seconds, beside what the environment's own steps cost. The short
-commands are whole processes, too; beside them is a Python that does nothing, which no command can undercut. Nothing
-here fails because something is slow.
+machine does slows all alike; compared are core-seconds, beside what the environment's own steps cost. With `--episodes`
+it plays some episodes in one process, in processor time. The short commands are whole processes, too; beside them is a
+Python that does nothing, which no command can undercut. Nothing here fails because something is slow.
 """
 
 from __future__ import annotations
@@ -93,6 +94,34 @@ def count_steps(store: Path) -> int:
     return int(steps)
 
 
+def time_episodes(candidates: int = 24) -> Table:
+    """A few seeds of many policies, as candidates are chosen, and many seeds of one, as the baseline is reported."""
+    from dataclasses import replace
+
+    import numpy as np
+
+    from flows.demo import EXAMPLE
+    from flows.simulation.workers import play_policies
+    from refine.policies import MlpPolicy
+
+    baseline = MlpPolicy.from_files({path.name: path.read_bytes() for path in (EXAMPLE / "baseline").iterdir()})
+    rng = np.random.default_rng(0)
+    noisy = [[bias + rng.normal(0, 0.3, bias.shape) for bias in baseline.biases] for _ in range(candidates)]
+    policies = [replace(baseline, biases=tuple(biases)) for biases in noisy]
+    table = Table("episodes", "steps", "us per step", "a bare step, us", "times a bare step")
+    for name, who, seeds in (
+        (f"{candidates} policies, 2 seeds each", policies, range(2)),
+        (f"one policy, {2 * candidates} seeds", [baseline], range(2 * candidates)),
+    ):
+        lengths: list[int] = []
+        bare, started = time_raw_steps(3000), time.process_time()
+        list(play_policies("LunarLander-v3", {}, who, seeds, "sampled", 1, max_steps=1000, lengths=lengths))
+        spent = (time.process_time() - started) / sum(lengths)
+        bare = (bare + time_raw_steps(3000)) / 2
+        table.add_row(name, f"{sum(lengths):,}", f"{spent * 1e6:.0f}", f"{bare * 1e6:.0f}", f"{spent / bare:.2f}")
+    return table
+
+
 def time_raw_steps(count: int = 20_000) -> float:
     """Seconds of one bare step of LunarLander-v3 with random actions, in one process."""
     import gymnasium
@@ -133,8 +162,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--turns", type=int, default=5, help="of each short command; the fastest one counts")
     parser.add_argument("--roots", type=Path, nargs="+", default=[], help="checkouts whose demos run at the same time")
+    parser.add_argument("--episodes", action="store_true", help="play some episodes in this process only")
     options = parser.parse_args()
     console = Console(width=120)
+    if options.episodes:
+        console.print(time_episodes())
+        return
     with tempfile.TemporaryDirectory(prefix="trajnote-benchmark-") as folder:
         if options.roots:
             console.print(compare_checkouts(options.roots, Path(folder)))
