@@ -6,8 +6,11 @@ Exchanging actions step by step would leave noise without any pattern, which is 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,6 +34,7 @@ from .potentials import (
 )
 
 _TRIES = 100
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -250,8 +254,19 @@ def _with(labels: RuleLabels, suggestions: Array, weights: NDArray[np.float64]) 
 
 def _decide(compiled: CompiledRules, rows: NDArray[np.int64], steps: StepArrays) -> NDArray[np.int64]:
     """Which rule of a list decides in each row, (N,); -1 where none does."""
+    return np.concatenate(
+        _in_parts(rows, lambda part: compiled.decide(compiled.values(states_at(part, steps))), compiled)
+    )
+
+
+def _in_parts(rows: NDArray[np.int64], work: Callable[[NDArray[np.int64]], T], compiled: CompiledRules) -> list[T]:
+    """Do work on parts of many rows, on all cores: NumPy lets other threads run while it computes."""
+    compiled.check()  # its expressions are read once, before threads use them
     parts = np.array_split(rows, max(1, -(-len(rows) // CHUNK)))
-    return np.concatenate([compiled.decide(compiled.values(states_at(part, steps))) for part in parts])
+    if len(parts) == 1:
+        return [work(parts[0])]
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        return list(pool.map(work, parts))
 
 
 def _suggest(
@@ -274,9 +289,12 @@ def _suggest(
     first = 0
     for compiled in lists:
         own = np.flatnonzero((rules >= first) & (rules < first + len(compiled.listed.rules)))
-        for part in np.array_split(own, max(1, -(-len(own) // CHUNK))):
+
+        def fill(part: NDArray[np.int64], compiled: CompiledRules = compiled, first: int = first) -> None:
             values = compiled.values(states_at(rows[part], steps), compiled.reads)
             actions[part], has_value[part] = compiled.act(rules[part] - first, values)
+
+        _in_parts(own, fill, compiled)
         first += len(compiled.listed.rules)
     return _filled(np.where(has_value[:, None], actions, np.nan), rows, steps, space), has_value
 

@@ -7,7 +7,7 @@ step has no label.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import NamedTuple
@@ -77,23 +77,85 @@ class _ListQuery(NamedTuple):
     dataset_id: str
     action_space: Space
     rules: list[str]  # ids, in their order
-    scan: str  # a query with the columns "rule N", "action N" for each, and what was logged
+    read: list[tuple[StoredRule, _ReadRule]]  # the same rules
+    steps: str  # a query with the terms as columns, and what was logged
 
     @classmethod
     def of(cls, stored: StoredList) -> _ListQuery:
         reader = _allowed_terms(stored)
         read = [(rule, found) for rule in stored.rules if (found := _read(rule, reader)) is not None]
-        layers = [scan_steps(stored.dataset_id, reader, [e for _, parts in read for e in parts.all])]
-        layers.append(_layer({f"rule {n}": parts.predicate.sql for n, (_, parts) in enumerate(read)}))
+        steps = scan_steps(stored.dataset_id, reader, [e for _, parts in read for e in parts.all])
+        return cls(stored.dataset_id, stored.action_space, [rule.rule_id for rule, _ in read], read, steps)
+
+    @property
+    def matched(self) -> str:
+        """A query with the columns "rule N", "action N" for each rule, and what was logged."""
+        read = self.read
         formulas = {f"formula {n}.{m}": e.sql for n, (_, p) in enumerate(read) for m, e in enumerate(p.formulas) if e}
-        layers.append(_layer(formulas))
-        layers.append(
-            _layer({f"action {n}": _action(rule, n, stored.action_space) for n, (rule, _) in enumerate(read)})
-        )
-        scan = layers[0]
-        for layer in filter(None, layers[1:]):
+        layers = [
+            _layer({f"rule {n}": parts.predicate.sql for n, (_, parts) in enumerate(read)}),
+            _layer(formulas),
+            _layer({f"action {n}": _action(rule, n, self.action_space) for n, (rule, _) in enumerate(read)}),
+        ]
+        scan = self.steps
+        for layer in filter(None, layers):
             scan = layer.format(scan)
-        return cls(stored.dataset_id, stored.action_space, [rule.rule_id for rule, _ in read], scan)
+        return scan
+
+    @property
+    def decided(self) -> str:
+        """A query with the place of the rule that decides as the column "first", its action as "said".
+
+        The action is in a list, which is null where there is none: a condition on it would be computed twice, and what
+        unnests it is not. A formula is computed in the steps where its rule decides, and nowhere else.
+        """
+        places = {n: parts for n, (_, parts) in enumerate(self.read)}
+        conditions = " ".join(f"WHEN {parts.predicate.sql} THEN {n}" for n, parts in places.items())
+        computed = {f"value {m}": _by_first({n: e.sql for n, e in own.items()}) for m, own in self._formulas.items()}
+        scan = _layer({"first": f"CASE {conditions} END"}).format(self.steps)
+        if computed:
+            scan = _layer(computed).format(scan)
+        return _layer({"said": self._say()}).format(scan)
+
+    @property
+    def _formulas(self) -> dict[int, dict[int, Expression]]:
+        """The formulas of each dimension that has some, by the place of their rule."""
+        found: dict[int, dict[int, Expression]] = {}
+        for n, (_, parts) in enumerate(self.read):
+            for m, formula in enumerate(parts.formulas):
+                if formula is not None:
+                    found.setdefault(m, {})[n] = formula
+        return found
+
+    def _say(self) -> str:
+        """SQL of the action of the rule that decides, in a list; null where one of its formulas has no value."""
+        undefined = [
+            f'("first" IN ({", ".join(map(str, own))}) AND NOT isfinite("value {m}"))'
+            for m, own in self._formulas.items()
+        ]
+        numbers = [self._number(m) for m in range(self.action_space.size)]
+        unsaid = " OR ".join(['"first" IS NULL', *undefined])
+        return f"CASE WHEN {unsaid} THEN NULL ELSE [[{', '.join(numbers)}]] END"
+
+    def _number(self, place: int) -> str:
+        """SQL of one number of that action: as it was logged, unless the rule that decides says something else."""
+        computed = self._formulas.get(place, {})
+        whens = {
+            n: f"{x!r}::DOUBLE"
+            for n, (rule, _) in enumerate(self.read)
+            if (x := rule.suggested_action[place]) is not None
+        }
+        whens |= {n: _cut(sql_name(f"value {place}"), self.action_space, place) for n in computed}
+        return _by_first(whens, f'"the vector"[{place + 1}]') if whens else f'"the vector"[{place + 1}]'
+
+
+def _by_first(whens: Mapping[int, str], otherwise: str = "NULL") -> str:
+    """SQL of a value for each rule that may decide, by its place; equal values share a condition."""
+    places: dict[str, list[int]] = {}
+    for place, sql in whens.items():
+        places.setdefault(sql, []).append(place)
+    written = " ".join(f'WHEN "first" IN ({", ".join(map(str, own))}) THEN {sql}' for sql, own in places.items())
+    return f"CASE {written} ELSE {otherwise} END"
 
 
 def _allowed_terms(stored: StoredList) -> FormulaReader:
@@ -196,14 +258,8 @@ def _decided(query: _ListQuery) -> str:
     """The list's steps, with the place of the rule that decides as the column "first"; null where none does."""
     whens = " ".join(f'WHEN "rule {n}" THEN {n}' for n in range(len(query.rules)))
     return f"""SELECT *, CASE {whens} END AS "first" FROM (
-{query.scan}
+{query.matched}
 )"""
-
-
-def _said(query: _ListQuery) -> str:
-    """SQL of the action of the rule that decides, over the columns of `_decided`."""
-    whens = " ".join(f'WHEN {n} THEN "action {n}"' for n in range(len(query.rules)))
-    return f'CASE "first" {whens} END'
 
 
 def count_decisions_of(stored: StoredList) -> str:
@@ -213,8 +269,8 @@ def count_decisions_of(stored: StoredList) -> str:
         stored: at least one rule; each is allowed.
     """
     query = _ListQuery.of(stored)
-    return f"""SELECT "first", count(*), count({_said(query)}) FROM (
-{_decided(query)}
+    return f"""SELECT "first", count(*), count("said") FROM (
+{query.decided}
 ) WHERE "first" IS NOT NULL GROUP BY 1"""
 
 
@@ -259,10 +315,10 @@ def _rule_labels(queries: Sequence[_ListQuery]) -> str:
 def _decisions(query: _ListQuery) -> str:
     ids = " ".join(f"WHEN {n} THEN {sql_text(rule)}" for n, rule in enumerate(query.rules))
     return f"""SELECT dataset_id, episode_id, "at step" AS step, CASE "first" {ids} END AS rule_id,
-    {_said(query)} AS suggested_action, true AS decides, {_NAMES}
+    unnest("said") AS suggested_action, true AS decides, {_NAMES}
 FROM (
-{_decided(query)}
-) WHERE "first" IS NOT NULL AND {_said(query)} IS NOT NULL"""
+{query.decided}
+)"""
 
 
 def _joined(name: str, selects: Sequence[str]) -> str:
