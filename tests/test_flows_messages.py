@@ -121,7 +121,6 @@ MEANINGS = {
     "--dataset": "the dataset that is made or worked on",
     "--draws": "draws of each placebo",
     "--env": "the environment",
-    "--episodes": "how many episodes are played",
     "--format": "the format of what is written",
     "--limit": "how many are worked on at most",
     "--mode": "how a policy acts",
@@ -147,6 +146,27 @@ def test_an_option_has_one_meaning_in_all_commands() -> None:
         kinds.setdefault(option.opts[0], set()).add((option.is_flag, is_number))
     assert {name for name, said in helps.items() if len(said) > 1} == set(MEANINGS)
     assert {name for name, found in kinds.items() if len({is_flag for is_flag, _ in found}) > 1} == set()
+
+
+def test_the_pipeline_takes_what_its_steps_take() -> None:
+    steps = {option for step in ("collect", "annotate run", "refine") for option in every_option(find(step))}
+    assert steps - set(every_option(find("pipeline"))) == {
+        *("--export", "--run"),  # it goes on with the labels of its own run
+        *(
+            "--rules",
+            "--baseline",
+            "--track",
+            "--estimate",
+            "--accept-estimate",
+        ),  # what refines a dataset that is there
+    }
+
+
+def find(words: str) -> Any:
+    command = root()
+    for word in words.split():
+        command = commands_of(command)[word]
+    return command
 
 
 def options_of(command: Any) -> Iterator[Any]:

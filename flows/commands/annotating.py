@@ -25,7 +25,8 @@ from .options import (
     RunsOption,
     StoreOption,
     TrustOption,
-    asks,
+    label_options,
+    taking,
 )
 from .output import print_json, print_lines, print_table, progress_bars
 
@@ -54,7 +55,7 @@ def register(app: typer.Typer) -> None:
 
 
 @annotate_app.callback()
-@asks
+@taking(config=label_options)
 def annotate(
     context: typer.Context,
     config: LabelConfig,
@@ -77,7 +78,7 @@ def annotate(
 
 
 @annotate_app.command("plan")
-@asks
+@taking(config=label_options)
 def annotate_plan(
     config: LabelConfig,
     store: StoreOption = DEFAULT_STORE,
@@ -92,7 +93,7 @@ def annotate_plan(
 
 
 @annotate_app.command("run")
-@asks
+@taking(config=label_options)
 def annotate_run(
     config: LabelConfig,
     store: StoreOption = DEFAULT_STORE,
@@ -350,7 +351,7 @@ def _bill_lines(summary: RunSummary) -> list[str]:
 
 
 @annotate_app.command("submit")
-@asks
+@taking(config=label_options)
 def annotate_submit(
     config: LabelConfig,
     store: StoreOption = DEFAULT_STORE,
@@ -496,7 +497,7 @@ def annotate_quality(
 
 
 @annotate_app.command("why")
-@asks
+@taking(config=label_options)
 def annotate_why(
     config: LabelConfig,
     request_id: Annotated[

@@ -15,12 +15,19 @@ from .options import (
     ActingOption,
     DatasetNameOption,
     DatasetOption,
+    EngineOption,
     EnvKwargsOption,
+    EnvOption,
+    EnvsOption,
+    EpisodesOption,
     JsonOption,
+    MaxStepsOption,
     NewCardOption,
     PolicyOption,
+    RawOption,
     RunOption,
     StoreOption,
+    TrustFileOption,
     TrustOption,
 )
 from .output import format_of, print_json, print_lines, progress_bars
@@ -43,27 +50,20 @@ def register(app: typer.Typer) -> None:
 
 
 def collect(
-    env: Annotated[str, typer.Option("--env", help="Gymnasium id, or module:EnvId or file.py:Class of your own.")],
+    env: EnvOption,
     policy: PolicyOption,
     store: StoreOption = DEFAULT_STORE,
-    episodes: Annotated[int, typer.Option(min=1, help="How many episodes.")] = 30,
+    episodes: EpisodesOption = 30,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the first episode; episode i has seed + i.")] = 0,
     mode: ActingOption = "sampled",
     env_kwargs: EnvKwargsOption = None,
-    max_steps: Annotated[int | None, typer.Option(min=1, help="Truncate longer episodes there.")] = None,
-    envs: Annotated[int, typer.Option(min=1, help="Environments side by side; never changes the result.")] = 64,
-    engine: Annotated[
-        Literal["gymnasium", "envpool"],
-        typer.Option(help="Whose code the environment runs in; envpool is faster, and its physics may differ."),
-    ] = "gymnasium",
+    max_steps: MaxStepsOption = None,
+    envs: EnvsOption = 64,
+    engine: EngineOption = "gymnasium",
     dataset: DatasetNameOption = None,
     card: NewCardOption = None,
-    trust: Annotated[
-        bool, typer.Option("--trust", help="sb3: let the library load the file, which runs the code in it.")
-    ] = False,
-    no_normalisation: Annotated[
-        bool, typer.Option("--no-normalisation", help="sb3: play on observations as they are, whatever lies beside it.")
-    ] = False,
+    trust: TrustFileOption = False,
+    no_normalisation: RawOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Play episodes of a policy and keep them, bit for bit and replayable; interrupted runs go on where they were."""

@@ -1,7 +1,8 @@
 """The options of commands, each spelled and explained once.
 
-A command that is wrapped by `asks` gets what says what is asked and who answers as one `LabelConfig`; a new option of
-that kind is one parameter of `_configure`.
+A command that is `taking` options of a builder gets what they say as one object: what is asked and who answers, as a
+`LabelConfig`, or what is learned and how it is judged, as an `ImproveConfig`. A new option of such a kind is one
+parameter of the builder.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import typer
 
 if TYPE_CHECKING:
     from ..labelling import LabelConfig
+    from ..refinement import ImproveConfig
 
 DEFAULT_STORE = Path("trajnote-store")
 StoreOption = Annotated[
@@ -45,6 +47,20 @@ PolicyOption = Annotated[
         "py:MODULE:CALLABLE. "
         "Files of d3rlpy are pickles: load only what you trust.",
     ),
+]
+EnvOption = Annotated[str, typer.Option("--env", help="Gymnasium id, or module:EnvId or file.py:Class of your own.")]
+EpisodesOption = Annotated[int, typer.Option("--episodes", min=1, help="How many episodes.")]
+MaxStepsOption = Annotated[int | None, typer.Option("--max-steps", min=1, help="Truncate longer episodes there.")]
+EnvsOption = Annotated[int, typer.Option("--envs", min=1, help="Environments side by side; never changes the result.")]
+EngineOption = Annotated[
+    Literal["gymnasium", "envpool"],
+    typer.Option("--engine", help="Whose code the environment runs in; envpool is faster, and its physics may differ."),
+]
+TrustFileOption = Annotated[
+    bool, typer.Option("--trust", help="sb3: let the library load the file, which runs the code in it.")
+]
+RawOption = Annotated[
+    bool, typer.Option("--no-normalisation", help="sb3: play on observations as they are, whatever lies beside it.")
 ]
 DatasetNameOption = Annotated[str | None, typer.Option("--dataset", help="Name; default: made from the content.")]
 CardOption = Annotated[
@@ -198,32 +214,42 @@ TrackOption = Annotated[
 SeedOption = Annotated[int, typer.Option("--seed", min=0, help="Seed of the training and of the placebos.")]
 
 
-def asks(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command the options of `_configure`; it receives them as its parameter `config`."""
-    own, options = _parameters(command), _parameters(_configure)
-    del own["config"]
+def taking(**builders: Callable[..., object]) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command the options of builders; it receives what each builds as its parameter of that name.
 
-    def wrapped(**given: Any) -> None:
-        config = _configure(**{name: given.pop(name) for name in options})
-        command(config=config, **given)
+    An option of the command's own takes the place of a builder's of the same name, and the builder gets its value.
+    """
 
-    parameters = [*own.values(), *options.values()]
-    vars(wrapped)["__signature__"] = inspect.Signature(parameters)
-    wrapped.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
-    wrapped.__name__, wrapped.__doc__ = command.__name__, command.__doc__
-    return wrapped
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        own, options = _parameters(command), {name: _parameters(each) for name, each in builders.items()}
+        for name in builders:
+            del own[name]
+
+        def wrapped(**given: Any) -> None:
+            built = {name: builders[name](**{each: given[each] for each in options[name]}) for name in builders}
+            command(**{name: given[name] for name in own}, **built)
+
+        parameters = {name: each for known in [*options.values(), own] for name, each in known.items()}
+        ordered = {name: parameters[name] for name in [*own, *parameters]}
+        vars(wrapped)["__signature__"] = inspect.Signature(list(ordered.values()))
+        wrapped.__annotations__ = {name: each.annotation for name, each in ordered.items()}
+        wrapped.__name__, wrapped.__doc__ = command.__name__, command.__doc__
+        return wrapped
+
+    return decorate
 
 
 def _parameters(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:
     """The parameters of a function, as keywords, with their annotations as objects."""
-    hints = get_type_hints(function, localns={"LabelConfig": object}, include_extras=True)  # importing it takes long
+    configs = {"LabelConfig": object, "ImproveConfig": object}  # importing them takes long
+    hints = get_type_hints(function, localns=configs, include_extras=True)
     return {
         name: parameter.replace(annotation=hints[name], kind=inspect.Parameter.KEYWORD_ONLY)
         for name, parameter in inspect.signature(function).parameters.items()
     }
 
 
-def _configure(
+def label_options(
     provider: ProviderOption = "anthropic",
     model: ModelOption = None,
     answers: AnswersOption = None,
@@ -271,6 +297,7 @@ def _configure(
         bool, typer.Option("--count", help="plan: let the server count the tokens of some requests, for free.")
     ] = False,
 ) -> LabelConfig:
+    """What the options of asking say."""
     from annotate.ledger import BatchConfig
     from annotate.prompting import AnnotateConfig
 
@@ -303,4 +330,69 @@ def _configure(
         max_tokens=max_tokens,
         batch=BatchConfig(size=batch_size, in_flight=batches, retry_failed=retry_failed),
         count=count,
+    )
+
+
+def improve_options(
+    use: UseOption = "A",
+    algorithm: AlgorithmOption = "recipe",
+    betas: BetasOption = None,
+    snapshots: SnapshotsOption = None,
+    shaping: ShapingOption = "additive",
+    reward_weight: RewardWeightOption = 1.0,
+    reward_cap: RewardCapOption = None,
+    agreement: AgreementOption = False,
+    support: SupportOption = 0.0,
+    ramp_steps: RampOption = 0,
+    robust: RobustOption = False,
+    reference: ReferenceOption = False,
+    seed: SeedOption = 0,
+    first_seed: FirstSeedOption = None,
+    select: SelectOption = None,
+    accept: AcceptOption = None,
+    report: ReportOption = 100,
+    draws: DrawsOption = None,
+    gate_mode: GateModeOption = "greedy",
+    gate: MethodOption = "racing",
+    expert: ExpertOption = None,
+    random_states: RandomStatesOption = False,
+    promote_rules: PromoteRulesOption = False,
+    promote: PromoteOption = "labels",
+    relabel: RelabelOption = 0,
+    log_dir: LogOption = None,
+    workers: WorkersOption = None,
+) -> ImproveConfig:
+    """What the options of a refinement say."""
+    from refine.config import RefineConfig
+
+    from ..refinement import GateConfig, ImproveConfig
+    from ..simulation import Named
+
+    refine = {
+        "mode": use,
+        "algorithm": algorithm,
+        "betas": None if betas is None else betas.split(","),
+        "snapshots": None if snapshots is None else snapshots.split(","),
+        "shaping": shaping,
+        "reward_weight": reward_weight,
+        "reward_cap": reward_cap,
+        "agreement": agreement,
+        "support": support,
+        "ramp_steps": ramp_steps,
+        "robust": robust,
+        "engine": "reference" if reference else "fast",
+        "seed": seed,
+    }
+    sizes = {"first_seed": first_seed, "select": select, "accept": accept, "report": report}
+    judging = {"mode": gate_mode, "method": gate} | ({} if draws is None else {"placebo_draws": draws})
+    return ImproveConfig(
+        refine=RefineConfig.model_validate(refine),
+        gate=GateConfig.model_validate(sizes | judging),
+        random_states=random_states,
+        expert=Named.of(expert),
+        promote_rules=promote_rules,
+        promote=promote,
+        relabel=relabel,
+        log_dir=log_dir,
+        workers=workers,
     )

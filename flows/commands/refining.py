@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -13,48 +14,36 @@ from .options import (
     AcceptEstimateOption,
     AcceptOption,
     ActingOption,
-    AgreementOption,
-    AlgorithmOption,
-    AnswersOption,
     BaselineOption,
-    BetasOption,
-    BudgetOption,
-    CardOption,
+    DatasetNameOption,
     DatasetOption,
-    DrawsOption,
+    EngineOption,
     EnvKwargsOption,
+    EnvOption,
+    EnvsOption,
+    EpisodesOption,
     EstimateOption,
     ExpertOption,
     FirstSeedOption,
     GateModeOption,
     JsonOption,
-    LimitOption,
-    LogOption,
+    MaxStepsOption,
     MethodOption,
-    ModelOption,
-    PromoteOption,
-    PromoteRulesOption,
-    ProviderOption,
-    RampOption,
-    RandomStatesOption,
-    ReferenceOption,
-    RelabelOption,
+    PolicyOption,
+    RawOption,
     ReportOption,
-    RewardCapOption,
-    RewardWeightOption,
-    RobustOption,
     RulesOption,
     RunOption,
     SeedOption,
     SelectOption,
-    ShapingOption,
-    SnapshotsOption,
     StoreOption,
-    SupportOption,
     TrackOption,
+    TrustFileOption,
     TrustOption,
-    UseOption,
     WorkersOption,
+    improve_options,
+    label_options,
+    taking,
 )
 from .output import print_json, print_lines, print_table, progress_bars
 
@@ -62,6 +51,7 @@ if TYPE_CHECKING:
     from storage.store import Store
 
     from ..deployment import PipelineConfig
+    from ..labelling import LabelConfig
     from ..refinement import ImproveConfig, Outcome, Overview, Relabelled
     from ..runtime import Server
     from ..simulation import Named
@@ -76,43 +66,18 @@ def register(app: typer.Typer) -> None:
     app.command()(demo)
 
 
+@taking(config=improve_options)
 def refine(
+    config: ImproveConfig,
     store: StoreOption = DEFAULT_STORE,
     dataset: DatasetOption = None,
     run: RunOption = None,
     rules: RulesOption = False,
     baseline: BaselineOption = None,
     env: TrustOption = None,
-    use: UseOption = "A",
-    algorithm: AlgorithmOption = "recipe",
-    betas: BetasOption = None,
-    snapshots: SnapshotsOption = None,
-    shaping: ShapingOption = "additive",
-    reward_weight: RewardWeightOption = 1.0,
-    reward_cap: RewardCapOption = None,
-    agreement: AgreementOption = False,
-    support: SupportOption = 0.0,
-    ramp_steps: RampOption = 0,
-    robust: RobustOption = False,
-    reference: ReferenceOption = False,
-    seed: SeedOption = 0,
-    first_seed: FirstSeedOption = None,
-    select: SelectOption = None,
-    accept: AcceptOption = None,
-    report: ReportOption = 100,
-    draws: DrawsOption = None,
-    gate_mode: GateModeOption = "greedy",
-    expert: ExpertOption = None,
-    random_states: RandomStatesOption = False,
-    promote_rules: PromoteRulesOption = False,
-    promote: PromoteOption = "labels",
-    relabel: RelabelOption = 0,
-    gate: MethodOption = "racing",
     estimate: EstimateOption = False,
     accept_estimate: AcceptEstimateOption = False,
-    log_dir: LogOption = None,
     track: TrackOption = None,
-    workers: WorkersOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Refine a dataset's policy with its annotations, beside all controls, and let the gate judge every arm."""
@@ -124,51 +89,11 @@ def refine(
     from ..reporting import enter_run, load_tracker
     from ..simulation import Named
 
-    config = _configure(
-        refine={
-            "mode": use,
-            "algorithm": algorithm,
-            "betas": None if betas is None else betas.split(","),
-            "snapshots": None if snapshots is None else snapshots.split(","),
-            "shaping": shaping,
-            "reward_weight": reward_weight,
-            "reward_cap": reward_cap,
-            "agreement": agreement,
-            "support": support,
-            "ramp_steps": ramp_steps,
-            "robust": robust,
-            "engine": "reference" if reference else "fast",
-            "seed": seed,
-        },
-        gate={
-            "first_seed": first_seed,
-            "select": select,
-            "accept": accept,
-            "report": report,
-            "mode": gate_mode,
-            "method": gate,
-            **({} if draws is None else {"placebo_draws": draws}),
-        },
-        workers=workers,
-    )
-    also = {"random_states": random_states, "promote_rules": promote_rules, "promote": promote, "log_dir": log_dir}
-    config = config.model_copy(update={"expert": Named.of(expert), "relabel": relabel, **also})
     opened, named = Store.open(store), Named.of(baseline)
     dataset_id = (resolve_ruled_dataset if rules else resolve_dataset)(opened, dataset)
     if estimate or read_manifest(opened, dataset_id).env_id is None:
-        if expert or random_states:
-            raise BadInput("An estimate has no arms beside the placebos.", "Leave --expert and --random-states out.")
-        if promote_rules:
-            raise BadInput("An estimate puts no rules in force.", "Leave --promote-rules out.")
-        if promote == "best":
-            raise BadInput("An estimate puts no other arm in force.", "Leave --promote best out.")
-        if relabel:
-            raise BadInput("An estimate plays nothing, so there is nothing to relabel.", "Leave --relabel out.")
-        if log_dir or track:
-            raise BadInput("An estimate is neither logged nor tracked.", "Leave --log-dir and --track out.")
-        _appraise(
-            opened, dataset_id, config, run, rules, baseline=named, draws=draws, accept=accept_estimate, as_json=as_json
-        )
+        _check_for_estimate(config, track)
+        _appraise(opened, dataset_id, config, run, rules, baseline=named, accept=accept_estimate, as_json=as_json)
         return
     if accept_estimate:
         raise BadInput("--accept-estimate is for estimates; the simulator judges this dataset.", "Add --estimate.")
@@ -183,6 +108,24 @@ def refine(
     _print_relabelled(found, as_json)
 
 
+def _check_for_estimate(config: ImproveConfig, track: Path | None) -> None:
+    """Refuse what an estimate has not.
+
+    Raises:
+        BadInput: saying which option to leave out.
+    """
+    if config.expert or config.random_states:
+        raise BadInput("An estimate has no arms beside the placebos.", "Leave --expert and --random-states out.")
+    if config.promote_rules:
+        raise BadInput("An estimate puts no rules in force.", "Leave --promote-rules out.")
+    if config.promote == "best":
+        raise BadInput("An estimate puts no other arm in force.", "Leave --promote best out.")
+    if config.relabel:
+        raise BadInput("An estimate plays nothing, so there is nothing to relabel.", "Leave --relabel out.")
+    if config.log_dir or track:
+        raise BadInput("An estimate is neither logged nor tracked.", "Leave --log-dir and --track out.")
+
+
 def _appraise(
     store: Store,
     dataset_id: str,
@@ -191,7 +134,6 @@ def _appraise(
     rules: bool,
     *,
     baseline: Named | None,
-    draws: int | None,
     accept: bool,
     as_json: bool,
 ) -> None:
@@ -206,7 +148,7 @@ def _appraise(
         mode=config.gate.mode,
         accept=accept,
         workers=config.workers,
-        **({} if draws is None else {"placebo_draws": draws}),
+        **({"placebo_draws": config.gate.placebo_draws} if "placebo_draws" in config.gate.model_fields_set else {}),
     )
     with progress_bars() as bars:
         appraisal = appraise(store, dataset_id, asked, run_ids=run_ids, rules=rules, baseline=baseline, report=bars)
@@ -296,55 +238,56 @@ def evaluate(
         )
 
 
+@taking(label=label_options, improve=improve_options)
 def pipeline(
-    env: Annotated[str, typer.Option("--env", help="Gymnasium id.")],
-    policy: Annotated[str, typer.Option("--policy", help="As for collect.")],
+    label: LabelConfig,
+    improve: ImproveConfig,
+    env: EnvOption,
+    policy: PolicyOption,
     store: StoreOption = DEFAULT_STORE,
-    episodes: Annotated[int, typer.Option(min=1, help="Episodes to collect.")] = 30,
-    seed: SeedOption = 0,
-    provider: ProviderOption = "anthropic",
-    answers: AnswersOption = None,
-    model: ModelOption = None,
-    card: CardOption = None,
-    use: UseOption = "A",
+    episodes: EpisodesOption = 30,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="First seed of the episodes, and of the training.")] = 0,
+    mode: ActingOption = "sampled",
+    env_kwargs: EnvKwargsOption = None,
+    max_steps: MaxStepsOption = None,
+    envs: EnvsOption = 64,
+    engine: EngineOption = "gymnasium",
+    dataset: DatasetNameOption = None,
+    trust: TrustFileOption = False,
+    no_normalisation: RawOption = False,
     rounds: Annotated[
         int | None,
         typer.Option("--rounds", min=1, help="Repeat with the policy in force, or with a better list of rules."),
     ] = None,
-    kind: Annotated[
-        Literal["labels", "rules"],
-        typer.Option("--kind", help="Labels of steps, or corrective rules: conditions on the state, with an action."),
-    ] = "labels",
-    promote: PromoteOption = "labels",
-    budget: BudgetOption = None,
-    limit: LimitOption = None,
-    workers: WorkersOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Collect, annotate, refine and judge in one Prefect flow; each step resumes what an interruption left."""
+    """Collect, annotate, refine and judge in one Prefect flow; each step resumes what an interruption left.
+
+    It takes the options of `collect`, `annotate` and `refine`.
+    """
     from ..runtime import quieten_prefect, served, start_server
 
     quieten_prefect()
     server = start_server()
-    from annotate.prompting import AnnotateConfig
-
     from ..datasets import CollectConfig
     from ..deployment import PipelineConfig, pipeline_flow
-    from ..labelling import LabelConfig
+    from ..policies import with_options
     from ..runtime import listening
-    from ..simulation import Named
+    from ..simulation import Named, parse_env_kwargs
 
-    asked = AnnotateConfig.model_validate({"kind": kind} | ({"model": model} if model else {}))
-    config = PipelineConfig(
-        store=store,
-        collect=CollectConfig(env_id=Named(env), policy=Named(policy), episodes=episodes, seed=seed, mode="sampled"),
-        label=LabelConfig(
-            provider=provider, answers=answers, annotate=asked, card=card, limit=limit, budget_usd=budget
-        ),
-        improve=_configure(refine={"mode": use, "seed": seed}, gate={}, workers=workers).model_copy(
-            update={"promote": promote}
-        ),
+    collect = CollectConfig(
+        env_id=Named(env),
+        env_kwargs=parse_env_kwargs(env_kwargs),
+        engine=engine,
+        policy=Named(with_options(policy, trust=trust, raw=no_normalisation)),
+        mode=mode,
+        episodes=episodes,
+        seed=seed,
+        envs=envs,
+        max_steps=max_steps,
+        dataset=dataset,
     )
+    config = PipelineConfig(store=store, collect=collect, label=label, improve=improve)
     if rounds is not None:
         _go_round(config, rounds, server, as_json)
         return
@@ -367,6 +310,8 @@ def _go_round(pipeline: PipelineConfig, rounds: int, server: Server | None, as_j
 
     if pipeline.collect is None:
         raise BadInput("Rounds collect, each with another policy.")
+    if pipeline.collect.dataset is not None:
+        raise BadInput("Each round collects a dataset of its own, so none has this name.", "Leave --dataset out.")
     parts = {"collect": pipeline.collect, "label": pipeline.label, "improve": pipeline.improve}
     config = RoundsConfig.model_validate({"store": pipeline.store, "rounds": rounds, **parts})
     with progress_bars() as bars, listening(bars), served(server):
@@ -395,16 +340,6 @@ def demo(
     _print_outcome(result.outcome, as_json)
     print_lines(f"replay of episode {replay.episode_id}: {replay.detail}", f"{result.seconds:.0f} seconds")
     print_lines(str(result.report or "a report to look at needs the extra: pip install 'trajnote[plots]'"))
-
-
-def _configure(refine: dict[str, Any], gate: dict[str, Any], workers: int | None) -> ImproveConfig:
-    from refine.config import RefineConfig
-
-    from ..refinement import GateConfig, ImproveConfig
-
-    return ImproveConfig(
-        refine=RefineConfig.model_validate(refine), gate=GateConfig.model_validate(gate), workers=workers
-    )
 
 
 def _print_outcome(outcome: Outcome, as_json: bool, extra: dict[str, Any] | None = None) -> None:
