@@ -35,6 +35,7 @@ LONGEST = (
     "annotate_failures",
     "flows_trust",
     "flows_report_browser",
+    "flows_review_browser",
     "docs",
     "annotate_settling",
     "storage_queries",
