@@ -24,7 +24,7 @@ from typer.core import TyperGroup
 from storage.disk import describe_invalid, explain_disk, refused_file, visible
 from storage.errors import BadInput, TrajnoteError, TrajnoteWarning, did_you_mean
 
-from .commands.output import print_lines
+from .commands import print_lines
 from .simulation import describe_raised, raised_at
 
 INTERRUPTED = 130

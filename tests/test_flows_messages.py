@@ -15,6 +15,9 @@ from typer.main import get_command
 from typer.testing import CliRunner
 
 from flows.cli import FORMER_NAMES, make_app
+from flows.commands.options import improve_options, label_options
+from flows.labelling import LabelConfig
+from flows.refinement import ImproveConfig
 from storage.errors import TrajnoteWarning
 
 ROOMS = ("storage", "annotate", "refine", "flows")
@@ -187,3 +190,8 @@ def test_a_former_name_of_an_option_is_the_name_of_today_with_a_warning(command:
             said = CliRunner().invoke(make_app(), [*command.split(), former, "x", "--help"])
         assert said.exit_code == 0
         assert f"{today} " in said.output
+
+
+def test_options_that_are_not_given_say_what_the_models_say() -> None:
+    assert label_options() == LabelConfig()
+    assert improve_options() == ImproveConfig()

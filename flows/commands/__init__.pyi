@@ -1,0 +1,3 @@
+from .output import print_lines
+
+__all__ = ["print_lines"]
