@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
 import subprocess
@@ -402,3 +403,30 @@ def test_an_instance_in_which_something_failed_is_not_used_again(store: Store) -
     with store.catalog.read() as con:
         assert replays(con) == []
         assert con.execute("SELECT current_setting('default_null_order')").fetchall() != [("NULLS_FIRST",)]
+
+
+@pytest.mark.slow
+def test_no_reader_begins_while_a_writer_waits_and_one_that_reads_already_is_not_held_up(store: Store) -> None:
+    gate = os.open(store.rollouts_dir, os.O_RDONLY)  # its lock is held by a process that waits to write
+    with store.catalog.read():
+        fcntl.flock(gate, fcntl.LOCK_EX)
+        with store.catalog.read() as con:
+            assert con.execute("SELECT 1").fetchall() == [(1,)]
+    order: list[str] = []
+
+    def read() -> None:
+        with store.catalog.read():
+            order.append("read")
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    order.append("let go")
+    fcntl.flock(gate, fcntl.LOCK_UN)
+    reader.join()
+    assert order == ["let go", "read"]
+    with store.catalog.write() as con:
+        con.execute("CREATE TABLE written (number INTEGER)")
+    fcntl.flock(gate, fcntl.LOCK_EX | fcntl.LOCK_NB)  # a writer that has finished holds up nobody
+    with Catalog(store.catalog.path, wait_s=0.1).read() as con:  # and a lock that stays is waited for, then passed
+        assert con.execute("SELECT count(*) FROM written").fetchall() == [(0,)]
+    os.close(gate)

@@ -5,8 +5,10 @@ It does not know the tables (`migrations.py`), the views (`views.py`) or what th
 
 from __future__ import annotations
 
+import fcntl
 import os
 import re
+import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import datetime
@@ -29,6 +31,11 @@ OnConflict = Literal["ignore", "replace", "error"]
 WAIT_VARIABLE = "TRAJNOTE_LOCK_WAIT"
 DEFAULT_WAIT_S = 30.0
 
+_GATE = "rollouts"
+"""The folder whose lock says that somebody waits to write; a lock of the file itself would end DuckDB's own."""
+_POLITE_S = 5.0
+"""Seconds for which a reader lets a writer go first at most."""
+_PAUSE_S = 0.02
 _CORRUPT = "Corrupt database file"
 _SHARD = ".parquet"
 _OF_FILES = (duckdb.IOException, duckdb.SerializationException, duckdb.InternalException, duckdb.FatalException)
@@ -175,11 +182,39 @@ class Catalog:
 
     def connect(self, read_only: bool) -> Connection:
         """The process's connection to the file, once no other process holds it."""
-        return self._wait_for(partial(engine.connect, self.path, read_only=read_only))
+        connect = partial(engine.connect, self.path, read_only=read_only)
+        if engine.is_attached(self.path):  # a writer that waits, waits for this process
+            return self._wait_for(connect)
+        with self._in_line(is_writing=not read_only):
+            return self._wait_for(connect)
 
     def _start(self) -> Connection:
         """An instance of its own, whose settings concern nobody else."""
-        return self._wait_for(partial(duckdb.connect, str(self.path), read_only=True, config=dict(engine.SETTINGS)))
+        with self._in_line(is_writing=False):
+            return self._wait_for(partial(duckdb.connect, str(self.path), read_only=True, config=dict(engine.SETTINGS)))
+
+    @contextmanager
+    def _in_line(self, *, is_writing: bool) -> Generator[None]:
+        """No process begins to read while another one waits to write; readers in turns would keep it out for ever.
+
+        Who writes holds a lock of a folder beside the file until it is connected; who reads waits until nobody does.
+        Where there is no such folder, or no locks, or it takes too long, everybody just tries.
+        """
+        try:
+            gate = os.open(self.path.parent / _GATE, os.O_RDONLY)
+        except OSError:
+            yield
+            return
+        try:
+            end = time.monotonic() + (self.wait_s if is_writing else min(self.wait_s, _POLITE_S))
+            while not _try_lock(gate, fcntl.LOCK_EX if is_writing else fcntl.LOCK_SH) and time.monotonic() < end:
+                time.sleep(_PAUSE_S)
+            if not is_writing:
+                _unlock(gate)
+            yield
+        finally:
+            _unlock(gate)  # also for a child that has inherited it
+            os.close(gate)
 
     def _wait_for(self, connect: Callable[[], Connection]) -> Connection:
         if not self.path.is_file():
@@ -193,6 +228,22 @@ class Catalog:
             return _retry(connect, self.wait_s)
         except duckdb.Error as error:
             raise _explain(error, self.path, self.wait_s) from error
+
+
+def _try_lock(descriptor: int, kind: int) -> bool:
+    """Lock an open folder, unless somebody else has it; where locks do not exist, nobody has."""
+    try:
+        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
+    return True
+
+
+def _unlock(descriptor: int) -> None:
+    with suppress(OSError):
+        fcntl.flock(descriptor, fcntl.LOCK_UN)
 
 
 def create_file(path: Path, fill: Callable[[Connection], None]) -> None:

@@ -65,6 +65,11 @@ class _Pool:
             self._used[path] = instance
             return con
 
+    def is_attached(self, path: Path) -> bool:
+        """Whether this process uses a file now."""
+        with self._lock:
+            return path in self._used
+
     def _start(self, path: Path, *, read_only: bool) -> Instance:
         root = self._idle.pop().root if self._idle else duckdb.connect(config=dict(SETTINGS))
         instance = Instance(root, path)
@@ -105,6 +110,11 @@ def connect(path: Path, *, read_only: bool) -> duckdb.DuckDBPyConnection:
         duckdb.Error: as `duckdb.connect` does.
     """
     return _pool.connect(path.resolve(), read_only=read_only)
+
+
+def is_attached(path: Path) -> bool:
+    """Whether this process has a catalog file open by `connect`."""
+    return _pool.is_attached(path.resolve())
 
 
 def release(path: Path, con: duckdb.DuckDBPyConnection, *, failed: bool) -> None:
