@@ -2,6 +2,7 @@
 
     python benchmarks/ope.py
     python benchmarks/ope.py --quick --env CartPole-v1
+    python benchmarks/ope.py --rules --env CartPole-v1
 
 In each environment the shipped baseline plays a log (sampled, or greedy with `--log-mode greedy`); an expert's actions
 at spread states are the labels, a part of them wrong. Every arm's candidates are estimated from the log alone and then
@@ -12,14 +13,21 @@ rank correlation with the discounted and with the plain return, how often the 95
 true gain over the baseline, how many verdicts `estimated better` are wrong, and what choosing by held-out labels
 loses, in plain return of the arm with the labels, against the best candidate; beside it what 24 played episodes lose.
 The expert is a short PPO training, or a policy given with `--expert`; a fresh clone needs the extra `sb3` for it.
+
+With `--rules` the labels are those of the example's recorded list of rules, which speaks of every step, and two more
+numbers stand beside the estimate: how far a candidate agrees with the list over all logged steps, and how much its
+actions are predicted to raise the list's potential in one step. The prediction is a regression of
+`gamma * potential(s') - potential(s)` on random features of the state, for each action.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import tempfile
 import time
+from collections.abc import Sequence
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -29,8 +37,11 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import spearmanr
 
+from annotate.prompting.requests import AnnotateConfig
 from flows.datasets.collection import CollectConfig
 from flows.datasets.recordings import gather
+from flows.demo import take_example
+from flows.labelling.annotation import LabelConfig, label
 from flows.policies.loading import load_policy
 from flows.policies.train_baseline import TrainConfig, train_baseline
 from flows.refinement.arms import ArmDraw, Material, list_draws
@@ -42,9 +53,13 @@ from flows.simulation.trust import Named
 from refine.config import RefineConfig
 from refine.evaluation.estimates import OpeConfig, estimated_gain
 from refine.evaluation.ope import collect_refits
-from refine.labels.labels import Labels
-from refine.policies.mlp import MlpPolicy, Mode
-from storage.datasets.reader import StepArrays, read_steps
+from refine.labels.labels import Labels, covers_most_steps
+from refine.labels.rule_labels import RuleLabels, labels_from_rules
+from refine.policies.mlp import MlpPolicy, Mode, network_inputs
+from refine.policies.rule_lists import CompiledRules
+from storage.annotations.rules import load_rule_lists
+from storage.datasets.reader import StepArrays, read_manifest, read_steps
+from storage.schema import Manifest
 from storage.store import Store
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
@@ -52,6 +67,8 @@ BASELINES = {"CartPole-v1": "cartpole", "LunarLander-v3": "lunarlander", "Acrobo
 EXPERT_STEPS = {"CartPole-v1": 60_000, "LunarLander-v3": 600_000, "Acrobot-v1": 120_000}
 TRUTH_SEED, SELECT_SEED, SELECT = 7_000_000, 6_000_000, 24
 LABELS_PER_EPISODE = 8
+FEATURES, RIDGE = 256, 0.1
+"""Random features of the state, and the ridge penalty, of the regression of the potential's gain."""
 
 
 class Truth(NamedTuple):
@@ -99,6 +116,57 @@ def label_steps(steps: StepArrays, spaces: Spaces, expert: Any, wrong: float, se
     return Labels(rows, suggestions, np.full(len(rows), 0.9), np.zeros(len(rows)))
 
 
+def read_rules(env_id: str, manifest: Manifest, steps: StepArrays, folder: Path) -> RuleLabels:
+    """What the example's recorded list of rules says of every logged step, with its potential."""
+    example = EXAMPLES / BASELINES[env_id]
+    store = Store.create(folder / f"rules-{manifest.dataset_id}")
+    recorded = take_example(store, example).dataset_id
+    asked = AnnotateConfig(model="claude", kind="rules")
+    label(store, recorded, LabelConfig(provider="recorded", answers=example / "rules.jsonl", annotate=asked))
+    compiled = [CompiledRules.of(listed, manifest) for listed in load_rule_lists(store, recorded)]
+    return labels_from_rules(compiled, steps, manifest.action_space, shaped=True)
+
+
+def agree(policy: MlpPolicy, rules: RuleLabels, steps: StepArrays) -> float:
+    """Share of the list's suggestions that are a policy's greedy actions, over all logged steps."""
+    return float(np.mean(policy.act(steps.observation[rules.rows], mode="greedy").actions == rules.suggestions))
+
+
+def raise_potential(policies: Sequence[MlpPolicy], rules: RuleLabels, steps: StepArrays, gamma: float) -> list[float]:
+    """How much each policy's greedy actions are predicted to raise the potential in one step, over all logged steps."""
+    potential, space = np.asarray(rules.potential), policies[0].action_space
+    acted = np.flatnonzero(~steps.is_final)
+    gains = gamma * potential[acted + 1] - potential[acted]
+    states = network_inputs(steps.observation[acted], policies[0].observation_space).astype(np.float64)
+    spread = states.std(axis=0)
+    states = np.column_stack([(states - states.mean(axis=0)) / np.where(spread > 1e-6, spread, 1), potential[acted]])
+    rng = np.random.default_rng(0)
+    directions = rng.standard_normal((states.shape[1], FEATURES)) / np.sqrt(states.shape[1])
+    features = np.cos(np.clip(states, -5, 5) @ directions + rng.uniform(0, 2 * np.pi, FEATURES))
+    predicted = np.zeros((len(acted), int(space.n or 1)))
+    for number in range(predicted.shape[1]):
+        seen = np.isfinite(gains) & (steps.action[acted] == number + space.start)
+        matrix = features[seen].T @ features[seen] + RIDGE * np.eye(FEATURES)
+        predicted[:, number] = features @ np.linalg.solve(matrix, features[seen].T @ gains[seen])
+    actions = [policy.act(steps.observation[acted], mode="greedy").actions - space.start for policy in policies]
+    return [float(predicted[np.arange(len(acted)), chosen].mean()) for chosen in actions]
+
+
+def judge_by_rules(
+    policies: Sequence[MlpPolicy], own: Sequence[int], rules: RuleLabels, steps: StepArrays, plain: NDArray[np.float64]
+) -> dict[str, float]:
+    """Rank correlations with the plain return, of all candidates, and what choosing among `own` ones loses."""
+    scores = {
+        "agreement": np.array([agree(policy, rules, steps) for policy in policies]),
+        "potential": np.array(raise_potential(policies, rules, steps, OpeConfig().gamma)),
+    }
+    best = plain[own].max()
+    found = {f"spearman_{name}": correlation(values, plain) for name, values in scores.items()}
+    return found | {
+        f"regret_{name}": float(best - plain[own[int(np.argmax(values[own]))]]) for name, values in scores.items()
+    }
+
+
 def measure(env_id: str, seed: int, arguments: argparse.Namespace, folder: Path, expert_spec: str) -> dict[str, Any]:
     """One environment, one log, one set of labels."""
     begun = time.monotonic()
@@ -110,11 +178,15 @@ def measure(env_id: str, seed: int, arguments: argparse.Namespace, folder: Path,
     )
     manifest = gather(store, log)
     steps = read_steps(store, manifest.dataset_id)
-    labels = label_steps(steps, spaces, load_policy(Named(expert_spec), spaces, store), arguments.wrong, seed)
+    rules = read_rules(env_id, read_manifest(store, manifest.dataset_id), steps, folder) if arguments.rules else None
+    if rules is not None:
+        labels: Labels = dataclasses.replace(rules, potential=None)
+    else:
+        labels = label_steps(steps, spaces, load_policy(Named(expert_spec), spaces, store), arguments.wrong, seed)
     baseline: Any = load_policy(Named(spec), spaces, store)
-    recipe = RefineConfig(seed=seed).completed(spaces.action)
+    recipe = RefineConfig(seed=seed).completed(spaces.action, dense=covers_most_steps(labels, steps))
     material = Material(store.root, manifest.dataset_id, labels, baseline.network, recipe)
-    draws: list[ArmDraw] = list_draws(arguments.draws)
+    draws: list[ArmDraw] = list_draws(arguments.draws, labels=labels)
     trained = list(parallel_map(partial(train_and_score, material, arguments.folds), draws, arguments.workers))
     owners = [(draw, number) for draw, (found, _) in zip(draws, trained, strict=True) for number in range(len(found))]
     policies = [baseline.network, *(snapshot.policy for found, _ in trained for snapshot in found)]
@@ -159,6 +231,7 @@ def measure(env_id: str, seed: int, arguments: argparse.Namespace, folder: Path,
         "best_plain": float(plain[own].max()),
         "baseline_plain": float(plain[0]),
         **{f"regret_{name}": float(plain[own].max() - plain[place]) for name, place in chosen.items()},
+        **(judge_by_rules(policies, own, rules, steps, plain) if rules is not None else {}),
         "each": [
             {
                 "arm": draw.name,
@@ -204,6 +277,13 @@ def show(row: dict[str, Any]) -> None:
         f"  {row['estimate_s']:.0f} s to train and estimate, {row['truth_s']:.0f} s to play the truth",
         flush=True,
     )
+    if "spearman_agreement" in row:
+        print(
+            f"  rank correlation with plain returns of the agreement with the rules {row['spearman_agreement']:.2f}, of"
+            f" the potential's gain {row['spearman_potential']:.2f}; choosing by them loses"
+            f" {row['regret_agreement']:.1f} and {row['regret_potential']:.1f}",
+            flush=True,
+        )
 
 
 def parse() -> argparse.Namespace:
@@ -212,6 +292,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--env", action="append", help="repeatable; default: " + ", ".join(BASELINES))
     parser.add_argument("--baseline", help="policy that plays the log; default: the shipped one of the environment")
     parser.add_argument("--expert", help="policy that labels; default: trained here")
+    parser.add_argument("--rules", action="store_true", help="labels are those of the example's list of rules")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--log", type=int, default=30, help="logged episodes")
     parser.add_argument("--log-mode", choices=["sampled", "greedy"], default="sampled")
@@ -235,7 +316,7 @@ def main() -> None:
     arguments, begun = parse(), time.monotonic()
     for env_id in arguments.env or list(BASELINES):
         with tempfile.TemporaryDirectory() as folder:
-            expert = find_policy(env_id, arguments.expert, Path(folder))
+            expert = "" if arguments.rules else find_policy(env_id, arguments.expert, Path(folder))
             for seed in range(arguments.seeds):
                 row = measure(env_id, seed, arguments, Path(folder), expert)
                 show(row)
