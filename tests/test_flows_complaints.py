@@ -175,7 +175,7 @@ def test_any_other_error_of_the_users_code_is_a_line_too(
     mines: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     namespace: dict[str, Any] = {}
-    exec(compile("def broken():\n    return {}[0]\n", str(mines), "exec"), namespace)
+    exec(compile("def broken(**_):\n    return {}[0]\n", str(mines), "exec"), namespace)
     monkeypatch.setattr(cli, "make_app", lambda *_: namespace["broken"])
     assert run("collect", monkeypatch) == 2
     assert "error: Your own code raised KeyError: 0 (mines.py:2). --traceback shows all of it." in (

@@ -52,6 +52,13 @@ class Terminal:
                 return said
         return said
 
+    def interrupt(self, until: str = "sql> ") -> str:
+        """A signal that comes before the shell waits for a line is noticed with the next one."""
+        self.process.send_signal(signal.SIGINT)
+        while not select.select([self._ours], [], [], 1)[0]:
+            self.process.send_signal(signal.SIGINT)
+        return self.until(until)
+
     def ask(self, line: str, until: str = "sql> ") -> str:
         os.write(self._ours, line.encode())
         return self.until(until)
@@ -72,8 +79,7 @@ def test_the_shell_answers_completes_explains_and_remembers(empty_store: Path, t
     assert "error:" in shell.ask("SELECT nothing;\n")
     assert "There is no .nonsense" in shell.ask(".nonsense\n")
     shell.ask("SELECT 1\n", until="...> ")
-    shell.process.send_signal(signal.SIGINT)
-    shell.until("sql> ")
+    shell.interrupt()
     shell.ask(".quit\n", until="no more is said")
     assert shell.process.wait(60) == 0
     assert "+ 1 AS answer;" in (tmp_path / "sql_history").read_text()

@@ -187,6 +187,7 @@ COMMANDS: dict[str, str] = {
     "annotate run": "--dataset theirs --card card.toml --provider file --export out.jsonl --two-stage --frames",
     "annotate quality": "",
     "report": "theirs --pictures 0",
+    "review": "--dataset theirs --queue gold",
     "export": "out.parquet --dataset theirs",
     "policy export": "their-policy --output out.onnx",
     "store verify": "",
@@ -210,8 +211,8 @@ USERS = {
 """Commands that load only what they are given."""
 READERS = {
     "init", "figures", "watch", "annotate poll", "annotate ingest", "annotate why", "annotations import",
-    "rules import", "rules list", "policy current", "store list", "store push", "store pull",
-    "store export-annotations", "card list",
+    "rules import", "rules list", "policy current", "policy list", "store list", "store runs", "store push",
+    "store pull", "store export-annotations", "card list",
 }  # fmt: skip
 """Commands that read rows and never a policy or an environment."""
 

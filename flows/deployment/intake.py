@@ -15,7 +15,7 @@ from zoneinfo import ZoneInfo
 from storage.datasets import list_datasets
 from storage.errors import BadInput, DamagedStore, Prerequisite
 from storage.importing import SIDECAR, ImportReport
-from storage.policies import list_collections, list_decisions, list_intakes, record_intakes
+from storage.policies import Decision, list_collections, list_decisions, list_intakes, record_intakes
 from storage.store import MANIFEST, Store
 
 from ..datasets import CollectConfig, gather, take_in
@@ -110,7 +110,7 @@ def _collect_due(
     """Play the next episodes, unless this period has its own already."""
     with store.catalog.read():
         made = list_collections(store, deployment)
-        acting = acting_policy(store, deployment)
+        acting = acting_policy(list_decisions(store, deployment))
     origin, dataset_id = f"collect:{len(made):05d}", f"{deployment}-{len(made):05d}"
     if not is_due(made, datetime.now(UTC), plan, config.timezone):
         return
@@ -133,9 +133,8 @@ def _collect_due(
     found.datasets += record_intakes(store, deployment, {origin: manifest.dataset_id})
 
 
-def acting_policy(store: Store, deployment: str) -> Named | None:
-    """The policy in force, as `policy:ID`; None before the first decision."""
-    decisions = list_decisions(store, deployment)
+def acting_policy(decisions: Sequence[Decision]) -> Named | None:
+    """The policy in force after a deployment's decisions, as `policy:ID`; None before the first one."""
     return Named(f"policy:{decisions[-1].policy_id}") if decisions else None
 
 

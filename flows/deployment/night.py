@@ -35,7 +35,7 @@ from ..labelling import LabelConfig, export, label
 from ..refinement import GateConfig, Outcome, improve, show_comparison
 from ..runtime import Report, running_on, silent
 from ..simulation import Named, are_alike, find_home
-from .intake import take_in_new
+from .intake import acting_policy, take_in_new
 from .memory import Memory, answers_of
 from .settings import DeploymentConfig
 
@@ -236,7 +236,7 @@ class _Night:
             self.night.decision = f"kept: {new} new labels since the last refinement, {wanted} make another one"
             return decisions
         gate = self.config.improve.gate
-        before = Named(f"policy:{decisions[-1].policy_id}") if decisions else None
+        before = acting_policy(decisions)
         outcome = improve(
             self.store,
             datasets[0],
