@@ -169,9 +169,7 @@ def test_rules_are_an_expert_and_a_policy_without_a_past_is_not_asked_for_one(pe
     labels = Labels(rows, steps.action[rows].astype(np.float64), np.ones(20), np.zeros(20))
     oracle = ask_expert(Named(f"rules:{list_id(pendulum)}"), labels, steps, manifest, pendulum)
     assert oracle.labels.suggestions.tolist() == labels.suggestions.tolist()
-    with pytest.raises(
-        BadInput, match="previous observation, which it was not given"
-    ):
+    with pytest.raises(BadInput, match="previous observation, which it was not given"):
         open_rules(pendulum, "Pendulum-v1").act(steps.observation[:2])
 
 
