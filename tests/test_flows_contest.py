@@ -170,6 +170,7 @@ def test_a_race_keeps_each_purpose_on_its_own_seeds_and_remembers_every_stage(tm
     assert [trial.decision for trial in again.trials] == [trial.decision for trial in comparison.trials]
 
 
+@pytest.mark.slow
 def test_draws_share_the_report_seeds_and_the_interval_is_over_draws(judged: Judged) -> None:
     contest, comparison = judged(REACH)
     with contest.judge.store.catalog.read() as con:

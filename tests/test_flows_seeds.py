@@ -194,6 +194,7 @@ def test_seeds_of_evaluate_and_feedback_are_never_reserved(store: Store) -> None
         assert end_of_used_seeds(con, range(8_000_010, 8_000_020), except_by="") is None
 
 
+@pytest.mark.slow
 def test_evaluating_on_the_seeds_of_a_gate_says_so(toys: Store) -> None:
     made = refine(toys, 0)
     config = EvaluateConfig(policy=Named(made.baseline_id), episodes=10, workers=1)

@@ -193,6 +193,7 @@ def test_a_bound_with_a_tiny_error_is_the_number_below_which_the_mean_has_that_c
     assert bound_gain(np.full(12, 10.0), worst=10.0, error=error).low == 10
 
 
+@pytest.mark.slow
 def test_wins_and_losses_of_a_policy_that_is_truly_worse_promote_it_in_no_simulated_night() -> None:
     rng, error = np.random.default_rng(8), share_over_nights(0.05, 200)
     for _ in range(200):
