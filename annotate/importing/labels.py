@@ -8,7 +8,7 @@ Replies to our requests come in another way (`providers/answers.py`).
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -113,11 +113,7 @@ def import_annotations(store: Store, path: Path) -> ImportSummary:
             _read_line(text, number, datasets, batch)
         except ValueError as error:
             batch.problems.append(f"line {number}: {error}")
-    if batch.problems:
-        raise BadInput(
-            f"{path}: {len(batch.problems)} of {len(lines)} lines cannot be used: {'; '.join(batch.problems)}.",
-            "Correct or remove them; nothing was written.",
-        )
+    refuse_bad_lines(path, batch.problems, len(lines))
     if not lines:
         raise BadInput(f"{path} holds no labels.", "Each line is a JSON object with dataset_id, episode_id, step, ...")
     return _write(store, batch, len(lines))
@@ -175,6 +171,19 @@ def _read_line(text: str, number: int, datasets: _Datasets, batch: _Batch) -> No
             "rationale": None if row.rationale is None else clean_text(row.rationale, MAX_RATIONALE),
         }
     )
+
+
+def refuse_bad_lines(path: Path, problems: Sequence[str], lines: int) -> None:
+    """Refuse a whole file for its bad lines, so that it is never entered in part.
+
+    Raises:
+        BadInput: if there is a problem.
+    """
+    if problems:
+        raise BadInput(
+            f"{path}: {len(problems)} of {lines} lines cannot be used: {'; '.join(problems)}.",
+            "Correct or remove them; nothing was written.",
+        )
 
 
 def parse_line(text: str, kind: type[R]) -> R:

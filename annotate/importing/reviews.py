@@ -37,7 +37,7 @@ from storage.schema import Annotation, Frozen, Manifest
 from storage.store import Store
 
 from ..parsing import MAX_RATIONALE, clean_text
-from .labels import ImportSummary, import_annotations, parse_line, read_import_action
+from .labels import ImportSummary, import_annotations, parse_line, read_import_action, refuse_bad_lines
 
 _AHEAD = timedelta(days=1)  # of this machine's clock, which may be wrong too
 _EARLIEST = datetime(2000, 1, 1, tzinfo=UTC)
@@ -132,11 +132,7 @@ def import_reviews(store: Store, path: Path) -> ReviewSummary:
             _read_row(row, number, batch, now)
         except ValueError as error:
             batch.problems.append(f"line {number}: {error}")
-    if batch.problems:
-        raise BadInput(
-            f"{path}: {len(batch.problems)} of {len(numbered)} lines cannot be used: {'; '.join(batch.problems)}.",
-            "Correct or remove them; nothing was written.",
-        )
+    refuse_bad_lines(path, batch.problems, len(numbered))
     return _write(store, batch, len(numbered))
 
 
