@@ -1,4 +1,4 @@
-"""The report in a real browser: Debian's Chromium, driven by Playwright over pipes; skipped where it is missing."""
+"""The report in a real browser."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from browsing import Visitor, needs_chromium, open_browser
 from report_world import HOSTILE, make_judged_store
 from soak import every
 from toy_environment import gather_toys
@@ -14,19 +15,7 @@ from toy_environment import gather_toys
 from flows.reporting.report import write_report
 from storage.store import Store
 
-playwright = pytest.importorskip("playwright.sync_api", reason="playwright is in the extra dev")
-CHROMIUM = Path("/usr/bin/chromium")
-FLAGS = [
-    "--headless",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
-pytestmark = pytest.mark.skipif(not CHROMIUM.exists(), reason=f"no {CHROMIUM}: apt-get install chromium")
+pytestmark = needs_chromium
 
 
 @pytest.fixture(scope="module")
@@ -37,24 +26,15 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    with playwright.sync_playwright() as driver:
-        chromium = driver.chromium.launch(executable_path=str(CHROMIUM), args=FLAGS)
+    with open_browser() as chromium:
         yield chromium
-        chromium.close()
 
 
-class Visit:
-    """One page, and everything that it complained about or asked for."""
+class Visit(Visitor):
+    """The report, drawn."""
 
     def __init__(self, browser: Any, address: str, width: int, scheme: str) -> None:
-        self.context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme)
-        self.context.set_default_timeout(240_000)  # other processes may have the cores
-        self.page = self.context.new_page()
-        self.complaints: list[str] = []
-        self.requests: list[str] = []
-        self.page.on("console", lambda message: self.complaints.append(message.text))
-        self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
-        self.page.on("request", lambda request: self.requests.append(request.url))
+        super().__init__(browser, width, scheme)
         self.page.goto(address)
         self.page.wait_for_selector("html[data-charts=drawn]", state="attached")
         self.page.wait_for_selector("#viewer[data-ready]")

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from browsing import Visitor, needs_chromium, open_browser
 from report_world import HOSTILE, make_labelled_store
 from soak import every
 from store_state import ask
-from test_flows_report_browser import CHROMIUM, FLAGS
 from toy_environment import REACH, gather_toys, write_labels
 
 from annotate.importing.labels import import_annotations
@@ -24,11 +24,7 @@ from flows.labelling.queues import Order, prepare_queue
 from flows.reporting.review import write_review
 from storage.store import Store
 
-playwright = pytest.importorskip("playwright.sync_api", reason="playwright is in the extra dev")
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(not CHROMIUM.exists(), reason=f"no {CHROMIUM}: apt-get install chromium"),
-]
+pytestmark = [pytest.mark.slow, needs_chromium]
 
 
 @pytest.fixture(scope="module")
@@ -44,28 +40,19 @@ def labelled(tmp_path_factory: pytest.TempPathFactory) -> Store:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    with playwright.sync_playwright() as driver:
-        chromium = driver.chromium.launch(executable_path=str(CHROMIUM), args=FLAGS)
+    with open_browser() as chromium:
         yield chromium
-        chromium.close()
 
 
 def write_page(store: Store, order: Order, limit: int = 6, pictures: int = 12) -> Path:
     return write_review(store, prepare_queue(store, order=order, limit=limit), pictures=pictures).path
 
 
-class Desk:
-    """A page of a review, and everything that it complained about or asked for."""
+class Desk(Visitor):
+    """A page of a review."""
 
     def __init__(self, browser: Any, path: Path, width: int = 1440, scheme: str = "light") -> None:
-        self.context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme)
-        self.context.set_default_timeout(240_000)  # other processes may have the cores
-        self.page = self.context.new_page()
-        self.complaints: list[str] = []
-        self.requests: list[str] = []
-        self.page.on("console", lambda message: self.complaints.append(message.text))
-        self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
-        self.page.on("request", lambda request: self.requests.append(request.url))
+        super().__init__(browser, width, scheme)
         self.open(path)
 
     def open(self, path: Path) -> None:
