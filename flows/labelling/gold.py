@@ -71,7 +71,9 @@ def score_against_gold(
     dataset_id = _common_dataset(store, [known[run_id] for run_id in trusted], dataset)
     judged = _judged_runs(known, runs, trusted, dataset_id)
     space = read_manifest(store, dataset_id).action_space
-    found = _read_set(store, dataset_id, trusted, space)
+    with store.catalog.read() as con:
+        reviews = ask(con, "quality/reviews", runs=trusted)
+    found = _read_set(store, dataset_id, trusted, reviews, space)
     opinions = _opinions(store, dataset_id, judged, found)
     shared = {run_id: said for run_id in judged if (said := opinions.get(run_id))}
     if not shared or (runs is not None and len(shared) < len(judged)):
@@ -82,7 +84,7 @@ def score_against_gold(
         gold=found,
         scores=tuple(score_run(said, found, space) for said in shared.values()),
         rivalries=tuple(rivalry for rivalry in rivals if rivalry is not None),
-        remarks=tuple(_remarks(store, found, known, space)),
+        remarks=tuple(_remarks(found, reviews, known, space)),
     )
 
 
@@ -157,12 +159,12 @@ def _judged_runs(
     return picked
 
 
-def _read_set(store: Store, dataset_id: str, gold: Sequence[str], space: Space) -> GoldSet:
+def _read_set(store: Store, dataset_id: str, gold: Sequence[str], reviews: Sequence[Row], space: Space) -> GoldSet:
+    blind = [row for row in reviews if row["kind"] == "gold"]
+    queues = {row["queue_id"] for row in blind}
+    is_random = len(queues) == 1 and {row["run_id"] for row in blind} == set(gold)
     with store.catalog.read() as con:
         rows = ask(con, "quality/opinions", dataset=dataset_id, runs=list(gold), episodes=None, steps=None)
-        reviews = ask(con, "quality/reviews", runs=list(gold))
-        queues = {row["queue_id"] for row in reviews if row["kind"] == "gold"}
-        is_random = len(queues) == 1 and {row["run_id"] for row in reviews if row["kind"] == "gold"} == set(gold)
         strata = ask(con, "quality/strata", queue=queues.pop()) if is_random else []
     answers = _as_reviewed([_opinion(row) for row in rows], reviews)
     drawn = [Stratum(frozenset(map(_place, row["places"])), row["size"]) for row in strata]
@@ -231,10 +233,9 @@ def _refuse_strangers(gold: GoldSet, runs: Sequence[str]) -> None:
     )
 
 
-def _remarks(store: Store, gold: GoldSet, known: Mapping[str, Row], space: Space) -> list[str]:
-    """What a reader of the numbers has to know, a line each."""
-    with store.catalog.read() as con:
-        reviews = ask(con, "quality/reviews", runs=list(gold.run_ids))
+def _remarks(gold: GoldSet, reviews: Sequence[Row], known: Mapping[str, Row], space: Space) -> list[str]:
+    """What a reader of the numbers has to know, a line each; a run without any usable answer is not spoken of."""
+    reviews = [row for row in reviews if row["run_id"] in gold.run_ids]
     said: list[str] = []
     if unsure := sum(row["verdict"] == "unsure" for row in reviews):
         said.append(f"{unsure} states are left out, of which a reader is unsure")
