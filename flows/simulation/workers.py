@@ -86,7 +86,7 @@ def play_policies(
         TrajnoteError: when a process died, for example because memory ran out.
     """
     kwargs = json.dumps(dict(env_kwargs or {}), sort_keys=True)
-    own = [_seeds_of(place, seeds) for place in range(len(policies))]
+    own = _seeds_of_each(seeds, len(policies))
     episodes = [(policy, seed) for policy, each in zip(policies, own, strict=True) for seed in each]
     tasks = [
         _Task(env_id, kwargs, policy, chosen, mode, max_steps)
@@ -103,10 +103,10 @@ def play_policies(
             yield np.array([return_ for return_, _ in found], dtype=np.float64)
 
 
-def _seeds_of(place: int, seeds: Sequence[int] | Sequence[Sequence[int]]) -> Sequence[int]:
-    """The seeds of one policy, its own or those of all."""
+def _seeds_of_each(seeds: Sequence[int] | Sequence[Sequence[int]], policies: int) -> list[Sequence[int]]:
+    """The seeds of every policy, its own or those of all."""
     own = [each for each in seeds if isinstance(each, Sequence)]
-    return own[place] if own else [int(seed) for seed in seeds if not isinstance(seed, Sequence)]
+    return own or [[int(seed) for seed in seeds if not isinstance(seed, Sequence)]] * policies
 
 
 def _count(played: Generator[list[_Summary]], total: int, advance: Advance | None) -> Iterator[_Summary]:
