@@ -93,6 +93,34 @@ def test_a_policy_that_was_played_under_another_name_is_not_played_again(store: 
     assert first[0].tobytes() == again[0].tobytes()
 
 
+def test_a_session_reads_once_what_was_played_before_and_writes_once_what_it_played(
+    store: Store, played: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[bool] = []
+    connect = store.catalog.connect
+
+    def spy(read_only: bool) -> Any:
+        opened.append(read_only)
+        return connect(read_only)
+
+    monkeypatch.setattr(store.catalog, "connect", spy)
+
+    def play(other: range = SEEDS[:0]) -> None:
+        judge = Evaluator(store, TOY, {}, workers=1)
+        with judge.session(SEEDS):
+            for seeds in filter(None, (SEEDS[:4], SEEDS[4:], other)):
+                judge.returns(contestants(2), seeds, mode="greedy", purpose="select")
+
+    play()
+    assert (played, opened) == ([2, 2], [True, False])
+    play()
+    assert (played, opened[2:]) == ([2, 2], [True])
+    play(range(490, 500))  # seeds that the session was not announced with
+    assert (played, opened[3:]) == ([2, 2, 2], [True, True, False])
+    play(range(490, 500))
+    assert (played, opened[6:]) == ([2, 2, 2], [True, True])
+
+
 def test_an_endless_environment_is_cut_where_the_dataset_was(store: Store) -> None:
     (east,) = contestants(1)
     judge = Evaluator(store, Named("toy_environment:ToyEndless-v0"), {}, workers=1, max_steps=20)

@@ -15,7 +15,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
-from itertools import chain
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -246,7 +245,7 @@ class ComparisonPlan:
         if RULES_PLAYED in self.competing:
             tested, trained = [*tested, ArmDraw(RULES_PLAYED, 0)], [*trained, []]
             fields.append(list(self._rules.values()))
-        with self.judge.session([self.baseline, *chain.from_iterable(fields)]):
+        with self.judge.session(self.gate.seeds.whole):
             trials = self._judge(tested, trained, fields)
             promoted = trials[self._choose(trials)]
             (own,) = self._enter(tested[:1])

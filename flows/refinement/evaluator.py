@@ -51,8 +51,8 @@ from ..simulation import (
 
 Returns = NDArray[np.float64]
 Purpose = Literal["select", "accept", "report", "evaluate"]
-COMMIT_S = 10.0
-"""Seconds of playing that are committed together, so that a kill costs little."""
+COMMIT_S = 30.0
+"""Seconds of playing that are committed together: what a kill costs at most, and others see late."""
 
 
 @dataclass(frozen=True)
@@ -74,11 +74,14 @@ class _Memory:
     """An evaluator's state in this process."""
 
     returns: dict[str, Returns] = field(default_factory=dict)  # by the ids of evaluations
-    policies: set[str] = field(default_factory=set)  # policies whose evaluations were all read from the catalog
+    seeds: range | None = None  # of the session under way; what was played on them before was read from the catalog
     is_warned: bool = False
     rows: list[dict[str, Any]] = field(default_factory=list)  # played, not committed yet
-    since: float = 0.0  # when the first of them was played, on the monotonic clock
-    is_open: bool = False  # whether more evaluations follow, so that rows may wait
+    played_s: float = 0.0  # how long that took
+
+    def covers(self, seeds: range) -> bool:
+        """Whether the session under way has read all that was played on some seeds."""
+        return self.seeds is not None and self.seeds.start <= seeds.start and seeds.stop <= self.seeds.stop
 
 
 @dataclass(frozen=True)
@@ -110,20 +113,20 @@ class Evaluator:
         return look_up_fingerprint(self.env_id, self.env_kwargs)
 
     @contextmanager
-    def session(self, contestants: Sequence[Candidate] = ()) -> Generator[None]:
-        """Batch several evaluations of known policies: the catalog is read once and written every few seconds.
+    def session(self, seeds: range) -> Generator[None]:
+        """Batch the evaluations of one comparison: the catalog is read once, and written where much was played.
 
         Played episodes are kept if the block is interrupted; a killed process replays its last seconds.
 
         Args:
-            contestants: the policies that will be evaluated.
+            seeds: all that will be played.
         """
-        self._recall(contestants)
-        self._memory.is_open = True
+        self._recall(seeds=seeds)
+        self._memory.seeds = seeds
         try:
             yield
         finally:
-            self._memory.is_open = False
+            self._memory.seeds = None
             self._commit()
 
     def returns(
@@ -147,7 +150,8 @@ class Evaluator:
         each = [seeds] * len(contestants) if isinstance(seeds, range) else list(seeds)
         ids = [self._evaluation_id(*asked, mode) for asked in zip(contestants, each, strict=True)]
         known = self._memory.returns
-        self._recall(contestants, ids)
+        if unread := [id_ for id_, part in zip(ids, each, strict=True) if not self._memory.covers(part)]:
+            self._recall([id_ for id_ in unread if id_ not in known])
         asked = zip(ids, zip(contestants, each, strict=True), strict=True)
         missing = {id_: episodes for id_, episodes in asked if id_ not in known}
         if missing:
@@ -165,26 +169,24 @@ class Evaluator:
         actors, lengths = [contestant.actor for contestant, _ in missing.values()], list[int]()
         each = [seeds for _, seeds in missing.values()]
         play = partial(play_policies, self.env_id, self.env_kwargs, actors, each, mode, self.workers)
+        began = time.monotonic()
         try:
             with closing(play(max_steps=self.max_steps, advance=advance, lengths=lengths)) as played:
                 for (id_, (contestant, seeds)), returns in zip(missing.items(), played, strict=True):
                     row = self._row(id_, contestant, returns, seeds, mode=mode, purpose=purpose)
-                    self._remember(id_, returns, row | {"steps": sum(lengths)})
+                    began = self._remember(id_, returns, row | {"steps": sum(lengths)}, began)
                     lengths.clear()
         finally:
-            if not self._memory.is_open:
+            if self._memory.seeds is None:
                 self._commit()
 
-    def _recall(self, contestants: Sequence[Candidate], evaluation_ids: Sequence[str] = ()) -> None:
-        """Read, once, the catalog's evaluations of policies, also under names from another role."""
-        memory = self._memory
-        unread = {c.policy_id: c.sha256 for c in contestants if c.sha256 not in memory.policies}
-        if not unread:
+    def _recall(self, evaluation_ids: Sequence[str] = (), seeds: range | None = None) -> None:
+        """Read some of the catalog's evaluations, under whatever name their policy was played."""
+        if not evaluation_ids and seeds is None:
             return
         with self.store.catalog.read() as con:
-            found = load_returns(con, self.fingerprint.sha256, unread, evaluation_ids)
-            memory.returns |= {id_: np.array(returns, dtype=np.float64) for id_, returns in found.items()}
-            memory.policies |= set(unread.values())
+            found = load_returns(con, self.fingerprint.sha256, evaluation_ids, seeds or range(0))
+            self._memory.returns |= {id_: np.array(returns, dtype=np.float64) for id_, returns in found.items()}
             self._warn_of_changes(con)
 
     def _warn_of_changes(self, con: Connection) -> None:
@@ -226,13 +228,15 @@ class Evaluator:
             "high": estimate.high,
         }
 
-    def _remember(self, id_: str, returns: Returns, row: dict[str, Any]) -> None:
+    def _remember(self, id_: str, returns: Returns, row: dict[str, Any], began: float) -> float:
+        """Keep what was played since a time of the monotonic clock; returns the time now."""
         memory, now = self._memory, time.monotonic()
         memory.returns[id_] = returns
-        memory.since = memory.since if memory.rows else now
         memory.rows.append(row)
-        if now - memory.since > self.commit_s:
+        memory.played_s += now - began
+        if memory.played_s > self.commit_s:
             self._commit()
+        return now
 
     def _commit(self) -> None:
         if not self._memory.rows:
@@ -240,7 +244,7 @@ class Evaluator:
         with self.store.catalog.write() as con:
             insert_environment(con, self.fingerprint.known, self.env_id, self.env_kwargs)
             insert_rows(con, "evaluations", self._memory.rows)
-        self._memory.rows = []
+        self._memory.rows, self._memory.played_s = [], 0.0
 
 
 class EvaluateConfig(Frozen):

@@ -172,9 +172,9 @@ def starting_at(gate: GateConfig, first_seed: int) -> GateConfig:
 def _reserve(contest: ComparisonPlan, named: int | None, start: int) -> tuple[int, tuple[str, ...]]:
     """The first seed of a comparison, and a warning if its seeds were named and had been used before."""
     judge, material = contest.judge, contest.material
-    seeds = contest.gate.seeds
-    size = seeds.report.stop - seeds.select.start
-    first = starting_at(contest.gate, seeds.select.start)
+    seeds = contest.gate.seeds.whole
+    size = len(seeds)
+    first = starting_at(contest.gate, seeds.start)
     plan = Plan(
         name_plan(contest), judge.env_id, size, material.dataset_ids, name_comparison(replace(contest, gate=first))
     )

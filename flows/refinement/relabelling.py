@@ -205,7 +205,7 @@ def _keep(store: Store, made: RelabelRound, manifest: Manifest) -> Named:
 def _free_seed(store: Store, made: RelabelRound, gate: GateConfig, episodes: int) -> int:
     """The first seed of a round, made from its policy: the same every time, and nobody else's in this store."""
     first = _FIRST_SEED + (int(made.tested.sha256[:12], 16) + made.number) % _SEEDS
-    judged = range(gate.seeds.select.start, gate.seeds.report.stop)
+    judged = gate.seeds.whole
     with store.catalog.read() as con:
         while (stop := _end_of_use(con, made.tested.sha256, range(first, first + episodes), judged)) is not None:
             first = stop

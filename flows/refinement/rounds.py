@@ -217,9 +217,8 @@ def check_seeds(config: RoundsConfig) -> None:
 
 def _gate_seeds(config: RoundsConfig, number: int) -> range:
     """All seeds of one round's gate."""
-    plan = config.improve.gate.seeds
-    size = plan.report.stop - plan.select.start
-    return range(plan.select.start + (number - 1) * size, plan.select.start + number * size)
+    first = config.improve.gate.seeds.whole
+    return range(first.start + (number - 1) * len(first), first.start + number * len(first))
 
 
 def _export_open(planned: RoundsConfig, dataset_id: str, number: int) -> str:

@@ -108,6 +108,11 @@ class SeedPlan:
         ends = np.cumsum([first, select, accept, report]).tolist()
         return cls(*(range(start, end) for start, end in itertools.pairwise(ends)))
 
+    @property
+    def whole(self) -> range:
+        """All seeds, of the three purposes together."""
+        return range(self.select.start, self.report.stop)
+
     def purposes(self) -> dict[str, range]:
         """Each purpose and its seeds."""
         return {"select": self.select, "accept": self.accept, "report": self.report}

@@ -199,22 +199,21 @@ def list_environments(con: Connection, env_id: str, env_kwargs: Mapping[str, Any
 
 
 def load_returns(
-    con: Connection, environment_sha256: str, policies: Mapping[str, str], evaluation_ids: Sequence[str] = ()
+    con: Connection, environment_sha256: str, evaluation_ids: Sequence[str] = (), seeds: range = range(0)
 ) -> dict[str, list[float]]:
-    """Evaluation -> returns of its episodes, of all evaluations of some policies in an environment.
+    """Evaluation -> returns of its episodes.
 
     Args:
         con: a connection to the catalog.
         environment_sha256: the environment as it is now.
-        policies: id -> hash; a policy that had another role under an earlier name has the hash in its id.
-        evaluation_ids: also these, under whatever name their policy was played.
+        evaluation_ids: these, under whatever name their policy was played.
+        seeds: also all evaluations on some of these alone.
     """
     rows = con.execute(
         """SELECT evaluation_id, returns FROM evaluations
            WHERE environment_sha256 = $1
-             AND (policy_id IN (SELECT unnest($2)) OR right(policy_id, 12) IN (SELECT unnest($3))
-                  OR evaluation_id IN (SELECT unnest($4)))""",
-        [environment_sha256, list(policies), [sha256[:12] for sha256 in policies.values()], list(evaluation_ids)],
+             AND (evaluation_id IN (SELECT unnest($2)) OR (first_seed >= $3 AND first_seed + episodes <= $4))""",
+        [environment_sha256, list(evaluation_ids), seeds.start, seeds.stop],
     ).fetchall()
     return dict(rows)
 
