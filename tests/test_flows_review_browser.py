@@ -69,6 +69,7 @@ class Desk(Visitor):
         return self.page.locator("#review").get_attribute(f"data-{name}")
 
     def wait(self, item: int) -> None:
+        """Wait until an item is on the screen: the page takes no answer before."""
         self.page.wait_for_selector(f"#review[data-item='{item}']")
 
     def save(self, folder: Path, name: str = "ann") -> Path:
@@ -149,6 +150,37 @@ def test_a_reload_restores_and_what_was_taken_back_after_saving_is_withdrawn(
         desk.page.keyboard.press("Enter")
     lines = [json.loads(line) for line in Path(waiting.value.path()).read_text().splitlines()]
     assert [(line["item"], line["verdict"]) for line in lines] == [(1, "accept"), (2, "withdrawn")]
+
+
+KEY = "(target, key) => target.dispatchEvent(new KeyboardEvent('keydown', { key, bubbles: true, cancelable: true }))"
+
+
+def test_a_key_counts_though_the_closed_dialog_still_has_the_focus(desk: Desk) -> None:
+    desk.press("j", "a")
+    desk.wait(3)
+    desk.press("s")
+    desk.page.keyboard.insert_text("ann")
+    desk.page.evaluate(
+        f"""() => {{  // in one task, so before the browser moves the focus
+            document.getElementById("saving-form").requestSubmit();
+            ({KEY})(document.getElementById("name"), "k");
+        }}"""
+    )
+    desk.wait(2)
+
+
+def test_an_item_that_is_not_on_the_screen_yet_cannot_be_answered(desk: Desk) -> None:
+    desk.page.evaluate(
+        f"""() => {{  // in one task, so before the second item is unpacked
+            for (const key of "jaxuync1rl") ({KEY})(document.body, key);
+            document.querySelector("[data-do=accept]").click();
+        }}"""
+    )
+    desk.wait(2)
+    assert (desk.get("answer"), desk.get("answered")) == ("", "0")
+    desk.press("a")
+    desk.wait(3)
+    assert desk.get("answered") == "1"
 
 
 def test_the_reason_is_hidden_until_asked_for_and_the_answer_says_so(desk: Desk, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ const place = `trajnote review ${about.queue}`;
 const VERDICTS = isGold ? ["answer", "unsure"] : ["accept", "correct", "reject", "unsure"];
 const WORDS = { accept: "accepted", correct: "corrected", reject: "rejected", unsure: "unsure", answer: "answered" };
 const MOST_UNDO = 500;
-const state = { at: 0, scene: 0, index: 0, content: null, answers: {}, history: [], saved: {}, name: "", seen: {} };
+const state = { at: 0, shown: null, scene: 0, index: 0, content: null, answers: {}, history: [], saved: {}, name: "", seen: {} };
 
 // ---- kept in the browser
 
@@ -208,8 +208,7 @@ async function openItem(at) {
   const wanted = state.at;
   const content = await unpack(`pack-${wanted}`);
   if (wanted !== state.at) return;
-  state.content = content;
-  state.scene = 0;
+  Object.assign(state, { content, shown: wanted, scene: 0 });
   byId("numbers").hidden = true;
   rewind();
   fillScenes();
@@ -533,7 +532,7 @@ byId("numbers").addEventListener("submit", (event) => {
   if (!values.every(Number.isFinite)) return;
   byId("numbers").hidden = true;
   document.activeElement?.blur();
-  choose(values);
+  act(event, () => choose(values));
 });
 
 function correct() {
@@ -579,6 +578,7 @@ const doing = {
   back: () => goTo(state.index - 1), on: () => goTo(state.index + 1), previous: () => openItem(state.at - 1), next: () => openItem(state.at + 1),
   note: () => byId("note").focus(), keys: () => byId("help").showModal(),
 };
+const ANY_TIME = [doing.previous, doing.next, doing.undo, doing.save, doing.keys];
 const KEYS = {
   ...(isGold ? {} : { a: "accept", x: "reject", r: "reason" }),
   ...(isGold && about.discrete ? {} : { c: "correct" }),
@@ -595,8 +595,11 @@ const EXPLAINED = [
   ["e", "write a note; Esc leaves it"], ["z", "undo"], ["⌫", "clear the answer"], ["s", "save"],
 ];
 
+// A field of a dialog that has closed keeps the focus until the browser draws again; nobody types into it.
+const isTypingInto = (target) => target.closest("input:not([type=range]), textarea, select")?.getClientRects().length > 0;
+
 function press(event) {
-  const isTyping = event.target.closest("input:not([type=range]), textarea, select");
+  const isTyping = isTypingInto(event.target);
   if (event.key === "Escape" && isTyping) return leave(event);
   const isControl = event.ctrlKey || event.metaKey;
   if (isControl && !isTyping && ["z", "s"].includes(event.key)) return act(event, doing[KEYS[event.key]]);
@@ -609,9 +612,10 @@ function press(event) {
   return KEYS[event.key] ? act(event, doing[KEYS[event.key]]) : undefined;
 }
 
+// An answer counts only for the item that is on the screen, never for one that is still being unpacked.
 function act(event, what) {
   event.preventDefault();
-  what();
+  if (state.shown === state.at || ANY_TIME.includes(what)) what();
 }
 
 function leave(event) {
@@ -624,8 +628,9 @@ addEventListener("keydown", press);
 byId("review").addEventListener("click", (event) => {
   const pressedButton = event.target.closest("button[data-do]");
   if (!pressedButton) return;
-  if (pressedButton.dataset.do === "act") choose(pressedButton.dataset.action);
-  else doing[pressedButton.dataset.do]?.();
+  const { do: what, action } = pressedButton.dataset;
+  if (what === "act") act(event, () => choose(action));
+  else if (doing[what]) act(event, doing[what]);
 });
 byId("save").addEventListener("click", askName);
 byId("slider").addEventListener("input", (event) => goTo(Number(event.target.value)));
