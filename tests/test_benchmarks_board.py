@@ -23,7 +23,7 @@ from benchmarks.board.rows import Row, append_row, read_rows
 from benchmarks.board.scenes import CONTROLLERS, Scene, Sources, TrainedExpert, set_scene, spread_states
 from benchmarks.board.table import draw_labels, draw_rules, draw_table, write_between
 from flows.simulation.environments import make_environment
-from storage.datasets.reader import iterate_episodes, read_steps
+from storage.datasets.reader import iterate_episodes, read_manifest, read_steps
 from storage.errors import BadInput, Prerequisite
 from storage.schema import Episode, Manifest
 from storage.store import Store
@@ -316,20 +316,41 @@ def test_a_law_is_learnt_credited_and_played_and_more_rounds_cost_more_steps(
     ruled_scene: Scene, tmp_path: Path
 ) -> None:
     made: dict[str, Row] = {}
-    for arm in ("baseline", "rules", "rules_played", "relabelled", "placebos"):
-        before, rules = (made.get(name) for name in ("baseline", "rules"))
-        made[arm] = run_job(Job(ruled_scene, arm, 0, tmp_path / "rows.jsonl", before, rules))
+    for arm in ("baseline", "rules", "rules_played", "relabelled", "placebos", "placebos_relabelled"):
+        before, judged = made.get("baseline"), made.get(jobs.JUDGED.get(arm, ""))
+        made[arm] = run_job(Job(ruled_scene, arm, 0, tmp_path / "rows.jsonl", before, judged))
     assert {row.status for row in made.values()} == {"done"}, made
     assert all(made[arm].accepted for arm in ("rules", "rules_played", "relabelled"))
     assert set(made["rules_played"].greedy) == {0.0}
     assert made["placebos"].credited
     assert "10 of 10 placebos" in made["placebos"].reason  # plain cloning, and three draws of each of three
+    assert made["placebos_relabelled"].credited
     base, rules, relabelled = made["baseline"], made["rules"], made["relabelled"]
     assert np.mean(base.greedy) < np.mean(rules.greedy) < 0
     assert rules.collected_steps == 6 * 8
     assert rules.gate_steps == 8 * (3 * 4 + 12 + 12)  # the baseline is chosen from, too
     assert relabelled.collected_steps == 3 * rules.collected_steps
+    assert (rules.rounds, rules.datasets) == (0, ())
+    assert relabelled.rounds == 2
+    assert relabelled.labels == 6 * 8 * (1 + len(relabelled.datasets))  # of the round that counts
     assert rules.gate_steps < relabelled.gate_steps < 3 * rules.gate_steps  # the baseline is played once
+
+
+@pytest.mark.slow
+def test_rules_may_learn_from_more_episodes_of_the_baseline_which_are_counted_and_named(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ruled, "RefineConfig", lambda seed: small_config(seed=seed).refine)
+    example = tmp_path / "examples" / "reach"
+    save_folder(make_baseline(REACH), example / "baseline")
+    (example / "law.json").write_text('[{"predicate": "step >= 0", "suggested_action": [1.5]}]')
+    entry = Entry("Reach-v0", REACH, {}, episodes=6, select=4, accept=12, report=10)
+    sources = Sources(tmp_path / "nothing", rules="law.json", examples=tmp_path / "examples")
+    plain, more = (set_scene(store, entry, replace(sources, episodes=n)) for n in (6, 10))
+    assert (plain.further, plain.title, more.title) == ((), "Reach-v0, law", "Reach-v0, law, 10 episodes")
+    assert [read_manifest(store, name).episodes for name in more.further] == [4]
+    material = ruled.gather_material(more, 0, more.further)
+    assert len(material.labels) == ruled.count_steps(more, material.dataset_ids) == 80
 
 
 @pytest.mark.slow

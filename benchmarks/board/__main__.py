@@ -21,10 +21,10 @@ from storage.errors import BadInput, TrajnoteError
 from storage.store import Store
 
 from .entries import FIRST_SEED, SEEDS_APART, Entry, list_entries
-from .jobs import ARMS, STAGES, Job, budget_of, run_job
+from .jobs import ARMS, JUDGED, STAGES, Job, budget_of, run_job
 from .results import record_results, summarise
 from .rows import Row, append_row, judged, read_rows
-from .scenes import FIRST_LIST, Scene, Sources, set_scene
+from .scenes import FIRST_LIST, ROUNDS, Scene, Sources, set_scene
 from .table import draw_labels, draw_rules, draw_table, write_between
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "results" / "board.md"
@@ -43,13 +43,15 @@ def run(
     arms: Annotated[str, typer.Option(help="Methods, separated by commas.")] = ",".join(ARMS),
     rules: Annotated[str, typer.Option(help="File of the list of rules in an example's folder.")] = FIRST_LIST,
     feedback_steps: Annotated[int, typer.Option(min=0, help="Environment steps that a later list took.")] = 0,
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds of relabelling.")] = ROUNDS,
+    episodes: Annotated[int, typer.Option(min=0, help="Collect so many in all for the rules; 0: as they are.")] = 0,
     workers: Annotated[int | None, typer.Option(help="Processes; one per core when left out.")] = None,
 ) -> None:
     """Play the rows of some environments and record them in a store."""
     began, chosen = time.perf_counter(), _choose(names)
     wanted, processes = _choose_arms(arms), workers or core_count()
     opened = Store.open(store) if store.exists() else Store.create(store)
-    scenes = _set_scenes(opened, chosen, Sources(baselines, answers, rules, feedback_steps), out)
+    scenes = _set_scenes(opened, chosen, Sources(baselines, answers, rules, feedback_steps, rounds, episodes), out)
     for stage in STAGES:
         jobs = _list_jobs(scenes, [arm for arm in stage if arm in wanted], seeds, out)
         for row in parallel_map(run_job, jobs, min(processes, max(len(jobs), 1))):
@@ -126,8 +128,8 @@ def _list_jobs(scenes: Sequence[Scene], arms: Sequence[str], seeds: int, out: Pa
 
 
 def _make_job(scene: Scene, arm: str, seed: int, out: Path, own: dict[str, Row]) -> Job:
-    before = own.get("baseline") if arm in STAGES[1] or arm == "placebos" else None
-    return Job(scene, arm, seed, out, before, own.get("rules") if arm == "placebos" else None, budget_of(own, arm))
+    before = own.get("baseline") if arm in STAGES[1] or arm in JUDGED else None
+    return Job(scene, arm, seed, out, before, own.get(JUDGED.get(arm, "")), budget_of(own, arm))
 
 
 def _tell(row: Row) -> None:

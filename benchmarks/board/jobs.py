@@ -20,7 +20,7 @@ RULED = ("rules", "relabelled", "rules_played")
 STAGES: tuple[tuple[str, ...], ...] = (
     ("baseline",),
     ("labels", "no_labels", "shuffled", "random", "oracle", "best_10", "offline", *RULED),
-    ("placebos", "continued", "rice", "continued_rules", "continued_relabelled"),
+    ("placebos", "placebos_relabelled", "continued", "rice", "continued_rules", "continued_relabelled"),
 )
 """Rows of a stage need those of the ones before: the baseline's returns, and the budget of a labelled refinement."""
 BUDGET_ARMS: Mapping[str, tuple[str, ...]] = {
@@ -30,6 +30,8 @@ BUDGET_ARMS: Mapping[str, tuple[str, ...]] = {
     "continued_relabelled": ("relabelled",),
 }
 """Whose environment steps are the budget of an arm of the third stage: the first of these that has a row."""
+JUDGED: Mapping[str, str] = {"placebos": "rules", "placebos_relabelled": "relabelled"}
+"""Whose placebos an arm plays."""
 ARMS = tuple(arm for stage in STAGES for arm in stage)
 
 
@@ -42,7 +44,7 @@ class Job:
     seed: int
     out: Path  # the file to which the row is appended
     before: Row | None = None  # the baseline's row of the same seed
-    rules: Row | None = None  # the row of `rules` of the same seed, for its placebos
+    rules: Row | None = None  # the row of the same seed whose placebos these are
     budget: int = 0  # environment steps for the arms of the third stage
 
     @property
@@ -50,7 +52,8 @@ class Job:
         """Named by everything that decides the row."""
         before = self.before.key if self.before else None
         made_of: list[object] = [self.scene.content_id, self.arm, self.seed, before, self.budget]
-        made_of += [self.scene.rules_run] if self.arm in RULED else []
+        made_of += [self.scene.rules_run, *self.scene.further] if self.arm in RULED else []
+        made_of += [self.scene.rounds] if self.arm == "relabelled" else []
         return content_id("b_", [*made_of, self.rules.key] if self.rules else made_of)
 
 
@@ -106,11 +109,12 @@ def _make_refined(job: Job) -> dict[str, Any]:
 
 
 def _make_ruled(job: Job) -> dict[str, Any]:
-    from .ruled import ROUNDS, refine_by_rules
+    from .ruled import refine_by_rules
 
-    made = refine_by_rules(job.scene, job.seed, rounds=ROUNDS if job.arm == "relabelled" else 0)
+    rounds = job.scene.rounds if job.arm == "relabelled" else 0
+    made = refine_by_rules(job.scene, job.seed, rounds=rounds)
     costs = {"collected_steps": made.collected, "gate_steps": made.gate_steps, "labels": made.labels}
-    return _left_in_force(job, made.gated) | costs
+    return _left_in_force(job, made.gated) | costs | {"datasets": made.datasets, "rounds": rounds}
 
 
 def _make_played(job: Job) -> dict[str, Any]:
@@ -127,7 +131,7 @@ def _make_placebos(job: Job) -> dict[str, Any]:
     from .ruled import judge_placebos
 
     if job.before is None or job.rules is None:
-        raise Prerequisite("the baseline's row or that of `rules` of this seed is missing")
+        raise Prerequisite(f"the baseline's row or that of `{JUDGED[job.arm]}` of this seed is missing")
     credited, reason, returns = judge_placebos(job.scene, job.seed, job.before, job.rules)
     return {"credited": credited, "reason": reason, job.scene.entry.mode: tuple(returns)}
 
@@ -179,6 +183,6 @@ _MAKERS: dict[str, Callable[[Job], dict[str, Any]]] = {
     "offline": _make_offline,
     **dict.fromkeys(("rules", "relabelled"), _make_ruled),
     "rules_played": _make_played,
-    "placebos": _make_placebos,
+    **dict.fromkeys(JUDGED, _make_placebos),
     **dict.fromkeys(BUDGET_ARMS, _make_online),
 }

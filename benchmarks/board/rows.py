@@ -32,6 +32,8 @@ class Row(Frozen):
     train_steps: int = Field(default=0, description="environment steps of the training, replayed ones included")
     replayed_steps: int = Field(default=0, description="those that only led back to a critical state")
     collected_steps: int = Field(default=0, description="environment steps of the dataset")
+    datasets: tuple[str, ...] = Field(default=(), description="what was learnt from beside the dataset, by rules")
+    rounds: int = Field(default=0, description="of relabelling; all of them, not those until the one that counts")
     labels: int = 0
     dollars: float | None = Field(default=None, description="what the labels would have cost, estimated")
     mode: str = Field(default="greedy", description="how policies act before the gate")

@@ -1,4 +1,4 @@
-"""Refinements by an example's recorded list of rules: alone, relabelled, and their placebos.
+"""Refinements by an example's recorded list of rules: alone, relabelled, and the placebos of both.
 
 They are those of `trajnote refine --rules`, whose candidates are kept in the store, but each passes the board's gate.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -32,8 +32,6 @@ from .playing import Gated, Known, Offer, pass_gate, play
 from .rows import Row, judged
 from .scenes import Scene
 
-ROUNDS = 2
-"""Rounds of relabelling, as `--relabel 2`."""
 DRAWS = 3
 """Of each placebo of chance."""
 FIRST_SEED = 4_000_000  # of what learners play, far from datasets, gates and trainings
@@ -49,6 +47,7 @@ class Ruled:
     collected: int  # environment steps of its datasets, and of the feedback that its list took
     gate_steps: int  # of all its gates
     labels: int
+    datasets: tuple[str, ...]  # of the round that counts, beside the first
 
 
 def refine_by_rules(scene: Scene, seed: int, *, rounds: int = 0) -> Ruled:
@@ -59,7 +58,7 @@ def refine_by_rules(scene: Scene, seed: int, *, rounds: int = 0) -> Ruled:
     Raises:
         Prerequisite: when there is no list.
     """
-    datasets, known = [scene.manifest.dataset_id], Known()
+    datasets, known = [scene.manifest.dataset_id, *scene.further], Known()
     made: list[Ruled] = []
     for number in range(rounds + 1):
         if number:
@@ -67,10 +66,11 @@ def refine_by_rules(scene: Scene, seed: int, *, rounds: int = 0) -> Ruled:
         material = gather_material(scene, seed, datasets[1:])
         gated = pass_gate(scene, train(material, _LABELS), seed, known)
         spent = gated.steps + (made[-1].gate_steps if made else 0)
-        made.append(Ruled(gated, _count_steps(scene, datasets), spent, len(material.labels)))
+        labels, also = len(material.labels), tuple(datasets[1:])
+        made.append(Ruled(gated, count_steps(scene, datasets), spent, labels, also))
     accepted = [one for one in made if one.gated.accepted]
     best = max(accepted, key=lambda one: one.gated.selection, default=made[0])
-    return Ruled(best.gated, made[-1].collected, made[-1].gate_steps, best.labels)
+    return replace(best, collected=made[-1].collected, gate_steps=made[-1].gate_steps)
 
 
 def play_rules(scene: Scene, seed: int) -> tuple[RulePolicy, Gated]:
@@ -84,6 +84,8 @@ def play_rules(scene: Scene, seed: int) -> tuple[RulePolicy, Gated]:
 def judge_placebos(scene: Scene, seed: int, before: Row, rules: Row) -> tuple[bool, str, Array]:
     """Train the placebos of the list and compare the refined policy with what each leaves in force.
 
+    They have the datasets of the policy, what its learner played included, as those of `trajnote refine --relabel`.
+
     Args:
         scene: where.
         seed: the training seed.
@@ -96,7 +98,7 @@ def judge_placebos(scene: Scene, seed: int, before: Row, rules: Row) -> tuple[bo
     refined, baseline = np.array(judged(rules)), np.array(judged(before))
     if not rules.accepted:
         return False, "nothing to credit: the refinement was rejected", baseline
-    material, known, gate = gather_material(scene, seed), Known(), scene.entry.gate(seed)
+    material, known, gate = gather_material(scene, seed, rules.datasets), Known(), scene.entry.gate(seed)
     placebos: dict[str, list[Array]] = {}
     for draw in list_draws(DRAWS, labels=material.labels)[1:]:
         gated = pass_gate(scene, train(material, draw), seed, known)
@@ -171,6 +173,6 @@ def _play_learner(scene: Scene, learner: Offer, seed: int, number: int) -> str:
     return played.dataset_id
 
 
-def _count_steps(scene: Scene, datasets: Sequence[str]) -> int:
+def count_steps(scene: Scene, datasets: Sequence[str]) -> int:
     store = Store.open(scene.store_root)
     return scene.feedback_steps + sum(read_manifest(store, dataset_id).steps for dataset_id in datasets)

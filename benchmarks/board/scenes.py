@@ -26,6 +26,7 @@ from flows.datasets.collection import CollectConfig
 from flows.datasets.recordings import gather
 from flows.demo import RECORDED_MODEL, take_example
 from flows.labelling.annotation import LabelConfig, label, plan
+from flows.simulation.trust import Named
 from refine.labels.labels import Labels, labels_from_annotations
 from refine.policies.mlp import MlpPolicy
 from storage.annotations.annotations import load_annotations
@@ -39,6 +40,9 @@ from .entries import Entry, plain_name
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 FIRST_LIST = "rules.jsonl"
+ROUNDS = 2
+"""Of relabelling, as `--relabel 2`."""
+FURTHER_SEED = 1_000_000  # of episodes beyond the dataset's; far from other datasets, gates and trainings
 STATES_PER_EPISODE = 8  # that the oracle labels where no annotator has
 
 
@@ -111,6 +115,8 @@ class Sources:
     answers: Path | None = None  # recorded answers in place of the example's
     rules: str = FIRST_LIST  # the list of rules, in the example's folder
     feedback_steps: int = 0  # environment steps that the list took
+    rounds: int = ROUNDS
+    episodes: int = 0  # of the baseline that rules learn from; as many as there are when 0
     examples: Path = EXAMPLES
 
     def example(self, entry: Entry) -> Path:
@@ -147,11 +153,15 @@ class Scene:
     unruled: str = ""  # why there is none
     rules: str = FIRST_LIST  # the list's file
     feedback_steps: int = 0  # environment steps that the list took
+    rounds: int = ROUNDS  # of relabelling
+    further: tuple[str, ...] = ()  # datasets of the baseline that rules learn from, beside the first
+    episodes: int = 0  # of the baseline that rules learn from, in all; those of the dataset when 0
 
     @property
     def title(self) -> str:
-        """The environment's name on the board, with the file of a later list than the first."""
-        return self.entry.name if self.rules == FIRST_LIST else f"{self.entry.name}, {Path(self.rules).stem}"
+        """The environment's name on the board, with the file of a later list than the first, and more episodes."""
+        parts = [self.entry.name] if self.rules == FIRST_LIST else [self.entry.name, Path(self.rules).stem]
+        return ", ".join([*parts, f"{self.episodes} episodes"] if self.further else parts)
 
     def title_of(self, arm: str) -> str:
         """The name in a row of one arm: the baseline is the same with every list."""
@@ -197,6 +207,9 @@ def set_scene(store: Store, entry: Entry, sources: Sources) -> Scene:
         model_zip=_find_model(sources.trainings(entry), baseline),
         rules=sources.rules,
         feedback_steps=sources.feedback_steps,
+        rounds=sources.rounds,
+        further=_collect_further(store, entry, manifest, folder, sources.episodes),
+        episodes=sources.episodes,
         **scene,
     )
 
@@ -253,12 +266,23 @@ def _take_dataset(store: Store, entry: Entry, sources: Sources, baseline: Path) 
     example = sources.example(entry)
     if (example / "rollouts").is_dir():
         return take_example(store, example)
+    return _gather_baseline(store, entry, baseline, entry.episodes)
+
+
+def _collect_further(store: Store, entry: Entry, manifest: Manifest, baseline: Path, episodes: int) -> tuple[str, ...]:
+    """What the baseline plays on until there are so many episodes; nothing where there are as many already."""
+    missing = episodes - manifest.episodes
+    return (_gather_baseline(store, entry, baseline, missing, seed=FURTHER_SEED).dataset_id,) if missing > 0 else ()
+
+
+def _gather_baseline(store: Store, entry: Entry, baseline: Path, episodes: int, *, seed: int = 0) -> Manifest:
     config = CollectConfig(
         env_id=entry.env_id,
         env_kwargs=entry.env_kwargs,
-        policy=f"policy:{baseline}",
+        policy=Named(f"policy:{baseline}"),
         mode="sampled",
-        episodes=entry.episodes,
+        episodes=episodes,
+        seed=seed,
     )
     return gather(store, config, card=entry.card)
 

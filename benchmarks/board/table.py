@@ -10,6 +10,7 @@ from refine.evaluation.gate import Interval
 from storage.disk.atomic import write_whole
 from storage.errors import BadInput
 
+from .jobs import JUDGED
 from .results import Result, gain
 
 WORDS = {
@@ -27,6 +28,7 @@ WORDS = {
     "relabelled": "rules, relabelled",
     "rules_played": "rules played",
     "placebos": "placebos of the rules",
+    "placebos_relabelled": "placebos of the rules, relabelled",
     "continued_rules": "PPO continued, steps of `rules`",
     "continued_relabelled": "PPO continued, steps of `rules, relabelled`",
 }
@@ -60,7 +62,7 @@ def draw_table(results: Sequence[Result]) -> str:
 
 def draw_labels(results: Sequence[Result]) -> str:
     """All that the page says of labels of single steps; empty without a row of them."""
-    own = [result for result in results if result.arm not in (*RULES, "placebos")]
+    own = [result for result in results if result.arm not in (*RULES, *JUDGED)]
     if all(result.arm == "baseline" for result in own):
         return ""
     parts = [draw_table(own), verdicts(own), _describe_time(own)]
@@ -124,11 +126,12 @@ def _rules_cells(result: Result, own: Mapping[str, Result], *, first: bool) -> l
     name, words = (result.env if first else ""), WORDS[result.arm]
     if not result.seeds:
         return [name, words, f"failed: {result.failures[0]}", "", "", "", "", "", ""]
-    placebos = own.get("placebos")
-    credited = "" if placebos is None or result.arm != "rules" else f"{placebos.credited} of {placebos.seeds}"
+    placebos = next((own[arm] for arm, whose in JUDGED.items() if whose == result.arm and arm in own), None)
+    credited = "" if placebos is None else f"{placebos.credited} of {placebos.seeds}"
+    rounds = sorted({row.rounds for row in result.rows if row.rounds})
     return [
         name,
-        words,
+        " ".join([words, *(f"({n} rounds)" for n in rounds)]),
         str(result.seeds),
         "" if result.accepted is None else f"{result.accepted} of {result.seeds}",
         credited,
