@@ -33,3 +33,9 @@ def test_json_in_a_script_element_cannot_end_it_and_says_the_same(text: str) -> 
 
 def test_keys_are_made_visible_too_and_numbers_that_json_lacks_become_null() -> None:
     assert all_visible({"\u202ek": (1, float("nan"), float("inf"), True)}) == {"⟨U+202E⟩k": [1, None, None, True]}
+
+
+def test_a_long_column_is_treated_as_its_parts_are() -> None:
+    columns = {"numbers": (1.5, None, float("nan"), 10**400, True), "texts": ("a\u200b", "b", "a\u200b")}
+    shown = "a⟨U+200B⟩"
+    assert all_visible(columns) == {"numbers": [1.5, None, None, 10**400, True], "texts": [shown, "b", shown]}

@@ -9,6 +9,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import altair as alt
 import numpy as np
 import pytest
 from report_world import HOSTILE, SHOWN, make_judged_store
@@ -95,6 +96,12 @@ def test_the_charts_hold_the_catalogs_numbers(judged: tuple[Store, Outcome], pag
 
 
 @pytest.mark.slow
+def test_every_chart_is_one_that_vega_lite_knows(page: str) -> None:
+    colours = re.compile(r'"@[a-z]+"')  # named by the page's palette
+    for name, spec in island(page, "charts-data")["specs"].items():
+        alt.Chart.from_dict(json.loads(colours.sub('"red"', json.dumps(spec)))).to_dict(validate=True), name
+
+
 def test_an_episode_has_its_numbers_its_notes_its_reply_and_its_rematch(
     judged: tuple[Store, Outcome], page: str
 ) -> None:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from storage.annotations import LabelReplay
 from storage.datasets import StepArrays
@@ -55,6 +56,7 @@ class Quality:
     replays: ReplayEvidence | None
 
 
+@threadpool_limits.wrap(limits=1, user_api="blas")  # its fits are small: more threads wait for each other
 def assess_run(
     run_id: str,
     annotations: Sequence[Annotation],

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import altair as alt
+from altair.utils.schemapi import debug_mode
 
 from ..labelling import Checkup
 from .facts import CONFIRMS, QUESTIONS, Facts, Row, confidence_rows, position_rows
@@ -70,8 +71,22 @@ def draw_all(
     Returns:
         `specs` by name; `states`, `components` and `axes`, the two components shown first, for the plane of states.
     """
-    greedy = {row["arm"]: row["return_"] for row in facts.arms if row["mode"] == "greedy"}
     axes = first_axes(states, components)
+    with debug_mode(False):  # Altair would check every part of every chart against its schema; a test checks them
+        charts = _chart_all(facts, labels, checkups, components, states, axes)
+        specs = {name: chart.to_dict(validate=False) for name, chart in charts.items()}
+    return {"specs": specs, "states": states, "components": components, "axes": axes}
+
+
+def _chart_all(
+    facts: Facts,
+    labels: Sequence[Row],
+    checkups: Sequence[Checkup],
+    components: Sequence[Row],
+    states: Sequence[Row],
+    axes: tuple[int, int],
+) -> dict[str, Chart]:
+    greedy = {row["arm"]: row["return_"] for row in facts.arms if row["mode"] == "greedy"}
     specs: dict[str, Chart] = {"timeline": timeline_chart(components)}
     if facts.arms:
         specs["arms"] = arms_chart(facts.arms, "estimated return, not played" if facts.estimated else "mean return")
@@ -83,12 +98,7 @@ def draw_all(
         specs["confidence"] = confidence_chart(confidence_rows(labels, checkups))
         across, up = ({**components[place], "place": place} for place in axes)
         specs["states"] = states_chart(across, up, states)
-    return {
-        "specs": {name: chart.to_dict() for name, chart in specs.items()},
-        "states": states,
-        "components": components,
-        "axes": axes,
-    }
+    return specs
 
 
 def first_axes(states: Sequence[Row], components: Sequence[Row]) -> tuple[int, int]:
@@ -112,7 +122,7 @@ def arms_chart(arms: Sequence[Row], return_name: str = "mean return") -> Chart:
     offset: Any = (
         alt.YOffset("mode:N", sort=modes, scale=alt.Scale(paddingOuter=0.6)) if len(modes) > 1 else alt.Undefined
     )
-    base = alt.Chart(alt.Data(values=rows)).encode(y=y, yOffset=offset, color=_arm_colour(rows, legend=False))
+    base = alt.Chart(_data(rows)).encode(y=y, yOffset=offset, color=_arm_colour(rows, legend=False))
     x = alt.X(
         "low:Q", title=f"{return_name} per episode", scale=alt.Scale(zero=False, nice=True), axis=alt.Axis(tickCount=6)
     )
@@ -153,7 +163,7 @@ def candidates_chart(candidates: Sequence[Row], baseline: float | None, score: s
         | {"name": arm_name(row["arm"]), "line": f"{row['refinement_id']} {row['beta']}", "own": row["arm"] == "labels"}
         for row in sorted(candidates, key=lambda row: row["arm"] == "labels")
     ]
-    base = alt.Chart(alt.Data(values=rows)).encode(
+    base = alt.Chart(_data(rows)).encode(
         x=alt.X(
             "step:Q",
             title="training steps of the candidate",
@@ -184,7 +194,7 @@ def candidates_chart(candidates: Sequence[Row], baseline: float | None, score: s
     chosen = rings.encode(opacity=_own_or(1, 2 * PALE), tooltip=tip)
     layers: list[Any] = [lines, points, chosen]
     if baseline is not None:
-        level = alt.Chart(alt.Data(values=[{"return_": baseline}]))
+        level = alt.Chart(_data([{"return_": baseline}]))
         layers.insert(0, level.mark_rule(strokeDash=[2, 3], color="@muted").encode(y="return_:Q"))
     return _wide(alt.layer(*layers), 260)
 
@@ -200,7 +210,7 @@ def _own_or(own: float, other: float) -> Any:
 
 def positions_chart(rows: Sequence[Row]) -> Chart:
     """The labels' positions in their episodes."""
-    chart = alt.Chart(alt.Data(values=list(rows))).mark_bar()
+    chart = alt.Chart(_data(rows)).mark_bar()
     return _wide(
         chart.encode(
             x=alt.X(
@@ -249,7 +259,7 @@ def states_chart(x: Row, y: Row, states: Sequence[Row]) -> Chart:
 
 def confidence_chart(rows: Sequence[Row]) -> Chart:
     """Agreement by stated confidence, one line per comparison."""
-    base = alt.Chart(alt.Data(values=list(rows))).encode(
+    base = alt.Chart(_data(rows)).encode(
         x=alt.X(
             "confidence:Q",
             title="confidence that the annotator states",
@@ -297,6 +307,11 @@ def _scale(values: Mapping[str, str], rows: Sequence[Row], field: str) -> alt.Sc
     present = {row[field] for row in rows}
     shown = {name: value for name, value in values.items() if name in present}
     return alt.Scale(domain=list(shown), range=list(shown.values()))
+
+
+def _data(rows: Sequence[Row]) -> alt.Data:
+    """A chart's own data: a tuple, since a list is copied to the depth of its rows with every chart made of it."""
+    return alt.Data(values=tuple(rows))
 
 
 def _wide(chart: Any, height: float) -> Any:

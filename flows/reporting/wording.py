@@ -9,13 +9,14 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import datetime
 from typing import Any
 
 from storage.disk import visible
 
-_NEVER_IN_A_SCRIPT = {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026"}
+_NEVER_IN_A_SCRIPT = str.maketrans({"<": "\\u003c", ">": "\\u003e", "&": "\\u0026"})
+_NUMBERS = {float, int, bool, type(None)}
 
 
 def number(value: float | None, digits: int = 1) -> str:
@@ -65,10 +66,22 @@ def all_visible(value: Any) -> Any:
         return visible(value)
     if isinstance(value, Mapping):
         return {visible(str(key)): all_visible(item) for key, item in value.items()}
-    return [all_visible(item) for item in value]
+    return _all_of(value)
+
+
+def _all_of(values: Iterable[Any]) -> list[Any]:
+    """A sequence likewise; a long one of numbers or of texts at once, as the columns of an episode are."""
+    items = list(values)
+    kinds = set(map(type, items))
+    if kinds <= _NUMBERS:
+        return [None if isinstance(item, float) and not math.isfinite(item) else item for item in items]
+    if kinds == {str}:
+        distinct = {item: visible(item) for item in set(items)}
+        return [distinct[item] for item in items]
+    return [all_visible(item) for item in items]
 
 
 def script_json(value: Any) -> str:
     """JSON that is safe inside a `<script>` element: no tag, comment or line separator can begin in it."""
     text = json.dumps(all_visible(value), ensure_ascii=True, separators=(",", ":"), allow_nan=False)
-    return "".join(_NEVER_IN_A_SCRIPT.get(character, character) for character in text)
+    return text.translate(_NEVER_IN_A_SCRIPT)
