@@ -1,10 +1,11 @@
 """How long a list of rules takes to label many steps, by either engine: SQL for stored steps, NumPy for training.
 
-    python -m benchmarks.rules_at_size [--steps 10000000] [--terms 30] [--rules 20]
+    python -m benchmarks.rules_at_size [--steps 10000000] [--terms 30] [--rules 20] [--only train]
 
 Steps of the shape of HalfCheetah-v5 (17 components, 6 dimensions; the numbers are chance, seed 0) are written into a
 temporary store. Terms use earlier terms, `previous` and functions; each rule has a formula in every dimension. Both
 engines have to count the same labels. The time of one pass over the columns that the list reads is the yardstick.
+Then all arms are trained with these labels, by two processes, in a process of their own whose memory is watched.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import resource
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -21,11 +23,18 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.streaming import watch
+from flows.refinement.arms import list_draws, train_draw
+from flows.refinement.refinement import gather_material
+from flows.runtime import parallel_map
+from flows.simulation import Named
+from refine.config import RefineConfig
 from refine.labels.rule_labels import labels_from_rules
+from refine.policies.mlp import MlpPolicy
 from refine.policies.rule_lists import CompiledRules
 from storage.annotations.rules import Rule, RuleList, insert_rule_lists
 from storage.catalog.connection import insert_rows
-from storage.datasets.reader import StepsWriter, read_steps
+from storage.datasets.reader import StepsWriter, read_manifest, read_steps
 from storage.formulas import Term
 from storage.queries.query import run_query
 from storage.schema import Episode, ManifestDraft, Space
@@ -43,7 +52,12 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=10_000_000)
     parser.add_argument("--terms", type=int, default=30)
     parser.add_argument("--rules", type=int, default=20)
+    parser.add_argument("--only", choices=("count", "train"), help="leave the other part out")
+    parser.add_argument("--train", type=Path, metavar="STORE", help="train there; nothing is watched")
     asked = parser.parse_args()
+    if asked.train:
+        train(Store.open(asked.train))
+        return
     with tempfile.TemporaryDirectory() as folder:
         store = Store.create(Path(folder) / "store")
         write_steps(store, asked.steps)
@@ -51,7 +65,14 @@ def main() -> None:
         with store.catalog.write() as con:
             insert_rows(con, "annotation_runs", [{"run_id": "law", "dataset_id": "made", "provider": "import"}])
             insert_rule_lists(con, store, [listed])
-        measure(store, listed)
+        if asked.only != "train":
+            measure(store, listed)
+        if asked.only != "count":
+            peak = watch("benchmarks.rules_at_size", "--train", store.root)
+            own, mapped = peak.own / 1e9, (peak.with_files - peak.own) / 1e9
+            print(
+                f"all arms trained in {peak.seconds:.0f} s: {own:.2f} GB of own memory, {mapped:.2f} GB of mapped files"
+            )
 
 
 def write_steps(store: Store, steps: int) -> None:
@@ -131,6 +152,25 @@ def measure(store: Store, listed: RuleList) -> None:
     console = Console(width=100)
     console.print(table)
     console.print(f"peak memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6:.1f} GB")
+
+
+def train(store: Store) -> None:
+    """Train the annotator's and the placebos' arms a little; more steps take longer, not more memory."""
+    rng, manifest = np.random.default_rng(0), read_manifest(store, "made")
+    weights = (rng.normal(size=(COMPONENTS, 64)), rng.normal(size=(64, DIMENSIONS)))
+    biases = (np.zeros(64), np.zeros(DIMENSIONS))
+    policy = MlpPolicy(
+        manifest.observation_space, ACTIONS, weights, biases, "tanh", "clip", log_std=np.zeros(DIMENSIONS)
+    )
+    folder = store.root.parent / "baseline"
+    folder.mkdir()
+    for name, content in policy.to_files().items():
+        (folder / name).write_bytes(content)
+    config = RefineConfig(snapshots=(100,))
+    material = gather_material(store, manifest, config, None, rules=True, baseline=Named(f"policy:{folder}")).material
+    draws = list_draws(2, labels=material.labels)
+    made = sum(len(found) for found in parallel_map(partial(train_draw, material), draws))
+    print(f"{made} candidates of {len(draws)} draws with {len(material.labels):,} labels", flush=True)
 
 
 def timed(action: Callable[[], T]) -> tuple[float, T]:

@@ -31,7 +31,7 @@ def content_id(prefix: str, value: Any, length: int = 16) -> str:
     return prefix + sha256_bytes(canonical_json(value).encode())[:length]
 
 
-def sha256_bytes(content: bytes) -> str:
+def sha256_bytes(content: bytes | memoryview) -> str:
     """The sha256 of some bytes, in hexadecimal."""
     return hashlib.sha256(content).hexdigest()
 

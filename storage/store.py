@@ -191,6 +191,16 @@ class Store:
         """The folder of the mapped columns of a large dataset."""
         return self.columns_root / _checked(dataset_id, "dataset")
 
+    @property
+    def pools_dir(self) -> Path:
+        """The folder of the mapped columns of several datasets as one; no dataset has its name."""
+        return self.columns_root / ".pools"
+
+    @property
+    def labels_dir(self) -> Path:
+        """The folder of the labels of a large refinement, for its workers; no dataset has its name."""
+        return self.columns_root / ".labels"
+
     def dataset_dir(self, dataset_id: str) -> Path:
         """The folder of a dataset's manifest and Parquet shards."""
         return self.rollouts_dir / _checked(dataset_id, "dataset")

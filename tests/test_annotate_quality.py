@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from toy_datasets import BOX3, PUSH
 
+from annotate.quality import placement
 from annotate.quality.models import discounted_returns, measure_consistency, measure_salience
 from annotate.quality.placement import (
     Notes,
@@ -19,6 +20,7 @@ from annotate.quality.placement import (
     measure_coverage,
     place_notes,
     same_actions,
+    state_rows,
 )
 from annotate.quality.verdict import Quality, assess_run, judge
 from storage.annotations.annotations import LabelReplay
@@ -107,6 +109,26 @@ def test_labels_by_a_rule_are_fit_for_training() -> None:
     assert quality.coverage.episodes == 12
     assert quality.coverage.evenness > 0.8
     assert sum(quality.suggestions.values()) == 96
+
+
+def test_coverage_of_a_large_dataset_is_that_of_steps_drawn_by_chance(monkeypatch: pytest.MonkeyPatch) -> None:
+    steps = make_steps()
+    notes = place_notes(annotate(steps, by_rule), steps, PUSH)
+    whole = measure_coverage(notes, steps)
+    monkeypatch.setattr(placement, "ENOUGH_ROWS", 150)
+    asked: list[int] = []
+
+    def count(steps: StepArrays, rows: np.ndarray) -> np.ndarray:
+        asked.append(len(rows))
+        return state_rows(steps, rows)
+
+    monkeypatch.setattr(placement, "state_rows", count)
+    some = measure_coverage(notes, steps)
+    assert len(asked) == 1
+    assert 150 < asked[0] <= 150 + len(notes) < len(steps)
+    assert (some.episodes, some.episodes_in_all, some.by_tenth) == (whole.episodes, 12, whole.by_tenth)
+    assert some.states == pytest.approx(whole.states, abs=0.1)
+    assert some.outside == pytest.approx(whole.outside, abs=0.05)
 
 
 def test_random_labels_are_unfit_and_the_verdict_says_why() -> None:

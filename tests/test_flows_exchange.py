@@ -29,9 +29,9 @@ from annotate.cards.cards import Action, Card, Component
 from annotate.runs.plan import plan_run
 from flows.cli import make_app
 from flows.datasets.recordings import export_dataset, take_in
-from storage.annotations.annotations import insert_annotations, read_pool
+from storage.annotations.annotations import insert_annotations
 from storage.catalog.connection import insert_rows
-from storage.datasets.reader import iterate_episodes, read_manifest
+from storage.datasets.reader import iterate_episodes, read_manifest, read_pool
 from storage.errors import BadInput, DamagedStore
 from storage.importing.row_validation import ImportReport
 from storage.schema import Annotation, Episode, Manifest, ManifestDraft, Space

@@ -22,9 +22,8 @@ from flows.refinement.present import show_relabelling
 from flows.refinement.refinement import ImproveConfig, find_opinions, improve
 from flows.refinement.relabelling import Relabelled, RelabelRound, improve_and_relabel
 from refine.labels.rule_labels import RuleLabels
-from storage.annotations.annotations import read_pool
 from storage.annotations.rules import resolve_ruled_dataset
-from storage.datasets.reader import read_manifest
+from storage.datasets.reader import read_manifest, read_pool
 from storage.datasets.registry import catalogued_episodes, resolve_dataset
 from storage.errors import BadInput
 from storage.policies.policies import policy_record

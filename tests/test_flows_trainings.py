@@ -1,9 +1,13 @@
 from __future__ import annotations
 
+import pickle
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pytest
 
+from flows.refinement import arms
 from flows.refinement.arms import ArmDraw, Material, find_candidates, keep_candidates
 from refine.config import RefineConfig, Snapshot
 from refine.labels.labels import Labels
@@ -29,3 +33,27 @@ def test_kept_candidates_come_back_with_the_reading_of_the_labels_that_they_are_
         "beta 0.1, step 30",
         "beta 0.3, step 100, actions 0 and 1 exchanged",
     ]
+
+
+def test_very_many_labels_travel_to_other_processes_as_files_that_they_map(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, rng = Store.create(tmp_path / "store"), np.random.default_rng(0)
+    policy = MlpPolicy(PLANE, MOVES, (np.ones((2, 4)), np.ones((4, 2))), (np.zeros(4), np.zeros(2)), "tanh", "logits")
+    labels = Labels(np.arange(5_000), rng.integers(0, 2, 5_000), rng.random(5_000), np.zeros(5_000))
+    material = Material(store.root, "toys", labels, policy, RefineConfig())
+    monkeypatch.setattr(arms, "ENOUGH_ROWS", 1_000)
+    sent = pickle.dumps(material)
+    there = pickle.loads(sent)
+
+    assert len(sent) < 10_000
+    assert there.labels.identity == labels.identity
+    assert there.content_id == material.content_id
+    assert not there.labels.rows.flags.owndata
+    again = pickle.dumps(replace(material, log_dir=tmp_path))
+    assert len(list(store.labels_dir.iterdir())) == 1
+    assert pickle.loads(again).labels.identity == labels.identity
+    few = pickle.loads(
+        pickle.dumps(replace(material, labels=Labels(*(x[:9] for x in vars(labels).values() if x is not None))))
+    )
+    assert few.labels.rows.flags.owndata

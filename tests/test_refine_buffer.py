@@ -44,6 +44,7 @@ def make_policy(actions: Space = DISCRETE, head: str = "logits") -> MlpPolicy:
 
 STEPS = make_steps([5, 6, 7, 0, 6, 6, 0])
 LABELS = Labels(np.array([1, 4, 4, 2]), np.array([7, 5, 6, 5]), np.array([0.5, 1.0, 0.5, 0.0]), np.zeros(4))
+REACHES = Labels(np.array([1, 4, 0]), np.array([[4.0], [1.0], [2.0]]), np.array([0.5, 1.0, 0.0]), np.zeros(3))
 
 
 def build_buffer(*given: Any, **named: Any) -> AnnotatedBuffer:
@@ -84,7 +85,7 @@ def test_each_counting_label_is_a_row_at_the_end_with_its_suggestion_and_relativ
 
 def test_of_a_large_dataset_all_labels_and_some_of_the_other_steps_are_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = whole_table(build_buffer(STEPS, LABELS, make_policy()))
-    monkeypatch.setattr(packing, "PLAIN_ROWS", 2)
+    monkeypatch.setattr(packing, "ENOUGH_ROWS", 2)
     monkeypatch.setattr(packing, "CHUNK", 3)
     some = whole_table(build_buffer(STEPS, LABELS, make_policy()))
 
@@ -94,6 +95,24 @@ def test_of_a_large_dataset_all_labels_and_some_of_the_other_steps_are_taken(mon
         np.testing.assert_array_equal(getattr(some, name), getattr(whole, name)[kept])
     again = whole_table(build_buffer(STEPS, LABELS, make_policy()))
     np.testing.assert_array_equal(np.asarray(again.observations), np.asarray(some.observations))
+
+
+@pytest.mark.parametrize("suggestions", [True, False])
+def test_rows_of_very_many_labels_are_packed_as_they_are_drawn_with_the_bits_of_the_whole_table(
+    monkeypatch: pytest.MonkeyPatch, suggestions: bool
+) -> None:
+    given = (make_steps([0, 1, 2, 0, 3, 4, 0], discrete=False), REACHES, make_policy(TORQUE, "clip"))
+    whole = build_table(*given, suggestions=suggestions, quota=4)
+    monkeypatch.setattr(packing, "_pack_all", None)  # packing the whole table would fail
+    monkeypatch.setattr(packing, "choose_rows", lambda rows, most: rows)
+    monkeypatch.setattr(packing, "ENOUGH_ROWS", 1)
+    drawn = build_table(*given, suggestions=suggestions, quota=4)
+
+    assert len(drawn) == len(whole)
+    rows = np.arange(len(whole))[::-1]
+    assert drawn.take(rows).tobytes() == whole.take(rows).tobytes()
+    for one, other in zip(drawn.sample_columns(10), whole.sample_columns(10), strict=True):
+        assert one.tobytes() == other.tobytes()
 
 
 def test_references_are_the_outputs_of_the_baseline() -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any
 
 import numpy as np
 import pytest
 
-from refine.config import RefineConfig
+from refine.config import RefineConfig, Snapshot
+from refine.evaluation import held_out, ope
 from refine.evaluation.estimates import (
     Estimate,
     OpeConfig,
@@ -105,6 +106,46 @@ def test_equal_seeds_give_equal_bits_and_fewer_episodes_are_refused() -> None:
     few = StepArrays(**first_four)
     with pytest.raises(BadInput, match="4 episodes are too few to estimate from"):
         estimate(few, policies, CONFIG)
+
+
+class Counted(np.ndarray):
+    """Observations that note how many rows are read at once."""
+
+    most = 0
+
+    def __getitem__(self, key: Any) -> Any:
+        found = np.asarray(super().__getitem__(key))
+        Counted.most = max(Counted.most, len(found) if found.ndim == self.ndim else 1)
+        return found
+
+
+def test_an_estimate_from_a_large_log_never_reads_all_of_its_states_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    steps = chain()
+    monkeypatch.setattr(ope, "ENOUGH_ROWS", 50)
+    monkeypatch.setattr(ope, "_CHUNK", 16)
+    monkeypatch.setattr(Counted, "most", 0)
+    counted = replace(steps, observation=steps.observation.view(Counted))
+    (right,) = estimate(counted, [always((0.0, 5.0))], CONFIG.model_copy(update={"transitions": 100}))
+    assert 50 <= Counted.most <= 100 < len(steps) / 4
+    assert right.value == pytest.approx(FOREVER, rel=0.1)
+    assert right.support == pytest.approx(0.5, abs=0.2)
+
+
+def test_of_a_large_log_the_labelled_episodes_and_some_others_are_learned_from(monkeypatch: pytest.MonkeyPatch) -> None:
+    steps, read = chain(), []
+    labels = labels_of(steps.rows_of([3, 30, 31], [2, 0, 9]), np.array([1, 0, 1]))
+
+    def note(seen: StepArrays, known: Labels, *_: object) -> list[Snapshot]:
+        read.append((seen.episodes.tolist(), seen.episode_id[known.rows].tolist(), seen.step[known.rows].tolist()))
+        return [Snapshot(always((0.0, 1.0)), 1, 0.1)]
+
+    monkeypatch.setattr(held_out, "refine", note)
+    monkeypatch.setattr(held_out, "ENOUGH_ROWS", 5 * (LENGTH + 1))
+    out_of_fold(steps, labels, always((0.0, 1.0)), RefineConfig(), folds=3)
+    assert [len(episodes) for episodes, _, _ in read] == [2 + 5] * 3
+    assert sorted(tuple(labelled) for _, labelled, _ in read) == [(3, 30), (3, 31), (30, 31)]
+    assert sorted(tuple(at) for _, _, at in read) == [(0, 9), (2, 0), (2, 9)]
+    assert len({tuple(sorted({*episodes} - {3, 30, 31})) for episodes, _, _ in read}) == 1
 
 
 def made_up(value: float, spread: float = 0.1) -> Estimate:

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from dataclasses import fields
+
 import numpy as np
+import pyarrow as pa
 import pytest
 from toy_datasets import make_draft, make_episode, write
 
-from storage.annotations.annotations import pool_annotations, read_pool
+from storage.annotations.annotations import pool_annotations
 from storage.catalog.connection import insert_rows
-from storage.datasets.reader import read_steps
+from storage.datasets import reader
+from storage.datasets.columns import StepArrays, decode_steps
+from storage.datasets.reader import read_pool, read_steps
 from storage.errors import BadInput
+from storage.schema import ManifestDraft
 from storage.store import Store
+from storage.upkeep.verify import verify_store
 
 
 @pytest.fixture
@@ -53,3 +61,67 @@ def test_one_dataset_is_itself_and_others_have_to_be_alike(two: Store) -> None:
     write(two, make_draft("c", seed=70, component_names=("x", "y", "w")), [make_episode(0)])
     with pytest.raises(BadInput, match="a and c differ in component_names"):
         read_pool(two, ["a", "c"])
+
+
+@pytest.fixture
+def large(two: Store, monkeypatch: pytest.MonkeyPatch) -> Store:
+    """As a pool the datasets count as large, each by itself it does not; a third one has several shards."""
+    write(two, make_draft("d", seed=80), [make_episode(number, 9) for number in range(12)], shard_bytes=500)
+    monkeypatch.setattr(reader, "MAPPED_ROWS", 120)
+    return two
+
+
+def bits(rows: StepArrays) -> dict[str, object]:
+    columns = {field.name: getattr(rows, field.name) for field in fields(rows)}
+    return {name: None if column is None else (column.dtype, column.tobytes()) for name, column in columns.items()}
+
+
+@pytest.mark.slow
+def test_a_large_pool_is_mapped_with_the_bits_that_it_has_in_memory(
+    large: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mapped = read_pool(large, ["d", "a", "b"])
+    assert not mapped.observation.flags.owndata
+    assert not mapped.reward.flags.writeable
+    monkeypatch.setattr(reader, "MAPPED_ROWS", 10**9)
+    in_memory = read_pool(large, ["d", "a", "b"])
+    assert in_memory.observation.flags.owndata
+    assert bits(mapped) == bits(in_memory)
+    assert not large.columns_dir("d").exists()
+
+
+@pytest.mark.slow
+def test_at_most_one_shard_of_a_large_pool_is_decoded_at_once(large: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    decoded: list[int] = []
+
+    def count(tables: Iterable[pa.Table], rows: int, draft: ManifestDraft) -> StepArrays:
+        decoded.append(rows)
+        return decode_steps(tables, rows, draft)
+
+    monkeypatch.setattr(reader, "decode_steps", count)
+    pool = read_pool(large, ["d", "a", "b"])
+    largest = max(shard.rows for name in ("a", "b", "d") for shard in reader.read_manifest(large, name).shards)
+    assert (sum(decoded), max(decoded)) == (len(pool), largest)
+    assert largest < len(pool) / 3
+    decoded.clear()
+    assert len(read_pool(large, ["d", "a", "b"])) == len(pool)
+    assert sum(decoded) == 0
+
+
+@pytest.mark.slow
+def test_a_store_keeps_the_columns_of_the_newest_pool_and_checks_them(large: Store) -> None:
+    read_pool(large, ["d", "a"])
+    read_pool(large, ["d", "a", "b"])
+    (folder,) = large.pools_dir.iterdir()
+    assert reader.list_pools(large) == [["d", "a", "b"]]
+    assert verify_store(large) == []
+    whole = (folder / "reward.npy").read_bytes()
+    (folder / "reward.npy").write_bytes(whole[:-20] + bytes([whole[-20] ^ 1]) + whole[-19:])
+    (damage,) = verify_store(large)
+    assert damage.file == f"columns/.pools/{folder.name}/reward.npy"
+
+
+@pytest.mark.slow
+def test_placing_the_labels_of_a_pool_reads_no_step(two: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reader, "read_shard", None)  # reading one would fail
+    assert [note.episode_id for note in pool_annotations(two, ["a", "b"])] == [3, 4, 5]

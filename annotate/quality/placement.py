@@ -7,6 +7,7 @@ is: other opinions on the same step, a model of the other episodes' labels, repl
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 
 from storage.annotations import LabelReplay
 from storage.catalog import AGREEMENT_SHARE
-from storage.datasets import StepArrays
+from storage.datasets import ENOUGH_ROWS, StepArrays, choose_rows
 from storage.schema import Annotation, Array, Space
 
 Floats = NDArray[np.float64]
@@ -66,7 +67,7 @@ def place_notes(annotations: Sequence[Annotation], steps: StepArrays, action_spa
     return Notes(
         annotations=tuple(kept),
         rows=rows,
-        states=state_rows(steps)[rows],
+        states=state_rows(steps, rows),
         suggested=suggested,
         logged=logged,
         confidence=np.array(confidence, np.float64),
@@ -76,9 +77,10 @@ def place_notes(annotations: Sequence[Annotation], steps: StepArrays, action_spa
     )
 
 
-def state_rows(steps: StepArrays) -> Floats:
-    """Observations as (N, n) numbers."""
-    return np.asarray(steps.observation, np.float64).reshape(len(steps), -1)
+def state_rows(steps: StepArrays, rows: NDArray[np.int64] | slice = slice(None)) -> Floats:
+    """Observations of rows as (R, n) numbers."""
+    seen = steps.observation[rows]
+    return np.asarray(seen, np.float64).reshape(len(seen), math.prod(seen.shape[1:]))
 
 
 def same_actions(left: Array, right: Array, space: Space) -> Bools:
@@ -129,12 +131,15 @@ def measure_coverage(notes: Notes, steps: StepArrays, seed: int = 0) -> Coverage
     """Coverage of time and state space.
 
     The cells are an 8 x 8 grid over the first two principal components of the standardised states, cut at their
-    quantiles, so that each row and each column of cells has equally many steps.
+    quantiles, so that each row and each column of cells has equally many steps. Of a large dataset a million steps,
+    drawn by chance, stand for all.
     """
-    acted = np.flatnonzero(~steps.is_final)
+    chosen = choose_rows(np.flatnonzero(~steps.is_final), ENOUGH_ROWS)
+    acted = np.union1d(chosen, notes.rows)
     tenths = _tenths(notes, steps)
-    cells = _cells(state_rows(steps)[acted])
-    counts = np.bincount(cells, minlength=CELLS_PER_AXIS**2)
+    states = state_rows(steps, acted)
+    cells = _cells(states)
+    counts = np.bincount(cells[np.searchsorted(acted, chosen)], minlength=CELLS_PER_AXIS**2)
     rng = np.random.default_rng(seed)
     places = np.searchsorted(acted, notes.rows)
     drawn = [rng.choice(len(acted), min(len(notes), len(acted)), replace=False) for _ in range(_DRAWS)]
@@ -145,7 +150,7 @@ def measure_coverage(notes: Notes, steps: StepArrays, seed: int = 0) -> Coverage
         evenness=_evenness(tenths),
         states=_covered(cells[places], counts),
         states_by_chance=float(np.mean([_covered(cells[rows], counts) for rows in drawn])),
-        outside=_outside(notes.states, state_rows(steps)[acted]),
+        outside=_outside(notes.states, states),
     )
 
 

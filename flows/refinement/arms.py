@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import os
+import shutil
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -27,10 +30,9 @@ from refine.labels import (
     rule_arm_lists,
 )
 from refine.policies import MlpPolicy, RulePolicy
-from storage.annotations import read_pool
 from storage.content_hash import content_id, sha256_bytes
-from storage.datasets import StepArrays, read_manifest
-from storage.disk import decode_json
+from storage.datasets import ENOUGH_ROWS, StepArrays, read_manifest, read_pool
+from storage.disk import TEMPORARY, decode_json, publish_folder, writing
 from storage.errors import BadInput, DamagedStore
 from storage.policies import load_training, save_training
 from storage.store import Store
@@ -42,6 +44,7 @@ PLACEBOS: tuple[Arm, ...] = ("no_labels", "shuffled", "random", "permuted")
 CHANCE: tuple[AnyArm, ...] = ("shuffled", "random", "permuted", "random_states")
 """Arms that depend on chance, so that each is drawn several times."""
 _UNRANKED_DRAWS = 3  # of an arm of chance that only informs
+_DAY_S = 86_400.0
 _PLACEBO_STREAM = 0x9AC  # keeps the placebos' random numbers apart from the learner's
 
 
@@ -86,7 +89,7 @@ class Oracle:
 
 @dataclass(frozen=True)
 class Material:
-    """What all arms of a comparison share; small enough to send to another process."""
+    """What all arms of a comparison share, to be sent to other processes; a million labels or more travel as files."""
 
     store_root: Path
     dataset_id: str
@@ -113,12 +116,54 @@ class Material:
         """The annotator's lists of rules, played; None for labels of single steps."""
         return RulePolicy(self.labels.lists, self.baseline) if isinstance(self.labels, RuleLabels) else None
 
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"labels": self._kept if len(self.labels) > ENOUGH_ROWS else self.labels}
+
+    def __setstate__(self, state: Mapping[str, Any]) -> None:
+        labels = state["labels"]
+        self.__dict__.update(state, labels=labels.open() if isinstance(labels, _KeptLabels) else labels)
+
+    @cached_property
+    def _kept(self) -> _KeptLabels:
+        return _KeptLabels.of(self.labels, Store.locate(self.store_root).labels_dir)
+
     @cached_property
     def content_id(self) -> str:
         """Named by everything that decides the candidates of an arm, except the oracle."""
         made_of: list[object] = [self.dataset_id, self.labels.identity, self.baseline.sha256, self.config]
         made_of += [dict(self.units)] if self.units else []
         return content_id("m_", [*made_of, list(self.also)] if self.also else made_of)
+
+
+class _KeptLabels(NamedTuple):
+    """Labels whose columns are files, which every process maps: a copy that may be deleted."""
+
+    kind: type[Labels]
+    columns: Mapping[str, Path]
+    others: Mapping[str, Any]  # fields that are no columns
+
+    @classmethod
+    def of(cls, labels: Labels, folder: Path) -> _KeptLabels:
+        """Write them, unless they are there, named by their content."""
+        columns = {name: value for name, value in vars(labels).items() if isinstance(value, np.ndarray)}
+        own = folder / content_id("", labels.identity)
+        if not own.is_dir():
+            for other in folder.glob("*"):
+                if time.time() - other.stat().st_mtime > _DAY_S:
+                    shutil.rmtree(other, ignore_errors=True)
+            with writing(own):
+                unfinished = own.with_name(f"{own.name}.{os.getpid()}{TEMPORARY}")
+                unfinished.mkdir(parents=True)
+                for name, column in columns.items():
+                    np.save(unfinished / f"{name}.npy", column)
+                publish_folder(unfinished, own)
+        others = {name: value for name, value in vars(labels).items() if name not in columns}
+        return cls(type(labels), {name: own / f"{name}.npy" for name in columns}, others)
+
+    def open(self) -> Labels:
+        """The labels, their columns mapped."""
+        columns = {name: np.asarray(np.load(file, mmap_mode="r")) for name, file in self.columns.items()}
+        return self.kind(**columns, **self.others)
 
 
 def train_draw(material: Material, draw: ArmDraw) -> list[Snapshot]:

@@ -29,7 +29,7 @@ from refine.evaluation import (
     refit,
 )
 from refine.policies import MlpPolicy, Mode
-from storage.datasets import read_manifest, read_steps
+from storage.datasets import read_manifest
 from storage.errors import BadInput
 from storage.policies import note_training
 from storage.schema import Array, Frozen
@@ -38,7 +38,7 @@ from storage.store import Store
 from ..policies import Baseline
 from ..runtime import Report, parallel_map, silent
 from ..simulation import Named
-from .arms import PLACEBOS, ArmDraw, Material, labels_of, list_draws, train_draw
+from .arms import PLACEBOS, ArmDraw, Material, labels_of, list_draws, read_once, train_draw
 from .evaluator import Candidate
 from .lineage import appraisal_id, record_appraisal
 from .refinement import gather_material
@@ -55,6 +55,7 @@ def appraise(
     run_ids: Sequence[str] | None = None,
     rules: bool = False,
     baseline: Named | None = None,
+    also: Sequence[str] = (),
     report: Report = silent,
 ) -> Appraisal:
     """Refine with a dataset's annotations and the controls, and estimate every arm from the logged steps.
@@ -66,6 +67,7 @@ def appraise(
         run_ids: annotation runs whose labels count; all when None.
         rules: imitate their corrective rules instead, at all steps that they match.
         baseline: another baseline than the dataset's policy, see `policies.load_policy`.
+        also: further datasets whose steps and labels count, of the same environment.
         report: shown the progress.
 
     Raises:
@@ -75,9 +77,9 @@ def appraise(
     if config.refine.robust:
         raise BadInput("Readings of the labels can only be compared by playing.", "Leave --robust out.")
     found = gather_material(
-        store, read_manifest(store, dataset_id), config.refine, run_ids, rules=rules, baseline=baseline
+        store, read_manifest(store, dataset_id), config.refine, run_ids, rules=rules, also=also, baseline=baseline
     )
-    material, steps = found.material, read_steps(store, dataset_id)
+    material, steps = found.material, read_once(store, found.material.dataset_ids)
     check_episodes(steps)
     if config.mode == "sampled" and not material.baseline.is_stochastic:
         raise BadInput(
@@ -144,7 +146,7 @@ def train_and_score(material: Material, folds: int, draw: ArmDraw) -> tuple[list
         out_of_fold,  # takes seconds: d3rlpy and torch, which only training processes need
     )
 
-    steps = read_steps(Store.open(material.store_root), material.dataset_id)
+    steps = read_once(Store.locate(material.store_root), material.dataset_ids)
     labels = labels_of(material, draw, steps)
     consistency = out_of_fold(steps, labels, material.baseline, material.config, folds=folds)
     return train_draw(material, draw), consistency
@@ -166,7 +168,7 @@ def refit_number(
     material: Material, policies: Sequence[MlpPolicy], config: OpeConfig, mode: Mode, number: int
 ) -> Array:
     """One refit of all policies, in any process."""
-    steps = read_steps(Store.open(material.store_root), material.dataset_id)
+    steps = read_once(Store.locate(material.store_root), material.dataset_ids)
     return refit(steps, policies, config, mode, number)
 
 

@@ -5,14 +5,13 @@ It scores the steps and betas of a refinement; what a policy is worth is `ope.py
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
-from typing import Any
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import log_softmax
 
-from storage.datasets import StepArrays
+from storage.datasets import ENOUGH_ROWS, StepArrays
 from storage.errors import BadInput
 from storage.schema import Array
 
@@ -46,7 +45,8 @@ def out_of_fold(
     """Score every candidate's number of steps and beta on labels of episodes that its training has not seen.
 
     The labelled episodes are dealt into folds. For each fold the refinement is trained on the other episodes, with all
-    of its snapshots, and each snapshot is asked for the held-out suggestions.
+    of its snapshots, and each snapshot is asked for the held-out suggestions. Of a large dataset the trainings see the
+    labelled episodes and, of the others, as many as hold a million rows, drawn by chance.
 
     Args:
         steps: the logged steps.
@@ -65,6 +65,7 @@ def out_of_fold(
             "Annotate more episodes.",
         )
     order = np.random.default_rng(config.seed).permutation(episodes)
+    steps, labels = _restrict(steps, labels, _choose_episodes(steps, labels))
     scored = [
         _score_fold(steps, labels, baseline, config, held_out=order[fold :: min(folds, len(order))])
         for fold in range(min(folds, len(order)))
@@ -91,10 +92,8 @@ class _Fold:
 def _score_fold(
     steps: StepArrays, labels: Labels, baseline: MlpPolicy, config: RefineConfig, *, held_out: NDArray[np.int64]
 ) -> _Fold:
-    is_held_out = np.isin(steps.episode_id, held_out)
-    seen, known = _without(steps, labels, is_held_out)
-    snapshots = refine(seen, known, baseline, config)
-    asked = is_held_out[labels.rows] & (labels.weights > 0)
+    snapshots = refine(*_restrict(steps, labels, ~np.isin(steps.episodes, held_out)), baseline, config)
+    asked = np.isin(steps.episode_id[labels.rows], held_out) & (labels.weights > 0)
     exam = _chosen(labels, asked)
     start = as_logits(baseline, steps.observation) if baseline.head == "q_values" else baseline
     scores = [_score(policy, steps.observation[exam.rows], exam) for policy in (start, *(s.policy for s in snapshots))]
@@ -102,14 +101,31 @@ def _score_fold(
     return _Fold(likelihoods, agreements, float(exam.weights.sum()), len(exam))
 
 
-def _without(steps: StepArrays, labels: Labels, gone: NDArray[np.bool_]) -> tuple[StepArrays, Labels]:
-    """The steps and labels of the other episodes."""
-    columns: dict[str, Any] = {field.name: getattr(steps, field.name) for field in fields(steps)}
-    left: dict[str, Any] = {name: None if column is None else column[~gone] for name, column in columns.items()}
-    places, stays = np.cumsum(~gone) - 1, ~gone[labels.rows]
-    remaining = _chosen(labels, stays)
-    potential = None if labels.potential is None else labels.potential[~gone]
-    return StepArrays(**left), replace(remaining, rows=places[remaining.rows], potential=potential)
+def _choose_episodes(steps: StepArrays, labels: Labels) -> NDArray[np.bool_]:
+    """Which episodes are learned from, (E,): those with a label, and others by chance until they hold enough rows."""
+    chosen = np.zeros(len(steps.starts), np.bool_)
+    chosen[_episode_of(labels, steps)] = True
+    others = np.flatnonzero(~chosen)
+    if (steps.lengths[others] + 1).sum() > ENOUGH_ROWS:
+        others = np.random.default_rng(ENOUGH_ROWS).permutation(others)
+        others = others[np.cumsum(steps.lengths[others] + 1) <= ENOUGH_ROWS]
+    chosen[others] = True
+    return chosen
+
+
+def _restrict(steps: StepArrays, labels: Labels, stays: NDArray[np.bool_]) -> tuple[StepArrays, Labels]:
+    """The steps and labels of some episodes, (E,)."""
+    if stays.all():
+        return steps, labels
+    rows = np.flatnonzero(np.repeat(stays, steps.lengths + 1))
+    remaining = _chosen(labels, stays[_episode_of(labels, steps)])
+    potential = None if labels.potential is None else labels.potential[rows]
+    return steps.at(rows), replace(remaining, rows=np.searchsorted(rows, remaining.rows), potential=potential)
+
+
+def _episode_of(labels: Labels, steps: StepArrays) -> NDArray[np.int64]:
+    """The place of each label's episode, (L,)."""
+    return np.searchsorted(steps.starts, labels.rows, side="right") - 1
 
 
 def _chosen(labels: Labels, chosen: NDArray[np.bool_]) -> Labels:

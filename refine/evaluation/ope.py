@@ -5,13 +5,13 @@ It computes; what an estimate may claim is in `estimates.py`. Nothing is played 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from storage.datasets import StepArrays
+from storage.datasets import ENOUGH_ROWS, StepArrays, choose_rows
 from storage.errors import BadInput
 from storage.schema import Array
 
@@ -75,7 +75,7 @@ def refit(steps: StepArrays, policies: Sequence[MlpPolicy], config: OpeConfig, m
 
     The spread over the resamples contains that other episodes might have been logged, and the chance of the features.
     It does not contain the error that all of them share: actions that nobody logged, the features' form, the ridge, and
-    a world that has changed since.
+    a world that has changed since. Of a large log the units of the states come from a million rows, evenly spread.
 
     Args:
         steps: logged steps.
@@ -94,11 +94,11 @@ def refit(steps: StepArrays, policies: Sequence[MlpPolicy], config: OpeConfig, m
 
 
 class _Log(NamedTuple):
-    """One resample of the log: R transitions, and the random features of all states."""
+    """One resample of the log: R transitions, and the random features of states."""
 
     rows: NDArray[np.int64]  # (R,)
     weights: Floats  # (R,) how often each was drawn
-    inputs: Floats  # (N, n)
+    inputs: Callable[[NDArray[np.int64]], Floats]  # the standardised states of rows (B,), (B, n)
     directions: Floats  # (n, D), or (n + m, D) when actions are continuous
     phases: Floats  # (D,)
     starts: NDArray[np.int64]  # first rows of the drawn episodes
@@ -109,19 +109,22 @@ class _Log(NamedTuple):
 def _gather(
     steps: StepArrays, policy: MlpPolicy, drawn: NDArray[np.int64], config: OpeConfig, rng: np.random.Generator
 ) -> _Log:
-    inputs = network_inputs(steps.observation, policy.observation_space).astype(np.float64)
-    spread = inputs.std(axis=0)
-    inputs = (inputs - inputs.mean(axis=0)) / np.where(spread > 1e-6, spread, 1.0)
-    per_row = np.repeat(drawn, steps.lengths + 1)
-    rows = np.flatnonzero(~steps.is_final & (per_row > 0))
-    if len(rows) > config.transitions:
-        rows = np.sort(rng.choice(rows, config.transitions, replace=False))
-    width = inputs.shape[1] + (0 if policy.action_space.is_discrete else policy.action_space.size)
+    some = network_inputs(steps.observation[:: 1 + len(steps) // ENOUGH_ROWS], policy.observation_space)
+    some = some.astype(np.float64)
+    mean, spread = some.mean(axis=0), some.std(axis=0)
+    unit = np.where(spread > 1e-6, spread, 1.0)
+
+    def inputs(rows: NDArray[np.int64]) -> Floats:
+        seen = network_inputs(steps.observation[rows], policy.observation_space).astype(np.float64)
+        return np.clip((seen - mean) / unit, -_OUTLIER, _OUTLIER)
+
+    rows, episodes = _draw_rows(steps, drawn, config.transitions, rng)
+    width = some.shape[1] + (0 if policy.action_space.is_discrete else policy.action_space.size)
     horizon = 1 / (1 - config.gamma)
     return _Log(
         rows=rows,
-        weights=per_row[rows].astype(np.float64),
-        inputs=np.clip(inputs, -_OUTLIER, _OUTLIER),
+        weights=drawn[episodes].astype(np.float64),
+        inputs=inputs,
         directions=rng.standard_normal((width, config.features)) / np.sqrt(width),
         phases=rng.uniform(0, 2 * np.pi, config.features),
         starts=steps.starts[drawn > 0],
@@ -130,24 +133,34 @@ def _gather(
     )
 
 
+def _draw_rows(
+    steps: StepArrays, drawn: NDArray[np.int64], most: int, rng: np.random.Generator
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """At most so many rows of the steps of drawn episodes, ascending, and the place of the episode of each."""
+    lengths = np.where(drawn > 0, steps.lengths, 0)
+    ends = np.cumsum(lengths)
+    total = int(ends[-1])
+    places = np.arange(total) if total <= most else np.sort(rng.choice(total, most, replace=False))
+    episodes = np.searchsorted(ends, places, side="right")
+    return steps.starts[episodes] + places - (ends - lengths)[episodes], episodes
+
+
 def _evaluate(steps: StepArrays, policy: MlpPolicy, log: _Log, config: OpeConfig, mode: Mode) -> float:
     following = log.rows + 1
     discounts = config.gamma * ~steps.terminated[log.rows]
     if policy.action_space.is_discrete:
         logged = _one_hot(steps.action[log.rows] - policy.action_space.start, int(policy.action_space.n or 1))
-        features = _spread(_features(log, log.inputs[log.rows]), logged)
-        chances = _chances(policy, steps.observation[following], mode)
-        expected = _spread(_features(log, log.inputs[following]), chances)
-        first = _spread(_features(log, log.inputs[log.starts]), _chances(policy, steps.observation[log.starts], mode))
+        features = _spread(_features(log, log.inputs(log.rows)), logged)
     else:
-        features = _features(log, log.inputs[log.rows], _in_units(steps.action[log.rows], policy))
-        expected = _expected_features(log, steps, policy, following, mode)
-        first = _expected_features(log, steps, policy, log.starts, mode)
+        features = _features(log, log.inputs(log.rows), _in_units(steps.action[log.rows], policy))
+    expected = _expected_features(log, steps, policy, following, mode)
     weighted = features * log.weights[:, None]
     matrix = weighted.T @ (features - discounts[:, None] * expected)
     matrix[np.diag_indices_from(matrix)] += config.ridge * log.weights.sum() / matrix.shape[0]
     solution = np.linalg.solve(matrix, weighted.T @ steps.reward[log.rows])
-    return float(np.average(np.clip(first @ solution, *log.bounds), weights=log.start_weights))
+    parts = (log.starts[start : start + _CHUNK] for start in range(0, len(log.starts), _CHUNK))
+    first = np.concatenate([_expected_features(log, steps, policy, part, mode) @ solution for part in parts])
+    return float(np.average(np.clip(first, *log.bounds), weights=log.start_weights))
 
 
 def _features(log: _Log, inputs: Floats, actions: Floats | None = None) -> Floats:
@@ -163,11 +176,13 @@ def _spread(features: Floats, chances: Floats) -> Floats:
 
 
 def _expected_features(log: _Log, steps: StepArrays, policy: MlpPolicy, rows: NDArray[np.int64], mode: Mode) -> Floats:
-    """Features of a state and the policy's own continuous action, averaged over a few draws when it is drawn from."""
+    """Features of states and what the policy does there; of a continuous one that is drawn from, over a few draws."""
+    if policy.action_space.is_discrete:
+        return _spread(_features(log, log.inputs(rows)), _chances(policy, steps.observation[rows], mode))
     draws = _ACTION_SAMPLES if mode == "sampled" and policy.is_stochastic else 1
     rng = np.random.default_rng(0)
     found = [
-        _features(log, log.inputs[rows], _in_units(_act(policy, steps.observation[rows], mode, rng), policy))
+        _features(log, log.inputs(rows), _in_units(_act(policy, steps.observation[rows], mode, rng), policy))
         for _ in range(draws)
     ]
     return np.mean(found, axis=0)
@@ -205,6 +220,6 @@ def _support(steps: StepArrays, policy: MlpPolicy) -> float:
     """How much of the log the policy would repeat; the rest of its estimate is extrapolation."""
     if not policy.action_space.is_discrete:
         return float("nan")
-    acted = ~steps.is_final
-    chosen = _outputs(policy, steps.observation[acted]).argmax(axis=1) + policy.action_space.start
-    return float(np.mean(chosen == steps.action[acted]))
+    rows = choose_rows(np.flatnonzero(~steps.is_final), ENOUGH_ROWS)
+    chosen = _outputs(policy, steps.observation[rows]).argmax(axis=1) + policy.action_space.start
+    return float(np.mean(chosen == steps.action[rows]))

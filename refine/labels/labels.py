@@ -47,7 +47,10 @@ class Labels:
     def identity(self) -> dict[str, str]:
         """A hash of each column, by its name; what decides a training."""
         columns = {name: value for name, value in vars(self).items() if isinstance(value, np.ndarray)}
-        return {name: f"{column.dtype} {sha256_bytes(column.tobytes())}" for name, column in columns.items()}
+        return {
+            name: f"{column.dtype} {sha256_bytes(np.ascontiguousarray(column).data)}"
+            for name, column in columns.items()
+        }
 
 
 def labels_from_annotations(annotations: Sequence[Annotation], steps: StepArrays, action_space: Space) -> Labels:

@@ -220,7 +220,10 @@ def _randomise(
     labels: RuleLabels, steps: StepArrays, space: Space, rng: np.random.Generator, units: Mapping[str, str]
 ) -> Labels:
     drawn = _draw_actions(labels, steps, space, rng)
-    return _with(labels, _filled(drawn[labels.rules], labels.rows, steps, space), labels.weights)
+    suggestions = _no_actions(len(labels), space)
+    for part in (slice(start, start + CHUNK) for start in range(0, len(labels), CHUNK)):
+        suggestions[part] = _filled(drawn[labels.rules[part]], labels.rows[part], steps, space)
+    return _with(labels, suggestions, labels.weights)
 
 
 def _draw_actions(labels: RuleLabels, steps: StepArrays, space: Space, rng: np.random.Generator) -> NDArray[np.float64]:
@@ -285,18 +288,25 @@ def _suggest(
         steps: of the dataset.
         space: the action space.
     """
-    actions, has_value = np.full((len(rows), space.size), np.nan), np.zeros(len(rows), np.bool_)
+    suggestions, has_value = _no_actions(len(rows), space), np.zeros(len(rows), np.bool_)
     first = 0
     for compiled in lists:
         own = np.flatnonzero((rules >= first) & (rules < first + len(compiled.listed.rules)))
 
         def fill(part: NDArray[np.int64], compiled: CompiledRules = compiled, first: int = first) -> None:
             values = compiled.values(states_at(rows[part], steps), compiled.reads)
-            actions[part], has_value[part] = compiled.act(rules[part] - first, values)
+            actions, found = compiled.act(rules[part] - first, values)
+            suggestions[part] = _filled(np.where(found[:, None], actions, np.nan), rows[part], steps, space)
+            has_value[part] = found
 
         _in_parts(own, fill, compiled)
         first += len(compiled.listed.rules)
-    return _filled(np.where(has_value[:, None], actions, np.nan), rows, steps, space), has_value
+    return suggestions, has_value
+
+
+def _no_actions(count: int, space: Space) -> Array:
+    """Room for actions: (L,) int64 when discrete, else (L, m) float64."""
+    return np.empty(count, np.int64) if space.is_discrete else np.empty((count, space.size))
 
 
 def _filled(actions: NDArray[np.float64], rows: NDArray[np.int64], steps: StepArrays, space: Space) -> Array:

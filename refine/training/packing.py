@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from itertools import accumulate
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from storage.datasets import StepArrays
+from storage.datasets import ENOUGH_ROWS, StepArrays, choose_rows
 from storage.errors import BadInput
 from storage.schema import Array, Space
 
@@ -19,9 +20,6 @@ from .units import in_network_units
 
 CHUNK = 8_192
 """Rows of the table that are written at a time; what is gathered for them stays in the processor's cache."""
-PLAIN_ROWS = 1_000_000
-"""Rows without a label that a table has at most, so that its size does not grow with the dataset. A training draws a
-few hundred thousand states at most, and from so many rows they are as good as drawn from all."""
 
 Rows = NDArray[np.int64]
 Floats = NDArray[np.float32]
@@ -46,9 +44,10 @@ class PackedTable:
     """Packed transitions, of which a fixed number per batch are annotated ones.
 
     Args:
-        values: (R, width) float32; the last `annotated` rows are the annotated ones.
+        take: what rows (B,) of the table hold, (B, width) float32.
+        plain: number of rows that are not annotated, the first ones.
         columns: name of a field of `Columns` -> its columns of the table.
-        annotated: number of annotated rows at the end of the table.
+        annotated: number of annotated rows, which come after them.
         quota: annotated rows in every batch, sampled with replacement.
         action_space: of the actions.
         seed: of the sampling.
@@ -56,23 +55,24 @@ class PackedTable:
 
     def __init__(
         self,
-        values: Floats,
+        take: Callable[[Rows], Floats],
         columns: Mapping[str, slice],
         *,
+        plain: int,
         annotated: int,
         quota: int,
         action_space: Space,
         seed: int = 0,
     ) -> None:
-        self.values, self.columns, self.action_space = values, columns, action_space
-        self._plain = len(values) - annotated
+        self.take, self.columns, self.action_space = take, columns, action_space
+        self._plain = plain
         self._annotated = annotated
         self._quota = quota
         self.reseed(seed)
 
     def __len__(self) -> int:
         """Rows; a step with several labels is several rows."""
-        return len(self.values)
+        return self._plain + self._annotated
 
     def reseed(self, seed: int) -> None:
         """Start the sampling anew."""
@@ -80,7 +80,7 @@ class PackedTable:
 
     def sample_columns(self, batch_size: int) -> Columns:
         """A batch with the quota of annotated rows first, the rest uniformly from the other transitions."""
-        packed = np.ascontiguousarray(self.values.take(self.sample_rows(batch_size), axis=0).T)
+        packed = np.ascontiguousarray(self.take(self.sample_rows(batch_size)).T)
         return Columns(**{name: packed[columns] for name, columns in self.columns.items()})
 
     def sample_rows(self, batch_size: int) -> Rows:
@@ -89,7 +89,7 @@ class PackedTable:
         quota = quota if self._plain else batch_size
         rows = np.empty(batch_size, np.int64)
         if quota:
-            rows[:quota] = self._rng.integers(self._plain, len(self.values), quota)
+            rows[:quota] = self._rng.integers(self._plain, len(self), quota)
         if quota < batch_size:
             rows[quota:] = self._rng.integers(0, self._plain, batch_size - quota)
         return rows
@@ -107,8 +107,10 @@ def build_table(
     """Pack transitions and labels.
 
     Every step is a transition, the last one of an episode included: its next observation is the final row. Only a
-    termination ends the bootstrap; a truncated episode goes on from its final observation. Of more than `PLAIN_ROWS`
-    steps without a label so many are taken, drawn by chance; labels are all taken.
+    termination ends the bootstrap; a truncated episode goes on from its final observation. Of more than a
+    million steps without a label so many are taken, drawn by chance, so that the table's size does not grow with the
+    dataset: a training draws a few hundred thousand states at most. Labels are all taken; of more than a million the
+    rows are packed as they are drawn.
 
     Args:
         steps: N rows.
@@ -127,27 +129,38 @@ def build_table(
             f"None of the {len(labels)} labels has a suggestion with confidence above 0.",
             "Annotate more episodes, or refine from rewards only (mode R).",
         )
+    counting = np.flatnonzero(used)
     is_plain = ~steps.is_final
-    is_plain[labels.rows[used]] = False
-    rows = np.concatenate([_choose(np.flatnonzero(is_plain)), labels.rows[used]])
-    notes = _notes(labels, used, suggestions, space=baseline.action_space)
+    is_plain[labels.rows[counting]] = False
+    plain = choose_rows(np.flatnonzero(is_plain), ENOUGH_ROWS)
+    rows = np.concatenate([plain, labels.rows[counting]])
+    notes = _notes(labels, counting, suggestions, space=baseline.action_space)
     readers = _readers(steps, rewards, baseline)
-    columns = _lay_out(_widths(notes, baseline))
-    table = np.zeros((len(rows), columns["references"].stop), np.float32)
-    for part in (slice(start, start + CHUNK) for start in range(0, len(rows), CHUNK)):
+    columns = _lay_out(_widths(baseline))
+
+    def pack(places: Rows) -> Floats:
+        packed = np.zeros((len(places), columns["references"].stop), np.float32)
         for name, read in readers.items():
-            table[part, columns[name]] = read(rows[part])
-    for name, block in notes.items():
-        table[-len(block) :, columns[name]] = block  # a plain row has zeros
-    return PackedTable(table, columns, annotated=int(used.sum()), quota=quota, action_space=baseline.action_space)
+            packed[:, columns[name]] = read(rows[places])
+        annotated = np.flatnonzero(places >= len(plain))
+        for name, read in notes.items():
+            packed[annotated, columns[name]] = read(places[annotated] - len(plain))  # a plain row has zeros
+        return packed
+
+    take = pack if len(counting) > ENOUGH_ROWS else partial(_pack_all(pack, len(rows)).take, axis=0)
+    return PackedTable(
+        take, columns, plain=len(plain), annotated=len(counting), quota=quota, action_space=baseline.action_space
+    )
 
 
-def _choose(plain: Rows) -> Rows:
-    """All rows without a label; of a large dataset some, drawn by chance."""
-    if len(plain) <= PLAIN_ROWS:
-        return plain
-    drawn = np.random.default_rng(PLAIN_ROWS).choice(len(plain), PLAIN_ROWS, replace=False, shuffle=False)
-    return plain[np.sort(drawn)]
+def _pack_all(pack: Callable[[Rows], Floats], rows: int) -> Floats:
+    """The whole table."""
+    parts = [np.arange(start, min(start + CHUNK, rows)) for start in range(0, rows, CHUNK)]
+    packed = pack(parts[0])
+    table = np.empty((rows, packed.shape[1]), np.float32)
+    for part in parts:
+        table[part[0] : part[-1] + 1] = packed if part is parts[0] else pack(part)
+    return table
 
 
 def _readers(
@@ -179,23 +192,28 @@ def _readers(
     }
 
 
-def _widths(notes: dict[str, Array], baseline: MlpPolicy) -> dict[str, int]:
+def _widths(baseline: MlpPolicy) -> dict[str, int]:
     """Numbers in each column of the table, in their order."""
     seen = input_size(baseline.observation_space)
     done = 1 if baseline.action_space.is_discrete else baseline.action_space.size
     logged = {"observations": seen, "actions": done, "rewards": 1, "terminals": 1}
     logged |= {"next_observations": seen, "next_actions": done}
-    said = {name: block.shape[1] for name, block in notes.items()}
+    said = {"suggestions": done, "weights": 1, "labelled": 1}
     return {**logged, **said, "references": output_size(baseline.action_space)}
 
 
-def _notes(labels: Labels, used: NDArray[np.bool_], counted: bool, *, space: Space) -> dict[str, Array]:
-    """Columns of the annotated rows; a suggestion that does not count has mask 0."""
-    weights = labels.weights[used, None]
+def _notes(labels: Labels, counting: Rows, counted: bool, *, space: Space) -> dict[str, Callable[[Rows], Array]]:
+    """How columns of the annotated rows are read, at some of them; a suggestion that does not count has mask 0."""
+    weights = labels.weights[counting]
+    size = max(float(weights[weights > 0].mean()), 1e-9) if (weights > 0).any() else 1.0
+
+    def suggest(places: Rows) -> Array:
+        return in_network_units(labels.suggestions[counting[places]].reshape(len(places), space.size), space)
+
     return {
-        "suggestions": in_network_units(labels.suggestions[used].reshape(int(used.sum()), -1), space),
-        "weights": weights / max(float(weights[weights > 0].mean()), 1e-9) if (weights > 0).any() else weights,
-        "labelled": (weights > 0) & counted,
+        "suggestions": suggest,
+        "weights": lambda places: weights[places, None] / size,
+        "labelled": lambda places: (weights[places, None] > 0) & counted,
     }
 
 

@@ -13,7 +13,7 @@ from typing import cast
 import numpy as np
 from numpy.typing import NDArray
 
-from storage.datasets import StepArrays
+from storage.datasets import ENOUGH_ROWS, StepArrays
 from storage.schema import Array
 
 from ..config import RefineConfig, Snapshot
@@ -30,7 +30,7 @@ from ..labels import (
 )
 from ..policies import MlpPolicy, action_bounds, action_units, network_inputs
 from .fast import train_fast
-from .packing import PLAIN_ROWS, build_table
+from .packing import build_table
 from .units import as_logits
 
 __all__ = ["Progress", "RefineConfig", "Snapshot", "refine"]
@@ -81,7 +81,7 @@ def refine(
     dense = covers_most_steps(labels, steps)
     config = (config or RefineConfig()).completed(baseline.action_space, dense=dense)
     betas, stops = config.betas or (), config.snapshots or ()
-    some = slice(None, None, 1 + len(steps) // PLAIN_ROWS)
+    some = slice(None, None, 1 + len(steps) // ENOUGH_ROWS)
     start = as_logits(baseline, steps.observation[some]) if baseline.head == "q_values" else baseline
     start = replace(start, output_limit=None)
     rewards = steps.reward if config.mode == "A" else relabel(steps, labels, config).rewards

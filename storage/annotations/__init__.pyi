@@ -8,7 +8,6 @@ from .annotations import (
     load_annotations,
     load_label_replays,
     pool_annotations,
-    read_pool,
 )
 from .reviews import (
     QueueKind,
@@ -75,7 +74,6 @@ __all__ = [
     "load_label_replays",
     "load_rule_lists",
     "pool_annotations",
-    "read_pool",
     "replace_labels",
     "resolve_ruled_dataset",
     "summarise_rules",

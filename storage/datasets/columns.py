@@ -7,7 +7,7 @@ An episode of T steps is T+1 rows: the last row has the final observation, a nul
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import Any
 
@@ -31,6 +31,17 @@ COLUMNS = (
     "policy_output",
     "seed",
 )
+
+
+ENOUGH_ROWS = 1_000_000
+"""From so many rows statistics and batches are as good as from all of a larger dataset, and take bounded memory."""
+
+
+def choose_rows(rows: NDArray[np.int64], most: int) -> NDArray[np.int64]:
+    """All rows; of more than `most` so many, drawn by chance, always the same ones, in ascending order."""
+    if len(rows) <= most:
+        return rows
+    return rows[np.sort(np.random.default_rng(most).choice(len(rows), most, replace=False, shuffle=False))]
 
 
 @dataclass(frozen=True)
@@ -64,6 +75,12 @@ class StepArrays:
     def episodes(self) -> NDArray[np.int64]:
         """The episodes' ids, ascending, (E,)."""
         return self.episode_id[self.starts]
+
+    def at(self, rows: slice | NDArray[Any]) -> StepArrays:
+        """Some rows, of whole episodes in ascending order; views where they are a slice."""
+        columns: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
+        some: dict[str, Any] = {name: None if column is None else column[rows] for name, column in columns.items()}
+        return StepArrays(**some)
 
     def row_of(self, episode_id: int, step: int) -> int:
         """The row of one step.

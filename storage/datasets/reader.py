@@ -1,8 +1,9 @@
-"""Reads the steps of a dataset, as episodes or flat columns; those of a large one are mapped into memory.
+"""Reads the steps of a dataset or a pool, as episodes or flat columns; those of a large one are mapped into memory.
 
-The format of a file is in `columns.py`. Mapped columns are a copy that may be deleted, named by the content of the
-shards: written once, then read in place by every process. The operating system reads the pages that are touched, and
-drops them when it needs the space.
+A pool has the rows of several datasets one after the other, with the episodes renumbered. The format of a file is in
+`columns.py`. Mapped columns are a copy that may be deleted, named by the content of the shards: written once, then read
+in place by every process. The operating system reads the pages that are touched, and drops them when it needs the
+space. A store keeps the columns of one pool, the newest.
 """
 
 from __future__ import annotations
@@ -13,8 +14,8 @@ import shutil
 from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import fields
-from itertools import groupby
+from dataclasses import fields, replace
+from itertools import accumulate, groupby
 from operator import itemgetter
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -25,11 +26,12 @@ import pyarrow as pa
 from numpy.lib import format as npy
 from numpy.typing import NDArray
 
-from ..content_hash import content_id
-from ..disk import TEMPORARY, exclusive_lock, publish_folder, writing
+from ..content_hash import canonical_json, content_id
+from ..disk import TEMPORARY, UnreadableError, decode_json, exclusive_lock, publish_folder, writing
 from ..errors import BadInput
-from ..schema import Array, Episode, Manifest, Shard
+from ..schema import Array, Episode, Manifest, ManifestDraft, Shard
 from ..store import Store
+from .checks import require_finite
 from .columns import StepArrays, cut_episodes, decode_episodes, decode_steps
 from .shards import check_shard, read_manifest, read_shard
 from .writer import StepsWriter
@@ -41,6 +43,7 @@ __all__ = [
     "list_episodes",
     "read_episode",
     "read_manifest",
+    "read_pool",
     "read_steps",
     "scan_steps",
 ]
@@ -86,7 +89,7 @@ def list_episodes(store: Store, dataset_id: str) -> list[Episode]:
         DamagedStore: if a shard is damaged.
     """
     manifest = read_manifest(store, dataset_id)
-    mapped = map_dataset(store, manifest) if is_large(manifest) else None
+    mapped = map_columns(store, [manifest]) if is_large([manifest]) else None
     return list(iterate_episodes(store, dataset_id) if mapped is None else cut_episodes(*mapped, manifest))
 
 
@@ -99,13 +102,70 @@ def read_steps(store: Store, dataset_id: str, *, episode_ids: Sequence[int] | No
     """
     manifest = read_manifest(store, dataset_id)
     if episode_ids is None:
-        if is_large(manifest) and (mapped := map_dataset(store, manifest)) is not None:
-            return mapped.rows
-        everything = (read_shard(store, manifest, shard) for shard in manifest.shards)
-        return decode_steps(everything, manifest.steps + manifest.episodes, manifest)
+        return _read_all(store, [manifest])
     plan = _plan(manifest, sorted(set(episode_ids)))
     tables = [_read_wanted(store, manifest, shard, wanted) for shard, wanted in plan]
     return decode_steps(tables, sum(table.num_rows for table in tables), manifest)
+
+
+_ALIKE = ("env_id", "env_kwargs", "observation_space", "action_space", "component_names", "action_names")
+
+
+def read_pool(store: Store, dataset_ids: Sequence[str]) -> StepArrays:
+    """Rows of several datasets as flat columns; the episodes of each follow those of the one before.
+
+    `policy_output` is kept where all of them have it. Those of a large pool are mapped.
+
+    Raises:
+        BadInput: if there is no such dataset, one holds numbers that are not finite, or they differ in environment,
+            spaces or names.
+        DamagedStore: if a shard is damaged.
+    """
+    manifests = [read_manifest(store, dataset_id) for dataset_id in dataset_ids]
+    _check_alike(manifests)
+    pool, end = _read_all(store, manifests), 0
+    for manifest, shift in zip(manifests, episode_shifts(manifests), strict=True):
+        start, end = end, end + _rows([manifest])
+        part = pool.at(slice(start, end))
+        require_finite(replace(part, episode_id=part.episode_id - shift), manifest.dataset_id)
+    return pool
+
+
+def episode_shifts(manifests: Sequence[Manifest]) -> list[int]:
+    """What is added to the episode numbers of each dataset of a pool."""
+    return list(accumulate((manifest.shards[-1].last_episode + 1 for manifest in manifests[:-1]), initial=0))
+
+
+def _check_alike(manifests: Sequence[Manifest]) -> None:
+    first, *others = manifests
+    for other in others:
+        for name in _ALIKE:
+            if canonical_json(getattr(other, name)) != canonical_json(getattr(first, name)):
+                raise BadInput(
+                    f"The datasets {first.dataset_id} and {other.dataset_id} differ in {name}, so they are not one.",
+                    "Give each its own deployment.",
+                )
+
+
+def _read_all(store: Store, manifests: Sequence[Manifest]) -> StepArrays:
+    if is_large(manifests) and (mapped := map_columns(store, manifests)) is not None:
+        return mapped.rows
+    everything = (read_shard(store, manifest, shard) for manifest in manifests for shard in manifest.shards)
+    rows, end = decode_steps(everything, _rows(manifests), _draft(manifests)), 0
+    for manifest, shift in zip(manifests, episode_shifts(manifests), strict=True):
+        start, end = end, end + _rows([manifest])
+        rows.episode_id[start:end] += shift
+    return rows
+
+
+def _rows(manifests: Sequence[Manifest]) -> int:
+    return sum(manifest.steps + manifest.episodes for manifest in manifests)
+
+
+def _draft(manifests: Sequence[Manifest]) -> ManifestDraft:
+    """What decodes the rows of all of them."""
+    has_outputs = all(manifest.policy_output for manifest in manifests)
+    return manifests[0] if has_outputs else manifests[0].model_copy(update={"policy_output": None})
 
 
 def scan_steps(store: Store, dataset_id: str) -> pl.LazyFrame:
@@ -152,31 +212,32 @@ def _unknown(episode_id: int, shards: Sequence[Shard]) -> BadInput:
 
 
 MAPPED_ROWS = 2_000_000
-"""Datasets with fewer rows are decoded in memory, which takes a second or two."""
+"""Fewer rows are decoded in memory, which takes a second or two."""
 _NAMES = tuple(field.name for field in fields(StepArrays))
 _SEEDS = "seed"
 _UNKNOWN_SEED = -1  # Gymnasium's seeds are not negative
 _ROOM = 1.1  # of the columns' bytes
+_MEMBERS = "datasets.json"  # which datasets the columns of a pool are of
 
 
-def is_large(manifest: Manifest) -> bool:
-    """Whether a dataset is read by mapping its columns."""
-    return manifest.steps + manifest.episodes >= MAPPED_ROWS
+def is_large(manifests: Sequence[Manifest]) -> bool:
+    """Whether a dataset or a pool is read by mapping its columns."""
+    return _rows(manifests) >= MAPPED_ROWS
 
 
 class Mapped(NamedTuple):
-    """A memory-mapped dataset."""
+    """A memory-mapped dataset or pool."""
 
     rows: StepArrays  # of read-only columns
     seeds: list[int | None]  # of each episode
 
 
-def map_dataset(store: Store, manifest: Manifest) -> Mapped | None:
-    """All rows of a dataset as read-only columns on disk, which are written first if missing.
+def map_columns(store: Store, manifests: Sequence[Manifest]) -> Mapped | None:
+    """All rows of a dataset or a pool as read-only columns on disk, which are written first if missing.
 
     Args:
         store: the store.
-        manifest: of one of its datasets.
+        manifests: of datasets of it, in the order of their rows.
 
     Returns:
         The columns and the seeds; None if the disk has no space for them.
@@ -185,10 +246,10 @@ def map_dataset(store: Store, manifest: Manifest) -> Mapped | None:
         DamagedStore: if a shard is damaged.
     """
     for _ in range(2):
-        folder = _find_folder(store, manifest)
+        folder = _find_folder(store, manifests)
         if folder is None:
             return None
-        if (found := _open_columns(folder, manifest)) is not None:
+        if (found := _open_columns(folder, manifests)) is not None:
             rows = StepArrays(**{name: found.get(name) for name in _NAMES})  # pyright: ignore[reportArgumentType]
             return Mapped(rows, [None if seed == _UNKNOWN_SEED else seed for seed in found[_SEEDS].tolist()])
         with suppress(FileNotFoundError):
@@ -196,20 +257,30 @@ def map_dataset(store: Store, manifest: Manifest) -> Mapped | None:
     return None
 
 
-def damaged_columns(store: Store, manifest: Manifest) -> list[Path]:
-    """The files of columns that differ from the shards; empty if the dataset has no columns.
+def list_pools(store: Store) -> list[list[str]]:
+    """The datasets of each pool that has columns; one whose list cannot be read is left out."""
+    found: list[list[str]] = []
+    for path in sorted(store.pools_dir.glob(f"*/{_MEMBERS}")):
+        with suppress(OSError, UnreadableError):
+            names = decode_json(path.read_bytes())
+            found += [[str(name) for name in names]] if isinstance(names, list) and names else []
+    return found
+
+
+def damaged_columns(store: Store, manifests: Sequence[Manifest]) -> list[Path]:
+    """The files of columns of a dataset or a pool that differ from the shards; empty if it has no columns.
 
     Raises:
         DamagedStore: if a shard is damaged.
     """
-    folder = store.columns_dir(manifest.dataset_id) / _key(manifest)
+    folder = _folder(store, manifests)
     if not folder.is_dir():
         return []
-    if (found := _open_columns(folder, manifest)) is None:
+    if (found := _open_columns(folder, manifests)) is None:
         return [folder]
     wrong: set[str] = set()
     places = dict.fromkeys(found, 0)
-    for part, seeds in _parts(store, manifest):
+    for part, seeds in _parts(store, manifests):
         for name, column in {**_columns(part), _SEEDS: seeds}.items():
             start, places[name] = places[name], places[name] + len(column)
             if found[name][start : places[name]].tobytes() != column.tobytes():
@@ -217,11 +288,11 @@ def damaged_columns(store: Store, manifest: Manifest) -> list[Path]:
     return [folder / f"{name}.npy" for name in sorted(wrong)]
 
 
-def _open_columns(folder: Path, manifest: Manifest) -> dict[str, Array] | None:
+def _open_columns(folder: Path, manifests: Sequence[Manifest]) -> dict[str, Array] | None:
     """The columns of a folder; None if one is missing or has a wrong type or size."""
-    rows = manifest.steps + manifest.episodes
-    expected = {name: (column.dtype, (rows, *column.shape[1:])) for name, column in _empty(manifest).items()}
-    expected[_SEEDS] = (np.dtype(np.int64), (manifest.episodes,))
+    rows = _rows(manifests)
+    expected = {name: (column.dtype, (rows, *column.shape[1:])) for name, column in _empty(manifests).items()}
+    expected[_SEEDS] = (np.dtype(np.int64), (sum(manifest.episodes for manifest in manifests),))
     try:
         files = {name: folder / f"{name}.npy" for name in expected}
         found = {name: np.asarray(np.load(file, mmap_mode="r", allow_pickle=False)) for name, file in files.items()}
@@ -230,29 +301,35 @@ def _open_columns(folder: Path, manifest: Manifest) -> dict[str, Array] | None:
     return found if {name: (column.dtype, column.shape) for name, column in found.items()} == expected else None
 
 
-def _empty(manifest: Manifest) -> Mapping[str, Array]:
-    return _columns(decode_steps([], 0, manifest))
+def _empty(manifests: Sequence[Manifest]) -> Mapping[str, Array]:
+    return _columns(decode_steps([], 0, _draft(manifests)))
 
 
-def _key(manifest: Manifest) -> str:
-    return content_id("", [shard.sha256 for shard in manifest.shards])
+def _folder(store: Store, manifests: Sequence[Manifest]) -> Path:
+    """Where the columns are, named by the content of the shards."""
+    content = [[shard.sha256 for shard in manifest.shards] for manifest in manifests]
+    if len(manifests) == 1:
+        return store.columns_dir(manifests[0].dataset_id) / content_id("", content[0])
+    return store.pools_dir / content_id("", content)
 
 
-def _find_folder(store: Store, manifest: Manifest) -> Path | None:
-    folder = store.columns_dir(manifest.dataset_id) / _key(manifest)
+def _find_folder(store: Store, manifests: Sequence[Manifest]) -> Path | None:
+    folder = _folder(store, manifests)
     if not folder.is_dir():
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with exclusive_lock(folder.parent, f"the columns of {manifest.dataset_id}", wait=True):
-            if not folder.is_dir() and not _write(store, manifest, folder):
+        with exclusive_lock(folder.parent, f"the columns of {manifests[0].dataset_id}", wait=True):
+            if not folder.is_dir() and not _write(store, manifests, folder):
                 return None
     return folder
 
 
-def _write(store: Store, manifest: Manifest, folder: Path) -> bool:
-    """Write the columns shard by shard; False if there is no space for them."""
-    empty = _empty(manifest)
+def _write(store: Store, manifests: Sequence[Manifest], folder: Path) -> bool:
+    """Write the columns shard by shard, in place of those of another pool; False if there is no space for them."""
+    for other in folder.parent.iterdir() if len(manifests) > 1 else ():
+        shutil.rmtree(other, ignore_errors=True)
+    empty = _empty(manifests)
     row_bytes = sum(column.itemsize * math.prod(column.shape[1:]) for column in empty.values())
-    rows = manifest.steps + manifest.episodes
+    rows = _rows(manifests)
     if shutil.disk_usage(folder.parent).free < _ROOM * rows * row_bytes:
         return False
     unfinished = folder.with_name(folder.name + TEMPORARY)
@@ -262,25 +339,31 @@ def _write(store: Store, manifest: Manifest, folder: Path) -> bool:
         files = {name: stack.enter_context((unfinished / f"{name}.npy").open("wb")) for name in [*empty, _SEEDS]}
         for name, column in empty.items():
             _write_header(files[name], column, rows)
-        _write_header(files[_SEEDS], np.zeros(0, np.int64), manifest.episodes)
-        for part, seeds in _parts(store, manifest):
+        _write_header(files[_SEEDS], np.zeros(0, np.int64), sum(manifest.episodes for manifest in manifests))
+        for part, seeds in _parts(store, manifests):
             for name, column in _columns(part).items():
                 column.tofile(files[name])
             seeds.tofile(files[_SEEDS])
         for file in files.values():
             file.flush()
             os.fsync(file.fileno())
+        if len(manifests) > 1:
+            members = canonical_json([manifest.dataset_id for manifest in manifests])
+            (unfinished / _MEMBERS).write_text(members)
     publish_folder(unfinished, folder)
     return True
 
 
-def _parts(store: Store, manifest: Manifest) -> Iterator[tuple[StepArrays, NDArray[np.int64]]]:
+def _parts(store: Store, manifests: Sequence[Manifest]) -> Iterator[tuple[StepArrays, NDArray[np.int64]]]:
     """Each shard's rows, and the seeds of its episodes."""
-    for shard in manifest.shards:
-        table = read_shard(store, manifest, shard)
-        rows = decode_steps([table], table.num_rows, manifest)
-        seeds = table["seed"].take(pa.array(rows.starts)).fill_null(_UNKNOWN_SEED)
-        yield rows, seeds.to_numpy()
+    draft = _draft(manifests)
+    for manifest, shift in zip(manifests, episode_shifts(manifests), strict=True):
+        for shard in manifest.shards:
+            table = read_shard(store, manifest, shard)
+            rows = decode_steps([table], table.num_rows, draft)
+            rows.episode_id[:] += shift
+            seeds = table["seed"].take(pa.array(rows.starts)).fill_null(_UNKNOWN_SEED)
+            yield rows, seeds.to_numpy()
 
 
 def _columns(rows: StepArrays) -> Mapping[str, Array]:

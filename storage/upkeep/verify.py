@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Container, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 from ..annotations import check_rule_list, formula_reader, load_rule_lists
 from ..catalog import inspect_shards
 from ..content_hash import is_sealed, sha256_file
-from ..datasets import check_shard, damaged_columns, read_manifest
+from ..datasets import check_shard, damaged_columns, list_pools, read_manifest
 from ..errors import BadInput, DamagedStore, LeftOutWarning, Prerequisite, TrajnoteError
 from ..ledger import read_frames
 from ..policies import RECORD, files_sha256, is_record, read_folder
@@ -117,6 +118,9 @@ def _check_files(store: Store, registered: _Registered, tell: Callable[[str], No
 def _check_datasets(store: Store, registered: _Registered, tell: Callable[[str], None]) -> Iterator[Damage]:
     for dataset_id, sha256 in registered.datasets.items():
         yield from _check_dataset(store, dataset_id, sha256, tell)
+    for names in list_pools(store):
+        with suppress(TrajnoteError):  # what is wrong with its datasets is said above
+            yield from _check_columns(store, [read_manifest(store, name) for name in names])
     for folder in _strangers(store.rollouts_dir, registered.datasets):
         yield Damage(
             _name(store, folder),
@@ -148,11 +152,15 @@ def _check_dataset(store: Store, dataset_id: str, sha256: str, tell: Callable[[s
         is_whole = is_whole and not damages
     yield from _check_card(store, manifest, tell)
     if is_whole:
-        for column in damaged_columns(store, manifest):
-            yield Damage(_name(store, column), "the copy of a column differs from the shards", _DELETE)
+        yield from _check_columns(store, [manifest])
     if sha256:
         yield from _check_views(store, dataset_id)
         yield from _check_counts(store, manifest)
+
+
+def _check_columns(store: Store, manifests: Sequence[Manifest]) -> Iterator[Damage]:
+    for column in damaged_columns(store, manifests):
+        yield Damage(_name(store, column), "the copy of a column differs from the shards", _DELETE)
 
 
 def _check_shard(store: Store, manifest: Manifest, shard: Shard) -> Iterator[Damage]:

@@ -64,7 +64,7 @@ class AnnotatedBuffer(ReplayBufferBase):
 
     def rows(self, indices: NDArray[np.int64]) -> AnnotatedMiniBatch:
         """The given rows of the table as a batch."""
-        packed = self.table.values.take(indices, axis=0)
+        packed = self.table.take(indices)
         fields = {name: packed[:, columns] for name, columns in self.table.columns.items()}
         return AnnotatedMiniBatch(**fields, intervals=np.ones((len(packed), 1), np.float32), transitions=())
 
