@@ -1,8 +1,12 @@
 from __future__ import annotations
 
+import errno
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -10,8 +14,10 @@ from hypothesis.extra import numpy as hnp
 from soak import full_or
 from toy_datasets import BOX3, make_draft, make_episode, same, write
 
+from storage.datasets.columns import encode_episodes
 from storage.datasets.reader import StepsWriter, iterate_episodes, read_episode, read_manifest, read_steps, scan_steps
-from storage.errors import BadInput, CatalogLocked, DamagedStore
+from storage.datasets.shards import ROW_GROUP, GrowingShard
+from storage.errors import BadInput, CatalogLocked, DamagedStore, DiskFailed
 from storage.schema import Episode, ManifestDraft, Space
 from storage.store import Store
 
@@ -33,6 +39,11 @@ def test_special_numbers_survive(store: Store) -> None:
     episode = make_episode(0, 1, observations=observations, rewards=np.array([-0.0]))
     write(store, make_draft(), [episode])
     assert same(read_episode(store, "d1", 0), episode)
+
+
+def row_groups(path: Path) -> Iterator[pq.RowGroupMetaData]:
+    metadata = pq.read_metadata(path)
+    return map(metadata.row_group, range(metadata.num_row_groups))
 
 
 FLOATS = st.sampled_from(["float32", "float64"])
@@ -175,6 +186,39 @@ def test_an_interrupted_run_goes_on_after_its_last_finished_shard(store: Store, 
     other = Store.create(tmp_path_factory.mktemp("other"))
     assert write(other, make_draft(), episodes, shard_bytes=250).shards == resumed.shards
     assert sorted(path.name for path in store.rollouts_dir.iterdir()) == ["d1"]
+
+
+@pytest.mark.slow
+def test_a_shard_that_grows_in_pieces_has_the_bytes_of_one_written_at_once(store: Store, tmp_path: Path) -> None:
+    episodes = [make_episode(i, length=1_700 + i) for i in range(25)]
+    manifest = write(store, make_draft(), episodes)
+    (shard,) = manifest.shards
+    path = store.dataset_dir("d1") / shard.name
+    assert [group.num_rows for group in row_groups(path)] == [ROW_GROUP] * 2 + [shard.rows - 2 * ROW_GROUP]
+    at_once = GrowingShard(tmp_path, "whole.parquet", make_draft())
+    at_once.add(encode_episodes(episodes, make_draft()))
+    assert at_once.finish().shard.sha256 == shard.sha256
+    assert [*tmp_path.iterdir()] == [tmp_path / "whole.parquet"]
+    assert all(same(a, b) for a, b in zip(episodes, iterate_episodes(store, "d1"), strict=True))
+
+
+def test_what_the_disk_refuses_beside_the_caller_is_said_at_its_next_word_and_leaves_no_piece(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(path: Path) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    with StepsWriter(store, make_draft(), shard_bytes=1) as writer:
+        writer.write(make_episode(0))
+        assert writer.keep() == 1
+        monkeypatch.setattr("storage.datasets.shards.sync_file", refuse)
+        writer.write(make_episode(1))
+        with pytest.raises(DiskFailed, match="is full"):
+            writer.write(make_episode(2))
+    monkeypatch.undo()
+    assert sorted(path.name for path in store.partial_dir("d1").iterdir()) == ["draft.json", "steps-00000.parquet"]
+    with StepsWriter(store, make_draft(), shard_bytes=1) as writer:
+        assert writer.episodes_done == 1
 
 
 def test_an_interrupted_run_with_another_draft_starts_over(store: Store) -> None:

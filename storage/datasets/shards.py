@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
@@ -16,13 +17,12 @@ from pydantic import ValidationError
 from ..content_hash import sha256_file
 from ..disk import TEMPORARY, gone_on_failure, sync_file, sync_folder, writing
 from ..errors import BadInput, DamagedStore
-from ..schema import Manifest, Shard
+from ..schema import Manifest, ManifestDraft, Shard
 from ..store import Store
 from .columns import COLUMNS, steps_schema
 
 ROW_GROUP = 16_384
 _FORMAT: Mapping[str, Any] = {
-    "row_group_size": ROW_GROUP,
     "compression": "zstd",
     "compression_level": 1,
     "use_dictionary": ["episode_id", "step", "terminated", "truncated", "seed"],
@@ -45,21 +45,57 @@ def shard_name(number: int) -> str:
     return f"steps-{number:05d}.parquet"
 
 
-def write_shard(folder: Path, name: str, table: pa.Table) -> FinishedShard:
-    """Write whole episodes under a temporary name, force them to the disk, and rename.
+class GrowingShard:
+    """A shard to which rows are added, under a temporary name until it is forced to the disk and renamed.
 
-    Numbers are stored without dictionaries, so every bit pattern survives; pages have checksums.
+    Its bytes do not depend on the pieces in which the rows come. Numbers are stored without dictionaries, so every bit
+    pattern survives; pages have checksums.
 
     Raises:
-        DiskFailed: if the disk refuses it.
+        DiskFailed: if the disk refuses it, here and in every method.
     """
-    temporary = folder / (name + TEMPORARY)
-    with writing(folder / name), gone_on_failure(temporary):
-        pq.write_table(table, temporary, **_FORMAT)
-        sync_file(temporary)
-        temporary.rename(folder / name)
-        sync_folder(folder)
-    return describe_shard(folder, name)
+
+    def __init__(self, folder: Path, name: str, draft: ManifestDraft) -> None:
+        self._folder, self._name = folder, name
+        self._temporary = folder / (name + TEMPORARY)
+        schema = steps_schema(draft)
+        self._rest = schema.empty_table()  # too few rows for a row group
+        with self._refusable():
+            self._writer = pq.ParquetWriter(self._temporary, schema, **_FORMAT)
+
+    def add(self, table: pa.Table) -> None:
+        """Write whole row groups, and keep the rest for the next one."""
+        rows = pa.concat_tables([self._rest, table])
+        whole = len(rows) // ROW_GROUP * ROW_GROUP
+        self._write(rows.slice(0, whole))
+        self._rest = rows.slice(whole)
+
+    def finish(self) -> FinishedShard:
+        """Write the rest and give the file its name."""
+        self._write(self._rest)
+        with self._refusable():
+            self._writer.close()
+            sync_file(self._temporary)
+            self._temporary.rename(self._folder / self._name)
+            sync_folder(self._folder)
+        return describe_shard(self._folder, self._name)
+
+    def abandon(self) -> None:
+        """Delete what is there of it."""
+        with suppress(OSError):
+            self._writer.close()
+        with suppress(OSError):
+            self._temporary.unlink(missing_ok=True)
+
+    def _write(self, rows: pa.Table) -> None:
+        if len(rows):
+            with self._refusable():
+                self._writer.write_table(rows.combine_chunks(), ROW_GROUP)
+
+    @contextmanager
+    def _refusable(self) -> Generator[None]:
+        with writing(self._folder / self._name), gone_on_failure(self._temporary):
+            yield
 
 
 def describe_shard(folder: Path, name: str) -> FinishedShard:

@@ -1,10 +1,12 @@
-"""Writes a dataset, episode by episode; a killed run goes on after its last finished shard.
+"""Writes a dataset, episode by episode, beside its caller's work; a killed run goes on after its last finished shard.
 
 Shards grow in `rollouts/.partial-<dataset_id>/`; the finished folder gets its name in one rename and is registered.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,7 +20,7 @@ from ..store import CARD, DRAFT, MANIFEST, Store
 from .checks import check_draft, check_episode
 from .columns import encode_episodes
 from .registry import register_dataset
-from .shards import FinishedShard, describe_shard, shard_name, write_shard
+from .shards import ROW_GROUP, FinishedShard, GrowingShard, describe_shard, shard_name
 
 
 class StepsWriter:
@@ -48,10 +50,14 @@ class StepsWriter:
         self._shard_bytes = shard_bytes
         self._card = card
         self._folder = store.partial_dir(draft.dataset_id)
-        self._episodes: list[Episode] = []
-        self._bytes = 0
+        self._episodes: list[Episode] = []  # that nobody writes yet
+        self._rows = 0  # of these
+        self._bytes = 0  # of the shard that grows
         self._lock = ExitStack()
         self._shards: list[FinishedShard] = []
+        self._growing: GrowingShard | None = None
+        self._beside = ThreadPoolExecutor(1, thread_name_prefix="trajnote-writer")
+        self._being_written: Future[None] | None = None
         self.episodes_done = 0
         with writing(self._folder):
             self._folder.mkdir(parents=True, exist_ok=True)
@@ -68,27 +74,32 @@ class StepsWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._lock.close()
+        with self._lock, self._beside:
+            with suppress(Exception):  # what its caller raises is said already
+                self._wait()
+            if self._growing is not None:
+                self._growing.abandon()
 
     def write(self, episode: Episode) -> None:
-        """Add one episode; ids ascend.
+        """Add one episode; ids ascend. It is written in a thread, while the caller makes the next ones.
 
         Raises:
             BadInput: if the episode does not fit the dataset's spaces, or its id is not greater than the last one.
+            DiskFailed: if the disk refused earlier ones.
         """
         check_episode(episode, self._draft)
-        last = self._last_episode()
-        if episode.episode_id <= last:
-            raise BadInput(f"Episode {episode.episode_id} follows episode {last}; ids have to ascend from 0.")
+        if episode.episode_id <= self._last:
+            raise BadInput(f"Episode {episode.episode_id} follows episode {self._last}; ids have to ascend from 0.")
+        self._last = episode.episode_id
         self._episodes.append(episode)
+        self._rows += len(episode) + 1
         self._bytes += _size(episode)
-        if self._bytes >= self._shard_bytes:
-            self._flush()
+        if self._rows >= ROW_GROUP or self._bytes >= self._shard_bytes:
+            self._hand_over(ends_shard=self._bytes >= self._shard_bytes)
 
     def keep(self) -> int:
         """Write the episodes so far, so that the next run goes on after them; returns their number."""
-        if self._episodes:
-            self._flush()
+        self._complete()
         return sum(finished.episodes for finished in self._shards)
 
     def finish(self) -> Manifest:
@@ -97,8 +108,7 @@ class StepsWriter:
         Raises:
             BadInput: without any episode.
         """
-        if self._episodes:
-            self._flush()
+        self._complete()
         if not self._shards:
             raise BadInput(f"The dataset {self._draft.dataset_id} would have no episodes.")
         manifest = self._manifest()
@@ -120,19 +130,37 @@ class StepsWriter:
         if draft.is_file() and draft.read_bytes() == text:
             self._shards = _finished_shards(self._folder)
         self.episodes_done = sum(finished.episodes for finished in self._shards)
+        self._last = self._shards[-1].shard.last_episode if self._shards else -1
         _remove_others(self._folder, {DRAFT, *(finished.shard.name for finished in self._shards)})
         if not self._shards:
             write_whole(draft, text)
 
-    def _flush(self) -> None:
-        table = encode_episodes(self._episodes, self._draft)
-        self._shards.append(write_shard(self._folder, shard_name(len(self._shards)), table))
-        self._episodes, self._bytes = [], 0
+    def _complete(self) -> None:
+        """Have everything on the disk."""
+        if self._bytes:
+            self._hand_over(ends_shard=True)
+        self._wait()
 
-    def _last_episode(self) -> int:
-        if self._episodes:
-            return self._episodes[-1].episode_id
-        return self._shards[-1].shard.last_episode if self._shards else -1
+    def _hand_over(self, *, ends_shard: bool) -> None:
+        """Begin to write the episodes so far; at most one such piece is under way."""
+        self._wait()
+        self._being_written = self._beside.submit(self._put, self._episodes, ends_shard)
+        self._episodes, self._rows = [], 0
+        if ends_shard:
+            self._bytes = 0
+
+    def _wait(self) -> None:
+        if self._being_written is not None:
+            self._being_written.result()
+            self._being_written = None
+
+    def _put(self, episodes: Sequence[Episode], ends_shard: bool) -> None:
+        self._growing = self._growing or GrowingShard(self._folder, shard_name(len(self._shards)), self._draft)
+        if episodes:
+            self._growing.add(encode_episodes(episodes, self._draft))
+        if ends_shard:
+            self._shards.append(self._growing.finish())
+            self._growing = None
 
     def _manifest(self) -> Manifest:
         shards = tuple(finished.shard for finished in self._shards)
