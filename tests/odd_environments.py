@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from multiprocessing import parent_process
 from typing import Any
 
 import gymnasium
@@ -80,6 +82,15 @@ class Never(Odd):
     length = 10**9
 
 
+class Mortal(Odd):
+    """Ends every process but the first one."""
+
+    def step(self, action: Any) -> Any:
+        if parent_process() is not None:
+            os._exit(1)
+        return super().step(action)
+
+
 class Loud(Odd):
     def step(self, action: Any) -> Any:
         print("a step")
@@ -109,6 +120,7 @@ ODD = {
     "NoSeed": NoSeed,
     "Never": Never,
     "Loud": Loud,
+    "Mortal": Mortal,
 }
 for name, kind in ODD.items():
     gymnasium.register(f"{name}-v0", entry_point=kind, disable_env_checker=True)

@@ -29,6 +29,7 @@ from .options import (
     StoreOption,
     TrustFileOption,
     TrustOption,
+    WorkersOption,
 )
 from .output import format_of, print_json, print_lines, progress_bars
 
@@ -59,6 +60,7 @@ def collect(
     env_kwargs: EnvKwargsOption = None,
     max_steps: MaxStepsOption = None,
     envs: EnvsOption = 64,
+    workers: WorkersOption = None,
     engine: EngineOption = "gymnasium",
     dataset: DatasetNameOption = None,
     card: NewCardOption = None,
@@ -82,6 +84,7 @@ def collect(
         episodes=episodes,
         seed=seed,
         envs=envs,
+        workers=workers,
         max_steps=max_steps,
         dataset=dataset,
     )

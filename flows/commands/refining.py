@@ -284,6 +284,7 @@ def pipeline(
         episodes=episodes,
         seed=seed,
         envs=envs,
+        workers=improve.workers,
         max_steps=max_steps,
         dataset=dataset,
     )

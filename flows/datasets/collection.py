@@ -21,10 +21,9 @@ from storage.schema import Engine, Episode, Frozen, Manifest, ManifestDraft
 from storage.store import DRAFT, Store
 
 from ..policies import hash_policy_file, load_policy
-from ..runtime import Report, silent, workers_if_chosen
+from ..runtime import Report, silent
 from ..simulation import (
     ENVIRONMENTS,
-    EnvironmentMaker,
     Fingerprint,
     Named,
     Policy,
@@ -35,7 +34,6 @@ from ..simulation import (
     play_episodes,
     play_pooled,
     remember,
-    rollout,
     spaces_of,
     take_fingerprint,
 )
@@ -66,6 +64,9 @@ class CollectConfig(Frozen):
     episodes: int = Field(default=30, ge=1, description="how many; 30 cover what a stuck policy keeps doing")
     seed: int = Field(default=0, ge=0, description="seed of the first episode; episode i has seed + i")
     envs: int = Field(default=ENVIRONMENTS, ge=1, description="environments side by side; changes the speed only")
+    workers: int | None = Field(
+        default=1, ge=1, description="processes, where episodes take long; one per core when None; never the result"
+    )
     max_steps: int | None = Field(default=None, ge=1, description="cut longer episodes there; None: never")
     dataset: str | None = Field(default=None, description="name of the dataset; None: made from its content")
     rename: bool = Field(
@@ -152,14 +153,13 @@ def _check_count(config: CollectConfig, episodes: int, verb: str) -> None:
 def _play(
     config: CollectConfig, policy: Policy, draft: ManifestDraft, seeds: range, *, first_id: int
 ) -> Generator[Episode]:
-    """Play in this process, or on a chosen runner; workers only play, this process writes."""
+    """Play here and in other processes, or on a chosen runner; workers only play, this process writes."""
     env_id, kwargs, mode = config.env_id, config.env_kwargs, draft.policy_mode or config.mode
     options: dict[str, Any] = {"mode": mode, "max_steps": config.max_steps, "first_id": first_id}
     if draft.engine == "envpool":
         return play_pooled(env_id, kwargs, policy, seeds, lanes=config.envs, **options)
-    if workers_if_chosen() != 1:
-        return play_episodes(env_id, kwargs, policy, seeds, **options)
-    return rollout(EnvironmentMaker(env_id, kwargs), policy, seeds, envs=config.envs, **options)
+    home = Fingerprint(draft.versions, draft.environment_code)
+    return play_episodes(env_id, kwargs, policy, seeds, envs=config.envs, workers=config.workers, home=home, **options)
 
 
 def _plan(

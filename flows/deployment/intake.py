@@ -124,6 +124,7 @@ def _collect_due(
             episodes=plan.episodes,
             seed=plan.seed + len(made) * plan.episodes,
             max_steps=plan.max_steps,
+            workers=None,
             dataset=dataset_id,
             rename=True,
         ),

@@ -164,6 +164,7 @@ def _play_learner(store: Store, made: RelabelRound, gate: GateConfig, env_id: Na
         episodes=manifest.episodes,
         seed=_free_seed(store, made, gate, manifest.episodes),
         max_steps=manifest.max_steps,
+        workers=None,
         rename=True,
     )
     card = own_card_file(store, manifest)

@@ -1,11 +1,13 @@
 from .prefect_server import Server, quieten_prefect, served, start_server
-from .processes import Report, core_count, listener, listening, parallel_map, silent
-from .runners import PROCESSES, parse_runner, running_on, workers_if_chosen
+from .processes import Report, are_waiting, core_count, listener, listening, parallel_map, silent
+from .runners import PROCESSES, chosen_runner, parse_runner, running_on, workers_if_chosen
 
 __all__ = [
     "PROCESSES",
     "Report",
     "Server",
+    "are_waiting",
+    "chosen_runner",
     "core_count",
     "listener",
     "listening",

@@ -9,6 +9,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Generator, Sequence
@@ -143,6 +144,11 @@ def _keep(runner: Runner, workers: int | None) -> Pool:
     return _kept[runner, workers]
 
 
+def are_waiting(workers: int) -> bool:
+    """Whether so many processes of this machine have started already and wait for work."""
+    return (PROCESSES, workers) in _kept
+
+
 def shutdown_workers() -> None:
     """End the workers that wait for more work; the next work starts others."""
     while _kept:
@@ -183,7 +189,8 @@ def _interrupts_wait() -> Generator[None]:
 
 
 def _begin(parent_pipe: PipeConnection[Any, Any]) -> None:
-    """In a new process: die quietly on Ctrl-C and when the parent pipe ends."""
+    """In a new process: die quietly on Ctrl-C and when the parent pipe ends, and print nothing among results."""
+    sys.stdout = sys.stderr
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     threading.Thread(target=_hang_on, args=(parent_pipe,), daemon=True).start()

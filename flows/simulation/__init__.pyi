@@ -46,7 +46,8 @@ from .trust import (
     spelled,
     state_dir,
 )
-from .workers import play_episodes, play_policies
+from .whole_episodes import play_episodes
+from .workers import play_policies
 
 __all__ = [
     "ALLOWED",

@@ -41,6 +41,8 @@ _ACTING = 0x7261  # keeps a policy's random numbers apart from its environment's
 
 
 Say = Callable[[str], None]
+Enough = Callable[[int, int], bool]
+"""Asked before an episode begins, with the episodes that have ended and those that run: True begins no further one."""
 
 
 def warn_of(sentence: str) -> None:
@@ -58,6 +60,7 @@ def rollout(
     max_steps: int | None = None,
     first_id: int = 0,
     making_s: float = MAKING_S,
+    enough: Enough | None = None,
 ) -> Generator[Episode]:
     """Play one episode per seed.
 
@@ -70,6 +73,7 @@ def rollout(
         max_steps: cut longer episodes there, as truncated; None leaves it to the environment.
         first_id: `episode_id` of the first seed; the next ones count up.
         making_s: seconds for making more environments than one; never another result.
+        enough: see `Enough`; the episodes that have begun are played to their end.
 
     Yields:
         Episodes in the order of the seeds.
@@ -79,7 +83,8 @@ def rollout(
     """
     environments = make_some(make_env, max(1, min(envs, len(seeds))), making_s)
     try:
-        yield from play(environments, policy, seeds, mode=mode, max_steps=max_steps, first_id=first_id)
+        options: dict[str, Any] = {"mode": mode, "max_steps": max_steps, "first_id": first_id, "enough": enough}
+        yield from play(environments, policy, seeds, **options)
     finally:
         for environment in environments:
             _close(environment)
@@ -102,6 +107,7 @@ def play(
     max_steps: int | None = None,
     first_id: int = 0,
     say: Say | None = warn_of,
+    enough: Enough | None = None,
 ) -> Generator[Episode]:
     """Play as `rollout` does, in environments that the caller made and closes.
 
@@ -113,15 +119,16 @@ def play(
         max_steps: as for `rollout`.
         first_id: as for `rollout`.
         say: called once if observations are rounded to the dtype of their space; None: not called.
+        enough: as for `rollout`.
 
     Raises:
         BadInput: naming episode and step, for the first episode in which the environment failed, gave what Gymnasium
             does not allow or its spaces do not promise, or a number that is not finite; after all episodes before it.
     """
-    stage = _Stage(environments, seeds, max_steps, first_id, say)
+    stage = _Stage(environments, seeds, max_steps, first_id, say=say, enough=enough)
     finished: dict[int, Episode | BadInput] = {}
     following = 0
-    while following < len(seeds):
+    while following < stage.wanted:
         for index, episode in stage.tick(policy, mode):
             finished[index] = episode
         while following in finished:
@@ -182,14 +189,18 @@ class _Stage:
         seeds: Sequence[int],
         max_steps: int | None,
         first_id: int,
+        *,
         say: Say | None,
+        enough: Enough | None,
     ) -> None:
-        self._say = say
+        self._say, self._enough = say, enough
         self._seeds, self._max_steps, self._first_id = seeds, max_steps, first_id
-        self._waiting = iter(range(len(seeds)))
+        self.wanted = len(seeds)  # episodes that are played; fewer once no further one is begun
+        self._begun = 0
         self._failed: list[tuple[int, BadInput]] = []  # broken episodes, still to be reported
         self._tape = Tape(len(environments), *spaces_of(environments[0]))
         lanes = [_Lane(slot, environment, *bare_step(environment)) for slot, environment in enumerate(environments)]
+        self._lanes: list[_Lane] = []
         self._lanes = [lane for lane in lanes if self._start(lane)]
         self._chance = Chance(map(self._generator_of, self._lanes))
         self._slots = self._list_slots()
@@ -247,22 +258,25 @@ class _Stage:
 
     def _drop(self, lane: _Lane, step: int, error: Exception) -> tuple[int, BadInput]:
         """Close the lane of an episode that cannot continue; no further episode is begun."""
-        self._waiting = iter(())
+        self.wanted = self._begun
         self._close(self._lanes.index(lane))
         text = complaint(error, lane.environment.unwrapped.step)
         return lane.index, broken(self._first_id + lane.index, step, text, error)
 
     def _start(self, lane: _Lane) -> bool:
         """Begin the next waiting episode in a lane; False when none waits, or it cannot begin."""
-        index = next(self._waiting, None)
-        if index is None:
+        running = len(self._lanes) - 1  # in the other lanes; there are none before the first tick
+        if self._enough is not None and running >= 0 and self._enough(self._begun - running, running):
+            self.wanted = self._begun
+        if self._begun >= self.wanted:
             return False
+        index, self._begun = self._begun, self._begun + 1
         try:
             result = lane.environment.reset(seed=int(self._seeds[index]))
             shown = self._tape.observations(None)
             self._tape.begin(lane.slot, self._plain(first_observation(result), shown.shape[1:], shown.dtype))
         except Exception as error:  # whatever somebody's environment raises
-            self._waiting = iter(())
+            self.wanted = self._begun
             text = complaint(error, lane.environment.unwrapped.reset)
             self._failed.append((index, broken(self._first_id + index, 0, text, error)))
             return False

@@ -1,4 +1,4 @@
-"""Plays episodes on several workers: returns of many policies for the gate, and whole episodes for a dataset.
+"""Plays many policies on several workers, for the gate. Whole episodes for a dataset are in `whole_episodes.py`.
 
 Results are bit for bit the same with any number of processes. Playing loads NumPy and Gymnasium, no learner.
 """
@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import threading
-import traceback
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from itertools import islice
@@ -16,16 +15,14 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from refine.policies import MlpPolicy, Mode
-from storage.errors import BadInput
-from storage.schema import Array, Episode
+from storage.schema import Array
 
 from ..runtime import core_count, parallel_map
 from .actors import Actor, Crowd
 from .environments import Environment, EnvironmentMaker
-from .rollouts import make_some, play, warn_of
+from .rollouts import make_some, play
 from .trust import Named
 
-_CHUNK = 8  # episodes of a task whose steps travel, too
 _MOST, _LEAST = 64, 4  # episodes of a task that are played side by side in one process; the last tasks are the smallest
 _MAKING_S = 0.5  # seconds for making environments that stay for the next tasks
 Advance = Callable[[int, int], None]
@@ -42,14 +39,6 @@ class _Task(NamedTuple):
     seeds: tuple[int, ...]
     mode: Mode
     max_steps: int | None
-
-
-class _Played(NamedTuple):
-    """The result of a task."""
-
-    episodes: list[Episode]  # before the one that failed, if any
-    said: list[str]  # for the user
-    failure: BadInput | None
 
 
 def play_policies(
@@ -142,59 +131,6 @@ def _kind(policy: Actor) -> str | int:
     return policy.shape if isinstance(policy, MlpPolicy) else id(policy)
 
 
-def play_episodes(
-    env_id: Named, env_kwargs: Mapping[str, Any], policy: Actor, seeds: Sequence[int], **options: Any
-) -> Generator[Episode]:
-    """Play a policy on every seed as `rollout` does, on the workers of the chosen runner.
-
-    Args:
-        env_id: as for `make_environment`.
-        env_kwargs: as for `make_environment`.
-        policy: what acts.
-        seeds: one per episode.
-        options: `mode`, `max_steps`, and `first_id`, the id of the first episode.
-
-    Yields:
-        Episodes in the order of the seeds, the same bits as from `rollout`.
-
-    Raises:
-        BadInput: as `play` does, after all episodes before the one that failed.
-    """
-    kwargs = json.dumps(dict(env_kwargs), sort_keys=True)
-    mode, max_steps, first_id = options["mode"], options["max_steps"], options["first_id"]
-    chunks = [tuple(seeds[start : start + _CHUNK]) for start in range(0, len(seeds), _CHUNK)]
-    tasks = [
-        (_Task(env_id, kwargs, policy, chunk, mode, max_steps), first_id + number * _CHUNK)
-        for number, chunk in enumerate(chunks)
-    ]
-    with closing(parallel_map(_play_whole, tasks, threadsafe=True)) as played:
-        for episodes, said, failure in played:
-            yield from episodes
-            for sentence in said:
-                warn_of(sentence)
-            if failure is not None:
-                raise failure
-
-
-def _play_whole(numbered: tuple[_Task, int]) -> _Played:
-    task, first_id = numbered
-    playing = _kept_environments(task.env_id, task.env_kwargs)[: len(task.seeds)]
-    played = _Played([], [], None)
-    options: dict[str, Any] = {
-        "mode": task.mode,
-        "max_steps": task.max_steps,
-        "first_id": first_id,
-        "say": played.said.append,
-    }
-    try:
-        played.episodes.extend(play(playing, task.policy, task.seeds, **options))
-    except BadInput as error:
-        if error.__cause__ is not None:  # which does not travel
-            error.add_note("".join(traceback.format_exception(error.__cause__)))
-        return played._replace(failure=error)
-    return played
-
-
 def _play_here(tasks: Sequence[_Task]) -> Generator[list[_Summary]]:
     environments: list[Environment] = []
     try:
@@ -207,7 +143,7 @@ def _play_here(tasks: Sequence[_Task]) -> Generator[list[_Summary]]:
 
 
 def _play_in_worker(task: _Task) -> list[_Summary]:
-    return _play(task, _kept_environments(task.env_id, task.env_kwargs))
+    return _play(task, kept_environments(task.env_id, task.env_kwargs))
 
 
 class _Kept(threading.local):
@@ -220,7 +156,8 @@ class _Kept(threading.local):
 _kept = _Kept()
 
 
-def _kept_environments(env_id: Named, env_kwargs: str) -> Sequence[Environment]:
+def kept_environments(env_id: Named, env_kwargs: str) -> Sequence[Environment]:
+    """Up to 64 environments, made by the first task that needs them; `env_kwargs` is JSON."""
     if _kept.key != (env_id, env_kwargs):
         for environment in _kept.environments:
             environment.close()
