@@ -44,10 +44,10 @@ mode = "sampled"
 """
 LISTENER = """
 import atexit, json, os, sys, threading
-from collections import Counter
+from collections import Counter, defaultdict
 root, out = {root!r}, {out!r}
 rooms = tuple(os.path.join(root, room) + os.sep for room in ("storage", "annotate", "refine", "flows"))
-files, opened, importing = set(), [0], Counter()
+ran, opened, importing = defaultdict(set), [0], Counter()
 openers = ("storage/catalog/engine.py:attach", "storage/catalog/connection.py:_start", "storage/catalog.py:_connect")
 def listen(frame, event, argument):
     code, thread = frame.f_code, threading.get_ident()
@@ -57,8 +57,11 @@ def listen(frame, event, argument):
         opened[0] += code.co_filename[len(root) + 1 :] + ":" + code.co_name in openers
         named = code.co_flags & 1 and code.co_name[0] != "<"
         if named and code.co_filename.startswith(rooms) and code.co_filename.endswith(".py"):
-            files.add(os.path.relpath(code.co_filename, root))
-atexit.register(lambda: open(out, "w").write(json.dumps([sorted(files), opened[0]])))
+            ran[os.path.relpath(code.co_filename, root)].add(code.co_qualname)
+def write():
+    found = dict((name, sorted(functions)) for name, functions in sorted(ran.items()))
+    open(out, "w").write(json.dumps([found, opened[0]]))
+atexit.register(write)
 sys.path.insert(0, root)
 threading.setprofile(listen)
 sys.setprofile(listen)
@@ -68,8 +71,12 @@ main()
 """
 
 
-def walk(root: Path, folder: Path, name: str, words: Sequence[str]) -> tuple[list[str], int]:
-    """Run a command with a listener; the modules whose functions ran, and the connections that it opened."""
+Way = tuple[dict[str, list[str]], int]
+"""The modules of a command with the functions of each that ran, and the connections that it opened."""
+
+
+def walk(root: Path, folder: Path, name: str, words: Sequence[str]) -> Way:
+    """Run a command with a listener."""
     out = folder / f"{name.replace(' ', '-')}.json"
     code = LISTENER.format(root=str(root), out=str(out))
     environment = {**os.environ, "TRAJNOTE_STATE": str(folder / "state"), "PYTHONPATH": str(root)}
@@ -78,11 +85,11 @@ def walk(root: Path, folder: Path, name: str, words: Sequence[str]) -> tuple[lis
     )
     if done.returncode:
         raise SystemExit(f"{name} ended with {done.returncode}:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
-    files, opened = json.loads(out.read_text())
-    return files, opened
+    ran, opened = json.loads(out.read_text())
+    return ran, opened
 
 
-def ways(root: Path, folder: Path, seeds: int) -> dict[str, tuple[list[str], int]]:
+def ways(root: Path, folder: Path, seeds: int) -> dict[str, Way]:
     """The commands in their order, each on what the one before has left."""
     store, example = str(folder / "store"), str(root / EXAMPLE)
     place = ["--store", store]
@@ -104,17 +111,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--root", type=Path, default=ROOT, help="another checkout, for the numbers before a change")
     parser.add_argument("--seeds", type=int, default=20)
-    parser.add_argument("--files", action="store_true", help="list the modules")
+    parser.add_argument("--files", action="store_true", help="list the modules, and the functions of each that ran")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="trajnote-ways-") as name:
         found = ways(given.root.resolve(), Path(name), given.seeds)
     table = Table("command", "modules", "at most", "connections", "at most")
-    for command, (files, opened) in found.items():
+    for command, (ran, opened) in found.items():
         modules, connections = GOALS[command]
-        table.add_row(command, str(len(files)), str(modules), str(opened), str(connections or ""))
+        table.add_row(command, str(len(ran)), str(modules), str(opened), str(connections or ""))
     Console().print(table)
     if given.files:
-        print(json.dumps({command: files for command, (files, _) in found.items()}, indent=1))
+        print(json.dumps({command: ran for command, (ran, _) in found.items()}, indent=1))
 
 
 if __name__ == "__main__":

@@ -25,10 +25,10 @@ def lend(template: Path) -> Path:
     return shutil.copytree(kept, lent)
 
 
-def ask(store: Store, sql: str) -> list[Any]:
+def ask(store: Store, sql: str, *values: object) -> list[Any]:
     """The rows that answer a question to the catalog."""
     with store.catalog.read() as con:
-        return con.execute(sql).fetchall()
+        return con.execute(sql, list(values)).fetchall()
 
 
 def raw_reply(store: Store, request_id: str) -> dict[str, Any]:

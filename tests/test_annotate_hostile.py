@@ -12,7 +12,7 @@ from hostile_replies import BIDI, HONEST, STEPS, Hostile, body, corpus, label, m
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from soak import full_or
-from store_state import raw_reply
+from store_state import ask, raw_reply
 from toy_cards import CARD
 from toy_datasets import make_draft, make_episode, write
 
@@ -104,15 +104,10 @@ def entered(tmp_path_factory: pytest.TempPathFactory) -> tuple[Store, dict[str, 
     return store, of_request
 
 
-def rows(store: Store, sql: str) -> list[Any]:
-    with store.catalog.read() as con:
-        return con.execute(sql).fetchall()
-
-
 @pytest.mark.slow
 def test_what_lands_in_the_catalog_keeps_every_rule(entered: tuple[Store, dict[str, Hostile]]) -> None:
     store, _ = entered
-    labels = rows(
+    labels = ask(
         store,
         """SELECT request_id, step, suggested_action, suggested_label, implicit_reward, confidence, critical, rationale,
                   model FROM annotations""",
@@ -133,9 +128,9 @@ def test_what_lands_in_the_catalog_keeps_every_rule(entered: tuple[Store, dict[s
 @pytest.mark.slow
 def test_every_reply_left_labels_or_a_reason(entered: tuple[Store, dict[str, Hostile]]) -> None:
     store, of_request = entered
-    labels = dict(rows(store, "SELECT request_id, count(*) FROM annotations GROUP BY 1"))
+    labels = dict(ask(store, "SELECT request_id, count(*) FROM annotations GROUP BY 1"))
     reasons: dict[str, list[str]] = {}
-    for request_id, reason, detail, raw in rows(store, "SELECT request_id, reason, detail, raw FROM rejections"):
+    for request_id, reason, detail, raw in ask(store, "SELECT request_id, reason, detail, raw FROM rejections"):
         reasons.setdefault(request_id, []).append(reason)
         assert detail
         assert raw is not None
@@ -151,7 +146,7 @@ def test_every_reply_left_labels_or_a_reason(entered: tuple[Store, dict[str, Hos
 @pytest.mark.slow
 def test_raw_replies_are_kept_whole_and_the_store_is_sound(entered: tuple[Store, dict[str, Hostile]]) -> None:
     store, of_request = entered
-    run_id = rows(store, "SELECT run_id FROM annotation_runs")[0][0]
+    run_id = ask(store, "SELECT run_id FROM annotation_runs")[0][0]
     kept = {found.record["request_id"]: found.record["raw"] for found in iterate_responses(store, run_id)}
     for request_id, hostile in of_request.items():
         expected = hostile.raw.encode("utf-8", "replace").decode()
@@ -162,10 +157,10 @@ def test_raw_replies_are_kept_whole_and_the_store_is_sound(entered: tuple[Store,
 @pytest.mark.slow
 def test_the_views_and_the_summary_of_a_hostile_run_can_be_read(entered: tuple[Store, dict[str, Hostile]]) -> None:
     store, _ = entered
-    (quality,) = rows(store, "SELECT annotations, rejections, illegal, rejection_reasons FROM label_quality")
+    (quality,) = ask(store, "SELECT annotations, rejections, illegal, rejection_reasons FROM label_quality")
     assert quality[1] == sum(quality[3].values())
     assert quality[2] == quality[3]["illegal_action"] >= 10
-    assert rows(store, "SELECT count(*) FROM annotated_steps") == [(quality[0],)]
+    assert ask(store, "SELECT count(*) FROM annotated_steps") == [(quality[0],)]
 
 
 def test_a_continuous_action_is_not_broken_by_numbers_without_bounds() -> None:

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from soak import full_or
-from store_state import raw_reply
+from store_state import ask, raw_reply
 from toy_cards import CARD
 from toy_datasets import make_draft, make_episode, write
 
@@ -71,11 +71,6 @@ def load_rules(store: Store, dataset_id: str, run_ids: Sequence[str] | None = No
     return [each for listed in load_rule_lists(store, dataset_id, run_ids) for each in listed.rules]
 
 
-def rows(store: Store, sql: str) -> list[tuple[Any, ...]]:
-    with store.catalog.read() as con:
-        return con.execute(sql).fetchall()
-
-
 def test_the_words_about_single_steps_have_kept_their_version() -> None:
     assert prompt_version() == prompt_version("suggest") == "p_d4373a3ec8d8"
     assert prompt_version("rules") == "p_874fee98e73f"
@@ -122,7 +117,7 @@ def test_a_reply_becomes_rules_and_rejections_and_leads_back(toys: Store) -> Non
     )
     assert (second.predicate, second.position, second.confidence) == ("step > 2", 2, 0.75)
     assert (first.model, first.prompt_version) == ("scripted", prompt_version("rules"))
-    reasons = rows(toys, "SELECT reason, detail, episode_id, step FROM rejections ORDER BY reason")
+    reasons = ask(toys, "SELECT reason, detail, episode_id, step FROM rejections ORDER BY reason")
     assert reasons == [
         ("duplicate_rule", "the condition x < 0 has a rule already", None, None),
         ("illegal_predicate", "a number of this size is not allowed: `1e400`", None, None),
@@ -140,10 +135,10 @@ def test_equal_questions_are_asked_once_and_a_second_command_changes_nothing(toy
         return answer(request)
 
     first = annotate_run(toys, plan(toys), ScriptedProvider(count))
-    before = rows(toys, "SELECT * FROM rules ORDER BY rule_id")
+    before = ask(toys, "SELECT * FROM rules ORDER BY rule_id")
     second = annotate_run(toys, plan(toys), ScriptedProvider(count))
     assert (len(asked), second.was_done, second.run_id) == (1, True, first.run_id)
-    assert rows(toys, "SELECT * FROM rules ORDER BY rule_id") == before
+    assert ask(toys, "SELECT * FROM rules ORDER BY rule_id") == before
 
 
 @pytest.mark.slow
@@ -164,8 +159,8 @@ def test_a_run_killed_between_the_reply_and_its_rules_is_finished_by_the_next_co
         assert len(load_rules(toys, "d1")) == 2
     summary = annotate_run(toys, made, ScriptedProvider(lambda request: pytest.fail("asked twice")))
     assert summary.totals.rules == 2
-    assert rows(toys, "SELECT count(*) FROM responses") == [(1,)]
-    assert rows(toys, "SELECT count(*) FROM ruled_steps WHERE run_id IS NOT NULL")[0][0] > 5
+    assert ask(toys, "SELECT count(*) FROM responses") == [(1,)]
+    assert ask(toys, "SELECT count(*) FROM ruled_steps WHERE run_id IS NOT NULL")[0][0] > 5
 
 
 @pytest.mark.slow
@@ -348,7 +343,7 @@ def test_one_bad_rule_keeps_all_of_them_out(toys: Store, tmp_path: Path) -> None
     assert "5 of 6 rules cannot be used: rule 2: the expression has a second statement (;)" in said
     for part in ("rule 3: suggested_action 'up' is none", "rule 4: `x < 0` has a rule", "rule 5: ", "rule 6: colour"):
         assert part in said
-    assert rows(toys, "SELECT count(*) FROM rules") == rows(toys, "SELECT count(*) FROM annotation_runs") == [(0,)]
+    assert ask(toys, "SELECT count(*) FROM rules") == ask(toys, "SELECT count(*) FROM annotation_runs") == [(0,)]
 
 
 @pytest.mark.parametrize(
@@ -431,7 +426,7 @@ def test_a_bad_law_is_refused_in_one_line_and_nothing_is_entered(tmp_path: Path,
     assert problem in refused.value.problem
     assert "\n" not in str(refused.value)
     for table in ("rules", "terms", "rule_lists", "annotation_runs"):
-        assert rows(store, f"SELECT count(*) FROM {table}") == [(0,)]
+        assert ask(store, f"SELECT count(*) FROM {table}") == [(0,)]
 
 
 IDLE_PARTS: dict[str, tuple[dict[str, Any], list[tuple[str, str]], tuple[int, int, str | None]]] = {
@@ -472,10 +467,10 @@ def test_what_a_reply_says_of_no_step_is_rejected_in_one_line(tmp_path: Path, na
     made = plan_run(store, "d1", FREE, CONFIG)
     summary = annotate_run(store, made, ScriptedProvider(lambda request: text_message(law)))
     assert summary.done
-    assert rows(store, "SELECT reason, detail FROM rejections") == rejected
-    assert rows(store, "SELECT count(*) FROM rules") == [(rules,)]
-    assert rows(store, "SELECT count(*) FROM terms") == [(terms,)]
-    assert rows(store, "SELECT potential FROM rule_lists") == ([(potential,)] if rules else [])
+    assert ask(store, "SELECT reason, detail FROM rejections") == rejected
+    assert ask(store, "SELECT count(*) FROM rules") == [(rules,)]
+    assert ask(store, "SELECT count(*) FROM terms") == [(terms,)]
+    assert ask(store, "SELECT potential FROM rule_lists") == ([(potential,)] if rules else [])
 
 
 @pytest.mark.slow

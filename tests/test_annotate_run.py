@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 from soak import every
-from store_state import raw_reply
+from store_state import ask, raw_reply
 from toy_cards import CARD
 from toy_datasets import make_draft, make_episode, write
 
@@ -70,11 +70,6 @@ def run(store: Store, provider: ScriptedProvider | None = None, **changes: Any) 
     return annotate_run(store, plan(store, **changes), provider or ScriptedProvider(answer))
 
 
-def rows(store: Store, sql: str) -> list[tuple[Any, ...]]:
-    with store.catalog.read() as con:
-        return con.execute(sql).fetchall()
-
-
 DUMPED = (
     "SELECT run_id, dataset_id, state FROM annotation_runs ORDER BY ALL",
     "SELECT request_id, kind, state, error FROM requests ORDER BY ALL",
@@ -100,7 +95,7 @@ def test_replies_become_annotations_and_rejections(toys: Store) -> None:
     assert labels[0].suggested_action == (1.0,)
     assert (labels[0].suggested_label, labels[0].implicit_reward, labels[0].confidence) == ("right", -0.5, 0.75)
     assert (labels[0].model, labels[0].prompt_version) == ("scripted", plan(toys).run.prompt_version)
-    reasons = rows(toys, "SELECT reason, step, model, raw FROM rejections")
+    reasons = ask(toys, "SELECT reason, step, model, raw FROM rejections")
     assert [(reason, step, model) for reason, step, model, _ in reasons] == [("unknown_step", 99, "scripted")] * 5
     assert json.loads(reasons[0][3])["step"] == 99
 
@@ -117,7 +112,7 @@ def test_however_many_questions_are_entered_at_once_the_catalog_holds_the_same(
         add_questions(con, asked.run, asked.questions, at_once=2)
     run(others)
     assert dump(others) == dump(toys)
-    assert rows(others, "SELECT count(*) FROM requests") == [(5,)]
+    assert ask(others, "SELECT count(*) FROM requests") == [(5,)]
 
 
 @pytest.mark.slow
@@ -145,7 +140,7 @@ def test_a_limited_run_goes_on_where_it_stopped(toys: Store) -> None:
     assert run(toys, few, limit=2).done
     summary = run(toys, rest)
     assert (len(few.asked), len(rest.asked), summary.reused, summary.totals.labels) == (2, 3, 2, 5)
-    assert rows(toys, "SELECT count(*) FROM annotation_runs") == [(1,)]
+    assert ask(toys, "SELECT count(*) FROM annotation_runs") == [(1,)]
 
 
 @pytest.mark.slow
@@ -222,7 +217,7 @@ def test_killed_at_any_point_and_run_again_it_ends_the_same_and_asks_nothing_twi
         with pytest.raises(KilledError):
             run(toys, provider, two_stage=two_stage, limit=1)
     before = set(provider.asked)
-    runs = rows(toys, "SELECT run_id FROM annotation_runs")
+    runs = ask(toys, "SELECT run_id FROM annotation_runs")
     landed = {reply.request_id for (run_id,) in runs for reply in replies.read_landed(toys, run_id)}
     run(toys, provider, two_stage=two_stage, limit=1)
     assert dump(toys) == uninterrupted[two_stage]
@@ -241,7 +236,7 @@ def test_replies_that_come_slowly_are_entered_one_by_one(toys: Store, monkeypatc
     counts: list[int] = []
 
     def script(request: Request) -> str:
-        counts.append(rows(toys, "SELECT count(*) FROM annotations")[0][0])
+        counts.append(ask(toys, "SELECT count(*) FROM annotations")[0][0])
         return answer(request)
 
     run(toys, ScriptedProvider(script))
@@ -263,7 +258,7 @@ def test_requests_without_a_reply_stay_open_and_are_asked_again(toys: Store) -> 
     summary = run(toys, Moody(answer))
     assert (summary.done, summary.asked, summary.answered, summary.pending, summary.failed) == (False, 5, 2, 3, 1)
     assert summary.errors == {"busy (529) 6 times: later": 1, "refused (400): never": 1}
-    states = rows(toys, "SELECT state, count(*) FROM requests GROUP BY state ORDER BY state")
+    states = ask(toys, "SELECT state, count(*) FROM requests GROUP BY state ORDER BY state")
     assert states == [("done", 2), ("failed", 1), ("pending", 2)]
     again = run(toys)
     assert (again.done, again.asked, again.errors) == (True, 3, {})
@@ -298,7 +293,7 @@ def test_in_two_stages_steps_are_found_first_and_judged_then(toys: Store) -> Non
     summary = run(toys, provider, two_stage=True)
     assert (len(provider.asked), summary.done) == (9, True)
     assert [label.episode_id for label in load_annotations(toys, "d1")] == [0, 1, 2, 3]
-    kinds = rows(
+    kinds = ask(
         toys, "SELECT kind, count(*) FROM rejections JOIN requests USING (request_id) GROUP BY kind ORDER BY kind"
     )
     assert kinds == [("identify", 5), ("suggest", 4)]
@@ -351,7 +346,7 @@ def test_corrections_of_both_stages_are_heard_and_leave_no_label_of_an_earlier_f
     assert take("suggest", judge(1, "right")) == [(1, "right")]
     assert take("identify", find(2)) == []
     assert take("suggest", judge(2, "left")) == [(2, "left")]
-    kinds = rows(toys, "SELECT kind FROM run_requests JOIN requests USING (request_id) ORDER BY kind")
+    kinds = ask(toys, "SELECT kind FROM run_requests JOIN requests USING (request_id) ORDER BY kind")
     assert kinds == [("identify",), ("suggest",)]
     assert take("identify", find(1)) == [(1, "right")]
 
@@ -391,7 +386,7 @@ def test_a_run_through_files_asks_on_paper_and_can_be_replayed_as_a_recording(to
     )
     assert annotate_run(toys, plan(toys), RecordedProvider(path)).done
     assert {label.model for label in load_annotations(toys, "d1")} == {"human"}
-    assert rows(toys, "SELECT recorded, count(*) FROM responses GROUP BY ALL ORDER BY ALL") == [(False, 3), (True, 2)]
+    assert ask(toys, "SELECT recorded, count(*) FROM responses GROUP BY ALL ORDER BY ALL") == [(False, 3), (True, 2)]
 
 
 def test_a_missing_recording_writes_nothing(toys: Store, tmp_path: Path) -> None:
@@ -428,12 +423,12 @@ def test_tokens_and_dollars_are_entered_with_each_reply(toys: Store) -> None:
 def test_a_reply_that_holds_no_answer_is_kept_with_its_reason_and_its_request_stays_open(toys: Store) -> None:
     summary = run(toys, ScriptedProvider(lambda _: "<html>bad gateway \ud800</html>"))
     assert (summary.done, summary.totals.labels, summary.totals.rejections, summary.pending) == (False, 0, 5, 5)
-    assert rows(toys, "SELECT DISTINCT reason FROM rejections") == [("not_a_message",)]
-    assert rows(toys, "SELECT DISTINCT problem FROM responses") == [("not_a_message: the reply is not a JSON object",)]
-    assert rows(toys, "SELECT DISTINCT state, attempts FROM requests") == [("pending", 1)]
+    assert ask(toys, "SELECT DISTINCT reason FROM rejections") == [("not_a_message",)]
+    assert ask(toys, "SELECT DISTINCT problem FROM responses") == [("not_a_message: the reply is not a JSON object",)]
+    assert ask(toys, "SELECT DISTINCT state, attempts FROM requests") == [("pending", 1)]
     again = run(toys)
     assert (again.done, again.totals.labels, again.reused, again.asked) == (True, 5, 0, 5)
-    assert rows(toys, "SELECT count(*) FROM responses") == [(10,)]
+    assert ask(toys, "SELECT count(*) FROM responses") == [(10,)]
     assert run(toys).was_done
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from store_state import state_of
+from store_state import ask, state_of
 from toy_environment import TOY, gather_toys, right_actions, small_config, write_labels
 
 from annotate.importing.labels import import_annotations
@@ -60,12 +60,7 @@ def done(labelled: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Stor
 
 
 def dataset(store: Store) -> str:
-    return rows(store, "SELECT dataset_id FROM datasets")[0][0]
-
-
-def rows(store: Store, sql: str) -> list[Any]:
-    with store.catalog.read() as con:
-        return con.execute(sql).fetchall()
+    return ask(store, "SELECT dataset_id FROM datasets")[0][0]
 
 
 @pytest.mark.slow
@@ -105,15 +100,15 @@ def test_intervals_respect_training_seeds_and_episodes(done: tuple[Store, Ablati
 @pytest.mark.slow
 def test_the_catalog_has_the_table_and_the_leaderboard_every_comparison(done: tuple[Store, Ablation]) -> None:
     store, found = done
-    kept = rows(store, "SELECT recipe, arm, seeds, draws, return_ FROM ablations WHERE mode = 'greedy'")
+    kept = ask(store, "SELECT recipe, arm, seeds, draws, return_ FROM ablations WHERE mode = 'greedy'")
     assert sorted(kept) == sorted((a.recipe, a.arm, 2, a.draws, a.greedy.mean) for a in found.arms)
-    board = rows(
+    board = ask(
         store,
         """SELECT recipe, seed, arm FROM leaderboard JOIN ablation_comparisons USING (comparison_id, recipe, seed)
            WHERE mode = 'greedy'""",
     )
     assert sorted(board) == sorted((mode, seed, arm) for mode in ("A", "RA") for seed in (0, 1) for arm in ARMS)
-    assert rows(store, "SELECT DISTINCT config ->> 'expert' FROM refinements WHERE arm = 'oracle'") == [(EXPERT,)]
+    assert ask(store, "SELECT DISTINCT config ->> 'expert' FROM refinements WHERE arm = 'oracle'") == [(EXPERT,)]
 
 
 @pytest.mark.slow

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import polars as pl
 import pytest
-from store_state import state_of
+from store_state import ask, state_of
 from toy_environment import gather_toys, small_config, write_labels
 
 from annotate.importing.labels import import_annotations
@@ -69,11 +68,6 @@ def appraised(template: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple
         return store, appraise(store, "logs", config())
 
 
-def rows(store: Store, sql: str) -> Sequence[Any]:
-    with store.catalog.read() as con:
-        return con.execute(sql).fetchall()
-
-
 @pytest.mark.slow
 def test_right_labels_are_estimated_better_and_nothing_is_put_in_force(appraised: tuple[Store, Appraisal]) -> None:
     store, appraisal = appraised
@@ -84,22 +78,22 @@ def test_right_labels_are_estimated_better_and_nothing_is_put_in_force(appraised
     assert appraisal.improvement.holds
     assert not appraisal.accepted
     assert appraisal.policy_id.startswith("baseline-")
-    assert rows(store, "SELECT basis, env_id, accepted, policy_id FROM comparisons") == [
+    assert ask(store, "SELECT basis, env_id, accepted, policy_id FROM comparisons") == [
         ("estimated", None, False, appraisal.policy_id)
     ]
-    kept = rows(store, "SELECT config ->> 'basis' FROM policies WHERE kind = 'refined'")
+    kept = ask(store, "SELECT config ->> 'basis' FROM policies WHERE kind = 'refined'")
     assert kept == [("estimated",)]
 
 
 @pytest.mark.slow
 def test_an_estimate_is_never_an_evaluation(appraised: tuple[Store, Appraisal]) -> None:
     store, appraisal = appraised
-    assert rows(store, "SELECT count(*) FROM evaluations") == [(0,)]
-    assert rows(store, "SELECT count(*), min(method), min(mode) FROM estimates") == [(7, "fqe", "greedy")]
-    chosen = rows(store, "SELECT return_, consistency FROM candidates WHERE chosen")
+    assert ask(store, "SELECT count(*) FROM evaluations") == [(0,)]
+    assert ask(store, "SELECT count(*), min(method), min(mode) FROM estimates") == [(7, "fqe", "greedy")]
+    chosen = ask(store, "SELECT return_, consistency FROM candidates WHERE chosen")
     assert len(chosen) == 6
     assert all(return_ is None and consistency < 0 for return_, consistency in chosen)
-    assert {basis for (basis,) in rows(store, "SELECT basis FROM leaderboard")} == {"estimated"}
+    assert {basis for (basis,) in ask(store, "SELECT basis FROM leaderboard")} == {"estimated"}
     assert appraisal.trials[0].consistency.labels == 96
 
 
@@ -131,7 +125,7 @@ def test_only_who_asks_for_it_gets_a_policy_in_force_on_an_estimate(logs: Store)
     appraisal = appraise(logs, "logs", config(accept=True))
     assert appraisal.accepted
     assert appraisal.policy_id == appraisal.candidate.policy_id
-    ((reason, policy_id),) = rows(logs, "SELECT reason, policy_id FROM comparisons")
+    ((reason, policy_id),) = ask(logs, "SELECT reason, policy_id FROM comparisons")
     assert reason == "put in force on an estimate alone, as was asked for; nothing was played"
     assert policy_id == appraisal.candidate.policy_id
 

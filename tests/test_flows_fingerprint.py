@@ -13,6 +13,7 @@ from typing import Any
 import gymnasium
 import numpy as np
 import pytest
+from store_state import ask
 from toy_environment import TOY
 
 from flows.datasets.collection import CollectConfig, collect
@@ -95,11 +96,6 @@ def paid(store: Store, **changes: Any) -> float:
 
 def collected(store: Store, **changes: Any) -> str:
     return collect(store, CollectConfig(**{"env_id": PAYING, "policy": "random", "episodes": 2, **changes})).dataset_id
-
-
-def ask(store: Store, sql: str) -> list[tuple[Any, ...]]:
-    with store.catalog.read() as con:
-        return con.execute(sql).fetchall()
 
 
 @pytest.mark.slow

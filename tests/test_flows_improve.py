@@ -10,7 +10,7 @@ from typing import Any
 import gymnasium
 import pytest
 from soak import in_soak
-from store_state import lend, state_of
+from store_state import ask, lend, state_of
 from toy_environment import REACH, TOY, gather_toys, make_baseline, save_folder, small_config, write_labels
 
 from annotate.importing.labels import import_annotations
@@ -42,8 +42,7 @@ def toys(template: Path) -> Store:
 
 
 def one(store: Store, sql: str) -> str:
-    with store.catalog.read() as con:
-        return con.execute(sql).fetchall()[0][0]
+    return ask(store, sql)[0][0]
 
 
 def dataset(store: Store) -> str:

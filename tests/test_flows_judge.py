@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from store_state import ask
 from toy_environment import REACH, TOY, make_baseline
 
 from flows.refinement import evaluator as judging
@@ -46,11 +47,6 @@ def contestants(count: int = 4) -> list[Candidate]:
     return [Candidate.of(MlpPolicy(*spaces, base.weights, bias, "tanh", "logits"), "refined") for bias in biases]
 
 
-def rows(store: Store, sql: str) -> list[tuple[Any, ...]]:
-    with store.catalog.read() as con:
-        return con.execute(sql).fetchall()
-
-
 def test_returns_are_those_of_the_episodes_and_their_row_says_how_they_were_played(store: Store) -> None:
     east, north = contestants(2)
     judge = Evaluator(store, TOY, {}, workers=1)
@@ -59,7 +55,7 @@ def test_returns_are_those_of_the_episodes_and_their_row_says_how_they_were_play
         expected = returns_of(partial(make_environment, TOY), contestant.actor, SEEDS, mode="sampled")
         assert returns.tobytes() == expected.tobytes()
     estimate = interval(found[1])
-    assert rows(
+    assert ask(
         store,
         f"""SELECT env_id, env_kwargs, purpose, mode, first_seed, episodes, returns, return_, low, high
             FROM evaluations WHERE policy_id = '{north.policy_id}'""",
@@ -81,14 +77,14 @@ def test_equal_questions_are_played_once_and_different_ones_are_not_confused(sto
     Evaluator(store, TOY, {}, workers=1, max_steps=3).returns([east], SEEDS, mode="greedy", purpose="select")
     Evaluator(store, TOY, {"max_episode_steps": 5}, workers=1).returns([east], SEEDS, mode="greedy", purpose="select")
     assert played == [2, 1, 1, 1, 1]
-    assert len(rows(store, "SELECT 1 FROM evaluations")) == 6
+    assert len(ask(store, "SELECT 1 FROM evaluations")) == 6
 
 
 def test_a_policy_that_was_played_under_another_name_is_not_played_again(store: Store, played: list[int]) -> None:
     (east,) = contestants(1)
-    ask = {"mode": "greedy", "purpose": "evaluate"}
-    first = Evaluator(store, TOY, {}, workers=1).returns([replace(east, policy_id="a/folder")], SEEDS, **ask)
-    again = Evaluator(store, TOY, {}, workers=1).returns([east], SEEDS, **ask)
+    how = {"mode": "greedy", "purpose": "evaluate"}
+    first = Evaluator(store, TOY, {}, workers=1).returns([replace(east, policy_id="a/folder")], SEEDS, **how)
+    again = Evaluator(store, TOY, {}, workers=1).returns([east], SEEDS, **how)
     assert played == [1]
     assert first[0].tobytes() == again[0].tobytes()
 
@@ -141,14 +137,14 @@ def test_policies_that_were_played_before_an_interruption_are_not_played_again(
 
     with pytest.raises(KeyboardInterrupt):
         judge.returns(four, SEEDS, mode="greedy", purpose="select", advance=interrupt)
-    assert len(rows(store, "SELECT 1 FROM evaluations")) == 2
+    assert len(ask(store, "SELECT 1 FROM evaluations")) == 2
     told: list[tuple[int, int]] = []
     found = judge.returns(four, SEEDS, mode="greedy", purpose="select", advance=lambda *line: told.append(line))
     assert played == [4, 2]
     assert told[-1] == (20, 20)
     assert told == sorted(told)
     assert sum(map(np.sum, found)) == 80  # every step pays one of the four directions
-    assert len(rows(store, "SELECT 1 FROM evaluations")) == 4
+    assert len(ask(store, "SELECT 1 FROM evaluations")) == 4
 
 
 @pytest.mark.slow

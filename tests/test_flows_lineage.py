@@ -5,10 +5,9 @@ from __future__ import annotations
 import importlib.metadata
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
-from store_state import raw_reply
+from store_state import ask, raw_reply
 from toy_environment import CARD, answers_of, gather_toys, make_baseline, small_config
 
 from annotate.cards.cards import load_card
@@ -36,15 +35,10 @@ def refined(tmp_path_factory: pytest.TempPathFactory) -> tuple[Store, Outcome]:
     return made, improve(made, dataset_id, small_config())
 
 
-def rows(store: Store, sql: str, *values: Any) -> list[tuple[Any, ...]]:
-    with store.catalog.read() as con:
-        return con.execute(sql, list(values)).fetchall()
-
-
 @pytest.mark.slow
 def test_a_refined_policy_leads_to_its_dataset_runs_baseline_and_configuration(refined: tuple[Store, Outcome]) -> None:
     store, outcome = refined
-    (found,) = rows(
+    (found,) = ask(
         store,
         """SELECT p.kind, d.env_id, d.policy_sha256 = b.config ->> 'policy_sha256', b.kind, r.model, r.provider,
                   p.config
@@ -65,7 +59,7 @@ def test_a_refined_policy_leads_to_its_dataset_runs_baseline_and_configuration(r
 @pytest.mark.slow
 def test_the_files_of_every_policy_are_those_that_its_row_names(refined: tuple[Store, Outcome]) -> None:
     store, outcome = refined
-    kept = rows(store, "SELECT policy_id, sha256, baseline_id, dataset_id FROM policies ORDER BY kind, policy_id")
+    kept = ask(store, "SELECT policy_id, sha256, baseline_id, dataset_id FROM policies ORDER BY kind, policy_id")
     accepted = {trial.kept.policy_id for trial in outcome.comparison.trials if trial.decision.accepted}
     assert {policy_id for policy_id, *_ in kept} == accepted | {outcome.comparison.trials[-1].kept.policy_id}
     for policy_id, sha256, _, dataset_id in kept:
@@ -81,7 +75,7 @@ def test_every_candidate_leads_to_its_refinement_and_to_the_returns_that_chose_i
     refined: tuple[Store, Outcome],
 ) -> None:
     store, outcome = refined
-    found = rows(
+    found = ask(
         store,
         """SELECT f.arm, c.number, c.return_ = e.return_, c.chosen
            FROM candidates c JOIN refinements f USING (refinement_id)
@@ -99,7 +93,7 @@ def test_every_candidate_leads_to_its_refinement_and_to_the_returns_that_chose_i
 def test_a_rejected_refinement_names_the_baseline_that_stays_and_why(refined: tuple[Store, Outcome]) -> None:
     store, outcome = refined
     rejected = [trial for trial in outcome.comparison.trials if not trial.decision.accepted]
-    found = rows(store, "SELECT policy_id = baseline_id, reason FROM refinements WHERE NOT accepted")
+    found = ask(store, "SELECT policy_id = baseline_id, reason FROM refinements WHERE NOT accepted")
     assert len(found) == len(rejected) > 0
     assert {same for same, _ in found} == {True}
     assert sorted(reason for _, reason in found) == sorted(trial.decision.reason for trial in rejected)
@@ -108,7 +102,7 @@ def test_a_rejected_refinement_names_the_baseline_that_stays_and_why(refined: tu
 @pytest.mark.slow
 def test_every_label_leads_back_to_its_raw_reply_and_its_run(refined: tuple[Store, Outcome]) -> None:
     store, outcome = refined
-    found = rows(
+    found = ask(
         store,
         """SELECT a.request_id, a.episode_id, a.step, a.suggested_label, q.episode_id, r.model
            FROM annotations a JOIN annotation_runs r USING (run_id) JOIN responses USING (request_id)
@@ -125,7 +119,7 @@ def test_every_label_leads_back_to_its_raw_reply_and_its_run(refined: tuple[Stor
 @pytest.mark.slow
 def test_the_leaderboard_shows_every_arm_and_the_verdicts_where_they_belong(refined: tuple[Store, Outcome]) -> None:
     store, outcome = refined
-    found = rows(
+    found = ask(
         store,
         """SELECT arm, mode, labels, draws, accepted_draws, return_, low, high, better, credit FROM leaderboard
            WHERE comparison_id = ? AND mode = 'greedy' ORDER BY arm""",
@@ -140,11 +134,11 @@ def test_the_leaderboard_shows_every_arm_and_the_verdicts_where_they_belong(refi
     assert verdicts.pop("labels") == (True, outcome.comparison.credit.answer)
     assert set(verdicts.values()) == {(None, None)}
     sampled = "SELECT better, credit FROM leaderboard WHERE mode = 'sampled'"
-    assert set(rows(store, sampled)) == {(None, None)}
+    assert set(ask(store, sampled)) == {(None, None)}
     leads = "SELECT lead, lead_low, lead_high FROM leaderboard WHERE arm = 'shuffled' AND mode = 'greedy'"
     lead = outcome.comparison.credit.differences["shuffled"]
-    assert rows(store, leads) == [(lead.mean, lead.low, lead.high)]
-    assert rows(store, "SELECT arm FROM leaderboard WHERE mode = 'greedy'")[0] == ("labels",)
+    assert ask(store, leads) == [(lead.mean, lead.low, lead.high)]
+    assert ask(store, "SELECT arm FROM leaderboard WHERE mode = 'greedy'")[0] == ("labels",)
 
 
 def test_a_baseline_is_found_again_by_its_hash_and_kept_once(store: Store, tmp_path: Path) -> None:
@@ -155,7 +149,7 @@ def test_a_baseline_is_found_again_by_its_hash_and_kept_once(store: Store, tmp_p
     found = find_recorded_baseline(store, policy.sha256)
     assert found is not None
     assert found.to_files() == policy.to_files()
-    assert rows(store, "SELECT kind, config ->> 'origin' FROM policies") == [("baseline", "first")]
+    assert ask(store, "SELECT kind, config ->> 'origin' FROM policies") == [("baseline", "first")]
     assert find_recorded_baseline(store, "0" * 64) is None
 
 
@@ -164,4 +158,4 @@ def test_an_adopted_dataset_keeps_its_lineage(refined: tuple[Store, Outcome], st
     made, outcome = refined
     manifest = take_in(store, made.dataset_dir(outcome.dataset_id))
     assert manifest.policy_sha256 == make_baseline().sha256
-    assert rows(store, "SELECT policy_sha256 FROM datasets") == [(manifest.policy_sha256,)]
+    assert ask(store, "SELECT policy_sha256 FROM datasets") == [(manifest.policy_sha256,)]

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import pytest
+from store_state import ask
 from toy_environment import REACH, TOY, gather_toys, small_config
 
 from annotate.importing.rules import import_rules
@@ -65,11 +65,6 @@ def judged(tmp_path_factory: pytest.TempPathFactory) -> Judged:
     return Judged(tmp_path_factory)
 
 
-def rows(store: Store, sql: str, *given: Any) -> list[tuple[Any, ...]]:
-    with store.catalog.read() as con:
-        return con.execute(sql, list(given)).fetchall()
-
-
 def test_the_rules_played_are_a_row_of_every_refinement_with_rules(judged: Judged) -> None:
     outcome, (store, _) = judged.outcome(TOY, False), judged.store(TOY)
     arms = {arm.arm: arm for arm in outcome.comparison.arms}
@@ -89,7 +84,7 @@ def test_the_rules_played_are_a_row_of_every_refinement_with_rules(judged: Judge
     }
     assert shown.values["rules_played"] == {"return": 8.0, "low": 8.0, "high": 8.0}
     sql = "SELECT mode, return_ FROM arms WHERE arm = 'rules_played' AND comparison_id = ? ORDER BY mode"
-    assert rows(store, sql, outcome.comparison_id) == [("greedy", 8.0), ("sampled", 8.0)]
+    assert ask(store, sql, outcome.comparison_id) == [("greedy", 8.0), ("sampled", 8.0)]
     assert outcome.comparison.credit.differences.keys() == {"no_labels", "shuffled", "random"}
     assert "rules_played" not in outcome.comparison.credit.differences
 
@@ -112,7 +107,7 @@ def test_rules_that_may_win_are_candidates_beside_those_of_their_placebos(judged
     assert (record["kind"], record["dataset_id"]) == ("refined", dataset_id)
     assert json.loads(record["config"])["rules"] is True
     chosen = "SELECT step, beta FROM candidates WHERE policy_id = ? AND chosen"
-    assert rows(store, chosen, comparison.policy_id)[0] == (0, 0.0)
+    assert ask(store, chosen, comparison.policy_id)[0] == (0, 0.0)
     with pytest.raises(BadInput, match="is a list of rules, which has no ONNX form"):
         export_policy(store, comparison.policy_id, None)
 

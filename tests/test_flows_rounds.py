@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from store_state import state_of
+from store_state import ask, state_of
 from toy_environment import CARD, TOY, Answer, answers_of, make_baseline, save_folder, small_config, write_labels
 
 from annotate.importing.labels import import_annotations
@@ -66,8 +66,7 @@ def smooth(tmp_path_factory: pytest.TempPathFactory) -> tuple[RoundsConfig, Seri
 
 
 def rows(root: Path, sql: str) -> list[Any]:
-    with Store.open(root).catalog.read() as con:
-        return con.execute(sql).fetchall()
+    return ask(Store.open(root), sql)
 
 
 @pytest.mark.slow

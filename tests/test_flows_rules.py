@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from store_state import lend
+from store_state import ask, lend
 from toy_environment import REACH, gather_toys, small_config, write_labels
 
 from annotate.importing.labels import import_annotations
@@ -65,8 +65,7 @@ def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def one(store: Store, sql: str) -> str:
-    with store.catalog.read() as con:
-        return con.execute(sql).fetchall()[0][0]
+    return ask(store, sql)[0][0]
 
 
 def dataset(store: Store) -> str:

@@ -78,7 +78,7 @@ def test_a_dataset_published_but_unknown_is_registered_by_the_same_command(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patched:
-        patched.setattr(writing, "register_dataset", lambda *_: 1 / 0)
+        patched.setattr(writing, "register_new", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             fill(store, "one")
     assert (count(store, "datasets"), count(store, "steps")) == (0, 0)

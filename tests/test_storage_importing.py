@@ -171,7 +171,7 @@ def test_an_import_killed_before_the_catalog_knew_is_finished_by_the_next(
 ) -> None:
     path = parquet(tmp_path, make_rows())
     with monkeypatch.context() as patched:
-        patched.setattr(writing, "register_dataset", lambda *_: 1 / 0)
+        patched.setattr(writing, "register_new", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             import_rows(store, path, dataset_id="mine")
     manifest = import_rows(store, path, dataset_id="mine")

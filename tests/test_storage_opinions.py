@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import pytest
+from store_state import ask
 from toy_datasets import make_draft, make_episode, write
 
 from storage.annotations.annotations import LabelReplay, insert_label_replays, load_label_replays
@@ -15,11 +15,6 @@ from storage.schema import Space
 from storage.store import Store
 
 BOX2 = Space(kind="box", dtype="float32", size=2, low=(-1.0, -1.0), high=(1.0, 1.0))
-
-
-def rows(store: Store, sql: str) -> list[Any]:
-    with store.catalog.read() as con:
-        return con.execute(sql).fetchall()
 
 
 def enter(store: Store, *notes: tuple[str, str, int, list[float] | None, float | None], dataset: str = "d1") -> None:
@@ -70,7 +65,7 @@ def test_samples_and_models_are_compared_on_equal_steps_and_stay_rows(pushed: St
         ("b", "two", 1, [0.0], 0.8),
         ("b", "two", 5, None, None),
     )
-    found = rows(
+    found = ask(
         pushed,
         """SELECT step, opinions, runs, models, agreement, majority_label, majority_share
            FROM label_agreement ORDER BY step""",
@@ -78,12 +73,12 @@ def test_samples_and_models_are_compared_on_equal_steps_and_stay_rows(pushed: St
     # step 1: right 0.9 + 0.5 against left 0.4 + 0.8: two votes each, right has more confidence
     assert found == [(1, 4, 2, 2, pytest.approx(1 / 3), "right", 0.5), (4, 1, 1, 1, None, "right", 1.0)]
     columns = "run_id, annotations, shared_steps, sample_agreement, model_agreement, majority_share, commonest_share"
-    quality = rows(pushed, f"SELECT {columns} FROM label_quality ORDER BY run_id")
+    quality = ask(pushed, f"SELECT {columns} FROM label_quality ORDER BY run_id")
     assert quality == [
         ("a", 4, 3, pytest.approx(1 / 3), pytest.approx(1 / 3), pytest.approx(2 / 3), 0.75),
         ("b", 2, 1, None, pytest.approx(1 / 3), 0.0, 1.0),
     ]
-    assert rows(pushed, "SELECT count(*) FROM annotations") == [(6,)]
+    assert ask(pushed, "SELECT count(*) FROM annotations") == [(6,)]
 
 
 def test_continuous_opinions_have_the_median_as_their_majority(store: Store) -> None:
@@ -96,7 +91,7 @@ def test_continuous_opinions_have_the_median_as_their_majority(store: Store) -> 
         ("a", "m", 1, [-1.0, -0.4], 0.5),
     )
     columns = "opinions, agreement, majority_label, majority_action, majority_share"
-    assert rows(store, f"SELECT {columns} FROM label_agreement") == [
+    assert ask(store, f"SELECT {columns} FROM label_agreement") == [
         (3, pytest.approx(1 / 3), None, [0.5, pytest.approx(-0.45)], pytest.approx(2 / 3))
     ]
 
@@ -104,7 +99,7 @@ def test_continuous_opinions_have_the_median_as_their_majority(store: Store) -> 
 @pytest.mark.slow
 def test_labels_are_counted_by_the_thirds_of_their_episodes(pushed: Store) -> None:
     enter(pushed, *(("a", "m", step, [1.0], 1.0) for step in (0, 2, 3, 8)))
-    assert rows(pushed, "SELECT early_share, middle_share, late_share, episode_share FROM label_quality") == [
+    assert ask(pushed, "SELECT early_share, middle_share, late_share, episode_share FROM label_quality") == [
         (0.5, 0.25, 0.25, 1.0)
     ]
 
@@ -139,7 +134,7 @@ def test_replays_are_kept_once_and_summed_up_beside_the_labels(pushed: Store) ->
             insert_label_replays(con, kept)
     assert load_label_replays(pushed, "d1") == kept
     columns = "annotations, replayed, inexact_replays, replay_advantage, replay_better_share, replay_steps"
-    assert rows(pushed, f"SELECT {columns} FROM label_quality") == [(3, 2, 1, 0.5, 0.5, 30)]
+    assert ask(pushed, f"SELECT {columns} FROM label_quality") == [(3, 2, 1, 0.5, 0.5, 30)]
 
 
 @pytest.mark.slow
@@ -149,6 +144,6 @@ def test_what_two_environments_paid_is_never_one_mean(pushed: Store) -> None:
     for kept in (older, newer):
         with pushed.catalog.write() as con:
             insert_label_replays(con, [kept])
-    assert rows(pushed, "SELECT replayed, replay_advantage FROM label_quality") == [(1, 200.0)]
+    assert ask(pushed, "SELECT replayed, replay_advantage FROM label_quality") == [(1, 200.0)]
     assert load_label_replays(pushed, "d1", current=True) == [newer]
     assert load_label_replays(pushed, "d1") == [older, newer]

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from store_state import ask
 from toy_datasets import make_draft, make_episode, write
 
 from storage.catalog.connection import insert_rows
@@ -16,11 +17,6 @@ BOX2 = Space(kind="box", dtype="float32", size=2, low=(-1.0, -1.0), high=(1.0, 1
 FREE = Space(kind="box", dtype="float64", size=1)
 CELL = Space(kind="discrete", dtype="int64", size=1, n=9, start=1)
 RAM = Space(kind="box", dtype="uint8", size=2)
-
-
-def rows(store: Store, sql: str) -> list[Any]:
-    with store.catalog.read() as con:
-        return con.execute(sql).fetchall()
 
 
 def note(dataset_id: str, step: int, suggestion: list[float] | None = None, **changes: Any) -> dict[str, object]:
@@ -72,14 +68,14 @@ def _walking() -> Any:
     "view", ["steps", "annotated_steps", "spending", "label_quality", "annotator_scores", "leaderboard"]
 )
 def test_the_views_of_an_empty_store_exist_and_have_no_rows(store: Store, view: str) -> None:
-    assert rows(store, f"SELECT * FROM {view}") == []
+    assert ask(store, f"SELECT * FROM {view}") == []
 
 
 @pytest.mark.slow
 def test_steps_of_every_kind_of_dataset_have_the_same_columns(store: Store) -> None:
     write_zoo(store)
     query = "SELECT dataset_id, step, observation, action, action_vector, action_name, policy_output FROM steps"
-    found = rows(store, f"{query} WHERE dataset_id IN ('glide', 'walk') ORDER BY ALL")
+    found = ask(store, f"{query} WHERE dataset_id IN ('glide', 'walk') ORDER BY ALL")
     assert found == [
         ("glide", 0, [1.0, 2.0], None, [0.5, -0.5], None, None),
         ("glide", 1, [3.0, 4.0], None, [0.0, 0.25], None, None),
@@ -88,7 +84,7 @@ def test_steps_of_every_kind_of_dataset_have_the_same_columns(store: Store) -> N
         ("walk", 1, [5.0], None, [-0.01], None, None),
         ("walk", 2, [9.0], None, None, None, None),
     ]
-    pushed = rows(store, f"{query} WHERE dataset_id = 'push' ORDER BY step")
+    pushed = ask(store, f"{query} WHERE dataset_id = 'push' ORDER BY step")
     assert [row[3:] for row in pushed] == [
         (0, [0.0], "left", [1.0, 2.0]),
         (1, [1.0], "right", [3.0, 4.0]),
@@ -99,7 +95,7 @@ def test_steps_of_every_kind_of_dataset_have_the_same_columns(store: Store) -> N
 @pytest.mark.slow
 def test_rewards_in_the_view_are_those_of_the_file(store: Store) -> None:
     write_zoo(store)
-    assert rows(store, "SELECT reward FROM steps WHERE dataset_id = 'push' AND step < 2 ORDER BY step") == [
+    assert ask(store, "SELECT reward FROM steps WHERE dataset_id = 'push' AND step < 2 ORDER BY step") == [
         (value,) for value in _pushing().rewards.tolist()
     ]
 
@@ -107,7 +103,7 @@ def test_rewards_in_the_view_are_those_of_the_file(store: Store) -> None:
 def test_discrete_actions_that_do_not_start_at_zero_have_their_names(store: Store) -> None:
     shifted = Space(kind="discrete", dtype="int64", size=1, n=2, start=-1)
     write(store, make_draft(action_space=shifted), [make_episode(0, 2, actions=np.array([-1, 0]))])
-    assert rows(store, "SELECT action, action_name FROM steps ORDER BY step") == [
+    assert ask(store, "SELECT action, action_name FROM steps ORDER BY step") == [
         (-1, "left"),
         (0, "right"),
         (None, None),
@@ -118,7 +114,7 @@ def test_discrete_actions_that_do_not_start_at_zero_have_their_names(store: Stor
 def test_annotations_are_joined_to_steps_of_different_environments(store: Store) -> None:
     write_zoo(store)
     annotate(store, note("push", 1, [1.0]), note("glide", 1, [0.0, 0.3]), note("walk", 0))
-    found = rows(
+    found = ask(
         store,
         "SELECT dataset_id, step, action_name, action_vector, x, obs_step, cell FROM annotated_steps ORDER BY 1",
     )
@@ -142,7 +138,7 @@ def test_a_suggestion_agrees_when_it_confirms_the_logged_action(store: Store) ->
         ("walk", [0.05], False),
     ]
     annotate(store, *(note(dataset_id, 1, suggestion) for dataset_id, suggestion, _ in cases))
-    found = dict(rows(store, "SELECT annotation_id, agrees FROM annotated_steps"))
+    found = dict(ask(store, "SELECT annotation_id, agrees FROM annotated_steps"))
     assert found == {f"{dataset_id}-1-{suggestion}": agrees for dataset_id, suggestion, agrees in cases}
 
 
@@ -150,7 +146,7 @@ def test_a_suggestion_agrees_when_it_confirms_the_logged_action(store: Store) ->
 def test_two_annotators_of_one_state_are_two_rows(store: Store) -> None:
     write_zoo(store)
     annotate(store, note("push", 1, [1.0]), note("push", 1, [0.0], run_id="other"))
-    assert rows(store, "SELECT run_id, suggested_action FROM annotated_steps ORDER BY 1") == [
+    assert ask(store, "SELECT run_id, suggested_action FROM annotated_steps ORDER BY 1") == [
         ("other", [0.0]),
         ("run", [1.0]),
     ]
@@ -161,14 +157,14 @@ def test_the_views_follow_a_store_that_has_moved(store: Store) -> None:
     write_zoo(store)
     moved = store.root.rename(store.root.with_name('it\'s [a] "place" *'))
     again = Store.open(moved)
-    assert rows(again, "SELECT count(*) FROM steps") == [(9,)]
+    assert ask(again, "SELECT count(*) FROM steps") == [(9,)]
 
 
 @pytest.mark.slow
 def test_a_store_may_lie_in_a_folder_with_quotes_and_spaces(tmp_path: Path) -> None:
     store = Store.create(tmp_path / 'o\'brien said "$x; -- {y}"')
     write_zoo(store)
-    assert rows(store, "SELECT dataset_id, count(*) FROM steps GROUP BY 1 ORDER BY 1") == [
+    assert ask(store, "SELECT dataset_id, count(*) FROM steps GROUP BY 1 ORDER BY 1") == [
         ("glide", 3),
         ("push", 3),
         ("walk", 3),
@@ -191,7 +187,7 @@ def test_strange_names_work_in_the_views(store: Store) -> None:
     draft = make_draft(component_names=("select", 'quo"te', "it's"), action_names=("o'clock", 'say "hi"'))
     write(store, draft, [make_episode(0, 1, actions=np.array([1]))])
     annotate(store, note("d1", 0))
-    assert rows(store, 'SELECT action_name, "select" IS NULL, quo_te IS NULL, it_s IS NULL FROM annotated_steps') == [
+    assert ask(store, 'SELECT action_name, "select" IS NULL, quo_te IS NULL, it_s IS NULL FROM annotated_steps') == [
         ('say "hi"', False, False, False)
     ]
 
@@ -227,7 +223,7 @@ def test_spending_counts_each_reply_once_in_the_run_that_paid_for_it(store: Stor
         lost = {"rejection_id": "x", "run_id": "second", "dataset_id": "push", "reason": "unknown_step"}
         insert_rows(con, "rejections", [lost])
     columns = "run_id, requests, responses, input_tokens, cost_usd, annotations, rejections, cost_per_label"
-    assert rows(store, f"SELECT {columns} FROM spending ORDER BY run_id") == [
+    assert ask(store, f"SELECT {columns} FROM spending ORDER BY run_id") == [
         ("run", 2, 2, 200, 0.75, 2, 0, 0.375),
         ("second", 1, 0, 0, 0.0, 1, 1, None),
     ]
@@ -246,7 +242,7 @@ def test_label_quality_is_one_row_per_run(store: Store) -> None:
         )
     query = """SELECT annotations, critical_share, confirmation_share, confidence, episodes, relative_position,
                rejections, rejection_reasons FROM label_quality"""
-    assert rows(store, query) == [(2, 0.5, 0.5, 0.75, 1, 0.5, 3, {"bad_action": 1, "unknown_step": 2})]
+    assert ask(store, query) == [(2, 0.5, 0.5, 0.75, 1, 0.5, 3, {"bad_action": 1, "unknown_step": 2})]
 
 
 def test_the_leaderboard_is_one_row_per_arm_and_mode_with_both_verdicts_in_that_of_the_labels(store: Store) -> None:
@@ -259,7 +255,7 @@ def test_the_leaderboard_is_one_row_per_arm_and_mode_with_both_verdicts_in_that_
         returns = [("random", 1.5), ("labels", 2.0)]
         insert_rows(con, "arms", [arm | {"arm": a, "return_": r, "low": r - 1, "high": r + 1} for a, r in returns])
     query = "SELECT arm, env_id, recipe, mode, labels, return_, low, high, better, credit FROM leaderboard"
-    assert rows(store, query) == [
+    assert ask(store, query) == [
         ("labels", "Toy-v0", "A", "greedy", 8, 2.0, 1.0, 3.0, True, "no"),
         ("random", "Toy-v0", "A", "greedy", 8, 1.5, 0.5, 2.5, None, None),
     ]
@@ -302,7 +298,7 @@ def test_datasets_that_are_read_together_say_what_each_says_alone(tmp_path: Path
         write_twins(store, numbers)
     for view in _SPOKEN_OF:
         one, two, both = (
-            rows(store, f"SELECT * {_WITHOUT_TIME.get(view, '')} FROM {view} ORDER BY ALL") for store in stores
+            ask(store, f"SELECT * {_WITHOUT_TIME.get(view, '')} FROM {view} ORDER BY ALL") for store in stores
         )
         assert both == sorted([*one, *two], key=both.index)
         assert len(both) == len(one) + len(two) > 0
@@ -318,7 +314,7 @@ def test_many_small_datasets_of_a_kind_are_one_scan_and_a_question_about_one_ope
         ((_, plan),) = con.execute(f"EXPLAIN ANALYZE {question}").fetchall()
     assert sql.count("read_parquet") == 1
     assert "Scanning Files: 1/5" in plan
-    assert rows(store, "SELECT dataset_id, count(*) FROM steps GROUP BY 1 ORDER BY 1") == [
+    assert ask(store, "SELECT dataset_id, count(*) FROM steps GROUP BY 1 ORDER BY 1") == [
         (f"push-{number}", 4 + number) for number in range(5)
     ]
 

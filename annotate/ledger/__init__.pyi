@@ -10,7 +10,7 @@ from .budget import (
     short_wait_catalog,
 )
 from .readings import digest, record_readings
-from .recovery import Note, enter_failure, leave_note, recover, settle
+from .recovery import Note, enter_failure, is_interrupted, leave_note, recover, settle
 from .replies import (
     StoredReply,
     as_text,
@@ -18,7 +18,7 @@ from .replies import (
     find_replies,
     land,
     land_reply,
-    read_newest_replies,
+    read_places,
     read_whole,
 )
 from .requests import (
@@ -52,12 +52,13 @@ __all__ = [
     "enter_landed",
     "explain_dear_reply",
     "find_replies",
+    "is_interrupted",
     "land",
     "land_reply",
     "leave_note",
     "open_run",
     "price_request",
-    "read_newest_replies",
+    "read_places",
     "read_whole",
     "record_readings",
     "recover",

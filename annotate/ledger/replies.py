@@ -25,7 +25,6 @@ from storage.ledger import (
     iterate_responses,
     mark_answered,
     mark_unanswered,
-    newest_replies,
     note_outcomes,
     request_models,
 )
@@ -234,7 +233,7 @@ def find_replies(store: Store, request_ids: Sequence[str]) -> dict[str, StoredRe
     """
     with store.catalog.read() as con:
         places = counting_replies(con, request_ids)
-    replies = _read_places(store, places)
+    replies = read_places(store, places)
     if missing := [request_id for request_id in request_ids if request_id not in replies]:
         raise DamagedStore(
             f"The raw replies to {len(missing)} requests are missing, the first to {missing[0]}.",
@@ -243,14 +242,8 @@ def find_replies(store: Store, request_ids: Sequence[str]) -> dict[str, StoredRe
     return replies
 
 
-def read_newest_replies(store: Store, provider: str, request_ids: Sequence[str]) -> dict[str, StoredReply]:
-    """The raw replies to some requests that came last from a provider, whether or not they hold an answer."""
-    with store.catalog.read() as con:
-        places = newest_replies(con, provider, request_ids)
-    return _read_places(store, places)
-
-
-def _read_places(store: Store, places: Set[Place]) -> dict[str, StoredReply]:
+def read_places(store: Store, places: Set[Place]) -> dict[str, StoredReply]:
+    """The raw replies in some lines of files, by request."""
     return {
         landed.request_id: landed
         for run_id in sorted({file.split("/")[1] for file, _ in places})

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence, Set
 from contextlib import closing
 from dataclasses import replace
 
 from storage.catalog import Catalog, Connection
 from storage.disk import exclusive_lock
 from storage.errors import ProviderFailed, TrajnoteError
-from storage.ledger import answered_for, close_run, fail_run, is_done, read_requests
+from storage.ledger import Place, answered_for, close_run, fail_run, is_done, newest_replies, read_requests
 from storage.store import Store
 
 from ..costs import find_excess
@@ -28,10 +28,11 @@ from ..ledger import (
     digest,
     enter_failure,
     enter_landed,
+    is_interrupted,
     land_reply,
     leave_note,
     open_run,
-    read_newest_replies,
+    read_places,
     record_readings,
     recover,
     short_wait_catalog,
@@ -87,14 +88,20 @@ def annotate_run(
         CatalogLocked: if another process works on this run, or holds the catalog for long; what came back is on the
             disk, and the next command enters it.
     """
-    recover(store)
     worker = _Worker(store, plan, provider, report or _silent, budget_usd, max_tokens=max_tokens)
     with store.catalog.read() as con:
-        was_done = is_done(con, plan.run.run_id) and not unanswered(con, plan.questions)
-    if was_done and not worker.find_corrections():
+        may_recover = is_interrupted(con)
+        pending = unanswered(con, plan.questions)
+        was_done = is_done(con, plan.run.run_id)
+    if may_recover:
+        recover(store)
+        with store.catalog.read() as con:
+            pending = unanswered(con, plan.questions)
+            was_done = is_done(con, plan.run.run_id)
+    if was_done and not pending and not worker.find_corrections():
         return worker.summarise(was_done=True)
     try:
-        return worker.work()
+        return worker.work(pending)
     except ProviderFailed as error:
         with store.catalog.write() as con:
             fail_run(con, plan.run.run_id, error.problem)
@@ -133,11 +140,19 @@ class _Worker:
         self.trouble: Exception | None = None  # the first thing that went wrong with a single reply
         self.entered_at = time.monotonic()
 
-    def work(self) -> RunSummary:
-        """Both rounds, then the run is closed if nothing is open; its state after that."""
-        self._round(self.plan.questions, complete=not self.plan.config.two_stage)
+    def work(self, pending: Collection[str]) -> RunSummary:
+        """Both rounds, then the run is closed if nothing is open; its state after that.
+
+        Args:
+            pending: requests of the first round that have no answer yet.
+        """
+        self._round(self.plan.questions, pending, complete=not self.plan.config.two_stage)
         if self.plan.config.two_stage:
-            self._round(second_questions(self.store, self.plan), complete=True)
+            questions = second_questions(self.store, self.plan)
+            with self.store.catalog.read() as con:
+                pending = unanswered(con, questions)
+                asked_before = answered_for(con, self.plan.run.run_id)
+            self._round(questions, pending, asked_before, complete=True)
         if self.is_correcting:
             digest(self.store)  # other runs that ask the same
         with self.store.catalog.write() as con:
@@ -175,14 +190,13 @@ class _Worker:
             totals=totals,
         )
 
-    def _round(self, questions: Sequence[Question], *, complete: bool) -> None:
+    def _round(
+        self, questions: Sequence[Question], pending: Collection[str], known: Sequence[str] = (), *, complete: bool
+    ) -> None:
         self.questions += questions
-        known = [question.request.request_id for question in self.questions]
         is_second = complete and self.plan.config.two_stage
-        with self.store.catalog.read() as con:
-            pending = unanswered(con, questions)
-            known += answered_for(con, self.plan.run.run_id) if is_second else []
-        self.provider.prepare(known, list(pending), complete=complete)
+        own = [question.request.request_id for question in self.questions]
+        self.provider.prepare([*own, *known], list(pending), complete=complete)
         folder = self.store.responses_dir(self.plan.run.run_id)
         folder.mkdir(parents=True, exist_ok=True)
         with exclusive_lock(folder, f"the answers of {self.plan.run.run_id}"):
@@ -191,25 +205,34 @@ class _Worker:
                 add_questions(con, self.plan.run, questions)
                 if is_second:
                     withdraw_second(con, self.plan.run.run_id, self.plan.questions, questions)
-                pending = unanswered(con, questions)
-            self._use_again([q for q in questions if q.request.request_id not in pending])
-            same, corrected = self._compare(questions)
-            is_open = {key for key, standing in pending.items() if standing.is_open}
-            self.is_correcting = self.is_correcting or bool(corrected - pending.keys())
+                standings = unanswered(con, questions)
+                before = self._find_earlier(con, questions)
+            self._use_again([q for q in questions if q.request.request_id not in standings])
+            same, corrected = self._compare(before)
+            is_open = {key for key, standing in standings.items() if standing.is_open}
+            self.is_correcting = self.is_correcting or bool(corrected - standings.keys())
             self._ask([q for q in questions if q.request.request_id in (is_open - same) | corrected])
 
     def find_corrections(self) -> set[str]:
         """Requests of either stage that the provider answers otherwise than it did before."""
         if not isinstance(self.provider, Written):
             return set()
-        return self._compare(all_questions(self.store, self.plan))[1]
+        questions = all_questions(self.store, self.plan)
+        with self.store.catalog.read() as con:
+            before = self._find_earlier(con, questions)
+        return self._compare(before)[1]
 
-    def _compare(self, questions: Sequence[Question]) -> tuple[set[str], set[str]]:
+    def _find_earlier(self, con: Connection, questions: Sequence[Question]) -> set[Place]:
+        """Where the newest replies of a provider lie whose answers are written down, whether or not they hold one."""
+        if not isinstance(self.provider, Written):
+            return set()
+        return newest_replies(con, self.provider.name, [question.request.request_id for question in questions])
+
+    def _compare(self, places: Set[Place]) -> tuple[set[str], set[str]]:
         """Requests that the provider has answered before: in the same words, and in others."""
         if not isinstance(self.provider, Written):
             return set(), set()
-        ids = [question.request.request_id for question in questions]
-        before = read_newest_replies(self.store, self.provider.name, ids)
+        before = read_places(self.store, places)
         now = {key: self.provider.says(key) for key in before}
         same = {key for key, reply in before.items() if reply.message == as_text(now[key] or "")}
         return same, {key for key, raw in now.items() if raw is not None} - same

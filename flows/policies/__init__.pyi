@@ -1,11 +1,20 @@
 from .external import check_spaces, hash_policy_file, with_options
-from .loading import Baseline, export_policy, find_baseline, find_recorded_baseline, load_policy, record_baseline
+from .loading import (
+    Baseline,
+    export_policy,
+    find_baseline,
+    find_collecting_weights,
+    find_recorded_baseline,
+    load_policy,
+    record_baseline,
+)
 
 __all__ = [
     "Baseline",
     "check_spaces",
     "export_policy",
     "find_baseline",
+    "find_collecting_weights",
     "find_recorded_baseline",
     "hash_policy_file",
     "load_policy",

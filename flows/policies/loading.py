@@ -223,15 +223,24 @@ def _find(store: Store, manifest: Manifest, steps: StepArrays, spec: Named | Non
     if spec is not None:
         return _distilled_if_needed(_load_other(spec, spaces, store, manifest), manifest, steps)
     with store.catalog.read():
-        known = find_policy(store, manifest.policy_sha256) if manifest.policy_sha256 else None
-        if known is not None:
-            kept = read_policy(policy_files(store, known), known)
-            if isinstance(kept, MlpPolicy):
-                return Baseline(kept, "the weights that the dataset was collected with", known)
-            return _distilled_if_needed(kept, manifest, steps)
+        if (found := find_collecting_weights(store, manifest)) is not None:
+            return found
+        kept = find_recorded_baseline(store, manifest.policy_sha256) if manifest.policy_sha256 else None
+    if isinstance(kept, RulePolicy):
+        return _distilled_if_needed(kept, manifest, steps)
     own, warning = _find_own(store, manifest)
     found = _distilled_if_needed(_load_own(own, store, manifest, spaces), manifest, steps)
     return replace(found, warning=warning)
+
+
+def find_collecting_weights(store: Store, manifest: Manifest) -> Baseline | None:
+    """The network that made a dataset, if the store has it."""
+    with store.catalog.read():
+        known = find_policy(store, manifest.policy_sha256) if manifest.policy_sha256 else None
+        kept = read_policy(policy_files(store, known), known) if known else None
+    if not isinstance(kept, MlpPolicy):
+        return None
+    return Baseline(kept, "the weights that the dataset was collected with", known)
 
 
 def _find_own(store: Store, manifest: Manifest) -> tuple[Named | None, str | None]:
@@ -290,13 +299,14 @@ def record_baseline(store: Store, policy: MlpPolicy, *, env_id: str | None, data
         dataset_id: the first dataset that it acted in, or that it was distilled from.
         origin: where the weights came from, as text.
     """
-    known = find_policy(store, policy.sha256)
-    if known is not None:
-        return known
-    policy_id = f"baseline-{policy.sha256[:12]}"
-    config = {"origin": origin, "policy_sha256": policy.sha256}
-    record = {"kind": "baseline", "env_id": env_id, "dataset_id": dataset_id, "config": config}
-    save_policy(store, policy_id, policy.to_files(), record)
+    with store.catalog.write():
+        known = find_policy(store, policy.sha256)
+        if known is not None:
+            return known
+        policy_id = f"baseline-{policy.sha256[:12]}"
+        config = {"origin": origin, "policy_sha256": policy.sha256}
+        record = {"kind": "baseline", "env_id": env_id, "dataset_id": dataset_id, "config": config}
+        save_policy(store, policy_id, policy.to_files(), record)
     return policy_id
 
 

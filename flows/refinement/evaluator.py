@@ -116,18 +116,22 @@ class Evaluator:
     def session(self, seeds: range) -> Generator[None]:
         """Batch the evaluations of one comparison: the catalog is read once, and written where much was played.
 
-        Played episodes are kept if the block is interrupted; a killed process replays its last seconds.
+        Played episodes are kept if the block is interrupted; a killed process replays its last seconds. A session
+        inside another one is a part of it.
 
         Args:
             seeds: all that will be played.
         """
+        if self._memory.covers(seeds):
+            yield
+            return
         self._recall(seeds=seeds)
         self._memory.seeds = seeds
         try:
             yield
         finally:
             self._memory.seeds = None
-            self._commit()
+            self.commit()
 
     def returns(
         self,
@@ -178,7 +182,7 @@ class Evaluator:
                     lengths.clear()
         finally:
             if self._memory.seeds is None:
-                self._commit()
+                self.commit()
 
     def _recall(self, evaluation_ids: Sequence[str] = (), seeds: range | None = None) -> None:
         """Read some of the catalog's evaluations, under whatever name their policy was played."""
@@ -235,16 +239,21 @@ class Evaluator:
         memory.rows.append(row)
         memory.played_s += now - began
         if memory.played_s > self.commit_s:
-            self._commit()
+            self.commit()
         return now
 
-    def _commit(self) -> None:
-        if not self._memory.rows:
+    def commit(self, also: Callable[[], None] | None = None) -> None:
+        """Write what was played, in one transaction with what else belongs to it; what is not written is kept."""
+        memory = self._memory
+        if not memory.rows and also is None:
             return
         with self.store.catalog.write() as con:
-            insert_environment(con, self.fingerprint.known, self.env_id, self.env_kwargs)
-            insert_rows(con, "evaluations", self._memory.rows)
-        self._memory.rows, self._memory.played_s = [], 0.0
+            if memory.rows:
+                insert_environment(con, self.fingerprint.known, self.env_id, self.env_kwargs)
+                insert_rows(con, "evaluations", memory.rows)
+            if also is not None:
+                also()
+        memory.rows, memory.played_s = [], 0.0
 
 
 class EvaluateConfig(Frozen):

@@ -39,7 +39,7 @@ def record_comparison(
     *,
     warnings: Sequence[str] = (),
 ) -> str:
-    """Write the accepted policies and every arm's refinement into the store.
+    """Write the accepted policies, every arm's refinement and what was played last into the store.
 
     Args:
         contest: what was asked.
@@ -66,7 +66,8 @@ def record_comparison(
         "reason": comparison.promoted.decision.reason,
         "environment_sha256": contest.judge.fingerprint.sha256,
     }
-    with store.catalog.write():
+
+    def write() -> None:
         record_baseline(store, material.baseline, **home, origin=origin)
         for trial in comparison.trials:
             if trial.decision.accepted:
@@ -78,6 +79,8 @@ def record_comparison(
             refinements=[_refinement(contest, trial, about, run_ids, warnings) for trial in comparison.trials],
             candidates=[row for trial in comparison.trials for row in _candidates(comparison_id, trial)],
         )
+
+    contest.judge.commit(write)
     return comparison_id
 
 

@@ -32,7 +32,7 @@ from storage.policies import FIRST_SEED, Plan, reserve_seeds
 from storage.schema import Annotation, Frozen, Manifest
 from storage.store import Store
 
-from ..policies import Baseline, check_spaces, find_baseline, load_policy
+from ..policies import Baseline, check_spaces, find_baseline, find_collecting_weights, load_policy
 from ..runtime import Report, silent
 from ..simulation import Home, Named, Spaces, choose, find_home, look_up_spaces
 from .arms import Material, Oracle, read_once
@@ -145,8 +145,9 @@ def improve(
         reserved, reused = _reserve(contest, config.gate.first_seed, search_from)
         warnings += reused
     contest = replace(contest, gate=starting_at(contest.gate, reserved))
-    comparison = contest.run()
-    comparison_id = record_comparison(contest, comparison, opinions.run_ids, start.origin, warnings=warnings)
+    with judge.session(contest.gate.seeds.whole):
+        comparison = contest.run()
+        comparison_id = record_comparison(contest, comparison, opinions.run_ids, start.origin, warnings=warnings)
     return Outcome(
         comparison_id,
         dataset_id,
@@ -218,8 +219,9 @@ def gather_material(
     datasets = (dataset_id, *also)
     with store.catalog.read():
         opinions = find_opinions(store, datasets, run_ids, config.mode, rules=rules)
+        start = find_collecting_weights(store, manifest) if baseline is None else None
     steps = read_once(store, datasets)
-    start = find_baseline(store, manifest, read_steps(store, dataset_id) if also else steps, baseline)
+    start = start or find_baseline(store, manifest, read_steps(store, dataset_id) if also else steps, baseline)
     labels = opinions.labels(manifest, steps, config.mode)
     recipe = config.completed(manifest.action_space, dense=covers_most_steps(labels, steps))
     oracle = ask_expert(expert, labels, steps, manifest, store) if expert else None

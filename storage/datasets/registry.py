@@ -43,20 +43,27 @@ def register_dataset(store: Store, manifest: Manifest) -> None:
     Raises:
         DamagedStore: if a shard is damaged, or the catalog knows another manifest under this name.
     """
-    written = sha256_file(store.manifest_path(manifest.dataset_id))
     with store.catalog.read() as con:
-        registered = _registered_sha256(con, manifest.dataset_id)
-    if registered is None:
-        episodes = list(_episode_rows(store, manifest))
-        with store.catalog.write() as con:
-            insert_rows(con, "datasets", [_dataset_row(manifest, written)])
+        is_registered = _is_registered(con, store, manifest.dataset_id)
+    if is_registered:
+        _remove_draft(store, manifest)
+    else:
+        register_new(store, manifest)
+
+
+def register_new(store: Store, manifest: Manifest) -> None:
+    """As `register_dataset`, in one transaction for a dataset that was published just now."""
+    episodes = list(_episode_rows(store, manifest))
+    row = _dataset_row(manifest, sha256_file(store.manifest_path(manifest.dataset_id)))
+    with store.catalog.write() as con:
+        if not _is_registered(con, store, manifest.dataset_id):
+            insert_rows(con, "datasets", [row])
             insert_rows(con, "episodes", episodes)
             refresh_views(con, store.rollouts_dir)
-    elif registered != written:
-        raise DamagedStore(
-            f"{store.manifest_path(manifest.dataset_id)} differs from the manifest that was registered.",
-            "Restore the file; a dataset is never changed once it is written.",
-        )
+    _remove_draft(store, manifest)
+
+
+def _remove_draft(store: Store, manifest: Manifest) -> None:
     (store.dataset_dir(manifest.dataset_id) / DRAFT).unlink(missing_ok=True)
 
 
@@ -143,9 +150,15 @@ def pick(name: str, known: list[str], kind: str) -> str:
     raise BadInput(f"There is no {kind} {name!r}.{near}", f"Known: {', '.join(known[-5:])}." if known else "")
 
 
-def _registered_sha256(con: Connection, dataset_id: str) -> str | None:
+def _is_registered(con: Connection, store: Store, dataset_id: str) -> bool:
+    """Whether the catalog knows a dataset, which must be as it was registered."""
     found = con.execute("SELECT manifest_sha256 FROM datasets WHERE dataset_id = ?", [dataset_id]).fetchone()
-    return found[0] if found else None
+    if found is not None and found[0] != sha256_file(store.manifest_path(dataset_id)):
+        raise DamagedStore(
+            f"{store.manifest_path(dataset_id)} differs from the manifest that was registered.",
+            "Restore the file; a dataset is never changed once it is written.",
+        )
+    return found is not None
 
 
 def _essence(draft: ManifestDraft) -> dict[str, str]:

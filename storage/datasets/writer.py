@@ -19,7 +19,7 @@ from ..schema import Episode, Manifest, ManifestDraft
 from ..store import CARD, DRAFT, MANIFEST, Store
 from .checks import check_draft, check_episode
 from .columns import encode_episodes
-from .registry import register_dataset
+from .registry import register_new
 from .shards import ROW_GROUP, FinishedShard, GrowingShard, describe_shard, shard_name
 
 
@@ -117,7 +117,7 @@ class StepsWriter:
         write_whole(self._folder / MANIFEST, canonical_json(manifest).encode())
         publish_folder(self._folder, self._store.dataset_dir(manifest.dataset_id))
         self._lock.close()
-        register_dataset(self._store, manifest)
+        register_new(self._store, manifest)
         return manifest
 
     def _start(self) -> None:
