@@ -9,7 +9,7 @@ import json
 import threading
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
-from itertools import islice
+from itertools import chain, islice
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -23,7 +23,7 @@ from .environments import Environment, EnvironmentMaker
 from .rollouts import make_some, play
 from .trust import Named
 
-_MOST, _LEAST = 64, 4  # episodes of a task that are played side by side in one process; the last tasks are the smallest
+_MOST, _LEAST = 64, 4  # episodes of a task that are played side by side in one process
 _MAKING_S = 0.5  # seconds for making environments that stay for the next tasks
 Advance = Callable[[int, int], None]
 _Summary = tuple[float, int]
@@ -39,6 +39,13 @@ class _Task(NamedTuple):
     seeds: tuple[int, ...]
     mode: Mode
     max_steps: int | None
+
+
+class _Share(NamedTuple):
+    """Whose episodes a task has, and their places among all."""
+
+    policy: Actor | Crowd
+    places: range
 
 
 def play_policies(
@@ -77,14 +84,15 @@ def play_policies(
     kwargs = json.dumps(dict(env_kwargs or {}), sort_keys=True)
     own = _seeds_of_each(seeds, len(policies))
     episodes = [(policy, seed) for policy, each in zip(policies, own, strict=True) for seed in each]
+    shares = list(_share_out([policy for policy, _ in episodes], workers or core_count()))
     tasks = [
-        _Task(env_id, kwargs, policy, chosen, mode, max_steps)
-        for policy, chosen in _share_out(episodes, 1 if workers == 1 else workers or core_count())
+        _Task(env_id, kwargs, policy, tuple(episodes[place][1] for place in places), mode, max_steps)
+        for policy, places in shares
     ]
     alone = workers == 1 or len(tasks) <= 1
     shared = _play_here(tasks) if alone else parallel_map(_play_in_worker, tasks, workers, threadsafe=True)
     with closing(shared) as played:
-        summaries = _count(played, len(episodes), advance)
+        summaries = _in_order(played, chain.from_iterable(share.places for share in shares), len(episodes), advance)
         for each in own:
             found = list(islice(summaries, len(each)))
             if lengths is not None:
@@ -98,33 +106,43 @@ def _seeds_of_each(seeds: Sequence[int] | Sequence[Sequence[int]], policies: int
     return own or [[int(seed) for seed in seeds if not isinstance(seed, Sequence)]] * policies
 
 
-def _count(played: Generator[list[_Summary]], total: int, advance: Advance | None) -> Iterator[_Summary]:
-    """The episodes of all tasks, one after the other; the listener hears of them task by task."""
-    done = 0
+def _in_order(
+    played: Generator[list[_Summary]], places: Iterator[int], total: int, advance: Advance | None
+) -> Iterator[_Summary]:
+    """The episodes by their places among all; the listener hears of them as they come."""
+    found: dict[int, _Summary] = {}
+    done = following = 0
     for summaries in played:
+        found.update((next(places), summary) for summary in summaries)
         done += len(summaries)
         if advance is not None:
             advance(done, total)
-        yield from summaries
+        while following in found:
+            yield found.pop(following)
+            following += 1
 
 
-def _share_out(episodes: Sequence[tuple[Actor, int]], workers: int) -> Generator[tuple[Actor | Crowd, tuple[int, ...]]]:
-    """Cut episodes into tasks: large ones first, small ones at the end, so that no worker waits long for another.
+def _share_out(policies: Sequence[Actor], workers: int) -> Generator[_Share]:
+    """Deal episodes, given by their policies, to the workers like cards, so that none waits long for another.
 
-    Networks of one shape share a task; what else acts has tasks of its own.
+    A tick has a price of its own, about that of a step of LunarLander. Few episodes share it when most of a task have
+    ended, so there are few large tasks. Networks of one shape share a task; what else acts has tasks of its own.
     """
     begin = 0
-    while begin < len(episodes):
-        first = _kind(episodes[begin][0])
-        size = min(_MOST, max(_LEAST, (len(episodes) - begin) // (2 * workers)))
-        end = begin + 1
-        while end < min(begin + size, len(episodes)) and _kind(episodes[end][0]) == first:
+    while begin < len(policies):
+        first, end = _kind(policies[begin]), begin + 1
+        while end < min(begin + workers * _MOST, len(policies)) and _kind(policies[end]) == first:
             end += 1
-        policies = [policy for policy, _ in episodes[begin:end]]
-        networks = [policy for policy in policies if isinstance(policy, MlpPolicy)]
-        together = Crowd(networks) if any(network is not networks[0] for network in networks) else policies[0]
-        yield together, tuple(seed for _, seed in episodes[begin:end])
+        tasks = min(workers, -(-(end - begin) // _LEAST))
+        for turn in range(tasks):
+            places = range(begin + turn, end, tasks)
+            yield _Share(_together([policies[place] for place in places]), places)
         begin = end
+
+
+def _together(policies: Sequence[Actor]) -> Actor | Crowd:
+    networks = [policy for policy in policies if isinstance(policy, MlpPolicy)]
+    return Crowd(networks) if any(network is not networks[0] for network in networks) else policies[0]
 
 
 def _kind(policy: Actor) -> str | int:
@@ -132,18 +150,19 @@ def _kind(policy: Actor) -> str | int:
 
 
 def _play_here(tasks: Sequence[_Task]) -> Generator[list[_Summary]]:
+    """Episode by episode, so that those before an interruption are known."""
     environments: list[Environment] = []
     try:
         for task in tasks:
             environments = environments or _make(task.env_id, task.env_kwargs)
-            yield _play(task, environments)
+            yield from ([summary] for summary in _play(task, environments))
     finally:
         for environment in environments:
             environment.close()
 
 
 def _play_in_worker(task: _Task) -> list[_Summary]:
-    return _play(task, kept_environments(task.env_id, task.env_kwargs))
+    return list(_play(task, kept_environments(task.env_id, task.env_kwargs)))
 
 
 class _Kept(threading.local):
@@ -171,7 +190,7 @@ def _make(env_id: Named, env_kwargs: str) -> list[Environment]:
     return make_some(EnvironmentMaker(env_id, json.loads(env_kwargs)), _MOST, _MAKING_S)
 
 
-def _play(task: _Task, environments: Sequence[Environment]) -> list[_Summary]:
+def _play(task: _Task, environments: Sequence[Environment]) -> Iterator[_Summary]:
     playing = environments[: len(task.seeds)]
     episodes = play(playing, task.policy, task.seeds, mode=task.mode, max_steps=task.max_steps, say=None)
-    return [(episode.return_, len(episode)) for episode in episodes]
+    return ((episode.return_, len(episode)) for episode in episodes)
