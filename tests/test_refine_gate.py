@@ -1,17 +1,12 @@
 from __future__ import annotations
 
-import warnings
-from typing import Any
-
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy import stats
 from soak import full_or
 
 from refine.evaluation.gate import (
-    RESAMPLES,
     Interval,
     SeedPlan,
     decide_acceptance,
@@ -57,22 +52,6 @@ def test_every_pair_of_finite_returns_has_a_finite_interval(returns: list[float]
 
     assert np.isfinite([found.low, found.high]).all()
     assert found.low <= found.mean <= found.high
-
-
-@pytest.mark.parametrize("count", [2, 3, 8, 17, 100, 130])
-@pytest.mark.parametrize("confidence", [0.95, 0.99])
-def test_an_interval_is_that_of_scipys_bootstrap(count: int, confidence: float) -> None:
-    for returns in (np.random.default_rng(count).normal(size=count) * 100, np.arange(count) % 2.0):
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # two values have no correction
-            own: dict[str, Any] = {"n_resamples": RESAMPLES, "confidence_level": confidence}
-            theirs = [
-                stats.bootstrap((returns,), np.mean, rng=np.random.default_rng(0), method=method, **own)
-                for method in ("BCa", "percentile")
-            ]
-        low, high = next(ends for each in theirs if np.isfinite(ends := each.confidence_interval).all())
-        found = interval(returns, confidence=confidence)
-        assert (found.low, found.high) == pytest.approx((low, high), rel=1e-9)
 
 
 def test_an_interval_of_two_outcomes_contains_the_mean_and_stays_inside_them() -> None:

@@ -14,8 +14,8 @@ from itertools import combinations, pairwise
 from typing import NamedTuple
 
 import numpy as np
+from scipy import stats
 from scipy.optimize import root_scalar
-from scipy.special import ndtri
 
 from storage.errors import BadInput
 from storage.schema import Array, Space
@@ -50,8 +50,6 @@ class Rate(NamedTuple):
     @classmethod
     def counted(cls, hits: int, n: int) -> Rate:
         """The share of `hits` among `n` > 0 cases."""
-        from scipy import stats  # takes a second to load, and most runs have no gold set
-
         interval = stats.binomtest(hits, n).proportion_ci(CONFIDENCE, "exact")
         return cls(hits, n, hits / n, float(interval.low), float(interval.high))
 
@@ -79,8 +77,6 @@ class Paired(NamedTuple):
     @classmethod
     def of(cls, cases: Sequence[tuple[bool, bool]]) -> Paired:
         """Of (first is right, second is right) on each state."""
-        from scipy import stats  # as above
-
         counted = Counter(cases)
         first, second = counted[True, False], counted[False, True]
         p = float(stats.binomtest(min(first, second), first + second).pvalue) if first + second else 1.0
@@ -415,7 +411,7 @@ def _order(high: Sequence[float], low: Sequence[float]) -> Estimated | None:
         return None
     one, other = np.array(high)[:, None], np.array(low)[None, :]
     share = float(((one > other) + 0.5 * (one == other)).mean())
-    pairs, extra, z = len(high) * len(low), (len(high) + len(low)) / 2 - 1, float(ndtri((1 + CONFIDENCE) / 2))
+    pairs, extra, z = len(high) * len(low), (len(high) + len(low)) / 2 - 1, float(stats.norm.ppf((1 + CONFIDENCE) / 2))
 
     def beyond(true: float) -> float:
         spread = true * (1 - true) * (1 + extra * (1 - true) / (2 - true) + extra * true / (1 + true)) / pairs

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy.special import stdtrit
+from scipy import stats
 
 from storage.errors import BadInput
 
@@ -123,7 +123,7 @@ def interval_of_means(means: Sequence[float], episodes: int) -> Interval:
         BadInput: for fewer than two draws.
     """
     values = checked_returns(means)
-    half = float(stdtrit(len(values) - 1, (1 + CONFIDENCE) / 2) * values.std(ddof=1) / np.sqrt(len(values)))
+    half = float(stats.t.ppf((1 + CONFIDENCE) / 2, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values)))
     mean = float(values.mean())
     return Interval(mean, mean - half, mean + half, episodes)
 

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import itertools
 import math
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.special import ndtr, ndtri, stdtrit
+from scipy import stats
 
 from storage.errors import BadInput
 
@@ -23,8 +23,6 @@ CONFIDENCE = 0.95
 ERROR_RATE = 0.05
 """Probability of accepting a candidate that is no better."""
 RESAMPLES = 9_999
-_FEW = 128
-"""Values of which the resamples are kept, 10 MB at most."""
 _MOST_DECIMALS = 6
 ROUNDING = 1e-12
 """Relative differences of this size are rounding: returns this close together count as equal."""
@@ -153,7 +151,9 @@ def interval(returns: ArrayLike, *, confidence: float = CONFIDENCE) -> Interval:
     mean = float(values.mean())
     if np.ptp(values) <= ROUNDING * max(1.0, float(np.abs(values).max())):
         return Interval(mean, mean, mean, len(values))
-    low, high = _bootstrap(values, confidence)
+    low, high = _bootstrap(values, "BCa", confidence)
+    if not np.isfinite([low, high]).all():  # the correction fails on some samples of very few distinct values
+        low, high = _bootstrap(values, "percentile", confidence)
     return Interval(mean, low, high, len(values))
 
 
@@ -227,41 +227,18 @@ def judge_improvement(refined: ArrayLike, baseline: ArrayLike, *, accepted: bool
     return Verdict("not shown", reason, {"baseline": gain})
 
 
-def _bootstrap(values: Returns, confidence: float) -> tuple[float, float]:
-    """The bounds that `scipy.stats.bootstrap` gives, which takes five times as long and a second to load."""
-    resampled = np.sort(values[_resamples(len(values))].mean(axis=-1))
-    outside = (1 - confidence) / 2
-    levels = _corrected(values, resampled, outside)
-    if not np.isfinite(levels).all():  # the correction fails on some samples of very few distinct values
-        levels = np.array([outside, 1 - outside])
-    places = levels * RESAMPLES + (1 - levels)
-    below = np.clip(places // 1 - 1, 0, RESAMPLES - 1).astype(np.int64)
-    above = np.clip(places // 1, 0, RESAMPLES - 1).astype(np.int64)
-    share = np.where(places < 1, 0, places % 1)
-    low, high = (1 - share) * resampled[below] + share * resampled[above]
-    return float(low), float(high)
-
-
-def _corrected(values: Returns, resampled: Returns, outside: float) -> Returns:
-    """The levels of the two bounds, corrected for bias and acceleration; NaN where that fails."""
-    mean, count = values.mean(), float(len(values))
-    with np.errstate(all="ignore"):
-        bias = ndtri(((resampled < mean).sum() + (resampled <= mean).sum()) / (2 * RESAMPLES))
-        without = np.array([np.delete(values, place).mean() for place in range(len(values))])
-        pull = (count - 1) * (without.mean() - without)
-        acceleration = 1 / 6 * (np.sum(pull**3) / count**3) / (np.sum(pull**2) / count**2) ** (3 / 2)
-        moved = bias + np.array([1.0, -1.0]) * ndtri(outside)
-        return ndtr(bias + moved / (1 - acceleration * moved))
-
-
-def _resamples(count: int) -> NDArray[np.int64]:
-    """Which of `count` values each resample has, always the same, (RESAMPLES, count)."""
-    return _few_resamples(count) if count <= _FEW else np.random.default_rng(0).integers(0, count, (RESAMPLES, count))
-
-
-@lru_cache(maxsize=8)
-def _few_resamples(count: int) -> NDArray[np.int64]:
-    return np.random.default_rng(0).integers(0, count, (RESAMPLES, count))
+def _bootstrap(values: Returns, method: Literal["BCa", "percentile"], confidence: float) -> tuple[float, float]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a failed correction is a NaN, which the caller handles
+        found: Any = stats.bootstrap(
+            (values,),
+            np.mean,
+            method=method,
+            confidence_level=confidence,
+            n_resamples=RESAMPLES,
+            rng=np.random.default_rng(0),
+        )
+    return float(found.confidence_interval.low), float(found.confidence_interval.high)
 
 
 def _is_proven(difference: Interval) -> bool:
@@ -318,7 +295,7 @@ def interval_over_seeds(returns: ArrayLike, *, confidence: float = CONFIDENCE) -
         raise BadInput(f"{int((~np.isfinite(table)).sum())} of {table.size} returns are not finite numbers.")
     mean = float(table.mean())
     variance, freedom = _variance_of_mean(table)
-    half = float(stdtrit(freedom, (1 + confidence) / 2) * np.sqrt(variance))
+    half = float(stats.t.ppf((1 + confidence) / 2, freedom) * np.sqrt(variance))
     return Interval(mean, mean - half, mean + half, table.shape[1])
 
 

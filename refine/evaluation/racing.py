@@ -14,8 +14,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy import optimize
-from scipy.special import ndtri
+from scipy import optimize, stats
 
 from storage.errors import BadInput
 
@@ -247,7 +246,7 @@ def _draw_weights(count: int) -> Returns:
 
 
 def _upper_limit(values: Returns) -> float:
-    return float(values.mean() + ndtri(HOPE) * values.std(ddof=1) / np.sqrt(len(values)))
+    return float(values.mean() + stats.norm.ppf(HOPE) * values.std(ddof=1) / np.sqrt(len(values)))
 
 
 def _smallest_provable(values: Returns, most: int, error: float) -> float:
@@ -257,4 +256,4 @@ def _smallest_provable(values: Returns, most: int, error: float) -> float:
 
 def _deviations(error: float) -> float:
     """Standard errors that a gain has to have to be proven with probability `POWER`."""
-    return float(ndtri(1 - error) + ndtri(POWER))
+    return float(stats.norm.ppf(1 - error) + stats.norm.ppf(POWER))
