@@ -30,8 +30,7 @@ from flows.datasets.recordings import gather
 from flows.labelling.label_replays import ReplayConfig, replay_labels
 from flows.policies.loading import load_policy
 from flows.refinement.arms import Material, list_draws, train_draw
-from flows.runtime.processes import core_count, parallel_map, shutdown_workers
-from flows.runtime.runners import Runner, running_on
+from flows.runtime.processes import Runner, core_count, parallel_map, running_on, shutdown_workers
 from flows.simulation.environments import look_up_spaces
 from flows.simulation.workers import play_policies
 from refine.config import RefineConfig

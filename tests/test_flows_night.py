@@ -24,10 +24,9 @@ from toy_environment import CARD, TOY, gather_toys, small_config, write_answers
 from flows.datasets import collection as collecting
 from flows.datasets.collection import CollectConfig
 from flows.datasets.recordings import gather
-from flows.deployment import memory as memories
+from flows.deployment import intake as memories
 from flows.deployment import night as nights
-from flows.deployment.intake import take_in_new
-from flows.deployment.memory import MEMORY
+from flows.deployment.intake import MEMORY, take_in_new
 from flows.deployment.night import Night, gate_of_night, run_night
 from flows.deployment.settings import DeploymentConfig
 from flows.refinement.comparison import GateConfig

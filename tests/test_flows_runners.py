@@ -25,8 +25,15 @@ from flows.deployment.night import run_night
 from flows.deployment.settings import CollectPlan, DeploymentConfig
 from flows.labelling.label_replays import ReplayConfig, replay_labels
 from flows.refinement.arms import ArmDraw, Material, train_draw
-from flows.runtime.processes import parallel_map
-from flows.runtime.runners import PROCESSES, Runner, chosen_runner, parse_runner, running_on, workers_if_chosen
+from flows.runtime.processes import (
+    PROCESSES,
+    Runner,
+    chosen_runner,
+    parallel_map,
+    parse_runner,
+    running_on,
+    workers_if_chosen,
+)
 from flows.simulation.trust import Named
 from flows.simulation.workers import play_policies
 from refine.labels.labels import labels_from_annotations

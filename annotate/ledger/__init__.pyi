@@ -10,7 +10,7 @@ from .budget import (
     short_wait_catalog,
 )
 from .readings import digest, record_readings
-from .recovery import Note, enter_failure, is_interrupted, leave_note, recover, settle
+from .recovery import Note, enter_failure, leave_note, recover, settle
 from .replies import (
     StoredReply,
     as_text,
@@ -52,7 +52,6 @@ __all__ = [
     "enter_landed",
     "explain_dear_reply",
     "find_replies",
-    "is_interrupted",
     "land",
     "land_reply",
     "leave_note",

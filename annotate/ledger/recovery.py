@@ -46,11 +46,6 @@ class Note(Frozen):
     failures: tuple[Reply, ...] = ()  # of those: how they ended without a message
 
 
-def is_interrupted(con: Connection) -> bool:
-    """Whether a run is under way or was left so, which is when there may be something to recover."""
-    return bool(live_runs(con) or find_batches(con, ["submitted"], provider=None))
-
-
 def recover(store: Store, most_attempts: int = MOST_ATTEMPTS) -> int:
     """Enter replies that landed but were not entered, then free requests whose command has died.
 

@@ -15,7 +15,7 @@ from dataclasses import replace
 from storage.catalog import Catalog, Connection
 from storage.disk import exclusive_lock
 from storage.errors import ProviderFailed, TrajnoteError
-from storage.ledger import Place, answered_for, close_run, fail_run, is_done, newest_replies, read_requests
+from storage.ledger import Place, answered_for, close_run, fail_run, is_done, live_runs, newest_replies, read_requests
 from storage.store import Store
 
 from ..costs import find_excess
@@ -28,7 +28,6 @@ from ..ledger import (
     digest,
     enter_failure,
     enter_landed,
-    is_interrupted,
     land_reply,
     leave_note,
     open_run,
@@ -59,7 +58,7 @@ MOST_IN_A_ROW = 10
 """Requests in a row that bring no answer, after which a command asks no further."""
 _LASTING = ("max_tokens", "context_window", "refusal")
 """Reasons that the same request brings again, so that it is left to another command, with other options."""
-FLUSH_S = 1.0
+FLUSH_S = 10.0
 """Seconds for which landed replies may wait for others, to be entered together; a killed command loses none of them."""
 
 
@@ -90,7 +89,7 @@ def annotate_run(
     """
     worker = _Worker(store, plan, provider, report or _silent, budget_usd, max_tokens=max_tokens)
     with store.catalog.read() as con:
-        may_recover = is_interrupted(con)
+        may_recover = bool(live_runs(con))
         pending = unanswered(con, plan.questions)
         was_done = is_done(con, plan.run.run_id)
     if may_recover:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from ..runtime import quieten_prefect
 from .options import JsonOption
 from .output import print_json, print_lines, print_table, progress_bars
+
+if TYPE_CHECKING:
+    from ..deployment import DeploymentConfig, Night
+    from ..runtime import Report
 
 SettingsOption = Annotated[Path, typer.Option("--settings", help="File of deployments.")]
 StoreOverride = Annotated[
@@ -55,27 +58,35 @@ def nightly(
     It does what a served deployment does, without a schedule. A night that was killed is finished, and nothing is done
     twice.
     """
-    from ..deployment import read_deployment
+    from storage.store import Store
+
+    from ..deployment import as_plain, describe_night, read_deployment, run_night
 
     name, config = read_deployment(deployment, settings, store)
     if promote is not None:
         improve = config.improve.model_copy(update={"promote": promote})
         config = config.model_copy(update={"improve": improve})
-    quieten_prefect()
-    from ..deployment import as_plain, describe_night, run_and_notify
-    from ..runtime import served, start_server
-
-    server = (
-        served(start_server(needed=False)) if config.notify else nullcontext()
-    )  # Prefect keeps the block that sends notices
-    with server, progress_bars() as bars:
-        night = run_and_notify(name, config, bars)
+    with progress_bars() as bars:
+        if config.notify is None:
+            night = run_night(Store.create(config.store), name, config, bars)
+        else:
+            night = _run_with_notices(name, config, bars)
     if as_json:
         print_json(as_plain(night))
         return
     print_lines(*describe_night(night))
     if night.rows:
         print_table("arms", night.rows)
+
+
+def _run_with_notices(name: str, config: DeploymentConfig, report: Report) -> Night:
+    """Run a night beside a server of Prefect, which keeps the block that sends notices."""
+    quieten_prefect()
+    from ..deployment import run_and_notify
+    from ..runtime import served, start_server
+
+    with served(start_server(needed=False)):
+        return run_and_notify(name, config, report)
 
 
 def serve(

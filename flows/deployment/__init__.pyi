@@ -1,4 +1,4 @@
-from .night import as_plain, describe_night
+from .night import Night, as_plain, describe_night, run_night
 from .prefect_flows import (
     PipelineConfig,
     collect_flow,
@@ -11,9 +11,11 @@ from .prefect_flows import (
     run_and_notify,
     serve_deployments,
 )
-from .settings import read_deployment, read_settings, write_template
+from .settings import DeploymentConfig, read_deployment, read_settings, write_template
 
 __all__ = [
+    "DeploymentConfig",
+    "Night",
     "PipelineConfig",
     "as_plain",
     "collect_flow",
@@ -27,6 +29,7 @@ __all__ = [
     "read_settings",
     "rounds_flow",
     "run_and_notify",
+    "run_night",
     "serve_deployments",
     "write_template",
 ]

@@ -35,8 +35,7 @@ from ..labelling import LabelConfig, export, label
 from ..refinement import GateConfig, Outcome, improve, show_comparison
 from ..runtime import Report, running_on, silent
 from ..simulation import Named, are_alike, find_home
-from .intake import acting_policy, take_in_new
-from .memory import Memory, answers_of
+from .intake import Memory, acting_policy, answers_of, take_in_new
 from .settings import DeploymentConfig
 
 
@@ -121,6 +120,7 @@ class _Night:
             self.settled = self.memory.find_settled()
             self.admitted = dict.fromkeys(self.settled, True)  # they were, under these settings
             labels, dollars = self._totals()
+            before = self._intakes()
         self._fetch()
         intake = take_in_new(self.store, self.deployment, self.config, self.report, memory=self.memory)
         self.night.took_in, self.night.refused = intake.datasets, intake.refused
@@ -130,7 +130,7 @@ class _Night:
             for prefix in intake.unmatched
         ]
         try:
-            for dataset_id in self._datasets():
+            for dataset_id in self._admit([*before, *intake.datasets]):
                 if dataset_id not in self.settled:
                     self._ask(dataset_id)
         finally:
@@ -142,7 +142,14 @@ class _Night:
 
     def _datasets(self) -> list[str]:
         """The deployment's datasets, the newest first, without those whose environment may not be made."""
-        known = dict.fromkeys(reversed(list_intakes(self.store, self.deployment).values()))
+        return self._admit(self._intakes())
+
+    def _intakes(self) -> list[str]:
+        return list(list_intakes(self.store, self.deployment).values())
+
+    def _admit(self, intakes: Sequence[str]) -> list[str]:
+        """As `_datasets`, of the datasets that were taken in, the oldest first."""
+        known = dict.fromkeys(reversed(intakes))
         for dataset_id in known:
             if dataset_id not in self.admitted:
                 self.admitted[dataset_id] = self._is_admitted(dataset_id)

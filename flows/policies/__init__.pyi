@@ -1,4 +1,4 @@
-from .external import check_spaces, hash_policy_file, with_options
+from .external import hash_policy_file, with_options
 from .loading import (
     Baseline,
     export_policy,
@@ -11,7 +11,6 @@ from .loading import (
 
 __all__ = [
     "Baseline",
-    "check_spaces",
     "export_policy",
     "find_baseline",
     "find_collecting_weights",

@@ -38,7 +38,6 @@ from ..simulation import (
 
 TRUST, RAW = "trust", "no-normalisation"  # options of a policy of Stable-Baselines3
 # fields of a space that a policy depends on; observations may leave their bounds
-_DECISIVE = {"observation": ("kind", "size", "n"), "action": ("kind", "size", "n", "start", "low", "high")}
 
 
 def with_options(spec: str, *, trust: bool, raw: bool) -> str:
@@ -53,19 +52,6 @@ def with_options(spec: str, *, trust: bool, raw: bool) -> str:
         raise BadInput(f"--{TRUST} and --{RAW} are for policies named sb3:ALGO:PATH; this is {spec!r}.")
     algorithm, _, path = rest.partition(":")
     return f"{kind}:{algorithm}{options}:{path}" if options else spec
-
-
-def check_spaces(spec: str, theirs: Spaces, ours: Spaces) -> None:
-    """Refuse a policy that was made for another environment.
-
-    Raises:
-        BadInput: naming the first thing that differs.
-    """
-    for role, fields in _DECISIVE.items():
-        for field in fields:
-            have, want = (getattr(getattr(spaces, role), field) for spaces in (theirs, ours))
-            if have != want:
-                raise BadInput(f"{spec} was made for an {role} space with {field} {have}; the environment has {want}.")
 
 
 def hash_policy_file(spec: Named) -> str | None:

@@ -21,8 +21,8 @@ from storage.policies import find_policy, policy_files, policy_record, resolve_p
 from storage.schema import Array, Manifest
 from storage.store import Store
 
-from ..simulation import Named, NetworkActor, Policy, RandomActor, Spaces, not_loaded, own_policy, spelled
-from .external import check_spaces, hash_policy_file, open_d3rlpy, open_onnx
+from ..simulation import Named, NetworkActor, Policy, RandomActor, Spaces, check_spaces, not_loaded, own_policy, spelled
+from .external import hash_policy_file, open_d3rlpy, open_onnx
 from .plain_networks import open_torch
 from .python_policies import open_py
 from .sb3 import export_sb3, open_sb3

@@ -10,8 +10,8 @@ from storage.content_hash import sha256_file
 from storage.disk import parse_json, read_file
 from storage.errors import BadInput
 
-from ..simulation import Foreign, ForeignActor, Named, NetworkActor, Policy, Spaces
-from .external import RAW, check_spaces, find_file, probe
+from ..simulation import Foreign, ForeignActor, Named, NetworkActor, Policy, Spaces, check_spaces
+from .external import RAW, find_file, probe
 from .sb3 import ask_network
 
 _KEYS = ("activation", "head", "net")

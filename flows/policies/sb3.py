@@ -21,8 +21,8 @@ from storage.disk import read_file, write_whole
 from storage.errors import BadInput
 from storage.schema import Array
 
-from ..simulation import Answer, Foreign, ForeignActor, Named, NetworkActor, Policy, Spaces, to_space
-from .external import RAW, TRUST, check_spaces, decision, find_extra, find_zip, probe, refuse_image_shape, refuse_memory
+from ..simulation import Answer, Foreign, ForeignActor, Named, NetworkActor, Policy, Spaces, check_spaces, to_space
+from .external import RAW, TRUST, decision, find_extra, find_zip, probe, refuse_image_shape, refuse_memory
 
 if TYPE_CHECKING:
     from refine.policies import Network, SavedModel, Statistics

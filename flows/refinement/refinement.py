@@ -32,9 +32,9 @@ from storage.policies import FIRST_SEED, Plan, reserve_seeds
 from storage.schema import Annotation, Frozen, Manifest
 from storage.store import Store
 
-from ..policies import Baseline, check_spaces, find_baseline, find_collecting_weights, load_policy
+from ..policies import Baseline, find_baseline, find_collecting_weights, load_policy
 from ..runtime import Report, silent
-from ..simulation import Home, Named, Spaces, choose, find_home, look_up_spaces
+from ..simulation import Home, Named, Spaces, check_spaces, choose, find_home, look_up_spaces
 from .arms import Material, Oracle, read_once
 from .comparison import Comparison, ComparisonPlan, GateConfig, Promote
 from .evaluator import Evaluator
@@ -321,8 +321,8 @@ def find_opinions(
     dataset_id = datasets[0]
     notes = [] if rules else trusted_annotations(store, pool_annotations(store, datasets, run_ids))
     counted = datasets if run_ids or not notes else ()
-    lists = [listed for name in counted for listed in load_rule_lists(store, name, run_ids)]
-    there = _different(trusted_rules(store, lists))
+    lists = [listed for name in counted for listed in trusted_rules(store, load_rule_lists(store, name, run_ids))]
+    there = _different(lists)
     found = LabelSource(notes, there if rules or run_ids else [])
     if found.notes and found.lists:
         raise BadInput(

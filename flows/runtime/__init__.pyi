@@ -1,6 +1,18 @@
 from .prefect_server import Server, quieten_prefect, served, start_server
-from .processes import Report, are_waiting, core_count, listener, listening, parallel_map, silent
-from .runners import PROCESSES, chosen_runner, parse_runner, running_on, workers_if_chosen
+from .processes import (
+    PROCESSES,
+    Report,
+    are_waiting,
+    chosen_runner,
+    core_count,
+    listener,
+    listening,
+    parallel_map,
+    parse_runner,
+    running_on,
+    silent,
+    workers_if_chosen,
+)
 
 __all__ = [
     "PROCESSES",

@@ -1,7 +1,8 @@
-"""Work shared out to processes, or to the chosen runner, and how it reports its progress; the workers stay.
+"""Work shared out to processes, or to the runner that a setting chooses, and how it reports its progress.
 
-Processes end when the one that started them does, however it ends. Other runners are in `runners.py`. The work is the
-caller's: episodes are played in `simulation/workers.py`, arms are trained in `refinement/comparison.py`.
+The workers stay. Processes end when the one that started them does, however it ends. Other runners are in `runners.py`.
+The work is the caller's: episodes are played in `simulation/workers.py`, arms are trained in
+`refinement/comparison.py`.
 """
 
 from __future__ import annotations
@@ -19,11 +20,11 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import partial
 from itertools import islice
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
 
-from storage.errors import TrajnoteError
+from storage.errors import BadInput, TrajnoteError
 
-from .runners import PROCESSES, Dask, Pool, Ray, Runner, Threads, chosen_runner
+from .runners import Dask, Pool, Ray, Threads
 
 if TYPE_CHECKING:
     from multiprocessing.connection import PipeConnection
@@ -33,6 +34,53 @@ Result = TypeVar("Result")
 _AHEAD = 4  # items per worker that travel before the first result is taken
 _GLANCE_S = 0.2  # seconds; a Ctrl-C that another thread receives does not wake a longer wait
 _THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+VARIABLE = "TRAJNOTE_RUNNER"
+KINDS = ("processes", "threads", "dask", "ray")
+_FORMS = "processes, threads, dask, dask:ADDRESS, ray or ray:ADDRESS"
+
+
+class Runner(NamedTuple):
+    """Where work runs."""
+
+    kind: str = "processes"
+    address: str | None = None  # of a cluster that runs already; None starts one on this machine
+
+
+PROCESSES = Runner()
+_chosen: ContextVar[Runner | None] = ContextVar("trajnote_runner", default=None)
+
+
+def parse_runner(text: str) -> Runner:
+    """Read a setting such as `dask:tcp://10.0.0.1:8786`.
+
+    Raises:
+        BadInput: saying what is allowed.
+    """
+    kind, colon, address = text.strip().partition(":")
+    if kind not in KINDS or (colon and (not address or kind in KINDS[:2])):
+        raise BadInput(f"Unknown runner {text!r}.", f"{VARIABLE} and `runner` may be {_FORMS}.")
+    return Runner(kind, address or None)
+
+
+def chosen_runner() -> Runner | None:
+    """What the environment variable says, else what `running_on` says, else None."""
+    text = os.environ.get(VARIABLE, "")
+    return parse_runner(text) if text.strip() else _chosen.get()
+
+
+@contextmanager
+def running_on(runner: str | None) -> Generator[None]:
+    """Share work out there inside this block, unless the environment variable says otherwise; None changes nothing."""
+    token = _chosen.set(_chosen.get() if runner is None else parse_runner(runner))
+    try:
+        yield
+    finally:
+        _chosen.reset(token)
+
+
+def workers_if_chosen() -> int | None:
+    """For work that stays in this process, 1, unless a runner was chosen: then all of its workers, None."""
+    return 1 if chosen_runner() is None else None
 
 
 def core_count() -> int:

@@ -1,7 +1,7 @@
-"""Where shared-out work runs: one setting, and one small interface over threads, Dask and Ray.
+"""One small interface over threads, Dask and Ray, for work that is shared out.
 
-Processes of this machine, the default, are `processes.py`, which also shares the work out. Nothing here knows what the
-work is, and no worker writes: results travel back to the process that asked.
+Processes of this machine, the default, are `processes.py`, which also shares the work out and has the setting that
+chooses. Nothing here knows what the work is, and no worker writes: results travel back to the process that asked.
 """
 
 from __future__ import annotations
@@ -9,64 +9,15 @@ from __future__ import annotations
 import logging
 import os
 import socket
-from collections.abc import Callable, Generator
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
-from contextvars import ContextVar
 from importlib import import_module
 from inspect import isfunction
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
-from storage.errors import BadInput, Prerequisite, TrajnoteError
+from storage.errors import Prerequisite, TrajnoteError
 
-VARIABLE = "TRAJNOTE_RUNNER"
-KINDS = ("processes", "threads", "dask", "ray")
 _KNOCK_S = 10.0
-_FORMS = "processes, threads, dask, dask:ADDRESS, ray or ray:ADDRESS"
-
-
-class Runner(NamedTuple):
-    """Where work runs."""
-
-    kind: str = "processes"
-    address: str | None = None  # of a cluster that runs already; None starts one on this machine
-
-
-PROCESSES = Runner()
-_chosen: ContextVar[Runner | None] = ContextVar("trajnote_runner", default=None)
-
-
-def parse_runner(text: str) -> Runner:
-    """Read a setting such as `dask:tcp://10.0.0.1:8786`.
-
-    Raises:
-        BadInput: saying what is allowed.
-    """
-    kind, colon, address = text.strip().partition(":")
-    if kind not in KINDS or (colon and (not address or kind in KINDS[:2])):
-        raise BadInput(f"Unknown runner {text!r}.", f"{VARIABLE} and `runner` may be {_FORMS}.")
-    return Runner(kind, address or None)
-
-
-def chosen_runner() -> Runner | None:
-    """What the environment variable says, else what `running_on` says, else None."""
-    text = os.environ.get(VARIABLE, "")
-    return parse_runner(text) if text.strip() else _chosen.get()
-
-
-@contextmanager
-def running_on(runner: str | None) -> Generator[None]:
-    """Share work out there inside this block, unless the environment variable says otherwise; None changes nothing."""
-    token = _chosen.set(_chosen.get() if runner is None else parse_runner(runner))
-    try:
-        yield
-    finally:
-        _chosen.reset(token)
-
-
-def workers_if_chosen() -> int | None:
-    """For work that stays in this process, 1, unless a runner was chosen: then all of its workers, None."""
-    return 1 if chosen_runner() is None else None
 
 
 class Pool(Protocol):

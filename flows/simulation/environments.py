@@ -56,6 +56,7 @@ _KNOWN = {"builtins", "typing", "abc", "gymnasium", "flows", "trajnote", *_ENGIN
 
 
 _VERSIONED = re.compile(r"(.+)-v(\d{1,4})")
+_DECISIVE = {"observation": ("kind", "size", "n"), "action": ("kind", "size", "n", "start", "low", "high")}
 
 
 class Spaces(NamedTuple):
@@ -63,6 +64,19 @@ class Spaces(NamedTuple):
 
     observation: Space
     action: Space
+
+
+def check_spaces(spec: str, theirs: Spaces, ours: Spaces) -> None:
+    """Refuse a policy that was made for another environment.
+
+    Raises:
+        BadInput: naming the first thing that differs.
+    """
+    for role, names in _DECISIVE.items():
+        for name in names:
+            have, want = (getattr(getattr(spaces, role), name) for spaces in (theirs, ours))
+            if have != want:
+                raise BadInput(f"{spec} was made for an {role} space with {name} {have}; the environment has {want}.")
 
 
 def parse_env_kwargs(text: str | None) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from .annotations import (
     load_annotations,
     load_label_replays,
     pool_annotations,
+    trusted_annotations,
 )
 from .reviews import (
     QueueKind,
@@ -21,8 +22,6 @@ from .reviews import (
     find_queue,
     insert_reviews,
     replace_labels,
-    trusted_annotations,
-    trusted_rules,
 )
 from .rules import (
     Rule,
@@ -39,6 +38,7 @@ from .rules import (
     load_rule_lists,
     resolve_ruled_dataset,
     summarise_rules,
+    trusted_rules,
     varies,
 )
 

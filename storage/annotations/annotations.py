@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import pyarrow as pa
 
@@ -90,6 +90,20 @@ def load_annotations(store: Store, dataset_id: str, run_ids: Sequence[str] | Non
         store, "annotations", _COLUMNS, dataset_id, run_ids, order="episode_id, step, run_id, annotation_id"
     )
     return [from_row(Annotation, row) for row in rows]
+
+
+def trusted_annotations(store: Store, notes: Sequence[Annotation]) -> list[Annotation]:
+    """Annotations to train on: those that say what to do or how good it was, and that no reviewer has refused."""
+    refused = refused_ids(store, "annotation_id")
+    says = [note for note in notes if note.suggested_action is not None or note.implicit_reward is not None]
+    return [note for note in says if note.annotation_id not in refused]
+
+
+def refused_ids(store: Store, column: Literal["annotation_id", "rule_id"]) -> set[str]:
+    """The labels or rules that reviewers have refused."""
+    with store.catalog.read() as con:
+        rows = con.execute(f"SELECT {column} FROM refused_opinions WHERE {column} IS NOT NULL").fetchall()
+    return {name for (name,) in rows}
 
 
 def rows_of_runs(

@@ -7,7 +7,7 @@ anew from the answers in force; how an answer is read is decided in `annotate`.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Literal, NamedTuple
 
@@ -16,7 +16,6 @@ from ..content_hash import content_id
 from ..schema import Annotation
 from ..store import Store
 from .annotations import from_row, insert_annotations
-from .rules import RuleList
 
 QueueKind = Literal["labels", "gold", "rules"]
 Verdict = Literal["accept", "correct", "reject", "unsure", "answer", "withdrawn"]
@@ -120,26 +119,6 @@ def annotations_by_id(con: Connection, annotation_ids: Sequence[str]) -> dict[st
         f"SELECT {names} FROM annotations WHERE annotation_id IN (SELECT unnest(?::VARCHAR[]))", [list(annotation_ids)]
     ).fetchall()
     return {note.annotation_id: note for note in (from_row(Annotation, row) for row in rows)}
-
-
-def trusted_annotations(store: Store, notes: Sequence[Annotation]) -> list[Annotation]:
-    """Annotations to train on: those that say what to do or how good it was, and that no reviewer has refused."""
-    refused = _refused(store, "annotation_id")
-    says = [note for note in notes if note.suggested_action is not None or note.implicit_reward is not None]
-    return [note for note in says if note.annotation_id not in refused]
-
-
-def trusted_rules(store: Store, lists: Sequence[RuleList]) -> list[RuleList]:
-    """Lists without the rules that reviewers have refused; an empty list is left out."""
-    refused = _refused(store, "rule_id")
-    kept = [replace(each, rules=tuple(rule for rule in each.rules if rule.rule_id not in refused)) for each in lists]
-    return [listed for listed in kept if listed.rules]
-
-
-def _refused(store: Store, column: Literal["annotation_id", "rule_id"]) -> set[str]:
-    with store.catalog.read() as con:
-        rows = con.execute(f"SELECT {column} FROM refused_opinions WHERE {column} IS NOT NULL").fetchall()
-    return {name for (name,) in rows}
 
 
 def _as_list(action: tuple[float, ...] | None) -> list[float] | None:

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from itertools import groupby
 from typing import NamedTuple
 
 from ..catalog import (
     Connection,
+    Row,
     StoredList,
     StoredRule,
     component_columns,
     count_decisions_of,
     insert_rows,
     refresh_views,
+    rows_of,
     same_action,
     scan_steps,
 )
@@ -22,10 +24,9 @@ from ..content_hash import content_id
 from ..datasets import pick, read_manifest, resolve_dataset
 from ..errors import BadInput
 from ..formulas import FormulaReader, Term
-from ..queries import Row, rows_of
 from ..schema import Manifest
 from ..store import Store
-from .annotations import from_row, rows_of_runs
+from .annotations import from_row, refused_ids, rows_of_runs
 
 
 @dataclass(frozen=True)
@@ -195,6 +196,13 @@ def load_rule_lists(store: Store, dataset_id: str, run_ids: Sequence[str] | None
     named = {(row[1], row[0]): dict(zip(_LIST, row, strict=True)) for row in heads}
     grouped = groupby((from_row(Rule, row) for row in rows), key=lambda r: (r.run_id, r.request_id or r.run_id))
     return [RuleList(**named[key], rules=tuple(rules), terms=own.get(key, ())) for key, rules in grouped]
+
+
+def trusted_rules(store: Store, lists: Sequence[RuleList]) -> list[RuleList]:
+    """Lists without the rules that reviewers have refused; an empty list is left out."""
+    refused = refused_ids(store, "rule_id")
+    kept = [replace(each, rules=tuple(rule for rule in each.rules if rule.rule_id not in refused)) for each in lists]
+    return [listed for listed in kept if listed.rules]
 
 
 class Study(NamedTuple):

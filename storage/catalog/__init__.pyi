@@ -1,9 +1,8 @@
-from .comments import Described, described_tables
-from .connection import Catalog, Connection, create_file, insert_rows, is_corrupt
+from .columns import AGREEMENT_SHARE, Described, component_columns, described_tables, same_action
+from .connection import Catalog, Connection, Row, create_file, insert_rows, is_corrupt, rows_of
 from .integrity import inspect_shards, suspect_shards
 from .migrations import MIGRATIONS, catalog_version, create_tables, is_newest, migrate
 from .rule_views import StoredList, StoredRule, count_decisions_of, scan_steps
-from .view_columns import AGREEMENT_SHARE, component_columns, same_action
 from .views import look_at_views, refresh_views
 
 __all__ = [
@@ -12,6 +11,7 @@ __all__ = [
     "Catalog",
     "Connection",
     "Described",
+    "Row",
     "StoredList",
     "StoredRule",
     "catalog_version",
@@ -27,6 +27,7 @@ __all__ = [
     "look_at_views",
     "migrate",
     "refresh_views",
+    "rows_of",
     "same_action",
     "scan_steps",
     "suspect_shards",

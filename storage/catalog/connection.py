@@ -27,6 +27,8 @@ from .engine import LatchTimeoutError, latch_of
 
 Connection = duckdb.DuckDBPyConnection
 OnConflict = Literal["ignore", "replace", "error"]
+Row = dict[str, Any]
+"""A row by the names of its columns."""
 
 WAIT_VARIABLE = "TRAJNOTE_LOCK_WAIT"
 DEFAULT_WAIT_S = 30.0
@@ -293,6 +295,12 @@ def insert_rows(
         _insert_alike(con, f"{_INSERT[on_conflict]} {table}", group, {name: types[name] for name in names})
         for names, group in groups.items()
     )
+
+
+def rows_of(answer: Connection) -> list[Row]:
+    """All rows of an executed statement, each as a dictionary by column."""
+    names = [column[0] for column in answer.description or ()]
+    return [dict(zip(names, row, strict=True)) for row in answer.fetchall()]
 
 
 def error_line(error: Exception) -> str:

@@ -16,8 +16,8 @@ from ..errors import BadInput
 from ..expressions import PREVIOUS, Expression, sql_name, sql_text
 from ..formulas import STEP, FormulaReader, Term
 from ..schema import Space
+from .columns import component_columns, same_action
 from .connection import Connection
-from .view_columns import component_columns, same_action
 
 _CREATE = "CREATE OR REPLACE VIEW "
 _LOGGED = "observation, action, action_vector, action_name, reward"

@@ -16,11 +16,18 @@ from typing import NamedTuple
 from ..content_hash import canonical_json, sha256_bytes
 from ..expressions import sql_name, sql_text
 from ..schema import Space
-from .comments import comment_on
+from .columns import (
+    JOINED_TYPES,
+    KEY_TYPES,
+    NOTE_TYPES,
+    STEP_TYPES,
+    comment_on,
+    component_columns,
+    same_action,
+)
 from .connection import Connection
 from .integrity import inspect_shards, note_shards
 from .rule_views import rule_views
-from .view_columns import JOINED_TYPES, KEY_TYPES, NOTE_TYPES, STEP_TYPES, component_columns, same_action
 
 _CREATE = "CREATE OR REPLACE VIEW "
 _VOTED_TYPES = {**KEY_TYPES, "majority_action": "DOUBLE[]", "majority_label": "VARCHAR"}
@@ -164,8 +171,8 @@ def _mark(rollouts: Path, datasets: Sequence[tuple[str, str]], damaged: Containe
 def _made_by() -> str:
     """A hash of what writes the views and the tables below them: modules and `.sql` files."""
     here, root = Path(__file__).parent, Path(__file__).parents[1]
-    code = [here / f"{name}.py" for name in ("views", "rule_views", "view_columns", "migrations")]
-    code += [root / "expressions.py", root / "formulas.py", here / "comments.toml", here / "comments.py"]
+    code = [here / f"{name}.py" for name in ("views", "rule_views", "columns", "migrations")]
+    code += [root / "expressions.py", root / "formulas.py", here / "comments.toml"]
     code += [*sorted(_FOLDER.glob("*.sql")), *sorted((here / "migrations").glob("*.sql"))]
     return sha256_bytes(b"".join(path.read_bytes() for path in code))
 

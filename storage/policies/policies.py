@@ -18,12 +18,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
-from ..catalog import Connection, insert_rows
+from ..catalog import Connection, insert_rows, rows_of
 from ..content_hash import canonical_json, sha256_bytes
 from ..datasets import pick
 from ..disk import TEMPORARY, exclusive_lock, publish_folder, write_whole, writing
 from ..errors import BadInput, DamagedStore, Prerequisite
-from ..queries import rows_of
 from ..store import Store
 
 RECORD = "record.json"

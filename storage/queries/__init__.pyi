@@ -1,3 +1,3 @@
-from .query import Bounds, Row, ask, rows_of, run_query
+from .query import Bounds, Row, ask, run_query
 
-__all__ = ["Bounds", "Row", "ask", "rows_of", "run_query"]
+__all__ = ["Bounds", "Row", "ask", "run_query"]

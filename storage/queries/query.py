@@ -21,14 +21,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import NoReturn, TypeVar
 
 import duckdb
 import pyarrow as pa
 from duckdb.sqltypes import DuckDBPyType
 
 from .. import errors
-from ..catalog import Connection, is_corrupt
+from ..catalog import Connection, Row, is_corrupt, rows_of
 from ..errors import BadInput, DamagedStore, TrajnoteError
 from ..expressions import sql_name, sql_text
 from ..store import Store
@@ -191,7 +191,6 @@ def _machine_memory() -> int:
         return memory
 
 
-Row = dict[str, Any]
 _FOLDER = Path(__file__).parent
 
 
@@ -204,12 +203,6 @@ def ask(con: Connection, name: str, **values: object) -> list[Row]:
         values: for its parameters, by name.
     """
     return rows_of(con.execute(_question(name), values))
-
-
-def rows_of(answer: Connection) -> list[Row]:
-    """All rows of an executed statement, each as a dictionary by column."""
-    names = [column[0] for column in answer.description or ()]
-    return [dict(zip(names, row, strict=True)) for row in answer.fetchall()]
 
 
 @cache
