@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from rich.console import Console
@@ -144,11 +144,11 @@ def measure(store: Store, listed: RuleList) -> None:
     if by_sql != len(labels):
         raise SystemExit(f"SQL counts {by_sql:,} labels, NumPy {len(labels):,}")
     table = Table(title=f"{len(steps):,} rows, {len(listed.terms)} terms, {len(listed.rules)} rules, {by_sql:,} labels")
-    for title in ("what", "seconds", "in scans"):
+    for title in ("what", "seconds", "core seconds", "in scans"):
         table.add_column(title, justify="left" if title == "what" else "right")
     rows = {"a scan of all components": scan, "labels counted in SQL": counted, "one dimension summed in SQL": summed}
-    for what, seconds in {**rows, "labels as arrays, NumPy": numpy}.items():
-        table.add_row(what, f"{seconds:.1f}", f"{seconds / scan:.1f}")
+    for what, cost in {**rows, "labels as arrays, NumPy": numpy}.items():
+        table.add_row(what, f"{cost.seconds:.1f}", f"{cost.core:.1f}", f"{cost.core / scan.core:.1f}")
     console = Console(width=100)
     console.print(table)
     console.print(f"peak memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6:.1f} GB")
@@ -173,11 +173,23 @@ def train(store: Store) -> None:
     print(f"{made} candidates of {len(draws)} draws with {len(material.labels):,} labels", flush=True)
 
 
-def timed(action: Callable[[], T]) -> tuple[float, T]:
-    """Seconds and result."""
-    start = time.perf_counter()
+class Cost(NamedTuple):
+    """Seconds on the clock, and of all cores together, children included."""
+
+    seconds: float
+    core: float
+
+
+def timed(action: Callable[[], T]) -> tuple[Cost, T]:
+    """What it costs, and its result."""
+    start, spent = time.perf_counter(), _core_seconds()
     result = action()
-    return time.perf_counter() - start, result
+    return Cost(time.perf_counter() - start, _core_seconds() - spent), result
+
+
+def _core_seconds() -> float:
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(each.ru_utime + each.ru_stime for each in used)
 
 
 if __name__ == "__main__":

@@ -38,6 +38,7 @@ from flows.refinement.comparison import GateConfig
 from flows.refinement.estimation import AppraiseConfig, appraise
 from flows.refinement.refinement import ImproveConfig, improve
 from flows.simulation import Named
+from refine.config import RefineConfig
 from refine.evaluation import OpeConfig
 from storage.datasets.reader import StepsWriter
 from storage.queries.query import run_query
@@ -46,6 +47,7 @@ from storage.store import Store
 CARD, NAME, LENGTH, DIFFERENT, EPISODES, LABELS = "LunarLander-v3", "made", 500, 200, 2_000, 8
 HOME = Path(__file__).parents[1]
 BASELINE = HOME / "examples" / "lunarlander" / "baseline"
+SHORT = RefineConfig(snapshots=(100,))  # longer trainings take longer, not more memory
 SAMPLED_S = 0.25
 
 
@@ -99,14 +101,14 @@ def judge(root: Path, names: Sequence[str], _: int) -> None:
 def refine(root: Path, names: Sequence[str], _: int) -> None:
     """All arms, with few episodes: the gate's memory does not depend on the steps."""
     gate = GateConfig(method="racing", select=4, accept=12, report=10, placebo_draws=2, first_seed=10**9)
-    store, config = Store.open(root), ImproveConfig(gate=gate)
+    store, config = Store.open(root), ImproveConfig(refine=SHORT, gate=gate)
     outcome = improve(store, names[0], config, also=names[1:], baseline=Named(f"policy:{BASELINE}"))
     print(f"{len(outcome.comparison.trials)} refinements with {outcome.n_labels:,} labels", flush=True)
 
 
 def estimate(root: Path, names: Sequence[str], _: int) -> None:
-    """All arms, without a simulator; more folds and refits take longer, not more memory."""
-    store, config = Store.open(root), AppraiseConfig(folds=2, placebo_draws=2, ope=OpeConfig(resamples=5))
+    """All arms, without a simulator; more folds and refits would take longer, not more memory."""
+    store, config = Store.open(root), AppraiseConfig(refine=SHORT, folds=2, placebo_draws=2, ope=OpeConfig(resamples=5))
     found = appraise(store, names[0], config, also=names[1:], baseline=Named(f"policy:{BASELINE}"))
     print(f"{len(found.trials)} refinements, {found.baseline.episodes:,} episodes", flush=True)
 

@@ -77,27 +77,26 @@ def labels_from_rules(
     """
     acted = np.flatnonzero(~steps.is_final)
     offsets = np.cumsum([0, *(len(compiled.listed.rules) for compiled in lists)])
-    decided = [_decide(compiled, acted, steps) for compiled in lists]
-    rows = np.concatenate([acted[rules >= 0] for rules in decided])
-    rules = np.concatenate([n[n >= 0] + offset for n, offset in zip(decided, offsets, strict=False)])
-    if not len(rows):
+    firsts = zip(lists, offsets.tolist(), strict=False)
+    parts = [part for compiled, first in firsts for part in _ask(compiled, first, acted, steps, action_space)]
+    if not (decided := sum(part.decided for part in parts)):
         ids = ", ".join(compiled.listed.list_id for compiled in lists)
         raise BadInput(f"The rules of {ids} decide in none of the {len(acted)} steps.")
-    order = np.lexsort((rules, rows))
-    rows, rules = rows[order], rules[order]
-    suggestions, has_value = _suggest(lists, rows, rules, steps, action_space)
-    if not has_value.any():
-        raise BadInput(f"The formulas have no value in any of the {len(rows)} steps where their rules decide.")
-    weights = np.concatenate([compiled.confidences for compiled in lists])[rules]
+    rows, rules, suggestions = (_join(parts, name) for name in ("rows", "rules", "suggestions"))
+    if not len(rows):
+        raise BadInput(f"The formulas have no value in any of the {decided} steps where their rules decide.")
+    if len(lists) > 1:
+        order = np.lexsort((rules, rows))
+        rows, rules, suggestions = rows[order], rules[order], suggestions[order]
     graded = [compiled for compiled in lists if shaped and compiled.listed.potential is not None]
     labels = RuleLabels(
-        rows[has_value],
-        suggestions[has_value],
-        weights[has_value],
-        np.zeros(int(has_value.sum())),
+        rows,
+        suggestions,
+        np.concatenate([compiled.confidences for compiled in lists])[rules],
+        np.zeros(len(rows)),
         lists=tuple(lists),
-        rules=rules[has_value],
-        without_value=int((~has_value).sum()),
+        rules=rules,
+        without_value=decided - len(rows),
         potential=find_potential(graded, steps) if graded else None,
     )
     check_labels(labels, steps, action_space)
@@ -255,11 +254,39 @@ def _with(labels: RuleLabels, suggestions: Array, weights: NDArray[np.float64]) 
     return replace(labels, suggestions=suggestions, weights=weights)
 
 
-def _decide(compiled: CompiledRules, rows: NDArray[np.int64], steps: StepArrays) -> NDArray[np.int64]:
-    """Which rule of a list decides in each row, (N,); -1 where none does."""
-    return np.concatenate(
-        _in_parts(rows, lambda part: compiled.decide(compiled.values(states_at(part, steps))), compiled)
-    )
+@dataclass
+class _Part:
+    """What a list says in some steps, where a rule decides and has a value; a column is None once it is joined."""
+
+    decided: int  # steps where a rule decides
+    rows: NDArray[np.int64] | None  # (L,)
+    rules: NDArray[np.int64] | None  # (L,) counted over all lists
+    suggestions: Array | None  # (L,) int64 when discrete, else (L, m) float64
+
+
+def _ask(compiled: CompiledRules, first: int, rows: NDArray[np.int64], steps: StepArrays, space: Space) -> list[_Part]:
+    """Ask a list, whose rules are counted from `first`, about rows of steps; each is looked at once."""
+
+    def ask(part: NDArray[np.int64]) -> _Part:
+        said = compiled.say(states_at(part, steps))
+        there = np.flatnonzero(said.has_value)
+        found = part[there]
+        suggestions = _filled(said.actions[there], found, steps, space)
+        return _Part(int(np.count_nonzero(said.rules >= 0)), found, said.rules[there] + first, suggestions)
+
+    return _in_parts(rows, ask, compiled)
+
+
+def _join(parts: Sequence[_Part], name: str) -> Array:
+    """One column of all parts, which lose it, so that it is hardly ever in memory twice."""
+    first = getattr(parts[0], name)
+    joined, end = np.empty((sum(len(getattr(part, name)) for part in parts), *first.shape[1:]), first.dtype), 0
+    for part in parts:
+        column = getattr(part, name)
+        joined[end : end + len(column)] = column
+        end += len(column)
+        setattr(part, name, None)
+    return joined
 
 
 def _in_parts(rows: NDArray[np.int64], work: Callable[[NDArray[np.int64]], T], compiled: CompiledRules) -> list[T]:

@@ -7,7 +7,7 @@ step has no label.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import NamedTuple
@@ -104,58 +104,64 @@ class _ListQuery(NamedTuple):
 
     @property
     def decided(self) -> str:
-        """A query with the place of the rule that decides as the column "first", its action as "said".
+        """A query with the place of the rule that decides as the column "first", "value 0", ... of its action.
 
-        The action is in a list, which is null where there is none: a condition on it would be computed twice, and what
-        unnests it is not. A formula is computed in the steps where its rule decides, and nowhere else.
+        "has value" is whether all its formulas have one. A formula is computed in the steps where its rule decides,
+        and nowhere else: all numbers of a rule are one branch, so that a step is looked at once and not once for each
+        dimension.
         """
-        places = {n: parts for n, (_, parts) in enumerate(self.read)}
-        conditions = " ".join(f"WHEN {parts.predicate.sql} THEN {n}" for n, parts in places.items())
-        computed = {f"value {m}": _by_first({n: e.sql for n, e in own.items()}) for m, own in self._formulas.items()}
+        conditions = " ".join(f"WHEN {parts.predicate.sql} THEN {n}" for n, (_, parts) in enumerate(self.read))
+        branches = " ".join(f"WHEN {n} THEN {self._numbers(*one)}" for n, one in enumerate(self.read))
         scan = _layer({"first": f"CASE {conditions} END"}).format(self.steps)
-        if computed:
-            scan = _layer(computed).format(scan)
-        return _layer({"said": self._say()}).format(scan)
+        scan = _layer({"values": f'CASE "first" {branches} END'}).format(scan)
+        values = {f"value {m}": f'"values"."{m}"' for m in range(self.action_space.size)}
+        scan = _layer(values).format(scan)
+        return _layer({"has value": self._has_value}).format(scan)
+
+    def _numbers(self, rule: StoredRule, parts: _ReadRule) -> str:
+        """SQL of what a rule says in each dimension, before it is cut; what was logged where it says nothing."""
+        formulas = parts.formulas or [None] * self.action_space.size
+        said = [
+            formula.sql if formula else _said(number, m)
+            for m, (number, formula) in enumerate(zip(rule.suggested_action, formulas, strict=True))
+        ]
+        return "{" + ", ".join(f"'{m}': {sql}" for m, sql in enumerate(said)) + "}"
 
     @property
-    def _formulas(self) -> dict[int, dict[int, Expression]]:
-        """The formulas of each dimension that has some, by the place of their rule."""
-        found: dict[int, dict[int, Expression]] = {}
+    def _has_value(self) -> str:
+        undefined = [f'{self._is_computed(m)} AND NOT isfinite("value {m}")' for m in self._computed]
+        return " AND ".join(['"first" IS NOT NULL', *(f"NOT ({condition})" for condition in undefined)])
+
+    @property
+    def action(self) -> str:
+        """SQL of the action of the rule that decides, where it has one."""
+        numbers = {m: sql_name(f"value {m}") for m in range(self.action_space.size)}
+        numbers |= {
+            m: f"CASE WHEN {self._is_computed(m)} THEN {_cut(numbers[m], self.action_space, m)} ELSE {numbers[m]} END"
+            for m in self._computed
+        }
+        return f"[{', '.join(numbers.values())}]"
+
+    def _is_computed(self, place: int) -> str:
+        """SQL of whether the rule that decides has a formula in a dimension."""
+        if len(self._computed[place]) == len(self.read):
+            return "true"
+        return f'"first" IN ({", ".join(map(str, self._computed[place]))})'
+
+    @property
+    def _computed(self) -> dict[int, list[int]]:
+        """The places of the rules that have a formula, by dimension."""
+        found: dict[int, list[int]] = {}
         for n, (_, parts) in enumerate(self.read):
             for m, formula in enumerate(parts.formulas):
                 if formula is not None:
-                    found.setdefault(m, {})[n] = formula
+                    found.setdefault(m, []).append(n)
         return found
 
-    def _say(self) -> str:
-        """SQL of the action of the rule that decides, in a list; null where one of its formulas has no value."""
-        undefined = [
-            f'("first" IN ({", ".join(map(str, own))}) AND NOT isfinite("value {m}"))'
-            for m, own in self._formulas.items()
-        ]
-        numbers = [self._number(m) for m in range(self.action_space.size)]
-        unsaid = " OR ".join(['"first" IS NULL', *undefined])
-        return f"CASE WHEN {unsaid} THEN NULL ELSE [[{', '.join(numbers)}]] END"
 
-    def _number(self, place: int) -> str:
-        """SQL of one number of that action: as it was logged, unless the rule that decides says something else."""
-        computed = self._formulas.get(place, {})
-        whens = {
-            n: f"{x!r}::DOUBLE"
-            for n, (rule, _) in enumerate(self.read)
-            if (x := rule.suggested_action[place]) is not None
-        }
-        whens |= {n: _cut(sql_name(f"value {place}"), self.action_space, place) for n in computed}
-        return _by_first(whens, f'"the vector"[{place + 1}]') if whens else f'"the vector"[{place + 1}]'
-
-
-def _by_first(whens: Mapping[int, str], otherwise: str = "NULL") -> str:
-    """SQL of a value for each rule that may decide, by its place; equal values share a condition."""
-    places: dict[str, list[int]] = {}
-    for place, sql in whens.items():
-        places.setdefault(sql, []).append(place)
-    written = " ".join(f'WHEN "first" IN ({", ".join(map(str, own))}) THEN {sql}' for sql, own in places.items())
-    return f"CASE {written} ELSE {otherwise} END"
+def _said(number: float | None, place: int) -> str:
+    """SQL of a number of a rule without a formula there: what was logged where it says none."""
+    return f'"the vector"[{place + 1}]' if number is None else f"{number!r}::DOUBLE"
 
 
 def _allowed_terms(stored: StoredList) -> FormulaReader:
@@ -207,11 +213,11 @@ def scan_steps(dataset_id: str, reader: FormulaReader, expressions: Sequence[Exp
     }
     written = "".join(f", {sql} AS {sql_name(name)}" for name, sql in columns.items())
     scan = f"""SELECT * FROM (
-    SELECT dataset_id, episode_id, step AS "at step", step::DOUBLE AS "{STEP}", action AS "the action",
+    SELECT episode_id, step AS "at step", step::DOUBLE AS "{STEP}", action AS "the action",
         observation AS "the observation", action_vector AS "the vector", action_name AS "the name",
-        reward AS "the reward"{written}
+        reward AS "the reward", action_vector IS NOT NULL AS "acted in"{written}
     FROM steps WHERE dataset_id = {sql_text(dataset_id)}
-) WHERE "the vector" IS NOT NULL"""
+) WHERE "acted in" """
     for name, term in reader.terms.items():
         if name in needed:
             scan = _layer({name: term.sql}).format(scan)
@@ -269,7 +275,7 @@ def count_decisions_of(stored: StoredList) -> str:
         stored: at least one rule; each is allowed.
     """
     query = _ListQuery.of(stored)
-    return f"""SELECT "first", count(*), count("said") FROM (
+    return f"""SELECT "first", count(*), count(*) FILTER (WHERE "has value") FROM (
 {query.decided}
 ) WHERE "first" IS NOT NULL GROUP BY 1"""
 
@@ -299,9 +305,9 @@ def _matches(query: _ListQuery) -> str:
         for n, rule in enumerate(query.rules)
     ]
     entries = ", ".join(f'CASE WHEN "rule {n}" THEN {hit} END' for n, hit in enumerate(hits))
-    return f"""SELECT dataset_id, episode_id, step, hit.rule_id AS rule_id, hit.said AS suggested_action,
-    hit.decides AS decides, {_LOGGED}
-FROM (SELECT dataset_id, episode_id, "at step" AS step, unnest([{entries}]) AS hit, {_NAMES}
+    return f"""SELECT {sql_text(query.dataset_id)} AS dataset_id, episode_id, step, hit.rule_id AS rule_id,
+    hit.said AS suggested_action, hit.decides AS decides, {_LOGGED}
+FROM (SELECT episode_id, "at step" AS step, unnest([{entries}]) AS hit, {_NAMES}
       FROM (
 {_decided(query)}
 )) WHERE hit IS NOT NULL"""
@@ -313,12 +319,14 @@ def _rule_labels(queries: Sequence[_ListQuery]) -> str:
 
 
 def _decisions(query: _ListQuery) -> str:
-    ids = " ".join(f"WHEN {n} THEN {sql_text(rule)}" for n, rule in enumerate(query.rules))
-    return f"""SELECT dataset_id, episode_id, "at step" AS step, CASE "first" {ids} END AS rule_id,
-    unnest("said") AS suggested_action, true AS decides, {_NAMES}
+    """Steps with an action; unnesting drops the others, where a condition would be computed a second time."""
+    ids = ", ".join(map(sql_text, query.rules))
+    return f"""SELECT {sql_text(query.dataset_id)} AS dataset_id, episode_id, "at step" AS step,
+    [{ids}]["first" + 1] AS rule_id, {query.action} AS suggested_action, true AS decides, {_NAMES}
 FROM (
+SELECT *, unnest(CASE WHEN "has value" THEN [true] END) AS "is there" FROM (
 {query.decided}
-)"""
+))"""
 
 
 def _joined(name: str, selects: Sequence[str]) -> str:
