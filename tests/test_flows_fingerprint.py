@@ -69,7 +69,7 @@ def edit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Edit:
         for name in [name for name in sys.modules if name.partition(".")[0] in {"paying_world", "payment", "rates"}]:
             del sys.modules[name]
         gymnasium.registry.pop("Paying-v0", None)
-        fingerprint._look_up.cache_clear()
+        fingerprint.look_up_once.cache_clear()
 
     write({"paying_world.py": SOURCE, "payment.py": "PAY = 1.0", "scale.json": "1"})
     return write
@@ -200,7 +200,7 @@ def test_registered_arguments_and_limits_are_a_part_of_an_environment(edit: Edit
     for way in ways:
         gymnasium.registry.pop("Paying-v0")
         gymnasium.register("Paying-v0", world.Paying, **way)
-        fingerprint._look_up.cache_clear()
+        fingerprint.look_up_once.cache_clear()
         hashes |= {look_up_fingerprint(PAYING).sha256, look_up_fingerprint(PAYING).sha256}
     assert len(hashes) == len(ways)
     assert look_up_fingerprint(PAYING, {"length": 3}) != look_up_fingerprint(PAYING)
@@ -216,7 +216,7 @@ def test_another_version_of_a_package_is_another_environment(
     version = environments.version_of
     monkeypatch.setattr(environments, "version_of", lambda name: "9.9" if name == "numpy" else version(name))
     monkeypatch.setattr(fingerprint, "marked_version", lambda name: "9.9" if name == "numpy" else version(name))
-    fingerprint._look_up.cache_clear()
+    fingerprint.look_up_once.cache_clear()
     assert paid(store, env_id="CartPole-v1") == first[0]
     assert played == [1, 1]
     with pytest.warns(ChangedEnvironmentWarning, match=r"made in another CartPole-v1 \(numpy .* then, 9.9 now\)"):
@@ -225,7 +225,7 @@ def test_another_version_of_a_package_is_another_environment(
     assert collected(store, **config) == other
     assert read_manifest(store, other).versions["numpy"] == "9.9"
     assert "9.9" not in read_manifest(store, str(first[1])).versions.values()
-    fingerprint._look_up.cache_clear()
+    fingerprint.look_up_once.cache_clear()
 
 
 @pytest.mark.slow

@@ -16,7 +16,8 @@ from annotate.importing.labels import import_annotations
 from annotate.importing.reviews import import_labels
 from annotate.importing.rules import import_rules
 from flows.cli import make_app
-from flows.labelling.gold import (
+from flows.labelling.quality import (
+    check_labels,
     describe_gain,
     describe_gold,
     find_gold_runs,
@@ -25,7 +26,6 @@ from flows.labelling.gold import (
     score_by_readers,
     score_rows,
 )
-from flows.labelling.quality import check_labels
 from flows.labelling.queues import prepare_queue
 from flows.reporting.report import write_report
 from storage.datasets.reader import read_steps

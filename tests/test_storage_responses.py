@@ -33,7 +33,7 @@ def register(store: Store, request_id: str, line: int) -> None:
 
 def forget() -> None:
     """What a new process knows of the files: nothing."""
-    responses._lines_known.clear()
+    responses.known_lines.clear()
 
 
 def test_replies_come_back_in_their_order_with_their_place(store: Store) -> None:

@@ -1,8 +1,12 @@
 from .annotation import LabelConfig, Planned, card_of, export, label, label_some, plan, retry
 from .batching import ingest, poll, submit
-from .gold import (
+from .label_replays import ReplayConfig, replay_labels
+from .quality import (
     PERSON,
+    Checkup,
     GoldReport,
+    as_plain,
+    check_labels,
     describe_gain,
     describe_gold,
     describe_rivalry,
@@ -12,8 +16,6 @@ from .gold import (
     score_by_readers,
     score_rows,
 )
-from .label_replays import ReplayConfig, replay_labels
-from .quality import Checkup, as_plain, check_labels
 from .queues import Order, Prepared, prepare_queue
 
 __all__ = [

@@ -126,11 +126,12 @@ def look_up_fingerprint(env_id: Named, env_kwargs: Mapping[str, Any] | None = No
         BadInput: as `make_environment` does.
         Prerequisite: as `make_environment` does.
     """
-    return _look_up(env_id, json.dumps(dict(env_kwargs or {}), sort_keys=True))
+    return look_up_once(env_id, json.dumps(dict(env_kwargs or {}), sort_keys=True))
 
 
 @functools.lru_cache
-def _look_up(env_id: Named, env_kwargs: str) -> Fingerprint:
+def look_up_once(env_id: Named, env_kwargs: str) -> Fingerprint:
+    """As `look_up_fingerprint`, which has the arguments as a mapping and not as JSON."""
     environment = make_environment(env_id, json.loads(env_kwargs))
     try:
         return take_fingerprint(environment, env_id)

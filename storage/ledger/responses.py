@@ -26,7 +26,7 @@ ROLL_BYTES = 16 << 20
 
 _MAGIC = b"\x28\xb5\x2f\xfd"
 _PIECE = 1 << 16
-_lines_known: dict[Path, tuple[int, int]] = {}  # file -> (size, lines) after this process's last append
+known_lines: dict[Path, tuple[int, int]] = {}  # file -> (size, lines) after this process's last append
 _appending = threading.Lock()
 
 
@@ -148,7 +148,7 @@ def _append(folder: Path, frames: Sequence[bytes]) -> tuple[Path, int]:
             is_new = os.fstat(descriptor).st_size == 0
             lines = _whole_lines(path, descriptor)
             _write_all(descriptor, b"".join(frames))
-            _lines_known[path] = (os.fstat(descriptor).st_size, lines + len(frames))
+            known_lines[path] = (os.fstat(descriptor).st_size, lines + len(frames))
         finally:
             os.close(descriptor)
         if is_new:
@@ -180,7 +180,7 @@ def _last_file(folder: Path) -> Path:
 def _whole_lines(path: Path, descriptor: int) -> int:
     """How many lines the file has, after an unfinished one at its end was moved aside."""
     size = os.fstat(descriptor).st_size
-    known_size, lines = _lines_known.get(path, (0, 0))
+    known_size, lines = known_lines.get(path, (0, 0))
     if known_size == size:
         return lines
     frames = read_frames(path)
