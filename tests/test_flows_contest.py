@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from soak import every
+from store_state import ask
 from toy_environment import REACH, TOY, gather_toys, small_config, write_labels
 
 from annotate.importing.labels import import_annotations
@@ -143,12 +144,22 @@ def test_in_full_every_candidate_plays_every_selection_seed_and_only_the_best_is
     winners = {trial.candidates[trial.winner].policy_id for trial in tested}
     ranked = every - {c.policy_id for c in tested[1].candidates} | {contest.baseline.policy_id}
     assert uses == [
-        ("select", "greedy", first, 2, len(ranked)),
+        ("select", "greedy", first, 2, len(ranked - each)),  # the others have played these seeds
         ("select", "greedy", first, 10, len(each)),
         ("select", "sampled", first, 4, len(ranked) - 1),  # the baseline has no rank
         ("accept", "greedy", first + 10, 20, len(winners) + 1),
     ]
     assert report == [("greedy", first + 30, first + 60, 30), ("sampled", first + 30, first + 60, 30)]
+
+
+def count_repeats(store: Store) -> int:
+    """Episodes that a policy has played more than once in one mode."""
+    ((repeats,),) = ask(
+        store,
+        """SELECT count(*) - count(DISTINCT (policy_id, mode, seed))
+           FROM (SELECT policy_id, mode, unnest(range(first_seed, first_seed + episodes)) AS seed FROM evaluations)""",
+    )
+    return repeats
 
 
 @pytest.mark.slow
@@ -164,6 +175,7 @@ def test_a_race_keeps_each_purpose_on_its_own_seeds_and_remembers_every_stage(tm
     first = contest.gate.seeds.select.start
     assert uses[:4] == [("select", first, 2), ("select", first, 4), ("select", first, 10), ("accept", first + 10, 12)]
     assert {trial.decision.gain.n for trial in comparison.trials[:2]} <= {12, 20}
+    assert count_repeats(contest.judge.store) == 0
     again = contest.run()
     with contest.judge.store.catalog.read() as con:
         assert con.execute("SELECT count(*) FROM evaluations").fetchone() == played

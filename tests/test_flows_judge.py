@@ -80,6 +80,18 @@ def test_equal_questions_are_played_once_and_different_ones_are_not_confused(sto
     assert len(ask(store, "SELECT 1 FROM evaluations")) == 6
 
 
+def test_some_seeds_of_what_was_played_are_not_played_again(store: Store, played: list[int]) -> None:
+    judge = Evaluator(store, TOY, {}, workers=1)
+    for _ in range(2):
+        whole = judge.returns(contestants(2), SEEDS, mode="sampled", purpose="select")
+        part = judge.returns(contestants(2), SEEDS[3:5], mode="sampled", purpose="select")
+        assert [returns.tolist() for returns in part] == [returns[3:5].tolist() for returns in whole]
+        assert played == [2]
+        judge = Evaluator(store, TOY, {}, workers=1)
+    judge.returns(contestants(2), SEEDS[3:5], mode="greedy", purpose="select")
+    assert played == [2, 2]
+
+
 def test_a_policy_that_was_played_under_another_name_is_not_played_again(store: Store, played: list[int]) -> None:
     (east,) = contestants(1)
     how = {"mode": "greedy", "purpose": "evaluate"}

@@ -65,7 +65,7 @@ from .arms import (
     train_draw,
 )
 from .evaluator import Candidate, Evaluator, Purpose, Returns
-from .placebos import CHOSEN, RANKED, Entrant, Entry, draw_placebos, every_other, play_fields, rank_entries
+from .placebos import CHOSEN, RANKED, Entrant, Entry, batches, draw_placebos, every_other, play_fields, rank_entries
 
 Promote = Literal["labels", "best"]
 """Which policy is put in force: that of the annotator's labels, or the best one of the arms that were accepted."""
@@ -213,6 +213,7 @@ class ComparisonPlan:
     references: Sequence[ReferenceArm] = ()
     promote_rules: bool = False
     promote: Promote = "labels"
+    _trained: dict[ArmDraw, Sequence[Snapshot]] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @property
     def competing(self) -> tuple[AnyArm, ...]:
@@ -240,7 +241,8 @@ class ComparisonPlan:
         self.check()
         draws = list_draws(self.gate.placebo_draws, self.references, labels=self.material.labels)
         tested = [draw for draw in draws if draw.arm not in CHANCE]
-        trained = self._train(tested)
+        chance = [draw for draw in draws if draw.arm in CHANCE]
+        trained = self._train([*tested, *next(batches(chance), [])])[: len(tested)]  # what is needed in any case
         fields = [self._field(*each) for each in zip(tested, trained, strict=True)]
         if RULES_PLAYED in self.competing:
             tested, trained = [*tested, ArmDraw(RULES_PLAYED, 0)], [*trained, []]
@@ -249,7 +251,6 @@ class ComparisonPlan:
             trials = self._judge(tested, trained, fields)
             promoted = trials[self._choose(trials)]
             (own,) = self._enter(tested[:1])
-            chance = [draw for draw in draws if draw.arm in CHANCE]
             accepted = trials[0].decision.accepted
             entries = draw_placebos(own, chance, self._enter, self.gate.placebo_draws, accepted=accepted)
             arms = [*dict.fromkeys(draw.arm for draw in draws), RULES_PLAYED]
@@ -297,8 +298,14 @@ class ComparisonPlan:
                 "Use --gate-mode greedy.",
             )
 
-    def _train(self, draws: Sequence[ArmDraw]) -> list[list[Snapshot]]:
-        """The candidates of every draw, trained or cached; each in one thread of one process."""
+    def _train(self, draws: Sequence[ArmDraw]) -> list[Sequence[Snapshot]]:
+        """The candidates of every draw; what was trained here before is remembered."""
+        if new := [draw for draw in draws if draw not in self._trained]:
+            self._train_new(new)
+        return [self._trained[draw] for draw in draws]
+
+    def _train_new(self, draws: Sequence[ArmDraw]) -> None:
+        """Train draws, or find them in the cache; each in one thread of one process."""
         store, train, workers = self.judge.store, partial(train_draw, self.material), self.judge.workers
         known = {draw: found for draw in draws if (found := find_candidates(store, self.material, draw)) is not None}
         missing = [draw for draw in draws if draw not in known]
@@ -308,7 +315,7 @@ class ComparisonPlan:
                 keep_candidates(store, self.material, draw, snapshots)
                 known[draw] = snapshots
                 self._tell_trained(len(known), len(draws))
-        return [known[draw] for draw in draws]
+        self._trained.update(known)
 
     def _tell_trained(self, done: int, total: int) -> None:
         self.report("train the arms", done, total)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 import warnings
+from collections import defaultdict
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
@@ -74,6 +75,8 @@ class _Memory:
     """An evaluator's state in this process."""
 
     returns: dict[str, Returns] = field(default_factory=dict)  # by the ids of evaluations
+    asked: dict[tuple[str, Mode], list[tuple[range, str]]] = field(default_factory=lambda: defaultdict(list))
+    """By policy and mode: which seeds were asked for, and under which id."""
     seeds: range | None = None  # of the session under way; what was played on them before was read from the catalog
     is_warned: bool = False
     rows: list[dict[str, Any]] = field(default_factory=list)  # played, not committed yet
@@ -81,7 +84,21 @@ class _Memory:
 
     def covers(self, seeds: range) -> bool:
         """Whether the session under way has read all that was played on some seeds."""
-        return self.seeds is not None and self.seeds.start <= seeds.start and seeds.stop <= self.seeds.stop
+        return self.seeds is not None and _holds(self.seeds, seeds)
+
+    def find(self, id_: str, sha256: str, seeds: range, mode: Mode) -> bool:
+        """Whether an evaluation is known by now; one on some seeds of another is taken from that."""
+        asked = self.asked[sha256, mode]
+        whole = next((each for each in asked if each[1] in self.returns and _holds(each[0], seeds)), None)
+        if id_ not in self.returns and whole is not None:
+            first = seeds.start - whole[0].start
+            self.returns[id_] = self.returns[whole[1]][first : first + len(seeds)]
+        asked.append((seeds, id_))
+        return id_ in self.returns
+
+
+def _holds(whole: range, seeds: range) -> bool:
+    return whole.start <= seeds.start and seeds.stop <= whole.stop
 
 
 @dataclass(frozen=True)
@@ -157,7 +174,8 @@ class Evaluator:
         if unread := [id_ for id_, part in zip(ids, each, strict=True) if not self._memory.covers(part)]:
             self._recall([id_ for id_ in unread if id_ not in known])
         asked = zip(ids, zip(contestants, each, strict=True), strict=True)
-        missing = {id_: episodes for id_, episodes in asked if id_ not in known}
+        find = self._memory.find
+        missing = {id_: (who, part) for id_, (who, part) in asked if not find(id_, who.sha256, part, mode)}
         if missing:
             self._play(missing, mode, purpose, advance)
         return [known[id_] for id_ in ids]

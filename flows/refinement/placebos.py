@@ -127,7 +127,7 @@ def draw_placebos(own: Entry, draws: Sequence[ArmDraw], enter: Enter, asked: int
         accepted: whether the gate accepted the labels' policy.
     """
     entries: list[Entry] = []
-    for batch in _batches(draws):
+    for batch in batches(draws):
         entries += [entry for entry in enter(batch) if not _changes_nothing(entry, own)]
         if not accepted or any(rank.is_hopeless for rank in rank_entries(own, entries, asked)):
             break
@@ -139,7 +139,8 @@ def _changes_nothing(entry: Entry, own: Entry) -> bool:
     return entry.draw.arm == "permuted" and entry.entrant.identity == own.entrant.identity
 
 
-def _batches(draws: Sequence[ArmDraw]) -> Iterator[list[ArmDraw]]:
+def batches(draws: Sequence[ArmDraw]) -> Iterator[list[ArmDraw]]:
+    """Draws in the order in which they are entered, a few of each placebo at a time."""
     last = max((draw.number for draw in draws), default=-1)
     for first in range(0, last + 1, BATCH):
         yield [draw for draw in draws if first <= draw.number < first + BATCH]

@@ -18,7 +18,7 @@ from storage.errors import TrajnoteError
 from storage.schema import Array, Episode
 
 from ..runtime import PROCESSES, core_count, parallel_map
-from ..simulation import Environment, Home, describe_raised, logged_action, make_environment
+from ..simulation import Environment, EnvironmentMaker, Home, describe_raised, logged_action
 
 WIDTH = 240
 _QUALITY = 58
@@ -86,7 +86,7 @@ def _film_as(take: Take, declared: str | None) -> Film:
     """
     os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # pygame needs no window and no display
     try:
-        environment = make_environment(take.home.env_id, {**take.home.env_kwargs, "render_mode": declared})
+        environment = EnvironmentMaker(take.home.env_id, {**take.home.env_kwargs, "render_mode": declared})()
     except TrajnoteError as error:
         return Film({}, _unrendered(error.__cause__ or error, error.problem))
     try:
@@ -121,16 +121,20 @@ def _play(environment: Environment, take: Take) -> Film:
     pictures: dict[int, bytes] = {}
     episode, last = take.episode, max(take.steps, default=-1)
     shown, _ = environment.reset(seed=episode.seed)
+    seen = [np.array(shown)]  # since the last picture; a copy, as an environment may reuse its array
     for step in range(last + 1):
-        if not np.array_equal(_numbers(shown, episode), np.atleast_1d(episode.observations[step])):
-            return Film(pictures, f"the replay differs from the log at step {step}")
         if step in take.steps:
+            wrong = _first_difference(seen, episode, step + 1 - len(seen))
+            if wrong is not None:
+                return Film(pictures, f"the replay differs from the log at step {wrong}")
+            seen.clear()
             frame = _render(environment)
             if not isinstance(frame, np.ndarray) or frame.ndim != 3:
                 return Film({}, NO_PICTURES)
             pictures[step] = encode_picture(frame, take.width)
         if step < min(last, len(episode)):
             shown, *_ = environment.step(logged_action(episode, step))
+            seen.append(np.array(shown))
     return Film(pictures)
 
 
@@ -143,8 +147,14 @@ def _render(environment: Environment) -> Any:
         environment.unwrapped.render_mode = before
 
 
-def _numbers(shown: Any, episode: Episode) -> Array:
-    return np.atleast_1d(np.asarray(shown, dtype=episode.observations.dtype))
+def _first_difference(seen: Sequence[Array], episode: Episode, first: int) -> int | None:
+    """The first step at which some observations, from step `first` on, are others than the logged ones."""
+    logged = episode.observations[first : first + len(seen)]
+    shown = np.stack(seen).astype(logged.dtype)
+    if shown.shape != logged.shape:
+        return first
+    wrong = np.flatnonzero((shown != logged).reshape(len(seen), -1).any(axis=1))
+    return first + int(wrong[0]) if len(wrong) else None
 
 
 def _thinned(steps: Sequence[int], count: int) -> list[int]:

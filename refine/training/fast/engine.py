@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
+from functools import lru_cache
 from typing import Protocol
 
 import numpy as np
-from threadpoolctl import threadpool_limits
+from threadpoolctl import ThreadpoolController
 
 from storage.errors import BadInput
 from storage.schema import Array
@@ -117,7 +118,7 @@ def train_together(
     """
     done = -config.waiting
     for stop in config.snapshots or ():
-        with threadpool_limits(1, "blas"), np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+        with _one_thread(), np.errstate(over="ignore", invalid="ignore", divide="ignore"):
             for _ in range(done, stop):
                 training.step(table.sample_columns(config.batch_size))
                 for _ in config.betas or ():
@@ -127,3 +128,13 @@ def train_together(
             raise BadInput(f"The training diverged before step {stop}.", "Choose a lower learning rate.")
         done = stop
         yield stop, training.policies()
+
+
+def _one_thread() -> AbstractContextManager[object]:
+    return _libraries().limit(limits=1, user_api="blas")
+
+
+@lru_cache
+def _libraries() -> ThreadpoolController:
+    """What is loaded and has threads of its own; finding it takes as long as a dozen steps."""
+    return ThreadpoolController()
