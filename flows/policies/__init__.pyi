@@ -1,12 +1,13 @@
-from .external import hash_policy_file, with_options
 from .loading import (
     Baseline,
     export_policy,
     find_baseline,
     find_collecting_weights,
     find_recorded_baseline,
+    hash_policy_file,
     load_policy,
     record_baseline,
+    with_options,
 )
 
 __all__ = [

@@ -33,49 +33,9 @@ from ..simulation import (
     NetworkActor,
     Policy,
     Spaces,
-    find_module,
 )
 
 TRUST, RAW = "trust", "no-normalisation"  # options of a policy of Stable-Baselines3
-# fields of a space that a policy depends on; observations may leave their bounds
-
-
-def with_options(spec: str, *, trust: bool, raw: bool) -> str:
-    """A name with the options that a command was given beside it.
-
-    Raises:
-        BadInput: for another kind of policy.
-    """
-    options = "".join(f"+{option}" for option, is_given in ((TRUST, trust), (RAW, raw)) if is_given)
-    kind, _, rest = spec.partition(":")
-    if options and kind != "sb3":
-        raise BadInput(f"--{TRUST} and --{RAW} are for policies named sb3:ALGO:PATH; this is {spec!r}.")
-    algorithm, _, path = rest.partition(":")
-    return f"{kind}:{algorithm}{options}:{path}" if options else spec
-
-
-def hash_policy_file(spec: Named) -> str | None:
-    """The sha256 of the file that a specification would open or import; the file is only read. None without a file.
-
-    Raises:
-        BadInput: if the file does not exist.
-    """
-    file = _find_file(spec)
-    return None if file is None else sha256_file(file)
-
-
-def _find_file(spec: Named) -> Path | None:
-    kind, _, rest = spec.partition(":")
-    if kind == "sb3":
-        return find_zip(spec)
-    if kind == "onnx" or kind.partition("+")[0] == "torch":
-        return find_file(rest, spec)
-    if kind == "d3rlpy":
-        from refine.policies import find_learnable
-
-        return find_learnable(_path(spec))
-    found = find_module(rest.partition(":")[0]) if kind == "py" else None
-    return None if found is None else Path(found)
 
 
 def find_zip(spec: str) -> Path:
@@ -103,7 +63,7 @@ def open_d3rlpy(spec: Named, spaces: Spaces) -> Policy:
     """
     from refine.policies import NotAnMlpError, find_learnable, from_d3rlpy, load_learnable
 
-    file = find_learnable(_path(spec))
+    file = find_learnable(path_of(spec))
     algo = load_learnable(file)
     refuse_unusable_d3rlpy(spec, algo)
     inputs, outputs = tuple(algo.impl.observation_shape), int(algo.impl.action_size)
@@ -147,7 +107,7 @@ def _ask_d3rlpy(spec: str, spaces: Spaces) -> Foreign:
     from refine.policies import find_learnable, load_learnable, use_one_thread
 
     use_one_thread()
-    algo = load_learnable(find_learnable(_path(spec)))
+    algo = load_learnable(find_learnable(path_of(spec)))
 
     def respond(observation: Array, mode: Mode, rng: np.random.Generator | None) -> Answer:
         chosen = algo.predict(observation.reshape(1, -1))
@@ -161,7 +121,7 @@ def _ask_onnx(spec: str, spaces: Spaces) -> Foreign:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     try:
-        session = onnxruntime.InferenceSession(_path(spec), options, providers=["CPUExecutionProvider"])
+        session = onnxruntime.InferenceSession(path_of(spec), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # the runtime may raise any of its own types
         raise BadInput(f"{spec} is not an ONNX model: {error}.") from error
     refuse_unusable_onnx(spec, [given.shape for given in session.get_inputs()])
@@ -207,7 +167,8 @@ def find_extra(module: str, extra: str) -> ModuleType:
     return importlib.import_module(module)
 
 
-def _path(spec: str) -> Path:
+def path_of(spec: str) -> Path:
+    """The path in a specification of the form `kind:PATH`."""
     return Path(spec.partition(":")[2]).expanduser()
 
 

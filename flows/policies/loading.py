@@ -14,6 +14,7 @@ from typing import Literal
 
 from refine.policies import Agreement, CompiledRules, MlpPolicy, RulePolicy, export_onnx, read_policy
 from storage.annotations import find_rule_list
+from storage.content_hash import sha256_file
 from storage.datasets import StepArrays, read_manifest, read_steps
 from storage.disk import write_whole
 from storage.errors import BadInput, Prerequisite, TrajnoteError
@@ -21,8 +22,19 @@ from storage.policies import find_policy, policy_files, policy_record, resolve_p
 from storage.schema import Array, Manifest
 from storage.store import Store
 
-from ..simulation import Named, NetworkActor, Policy, RandomActor, Spaces, check_spaces, not_loaded, own_policy, spelled
-from .external import hash_policy_file, open_d3rlpy, open_onnx
+from ..simulation import (
+    Named,
+    NetworkActor,
+    Policy,
+    RandomActor,
+    Spaces,
+    check_spaces,
+    find_module,
+    not_loaded,
+    own_policy,
+    spelled,
+)
+from .external import RAW, TRUST, find_file, find_zip, open_d3rlpy, open_onnx, path_of
 from .plain_networks import open_torch
 from .python_policies import open_py
 from .sb3 import export_sb3, open_sb3
@@ -38,6 +50,44 @@ _OPENERS: Mapping[str, Callable[[Named, Spaces], Policy]] = {
     "onnx": open_onnx,
     "py": open_py,
 }
+
+
+def with_options(spec: str, *, trust: bool, raw: bool) -> str:
+    """A name with the options that a command was given beside it.
+
+    Raises:
+        BadInput: for another kind of policy.
+    """
+    options = "".join(f"+{option}" for option, is_given in ((TRUST, trust), (RAW, raw)) if is_given)
+    kind, _, rest = spec.partition(":")
+    if options and kind != "sb3":
+        raise BadInput(f"--{TRUST} and --{RAW} are for policies named sb3:ALGO:PATH; this is {spec!r}.")
+    algorithm, _, path = rest.partition(":")
+    return f"{kind}:{algorithm}{options}:{path}" if options else spec
+
+
+def hash_policy_file(spec: Named) -> str | None:
+    """The sha256 of the file that a specification would open or import; the file is only read. None without a file.
+
+    Raises:
+        BadInput: if the file does not exist.
+    """
+    file = _find_file(spec)
+    return None if file is None else sha256_file(file)
+
+
+def _find_file(spec: Named) -> Path | None:
+    kind, _, rest = spec.partition(":")
+    if kind == "sb3":
+        return find_zip(spec)
+    if kind == "onnx" or kind.partition("+")[0] == "torch":
+        return find_file(rest, spec)
+    if kind == "d3rlpy":
+        from refine.policies import find_learnable  # d3rlpy takes seconds to load
+
+        return find_learnable(path_of(spec))
+    found = find_module(rest.partition(":")[0]) if kind == "py" else None
+    return None if found is None else Path(found)
 
 
 def load_policy(spec: Named, spaces: Spaces, store: Store | None = None, *, file_sha256: str | None = None) -> Policy:

@@ -56,6 +56,7 @@ _KNOWN = {"builtins", "typing", "abc", "gymnasium", "flows", "trajnote", *_ENGIN
 
 
 _VERSIONED = re.compile(r"(.+)-v(\d{1,4})")
+# fields of a space that a policy depends on; observations may leave their bounds
 _DECISIVE = {"observation": ("kind", "size", "n"), "action": ("kind", "size", "n", "start", "low", "high")}
 
 
