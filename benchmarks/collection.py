@@ -30,6 +30,7 @@ import gymnasium
 import numpy as np
 
 from flows.datasets.collection import CollectConfig, collect
+from flows.runtime.processes import shutdown_workers
 from flows.simulation.environments import Environment, EnvironmentMaker, Spaces, spaces_of
 from flows.simulation.envpool_engine import play_pooled
 from flows.simulation.rollouts import rollout
@@ -41,6 +42,7 @@ STEPS = {"CartPole-v1": 60_000, "LunarLander-v3": 20_000, "Hopper-v5": 16_000, "
 EXAMPLES = Path(__file__).parents[1] / "examples"
 HIDDEN = (64, 64)  # what Stable-Baselines3 makes
 SIDE_BY_SIDE = 64
+RAW, ROLLOUT, COLLECT = "raw env.step", f"rollout, {SIDE_BY_SIDE} side by side", "collect, one process"
 
 
 class Scene(NamedTuple):
@@ -106,16 +108,19 @@ def play_ours(scene: Scene, envs: int) -> int:
     return sum(len(episode) for episode in rollout(make, scene.policy, seeds, mode="sampled", envs=envs))
 
 
-def collect_ours(scene: Scene, folder: Path, number: Iterator[int]) -> int:
+def collect_ours(scene: Scene, folder: Path, number: Iterator[int], workers: int | None = 1) -> int:
     config = CollectConfig(
         env_id=scene.env_id,
         policy=f"policy:{folder / 'policy'}",
         mode="sampled",
         episodes=len(scene.episodes),
         envs=SIDE_BY_SIDE,
+        workers=workers,
         dataset=f"collected-{next(number)}",
     )
-    return collect(Store.open(folder / "store"), config).steps
+    steps = collect(Store.open(folder / "store"), config).steps
+    shutdown_workers()  # so that each collection starts its own, as the command does
+    return steps
 
 
 def play_in_envpool(scene: Scene) -> int:
@@ -126,15 +131,20 @@ def play_in_envpool(scene: Scene) -> int:
 
 
 def play_synchronous(scene: Scene) -> int:
-    """Gymnasium's own vector environment with the same batched policy; it keeps nothing of what it plays."""
-    environments = gymnasium.vector.SyncVectorEnv([scene.make] * SIDE_BY_SIDE)
-    observations, _ = environments.reset(seed=0)
-    ticks = scene.steps // SIDE_BY_SIDE
-    rngs = [np.random.default_rng(lane) for lane in range(SIDE_BY_SIDE)]
+    """Gymnasium's own vector environment with the same batched policy; it keeps nothing of what it plays.
+
+    It has no more environments than there are episodes, so that it plays whole ones, too: in LunarLander-v3 the first
+    300 steps of an episode are cheaper than the others.
+    """
+    lanes = min(SIDE_BY_SIDE, len(scene.episodes))
+    environments = gymnasium.vector.SyncVectorEnv([scene.make] * lanes)
+    observations, _ = environments.reset(seed=[episode.seed for episode in scene.episodes[:lanes]])
+    ticks = scene.steps // lanes
+    rngs = [np.random.default_rng(lane) for lane in range(lanes)]
     for _ in range(ticks):
         observations, *_ = environments.step(scene.policy.act(observations, mode="sampled", rngs=rngs).actions)
     environments.close()
-    return ticks * SIDE_BY_SIDE
+    return ticks * lanes
 
 
 def play_predict(scene: Scene, model: Any) -> int:
@@ -150,11 +160,13 @@ def play_predict(scene: Scene, model: Any) -> int:
 
 
 def list_ways(scene: Scene, folder: Path) -> dict[str, Callable[[], int]]:
+    number = itertools.count()
     ways: dict[str, Callable[[], int]] = {
-        "raw env.step": partial(play_raw, scene),
-        f"rollout, {SIDE_BY_SIDE} side by side": partial(play_ours, scene, SIDE_BY_SIDE),
+        RAW: partial(play_raw, scene),
+        ROLLOUT: partial(play_ours, scene, SIDE_BY_SIDE),
         "rollout, one environment": partial(play_ours, scene, 1),
-        "collect into a store": partial(collect_ours, scene, folder, itertools.count()),
+        COLLECT: partial(collect_ours, scene, folder, number),
+        "collect, all cores": partial(collect_ours, scene, folder, number, None),
         "SyncVectorEnv, the same policy": partial(play_synchronous, scene),
     }
     if scene.policy.action_space.is_discrete:
@@ -180,42 +192,63 @@ def prepare(scene: Scene, folder: Path) -> None:
         (folder / "policy" / name).write_bytes(content)
 
 
-def measure(scene: Scene, repeats: int) -> dict[str, list[float]]:
+def measure(scene: Scene, repeats: int, clock: Callable[[], float], wanted: tuple[str, ...]) -> dict[str, list[float]]:
     """Steps per second of each way, (repeats,) each; the first round warms up and is not counted."""
     with tempfile.TemporaryDirectory() as folder:
         prepare(scene, Path(folder))
-        return take_turns(list_ways(scene, Path(folder)), repeats)
+        ways = {name: way for name, way in list_ways(scene, Path(folder)).items() if name.startswith(wanted)}
+        return take_turns(ways, repeats, clock)
 
 
-def take_turns(ways: dict[str, Callable[[], int]], repeats: int) -> dict[str, list[float]]:
+def take_turns(ways: dict[str, Callable[[], int]], repeats: int, clock: Callable[[], float]) -> dict[str, list[float]]:
     rates: dict[str, list[float]] = {name: [] for name in ways}
     for turn in range(repeats + 1):
         for name, play in ways.items():
-            start = time.perf_counter()
+            start = clock()
             steps = play()
             if turn:
-                rates[name].append(steps / (time.perf_counter() - start))
+                rates[name].append(steps / (clock() - start))
     return rates
+
+
+def print_ratios(measured: dict[str, list[float]]) -> None:
+    for name, rates in measured.items():
+        against = ROLLOUT if name == COLLECT else None
+        beside = f"  {ratio(rates, measured[against])} of {against}" if against else ""
+        spread = [rate / raw for rate, raw in zip(rates, measured[RAW], strict=True)]
+        print(
+            f"  {name:30} {median(rates):9,.0f} steps/s  {ratio(rates, measured[RAW])} of raw"
+            f"  ({min(spread):.2f} to {max(spread):.2f}){beside}"
+        )
+
+
+def ratio(rates: list[float], others: list[float]) -> str:
+    return f"{median(rate / other for rate, other in zip(rates, others, strict=True)):5.2f}"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--env", action="append", help="Gymnasium id; may be given again; default: all four")
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--times", type=int, default=1, help="so many times the steps; collecting has costs of its own")
     parser.add_argument("--random", action="store_true", help="play a random policy, whose episodes are shorter")
+    parser.add_argument("--only", action="append", help="a way, by the beginning of its name; may be given again")
+    parser.add_argument(
+        "--core-seconds", action="store_true", help="of this process, for a machine with other work; all threads count"
+    )
     arguments = parser.parse_args()
+    clock = time.process_time if arguments.core_seconds else time.perf_counter
     for env_id in arguments.env or STEPS:
         try:
-            scene = set_scene(env_id, STEPS.get(env_id, 10_000), arguments.random)
+            scene = set_scene(env_id, arguments.times * STEPS.get(env_id, 10_000), arguments.random)
         except Exception as error:  # an engine that is not installed leaves its row out
             print(f"{env_id}: left out, {error}")
             continue
-        rates = measure(scene, arguments.repeats)
+        measured = measure(
+            scene, arguments.repeats, clock, (RAW, ROLLOUT, *arguments.only) if arguments.only else ("",)
+        )
         print(f"\n{env_id}, {scene.steps} steps in {len(scene.episodes)} episodes, {arguments.repeats} rounds")
-        for name, measured in rates.items():
-            ratios = [rate / raw for rate, raw in zip(measured, rates["raw env.step"], strict=True)]
-            spread = f"{min(ratios):.2f} to {max(ratios):.2f}"
-            print(f"  {name:30} {median(measured):9,.0f} steps/s  {median(ratios):5.2f} of raw  ({spread})")
+        print_ratios(measured)
 
 
 if __name__ == "__main__":

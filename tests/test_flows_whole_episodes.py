@@ -16,10 +16,10 @@ from typer.testing import CliRunner
 import flows.simulation.whole_episodes
 from flows.cli import make_app
 from flows.datasets.collection import CollectConfig, collect
-from flows.runtime.processes import parallel_map, shutdown_workers
+from flows.runtime.processes import shutdown_workers, working
 from flows.simulation.actors import RandomActor
 from flows.simulation.environments import EnvironmentMaker, look_up_spaces
-from flows.simulation.rollouts import rollout
+from flows.simulation.rollouts import Progress, rollout
 from flows.simulation.trust import Named
 from flows.simulation.whole_episodes import play_episodes
 from storage.errors import BadInput, TrajnoteWarning
@@ -34,12 +34,12 @@ def shared(monkeypatch: pytest.MonkeyPatch) -> Generator[list[int]]:
     """Whatever can be shared out is, as soon as an episode has ended; gives the episodes of each task."""
     tasks: list[int] = []
 
-    def spy(work: Callable[[Any], Any], items: Sequence[Any], *rest: Any, **options: Any) -> Generator[Any]:
+    def spy(work: Callable[[Any], Any], items: Sequence[Any], *rest: Any, **options: Any) -> Any:
         tasks.extend(len(item.seeds) for item in items)
-        return parallel_map(work, items, *rest, **options)
+        return working(work, items, *rest, **options)
 
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parents[1])]))
-    monkeypatch.setattr(flows.simulation.whole_episodes, "parallel_map", spy)
+    monkeypatch.setattr(flows.simulation.whole_episodes, "working", spy)
     monkeypatch.setattr(flows.simulation.whole_episodes, "_TRIAL_S", 0.0)
     monkeypatch.setattr(flows.simulation.whole_episodes, "_WORTH_S", 0.0)
     yield tasks
@@ -58,14 +58,16 @@ def chance(env_id: Named) -> RandomActor:
 
 def test_no_further_episode_begins_once_there_are_enough() -> None:
     make, policy, seeds = EnvironmentMaker(Named("CartPole-v1")), chance(Named("CartPole-v1")), range(40)
-    asked: list[tuple[int, int]] = []
+    asked: list[Progress] = []
 
-    def enough(ended: int, running: int) -> bool:
-        asked.append((ended, running))
-        return ended >= 5
+    def enough(so_far: Progress) -> bool:
+        asked.append(so_far)
+        return so_far.ended >= 5
 
     some = list(rollout(make, policy, seeds, envs=4, enough=enough))
-    assert asked == [(ended, 3) for ended in range(1, 6)] + [(ended, 8 - ended) for ended in range(6, 9)]
+    assert [so_far[:2] for so_far in asked] == [(ended, 3) for ended in range(1, 6)]
+    assert asked[-1].episodes == 6.5
+    assert asked[-1].nbytes % (4 * (4 * 4 + 8 + 8)) == 0  # of four observations, actions and rewards
     assert len(some) == 8
     rest = rollout(make, policy, seeds[8:], envs=4, first_id=8)
     assert list(map(bits_of, [*some, *rest])) == list(map(bits_of, rollout(make, policy, seeds)))
@@ -84,7 +86,7 @@ def test_a_dataset_of_several_processes_has_the_name_and_the_files_of_one_of_a_s
     several = config.model_copy(update={"workers": 2})
     manifest = collect(beside, several, lambda _, done, total: told.append(done), shard_bytes=20_000)
     assert len(shared) > 3
-    assert sum(shared) == 90 - 8 + 1
+    assert sum(shared) == 90 - 7
     assert len(manifest.shards) > 3
     assert told == list(range(91))
     assert files_of(beside, manifest) == files_of(alone, expected)
@@ -163,7 +165,7 @@ def test_one_environment_one_worker_and_external_code_stay_in_one_process(
 
 
 def test_few_episodes_are_over_before_others_would_have_started(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(flows.simulation.whole_episodes, "parallel_map", lambda *_, **__: pytest.fail("others start"))
+    monkeypatch.setattr(flows.simulation.whole_episodes, "working", lambda *_, **__: pytest.fail("others start"))
     monkeypatch.setattr(flows.simulation.whole_episodes, "_TRIAL_S", 1e9)
     config = CollectConfig(env_id="CartPole-v1", policy="random", episodes=12, envs=3, workers=2)
     assert collect(store, config).episodes == 12

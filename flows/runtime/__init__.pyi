@@ -12,6 +12,7 @@ from .processes import (
     running_on,
     silent,
     workers_if_chosen,
+    working,
 )
 
 __all__ = [
@@ -31,4 +32,5 @@ __all__ = [
     "silent",
     "start_server",
     "workers_if_chosen",
+    "working",
 ]

@@ -13,7 +13,7 @@ import signal
 import sys
 import threading
 from collections import deque
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -96,10 +96,24 @@ def parallel_map(
     threadsafe: bool = False,
     runner: Runner | None = None,
 ) -> Generator[Result]:
+    """As `working`, from the first result that is asked for on; closing the generator is leaving the block."""
+    with working(work, items, workers, threadsafe=threadsafe, runner=runner) as results:
+        yield from results
+
+
+@contextmanager
+def working(
+    work: Callable[[Item], Result],
+    items: Sequence[Item],
+    workers: int | None = None,
+    *,
+    threadsafe: bool = False,
+    runner: Runner | None = None,
+) -> Generator[Iterator[Result]]:
     """Apply a function to every item, in workers that do their linear algebra in one thread each.
 
-    Workers start on the first call with this number of them and stay for the next ones. Closing the generator before
-    its end ends them in the middle of their work. A few items for each worker travel at a time, so that neither all
+    Workers start on the first call with this number of them and stay for the next ones. Leaving the block before the
+    last result ends them in the middle of their work. A few items for each worker travel at a time, so that neither all
     items nor all results are in memory at once.
 
     Args:
@@ -111,7 +125,7 @@ def parallel_map(
         runner: where; the chosen one, or processes, when None.
 
     Yields:
-        The results in the order of the items.
+        The results in the order of the items; others are worked at meanwhile.
 
     Raises:
         TrajnoteError: when a worker died, for example for lack of memory; and whatever `work` raises.
@@ -119,28 +133,43 @@ def parallel_map(
     runner = runner or chosen_runner() or PROCESSES
     workers = workers or (None if runner.address else core_count())
     if workers == 1 or not items:
-        yield from map(work, items)
+        yield map(work, items)
         return
     pool = _keep(runner, workers)
     submit = partial(pool.submit, work if threadsafe or runner == PROCESSES else partial(_one_at_a_time, work))
-    waiting, failed = iter(items), False
+    submitted = (submit(item) for item in items)
     futures: deque[Future[Result]] = deque()
     try:
-        futures.extend(submit(item) for item in islice(waiting, _AHEAD * pool.workers))
-        while futures:
+        with _in_words(pool):
+            futures.extend(islice(submitted, _AHEAD * pool.workers))
+        yield _in_order(pool, futures, submitted)
+    finally:
+        if futures:
+            shutdown_workers()
+
+
+def _in_order(pool: Pool, futures: deque[Future[Result]], submitted: Iterator[Future[Result]]) -> Generator[Result]:
+    """The results, for each of which one more item is submitted."""
+    while futures:
+        with _in_words(pool):
             while not futures[0].done():
                 wait([futures[0]], timeout=_GLANCE_S)
-            result = futures.popleft().result()
-            futures.extend(submit(item) for item in islice(waiting, 1))
-            yield result
+            result = futures[0].result()
+            futures.extend(islice(submitted, 1))
+        futures.popleft()
+        yield result
+
+
+@contextmanager
+def _in_words(pool: Pool) -> Generator[None]:
+    """End the workers where one of them fails, and say so in words where it died."""
+    try:
+        yield
     except Exception as error:
-        failed = True
+        shutdown_workers()
         if (words := pool.translate(error)) is not None:
             raise words from error
         raise
-    finally:
-        if futures or failed:
-            shutdown_workers()
 
 
 _turn = threading.Lock()

@@ -78,6 +78,12 @@ class Tape:
         return self._observations[row + 1], self._rewards[row]
 
     @property
+    def tick_bytes(self) -> int:
+        """Of what one tick adds."""
+        columns = (self._observations, self._actions, self._rewards, self._outputs)
+        return sum(column[0].nbytes for column in columns if column is not None)
+
+    @property
     def is_full(self) -> bool:
         """Whether `make_room` has to come before the next tick."""
         return self.tick - self._base == len(self._rewards)

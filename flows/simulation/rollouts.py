@@ -10,7 +10,7 @@ import time
 import warnings
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -41,8 +41,23 @@ _ACTING = 0x7261  # keeps a policy's random numbers apart from its environment's
 
 
 Say = Callable[[str], None]
-Enough = Callable[[int, int], bool]
-"""Asked before an episode begins, with the episodes that have ended and those that run: True begins no further one."""
+
+
+class Progress(NamedTuple):
+    """How far episodes are that are played side by side."""
+
+    ended: int
+    running: int
+    nbytes: int  # of all their steps
+
+    @property
+    def episodes(self) -> float:
+        """What has been played, in whole episodes: on average half of each running one."""
+        return self.ended + self.running / 2
+
+
+Enough = Callable[[Progress], bool]
+"""Asked before a lane begins another episode; if it is true, no further one begins."""
 
 
 def warn_of(sentence: str) -> None:
@@ -265,8 +280,7 @@ class _Stage:
 
     def _start(self, lane: _Lane) -> bool:
         """Begin the next waiting episode in a lane; False when none waits, or it cannot begin."""
-        running = len(self._lanes) - 1  # in the other lanes; there are none before the first tick
-        if self._enough is not None and running >= 0 and self._enough(self._begun - running, running):
+        if self._begun < self.wanted and self._lanes and self._enough and self._enough(self._progress()):
             self.wanted = self._begun
         if self._begun >= self.wanted:
             return False
@@ -283,6 +297,11 @@ class _Stage:
         lane.index, lane.first = index, self._tape.tick
         lane.last = lane.first + min(lane.limit, self._max_steps or min(lane.limit, LONGEST)) - 1
         return True
+
+    def _progress(self) -> Progress:
+        """How far the episodes are when one of them has ended."""
+        running = len(self._lanes) - 1
+        return Progress(self._begun - running, running, self._tape.tick * self._tape.tick_bytes)
 
     def _plain(self, observation: Any, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Any:
         """An observation in the dtype of its space; rounding is reported once."""

@@ -8,21 +8,20 @@ from __future__ import annotations
 import json
 import time
 import traceback
-from collections import deque
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import closing
+from contextlib import ExitStack, closing, contextmanager
 from typing import Any, NamedTuple
 
 from refine.policies import Mode
 from storage.errors import BadInput, TrajnoteError
 from storage.schema import Episode
 
-from ..runtime import are_waiting, chosen_runner, core_count, parallel_map
+from ..runtime import are_waiting, chosen_runner, core_count, working
 from .actors import Actor, ForeignActor
 from .environments import EnvironmentMaker
 from .fingerprint import Fingerprint, look_up_fingerprint
-from .rollouts import ENVIRONMENTS, Say, play, rollout, warn_of
+from .rollouts import ENVIRONMENTS, Enough, Progress, Say, play, rollout, warn_of
 from .trust import Named
 from .workers import kept_environments
 
@@ -106,26 +105,25 @@ def play_episodes(
     task = _Task(env_id, env_kwargs, policy, seeds, mode, max_steps, first_id, envs, home.sha256 if home else None)
     if chosen_runner() is not None:
         try:
-            yield from _play_elsewhere(task.pieces(_CHUNK), None, warn_of)
+            with working(_play_there, task.pieces(_CHUNK), threadsafe=True) as played:
+                yield from _unpacked(played, warn_of)
         except _LonelyError as error:
             raise error.__cause__ or error from None
         return
     workers = 1 if envs == 1 or isinstance(policy, ForeignActor) else workers or core_count()
-    trial = None if workers == 1 else _Trial(len(seeds), workers)
-    done = 0
-    for episode in _play_here(task, trial):
-        yield episode
-        done += 1
-    if trial is None or not (task := task.after(done)).seeds:
+    if workers == 1:
+        yield from _play_here(task, None)
         return
-    done = 0
-    try:
-        for episode in _play_elsewhere(task.pieces(trial.chunk()), workers, None):
-            yield episode
-            done += 1
-    except _LonelyError as error:
-        warn_of(f"{error} The other episodes are played in this process.")
-        yield from _play_here(task.after(done), None)
+    with ExitStack() as stack:
+        episodes = stack.enter_context(closing(_Trial(task, workers, stack).episodes()))
+        done = 0
+        try:
+            for episode in episodes:
+                yield episode
+                done += 1
+        except _LonelyError as error:
+            warn_of(f"{error} The other episodes are played in this process.")
+            yield from _play_here(task.after(done), None)
 
 
 class _LonelyError(TrajnoteError):
@@ -133,60 +131,69 @@ class _LonelyError(TrajnoteError):
 
 
 class _Trial:
-    """The first episodes, played here, which show whether the others are worth the start of other processes."""
+    """The first episodes, played here, which show whether the others are worth the start of other processes.
 
-    def __init__(self, episodes: int, workers: int) -> None:
-        self._episodes = self._waiting = episodes
-        self._workers = workers
+    Args:
+        task: all episodes.
+        workers: how many processes there are, or would be.
+        stack: closed when no more episodes are wanted.
+    """
+
+    def __init__(self, task: _Task, workers: int, stack: ExitStack) -> None:
+        self._task, self._workers, self._stack = task, workers, stack
         self._patience = (0.0, _TRIAL_S) if are_waiting(workers) else (_TRIAL_S, _WORTH_S)
-        self._start, self._each_s = time.monotonic(), 0.0
-        self._bytes: deque[int] = deque(maxlen=ENVIRONMENTS)
+        self._start = time.monotonic()
+        self._played: Iterator[_Played] = iter(())
 
-    def is_over(self, ended: int, running: int) -> bool:
-        """As `Enough`."""
-        spent, self._waiting = time.monotonic() - self._start, self._episodes - ended - running
-        self._each_s = spent / (ended + running / 2)
-        least, worth = self._patience
-        return spent > least and self._waiting * self._each_s > worth
+    def is_over(self, so_far: Progress) -> bool:
+        """As `Enough`; if it is, the waiting episodes begin in other processes."""
+        spent, (least, worth) = time.monotonic() - self._start, self._patience
+        waiting, each_s = len(self._task.seeds) - so_far.ended - so_far.running, spent / so_far.episodes
+        if spent <= least or waiting * each_s <= worth:
+            return False
+        by_time, by_size = _TRAVEL_S / each_s, _TRAVEL_BYTES * so_far.episodes / so_far.nbytes
+        size = max(1, int(min(by_time, by_size, _MOST, waiting / (3 * self._workers))))
+        others = self._task.after(so_far.ended + so_far.running).pieces(size)
+        with _among_processes():
+            self._played = self._stack.enter_context(working(_play_there, others, self._workers, threadsafe=True))
+        return True
 
-    def weigh(self, episode: Episode) -> None:
-        """Take note of the size of an episode."""
-        arrays = (episode.observations, episode.actions, episode.rewards, episode.policy_outputs)
-        self._bytes.append(sum(array.nbytes for array in arrays if array is not None))
-
-    def chunk(self) -> int:
-        """How many of the waiting episodes a task has: some for every worker, no more than travels well."""
-        by_time, by_size = _TRAVEL_S / self._each_s, _TRAVEL_BYTES / max(self._bytes)
-        return max(1, int(min(by_time, by_size, _MOST, self._waiting / (3 * self._workers))))
+    def episodes(self) -> Generator[Episode]:
+        """All episodes, wherever they are played."""
+        yield from _play_here(self._task, self.is_over)
+        yield from _unpacked(self._played, None)
 
 
-def _play_here(task: _Task, trial: _Trial | None) -> Generator[Episode]:
-    make, enough = EnvironmentMaker(task.env_id, task.env_kwargs), trial.is_over if trial else None
+def _play_here(task: _Task, enough: Enough | None) -> Generator[Episode]:
+    make = EnvironmentMaker(task.env_id, task.env_kwargs)
     options: dict[str, Any] = {"mode": task.mode, "max_steps": task.max_steps, "first_id": task.first_id}
-    for episode in rollout(make, task.policy, task.seeds, envs=task.envs, enough=enough, **options):
-        if trial is not None:
-            trial.weigh(episode)
-        yield episode
+    return rollout(make, task.policy, task.seeds, envs=task.envs, enough=enough, **options)
 
 
-def _play_elsewhere(tasks: Sequence[_Task], workers: int | None, say: Say | None) -> Generator[Episode]:
-    """Play in workers; say what each of them says once.
+def _unpacked(played: Iterator[_Played], say: Say | None) -> Generator[Episode]:
+    """The episodes of tasks that were played elsewhere; what is said there is said once.
 
     Raises:
         BadInput: as `play_episodes` does.
-        _LonelyError: when they have no such environment, or one of them died.
+        _LonelyError: when there is no such environment there, or a process died.
     """
     heard: set[str] = set()
+    with _among_processes():
+        for episodes, said, failure, has_begun in played:
+            yield from episodes
+            for sentence in said:
+                if say is not None and sentence not in heard:
+                    say(sentence)
+            heard.update(said)
+            if failure is not None:
+                raise failure if has_begun else _LonelyError(f"{failure}") from failure
+
+
+@contextmanager
+def _among_processes() -> Generator[None]:
+    """Processes that die are no reason to end."""
     try:
-        with closing(parallel_map(_play_there, tasks, workers, threadsafe=True)) as played:
-            for episodes, said, failure, has_begun in played:
-                yield from episodes
-                for sentence in said:
-                    if say is not None and sentence not in heard:
-                        say(sentence)
-                heard.update(said)
-                if failure is not None:
-                    raise failure if has_begun else _LonelyError(f"{failure}") from failure
+        yield
     except TrajnoteError as error:
         if isinstance(error.__cause__, BrokenProcessPool):
             raise _LonelyError(error.problem) from error
