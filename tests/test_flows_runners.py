@@ -28,10 +28,13 @@ from flows.refinement.arms import ArmDraw, Material, train_draw
 from flows.runtime.processes import (
     PROCESSES,
     Runner,
+    are_waiting,
     chosen_runner,
     parallel_map,
     parse_runner,
     running_on,
+    shutdown_workers,
+    start_workers,
     workers_if_chosen,
 )
 from flows.simulation.trust import Named
@@ -245,3 +248,14 @@ def test_a_command_refuses_a_runner_that_does_not_exist_before_it_writes_a_row(
 def test_no_items_start_no_workers() -> None:
     assert list(parallel_map(where, [], runner=Runner("dask", "tcp://127.0.0.1:1"))) == []
     assert np.array_equal(list(play_policies(REACH, {}, [], range(3))), [])
+
+
+def test_workers_that_were_started_early_are_those_that_work() -> None:
+    shutdown_workers()
+    start_workers(1, "flows.simulation.workers")
+    assert not are_waiting(1)  # one works in this process
+    start_workers(2, "flows.simulation.workers")
+    assert are_waiting(2)
+    assert list(parallel_map(abs, [-1, -2, -3], 2)) == [1, 2, 3]
+    assert are_waiting(2)
+    shutdown_workers()

@@ -287,7 +287,9 @@ def _first_problem(error: ValidationError) -> str:
 
 
 def _packaged(env_id: str) -> dict[Path, Card]:
-    cards = _read_all(tuple((path, path.stat().st_mtime_ns) for path in packaged_cards()))
+    """The packaged cards of an environment; parsing is slow, and a file without the id cannot be one of them."""
+    naming = [path for path in packaged_cards() if env_id.encode() in path.read_bytes()]
+    cards = _read_all(tuple((path, path.stat().st_mtime_ns) for path in naming))
     return {path: card for path, card in cards.items() if card.env_id == env_id}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.util import resolve_name
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -328,8 +329,11 @@ def demo(
     as_json: JsonOption = False,
 ) -> None:
     """Run the shipped LunarLander example end to end, with recorded answers: no key, no network, no cost."""
-    from ..demo import run_demo
-    from ..runtime import listening
+    from ..runtime import listening, start_workers
+
+    if not store.exists():  # else there may be nothing to train
+        start_workers(workers, resolve_name("..refinement.arms", __package__ or ""))
+    from ..demo import run_demo  # takes a second, in which the workers start
 
     with progress_bars() as bars, listening(bars):
         result = run_demo(store, workers)

@@ -11,6 +11,7 @@ from .processes import (
     parse_runner,
     running_on,
     silent,
+    start_workers,
     workers_if_chosen,
     working,
 )
@@ -31,6 +32,7 @@ __all__ = [
     "served",
     "silent",
     "start_server",
+    "start_workers",
     "workers_if_chosen",
     "working",
 ]

@@ -19,6 +19,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import partial
+from importlib import import_module
 from itertools import islice
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
 
@@ -219,6 +220,19 @@ def _keep(runner: Runner, workers: int | None) -> Pool:
         shutdown_workers()
         _kept[runner, workers] = _open(runner, workers)
     return _kept[runner, workers]
+
+
+def start_workers(workers: int | None, module: str) -> None:
+    """Start this machine's processes before there is work for them; each imports a module, and nobody waits for it."""
+    count = workers or core_count()
+    if chosen_runner() is None and count > 1:
+        pool = _keep(PROCESSES, count)
+        for _ in range(count):
+            pool.submit(_load, module)
+
+
+def _load(module: str) -> None:
+    import_module(module)
 
 
 def are_waiting(workers: int) -> bool:
