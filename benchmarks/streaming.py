@@ -21,6 +21,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -34,13 +35,15 @@ from annotate.runs.plan import plan_run
 from annotate.runs.run import annotate_run
 from benchmarks.growth import Script, draft, episode
 from flows.labelling.quality import check_labels
+from flows.refinement.arms import ArmDraw, Material, list_draws, train_draw
 from flows.refinement.comparison import GateConfig
-from flows.refinement.estimation import AppraiseConfig, appraise
-from flows.refinement.refinement import ImproveConfig, improve
+from flows.refinement.estimation import AppraiseConfig, appraise, refit_number, train_and_score
+from flows.refinement.refinement import ImproveConfig, gather_material, improve
+from flows.runtime import parallel_map
 from flows.simulation import Named
 from refine.config import RefineConfig
 from refine.evaluation import OpeConfig
-from storage.datasets.reader import StepsWriter
+from storage.datasets.reader import StepsWriter, read_manifest
 from storage.queries.query import run_query
 from storage.store import Store
 
@@ -113,6 +116,28 @@ def estimate(root: Path, names: Sequence[str], _: int) -> None:
     print(f"{len(found.trials)} refinements, {found.baseline.episodes:,} episodes", flush=True)
 
 
+def train(root: Path, names: Sequence[str], _: int) -> None:
+    """What a refinement holds: two arms, trained by two processes, and nothing played."""
+    material, draws = gather(root, names)
+    print(f"{sum(map(len, parallel_map(partial(train_draw, material), draws)))} candidates", flush=True)
+
+
+def score(root: Path, names: Sequence[str], _: int) -> None:
+    """What an estimate holds: two arms scored on held-out labels, and two refits."""
+    material, draws = gather(root, names)
+    scored = list(parallel_map(partial(train_and_score, material, 2), draws))
+    refits = parallel_map(partial(refit_number, material, [material.baseline], OpeConfig(), "greedy"), range(2))
+    print(f"{len(scored)} arms, {len(list(refits))} refits", flush=True)
+
+
+def gather(root: Path, names: Sequence[str]) -> tuple[Material, list[ArmDraw]]:
+    """The pool's labels and baseline, and two arms."""
+    store, baseline = Store.open(root), Named(f"policy:{BASELINE}")
+    config = RefineConfig(snapshots=(30,))
+    found = gather_material(store, read_manifest(store, names[0]), config, None, also=names[1:], baseline=baseline)
+    return found.material, list_draws(1, labels=found.material.labels)[:2]
+
+
 def ask(root: Path, names: Sequence[str], _: int) -> None:
     """A question about every step."""
     run_query(Store.open(root), "SELECT action_name, count(*), avg(reward) FROM steps GROUP BY ALL")
@@ -159,6 +184,14 @@ STAGES: dict[str, Callable[[Path, Sequence[str], int], None]] = {
     "estimate": estimate,
     "ask in SQL": ask,
 }
+BRIEF: dict[str, Callable[[Path, Sequence[str], int], None]] = {
+    "write": write,
+    "annotate": annotate,
+    "judge labels": judge,
+    "train": train,
+    "score": score,
+}
+"""As much memory in less time."""
 
 
 def main() -> None:
@@ -166,16 +199,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=100_000_000)
     parser.add_argument("--datasets", type=int, default=1)
+    parser.add_argument("--brief", action="store_true", help="two arms only, and nothing is played")
     parser.add_argument("--stage", nargs=2, metavar=("STAGE", "STORE"), help="do this one alone; nothing is watched")
     parser.add_argument("--folder", type=Path, help="where the store is made; default: the temporary folder")
     options = parser.parse_args()
     if options.stage:
         names = [f"{NAME}{number:02}" for number in range(options.datasets)]
-        STAGES[options.stage[0]](Path(options.stage[1]), names, options.steps)
+        (STAGES | BRIEF)[options.stage[0]](Path(options.stage[1]), names, options.steps)
         return
     with tempfile.TemporaryDirectory(prefix="trajnote-benchmark-", dir=options.folder) as folder:
         root, table = Path(folder) / "store", Table("stage", "seconds", "own MB", "with files MB", "steps/s")
-        for name in STAGES:
+        for name in BRIEF if options.brief else STAGES:
             sizes = ("--steps", options.steps, "--datasets", options.datasets)
             peak = watch("benchmarks.streaming", "--stage", name, root, *sizes)
             print(f"{name}: {peak.own / 1e6:,.0f} MB", flush=True)
