@@ -23,7 +23,7 @@ from .environments import Environment, EnvironmentMaker
 from .rollouts import make_some, play
 from .trust import Named
 
-_MOST, _LEAST = 64, 4  # episodes of a task that are played side by side in one process
+_MOST, _LEAST = 32, 4  # episodes of a task, side by side in one process: more would be heard of late
 _MAKING_S = 0.5  # seconds for making environments that stay for the next tasks
 Advance = Callable[[int, int], None]
 _Summary = tuple[float, int]
