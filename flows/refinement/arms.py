@@ -11,6 +11,7 @@ import os
 import shutil
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -149,8 +150,9 @@ class _KeptLabels(NamedTuple):
         own = folder / content_id("", labels.identity)
         if not own.is_dir():
             for other in folder.glob("*"):
-                if time.time() - other.stat().st_mtime > _DAY_S:
-                    shutil.rmtree(other, ignore_errors=True)
+                with suppress(FileNotFoundError):  # another refinement clears up, too
+                    if time.time() - other.stat().st_mtime > _DAY_S:
+                        shutil.rmtree(other, ignore_errors=True)
             with writing(own):
                 unfinished = own.with_name(f"{own.name}.{os.getpid()}{TEMPORARY}")
                 unfinished.mkdir(parents=True)
@@ -162,8 +164,8 @@ class _KeptLabels(NamedTuple):
 
     def open(self) -> Labels:
         """The labels, their columns mapped."""
-        columns = {name: np.asarray(np.load(file, mmap_mode="r")) for name, file in self.columns.items()}
-        return self.kind(**columns, **self.others)
+        mapped = ((name, np.load(file, mmap_mode="r", allow_pickle=False)) for name, file in self.columns.items())
+        return self.kind(**{name: np.asarray(column) for name, column in mapped}, **self.others)
 
 
 def train_draw(material: Material, draw: ArmDraw) -> list[Snapshot]:
