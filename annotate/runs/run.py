@@ -90,13 +90,11 @@ def annotate_run(
     worker = _Worker(store, plan, provider, report or _silent, budget_usd, max_tokens=max_tokens)
     with store.catalog.read() as con:
         may_recover = bool(live_runs(con))
-        pending = unanswered(con, plan.questions)
-        was_done = is_done(con, plan.run.run_id)
+        was_done, pending = _stand(con, plan)
     if may_recover:
         recover(store)
         with store.catalog.read() as con:
-            pending = unanswered(con, plan.questions)
-            was_done = is_done(con, plan.run.run_id)
+            was_done, pending = _stand(con, plan)
     if was_done and not pending and not worker.find_corrections():
         return worker.summarise(was_done=True)
     try:
@@ -105,6 +103,11 @@ def annotate_run(
         with store.catalog.write() as con:
             fail_run(con, plan.run.run_id, error.problem)
         raise
+
+
+def _stand(con: Connection, plan: RunPlan) -> tuple[bool, Collection[str]]:
+    """Whether a run is closed as done, and the requests of its first round that have no answer yet."""
+    return is_done(con, plan.run.run_id), unanswered(con, plan.questions)
 
 
 class _Worker:

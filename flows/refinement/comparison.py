@@ -233,7 +233,8 @@ class ComparisonPlan:
     def run(self) -> Comparison:
         """Train, select, accept and report every arm.
 
-        Episodes are remembered, so running it again plays nothing twice and ends the same.
+        Episodes are remembered, so running it again plays nothing twice and ends the same. It runs inside a session of
+        its judge with all of its seeds, so that the catalog is opened rarely.
 
         Raises:
             BadInput: as `check` does.
@@ -247,20 +248,19 @@ class ComparisonPlan:
         if RULES_PLAYED in self.competing:
             tested, trained = [*tested, ArmDraw(RULES_PLAYED, 0)], [*trained, []]
             fields.append(list(self._rules.values()))
-        with self.judge.session(self.gate.seeds.whole):
-            trials = self._judge(tested, trained, fields)
-            promoted = trials[self._choose(trials)]
-            (own,) = self._enter(tested[:1])
-            accepted = trials[0].decision.accepted
-            entries = draw_placebos(own, chance, self._enter, self.gate.placebo_draws, accepted=accepted)
-            arms = [*dict.fromkeys(draw.arm for draw in draws), RULES_PLAYED]
-            trials = sorted(
-                [*trials, *(self._untested(entry) for entry in entries)], key=lambda trial: arms.index(trial.draw.arm)
-            )
-            greedy = self._report(trials, "greedy", own)
-            sampled = self._report(trials, "sampled", own) if self.material.baseline.is_stochastic else None
-            chosen = next(place for place, trial in enumerate(trials) if trial is promoted)
-            alike = self._report_alike(own, greedy if sampled is None or self.gate.mode == "greedy" else sampled)
+        trials = self._judge(tested, trained, fields)
+        promoted = trials[self._choose(trials)]
+        (own,) = self._enter(tested[:1])
+        accepted = trials[0].decision.accepted
+        entries = draw_placebos(own, chance, self._enter, self.gate.placebo_draws, accepted=accepted)
+        arms = [*dict.fromkeys(draw.arm for draw in draws), RULES_PLAYED]
+        trials = sorted(
+            [*trials, *(self._untested(entry) for entry in entries)], key=lambda trial: arms.index(trial.draw.arm)
+        )
+        greedy = self._report(trials, "greedy", own)
+        sampled = self._report(trials, "sampled", own) if self.material.baseline.is_stochastic else None
+        chosen = next(place for place, trial in enumerate(trials) if trial is promoted)
+        alike = self._report_alike(own, greedy if sampled is None or self.gate.mode == "greedy" else sampled)
         return self._conclude(
             trials, greedy, sampled, alike, rank_entries(own, entries, self.gate.placebo_draws), chosen
         )

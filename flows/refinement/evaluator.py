@@ -75,8 +75,8 @@ class _Memory:
     """An evaluator's state in this process."""
 
     returns: dict[str, Returns] = field(default_factory=dict)  # by the ids of evaluations
-    asked: dict[tuple[str, Mode], list[tuple[range, str]]] = field(default_factory=lambda: defaultdict(list))
-    """By policy and mode: which seeds were asked for, and under which id."""
+    asked: dict[tuple[str, Mode], dict[str, range]] = field(default_factory=lambda: defaultdict(dict))
+    """By policy and mode: the ids of evaluations that were asked for, and the seeds of each."""
     seeds: range | None = None  # of the session under way; what was played on them before was read from the catalog
     is_warned: bool = False
     rows: list[dict[str, Any]] = field(default_factory=list)  # played, not committed yet
@@ -89,11 +89,13 @@ class _Memory:
     def find(self, id_: str, sha256: str, seeds: range, mode: Mode) -> bool:
         """Whether an evaluation is known by now; one on some seeds of another is taken from that."""
         asked = self.asked[sha256, mode]
-        whole = next((each for each in asked if each[1] in self.returns and _holds(each[0], seeds)), None)
-        if id_ not in self.returns and whole is not None:
-            first = seeds.start - whole[0].start
-            self.returns[id_] = self.returns[whole[1]][first : first + len(seeds)]
-        asked.append((seeds, id_))
+        if id_ not in self.returns:
+            for other, whole in asked.items():
+                if other in self.returns and _holds(whole, seeds):
+                    first = seeds.start - whole.start
+                    self.returns[id_] = self.returns[other][first : first + len(seeds)]
+                    break
+        asked[id_] = seeds
         return id_ in self.returns
 
 
@@ -133,15 +135,11 @@ class Evaluator:
     def session(self, seeds: range) -> Generator[None]:
         """Batch the evaluations of one comparison: the catalog is read once, and written where much was played.
 
-        Played episodes are kept if the block is interrupted; a killed process replays its last seconds. A session
-        inside another one is a part of it.
+        Played episodes are kept if the block is interrupted; a killed process replays its last seconds.
 
         Args:
             seeds: all that will be played.
         """
-        if self._memory.covers(seeds):
-            yield
-            return
         self._recall(seeds=seeds)
         self._memory.seeds = seeds
         try:

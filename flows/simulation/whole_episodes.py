@@ -44,6 +44,11 @@ class _Task(NamedTuple):
     envs: int = ENVIRONMENTS  # side by side at most
     home: str | None = None  # hash of the environment's fingerprint, which is another one where it was changed
 
+    @property
+    def options(self) -> dict[str, Any]:
+        """What `rollout` and `play` are given alike."""
+        return {"mode": self.mode, "max_steps": self.max_steps, "first_id": self.first_id}
+
     def after(self, done: int) -> _Task:
         """The episodes after the first ones."""
         return self._replace(seeds=self.seeds[done:], first_id=self.first_id + done)
@@ -166,8 +171,7 @@ class _Trial:
 
 def _play_here(task: _Task, enough: Enough | None) -> Generator[Episode]:
     make = EnvironmentMaker(task.env_id, task.env_kwargs)
-    options: dict[str, Any] = {"mode": task.mode, "max_steps": task.max_steps, "first_id": task.first_id}
-    return rollout(make, task.policy, task.seeds, envs=task.envs, enough=enough, **options)
+    return rollout(make, task.policy, task.seeds, envs=task.envs, enough=enough, **task.options)
 
 
 def _unpacked(played: Iterator[_Played], say: Say | None) -> Generator[Episode]:
@@ -207,10 +211,9 @@ def _play_there(task: _Task) -> _Played:
         _require_home(task)
     except TrajnoteError as error:
         return played._replace(failure=_bare(error), has_begun=False)
-    options: dict[str, Any] = {"mode": task.mode, "max_steps": task.max_steps, "first_id": task.first_id}
     lanes = min(len(task.seeds), task.envs)
     try:
-        played.episodes.extend(play(playing[:lanes], task.policy, task.seeds, say=played.said.append, **options))
+        played.episodes.extend(play(playing[:lanes], task.policy, task.seeds, say=played.said.append, **task.options))
     except BadInput as error:
         return played._replace(failure=_bare(error))
     return played
