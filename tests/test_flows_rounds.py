@@ -265,6 +265,8 @@ def test_an_annotator_betters_its_list_as_long_as_that_gains_something_and_the_b
     assert "- your list, played as it stands: " in shown
     assert "- no rule, so the agent acted: in " in shown
     assert "The rule that decided, by step: " in shown
+    assert "Your list reads nothing that the imitating policy does not see." in shown
+    assert "- rule 2: 100%, 100%" in shown
     assert run_rounds(config).ended.startswith("round 3 waits for 1 answers")
     reply(tmp_path, 3, EAST_AND_NORTH | {"assessment": "Back to the first."})
     series = run_rounds(config)

@@ -1,4 +1,4 @@
-from .feedback import Measured, PlayedList, describe_feedback
+from .feedback import Copied, Measured, PlayedList, describe_feedback
 from .requests import COLUMNS, MOST_UNSTREAMED_TOKENS, AnnotateConfig, FrameSource, Question, Request, RequestBuilder
 from .selection import Method, describe_dataset, select_episodes, spread_by_return
 from .tables import label_vector, render_rows, with_action_indices
@@ -8,6 +8,7 @@ __all__ = [
     "COLUMNS",
     "MOST_UNSTREAMED_TOKENS",
     "AnnotateConfig",
+    "Copied",
     "FrameSource",
     "Kind",
     "Measured",

@@ -1,4 +1,8 @@
-"""What an annotator is shown of its own list of rules: returns, what each rule did, and two episodes that it played."""
+"""What an annotator is shown of its own list of rules: returns, what rules did, how far they were copied, two episodes.
+
+The policy that imitates a list sees the observation of the current step alone, so it is shown, too, what of the list
+reads more than that.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from storage.annotations import Rule, RuleList
+from storage.catalog import component_columns
+from storage.expressions import PREVIOUS
+from storage.formulas import STEP, FormulaReader
 from storage.schema import Episode
 
 from ..cards import Card
@@ -36,12 +43,24 @@ class Measured:
 
 
 @dataclass(frozen=True)
+class Copied:
+    """How often the imitating policy acts as a rule says, where that rule decides; None where it never says anything.
+
+    Continuous actions are alike where each number is within 5% of its range.
+    """
+
+    recorded: float | None  # share of the steps that the policy was trained on
+    played: float | None  # share of the steps of the list's own episodes
+
+
+@dataclass(frozen=True)
 class PlayedList:
     """A list of rules that was played as it stands, and what was made of it."""
 
     listed: RuleList
     episodes: Sequence[Episode]  # played by the list; discrete actions are indices into the card's list
     deciding: Sequence[NDArray[np.int64]]  # for each episode, (T,) the rule that decided; -1: none
+    copied: Sequence[Copied]  # for each rule
     played: Measured
     baseline: Measured
     refined: Measured
@@ -67,6 +86,10 @@ def describe_feedback(card: Card, played: PlayedList) -> str:
         "",
         f"What each rule did in these {count} episodes:",
         *_describe_rules(played),
+        "",
+        *_describe_unseen(card, played.listed),
+        "",
+        *_describe_copied(card, played),
     ]
     for title, place in (("that returned least", ranked[0]), ("with the median return", ranked[count // 2])):
         lines += ["", *_describe_episode(card, title, played.episodes[place], played.deciding[place])]
@@ -112,6 +135,44 @@ def _describe_rules(played: PlayedList) -> list[str]:
             lines.append(f"- {what}: in {format_share(float(own.mean()))} of the steps, {paid} reward per step{soon}")
         elif number >= 0:
             lines.append(f"- {what}: never")
+    return lines
+
+
+def _describe_unseen(card: Card, listed: RuleList) -> list[str]:
+    """What of a list reads more than the observation of the current step."""
+    reader = FormulaReader.of(component_columns(card.component_names), listed.terms, is_canonical=True)
+    terms = {name: _unseen(reader.needs([term])) for name, term in reader.terms.items()}
+    rules = [_unseen(_reads(reader, rule)) for rule in listed.rules]
+    names = sorted(frozenset[str]().union(*terms.values(), *rules))
+    if not names:
+        return ["Your list reads nothing that the imitating policy does not see."]
+    own = [name for name, unseen in terms.items() if unseen]
+    numbers = [str(number) for number, unseen in enumerate(rules, 1) if unseen]
+    return [
+        f"Your list reads what the imitating policy does not see: {', '.join(names)}. On that depend, directly or"
+        f" through other terms: the terms {', '.join(own) or 'none'}; the rules {', '.join(numbers) or 'none'}."
+    ]
+
+
+def _reads(reader: FormulaReader, rule: Rule) -> frozenset[str]:
+    """The names that a rule reads, those of its terms included."""
+    formulas = [reader.formula(text, is_canonical=True) for text in rule.formulas or () if text]
+    return reader.needs([reader.predicate(rule.predicate, is_canonical=True), *formulas])
+
+
+def _unseen(names: frozenset[str]) -> frozenset[str]:
+    return frozenset(name for name in names if name == STEP or name.startswith(PREVIOUS))
+
+
+def _describe_copied(card: Card, played: PlayedList) -> list[str]:
+    alike = "" if card.is_discrete else ", each number within 5% of its range"
+    lines = [
+        f"How often the imitating policy acts as the rule that decides says{alike}:"
+        " in the recorded steps that it was trained on, and in the steps that your list played:"
+    ]
+    for number, copied in enumerate(played.copied, 1):
+        shares = ["never" if share is None else format_share(share) for share in (copied.recorded, copied.played)]
+        lines.append(f"- rule {number}: {shares[0]}, {shares[1]}")
     return lines
 
 

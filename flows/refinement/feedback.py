@@ -6,17 +6,18 @@ controls, and shown to the annotator again, as long as that gains something.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from annotate.prompting import Measured, PlayedList, describe_feedback, with_action_indices
+from annotate.prompting import Copied, Measured, PlayedList, describe_feedback, with_action_indices
+from annotate.quality import same_actions
 from refine.evaluation import interval
-from refine.policies import CompiledRules, States
+from refine.policies import CompiledRules, Past, States
 from storage.annotations import load_rule_lists
-from storage.datasets import read_manifest
+from storage.datasets import iterate_episodes, read_manifest
 from storage.errors import Prerequisite
 from storage.schema import Episode, Manifest
 from storage.store import Store
@@ -24,7 +25,7 @@ from storage.store import Store
 from ..labelling import card_of
 from ..policies import load_policy
 from ..runtime import Report, silent
-from ..simulation import Actor, Home, Named, find_home, look_up_spaces, play_episodes
+from ..simulation import Actor, Home, Named, choose, find_home, look_up_spaces, play_episodes
 from .refinement import Outcome
 
 EPISODES = 20
@@ -45,10 +46,11 @@ class Version:
     environment_steps: int  # of these episodes
     text: str  # what the annotator is shown
 
-    @property
-    def worth(self) -> float:
-        """Mean return of the better of the two; what versions are compared by."""
-        return max(self.played.mean, self.refined.mean)
+    def gains(self, before: Sequence[Version]) -> bool:
+        """Whether it, or its imitation, returns more than that of every earlier version."""
+        return all(self.played.mean > each.played.mean for each in before) or all(
+            self.refined.mean > each.refined.mean for each in before
+        )
 
 
 def measure_version(
@@ -83,10 +85,13 @@ def measure_version(
     episodes = {name: _play(manifest, home, actor, report, name) for name, actor in actors.items()}
     returns = {name: _measure(played) for name, played in episodes.items()}
     compiled = CompiledRules.of(listed, manifest)
+    recorded = _alike(compiled, actors["refined"], iterate_episodes(store, dataset_id))
+    own_steps = _alike(compiled, actors["refined"], episodes["the list"])
     shown = PlayedList(
         listed,
         [with_action_indices(episode, manifest.action_space.start) for episode in episodes["the list"]],
         [_deciding(compiled, episode) for episode in episodes["the list"]],
+        [Copied(*shares) for shares in zip(recorded, own_steps, strict=True)],
         returns["the list"],
         returns["baseline"],
         returns["refined"],
@@ -103,8 +108,8 @@ def measure_version(
 
 
 def best_of(versions: Sequence[Version]) -> Version:
-    """The version that is worth most; of equal ones the first."""
-    return max(versions, key=lambda version: version.worth)
+    """The version whose imitation returns most, which is what may be put in force; of equal ones the first."""
+    return max(versions, key=lambda version: version.refined.mean)
 
 
 def _play(manifest: Manifest, home: Home, actor: Actor, report: Report, name: str) -> list[Episode]:
@@ -126,6 +131,24 @@ def _measure(episodes: Sequence[Episode]) -> Measured:
 
 def _deciding(compiled: CompiledRules, episode: Episode) -> NDArray[np.int64]:
     """Which rule decided in each step, (T,)."""
+    return compiled.decide(compiled.values(_states(episode)))
+
+
+def _alike(compiled: CompiledRules, actor: Actor, episodes: Iterable[Episode]) -> list[float | None]:
+    """For each rule the share of steps in which an actor does as it says, of those where it says something."""
+    counts = np.zeros((len(compiled.listed.rules), 2), np.int64)
+    for episode in episodes:
+        states = _states(episode)
+        said = compiled.say(states)
+        acts = choose(actor, states.observations, lambda states=states: Past(states.previous, states.steps))
+        acted = np.asarray(acts.actions, np.float64).reshape(said.actions.shape)
+        wanted = np.where(np.isnan(said.actions), acted, said.actions)  # a dimension left open agrees
+        same = same_actions(acted, wanted, compiled.action_space)
+        np.add.at(counts, (said.rules[said.has_value], same[said.has_value].astype(np.int64)), 1)
+    return [float(count[1] / count.sum()) if count.any() else None for count in counts]
+
+
+def _states(episode: Episode) -> States:
+    """The T states in which it acted."""
     seen = episode.observations[:-1]
-    before = np.concatenate([seen[:1], seen[:-1]])
-    return compiled.decide(compiled.values(States(seen, before, np.arange(len(episode)))))
+    return States(seen, np.concatenate([seen[:1], seen[:-1]]), np.arange(len(episode)))

@@ -138,8 +138,13 @@ def _run_feedback(config: RoundsConfig, work: Work) -> Series:
         done.append(Round(number, dataset_id, tuple(run_ids), outcome, version))
         _record(config, done)
         before = [made.version for made in done[:-1] if made.version is not None]
-        if before and version.worth <= best_of(before).worth:
-            return Series(done, f"round {number} gained nothing: {version.worth:.4g} after {best_of(before).worth:.4g}")
+        if not version.gains(before):
+            best = best_of(before)
+            return Series(
+                done,
+                f"round {number} gained nothing: {version.played.mean:.4g} played and {version.refined.mean:.4g}"
+                f" imitated, after {best.played.mean:.4g} and {best.refined.mean:.4g}",
+            )
     return Series(done, f"all {config.rounds} rounds are done")
 
 
