@@ -9,7 +9,7 @@ import tempfile
 import warnings
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
-from functools import partial
+from functools import cache
 from pathlib import Path
 
 from .catalog import (
@@ -23,7 +23,7 @@ from .catalog import (
     refresh_views,
     suspect_shards,
 )
-from .disk import TEMPORARY, exclusive_lock, sync_folder, writing
+from .disk import TEMPORARY, exclusive_lock, sync_file, sync_folder, writing
 from .errors import BadInput, DamagedStore, DiskFailed, LeftOutWarning, Prerequisite
 
 CATALOG = "catalog.duckdb"
@@ -57,11 +57,10 @@ class Store:
             Prerequisite: if its catalog was written by a newer trajnote.
             DiskFailed: if the disk does not take a new store.
         """
-        path = cls.prepare(root).root
-        with writing(path):
-            if not (path / CATALOG).exists():
-                _create_catalog(path / CATALOG)
-        return cls.open(path)
+        store = cls.prepare(root)
+        with writing(store.root):
+            is_new = not (store.root / CATALOG).exists() and _create_catalog(store.root / CATALOG)
+        return store if is_new else cls.open(store.root)
 
     @classmethod
     def open(cls, root: Path | str) -> Store:
@@ -355,18 +354,32 @@ def _belongs(name: str) -> bool:
     return name in (*_FOLDERS, "columns", "remotes.json", "replaced") or name.startswith(CATALOG)
 
 
-def _create_catalog(path: Path) -> None:
-    """Make the catalog under another name and rename it, so that a second process waits and finds a whole one."""
+def _create_catalog(path: Path) -> bool:
+    """Make the catalog under another name and rename it, so that a second process waits and finds a whole one.
+
+    Returns:
+        False if another process has made it meanwhile.
+    """
     new = path.with_name(f"{CATALOG}.new")
     with exclusive_lock(path.parent, "the store", wait=True):
         if path.exists():
-            return
-        new.unlink(missing_ok=True)
-        create_file(new, partial(_fill_catalog, path.parent / ROLLOUTS))
+            return False
+        new.write_bytes(_new_catalog())
+        sync_file(new)
         new.rename(path)
         sync_folder(path.parent)
+        return True
 
 
-def _fill_catalog(rollouts: Path, con: Connection) -> None:
+@cache
+def _new_catalog() -> bytes:
+    """The file of a catalog without datasets, which is the same for every store; made once per process."""
+    with tempfile.TemporaryDirectory(prefix="trajnote-") as folder:
+        path = Path(folder) / CATALOG
+        create_file(path, _fill_catalog)
+        return path.read_bytes()
+
+
+def _fill_catalog(con: Connection) -> None:
     create_tables(con)
-    refresh_views(con, rollouts)
+    refresh_views(con, Path())

@@ -261,17 +261,38 @@ def test_the_leaderboard_is_one_row_per_arm_and_mode_with_both_verdicts_in_that_
     ]
 
 
-def test_a_summary_stands_while_datasets_come_and_is_made_again_when_other_code_made_it(store: Store) -> None:
+def test_a_view_stands_while_its_text_does_and_is_made_again_when_other_code_made_it(store: Store) -> None:
     with store.catalog.write() as con:
         con.execute("CREATE OR REPLACE VIEW spending AS SELECT 1 AS older")
     write(store, make_draft("d1"), [make_episode(0)])
     with store.catalog.read() as con:
         assert con.execute("FROM spending").fetchall() == [(1,)]
     with store.catalog.write() as con:
-        con.execute("UPDATE view_marks SET made_from = 'other code' WHERE subject = 'summaries'")
+        con.execute("UPDATE view_marks SET made_from = 'other code' WHERE subject = 'spending'")
     write(store, make_draft("d2", seed=9), [make_episode(0)])
     with store.catalog.read() as con:
         assert con.execute("FROM spending").fetchall() == []
+
+
+def test_a_store_whose_views_other_code_made_is_mended_once_when_it_is_opened(store: Store) -> None:
+    write(store, make_draft("d1"), [make_episode(0)])
+    explained = "SELECT table_name, column_name, comment FROM duckdb_columns() WHERE NOT internal ORDER BY ALL"
+    whole = ask(store, explained)
+    with store.catalog.write() as con:
+        con.execute("DELETE FROM view_marks; INSERT INTO view_marks VALUES ('steps', 'older'), ('summaries', 'older')")
+        con.execute("CREATE OR REPLACE VIEW spending AS SELECT 1 AS older; CREATE OR REPLACE VIEW steps AS SELECT 2")
+        con.execute("COMMENT ON COLUMN datasets.steps IS 'older'")
+    assert ask(Store.open(store.root), explained) == whole
+    assert len(ask(store, "FROM steps")) == 5
+    mended = store.catalog.path.stat().st_mtime_ns
+    Store.open(store.root)
+    assert store.catalog.path.stat().st_mtime_ns == mended
+
+
+def test_every_column_has_its_comment_after_datasets_of_several_kinds(store: Store) -> None:
+    write_zoo(store)
+    bare = "SELECT table_name, column_name FROM duckdb_columns() WHERE NOT internal AND comment IS NULL"
+    assert ask(store, bare) == []
 
 
 _SPOKEN_OF = ("steps", "annotated_steps", "opinion_pairs", "tallies", "majority_votes", "label_agreement")

@@ -33,6 +33,7 @@ class ShardRow(NamedTuple):
 class Inspection(NamedTuple):
     """What a look at all files found."""
 
+    shards: Mapping[str, Sequence[str]]  # dataset -> its files, in their order, if none is damaged
     damaged: Mapping[str, str]  # dataset -> what is wrong with its first damaged file
     news: Sequence[ShardRow]  # rows that the table lacks or has otherwise
     datasets: Sequence[tuple[str, str]]  # id and hash of the manifest of each, the oldest first
@@ -46,6 +47,7 @@ def inspect_shards(con: Connection, rollouts: Path) -> Inspection:
         rollouts: the absolute folder with one folder per dataset.
     """
     known = _known_rows(con)
+    shards: dict[str, list[str]] = {}
     damaged: dict[str, str] = {}
     news: list[ShardRow] = []
     datasets = con.execute(
@@ -58,8 +60,9 @@ def inspect_shards(con: Connection, rollouts: Path) -> Inspection:
         except _Damaged as damage:
             damaged[dataset_id] = str(damage)
             continue
+        shards[dataset_id] = [row.shard for row, _ in found]
         news += [row for old, row in found if dataset_id not in known or old != row]
-    return Inspection(damaged, news, datasets)
+    return Inspection(shards, damaged, news, datasets)
 
 
 def note_shards(con: Connection, rows: Sequence[ShardRow]) -> None:

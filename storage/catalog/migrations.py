@@ -18,6 +18,7 @@ CREATE TABLE IF NOT EXISTS schema_migrations (
     version INTEGER PRIMARY KEY, name VARCHAR NOT NULL, applied_at TIMESTAMPTZ NOT NULL DEFAULT now()
 )
 """
+_ENTER = "INSERT INTO schema_migrations (version, name) VALUES (?, ?)"
 
 
 class Migration(NamedTuple):
@@ -38,8 +39,10 @@ MIGRATIONS: tuple[Migration, ...] = tuple(map(_read, sorted((Path(__file__).pare
 
 def create_tables(con: Connection) -> None:
     """Take all steps at once, in a file that nobody else knows yet."""
+    con.execute(_BOOK)
     for step in MIGRATIONS:
-        _take(con, step)
+        step.apply(con)
+    con.executemany(_ENTER, [(step.version, step.name) for step in MIGRATIONS])
 
 
 def migrate(catalog: Catalog, migrations: tuple[Migration, ...] = MIGRATIONS) -> list[Migration]:
@@ -71,7 +74,7 @@ def _apply(catalog: Catalog, step: Migration, migrations: tuple[Migration, ...])
 def _take(con: Connection, step: Migration) -> None:
     con.execute(_BOOK)
     step.apply(con)
-    con.execute("INSERT INTO schema_migrations (version, name) VALUES (?, ?)", [step.version, step.name])
+    con.execute(_ENTER, [step.version, step.name])
 
 
 def _pending(con: Connection, catalog: Catalog, migrations: tuple[Migration, ...]) -> list[Migration]:

@@ -1,8 +1,8 @@
 """The views that people query: steps over the Parquet files, annotations joined to them, opinions, rules and summaries.
 
-They are text made from the `datasets` table, the store's absolute path and the files that are there, so they are made
-again when one of these changes. A dataset of which a file is damaged (`integrity.py`) is left out; the others can be
-asked. Views whose text cannot depend on a dataset are the files `views/*.sql`.
+They are text made from the `datasets` table, the store's absolute path and the files that are there; one whose text has
+changed is made again. A dataset of which a file is damaged (`integrity.py`) is left out; the others can be asked. Views
+whose text cannot depend on a dataset are the files `views/*.sql`.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from .columns import (
     same_action,
 )
 from .connection import Connection
-from .integrity import inspect_shards, note_shards
+from .integrity import Inspection, inspect_shards, note_shards
 from .rule_views import rule_views
 
 _CREATE = "CREATE OR REPLACE VIEW "
@@ -52,10 +52,6 @@ _SMALL = 100_000
 _SUMMARIES = (
     *("label_agreement", "current_label_replays", "current_reviews", "refused_opinions"),
     *("spending", "label_quality", "annotator_scores", "leaderboard"),
-)
-_FROM_DATASETS = (
-    *("steps", "annotated_steps", "opinion_pairs", "tallies", "majorities", "majority_votes"),
-    *("ruled_steps", "rule_labels", "critical_steps"),
 )
 _FOLDER = Path(__file__).parent / "views"
 
@@ -108,16 +104,17 @@ def look_at_views(con: Connection, rollouts: Path) -> ViewState:
         con: a connection of the catalog.
         rollouts: the absolute folder with one folder per dataset.
     """
-    damaged, news, datasets = inspect_shards(con, rollouts)
-    comment, rules, _ = _marks(con)
-    if not news and comment == _mark(rollouts, datasets, damaged, rules):
-        return ViewState(damaged, True, "")
-    script = ";\n".join([*_from_datasets(con, _datasets(con, rollouts), damaged), *map(_read_view, _SUMMARIES)])
-    return ViewState(damaged, False, script.replace(_CREATE, "CREATE OR REPLACE TEMP VIEW "))
+    found, (marks, rules) = inspect_shards(con, rollouts), _marks(con)
+    if not found.news and marks.get("all") == _mark(rollouts, found, rules):
+        return ViewState(found.damaged, True, "")
+    script = ";\n".join(_views(con, _datasets(con, rollouts, found), found.damaged).values())
+    return ViewState(found.damaged, False, script.replace(_CREATE, "CREATE OR REPLACE TEMP VIEW "))
 
 
 def refresh_views(con: Connection, rollouts: Path) -> Mapping[str, str]:
-    """Make the views again; the summaries, whose text is always the same, only if other code made them.
+    """Make those views again whose text has changed; all of them, and the comments of tables, if other code made them.
+
+    DuckDB works out a view whenever it is asked, so those that stand see the new ones.
 
     Args:
         con: a connection of `Catalog.write`.
@@ -126,45 +123,47 @@ def refresh_views(con: Connection, rollouts: Path) -> Mapping[str, str]:
     Returns:
         The datasets that no view can show now, and what is wrong with each.
     """
-    damaged, news, datasets = inspect_shards(con, rollouts)
-    note_shards(con, news)
-    _, rules, summaries = _marks(con)
-    everything = _datasets(con, rollouts)
-    named = {tuple(each.component_names) for each in everything if each.dataset_id not in damaged}
-    components = sorted({column for names in named for column in component_columns(names)})
-    script, remade = _from_datasets(con, everything, damaged), _FROM_DATASETS
-    script.append(_note("steps", _mark(rollouts, datasets, damaged, rules)))
-    if summaries != _made_by():  # DuckDB works out a view whenever it is asked, so those that stand see the new ones
-        script += [*map(_read_view, _SUMMARIES), _note("summaries", _made_by())]
-        remade = None
-    con.execute(";\n".join([*script, *comment_on(remade, components)]))
-    return damaged
+    found, (former, rules) = inspect_shards(con, rollouts), _marks(con)
+    note_shards(con, found.news)
+    datasets = _datasets(con, rollouts, found)
+    views = _views(con, datasets, found.damaged)
+    marks = {name: _hash(_made_by(), sql) for name, sql in views.items()}
+    marks |= {"tables": _made_by(), "all": _mark(rollouts, found, rules)}
+    changed = {name: mark for name, mark in marks.items() if former.get(name) != mark}
+    _make(con, [sql for name, sql in views.items() if name in changed], changed, _components(datasets, found.damaged))
+    return found.damaged
 
 
-def _note(subject: str, made_from: str) -> str:
-    return f"INSERT OR REPLACE INTO view_marks VALUES ({sql_text(subject)}, {sql_text(made_from)})"
+def _make(con: Connection, views: Sequence[str], marks: Mapping[str, str], components: Sequence[str]) -> None:
+    """Make views, write the comments of what was changed, and note what it was made from."""
+    comments = comment_on(None if "tables" in marks else marks, components)
+    noted = ", ".join(f"({sql_text(name)}, {sql_text(mark)})" for name, mark in marks.items())
+    written = [f"INSERT OR REPLACE INTO view_marks VALUES {noted}"] if marks else []
+    plain = ("PRAGMA disable_optimizer", "PRAGMA enable_optimizer")  # it has nothing to do here, and takes its time
+    con.execute(";\n".join([plain[0], *views, *comments, *written, plain[1]]))
 
 
-def _marks(con: Connection) -> tuple[str | None, str | None, str | None]:
-    """What the views were made from, a hash of all rules, and the code that made the summaries."""
-    ((comment, rules, summaries),) = con.execute(
-        """SELECT any_value(made_from) FILTER (subject = 'steps'),
-               (SELECT md5(concat_ws(';',
+def _marks(con: Connection) -> tuple[Mapping[str, str], str | None]:
+    """What each view was made from, by its name, and a hash of all rules."""
+    ((marks, rules),) = con.execute(
+        """SELECT (SELECT map(list(subject), list(made_from)) FROM view_marks),
+               md5(concat_ws(';',
                    (SELECT string_agg(concat_ws(' ', rule_id, predicate, suggested_action::VARCHAR,
                        formulas::VARCHAR), ';' ORDER BY rule_id) FROM rules),
-                   (SELECT string_agg(concat_ws(' ', term_id, name, expression), ';' ORDER BY term_id) FROM terms)))),
-               any_value(made_from) FILTER (subject = 'summaries')
-           FROM view_marks
+                   (SELECT string_agg(concat_ws(' ', term_id, name, expression), ';' ORDER BY term_id) FROM terms)))
         """
     ).fetchall()
-    return comment, rules, summaries
+    return marks or {}, rules
 
 
-def _mark(rollouts: Path, datasets: Sequence[tuple[str, str]], damaged: Container[str], rules: str | None) -> str:
+def _mark(rollouts: Path, found: Inspection, rules: str | None) -> str:
     """What tells whether the views are those that would be made now."""
-    shown = [(name, manifest_sha256, name in damaged) for name, manifest_sha256 in datasets]
-    made_from = canonical_json([_made_by(), str(rollouts), shown, rules])
-    return f"made from {sha256_bytes(made_from.encode())}"
+    shown = [(name, manifest_sha256, name in found.damaged) for name, manifest_sha256 in found.datasets]
+    return _hash(_made_by(), canonical_json([str(rollouts) if shown else "", shown, rules]))
+
+
+def _hash(*texts: str) -> str:
+    return sha256_bytes("\n".join(texts).encode())
 
 
 @cache
@@ -177,35 +176,40 @@ def _made_by() -> str:
     return sha256_bytes(b"".join(path.read_bytes() for path in code))
 
 
-def _from_datasets(con: Connection, everything: Sequence[_Dataset], damaged: Container[str]) -> list[str]:
-    """The statements that make all views but the summaries, in an order in which each finds what it needs."""
+def _views(con: Connection, everything: Sequence[_Dataset], damaged: Container[str]) -> dict[str, str]:
+    """The statement that makes each view, by its name, in an order in which each finds what it needs."""
     datasets = [dataset for dataset in everything if dataset.dataset_id not in damaged]
     scans = _scan_together(datasets)
     noted = _no_rows(NOTE_TYPES | STEP_TYPES | JOINED_TYPES)
-    return [
+    statements = [
         _view("steps", [_no_rows(KEY_TYPES | STEP_TYPES), *map(_steps_of, scans)]),
         _view("annotated_steps", [noted, *map(_annotated_steps_of, scans)]),
         *_opinion_views(_speak_alike(everything)),
         *rule_views(con, [(d.dataset_id, d.action_space, d.component_names) for d in datasets]),
+        *map(_read_view, _SUMMARIES),
     ]
+    return {sql.removeprefix(_CREATE).split(" ", 1)[0]: sql for sql in statements}
 
 
-def _datasets(con: Connection, rollouts: Path) -> list[_Dataset]:
+def _components(everything: Sequence[_Dataset], damaged: Container[str]) -> list[str]:
+    """The columns of `annotated_steps` that hold components of observations."""
+    named = {tuple(dataset.component_names) for dataset in everything if dataset.dataset_id not in damaged}
+    return sorted({column for names in named for column in component_columns(names)})
+
+
+def _datasets(con: Connection, rollouts: Path, found: Inspection) -> list[_Dataset]:
     rows = con.execute(
-        """SELECT dataset_id, observation_space, action_space, component_names, action_names, shards,
+        """SELECT dataset_id, observation_space, action_space, component_names, action_names,
                to_json([observation_space::VARCHAR, action_space::VARCHAR, component_names::VARCHAR,
                    action_names::VARCHAR, policy_output, if(steps + episodes > ?, dataset_id, '')])
-           FROM datasets
-           JOIN (SELECT dataset_id, list(DISTINCT shard ORDER BY shard) AS shards FROM episodes GROUP BY ALL)
-           USING (dataset_id)
-           ORDER BY created_at, dataset_id""",
+           FROM datasets ORDER BY created_at, dataset_id""",
         [_SMALL],
     ).fetchall()
     space = cache(Space.model_validate_json)
     return [
         _Dataset(
             dataset_id=dataset_id,
-            files=[rollouts / dataset_id / shard for shard in shards],
+            files=[rollouts / dataset_id / shard for shard in found.shards.get(dataset_id, ())],
             observation_space=space(observation_space),
             action_space=space(action_space),
             component_names=component_names,
@@ -213,7 +217,7 @@ def _datasets(con: Connection, rollouts: Path) -> list[_Dataset]:
             actions=action_space,
             kind=kind,
         )
-        for dataset_id, observation_space, action_space, component_names, action_names, shards, kind in rows
+        for dataset_id, observation_space, action_space, component_names, action_names, kind in rows
     ]
 
 
@@ -388,6 +392,7 @@ FROM annotations JOIN majorities USING (dataset_id, episode_id, step)
 WHERE {said.own} AND suggested_action IS NOT NULL"""
 
 
+@cache
 def _read_view(name: str) -> str:
     return _view(name, [(_FOLDER / f"{name}.sql").read_text()])
 
