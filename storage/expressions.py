@@ -141,7 +141,7 @@ class Expression:
     """An expression that keeps every rule."""
 
     text: str  # canonical: equal expressions that differ in spaces, case or needless brackets have equal texts
-    sql: str  # for DuckDB: columns quoted, numbers as doubles; never null, whatever the numbers
+    sql: str  # for DuckDB: columns quoted, numbers as doubles; never null where the columns are not, see `number_sql`
     columns: frozenset[str]  # that it reads
     is_condition: bool  # or else a number
     _compute: Compute = field(compare=False, repr=False)
@@ -219,8 +219,7 @@ def _read(text: str, columns: Sequence[str] | None, flags: frozenset[str], limit
         raise RefusedError(f"the expression has {len(text)} characters; {limit} are allowed")
     known = None if columns is None else {name.lower(): name for name in columns}
     piece = _Reader(text, known, flags).read(parse_expression(text), MAX_DEPTH)
-    nothing = _NOTHING if piece.is_number else "false"
-    return Expression(piece.text, f"coalesce({piece.sql}, {nothing})", piece.columns, not piece.is_number, piece.run)
+    return Expression(piece.text, f"({piece.sql})", piece.columns, not piece.is_number, piece.run)
 
 
 class _Reader:
@@ -488,11 +487,15 @@ def as_number(piece: Piece) -> Piece:
 
 
 def name(column: str, *, is_number: bool = True) -> Piece:
-    """A column, in the text without quotes where it needs none; null counts as no value."""
+    """A column, in the text without quotes where it needs none."""
     parts = column.split(".", 1) if column.startswith(PREVIOUS) else [column]
     text = ".".join(part if _is_plain(part) else sql_name(part) for part in parts)
-    sql = f"coalesce({sql_name(column)}, {_NOTHING if is_number else 'false'})"
-    return Piece(is_number, text, sql, lambda values: np.asarray(values[column]), frozenset((column,)))
+    return Piece(is_number, text, sql_name(column), lambda values: np.asarray(values[column]), frozenset((column,)))
+
+
+def number_sql(sql: str) -> str:
+    """SQL of a column that expressions read, from SQL of numbers: null becomes no value, once and not in every use."""
+    return f"coalesce({sql}, {_NOTHING})"
 
 
 def _bounded(sql: str) -> str:

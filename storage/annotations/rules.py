@@ -171,7 +171,8 @@ def varies(con: Connection, listed: RuleList, manifest: Manifest) -> bool:
     reader = formula_reader(manifest, listed.terms, is_canonical=True)
     potential = reader.formula(listed.potential or "0", is_canonical=True)
     scan = scan_steps(manifest.dataset_id, reader, [potential])
-    rows = con.execute(f"SELECT DISTINCT {potential.sql} AS value FROM ({scan}) WHERE isfinite(value) LIMIT 2")
+    values = f'SELECT {potential.sql} AS value FROM ({scan}) WHERE "acted in"'
+    rows = con.execute(f"SELECT DISTINCT value FROM ({values}) WHERE isfinite(value) LIMIT 2")
     return len(rows.fetchall()) > 1
 
 

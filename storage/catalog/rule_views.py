@@ -13,7 +13,7 @@ from itertools import groupby
 from typing import NamedTuple
 
 from ..errors import BadInput
-from ..expressions import PREVIOUS, Expression, sql_name, sql_text
+from ..expressions import PREVIOUS, Expression, number_sql, sql_name, sql_text
 from ..formulas import STEP, FormulaReader, Term
 from ..schema import Space
 from .columns import component_columns, same_action
@@ -93,7 +93,7 @@ class _ListQuery(NamedTuple):
         read = self.read
         formulas = {f"formula {n}.{m}": e.sql for n, (_, p) in enumerate(read) for m, e in enumerate(p.formulas) if e}
         layers = [
-            _layer({f"rule {n}": parts.predicate.sql for n, (_, parts) in enumerate(read)}),
+            _layer({f"rule {n}": f'"acted in" AND {parts.predicate.sql}' for n, (_, parts) in enumerate(read)}),
             _layer(formulas),
             _layer({f"action {n}": _action(rule, n, self.action_space) for n, (rule, _) in enumerate(read)}),
         ]
@@ -112,7 +112,7 @@ class _ListQuery(NamedTuple):
         """
         conditions = " ".join(f"WHEN {parts.predicate.sql} THEN {n}" for n, (_, parts) in enumerate(self.read))
         branches = " ".join(f"WHEN {n} THEN {self._numbers(*one)}" for n, one in enumerate(self.read))
-        scan = _layer({"first": f"CASE {conditions} END"}).format(self.steps)
+        scan = _layer({"first": f'CASE WHEN NOT "acted in" THEN NULL {conditions} END'}).format(self.steps)
         scan = _layer({"values": f'CASE "first" {branches} END'}).format(scan)
         values = {f"value {m}": f'"values"."{m}"' for m in range(self.action_space.size)}
         scan = _layer(values).format(scan)
@@ -196,7 +196,10 @@ def _read(rule: StoredRule, reader: FormulaReader) -> _ReadRule | None:
 
 
 def scan_steps(dataset_id: str, reader: FormulaReader, expressions: Sequence[Expression]) -> str:
-    """A query for the steps that were acted in, with what some expressions read as columns: components and terms.
+    """A query for the rows of a dataset, with what some expressions read as columns: components and terms.
+
+    "acted in" is false in the final rows, which nothing may be said of. They stay: rows that are left out would make
+    DuckDB compute everything above by way of an index of the others, which takes longer than to compute them, too.
 
     Args:
         dataset_id: the dataset.
@@ -204,20 +207,18 @@ def scan_steps(dataset_id: str, reader: FormulaReader, expressions: Sequence[Exp
         expressions: of that list.
     """
     needed = reader.needs(expressions)
-    named = {column: f"observation[{place}]::DOUBLE" for place, column in enumerate(reader.columns, 1)}
+    named = {column: number_sql(f"observation[{place}]::DOUBLE") for place, column in enumerate(reader.columns, 1)}
     columns = {name: sql for name, sql in named.items() if name in needed}
     columns |= {
-        PREVIOUS + name: f"lag({sql}) OVER (PARTITION BY episode_id ORDER BY step)"
+        PREVIOUS + name: number_sql(f"lag({sql}) OVER (PARTITION BY episode_id ORDER BY step)")
         for name, sql in named.items()
         if PREVIOUS + name in needed
     }
     written = "".join(f", {sql} AS {sql_name(name)}" for name, sql in columns.items())
-    scan = f"""SELECT * FROM (
-    SELECT episode_id, step AS "at step", step::DOUBLE AS "{STEP}", action AS "the action",
-        observation AS "the observation", action_vector AS "the vector", action_name AS "the name",
-        reward AS "the reward", action_vector IS NOT NULL AS "acted in"{written}
-    FROM steps WHERE dataset_id = {sql_text(dataset_id)}
-) WHERE "acted in" """
+    scan = f"""SELECT episode_id, step AS "at step", step::DOUBLE AS "{STEP}", action AS "the action",
+    observation AS "the observation", action_vector AS "the vector", action_name AS "the name",
+    reward AS "the reward", reward IS NOT NULL AS "acted in"{written}
+FROM steps WHERE dataset_id = {sql_text(dataset_id)}"""
     for name, term in reader.terms.items():
         if name in needed:
             scan = _layer({name: term.sql}).format(scan)
@@ -271,13 +272,16 @@ def _decided(query: _ListQuery) -> str:
 def count_decisions_of(stored: StoredList) -> str:
     """A query for the place of each rule that decides somewhere, the steps, and those of them where it has a value.
 
+    A last row has no place: the rows where nothing decides. A condition would leave them out, but DuckDB would look
+    for the rule that decides twice.
+
     Args:
         stored: at least one rule; each is allowed.
     """
     query = _ListQuery.of(stored)
     return f"""SELECT "first", count(*), count(*) FILTER (WHERE "has value") FROM (
 {query.decided}
-) WHERE "first" IS NOT NULL GROUP BY 1"""
+) GROUP BY 1"""
 
 
 _NAMES = (
