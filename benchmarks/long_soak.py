@@ -33,8 +33,7 @@ from object_server import s3_server
 from rich.console import Console
 from rich.table import Table
 
-from flows.datasets.collection import CollectConfig
-from flows.datasets.recordings import gather
+from flows.datasets.collection import CollectConfig, gather
 from flows.deployment.night import run_night
 from flows.deployment.settings import read_deployment
 from flows.reporting.status import look

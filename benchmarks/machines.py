@@ -25,8 +25,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from flows.datasets.collection import CollectConfig
-from flows.datasets.recordings import gather
+from flows.datasets.collection import CollectConfig, gather
 from flows.labelling.label_replays import ReplayConfig, replay_labels
 from flows.policies.loading import load_policy
 from flows.refinement.arms import Material, list_draws, train_draw

@@ -28,8 +28,7 @@ from typing import Any
 from annotate.cards.cards import load_card
 from annotate.prompting.requests import AnnotateConfig
 from annotate.runs.plan import plan_run
-from flows.datasets.collection import CollectConfig
-from flows.datasets.recordings import gather
+from flows.datasets.collection import CollectConfig, gather
 from flows.deployment.night import Night, describe_night, run_night
 from flows.deployment.settings import read_deployment
 from flows.runtime.prefect_server import quieten_prefect

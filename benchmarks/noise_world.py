@@ -15,8 +15,7 @@ import numpy as np
 
 from annotate.prompting.requests import AnnotateConfig
 from benchmarks.label_noise import Noise, corrupt_labels, share_changed
-from flows.datasets.collection import CollectConfig
-from flows.datasets.recordings import gather
+from flows.datasets.collection import CollectConfig, gather
 from flows.demo import take_example
 from flows.labelling.annotation import LabelConfig, label
 from flows.policies import find_recorded_baseline

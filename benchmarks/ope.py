@@ -38,8 +38,7 @@ from numpy.typing import NDArray
 from scipy.stats import spearmanr
 
 from annotate.prompting.requests import AnnotateConfig
-from flows.datasets.collection import CollectConfig
-from flows.datasets.recordings import gather
+from flows.datasets.collection import CollectConfig, gather
 from flows.demo import take_example
 from flows.labelling.annotation import LabelConfig, label
 from flows.policies.loading import load_policy

@@ -23,8 +23,7 @@ from typing import Any
 import numpy as np
 from playwright.sync_api import Page, sync_playwright
 
-from flows.datasets.collection import CollectConfig
-from flows.datasets.recordings import gather
+from flows.datasets.collection import CollectConfig, gather
 from flows.policies import record_baseline
 from flows.reporting.report import write_report
 from refine.policies.mlp import MlpPolicy

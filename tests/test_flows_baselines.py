@@ -11,8 +11,7 @@ import numpy as np
 import pytest
 from toy_environment import REACH, TOY, gather_toys, make_baseline, right_actions, save_folder
 
-from flows.datasets.collection import CollectConfig, collect
-from flows.datasets.recordings import gather
+from flows.datasets.collection import CollectConfig, collect, gather
 from flows.policies import loading as baselines
 from flows.policies.loading import Baseline, find_baseline
 from flows.simulation.environments import look_up_spaces, make_environment

@@ -11,8 +11,8 @@ import pytest
 from store_state import counts_of, state_of
 from toy_environment import CARD, TOY, gather_toys, make_baseline, save_folder
 
-from flows.datasets.collection import CollectConfig
-from flows.datasets.recordings import gather, take_in
+from flows.datasets.collection import CollectConfig, gather
+from flows.datasets.recordings import take_in
 from flows.labelling.annotation import LabelConfig, write_questions
 from flows.policies.loading import find_recorded_baseline
 from storage.content_hash import sha256_bytes
@@ -61,7 +61,7 @@ def test_a_gathering_that_was_killed_before_its_policy_was_kept_keeps_it_the_nex
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr("flows.datasets.recordings.record_baseline", None)
+        patch.setattr("flows.datasets.collection.record_baseline", None)
         with pytest.raises(TypeError):
             gather(store, config(tmp_path))
     assert counts_of(store)["policies"] == 0

@@ -22,8 +22,7 @@ from toy_datasets import make_draft, make_episode, write
 from toy_environment import CARD, TOY, gather_toys, small_config, write_answers
 
 from flows.datasets import collection as collecting
-from flows.datasets.collection import CollectConfig
-from flows.datasets.recordings import gather
+from flows.datasets.collection import CollectConfig, gather
 from flows.deployment import intake as memories
 from flows.deployment import night as nights
 from flows.deployment.intake import MEMORY, take_in_new

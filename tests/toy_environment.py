@@ -18,8 +18,7 @@ import numpy as np
 from annotate.cards.cards import load_card
 from annotate.prompting.requests import AnnotateConfig, Question
 from annotate.runs.plan import plan_run
-from flows.datasets.collection import CollectConfig
-from flows.datasets.recordings import gather
+from flows.datasets.collection import CollectConfig, gather
 from flows.refinement.comparison import GateConfig
 from flows.refinement.refinement import ImproveConfig
 from flows.simulation.environments import look_up_spaces

@@ -22,8 +22,7 @@ from numpy.typing import NDArray
 from annotate.costs import estimate_calls, price
 from annotate.importing import import_rules
 from annotate.prompting.requests import DEFAULT_MODEL, AnnotateConfig
-from flows.datasets.collection import CollectConfig
-from flows.datasets.recordings import gather
+from flows.datasets.collection import CollectConfig, gather
 from flows.demo import RECORDED_MODEL, take_example
 from flows.labelling.annotation import LabelConfig, label, plan
 from flows.simulation.trust import Named

@@ -1,4 +1,4 @@
-"""Collecting a dataset: episodes of a policy in an environment, into the store, resumable at any instant.
+"""Collecting a dataset: episodes of a policy in an environment, with its card, into the store; resumable at any time.
 
 How episodes are played is `simulation/rollouts.py`; how they are written is `storage/datasets/writer.py`.
 """
@@ -9,28 +9,31 @@ import re
 import warnings
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import closing
-from typing import Any
+from typing import Any, NamedTuple
 
 from pydantic import Field
 
+from annotate.cards import CardFile, check_card_against_spaces, find_card, locate_card, read_card
 from refine.policies import Mode
-from storage.content_hash import content_id
+from storage.content_hash import content_id, sha256_bytes
 from storage.datasets import StepsWriter, find_finished, read_manifest
-from storage.errors import BadInput, ChangedEnvironmentWarning
+from storage.errors import BadInput, ChangedEnvironmentWarning, LeftOutWarning
 from storage.schema import Engine, Episode, Frozen, Manifest, ManifestDraft
 from storage.store import DRAFT, Store
 
-from ..policies import hash_policy_file, load_policy
+from ..policies import hash_policy_file, load_policy, record_baseline
 from ..runtime import Report, silent
 from ..simulation import (
+    ENGINES,
     ENVIRONMENTS,
     Fingerprint,
     Named,
+    NetworkActor,
     Policy,
+    Spaces,
     check_mode,
-    engine_versions,
     flattened_from,
-    make_in_engine,
+    look_up_spaces,
     play_episodes,
     play_pooled,
     remember,
@@ -72,6 +75,35 @@ class CollectConfig(Frozen):
     rename: bool = Field(
         default=False, description="take a further name where a dataset of that one was made in another environment"
     )
+
+
+def gather(store: Store, config: CollectConfig, *, card: str | None = None, report: Report = silent) -> Manifest:
+    """Collect a dataset with the card's names, and keep the policy that acted as the baseline of refinements.
+
+    Args:
+        store: where it goes.
+        config: what to collect.
+        card: path of a card; the packaged one of the environment, if there is one, when None.
+        report: shown the progress.
+
+    Raises:
+        BadInput: as `collect` does, or if the card does not fit the environment.
+    """
+    named = read_named(card)
+    spaces = look_up_spaces(config.env_id, config.env_kwargs)
+    fitting = fit_card(named, config.env_id, config.env_kwargs, spaces)
+    manifest = collect(store, config, report, **fitting._asdict())
+    warn_if_not_kept(manifest, named)
+    policy = load_policy(config.policy, spaces, store)
+    if isinstance(policy, NetworkActor):
+        record_baseline(
+            store,
+            policy.network,
+            env_id=config.env_id,
+            dataset_id=manifest.dataset_id,
+            origin=f"{policy.spec}, its own weights",
+        )
+    return manifest
 
 
 def collect(
@@ -166,10 +198,10 @@ def _plan(
     store: Store, config: CollectConfig, component_names: Sequence[str] | None, action_names: Sequence[str] | None
 ) -> tuple[Policy, ManifestDraft]:
     """Load environment and policy, and describe the dataset to be made."""
-    environment = make_in_engine(config.engine, config.env_id, config.env_kwargs)
+    environment = ENGINES[config.engine](config.env_id, config.env_kwargs)
     try:
         spaces, flattened = spaces_of(environment), flattened_from(environment)
-        here = take_fingerprint(environment, config.env_id, engine_versions(environment))
+        here = take_fingerprint(environment, config.env_id)
     finally:
         environment.close()
     policy = load_policy(config.policy, spaces, store)
@@ -264,3 +296,46 @@ def _with_known_origin(store: Store, draft: ManifestDraft) -> ManifestDraft:
         return draft
     known = read_manifest(store, draft.dataset_id)
     return draft.model_copy(update={"policy": known.policy}) if known.policy_sha256 == draft.policy_sha256 else draft
+
+
+class Fitting(NamedTuple):
+    """What a dataset takes from a card; empty without one."""
+
+    component_names: tuple[str, ...] | None = None
+    action_names: tuple[str, ...] | None = None
+    card: bytes | None = None  # its file, where the user named it
+
+
+def fit_card(
+    named: CardFile | None, env_id: str | None, env_kwargs: Mapping[str, Any], spaces: Spaces | None
+) -> Fitting:
+    """The names in the given card, or in the environment's packaged one.
+
+    Raises:
+        BadInput: if it does not fit the spaces.
+    """
+    found, content = named or (None, None)
+    if found is None and env_id:
+        found = find_card(env_id, env_kwargs)
+    if found is None:
+        return Fitting()
+    if spaces is not None:
+        check_card_against_spaces(found, *spaces)
+    return Fitting(found.component_names, found.action_names, content if env_id in (None, found.env_id) else None)
+
+
+def read_named(card: str | None) -> CardFile | None:
+    """The card that the user named by the path of its file, if any."""
+    return read_card(locate_card(card)) if card else None
+
+
+def warn_if_not_kept(manifest: Manifest, named: CardFile | None) -> None:
+    """Warn if annotating the dataset would not find the given card."""
+    if named is None or sha256_bytes(named.content) == manifest.card_file_sha256:
+        return
+    kept = "no card" if manifest.card_file_sha256 is None else "another card"
+    warnings.warn(
+        f"The dataset {manifest.dataset_id} keeps {kept}; the card given now is used only where --card names it again.",
+        LeftOutWarning,
+        stacklevel=3,
+    )

@@ -46,6 +46,7 @@ from ..simulation import (
     can_flatten,
     describe_flattened,
     flatten_rows,
+    is_row,
     to_space,
 )
 
@@ -253,7 +254,11 @@ def _tables(storage: Any, report: ImportReport) -> Iterator[Any]:
 
 
 def _flat(space: spaces.Space[Any], observations: Any) -> Array:
-    return flatten_rows(space, observations) if can_flatten(space) else np.asarray(observations)
+    return flatten_rows(space, observations) if _is_nested(space) else np.asarray(observations)
+
+
+def _is_nested(space: spaces.Space[Any]) -> bool:
+    return not is_row(space) and can_flatten(space)
 
 
 def _read_about(metadata: dict[str, Any], where: str) -> About:
@@ -261,7 +266,7 @@ def _read_about(metadata: dict[str, Any], where: str) -> About:
         return parse_about(metadata[MANIFEST_KEY], where)
     spec = parse_json(metadata.get("env_spec") or "{}", f"env_spec in {where}")
     shown = metadata["observation_space"]
-    flattened = describe_flattened(shown) if can_flatten(shown) else None
+    flattened = describe_flattened(shown) if _is_nested(shown) else None
     return About(
         env_id=spec.get("id"),
         env_kwargs=spec.get("kwargs") or {},

@@ -1,62 +1,28 @@
-"""Datasets that come in with their card, collected or imported, and datasets that leave in another project's format.
+"""Datasets that come in from a file with their card, and datasets that leave in another project's format.
 
-Playing is `collection.py`; checking rows is `storage/importing/import_dataset.py`; the formats are in
+Collected ones are in `collection.py`; checking rows is `storage/importing/import_dataset.py`; the formats are in
 `storage/exporting` and `minari.py`. There is no LeRobot writer: that format has no place for the observation after the
 last step, and asks for frames per second, tasks and statistics that a dataset here does not have.
 """
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from annotate.cards import CardFile, check_card_against_spaces, find_card, locate_card, read_card
-from storage.content_hash import sha256_bytes
 from storage.datasets import adopt_dataset, iterate_episodes, read_manifest, resolve_dataset
-from storage.errors import BadInput, LeftOutWarning
+from storage.errors import BadInput
 from storage.exporting import EXPORTS, labels_by_step
 from storage.importing import Choices, Columns, ImportReport, import_recording, open_recording
 from storage.schema import Manifest
 from storage.store import MANIFEST, Store
 
-from ..policies import load_policy, record_baseline
-from ..runtime import Report, silent
-from ..simulation import Named, NetworkActor, Spaces, look_up_flattened, look_up_spaces, remember
-from .collection import CollectConfig, collect
+from ..simulation import Named, look_up_flattened, look_up_spaces, remember
+from .collection import Fitting, fit_card, read_named, warn_if_not_kept
 from .minari import open_minari, write_minari
 
 ExportFormat = Literal["parquet", "csv", "minari", "d3rlpy"]
-
-
-def gather(store: Store, config: CollectConfig, *, card: str | None = None, report: Report = silent) -> Manifest:
-    """Collect a dataset with the card's names, and keep the policy that acted as the baseline of refinements.
-
-    Args:
-        store: where it goes.
-        config: what to collect.
-        card: path of a card; the packaged one of the environment, if there is one, when None.
-        report: shown the progress.
-
-    Raises:
-        BadInput: as `collect` does, or if the card does not fit the environment.
-    """
-    named = _read_named(card)
-    spaces = look_up_spaces(config.env_id, config.env_kwargs)
-    fitting = fit_card(named, config.env_id, config.env_kwargs, spaces)
-    manifest = collect(store, config, report, **fitting._asdict())
-    _say_if_not_kept(manifest, named)
-    policy = load_policy(config.policy, spaces, store)
-    if isinstance(policy, NetworkActor):
-        record_baseline(
-            store,
-            policy.network,
-            env_id=config.env_id,
-            dataset_id=manifest.dataset_id,
-            origin=f"{policy.spec}, its own weights",
-        )
-    return manifest
 
 
 def take_in(
@@ -89,10 +55,10 @@ def take_in(
         BadInput: naming what is wrong with the rows, the environment or the card; nothing was written then.
         DamagedStore: if a shard of the folder differs from its manifest.
     """
-    named = _read_named(card)
+    named = read_named(card)
     if (path / MANIFEST).is_file():
         manifest = adopt_dataset(store, path)
-        _say_if_not_kept(manifest, named)
+        warn_if_not_kept(manifest, named)
         return _remember(store, manifest, env_id, env_kwargs)
     opened = open_minari(path) if path.is_dir() else open_recording(path, columns)
     with opened as recording:
@@ -115,7 +81,7 @@ def take_in(
         manifest = import_recording(
             store, recording, about, dataset_id, choices=choices, card=fitting.card, report=report
         )
-    _say_if_not_kept(manifest, named)
+    warn_if_not_kept(manifest, named)
     return _remember(store, manifest, env_id, env_kwargs)
 
 
@@ -124,48 +90,6 @@ def _remember(store: Store, manifest: Manifest, env_id: Named | None, env_kwargs
     if env_id is None or dict(manifest.env_kwargs) != dict(env_kwargs or {}):
         return manifest
     return remember(store, manifest, env_id=env_id)
-
-
-class Fitting(NamedTuple):
-    """What a dataset takes from a card; empty without one."""
-
-    component_names: tuple[str, ...] | None = None
-    action_names: tuple[str, ...] | None = None
-    card: bytes | None = None  # its file, where the user named it
-
-
-def fit_card(
-    named: CardFile | None, env_id: str | None, env_kwargs: Mapping[str, Any], spaces: Spaces | None
-) -> Fitting:
-    """The names in the given card, or in the environment's packaged one.
-
-    Raises:
-        BadInput: if it does not fit the spaces.
-    """
-    found, content = named or (None, None)
-    if found is None and env_id:
-        found = find_card(env_id, env_kwargs)
-    if found is None:
-        return Fitting()
-    if spaces is not None:
-        check_card_against_spaces(found, *spaces)
-    return Fitting(found.component_names, found.action_names, content if env_id in (None, found.env_id) else None)
-
-
-def _read_named(card: str | None) -> CardFile | None:
-    return read_card(locate_card(card)) if card else None
-
-
-def _say_if_not_kept(manifest: Manifest, named: CardFile | None) -> None:
-    """Warn if annotating the dataset would not find the given card."""
-    if named is None or sha256_bytes(named.content) == manifest.card_file_sha256:
-        return
-    kept = "no card" if manifest.card_file_sha256 is None else "another card"
-    warnings.warn(
-        f"The dataset {manifest.dataset_id} keeps {kept}; the card given now is used only where --card names it again.",
-        LeftOutWarning,
-        stacklevel=3,
-    )
 
 
 class Exported(NamedTuple):

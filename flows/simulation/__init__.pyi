@@ -18,7 +18,9 @@ from .environments import (
     EnvironmentMaker,
     Spaces,
     check_spaces,
+    flattened_from,
     import_module_here,
+    is_row,
     look_up_flattened,
     look_up_spaces,
     make_environment,
@@ -28,9 +30,9 @@ from .environments import (
     spaces_of,
     to_space,
 )
-from .envpool_engine import engine_versions, make_in_engine, play_pooled
+from .envpool_engine import ENGINES, play_pooled
 from .fingerprint import Fingerprint, code_of, look_up_fingerprint, take_fingerprint
-from .flattening import Flattened, can_flatten, describe_flattened, flatten_rows, flattened_from
+from .flattening import Flattened, can_flatten, describe_flattened, flatten_rows
 from .frames import FrameRenderer
 from .replay import Branch, Ending, Replay, logged_action, play_branches, replay_episode
 from .rollouts import ENVIRONMENTS, returns_of, rollout
@@ -53,6 +55,7 @@ from .workers import play_policies
 __all__ = [
     "ALLOWED",
     "ALLOWED_OBSERVATIONS",
+    "ENGINES",
     "ENVIRONMENTS",
     "Actor",
     "Answer",
@@ -82,19 +85,18 @@ __all__ = [
     "defined_at",
     "describe_flattened",
     "describe_raised",
-    "engine_versions",
     "find_home",
     "find_module",
     "flatten_rows",
     "flattened_from",
     "import_module_here",
+    "is_row",
     "legal_action",
     "logged_action",
     "look_up_fingerprint",
     "look_up_flattened",
     "look_up_spaces",
     "make_environment",
-    "make_in_engine",
     "not_loaded",
     "own_policy",
     "package_versions",

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple, TypeAlias
 import gymnasium
 import numpy as np
 from gymnasium import spaces
-from gymnasium.wrappers import OrderEnforcing, TimeLimit
+from gymnasium.wrappers import FlattenObservation, OrderEnforcing, TimeLimit
 
 from storage.content_hash import sha256_bytes
 from storage.disk import parse_json, shorten
@@ -30,7 +30,7 @@ from storage.errors import BadInput, Prerequisite, did_you_mean
 from storage.schema import MAX_ACTIONS, Space
 
 from .complaints import describe_raised
-from .flattening import Flattened, flatten_observations, flattened_from, is_image
+from .flattening import Flattened, describe_flattened, flatten_observations, is_image
 from .trust import Named, find_module, first_strange
 
 Environment: TypeAlias = gymnasium.Env[Any, Any]
@@ -116,7 +116,8 @@ def make_environment(env_id: Named, env_kwargs: Mapping[str, Any] | None = None)
     _refuse_unnamed(env_id, kwargs)
     name = _registered_name(env_id)
     try:
-        return flatten_observations(gymnasium.make(name, **kwargs))
+        environment = gymnasium.make(name, **kwargs)
+        return environment if is_row(environment.observation_space) else flatten_observations(environment)
     except (ImportError, gymnasium.error.DependencyNotInstalled) as error:
         raise _of_yesterday(env_id, name) or _missing_package(name, error) from error
     except Exception as error:  # a third party's constructor may raise anything
@@ -188,10 +189,13 @@ def spaces_of(environment: Environment) -> Spaces:
         BadInput: for any space that is not Discrete or a flat Box, naming it and what to do.
     """
     observation, action = environment.observation_space, environment.action_space
-    image = is_image(observation)
+    hints = _observation_hint(environment), _action_hint(action)
+    return Spaces(to_space(observation, "observation", hints[0]), to_space(action, "action", hints[1]))
+
+
+def _observation_hint(environment: Environment) -> str:
     ale = "ale_py" in type(environment.unwrapped).__module__
-    hint = _RAM_HINT if image and ale else _OBSERVATION_HINT
-    return Spaces(to_space(observation, "observation", hint), to_space(action, "action", _action_hint(action)))
+    return _RAM_HINT if ale and is_image(environment.observation_space) else _OBSERVATION_HINT
 
 
 def _action_hint(action: spaces.Space[Any]) -> str:
@@ -223,6 +227,11 @@ def look_up_spaces(env_id: Named, env_kwargs: Mapping[str, Any] | None = None) -
         environment.close()
 
 
+def flattened_from(environment: Environment) -> Flattened | None:
+    """How `make_environment` made the observations flat; None if they were, or if MiniGrid's own wrapper did it."""
+    return describe_flattened(environment.env.observation_space) if type(environment) is FlattenObservation else None
+
+
 def look_up_flattened(env_id: Named, env_kwargs: Mapping[str, Any] | None = None) -> Flattened | None:
     """How an environment's observations were made flat, as `flattened_from`; it is made and closed here."""
     environment = make_environment(env_id, env_kwargs)
@@ -230,6 +239,11 @@ def look_up_flattened(env_id: Named, env_kwargs: Mapping[str, Any] | None = None
         return flattened_from(environment)
     finally:
         environment.close()
+
+
+def is_row(space: spaces.Space[Any]) -> bool:
+    """Whether the values of a space are numbers or rows of numbers, so that there is nothing to flatten."""
+    return isinstance(space, spaces.Discrete) or (isinstance(space, spaces.Box) and len(space.shape) == 1)
 
 
 def to_space(space: spaces.Space[Any], role: str, hint: str = "") -> Space:
@@ -260,7 +274,8 @@ def to_space(space: spaces.Space[Any], role: str, hint: str = "") -> Space:
 def package_versions(environment: Environment) -> dict[str, str]:
     """Versions of what decides an episode's numbers: Python, NumPy, Gymnasium, the engine, the environment's package.
 
-    The result does not depend on what else this process has loaded.
+    An environment of another engine has its version as `engine_versions`. The result does not depend on what else this
+    process has loaded.
     """
     names = ["numpy", "gymnasium"]
     for origin in {ancestor.__module__ for ancestor in type(environment.unwrapped).__mro__}:
@@ -271,7 +286,8 @@ def package_versions(environment: Environment) -> dict[str, str]:
         if package not in _KNOWN:
             names += distributions_of(package)
     versions = {name: version_of(name) for name in sorted(set(names))}
-    return {"python": platform.python_version()} | {name: version for name, version in versions.items() if version}
+    there = {name: version for name, version in versions.items() if version}
+    return {"python": platform.python_version(), **there, **getattr(environment.unwrapped, "engine_versions", {})}
 
 
 @functools.lru_cache

@@ -10,7 +10,7 @@ import importlib
 import importlib.util
 import json
 import warnings
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import Any
 
 import gymnasium
@@ -22,7 +22,7 @@ from storage.schema import Array, Engine, Episode
 
 from .actors import Actor, choose
 from .complaints import broken
-from .environments import Environment, Spaces, look_up_spaces, make_environment, package_versions, spaces_of
+from .environments import Environment, Spaces, look_up_spaces, make_environment, spaces_of
 from .rollout_buffer import Tape, are_finite, not_finite
 from .rollouts import ENVIRONMENTS, acting_generator
 from .trust import Named
@@ -47,6 +47,7 @@ class PooledEnvironment(gymnasium.Env[Any, Any]):
         with_spaces.close()
         self._made_of = (env_id, env_kwargs, spaces_of(self))
         self._pool: Any = make_pool(*self._made_of, seeds=[0])
+        self.engine_versions = {"envpool": str(_envpool().__version__)}
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         """Begin the episode of a seed, in a pool of its own."""
@@ -61,22 +62,11 @@ class PooledEnvironment(gymnasium.Env[Any, Any]):
         return observation[0], float(reward[0]), bool(terminated[0]), bool(truncated[0]), {}
 
 
-def make_in_engine(engine: Engine, env_id: Named, env_kwargs: Mapping[str, Any]) -> Environment:
-    """One environment in the engine that a manifest names.
-
-    Raises:
-        Prerequisite: as `PooledEnvironment` and `make_environment` do.
-        BadInput: as they do.
-    """
-    return PooledEnvironment(env_id, env_kwargs) if engine == "envpool" else make_environment(env_id, env_kwargs)
-
-
-def engine_versions(environment: Environment) -> dict[str, str]:
-    """Versions of what decides an episode's numbers, envpool among them if the environment is one of its own."""
-    versions = package_versions(environment)
-    if isinstance(environment.unwrapped, PooledEnvironment):
-        versions["envpool"] = str(_envpool().__version__)
-    return versions
+ENGINES: Mapping[Engine, Callable[[Named, Mapping[str, Any]], Environment]] = {
+    "gymnasium": make_environment,
+    "envpool": PooledEnvironment,
+}
+"""What makes one environment of an id and its arguments, by the engine that a manifest names."""
 
 
 def play_pooled(

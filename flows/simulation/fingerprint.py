@@ -104,18 +104,17 @@ class Fingerprint:
         return f"{name} {how}"
 
 
-def take_fingerprint(environment: Environment, env_id: str, versions: Mapping[str, str] | None = None) -> Fingerprint:
+def take_fingerprint(environment: Environment, env_id: str) -> Fingerprint:
     """The fingerprint of an existing environment.
 
     Args:
         environment: with its wrappers.
         env_id: as it was made; the module of `module:EnvId` is included.
-        versions: of the packages; those of `package_versions` when None.
     """
     tree = _Tree(_strings_in(environment.spec.kwargs) if environment.spec else ())
     for name in _modules_of(environment, env_id):
         tree.follow(name)
-    versions = {**(package_versions(environment) if versions is None else versions), **tree.versions()}
+    versions = {**package_versions(environment), **tree.versions()}
     return Fingerprint(dict(sorted(versions.items())), {**tree.found, REGISTRATION: _registration(environment)})
 
 

@@ -45,9 +45,7 @@ def flatten_observations(environment: gymnasium.Env[Any, Any]) -> gymnasium.Env[
 
 
 def can_flatten(space: spaces.Space[Any]) -> bool:
-    """Whether a space is neither Discrete nor a flat Box, and becomes a row of numbers without loss of meaning."""
-    if isinstance(space, spaces.Discrete) or (isinstance(space, spaces.Box) and len(space.shape) == 1):
-        return False
+    """Whether a space becomes a row of numbers without loss of meaning, as one that is a row does."""
     parts = list(parts_of(space))
     return bool(parts) and all(_is_flat(part.space) for part in parts)
 
@@ -79,11 +77,6 @@ class Flattened(NamedTuple):
 def describe_flattened(space: spaces.Space[Any]) -> Flattened:
     """What a dataset keeps of a space that `can_flatten`."""
     return Flattened(name_components(space), " ".join(str(space).split())[:_LONGEST_TEXT])
-
-
-def flattened_from(environment: gymnasium.Env[Any, Any]) -> Flattened | None:
-    """How `flatten_observations` made the observations of an environment flat; None if they were, or by MiniGrid."""
-    return describe_flattened(environment.env.observation_space) if type(environment) is FlattenObservation else None
 
 
 def name_components(space: spaces.Space[Any]) -> tuple[str, ...]:

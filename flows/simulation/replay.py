@@ -26,7 +26,7 @@ from storage.store import Store
 from .actors import Actor, choose
 from .complaints import blaming
 from .environments import Environment
-from .envpool_engine import engine_versions, make_in_engine
+from .envpool_engine import ENGINES
 from .fingerprint import Fingerprint, take_fingerprint
 from .trust import Home, Named, find_home
 
@@ -78,7 +78,7 @@ def play_again(episode: Episode, manifest: Manifest, home: Home) -> Replay:
     environment = make_replayable(manifest, home)
     try:
         difference = next(_differences(environment, episode, manifest), None)
-        here = take_fingerprint(environment, home.env_id, engine_versions(environment))
+        here = take_fingerprint(environment, home.env_id)
         return _judge(manifest, episode, difference, here)
     finally:
         environment.close()
@@ -91,7 +91,7 @@ def make_replayable(manifest: Manifest, home: Home) -> Environment:
         BadInput: when it cannot be made.
         Prerequisite: when it needs a package that is not installed.
     """
-    return make_in_engine(manifest.engine, *home)
+    return ENGINES[manifest.engine](*home)
 
 
 def check_replayable(episode: Episode, manifest: Manifest) -> None:
