@@ -50,8 +50,8 @@ sys.path.insert(0, str(TESTS))
 from anthropic_server import KEY  # noqa: E402
 from toy_datasets import make_draft, make_episode, write  # noqa: E402
 
-from annotate.ledger import replies  # noqa: E402
-from annotate.ledger.requests import BatchConfig  # noqa: E402
+from annotate.ledger import ledger  # noqa: E402
+from annotate.ledger.ledger import BatchConfig  # noqa: E402
 from annotate.prompting.requests import AnnotateConfig  # noqa: E402
 from annotate.providers.batch import BatchServer  # noqa: E402
 from flows.labelling import annotation as label  # noqa: E402
@@ -173,7 +173,7 @@ def die_at(point: str, visit: int) -> None:
         Catalog.write,
         BatchServer.create,
         BatchServer.results,
-        replies.append_responses,
+        ledger.append_responses,
     )
 
     @contextmanager
@@ -201,7 +201,7 @@ def die_at(point: str, visit: int) -> None:
         return places
 
     Catalog.write, BatchServer.create, BatchServer.results = change, post, read
-    replies.append_responses = land
+    ledger.append_responses = land
 
 
 def fork(work: Callable[[], None]) -> int:

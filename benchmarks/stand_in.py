@@ -27,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 from test_annotate_batches import CARD
 from toy_datasets import make_draft, make_episode, write
 
-from annotate.ledger.requests import BatchConfig
+from annotate.ledger.ledger import BatchConfig
 from annotate.prompting.requests import AnnotateConfig
 from annotate.providers import batch as batch_provider
 from annotate.providers.anthropic import AnthropicProvider

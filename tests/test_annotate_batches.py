@@ -18,8 +18,8 @@ from soak import every, in_soak
 from toy_cards import CARD
 
 from annotate.ledger import budget
+from annotate.ledger.ledger import BatchConfig
 from annotate.ledger.recovery import recover
-from annotate.ledger.requests import BatchConfig
 from annotate.prompting.requests import AnnotateConfig
 from annotate.providers.answers import ScriptedProvider
 from annotate.providers.anthropic import AnthropicProvider

@@ -77,7 +77,7 @@ def test_a_card_is_read_from_its_file(tmp_path: Path):
 @pytest.mark.parametrize("path", packaged_cards(), ids=lambda path: path.stem)
 def test_every_packaged_card_loads_and_is_found_by_its_id_and_arguments(path: Path):
     card = load_card(path)
-    assert find_card(card.env_id, card.env_kwargs) == card
+    assert find_card(card.env_id, card.env_kwargs) == card.model_copy(update={"claims": ()})
     assert load_card(card.env_id, {**card.env_kwargs, "render_mode": "rgb_array"}) == card
 
 

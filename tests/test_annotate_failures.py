@@ -18,7 +18,7 @@ from test_flows_sending import CARD
 
 from annotate.cards.cards import load_card
 from annotate.costs import Tokens, price
-from annotate.ledger.requests import MOST_ATTEMPTS
+from annotate.ledger.ledger import MOST_ATTEMPTS
 from annotate.prompting.requests import DEFAULT_MAX_TOKENS, MOST_UNSTREAMED_TOKENS, AnnotateConfig
 from annotate.runs.plan import plan_run
 from flows import cli

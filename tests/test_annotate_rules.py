@@ -18,9 +18,8 @@ from toy_datasets import make_draft, make_episode, write
 
 from annotate.cards.cards import Action, Card, Component, load_card
 from annotate.importing.rules import import_rules
+from annotate.ledger.ledger import add_questions, enter_landed, land_reply, open_run
 from annotate.ledger.readings import digest
-from annotate.ledger.replies import enter_landed, land_reply
-from annotate.ledger.requests import add_questions, open_run
 from annotate.parsing.labels import ParsedReply
 from annotate.parsing.rules import read_rules
 from annotate.prompting.requests import AnnotateConfig, Request, reply_schema

@@ -17,8 +17,8 @@ from store_state import ask, raw_reply
 from toy_cards import CARD
 from toy_datasets import make_draft, make_episode, write
 
-from annotate.ledger import replies
-from annotate.ledger.requests import MOST_ATTEMPTS, add_questions, open_run
+from annotate.ledger import ledger
+from annotate.ledger.ledger import MOST_ATTEMPTS, add_questions, open_run
 from annotate.prompting.requests import AnnotateConfig, Request
 from annotate.providers.answers import FileProvider, RecordedProvider, ScriptedProvider, export_requests, text_message
 from annotate.providers.protocol import Reply
@@ -163,7 +163,7 @@ class Fuse:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, fatal: int) -> None:
         self.left = fatal
-        append, write_catalog = replies.append_responses, Catalog.write
+        append, write_catalog = ledger.append_responses, Catalog.write
 
         def land(*args: Any) -> tuple[str, int]:
             self.burn()
@@ -178,7 +178,7 @@ class Fuse:
                 self.burn()  # before the commit
             self.burn()  # after it
 
-        monkeypatch.setattr(replies, "append_responses", land)
+        monkeypatch.setattr(ledger, "append_responses", land)
         monkeypatch.setattr(Catalog, "write", change)
 
     def burn(self) -> None:
@@ -218,7 +218,7 @@ def test_killed_at_any_point_and_run_again_it_ends_the_same_and_asks_nothing_twi
             run(toys, provider, two_stage=two_stage, limit=1)
     before = set(provider.asked)
     runs = ask(toys, "SELECT run_id FROM annotation_runs")
-    landed = {reply.request_id for (run_id,) in runs for reply in replies.read_landed(toys, run_id)}
+    landed = {reply.request_id for (run_id,) in runs for reply in ledger.read_landed(toys, run_id)}
     run(toys, provider, two_stage=two_stage, limit=1)
     assert dump(toys) == uninterrupted[two_stage]
     assert {key for key, count in Counter(provider.asked).items() if count > 1} == before - landed

@@ -10,7 +10,7 @@ from anthropic_server import KEY, MadeBatch
 from soak import every
 from test_annotate_batches import MODEL, SMALL, Bench, Reader, bench, reader, when_results_are_read, worst_of  # noqa: F401
 
-from annotate.ledger import replies
+from annotate.ledger import ledger
 from annotate.ledger.recovery import recover
 from annotate.providers.answers import text_message
 from annotate.providers.batch import BatchServer, BrokenOffError
@@ -275,7 +275,7 @@ def test_of_contradictory_results_the_message_counts_and_the_first_that_landed(
     assert (bench.states(), bench.states("batches")) == ({"done": 1}, {"ingested": 1})
     landed = bench.rows("SELECT file, line FROM responses")
     assert len(landed) == 1
-    lines = [reply.raw for reply in replies.read_landed(bench.store, landed[0][0].split("/")[1])]
+    lines = [reply.raw for reply in ledger.read_landed(bench.store, landed[0][0].split("/")[1])]
     assert (len(lines), len(set(lines))) == (kept, kept)
     assert "the first answer" in lines[landed[0][1] - 1]
     recover(bench.store)

@@ -200,21 +200,21 @@ def own_card_file(store: Store, manifest: Manifest) -> CardFile | None:
 
 
 def packaged_card(env_id: str, env_kwargs: Mapping[str, Any] | None = None) -> Card:
-    """The packaged card of an environment; an id is never taken for the path of a file.
+    """The packaged card of an environment, without its claims; an id is never taken for the path of a file.
 
     Raises:
         BadInput: if there is none.
     """
-    return read_card(_locate_packaged(env_id, env_kwargs)).card
+    return _packaged(env_id)[_locate_packaged(env_id, env_kwargs)]
 
 
 def find_card(env_id: str, env_kwargs: Mapping[str, Any] | None = None) -> Card | None:
-    """The packaged card of an environment with exactly these arguments, if there is one.
+    """The packaged card of an environment with exactly these arguments, without its claims, if there is one.
 
     Other arguments may well make a card's words untrue (gravity, wind, another map), so there is no nearest match.
     """
     path = _find_packaged(env_id, env_kwargs)
-    return None if path is None else read_card(path).card
+    return None if path is None else _packaged(env_id)[path]
 
 
 def card_at_hand(store: Store, manifest: Manifest) -> Card | None:
@@ -253,13 +253,20 @@ def read_card(path: Path) -> CardFile:
     return CardFile(parse_card(content, str(path)), content)
 
 
-def parse_card(content: bytes, where: str) -> Card:
+def parse_card(content: bytes, where: str, *, with_claims: bool = True) -> Card:
     """The card in a file's content.
+
+    Args:
+        content: TOML.
+        where: names the file, for messages.
+        with_claims: False leaves the claims out, which only a check of the card asks for, and their expressions unread.
 
     Raises:
         BadInput: as `load_card`.
     """
     fields = parse_toml(content, where)
+    if not with_claims:
+        fields.pop("claims", None)
     unfinished = list(_placeholders(fields))
     if unfinished:
         places = shorten(", ".join(unfinished), 1_000)
@@ -287,7 +294,10 @@ def _first_problem(error: ValidationError) -> str:
 
 
 def _packaged(env_id: str) -> dict[Path, Card]:
-    """The packaged cards of an environment; parsing is slow, and a file without the id cannot be one of them."""
+    """The packaged cards of an environment; parsing is slow, and a file without the id cannot be one of them.
+
+    They come without their claims, which are checked where the project is tested.
+    """
     naming = [path for path in packaged_cards() if env_id.encode() in path.read_bytes()]
     cards = _read_all(tuple((path, path.stat().st_mtime_ns) for path in naming))
     return {path: card for path, card in cards.items() if card.env_id == env_id}
@@ -296,7 +306,7 @@ def _packaged(env_id: str) -> dict[Path, Card]:
 @cache
 def _read_all(files: tuple[tuple[Path, int], ...]) -> dict[Path, Card]:
     """The cards of some files, each with the time of the file."""
-    return {path: read_card(path).card for path, _ in files}
+    return {path: parse_card(path.read_bytes(), str(path), with_claims=False) for path, _ in files}
 
 
 def _find_packaged(env_id: str, env_kwargs: Mapping[str, Any] | None) -> Path | None:

@@ -9,29 +9,27 @@ from .budget import (
     refuse_over_budget,
     short_wait_catalog,
 )
-from .readings import digest, record_readings
-from .recovery import Note, enter_failure, leave_note, recover, settle
-from .replies import (
+from .ledger import (
+    BatchConfig,
+    RequestStatus,
+    Run,
     StoredReply,
+    Totals,
+    add_questions,
     as_text,
     enter_landed,
     find_replies,
     land,
     land_reply,
+    open_run,
     read_places,
     read_whole,
-)
-from .requests import (
-    BatchConfig,
-    RequestStatus,
-    Run,
-    Totals,
-    add_questions,
-    open_run,
     sum_run,
     unanswered,
     withdraw_second,
 )
+from .readings import digest, record_readings
+from .recovery import Note, enter_failure, leave_note, recover, settle
 
 __all__ = [
     "GO_ON",

@@ -37,10 +37,9 @@ from storage.schema import Annotation, Rejection, Space
 from storage.store import Store
 
 from ..cards import Card
-from ..parsing import ParsedReply, Refused, ReplyProblem, read_answer, refuse_entry, refuse_reply
+from ..parsing import ParsedReply, Refused, ReplyProblem, refuse_entry, refuse_reply
 from ..prompting import Question, Request
-from .replies import find_replies
-from .requests import Run
+from .ledger import Run, find_replies
 
 _CHUNK = 50
 
@@ -84,15 +83,8 @@ def _digest_run(store: Store, run: Run, card: Card, rows: Sequence[UnreadRequest
     for start in range(0, len(rows), _CHUNK):
         with store.catalog.write() as con:
             questions = [_read_question(row) for row in rows[start : start + _CHUNK]]
-            readings = [
-                (
-                    question,
-                    read_answer(replies[request.request_id].find(request.kind), request.kind, card, question.steps),
-                )
-                for question in questions
-                for request in (question.request,)
-            ]
-            record_readings(con, store, run, readings)
+            read = [(question, replies[question.request.request_id].read(question, card)) for question in questions]
+            record_readings(con, store, run, read)
 
 
 def _read_run(row: OpenRun) -> Run:

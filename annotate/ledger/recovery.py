@@ -29,8 +29,7 @@ from storage.schema import Frozen
 from storage.store import Store
 
 from ..providers import Reply
-from .replies import StoredReply, enter_landed, read_whole
-from .requests import MOST_ATTEMPTS
+from .ledger import MOST_ATTEMPTS, StoredReply, enter_landed, read_whole
 
 _NOTE = ".note.json"
 

@@ -1,6 +1,6 @@
-from .labels import MAX_RATIONALE, ParsedReply, Refused, find_in_reply, refuse_entry, refuse_reply
+from .labels import MAX_RATIONALE, ParsedReply, Refused, find_in_reply, read_labels, refuse_entry, refuse_reply
 from .messages import Found, ReplyProblem, clean_text, read_message
-from .rules import MAX_LABEL, formula_reader, read_answer
+from .rules import MAX_LABEL, formula_reader, read_rule_reply
 
 __all__ = [
     "MAX_LABEL",
@@ -12,8 +12,9 @@ __all__ = [
     "clean_text",
     "find_in_reply",
     "formula_reader",
-    "read_answer",
+    "read_labels",
     "read_message",
+    "read_rule_reply",
     "refuse_entry",
     "refuse_reply",
 ]

@@ -6,7 +6,7 @@ A reply is hostile until proven otherwise; its expressions are read by `storage.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from storage.catalog import component_columns
@@ -24,7 +24,6 @@ from .labels import (
     find_in_reply,
     read_action,
     read_field,
-    read_labels,
     read_nothing,
     read_number,
     read_rationale,
@@ -40,11 +39,9 @@ MAX_LABEL = 200
 """Characters of a formula that are kept as the name of an action."""
 
 
-def read_answer(found: Found, kind: Kind, card: Card, steps: Collection[int]) -> ParsedReply:
-    """Validate the entries of a reply to any kind of request, see `read_reply` and `read_rules`."""
-    if kind == "study":
-        return _read_study(found, card)
-    return _read_found(found, card) if kind == "rules" else read_labels(found, kind, card, steps)
+def read_rule_reply(found: Found, kind: Kind, card: Card) -> ParsedReply:
+    """Validate the entries of a reply that gives rules, see `read_rules`, or that gives a study."""
+    return _read_study(found, card) if kind == "study" else _read_found(found, card)
 
 
 def read_rules(raw: str, card: Card) -> ParsedReply:

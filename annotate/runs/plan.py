@@ -21,7 +21,7 @@ from storage.store import Store
 from ..cards import Card, card_sha256, check_card_against_spaces
 from ..costs import Estimate, TokenCounter, correct_by_count, correct_by_replies, estimate_requests
 from ..ledger import GO_ON, NO_BATCH, Run, StoredReply, Totals, find_replies, unanswered
-from ..parsing import ParsedReply, read_answer
+from ..parsing import ParsedReply
 from ..prompting import (
     AnnotateConfig,
     FrameSource,
@@ -184,7 +184,7 @@ def earlier_readings(store: Store, plan: RunPlan, questions: Sequence[Question])
 
 def read_question(plan: RunPlan, question: Question, reply: StoredReply) -> ParsedReply:
     """Validate a raw reply to a question."""
-    return read_answer(reply.find(question.request.kind), question.request.kind, plan.card, question.steps)
+    return reply.read(question, plan.card)
 
 
 def estimate_run(
