@@ -37,7 +37,7 @@ from flows.datasets.collection import CollectConfig, gather
 from flows.deployment.night import run_night
 from flows.deployment.settings import read_deployment
 from flows.reporting.status import look
-from storage.datasets.registry import list_datasets
+from storage.datasets.reader import list_datasets
 from storage.queries.query import run_query
 from storage.remote.push import push_store
 from storage.store import Store

@@ -24,7 +24,7 @@ from rich.table import Table
 
 from storage.catalog.connection import insert_rows
 from storage.content_hash import sha256_file
-from storage.datasets.reader import StepsWriter
+from storage.datasets.writer import StepsWriter
 from storage.remote.pull import pull_store
 from storage.remote.push import push_store
 from storage.schema import Episode, ManifestDraft, Space

@@ -30,7 +30,8 @@ from flows.simulation.environments import Spaces
 from refine.config import RefineConfig
 from storage.annotations.annotations import load_annotations
 from storage.content_hash import content_id
-from storage.datasets.reader import StepsWriter, iterate_episodes, read_manifest
+from storage.datasets.reader import iterate_episodes, read_manifest
+from storage.datasets.writer import StepsWriter
 from storage.schema import Array, ManifestDraft
 from storage.store import Store
 

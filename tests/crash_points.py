@@ -25,8 +25,7 @@ from typing import Any
 from toy_datasets import make_draft, make_episode
 
 from storage.catalog.connection import Catalog, insert_rows
-from storage.datasets.reader import StepsWriter
-from storage.datasets.registry import find_finished
+from storage.datasets.writer import StepsWriter, find_finished
 from storage.ledger.responses import append_response, iterate_responses
 from storage.policies.policies import save_policy
 from storage.store import Store

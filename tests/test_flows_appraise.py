@@ -21,7 +21,6 @@ from flows.reporting.figures import draw_figures
 from flows.reporting.report import write_report
 from flows.simulation import workers
 from refine.evaluation.estimates import OpeConfig
-from storage.datasets.reader import scan_steps
 from storage.errors import BadInput, Prerequisite
 from storage.store import Store
 
@@ -34,7 +33,8 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("appraise")
     elsewhere = Store.create(folder / "elsewhere")
     manifest = gather_toys(elsewhere, folder)
-    scan_steps(elsewhere, manifest.dataset_id).drop("seed").collect().write_parquet(folder / "rows.parquet")
+    shards = pl.read_parquet(elsewhere.dataset_dir(manifest.dataset_id) / "*.parquet")
+    shards.drop("seed").write_parquet(folder / "rows.parquet")
     store = Store.create(folder / "store")
     imported = take_in(store, folder / "rows.parquet", dataset_id="logs")
     import_annotations(store, write_labels(store, imported.dataset_id, folder / "labels.jsonl"))

@@ -15,8 +15,7 @@ from flows.simulation.environments import look_up_spaces
 from flows.simulation.envpool_engine import make_pool, play_pooled
 from flows.simulation.replay import replay_episode
 from storage.content_hash import canonical_json
-from storage.datasets.reader import read_episode, read_manifest
-from storage.datasets.registry import list_datasets
+from storage.datasets.reader import list_datasets, read_episode, read_manifest
 from storage.errors import BadInput, Prerequisite
 from storage.schema import Episode, Manifest
 from storage.store import Store

@@ -25,7 +25,7 @@ from flows.reporting.pictures import Take, film
 from flows.reporting.report import Written, write_report
 from flows.simulation.trust import Home
 from storage.datasets.reader import read_episode, read_steps
-from storage.datasets.registry import read_manifest
+from storage.datasets.writer import read_manifest
 from storage.errors import BadInput, Prerequisite
 from storage.schema import Episode, Space
 from storage.store import Store

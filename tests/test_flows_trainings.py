@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import pickle
 from dataclasses import replace
 from pathlib import Path
@@ -12,8 +13,10 @@ from flows.refinement.arms import ArmDraw, Material, find_candidates, keep_candi
 from refine.config import RefineConfig, Snapshot
 from refine.labels.labels import Labels
 from refine.policies.mlp import MlpPolicy
+from storage.content_hash import content_id
 from storage.schema import Space
 from storage.store import Store
+from storage.upkeep.garbage import delete_garbage, find_garbage
 
 PLANE = Space(kind="box", dtype="float32", size=2, low=(-1.0, -1.0), high=(1.0, 1.0))
 MOVES = Space(kind="discrete", dtype="int64", size=1, n=2)
@@ -57,3 +60,34 @@ def test_very_many_labels_travel_to_other_processes_as_files_that_they_map(
         pickle.dumps(replace(material, labels=Labels(*(x[:9] for x in vars(labels).values() if x is not None))))
     )
     assert few.labels.rows.flags.owndata
+
+
+def test_the_files_of_labels_stay_while_a_refinement_uses_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = Store.create(tmp_path / "store")
+    policy = MlpPolicy(PLANE, MOVES, (np.ones((2, 4)), np.ones((4, 2))), (np.zeros(4), np.zeros(2)), "tanh", "logits")
+    monkeypatch.setattr(arms, "ENOUGH_ROWS", 1_000)
+
+    def send(seed: int) -> tuple[Material, bytes]:
+        labels = Labels(np.arange(2_000), np.zeros(2_000, np.int64), np.full(2_000, seed / 9), np.zeros(2_000))
+        material = Material(store.root, "toys", labels, policy, RefineConfig())
+        return material, pickle.dumps(material)
+
+    def age() -> None:
+        for path in store.labels_dir.rglob("*"):
+            os.utime(path, (1_000, 1_000))
+
+    used, sent = send(1)
+    age()
+    assert find_garbage(store, 9) == []
+    ended, _ = send(2)
+    assert len(list(store.labels_dir.iterdir())) == 2  # nobody clears up what is in use, however old
+    folder = store.labels_dir / content_id("", ended.labels.identity)
+    del ended
+    age()
+    (garbage,) = find_garbage(store, 9)
+    assert (garbage.kind, garbage.path) == ("columns", folder)
+    again, _ = send(2)
+    assert delete_garbage(store, [garbage]) == 0  # it is in use again
+    del again
+    assert delete_garbage(store, [garbage]) == garbage.bytes > 0
+    assert pickle.loads(sent).labels.identity == used.labels.identity

@@ -125,3 +125,12 @@ def test_a_store_keeps_the_columns_of_the_newest_pool_and_checks_them(large: Sto
 def test_placing_the_labels_of_a_pool_reads_no_step(two: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reader, "read_shard", None)  # reading one would fail
     assert [note.episode_id for note in pool_annotations(two, ["a", "b"])] == [3, 4, 5]
+
+
+def test_the_numbers_of_a_large_pool_are_looked_at_once(large: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    looked: list[int] = []
+    monkeypatch.setattr(reader, "require_finite", lambda rows, _: looked.append(len(rows)))
+    first, second = read_pool(large, ["d", "a", "b"]), read_pool(large, ["d", "a", "b"])
+    assert sum(looked) == len(first) == len(second)
+    read_pool(large, ["d", "a"])  # columns of its own
+    assert sum(looked) > len(first)

@@ -7,11 +7,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
-import os
-import shutil
-import time
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -33,7 +29,7 @@ from refine.labels import (
 from refine.policies import MlpPolicy, RulePolicy
 from storage.content_hash import content_id, sha256_bytes
 from storage.datasets import ENOUGH_ROWS, StepArrays, read_manifest, read_pool
-from storage.disk import TEMPORARY, decode_json, publish_folder, writing
+from storage.disk import Hold, decode_json, map_arrays, share_arrays
 from storage.errors import BadInput, DamagedStore
 from storage.policies import load_training, save_training
 from storage.store import Store
@@ -45,7 +41,6 @@ PLACEBOS: tuple[Arm, ...] = ("no_labels", "shuffled", "random", "permuted")
 CHANCE: tuple[AnyArm, ...] = ("shuffled", "random", "permuted", "random_states")
 """Arms that depend on chance, so that each is drawn several times."""
 _UNRANKED_DRAWS = 3  # of an arm of chance that only informs
-_DAY_S = 86_400.0
 _PLACEBO_STREAM = 0x9AC  # keeps the placebos' random numbers apart from the learner's
 
 
@@ -118,15 +113,20 @@ class Material:
         return RulePolicy(self.labels.lists, self.baseline) if isinstance(self.labels, RuleLabels) else None
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"labels": self._kept if len(self.labels) > ENOUGH_ROWS else self.labels}
+        state = {name: value for name, value in self.__dict__.items() if name != "_shared"}
+        return state | ({"labels": self._shared.labels} if len(self.labels) > ENOUGH_ROWS else {})
 
     def __setstate__(self, state: Mapping[str, Any]) -> None:
         labels = state["labels"]
-        self.__dict__.update(state, labels=labels.open() if isinstance(labels, _KeptLabels) else labels)
+        self.__dict__.update(state, labels=labels.open() if isinstance(labels, _LabelFiles) else labels)
 
     @cached_property
-    def _kept(self) -> _KeptLabels:
-        return _KeptLabels.of(self.labels, Store.locate(self.store_root).labels_dir)
+    def _shared(self) -> _Shared:
+        """Files of the labels, which stay as long as this object."""
+        labels, folder = self.labels, Store.locate(self.store_root).labels_dir / content_id("", self.labels.identity)
+        columns = {name: value for name, value in vars(labels).items() if isinstance(value, np.ndarray)}
+        others = {name: value for name, value in vars(labels).items() if name not in columns}
+        return _Shared(share_arrays(folder, columns), _LabelFiles(type(labels), folder, tuple(columns), others))
 
     @cached_property
     def content_id(self) -> str:
@@ -136,36 +136,24 @@ class Material:
         return content_id("m_", [*made_of, list(self.also)] if self.also else made_of)
 
 
-class _KeptLabels(NamedTuple):
-    """Labels whose columns are files, which every process maps: a copy that may be deleted."""
+class _LabelFiles(NamedTuple):
+    """Labels whose columns are files, which every process maps."""
 
     kind: type[Labels]
-    columns: Mapping[str, Path]
+    folder: Path
+    columns: Sequence[str]
     others: Mapping[str, Any]  # fields that are no columns
-
-    @classmethod
-    def of(cls, labels: Labels, folder: Path) -> _KeptLabels:
-        """Write them, unless they are there, named by their content."""
-        columns = {name: value for name, value in vars(labels).items() if isinstance(value, np.ndarray)}
-        own = folder / content_id("", labels.identity)
-        if not own.is_dir():
-            for other in folder.glob("*"):
-                with suppress(FileNotFoundError):  # another refinement clears up, too
-                    if time.time() - other.stat().st_mtime > _DAY_S:
-                        shutil.rmtree(other, ignore_errors=True)
-            with writing(own):
-                unfinished = own.with_name(f"{own.name}.{os.getpid()}{TEMPORARY}")
-                unfinished.mkdir(parents=True)
-                for name, column in columns.items():
-                    np.save(unfinished / f"{name}.npy", column)
-                publish_folder(unfinished, own)
-        others = {name: value for name, value in vars(labels).items() if name not in columns}
-        return cls(type(labels), {name: own / f"{name}.npy" for name in columns}, others)
 
     def open(self) -> Labels:
         """The labels, their columns mapped."""
-        mapped = ((name, np.load(file, mmap_mode="r", allow_pickle=False)) for name, file in self.columns.items())
-        return self.kind(**{name: np.asarray(column) for name, column in mapped}, **self.others)
+        return self.kind(**map_arrays(self.folder, self.columns), **self.others)
+
+
+class _Shared(NamedTuple):
+    """Labels as files, and what keeps those."""
+
+    hold: Hold
+    labels: _LabelFiles
 
 
 def train_draw(material: Material, draw: ArmDraw) -> list[Snapshot]:

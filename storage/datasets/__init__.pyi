@@ -1,18 +1,30 @@
-from .checks import check_action_space, check_draft, check_episode, check_spaces, is_finite, require_finite
-from .columns import ENOUGH_ROWS, StepArrays, choose_rows, cut_episodes
+from .columns import (
+    ENOUGH_ROWS,
+    StepArrays,
+    check_action_space,
+    check_draft,
+    check_episode,
+    check_spaces,
+    choose_rows,
+    cut_episodes,
+    is_finite,
+    require_finite,
+)
 from .reader import (
     damaged_columns,
     episode_shifts,
     iterate_episodes,
+    list_datasets,
     list_episodes,
     list_pools,
+    pick,
     read_episode,
     read_pool,
     read_steps,
+    resolve_dataset,
 )
-from .registry import adopt_dataset, catalogued_episodes, find_finished, list_datasets, pick, resolve_dataset
 from .shards import check_shard, read_manifest, read_shard, require_readable
-from .writer import StepsWriter
+from .writer import StepsWriter, adopt_dataset, catalogued_episodes, find_finished
 
 __all__ = [
     "ENOUGH_ROWS",

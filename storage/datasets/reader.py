@@ -1,4 +1,4 @@
-"""Reads the steps of a dataset or a pool, as episodes or flat columns; those of a large one are mapped into memory.
+"""Finds a dataset by its name and reads its steps, or those of a pool; those of a large one are mapped into memory.
 
 A pool has the rows of several datasets one after the other, with the episodes renumbered. The format of a file is in
 `columns.py`. Mapped columns are a copy that may be deleted, named by the content of the shards: written once, then read
@@ -9,44 +9,84 @@ space. A store keeps the columns of one pool, the newest.
 from __future__ import annotations
 
 import math
-import os
 import shutil
 from bisect import bisect_left
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, suppress
-from dataclasses import fields, replace
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, fields, replace
 from itertools import accumulate, groupby
 from operator import itemgetter
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-import polars as pl
 import pyarrow as pa
-from numpy.lib import format as npy
 from numpy.typing import NDArray
 
 from ..content_hash import canonical_json, content_id
-from ..disk import TEMPORARY, UnreadableError, decode_json, exclusive_lock, publish_folder, writing
-from ..errors import BadInput
+from ..disk import UnreadableError, decode_json, exclusive_lock, map_arrays, publish_arrays
+from ..errors import BadInput, Prerequisite, did_you_mean
 from ..schema import Array, Episode, Manifest, ManifestDraft, Shard
 from ..store import Store
-from .checks import require_finite
-from .columns import StepArrays, cut_episodes, decode_episodes, decode_steps
-from .shards import check_shard, read_manifest, read_shard
-from .writer import StepsWriter
+from .columns import StepArrays, cut_episodes, decode_episodes, decode_steps, require_finite
+from .shards import read_manifest, read_shard
 
-__all__ = [
-    "StepArrays",
-    "StepsWriter",
-    "iterate_episodes",
-    "list_episodes",
-    "read_episode",
-    "read_manifest",
-    "read_pool",
-    "read_steps",
-    "scan_steps",
-]
+
+@dataclass(frozen=True)
+class DatasetSummary:
+    """One row of the list of datasets."""
+
+    dataset_id: str
+    source: str
+    env_id: str | None
+    policy: str | None
+    policy_mode: str | None
+    episodes: int
+    steps: int
+    return_: float  # mean over the episodes
+    created_at: str  # ISO 8601, UTC
+
+
+def list_datasets(store: Store) -> list[DatasetSummary]:
+    """All datasets of the catalog, oldest first."""
+    with store.catalog.read() as con:
+        rows = con.execute(
+            """SELECT dataset_id, source, env_id, policy, policy_mode, episodes, steps,
+                      (SELECT avg(return_) FROM episodes WHERE episodes.dataset_id = datasets.dataset_id),
+                      strftime(created_at, '%Y-%m-%dT%H:%M:%SZ')
+               FROM datasets ORDER BY created_at, dataset_id"""
+        ).fetchall()
+    return [DatasetSummary(*row) for row in rows]
+
+
+def resolve_dataset(store: Store, name: str | None = None) -> str:
+    """The id of the dataset that a user means: its id or the unique beginning of it; the latest one when None.
+
+    Raises:
+        Prerequisite: if the store has no dataset.
+        BadInput: if the name fits no dataset, or several.
+    """
+    known = [dataset.dataset_id for dataset in list_datasets(store)]
+    if not known:
+        raise Prerequisite(f"There is no dataset in {store.root}.", "Make one with `trajnote collect`.")
+    return known[-1] if name is None else pick(name, known, "dataset")
+
+
+def pick(name: str, known: list[str], kind: str) -> str:
+    """The known name that is `name` or, alone, begins with it.
+
+    Raises:
+        BadInput: if no name fits, or several do.
+    """
+    if name in known:
+        return name
+    fitting = [item for item in known if item.startswith(name)] if name else []
+    if len(fitting) == 1:
+        return fitting[0]
+    if fitting:
+        raise BadInput(f"{name!r} is the beginning of {len(fitting)} {kind} names: {', '.join(fitting[:5])}.")
+    near = did_you_mean(name, known)
+    raise BadInput(f"There is no {kind} {name!r}.{near}", f"Known: {', '.join(known[-5:])}." if known else "")
 
 
 def read_episode(store: Store, dataset_id: str, episode_id: int) -> Episode:
@@ -123,12 +163,22 @@ def read_pool(store: Store, dataset_ids: Sequence[str]) -> StepArrays:
     """
     manifests = [read_manifest(store, dataset_id) for dataset_id in dataset_ids]
     _check_alike(manifests)
-    pool, end = _read_all(store, manifests), 0
+    pool = _read_all(store, manifests)
+    looked_at = _folder(store, manifests) / _FINITE if is_large(manifests) else None
+    if looked_at is None or not looked_at.exists():
+        _require_finite(pool, manifests)
+    if looked_at is not None:
+        with suppress(OSError):  # not mapped, or a store that can only be read
+            looked_at.touch()
+    return pool
+
+
+def _require_finite(pool: StepArrays, manifests: Sequence[Manifest]) -> None:
+    end = 0
     for manifest, shift in zip(manifests, episode_shifts(manifests), strict=True):
         start, end = end, end + _rows([manifest])
         part = pool.at(slice(start, end))
         require_finite(replace(part, episode_id=part.episode_id - shift), manifest.dataset_id)
-    return pool
 
 
 def episode_shifts(manifests: Sequence[Manifest]) -> list[int]:
@@ -168,20 +218,6 @@ def _draft(manifests: Sequence[Manifest]) -> ManifestDraft:
     return manifests[0] if has_outputs else manifests[0].model_copy(update={"policy_output": None})
 
 
-def scan_steps(store: Store, dataset_id: str) -> pl.LazyFrame:
-    """A dataset's Parquet files as a lazy polars frame, in the columns of the steps schema.
-
-    Raises:
-        BadInput: if there is no such dataset.
-        DamagedStore: if a shard is missing or its size has changed.
-    """
-    manifest = read_manifest(store, dataset_id)
-    folder = store.dataset_dir(dataset_id)
-    for shard in manifest.shards:
-        check_shard(store, manifest, shard)
-    return pl.scan_parquet([folder / shard.name for shard in manifest.shards], glob=False)
-
-
 def _plan(manifest: Manifest, episode_ids: Sequence[int] | None) -> Iterator[tuple[Shard, list[int] | None]]:
     """Which episodes to take from which shard; consecutive episodes of one shard are read together."""
     if episode_ids is None:
@@ -218,6 +254,7 @@ _SEEDS = "seed"
 _UNKNOWN_SEED = -1  # Gymnasium's seeds are not negative
 _ROOM = 1.1  # of the columns' bytes
 _MEMBERS = "datasets.json"  # which datasets the columns of a pool are of
+_FINITE = "finite"  # says of columns that all their numbers were looked at once
 
 
 def is_large(manifests: Sequence[Manifest]) -> bool:
@@ -294,14 +331,13 @@ def _open_columns(folder: Path, manifests: Sequence[Manifest]) -> dict[str, Arra
     expected = {name: (column.dtype, (rows, *column.shape[1:])) for name, column in _empty(manifests).items()}
     expected[_SEEDS] = (np.dtype(np.int64), (sum(manifest.episodes for manifest in manifests),))
     try:
-        files = {name: folder / f"{name}.npy" for name in expected}
-        found = {name: np.asarray(np.load(file, mmap_mode="r", allow_pickle=False)) for name, file in files.items()}
+        found = map_arrays(folder, expected)
     except (OSError, ValueError, EOFError):
         return None
     return found if {name: (column.dtype, column.shape) for name, column in found.items()} == expected else None
 
 
-def _empty(manifests: Sequence[Manifest]) -> Mapping[str, Array]:
+def _empty(manifests: Sequence[Manifest]) -> dict[str, Array]:
     return _columns(decode_steps([], 0, _draft(manifests)))
 
 
@@ -332,25 +368,10 @@ def _write(store: Store, manifests: Sequence[Manifest], folder: Path) -> bool:
     rows = _rows(manifests)
     if shutil.disk_usage(folder.parent).free < _ROOM * rows * row_bytes:
         return False
-    unfinished = folder.with_name(folder.name + TEMPORARY)
-    shutil.rmtree(unfinished, ignore_errors=True)
-    unfinished.mkdir()
-    with writing(unfinished), ExitStack() as stack:
-        files = {name: stack.enter_context((unfinished / f"{name}.npy").open("wb")) for name in [*empty, _SEEDS]}
-        for name, column in empty.items():
-            _write_header(files[name], column, rows)
-        _write_header(files[_SEEDS], np.zeros(0, np.int64), sum(manifest.episodes for manifest in manifests))
-        for part, seeds in _parts(store, manifests):
-            for name, column in _columns(part).items():
-                column.tofile(files[name])
-            seeds.tofile(files[_SEEDS])
-        for file in files.values():
-            file.flush()
-            os.fsync(file.fileno())
-        if len(manifests) > 1:
-            members = canonical_json([manifest.dataset_id for manifest in manifests])
-            (unfinished / _MEMBERS).write_text(members)
-    publish_folder(unfinished, folder)
+    lengths = dict.fromkeys(empty, rows) | {_SEEDS: sum(manifest.episodes for manifest in manifests)}
+    parts = ({**_columns(part), _SEEDS: seeds} for part, seeds in _parts(store, manifests))
+    members = {_MEMBERS: canonical_json([manifest.dataset_id for manifest in manifests]).encode()}
+    publish_arrays(folder, empty | {_SEEDS: np.zeros(0, np.int64)}, lengths, parts, members if manifests[1:] else {})
     return True
 
 
@@ -366,10 +387,5 @@ def _parts(store: Store, manifests: Sequence[Manifest]) -> Iterator[tuple[StepAr
             yield rows, seeds.to_numpy()
 
 
-def _columns(rows: StepArrays) -> Mapping[str, Array]:
+def _columns(rows: StepArrays) -> dict[str, Array]:
     return {name: column for name in _NAMES if (column := getattr(rows, name)) is not None}
-
-
-def _write_header(file: BinaryIO, column: Array, rows: int) -> None:
-    header: dict[str, Any] = {"descr": npy.dtype_to_descr(column.dtype), "fortran_order": False}
-    npy.write_array_header_1_0(file, header | {"shape": (rows, *column.shape[1:])})

@@ -1,4 +1,4 @@
-"""Files that are whole or absent, room held for those that are paid for, and a failing disk in words."""
+"""Files, folders and mapped arrays that are whole or absent, room held for paid replies, a failing disk in words."""
 
 from __future__ import annotations
 
@@ -6,12 +6,18 @@ import errno
 import fcntl
 import os
 import shutil
-from collections.abc import Generator
-from contextlib import contextmanager, suppress
+import weakref
+from collections.abc import Generator, Iterable, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import IO
+from types import MappingProxyType
+from typing import IO, Any
+
+import numpy as np
+from numpy.lib import format as npy
 
 from ..errors import BadInput, CatalogLocked, DiskFailed
+from ..schema import Array
 
 TEMPORARY = ".tmp"
 _PIECE = 1 << 20  # bytes copied at a time
@@ -130,6 +136,97 @@ def exclusive_lock(folder: Path, what: str, *, wait: bool = False) -> Generator[
         yield
     finally:
         os.close(descriptor)
+
+
+class Hold:
+    """Says that this process uses a folder, until the object is gone or the process ends; several may hold one."""
+
+    def __init__(self, folder: Path) -> None:
+        descriptor = os.open(folder, os.O_RDONLY)
+        weakref.finalize(self, os.close, descriptor)
+        fcntl.flock(descriptor, fcntl.LOCK_SH)
+
+
+def is_held(folder: Path) -> bool:
+    """Whether a process holds a folder, or has locked it."""
+    try:
+        with exclusive_lock(folder, folder.name):
+            return False
+    except CatalogLocked:
+        return True
+
+
+def publish_arrays(
+    folder: Path,
+    empty: Mapping[str, Array],
+    rows: Mapping[str, int],
+    parts: Iterable[Mapping[str, Array]],
+    notes: Mapping[str, bytes] = MappingProxyType({}),
+) -> None:
+    """Write arrays as the `.npy` files of a folder that appears whole, part by part, so that none has to be in memory.
+
+    Args:
+        folder: must not be there; its parent is locked by the caller.
+        empty: an array without rows for each name, for its type and the shape of a row.
+        rows: how many each has in all parts together.
+        parts: some rows of every array, in their order.
+        notes: further files of the folder.
+
+    Raises:
+        DiskFailed: if the disk refuses it.
+    """
+    unfinished = folder.with_name(folder.name + TEMPORARY)
+    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.mkdir()
+    with writing(unfinished), ExitStack() as stack:
+        files = {name: stack.enter_context((unfinished / f"{name}.npy").open("wb")) for name in empty}
+        for name, array in empty.items():
+            header: dict[str, Any] = {"descr": npy.dtype_to_descr(array.dtype), "fortran_order": False}
+            npy.write_array_header_1_0(files[name], header | {"shape": (rows[name], *array.shape[1:])})
+        for part in parts:
+            for name, array in part.items():
+                array.tofile(files[name])
+        for file in files.values():
+            file.flush()
+            os.fsync(file.fileno())
+        for name, content in notes.items():
+            (unfinished / name).write_bytes(content)
+    publish_folder(unfinished, folder)
+
+
+def map_arrays(folder: Path, names: Iterable[str]) -> dict[str, Array]:
+    """Arrays of a folder as read-only memory of the file; nothing is unpickled.
+
+    Raises:
+        OSError, ValueError, EOFError: if one is missing or is no array.
+    """
+    files = {name: folder / f"{name}.npy" for name in names}
+    return {name: np.asarray(np.load(file, mmap_mode="r", allow_pickle=False)) for name, file in files.items()}
+
+
+def share_arrays(folder: Path, arrays: Mapping[str, Array]) -> Hold:
+    """Have arrays as files that other processes map, beside no others but those that somebody holds.
+
+    Args:
+        folder: named by the content of the arrays; written unless it is there.
+        arrays: by the names of their files.
+
+    Returns:
+        What keeps the files until nobody needs them.
+
+    Raises:
+        DiskFailed: if the disk refuses it.
+    """
+    with writing(folder):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+    with exclusive_lock(folder.parent, "shared arrays", wait=True):
+        for other in folder.parent.iterdir():
+            if other != folder and not is_held(other):
+                shutil.rmtree(other, ignore_errors=True)
+        if not folder.is_dir():
+            empty = {name: array[:0] for name, array in arrays.items()}
+            publish_arrays(folder, empty, {name: len(array) for name, array in arrays.items()}, [arrays])
+        return Hold(folder)
 
 
 _AGAIN = "then run the same command again: it goes on, and nothing is lost"

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Literal
 
 from ..catalog import Connection, refresh_views
-from ..disk import TEMPORARY, exclusive_lock, sync_folder
-from ..errors import BadInput, CatalogLocked
+from ..disk import TEMPORARY, is_held, sync_folder
+from ..errors import BadInput
 from ..policies import deployment_lock
 from ..store import Store
 
@@ -54,7 +54,7 @@ def find_garbage(store: Store, keep: int, pinned: Sequence[str] = ()) -> list[Ga
 
 
 def delete_garbage(store: Store, garbage: Sequence[Garbage]) -> int:
-    """Delete what was found; after a kill at any instant, the next call finds the rest.
+    """Delete what was found, but no copies that a process uses since; after a kill, the next call finds the rest.
 
     Returns:
         The bytes freed.
@@ -68,10 +68,11 @@ def delete_garbage(store: Store, garbage: Sequence[Garbage]) -> int:
     with ExitStack() as stack:
         for folder in _deployments(store):
             stack.enter_context(deployment_lock(store, folder.name))
-        for item in garbage:
+        doomed = [item for item in garbage if item.kind != "columns" or not is_held(item.path)]
+        for item in doomed:
             _forget(store, item)
             _remove(item.path)
-    return sum(item.bytes for item in garbage)
+    return sum(item.bytes for item in doomed)
 
 
 def _forget(store: Store, item: Garbage) -> None:
@@ -111,8 +112,12 @@ def _old_reports(store: Store, kept: Kept) -> Iterator[Garbage]:
 
 
 def _columns(store: Store) -> Iterator[Garbage]:
-    for path in sorted(store.columns_root.iterdir()) if store.columns_root.is_dir() else []:
+    labels = store.labels_dir.iterdir() if store.labels_dir.is_dir() else []
+    for path in sorted(labels):
         if _is_settled(path):
+            yield _thing("columns", path.name, path, "labels of a refinement that has ended; made again when needed")
+    for path in sorted(store.columns_root.iterdir()) if store.columns_root.is_dir() else []:
+        if path != store.labels_dir and _is_settled(path):
             yield _thing("columns", path.name, path, "a copy of a large dataset's shards; made again when needed")
 
 
@@ -135,13 +140,7 @@ def _is_settled(path: Path) -> bool:
     newest = max((file.stat().st_mtime for file in [path, *path.rglob("*")]), default=0.0)
     if time.time() - newest < _SETTLED_S:
         return False
-    if path.is_dir():
-        try:
-            with exclusive_lock(path, path.name):
-                return True
-        except CatalogLocked:
-            return False
-    return True
+    return not (path.is_dir() and is_held(path))
 
 
 def _thing(kind: Kind, name: str, path: Path, why: str) -> Garbage:
