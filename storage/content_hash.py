@@ -1,4 +1,4 @@
-"""Names made from content: equal content has an equal id, on every machine. Nothing is stored here."""
+"""How values are written down, the same on every machine: as JSON, as hashes and ids of their content, and in SQL."""
 
 from __future__ import annotations
 
@@ -43,6 +43,16 @@ def sha256_file(path: Path) -> str:
         while piece := file.read(_CHUNK):
             digest.update(piece)
     return digest.hexdigest()
+
+
+def sql_text(value: str) -> str:
+    """A text as SQL writes it."""
+    return "'" + value.replace("'", "''") + "'"
+
+
+def sql_name(name: str) -> str:
+    """The name of a column or table as SQL writes it."""
+    return '"' + name.replace('"', '""') + '"'
 
 
 def seal(page: bytes) -> bytes:

@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 import duckdb
 import numpy as np
 
+from .content_hash import sql_name
 from .errors import BadInput
 from .schema import Array
 
@@ -610,13 +611,3 @@ def quote(text: str) -> str:
 
 def _first_line(message: object) -> str:
     return str(message or "it cannot be parsed").strip().split("\n", 1)[0][:200]
-
-
-def sql_text(value: str) -> str:
-    """A text as SQL writes it."""
-    return "'" + value.replace("'", "''") + "'"
-
-
-def sql_name(name: str) -> str:
-    """The name of a column or table as SQL writes it."""
-    return '"' + name.replace('"', '""') + '"'

@@ -11,12 +11,12 @@ from store_state import ask
 from toy_environment import REACH, TOY, gather_toys, small_config
 
 from annotate.importing.rules import import_rules
-from flows.policies.loading import export_policy, load_policy
+from flows.policies.loading import export_policy, load_policy, read_policy
 from flows.refinement.present import show_comparison
 from flows.refinement.refinement import Outcome, find_units, improve
 from flows.simulation.environments import look_up_spaces
 from flows.simulation.trust import Named
-from refine.policies.rule_lists import RulePolicy, read_policy
+from refine.policies.rule_lists import RulePolicy
 from storage.datasets.reader import read_manifest
 from storage.errors import BadInput, DamagedStore
 from storage.policies.policies import policy_files, policy_record

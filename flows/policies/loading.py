@@ -12,11 +12,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from refine.policies import Agreement, CompiledRules, MlpPolicy, RulePolicy, export_onnx, read_policy
+from refine.policies import RULES_FORMAT, SPEC_FILE, Agreement, CompiledRules, MlpPolicy, RulePolicy, export_onnx
 from storage.annotations import find_rule_list
 from storage.content_hash import sha256_file
 from storage.datasets import StepArrays, read_manifest, read_steps
-from storage.disk import write_whole
+from storage.disk import UnreadableError, decode_json, write_whole
 from storage.errors import BadInput, Prerequisite, TrajnoteError
 from storage.policies import find_policy, policy_files, policy_record, resolve_policy, save_policy
 from storage.schema import Array, Manifest
@@ -144,6 +144,20 @@ def _refuse_changed(spec: Named, file_sha256: str | None) -> None:
             f"The file of {spec} is not the one that played the dataset: its bytes have changed, so it is not opened.",
             "Restore it, or name another policy under another path.",
         )
+
+
+def read_policy(files: Mapping[str, bytes], spec: str) -> MlpPolicy | RulePolicy:
+    """A policy from the files that it was kept in: a network, or rules.
+
+    Raises:
+        DamagedStore: when a file is missing, cannot be read, or is no policy.
+    """
+    try:
+        told = decode_json(files.get(SPEC_FILE, b"null"))
+    except UnreadableError:
+        told = None  # the network says what is wrong
+    is_rules = isinstance(told, dict) and told.get("format") == RULES_FORMAT
+    return RulePolicy.from_files(files, spec) if is_rules else MlpPolicy.from_files(files)
 
 
 def _open_portable(spec: str, name: str, spaces: Spaces, store: Store | None) -> Policy:

@@ -1,5 +1,6 @@
 from .d3rlpy_models import find_learnable, from_d3rlpy, load_learnable
 from .mlp import (
+    SPEC_FILE,
     Acts,
     Chance,
     Head,
@@ -16,7 +17,7 @@ from .mlp import (
     stand_abreast,
 )
 from .onnx_export import Agreement, export_onnx
-from .rule_lists import CompiledRules, RulePolicy, Said, States, read_policy
+from .rule_lists import RULES_FORMAT, CompiledRules, RulePolicy, Said, States
 from .sb3_export import write_like, write_torch
 from .sb3_files import SavedModel, find_statistics, read_model, said_shape, said_space, says_normalised
 from .sb3_models import (
@@ -35,6 +36,8 @@ __all__ = [
     "ACTIVATIONS",
     "HEADS",
     "MAX_PICKLE_BYTES",
+    "RULES_FORMAT",
+    "SPEC_FILE",
     "Acts",
     "Agreement",
     "Chance",
@@ -68,7 +71,6 @@ __all__ = [
     "read_model",
     "read_network",
     "read_plain_network",
-    "read_policy",
     "read_state",
     "read_statistics",
     "said_shape",

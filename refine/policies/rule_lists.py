@@ -274,7 +274,12 @@ class RulePolicy:
         lists = [
             {"listed": asdict(c.listed), "component_names": c.component_names, "reads": c.reads} for c in self.lists
         ]
-        spec = {"format": FORMAT, "sha256": self.sha256, "lists": lists, "baseline": json.loads(network[SPEC_FILE])}
+        spec = {
+            "format": RULES_FORMAT,
+            "sha256": self.sha256,
+            "lists": lists,
+            "baseline": json.loads(network[SPEC_FILE]),
+        }
         return {**network, SPEC_FILE: (json.dumps(spec, indent=2, sort_keys=True) + "\n").encode()}
 
     @classmethod
@@ -308,21 +313,7 @@ class RulePolicy:
             actions[rows] = np.where(np.isnan(actions[rows]), chosen, actions[rows])
 
 
-FORMAT = "trajnote-rules-1"
-
-
-def read_policy(files: Mapping[str, bytes], spec: str) -> MlpPolicy | RulePolicy:
-    """A policy from the files that it was kept in: a network, or rules.
-
-    Raises:
-        DamagedStore: when a file is missing, cannot be read, or is no policy.
-    """
-    try:
-        told = decode_json(files.get(SPEC_FILE, b"null"))
-    except UnreadableError:
-        told = None  # the network says what is wrong
-    is_rules = isinstance(told, dict) and told.get("format") == FORMAT
-    return RulePolicy.from_files(files, spec) if is_rules else MlpPolicy.from_files(files)
+RULES_FORMAT = "trajnote-rules-1"
 
 
 def _decode_list(entry: Mapping[str, Any], space: Space) -> CompiledRules:

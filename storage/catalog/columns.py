@@ -13,7 +13,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..expressions import sql_name, sql_text
+from ..content_hash import sql_name, sql_text
 from ..schema import Space
 
 AGREEMENT_SHARE = 0.05

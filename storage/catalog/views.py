@@ -13,8 +13,7 @@ from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
-from ..content_hash import canonical_json, sha256_bytes
-from ..expressions import sql_name, sql_text
+from ..content_hash import canonical_json, sha256_bytes, sql_name, sql_text
 from ..schema import Space
 from .columns import (
     JOINED_TYPES,
