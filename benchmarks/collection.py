@@ -33,7 +33,7 @@ from flows.datasets.collection import CollectConfig, collect
 from flows.runtime.processes import shutdown_workers
 from flows.simulation.environments import Environment, EnvironmentMaker, Spaces, spaces_of
 from flows.simulation.envpool_engine import play_pooled
-from flows.simulation.rollouts import rollout
+from flows.simulation.rollouts import Playing, rollout
 from refine.policies.mlp import MlpPolicy
 from storage.schema import Episode
 from storage.store import Store
@@ -126,7 +126,7 @@ def collect_ours(scene: Scene, folder: Path, number: Iterator[int], workers: int
 def play_in_envpool(scene: Scene) -> int:
     """The same seeds in envpool, where they are other episodes; it steps on as many threads as there are cores."""
     seeds = range(len(scene.episodes))
-    episodes = play_pooled(scene.env_id, {}, scene.policy, seeds, mode="sampled", lanes=SIDE_BY_SIDE)
+    episodes = play_pooled(Playing(scene.env_id, {}, scene.policy, seeds, "sampled", envs=SIDE_BY_SIDE))
     return sum(map(len, episodes))
 
 

@@ -14,6 +14,7 @@ from flows.simulation.actors import RandomActor
 from flows.simulation.environments import look_up_spaces
 from flows.simulation.envpool_engine import make_pool, play_pooled
 from flows.simulation.replay import replay_episode
+from flows.simulation.rollouts import Playing
 from storage.content_hash import canonical_json
 from storage.datasets.reader import list_datasets, read_episode, read_manifest
 from storage.errors import BadInput, Prerequisite
@@ -37,7 +38,8 @@ def bits_of(episode: Episode) -> tuple[Any, ...]:
 
 def play(env_id: str, lanes: int, **options: Any) -> list[Episode]:
     actor = RandomActor(look_up_spaces(env_id).action)
-    return list(play_pooled(env_id, {}, actor, range(40, 47), mode="sampled", lanes=lanes, **options))
+    playing = Playing(env_id, {}, actor, range(40, 47), "sampled", envs=lanes)
+    return list(play_pooled(playing, **options))
 
 
 @needs_envpool

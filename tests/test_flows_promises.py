@@ -17,7 +17,7 @@ from flows.simulation import rollouts as rollouts
 from flows.simulation.actors import RandomActor
 from flows.simulation.environments import make_environment, spaces_of
 from flows.simulation.envpool_engine import play_pooled
-from flows.simulation.rollouts import rollout
+from flows.simulation.rollouts import Playing, rollout
 from refine.policies.mlp import Acts
 from storage.datasets.reader import iterate_episodes
 from storage.errors import BadInput, TrajnoteWarning
@@ -159,9 +159,9 @@ def test_a_pool_that_gives_no_finite_number_is_named(monkeypatch: pytest.MonkeyP
             return shown, np.ones(len(ids)), np.zeros(len(ids), bool), np.zeros(len(ids), bool), {}
 
     monkeypatch.setattr("flows.simulation.envpool_engine.make_pool", lambda *_: Pool())
-    playing = play_pooled("CartPole-v1", {}, RandomActor(spaces.action), [5, 6], mode="sampled", first_id=10)
+    episodes = play_pooled(Playing("CartPole-v1", {}, RandomActor(spaces.action), [5, 6], "sampled", first_id=10))
     with pytest.raises(BadInput, match=r"Episode 11, step 1: its observation is not finite: \[0.0, 0.0, inf, 0.0\]"):
-        next(playing)
+        next(episodes)
 
 
 @pytest.mark.slow

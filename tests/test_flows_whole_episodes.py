@@ -13,15 +13,15 @@ from odd_environments import Odd
 from test_flows_collect import episodes_of, files_of, network
 from typer.testing import CliRunner
 
-import flows.simulation.whole_episodes
+import flows.simulation.workers
 from flows.cli import make_app
 from flows.datasets.collection import CollectConfig, collect
 from flows.runtime.processes import shutdown_workers, working
 from flows.simulation.actors import RandomActor
 from flows.simulation.environments import EnvironmentMaker, look_up_spaces
-from flows.simulation.rollouts import Progress, rollout
+from flows.simulation.rollouts import Playing, Progress, rollout
 from flows.simulation.trust import Named
-from flows.simulation.whole_episodes import play_episodes
+from flows.simulation.workers import play_episodes
 from storage.errors import BadInput, TrajnoteWarning
 from storage.schema import Episode
 from storage.store import Store
@@ -39,9 +39,9 @@ def shared(monkeypatch: pytest.MonkeyPatch) -> Generator[list[int]]:
         return working(work, items, *rest, **options)
 
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parents[1])]))
-    monkeypatch.setattr(flows.simulation.whole_episodes, "working", spy)
-    monkeypatch.setattr(flows.simulation.whole_episodes, "_TRIAL_S", 0.0)
-    monkeypatch.setattr(flows.simulation.whole_episodes, "_WORTH_S", 0.0)
+    monkeypatch.setattr(flows.simulation.workers, "working", spy)
+    monkeypatch.setattr(flows.simulation.workers, "_TRIAL_S", 0.0)
+    monkeypatch.setattr(flows.simulation.workers, "_WORTH_S", 0.0)
     yield tasks
     shutdown_workers()
 
@@ -117,7 +117,8 @@ def test_an_episode_that_fails_elsewhere_is_told_in_the_same_words_after_all_bef
     def play(workers: int) -> tuple[list[Any], str]:
         played: list[Any] = []
         seeds = [0, 4, 8, 12, 16, 20, 24, 28, 2, 32]
-        episodes = play_episodes(CRASH, {}, chance(CRASH), seeds, envs=2, workers=workers, first_id=70)
+        playing = Playing(CRASH, {}, chance(CRASH), seeds, first_id=70, envs=2)
+        episodes = play_episodes(playing, workers=workers)
         with pytest.raises(BadInput) as error:
             played.extend(map(bits_of, episodes))
         return played, str(error.value)
@@ -165,8 +166,8 @@ def test_one_environment_one_worker_and_external_code_stay_in_one_process(
 
 
 def test_few_episodes_are_over_before_others_would_have_started(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(flows.simulation.whole_episodes, "working", lambda *_, **__: pytest.fail("others start"))
-    monkeypatch.setattr(flows.simulation.whole_episodes, "_TRIAL_S", 1e9)
+    monkeypatch.setattr(flows.simulation.workers, "working", lambda *_, **__: pytest.fail("others start"))
+    monkeypatch.setattr(flows.simulation.workers, "_TRIAL_S", 1e9)
     config = CollectConfig(env_id="CartPole-v1", policy="random", episodes=12, envs=3, workers=2)
     assert collect(store, config).episodes == 12
 

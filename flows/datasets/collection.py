@@ -29,6 +29,7 @@ from ..simulation import (
     Fingerprint,
     Named,
     NetworkActor,
+    Playing,
     Policy,
     Spaces,
     check_mode,
@@ -186,12 +187,14 @@ def _play(
     config: CollectConfig, policy: Policy, draft: ManifestDraft, seeds: range, *, first_id: int
 ) -> Generator[Episode]:
     """Play here and in other processes, or on a chosen runner; workers only play, this process writes."""
-    env_id, kwargs, mode = config.env_id, config.env_kwargs, draft.policy_mode or config.mode
-    options: dict[str, Any] = {"mode": mode, "max_steps": config.max_steps, "first_id": first_id}
+    mode = draft.policy_mode or config.mode
+    playing = Playing(
+        config.env_id, config.env_kwargs, policy, seeds, mode, config.max_steps, first_id=first_id, envs=config.envs
+    )
     if draft.engine == "envpool":
-        return play_pooled(env_id, kwargs, policy, seeds, lanes=config.envs, **options)
+        return play_pooled(playing)
     home = Fingerprint(draft.versions, draft.environment_code)
-    return play_episodes(env_id, kwargs, policy, seeds, envs=config.envs, workers=config.workers, home=home, **options)
+    return play_episodes(playing, workers=config.workers, home=home)
 
 
 def _plan(

@@ -25,7 +25,7 @@ from storage.store import Store
 from ..labelling import card_of
 from ..policies import load_policy
 from ..runtime import Report, silent
-from ..simulation import Actor, Home, Named, choose, find_home, look_up_spaces, play_episodes
+from ..simulation import Actor, Home, Named, Playing, choose, find_home, look_up_spaces, play_episodes
 from .refinement import Outcome
 
 EPISODES = 20
@@ -115,9 +115,7 @@ def best_of(versions: Sequence[Version]) -> Version:
 def _play(manifest: Manifest, home: Home, actor: Actor, report: Report, name: str) -> list[Episode]:
     seeds = range(FIRST_SEED, FIRST_SEED + EPISODES)
     episodes: list[Episode] = []
-    played = play_episodes(
-        home.env_id, home.env_kwargs, actor, seeds, mode="greedy", max_steps=manifest.max_steps, first_id=0
-    )
+    played = play_episodes(Playing(*home, actor, seeds, max_steps=manifest.max_steps))
     for episode in played:
         episodes.append(episode)
         report(f"feedback: {name}", len(episodes), EPISODES)

@@ -35,7 +35,7 @@ from .fingerprint import Fingerprint, code_of, look_up_fingerprint, take_fingerp
 from .flattening import Flattened, can_flatten, describe_flattened, flatten_rows
 from .frames import FrameRenderer
 from .replay import Branch, Ending, Replay, logged_action, play_branches, replay_episode
-from .rollouts import ENVIRONMENTS, returns_of, rollout
+from .rollouts import ENVIRONMENTS, Playing, returns_of, rollout
 from .trust import (
     Home,
     Named,
@@ -49,8 +49,7 @@ from .trust import (
     spelled,
     state_dir,
 )
-from .whole_episodes import play_episodes
-from .workers import play_policies
+from .workers import play_episodes, play_policies
 
 __all__ = [
     "ALLOWED",
@@ -71,6 +70,7 @@ __all__ = [
     "Home",
     "Named",
     "NetworkActor",
+    "Playing",
     "Policy",
     "RandomActor",
     "Replay",

@@ -16,7 +16,7 @@ from typing import Any
 import gymnasium
 import numpy as np
 
-from refine.policies import Acts, Mode, Past
+from refine.policies import Acts, Past
 from storage.errors import BadInput, Prerequisite
 from storage.schema import Array, Engine, Episode
 
@@ -24,7 +24,7 @@ from .actors import Actor, choose
 from .complaints import broken
 from .environments import Environment, Spaces, look_up_spaces, make_environment, spaces_of
 from .rollout_buffer import Tape, are_finite, not_finite
-from .rollouts import ENVIRONMENTS, acting_generator
+from .rollouts import Playing, acting_generator
 from .trust import Named
 
 POOL = 256
@@ -69,31 +69,13 @@ ENGINES: Mapping[Engine, Callable[[Named, Mapping[str, Any]], Environment]] = {
 """What makes one environment of an id and its arguments, by the engine that a manifest names."""
 
 
-def play_pooled(
-    env_id: Named,
-    env_kwargs: Mapping[str, Any],
-    policy: Actor,
-    seeds: Sequence[int],
-    *,
-    mode: Mode = "greedy",
-    max_steps: int | None = None,
-    first_id: int = 0,
-    lanes: int = ENVIRONMENTS,
-    pool_size: int = POOL,
-) -> Generator[Episode]:
-    """Play one episode per seed, `lanes` of them side by side.
+def play_pooled(playing: Playing[Actor], *, pool_size: int = POOL) -> Generator[Episode]:
+    """Play one episode per seed, several side by side.
 
-    An episode depends on its environment, policy, seed and mode, and not on the lanes beside it.
+    An episode depends on its environment, policy, seed and mode, and not on what is played beside it.
 
     Args:
-        env_id: an id that both Gymnasium and envpool know.
-        env_kwargs: arguments that both take.
-        policy: what acts.
-        seeds: seed of each episode, below 2**31, also for the policy's own chance.
-        mode: `greedy` or `sampled`.
-        max_steps: cut longer episodes there, as truncated; None leaves it to the environment.
-        first_id: `episode_id` of the first seed; the next ones count up.
-        lanes: episodes played at once.
+        playing: the episodes; Gymnasium and envpool know the environment and take its arguments; seeds are below 2**31.
         pool_size: environments that are made at once; never changes an episode.
 
     Yields:
@@ -103,12 +85,10 @@ def play_pooled(
         Prerequisite: as `make_pool` does.
         BadInput: as `make_pool` does.
     """
-    spaces = look_up_spaces(env_id, env_kwargs)
-    for start in range(0, len(seeds), pool_size):
-        some = seeds[start : start + pool_size]
-        pool = make_pool(env_id, env_kwargs, spaces, some)
-        playing = _Round(pool, some, spaces, lanes=lanes, max_steps=max_steps, first_id=first_id + start)
-        yield from playing.play(policy, mode)
+    spaces = look_up_spaces(playing.env_id, playing.env_kwargs)
+    for piece in playing.pieces(pool_size):
+        pool = make_pool(piece.env_id, piece.env_kwargs, spaces, piece.seeds)
+        yield from _Round(pool, piece, spaces).play()
 
 
 def make_pool(env_id: str, env_kwargs: Mapping[str, Any], spaces: Spaces, seeds: Sequence[int]) -> Any:
@@ -158,18 +138,10 @@ def _check_types(env_id: str, pool: Any, spaces: Spaces) -> None:
 class _Round:
     """The environments of one fresh pool, each playing its one episode, as many at a time as there are lanes."""
 
-    def __init__(
-        self,
-        pool: Any,
-        seeds: Sequence[int],
-        spaces: Spaces,
-        *,
-        lanes: int,
-        max_steps: int | None,
-        first_id: int,
-    ) -> None:
-        self._pool, self._seeds, self._max_steps, self._first_id = pool, seeds, max_steps, first_id
-        self._tape = Tape(min(lanes, len(seeds)), *spaces)
+    def __init__(self, pool: Any, playing: Playing[Actor], spaces: Spaces) -> None:
+        self._pool, self._playing = pool, playing
+        seeds = playing.seeds
+        self._tape = Tape(min(playing.envs, len(seeds)), *spaces)
         self._starts = pool.reset()[0].copy()  # first observation of every environment
         self._waiting = iter(range(len(seeds)))
         self._ids = np.zeros(self._tape.lanes, dtype=np.int32)  # of the environment that a lane shows
@@ -178,24 +150,24 @@ class _Round:
         self._running = np.array([lane for lane in range(self._tape.lanes) if self._begin(lane)])
         self._played: dict[int, Episode] = {}
 
-    def play(self, policy: Actor, mode: Mode) -> list[Episode]:
+    def play(self) -> list[Episode]:
         """Play all of them, in the order of the seeds."""
         while len(self._running):
-            self._tick(policy, mode)
-        return [self._played[place] for place in range(len(self._seeds))]
+            self._tick()
+        return [self._played[place] for place in range(len(self._playing.seeds))]
 
-    def _tick(self, policy: Actor, mode: Mode) -> None:
+    def _tick(self) -> None:
         tape, running = self._tape, self._running
         if tape.is_full:
             tape.make_room(int(self._firsts[running].min()))
         ids = self._ids[running]
         rngs = [self._rngs[place] for place in ids]
-        acts = choose(policy, tape.observations(running), self._past, mode=mode, rngs=rngs)
+        acts = choose(self._playing.policy, tape.observations(running), self._past, mode=self._playing.mode, rngs=rngs)
         following, rewards = tape.act(acts, running)
         following[running], rewards[running], terminated, truncated, _ = self._pool.step(acts.actions, ids)
         self._check(following, rewards, acts)
         tape.tick += 1
-        over = terminated | truncated | (tape.tick - self._firsts[running] == self._max_steps)
+        over = terminated | truncated | (tape.tick - self._firsts[running] == self._playing.max_steps)
         for place in np.flatnonzero(over):
             ended = bool(terminated[place])
             self._end(int(running[place]), ended, bool(truncated[place]) or not ended)
@@ -210,7 +182,7 @@ class _Round:
         for row, lane in enumerate(self._running):
             if wrong := not_finite(following[lane], rewards[lane], acts, row):
                 step = self._tape.tick - int(self._firsts[lane]) + wrong[0]
-                raise broken(self._first_id + int(self._ids[lane]), step, wrong[1])
+                raise broken(self._playing.first_id + int(self._ids[lane]), step, wrong[1])
 
     def _begin(self, lane: int) -> bool:
         """Put the next waiting environment into a lane; False if none waits."""
@@ -225,8 +197,8 @@ class _Round:
         place = int(self._ids[lane])
         columns = self._tape.cut(lane, int(self._firsts[lane]))
         self._played[place] = Episode(
-            episode_id=self._first_id + place,
-            seed=int(self._seeds[place]),
+            episode_id=self._playing.first_id + place,
+            seed=int(self._playing.seeds[place]),
             terminated=terminated,
             truncated=truncated,
             **columns,

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -30,6 +30,7 @@ from .rollout_buffer import (
     plain_observation,
     plain_reward,
 )
+from .trust import Named
 
 ENVIRONMENTS = 64
 MAKING_S = 0.05
@@ -54,6 +55,38 @@ class Progress(NamedTuple):
     def episodes(self) -> float:
         """What has been played, in whole episodes: on average half of each running one."""
         return self.ended + self.running / 2
+
+
+Acting_co = TypeVar("Acting_co", bound=Actor | Crowd, covariant=True)
+
+
+class Playing(NamedTuple, Generic[Acting_co]):
+    """Episodes to play: in which environment, by which policy, on which seeds, and how."""
+
+    env_id: Named  # as for `make_environment`
+    env_kwargs: Mapping[str, Any]
+    policy: Acting_co
+    seeds: Sequence[int]  # one per episode, for `reset(seed=...)` and for the policy's own chance
+    mode: Mode = "greedy"
+    max_steps: int | None = None  # cut longer episodes there, as truncated; None leaves it to the environment
+    first_id: int = 0  # `episode_id` of the first seed; the next ones count up
+    envs: int = ENVIRONMENTS  # side by side at most; never changes an episode
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What `rollout` and `play` are given alike."""
+        return {"mode": self.mode, "max_steps": self.max_steps, "first_id": self.first_id}
+
+    def after(self, done: int) -> Playing[Acting_co]:
+        """The episodes after the first ones."""
+        return self._replace(seeds=self.seeds[done:], first_id=self.first_id + done)
+
+    def pieces(self, size: int) -> list[Playing[Acting_co]]:
+        """All episodes, some at a time."""
+        return [
+            self._replace(seeds=self.seeds[start : start + size], first_id=self.first_id + start)
+            for start in range(0, len(self.seeds), size)
+        ]
 
 
 Enough = Callable[[Progress], bool]

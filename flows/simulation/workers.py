@@ -1,29 +1,38 @@
-"""Plays many policies on several workers, for the gate. Whole episodes for a dataset are in `whole_episodes.py`.
+"""Plays episodes on several workers: whole ones for a dataset, and the returns of many policies for the gate.
 
-Results are bit for bit the same with any number of processes. Playing loads NumPy and Gymnasium, no learner.
+Episodes and returns are bit for bit the same wherever they are played. Playing loads NumPy and Gymnasium, no learner.
 """
 
 from __future__ import annotations
 
 import json
 import threading
+import time
+import traceback
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import closing
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import ExitStack, closing, contextmanager
 from itertools import chain, islice
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from refine.policies import MlpPolicy, Mode
-from storage.schema import Array
+from storage.errors import BadInput, TrajnoteError
+from storage.schema import Array, Episode
 
-from ..runtime import core_count, parallel_map
-from .actors import Actor, Crowd
+from ..runtime import are_waiting, chosen_runner, core_count, parallel_map, working
+from .actors import Actor, Crowd, ForeignActor
 from .environments import Environment, EnvironmentMaker
-from .rollouts import make_some, play
+from .fingerprint import Fingerprint, look_up_fingerprint
+from .rollouts import Enough, Playing, Progress, Say, make_some, play, rollout, warn_of
 from .trust import Named
 
-_MOST, _LEAST = 32, 4  # episodes of a task, side by side in one process: more would be heard of late
+_CHUNK, _MOST = 8, 512  # whole episodes of a task: of unknown size, and at most
+_TRAVEL_BYTES, _TRAVEL_S = 16_000_000, 2.0  # about what the steps of a task may weigh, and take
+_TRIAL_S = 0.5  # seconds of playing after which it shows how long the rest would take
+_WORTH_S = 4.0  # seconds of playing from which on other processes are worth their start
+_MOST_ABREAST, _LEAST = 32, 4  # episodes of the gate's tasks, side by side in one process: more would be heard of late
 _MAKING_S = 0.5  # seconds for making environments that stay for the next tasks
 Advance = Callable[[int, int], None]
 _Summary = tuple[float, int]
@@ -31,14 +40,173 @@ _Summary = tuple[float, int]
 
 
 class _Task(NamedTuple):
-    """Some episodes, of one policy or of networks of one shape."""
+    """Whole episodes, and what their environment has to be."""
 
-    env_id: Named
-    env_kwargs: str  # canonical JSON, so that it can be a key
-    policy: Actor | Crowd
-    seeds: tuple[int, ...]
-    mode: Mode
-    max_steps: int | None
+    playing: Playing[Actor]
+    home: str | None  # hash of the environment's fingerprint, which is another one where it was changed
+
+    def after(self, done: int) -> _Task:
+        """The episodes after the first ones."""
+        return self._replace(playing=self.playing.after(done))
+
+    def pieces(self, size: int) -> list[_Task]:
+        """All episodes in tasks of some."""
+        return [self._replace(playing=piece) for piece in self.playing.pieces(size)]
+
+
+class _Played(NamedTuple):
+    """The result of a task."""
+
+    episodes: list[Episode]  # before the one that failed, if any
+    said: list[str]  # for the user
+    failure: TrajnoteError | None
+    has_begun: bool = True  # False: there is no such environment where it was played
+
+
+def play_episodes(
+    playing: Playing[Actor], *, workers: int | None = None, home: Fingerprint | None = None
+) -> Generator[Episode]:
+    """Play one episode per seed as `rollout` does: on the workers of the chosen runner, or as is fastest here.
+
+    Without a chosen runner this process plays the first episodes, and shares the others out to processes if they would
+    take long, or if the processes are there already. With one environment or worker it plays them all, and so it does
+    with external code, which may remember what it was asked.
+
+    Args:
+        playing: the episodes; their policy acts for all of them.
+        workers: processes at most; one per core when None.
+        home: what the environment has to be in other processes, too.
+
+    Yields:
+        Episodes in the order of the seeds, the same bits as from `rollout`.
+
+    Raises:
+        BadInput: as `play` does, after all episodes before the one that failed.
+    """
+    task = _Task(playing, home.sha256 if home else None)
+    if chosen_runner() is not None:
+        try:
+            with working(_play_there, task.pieces(_CHUNK), threadsafe=True) as played:
+                yield from _unpacked(played, warn_of)
+        except _LonelyError as error:
+            raise error.__cause__ or error from None
+        return
+    alone = playing.envs == 1 or isinstance(playing.policy, ForeignActor)
+    workers = 1 if alone else workers or core_count()
+    if workers == 1:
+        yield from _play_here(playing, None)
+        return
+    with ExitStack() as stack:
+        episodes = stack.enter_context(closing(_Trial(task, workers, stack).episodes()))
+        done = 0
+        try:
+            for episode in episodes:
+                yield episode
+                done += 1
+        except _LonelyError as error:
+            warn_of(f"{error} The other episodes are played in this process.")
+            yield from _play_here(playing.after(done), None)
+
+
+class _LonelyError(TrajnoteError):
+    """Why other processes cannot play these episodes."""
+
+
+class _Trial:
+    """The first episodes, played here, which show whether the others are worth the start of other processes.
+
+    Args:
+        task: all episodes.
+        workers: how many processes there are, or would be.
+        stack: closed when no more episodes are wanted.
+    """
+
+    def __init__(self, task: _Task, workers: int, stack: ExitStack) -> None:
+        self._task, self._workers, self._stack = task, workers, stack
+        self._patience = (0.0, _TRIAL_S) if are_waiting(workers) else (_TRIAL_S, _WORTH_S)
+        self._start = time.monotonic()
+        self._played: Iterator[_Played] = iter(())
+
+    def is_over(self, so_far: Progress) -> bool:
+        """As `Enough`; if it is, the waiting episodes begin in other processes."""
+        spent, (least, worth) = time.monotonic() - self._start, self._patience
+        waiting, each_s = len(self._task.playing.seeds) - so_far.ended - so_far.running, spent / so_far.episodes
+        if spent <= least or waiting * each_s <= worth:
+            return False
+        by_time, by_size = _TRAVEL_S / each_s, _TRAVEL_BYTES * so_far.episodes / so_far.nbytes
+        size = max(1, int(min(by_time, by_size, _MOST, waiting / (3 * self._workers))))
+        others = self._task.after(so_far.ended + so_far.running).pieces(size)
+        with _among_processes():
+            self._played = self._stack.enter_context(working(_play_there, others, self._workers, threadsafe=True))
+        return True
+
+    def episodes(self) -> Generator[Episode]:
+        """All episodes, wherever they are played."""
+        yield from _play_here(self._task.playing, self.is_over)
+        yield from _unpacked(self._played, None)
+
+
+def _play_here(playing: Playing[Actor], enough: Enough | None) -> Generator[Episode]:
+    make = EnvironmentMaker(playing.env_id, playing.env_kwargs)
+    return rollout(make, playing.policy, playing.seeds, envs=playing.envs, enough=enough, **playing.options)
+
+
+def _unpacked(played: Iterator[_Played], say: Say | None) -> Generator[Episode]:
+    """The episodes of tasks that were played elsewhere; what is said there is said once.
+
+    Raises:
+        BadInput: as `play_episodes` does.
+        _LonelyError: when there is no such environment there, or a process died.
+    """
+    heard: set[str] = set()
+    with _among_processes():
+        for episodes, said, failure, has_begun in played:
+            yield from episodes
+            for sentence in said:
+                if say is not None and sentence not in heard:
+                    say(sentence)
+            heard.update(said)
+            if failure is not None:
+                raise failure if has_begun else _LonelyError(f"{failure}") from failure
+
+
+@contextmanager
+def _among_processes() -> Generator[None]:
+    """Processes that die are no reason to end."""
+    try:
+        yield
+    except TrajnoteError as error:
+        if isinstance(error.__cause__, BrokenProcessPool):
+            raise _LonelyError(error.problem) from error
+        raise
+
+
+def _play_there(task: _Task) -> _Played:
+    playing, played = task.playing, _Played([], [], None)
+    try:
+        environments = _keep_environments(playing)
+        _require_home(task)
+    except TrajnoteError as error:
+        return played._replace(failure=_bare(error), has_begun=False)
+    lanes = environments[: min(len(playing.seeds), playing.envs)]
+    try:
+        played.episodes.extend(play(lanes, playing.policy, playing.seeds, say=played.said.append, **playing.options))
+    except BadInput as error:
+        return played._replace(failure=_bare(error))
+    return played
+
+
+def _bare(error: TrajnoteError) -> TrajnoteError:
+    """The error with its cause as a note, since causes do not travel."""
+    if error.__cause__ is not None:
+        error.add_note("".join(traceback.format_exception(error.__cause__)))
+    return error
+
+
+def _require_home(task: _Task) -> None:
+    env_id, env_kwargs = task.playing.env_id, task.playing.env_kwargs
+    if task.home is not None and look_up_fingerprint(env_id, env_kwargs).sha256 != task.home:
+        raise BadInput(f"Other processes find another {env_id}: its code has changed, or was changed here alone.")
 
 
 class _Share(NamedTuple):
@@ -81,16 +249,15 @@ def play_policies(
     Raises:
         TrajnoteError: when a process died, for example because memory ran out.
     """
-    kwargs = json.dumps(dict(env_kwargs or {}), sort_keys=True)
     own = _seeds_of_each(seeds, len(policies))
     episodes = [(policy, seed) for policy, each in zip(policies, own, strict=True) for seed in each]
     shares = list(_share_out([policy for policy, _ in episodes], workers or core_count()))
     tasks = [
-        _Task(env_id, kwargs, policy, tuple(episodes[place][1] for place in places), mode, max_steps)
+        Playing(env_id, dict(env_kwargs or {}), policy, tuple(episodes[place][1] for place in places), mode, max_steps)
         for policy, places in shares
     ]
     alone = workers == 1 or len(tasks) <= 1
-    shared = _play_here(tasks) if alone else parallel_map(_play_in_worker, tasks, workers, threadsafe=True)
+    shared = _sum_here(tasks) if alone else parallel_map(_sum_there, tasks, workers, threadsafe=True)
     with closing(shared) as played:
         summaries = _in_order(played, chain.from_iterable(share.places for share in shares), len(episodes), advance)
         for each in own:
@@ -131,7 +298,7 @@ def _share_out(policies: Sequence[Actor], workers: int) -> Generator[_Share]:
     begin = 0
     while begin < len(policies):
         first, end = _kind(policies[begin]), begin + 1
-        while end < min(begin + workers * _MOST, len(policies)) and _kind(policies[end]) == first:
+        while end < min(begin + workers * _MOST_ABREAST, len(policies)) and _kind(policies[end]) == first:
             end += 1
         tasks = min(workers, -(-(end - begin) // _LEAST))
         for turn in range(tasks):
@@ -149,20 +316,26 @@ def _kind(policy: Actor) -> str | int:
     return policy.shape if isinstance(policy, MlpPolicy) else id(policy)
 
 
-def _play_here(tasks: Sequence[_Task]) -> Generator[list[_Summary]]:
+def _sum_here(tasks: Sequence[Playing[Actor | Crowd]]) -> Generator[list[_Summary]]:
     """Episode by episode, so that those before an interruption are known."""
     environments: list[Environment] = []
     try:
         for task in tasks:
-            environments = environments or _make(task.env_id, task.env_kwargs)
-            yield from ([summary] for summary in _play(task, environments))
+            environments = environments or _make(task)
+            yield from ([summary] for summary in _sum(task, environments))
     finally:
         for environment in environments:
             environment.close()
 
 
-def _play_in_worker(task: _Task) -> list[_Summary]:
-    return list(_play(task, kept_environments(task.env_id, task.env_kwargs)))
+def _sum_there(task: Playing[Actor | Crowd]) -> list[_Summary]:
+    return list(_sum(task, _keep_environments(task)))
+
+
+def _sum(task: Playing[Actor | Crowd], environments: Sequence[Environment]) -> Iterator[_Summary]:
+    lanes = environments[: len(task.seeds)]
+    episodes = play(lanes, task.policy, task.seeds, say=None, **task.options)
+    return ((episode.return_, len(episode)) for episode in episodes)
 
 
 class _Kept(threading.local):
@@ -175,22 +348,17 @@ class _Kept(threading.local):
 _kept = _Kept()
 
 
-def kept_environments(env_id: Named, env_kwargs: str) -> Sequence[Environment]:
-    """Up to 64 environments, made by the first task that needs them; `env_kwargs` is JSON."""
-    if _kept.key != (env_id, env_kwargs):
+def _keep_environments(task: Playing[Actor | Crowd]) -> Sequence[Environment]:
+    """Up to 32 environments, made by the first task that needs them."""
+    key = task.env_id, json.dumps(dict(task.env_kwargs), sort_keys=True)
+    if _kept.key != key:
         for environment in _kept.environments:
             environment.close()
         _kept.key, _kept.environments = None, ()
-        _kept.environments = _make(env_id, env_kwargs)
-        _kept.key = env_id, env_kwargs
+        _kept.environments = _make(task)
+        _kept.key = key
     return _kept.environments
 
 
-def _make(env_id: Named, env_kwargs: str) -> list[Environment]:
-    return make_some(EnvironmentMaker(env_id, json.loads(env_kwargs)), _MOST, _MAKING_S)
-
-
-def _play(task: _Task, environments: Sequence[Environment]) -> Iterator[_Summary]:
-    playing = environments[: len(task.seeds)]
-    episodes = play(playing, task.policy, task.seeds, mode=task.mode, max_steps=task.max_steps, say=None)
-    return ((episode.return_, len(episode)) for episode in episodes)
+def _make(task: Playing[Actor | Crowd]) -> list[Environment]:
+    return make_some(EnvironmentMaker(task.env_id, task.env_kwargs), _MOST_ABREAST, _MAKING_S)
