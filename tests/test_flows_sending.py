@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from flows.cli import make_app
 from storage.catalog.connection import Catalog, create_file
-from storage.catalog.migrations import MIGRATIONS, migrate
+from storage.catalog.tables import MIGRATIONS, migrate
 from storage.errors import BadInput
 from storage.store import Store
 

@@ -17,7 +17,7 @@ import pytest
 
 from storage.catalog.connection import Catalog, Connection, insert_rows
 from storage.catalog.engine import latch_of
-from storage.catalog.migrations import MIGRATIONS, Migration, catalog_version, migrate
+from storage.catalog.tables import MIGRATIONS, Migration, catalog_version, migrate
 from storage.errors import BadInput, CatalogLocked, DamagedStore, Prerequisite
 from storage.store import Store
 

@@ -23,7 +23,7 @@ from storage.annotations.rules import (
     summarise_rules,
 )
 from storage.catalog.connection import Catalog, insert_rows
-from storage.catalog.migrations import MIGRATIONS, migrate
+from storage.catalog.tables import MIGRATIONS, migrate
 from storage.datasets.reader import read_steps
 from storage.errors import BadInput
 from storage.expressions import read_predicate

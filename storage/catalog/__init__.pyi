@@ -1,8 +1,19 @@
-from .columns import AGREEMENT_SHARE, Described, component_columns, described_tables, same_action
 from .connection import Catalog, Connection, Row, create_file, insert_rows, is_corrupt, rows_of
-from .integrity import inspect_shards, suspect_shards
-from .migrations import MIGRATIONS, catalog_version, create_tables, is_newest, migrate
 from .rule_views import StoredList, StoredRule, count_decisions_of, scan_steps
+from .tables import (
+    AGREEMENT_SHARE,
+    MIGRATIONS,
+    Described,
+    catalog_version,
+    component_columns,
+    create_tables,
+    described_tables,
+    inspect_shards,
+    is_newest,
+    migrate,
+    same_action,
+    suspect_shards,
+)
 from .views import look_at_views, refresh_views
 
 __all__ = [

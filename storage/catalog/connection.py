@@ -1,6 +1,6 @@
 """The DuckDB catalog: short-lived connections, one writer at a time, and a bounded wait for the file's lock.
 
-It does not know the tables (`migrations.py`), the views (`views.py`) or what the rows mean.
+It does not know the tables (`tables.py`), the views (`views.py`) or what the rows mean.
 """
 
 from __future__ import annotations

@@ -17,8 +17,8 @@ from ..errors import BadInput
 from ..expressions import PREVIOUS, Expression, number_sql
 from ..formulas import STEP, FormulaReader, Term
 from ..schema import Space
-from .columns import component_columns, same_action
 from .connection import Connection
+from .tables import component_columns, same_action
 
 _CREATE = "CREATE OR REPLACE VIEW "
 _LOGGED = "observation, action, action_vector, action_name, reward"
@@ -351,3 +351,5 @@ FROM annotations WHERE critical
 UNION ALL BY NAME
 SELECT dataset_id, episode_id, step, run_id, rule_id, suggested_action, suggested_label, confidence, rationale, model
 FROM rule_labels WHERE critical"""
+NO_RULES: Sequence[str] = (_ruled_steps(()), _rule_labels(()), _CRITICAL_STEPS)
+"""The views where there is no rule."""

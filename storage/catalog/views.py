@@ -1,7 +1,7 @@
 """The views that people query: steps over the Parquet files, annotations joined to them, opinions, rules and summaries.
 
 They are text made from the `datasets` table, the store's absolute path and the files that are there; one whose text has
-changed is made again. A dataset of which a file is damaged (`integrity.py`) is left out; the others can be asked. Views
+changed is made again. A dataset of which a file is damaged (`tables.py`) is left out; the others can be asked. Views
 whose text cannot depend on a dataset are the files `views/*.sql`.
 """
 
@@ -15,18 +15,20 @@ from typing import NamedTuple
 
 from ..content_hash import canonical_json, sha256_bytes, sql_name, sql_text
 from ..schema import Space
-from .columns import (
+from .connection import Connection
+from .rule_views import NO_RULES, rule_views
+from .tables import (
     JOINED_TYPES,
     KEY_TYPES,
     NOTE_TYPES,
     STEP_TYPES,
+    Inspection,
     comment_on,
     component_columns,
+    inspect_shards,
+    note_shards,
     same_action,
 )
-from .connection import Connection
-from .integrity import Inspection, inspect_shards, note_shards
-from .rule_views import rule_views
 
 _CREATE = "CREATE OR REPLACE VIEW "
 _VOTED_TYPES = {**KEY_TYPES, "majority_action": "DOUBLE[]", "majority_label": "VARCHAR"}
@@ -169,8 +171,8 @@ def _hash(*texts: str) -> str:
 def _made_by() -> str:
     """A hash of what writes the views and the tables below them: modules and `.sql` files."""
     here, root = Path(__file__).parent, Path(__file__).parents[1]
-    code = [here / f"{name}.py" for name in ("views", "rule_views", "columns", "migrations")]
-    code += [root / "expressions.py", root / "formulas.py", here / "comments.toml"]
+    code = [here / f"{name}.py" for name in ("views", "rule_views", "tables")]
+    code += [root / "content_hash.py", root / "expressions.py", root / "formulas.py", here / "comments.toml"]
     code += [*sorted(_FOLDER.glob("*.sql")), *sorted((here / "migrations").glob("*.sql"))]
     return sha256_bytes(b"".join(path.read_bytes() for path in code))
 
@@ -184,10 +186,16 @@ def _views(con: Connection, everything: Sequence[_Dataset], damaged: Container[s
         _view("steps", [_no_rows(KEY_TYPES | STEP_TYPES), *map(_steps_of, scans)]),
         _view("annotated_steps", [noted, *map(_annotated_steps_of, scans)]),
         *_opinion_views(_speak_alike(everything)),
-        *rule_views(con, [(d.dataset_id, d.action_space, d.component_names) for d in datasets]),
+        *_rule_views(con, datasets),
         *map(_read_view, _SUMMARIES),
     ]
     return {sql.removeprefix(_CREATE).split(" ", 1)[0]: sql for sql in statements}
+
+
+def _rule_views(con: Connection, datasets: Sequence[_Dataset]) -> Sequence[str]:
+    if con.execute("SELECT 1 FROM rules LIMIT 1").fetchone() is None:
+        return NO_RULES
+    return rule_views(con, [(d.dataset_id, d.action_space, d.component_names) for d in datasets])
 
 
 def _components(everything: Sequence[_Dataset], damaged: Container[str]) -> list[str]:
