@@ -35,7 +35,7 @@ def shared(monkeypatch: pytest.MonkeyPatch) -> Generator[list[int]]:
     tasks: list[int] = []
 
     def spy(work: Callable[[Any], Any], items: Sequence[Any], *rest: Any, **options: Any) -> Any:
-        tasks.extend(len(item.seeds) for item in items)
+        tasks.extend(len(item.playing.seeds) for item in items)
         return working(work, items, *rest, **options)
 
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parents[1])]))
