@@ -30,7 +30,7 @@ from .tables import (
     same_action,
 )
 
-_CREATE = "CREATE OR REPLACE VIEW "
+_CREATE, _CREATE_MACRO = "CREATE OR REPLACE VIEW ", "CREATE OR REPLACE MACRO "
 _VOTED_TYPES = {**KEY_TYPES, "majority_action": "DOUBLE[]", "majority_label": "VARCHAR"}
 _TALLY_TYPES = _VOTED_TYPES | {"opinions": "BIGINT", "majority_share": "DOUBLE", "agreement": "DOUBLE"}
 _VOTE_TYPES = {"annotation_id": "VARCHAR", "opinion": "VARCHAR", **_VOTED_TYPES, "with_majority": "BOOLEAN"}
@@ -76,6 +76,7 @@ class _Scan(NamedTuple):
 
     like: _Dataset  # any of them
     dataset_id: str  # SQL of it, from a row of the files that is called `logged`
+    name: str  # of the macro that reads them, so that no view changes with the list of files
     files: str  # SQL of the table of all their rows
 
 
@@ -109,7 +110,9 @@ def look_at_views(con: Connection, rollouts: Path) -> ViewState:
     if not found.news and marks.get("all") == _mark(rollouts, found, rules):
         return ViewState(found.damaged, True, "")
     script = ";\n".join(_views(con, _datasets(con, rollouts, found), found.damaged).values())
-    return ViewState(found.damaged, False, script.replace(_CREATE, "CREATE OR REPLACE TEMP VIEW "))
+    for start in (_CREATE, _CREATE_MACRO):
+        script = script.replace(start, start.replace("REPLACE", "REPLACE TEMP"))
+    return ViewState(found.damaged, False, script)
 
 
 def refresh_views(con: Connection, rollouts: Path) -> Mapping[str, str]:
@@ -178,7 +181,7 @@ def _made_by() -> str:
 
 
 def _views(con: Connection, everything: Sequence[_Dataset], damaged: Container[str]) -> dict[str, str]:
-    """The statement that makes each view, by its name, in an order in which each finds what it needs."""
+    """The statement that makes each view, and each macro below them, by its name, each after what it needs."""
     datasets = [dataset for dataset in everything if dataset.dataset_id not in damaged]
     scans = _scan_together(datasets)
     noted = _no_rows(NOTE_TYPES | STEP_TYPES | JOINED_TYPES)
@@ -189,7 +192,8 @@ def _views(con: Connection, everything: Sequence[_Dataset], damaged: Container[s
         *_rule_views(con, datasets),
         *map(_read_view, _SUMMARIES),
     ]
-    return {sql.removeprefix(_CREATE).split(" ", 1)[0]: sql for sql in statements}
+    macros = {scan.name: f"{_CREATE_MACRO}{scan.name}() AS TABLE SELECT * FROM {scan.files}" for scan in scans}
+    return macros | {sql.removeprefix(_CREATE).split(" ", 1)[0]: sql for sql in statements}
 
 
 def _rule_views(con: Connection, datasets: Sequence[_Dataset]) -> Sequence[str]:
@@ -233,12 +237,15 @@ def _scan_together(datasets: Sequence[_Dataset]) -> list[_Scan]:
 
     Their rows are told apart by the folder of the file; DuckDB opens no file that a condition on the dataset rules out.
     """
-    return [
-        _Scan(alike[0], "split_part(logged.filename, '/', -2)", f"read_parquet([{_paths(alike)}], filename = true)")
-        if len(alike) > 1
-        else _Scan(alike[0], sql_text(alike[0].dataset_id), f"read_parquet([{_paths(alike)}])")
-        for alike in _grouped(datasets, lambda dataset: dataset.kind)
-    ]
+    scans: list[_Scan] = []
+    for alike in _grouped(datasets, lambda dataset: dataset.kind):
+        name = f"logged_{_hash(alike[0].kind)[:12]}"
+        if len(alike) == 1:
+            scans.append(_Scan(alike[0], sql_text(alike[0].dataset_id), name, f"read_parquet([{_paths(alike)}])"))
+            continue
+        files = f"read_parquet([{_paths(alike)}], filename = true)"
+        scans.append(_Scan(alike[0], "split_part(logged.filename, '/', -2)", name, files))
+    return scans
 
 
 def _speak_alike(datasets: Sequence[_Dataset]) -> list[_Spoken]:
@@ -264,7 +271,7 @@ def _grouped(datasets: Sequence[_Dataset], key: Callable[[_Dataset], str]) -> li
 
 def _steps_of(scan: _Scan) -> str:
     names = ", ".join(f"{value} AS {name}" for name, value in _step_columns(scan.like).items())
-    return f"SELECT {scan.dataset_id} AS dataset_id, episode_id, step, {names} FROM {scan.files} AS logged"
+    return f"SELECT {scan.dataset_id} AS dataset_id, episode_id, step, {names} FROM {scan.name}() AS logged"
 
 
 def _step_columns(dataset: _Dataset) -> dict[str, str]:
@@ -306,7 +313,7 @@ def _annotated_steps_of(scan: _Scan) -> str:
     {steps},
     {agreement} AS agrees, episodes.return_, episodes.length{components}
 FROM annotations AS notes
-JOIN {scan.files} AS logged
+JOIN {scan.name}() AS logged
     ON notes.dataset_id = {scan.dataset_id} AND notes.episode_id = logged.episode_id AND notes.step = logged.step
 JOIN episodes ON episodes.dataset_id = notes.dataset_id AND episodes.episode_id = notes.episode_id"""
 
