@@ -43,6 +43,12 @@ class Labels:
     def __len__(self) -> int:
         return len(self.rows)
 
+    def has_suggestion(self, rows: int) -> NDArray[np.bool_]:
+        """Which of a dataset's N rows have a suggestion that counts, (N,); `np.unique` of many rows takes a minute."""
+        found = np.zeros(rows, np.bool_)
+        found[self.rows[self.weights > 0]] = True
+        return found
+
     @property
     def identity(self) -> dict[str, str]:
         """A hash of each column, by its name; what decides a training."""
@@ -109,7 +115,7 @@ def check_labels(labels: Labels, steps: StepArrays, action_space: Space) -> None
 
 def covers_most_steps(labels: Labels, steps: StepArrays) -> bool:
     """Whether at least half of the logged steps have a suggestion: advice that speaks for every state, or nearly."""
-    return 2 * len(np.unique(labels.rows[labels.weights > 0])) >= int(np.count_nonzero(~steps.is_final))
+    return 2 * int(np.count_nonzero(labels.has_suggestion(len(steps)))) >= int(np.count_nonzero(~steps.is_final))
 
 
 def arm_labels(arm: Arm, labels: Labels, steps: StepArrays, action_space: Space, rng: np.random.Generator) -> Labels:

@@ -130,7 +130,7 @@ def fit_noise(policy: MlpPolicy, baseline: MlpPolicy, steps: StepArrays, labels:
     means, suggestions = policy.forward(steps.observation[labels.rows[used]]), labels.suggestions[used]
     errors = np.abs(np.clip(means, *action_bounds(space)) - suggestions)
     squares = np.square(_OF_MEDIAN * _weighted_median(errors, labels.weights[used]))
-    plain = np.setdiff1d(np.flatnonzero(~steps.is_final), labels.rows[labels.weights > 0])
+    plain = np.flatnonzero(~(steps.is_final | labels.has_suggestion(len(steps))))
     if len(plain):
         seen = steps.observation[plain[_spread_over(len(plain))]]
         distances = policy.forward(seen) - baseline.forward(seen)
