@@ -39,6 +39,9 @@ test: .venv/installed
 # Each process has one core, and leaves its bytecode to the many that follow it.
 quick tests soak: export OMP_NUM_THREADS := 1
 quick tests soak: export PYTHONDONTWRITEBYTECODE :=
+# Files of tests lie in memory where 4 GB of it serve as a disk: thousands of small commits wait for no other one.
+quick tests soak: export PYTEST_DEBUG_TEMPROOT := $(shell df -Pk /dev/shm 2> /dev/null | \
+	awk '$$1 == "tmpfs" && $$4 > 4000000 {print "/dev/shm"}')
 
 quick: .venv/installed
 	$(PYTEST) -m "not slow"

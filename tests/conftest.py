@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from kept_catalogs import kept_catalogs
+from soak import SOAK
 from store_state import lend
 
 from storage.store import Store
@@ -33,7 +35,6 @@ LONGEST = (
     "flows_interrupt",
     "storage_sharing",
     "annotate_failures",
-    "flows_trust",
     "flows_report_browser",
     "flows_review_browser",
     "docs",
@@ -54,6 +55,29 @@ TOGETHER = {
     **dict.fromkeys(("flows_report", "flows_report_browser", "flows_watch"), "one judged store"),
 }
 """Files whose tests run in one process, and what they share there."""
+ALONE = {
+    "annotate_batches",
+    "annotate_failures",
+    "annotate_hostile",
+    "annotate_importing",
+    "annotate_opinions",
+    "annotate_reviews",
+    "annotate_rules",
+    "annotate_run",
+    "annotate_settling",
+    "annotate_why",
+    "flows_ablate",
+    "flows_appraise",
+    "flows_cli",
+    "flows_evaluate",
+    "flows_gold",
+    "flows_hostile",
+    "flows_improve",
+    "flows_promote",
+    "flows_relabelling",
+    "storage_queries",
+}
+"""Files whose stores no other process uses while their tests run, so that attaching them once a test is enough."""
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -84,6 +108,16 @@ def fresh_doors() -> Iterator[None]:
     for module in filter(None, map(sys.modules.get, DOORS)):
         for each in module.__all__:
             vars(module).pop(each, None)
+
+
+@pytest.fixture(autouse=True)
+def attached_once(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Tests that have their stores for themselves attach them once; in a soak each use attaches them."""
+    if SOAK or request.path.stem.removeprefix("test_") not in ALONE:
+        yield
+        return
+    with kept_catalogs():
+        yield
 
 
 @pytest.fixture(scope="session", autouse=True)

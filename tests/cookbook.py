@@ -20,8 +20,14 @@ _SMALL = ["--select", "4", "--accept", "10", "--report", "10", "--draws", "2", "
 Run = Callable[[list[str]], str]
 
 
-def build_store(folder: Path, run: Run) -> None:
-    """Fill `trajnote-store` of a folder that holds the examples, through the command line."""
+def build_store(folder: Path, run: Run, *brief: str) -> None:
+    """Fill `trajnote-store` of a folder that holds the examples, through the command line.
+
+    Args:
+        folder: the current one.
+        run: the command line.
+        brief: options of `refine` that shorten it, where its numbers do not matter.
+    """
     asked = ["annotate", "run", "--provider", "file", "--model", RIVAL]
     run(["import", f"{_EXAMPLE}/rollouts"])
     run(["annotate", "run", "--provider", "recorded", "--answers", f"{_EXAMPLE}/answers.jsonl", "--model", "claude"])
@@ -32,7 +38,7 @@ def build_store(folder: Path, run: Run) -> None:
     (folder / "answers.jsonl").write_text("".join(json.dumps(reply) + "\n" for reply in replies))
     run([*asked, "--answers", "answers.jsonl"])
     run(["annotations", "replay", "--limit", "12", "--policy", _BASELINE])
-    run(["refine", *_SMALL, "--baseline", _BASELINE])
+    run(["refine", *_SMALL, "--baseline", _BASELINE, *brief])
 
 
 def questions() -> list[tuple[Block, Block | None, bool]]:

@@ -24,7 +24,7 @@ def test_every_question_has_the_answer_of_the_page(
     (tmp_path / "examples").symlink_to(ROOT / "examples")
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("TRAJNOTE_STORE", raising=False)
-    build_store(tmp_path, run)
+    build_store(tmp_path, run, "--betas", "0.1", "--snapshots", "30")
     for block, answer, varies in questions():
         printed = "\n".join(line.rstrip() for line in run(["sql", block.content]).rstrip().splitlines())
         assert answer is not None, f"line {block.line}: run python tests/cookbook.py"

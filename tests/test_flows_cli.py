@@ -74,6 +74,12 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return store.root
 
 
+@pytest.fixture(scope="module")
+def untouched(template: Path) -> dict[str, object]:
+    """What each copy of that store holds."""
+    return contents(lend(template))
+
+
 @pytest.fixture
 def known(template: Path, tmp_path: Path) -> Path:
     """A store with the shipped CartPole rollouts."""
@@ -210,12 +216,13 @@ BAD_COMMANDS: dict[str, tuple[list[str], int, list[str]]] = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", BAD_COMMANDS)
-def test_bad_input_is_one_line_and_leaves_the_store_as_it_was(name: str, call: Call, known: Path) -> None:
+def test_bad_input_is_one_line_and_leaves_the_store_as_it_was(
+    name: str, call: Call, known: Path, untouched: dict[str, object]
+) -> None:
     words, code, expected = BAD_COMMANDS[name]
     Path("file").write_text("not a store")
-    before = contents(known)
     refused(call(*words), code, *expected)
-    assert contents(known) == before
+    assert contents(known) == untouched
     assert Path("file").read_text() == "not a store"
 
 
@@ -283,13 +290,12 @@ def test_a_wrong_claim_of_a_card_is_shown_with_its_evidence(call: Call) -> None:
     ),
 )
 def test_one_bad_label_keeps_all_of_a_file_out(
-    call: Call, known: Path, change: dict[str, object], expected: list[str]
+    call: Call, known: Path, untouched: dict[str, object], change: dict[str, object], expected: list[str]
 ) -> None:
     good = {"dataset_id": CARTPOLE, "episode_id": 0, "step": 65, "suggested_action": "push_left"}
     Path("labels.jsonl").write_text(f"{json.dumps(good)}\n{json.dumps({**good, 'step': 3, **change})}\n")
-    before = contents(known)
     refused(call("annotations", "import", "labels.jsonl"), 2, *expected)
-    assert contents(known) == before
+    assert contents(known) == untouched
 
 
 @pytest.mark.slow

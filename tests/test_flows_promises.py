@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Callable
 from functools import partial
@@ -10,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from soak import every
+from soak import SOAK
 
 from flows.datasets.collection import CollectConfig, collect
 from flows.simulation import rollouts as rollouts
@@ -31,33 +32,37 @@ def config(name: str, **changes: Any) -> CollectConfig:
     return CollectConfig(**{**given, **changes})
 
 
+BROKEN = [
+    ("NanReward", "Episode 2, step 2: its reward is not finite: nan"),
+    ("InfReward", "Episode 2, step 2: its reward is not finite: -inf"),
+    ("NoReward", "Episode 2, step 2: its reward is None; a single number"),
+    ("ListReward", r"Episode 2, step 2: its reward is array\(\[1\.\]\) of shape \(1,\); a single number"),
+    ("TextReward", "Episode 2, step 2: its reward is 'much'; a single number"),
+    ("NanObservation", r"Episode 2, step 3: its observation is not finite: \[nan, 0.0\]"),
+    ("InfObservation", r"Episode 2, step 3: its observation is not finite: \[0.0, inf\]"),
+    ("HugeObservation", "Episode 2, step 3: its observation is not finite"),
+    ("LongObservation", r"Episode 2, step 2: its observation is .* of shape \(3,\); .* of shape \(2,\)"),
+    ("ShortObservation", r"Episode 2, step 2: its observation is .* of shape \(1,\); .* of shape \(2,\)"),
+    ("NoObservation", r"Episode 2, step 2: its observation is None of shape \(\)"),
+    ("RaggedObservation", "Episode 2, step 2: its observation is a list of lists of different lengths"),
+    ("HalfInteger", r"Episode 2, step 2: its observation \[0.5, 0.0\] is not int64"),
+    ("Crash", "Episode 2, step 2: its environment raised RuntimeError: sensor lost"),
+]
+AT_ONCE = (1, 4)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("name", "message"),
-    every(
-        [
-            ("NanReward", "Episode 2, step 2: its reward is not finite: nan"),
-            ("InfReward", "Episode 2, step 2: its reward is not finite: -inf"),
-            ("NoReward", "Episode 2, step 2: its reward is None; a single number"),
-            ("ListReward", r"Episode 2, step 2: its reward is array\(\[1\.\]\) of shape \(1,\); a single number"),
-            ("TextReward", "Episode 2, step 2: its reward is 'much'; a single number"),
-            ("NanObservation", r"Episode 2, step 3: its observation is not finite: \[nan, 0.0\]"),
-            ("InfObservation", r"Episode 2, step 3: its observation is not finite: \[0.0, inf\]"),
-            ("HugeObservation", "Episode 2, step 3: its observation is not finite"),
-            ("LongObservation", r"Episode 2, step 2: its observation is .* of shape \(3,\); .* of shape \(2,\)"),
-            ("ShortObservation", r"Episode 2, step 2: its observation is .* of shape \(1,\); .* of shape \(2,\)"),
-            ("NoObservation", r"Episode 2, step 2: its observation is None of shape \(\)"),
-            ("RaggedObservation", "Episode 2, step 2: its observation is a list of lists of different lengths"),
-            ("HalfInteger", r"Episode 2, step 2: its observation \[0.5, 0.0\] is not int64"),
-            ("Crash", "Episode 2, step 2: its environment raised RuntimeError: sensor lost"),
-        ],
-        2,
-    ),
+    ("case", "envs"),
+    list(itertools.product(BROKEN, AT_ONCE))
+    if SOAK
+    else list(zip(BROKEN[::2], itertools.cycle(AT_ONCE), strict=False)),
+    ids=lambda given: given[0] if isinstance(given, tuple) else str(given),
 )
-@pytest.mark.parametrize("envs", [1, 4])
 def test_what_cannot_be_stored_is_named_and_the_episodes_before_it_are_kept(
-    store: Store, name: str, message: str, envs: int
+    store: Store, case: tuple[str, str], envs: int
 ) -> None:
+    name, message = case
     with pytest.raises(BadInput, match=message) as refusal:
         collect(store, config(name, envs=envs))
     assert (
