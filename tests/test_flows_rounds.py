@@ -14,10 +14,12 @@ from store_state import ask, state_of
 from toy_environment import CARD, TOY, Answer, answers_of, make_baseline, save_folder, small_config, write_labels
 
 from annotate.importing.labels import import_annotations
+from annotate.prompting.feedback import Measured
 from annotate.prompting.requests import AnnotateConfig
 from annotate.prompting.selection import select_episodes
 from flows.datasets.collection import CollectConfig
 from flows.labelling.annotation import LabelConfig, write_questions
+from flows.refinement.feedback import Version, best_of
 from flows.refinement.present import show_rounds
 from flows.refinement.refinement import ImproveConfig, Outcome, improve
 from flows.refinement.rounds import RoundsConfig, Series, Work, check_seeds, plain_work, plan_round, run_rounds
@@ -283,6 +285,23 @@ def test_an_annotator_betters_its_list_as_long_as_that_gains_something_and_the_b
     assert shown_rounds.values["policy_id"] == series.rounds[1].outcome.comparison.policy_id
     assert f"best list: {second.list_id}, of round 2" in shown_rounds.sentences[1]
     assert rows(config.store, "SELECT count(*), count(parent_id) FROM rule_lists") == [(3, 2)]
+
+
+def test_a_series_goes_on_while_a_list_or_its_imitation_gains_and_the_best_imitation_counts() -> None:
+    first, copied, both_worse, better_played = (version(*pair) for pair in ((12, -17), (1, 1), (11, 0), (13, -5)))
+    assert first.gains([])
+    assert copied.gains([first])
+    assert not both_worse.gains([first, copied])
+    assert not version(12, 1).gains([first, copied])
+    assert better_played.gains([first, copied])
+    assert best_of([first, copied, better_played]) is copied
+    assert best_of([copied, version(1, 1)]) is copied
+
+
+def version(played: float, refined: float) -> Version:
+    returns = {"played": played, "refined": refined, "baseline": -19}
+    measured: dict[str, Any] = {name: Measured(mean, mean - 1, mean + 1) for name, mean in returns.items()}
+    return Version(list_id="l", parent_id=None, environment_steps=0, text="", **measured)
 
 
 def reply(folder: Path, number: int, law: dict[str, Any]) -> str:
