@@ -6,32 +6,27 @@ import sys
 from collections.abc import Mapping
 from contextlib import redirect_stdout
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from .options import (
     DEFAULT_STORE,
-    ActingOption,
     DatasetNameOption,
     DatasetOption,
-    EngineOption,
     EnvKwargsOption,
-    EnvOption,
-    EnvsOption,
-    EpisodesOption,
     JsonOption,
-    MaxStepsOption,
     NewCardOption,
-    PolicyOption,
-    RawOption,
     RunOption,
     StoreOption,
-    TrustFileOption,
     TrustOption,
-    WorkersOption,
+    collect_options,
+    taking,
 )
 from .output import format_of, print_json, print_lines, progress_bars
+
+if TYPE_CHECKING:
+    from ..datasets import CollectConfig
 
 _ExportFormat = Literal["parquet", "csv", "minari", "d3rlpy"]
 _EXPORT_ENDINGS: Mapping[str, _ExportFormat] = {
@@ -50,44 +45,18 @@ def register(app: typer.Typer) -> None:
     app.command()(replay)
 
 
+@taking(config=collect_options)
 def collect(
-    env: EnvOption,
-    policy: PolicyOption,
+    config: CollectConfig,
     store: StoreOption = DEFAULT_STORE,
-    episodes: EpisodesOption = 30,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of the first episode; episode i has seed + i.")] = 0,
-    mode: ActingOption = "sampled",
-    env_kwargs: EnvKwargsOption = None,
-    max_steps: MaxStepsOption = None,
-    envs: EnvsOption = 64,
-    workers: WorkersOption = None,
-    engine: EngineOption = "gymnasium",
-    dataset: DatasetNameOption = None,
     card: NewCardOption = None,
-    trust: TrustFileOption = False,
-    no_normalisation: RawOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Play episodes of a policy and keep them, bit for bit and replayable; interrupted runs go on where they were."""
     from storage.store import Store
 
-    from ..datasets import CollectConfig, gather
-    from ..policies import with_options
-    from ..simulation import Named, parse_env_kwargs
+    from ..datasets import gather
 
-    config = CollectConfig(
-        env_id=Named(env),
-        env_kwargs=parse_env_kwargs(env_kwargs),
-        engine=engine,
-        policy=Named(with_options(policy, trust=trust, raw=no_normalisation)),
-        mode=mode,
-        episodes=episodes,
-        seed=seed,
-        envs=envs,
-        workers=workers,
-        max_steps=max_steps,
-        dataset=dataset,
-    )
     with Store.create_for(store) as opened, progress_bars() as report, redirect_stdout(sys.stderr):
         manifest = gather(opened, config, card=card, report=report)
     if as_json:

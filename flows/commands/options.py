@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
 import typer
 
 if TYPE_CHECKING:
+    from ..datasets import CollectConfig
     from ..labelling import LabelConfig
     from ..refinement import ImproveConfig
 
@@ -230,7 +231,8 @@ def taking(**builders: Callable[..., object]) -> Callable[[Callable[..., None]],
             command(**{name: given[name] for name in own}, **built)
 
         parameters = {name: each for known in [*options.values(), own] for name, each in known.items()}
-        ordered = {name: parameters[name] for name in [*own, *parameters]}
+        needed = [name for name, each in parameters.items() if each.default is inspect.Parameter.empty]
+        ordered = {name: parameters[name] for name in [*needed, *own, *parameters]}
         vars(wrapped)["__signature__"] = inspect.Signature(list(ordered.values()))
         wrapped.__annotations__ = {name: each.annotation for name, each in ordered.items()}
         wrapped.__name__, wrapped.__doc__ = command.__name__, command.__doc__
@@ -241,12 +243,47 @@ def taking(**builders: Callable[..., object]) -> Callable[[Callable[..., None]],
 
 def _parameters(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:
     """The parameters of a function, as keywords, with their annotations as objects."""
-    configs = {"LabelConfig": object, "ImproveConfig": object}  # importing them takes long
+    configs = {"CollectConfig": object, "LabelConfig": object, "ImproveConfig": object}  # importing them takes long
     hints = get_type_hints(function, localns=configs, include_extras=True)
     return {
         name: parameter.replace(annotation=hints[name], kind=inspect.Parameter.KEYWORD_ONLY)
         for name, parameter in inspect.signature(function).parameters.items()
     }
+
+
+def collect_options(
+    env: EnvOption,
+    policy: PolicyOption,
+    episodes: EpisodesOption = 30,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the first episode; episode i has seed + i.")] = 0,
+    mode: ActingOption = "sampled",
+    env_kwargs: EnvKwargsOption = None,
+    max_steps: MaxStepsOption = None,
+    envs: EnvsOption = 64,
+    workers: WorkersOption = None,
+    engine: EngineOption = "gymnasium",
+    dataset: DatasetNameOption = None,
+    trust: TrustFileOption = False,
+    no_normalisation: RawOption = False,
+) -> CollectConfig:
+    """What the options of collecting say."""
+    from ..datasets import CollectConfig
+    from ..policies import with_options
+    from ..simulation import Named, parse_env_kwargs
+
+    return CollectConfig(
+        env_id=Named(env),
+        env_kwargs=parse_env_kwargs(env_kwargs),
+        engine=engine,
+        policy=Named(with_options(policy, trust=trust, raw=no_normalisation)),
+        mode=mode,
+        episodes=episodes,
+        seed=seed,
+        envs=envs,
+        workers=workers,
+        max_steps=max_steps,
+        dataset=dataset,
+    )
 
 
 def label_options(
@@ -317,7 +354,7 @@ def label_options(
     return LabelConfig(
         provider=provider,
         annotate=AnnotateConfig.model_validate(asked | ({"model": model} if model else {})),
-        env_id=Named.of(env),
+        env_id=None if env is None else Named(env),
         card=card,
         study=study,
         limit=limit,
@@ -389,7 +426,7 @@ def improve_options(
         refine=RefineConfig.model_validate(refine),
         gate=GateConfig.model_validate(sizes | judging),
         random_states=random_states,
-        expert=Named.of(expert),
+        expert=None if expert is None else Named(expert),
         promote_rules=promote_rules,
         promote=promote,
         relabel=relabel,

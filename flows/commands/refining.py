@@ -16,22 +16,14 @@ from .options import (
     AcceptOption,
     ActingOption,
     BaselineOption,
-    DatasetNameOption,
     DatasetOption,
-    EngineOption,
     EnvKwargsOption,
-    EnvOption,
-    EnvsOption,
-    EpisodesOption,
     EstimateOption,
     ExpertOption,
     FirstSeedOption,
     GateModeOption,
     JsonOption,
-    MaxStepsOption,
     MethodOption,
-    PolicyOption,
-    RawOption,
     ReportOption,
     RulesOption,
     RunOption,
@@ -39,9 +31,9 @@ from .options import (
     SelectOption,
     StoreOption,
     TrackOption,
-    TrustFileOption,
     TrustOption,
     WorkersOption,
+    collect_options,
     improve_options,
     label_options,
     taking,
@@ -51,6 +43,7 @@ from .output import print_json, print_lines, print_table, progress_bars
 if TYPE_CHECKING:
     from storage.store import Store
 
+    from ..datasets import CollectConfig
     from ..deployment import PipelineConfig
     from ..labelling import LabelConfig
     from ..refinement import ImproveConfig, Outcome, Overview, Relabelled
@@ -239,23 +232,13 @@ def evaluate(
         )
 
 
-@taking(label=label_options, improve=improve_options)
+@taking(label=label_options, improve=improve_options, collect=collect_options)
 def pipeline(
+    collect: CollectConfig,
     label: LabelConfig,
     improve: ImproveConfig,
-    env: EnvOption,
-    policy: PolicyOption,
     store: StoreOption = DEFAULT_STORE,
-    episodes: EpisodesOption = 30,
     seed: Annotated[int, typer.Option("--seed", min=0, help="First seed of the episodes, and of the training.")] = 0,
-    mode: ActingOption = "sampled",
-    env_kwargs: EnvKwargsOption = None,
-    max_steps: MaxStepsOption = None,
-    envs: EnvsOption = 64,
-    engine: EngineOption = "gymnasium",
-    dataset: DatasetNameOption = None,
-    trust: TrustFileOption = False,
-    no_normalisation: RawOption = False,
     rounds: Annotated[
         int | None,
         typer.Option("--rounds", min=1, help="Repeat with the policy in force, or with a better list of rules."),
@@ -270,25 +253,9 @@ def pipeline(
 
     quieten_prefect()
     server = start_server()
-    from ..datasets import CollectConfig
     from ..deployment import PipelineConfig, pipeline_flow
-    from ..policies import with_options
     from ..runtime import listening
-    from ..simulation import Named, parse_env_kwargs
 
-    collect = CollectConfig(
-        env_id=Named(env),
-        env_kwargs=parse_env_kwargs(env_kwargs),
-        engine=engine,
-        policy=Named(with_options(policy, trust=trust, raw=no_normalisation)),
-        mode=mode,
-        episodes=episodes,
-        seed=seed,
-        envs=envs,
-        workers=improve.workers,
-        max_steps=max_steps,
-        dataset=dataset,
-    )
     config = PipelineConfig(store=store, collect=collect, label=label, improve=improve)
     if rounds is not None:
         _go_round(config, rounds, server, as_json)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypedDict, Unpack
 
 import numpy as np
 from pydantic import Field
@@ -81,19 +81,25 @@ class Outcome:
     first_seed: int = FIRST_SEED  # of the gate
 
 
+class Origins(TypedDict, total=False):
+    """What a refinement starts from, where it is not what the dataset says."""
+
+    run_ids: Sequence[str] | None  # annotation runs whose labels count; all when None
+    rules: bool  # imitate their corrective rules instead, at all steps that they match
+    baseline: Named | None  # another one than the dataset's policy, see `policies.load_policy`
+    env_id: Named | None  # the dataset's environment, if the user has to name it; see `trust.find_home`
+
+
 def improve(
     store: Store,
     dataset_id: str,
     config: ImproveConfig,
     *,
-    run_ids: Sequence[str] | None = None,
-    rules: bool = False,
-    baseline: Named | None = None,
-    env_id: Named | None = None,
     also: Sequence[str] = (),
     reserved: int | None = None,
     search_from: int = FIRST_SEED,
     report: Report = silent,
+    **origins: Unpack[Origins],
 ) -> Outcome:
     """Refine a dataset's policy with the dataset's annotations, beside the controls, and judge it.
 
@@ -104,21 +110,19 @@ def improve(
         store: the store.
         dataset_id: a dataset that was collected in a Gymnasium environment.
         config: refinement, gate and processes.
-        run_ids: annotation runs whose labels count; all when None.
-        rules: imitate their corrective rules instead, at all steps that they match.
-        baseline: another baseline than the dataset's policy, see `policies.load_policy`.
-        env_id: the dataset's environment, if the user has to name it; see `trust.find_home`.
         also: further datasets whose steps and labels count, of the same environment.
         reserved: first seed of the gate of an earlier refinement, where both are to be compared on the same seeds.
         search_from: where the search for free seeds begins.
         report: shown the progress.
+        origins: see `Origins`.
 
     Raises:
         Prerequisite: if the dataset has no annotations, or no rules, or its environment has to be named.
         BadInput: if it has no environment, or its seeds are among the gate's.
     """
     manifest = read_manifest(store, dataset_id)
-    home = _home_of(store, manifest, env_id)
+    home, baseline = _home_of(store, manifest, origins.get("env_id")), origins.get("baseline")
+    run_ids, rules = origins.get("run_ids"), origins.get("rules", False)
     named = config.gate.first_seed if reserved is None else reserved
     if named is not None:
         _refuse_shared_seeds(store, (dataset_id, *also), starting_at(config.gate, named))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Unpack
 
 from annotate.cards import own_card_file
 from refine.policies import MlpPolicy, RulePolicy
@@ -25,7 +26,7 @@ from ..simulation import Named, find_home
 from .comparison import GateConfig, Trial
 from .evaluator import Candidate
 from .lineage import learner_versions, training_of
-from .refinement import ImproveConfig, Outcome, find_opinions, improve, starting_at
+from .refinement import ImproveConfig, Origins, Outcome, find_opinions, improve, starting_at
 
 _FIRST_SEED, _SEEDS = 1 << 24, 1 << 30
 """Rounds draw their seeds from a range of this size, far beyond those that datasets and gates begin with."""
@@ -83,12 +84,9 @@ def improve_and_relabel(
     dataset_id: str,
     config: ImproveConfig,
     *,
-    run_ids: Sequence[str] | None = None,
-    rules: bool = False,
-    baseline: Named | None = None,
-    env_id: Named | None = None,
     also: Sequence[str] = (),
     report: Report = silent,
+    **origins: Unpack[Origins],
 ) -> Relabelled:
     """Refine as `improve` does, then `config.relabel` times more, each time also on what the learner has played.
 
@@ -98,12 +96,9 @@ def improve_and_relabel(
         store: the store.
         dataset_id: a dataset that was collected in a Gymnasium environment, with rules.
         config: each refinement, and how many rounds follow the first.
-        run_ids: as for `improve`.
-        rules: as for `improve`.
-        baseline: as for `improve`; every round starts from it.
-        env_id: as for `improve`.
         also: as for `improve`.
         report: shown the progress.
+        origins: as for `improve`; every round starts from the same baseline.
 
     Raises:
         Prerequisite, BadInput: as `improve` does.
@@ -111,24 +106,14 @@ def improve_and_relabel(
     """
     datasets = (dataset_id, *also)
     if config.relabel:
-        _check(store, datasets, config, run_ids, rules=rules)
+        _check(store, datasets, config, origins)
     done: list[RelabelRound] = []
     gate, reserved = config.gate, None  # all rounds choose on the seeds of the first, to be compared
     for number in range(config.relabel + 1):
         if done:
-            datasets = (*datasets, _play_learner(store, done[-1], gate, env_id, report))
-        outcome = improve(
-            store,
-            dataset_id,
-            _for_round(config, number),
-            run_ids=run_ids,
-            rules=rules,
-            baseline=baseline,
-            env_id=env_id,
-            also=datasets[1:],
-            reserved=reserved,
-            report=report,
-        )
+            datasets = (*datasets, _play_learner(store, done[-1], gate, origins.get("env_id"), report))
+        asked = _for_round(config, number)
+        outcome = improve(store, dataset_id, asked, also=datasets[1:], reserved=reserved, report=report, **origins)
         reserved = outcome.first_seed
         gate = starting_at(config.gate, reserved)
         made = RelabelRound(number, datasets, outcome, None)
@@ -137,11 +122,10 @@ def improve_and_relabel(
     return Relabelled(done)
 
 
-def _check(
-    store: Store, datasets: Sequence[str], config: ImproveConfig, run_ids: Sequence[str] | None, *, rules: bool
-) -> None:
+def _check(store: Store, datasets: Sequence[str], config: ImproveConfig, origins: Origins) -> None:
     if read_manifest(store, datasets[0]).env_id is None:
         raise BadInput(f"The dataset {datasets[0]} has no environment, so no learner can play.", "Omit --relabel.")
+    run_ids, rules = origins.get("run_ids"), origins.get("rules", False)
     if not find_opinions(store, datasets, run_ids, config.refine.mode, rules=rules).lists:
         raise BadInput("Labels of single steps say nothing of new steps, so nothing is relabelled.", "Add --rules.")
 
