@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from flows.policies.train_baseline import TrainConfig, train_baseline
 from flows.refinement.comparison import ACCEPT, SELECT, Play, try_fields
 from flows.refinement.evaluator import Candidate, Returns
-from flows.refinement.placebos import CHOSEN, RANKED, every_other, last_of_each
+from flows.refinement.placebos import CHOSEN, RANKED, enter_few, last_of_each
 from flows.simulation.environments import Environment, EnvironmentMaker, spaces_of
 from flows.simulation.rollouts import play
 from flows.simulation.trust import Named
@@ -332,7 +332,7 @@ class Refinement:
     def __init__(self, job: Job, memory: Memory, baseline: Candidate, snapshots: Sequence[Snapshot]) -> None:
         self.plan, self.part, self.memory, self.baseline = job.plan, job.part, memory, baseline
         self.candidates = [Candidate.of(snapshot.policy, "refined") for snapshot in snapshots]
-        entered = every_other(snapshots)
+        entered = enter_few(snapshots)
         self.entered = [Candidate.of(snapshot.policy, "refined") for snapshot in entered]
         self.last = [self.entered[place] for place in last_of_each(entered, len(entered))]
 

@@ -18,14 +18,15 @@ from storage.store import Store
 
 from .labelling import LabelConfig, label_some
 from .policies import load_policy, record_baseline
-from .refinement import ImproveConfig, Outcome, improve
+from .refinement import GateConfig, ImproveConfig, Outcome, improve
 from .reporting import write_report
 from .runtime import listener
 from .simulation import Named, NetworkActor, Replay, Spaces, replay_episode
 
 EXAMPLE = Path(__file__).resolve().parent.parent / "examples" / "lunarlander"
 RECORDED_MODEL = "claude"
-_PICTURES = 800  # a few seconds' worth
+_PICTURES = 576  # one of each label, and one of the refined policy beside it
+_REPORTED = 60  # episodes; `refine` reports 100
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ def run_demo(store_root: Path, workers: int | None = None) -> DemoResult:
     asked = AnnotateConfig(model=RECORDED_MODEL)
     label = LabelConfig(provider="recorded", answers=EXAMPLE / "answers.jsonl", annotate=asked)
     run = label_some(store, manifest.dataset_id, label, listener())
-    improved = ImproveConfig(workers=workers)
+    improved = ImproveConfig(gate=GateConfig(report=_REPORTED), workers=workers)
     outcome = improve(store, manifest.dataset_id, improved, run_ids=[run.run_id], report=listener())
     replay = replay_episode(store, manifest.dataset_id, 0)
     page = _write_page(store, outcome.comparison_id)

@@ -131,6 +131,12 @@ class RefineConfig(Frozen):
         plain_loss = self.outlier_scale is None and self.ramp_steps == 0
         return self.algorithm in FAST_ALGORITHMS and plain_loss
 
+    @property
+    def shares_batches(self) -> bool:
+        """Whether trainings with labels of the same rows differ in these labels only, and can be made at once."""
+        is_plain = not (self.has_critic or self.robust or self.agreement or self.support)
+        return self.engine == "fast" and self.is_fast and is_plain
+
     def completed(self, action_space: Space, *, dense: bool = False) -> RefineConfig:
         """The same configuration with defaults for the lists that were left open.
 

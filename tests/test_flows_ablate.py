@@ -155,13 +155,13 @@ def interrupt_after(count: int, work: Callable[..., None]) -> Callable[..., None
 def count_trainings(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The draws that are really trained from now on."""
     trained: list[str] = []
-    train = contest.train_draw
+    train = contest.train_draws
 
-    def counted(material: Any, draw: Any) -> Any:
-        trained.append(draw.name)
-        return train(material, draw)
+    def counted(material: Any, draws: Any) -> Any:
+        trained.extend(draw.name for draw in draws)
+        return train(material, draws)
 
-    monkeypatch.setattr(contest, "train_draw", counted)
+    monkeypatch.setattr(contest, "train_draws", counted)
     return trained
 
 

@@ -149,7 +149,7 @@ def test_in_full_every_candidate_plays_every_selection_seed_and_only_the_best_is
         ("select", "sampled", first, 4, len(ranked) - 1),  # the baseline has no rank
         ("accept", "greedy", first + 10, 20, len(winners) + 1),
     ]
-    assert report == [("greedy", first + 30, first + 60, 30), ("sampled", first + 30, first + 60, 30)]
+    assert report == [("greedy", first + 30, first + 60, 30), ("sampled", first + 30, first + 45, 15)]
 
 
 def count_repeats(store: Store) -> int:

@@ -119,7 +119,7 @@ def refuse(store: Store, problem: str, dataset_id: str | None = None, **options:
 @pytest.fixture
 def untrained(monkeypatch: pytest.MonkeyPatch) -> None:
     """Training anything fails."""
-    monkeypatch.setattr(comparison, "train_draw", None)
+    monkeypatch.setattr(comparison, "train_draws", None)
 
 
 @pytest.mark.usefixtures("untrained")

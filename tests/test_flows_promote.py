@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -65,11 +66,11 @@ def right_policy() -> Any:
 def clones_well(monkeypatch: pytest.MonkeyPatch) -> None:
     """Plain cloning makes a perfect policy, all else the baseline."""
 
-    def train(material: contest.Material, draw: contest.ArmDraw) -> list[Snapshot]:
-        policy = right_policy() if draw.arm == "no_labels" else material.baseline
-        return [Snapshot(policy, 10, 0.1, "mode")]
+    def train(material: contest.Material, draws: Sequence[contest.ArmDraw]) -> list[list[Snapshot]]:
+        policies = [right_policy() if draw.arm == "no_labels" else material.baseline for draw in draws]
+        return [[Snapshot(policy, 10, 0.1, "mode")] for policy in policies]
 
-    monkeypatch.setattr(contest, "train_draw", train)
+    monkeypatch.setattr(contest, "train_draws", train)
 
 
 def refine(store: Store, **changes: Any) -> Outcome:

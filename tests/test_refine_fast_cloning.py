@@ -138,6 +138,36 @@ def test_a_beta_learns_the_same_bits_alone_as_beside_others(head: Head, changes:
     assert [s.policy.sha256 for s in together[2:]] == [s.policy.sha256 for s in alone]
 
 
+@pytest.mark.parametrize("head", ["logits", "tanh", "clip"])
+def test_labels_of_the_same_rows_are_learnt_together_with_the_same_bits_as_alone(
+    head: Head, fast_calls: list[str]
+) -> None:
+    start, rng = baseline(head), np.random.default_rng(3)
+    steps = walk(start)
+    labels = suggest(start, steps)
+    exchanged = rng.permutation(len(labels))
+    other = replace(labels, suggestions=labels.suggestions[exchanged], weights=labels.weights[exchanged])
+    several, config = [labels, other, replace(labels, weights=np.ones(len(labels)))], changed({"snapshots": (5, 30)})
+    found = train.refine_each(steps, several, start, config)
+
+    assert fast_calls == ["create_training"]
+    alone = [train.refine(steps, each, start, config) for each in several]
+    assert [[s.policy.sha256 for s in each] for each in found] == [[s.policy.sha256 for s in each] for each in alone]
+    assert [(s.beta, s.step) for s in found[1]] == [(s.beta, s.step) for s in alone[1]]
+    assert len({s.policy.sha256 for each in found for s in each}) == 12
+
+
+def test_labels_of_other_rows_are_learnt_one_after_the_other(fast_calls: list[str]) -> None:
+    start = baseline("logits")
+    steps = walk(start)
+    labels = suggest(start, steps)
+    silent = replace(labels, weights=np.where(labels.rows == labels.rows[3], 0, labels.weights))
+    train.refine_each(steps, [labels, silent], start, SHORT)
+    train.refine_each(steps, [labels, labels], start, changed({"mode": "RA"}, SHORT))
+
+    assert fast_calls == ["create_training"] * 4
+
+
 @pytest.mark.parametrize(
     ("head", "changes"),
     [

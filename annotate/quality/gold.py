@@ -14,8 +14,7 @@ from itertools import combinations, pairwise
 from typing import NamedTuple
 
 import numpy as np
-from scipy import stats
-from scipy.optimize import root_scalar
+import scipy  # its parts are loaded when they are used, which takes a second
 
 from storage.errors import BadInput
 from storage.schema import Array, Space
@@ -50,7 +49,7 @@ class Rate(NamedTuple):
     @classmethod
     def counted(cls, hits: int, n: int) -> Rate:
         """The share of `hits` among `n` > 0 cases."""
-        interval = stats.binomtest(hits, n).proportion_ci(CONFIDENCE, "exact")
+        interval = scipy.stats.binomtest(hits, n).proportion_ci(CONFIDENCE, "exact")
         return cls(hits, n, hits / n, float(interval.low), float(interval.high))
 
 
@@ -79,7 +78,7 @@ class Paired(NamedTuple):
         """Of (first is right, second is right) on each state."""
         counted = Counter(cases)
         first, second = counted[True, False], counted[False, True]
-        p = float(stats.binomtest(min(first, second), first + second).pvalue) if first + second else 1.0
+        p = float(scipy.stats.binomtest(min(first, second), first + second).pvalue) if first + second else 1.0
         return cls(len(cases), counted[True, True], first, second, counted[False, False], p)
 
 
@@ -411,7 +410,8 @@ def _order(high: Sequence[float], low: Sequence[float]) -> Estimated | None:
         return None
     one, other = np.array(high)[:, None], np.array(low)[None, :]
     share = float(((one > other) + 0.5 * (one == other)).mean())
-    pairs, extra, z = len(high) * len(low), (len(high) + len(low)) / 2 - 1, float(stats.norm.ppf((1 + CONFIDENCE) / 2))
+    pairs, extra = len(high) * len(low), (len(high) + len(low)) / 2 - 1
+    z = float(scipy.stats.norm.ppf((1 + CONFIDENCE) / 2))
 
     def beyond(true: float) -> float:
         spread = true * (1 - true) * (1 + extra * (1 - true) / (2 - true) + extra * true / (1 + true)) / pairs
@@ -421,7 +421,7 @@ def _order(high: Sequence[float], low: Sequence[float]) -> Estimated | None:
         if abs(edge - share) <= _TINY:
             return edge
         inside = share + _TINY * (1 if edge > share else -1)
-        return float(root_scalar(beyond, bracket=sorted((edge, inside)), method="brentq").root)
+        return float(scipy.optimize.root_scalar(beyond, bracket=sorted((edge, inside)), method="brentq").root)
 
     return Estimated(share, end(0.0), end(1.0), len(high) + len(low), len(high))
 

@@ -11,9 +11,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+import scipy  # its parts are loaded when they are used, which takes a second
 from numpy.typing import NDArray
-from scipy.optimize import minimize
-from scipy.special import log_softmax
 
 from storage.datasets import StepArrays
 
@@ -72,13 +71,14 @@ def fit_classes(classes: int) -> Callable[[Floats, Floats | Ints], Callable[[Flo
 
         def loss(flat: Floats) -> tuple[float, Floats]:
             weights = flat.reshape(shape)
-            said = log_softmax(features @ weights, axis=1)
+            said = scipy.special.log_softmax(features @ weights, axis=1)
             gradient = features.T @ (np.exp(said) - hot) + RIDGE * weights
             return float(-(said * hot).sum() + RIDGE / 2 * (weights**2).sum()), gradient.ravel()
 
-        found = minimize(loss, np.zeros(shape).ravel(), jac=True, method="L-BFGS-B", options={"maxiter": 200})
+        start, limits = np.zeros(shape).ravel(), {"maxiter": 200}
+        found = scipy.optimize.minimize(loss, start, jac=True, method="L-BFGS-B", options=limits)
         weights = np.asarray(found.x).reshape(shape)
-        return lambda rows: np.asarray(log_softmax(rows @ weights, axis=1))
+        return lambda rows: np.asarray(scipy.special.log_softmax(rows @ weights, axis=1))
 
     return fit
 

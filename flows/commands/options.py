@@ -174,7 +174,10 @@ AcceptOption = Annotated[
 MethodOption = Annotated[
     Literal["racing", "full"], typer.Option("--gate", help="racing: stop when it is clear; full: play every episode.")
 ]
-ReportOption = Annotated[int, typer.Option("--report", min=10, help="Episodes that are reported.")]
+ReportOption = Annotated[
+    int,
+    typer.Option("--report", min=10, help="Episodes that are reported; half as many in the mode of no verdict."),
+]
 DrawsOption = Annotated[
     int | None,
     typer.Option("--draws", min=2, help="Draws of each placebo, at most; default: 19, and 3 with --estimate."),

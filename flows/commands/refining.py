@@ -299,7 +299,8 @@ def demo(
     from ..runtime import listening, start_workers
 
     if not store.exists():  # else there may be nothing to train
-        start_workers(workers, resolve_name("..refinement.arms", __package__ or ""))
+        parts = ("..refinement.arms", "..simulation.workers")
+        start_workers(workers, *(resolve_name(part, __package__ or "") for part in parts))
     from ..demo import run_demo  # takes a second, in which the workers start
 
     with progress_bars() as bars, listening(bars):

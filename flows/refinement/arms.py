@@ -41,6 +41,7 @@ PLACEBOS: tuple[Arm, ...] = ("no_labels", "shuffled", "random", "permuted")
 CHANCE: tuple[AnyArm, ...] = ("shuffled", "random", "permuted", "random_states")
 """Arms that depend on chance, so that each is drawn several times."""
 _UNRANKED_DRAWS = 3  # of an arm of chance that only informs
+_TOGETHER, _NARROW = 6, 128  # draws at once; units of a layer up to which that is faster
 _PLACEBO_STREAM = 0x9AC  # keeps the placebos' random numbers apart from the learner's
 
 
@@ -112,6 +113,13 @@ class Material:
         """The annotator's lists of rules, played; None for labels of single steps."""
         return RulePolicy(self.labels.lists, self.baseline) if isinstance(self.labels, RuleLabels) else None
 
+    @property
+    def together(self) -> int:
+        """Draws that are best trained at once: small networks share what a batch costs, wide ones fill the cache."""
+        width = max(weight.shape[1] for weight in self.baseline.weights)
+        alike = self.config.shares_batches and self.log_dir is None
+        return _TOGETHER if alike and width <= _NARROW else 1
+
     def __getstate__(self) -> dict[str, Any]:
         state = {name: value for name, value in self.__dict__.items() if name != "_shared"}
         return state | ({"labels": self._shared.labels} if len(self.labels) > ENOUGH_ROWS else {})
@@ -172,6 +180,17 @@ def train_draw(material: Material, draw: ArmDraw) -> list[Snapshot]:
     log_dir = material.log_dir if material.is_logged(draw) else None
     labels = labels_of(material, draw, steps)
     return refine_candidates(steps, labels, material.baseline, material.config, log_dir=log_dir)
+
+
+def train_draws(material: Material, draws: Sequence[ArmDraw]) -> list[list[Snapshot]]:
+    """As `train_draw` for each of several, the same bits."""
+    from refine.training import refine_each  # only the processes that train need it
+
+    if material.log_dir is not None:
+        return [train_draw(material, draw) for draw in draws]
+    steps = read_once(Store.locate(material.store_root), material.dataset_ids)
+    labels = [labels_of(material, draw, steps) for draw in draws]
+    return refine_each(steps, labels, material.baseline, material.config)
 
 
 def read_once(store: Store, dataset_ids: Sequence[str]) -> StepArrays:

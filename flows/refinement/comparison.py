@@ -50,7 +50,7 @@ from storage.errors import BadInput
 from storage.policies import FIRST_SEED, note_training
 from storage.schema import Frozen
 
-from ..runtime import Report, parallel_map, silent
+from ..runtime import Report, core_count, parallel_map, silent
 from .arms import (
     CHANCE,
     PLACEBOS,
@@ -62,10 +62,10 @@ from .arms import (
     keep_candidates,
     list_draws,
     rules_of,
-    train_draw,
+    train_draws,
 )
 from .evaluator import Candidate, Evaluator, Purpose, Returns
-from .placebos import CHOSEN, RANKED, Entrant, Entry, batches, draw_placebos, every_other, play_fields, rank_entries
+from .placebos import CHOSEN, RANKED, Entrant, Entry, batches, draw_placebos, enter_few, play_fields, rank_entries
 
 Promote = Literal["labels", "best"]
 """Which policy is put in force: that of the annotator's labels, or the best one of the arms that were accepted."""
@@ -101,7 +101,11 @@ class GateConfig(Frozen):
         le=ERROR_RATE,
         description="probability of accepting what is no better; of all nights together, in a deployment",
     )
-    report: int = Field(default=100, ge=10, description="episodes that are reported and decide the verdicts")
+    report: int = Field(
+        default=100,
+        ge=10,
+        description="episodes that are reported and decide the verdicts; half as many, ten at least, in the other mode",
+    )
     mode: Mode = Field(default="greedy", description="how policies act while they are chosen and accepted")
     placebo_draws: int = Field(
         default=19, ge=2, description="draws of each placebo, at most; 19 are the fewest that can credit the labels"
@@ -114,6 +118,11 @@ class GateConfig(Frozen):
         accept = self.accept or lengthen(ACCEPT[self.method], self.error_rate)
         first = FIRST_SEED if self.first_seed is None else self.first_seed
         return SeedPlan.starting_at(first, select=select, accept=accept, report=self.report)
+
+    def report_seeds(self, mode: Mode) -> range:
+        """The seeds that are reported: all in the gate's own mode, half of them in the one that no verdict is about."""
+        seeds = self.seeds.report
+        return seeds if mode == self.mode else seeds[: max(10, len(seeds) // 2)]
 
 
 @dataclass(frozen=True)
@@ -305,15 +314,16 @@ class ComparisonPlan:
         return [self._trained[draw] for draw in draws]
 
     def _train_new(self, draws: Sequence[ArmDraw]) -> None:
-        """Train draws, or find them in the cache; each in one thread of one process."""
-        store, train, workers = self.judge.store, partial(train_draw, self.material), self.judge.workers
+        """Train draws, or find them in the cache; some at once in one thread of one process."""
+        store, train, workers = self.judge.store, partial(train_draws, self.material), self.judge.workers
         known = {draw: found for draw in draws if (found := find_candidates(store, self.material, draw)) is not None}
-        missing = [draw for draw in draws if draw not in known]
-        with closing(parallel_map(train, missing, workers)) as arriving:
+        groups = _deal([draw for draw in draws if draw not in known], workers or core_count(), self.material.together)
+        with closing(parallel_map(train, groups, workers)) as arriving:
             self._tell_trained(len(known), len(draws))
-            for draw, snapshots in zip(missing, arriving, strict=True):
-                keep_candidates(store, self.material, draw, snapshots)
-                known[draw] = snapshots
+            for group, trained in zip(groups, arriving, strict=True):
+                for draw, snapshots in zip(group, trained, strict=True):
+                    keep_candidates(store, self.material, draw, snapshots)
+                    known[draw] = snapshots
                 self._tell_trained(len(known), len(draws))
         self._trained.update(known)
 
@@ -363,7 +373,7 @@ class ComparisonPlan:
 
     def _enter(self, draws: Sequence[ArmDraw]) -> list[Entry]:
         """Train draws and play their candidates on the common seeds, beside the baseline."""
-        trained = [every_other(snapshots) for snapshots in self._train(draws)]
+        trained = [enter_few(snapshots) for snapshots in self._train(draws)]
         entrants = [
             Entrant(draw, self._field(draw, snapshots), snapshots)
             for draw, snapshots in zip(draws, trained, strict=True)
@@ -405,7 +415,8 @@ class ComparisonPlan:
         """
         tested = {trial.draw.arm: trial.reported for trial in trials if trial.draw.arm not in CHANCE}
         whole = {"baseline": self.baseline, **tested, **self.played}
-        shares, seeds = list(self._share_seeds(trials)), self.gate.seeds.report
+        seeds = self.gate.report_seeds(mode)
+        shares = list(self._share_seeds(trials, len(seeds)))
         also = [own.winner or self.baseline] if mode == self.gate.mode else []
         contestants = [*whole.values(), *(share.policy for share in shares), *also]
         each = [*[seeds] * len(whole), *(seeds[share.part] for share in shares), *[seeds] * len(also)]
@@ -417,11 +428,11 @@ class ComparisonPlan:
             found[share.arm][share.part] = next(played)
         return found
 
-    def _share_seeds(self, trials: Sequence[Trial]) -> Iterator[_Share]:
+    def _share_seeds(self, trials: Sequence[Trial], count: int) -> Iterator[_Share]:
         """Who plays which part of the report seeds for an arm of chance, where that is another than the baseline."""
         for arm in dict.fromkeys(trial.draw.arm for trial in trials if trial.draw.arm in CHANCE):
             drawn = [trial.reported for trial in trials if trial.draw.arm == arm]
-            for policy, part in zip(drawn, deal(len(self.gate.seeds.report), len(drawn)), strict=False):
+            for policy, part in zip(drawn, deal(count, len(drawn)), strict=False):
                 if policy != self.baseline:
                     yield _Share(arm, policy, part)
 
@@ -478,6 +489,12 @@ class ComparisonPlan:
             greedy=_interval_of(greedy[arm], len(own)),
             sampled=None if sampled is None else _interval_of(sampled[arm], len(own)),
         )
+
+
+def _deal(draws: Sequence[ArmDraw], workers: int, most: int) -> list[list[ArmDraw]]:
+    """Draws in groups of at most so many, as many groups for each worker."""
+    groups = min(len(draws), workers * -(-len(draws) // (workers * most)))
+    return [list(draws[turn::groups]) for turn in range(groups)]
 
 
 def _arms_of(trials: Sequence[Trial]) -> list[str]:

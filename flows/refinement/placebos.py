@@ -85,14 +85,15 @@ def last_of_each(snapshots: Sequence[Snapshot], candidates: int) -> list[int]:
     return sorted(ends if len(ends) > 1 else ends | set(range(max(0, candidates - 2), candidates)))
 
 
-def every_other(snapshots: Sequence[Snapshot]) -> list[Snapshot]:
-    """Those that are entered: of the snapshots of a beta every second one, counted from the last, and all ranked ones.
+def enter_few(snapshots: Sequence[Snapshot]) -> list[Snapshot]:
+    """Those that are entered: all ranked ones, and of the smallest beta every second one, counted from the last.
 
-    Trainings are cheap and episodes are not; neighbours on the way of one training return nearly the same.
+    Trainings are cheap and episodes are not; neighbours on the way of one training return nearly the same, and so do
+    those that are as far on the way of another beta.
     """
     kept = set(last_of_each(snapshots, len(snapshots)))
-    for beta in {snapshot.beta for snapshot in snapshots}:
-        kept |= set([number for number, snapshot in enumerate(snapshots) if snapshot.beta == beta][::-2])
+    least = min(snapshot.beta for snapshot in snapshots)
+    kept |= set([number for number, snapshot in enumerate(snapshots) if snapshot.beta == least][::-2])
     return [snapshots[number] for number in sorted(kept)]
 
 

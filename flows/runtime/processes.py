@@ -222,17 +222,18 @@ def _keep(runner: Runner, workers: int | None) -> Pool:
     return _kept[runner, workers]
 
 
-def start_workers(workers: int | None, module: str) -> None:
-    """Start this machine's processes before there is work for them; each imports a module, and nobody waits for it."""
+def start_workers(workers: int | None, *modules: str) -> None:
+    """Start this machine's processes before there is work for them; each imports modules, and nobody waits for it."""
     count = workers or core_count()
     if chosen_runner() is None and count > 1:
         pool = _keep(PROCESSES, count)
         for _ in range(count):
-            pool.submit(_load, module)
+            pool.submit(_load, modules)
 
 
-def _load(module: str) -> None:
-    import_module(module)
+def _load(modules: Sequence[str]) -> None:
+    for module in modules:
+        import_module(module)
 
 
 def are_waiting(workers: int) -> bool:

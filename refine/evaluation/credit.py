@@ -13,8 +13,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import scipy  # its parts are loaded when they are used, which takes a second
 from numpy.typing import ArrayLike
-from scipy import stats
 
 from storage.errors import BadInput
 
@@ -123,7 +123,7 @@ def interval_of_means(means: Sequence[float], episodes: int) -> Interval:
         BadInput: for fewer than two draws.
     """
     values = checked_returns(means)
-    half = float(stats.t.ppf((1 + CONFIDENCE) / 2, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values)))
+    half = float(scipy.stats.t.ppf((1 + CONFIDENCE) / 2, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values)))
     mean = float(values.mean())
     return Interval(mean, mean - half, mean + half, episodes)
 

@@ -10,9 +10,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import scipy  # its parts are loaded when they are used, which takes a second
 from numpy.typing import NDArray
 from pydantic import Field
-from scipy import stats
 
 from storage.errors import BadInput
 from storage.schema import Frozen
@@ -62,7 +62,7 @@ def estimated_interval(value: float, refits: Floats, episodes: int) -> Interval:
     """
     if len(refits) < 2:
         raise BadInput(f"{len(refits)} refits have no spread; at least 2 are needed.")
-    half = float(stats.t.ppf((1 + CONFIDENCE) / 2, len(refits) - 1) * refits.std(ddof=1))
+    half = float(scipy.stats.t.ppf((1 + CONFIDENCE) / 2, len(refits) - 1) * refits.std(ddof=1))
     return Interval(value, value - half, value + half, episodes)
 
 
@@ -116,4 +116,4 @@ def _next_draw(draws: Sequence[Estimate]) -> float:
     if len(values) < 2:
         return float(values.mean())
     spread = float(values.std(ddof=1)) * np.sqrt(1 + 1 / len(values))
-    return float(values.mean() + stats.t.ppf(CONFIDENCE, len(values) - 1) * spread)
+    return float(values.mean() + scipy.stats.t.ppf(CONFIDENCE, len(values) - 1) * spread)

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
+import scipy  # its parts are loaded when they are used, which takes a second
 from numpy.typing import ArrayLike, NDArray
-from scipy import stats
 
 from storage.errors import BadInput
 
@@ -230,7 +230,7 @@ def judge_improvement(refined: ArrayLike, baseline: ArrayLike, *, accepted: bool
 def _bootstrap(values: Returns, method: Literal["BCa", "percentile"], confidence: float) -> tuple[float, float]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a failed correction is a NaN, which the caller handles
-        found: Any = stats.bootstrap(
+        found: Any = scipy.stats.bootstrap(
             (values,),
             np.mean,
             method=method,
@@ -295,7 +295,7 @@ def interval_over_seeds(returns: ArrayLike, *, confidence: float = CONFIDENCE) -
         raise BadInput(f"{int((~np.isfinite(table)).sum())} of {table.size} returns are not finite numbers.")
     mean = float(table.mean())
     variance, freedom = _variance_of_mean(table)
-    half = float(stats.t.ppf((1 + confidence) / 2, freedom) * np.sqrt(variance))
+    half = float(scipy.stats.t.ppf((1 + confidence) / 2, freedom) * np.sqrt(variance))
     return Interval(mean, mean - half, mean + half, table.shape[1])
 
 

@@ -13,8 +13,8 @@ from functools import lru_cache
 from typing import Any
 
 import numpy as np
+import scipy  # its parts are loaded when they are used, which takes a second
 from numpy.typing import ArrayLike
-from scipy import optimize, stats
 
 from storage.errors import BadInput
 
@@ -195,7 +195,7 @@ def _find_quantile(values: Returns, error: float) -> float:
         return low
     margin = 1e-9 * (high - low)
     missed: Callable[[float], float] = lambda level: chance_below_zero(values - level) - error  # noqa: E731
-    found: Any = optimize.brentq(missed, low + margin, high, xtol=margin)
+    found: Any = scipy.optimize.brentq(missed, low + margin, high, xtol=margin)
     return float(found)
 
 
@@ -212,7 +212,7 @@ def chance_below_zero(values: Returns) -> float:
         return float(values.max() <= 0)
     numbers, counts = np.unique(values, return_counts=True)
     end = -1 / numbers[0]
-    found: Any = optimize.minimize_scalar(
+    found: Any = scipy.optimize.minimize_scalar(
         lambda place: -counts @ np.log1p(place * end * numbers) - math.log(place * end),
         bounds=(1e-9, 1 - 1e-9),
         method="bounded",
@@ -246,7 +246,7 @@ def _draw_weights(count: int) -> Returns:
 
 
 def _upper_limit(values: Returns) -> float:
-    return float(values.mean() + stats.norm.ppf(HOPE) * values.std(ddof=1) / np.sqrt(len(values)))
+    return float(values.mean() + scipy.stats.norm.ppf(HOPE) * values.std(ddof=1) / np.sqrt(len(values)))
 
 
 def _smallest_provable(values: Returns, most: int, error: float) -> float:
@@ -256,4 +256,4 @@ def _smallest_provable(values: Returns, most: int, error: float) -> float:
 
 def _deviations(error: float) -> float:
     """Standard errors that a gain has to have to be proven with probability `POWER`."""
-    return float(stats.norm.ppf(1 - error) + stats.norm.ppf(POWER))
+    return float(scipy.stats.norm.ppf(1 - error) + scipy.stats.norm.ppf(POWER))

@@ -14,7 +14,6 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import log_softmax
 
 from storage.datasets import StepArrays
 from storage.schema import Array, Space
@@ -82,9 +81,8 @@ def relative_likelihood(labels: Labels, steps: StepArrays, baseline: MlpPolicy) 
     """
     outputs = baseline.forward(steps.observation[labels.rows])
     if baseline.action_space.is_discrete:
-        chances = log_softmax(outputs.astype(np.float64), axis=1)
-        chosen = labels.suggestions - baseline.action_space.start
-        return np.exp(chances[np.arange(len(labels)), chosen] - chances.max(axis=1))
+        logits, chosen = outputs.astype(np.float64), labels.suggestions - baseline.action_space.start
+        return np.exp(logits[np.arange(len(labels)), chosen] - logits.max(axis=1))
     return np.exp(-0.5 * np.square((labels.suggestions - outputs) / _spread(steps, baseline)).sum(axis=1))
 
 

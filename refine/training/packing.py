@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from itertools import accumulate
 from typing import NamedTuple
@@ -34,7 +34,7 @@ class Columns(NamedTuple):
     next_observations: Floats  # (n, B)
     next_actions: Floats  # (1, B) or (m, B)
     terminals: Floats  # (1, B)
-    suggestions: Floats  # (1, B) index or (m, B)
+    suggestions: Floats  # (1, B) index or (m, B); of several labellings with one more axis in front, as their weights
     weights: Floats  # (1, B)
     labelled: Floats  # (1, B)
     references: Floats  # (k, B)
@@ -51,6 +51,8 @@ class PackedTable:
         quota: annotated rows in every batch, sampled with replacement.
         action_space: of the actions.
         seed: of the sampling.
+        labellings: of several that speak of the same annotated rows, suggestions (D, m, annotated) and weights
+            (D, 1, annotated) of each; None: the columns of the table are all there is.
     """
 
     def __init__(
@@ -63,8 +65,10 @@ class PackedTable:
         quota: int,
         action_space: Space,
         seed: int = 0,
+        labellings: tuple[Floats, Floats] | None = None,
     ) -> None:
         self.take, self.columns, self.action_space = take, columns, action_space
+        self._labellings = labellings
         self._plain = plain
         self._annotated = annotated
         self._quota = quota
@@ -80,8 +84,20 @@ class PackedTable:
 
     def sample_columns(self, batch_size: int) -> Columns:
         """A batch with the quota of annotated rows first, the rest uniformly from the other transitions."""
-        packed = np.ascontiguousarray(self.take(self.sample_rows(batch_size)).T)
-        return Columns(**{name: packed[columns] for name, columns in self.columns.items()})
+        rows = self.sample_rows(batch_size)
+        packed = np.ascontiguousarray(self.take(rows).T)
+        batch = Columns(**{name: packed[columns] for name, columns in self.columns.items()})
+        if self._labellings is None:
+            return batch
+        suggestions, weights = (self._spread(notes, rows) for notes in self._labellings)
+        return batch._replace(suggestions=suggestions, weights=weights)
+
+    def _spread(self, notes: Floats, rows: Rows) -> Floats:
+        """Notes (D, m, annotated) at the rows (B,) of a batch, (D, m, B); 0 where a row is not annotated."""
+        annotated = np.flatnonzero(rows >= self._plain)
+        found = np.zeros((*notes.shape[:2], len(rows)), np.float32)
+        found[..., annotated] = notes[..., rows[annotated] - self._plain]
+        return found
 
     def sample_rows(self, batch_size: int) -> Rows:
         """The rows (B,) of such a batch."""
@@ -103,6 +119,7 @@ def build_table(
     rewards: NDArray[np.float64] | None = None,
     suggestions: bool = True,
     quota: int = 64,
+    also: Sequence[Labels] = (),
 ) -> PackedTable:
     """Pack transitions and labels.
 
@@ -119,6 +136,7 @@ def build_table(
         rewards: (N,) relabelled rewards, or None for the logged ones.
         suggestions: whether suggestions count; if not, labels only say which rows are annotated.
         quota: annotated rows per batch.
+        also: further labels of the same rows, of which the same count; they are trained beside the first.
 
     Raises:
         BadInput: when no label counts.
@@ -149,8 +167,25 @@ def build_table(
 
     take = pack if len(counting) > ENOUGH_ROWS else partial(_pack_all(pack, len(rows)).take, axis=0)
     return PackedTable(
-        take, columns, plain=len(plain), annotated=len(counting), quota=quota, action_space=baseline.action_space
+        take,
+        columns,
+        plain=len(plain),
+        annotated=len(counting),
+        quota=quota,
+        action_space=baseline.action_space,
+        labellings=_stack([labels, *also], counting, baseline.action_space) if also else None,
     )
+
+
+def _stack(several: Sequence[Labels], counting: Rows, space: Space) -> tuple[Floats, Floats]:
+    """Suggestions (D, m, counting) and weights (D, 1, counting) of several labellings."""
+    places = np.arange(len(counting))
+    notes = [_notes(labels, counting, counted=True, space=space) for labels in several]
+    suggested, weighed = (
+        np.stack([np.asarray(read[name](places), np.float32).T for read in notes])
+        for name in ("suggestions", "weights")
+    )
+    return suggested, weighed
 
 
 def _pack_all(pack: Callable[[Rows], Floats], rows: int) -> Floats:

@@ -1,4 +1,4 @@
-"""Policies that learn from suggestions and stay close to the baseline, without d3rlpy: all betas at once.
+"""Policies that learn from suggestions and stay close to the baseline, without d3rlpy: all betas, and labels, at once.
 
 The reference is `reference/cloning.py` with `reference/losses.py`. Alone this is the recipe of mode A; critics
 stand beside it in `critics.py`.
@@ -20,7 +20,7 @@ from .batched_mlp import Adam, StackedNetworks, softmax
 
 
 class FastCloning:
-    """One training per beta from the same start on the same batches.
+    """One training per beta from the same start on the same batches, whose labels may be those of several.
 
     Both terms of the loss are one: a distance `l(pi(s_i), t_i)` with a weight, where the target `t_i` is the suggestion
     at a labelled state and what the baseline does at any other. Discrete, `KL(pi_0 || pi)` and the cross-entropy to
@@ -29,7 +29,7 @@ class FastCloning:
 
     Args:
         start: where all trainings begin; with a head of logits when discrete.
-        betas: weight of the distance to the start, one per training.
+        betas: weight of the distance to the start, one per training; of D labellings all those of the first come first.
         learning_rate: of Adam.
     """
 
@@ -42,6 +42,11 @@ class FastCloning:
 
     def step(self, batch: Columns) -> None:
         """One step of every training on one batch."""
+        if batch.suggestions.ndim > 2:
+            suggestions, weights = (
+                np.repeat(each, len(self._betas) // len(each), axis=0) for each in (batch.suggestions, batch.weights)
+            )
+            batch = batch._replace(suggestions=suggestions, weights=weights)
         self.descend(self.behaviour(self.forward(self.normalised(batch.observations)), batch))
 
     def normalised(self, observations: Array) -> Array:

@@ -46,8 +46,9 @@ def train_fast(
     *,
     return_scale: float,
     tick: Callable[[], None],
-) -> list[Snapshot]:
-    """One training per beta, all at once.
+    labellings: int = 1,
+) -> list[list[Snapshot]]:
+    """One training per beta and labelling, all at once.
 
     Args:
         table: what is sampled.
@@ -56,15 +57,24 @@ def train_fast(
         probe: (n, N) observations, as a network takes them, at which the outputs have to be finite.
         return_scale: typical size of a return, by which a critic divides rewards.
         tick: called once per step of each training.
+        labellings: of the table; several only without a critic.
+
+    Returns:
+        For each labelling one snapshot per beta and stop.
 
     Raises:
         BadInput: for a training that diverged.
     """
+    betas = config.betas or ()
     table.reseed(config.seed)
     with _seeded(config):
-        training = create_training(start, config, return_scale=return_scale)
-        found = list(train_together(training, table, config, probe, tick))
-    return [Snapshot(policies[n], step, beta) for n, beta in enumerate(config.betas or ()) for step, policies in found]
+        every = config.model_copy(update={"betas": betas * labellings})
+        training = create_training(start, every, return_scale=return_scale)
+        found = list(train_together(training, table, every, probe, tick))
+    return [
+        [Snapshot(policies[first + n], step, beta) for n, beta in enumerate(betas) for step, policies in found]
+        for first in range(0, len(betas) * labellings, len(betas))
+    ]
 
 
 def _seeded(config: RefineConfig) -> AbstractContextManager[None]:
