@@ -356,7 +356,7 @@ def test_a_night_opens_as_many_files_and_connections_over_many_old_datasets_as_o
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     costs: list[tuple[int, int]] = []
-    for name, datasets in (("few", 1), ("many", 12)):
+    for name, datasets in (("few", 1), ("many", 6)):
         (tmp_path / name).mkdir()
         yard = Yard(tmp_path / name, datasets)
         assert yard.run().asked == datasets
