@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-import shutil
 import warnings
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from store_state import ask
+from soak import full_or
+from store_state import ask, lend
 from toy_environment import TOY, gather_toys, small_config
 
 from annotate.importing.labels import import_annotations
@@ -24,14 +24,14 @@ from storage.errors import UsedSeedsWarning
 from storage.policies.seeds import Plan, end_of_used_seeds, reserve_seeds
 from storage.store import Store
 
-OTHERS = 30
+OTHERS = full_or(30, 8)
 GATE = {"select": 2, "accept": 10, "report": 10, "placebo_draws": 2}
 SIZE = 2 + 10 + 10
 
 
 @pytest.fixture(scope="module")
 def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A store with one dataset and 31 runs, each with other labels."""
+    """A store with one dataset and several runs, each with other labels."""
     folder = tmp_path_factory.mktemp("seeds")
     made = Store.create(folder / "store")
     dataset_id = gather_toys(made, folder).dataset_id
@@ -56,9 +56,9 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def toys(template: Path, tmp_path: Path) -> Store:
+def toys(template: Path) -> Store:
     """A copy of that store."""
-    return Store.open(shutil.copytree(template, tmp_path / "copy" / "store"))
+    return Store.open(lend(template))
 
 
 def runs(store: Store) -> list[str]:
@@ -75,7 +75,7 @@ def refine(store: Store, number: int, **gate: Any) -> Outcome:
 
 
 @pytest.mark.slow
-def test_thirty_refinements_with_other_labels_share_no_seed_at_all(toys: Store) -> None:
+def test_refinements_with_other_labels_share_no_seed_at_all(toys: Store) -> None:
     firsts = [refine(toys, number).first_seed for number in range(OTHERS)]
     assert firsts == [1_000_000 + number * SIZE for number in range(OTHERS)]
     used = ask(toys, "SELECT DISTINCT purpose, first_seed, episodes FROM evaluations")
