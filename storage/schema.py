@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -51,6 +51,14 @@ class Space(Frozen):
     def is_discrete(self) -> bool:
         """Whether values are integers `start .. start + n - 1`."""
         return self.kind == "discrete"
+
+
+class KnownEnvironment(NamedTuple):
+    """An environment as it was when something was played in it."""
+
+    environment_sha256: str
+    versions: Mapping[str, str]  # package -> version
+    code: Mapping[str, str]  # module or file -> sha256
 
 
 @dataclass(frozen=True)

@@ -506,16 +506,18 @@ def test_every_example_has_a_list_of_rules() -> None:
     assert len(EXAMPLES) == len(list(ROOT.glob("examples/*/rollouts"))) == 17
 
 
+def card_of_example(example: Path) -> Card:
+    manifest = json.loads((example / "rollouts" / "manifest.json").read_text())
+    own = manifest["env_id"].rpartition("/")[2].partition("-")[0].lower()
+    card = ROOT / "benchmarks" / "cards" / f"{own}.toml"
+    return load_card(card if card.exists() else manifest["env_id"], manifest["env_kwargs"])
+
+
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_the_shipped_rules_are_the_answer_to_the_shipped_question(name: str) -> None:
     example = ROOT / "examples" / name
     line = json.loads((example / "rules.jsonl").read_text())
-    manifest = json.loads((example / "rollouts" / "manifest.json").read_text())
-    own = manifest["env_id"].rpartition("/")[2].partition("-")[0].lower()
-    card = ROOT / "benchmarks" / "cards" / f"{own}.toml"
-    found = read_rules(
-        text_message(line["text"]), load_card(card if card.exists() else manifest["env_id"], manifest["env_kwargs"])
-    )
+    found = read_rules(text_message(line["text"]), card_of_example(example))
     assert found.refused == ()
     assert len(found.rules) >= 4
     assert line["prompt_version"] == prompt_version("rules")
@@ -524,8 +526,7 @@ def test_the_shipped_rules_are_the_answer_to_the_shipped_question(name: str) -> 
 
 @pytest.mark.parametrize("path", sorted(ROOT.glob("examples/*/rules-*.json")), ids=lambda path: path.parent.name)
 def test_later_versions_of_the_shipped_rules_have_nothing_that_is_refused(path: Path) -> None:
-    env_id = json.loads((path.parent / "rollouts" / "manifest.json").read_text())["env_id"]
-    found = read_rules(text_message(path.read_text()), load_card(env_id))
+    found = read_rules(text_message(path.read_text()), card_of_example(path.parent))
     assert found.refused == ()
     assert found.rules
     assert found.potential

@@ -25,7 +25,7 @@ import gymnasium
 import numpy as np
 
 from storage.content_hash import content_id, sha256_bytes
-from storage.policies import KnownEnvironment
+from storage.schema import KnownEnvironment
 
 from .environments import Environment, distributions_of, make_environment, name_of_module, package_versions
 from .trust import Named

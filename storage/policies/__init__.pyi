@@ -16,7 +16,6 @@ from .deployments import (
 )
 from .policies import (
     RECORD,
-    KnownEnvironment,
     count_played_steps,
     files_sha256,
     find_policy,
@@ -42,7 +41,6 @@ __all__ = [
     "RECORD",
     "AlreadyRunning",
     "Decision",
-    "KnownEnvironment",
     "Plan",
     "Reservation",
     "count_labels",

@@ -16,13 +16,14 @@ import zipfile
 import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 from ..catalog import Connection, insert_rows, rows_of
 from ..content_hash import canonical_json, sha256_bytes
 from ..datasets import pick
 from ..disk import TEMPORARY, exclusive_lock, publish_folder, write_whole, writing
 from ..errors import BadInput, DamagedStore, Prerequisite
+from ..schema import KnownEnvironment
 from ..store import Store
 
 RECORD = "record.json"
@@ -172,14 +173,6 @@ def _publish(store: Store, policy_id: str, files: Mapping[str, bytes]) -> None:
             publish_folder(partial, store.policy_dir(policy_id))
         except FileExistsError:
             shutil.rmtree(partial)
-
-
-class KnownEnvironment(NamedTuple):
-    """An environment as it was when something was played in it."""
-
-    environment_sha256: str
-    versions: Mapping[str, str]  # package -> version
-    code: Mapping[str, str]  # module or file -> sha256
 
 
 def insert_environment(con: Connection, known: KnownEnvironment, env_id: str, env_kwargs: Mapping[str, Any]) -> None:
