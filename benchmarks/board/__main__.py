@@ -45,13 +45,15 @@ def run(
     feedback_steps: Annotated[int, typer.Option(min=0, help="Environment steps that a later list took.")] = 0,
     rounds: Annotated[int, typer.Option(min=1, help="Rounds of relabelling.")] = ROUNDS,
     episodes: Annotated[int, typer.Option(min=0, help="Collect so many in all for the rules; 0: as they are.")] = 0,
+    study: Annotated[bool, typer.Option(help="Labels after a study: `studied.jsonl` of an example's folder.")] = False,
     workers: Annotated[int | None, typer.Option(help="Processes; one per core when left out.")] = None,
 ) -> None:
     """Play the rows of some environments and record them in a store."""
     began, chosen = time.perf_counter(), _choose(names)
     wanted, processes = _choose_arms(arms), workers or core_count()
+    sources = Sources(baselines, answers, rules, feedback_steps, rounds, episodes, study)
     opened = Store.open(store) if store.exists() else Store.create(store)
-    scenes = _set_scenes(opened, chosen, Sources(baselines, answers, rules, feedback_steps, rounds, episodes), out)
+    scenes = _set_scenes(opened, chosen, sources, out)
     for stage in STAGES:
         jobs = _list_jobs(scenes, [arm for arm in stage if arm in wanted], seeds, out)
         for row in parallel_map(run_job, jobs, min(processes, max(len(jobs), 1))):

@@ -116,6 +116,7 @@ class Sources:
     feedback_steps: int = 0  # environment steps that the list took
     rounds: int = ROUNDS
     episodes: int = 0  # of the baseline that rules learn from; as many as there are when 0
+    study: bool = False  # labels after a study of the dataset, in place of those without
     examples: Path = EXAMPLES
 
     def example(self, entry: Entry) -> Path:
@@ -123,6 +124,10 @@ class Sources:
         folders = sorted(self.examples.iterdir()) if self.examples.is_dir() else []
         named = (folder for folder in folders if plain_name(folder.name) in entry.example_names)
         return next(named, self.examples / entry.example_names[0])
+
+    def labels(self, entry: Entry) -> Path:
+        """The file of recorded answers."""
+        return self.answers or self.example(entry) / ("studied.jsonl" if self.study else "answers.jsonl")
 
     def policies(self, entry: Entry, role: str) -> list[Path]:
         """The folders that may hold a policy, the example's first."""
@@ -155,12 +160,18 @@ class Scene:
     rounds: int = ROUNDS  # of relabelling
     further: tuple[str, ...] = ()  # datasets of the baseline that rules learn from, beside the first
     episodes: int = 0  # of the baseline that rules learn from, in all; those of the dataset when 0
+    study: bool = False  # whether the labels were given after a study of the dataset
 
     @property
     def title(self) -> str:
-        """The environment's name on the board, with the file of a later list than the first, and more episodes."""
-        parts = [self.entry.name] if self.rules == FIRST_LIST else [self.entry.name, Path(self.rules).stem]
-        return ", ".join([*parts, f"{self.episodes} episodes"] if self.further else parts)
+        """The environment's name on the board, with a later list than the first, a study, and more episodes."""
+        parts = [
+            self.entry.name,
+            *([] if self.rules == FIRST_LIST else [Path(self.rules).stem]),
+            *(["studied"] if self.study else []),
+            *([f"{self.episodes} episodes"] if self.further else []),
+        ]
+        return ", ".join(parts)
 
     def title_of(self, arm: str) -> str:
         """The name in a row of one arm: the baseline is the same with every list."""
@@ -190,7 +201,7 @@ def set_scene(store: Store, entry: Entry, sources: Sources) -> Scene:
     baseline = _read_policy(folder)
     scene: dict[str, Any] = {"labels": None, "critical": np.zeros(0, np.int64), "dollars": None, "unlabelled": ""}
     try:
-        scene |= _take_labels(store, manifest, sources.answers or sources.example(entry) / "answers.jsonl", entry.card)
+        scene |= _take_labels(store, manifest, sources.labels(entry), entry.card, study=sources.study)
     except TrajnoteError as error:
         scene["unlabelled"] = error.problem
     try:
@@ -209,6 +220,7 @@ def set_scene(store: Store, entry: Entry, sources: Sources) -> Scene:
         rounds=sources.rounds,
         further=_collect_further(store, entry, manifest, folder, sources.episodes),
         episodes=sources.episodes,
+        study=sources.study,
         **scene,
     )
 
@@ -297,14 +309,14 @@ def _take_rules(store: Store, manifest: Manifest, answers: Path, card: str | Non
     return label(store, manifest.dataset_id, config).run_id
 
 
-def _take_labels(store: Store, manifest: Manifest, answers: Path, card: str | None) -> dict[str, Any]:
+def _take_labels(store: Store, manifest: Manifest, answers: Path, card: str | None, *, study: bool) -> dict[str, Any]:
     """Recorded answers as labels, the rows that were marked as critical, and what the answers would have cost."""
     if not answers.is_file():
         raise Prerequisite(f"no recorded answers in {answers.parent.name}/{answers.name}")
     asked = AnnotateConfig(model=RECORDED_MODEL)
-    config = LabelConfig(provider="recorded", answers=answers, annotate=asked, card=card)
+    config = LabelConfig(provider="recorded", answers=answers, annotate=asked, card=card, study=study)
+    run_id = label(store, manifest.dataset_id, config).run_id  # before the plan, which shows an answered study
     requests = plan(store, manifest.dataset_id, config).plan.requests
-    run_id = label(store, manifest.dataset_id, config).run_id
     notes = load_annotations(store, manifest.dataset_id, [run_id])
     steps = read_steps(store, manifest.dataset_id)
     marked = [(note.episode_id, note.step) for note in notes if note.critical]
