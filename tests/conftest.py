@@ -11,8 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from kept_catalogs import kept_catalogs
-from soak import SOAK
 from store_state import lend
 
 from storage.store import Store
@@ -55,49 +53,6 @@ TOGETHER = {
     **dict.fromkeys(("flows_report", "flows_report_browser", "flows_watch"), "one judged store"),
 }
 """Files whose tests run in one process, and what they share there."""
-ALONE = {
-    "annotate_batches",
-    "annotate_failures",
-    "annotate_hostile",
-    "annotate_importing",
-    "annotate_opinions",
-    "annotate_reviews",
-    "annotate_rules",
-    "annotate_run",
-    "annotate_selection",
-    "annotate_settling",
-    "annotate_why",
-    "flows_ablate",
-    "flows_advantage",
-    "flows_appraise",
-    "flows_cli",
-    "flows_clock",
-    "flows_evaluate",
-    "flows_figures",
-    "flows_fingerprint",
-    "flows_gold",
-    "flows_hostile",
-    "flows_improve",
-    "flows_lineage",
-    "flows_night_batches",
-    "flows_promote",
-    "flows_relabelling",
-    "flows_rule_policy",
-    "flows_rules",
-    "flows_seeds",
-    "flows_sending",
-    "storage_annotations",
-    "storage_datasets",
-    "storage_importing",
-    "storage_opinions",
-    "storage_policies",
-    "storage_queries",
-    "storage_recordings",
-    "storage_steps",
-    "storage_text_rows",
-    "storage_trainings",
-}
-"""Files whose stores no other process uses while their tests run, so that attaching them once a test is enough."""
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -128,16 +83,6 @@ def fresh_doors() -> Iterator[None]:
     for module in filter(None, map(sys.modules.get, DOORS)):
         for each in module.__all__:
             vars(module).pop(each, None)
-
-
-@pytest.fixture(autouse=True)
-def attached_once(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Tests that have their stores for themselves attach them once; in a soak each use attaches them."""
-    if SOAK or request.path.stem.removeprefix("test_") not in ALONE:
-        yield
-        return
-    with kept_catalogs():
-        yield
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -8,8 +8,6 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from kept_catalogs import let_go
-
 from storage.ledger.responses import iterate_responses, read_frames
 from storage.store import Store
 
@@ -20,10 +18,8 @@ def lend(template: Path) -> Path:
     """A copy of a store in a folder of its own, always at the same place, so that its views are made only once."""
     kept, folder = template.with_name("kept"), template.with_name("lent")
     lent = folder / template.name
-    let_go()
     if not kept.exists():
         Store.open(shutil.copytree(template, lent))
-        let_go()
         lent.rename(kept)
     shutil.rmtree(folder, ignore_errors=True)
     return shutil.copytree(kept, lent)

@@ -353,6 +353,18 @@ def test_rules_may_learn_from_more_episodes_of_the_baseline_which_are_counted_an
     assert len(material.labels) == ruled.count_steps(more, material.dataset_ids) == 80
 
 
+def test_labels_after_a_study_have_rows_of_their_own(store: Store) -> None:
+    entry = list_entries()["Pendulum-v1"]
+    plain, studied = (set_scene(store, entry, Sources(Path("nothing"), study=study)) for study in (False, True))
+    assert (plain.title, studied.title) == ("Pendulum-v1", "Pendulum-v1, studied")
+    assert studied.title_of("baseline") == "Pendulum-v1"
+    assert plain.labels is not None
+    assert studied.labels is not None
+    assert (len(plain.labels), len(studied.labels)) == (96, 96)
+    assert not np.array_equal(plain.labels.suggestions, studied.labels.suggestions)
+    assert studied.content_id != plain.content_id
+
+
 @pytest.mark.slow
 def test_a_list_that_the_gate_rejects_earns_no_credit_and_shows_its_own_returns(
     ruled_scene: Scene, store: Store, tmp_path: Path
