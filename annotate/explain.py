@@ -9,9 +9,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from storage.content_hash import sha256_bytes
 from storage.errors import BadInput
 from storage.ledger import EnteredRequest, entered_request, find_requests, similar_requests
+from storage.schema import sha256_bytes
 from storage.store import Store
 
 from .parsing import clean_text

@@ -23,11 +23,10 @@ from rich.console import Console
 from rich.table import Table
 
 from storage.catalog.connection import insert_rows
-from storage.content_hash import sha256_file
 from storage.datasets.writer import StepsWriter
 from storage.remote.pull import pull_store
 from storage.remote.push import push_store
-from storage.schema import Episode, ManifestDraft, Space
+from storage.schema import Episode, ManifestDraft, Space, sha256_file
 from storage.store import Store
 
 SEED, COMPONENTS, LENGTH, NOTES = 0, 17, 1000, 20_000

@@ -18,11 +18,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from .annotations import load_annotations
-from .content_hash import canonical_json
 from .datasets import iterate_episodes, read_manifest, read_shard
 from .disk import TEMPORARY, sync_file, sync_folder, write_whole, writing
 from .importing import MANIFEST_KEY, sidecar
-from .schema import Annotation, Array, Episode, Manifest, Space
+from .schema import Annotation, Array, Episode, Manifest, Space, canonical_json
 from .store import Store
 
 Labels = Mapping[tuple[int, int], Sequence[Annotation]]  # (episode, step) -> its annotations

@@ -21,9 +21,8 @@ from typing import Any, NamedTuple
 import duckdb
 import numpy as np
 
-from .content_hash import sql_name
 from .errors import BadInput
-from .schema import Array
+from .schema import Array, sql_name
 
 Node = Mapping[str, Any]
 Values = Mapping[str, Array]

@@ -1,9 +1,16 @@
-"""The shapes that all rooms share: spaces, episodes, manifests and annotations. No file is touched here."""
+"""The values that all rooms share: spaces, episodes, manifests, annotations; and how they are written: JSON, ids, SQL.
+
+They are written the same on every machine.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -25,6 +32,7 @@ MAX_DIMENSIONS = 256
 """Numbers of one action."""
 MAX_NAME = 200
 """Characters in the name of a component or an action."""
+_CHUNK = 1 << 20
 
 
 class Frozen(BaseModel):
@@ -183,3 +191,63 @@ class Rejection:
     reason: str  # a short code, e.g. unknown_step
     detail: str
     raw: str
+
+
+def canonical_json(value: Any) -> str:
+    """The one JSON text of a value: sorted keys, no spaces, UTF-8, valid JSON even for infinite numbers.
+
+    Infinity and NaN become the strings `"Infinity"`, `"-Infinity"` and `"NaN"`, which pydantic reads back as numbers.
+
+    Args:
+        value: a pydantic model, or mappings, lists, tuples, strings, numbers, booleans and None.
+    """
+    return json.dumps(_plain(value), sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+
+
+def content_id(prefix: str, value: Any, length: int = 16) -> str:
+    """`prefix` followed by the first `length` hexadecimal digits of the sha256 of the canonical JSON of `value`."""
+    return prefix + sha256_bytes(canonical_json(value).encode())[:length]
+
+
+def sha256_bytes(content: bytes | memoryview) -> str:
+    """The sha256 of some bytes, in hexadecimal."""
+    return hashlib.sha256(content).hexdigest()
+
+
+def sha256_file(path: Path) -> str:
+    """The sha256 of a file, in hexadecimal, read in pieces."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while piece := file.read(_CHUNK):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+def sql_text(value: str) -> str:
+    """A text as SQL writes it."""
+    return "'" + value.replace("'", "''") + "'"
+
+
+def sql_name(name: str) -> str:
+    """The name of a column or table as SQL writes it."""
+    return '"' + name.replace('"', '""') + '"'
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, BaseModel):
+        return _plain(value.model_dump(mode="python"))
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, str | bool | int) or value is None:
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else _spell(value)
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    raise TypeError(f"{type(value).__name__} has no canonical JSON: {value!r}")
+
+
+def _spell(value: float) -> str:
+    if math.isnan(value):
+        return "NaN"
+    return "Infinity" if value > 0 else "-Infinity"

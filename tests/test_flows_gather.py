@@ -15,12 +15,12 @@ from flows.datasets.collection import CollectConfig, gather
 from flows.datasets.recordings import take_in
 from flows.labelling.annotation import LabelConfig, write_questions
 from flows.policies.loading import find_recorded_baseline
-from storage.content_hash import sha256_bytes
 from storage.datasets.reader import read_manifest
 from storage.errors import BadInput, DamagedStore, LeftOutWarning
 from storage.exporting import export_csv
 from storage.remote.pull import pull_store
 from storage.remote.push import push_store
+from storage.schema import sha256_bytes
 from storage.store import CARD as CARD_FILE
 from storage.store import MANIFEST, Store
 from storage.upkeep.verify import verify_store

@@ -15,10 +15,9 @@ from flows.simulation.environments import look_up_spaces
 from flows.simulation.envpool_engine import make_pool, play_pooled
 from flows.simulation.replay import replay_episode
 from flows.simulation.rollouts import Playing
-from storage.content_hash import canonical_json
 from storage.datasets.reader import list_datasets, read_episode, read_manifest
 from storage.errors import BadInput, Prerequisite
-from storage.schema import Episode, Manifest
+from storage.schema import Episode, Manifest, canonical_json
 from storage.store import Store
 
 HAS_ENVPOOL = importlib.util.find_spec("envpool") is not None

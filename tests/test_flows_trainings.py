@@ -13,8 +13,7 @@ from flows.refinement.arms import ArmDraw, Material, find_candidates, keep_candi
 from refine.config import RefineConfig, Snapshot
 from refine.labels.labels import Labels
 from refine.policies.mlp import MlpPolicy
-from storage.content_hash import content_id
-from storage.schema import Space
+from storage.schema import Space, content_id
 from storage.store import Store
 from storage.upkeep.garbage import delete_garbage, find_garbage
 

@@ -595,7 +595,7 @@ def test_a_file_that_has_changed_since_it_was_collected_with_is_not_opened(
 @pytest.mark.slow
 def test_the_hash_of_a_policys_file_is_in_the_manifest_and_travels_with_exports(folder: Folder, store: Store) -> None:
     from flows.datasets.collection import CollectConfig, collect
-    from storage.content_hash import sha256_file
+    from storage.schema import sha256_file
 
     config = CollectConfig(env_id="CartPole-v1", policy="py:planted:act", episodes=2, max_steps=9)
     manifest = collect(store, config)

@@ -16,8 +16,8 @@ from toy_datasets import make_draft, make_episode, write
 
 from storage.annotations.annotations import insert_annotations
 from storage.catalog.connection import Catalog
-from storage.content_hash import seal
 from storage.datasets.reader import read_steps
+from storage.disk import seal
 from storage.errors import DamagedStore, DiskFailed, LeftOutWarning
 from storage.policies.policies import save_policy
 from storage.queries.query import run_query

@@ -5,8 +5,7 @@ import math
 import pytest
 from pydantic import TypeAdapter
 
-from storage.content_hash import canonical_json, content_id, sha256_bytes
-from storage.schema import Space
+from storage.schema import Space, canonical_json, content_id, sha256_bytes
 
 
 def test_canonical_json_does_not_depend_on_order_or_type_of_container() -> None:

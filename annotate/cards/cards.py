@@ -14,10 +14,9 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import Field, StringConstraints, ValidationError, model_validator
 
-from storage.content_hash import canonical_json, sha256_bytes
 from storage.disk import describe_invalid, parse_toml, read_file, shorten
 from storage.errors import BadInput, DamagedStore, did_you_mean
-from storage.schema import Frozen, Manifest, Space
+from storage.schema import Frozen, Manifest, Space, canonical_json, sha256_bytes
 from storage.store import Store
 
 from .claims import OUTCOMES, Claim, EffectClaim, unknown_name

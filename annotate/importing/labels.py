@@ -16,12 +16,11 @@ from typing import Annotated, Any, TypeVar
 from pydantic import ConfigDict, Field, StringConstraints, ValidationError
 
 from storage.annotations import insert_annotations
-from storage.content_hash import content_id
 from storage.datasets import catalogued_episodes, list_datasets, read_manifest
 from storage.disk import UnreadableError, decode_json, describe_invalid, read_lines
 from storage.errors import BadInput
 from storage.ledger import enter_imported_run
-from storage.schema import Annotation, Frozen, Manifest
+from storage.schema import Annotation, Frozen, Manifest, content_id
 from storage.store import Store
 
 from ..parsing import MAX_RATIONALE, clean_text

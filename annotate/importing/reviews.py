@@ -28,12 +28,11 @@ from storage.annotations import (
     replace_labels,
 )
 from storage.catalog import Connection
-from storage.content_hash import content_id
 from storage.datasets import read_manifest
 from storage.disk import UnreadableError, decode_json, read_lines
 from storage.errors import BadInput
 from storage.ledger import enter_imported_run
-from storage.schema import Annotation, Frozen, Manifest
+from storage.schema import Annotation, Frozen, Manifest, content_id
 from storage.store import Store
 
 from ..parsing import MAX_RATIONALE, clean_text

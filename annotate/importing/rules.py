@@ -19,13 +19,12 @@ from pydantic import ConfigDict, Field, ValidationError
 
 from storage.annotations import Rule, RuleList, count_decisions, formula_reader, insert_rule_lists, varies
 from storage.catalog import Connection
-from storage.content_hash import content_id
 from storage.datasets import read_manifest
 from storage.disk import UnreadableError, decode_json, decode_toml, describe_invalid, read_text
 from storage.errors import BadInput
 from storage.formulas import FormulaReader, Term
 from storage.ledger import enter_imported_run
-from storage.schema import Frozen, Manifest
+from storage.schema import Frozen, Manifest, content_id
 from storage.store import Store
 
 from ..parsing import MAX_LABEL, MAX_RATIONALE, clean_text

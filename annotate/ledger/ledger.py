@@ -16,7 +16,6 @@ from typing import Any
 from pydantic import Field, PrivateAttr
 
 from storage.catalog import Connection, insert_rows
-from storage.content_hash import content_id
 from storage.errors import DamagedStore
 from storage.ledger import (
     BATCH,
@@ -35,7 +34,7 @@ from storage.ledger import (
     total_run,
     withdraw_suggestions,
 )
-from storage.schema import Frozen
+from storage.schema import Frozen, content_id
 from storage.store import Store
 
 from ..cards import Card

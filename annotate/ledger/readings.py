@@ -20,7 +20,6 @@ from storage.annotations import (
     varies,
 )
 from storage.catalog import Connection
-from storage.content_hash import content_id
 from storage.datasets import read_manifest
 from storage.errors import DamagedStore
 from storage.ledger import (
@@ -33,7 +32,7 @@ from storage.ledger import (
     open_runs,
     unread_requests,
 )
-from storage.schema import Annotation, Rejection, Space
+from storage.schema import Annotation, Rejection, Space, content_id
 from storage.store import Store
 
 from ..cards import Card

@@ -11,11 +11,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from storage.catalog import component_columns
-from storage.content_hash import content_id
 from storage.datasets import is_finite, list_episodes, pick, read_manifest, read_steps, require_finite
 from storage.errors import BadInput, ProviderFailed
 from storage.ledger import asked_runs, requests_of
-from storage.schema import Episode, Manifest
+from storage.schema import Episode, Manifest, content_id
 from storage.store import Store
 
 from ..cards import Card, card_sha256, check_card_against_spaces

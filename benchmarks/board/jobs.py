@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from refine.policies import MlpPolicy, Mode, RulePolicy
-from storage.content_hash import content_id
 from storage.errors import Prerequisite, TrajnoteError
+from storage.schema import content_id
 
 from .playing import Gated, Offer, pass_gate, play
 from .rows import Row, append_row

@@ -15,7 +15,7 @@ from scipy import stats
 from flows.refinement.evaluator import Candidate, Returns
 from refine.evaluation.gate import CONFIDENCE, Interval, interval
 from storage.catalog.connection import insert_rows
-from storage.content_hash import content_id
+from storage.schema import content_id
 from storage.store import Store
 
 from .jobs import ARMS

@@ -29,10 +29,9 @@ from flows.simulation.trust import Named
 from refine.labels.labels import Labels, labels_from_annotations
 from refine.policies.mlp import MlpPolicy
 from storage.annotations.annotations import load_annotations
-from storage.content_hash import content_id
 from storage.datasets.reader import StepArrays, read_steps
 from storage.errors import Prerequisite, TrajnoteError
-from storage.schema import Array, Manifest
+from storage.schema import Array, Manifest, content_id
 from storage.store import Store
 
 from .entries import Entry, plain_name

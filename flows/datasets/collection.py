@@ -15,10 +15,9 @@ from pydantic import Field
 
 from annotate.cards import CardFile, check_card_against_spaces, find_card, locate_card, read_card
 from refine.policies import Mode
-from storage.content_hash import content_id, sha256_bytes
 from storage.datasets import StepsWriter, find_finished, read_manifest
 from storage.errors import BadInput, ChangedEnvironmentWarning, LeftOutWarning
-from storage.schema import Engine, Episode, Frozen, Manifest, ManifestDraft
+from storage.schema import Engine, Episode, Frozen, Manifest, ManifestDraft, content_id, sha256_bytes
 from storage.store import DRAFT, Store
 
 from ..policies import hash_policy_file, load_policy, record_baseline

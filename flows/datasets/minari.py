@@ -20,7 +20,6 @@ import gymnasium
 import numpy as np
 from gymnasium import spaces
 
-from storage.content_hash import canonical_json
 from storage.disk import parse_json, publish_folder, read_file, require_inside, sync_file
 from storage.errors import BadInput, Prerequisite
 from storage.exporting import Labels
@@ -38,7 +37,7 @@ from storage.importing import (
     table_of,
     unreadable,
 )
-from storage.schema import MAX_COMPONENTS, Array, Episode, Manifest, Space
+from storage.schema import MAX_COMPONENTS, Array, Episode, Manifest, Space, canonical_json
 
 from ..simulation import (
     ALLOWED,

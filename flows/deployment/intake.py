@@ -22,13 +22,13 @@ from typing import Any, NamedTuple
 from zoneinfo import ZoneInfo
 
 from annotate import cards, prompting
-from storage.content_hash import canonical_json, sha256_bytes, sha256_file
 from storage.datasets import list_datasets
 from storage.disk import write_whole
 from storage.errors import BadInput, DamagedStore, Prerequisite
 from storage.importing import SIDECAR, ImportReport
 from storage.ledger import find_answered
 from storage.policies import Decision, list_collections, list_decisions, list_intakes, record_intakes
+from storage.schema import canonical_json, sha256_bytes, sha256_file
 from storage.store import MANIFEST, Store
 
 from ..datasets import CollectConfig, gather, take_in

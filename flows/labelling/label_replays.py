@@ -21,11 +21,10 @@ from pydantic import Field
 from annotate.quality import same_actions
 from refine.policies import Mode, RulePolicy
 from storage.annotations import LabelReplay, insert_label_replays, list_runs, load_annotations, load_label_replays
-from storage.content_hash import content_id
 from storage.datasets import iterate_episodes, pick, read_manifest
 from storage.errors import BadInput, Prerequisite, TrajnoteError
 from storage.policies import insert_environment
-from storage.schema import Annotation, Episode, Frozen, Manifest
+from storage.schema import Annotation, Episode, Frozen, Manifest, content_id
 from storage.store import Store
 
 from ..policies import find_recorded_baseline, load_policy

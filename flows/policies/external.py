@@ -20,10 +20,9 @@ from typing import Any, NoReturn
 import numpy as np
 
 from refine.policies import Head, MlpPolicy, Mode
-from storage.content_hash import sha256_file
 from storage.disk import require_regular
 from storage.errors import BadInput, Prerequisite
-from storage.schema import Array, Space
+from storage.schema import Array, Space, sha256_file
 
 from ..simulation import (
     Answer,

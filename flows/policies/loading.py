@@ -14,12 +14,11 @@ from typing import Literal
 
 from refine.policies import RULES_FORMAT, SPEC_FILE, Agreement, CompiledRules, MlpPolicy, RulePolicy, export_onnx
 from storage.annotations import find_rule_list
-from storage.content_hash import sha256_file
 from storage.datasets import StepArrays, read_manifest, read_steps
 from storage.disk import UnreadableError, decode_json, write_whole
 from storage.errors import BadInput, Prerequisite, TrajnoteError
 from storage.policies import find_policy, policy_files, policy_record, resolve_policy, save_policy
-from storage.schema import Array, Manifest
+from storage.schema import Array, Manifest, sha256_file
 from storage.store import Store
 
 from ..simulation import (

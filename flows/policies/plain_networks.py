@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from refine.policies import MlpPolicy
-from storage.content_hash import sha256_file
 from storage.disk import parse_json, read_file
 from storage.errors import BadInput
+from storage.schema import sha256_file
 
 from ..simulation import Foreign, ForeignActor, Named, NetworkActor, Policy, Spaces, check_spaces
 from .external import RAW, find_file, probe

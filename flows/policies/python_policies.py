@@ -16,9 +16,8 @@ from typing import Any
 import numpy as np
 
 from refine.policies import Mode
-from storage.content_hash import canonical_json
 from storage.errors import BadInput, TrajnoteError, TrajnoteWarning
-from storage.schema import Array
+from storage.schema import Array, canonical_json
 
 from ..simulation import (
     Answer,

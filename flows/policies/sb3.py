@@ -16,10 +16,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from refine.policies import Agreement, MlpPolicy, Mode
-from storage.content_hash import canonical_json, sha256_file
 from storage.disk import read_file, write_whole
 from storage.errors import BadInput
-from storage.schema import Array
+from storage.schema import Array, canonical_json, sha256_file
 
 from ..simulation import Answer, Foreign, ForeignActor, Named, NetworkActor, Policy, Spaces, check_spaces, to_space
 from .external import RAW, TRUST, decision, find_extra, find_zip, probe, refuse_image_shape, refuse_memory

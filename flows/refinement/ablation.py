@@ -16,9 +16,8 @@ from refine.config import TrainingMode
 from refine.evaluation import Interval, interval_over_seeds
 from refine.policies import Mode
 from storage.catalog import insert_rows
-from storage.content_hash import content_id
 from storage.datasets import read_manifest
-from storage.schema import Array, Frozen
+from storage.schema import Array, Frozen, content_id
 from storage.store import Store
 
 from ..runtime import Report, silent

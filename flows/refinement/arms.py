@@ -27,11 +27,11 @@ from refine.labels import (
     rule_arm_lists,
 )
 from refine.policies import MlpPolicy, RulePolicy
-from storage.content_hash import content_id, sha256_bytes
 from storage.datasets import ENOUGH_ROWS, StepArrays, read_manifest, read_pool
 from storage.disk import Hold, decode_json, map_arrays, share_arrays
 from storage.errors import BadInput, DamagedStore
 from storage.policies import load_training, save_training
+from storage.schema import content_id, sha256_bytes
 from storage.store import Store
 
 AnyArm = Arm | ReferenceArm | Literal["rules_played"]

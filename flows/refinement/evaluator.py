@@ -23,7 +23,6 @@ from refine.evaluation import interval
 from refine.policies import MlpPolicy, Mode, RulePolicy
 from storage.annotations import find_rule_list
 from storage.catalog import Connection, insert_rows
-from storage.content_hash import content_id
 from storage.datasets import read_manifest
 from storage.errors import BadInput, ChangedEnvironmentWarning, UsedSeedsWarning
 from storage.policies import (
@@ -34,7 +33,7 @@ from storage.policies import (
     policy_record,
     resolve_policy,
 )
-from storage.schema import Frozen
+from storage.schema import Frozen, content_id
 from storage.store import Store
 
 from ..policies import load_policy

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 from refine.evaluation import ERROR_RATE
 from refine.policies import MlpPolicy, RulePolicy
 from storage.catalog import insert_rows
-from storage.content_hash import content_id
 from storage.datasets import read_manifest
 from storage.policies import save_policy
+from storage.schema import content_id
 from storage.store import Store
 
 from ..policies import record_baseline

@@ -25,11 +25,10 @@ from refine.labels import (
 from refine.policies import CompiledRules, Past
 from storage.annotations import RuleList, load_rule_lists, pool_annotations, trusted_annotations, trusted_rules
 from storage.catalog import component_columns
-from storage.content_hash import canonical_json
 from storage.datasets import StepArrays, catalogued_episodes, read_manifest, read_steps
 from storage.errors import BadInput, Prerequisite
 from storage.policies import FIRST_SEED, Plan, reserve_seeds
-from storage.schema import Annotation, Frozen, Manifest
+from storage.schema import Annotation, Frozen, Manifest, canonical_json
 from storage.store import Store
 
 from ..policies import Baseline, find_baseline, find_collecting_weights, load_policy

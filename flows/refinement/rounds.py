@@ -16,10 +16,9 @@ from pydantic import Field
 from annotate.prompting import Method
 from refine.evaluation import Interval
 from storage.catalog import insert_rows
-from storage.content_hash import content_id
 from storage.errors import BadInput
 from storage.ledger import count_waiting, total_run
-from storage.schema import Frozen
+from storage.schema import Frozen, content_id
 from storage.store import Store
 
 from ..datasets import CollectConfig, gather

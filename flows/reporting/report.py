@@ -8,8 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from storage.content_hash import seal
-from storage.disk import write_whole
+from storage.disk import seal, write_whole
 from storage.errors import Prerequisite
 from storage.store import Store
 

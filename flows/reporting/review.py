@@ -19,9 +19,8 @@ from markupsafe import Markup
 
 from annotate.cards import Card, card_at_hand
 from annotate.prompting import render_rows, with_action_indices
-from storage.content_hash import seal
 from storage.datasets import iterate_episodes, read_manifest
-from storage.disk import write_whole
+from storage.disk import seal, write_whole
 from storage.errors import BadInput, TrajnoteError
 from storage.formulas import Term
 from storage.queries import Row

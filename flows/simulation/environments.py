@@ -24,10 +24,9 @@ import numpy as np
 from gymnasium import spaces
 from gymnasium.wrappers import FlattenObservation, OrderEnforcing, TimeLimit
 
-from storage.content_hash import sha256_bytes
 from storage.disk import parse_json, shorten
 from storage.errors import BadInput, Prerequisite, did_you_mean
-from storage.schema import MAX_ACTIONS, Space
+from storage.schema import MAX_ACTIONS, Space, sha256_bytes
 
 from .complaints import describe_raised
 from .flattening import Flattened, describe_flattened, flatten_observations, is_image

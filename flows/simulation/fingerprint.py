@@ -24,8 +24,7 @@ from typing import Any, NamedTuple
 import gymnasium
 import numpy as np
 
-from storage.content_hash import content_id, sha256_bytes
-from storage.schema import KnownEnvironment
+from storage.schema import KnownEnvironment, content_id, sha256_bytes
 
 from .environments import Environment, distributions_of, make_environment, name_of_module, package_versions
 from .trust import Named

@@ -17,10 +17,9 @@ import numpy as np
 
 from refine.policies import Mode, Past
 from storage.catalog import insert_rows
-from storage.content_hash import content_id
 from storage.datasets import read_episode, read_manifest
 from storage.errors import BadInput, DiskFailed, LeftOutWarning
-from storage.schema import Array, Episode, Manifest, Space
+from storage.schema import Array, Episode, Manifest, Space, content_id
 from storage.store import Store
 
 from .actors import Actor, choose

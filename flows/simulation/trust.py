@@ -19,9 +19,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pydantic_core import core_schema
 
-from storage.content_hash import canonical_json, sha256_file
 from storage.errors import BadInput, Prerequisite
-from storage.schema import Manifest
+from storage.schema import Manifest, canonical_json, sha256_file
 
 if TYPE_CHECKING:
     from storage.store import Store  # its catalog is slow to load, and workers do not need it

@@ -14,10 +14,9 @@ from typing import Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from storage.content_hash import sha256_bytes
 from storage.datasets import StepArrays
 from storage.errors import BadInput, did_you_mean
-from storage.schema import Annotation, Array, Space
+from storage.schema import Annotation, Array, Space, sha256_bytes
 
 from ..policies import action_bounds, action_units, network_inputs
 

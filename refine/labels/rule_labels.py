@@ -17,10 +17,9 @@ from numpy.typing import NDArray
 
 from storage.annotations import Rule
 from storage.catalog import component_columns
-from storage.content_hash import sha256_bytes
 from storage.datasets import StepArrays
 from storage.errors import BadInput
-from storage.schema import Array, Space
+from storage.schema import Array, Space, sha256_bytes
 
 from ..policies import CompiledRules
 from .labels import Arm, Labels, arm_labels, check_labels, finite_bounds

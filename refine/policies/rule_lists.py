@@ -17,12 +17,11 @@ from numpy.typing import NDArray
 
 from storage.annotations import Rule, RuleList
 from storage.catalog import component_columns
-from storage.content_hash import canonical_json
 from storage.disk import UnreadableError, decode_json
 from storage.errors import BadInput, DamagedStore
 from storage.expressions import PREVIOUS, Expression
 from storage.formulas import STEP, FormulaReader, Term
-from storage.schema import Array, Manifest, Space
+from storage.schema import Array, Manifest, Space, canonical_json
 
 from .mlp import RESTORE, SPEC_FILE, Acts, MlpPolicy, Mode, Past, action_bounds
 

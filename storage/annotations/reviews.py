@@ -12,8 +12,7 @@ from datetime import datetime
 from typing import Any, Literal, NamedTuple
 
 from ..catalog import Connection, insert_rows
-from ..content_hash import content_id
-from ..schema import Annotation
+from ..schema import Annotation, content_id
 from ..store import Store
 from .annotations import from_row, insert_annotations
 

@@ -20,11 +20,10 @@ from ..catalog import (
     same_action,
     scan_steps,
 )
-from ..content_hash import content_id
 from ..datasets import pick, read_manifest, resolve_dataset
 from ..errors import BadInput
 from ..formulas import FormulaReader, Term
-from ..schema import Manifest
+from ..schema import Manifest, content_id
 from ..store import Store
 from .annotations import from_row, refused_ids, rows_of_runs
 

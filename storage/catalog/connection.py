@@ -19,9 +19,9 @@ from typing import Any, Literal
 import duckdb
 import pyarrow as pa
 
-from ..content_hash import canonical_json
 from ..disk import explain_disk
 from ..errors import BadInput, CatalogLocked, DamagedStore, DiskFailed
+from ..schema import canonical_json
 from . import engine
 from .engine import LatchTimeoutError, latch_of
 

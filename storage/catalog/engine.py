@@ -18,7 +18,7 @@ from typing import Any
 
 import duckdb
 
-from ..content_hash import sql_text
+from ..schema import sql_text
 
 SETTINGS: Mapping[str, str] = {"autoinstall_known_extensions": "false"}
 _NAME = "catalog"  # of the attached file, as a direct connection to `catalog.duckdb` would have it

@@ -12,11 +12,10 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import NamedTuple
 
-from ..content_hash import sql_name, sql_text
 from ..errors import BadInput
 from ..expressions import PREVIOUS, Expression, number_sql
 from ..formulas import STEP, FormulaReader, Term
-from ..schema import Space
+from ..schema import Space, sql_name, sql_text
 from .connection import Connection
 from .tables import component_columns, same_action
 

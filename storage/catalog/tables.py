@@ -17,9 +17,8 @@ from typing import Any, NamedTuple
 
 from pydantic import ValidationError
 
-from ..content_hash import sha256_bytes, sha256_file, sql_name, sql_text
 from ..errors import Prerequisite
-from ..schema import Manifest, Space
+from ..schema import Manifest, Space, sha256_bytes, sha256_file, sql_name, sql_text
 from .connection import Catalog, Connection
 
 _BOOK = """

@@ -13,8 +13,7 @@ from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
-from ..content_hash import canonical_json, sha256_bytes, sql_name, sql_text
-from ..schema import Space
+from ..schema import Space, canonical_json, sha256_bytes, sql_name, sql_text
 from .connection import Connection
 from .rule_views import NO_RULES, rule_views
 from .tables import (
@@ -175,7 +174,7 @@ def _made_by() -> str:
     """A hash of what writes the views and the tables below them: modules and `.sql` files."""
     here, root = Path(__file__).parent, Path(__file__).parents[1]
     code = [here / f"{name}.py" for name in ("views", "rule_views", "tables")]
-    code += [root / "content_hash.py", root / "expressions.py", root / "formulas.py", here / "comments.toml"]
+    code += [root / "schema.py", root / "expressions.py", root / "formulas.py", here / "comments.toml"]
     code += [*sorted(_FOLDER.glob("*.sql")), *sorted((here / "migrations").glob("*.sql"))]
     return sha256_bytes(b"".join(path.read_bytes() for path in code))
 

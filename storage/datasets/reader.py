@@ -23,10 +23,9 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from ..content_hash import canonical_json, content_id
 from ..disk import UnreadableError, decode_json, exclusive_lock, map_arrays, publish_arrays
 from ..errors import BadInput, Prerequisite, did_you_mean
-from ..schema import Array, Episode, Manifest, ManifestDraft, Shard
+from ..schema import Array, Episode, Manifest, ManifestDraft, Shard, canonical_json, content_id
 from ..store import Store
 from .columns import StepArrays, cut_episodes, decode_episodes, decode_steps, require_finite
 from .shards import read_manifest, read_shard

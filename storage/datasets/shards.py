@@ -14,10 +14,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import ValidationError
 
-from ..content_hash import sha256_file
 from ..disk import TEMPORARY, gone_on_failure, sync_file, sync_folder, writing
 from ..errors import BadInput, DamagedStore
-from ..schema import Manifest, ManifestDraft, Shard
+from ..schema import Manifest, ManifestDraft, Shard, sha256_file
 from ..store import Store
 from .columns import COLUMNS, steps_schema
 

@@ -18,7 +18,6 @@ import numpy as np
 from pydantic import ValidationError
 
 from ..catalog import Connection, insert_rows, refresh_views
-from ..content_hash import canonical_json, sha256_bytes, sha256_file
 from ..disk import (
     copy_file,
     exclusive_lock,
@@ -30,7 +29,7 @@ from ..disk import (
     writing,
 )
 from ..errors import BadInput, DamagedStore
-from ..schema import Episode, Manifest, ManifestDraft, Shard
+from ..schema import Episode, Manifest, ManifestDraft, Shard, canonical_json, sha256_bytes, sha256_file
 from ..store import CARD, DRAFT, MANIFEST, Store
 from .columns import check_draft, check_episode, encode_episodes
 from .shards import (

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.lib import format as npy
 
 from ..errors import BadInput, CatalogLocked, DiskFailed
-from ..schema import Array
+from ..schema import Array, sha256_bytes
 
 TEMPORARY = ".tmp"
 _PIECE = 1 << 20  # bytes copied at a time
@@ -363,3 +363,19 @@ def release_room(folder: Path) -> bool:
         return False
     path.unlink()
     return True
+
+
+_SEAL = "<!-- sha256 of all above: "
+
+
+def seal(page: bytes) -> bytes:
+    """An HTML page with its own hash as the last line, so that damage shows."""
+    return page + f"{_SEAL}{sha256_bytes(page)} -->\n".encode()
+
+
+def is_sealed(path: Path) -> bool:
+    """Whether a page is what was sealed; one without a seal has to end as pages do."""
+    page, mark, seal_ = path.read_bytes().rpartition(_SEAL.encode())
+    if not mark:
+        return seal_.rstrip().endswith(b"</html>")
+    return seal_ == f"{sha256_bytes(page)} -->\n".encode()

@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from ..content_hash import canonical_json, content_id
 from ..datasets import (
     StepArrays,
     StepsWriter,
@@ -30,7 +29,7 @@ from ..datasets import (
 )
 from ..disk import shorten
 from ..errors import BadInput
-from ..schema import Array, Episode, Manifest, ManifestDraft, Space
+from ..schema import Array, Episode, Manifest, ManifestDraft, Space, canonical_json, content_id
 from ..store import Store
 from .action_kinds import Choices, choose_actions, infer_box
 from .cells import Columns, same_whole

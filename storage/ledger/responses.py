@@ -16,9 +16,9 @@ from typing import Any, NamedTuple
 
 import zstandard
 
-from ..content_hash import sha256_bytes
 from ..disk import release_room, sync_folder, write_whole, writing
 from ..errors import DamagedStore, DiskFailed
+from ..schema import sha256_bytes
 from ..store import Store
 
 ROLL_BYTES = 16 << 20

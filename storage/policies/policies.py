@@ -19,11 +19,10 @@ from pathlib import Path
 from typing import Any, cast
 
 from ..catalog import Connection, insert_rows, rows_of
-from ..content_hash import canonical_json, sha256_bytes
 from ..datasets import pick
 from ..disk import TEMPORARY, exclusive_lock, publish_folder, write_whole, writing
 from ..errors import BadInput, DamagedStore, Prerequisite
-from ..schema import KnownEnvironment
+from ..schema import KnownEnvironment, canonical_json, sha256_bytes
 from ..store import Store
 
 RECORD = "record.json"

@@ -29,8 +29,8 @@ from duckdb.sqltypes import DuckDBPyType
 
 from .. import errors
 from ..catalog import Connection, Row, is_corrupt, rows_of
-from ..content_hash import sql_name, sql_text
 from ..errors import BadInput, DamagedStore, TrajnoteError
+from ..schema import sql_name, sql_text
 from ..store import Store
 
 _OF_THE_STATEMENT = (duckdb.ProgrammingError, duckdb.DataError)

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from ..content_hash import sha256_file
 from ..disk import TEMPORARY, exclusive_lock, sync_file, sync_folder, writing
 from ..errors import DamagedStore, Prerequisite
 from ..policies import link_current, list_in_force
+from ..schema import sha256_file
 from ..store import CATALOG, Store
 from .push import AT_ONCE, Progress
 from .remote import Remote

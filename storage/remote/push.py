@@ -16,9 +16,9 @@ from functools import partial
 from pathlib import Path
 
 from ..catalog import catalog_version
-from ..content_hash import sha256_file
 from ..disk import exclusive_lock
 from ..errors import CatalogLocked, Prerequisite
+from ..schema import sha256_file
 from ..store import CATALOG, Store
 from .remote import Remote
 from .snapshots import (

@@ -14,9 +14,9 @@ from pathlib import Path, PurePosixPath
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ..catalog import MIGRATIONS, Catalog, Connection
-from ..content_hash import canonical_json, sha256_file, sql_text
 from ..disk import TEMPORARY, sync_file, sync_folder, write_whole, writing
 from ..errors import CatalogLocked, Prerequisite
+from ..schema import canonical_json, sha256_file, sql_text
 from ..store import Store
 from .remote import Remote
 

@@ -11,12 +11,12 @@ from typing import Any
 
 from ..annotations import check_rule_list, formula_reader, load_rule_lists
 from ..catalog import inspect_shards
-from ..content_hash import is_sealed, sha256_file
 from ..datasets import check_shard, damaged_columns, list_pools, read_manifest
+from ..disk import is_sealed
 from ..errors import BadInput, DamagedStore, LeftOutWarning, Prerequisite, TrajnoteError
 from ..ledger import read_frames
 from ..policies import RECORD, files_sha256, is_record, read_folder
-from ..schema import Manifest, Shard
+from ..schema import Manifest, Shard, sha256_file
 from ..store import Store
 
 _RESTORE = "Restore it from a backup."
