@@ -9,8 +9,15 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy import stats
 
-from refine.evaluation.credit import deal, interval_of_means, judge_labels, rank_labels
-from refine.evaluation.gate import Interval, Verdict, paired_difference
+from refine.evaluation.gate import (
+    Interval,
+    Verdict,
+    deal,
+    interval_of_means,
+    judge_labels,
+    paired_difference,
+    rank_labels,
+)
 
 Row = Mapping[str, Any]
 RESAMPLES = 2_000

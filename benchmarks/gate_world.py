@@ -20,15 +20,14 @@ from gymnasium.envs.box2d import lunar_lander
 from numpy.typing import NDArray
 
 from flows.policies.train_baseline import TrainConfig, train_baseline
+from flows.refinement.arms import CHOSEN, RANKED, enter_few, last_of_each
 from flows.refinement.comparison import ACCEPT, SELECT, Play, try_fields
 from flows.refinement.evaluator import Candidate, Returns
-from flows.refinement.placebos import CHOSEN, RANKED, enter_few, last_of_each
 from flows.simulation.environments import Environment, EnvironmentMaker, spaces_of
 from flows.simulation.rollouts import play
 from flows.simulation.trust import Named
 from refine.config import Snapshot
-from refine.evaluation.credit import deal
-from refine.evaluation.gate import SeedPlan, paired_difference
+from refine.evaluation.gate import SeedPlan, deal, paired_difference
 from refine.labels.labels import Labels, arm_labels
 from refine.policies.mlp import MlpPolicy, Mode
 from storage.datasets.columns import StepArrays

@@ -28,7 +28,7 @@ from rich.table import Table
 from flows.datasets.collection import CollectConfig, gather
 from flows.labelling.label_replays import ReplayConfig, replay_labels
 from flows.policies.loading import load_policy
-from flows.refinement.arms import Material, list_draws, train_draw
+from flows.refinement.arms import Material, list_draws, train_draws
 from flows.runtime.processes import Runner, core_count, parallel_map, running_on, shutdown_workers
 from flows.simulation.environments import look_up_spaces
 from flows.simulation.workers import play_policies
@@ -108,8 +108,8 @@ class Work:
         recipe = RefineConfig(seed=0, snapshots=(max(20, round(200 * self.scale)),)).completed(spaces.action)
         network: Any = load_policy(BASELINE, spaces)
         material = Material(self.store.root, self.dataset_id, labels, network.network, recipe)
-        trained = parallel_map(partial(train_draw, material), list_draws(3), workers)
-        return hashed(snapshot.policy.sha256.encode() for draw in trained for snapshot in draw)
+        trained = parallel_map(partial(train_draws, material), [[draw] for draw in list_draws(3)], workers)
+        return hashed(snapshot.policy.sha256.encode() for [candidates] in trained for snapshot in candidates)
 
     def replay(self, workers: int | None) -> str:
         """Advantages of labels; the runner says how many workers there are."""

@@ -50,8 +50,7 @@ from flows.simulation.environments import EnvironmentMaker, Spaces, look_up_spac
 from flows.simulation.rollouts import rollout
 from flows.simulation.trust import Named
 from refine.config import RefineConfig
-from refine.evaluation.estimates import OpeConfig, estimated_gain
-from refine.evaluation.ope import collect_refits
+from refine.evaluation.ope import OpeConfig, collect_refits, estimated_gain
 from refine.labels.labels import Labels, covers_most_steps
 from refine.labels.rule_labels import RuleLabels, labels_from_rules
 from refine.policies.mlp import MlpPolicy, Mode, network_inputs

@@ -24,7 +24,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.streaming import watch
-from flows.refinement.arms import list_draws, train_draw
+from flows.refinement.arms import list_draws, train_draws
 from flows.refinement.refinement import gather_material
 from flows.runtime import parallel_map
 from flows.simulation import Named
@@ -178,7 +178,7 @@ def train(store: Store) -> None:
     config = RefineConfig(snapshots=(100,))
     material = gather_material(store, manifest, config, None, rules=True, baseline=Named(f"policy:{folder}")).material
     draws = list_draws(2, labels=material.labels)
-    made = sum(len(found) for found in parallel_map(partial(train_draw, material), draws))
+    made = sum(len(found) for [found] in parallel_map(partial(train_draws, material), [[draw] for draw in draws]))
     print(f"{made} candidates of {len(draws)} draws with {len(material.labels):,} labels", flush=True)
 
 

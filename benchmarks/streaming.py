@@ -35,7 +35,7 @@ from annotate.runs.plan import plan_run
 from annotate.runs.run import annotate_run
 from benchmarks.growth import Script, draft, episode
 from flows.labelling.quality import check_labels
-from flows.refinement.arms import ArmDraw, Material, list_draws, train_draw
+from flows.refinement.arms import ArmDraw, Material, list_draws, train_draws
 from flows.refinement.comparison import GateConfig
 from flows.refinement.estimation import AppraiseConfig, appraise, refit_number, train_and_score
 from flows.refinement.refinement import ImproveConfig, gather_material, improve
@@ -120,7 +120,8 @@ def estimate(root: Path, names: Sequence[str], _: int) -> None:
 def train(root: Path, names: Sequence[str], _: int) -> None:
     """What a refinement holds: two arms, trained by two processes, and nothing played."""
     material, draws = gather(root, names)
-    print(f"{sum(map(len, parallel_map(partial(train_draw, material), draws)))} candidates", flush=True)
+    trained = parallel_map(partial(train_draws, material), [[draw] for draw in draws])
+    print(f"{sum(len(candidates) for [candidates] in trained)} candidates", flush=True)
 
 
 def score(root: Path, names: Sequence[str], _: int) -> None:

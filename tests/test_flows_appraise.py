@@ -20,7 +20,7 @@ from flows.refinement.present import show_estimate
 from flows.reporting.figures import draw_figures
 from flows.reporting.report import write_report
 from flows.simulation import workers
-from refine.evaluation.estimates import OpeConfig
+from refine.evaluation.ope import OpeConfig
 from storage.errors import BadInput, Prerequisite
 from storage.store import Store
 

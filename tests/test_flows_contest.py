@@ -18,7 +18,7 @@ from flows.policies.loading import find_baseline
 from flows.refinement.arms import ArmDraw, Material, list_draws
 from flows.refinement.comparison import Comparison, ComparisonPlan, GateConfig
 from flows.refinement.evaluator import Evaluator
-from refine.evaluation.credit import deal, interval_over_draws
+from refine.evaluation.gate import deal, interval_over_draws
 from refine.labels.labels import labels_from_annotations
 from refine.policies.mlp import Head
 from storage.annotations.annotations import load_annotations

@@ -24,7 +24,7 @@ from flows.datasets.collection import CollectConfig, collect
 from flows.deployment.night import run_night
 from flows.deployment.settings import CollectPlan, DeploymentConfig
 from flows.labelling.label_replays import ReplayConfig, replay_labels
-from flows.refinement.arms import ArmDraw, Material, train_draw
+from flows.refinement.arms import ArmDraw, Material, train_draws
 from flows.runtime.processes import (
     PROCESSES,
     Runner,
@@ -98,7 +98,7 @@ class World:
     def evidence(self, into: Path, workers: int | None) -> dict[str, Any]:
         """Hashes and numbers of what collecting, playing, training and replaying give."""
         made = self.collect(into)
-        trained = parallel_map(partial(train_draw, self.material()), DRAWS, workers)
+        trained = parallel_map(partial(train_draws, self.material()), [[draw] for draw in DRAWS], workers)
         returns = list(play_policies(REACH, {}, POLICIES, range(20), "sampled", workers))
         replays = replay_labels(self.store, self.manifest.dataset_id, ReplayConfig(limit=20, continuations=2))
         measured = [asdict(row) for row in load_label_replays(self.store, self.manifest.dataset_id)]
@@ -107,7 +107,7 @@ class World:
         return {
             "shards": [shard.sha256 for shard in made.shards],
             "returns": [row.tobytes() for row in returns],
-            "snapshots": [[snapshot.policy.sha256 for snapshot in draw] for draw in trained],
+            "snapshots": [[snapshot.policy.sha256 for snapshot in found] for [found] in trained],
             "replays": sorted(((r["annotation_id"], r["advantages"]) for r in measured), key=str),
             "replayed": asdict(replays),
         }

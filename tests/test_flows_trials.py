@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from toy_environment import TOY
 
+from flows.refinement.arms import enter_few, last_of_each
 from flows.refinement.comparison import Finding, Method, try_fields
 from flows.refinement.evaluator import Candidate, Returns
-from flows.refinement.placebos import enter_few, last_of_each
 from flows.simulation.environments import look_up_spaces
 from refine.config import Snapshot
 from refine.evaluation.gate import SeedPlan

@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from refine.evaluation.credit import (
+from refine.evaluation.gate import (
     HOPELESS,
+    Interval,
     Rank,
     deal,
     interval_over_draws,
@@ -14,7 +15,6 @@ from refine.evaluation.credit import (
     pair_with_labels,
     rank_labels,
 )
-from refine.evaluation.gate import Interval
 from storage.errors import BadInput
 
 AHEAD, BEHIND, UNCLEAR = Interval(9.0, 5.0, 13.0, 100), Interval(-2.0, -6.0, 2.0, 100), Interval(2.0, -1.0, 5.0, 100)

@@ -129,19 +129,6 @@ def test_a_handful_of_episodes_accepts_nothing_however_large_the_gain() -> None:
     assert "from 5 episodes; 10 are needed" in decision.reason
 
 
-def test_testing_more_candidates_asks_for_more_evidence() -> None:
-    baseline = np.zeros(40)
-    borderline = draws(0, seed=3) + 18
-
-    alone = decide_acceptance(borderline, baseline)
-    among_ten = decide_acceptance(borderline, baseline, tested=10)
-
-    assert among_ten.gain.low < alone.gain.low
-    assert among_ten.gain.high > alone.gain.high
-    with pytest.raises(BadInput, match="at least 1"):
-        decide_acceptance(borderline, baseline, tested=0)
-
-
 @pytest.mark.slow
 def test_without_a_true_gain_at_most_one_acceptance_in_twenty() -> None:
     rng = np.random.default_rng(7)

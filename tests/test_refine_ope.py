@@ -10,15 +10,15 @@ import pytest
 
 from refine.config import RefineConfig, Snapshot
 from refine.evaluation import held_out, ope
-from refine.evaluation.estimates import (
+from refine.evaluation.held_out import out_of_fold
+from refine.evaluation.ope import (
     Estimate,
     OpeConfig,
+    estimate,
     estimated_gain,
     judge_estimated_improvement,
     judge_estimated_labels,
 )
-from refine.evaluation.held_out import out_of_fold
-from refine.evaluation.ope import estimate
 from refine.labels.labels import Labels
 from refine.policies.mlp import MlpPolicy
 from storage.datasets.columns import StepArrays

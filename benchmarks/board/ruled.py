@@ -14,7 +14,15 @@ import numpy as np
 from scipy import stats
 
 from flows.datasets import CollectConfig, collect
-from flows.refinement.arms import ArmDraw, Material, find_candidates, keep_candidates, list_draws, read_once, train_draw
+from flows.refinement.arms import (
+    ArmDraw,
+    Material,
+    find_candidates,
+    keep_candidates,
+    list_draws,
+    read_once,
+    train_draws,
+)
 from flows.refinement.refinement import find_opinions, find_units
 from flows.simulation import Named
 from refine.config import RefineConfig
@@ -147,7 +155,7 @@ def train(material: Material, draw: ArmDraw) -> list[Offer]:
     store = Store.open(material.store_root)
     snapshots = find_candidates(store, material, draw)
     if snapshots is None:
-        snapshots = train_draw(material, draw)
+        [snapshots] = train_draws(material, [draw])
         keep_candidates(store, material, draw, snapshots)
     return [Offer(snapshot.name, snapshot.policy) for snapshot in snapshots]
 

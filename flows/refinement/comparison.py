@@ -4,7 +4,7 @@ The gate chooses among an arm's candidates on one range of seeds, accepts the wi
 third; a rejected arm leaves the baseline in place. In full, every candidate plays every selection seed and the winner
 every acceptance seed. By racing, the weaker half drops out from rung to rung, and the test of the winner ends when it
 is clear; the fields of all arms take a rung together. Draws of chance do not pass the gate: they are compared with the
-annotator's arm on few common episodes, see `placebos.py`, and share the report seeds. Statistics are in
+annotator's arm on few common episodes, see `arms.py`, and share the report seeds. Statistics are in
 `refine/evaluation/`, episodes in `evaluator.py`, rows of the catalog in `refinement/lineage.py`.
 """
 
@@ -53,19 +53,27 @@ from storage.schema import Frozen
 from ..runtime import Report, core_count, parallel_map, silent
 from .arms import (
     CHANCE,
+    CHOSEN,
     PLACEBOS,
+    RANKED,
     RULES_PLAYED,
     AnyArm,
     ArmDraw,
+    Entrant,
+    Entry,
     Material,
+    batches,
+    draw_placebos,
+    enter_few,
     find_candidates,
     keep_candidates,
     list_draws,
+    play_fields,
+    rank_entries,
     rules_of,
     train_draws,
 )
 from .evaluator import Candidate, Evaluator, Purpose, Returns
-from .placebos import CHOSEN, RANKED, Entrant, Entry, batches, draw_placebos, enter_few, play_fields, rank_entries
 
 Promote = Literal["labels", "best"]
 """Which policy is put in force: that of the annotator's labels, or the best one of the arms that were accepted."""

@@ -1,7 +1,7 @@
 """`refine` without a simulator: candidates chosen by held-out labels and judged by an estimate.
 
 Nothing is played, so nothing is accepted: unless the user asks otherwise, the baseline stays in force. The statistics
-are in `refine/evaluation/estimates.py`, rows of the catalog in `lineage.py`, tables and sentences in `present.py`.
+are in `refine/evaluation/ope.py`, rows of the catalog in `lineage.py`, tables and sentences in `present.py`.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from storage.store import Store
 from ..policies import Baseline
 from ..runtime import Report, parallel_map, silent
 from ..simulation import Named
-from .arms import PLACEBOS, ArmDraw, Material, labels_of, list_draws, read_once, train_draw
+from .arms import PLACEBOS, ArmDraw, Material, labels_of, list_draws, read_once, train_draws
 from .evaluator import Candidate
 from .lineage import appraisal_id, record_appraisal
 from .refinement import gather_material
@@ -149,7 +149,7 @@ def train_and_score(material: Material, folds: int, draw: ArmDraw) -> tuple[list
     steps = read_once(Store.locate(material.store_root), material.dataset_ids)
     labels = labels_of(material, draw, steps)
     consistency = out_of_fold(steps, labels, material.baseline, material.config, folds=folds)
-    return train_draw(material, draw), consistency
+    return train_draws(material, [draw])[0], consistency
 
 
 def _refit_all(

@@ -1,28 +1,35 @@
-from .credit import Rank, deal, interval_over_draws, judge_labels, pair_with_labels, rank_labels
-from .estimates import (
-    CAVEAT,
-    Estimate,
-    OpeConfig,
-    estimated_interval,
-    judge_estimated_improvement,
-    judge_estimated_labels,
-)
 from .gate import (
     ERROR_RATE,
     Answer,
     Decision,
     Interval,
+    Rank,
     SeedPlan,
     Verdict,
+    deal,
     decide_acceptance,
     interval,
+    interval_over_draws,
     interval_over_seeds,
     judge_improvement,
+    judge_labels,
+    pair_with_labels,
     paired_difference,
     rank,
+    rank_labels,
 )
 from .held_out import Consistency, out_of_fold
-from .ope import check_episodes, collect_refits, refit
+from .ope import (
+    CAVEAT,
+    Estimate,
+    OpeConfig,
+    check_episodes,
+    collect_refits,
+    estimated_interval,
+    judge_estimated_improvement,
+    judge_estimated_labels,
+    refit,
+)
 from .racing import (
     decide_early,
     decide_strictly,

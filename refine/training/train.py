@@ -232,7 +232,12 @@ def refine_candidates(
 
 
 def refine_each(
-    steps: StepArrays, several: Sequence[Labels], baseline: MlpPolicy, config: RefineConfig | None = None
+    steps: StepArrays,
+    several: Sequence[Labels],
+    baseline: MlpPolicy,
+    config: RefineConfig | None = None,
+    *,
+    log_dir: Path | None = None,
 ) -> list[list[Snapshot]]:
     """The candidates of each of several labels, the same bits as `refine_candidates` of each.
 
@@ -244,13 +249,14 @@ def refine_each(
         several: labels of these steps.
         baseline: where every training starts.
         config: the refinement; the defaults when None.
+        log_dir: as for `refine_candidates`; for one only.
 
     Raises:
         BadInput: as `refine` does.
     """
     if (config or RefineConfig()).shares_batches and _have_same_rows(several):
-        return _refine(steps, several, baseline, config)
-    return [refine_candidates(steps, labels, baseline, config) for labels in several]
+        return _refine(steps, several, baseline, config, log_dir=log_dir)
+    return [refine_candidates(steps, labels, baseline, config, log_dir=log_dir) for labels in several]
 
 
 def _have_same_rows(several: Sequence[Labels]) -> bool:
