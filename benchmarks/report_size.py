@@ -30,7 +30,7 @@ from refine.policies.mlp import MlpPolicy
 from storage.annotations.annotations import insert_annotations
 from storage.catalog.connection import insert_rows
 from storage.datasets.reader import iterate_episodes
-from storage.ledger.responses import append_response
+from storage.ledger.runs import append_response
 from storage.schema import Annotation, Manifest
 from storage.store import Store
 

@@ -8,7 +8,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from storage.ledger.responses import iterate_responses, read_frames
+from storage.ledger.runs import iterate_responses, read_frames
 from storage.store import Store
 
 TIMELY = (("datasets", "manifest_sha256"), ("view_marks", "made_from"))  # of when, and of where, a store was made

@@ -11,7 +11,7 @@ from toy_datasets import make_episode
 
 from annotate.cards.cards import Action
 from annotate.prompting.feedback import Copied, Measured, PlayedList, describe_feedback
-from annotate.prompting.templates import render_feedback
+from annotate.prompting.rendering import render_feedback
 from storage.annotations.rules import Rule, RuleList
 from storage.formulas import Term
 

@@ -23,7 +23,7 @@ from annotate.prompting.requests import AnnotateConfig
 from annotate.providers.answers import ScriptedProvider
 from annotate.runs.plan import plan_run
 from annotate.runs.run import annotate_run
-from storage.ledger.responses import append_response, iterate_responses
+from storage.ledger.runs import append_response, iterate_responses
 from storage.store import Store
 from storage.upkeep.verify import verify_store
 

@@ -10,9 +10,9 @@ import pytest
 from pydantic import ValidationError
 
 from annotate.cards.cards import Action, Card, load_card
+from annotate.prompting.rendering import prompt_version
 from annotate.prompting.requests import AnnotateConfig, RequestBuilder, canonical_body, request_id_of
 from annotate.prompting.selection import describe_dataset
-from annotate.prompting.templates import prompt_version
 from storage.schema import Episode
 
 

@@ -14,8 +14,7 @@ from annotate.importing.labels import import_annotations
 from annotate.importing.reviews import ReviewSummary, import_labels
 from flows.labelling.queues import Order, prepare_queue
 from flows.refinement.refinement import find_opinions
-from storage.annotations.annotations import load_annotations
-from storage.annotations.reviews import ReviewItem, ReviewQueue, enter_queue
+from storage.annotations.annotations import ReviewItem, ReviewQueue, enter_queue, load_annotations
 from storage.errors import BadInput
 from storage.store import Store
 

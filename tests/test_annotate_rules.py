@@ -22,9 +22,9 @@ from annotate.ledger.ledger import add_questions, enter_landed, land_reply, open
 from annotate.ledger.readings import digest
 from annotate.parsing.labels import ParsedReply
 from annotate.parsing.rules import read_rules
+from annotate.prompting.rendering import prompt_version
 from annotate.prompting.requests import AnnotateConfig, Request, reply_schema
 from annotate.prompting.selection import spread_by_return
-from annotate.prompting.templates import prompt_version
 from annotate.providers.answers import FileProvider, ScriptedProvider, export_requests, text_message
 from annotate.runs.plan import RunPlan, estimate_run, plan_run
 from annotate.runs.run import annotate_run

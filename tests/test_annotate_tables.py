@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from annotate.cards.cards import Action, Card, Component, Event
-from annotate.prompting.tables import choose_steps, format_fixed, format_significant, render_table, window_bounds
+from annotate.prompting.rendering import choose_steps, format_fixed, format_significant, render_table, window_bounds
 from storage.schema import Episode
 
 CARD = Card(

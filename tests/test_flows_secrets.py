@@ -29,7 +29,7 @@ from annotate.providers.batch import BatchServer
 from flows.cli import main
 from flows.runtime.prefect_server import Server
 from storage.datasets.writer import adopt_dataset
-from storage.ledger.responses import read_frames
+from storage.ledger.runs import read_frames
 from storage.store import Store
 
 KEY = "sk-ant-api03-S3cr3t-0123456789_abcdefghijkl"

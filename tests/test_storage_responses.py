@@ -10,8 +10,8 @@ from store_state import raw_reply
 
 from storage.catalog.connection import insert_rows
 from storage.errors import DamagedStore
-from storage.ledger import responses
-from storage.ledger.responses import append_response, iterate_responses, read_frames
+from storage.ledger import runs
+from storage.ledger.runs import append_response, iterate_responses, read_frames
 from storage.store import Store
 
 
@@ -33,7 +33,7 @@ def register(store: Store, request_id: str, line: int) -> None:
 
 def forget() -> None:
     """What a new process knows of the files: nothing."""
-    responses.known_lines.clear()
+    runs.known_lines.clear()
 
 
 def test_replies_come_back_in_their_order_with_their_place(store: Store) -> None:
@@ -87,7 +87,7 @@ def test_every_byte_that_a_line_loses_is_noticed(store: Store) -> None:
 
 
 def test_a_file_that_has_grown_large_is_followed_by_the_next(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(responses, "ROLL_BYTES", 10)
+    monkeypatch.setattr(runs, "ROLL_BYTES", 10)
     assert append(store, 1).name == "00000.jsonl.zst"
     assert append(store, 2).name == "00001.jsonl.zst"
     assert [record["request_id"] for _, record in records(store)] == ["r_1", "r_2"]

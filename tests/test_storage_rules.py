@@ -13,12 +13,12 @@ import pytest
 from toy_datasets import BOX3, make_draft, make_episode, write
 
 from storage import formulas
+from storage.annotations.annotations import list_rule_runs
 from storage.annotations.rules import (
     Rule,
     RuleList,
     find_rule_list,
     insert_rule_lists,
-    list_rule_runs,
     load_rule_lists,
     summarise_rules,
 )

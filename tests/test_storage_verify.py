@@ -12,7 +12,7 @@ from toy_datasets import make_draft, make_episode, write
 from storage.annotations.annotations import insert_annotations
 from storage.catalog.connection import insert_rows
 from storage.errors import DamagedStore
-from storage.ledger.responses import append_response
+from storage.ledger.runs import append_response
 from storage.policies.policies import save_policy
 from storage.schema import Annotation
 from storage.store import Store

@@ -1,8 +1,7 @@
 from .feedback import Copied, Measured, PlayedList, describe_feedback
+from .rendering import Kind, label_vector, prompt_version, render_playbook, render_rows, with_action_indices
 from .requests import COLUMNS, MOST_UNSTREAMED_TOKENS, AnnotateConfig, FrameSource, Question, Request, RequestBuilder
 from .selection import Method, describe_dataset, select_episodes, spread_by_return
-from .tables import label_vector, render_rows, with_action_indices
-from .templates import Kind, prompt_version, render_playbook
 
 __all__ = [
     "COLUMNS",

@@ -20,8 +20,7 @@ from storage.formulas import STEP, FormulaReader
 from storage.schema import Episode
 
 from ..cards import Card
-from .tables import format_significant, render_table
-from .templates import format_share, summarise_episode
+from .rendering import format_share, format_significant, render_table, summarise_episode
 
 ROWS = 40
 """Rows of an episode's table."""

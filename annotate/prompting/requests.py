@@ -20,9 +20,8 @@ from storage.errors import BadInput
 from storage.schema import Episode, Frozen
 
 from ..cards import Card
+from .rendering import Kind, Table, render_episode, render_feedback, render_system, render_table
 from .selection import DatasetStatistics
-from .tables import Table, render_table
-from .templates import Kind, render_episode, render_feedback, render_system
 
 DEFAULT_MODEL = "claude-sonnet-5-5"
 DEFAULT_MAX_TOKENS = 12_000

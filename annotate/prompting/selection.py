@@ -22,7 +22,6 @@ from storage.errors import BadInput
 from storage.schema import Array, Episode
 
 from ..cards import Card
-from .tables import observation_rows
 
 Method = Literal["first", "stratified", "novel", "failing"]
 METHODS: tuple[Method, ...] = ("first", "stratified", "novel", "failing")
@@ -258,3 +257,8 @@ def _spread(values: Array, name: str, decimals: int) -> Spread:
 def _quantiles(values: Array | Sequence[float], at: Sequence[float]) -> tuple[float, ...]:
     found: Array = np.quantile(np.asarray(values), at, method="inverted_cdf")  # one of the values, so in their own type
     return tuple(float(value) for value in found)
+
+
+def observation_rows(episode: Episode) -> Array:
+    """The observations as (T+1, n), also where the space is discrete."""
+    return episode.observations.reshape(len(episode) + 1, -1)

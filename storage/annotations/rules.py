@@ -322,24 +322,6 @@ def summarise_rules(store: Store, dataset_id: str, run_ids: Sequence[str]) -> Ru
     return RuleSummary(covered, manifest.steps, rules, conflicts)
 
 
-def has_rules(store: Store, run_ids: Sequence[str]) -> bool:
-    """Whether any of some runs has rules."""
-    with store.catalog.read() as con:
-        found = con.execute("SELECT 1 FROM rules WHERE list_contains(?, run_id) LIMIT 1", [list(run_ids)]).fetchone()
-    return found is not None
-
-
-def list_rule_runs(store: Store, dataset_id: str) -> list[str]:
-    """The ids of a dataset's runs that have rules, the oldest first."""
-    with store.catalog.read() as con:
-        rows = con.execute(
-            """SELECT run_id FROM annotation_runs WHERE dataset_id = $id AND run_id IN (SELECT run_id FROM rules)
-               ORDER BY created_at, run_id""",
-            {"id": dataset_id},
-        ).fetchall()
-    return [run_id for (run_id,) in rows]
-
-
 def resolve_ruled_dataset(store: Store, name: str | None = None) -> str:
     """As `resolve_dataset`, but without a name the newest dataset that has rules, if any has.
 

@@ -54,11 +54,12 @@ from .requests import (
     tokens_taken,
     unread_requests,
 )
-from .responses import append_response, append_responses, iterate_responses, read_frames
 from .runs import (
     AskedRun,
     OpenRun,
     RunTotals,
+    append_response,
+    append_responses,
     asked_runs,
     close_run,
     committed_usd,
@@ -69,8 +70,10 @@ from .runs import (
     find_answered,
     is_done,
     is_waiting,
+    iterate_responses,
     live_runs,
     open_runs,
+    read_frames,
     requests_of,
     total_run,
     withdraw_suggestions,
