@@ -25,7 +25,7 @@ from playwright.sync_api import Page, sync_playwright
 
 from flows.datasets.collection import CollectConfig, gather
 from flows.policies import record_baseline
-from flows.reporting.report import write_report
+from flows.reporting.page import write_report
 from refine.policies.mlp import MlpPolicy
 from storage.annotations.annotations import insert_annotations
 from storage.catalog.connection import insert_rows

@@ -18,7 +18,7 @@ from flows.refinement import evaluator as judging
 from flows.refinement.estimation import Appraisal, AppraiseConfig, appraise
 from flows.refinement.present import show_estimate
 from flows.reporting.figures import draw_figures
-from flows.reporting.report import write_report
+from flows.reporting.page import write_report
 from flows.simulation import workers
 from refine.evaluation.ope import OpeConfig
 from storage.errors import BadInput, Prerequisite

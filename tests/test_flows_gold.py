@@ -27,7 +27,7 @@ from flows.labelling.quality import (
     score_rows,
 )
 from flows.labelling.queues import prepare_queue
-from flows.reporting.report import write_report
+from flows.reporting.page import write_report
 from storage.datasets.reader import read_steps
 from storage.errors import BadInput, Prerequisite
 from storage.store import Store

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from flows.reporting.wording import all_visible, script_json
+from flows.reporting.facts import all_visible, script_json
 from storage.disk import visible
 
 

@@ -21,7 +21,7 @@ from flows.refinement import comparison as contest
 from flows.refinement.evaluator import EvaluateConfig, evaluate
 from flows.refinement.present import show_comparison
 from flows.refinement.refinement import Outcome, improve
-from flows.reporting.report import write_report
+from flows.reporting.page import write_report
 from flows.simulation.trust import Named
 from refine.config import Snapshot
 from storage.datasets.reader import read_manifest

@@ -21,8 +21,8 @@ from annotate.prompting.requests import AnnotateConfig
 from flows.labelling.annotation import LabelConfig, label
 from flows.refinement.refinement import Outcome
 from flows.reporting.facts import action_table, find_subject
+from flows.reporting.page import Written, write_report
 from flows.reporting.pictures import Take, film
-from flows.reporting.report import Written, write_report
 from flows.simulation.trust import Home
 from storage.datasets.reader import read_episode, read_steps
 from storage.datasets.writer import read_manifest

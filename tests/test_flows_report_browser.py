@@ -12,7 +12,7 @@ from report_world import HOSTILE, make_judged_store
 from soak import every
 from toy_environment import gather_toys
 
-from flows.reporting.report import write_report
+from flows.reporting.page import write_report
 from storage.store import Store
 
 pytestmark = needs_chromium

@@ -15,7 +15,7 @@ from annotate.importing.labels import import_annotations
 from annotate.importing.rules import import_rules
 from flows import cli
 from flows.refinement.refinement import find_opinions, improve
-from flows.reporting.report import write_report
+from flows.reporting.page import write_report
 from refine.labels.rule_labels import RuleLabels
 from storage.datasets.reader import read_manifest, read_steps
 from storage.errors import BadInput, Prerequisite

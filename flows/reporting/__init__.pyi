@@ -1,5 +1,5 @@
 from .figures import draw_figures
-from .report import write_report
+from .page import write_report
 from .review import WrittenReview, write_review
 from .status import draw, look, watch
 from .tracking import enter_run, load_tracker

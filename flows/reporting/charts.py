@@ -13,20 +13,9 @@ import altair as alt
 from altair.utils.schemapi import debug_mode
 
 from ..labelling import Checkup
-from .facts import CONFIRMS, QUESTIONS, Facts, Row, confidence_rows, position_rows
+from .facts import CONFIRMS, QUESTIONS, Facts, Row, arm_name, confidence_rows, position_rows
 
 Chart = alt.Chart | alt.LayerChart | alt.VConcatChart
-ARM_NAMES = {
-    "baseline": "baseline",
-    "labels": "refined with the labels",
-    "no_labels": "no labels (plain cloning)",
-    "shuffled": "shuffled labels",
-    "random": "random suggestions",
-    "permuted": "formulas that read other components",
-    "random_states": "random states, same rules",
-    "oracle": "an expert's actions",
-    "rules_played": "the rules themselves, played",
-}
 _ARM_COLOURS = {
     "labels": "@labels",
     "baseline": "@ink",
@@ -285,11 +274,6 @@ def confidence_chart(rows: Sequence[Row]) -> Chart:
         y="share:Q", tooltip=tip, size=alt.Size("n:Q", title="labels", scale=alt.Scale(range=[30, 220]), legend=None)
     )
     return _wide(alt.layer(lines, intervals, points), 220)
-
-
-def arm_name(arm: str) -> str:
-    """An arm's name for people."""
-    return ARM_NAMES.get(arm, arm.replace("_", " "))
 
 
 def _arm_colour(rows: Sequence[Row], *, legend: bool = True) -> Any:

@@ -28,9 +28,8 @@ from storage.store import Store
 from ..policies import load_policy
 from ..runtime import Report, silent
 from ..simulation import EnvironmentMaker, Home, Named, Spaces, find_home, rollout
-from .facts import Facts
+from .facts import Facts, all_visible, read_object
 from .pictures import Film, Take, choose_grid, choose_steps, columns_of, film_all
-from .wording import all_visible, read_object
 
 MAX_COMPONENTS = 12
 """The most components of an observation that the viewer draws."""

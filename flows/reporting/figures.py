@@ -1,6 +1,6 @@
 """Pictures from the catalog: a comparison's arms, its candidates over the training, and the board of all environments.
 
-Everything drawn is in the catalog already; the HTML report is in `report.py`.
+Everything drawn is in the catalog already; the HTML report is in `page.py`.
 """
 
 from __future__ import annotations

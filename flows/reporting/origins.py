@@ -18,8 +18,7 @@ from storage.schema import Manifest
 
 from ..labelling import PERSON
 from ..refinement import AppraiseConfig, GateConfig
-from .facts import Facts, Row
-from .wording import number, read_object, when
+from .facts import Facts, Row, number, read_object, when
 
 
 def spending_rows(facts: Facts) -> list[Row]:

@@ -1,4 +1,7 @@
-"""The page of a report: its sentences and tables, and one file that cannot reach a network."""
+"""The report: one HTML file about a refinement, a comparison, a run or a dataset, made from the store alone.
+
+It opens from the disk, needs no network, and contains everything that it shows.
+"""
 
 from __future__ import annotations
 
@@ -8,21 +11,48 @@ import importlib.metadata
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import vl_convert
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from storage.disk import visible, write_whole
-from storage.errors import TrajnoteError
+from storage.disk import seal, visible, write_whole
+from storage.errors import Prerequisite, TrajnoteError
+from storage.store import Store
 
-from ..labelling import Checkup, GoldReport, describe_gain, describe_gold, describe_rivalry, score_rows
+from ..labelling import (
+    Checkup,
+    GoldReport,
+    check_labels,
+    describe_gain,
+    describe_gold,
+    describe_rivalry,
+    score_by_readers,
+    score_rows,
+)
 from ..refinement import CHANCE
-from .charts import arm_name
-from .episodes import Viewer
-from .facts import Facts, Row, action_table
+from ..runtime import Report, silent
+from ..simulation import Named
+from .facts import (
+    Facts,
+    Row,
+    action_table,
+    arm_name,
+    find_subject,
+    gather_facts,
+    interval_of,
+    load_labels,
+    number,
+    plain_reason,
+    read_object,
+    sample_states,
+    script_json,
+    spread,
+    state_rows,
+    units_shown,
+)
 from .origins import (
     configuration_tables,
     lineage_rows,
@@ -31,7 +61,80 @@ from .origins import (
     spending_rows,
     tell_origin,
 )
-from .wording import interval_of, number, plain_reason, read_object, script_json, spread
+
+if TYPE_CHECKING:
+    from .episodes import Viewer
+
+PICTURES = 1_600
+"""Default number of pictures of single steps in one report."""
+_STATES = 1_500  # points of the state space with a label at most; without one as `report/states.sql` has it
+
+
+@dataclass(frozen=True)
+class Written:
+    """A written report."""
+
+    path: Path
+    bytes: int
+    dataset_id: str
+    comparison_id: str | None
+    labels: int
+    episodes: int  # in the viewer
+    pictures: int
+
+
+def write_report(
+    store: Store,
+    name: str | None = None,
+    *,
+    out: Path | None = None,
+    pictures: int = PICTURES,
+    env_id: Named | None = None,
+    report: Report = silent,
+) -> Written:
+    """Write the report of what a name means; replaces an older one.
+
+    Args:
+        store: the store.
+        name: id of a refinement, comparison, run or dataset, or its beginning; the newest comparison when None.
+        out: the file; `reports/<id>.html` of the store when None.
+        pictures: pictures of single steps at most; 0 renders nothing.
+        env_id: the dataset's environment, if the user has to name it.
+        report: shown the progress.
+
+    Raises:
+        BadInput: if the name fits nothing, or several.
+        Prerequisite: if the store is empty, or the extra `plots` is not installed.
+    """
+    try:
+        from . import charts, episodes
+
+        library = _vega_bundle()
+    except ImportError as error:
+        raise Prerequisite(
+            f"A report needs Altair, vl-convert and Pillow ({error}).", "pip install 'trajnote[plots]'"
+        ) from error
+    with store.catalog.read():
+        about = find_subject(store, name)
+        known = gather_facts(store, about)
+        found = load_labels(store, known)
+        visited = sample_states(store, about.dataset_id) if found else []
+        checkups = check_labels(store, about.dataset_id, about.run_ids) if found else []
+        gold = score_by_readers(store, about.dataset_id, about.run_ids)
+    limits = episodes.Limits(pictures=pictures)
+    viewer = episodes.build_viewer(
+        store, known, found, limits, units=units_shown(store, known), env_id=env_id, report=report
+    )
+    states = state_rows(found, visited, len(viewer.components), _STATES)
+    context = tell(known, found, checkups, gold)
+    drawn = charts.draw_all(known, found, checkups=checkups, components=viewer.components, states=states)
+    content = seal(render_page(context, drawn, viewer, library=library).encode())
+    path = out or store.reports_dir / f"{about.name}.html"
+    write_whole(path, content)
+    return Written(
+        path, len(content), about.dataset_id, about.comparison_id, len(found), len(viewer.entries), viewer.picture_count
+    )
+
 
 TEMPLATES = Path(__file__).resolve().parents[1] / "templates"
 _SCRIPTS = ("theme.js", "charts.js", "viewer.js", "copy.js")
@@ -96,7 +199,7 @@ def content_policy(scripts: Sequence[str]) -> str:
     )
 
 
-def vega_bundle() -> str:
+def _vega_bundle() -> str:
     """The text; the same for the same version of vl-convert.
 
     Raises:
@@ -107,6 +210,8 @@ def vega_bundle() -> str:
     with suppress(OSError, UnicodeDecodeError):
         if text := kept.read_text(encoding="utf-8"):
             return text
+    import vl_convert  # a second, and only where the text is not kept
+
     text = vl_convert.javascript_bundle(_SNIPPET)
     if "</script" in text.lower() or "<!--" in text:
         raise TrajnoteError(f"vl-convert {version} has JavaScript that cannot be embedded in a page.")

@@ -31,9 +31,9 @@ from ..labelling import Prepared
 from ..runtime import Report, silent
 from ..simulation import Named, find_home
 from .episodes import pack, summarise_end
+from .facts import script_json
 from .page import TEMPLATES, content_policy, page_environment
 from .pictures import Film, Take, action_words, film_all, short_numbers
-from .wording import script_json
 
 AROUND = 25
 """Steps before and after the one in question that a page shows."""
