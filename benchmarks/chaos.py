@@ -50,12 +50,12 @@ sys.path.insert(0, str(TESTS))
 from anthropic_server import KEY  # noqa: E402
 from toy_datasets import make_draft, make_episode, write  # noqa: E402
 
+from annotate import providers  # noqa: E402
 from annotate.ledger import ledger  # noqa: E402
 from annotate.ledger.ledger import BatchConfig  # noqa: E402
 from annotate.prompting.requests import AnnotateConfig  # noqa: E402
 from annotate.providers.batch import BatchServer  # noqa: E402
 from flows.labelling import annotation as label  # noqa: E402
-from flows.labelling import batching  # noqa: E402
 from flows.labelling.annotation import LabelConfig  # noqa: E402
 from storage.catalog.connection import WAIT_VARIABLE, Catalog, Connection  # noqa: E402
 from storage.errors import TrajnoteError, TrajnoteWarning  # noqa: E402
@@ -151,13 +151,13 @@ def run_command(world: World, name: str) -> None:
     """One command, as a process of its own would run it."""
     store = Store.open(world.root)
     if name == "submit":
-        batching.submit(store, "d1", world.config)
+        label.submit(store, "d1", world.config)
     elif name == "poll":
-        batching.poll(store, world.url, BATCHES)
+        label.poll(store, world.url, BATCHES)
     elif name in ("run", "call"):
         label.label(store, "d1", world.config)
     else:
-        batching.ingest(store, world.url, BATCHES)
+        label.ingest(store, world.url, BATCHES)
 
 
 def die_at(point: str, visit: int) -> None:
@@ -306,7 +306,7 @@ def run_trial(seed: int, kills: int, folder: Path, kind: str = "batches") -> Fig
     started = time.monotonic()
     warnings.simplefilter("ignore", TrajnoteWarning)
     os.environ |= {"ANTHROPIC_API_KEY": KEY, WAIT_VARIABLE: str(WAIT_S)}
-    batching.BatchServer = partial(BatchServer, sleep=lambda wait_s: time.sleep(min(wait_s, 0.02)))
+    providers.BatchServer = partial(BatchServer, sleep=lambda wait_s: time.sleep(min(wait_s, 0.02)))
     (folder / "card.toml").write_text(CARD)
     late = ("0.2", str(LATE_S)) if kind == "late" else ("0", "0")
     arguments = [sys.executable, str(TESTS / "anthropic_server.py"), str(seed), str(SKEW_S), *late]

@@ -1,5 +1,16 @@
-from .annotation import LabelConfig, Planned, card_of, export, label, label_some, plan, retry
-from .batching import ingest, poll, submit
+from .annotation import (
+    LabelConfig,
+    Planned,
+    card_of,
+    export,
+    ingest,
+    label,
+    label_some,
+    plan,
+    poll,
+    retry,
+    submit,
+)
 from .label_replays import ReplayConfig, replay_labels
 from .quality import (
     PERSON,

@@ -1,13 +1,19 @@
-"""`annotate`: what is asked about a dataset, who answers, and what it costs; the runs are in `annotate/runs`."""
+"""`annotate`: what is asked about a dataset, who answers, and what it costs; the runs are in `annotate/runs`.
+
+Providers and batches are named through their doors, since the SDK, which some of them load, takes a second.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
+from annotate import providers, runs
 from annotate.cards import Card, load_card, own_card, packaged_card
 from annotate.costs import Estimate, TokenCounter
 from annotate.ledger import BatchConfig
@@ -31,6 +37,9 @@ from storage.store import Store
 
 from ..runtime import Report, silent
 from ..simulation import FrameRenderer, Named
+
+if TYPE_CHECKING:
+    from annotate.runs import Ingested, Polled, Submission
 
 
 @dataclass(frozen=True)
@@ -113,18 +122,70 @@ def _check_provider(config: LabelConfig) -> Provider | None:
     """The provider, None for batches; what it needs is there."""
     if config.provider != "batch":
         return make_provider(config)
-    from annotate.providers import read_key  # the SDK takes a second to load
-
-    read_key(config.base_url)
+    providers.read_key(config.base_url)
     return None
 
 
 def _answer(store: Store, made: RunPlan, provider: Provider | None, config: LabelConfig, report: Report) -> RunSummary:
-    if provider is None:
-        from .batching import run_plan  # the SDK takes a second to load
+    budget_usd, max_tokens = config.budget_usd, config.max_tokens
+    if provider is not None:
+        return annotate_run(store, made, provider, report, budget_usd=budget_usd, max_tokens=max_tokens)
+    with closing(providers.BatchServer(config.base_url)) as server:
+        return runs.run_batches(
+            store,
+            made,
+            server,
+            config.batch,
+            report,
+            budget_usd=budget_usd,
+            max_tokens=max_tokens,
+            poll_s=config.poll_s,
+        )
 
-        return run_plan(store, made, config, report)
-    return annotate_run(store, made, provider, report, budget_usd=config.budget_usd, max_tokens=config.max_tokens)
+
+def submit(store: Store, dataset_id: str, config: LabelConfig) -> Submission:
+    """Send what is open of a dataset's questions in batches, and come back at once.
+
+    As `poll` and `ingest`, it may be killed at any instant and called again.
+
+    Raises:
+        BadInput: if there is no such dataset or card, or a budget and no list price to hold against it.
+        Prerequisite: if there is no key.
+        ProviderFailed: if the server refuses, or is out of reach.
+        CatalogLocked: if another process works on the same run.
+    """
+    with closing(providers.BatchServer(config.base_url)) as server:
+        made = write_questions(store, dataset_id, config)
+        return runs.submit(
+            store, made, server, config.batch, budget_usd=config.budget_usd, max_tokens=config.max_tokens
+        )
+
+
+def poll(
+    store: Store, base_url: str | None = None, config: BatchConfig | None = None, *, give_up: Sequence[str] = ()
+) -> tuple[list[Polled], list[str]]:
+    """How far the batches under way are, of all runs; and what is unknown, in words.
+
+    Args:
+        store: holds the ledger.
+        base_url: the server; Anthropic's own when None.
+        config: how long a lost batch is waited for.
+        give_up: batches to give up before, so that their requests may be asked again.
+
+    Raises:
+        BadInput: if one to give up is not under way.
+        ProviderFailed: if the server does not answer.
+    """
+    for batch_id in give_up:
+        runs.give_up(store, batch_id)
+    with closing(providers.BatchServer(base_url)) as server:
+        return runs.poll(store, server, config or BatchConfig())
+
+
+def ingest(store: Store, base_url: str | None = None, config: BatchConfig | None = None) -> Ingested:
+    """Fetch what has ended, of all runs, and enter replies and labels."""
+    with closing(providers.BatchServer(base_url)) as server:
+        return runs.ingest(store, server, config or BatchConfig())
 
 
 def export(store: Store, dataset_id: str, config: LabelConfig, path: Path) -> int:
@@ -141,9 +202,7 @@ def make_provider(config: LabelConfig) -> Provider:
     if config.provider == "batch":
         raise BadInput("Batches are not answered one by one.", "Use --provider anthropic, or `trajnote annotate run`.")
     if config.provider == "anthropic":
-        from annotate.providers import AnthropicProvider  # the SDK takes a second to load
-
-        return AnthropicProvider(base_url=config.base_url, concurrency=config.concurrency)
+        return providers.AnthropicProvider(base_url=config.base_url, concurrency=config.concurrency)
     if config.answers is None:
         raise Prerequisite(
             f"The provider {config.provider} needs a file of answers.",
@@ -154,11 +213,7 @@ def make_provider(config: LabelConfig) -> Provider:
 
 def _counter(config: LabelConfig) -> TokenCounter | None:
     """What counts tokens, if that is asked for."""
-    if not config.count:
-        return None
-    from annotate.providers import AnthropicProvider  # the SDK takes a second to load
-
-    return AnthropicProvider(base_url=config.base_url).count_tokens
+    return providers.AnthropicProvider(base_url=config.base_url).count_tokens if config.count else None
 
 
 ProviderName = Literal["anthropic", "batch", "file", "recorded"]
