@@ -1,16 +1,17 @@
 """`refine` without a simulator: candidates chosen by held-out labels and judged by an estimate.
 
 Nothing is played, so nothing is accepted: unless the user asks otherwise, the baseline stays in force. The statistics
-are in `refine/evaluation/ope.py`, rows of the catalog in `lineage.py`, tables and sentences in `present.py`.
+are in `refine/evaluation/ope.py`, tables and sentences in `present.py`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, NamedTuple
+from math import isnan
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from pydantic import Field
@@ -31,16 +32,16 @@ from refine.evaluation import (
 from refine.policies import MlpPolicy, Mode
 from storage.datasets import read_manifest
 from storage.errors import BadInput
-from storage.policies import note_training
-from storage.schema import Array, Frozen
+from storage.policies import note_training, save_policy
+from storage.schema import Array, Frozen, content_id
 from storage.store import Store
 
-from ..policies import Baseline
+from ..policies import Baseline, record_baseline
 from ..runtime import Report, parallel_map, silent
 from ..simulation import Named
 from .arms import PLACEBOS, ArmDraw, Material, labels_of, list_draws, read_once, train_draws
 from .evaluator import Candidate
-from .lineage import appraisal_id, record_appraisal
+from .lineage import insert_all, learner_versions, refinement_id, training_columns, verdict_columns
 from .refinement import gather_material
 
 if TYPE_CHECKING:
@@ -99,7 +100,7 @@ def appraise(
         arm: [trial.estimate for trial in trials if trial.draw.arm == arm] for arm in PLACEBOS if arm in found_arms
     }
     appraisal = Appraisal(
-        comparison_id=appraisal_id(material, config),
+        comparison_id=_appraisal_id(material, config),
         dataset_id=dataset_id,
         config=config,
         material=material,
@@ -112,7 +113,7 @@ def appraise(
         warnings=found.warnings,
         trials=trials,
     )
-    record_appraisal(store, appraisal)
+    _record(store, appraisal)
     return appraisal
 
 
@@ -282,3 +283,139 @@ class Appraisal:
     def baseline_id(self) -> str:
         """The id of the policy that every arm started from."""
         return self.material.baseline_id or Candidate.of(self.material.baseline, "baseline").policy_id
+
+
+def _record(store: Store, appraisal: Appraisal) -> None:
+    """Write the baseline, the refined policy and every arm's estimate into the store.
+
+    Such a comparison has `basis = 'estimated'` and rows in `estimates`, never in `evaluations`.
+    """
+    material, comparison_id = appraisal.material, appraisal.comparison_id
+    home: dict[str, Any] = {
+        "env_id": read_manifest(store, material.dataset_id).env_id,
+        "dataset_id": material.dataset_id,
+    }
+    baseline_id = record_baseline(store, material.baseline, **home, origin=appraisal.origin.origin)
+    about = {"comparison_id": comparison_id, "baseline_id": baseline_id}
+    _save_candidate(store, appraisal, {**home, "baseline_id": baseline_id})
+    row = {
+        **home,
+        **about,
+        **verdict_columns(appraisal.improvement, appraisal.credit),
+        "policy_id": appraisal.policy_id,
+        "recipe": material.config.mode,
+        "accepted": appraisal.accepted,
+        "reason": appraisal.reason,
+        "basis": "estimated",
+    }
+    insert_all(
+        store,
+        comparisons=[row],
+        arms=_arm_rows(appraisal),
+        estimates=_estimate_rows(appraisal, baseline_id),
+        refinements=[_refinement_row(appraisal, trial, about) for trial in appraisal.trials],
+        candidates=[row for trial in appraisal.trials for row in _candidate_rows(comparison_id, trial)],
+    )
+
+
+def _appraisal_id(material: Material, config: AppraiseConfig) -> str:
+    """The id of an appraisal, made from everything that decides it."""
+    return content_id("c_", [material.content_id, config.model_copy(update={"workers": None})])
+
+
+def _save_candidate(store: Store, appraisal: Appraisal, home: dict[str, Any]) -> None:
+    winner, candidate = appraisal.trials[0].winner, appraisal.candidate
+    config = {
+        "arm": "labels",
+        "basis": "estimated",
+        "step": winner.step,
+        "beta": winner.beta,
+        **_settings(appraisal),
+        "versions": learner_versions(),
+        "policy_sha256": candidate.sha256,
+    }
+    record = {**home, "kind": "refined", "run_ids": list(appraisal.run_ids), "config": config}
+    save_policy(store, candidate.policy_id, winner.policy.to_files(), record)
+
+
+def _settings(appraisal: Appraisal) -> dict[str, Any]:
+    config = appraisal.config
+    gate = {"mode": config.mode, "placebo_draws": config.placebo_draws}
+    estimate = {"folds": config.folds, "accept": config.accept, **config.ope.model_dump(mode="json")}
+    return {"refine": appraisal.material.config.model_dump(mode="json"), "gate": gate, "estimate": estimate}
+
+
+def _arm_rows(appraisal: Appraisal) -> list[dict[str, Any]]:
+    return [
+        {
+            "comparison_id": appraisal.comparison_id,
+            "arm": arm.arm,
+            "mode": appraisal.config.mode,
+            "labels": arm.labels,
+            "draws": arm.draws,
+            "accepted": int(appraisal.accepted and arm.arm == "labels"),
+            "episodes": arm.return_.n,
+            "return_": arm.return_.mean,
+            "low": arm.return_.low,
+            "high": arm.return_.high,
+        }
+        for arm in appraisal.arms
+    ]
+
+
+def _estimate_rows(appraisal: Appraisal, baseline_id: str) -> list[dict[str, Any]]:
+    chosen = [(trial.draw.name, _refined_id(trial)) for trial in appraisal.trials]
+    named = [("baseline", baseline_id), *chosen]
+    found = [appraisal.baseline, *(trial.estimate for trial in appraisal.trials)]
+    return [
+        {
+            "estimate_id": content_id("s_", [appraisal.comparison_id, name]),
+            "comparison_id": appraisal.comparison_id,
+            "policy_id": policy_id,
+            "dataset_id": appraisal.dataset_id,
+            "method": appraisal.method,
+            "mode": appraisal.config.mode,
+            "gamma": appraisal.config.ope.gamma,
+            "episodes": estimate.episodes,
+            "refits": estimate.refits.tolist(),
+            "return_": estimate.value,
+            "low": estimate.interval.low,
+            "high": estimate.interval.high,
+            "support": None if isnan(estimate.support) else estimate.support,
+        }
+        for (name, policy_id), estimate in zip(named, found, strict=True)
+    ]
+
+
+def _refined_id(trial: TrialEstimate) -> str:
+    return Candidate.of(trial.winner.policy, "refined").policy_id
+
+
+def _refinement_row(appraisal: Appraisal, trial: TrialEstimate, about: Mapping[str, str]) -> dict[str, Any]:
+    own = trial.draw.arm == "labels"
+    accepted = own and appraisal.accepted
+    config = {**_settings(appraisal), "basis": "estimated", "draw": trial.draw.number}
+    return {
+        **training_columns(appraisal.material, trial.draw, about, appraisal.run_ids),
+        "config": config | ({"warnings": list(appraisal.warnings)} if own and appraisal.warnings else {}),
+        "accepted": accepted,
+        "policy_id": _refined_id(trial) if accepted else appraisal.baseline_id,
+        "reason": appraisal.reason if own else trial.improvement.reason,
+    }
+
+
+def _candidate_rows(comparison_id: str, trial: TrialEstimate) -> list[dict[str, Any]]:
+    return [
+        {
+            "refinement_id": refinement_id(comparison_id, trial.draw),
+            "number": number,
+            "policy_id": Candidate.of(snapshot.policy, "refined").policy_id,
+            "step": snapshot.step,
+            "beta": snapshot.beta,
+            "return_": None,
+            "consistency": float(trial.consistency.likelihoods[number]),
+            "agreement": float(trial.consistency.agreements[number]),
+            "chosen": number == trial.consistency.best,
+        }
+        for number, snapshot in enumerate(trial.snapshots)
+    ]

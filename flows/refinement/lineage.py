@@ -1,7 +1,6 @@
-"""Writes a comparison, played or estimated, to the catalog: policies with parents, refinements, candidates.
+"""Writes a comparison to the catalog: policies with parents, refinements, candidates.
 
-Ids are made from content, so writing again changes nothing. An estimate has `basis = 'estimated'` and rows in
-`estimates`, never in `evaluations`.
+Ids are made from content, so writing again changes nothing.
 """
 
 from __future__ import annotations
@@ -9,24 +8,20 @@ from __future__ import annotations
 import importlib.metadata
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from math import isnan
 from typing import TYPE_CHECKING, Any
 
-from refine.evaluation import ERROR_RATE
+from refine.evaluation import ERROR_RATE, Verdict
 from refine.policies import MlpPolicy, RulePolicy
 from storage.catalog import insert_rows
-from storage.datasets import read_manifest
 from storage.policies import save_policy
 from storage.schema import content_id
 from storage.store import Store
 
 from ..policies import record_baseline
-from .evaluator import Candidate
 
 if TYPE_CHECKING:
     from .arms import ArmDraw, Material
     from .comparison import ArmResult, Comparison, ComparisonPlan, Trial
-    from .estimation import Appraisal, AppraiseConfig, TrialEstimate
 
 Row = dict[str, Any]
 
@@ -58,7 +53,8 @@ def record_comparison(
     row = {
         **home,
         **about,
-        **_verdicts(comparison),
+        **verdict_columns(comparison.improvement, comparison.credit),
+        "policy_id": comparison.policy_id,
         "recipe": material.config.name,
         "accepted": comparison.accepted,
         "promoted_arm": comparison.arm,
@@ -72,7 +68,7 @@ def record_comparison(
         for trial in comparison.trials:
             if trial.decision.accepted:
                 _save_refined(contest, trial, run_ids)
-        _insert(
+        insert_all(
             store,
             comparisons=[row],
             arms=[arm | {"comparison_id": comparison_id} for arm in _judged_arms(contest, comparison)],
@@ -84,60 +80,34 @@ def record_comparison(
     return comparison_id
 
 
-def record_appraisal(store: Store, appraisal: Appraisal) -> None:
-    """Write the baseline, the refined policy and every arm's estimate into the store."""
-    material, comparison_id = appraisal.material, appraisal.comparison_id
-    home: Row = {"env_id": read_manifest(store, material.dataset_id).env_id, "dataset_id": material.dataset_id}
-    baseline_id = record_baseline(store, material.baseline, **home, origin=appraisal.origin.origin)
-    about = {"comparison_id": comparison_id, "baseline_id": baseline_id}
-    _save_candidate(store, appraisal, {**home, "baseline_id": baseline_id})
-    row = {
-        **home,
-        **about,
-        **_verdicts(appraisal),
-        "recipe": material.config.mode,
-        "accepted": appraisal.accepted,
-        "reason": appraisal.reason,
-        "basis": "estimated",
-    }
-    _insert(
-        store,
-        comparisons=[row],
-        arms=_estimated_arms(appraisal),
-        estimates=_estimates(appraisal, baseline_id),
-        refinements=[_estimated_refinement(appraisal, trial, about) for trial in appraisal.trials],
-        candidates=[row for trial in appraisal.trials for row in _estimated_candidates(comparison_id, trial)],
-    )
-
-
-def _insert(store: Store, **tables: Sequence[Mapping[str, Any]]) -> None:
+def insert_all(store: Store, **tables: Sequence[Mapping[str, Any]]) -> None:
     """Insert rows, by table, all or none."""
     with store.catalog.write() as con:
         for name, rows in tables.items():
             insert_rows(con, name, rows)
 
 
-def _verdicts(judged: Comparison | Appraisal) -> Row:
-    """The policy in force, and the two verdicts with their reasons."""
+def verdict_columns(improvement: Verdict, credit: Verdict) -> Row:
+    """The two verdicts with their reasons."""
     return {
-        "policy_id": judged.policy_id,
-        "better": judged.improvement.holds,
-        "better_reason": judged.improvement.reason,
-        "credit": judged.credit.holds,
-        "credit_answer": judged.credit.answer,
-        "credit_reason": judged.credit.reason,
+        "better": improvement.holds,
+        "better_reason": improvement.reason,
+        "credit": credit.holds,
+        "credit_answer": credit.answer,
+        "credit_reason": credit.reason,
     }
 
 
-def _refinement_id(comparison_id: str, draw: ArmDraw) -> str:
+def refinement_id(comparison_id: str, draw: ArmDraw) -> str:
+    """The id of one draw's refinement in a comparison."""
     return content_id("f_", [comparison_id, draw.name])
 
 
-def _training(material: Material, draw: ArmDraw, about: Mapping[str, str], run_ids: Sequence[str]) -> Row:
+def training_columns(material: Material, draw: ArmDraw, about: Mapping[str, str], run_ids: Sequence[str]) -> Row:
     """The columns of a refinement that do not depend on its basis, played or estimated."""
     return {
         **about,
-        "refinement_id": _refinement_id(about["comparison_id"], draw),
+        "refinement_id": refinement_id(about["comparison_id"], draw),
         "dataset_id": material.dataset_id,
         "arm": draw.arm,
         "draw": draw.number,
@@ -217,7 +187,7 @@ def _refinement(
     material, own = contest.material, trial.draw.arm == "labels"
     expert = material.oracle.spec if material.oracle and trial.draw.arm == "oracle" else None
     return {
-        **_training(material, trial.draw, about, run_ids),
+        **training_columns(material, trial.draw, about, run_ids),
         "config": {
             "refine": material.config,
             "gate": contest.gate,
@@ -239,7 +209,7 @@ def _candidates(comparison_id: str, trial: Trial) -> list[Row]:
     trained += [(0, 0.0)] * (len(trial.candidates) - len(trained))
     return [
         {
-            "refinement_id": _refinement_id(comparison_id, trial.draw),
+            "refinement_id": refinement_id(comparison_id, trial.draw),
             "number": number,
             "policy_id": candidate.policy_id,
             "step": step,
@@ -281,107 +251,4 @@ def arm_rows(arms: Sequence[ArmResult]) -> list[dict[str, Any]]:
         for arm in arms
         for mode, returns in (("greedy", arm.greedy), ("sampled", arm.sampled))
         if returns is not None
-    ]
-
-
-def appraisal_id(material: Material, config: AppraiseConfig) -> str:
-    """The id of an appraisal, made from everything that decides it."""
-    return content_id("c_", [material.content_id, config.model_copy(update={"workers": None})])
-
-
-def _save_candidate(store: Store, appraisal: Appraisal, home: dict[str, Any]) -> None:
-    winner, candidate = appraisal.trials[0].winner, appraisal.candidate
-    config = {
-        "arm": "labels",
-        "basis": "estimated",
-        "step": winner.step,
-        "beta": winner.beta,
-        **_settings(appraisal),
-        "versions": learner_versions(),
-        "policy_sha256": candidate.sha256,
-    }
-    record = {**home, "kind": "refined", "run_ids": list(appraisal.run_ids), "config": config}
-    save_policy(store, candidate.policy_id, winner.policy.to_files(), record)
-
-
-def _settings(appraisal: Appraisal) -> dict[str, Any]:
-    config = appraisal.config
-    gate = {"mode": config.mode, "placebo_draws": config.placebo_draws}
-    estimate = {"folds": config.folds, "accept": config.accept, **config.ope.model_dump(mode="json")}
-    return {"refine": appraisal.material.config.model_dump(mode="json"), "gate": gate, "estimate": estimate}
-
-
-def _estimated_arms(appraisal: Appraisal) -> list[Row]:
-    return [
-        {
-            "comparison_id": appraisal.comparison_id,
-            "arm": arm.arm,
-            "mode": appraisal.config.mode,
-            "labels": arm.labels,
-            "draws": arm.draws,
-            "accepted": int(appraisal.accepted and arm.arm == "labels"),
-            "episodes": arm.return_.n,
-            "return_": arm.return_.mean,
-            "low": arm.return_.low,
-            "high": arm.return_.high,
-        }
-        for arm in appraisal.arms
-    ]
-
-
-def _estimates(appraisal: Appraisal, baseline_id: str) -> list[Row]:
-    chosen = [(trial.draw.name, _refined_id(trial)) for trial in appraisal.trials]
-    named = [("baseline", baseline_id), *chosen]
-    found = [appraisal.baseline, *(trial.estimate for trial in appraisal.trials)]
-    return [
-        {
-            "estimate_id": content_id("s_", [appraisal.comparison_id, name]),
-            "comparison_id": appraisal.comparison_id,
-            "policy_id": policy_id,
-            "dataset_id": appraisal.dataset_id,
-            "method": appraisal.method,
-            "mode": appraisal.config.mode,
-            "gamma": appraisal.config.ope.gamma,
-            "episodes": estimate.episodes,
-            "refits": estimate.refits.tolist(),
-            "return_": estimate.value,
-            "low": estimate.interval.low,
-            "high": estimate.interval.high,
-            "support": None if isnan(estimate.support) else estimate.support,
-        }
-        for (name, policy_id), estimate in zip(named, found, strict=True)
-    ]
-
-
-def _refined_id(trial: TrialEstimate) -> str:
-    return Candidate.of(trial.winner.policy, "refined").policy_id
-
-
-def _estimated_refinement(appraisal: Appraisal, trial: TrialEstimate, about: Mapping[str, str]) -> Row:
-    own = trial.draw.arm == "labels"
-    accepted = own and appraisal.accepted
-    config = {**_settings(appraisal), "basis": "estimated", "draw": trial.draw.number}
-    return {
-        **_training(appraisal.material, trial.draw, about, appraisal.run_ids),
-        "config": config | ({"warnings": list(appraisal.warnings)} if own and appraisal.warnings else {}),
-        "accepted": accepted,
-        "policy_id": _refined_id(trial) if accepted else appraisal.baseline_id,
-        "reason": appraisal.reason if own else trial.improvement.reason,
-    }
-
-
-def _estimated_candidates(comparison_id: str, trial: TrialEstimate) -> list[Row]:
-    return [
-        {
-            "refinement_id": _refinement_id(comparison_id, trial.draw),
-            "number": number,
-            "policy_id": Candidate.of(snapshot.policy, "refined").policy_id,
-            "step": snapshot.step,
-            "beta": snapshot.beta,
-            "return_": None,
-            "consistency": float(trial.consistency.likelihoods[number]),
-            "agreement": float(trial.consistency.agreements[number]),
-            "chosen": number == trial.consistency.best,
-        }
-        for number, snapshot in enumerate(trial.snapshots)
     ]
