@@ -5,8 +5,10 @@ from __future__ import annotations
 import ast
 import re
 from collections.abc import Iterator
+from graphlib import TopologicalSorter
 from pathlib import Path
 
+import grimp
 import pytest
 
 import storage.queries.query
@@ -158,3 +160,10 @@ def test_other_inner_rooms_are_entered_by_their_doors():
                 ):
                     found.append(f"{path}:{node.lineno} imports {module}")
     assert found == []
+
+
+def test_no_modules_name_each_other_in_a_circle():
+    """Not for types alone either; a circle raises `graphlib.CycleError` with its modules."""
+    graph = grimp.build_graph(*ROOMS, cache_dir=None)
+    named = {module: graph.find_modules_directly_imported_by(module) for module in graph.modules}
+    assert len(list(TopologicalSorter(named).static_order())) == len(graph.modules) > len(ROOMS)
