@@ -31,6 +31,8 @@ Compute = Callable[[Values], Array]
 BEFORE = "SELECT "
 """What the text is put behind; places in a tree are counted from its beginning."""
 
+_BLANKS = str.maketrans("\t\r\n", "   ")
+"""Ends of lines and tabs separate as spaces do: there are no comments that they could end."""
 _PARTS = {"--": "a comment", "/*": "a comment", ";": "a second statement", "'": "a string", "\\": "a backslash"}
 
 
@@ -42,6 +44,7 @@ MAX_LENGTH = 1_000
 """Characters of an expression; an honest one has about a hundred."""
 MAX_DEPTH = 50
 """Levels of operators and functions in each other."""
+_MAX_NAMED = 60  # columns that a message lists
 _MAX_SQL = 100_000  # characters; a few functions repeat what they are applied to
 
 
@@ -113,6 +116,8 @@ _ALLOWED = (
     "Allowed are comparisons, BETWEEN, IN, AND, OR, NOT, CASE WHEN, + - * / % **, numbers, the columns, and "
     f"{', '.join(FUNCTIONS)}."
 )
+OR, AND, NOT, COMPARED, SUM, PRODUCT, SIGNED, POWER, ATOM = range(1, 10)
+"""How tightly the outermost sign of a piece binds."""
 _COMPARISONS: Mapping[str, tuple[str, str, Callable[[Array, Array], Array]]] = {
     # as differences, because to DuckDB NaN is equal to itself and greater than all other numbers
     "COMPARE_EQUAL": ("=", "abs({0} - {1}) <= 0e0", lambda a, b: np.abs(a - b) <= 0),
@@ -209,8 +214,9 @@ def read_formula(
 
 def _allowed(columns: Collection[str]) -> str:
     now = [column for column in columns if not column.startswith(PREVIOUS)]
+    named = ", ".join(now[:_MAX_NAMED]) + (f", and {len(now) - _MAX_NAMED} more" if len(now) > _MAX_NAMED else "")
     before = f"; {PREVIOUS}NAME is a component one step earlier" if len(now) < len(columns) else ""
-    return f"{_ALLOWED} The columns are {', '.join(now)}{before}."
+    return f"{_ALLOWED} The columns are {named}{before}."
 
 
 @lru_cache(maxsize=8_192)
@@ -218,6 +224,7 @@ def _read(text: str, columns: Sequence[str] | None, flags: frozenset[str], limit
     if len(text) > limit:
         raise RefusedError(f"the expression has {len(text)} characters; {limit} are allowed")
     known = None if columns is None else {name.lower(): name for name in columns}
+    text = text.translate(_BLANKS)
     piece = _Reader(text, known, flags).read(parse_expression(text), MAX_DEPTH)
     return Expression(piece.text, f"({piece.sql})", piece.columns, not piece.is_number, piece.run)
 
@@ -360,16 +367,23 @@ class _Reader:
             raise RefusedError(f"{sign} of {len(pieces)} numbers is not allowed")
         if sign != "**":
             return join(sign, pieces, SUM if sign in "+-" else PRODUCT)
-        if pieces[0].level == SIGNED and not self._starts(node, "("):
-            raise RefusedError(f"{quote(f'-x {sign} 2')} has two readings: write -(x {sign} 2) or (-x) {sign} 2")
+        if pieces[0].level in _TWO_READINGS and not self._is_bracketed(node):
+            written, one, other = _TWO_READINGS[pieces[0].level]
+            raise RefusedError(f"`{written}` has two readings: write {one} or {other}")
         return build(Form("{} ** {}", "pow({0} + 0e0, {1})", _power), pieces, POWER, [ATOM, ATOM])
 
-    def _starts(self, node: Node, sign: str) -> bool:
-        """Whether a node's text begins with a sign."""
-        start = int(node.get("query_location", 0)) - len(BEFORE)
-        return 0 <= start < len(self._text) and self._text.startswith(sign, start)
+    def _is_bracketed(self, node: Node) -> bool:
+        """Whether brackets stand around the first number of an operator: its text begins behind theirs."""
+        inner = node["arguments"][0]["expression"]
+        start, inside = (int(each.get("query_location", 0)) - len(BEFORE) for each in (node, inner))
+        return start < inside < len(self._text)
 
 
+_TWO_READINGS: Mapping[int, tuple[str, str, str]] = {
+    SIGNED: ("-x ** 2", "-(x ** 2)", "(-x) ** 2"),
+    POWER: ("x ** 2 ** 3", "(x ** 2) ** 3", "x ** (2 ** 3)"),
+}
+"""What may stand before ** in brackets only: the text, and what it may mean."""
 _READERS: Mapping[str, Callable[[_Reader, Node, int], Piece]] = {
     "COLUMN_REF": _Reader.column,
     "CONSTANT": _Reader.constant,
@@ -398,10 +412,6 @@ def _is_plain(column: str) -> bool:
         return parse_expression(column).get("column_names") == [column]
     except RefusedError:
         return False
-
-
-OR, AND, NOT, COMPARED, SUM, PRODUCT, SIGNED, POWER, ATOM = range(1, 10)
-"""How tightly the outermost sign of a piece binds."""
 
 
 @dataclass(frozen=True)

@@ -8,16 +8,18 @@ Replies to our requests come in another way (`providers/answers.py`).
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 from pydantic import ConfigDict, Field, StringConstraints, ValidationError
+from pydantic_core import ErrorDetails
 
 from storage.annotations import insert_annotations
 from storage.datasets import catalogued_episodes, list_datasets, read_manifest
-from storage.disk import UnreadableError, decode_json, describe_invalid, read_lines
+from storage.disk import UnreadableError, decode_json, describe_invalid, read_lines, shorten
 from storage.errors import BadInput
 from storage.ledger import enter_imported_run
 from storage.schema import Annotation, Frozen, Manifest, content_id
@@ -38,7 +40,9 @@ class LabelRow(Frozen):
     dataset_id: str
     episode_id: int
     step: int = Field(ge=0)
-    suggested_action: float | list[float] | str | None = None
+    suggested_action: float | list[float] | str | None = Field(
+        default=None, description="the name of an action, a number, or a list of numbers"
+    )
     implicit_reward: float | None = Field(default=None, ge=-1, le=1)
     confidence: float | None = Field(default=None, ge=0, le=1)
     rationale: str | None = None
@@ -197,12 +201,30 @@ def parse_line(text: str, kind: type[R]) -> R:
         raise ValueError(f"it is not JSON: {error}") from None
     if not isinstance(value, dict):
         raise ValueError("it is not a JSON object")
+    return validated(kind, value)
+
+
+def validated(kind: type[R], entry: Mapping[str, object]) -> R:
+    """An object of a model.
+
+    Raises:
+        ValueError: naming each field that does not fit, once.
+    """
     try:
-        return kind.model_validate(value)
+        return kind.model_validate(entry)
     except ValidationError as error:
-        raise ValueError(
-            "; ".join(describe_invalid(problem, levels=1) for problem in error.errors(include_url=False))
-        ) from None
+        raise ValueError("; ".join(_misfits(kind, entry, error.errors(include_url=False)))) from None
+
+
+def _misfits(kind: type[Frozen], entry: Mapping[str, object], errors: Iterable[ErrorDetails]) -> Iterator[str]:
+    """What does not fit; a field of several forms, of which none does, is described by what may stand there."""
+    for place, found in groupby(errors, key=lambda error: str((*error["loc"], "")[0])):
+        problems = list(found)
+        allowed = kind.model_fields[place].description if place in kind.model_fields else None
+        if len(problems) > 1 and allowed:
+            yield f"{place} is {shorten(repr(entry[place]))}; allowed: {allowed}"
+        else:
+            yield from (describe_invalid(problem, levels=1) for problem in problems)
 
 
 def read_import_action(action: float | list[float] | str, manifest: Manifest) -> tuple[tuple[float, ...], str]:

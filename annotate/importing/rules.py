@@ -11,16 +11,16 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-from pydantic import ConfigDict, Field, ValidationError
+from pydantic import ConfigDict, Field
 
 from storage.annotations import Rule, RuleList, count_decisions, formula_reader, insert_rule_lists, varies
 from storage.catalog import Connection
 from storage.datasets import read_manifest
-from storage.disk import UnreadableError, decode_json, decode_toml, describe_invalid, read_text
+from storage.disk import UnreadableError, decode_json, decode_toml, read_text
 from storage.errors import BadInput
 from storage.formulas import FormulaReader, Term
 from storage.ledger import enter_imported_run
@@ -29,7 +29,7 @@ from storage.store import Store
 
 from ..parsing import MAX_LABEL, MAX_RATIONALE, clean_text
 from ..prompting import label_vector
-from .labels import DEFAULT_MODEL, read_import_action
+from .labels import DEFAULT_MODEL, read_import_action, validated
 
 MAX_BYTES = 1_000_000
 """Of a file of rules; an honest one has a few thousand."""
@@ -45,7 +45,9 @@ class RuleRow(Frozen):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
     predicate: str
-    suggested_action: float | list[float | str | None] | dict[str, float | str | None] | str
+    suggested_action: float | list[float | str | None] | dict[str, float | str | None] | str = Field(
+        description="the name of an action, a number, or for each dimension a number, an expression or null"
+    )
     confidence: float | None = Field(default=None, ge=0, le=1)
     critical: bool | None = None
     rationale: str | None = None
@@ -59,6 +61,9 @@ class TermRow(Frozen):
     name: str
     expression: str
     meaning: str | None = None
+
+
+R = TypeVar("R", bound=Frozen)
 
 
 @dataclass(frozen=True)
@@ -90,19 +95,43 @@ def import_rules(store: Store, dataset_id: str, path: Path, model: str | None = 
         raise BadInput(f"{path} has {len(entries):,} rules; {MAX_RULES:,} are allowed.", "Join some of them with OR.")
     if not entries:
         raise BadInput(f"{path}: no rules.", "Correct the file; nothing was written.")
-    problems: list[str] = []
-    terms, reader = _read_terms(written.get("terms") or [], formula_reader(manifest), problems)
+    problems = _Problems()
+    terms, reader = _read_terms(written.get("terms"), formula_reader(manifest), problems)
     rules = _read_rules(entries, manifest, reader, problems)
     potential = _read_potential(written.get("potential"), reader, problems)
-    if problems:
-        all_rules = all(problem.startswith("rule ") for problem in problems)
-        what = f"{len(problems)} of {len(entries)} rules" if all_rules else f"{len(problems)} parts"
+    assessment = _read_assessment(written.get("assessment"), problems)
+    problems.refuse(path, len(entries))
+    return _write(store, manifest, clean_text(model or DEFAULT_MODEL, 200), _Read(rules, terms, assessment, potential))
+
+
+@dataclass
+class _Problems:
+    """What cannot be used of a file, and what is allowed in place of the first such expression."""
+
+    said: list[str] = field(default_factory=list[str])
+    allowed: str = ""
+
+    def add(self, place: str, error: ValueError | BadInput) -> None:
+        """Note what is wrong in a place."""
+        is_refused = isinstance(error, BadInput)
+        self.said.append(f"{place}: {(error.problem if is_refused else str(error)).rstrip('.')}")
+        self.allowed = self.allowed or (error.hint if is_refused else "")
+
+    def refuse(self, path: Path, rules: int) -> None:
+        """Refuse the whole file if there is anything.
+
+        Raises:
+            BadInput: listing all of it.
+        """
+        if not self.said:
+            return
+        count = len(self.said)
+        all_rules = all(problem.startswith("rule ") for problem in self.said)
+        what = f"{count} of {rules} rules" if all_rules else f"{count} part{'s' * (count > 1)}"
         raise BadInput(
-            f"{path}: {what} cannot be used: {'; '.join(problems)}.", "Correct or remove them; nothing was written."
+            f"{path}: {what} cannot be used: {'; '.join(self.said)}.",
+            f"{self.allowed} Correct or remove them; nothing was written.".strip(),
         )
-    assessment = written.get("assessment")
-    said = clean_text(assessment, MAX_ASSESSMENT) if isinstance(assessment, str) else None
-    return _write(store, manifest, clean_text(model or DEFAULT_MODEL, 200), _Read(rules, terms, said, potential))
 
 
 class _Read(NamedTuple):
@@ -142,7 +171,9 @@ def _refuse_idle(con: Connection, listed: RuleList, manifest: Manifest) -> None:
     """Refuse what says nothing of the dataset; what was entered is taken back."""
     decided = count_decisions(con, listed, manifest)
     if not any(each.steps for each in decided):
-        raise BadInput("The rules decide in none of the dataset's steps.", "Check names, units and signs.")
+        raise BadInput(
+            "The rules decide in none of the dataset's steps.", "Check names, units and signs; nothing was written."
+        )
     for rule, each in zip(listed.rules, decided, strict=True):
         if each.steps and not each.valued:
             raise BadInput(
@@ -150,7 +181,10 @@ def _refuse_idle(con: Connection, listed: RuleList, manifest: Manifest) -> None:
                 "Check its divisions and the arguments of its functions; nothing was written.",
             )
     if listed.potential and not varies(con, listed, manifest):
-        raise BadInput(f"The potential `{listed.potential}` is the same in all of the dataset's steps.")
+        raise BadInput(
+            f"The potential `{listed.potential}` is the same in all of the dataset's steps, or has no value in any.",
+            "Give one that differs between states, or leave it out; nothing was written.",
+        )
 
 
 def _rule(run_id: str, dataset_id: str, model: str, position: int, fields: Mapping[str, Any]) -> Rule:
@@ -166,21 +200,24 @@ def _rule(run_id: str, dataset_id: str, model: str, position: int, fields: Mappi
     )
 
 
-def _read_terms(entries: object, reader: FormulaReader, problems: list[str]) -> tuple[list[Term], FormulaReader]:
+def _read_terms(entries: object, reader: FormulaReader, problems: _Problems) -> tuple[list[Term], FormulaReader]:
     terms: list[Term] = []
-    for number, entry in enumerate(entries if isinstance(entries, list) else [entries], 1):
+    if not isinstance(entries, list | dict | None):
+        problems.add("terms", ValueError(f"it is {entries!r}, and not a list"))
+        return terms, reader
+    for number, entry in enumerate([entries] if isinstance(entries, dict) else entries or (), 1):
         try:
             row = _validated(TermRow, entry, "name and expression")
             reader = reader.with_term(Term(row.name, row.expression))
             meaning = None if row.meaning is None else clean_text(row.meaning, MAX_RATIONALE)
             terms.append(Term(row.name, reader.terms[row.name].text, meaning))
         except (ValueError, BadInput) as error:
-            problems.append(f"term {number}: {_problem(error)}")
+            problems.add(f"term {number}", error)
     return terms, reader
 
 
 def _read_rules(
-    entries: Sequence[object], manifest: Manifest, reader: FormulaReader, problems: list[str]
+    entries: Sequence[object], manifest: Manifest, reader: FormulaReader, problems: _Problems
 ) -> list[dict[str, Any]]:
     read: dict[str, dict[str, Any]] = {}
     for number, entry in enumerate(entries, 1):
@@ -190,11 +227,18 @@ def _read_rules(
                 raise ValueError(f"`{rule['predicate']}` has a rule already")
             read[rule["predicate"]] = rule
         except (ValueError, BadInput) as error:
-            problems.append(f"rule {number}: {_problem(error)}")
+            problems.add(f"rule {number}", error)
     return list(read.values())
 
 
-def _read_potential(text: object, reader: FormulaReader, problems: list[str]) -> str | None:
+def _read_assessment(text: object, problems: _Problems) -> str | None:
+    if not isinstance(text, str | None):
+        problems.add("assessment", ValueError(f"it is {text!r}, and not a text"))
+        return None
+    return None if text is None else clean_text(text, MAX_ASSESSMENT)
+
+
+def _read_potential(text: object, reader: FormulaReader, problems: _Problems) -> str | None:
     if text is None:
         return None
     try:
@@ -205,25 +249,14 @@ def _read_potential(text: object, reader: FormulaReader, problems: list[str]) ->
             raise ValueError(f"`{read.text}` is the same in every state")
         return read.text
     except (ValueError, BadInput) as error:
-        problems.append(f"potential: {_problem(error)}")
+        problems.add("potential", error)
         return None
-
-
-def _problem(error: ValueError | BadInput) -> str:
-    return (error.problem if isinstance(error, BadInput) else str(error)).rstrip(".")
-
-
-R = TypeVar("R", bound=Frozen)
 
 
 def _validated(kind: type[R], entry: object, fields: str) -> R:
     if not isinstance(entry, dict):
         raise ValueError(f"it is not an object with {fields}")
-    try:
-        return kind.model_validate(entry)
-    except ValidationError as error:
-        problems = error.errors(include_url=False)
-        raise ValueError("; ".join(describe_invalid(problem, levels=1) for problem in problems)) from None
+    return validated(kind, entry)
 
 
 def _read_rule(entry: object, manifest: Manifest, reader: FormulaReader) -> dict[str, Any]:
@@ -328,8 +361,13 @@ def _toml_entries(text: str) -> Mapping[str, Any]:
 def _csv_entries(text: str) -> Mapping[str, Any]:
     """Cells are text; numbers and lists in them are read as JSON, and empty ones are left out."""
     read = ("suggested_action", "confidence", "critical")
-    rows = [{str(k): v for k, v in row.items() if v} for row in csv.DictReader(text.splitlines(), strict=True)]
-    return {"rules": [{k: _cell(v) if k in read else v for k, v in row.items()} for row in rows]}
+    rows = csv.DictReader(text.splitlines(), strict=True)
+    found: list[dict[str, object]] = []
+    for row in rows:
+        if None in row:
+            raise ValueError(f"line {rows.line_num} has more cells than the first line")
+        found.append({k: _cell(v) if k in read else v for k, v in row.items() if v})
+    return {"rules": found}
 
 
 def _cell(text: str) -> object:
