@@ -22,6 +22,7 @@ from .catalog import (
     migrate,
     refresh_views,
     suspect_shards,
+    temporary_views,
 )
 from .disk import TEMPORARY, exclusive_lock, sync_file, sync_folder, writing
 from .errors import BadInput, DamagedStore, DiskFailed, LeftOutWarning, Prerequisite
@@ -268,19 +269,20 @@ class Store:
             The datasets that cannot be asked, and what is wrong with each.
         """
         with self.catalog.read() as con:
-            views = look_at_views(con, self.rollouts_dir) if is_newest(con) else None
-        if views is not None and views.is_current:
-            return views.left_out
+            state = look_at_views(con, self.rollouts_dir) if is_newest(con) else None
+        if state is not None and state.is_current:
+            return state.found.damaged
         try:
-            if views is None:
+            if state is None:
                 migrate(self.catalog)
             with self.catalog.write() as con:
                 return refresh_views(con, self.rollouts_dir)
         except DiskFailed as error:
-            if views is None:
+            if state is None:
                 return self._work_on_a_copy(error)
-            self.catalog.session = views.temporary_script
-            return views.left_out
+            with self.catalog.read() as con:
+                self.catalog.session = temporary_views(con, self.rollouts_dir, state.found)
+            return state.found.damaged
 
     def _work_on_a_copy(self, refusal: DiskFailed) -> Mapping[str, str]:
         """Read a copy of a catalog of an older trajnote that cannot be written; returns what `refresh_views` does."""

@@ -10,11 +10,12 @@ from .tables import (
     described_tables,
     inspect_shards,
     is_newest,
+    look_at_views,
     migrate,
     same_action,
     suspect_shards,
 )
-from .views import look_at_views, refresh_views
+from .views import refresh_views, temporary_views
 
 __all__ = [
     "AGREEMENT_SHARE",
@@ -42,4 +43,5 @@ __all__ = [
     "same_action",
     "scan_steps",
     "suspect_shards",
+    "temporary_views",
 ]

@@ -1,4 +1,4 @@
-"""The catalog's tables: the steps that make them, their columns and what each means, and whether their files are whole.
+"""The catalog's tables: the steps that make them, what each column means, whether their files and views still stand.
 
 The steps are ordered, one transaction each, and recorded in `schema_migrations`; they are the files `migrations/*.sql`.
 One that was released is never edited; a change is a new file at the end. The words are read from `comments.toml`, and
@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 from pydantic import ValidationError
 
 from ..errors import Prerequisite
-from ..schema import Manifest, Space, sha256_bytes, sha256_file, sql_name, sql_text
+from ..schema import Manifest, Space, canonical_json, sha256_bytes, sha256_file, sql_name, sql_text
 from .connection import Catalog, Connection
 
 _BOOK = """
@@ -356,3 +356,63 @@ def _content_sha256(path: Path, modified_ns: int) -> str:
     """Once per process, where the result cannot be kept in the catalog."""
     del modified_ns  # it names the content
     return sha256_file(path)
+
+
+class ViewState(NamedTuple):
+    """How the views stand."""
+
+    found: Inspection
+    marks: Mapping[str, str]  # what each was made from, by its name
+    now: str  # the mark of all, if they were made now
+
+    @property
+    def is_current(self) -> bool:
+        """Whether the views are those that would be made now, and the catalog knows all that was found out."""
+        return not self.found.news and self.marks.get("all") == self.now
+
+
+def look_at_views(con: Connection, rollouts: Path) -> ViewState:
+    """Whether the views fit the datasets that are registered, their files, and the place where the store lies now.
+
+    Nothing is made for that: the table `view_marks` says what the views were made from.
+
+    Args:
+        con: a connection of the catalog.
+        rollouts: the absolute folder with one folder per dataset.
+    """
+    found, (marks, rules) = inspect_shards(con, rollouts), _marks(con)
+    return ViewState(found, marks, _mark_of_all(rollouts, found, rules))
+
+
+def _marks(con: Connection) -> tuple[Mapping[str, str], str | None]:
+    """What each view was made from, by its name, and a hash of all rules."""
+    ((marks, rules),) = con.execute(
+        """SELECT (SELECT map(list(subject), list(made_from)) FROM view_marks),
+               md5(concat_ws(';',
+                   (SELECT string_agg(concat_ws(' ', rule_id, predicate, suggested_action::VARCHAR,
+                       formulas::VARCHAR), ';' ORDER BY rule_id) FROM rules),
+                   (SELECT string_agg(concat_ws(' ', term_id, name, expression), ';' ORDER BY term_id) FROM terms)))
+        """
+    ).fetchall()
+    return marks or {}, rules
+
+
+def _mark_of_all(rollouts: Path, found: Inspection, rules: str | None) -> str:
+    """What tells whether the views are those that would be made now."""
+    shown = [(name, manifest_sha256, name in found.damaged) for name, manifest_sha256 in found.datasets]
+    return mark_of(made_by(), canonical_json([str(rollouts) if shown else "", shown, rules]))
+
+
+def mark_of(*texts: str) -> str:
+    """What a view was made from, in short."""
+    return sha256_bytes("\n".join(texts).encode())
+
+
+@cache
+def made_by() -> str:
+    """A hash of what writes the views and the tables below them: modules and `.sql` files."""
+    here, root = Path(__file__).parent, Path(__file__).parents[1]
+    code = [here / f"{name}.py" for name in ("views", "rule_views", "tables")]
+    code += [root / "schema.py", root / "expressions.py", root / "formulas.py", here / "comments.toml"]
+    code += [*sorted((here / "views").glob("*.sql")), *sorted((here / "migrations").glob("*.sql"))]
+    return sha256_bytes(b"".join(path.read_bytes() for path in code))

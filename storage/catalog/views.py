@@ -13,7 +13,7 @@ from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
-from ..schema import Space, canonical_json, sha256_bytes, sql_name, sql_text
+from ..schema import Space, sql_name, sql_text
 from .connection import Connection
 from .rule_views import NO_RULES, rule_views
 from .tables import (
@@ -24,7 +24,9 @@ from .tables import (
     Inspection,
     comment_on,
     component_columns,
-    inspect_shards,
+    look_at_views,
+    made_by,
+    mark_of,
     note_shards,
     same_action,
 )
@@ -88,30 +90,18 @@ class _Spoken(NamedTuple):
     keys: str  # what a step is named by among them
 
 
-class ViewState(NamedTuple):
-    """How the views stand."""
-
-    left_out: Mapping[str, str]  # datasets that no view can show now, and what is wrong with each
-    is_current: bool  # whether the catalog's views are those, and it knows all that was found out about the files
-    temporary_script: str  # makes them for one connection alone, where the catalog cannot be written and they are not
-
-
-def look_at_views(con: Connection, rollouts: Path) -> ViewState:
-    """Whether the views fit the datasets that are registered, their files, and the place where the store lies now.
-
-    Nothing is made for that: the table `view_marks` says what the views were made from.
+def temporary_views(con: Connection, rollouts: Path, found: Inspection) -> str:
+    """Statements that make the views for one connection alone, where the catalog cannot be written and they do not fit.
 
     Args:
         con: a connection of the catalog.
         rollouts: the absolute folder with one folder per dataset.
+        found: what there is in it.
     """
-    found, (marks, rules) = inspect_shards(con, rollouts), _marks(con)
-    if not found.news and marks.get("all") == _mark(rollouts, found, rules):
-        return ViewState(found.damaged, True, "")
     script = ";\n".join(_views(con, _datasets(con, rollouts, found), found.damaged).values())
     for start in (_CREATE, _CREATE_MACRO):
         script = script.replace(start, start.replace("REPLACE", "REPLACE TEMP"))
-    return ViewState(found.damaged, False, script)
+    return script
 
 
 def refresh_views(con: Connection, rollouts: Path) -> Mapping[str, str]:
@@ -126,13 +116,14 @@ def refresh_views(con: Connection, rollouts: Path) -> Mapping[str, str]:
     Returns:
         The datasets that no view can show now, and what is wrong with each.
     """
-    found, (former, rules) = inspect_shards(con, rollouts), _marks(con)
+    state = look_at_views(con, rollouts)
+    found = state.found
     note_shards(con, found.news)
     datasets = _datasets(con, rollouts, found)
     views = _views(con, datasets, found.damaged)
-    marks = {name: _hash(_made_by(), sql) for name, sql in views.items()}
-    marks |= {"tables": _made_by(), "all": _mark(rollouts, found, rules)}
-    changed = {name: mark for name, mark in marks.items() if former.get(name) != mark}
+    marks = {name: mark_of(made_by(), sql) for name, sql in views.items()}
+    marks |= {"tables": made_by(), "all": state.now}
+    changed = {name: mark for name, mark in marks.items() if state.marks.get(name) != mark}
     _make(con, [sql for name, sql in views.items() if name in changed], changed, _components(datasets, found.damaged))
     return found.damaged
 
@@ -144,39 +135,6 @@ def _make(con: Connection, views: Sequence[str], marks: Mapping[str, str], compo
     written = [f"INSERT OR REPLACE INTO view_marks VALUES {noted}"] if marks else []
     plain = ("PRAGMA disable_optimizer", "PRAGMA enable_optimizer")  # it has nothing to do here, and takes its time
     con.execute(";\n".join([plain[0], *views, *comments, *written, plain[1]]))
-
-
-def _marks(con: Connection) -> tuple[Mapping[str, str], str | None]:
-    """What each view was made from, by its name, and a hash of all rules."""
-    ((marks, rules),) = con.execute(
-        """SELECT (SELECT map(list(subject), list(made_from)) FROM view_marks),
-               md5(concat_ws(';',
-                   (SELECT string_agg(concat_ws(' ', rule_id, predicate, suggested_action::VARCHAR,
-                       formulas::VARCHAR), ';' ORDER BY rule_id) FROM rules),
-                   (SELECT string_agg(concat_ws(' ', term_id, name, expression), ';' ORDER BY term_id) FROM terms)))
-        """
-    ).fetchall()
-    return marks or {}, rules
-
-
-def _mark(rollouts: Path, found: Inspection, rules: str | None) -> str:
-    """What tells whether the views are those that would be made now."""
-    shown = [(name, manifest_sha256, name in found.damaged) for name, manifest_sha256 in found.datasets]
-    return _hash(_made_by(), canonical_json([str(rollouts) if shown else "", shown, rules]))
-
-
-def _hash(*texts: str) -> str:
-    return sha256_bytes("\n".join(texts).encode())
-
-
-@cache
-def _made_by() -> str:
-    """A hash of what writes the views and the tables below them: modules and `.sql` files."""
-    here, root = Path(__file__).parent, Path(__file__).parents[1]
-    code = [here / f"{name}.py" for name in ("views", "rule_views", "tables")]
-    code += [root / "schema.py", root / "expressions.py", root / "formulas.py", here / "comments.toml"]
-    code += [*sorted(_FOLDER.glob("*.sql")), *sorted((here / "migrations").glob("*.sql"))]
-    return sha256_bytes(b"".join(path.read_bytes() for path in code))
 
 
 def _views(con: Connection, everything: Sequence[_Dataset], damaged: Container[str]) -> dict[str, str]:
@@ -238,7 +196,7 @@ def _scan_together(datasets: Sequence[_Dataset]) -> list[_Scan]:
     """
     scans: list[_Scan] = []
     for alike in _grouped(datasets, lambda dataset: dataset.kind):
-        name = f"logged_{_hash(alike[0].kind)[:12]}"
+        name = f"logged_{mark_of(alike[0].kind)[:12]}"
         if len(alike) == 1:
             scans.append(_Scan(alike[0], sql_text(alike[0].dataset_id), name, f"read_parquet([{_paths(alike)}])"))
             continue
