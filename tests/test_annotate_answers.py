@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import zstandard
 
-from annotate.parsing.messages import read_message
+from annotate.parsing.replies import read_message
 from annotate.prompting.requests import Request, request_id_of
 from annotate.providers.answers import FileProvider, RecordedProvider, export_requests, parse_answer, read_answers
 from storage.errors import BadInput, LeftOutWarning

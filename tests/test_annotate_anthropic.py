@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from annotate.parsing.messages import read_message
+from annotate.parsing.replies import read_message
 from annotate.prompting.requests import Request, request_id_of
 from annotate.providers.anthropic import AnthropicProvider, Credentials
 from storage.errors import Prerequisite, ProviderFailed

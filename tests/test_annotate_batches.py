@@ -24,12 +24,11 @@ from annotate.prompting.requests import AnnotateConfig
 from annotate.providers.answers import ScriptedProvider
 from annotate.providers.anthropic import AnthropicProvider
 from annotate.providers.batch import BatchServer
-from annotate.runs.batch_runs import run_batches
+from annotate.runs.batch_runs import Submission, run_batches, submit
 from annotate.runs.ingestion import Ingested, ingest, poll
 from annotate.runs.plan import RunPlan, estimate_run, plan_run, read_question
 from annotate.runs.reconcile import owned_run
 from annotate.runs.run import annotate_run
-from annotate.runs.submission import Submission, submit
 from storage.catalog.connection import Catalog, Connection
 from storage.errors import BadInput, CatalogLocked, DamagedStore, DiskFailed, ProviderFailed, TrajnoteError
 from storage.ledger import add_batch

@@ -12,9 +12,8 @@ import pytest
 from test_annotate_anthropic import Server, request
 
 from annotate.costs import Tokens, price
-from annotate.parsing.messages import read_message
-from annotate.providers import connection
-from annotate.providers.anthropic import AnthropicProvider
+from annotate.parsing.replies import read_message
+from annotate.providers.anthropic import CLOUDS, AnthropicProvider
 from annotate.providers.batch import BatchServer
 from storage.errors import BadInput, Prerequisite, ProviderFailed
 
@@ -80,7 +79,7 @@ def test_without_its_package_or_credentials_a_cloud_says_what_is_missing(
     monkeypatch.setattr("botocore.session.Session.get_credentials", without_credentials)
     with pytest.raises(ProviderFailed, match=r"credentials of bedrock cannot be used: could not .* session \*\*\*\."):
         list(AnthropicProvider("bedrock").answer([request("how?")]))
-    monkeypatch.setitem(connection.CLOUDS, "bedrock", "no_such_package")  # type: ignore[arg-type]
+    monkeypatch.setitem(CLOUDS, "bedrock", "no_such_package")  # type: ignore[arg-type]
     with pytest.raises(Prerequisite, match=r"pip install 'trajnote\[bedrock\]'"):
         AnthropicProvider("bedrock")
 

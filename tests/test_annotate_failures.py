@@ -223,7 +223,7 @@ def test_what_was_answered_beside_refusals_is_kept(desk: Desk) -> None:
 def test_a_dead_server_is_named_in_seconds_and_its_run_is_closed(
     desk: Desk, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("annotate.providers.connection.QUICK_S", 0.5)
+    monkeypatch.setattr("annotate.providers.anthropic.QUICK_S", 0.5)
     with socket.create_server(("127.0.0.1", 0)) as listening:
         port = listening.getsockname()[1]
         if kind == "not HTTP":

@@ -17,8 +17,7 @@ from toy_cards import CARD
 from toy_datasets import make_draft, make_episode, write
 
 from annotate.cards.cards import Action
-from annotate.parsing.labels import MAX_RATIONALE, ParsedReply, find_in_reply, read_reply
-from annotate.parsing.messages import MAX_RAW
+from annotate.parsing.replies import MAX_RATIONALE, MAX_RAW, ParsedReply, find_in_reply, read_reply
 from annotate.prompting.requests import AnnotateConfig
 from annotate.providers.answers import ScriptedProvider
 from annotate.runs.plan import plan_run

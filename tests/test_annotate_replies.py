@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from soak import full_or
 
 from annotate.cards.cards import Action, load_card
-from annotate.parsing.labels import ParsedReply, read_reply
+from annotate.parsing.replies import ParsedReply, read_reply
 
 CARD = load_card("CartPole-v1")
 THRUST = (

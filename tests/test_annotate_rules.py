@@ -20,7 +20,7 @@ from annotate.cards.cards import Action, Card, Component, load_card
 from annotate.importing.rules import import_rules
 from annotate.ledger.ledger import add_questions, enter_landed, land_reply, open_run
 from annotate.ledger.readings import digest
-from annotate.parsing.labels import ParsedReply
+from annotate.parsing.replies import ParsedReply
 from annotate.parsing.rules import read_rules
 from annotate.prompting.rendering import prompt_version
 from annotate.prompting.requests import AnnotateConfig, Request, reply_schema

@@ -27,7 +27,7 @@ from refine.policies import sb3_files as files
 from refine.policies.mlp import MlpPolicy
 from refine.policies.sb3_models import use_one_thread
 from refine.policies.vec_normalize import read_statistics
-from refine.training.units import as_logits
+from refine.training.packing import as_logits
 from storage.errors import BadInput
 from storage.policies import save_policy
 from storage.store import Store

@@ -29,11 +29,9 @@ from prefect.blocks.webhook import Webhook  # noqa: E402
 from prefect.client.orchestration import get_client  # noqa: E402
 from prefect.flows import load_flow_from_entrypoint  # noqa: E402
 
-from flows.deployment import artifacts  # noqa: E402
 from flows.deployment import prefect_flows as schedule  # noqa: E402
-from flows.deployment.artifacts import Summary, as_markdown  # noqa: E402
 from flows.deployment.night import Night  # noqa: E402
-from flows.deployment.prefect_flows import make_deployments, nightly_flow  # noqa: E402
+from flows.deployment.prefect_flows import Summary, as_markdown, make_deployments, nightly_flow  # noqa: E402
 from flows.runtime.prefect_server import start_server  # noqa: E402
 
 ROOT = Path(__file__).parent.parent
@@ -114,7 +112,8 @@ def test_a_beginning_that_fits_no_dataset_is_a_warning_of_every_night(
     settings.write_text(SETTINGS.replace('inbox = "inbox"', 'datasets = ["toy", "tyo-"]'))
     logged: list[tuple[object, ...]] = []
     monkeypatch.setattr(
-        "flows.deployment.artifacts.get_run_logger", lambda: SimpleNamespace(warning=lambda *said: logged.append(said))
+        "flows.deployment.prefect_flows.get_run_logger",
+        lambda: SimpleNamespace(warning=lambda *said: logged.append(said)),
     )
     warning = (
         f"no dataset of {settings.parent / 'elsewhere'} has a name that begins with 'tyo-', which `datasets` names"
@@ -151,27 +150,27 @@ def test_failures_and_promotions_are_told_to_a_block_and_its_address_to_nobody(s
     assert "Name it with `answers`" in Memo.said[-1][1]
 
     promoted = Night("nightly", promoted=True, policy_id="refined-1", verdicts=["gate: accepted"])
-    assert artifacts.notify_promotion("memo/me", promoted) is None
+    assert schedule.notify_promotion("memo/me", promoted) is None
     assert Memo.said[-1] == ("trajnote nightly: refined-1 is in force", "gate: accepted")
-    assert artifacts.notify_promotion("memo/me", Night("nightly")) is None
-    assert artifacts.notify_warnings("memo/me", Night("nightly")) is None
+    assert schedule.notify_promotion("memo/me", Night("nightly")) is None
+    assert schedule.notify_warnings("memo/me", Night("nightly")) is None
     assert len(Memo.said) == 2
-    assert artifacts.notify_warnings("memo/me", Night("nightly", warnings=["no dataset"])) is None
+    assert schedule.notify_warnings("memo/me", Night("nightly", warnings=["no dataset"])) is None
     assert Memo.said[-1] == ("trajnote nightly warns", "no dataset")
 
     received: list[Any] = []
     with loopback(received, status=200) as address:
         Webhook(url=f"{address}/secret-path").save("hook")  # pyright: ignore[reportArgumentType]
-        assert artifacts.notify("webhook/hook", "subject", "body") is None
+        assert schedule.notify("webhook/hook", "subject", "body") is None
     assert received == [{"subject": "subject", "text": "subject\nbody"}]
     with loopback(received, status=500) as address:
         Webhook(url=f"{address}/secret-path").save("bad")  # pyright: ignore[reportArgumentType]
-        said = artifacts.notify("webhook/bad", "subject", "body")
+        said = schedule.notify("webhook/bad", "subject", "body")
     assert said == "the notice was not delivered: webhook/bad was answered with 500"
-    gone = artifacts.notify("webhook/bad", "subject", "body") or ""
+    gone = schedule.notify("webhook/bad", "subject", "body") or ""
     assert "failed with ConnectError" in gone
     assert "secret-path" not in gone
-    assert artifacts.notify("webhook/none", "subject", "body") == (
+    assert schedule.notify("webhook/none", "subject", "body") == (
         "the notice was not delivered: the block webhook/none failed with ValueError"
     )
 

@@ -11,7 +11,7 @@ from refine.labels.labels import Labels
 from refine.policies.mlp import Activation, Head, MlpPolicy
 from refine.training import train
 from refine.training.fast import engine
-from refine.training.fast.batched_mlp import Adam, StackedNetworks
+from refine.training.fast.cloning import Adam, StackedNetworks
 from refine.training.reference import factory as loop
 from storage.datasets.reader import StepArrays
 from storage.errors import BadInput

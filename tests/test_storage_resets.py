@@ -16,10 +16,9 @@ from soak import every
 from storage.datasets.columns import decode_episodes
 from storage.datasets.reader import iterate_episodes
 from storage.errors import BadInput
-from storage.importing.action_kinds import Choices
 from storage.importing.cells import parse_columns
 from storage.importing.episode_ends import ResetSigns
-from storage.importing.import_dataset import import_recording, open_recording
+from storage.importing.import_dataset import Choices, import_recording, open_recording
 from storage.importing.row_validation import ImportReport
 from storage.schema import Episode, Manifest
 from storage.store import Store

@@ -17,9 +17,8 @@ from soak import every
 from storage.datasets.reader import iterate_episodes
 from storage.errors import BadInput
 from storage.importing import text_rows
-from storage.importing.action_kinds import Choices
 from storage.importing.cells import parse_columns
-from storage.importing.import_dataset import import_recording, open_recording
+from storage.importing.import_dataset import Choices, import_recording, open_recording
 from storage.importing.row_validation import ImportReport
 from storage.schema import Manifest
 from storage.store import Store

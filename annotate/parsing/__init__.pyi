@@ -1,5 +1,16 @@
-from .labels import MAX_RATIONALE, ParsedReply, Refused, find_in_reply, read_labels, refuse_entry, refuse_reply
-from .messages import Found, ReplyProblem, clean_text, read_message
+from .replies import (
+    MAX_RATIONALE,
+    Found,
+    ParsedReply,
+    Refused,
+    ReplyProblem,
+    clean_text,
+    find_in_reply,
+    read_labels,
+    read_message,
+    refuse_entry,
+    refuse_reply,
+)
 from .rules import MAX_LABEL, formula_reader, read_rule_reply
 
 __all__ = [

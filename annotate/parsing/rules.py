@@ -15,12 +15,16 @@ from storage.formulas import MAX_TERMS, FormulaReader, Term
 
 from ..cards import Action, Card
 from ..prompting import Kind, label_vector
-from .labels import (
+from .replies import (
     MAX_RATIONALE,
     BrokenError,
+    Entry,
+    Found,
     ParsedReply,
     ProposedRule,
     Refused,
+    ReplyProblem,
+    clean_text,
     find_in_reply,
     read_action,
     read_field,
@@ -31,7 +35,6 @@ from .labels import (
     refuse_reply,
     show,
 )
-from .messages import Entry, Found, ReplyProblem, clean_text
 
 MAX_RULES = 100
 """Rules of one reply that are looked at; far more than are asked for."""

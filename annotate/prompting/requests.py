@@ -279,7 +279,7 @@ def reply_schema(kind: Kind, card: Card) -> Schema:
     """The JSON schema of a whole reply: an assessment and a list of labels, of steps, or of rules, as was asked for.
 
     Its bytes are part of a request's id, so it is written out by hand and changes with no library. Structured output
-    knows no numeric bounds; the prompt states them and `parsing/labels.py` checks them. The order of the properties is
+    knows no numeric bounds; the prompt states them and `parsing/replies.py` checks them. The order of the properties is
     the order of the answer: the reason comes before the action, so that the action follows from it.
     """
     if kind == "rules":

@@ -1,5 +1,5 @@
 from .answers import FileProvider, RecordedProvider, export_requests, parse_result
-from .anthropic import AnthropicProvider
+from .anthropic import AnthropicProvider, read_key
 from .batch import (
     MOST_BYTES,
     RESULTS_KEPT_DAYS,
@@ -11,7 +11,6 @@ from .batch import (
     RemoteBatch,
     ServerBusyError,
 )
-from .connection import read_key
 from .protocol import Limited, Provider, Reply, Threaded, Written
 
 __all__ = [

@@ -24,7 +24,7 @@ from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_at
 from storage.errors import BadInput, ProviderFailed
 
 from ..prompting import Request
-from .connection import (
+from .anthropic import (
     ANTHROPIC_URL,
     UNREADABLE,
     connect,

@@ -1,9 +1,8 @@
-from .batch_runs import run_batches
+from .batch_runs import Submission, run_batches, submit
 from .ingestion import Ingested, Polled, ingest, poll
 from .plan import RunPlan, RunSummary, estimate_run, plan_again, plan_run, unanswered_requests
 from .reconcile import give_up
 from .run import annotate_run
-from .submission import Submission, submit
 
 __all__ = [
     "Ingested",

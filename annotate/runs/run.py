@@ -1,7 +1,7 @@
 """One annotation run from plan to finish: what is still open is asked, what was answered before is used again.
 
 It is the way from a dataset to a model's labels. What is kept of it is in `ledger/`, the words in
-`prompting/rendering.py`; who answers is behind `providers/connection.py`.
+`prompting/rendering.py`; who answers is behind `providers/protocol.py`.
 """
 
 from __future__ import annotations

@@ -30,8 +30,7 @@ from ..labels import (
 )
 from ..policies import MlpPolicy, action_bounds, action_units, network_inputs
 from .fast import train_fast
-from .packing import build_table
-from .units import as_logits
+from .packing import as_logits, build_table
 
 __all__ = ["Progress", "RefineConfig", "Snapshot", "refine"]
 

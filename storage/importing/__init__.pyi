@@ -1,8 +1,7 @@
-from .action_kinds import Choices
 from .cells import Columns, parse_columns
 from .episode_ends import add_final_observation
 from .hdf5 import check_hdf5, table_of
-from .import_dataset import import_recording, open_recording
+from .import_dataset import Choices, import_recording, open_recording
 from .pieces import MAX_ROWS, RowFile, guarded, unreadable
 from .recordings import MANIFEST_KEY, SIDECAR, About, Recording, parse_about, sidecar
 from .row_validation import ImportReport

@@ -21,8 +21,7 @@ from ..reference import (
     module_layers,
     quiet,
 )
-from .batched_mlp import Adam, Layers, StackedNetworks, softmax
-from .cloning import FastCloning
+from .cloning import Adam, FastCloning, Layers, StackedNetworks, softmax
 
 
 class FastCritic:

@@ -22,8 +22,7 @@ from storage.schema import Array
 
 from ...config import RefineConfig, Snapshot
 from ...policies import MlpPolicy, action_bounds, action_units, network_inputs, output_size
-from ..packing import PackedTable
-from ..units import cutting_bounds
+from ..packing import PackedTable, cutting_bounds
 from .buffer import AnnotatedBuffer
 from .cloning import AnnotatedBCConfig, AnnotatedDiscreteBCConfig
 from .continuous_critic import AnnotatedAWACConfig, AnnotatedIQLConfig, AnnotatedReBRACConfig, AnnotatedTD3PlusBCConfig

@@ -16,7 +16,7 @@ from storage.errors import BadInput
 from storage.schema import Array
 
 from ...policies import MlpPolicy, action_units
-from ..units import as_policy, network_layers
+from ..packing import as_policy, network_layers
 from .d3rlpy_setup import (
     ActionOutput,
     MinMaxActionScaler,
