@@ -128,22 +128,11 @@ def improve(
     material, start, opinions, warnings = gather_material(
         store, manifest, config.refine, run_ids, rules=rules, also=also, baseline=baseline, expert=config.expert
     )
-    if opinions.lists and config.random_states:
-        raise BadInput("Rules cover all states that they match, so no others are left to compare with.")
-    if config.promote_rules and len(opinions.lists) != 1:
-        raise BadInput(
-            f"One list of rules can be put in force; {len(opinions.lists)} are refined with.",
-            "Name the run of one list with --run." if opinions.lists else "Refine with --rules.",
-        )
-    material = replace(material, log_dir=config.log_dir)
+    _check_use_of_rules(config, opinions)
     judge = Evaluator(store, *home, config.workers, manifest.max_steps)
-    warnings += tuple(_warn_of_changes(judge, read_manifest(store, each)) for each in (dataset_id, *also))
-    warnings = tuple(filter(None, warnings))
-    contest = ComparisonPlan(
-        material, judge, config.gate, report, config.references, config.promote_rules, config.promote
-    )
-    contest = replace(contest, gate=_share_error(config.gate, len(contest.competing)))
-    contest.check()
+    changes = (_warn_of_changes(judge, read_manifest(store, each)) for each in (dataset_id, *also))
+    warnings += tuple(filter(None, changes))
+    contest = _plan(replace(material, log_dir=config.log_dir), judge, config, report)
     if reserved is None:
         reserved, reused = _reserve(contest, config.gate.first_seed, search_from)
         warnings += reused
@@ -161,6 +150,26 @@ def improve(
         contest.baseline.policy_id,
         reserved,
     )
+
+
+def _check_use_of_rules(config: ImproveConfig, opinions: LabelSource) -> None:
+    if opinions.lists and config.random_states:
+        raise BadInput("Rules cover all states that they match, so no others are left to compare with.")
+    if config.promote_rules and len(opinions.lists) != 1:
+        raise BadInput(
+            f"One list of rules can be put in force; {len(opinions.lists)} are refined with.",
+            "Name the run of one list with --run." if opinions.lists else "Refine with --rules.",
+        )
+
+
+def _plan(material: Material, judge: Evaluator, config: ImproveConfig, report: Report) -> ComparisonPlan:
+    """The comparison, its error shared among the arms that may win; its seeds are not chosen yet."""
+    contest = ComparisonPlan(
+        material, judge, config.gate, report, config.references, config.promote_rules, config.promote
+    )
+    contest = replace(contest, gate=_share_error(config.gate, len(contest.competing)))
+    contest.check()
+    return contest
 
 
 def _share_error(gate: GateConfig, arms: int) -> GateConfig:
