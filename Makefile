@@ -3,7 +3,7 @@ BIN := .venv/bin
 EXTRAS := envs,sb3,onnx,plots,minari,tracking,dev
 PYTEST := $(BIN)/python -m pytest -n 2
 
-.PHONY: demo check quick test tests soak lint docs constraints clean
+.PHONY: demo check quick test tests pytest soak lint docs constraints clean
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -46,9 +46,12 @@ quick tests soak: export PYTEST_DEBUG_TEMPROOT := $(shell df -Pk /dev/shm 2> /de
 quick: .venv/installed
 	$(PYTEST) -m "not slow"
 
-# With a + the output comes at once, also beside lint.
+# In a make of its own the output comes at once, also beside lint.
 tests: .venv/installed
-	+$(PYTEST)
+	@$(MAKE) --no-print-directory --output-sync=none pytest
+
+pytest:
+	$(PYTEST)
 
 # All tests with every kill and every case of the long checks: before a release, and where what they hold was changed.
 soak: .venv/installed
