@@ -6,13 +6,14 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import duckdb
 import fsspec
 import polars as pl
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 from soak import every, full_or
 from store_state import state_of, tables_of
 from toy_datasets import make_draft, make_episode, write
@@ -302,6 +303,39 @@ def _refuse(remote: Remote) -> dict[str, int]:
 
 def _names(bucket: str) -> list[str]:
     return [path.split("a store/", 1)[1] for path in fsspec.filesystem("s3", skip_instance_cache=True).find(bucket)]
+
+
+OPERATIONS: dict[str, Callable[[Remote, Path], object]] = {
+    "ls": lambda remote, _: remote.names("snapshots"),
+    "find": lambda remote, _: remote.sizes(),
+    "cat_file": lambda remote, _: remote.read("a"),
+    "pipe_file": lambda remote, _: remote.create("a", b""),
+    "put_file": lambda remote, local: remote.replace("a", local),
+    "rm_file": lambda remote, _: remote.remove("a"),
+    "get_file": lambda remote, local: remote.fetch("a", local),
+}
+"""What a remote asks of its backend -> an operation that does."""
+
+
+@pytest.mark.parametrize("asked", OPERATIONS)
+def test_whatever_a_backend_raises_is_one_line_without_secrets(
+    asked: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise raised
+
+    monkeypatch.setenv("STORAGE_TOKEN", "abcdef-123")
+    monkeypatch.setattr(MemoryFileSystem, asked, refuse)
+    remote = Remote("memory://bucket/folder/")
+    raised: Exception = RuntimeError("abcdef-123 was refused\n<html>")
+    with pytest.raises(RemoteFailed) as failed:
+        OPERATIONS[asked](remote, tmp_path / "a")
+    assert failed.value.problem == "memory://bucket/folder: RuntimeError: ... was refused"
+    assert failed.value.hint == "Check the URL, the credentials and the network, then run this again."
+    assert failed.value.__suppress_context__, "what was raised holds the secret"
+    raised = BadInput("one of this project's own")
+    with pytest.raises(BadInput, match="own"):
+        OPERATIONS[asked](remote, tmp_path / "a")
 
 
 @pytest.mark.slow

@@ -11,75 +11,20 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations, pairwise
-from typing import NamedTuple
 
 import numpy as np
-import scipy  # its parts are loaded when they are used, which takes a second
 
 from storage.errors import BadInput
 from storage.schema import Array, Space
 
 from .placement import EDGES, Bools, Floats, action_extent, same_actions
+from .shares import CONFIDENCE, SIGNIFICANT, Estimated, Paired, Rate, order_of
 from .verdict import FEW_LABELS
 
-CONFIDENCE = 0.95
-SIGNIFICANT = 0.05
 _DRAWS = 4_000  # from a posterior
-_TINY = 1e-9
 
 Place = tuple[int, int]
 """Episode and step."""
-
-
-class Rate(NamedTuple):
-    """A share of some cases with its exact interval (Clopper and Pearson, Biometrika 1934)."""
-
-    hits: int
-    n: int
-    share: float
-    low: float
-    high: float
-
-    @classmethod
-    def of(cls, cases: Iterable[bool]) -> Rate | None:
-        """The share of the true ones; None without a case."""
-        known = list(cases)
-        return cls.counted(sum(known), len(known)) if known else None
-
-    @classmethod
-    def counted(cls, hits: int, n: int) -> Rate:
-        """The share of `hits` among `n` > 0 cases."""
-        interval = scipy.stats.binomtest(hits, n).proportion_ci(CONFIDENCE, "exact")
-        return cls(hits, n, hits / n, float(interval.low), float(interval.high))
-
-
-class Estimated(NamedTuple):
-    """A share that is no plain count, with a 95% interval, and the states behind it."""
-
-    share: float
-    low: float
-    high: float
-    n: int  # states
-    positive: int  # of them: the higher side of an order, or those that the reader calls critical
-
-
-class Paired(NamedTuple):
-    """Two sides judged on the same states, and the exact McNemar test of their difference."""
-
-    states: int
-    both: int
-    only_first: int
-    only_second: int
-    neither: int
-    p: float
-
-    @classmethod
-    def of(cls, cases: Sequence[tuple[bool, bool]]) -> Paired:
-        """Of (first is right, second is right) on each state."""
-        counted = Counter(cases)
-        first, second = counted[True, False], counted[False, True]
-        p = float(scipy.stats.binomtest(min(first, second), first + second).pvalue) if first + second else 1.0
-        return cls(len(cases), counted[True, True], first, second, counted[False, False], p)
 
 
 @dataclass(frozen=True)
@@ -299,11 +244,11 @@ def score_run(opinions: Sequence[Opinion], gold: GoldSet, space: Space) -> GoldS
         by_action=_by_action(known) if space.is_discrete else {},
         bins=bins,
         calibration_error=_calibration_error(bins),
-        confidence_order=_order(
+        confidence_order=order_of(
             [s.confidence for s in known if s.right and s.confidence is not None],
             [s.confidence for s in known if not s.right and s.confidence is not None],
         ),
-        grade_order=_order(
+        grade_order=order_of(
             [s.grade for s in graded if s.agent_right and s.grade is not None],
             [s.grade for s in graded if not s.agent_right and s.grade is not None],
         ),
@@ -399,31 +344,6 @@ def _bins(judged: Sequence[_Judged]) -> tuple[GoldBin, ...]:
 def _calibration_error(bins: Sequence[GoldBin]) -> float | None:
     total = sum(found.right.n for found in bins)
     return sum(found.right.n * abs(found.confidence - found.right.share) for found in bins) / total if total else None
-
-
-def _order(high: Sequence[float], low: Sequence[float]) -> Estimated | None:
-    """Probability that one of the first numbers is above one of the second, ties half; None without both.
-
-    The interval is Newcombe's score interval (Statistics in Medicine 2006, method 5), which holds for few states too.
-    """
-    if not high or not low:
-        return None
-    one, other = np.array(high)[:, None], np.array(low)[None, :]
-    share = float(((one > other) + 0.5 * (one == other)).mean())
-    pairs, extra = len(high) * len(low), (len(high) + len(low)) / 2 - 1
-    z = float(scipy.stats.norm.ppf((1 + CONFIDENCE) / 2))
-
-    def beyond(true: float) -> float:
-        spread = true * (1 - true) * (1 + extra * (1 - true) / (2 - true) + extra * true / (1 + true)) / pairs
-        return (true - share) ** 2 - z**2 * spread
-
-    def end(edge: float) -> float:
-        if abs(edge - share) <= _TINY:
-            return edge
-        inside = share + _TINY * (1 if edge > share else -1)
-        return float(scipy.optimize.root_scalar(beyond, bracket=sorted((edge, inside)), method="brentq").root)
-
-    return Estimated(share, end(0.0), end(1.0), len(high) + len(low), len(high))
 
 
 def _found_anywhere(called: Sequence[_Judged], gold: GoldSet) -> Estimated | None:
