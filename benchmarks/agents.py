@@ -36,7 +36,7 @@ from rich.console import Console
 from rich.table import Table
 
 from flows.policies import find_baseline, load_policy
-from flows.policies.sb3 import LIBRARIES
+from flows.policies.torch_policies import LIBRARIES
 from flows.simulation import EnvironmentMaker, Named, look_up_spaces, returns_of
 from refine.config import RefineConfig
 from refine.labels import labels_from_rules

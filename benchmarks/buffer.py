@@ -22,8 +22,8 @@ from threadpoolctl import threadpool_limits
 from refine.labels.labels import Labels
 from refine.policies.mlp import MlpPolicy
 from refine.training.packing import build_table
-from refine.training.reference.buffer import AnnotatedBuffer
 from refine.training.reference.d3rlpy_setup import quiet
+from refine.training.reference.losses import AnnotatedBuffer
 from storage.datasets.reader import StepArrays
 from storage.schema import Space
 

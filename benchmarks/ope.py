@@ -50,7 +50,7 @@ from flows.simulation.environments import EnvironmentMaker, Spaces, look_up_spac
 from flows.simulation.rollouts import rollout
 from flows.simulation.trust import Named
 from refine.config import RefineConfig
-from refine.evaluation.ope import OpeConfig, collect_refits, estimated_gain
+from refine.evaluation.ope import Estimate, OpeConfig, collect_refits, estimated_gain
 from refine.labels.labels import Labels, covers_most_steps
 from refine.labels.rule_labels import RuleLabels, labels_from_rules
 from refine.policies.mlp import MlpPolicy, Mode, network_inputs
@@ -150,31 +150,21 @@ def raise_potential(policies: Sequence[MlpPolicy], rules: RuleLabels, steps: Ste
     return [float(predicted[np.arange(len(acted)), chosen].mean()) for chosen in actions]
 
 
-def judge_by_rules(
-    policies: Sequence[MlpPolicy], own: Sequence[int], rules: RuleLabels, steps: StepArrays, plain: NDArray[np.float64]
-) -> dict[str, float]:
-    """Rank correlations with the plain return, of all candidates, and what choosing among `own` ones loses."""
-    scores = {
-        "agreement": np.array([agree(policy, rules, steps) for policy in policies]),
-        "potential": np.array(raise_potential(policies, rules, steps, OpeConfig().gamma)),
-    }
-    best = plain[own].max()
-    found = {f"spearman_{name}": correlation(values, plain) for name, values in scores.items()}
-    return found | {
-        f"regret_{name}": float(best - plain[own[int(np.argmax(values[own]))]]) for name, values in scores.items()
-    }
-
-
-def measure(env_id: str, seed: int, arguments: argparse.Namespace, folder: Path, expert_spec: str) -> dict[str, Any]:
+class World(NamedTuple):
     """One environment, one log, one set of labels."""
-    begun = time.monotonic()
-    store = Store.create(folder / f"store-{seed}")
-    spaces = look_up_spaces(env_id)
+
+    material: Material
+    manifest: Manifest
+    steps: StepArrays
+    rules: RuleLabels | None  # with their potential, where they are the labels
+
+
+def set_up(env_id: str, seed: int, arguments: argparse.Namespace, folder: Path, expert_spec: str) -> World:
+    """Log episodes of the baseline, and label them."""
+    store, spaces = Store.create(folder / f"store-{seed}"), look_up_spaces(env_id)
     spec = arguments.baseline or f"policy:{EXAMPLES / BASELINES[env_id] / 'baseline'}"
-    log = CollectConfig(
-        env_id=env_id, policy=spec, mode=arguments.log_mode, episodes=arguments.log, seed=100_000 * (seed + 1)
-    )
-    manifest = gather(store, log)
+    first, mode = 100_000 * (seed + 1), arguments.log_mode
+    manifest = gather(store, CollectConfig(env_id=env_id, policy=spec, mode=mode, episodes=arguments.log, seed=first))
     steps = read_steps(store, manifest.dataset_id)
     rules = read_rules(env_id, read_manifest(store, manifest.dataset_id), steps, folder) if arguments.rules else None
     if rules is not None:
@@ -183,38 +173,71 @@ def measure(env_id: str, seed: int, arguments: argparse.Namespace, folder: Path,
         labels = label_steps(steps, spaces, load_policy(Named(expert_spec), spaces, store), arguments.wrong, seed)
     baseline: Any = load_policy(Named(spec), spaces, store)
     recipe = RefineConfig(seed=seed).completed(spaces.action, dense=covers_most_steps(labels, steps))
-    material = Material(store.root, manifest.dataset_id, labels, baseline.network, recipe)
-    draws: list[ArmDraw] = list_draws(arguments.draws, labels=labels)
-    trained = list(parallel_map(partial(train_and_score, material, arguments.folds), draws, arguments.workers))
+    return World(Material(store.root, manifest.dataset_id, labels, baseline.network, recipe), manifest, steps, rules)
+
+
+class Candidates(NamedTuple):
+    """What was trained, estimated; place 0 is the baseline's."""
+
+    policies: Sequence[MlpPolicy]
+    owners: Sequence[tuple[ArmDraw, int]]  # of places 1 and up
+    estimates: Sequence[Estimate]
+    held_out: int  # place of the one with the labels that predicts held-out labels best
+
+    @property
+    def own(self) -> list[int]:
+        """Places of those that were trained with the labels."""
+        return [place for place, (draw, _) in enumerate(self.owners, start=1) if draw.arm == "labels"]
+
+
+def estimate_all(world: World, arguments: argparse.Namespace, ope: OpeConfig) -> Candidates:
+    """Train every arm, and estimate all candidates from the log."""
+    material, workers = world.material, arguments.workers
+    draws = list_draws(arguments.draws, labels=material.labels)
+    trained = list(parallel_map(partial(train_and_score, material, arguments.folds), draws, workers))
     owners = [(draw, number) for draw, (found, _) in zip(draws, trained, strict=True) for number in range(len(found))]
-    policies = [baseline.network, *(snapshot.policy for found, _ in trained for snapshot in found)]
-    ope = OpeConfig(seed=seed, resamples=arguments.resamples)
-    refits = parallel_map(
-        partial(refit_number, material, policies, ope, arguments.mode), range(ope.resamples), arguments.workers
+    policies = [material.baseline, *(snapshot.policy for found, _ in trained for snapshot in found)]
+    refit = partial(refit_number, material, policies, ope, arguments.mode)
+    refits = list(parallel_map(refit, range(ope.resamples), workers))
+    # the arm with the labels is the first draw, whose candidates follow the baseline
+    return Candidates(policies, owners, collect_refits(world.steps, policies, refits), 1 + trained[0][1].best)
+
+
+def measure(env_id: str, seed: int, arguments: argparse.Namespace, folder: Path, expert_spec: str) -> dict[str, Any]:
+    """One environment, one log, one set of labels: what was estimated beside what was played."""
+    begun = time.monotonic()
+    world, ope = (
+        set_up(env_id, seed, arguments, folder, expert_spec),
+        OpeConfig(seed=seed, resamples=arguments.resamples),
     )
-    estimates = collect_refits(steps, policies, list(refits))
+    found = estimate_all(world, arguments, ope)
     estimated = time.monotonic()
     play = partial(play_truth, env_id, ope.gamma, arguments.episodes, arguments.mode)
-    truths = list(parallel_map(play, policies, arguments.workers))
-    own = [place for place, (draw, _) in enumerate(owners, start=1) if draw.arm == "labels"]
-    gains = [estimated_gain(estimate, estimates[0]) for estimate in estimates[1:]]
-    real = np.array([truth.discounted for truth in truths])
-    values = np.array([estimate.value for estimate in estimates])
-    plain = np.array([truth.plain for truth in truths])
-    chosen = {
-        "held_out_labels": own[trained[0][1].best],
-        "simulator": own[int(np.argmax([truths[place].selected for place in own]))],
-        "estimate": own[int(np.argmax(values[own]))],
-    }
-    better = np.array([gain.is_above_zero for gain in gains])
-    truly = real[1:] > real[0]
+    truths = list(parallel_map(play, found.policies, arguments.workers))
+    real, plain = (np.array(column) for column in list(zip(*truths, strict=True))[:2])
     return {
         "env_id": env_id,
         "seed": seed,
-        "candidates": len(policies) - 1,
-        "episodes_logged": manifest.episodes,
-        "steps_logged": manifest.steps,
-        "labels": len(labels),
+        "candidates": len(found.policies) - 1,
+        "episodes_logged": world.manifest.episodes,
+        "steps_logged": world.manifest.steps,
+        "labels": len(world.material.labels),
+        **compare_values(found.estimates, real, plain),
+        **compare_gains(found.estimates, real),
+        **compare_choices(found, truths),
+        **judge_by_rules(found, world, plain),
+        "each": list_candidates(found, truths),
+        "estimate_s": estimated - begun,
+        "truth_s": time.monotonic() - estimated,
+    }
+
+
+def compare_values(
+    estimates: Sequence[Estimate], real: NDArray[np.float64], plain: NDArray[np.float64]
+) -> dict[str, float]:
+    """How far estimates are from the discounted returns, and whether they order candidates alike."""
+    values = np.array([estimate.value for estimate in estimates])
+    return {
         "truth_sd": float(real.std()),
         "bias": float(np.mean(values - real)),
         "rmse": float(np.sqrt(np.mean((values - real) ** 2))),
@@ -222,30 +245,64 @@ def measure(env_id: str, seed: int, arguments: argparse.Namespace, folder: Path,
         "spearman": correlation(values, real),
         "spearman_plain": correlation(values, plain),
         "coverage": share([e.interval.low <= t <= e.interval.high for e, t in zip(estimates, real, strict=True)]),
+    }
+
+
+def compare_gains(estimates: Sequence[Estimate], real: NDArray[np.float64]) -> dict[str, float]:
+    """How often the intervals of gains over the baseline hold, and how often `estimated better` is wrong."""
+    gains, truly = [estimated_gain(estimate, estimates[0]) for estimate in estimates[1:]], real[1:] > real[0]
+    better = np.array([gain.is_above_zero for gain in gains])
+    return {
         "gain_coverage": share([g.low <= t - real[0] <= g.high for g, t in zip(gains, real[1:], strict=True)]),
         "said_better": int(better.sum()),
         "wrongly_better": int((better & ~truly).sum()),
         "truly_better": int(truly.sum()),
-        "best_plain": float(plain[own].max()),
-        "baseline_plain": float(plain[0]),
-        **{f"regret_{name}": float(plain[own].max() - plain[place]) for name, place in chosen.items()},
-        **(judge_by_rules(policies, own, rules, steps, plain) if rules is not None else {}),
-        "each": [
-            {
-                "arm": draw.name,
-                "number": number,
-                "estimate": float(values[place]),
-                "low": estimates[place].interval.low,
-                "high": estimates[place].interval.high,
-                "truth": float(real[place]),
-                "plain": float(plain[place]),
-                "support": estimates[place].support,
-            }
-            for place, (draw, number) in enumerate(owners, start=1)
-        ],
-        "estimate_s": estimated - begun,
-        "truth_s": time.monotonic() - estimated,
     }
+
+
+def compare_choices(found: Candidates, truths: Sequence[Truth]) -> dict[str, float]:
+    """What each way of choosing among the candidates with the labels loses, in plain return."""
+    own, best = found.own, max(truths[place].plain for place in found.own)
+    chosen = {
+        "held_out_labels": found.held_out,
+        "simulator": max(own, key=lambda place: truths[place].selected),
+        "estimate": max(own, key=lambda place: found.estimates[place].value),
+    }
+    regrets = {f"regret_{name}": best - truths[place].plain for name, place in chosen.items()}
+    return {"best_plain": best, "baseline_plain": truths[0].plain, **regrets}
+
+
+def judge_by_rules(found: Candidates, world: World, plain: NDArray[np.float64]) -> dict[str, float]:
+    """Rank correlations with the plain return, of all candidates, and what choosing among those with labels loses."""
+    if world.rules is None:
+        return {}
+    policies, own, rules, steps = found.policies, found.own, world.rules, world.steps
+    scores = {
+        "agreement": np.array([agree(policy, rules, steps) for policy in policies]),
+        "potential": np.array(raise_potential(policies, rules, steps, OpeConfig().gamma)),
+    }
+    best = plain[own].max()
+    ranked = {f"spearman_{name}": correlation(values, plain) for name, values in scores.items()}
+    return ranked | {
+        f"regret_{name}": float(best - plain[own[int(np.argmax(values[own]))]]) for name, values in scores.items()
+    }
+
+
+def list_candidates(found: Candidates, truths: Sequence[Truth]) -> list[dict[str, Any]]:
+    """Each candidate's estimate and truth."""
+    return [
+        {
+            "arm": draw.name,
+            "number": number,
+            "estimate": estimate.value,
+            "low": estimate.interval.low,
+            "high": estimate.interval.high,
+            "truth": truth.discounted,
+            "plain": truth.plain,
+            "support": estimate.support,
+        }
+        for (draw, number), estimate, truth in zip(found.owners, found.estimates[1:], truths[1:], strict=True)
+    ]
 
 
 def correlation(left: NDArray[np.float64], right: NDArray[np.float64]) -> float:

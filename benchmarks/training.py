@@ -31,9 +31,9 @@ from refine.labels.labels import Labels
 from refine.policies.mlp import MlpPolicy
 from refine.training.fast.engine import create_training
 from refine.training.packing import build_table
-from refine.training.reference.buffer import AnnotatedBuffer
 from refine.training.reference.d3rlpy_setup import NoopAdapterFactory, quiet
 from refine.training.reference.factory import create_algorithm
+from refine.training.reference.losses import AnnotatedBuffer
 from refine.training.train import refine
 from storage.datasets.reader import StepArrays
 from storage.schema import Space

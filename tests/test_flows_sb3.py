@@ -21,7 +21,7 @@ import torch
 from gymnasium import spaces as gym_spaces
 
 from flows.policies import export_policy, load_policy, with_options
-from flows.policies.sb3 import find_normalisation
+from flows.policies.torch_policies import find_normalisation
 from flows.simulation import ForeignActor, Named, NetworkActor, Spaces, spaces_of
 from refine.policies import sb3_files as files
 from refine.policies.mlp import MlpPolicy

@@ -11,10 +11,15 @@ from scipy.special import log_softmax
 from refine.config import RefineConfig
 from refine.policies.mlp import MlpPolicy
 from refine.training.packing import as_logits
-from refine.training.reference.buffer import AnnotatedMiniBatch
 from refine.training.reference.d3rlpy_setup import TorchMiniBatch, load_learnable, quiet
 from refine.training.reference.factory import create_algorithm, network_outputs, policy_module
-from refine.training.reference.losses import AnnotationColumns, continuous_behaviour, discrete_behaviour, read_notes
+from refine.training.reference.losses import (
+    AnnotatedMiniBatch,
+    AnnotationColumns,
+    continuous_behaviour,
+    discrete_behaviour,
+    read_notes,
+)
 from refine.training.reference.networks import read_weights
 from storage.errors import BadInput
 from storage.schema import Space

@@ -9,7 +9,7 @@ from refine.labels.labels import Labels
 from refine.policies.mlp import MlpPolicy
 from refine.training import packing
 from refine.training.packing import build_table
-from refine.training.reference.buffer import AnnotatedBuffer
+from refine.training.reference.losses import AnnotatedBuffer
 from storage.datasets.reader import StepArrays
 from storage.errors import BadInput
 from storage.schema import Space

@@ -13,9 +13,9 @@ from refine.policies.mlp import Head, MlpPolicy
 from refine.training.fast.critics import FastCritic
 from refine.training.fast.engine import create_training
 from refine.training.packing import build_table
-from refine.training.reference.buffer import AnnotatedBuffer
 from refine.training.reference.d3rlpy_setup import NoopAdapterFactory
 from refine.training.reference.factory import create_algorithm
+from refine.training.reference.losses import AnnotatedBuffer
 from refine.training.reference.networks import module_layers, reproducible
 from storage.schema import Array
 

@@ -17,7 +17,6 @@ from refine.policies.d3rlpy_models import from_d3rlpy
 from refine.policies.mlp import MlpPolicy, action_bounds, input_size, network_inputs, output_size
 from refine.policies.sb3_models import use_one_thread
 from refine.training.packing import build_table
-from refine.training.reference.buffer import AnnotatedBuffer
 from refine.training.reference.d3rlpy_setup import (
     MinMaxActionScaler,
     MultiplyRewardScaler,
@@ -26,6 +25,7 @@ from refine.training.reference.d3rlpy_setup import (
     VectorEncoderFactory,
     quiet,
 )
+from refine.training.reference.losses import AnnotatedBuffer
 from refine.training.reference.networks import reproducible
 from storage.datasets.reader import StepArrays
 from storage.schema import Space

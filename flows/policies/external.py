@@ -2,7 +2,7 @@
 
 A plain perceptron becomes a portable network and acts in NumPy. Anything else is called row by row and acts greedily,
 unless it declares that it can be sampled. Files of d3rlpy are pickles: open only what you trust. Stable-Baselines3 is
-opened in `sb3.py`.
+opened in `torch_policies.py`.
 
 A policy is asked for one action per observation, from many episodes at once. One that carries a memory would be asked
 without it and act wrongly without an error, and one that sees images cannot be refined: both are refused.

@@ -34,9 +34,8 @@ from ..simulation import (
     spelled,
 )
 from .external import RAW, TRUST, find_file, find_zip, open_d3rlpy, open_onnx, path_of
-from .plain_networks import open_torch
 from .python_policies import open_py
-from .sb3 import export_sb3, open_sb3
+from .torch_policies import export_sb3, open_sb3, open_torch
 
 FORMS = (
     "random, policy:PATH_OR_ID, rules:LIST_ID, d3rlpy:PATH, sb3:ALGO:PATH, torch:PATH, onnx:PATH, py:MODULE:CALLABLE"
@@ -96,8 +95,8 @@ def load_policy(spec: Named, spaces: Spaces, store: Store | None = None, *, file
     - `policy:PATH_OR_ID`: a folder with `policy.json` and `weights.npz`, or a policy of the store.
     - `rules:LIST_ID`: what a list of rules says, and elsewhere what the baseline of the list's dataset does.
     - `d3rlpy:PATH`: a `.d3` file, or a folder of d3rlpy's logger, whose newest model acts. A pickle: trust it first.
-    - `sb3:ALGO:PATH`: a zip of Stable-Baselines3 or its contrib package, which is read and not run; see `sb3.py`.
-    - `torch:PATH`: a state_dict of torch or a file of safetensors; see `plain_networks.open_torch`.
+    - `sb3:ALGO:PATH`: a zip of Stable-Baselines3 or its contrib package, read, not run; see `torch_policies.py`.
+    - `torch:PATH`: a state_dict of torch or a file of safetensors; see `torch_policies.open_torch`.
     - `onnx:PATH`: see `external.open_onnx` for its inputs and outputs.
     - `py:MODULE:CALLABLE`: a function from observations to actions; see `python_policies.open_py`.
 

@@ -23,7 +23,6 @@ from storage.schema import Array
 from ...config import RefineConfig, Snapshot
 from ...policies import MlpPolicy, action_bounds, action_units, network_inputs, output_size
 from ..packing import PackedTable, cutting_bounds
-from .buffer import AnnotatedBuffer
 from .cloning import AnnotatedBCConfig, AnnotatedDiscreteBCConfig
 from .continuous_critic import AnnotatedAWACConfig, AnnotatedIQLConfig, AnnotatedReBRACConfig, AnnotatedTD3PlusBCConfig
 from .d3rlpy_setup import (
@@ -38,6 +37,7 @@ from .d3rlpy_setup import (
     quiet,
 )
 from .discrete_critic import AnnotatedDiscreteCQLConfig, AnnotatedDQNConfig
+from .losses import AnnotatedBuffer
 from .networks import action_scaler_of, encoder_of, load_weights, observation_scaler_of, read_weights, reproducible
 
 Algorithm = QLearningAlgoBase[Any, Any]
