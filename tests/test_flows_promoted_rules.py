@@ -109,7 +109,25 @@ def test_rules_that_may_win_are_candidates_beside_those_of_their_placebos(judged
     chosen = "SELECT step, beta FROM candidates WHERE policy_id = ? AND chosen"
     assert ask(store, chosen, comparison.policy_id)[0] == (0, 0.0)
     with pytest.raises(BadInput, match="is a list of rules, which has no ONNX form"):
-        export_policy(store, comparison.policy_id, None)
+        export_policy(store, comparison.policy_id, None, format="onnx")
+
+
+def test_promoted_rules_leave_as_one_json_that_plays_in_any_store(judged: Judged, tmp_path: Path) -> None:
+    outcome, (store, _) = judged.outcome(TOY, True), judged.store(TOY)
+    path = export_policy(store, outcome.comparison.policy_id, tmp_path / "law.json").path
+    away = load_policy(Named(f"policy:{path}"), look_up_spaces(TOY))
+    assert away.sha256 == outcome.comparison.trials[0].kept.sha256
+    told = json.loads(path.read_text())
+    assert [rule["predicate"] for rule in told["lists"][0]["listed"]["rules"]]
+    for content, error in (
+        ("[]", BadInput),
+        ("{}", BadInput),
+        (json.dumps(told | {"weights": "!"}), BadInput),
+        (path.read_text().replace("> abs", "< abs"), DamagedStore),
+    ):
+        path.write_text(content)
+        with pytest.raises(error):
+            load_policy(Named(f"policy:{path}"), look_up_spaces(TOY))
 
 
 def test_kept_rules_that_were_changed_are_damage(judged: Judged) -> None:

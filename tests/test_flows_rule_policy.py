@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from flows.simulation.trust import Home, Named
 from refine.labels.labels import Labels
 from refine.labels.rule_labels import labels_from_rules
 from refine.policies.rule_lists import CompiledRules, Past, RulePolicy
+from storage.annotations.annotations import Review, insert_reviews
 from storage.annotations.rules import find_rule_list
 from storage.datasets.reader import read_episode, read_manifest, read_steps
 from storage.errors import BadInput
@@ -130,6 +132,45 @@ def test_an_episode_is_the_same_whatever_plays_beside_it(pendulum: Store, mode: 
             other.observations.tobytes(),
             other.actions.tobytes(),
         )
+
+
+def refuse_rules(store: Store, count: int) -> None:
+    """A reviewer rejects the first rules of the store."""
+    with store.catalog.write() as con:
+        found = con.execute("SELECT rule_id, dataset_id FROM rules ORDER BY position LIMIT ?", [count]).fetchall()
+        for item, (rule_id, dataset_id) in enumerate(found, 1):
+            answer = Review(
+                review_id=f"r{item}",
+                run_id="i_review",
+                queue_id="q",
+                item=item,
+                model="human:ann",
+                dataset_id=dataset_id,
+                episode_id=None,
+                step=None,
+                annotation_id=None,
+                rule_id=rule_id,
+                verdict="reject",
+                critical=None,
+                suggested_action=None,
+                suggested_label=None,
+                note=None,
+                blind=None,
+                answered_at=datetime(2030, 1, 1, tzinfo=UTC),
+            )
+            insert_reviews(con, [answer])
+
+
+def test_rules_that_reviewers_refuse_do_not_play(pendulum: Store) -> None:
+    before = open_rules(pendulum, "Pendulum-v1")
+    refuse_rules(pendulum, 1)
+    after = open_rules(pendulum, "Pendulum-v1")
+    assert [rule.predicate for rule in after.lists[0].listed.rules] == [
+        rule.predicate for rule in before.lists[0].listed.rules[1:]
+    ]
+    refuse_rules(pendulum, 4)
+    with pytest.raises(BadInput, match="Reviewers have refused all rules of rules:i_"):
+        open_rules(pendulum, "Pendulum-v1")
 
 
 def test_a_branch_goes_on_as_the_episode_did(pendulum: Store) -> None:

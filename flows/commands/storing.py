@@ -13,8 +13,14 @@ from .options import DEFAULT_STORE, JsonOption, StoreOption
 from .output import format_of, print_json, print_lines, print_table, progress_bars
 
 UrlArgument = Annotated[str, typer.Argument(help="s3://BUCKET/FOLDER, gs://BUCKET/FOLDER or file:///FOLDER.")]
-_PolicyFormat = Literal["onnx", "sb3", "torch"]
-_POLICY_ENDINGS: Mapping[str, _PolicyFormat] = {".onnx": "onnx", ".zip": "sb3", ".pt": "torch", ".pth": "torch"}
+_PolicyFormat = Literal["onnx", "sb3", "torch", "json"]
+_POLICY_ENDINGS: Mapping[str, _PolicyFormat] = {
+    ".onnx": "onnx",
+    ".zip": "sb3",
+    ".pt": "torch",
+    ".pth": "torch",
+    ".json": "json",
+}
 _EVERYTHING = 1 << 40  # rows
 policy_app = typer.Typer(name="policy", help="Policies of the store.", no_args_is_help=True)
 store_app = typer.Typer(name="store", help="Look after the store's files.", no_args_is_help=True)
@@ -220,14 +226,14 @@ def policy_export(
     ] = None,
     store: StoreOption = DEFAULT_STORE,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="File; default: ID.onnx, ID.zip or ID.pt here.")
+        Path | None, typer.Option("--output", "-o", help="File; default: ID.onnx, .zip, .pt or .json here.")
     ] = None,
     format_: Annotated[
         _PolicyFormat | None,
         typer.Option(
             "--format",
-            help="ONNX; a zip of Stable-Baselines3; a state_dict of torch with its JSON; default: by the file's name, "
-            "or else onnx.",
+            help="ONNX; a zip of Stable-Baselines3; a state_dict of torch with its JSON; one JSON that policy:FILE "
+            "plays; default: by the file's name, or else onnx, and json for rules.",
         ),
     ] = None,
     like: Annotated[
@@ -235,7 +241,7 @@ def policy_export(
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Write a policy as ONNX, for Stable-Baselines3 or for torch, checked on 10,000 observations before it is written.
+    """Write a policy for other programs, as ONNX, for Stable-Baselines3 or torch, or as JSON; what is new is checked.
 
     ONNX needs the extra `onnx`: the input `observation` is (N, n) float32; `action` is the greedy action. The zip of
     Stable-Baselines3 is a copy of the original with other weights; statistics of a normalised agent come with it.
@@ -244,8 +250,11 @@ def policy_export(
 
     from ..policies import export_policy
 
-    form: _PolicyFormat = format_of(output, _POLICY_ENDINGS, format_, "onnx")
-    written = export_policy(Store.open(store), policy, output, format=form, like=like)
+    wanted: _PolicyFormat | None = format_
+    if output and output.suffix:
+        named: _PolicyFormat = format_of(output, _POLICY_ENDINGS, format_)
+        wanted = named
+    written = export_policy(Store.open(store), policy, output, format=wanted, like=like)
     found, files = written.agreement, [str(file) for file in (written.path, written.beside) if file]
     if as_json:
         paths = {"path": files[0], "policy_id": written.policy_id} | ({"beside": files[1]} if files[1:] else {})

@@ -7,15 +7,26 @@ whose graph is written in `refine/policies/onnx_export.py`.
 
 from __future__ import annotations
 
+import json
+from base64 import b64decode, b64encode
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from refine.policies import RULES_FORMAT, SPEC_FILE, Agreement, CompiledRules, MlpPolicy, RulePolicy, export_onnx
-from storage.annotations import find_rule_list
+from refine.policies import (
+    RULES_FORMAT,
+    SPEC_FILE,
+    WEIGHTS_FILE,
+    Agreement,
+    CompiledRules,
+    MlpPolicy,
+    RulePolicy,
+    export_onnx,
+)
+from storage.annotations import find_rule_list, trusted_rules
 from storage.datasets import StepArrays, read_manifest, read_steps
-from storage.disk import UnreadableError, decode_json, write_whole
+from storage.disk import UnreadableError, decode_json, read_file, write_whole
 from storage.errors import BadInput, Prerequisite, TrajnoteError
 from storage.policies import find_policy, policy_files, policy_record, resolve_policy, save_policy
 from storage.schema import Array, Manifest, sha256_file
@@ -92,8 +103,9 @@ def load_policy(spec: Named, spaces: Spaces, store: Store | None = None, *, file
     """Load a policy for an environment.
 
     - `random`: uniformly random actions.
-    - `policy:PATH_OR_ID`: a folder with `policy.json` and `weights.npz`, or a policy of the store.
-    - `rules:LIST_ID`: what a list of rules says, and elsewhere what the baseline of the list's dataset does.
+    - `policy:PATH_OR_ID`: a folder with `policy.json` and `weights.npz`, an exported JSON, or a policy of the store.
+    - `rules:LIST_ID`: what a list of rules says, without those that reviewers refuse, and elsewhere what the baseline
+      of the list's dataset does.
     - `d3rlpy:PATH`: a `.d3` file, or a folder of d3rlpy's logger, whose newest model acts. A pickle: trust it first.
     - `sb3:ALGO:PATH`: a zip of Stable-Baselines3 or its contrib package, read, not run; see `torch_policies.py`.
     - `torch:PATH`: a state_dict of torch or a file of safetensors; see `torch_policies.open_torch`.
@@ -123,7 +135,7 @@ def load_policy(spec: Named, spaces: Spaces, store: Store | None = None, *, file
         _refuse_unnamed(spec)
         _refuse_changed(spec, file_sha256)
         return opener(spec, spaces)
-    hint = f"Did you mean policy:{spec}?" if Path(spec).is_dir() else ""
+    hint = f"Did you mean policy:{spec}?" if is_portable(spec) else ""
     raise BadInput(f"Unknown policy {spec!r}; allowed: {FORMS}.", hint)
 
 
@@ -158,15 +170,21 @@ def read_policy(files: Mapping[str, bytes], spec: str) -> MlpPolicy | RulePolicy
     return RulePolicy.from_files(files, spec) if is_rules else MlpPolicy.from_files(files)
 
 
+def is_portable(name: str) -> bool:
+    """Whether a name is the path of a policy: a folder, or an exported JSON."""
+    path = Path(name).expanduser()
+    return path.is_dir() or (path.suffix == _SUFFIXES["json"] and path.is_file())
+
+
 def _open_portable(spec: str, name: str, spaces: Spaces, store: Store | None) -> Policy:
     folder = Path(name).expanduser()
-    if folder.is_dir():
-        files = {file.name: file.read_bytes() for file in sorted(folder.iterdir()) if file.is_file()}
+    if is_portable(name):
+        files = _unpack(folder) if folder.is_file() else _read_folder(folder)
     elif store is not None and "/" not in name:
         with store.catalog.read():
             files = policy_files(store, resolve_policy(store, name))
     else:
-        hint = "Name one that holds policy.json and weights.npz."
+        hint = "Name one that holds policy.json and weights.npz, or a file that `policy export --format json` wrote."
         raise BadInput(f"There is no folder {name!r}, which {spec!r} names.", hint)
     kept = read_policy(files, spec)
     network = kept.baseline if isinstance(kept, RulePolicy) else kept
@@ -177,15 +195,41 @@ def _open_portable(spec: str, name: str, spaces: Spaces, store: Store | None) ->
 def _open_rules(spec: str, name: str, spaces: Spaces, store: Store | None) -> Policy:
     if store is None:
         raise BadInput(f"{spec} is a list of rules in a store, and there is none here.", "Name the store with --store.")
-    listed = find_rule_list(store, name)
+    trusted = trusted_rules(store, [find_rule_list(store, name)])
+    if not trusted:
+        raise BadInput(f"Reviewers have refused all rules of {spec}.", "Their answers are in the view current_reviews.")
+    listed = trusted[0]
     manifest = read_manifest(store, listed.dataset_id)
     check_spaces(spec, Spaces(manifest.observation_space, manifest.action_space), spaces)
     baseline = find_baseline(store, manifest, read_steps(store, listed.dataset_id))
     return RulePolicy((CompiledRules.of(listed, manifest),), baseline.policy, spec)
 
 
-Format = Literal["onnx", "sb3", "torch"]
-_SUFFIXES: Mapping[Format, str] = {"onnx": ".onnx", "sb3": ".zip", "torch": ".pt"}
+Format = Literal["onnx", "sb3", "torch", "json"]
+_SUFFIXES: Mapping[Format, str] = {"onnx": ".onnx", "sb3": ".zip", "torch": ".pt", "json": ".json"}
+_WEIGHTS = "weights"  # key of an exported JSON
+
+
+def _pack(files: Mapping[str, bytes]) -> bytes:
+    """The files of a policy as one JSON."""
+    told = decode_json(files[SPEC_FILE]) | {_WEIGHTS: b64encode(files[WEIGHTS_FILE]).decode()}
+    return (json.dumps(told, indent=2, sort_keys=True) + "\n").encode()
+
+
+def _read_folder(folder: Path) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in sorted(folder.iterdir()) if file.is_file()}
+
+
+def _unpack(path: Path) -> dict[str, bytes]:
+    """The files of a policy from one JSON."""
+    try:
+        told = decode_json(read_file(path))
+        weights = b64decode(told.pop(_WEIGHTS), validate=True)
+    except (UnreadableError, AttributeError, KeyError, TypeError, ValueError) as error:
+        raise BadInput(
+            f"{path} is not a policy.", "Name a file that `trajnote policy export --format json` wrote."
+        ) from error
+    return {SPEC_FILE: json.dumps(told).encode(), WEIGHTS_FILE: weights}
 
 
 @dataclass(frozen=True)
@@ -199,7 +243,7 @@ class ExportedPolicy:
 
 
 def export_policy(
-    store: Store, policy: str | None, out: Path | None, *, format: Format = "onnx", like: Path | None = None
+    store: Store, policy: str | None, out: Path | None, *, format: Format | None = None, like: Path | None = None
 ) -> ExportedPolicy:
     """Write a stored policy for other programs.
 
@@ -207,7 +251,8 @@ def export_policy(
         store: the store.
         policy: id or unique beginning; the newest when None.
         out: the file; `<id>` with the format's suffix in the current folder when None.
-        format: a graph of ONNX, a zip of Stable-Baselines3, or a state_dict of torch with a JSON beside it.
+        format: a graph of ONNX, a zip of Stable-Baselines3, a state_dict of torch with a JSON beside it, or one JSON
+            that `policy:PATH` plays; when None, ONNX, and JSON for rules.
         like: sb3: the zip whose copy it is written into.
 
     Raises:
@@ -217,13 +262,17 @@ def export_policy(
     if (format == "sb3") != (like is not None):
         raise BadInput("--like names the zip that --format sb3 writes into; the two go together.")
     policy_id = resolve_policy(store, policy)
-    network = read_policy(policy_files(store, policy_id), policy_id)
+    files = policy_files(store, policy_id)
+    network = read_policy(files, policy_id)
+    format = format or ("json" if isinstance(network, RulePolicy) else "onnx")
+    path = out or Path(f"{policy_id}{_SUFFIXES[format]}")
+    if format == "json":
+        write_whole(path, _pack(files))
+        return ExportedPolicy(policy_id, path, None)
     if isinstance(network, RulePolicy):
         raise BadInput(
-            f"{policy_id} is a list of rules, which has no {format.upper()} form.",
-            "Its policy.json in the store has all of it.",
+            f"{policy_id} is a list of rules, which has no {format.upper()} form.", "--format json writes all of it."
         )
-    path = out or Path(f"{policy_id}{_SUFFIXES[format]}")
     if like is not None:
         agreement, beside = export_sb3(network, like, path, _seen(store, policy_id))
         return ExportedPolicy(policy_id, path, agreement, beside)

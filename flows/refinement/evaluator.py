@@ -12,7 +12,6 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -36,7 +35,7 @@ from storage.policies import (
 from storage.schema import Frozen, content_id
 from storage.store import Store
 
-from ..policies import load_policy
+from ..policies import is_portable, load_policy
 from ..runtime import Report, silent
 from ..simulation import (
     Actor,
@@ -346,7 +345,7 @@ def _resolve(store: Store, config: EvaluateConfig) -> tuple[Named, _Home]:
         listed = find_rule_list(store, config.policy.removeprefix("rules:"))
         return _at_home(store, config, Named(f"rules:{listed.list_id}"), listed.dataset_id)
     name = config.policy.removeprefix("policy:")
-    if ":" in name or name == "random" or Path(name).is_dir():
+    if ":" in name or name == "random" or is_portable(name):
         if config.env_id is None:
             raise BadInput(f"Which environment is {config.policy} for?", "Name it with --env ENV_ID.")
         return config.policy, _Home(config.env_id, config.env_kwargs)

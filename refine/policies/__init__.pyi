@@ -1,6 +1,7 @@
 from .d3rlpy_models import find_learnable, from_d3rlpy, load_learnable
 from .mlp import (
     SPEC_FILE,
+    WEIGHTS_FILE,
     Acts,
     Chance,
     Head,
@@ -38,6 +39,7 @@ __all__ = [
     "MAX_PICKLE_BYTES",
     "RULES_FORMAT",
     "SPEC_FILE",
+    "WEIGHTS_FILE",
     "Acts",
     "Agreement",
     "Chance",
