@@ -366,7 +366,7 @@ def _nothing(dataset_id: str, run_ids: Sequence[str] | None, *, rules: bool, has
     if rules:
         return Prerequisite(
             f"The dataset {dataset_id} has no rules{asked}.",
-            "Run `trajnote annotate run --kind rules` or `trajnote rules import` first; what reviewers refuse is left out.",
+            "Run `trajnote annotate run --kind rules` or `trajnote rules import` first; refused ones do not count.",
         )
     hint = "It has rules: refine with --rules, or run `trajnote annotate` for labels." if has_rules else ""
     return Prerequisite(
