@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -296,6 +297,25 @@ def test_a_series_goes_on_while_a_list_or_its_imitation_gains_and_the_best_imita
     assert better_played.gains([first, copied])
     assert best_of([first, copied, better_played]) is copied
     assert best_of([copied, version(1, 1)]) is copied
+    promoted = replace(better_played, is_promoted=True)
+    assert best_of([first, copied, promoted]) is promoted
+
+
+@pytest.mark.slow
+def test_a_reply_without_a_rule_ends_the_series_and_the_best_list_counts(tmp_path: Path) -> None:
+    config = configure(tmp_path, rounds=4)
+    asked = config.label.annotate.model_copy(update={"kind": "rules"})
+    config = config.model_copy(update={"label": config.label.model_copy(update={"annotate": asked})})
+    run_rounds(config)
+    reply(tmp_path, 1, EAST_AND_NORTH)
+    run_rounds(config)
+    reply(tmp_path, 2, EAST_AND_NORTH | {"rules": [EAST_AND_NORTH["rules"][0] | {"predicate": "getenv(x) > 1"}]})
+    series = run_rounds(config)
+    assert re.fullmatch(
+        r"round 2 gained nothing: the run \w+ gave no rule that is allowed\. .*rejections.*", series.ended
+    )
+    assert series.best is series.rounds[0]
+    assert len(series.rounds) == 1
 
 
 def version(played: float, refined: float) -> Version:

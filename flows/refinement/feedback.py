@@ -10,12 +10,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from annotate.prompting import Copied, Measured, PlayedList, describe_feedback, with_action_indices
 from annotate.quality import same_actions
 from refine.evaluation import interval
-from refine.policies import CompiledRules, Past, States
+from refine.policies import CompiledRules, Past, Said, States
 from storage.annotations import load_rule_lists
 from storage.datasets import iterate_episodes, read_manifest
 from storage.errors import Prerequisite
@@ -26,6 +25,7 @@ from ..labelling import card_of
 from ..policies import load_policy
 from ..runtime import Report, silent
 from ..simulation import Actor, Home, Named, Playing, choose, find_home, look_up_spaces, play_episodes
+from .comparison import Trial
 from .refinement import Outcome
 
 EPISODES = 20
@@ -45,6 +45,12 @@ class Version:
     baseline: Measured
     environment_steps: int  # of these episodes
     text: str  # what the annotator is shown
+    is_promoted: bool = False  # whether the gate tested the list itself, in place of its imitation
+
+    @property
+    def tested(self) -> float:
+        """The mean return of what may be put in force."""
+        return self.played.mean if self.is_promoted else self.refined.mean
 
     def gains(self, before: Sequence[Version]) -> bool:
         """Whether it, or its imitation, returns more than that of every earlier version."""
@@ -54,7 +60,14 @@ class Version:
 
 
 def measure_version(
-    store: Store, dataset_id: str, run_id: str, outcome: Outcome, *, card: str | None = None, report: Report = silent
+    store: Store,
+    dataset_id: str,
+    run_id: str,
+    outcome: Outcome,
+    *,
+    card: str | None = None,
+    env_id: Named | None = None,
+    report: Report = silent,
 ) -> Version:
     """Play a list, the policy that imitates it, and the baseline, and write down what the annotator is shown.
 
@@ -64,6 +77,7 @@ def measure_version(
         run_id: the annotation run that gave it.
         outcome: of the refinement with it.
         card: path of the card, where it is not the dataset's own.
+        env_id: the dataset's environment, if the user has named it; see `trust.find_home`.
         report: shown the progress.
 
     Raises:
@@ -74,24 +88,25 @@ def measure_version(
     if not lists:
         raise Prerequisite(f"The run {run_id} gave no rule that is allowed.", "The table `rejections` says why.")
     listed = lists[0]
-    home = find_home(store, manifest)
+    home = find_home(store, manifest, env_id)
     own = load_policy(Named(f"rules:{listed.list_id}"), look_up_spaces(*home), store)
     trial = outcome.comparison.trials[0]
     actors: dict[str, Actor] = {
         "baseline": outcome.baseline.policy,
         "the list": own,
-        "refined": trial.candidates[trial.winner].actor,
+        "refined": _imitation(trial),
     }
     episodes = {name: _play(manifest, home, actor, report, name) for name, actor in actors.items()}
     returns = {name: _measure(played) for name, played in episodes.items()}
     compiled = CompiledRules.of(listed, manifest)
-    recorded = _alike(compiled, actors["refined"], iterate_episodes(store, dataset_id))
-    own_steps = _alike(compiled, actors["refined"], episodes["the list"])
+    heard = [(episode, compiled.say(_states(episode))) for episode in episodes["the list"]]
+    logged = ((episode, compiled.say(_states(episode))) for episode in iterate_episodes(store, dataset_id))
+    shares = (_alike(compiled, actors["refined"], each) for each in (logged, heard))
     shown = PlayedList(
         listed,
         [with_action_indices(episode, manifest.action_space.start) for episode in episodes["the list"]],
-        [_deciding(compiled, episode) for episode in episodes["the list"]],
-        [Copied(*shares) for shares in zip(recorded, own_steps, strict=True)],
+        [said.rules for _, said in heard],
+        [Copied(*pair) for pair in zip(*shares, strict=True)],
         returns["the list"],
         returns["baseline"],
         returns["refined"],
@@ -102,14 +117,22 @@ def measure_version(
         played=shown.played,
         refined=shown.refined,
         baseline=shown.baseline,
+        is_promoted=trial.winner >= len(trial.snapshots),
         environment_steps=sum(len(episode) for played in episodes.values() for episode in played),
         text=describe_feedback(card_of(store, dataset_id, card), shown),
     )
 
 
 def best_of(versions: Sequence[Version]) -> Version:
-    """The version whose imitation returns most, which is what may be put in force; of equal ones the first."""
-    return max(versions, key=lambda version: version.refined.mean)
+    """The version of which what may be put in force returns most; of equal ones the first."""
+    return max(versions, key=lambda version: version.tested)
+
+
+def _imitation(trial: Trial) -> Actor:
+    """The tested policy, or the best trained one where the list itself was tested."""
+    trained = range(len(trial.snapshots))
+    place = trial.winner if trial.winner in trained else max(trained, key=lambda place: trial.selection[place])
+    return trial.candidates[place].actor
 
 
 def _play(manifest: Manifest, home: Home, actor: Actor, report: Report, name: str) -> list[Episode]:
@@ -127,17 +150,17 @@ def _measure(episodes: Sequence[Episode]) -> Measured:
     return Measured(estimate.mean, estimate.low, estimate.high)
 
 
-def _deciding(compiled: CompiledRules, episode: Episode) -> NDArray[np.int64]:
-    """Which rule decided in each step, (T,)."""
-    return compiled.decide(compiled.values(_states(episode)))
+def _alike(compiled: CompiledRules, actor: Actor, heard: Iterable[tuple[Episode, Said]]) -> list[float | None]:
+    """For each rule the share of steps in which an actor does as it says, of those where it says something.
 
-
-def _alike(compiled: CompiledRules, actor: Actor, episodes: Iterable[Episode]) -> list[float | None]:
-    """For each rule the share of steps in which an actor does as it says, of those where it says something."""
+    Args:
+        compiled: the rules.
+        actor: compared with them.
+        heard: episodes, and what the rules say in their steps.
+    """
     counts = np.zeros((len(compiled.listed.rules), 2), np.int64)
-    for episode in episodes:
+    for episode, said in heard:
         states = _states(episode)
-        said = compiled.say(states)
         acts = choose(actor, states.observations, lambda states=states: Past(states.previous, states.steps))
         acted = np.asarray(acts.actions, np.float64).reshape(said.actions.shape)
         wanted = np.where(np.isnan(said.actions), acted, said.actions)  # a dimension left open agrees

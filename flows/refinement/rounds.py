@@ -15,8 +15,9 @@ from pydantic import Field
 
 from annotate.prompting import Method
 from refine.evaluation import Interval
+from storage.annotations import has_rules
 from storage.catalog import insert_rows
-from storage.errors import BadInput
+from storage.errors import BadInput, Prerequisite
 from storage.ledger import count_waiting, total_run
 from storage.schema import Frozen, content_id
 from storage.store import Store
@@ -131,9 +132,18 @@ def _run_feedback(config: RoundsConfig, work: Work) -> Series:
         waiting = waiting or _count_open(planned, dataset_id, run_ids, number)
         if waiting:
             return Series(done, waiting, waits=True)
+        if not has_rules(Store.open(config.store), run_ids):
+            return _end_without_rules(done, number, run_ids)
         outcome = work.improve(config.store, dataset_id, run_ids, planned.improve)
-        store, report = Store.open(config.store), listener()
-        version = measure_version(store, dataset_id, run_ids[0], outcome, card=config.label.card, report=report)
+        version = measure_version(
+            Store.open(config.store),
+            dataset_id,
+            run_ids[0],
+            outcome,
+            card=config.label.card,
+            env_id=config.collect.env_id,
+            report=listener(),
+        )
         done.append(Round(number, dataset_id, tuple(run_ids), outcome, version))
         _record(config, done)
         before = [made.version for made in done[:-1] if made.version is not None]
@@ -145,6 +155,18 @@ def _run_feedback(config: RoundsConfig, work: Work) -> Series:
                 f" imitated, after {best.played.mean:.4g} and {best.refined.mean:.4g}",
             )
     return Series(done, f"all {config.rounds} rounds are done")
+
+
+def _end_without_rules(done: Sequence[Round], number: int, run_ids: Sequence[str]) -> Series:
+    """The series up to a reply that gave no rule.
+
+    Raises:
+        Prerequisite: if it was the first.
+    """
+    problem, hint = f"the run {', '.join(run_ids)} gave no rule that is allowed", "The table `rejections` says why."
+    if not done:
+        raise Prerequisite(f"{problem[0].upper()}{problem[1:]}.", hint)
+    return Series(done, f"round {number} gained nothing: {problem}. {hint.rstrip('.')}")
 
 
 def _with_feedback(planned: RoundsConfig, done: Sequence[Round]) -> RoundsConfig:
