@@ -19,7 +19,7 @@ from soak import SOAK, every
 from storage.catalog.connection import insert_rows
 from storage.disk.atomic import ROOM_BYTES, copy_file, explain_disk, hold_room, refused_file, release_room, write_whole
 from storage.errors import BadInput, DiskFailed
-from storage.importing.pieces import RowFile
+from storage.importing.recordings import RowFile
 from storage.ledger.runs import append_response, iterate_responses
 from storage.queries.query import run_query
 from storage.store import Store

@@ -19,7 +19,7 @@ from toy_datasets import make_draft, make_episode, same, write
 from storage.datasets.reader import iterate_episodes
 from storage.datasets.writer import StepsWriter
 from storage.errors import BadInput
-from storage.importing import pieces
+from storage.importing import recordings
 from storage.importing.cells import parse_columns
 from storage.importing.import_dataset import import_recording, import_rows, open_recording
 from storage.importing.row_validation import ImportReport
@@ -180,7 +180,7 @@ def test_the_dump_of_a_replay_buffer_comes_in(store: Store, tmp_path: Path) -> N
 def test_a_plain_table_comes_in_through_the_meaning_of_its_columns(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str, rows: int
 ) -> None:
-    monkeypatch.setattr(pieces, "ROWS", rows)
+    monkeypatch.setattr(recordings, "ROWS", rows)
     path = plain(tmp_path / f"rows{suffix}")
     manifest, episodes, report = take_in(store, path, *COLUMNS, "next_observation=x2,y2,z2")
     assert report == ImportReport()
@@ -272,13 +272,13 @@ def test_a_file_that_is_no_hdf5_is_refused(store: Store, tmp_path: Path, content
 def test_a_file_is_read_piece_by_piece(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     manifest = write(store, make_draft(), [make_episode(number, 5) for number in range(8)])
     path = store.dataset_dir("d1") / manifest.shards[0].name
-    monkeypatch.setattr(pieces, "ROWS", 7)
+    monkeypatch.setattr(recordings, "ROWS", 7)
     with open_recording(path) as recording:
         sizes = [table.num_rows for table in recording.tables(ImportReport())]
     assert (sum(sizes), max(sizes)) == (48, 6)
     other = Store.create(tmp_path / "other")
     made = import_rows(other, path)
-    monkeypatch.setattr(pieces, "ROWS", 1000)
+    monkeypatch.setattr(recordings, "ROWS", 1000)
     assert import_rows(other, path) == made
 
 

@@ -2,8 +2,18 @@ from .cells import Columns, parse_columns
 from .episode_ends import add_final_observation
 from .hdf5 import check_hdf5, table_of
 from .import_dataset import Choices, import_recording, open_recording
-from .pieces import MAX_ROWS, RowFile, guarded, unreadable
-from .recordings import MANIFEST_KEY, SIDECAR, About, Recording, parse_about, sidecar
+from .recordings import (
+    MANIFEST_KEY,
+    MAX_ROWS,
+    SIDECAR,
+    About,
+    Recording,
+    RowFile,
+    guarded,
+    parse_about,
+    sidecar,
+    unreadable,
+)
 from .row_validation import ImportReport
 
 __all__ = [

@@ -19,8 +19,17 @@ from ..disk import require_growth, require_regular
 from ..errors import BadInput
 from ..schema import MAX_COMPONENTS, Array
 from .episode_ends import add_final_observation
-from .pieces import MAX_EPISODE_BYTES, MAX_ROWS, ROWS, guarded, unreadable
-from .recordings import MANIFEST_KEY, About, Recording, parse_about
+from .recordings import (
+    MANIFEST_KEY,
+    MAX_EPISODE_BYTES,
+    MAX_ROWS,
+    ROWS,
+    About,
+    Recording,
+    guarded,
+    parse_about,
+    unreadable,
+)
 from .row_validation import ImportReport
 
 File: TypeAlias = Any  # h5py.File; its types do not say which names are arrays
