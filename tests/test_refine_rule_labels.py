@@ -219,6 +219,9 @@ def test_a_potential_has_mean_0_and_spread_1_and_of_several_lists_the_mean_count
     one = (x[:, 1] - x[acted, 1].mean()) / x[acted, 1].std()
     assert labels.potential is not None
     np.testing.assert_allclose(labels.potential, one)
+    huge = labels_from_rules([graded("x1 * 1e300")], STEPS, DISCRETE, shaped=True).potential
+    assert huge is not None
+    np.testing.assert_allclose(huge, one)
     lists = [graded("5 * x1 - 2"), graded("-x2", run="second"), graded(None, run="third")]
     both = labels_from_rules(lists, STEPS, DISCRETE, shaped=True).potential
     assert both is not None

@@ -113,6 +113,10 @@ def _compute(compiled: CompiledRules, steps: StepArrays, columns: Columns | None
 
 def _normalised(values: Potential, steps: StepArrays, compiled: CompiledRules) -> Potential:
     mean, size = _moments(values, steps)
+    known = values[np.isfinite(values)]
+    if len(known) and not np.isfinite(size):  # their squares are too large
+        values = values / np.abs(known).max()
+        mean, size = _moments(values, steps)
     if not (np.isfinite(size) and size > _CONSTANT * abs(mean)):
         raise BadInput(
             f"The potential of the rules {compiled.listed.list_id} has no value in any step, or the same value in all.",
