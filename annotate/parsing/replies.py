@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -316,21 +316,45 @@ def read_labels(reply: Found, kind: Kind, card: Card, steps: Collection[int]) ->
     """Validate the entries of a reply, see `read_reply`."""
     if (nothing := read_nothing(reply)) is not None:
         return nothing
-    message, found = reply.message, reply.entries
-    refused = [refuse_reply(t, message.text) for t in (message.trouble, found.trouble) if t][:1]
     labels: dict[int, Label] = {}
-    for position, entry in enumerate(found.entries[:MAX_ENTRIES]):
+
+    def take(_: int, entry: Entry) -> None:
+        label = _read_entry(entry, kind, card, steps)
+        if label.step in labels:
+            raise BrokenError("duplicate_step", f"step {label.step} has a label already")
+        labels[label.step] = label
+
+    refused = [*refuse_whole(reply), *take_each(reply, MAX_ENTRIES, take)]
+    return ParsedReply(reply.message, reply.entries.assessment, tuple(labels.values()), tuple(refused))
+
+
+def refuse_whole(reply: Found) -> list[Refused]:
+    """What is wrong with the reply as a whole, the first trouble only; its entries may be sound."""
+    troubles = (reply.message.trouble, reply.entries.trouble)
+    return [refuse_reply(trouble, reply.message.text) for trouble in troubles if trouble][:1]
+
+
+def take_each(reply: Found, most: int, take: Callable[[int, Entry], None]) -> list[Refused]:
+    """Take the entries of a reply one by one.
+
+    Args:
+        reply: whose entries.
+        most: how many are read.
+        take: called with position and entry; raises BrokenError for one that breaks a rule.
+
+    Returns:
+        The refused ones, and one refusal more where there are too many.
+    """
+    entries, refused = reply.entries.entries, list[Refused]()
+    for position, entry in enumerate(entries[:most]):
         try:
-            label = _read_entry(entry, kind, card, steps)
-            if label.step in labels:
-                raise BrokenError("duplicate_step", f"step {label.step} has a label already")
-            labels[label.step] = label
+            take(position, entry)
         except BrokenError as broken:
             refused.append(refuse_entry(position, entry, broken.trouble))
-    if len(found.entries) > MAX_ENTRIES:
-        trouble = ReplyProblem("too_many", f"{len(found.entries)} entries, {MAX_ENTRIES} are read")
-        refused.append(refuse_reply(trouble, message.text))
-    return ParsedReply(message, found.assessment, tuple(labels.values()), tuple(refused))
+    if len(entries) > most:
+        trouble = ReplyProblem("too_many", f"{len(entries)} entries, {most} are read")
+        refused.append(refuse_reply(trouble, reply.message.text))
+    return refused
 
 
 def _read_entry(entry: Entry, kind: Kind, card: Card, steps: Collection[int]) -> Label:

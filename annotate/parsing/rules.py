@@ -33,7 +33,9 @@ from .replies import (
     read_rationale,
     refuse_entry,
     refuse_reply,
+    refuse_whole,
     show,
+    take_each,
 )
 
 MAX_RULES = 100
@@ -63,33 +65,28 @@ def read_rules(raw: str, card: Card) -> ParsedReply:
 def _read_found(reply: Found, card: Card) -> ParsedReply:
     if (nothing := read_nothing(reply)) is not None:
         return nothing
-    message, found = reply.message, reply.entries
-    refused: list[Refused] = [refuse_reply(t, message.text) for t in (message.trouble, found.trouble) if t][:1]
+    found, refused = reply.entries, refuse_whole(reply)
     terms, reader = _read_terms(found.whole.get("terms"), card, refused)
     rules: dict[str, ProposedRule] = {}
-    for position, entry in enumerate(found.entries[:MAX_RULES]):
-        try:
-            rule = _read_entry(position, entry, card, reader)
-            if rule.predicate in rules:
-                raise BrokenError("duplicate_rule", f"the condition {rule.predicate} has a rule already")
-            rules[rule.predicate] = rule
-        except BrokenError as broken:
-            refused.append(refuse_entry(position, entry, broken.trouble))
-    if len(found.entries) > MAX_RULES:
-        trouble = ReplyProblem("too_many", f"{len(found.entries)} entries, {MAX_RULES} are read")
-        refused.append(refuse_reply(trouble, message.text))
+
+    def take(position: int, entry: Entry) -> None:
+        rule = _read_entry(position, entry, card, reader)
+        if rule.predicate in rules:
+            raise BrokenError("duplicate_rule", f"the condition {rule.predicate} has a rule already")
+        rules[rule.predicate] = rule
+
+    refused += take_each(reply, MAX_RULES, take)
     potential = _read_potential(found.whole.get("potential"), reader, refused)
-    return ParsedReply(message, found.assessment, (), tuple(refused), tuple(rules.values()), terms, potential)
+    return ParsedReply(reply.message, found.assessment, (), tuple(refused), tuple(rules.values()), terms, potential)
 
 
 def _read_study(reply: Found, card: Card) -> ParsedReply:
     """A study: an assessment and terms, without rules."""
     if (nothing := read_nothing(reply)) is not None:
         return nothing
-    message, found = reply.message, reply.entries
-    refused: list[Refused] = [refuse_reply(t, message.text) for t in (message.trouble, found.trouble) if t][:1]
+    found, refused = reply.entries, refuse_whole(reply)
     terms, _ = _read_terms(found.entries, card, refused)
-    return ParsedReply(message, found.assessment, (), tuple(refused), terms=terms)
+    return ParsedReply(reply.message, found.assessment, (), tuple(refused), terms=terms)
 
 
 def formula_reader(card: Card) -> FormulaReader:

@@ -132,11 +132,12 @@ def _run_feedback(config: RoundsConfig, work: Work) -> Series:
         waiting = waiting or _count_open(planned, dataset_id, run_ids, number)
         if waiting:
             return Series(done, waiting, waits=True)
-        if not has_rules(Store.open(config.store), run_ids):
+        store = Store.open(config.store)
+        if not has_rules(store, run_ids):
             return _end_without_rules(done, number, run_ids)
         outcome = work.improve(config.store, dataset_id, run_ids, planned.improve)
         version = measure_version(
-            Store.open(config.store),
+            store,
             dataset_id,
             run_ids[0],
             outcome,
