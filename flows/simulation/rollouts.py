@@ -14,7 +14,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
 
-from refine.policies import Acts, Chance, Mode, Past
+from refine.policies import Acts, EpisodeGenerators, Mode, Past
 from storage.errors import BadInput, TrajnoteWarning
 from storage.schema import Array, Episode
 
@@ -250,7 +250,7 @@ class _Stage:
         lanes = [_Lane(slot, environment, *bare_step(environment)) for slot, environment in enumerate(environments)]
         self._lanes: list[_Lane] = []
         self._lanes = [lane for lane in lanes if self._start(lane)]
-        self._chance = Chance(map(self._generator_of, self._lanes))
+        self._generators = EpisodeGenerators(map(self._generator_of, self._lanes))
         self._slots = self._list_slots()
         self._acting: Actor | None = None  # in the running episodes; None: one has begun or ended since
 
@@ -263,7 +263,7 @@ class _Stage:
             tape.make_room(min(lane.first for lane in lanes))
         if self._acting is None:
             self._acting = self._cast(policy)
-        acts = choose(self._acting, tape.observations(self._slots), self._past, mode=mode, rngs=self._chance)
+        acts = choose(self._acting, tape.observations(self._slots), self._past, mode=mode, rngs=self._generators)
         following, rewards = tape.act(acts, self._slots)
         ended: list[tuple[_Lane, bool, bool]] = []
         failed: dict[int, tuple[int, Exception]] = {}  # slot -> step and problem
@@ -366,14 +366,14 @@ class _Stage:
         """Give the lane of a row to the next waiting episode, or close it."""
         lane, self._acting = self._lanes[row], None
         if self._start(lane):
-            self._chance.renew(row, self._generator_of(lane))
+            self._generators.renew(row, self._generator_of(lane))
             return
         self._close(row)
 
     def _close(self, row: int) -> None:
         self._acting = None
         del self._lanes[row]
-        self._chance.drop(row)
+        self._generators.drop(row)
         self._slots = self._list_slots()
 
     def _generator_of(self, lane: _Lane) -> np.random.Generator:

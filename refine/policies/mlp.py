@@ -518,8 +518,8 @@ def _read_arrays(content: bytes) -> dict[str, Array]:
 _AHEAD = 64  # numbers that a row draws at once; a call of a generator costs as much as forty more numbers
 
 
-class Chance(Sequence[np.random.Generator]):
-    """One generator per row, whose uniform numbers are drawn ahead.
+class EpisodeGenerators(Sequence[np.random.Generator]):
+    """One random generator per episode, a row each, whose uniform numbers are drawn ahead.
 
     What `uniforms` gives are the numbers that one `random()` of every row's generator would give at each call. The
     generators run ahead of it, so a caller that uses it for a row draws nothing else from that row.
@@ -562,4 +562,4 @@ class Chance(Sequence[np.random.Generator]):
 
 def draw_uniforms(rngs: Sequence[np.random.Generator]) -> Array:
     """One number in [0, 1) of every row's generator, (N,) float64."""
-    return rngs.uniforms() if isinstance(rngs, Chance) else np.array([rng.random() for rng in rngs])
+    return rngs.uniforms() if isinstance(rngs, EpisodeGenerators) else np.array([rng.random() for rng in rngs])
