@@ -35,7 +35,7 @@ from flows.simulation.workers import play_policies
 from refine.config import RefineConfig
 from refine.labels.labels import labels_from_annotations
 from storage.annotations.annotations import load_annotations, load_label_replays
-from storage.catalog.connection import insert_rows
+from storage.catalog import insert_rows
 from storage.datasets.reader import iterate_episodes, read_steps
 from storage.store import Store
 

@@ -22,7 +22,7 @@ from object_server import s3_server
 from rich.console import Console
 from rich.table import Table
 
-from storage.catalog.connection import insert_rows
+from storage.catalog import insert_rows
 from storage.datasets.writer import StepsWriter
 from storage.remote.pull import pull_store
 from storage.remote.push import push_store

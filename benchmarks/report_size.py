@@ -28,7 +28,7 @@ from flows.policies import record_baseline
 from flows.reporting.page import write_report
 from refine.policies.mlp import MlpPolicy
 from storage.annotations.annotations import insert_annotations
-from storage.catalog.connection import insert_rows
+from storage.catalog import insert_rows
 from storage.datasets.reader import iterate_episodes
 from storage.ledger.runs import append_response
 from storage.schema import Annotation, Manifest

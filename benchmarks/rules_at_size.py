@@ -33,7 +33,7 @@ from refine.labels.rule_labels import labels_from_rules
 from refine.policies.mlp import MlpPolicy
 from refine.policies.rule_lists import CompiledRules
 from storage.annotations.rules import Rule, RuleList, count_decisions, insert_rule_lists
-from storage.catalog.connection import insert_rows
+from storage.catalog import insert_rows
 from storage.datasets.reader import read_manifest, read_steps
 from storage.datasets.writer import StepsWriter
 from storage.formulas import Term

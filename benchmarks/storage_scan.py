@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from storage.catalog.connection import insert_rows
+from storage.catalog import insert_rows
 from storage.datasets.reader import iterate_episodes, read_episode, read_steps
 from storage.datasets.writer import StepsWriter
 from storage.queries.query import run_query

@@ -48,13 +48,13 @@ from collections import Counter, defaultdict
 root, out = {root!r}, {out!r}
 rooms = tuple(os.path.join(root, room) + os.sep for room in ("storage", "annotate", "refine", "flows"))
 ran, opened, importing = defaultdict(set), [0], Counter()
-openers = ("storage/catalog/engine.py:attach", "storage/catalog/connection.py:_start", "storage/catalog.py:_connect")
+openers = ("engine.py:attach", "connection.py:attach", "connection.py:_start", "catalog.py:_connect")
 def listen(frame, event, argument):
     code, thread = frame.f_code, threading.get_ident()
     if code.co_name == "<module>":
         importing[thread] += {{"call": 1, "return": -1}}.get(event, 0)
     elif event == "call" and importing[thread] <= 0:
-        opened[0] += code.co_filename[len(root) + 1 :] + ":" + code.co_name in openers
+        opened[0] += code.co_filename.rsplit("/", 1)[-1] + ":" + code.co_name in openers
         named = code.co_flags & 1 and code.co_name[0] != "<"
         if named and code.co_filename.startswith(rooms) and code.co_filename.endswith(".py"):
             ran[os.path.relpath(code.co_filename, root)].add(code.co_qualname)

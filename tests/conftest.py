@@ -110,12 +110,12 @@ def set_up_once() -> Iterator[None]:
     import typer
 
     from flows import cli
-    from storage.catalog import engine
+    from storage.catalog import connection
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cli, "make_app", cache(cli.make_app))
         patch.setattr(typer.main, "get_command", cache(typer.main.get_command))
-        patch.setattr(engine, "SETTINGS", {**engine.SETTINGS, "threads": "1"})
+        patch.setattr(connection, "SETTINGS", {**connection.SETTINGS, "threads": "1"})
         yield
 
 

@@ -22,7 +22,7 @@ from crash_points import TOUCHES
 from store_state import state_of
 from toy_datasets import make_draft, make_episode, write
 
-from storage.catalog.connection import Catalog, insert_rows
+from storage.catalog import Catalog, insert_rows
 from storage.remote.pull import pull_store
 from storage.remote.push import push_store
 from storage.store import Store

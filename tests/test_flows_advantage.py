@@ -23,7 +23,7 @@ from flows.simulation.replay import Branch, play_branches
 from flows.simulation.trust import Named, find_home
 from refine.policies.mlp import MlpPolicy
 from storage.annotations.annotations import insert_annotations, load_label_replays
-from storage.catalog.connection import insert_rows
+from storage.catalog import insert_rows
 from storage.datasets.reader import iterate_episodes, read_episode, read_manifest
 from storage.datasets.writer import StepsWriter
 from storage.errors import BadInput, Prerequisite

@@ -30,7 +30,7 @@ from annotate.runs.plan import plan_run
 from flows.cli import make_app
 from flows.datasets.recordings import export_dataset, take_in
 from storage.annotations.annotations import insert_annotations
-from storage.catalog.connection import insert_rows
+from storage.catalog import insert_rows
 from storage.datasets.reader import iterate_episodes, read_manifest, read_pool
 from storage.errors import BadInput, DamagedStore
 from storage.importing.row_validation import ImportReport

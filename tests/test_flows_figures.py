@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from flows.reporting.figures import draw_figures
-from storage.catalog.connection import insert_rows
+from storage.catalog import insert_rows
 from storage.errors import Prerequisite
 from storage.store import Store
 

@@ -31,7 +31,7 @@ from flows.deployment.settings import DeploymentConfig
 from flows.refinement.comparison import GateConfig
 from flows.simulation.fingerprint import Fingerprint
 from refine.evaluation.racing import share_over_nights
-from storage.catalog import engine
+from storage.catalog import connection
 from storage.errors import BadInput, Prerequisite, ProviderFailed
 from storage.policies.deployments import (
     AlreadyRunning,
@@ -335,14 +335,14 @@ def weigh(yard: Yard, monkeypatch: pytest.MonkeyPatch) -> tuple[int, int]:
     """The connections that a night over one new dataset opens, and the files of the store."""
     yard.add(1)
     connections: list[bool] = []
-    attach = engine.Instance.attach
+    attach = connection.Instance.attach
 
-    def count(instance: engine.Instance, *, read_only: bool) -> None:
+    def count(instance: connection.Instance, *, read_only: bool) -> None:
         connections.append(read_only)
         attach(instance, read_only=read_only)
 
     with monkeypatch.context() as patch:
-        patch.setattr(engine.Instance, "attach", count)
+        patch.setattr(connection.Instance, "attach", count)
         _heard.clear()
         _is_heard[0] = True
         night = yard.run()

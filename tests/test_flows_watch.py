@@ -14,7 +14,7 @@ from rich.console import Console
 
 from flows.refinement.refinement import Outcome
 from flows.reporting.status import draw, look
-from storage.catalog.connection import insert_rows
+from storage.catalog import insert_rows
 from storage.errors import CatalogLocked
 from storage.policies import note_training
 from storage.store import Store

@@ -6,7 +6,7 @@ import pytest
 from toy_datasets import make_draft, make_episode, write
 
 from storage.annotations.annotations import insert_annotations, insert_rejections, load_annotations
-from storage.catalog.connection import insert_rows
+from storage.catalog import insert_rows
 from storage.errors import BadInput
 from storage.schema import Annotation, Rejection
 from storage.store import Store

@@ -15,8 +15,8 @@ from pathlib import Path
 import duckdb
 import pytest
 
-from storage.catalog.connection import Catalog, Connection, insert_rows
-from storage.catalog.engine import latch_of
+from storage.catalog import Catalog, Connection, insert_rows
+from storage.catalog.connection import lock_of
 from storage.catalog.tables import MIGRATIONS, Migration, catalog_version, migrate
 from storage.errors import BadInput, CatalogLocked, DamagedStore, Prerequisite
 from storage.store import Store
@@ -192,7 +192,7 @@ def test_a_read_inside_a_read_alone_uses_its_connection(store: Store) -> None:
 
 
 def test_a_forked_child_is_not_held_up_by_its_parents_threads(store: Store) -> None:
-    with latch_of(store.catalog.path).exclusive(1):
+    with lock_of(store.catalog.path).exclusive(1):
         child = os.fork()
         if child == 0:
             with Catalog(store.catalog.path, wait_s=0).read() as con:

@@ -16,7 +16,7 @@ from crash_points import SCENARIOS, state_of
 from small_disk import SmallDisk, mounted
 from soak import SOAK, every
 
-from storage.catalog.connection import insert_rows
+from storage.catalog import insert_rows
 from storage.disk.atomic import ROOM_BYTES, copy_file, explain_disk, hold_room, refused_file, release_room, write_whole
 from storage.errors import BadInput, DiskFailed
 from storage.importing.recordings import RowFile

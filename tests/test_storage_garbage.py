@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from toy_datasets import make_draft, make_episode, write
 
-from storage.catalog.connection import insert_rows
+from storage.catalog import insert_rows
 from storage.errors import BadInput
 from storage.policies.deployments import AlreadyRunning, Decision, deployment_lock, record_decision, record_intakes
 from storage.policies.policies import save_policy

@@ -10,7 +10,7 @@ from store_state import ask
 from toy_datasets import make_draft, make_episode, write
 
 from storage.annotations.annotations import LabelReplay, insert_label_replays, load_label_replays
-from storage.catalog.connection import insert_rows
+from storage.catalog import insert_rows
 from storage.schema import Space
 from storage.store import Store
 

@@ -11,7 +11,7 @@ import pytest
 from toy_datasets import make_draft, make_episode, write
 
 from storage.annotations.annotations import pool_annotations
-from storage.catalog.connection import insert_rows
+from storage.catalog import insert_rows
 from storage.datasets import reader
 from storage.datasets.columns import StepArrays, decode_steps
 from storage.datasets.reader import read_pool, read_steps

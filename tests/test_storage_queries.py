@@ -11,7 +11,7 @@ import pytest
 from soak import every
 from toy_datasets import make_draft, make_episode, write
 
-from storage.catalog.connection import insert_rows
+from storage.catalog import insert_rows
 from storage.errors import BadInput, DamagedStore, LeftOutWarning
 from storage.queries import query as bounded
 from storage.queries.query import Bounds, run_query

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from storage.catalog.connection import Catalog, insert_rows
+from storage.catalog import Catalog, insert_rows
 from storage.errors import CatalogLocked
 from storage.store import Store
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from store_state import raw_reply
 
-from storage.catalog.connection import insert_rows
+from storage.catalog import insert_rows
 from storage.errors import DamagedStore
 from storage.ledger import runs
 from storage.ledger.runs import append_response, iterate_responses, read_frames

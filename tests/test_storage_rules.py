@@ -22,7 +22,7 @@ from storage.annotations.rules import (
     load_rule_lists,
     summarise_rules,
 )
-from storage.catalog.connection import Catalog, insert_rows
+from storage.catalog import Catalog, insert_rows
 from storage.catalog.tables import MIGRATIONS, migrate
 from storage.datasets.reader import read_steps
 from storage.errors import BadInput

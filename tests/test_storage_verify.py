@@ -10,7 +10,7 @@ from store_state import lend
 from toy_datasets import make_draft, make_episode, write
 
 from storage.annotations.annotations import insert_annotations
-from storage.catalog.connection import insert_rows
+from storage.catalog import insert_rows
 from storage.errors import DamagedStore
 from storage.ledger.runs import append_response
 from storage.policies.policies import save_policy

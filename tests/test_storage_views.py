@@ -8,7 +8,7 @@ import pytest
 from store_state import ask
 from toy_datasets import make_draft, make_episode, write
 
-from storage.catalog.connection import insert_rows
+from storage.catalog import insert_rows
 from storage.catalog.views import component_columns
 from storage.schema import Space
 from storage.store import Store

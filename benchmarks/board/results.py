@@ -14,7 +14,7 @@ from scipy import stats
 
 from flows.refinement.evaluator import Candidate, Returns
 from refine.evaluation.gate import CONFIDENCE, Interval, interval
-from storage.catalog.connection import insert_rows
+from storage.catalog import insert_rows
 from storage.schema import content_id
 from storage.store import Store
 

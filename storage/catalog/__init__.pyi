@@ -1,4 +1,4 @@
-from .connection import Catalog, Connection, Row, create_file, insert_rows, is_corrupt, rows_of
+from .connection import Catalog, Connection, Row, create_file, is_corrupt, rows_of
 from .rule_views import StoredList, StoredRule, count_decisions_of, scan_steps
 from .tables import (
     AGREEMENT_SHARE,
@@ -8,6 +8,7 @@ from .tables import (
     component_columns,
     create_tables,
     described_tables,
+    insert_rows,
     inspect_shards,
     is_newest,
     look_at_views,

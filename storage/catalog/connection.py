@@ -1,5 +1,10 @@
 """The DuckDB catalog: short-lived connections, one writer at a time, and a bounded wait for the file's lock.
 
+Starting a DuckDB instance costs 40 ms, attaching a file to it 5. A file is attached while somebody uses it and at no
+other time, so that other processes get its lock as soon as possible; DuckDB itself holds them off. An instance in which
+anything failed is thrown away. DuckDB refuses to open one file twice in a process with different configurations, so
+threads take turns: many readers, or one writer.
+
 It does not know the tables (`tables.py`), the views (`views.py`) or what the rows mean.
 """
 
@@ -8,30 +13,30 @@ from __future__ import annotations
 import fcntl
 import os
 import re
+import threading
 import time
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager, suppress
-from datetime import datetime
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import duckdb
-import pyarrow as pa
 
 from ..disk import explain_disk
 from ..errors import BadInput, CatalogLocked, DamagedStore, DiskFailed
-from ..schema import canonical_json
-from . import engine
-from .engine import LatchTimeoutError, latch_of
+from ..schema import sql_text
 
 Connection = duckdb.DuckDBPyConnection
-OnConflict = Literal["ignore", "replace", "error"]
 Row = dict[str, Any]
 """A row by the names of its columns."""
 
 WAIT_VARIABLE = "TRAJNOTE_LOCK_WAIT"
 DEFAULT_WAIT_S = 30.0
+SETTINGS: Mapping[str, str] = {"autoinstall_known_extensions": "false"}
+_NAME = "catalog"  # of the attached file, as a direct connection to `catalog.duckdb` would have it
+_MOST_IDLE = 2
 
 _GATE = "rollouts"
 """The folder whose lock says that somebody waits to write; a lock of the file itself would end DuckDB's own."""
@@ -46,18 +51,6 @@ _LOCKED = (
     "different configuration than existing connections",  # this one has, by a connection that is not shared
     "Unique file handle conflict",
 )
-_ARROW_TYPES: Mapping[str, pa.DataType] = {
-    "VARCHAR": pa.string(),
-    "JSON": pa.string(),
-    "BIGINT": pa.int64(),
-    "INTEGER": pa.int32(),
-    "DOUBLE": pa.float64(),
-    "BOOLEAN": pa.bool_(),
-    "TIMESTAMP WITH TIME ZONE": pa.timestamp("us", tz="UTC"),
-    "VARCHAR[]": pa.list_(pa.string()),
-    "DOUBLE[]": pa.list_(pa.float64()),
-}
-_INSERT = {"ignore": "INSERT OR IGNORE INTO", "replace": "INSERT OR REPLACE INTO", "error": "INSERT INTO"}
 
 
 class Catalog:
@@ -91,9 +84,9 @@ class Catalog:
             CatalogLocked: if another process or thread keeps writing for longer than `wait_s`.
             DamagedStore: if the file is missing or is not a catalog.
         """
-        latch = latch_of(self.path)
-        if latch.is_mine:
-            yield latch.held
+        lock = lock_of(self.path)
+        if lock.is_mine:
+            yield lock.held
             return
         with self._turn(exclusive=False), self._connected(read_only=True) as con:
             yield con
@@ -112,12 +105,12 @@ class Catalog:
         """
         if self.refusal is not None:
             raise self.refusal
-        latch = latch_of(self.path)
-        if latch.is_mine and latch.is_writing:
-            yield latch.held
+        lock = lock_of(self.path)
+        if lock.is_mine and lock.is_writing:
+            yield lock.held
             return
         with self._turn(exclusive=True), self._connected(read_only=False) as con:
-            latch.held, latch.is_writing = con, True
+            lock.held, lock.is_writing = con, True
             con.begin()
             try:
                 yield con
@@ -127,7 +120,7 @@ class Catalog:
                     con.rollback()
                 raise
             finally:
-                latch.held, latch.is_writing = None, False
+                lock.held, lock.is_writing = None, False
 
     @contextmanager
     def read_alone(self) -> Generator[Connection]:
@@ -138,19 +131,19 @@ class Catalog:
         Raises:
             CatalogLocked, DamagedStore: as for `read`.
         """
-        latch = latch_of(self.path)
+        lock = lock_of(self.path)
         with self._turn(exclusive=True), self._connected(read_only=True, is_shared=False) as con:
-            latch.held = con
+            lock.held = con
             try:
                 yield con
             finally:
-                latch.held = None
+                lock.held = None
 
     @contextmanager
     def _turn(self, *, exclusive: bool) -> Generator[None]:
-        latch = latch_of(self.path)
+        lock = lock_of(self.path)
         with _translated_timeout(self.path, self.wait_s):
-            turn = latch.exclusive(self.wait_s) if exclusive else latch.shared(self.wait_s)
+            turn = lock.exclusive(self.wait_s) if exclusive else lock.shared(self.wait_s)
             turn.__enter__()
         try:
             yield
@@ -171,7 +164,7 @@ class Catalog:
             raise
         finally:
             if is_shared:
-                engine.release(self.path, con, failed=failed)
+                _pool.release(self.path, con, failed=failed)
             else:
                 con.close()
 
@@ -184,8 +177,8 @@ class Catalog:
 
     def connect(self, read_only: bool) -> Connection:
         """The process's connection to the file, once no other process holds it."""
-        connect = partial(engine.connect, self.path, read_only=read_only)
-        if engine.is_attached(self.path):  # a writer that waits, waits for this process
+        connect = partial(_pool.connect, self.path, read_only=read_only)
+        if _pool.is_attached(self.path):  # a writer that waits, waits for this process
             return self._wait_for(connect)
         with self._in_line(is_writing=not read_only):
             return self._wait_for(connect)
@@ -193,7 +186,7 @@ class Catalog:
     def _start(self) -> Connection:
         """An instance of its own, whose settings concern nobody else."""
         with self._in_line(is_writing=False):
-            return self._wait_for(partial(duckdb.connect, str(self.path), read_only=True, config=dict(engine.SETTINGS)))
+            return self._wait_for(partial(duckdb.connect, str(self.path), read_only=True, config=dict(SETTINGS)))
 
     @contextmanager
     def _in_line(self, *, is_writing: bool) -> Generator[None]:
@@ -232,6 +225,190 @@ class Catalog:
             raise _explain(error, self.path, self.wait_s) from error
 
 
+@dataclass
+class Instance:
+    """A DuckDB instance, and the file that is attached to it."""
+
+    root: Connection
+    path: Path
+    users: int = 0
+    is_sound: bool = True
+
+    def attach(self, *, read_only: bool) -> None:
+        """Take the file's lock."""
+        self.root.execute(f"SET temp_directory = {sql_text(f'{self.path}.tmp')}")
+        options = "(READ_ONLY)" if read_only else ""
+        self.root.execute(f"ATTACH {sql_text(str(self.path))} AS {_NAME} {options}")
+
+    def detach(self) -> None:
+        """Free the file; what fails makes the instance one that is not used again."""
+        try:
+            self.root.execute(f"DETACH {_NAME}")
+        except duckdb.Error:  # a full disk, for example; what was committed is in the log beside the file
+            self.is_sound = False
+
+
+class _Pool:
+    """The instances of this process."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._idle: list[Instance] = []
+        self._used: dict[Path, Instance] = {}
+
+    def connect(self, path: Path, *, read_only: bool) -> Connection:
+        """A connection to a catalog file, which `release` ends; readers of one process share the file.
+
+        Raises:
+            duckdb.Error: as `duckdb.connect` does.
+        """
+        path = path.resolve()
+        with self._lock:
+            instance = self._used.get(path) or self._attach(path, read_only=read_only)
+            con = instance.root.cursor()
+            con.execute(f"USE {_NAME}")
+            instance.users += 1
+            self._used[path] = instance
+            return con
+
+    def is_attached(self, path: Path) -> bool:
+        """Whether this process uses a file now."""
+        with self._lock:
+            return path.resolve() in self._used
+
+    def _attach(self, path: Path, *, read_only: bool) -> Instance:
+        root = self._idle.pop().root if self._idle else duckdb.connect(config=dict(SETTINGS))
+        instance = Instance(root, path)
+        try:
+            instance.attach(read_only=read_only)
+        except BaseException:
+            root.close()
+            raise
+        return instance
+
+    def release(self, path: Path, con: Connection, *, failed: bool) -> None:
+        """End a connection; the file is free again when the last one has ended.
+
+        Args:
+            path: as it was given to `connect`.
+            con: what `connect` returned.
+            failed: whether anything was raised while it was used.
+        """
+        path = path.resolve()
+        with self._lock:
+            con.close()
+            instance = self._used[path]
+            instance.users -= 1
+            instance.is_sound &= not failed
+            if instance.users:
+                return
+            del self._used[path]
+            if instance.is_sound:
+                instance.detach()
+            if instance.is_sound and len(self._idle) < _MOST_IDLE:
+                self._idle.append(instance)
+            else:
+                instance.root.close()
+
+    def stop_idle(self) -> None:
+        """No thread of an idle instance is there afterwards."""
+        with self._lock:
+            while self._idle:
+                self._idle.pop().root.close()
+
+
+class LockTimeoutError(Exception):
+    """Another thread of this process did not finish in time."""
+
+
+class ReadWriteLock:
+    """Many readers or one writer; a waiting writer goes before new readers, a thread may nest its own reads."""
+
+    def __init__(self) -> None:
+        self._free = threading.Condition()
+        self._readers: dict[int, int] = {}
+        self._writer: int | None = None
+        self._waiting = 0
+        self.held: Any = None  # what the writer shares with reads inside its own block
+        self.is_writing = False  # whether that is a transaction
+
+    @property
+    def is_mine(self) -> bool:
+        """Whether this very thread is the writer."""
+        return self._writer == threading.get_ident()
+
+    @contextmanager
+    def shared(self, wait_s: float) -> Generator[None]:
+        """Read together with other readers.
+
+        Raises:
+            LockTimeoutError: after `wait_s` seconds behind a writer.
+        """
+        me = threading.get_ident()
+        with self._free:
+            nested = me in self._readers
+            if not self._free.wait_for(lambda: self._writer is None and (nested or not self._waiting), wait_s):
+                raise LockTimeoutError
+            self._readers[me] = self._readers.get(me, 0) + 1
+        try:
+            yield
+        finally:
+            with self._free:
+                self._readers[me] -= 1
+                if not self._readers[me]:
+                    del self._readers[me]
+                self._free.notify_all()
+
+    @contextmanager
+    def exclusive(self, wait_s: float) -> Generator[None]:
+        """Be alone.
+
+        Raises:
+            LockTimeoutError: after `wait_s` seconds behind other threads.
+            RuntimeError: if this thread already reads or writes: it would wait for itself.
+        """
+        me = threading.get_ident()
+        if self._writer == me or me in self._readers:
+            raise RuntimeError("This thread already has the catalog open; use that connection, or close it first.")
+        with self._free:
+            self._waiting += 1
+            try:
+                if not self._free.wait_for(lambda: self._writer is None and not self._readers, wait_s):
+                    raise LockTimeoutError
+                self._writer = me
+            finally:
+                self._waiting -= 1
+                self._free.notify_all()
+        try:
+            yield
+        finally:
+            with self._free:
+                self._writer = None
+                self._free.notify_all()
+
+
+_locks: dict[Path, ReadWriteLock] = {}
+_registry = threading.Lock()
+
+
+def lock_of(path: Path) -> ReadWriteLock:
+    """The one lock of a file in this process, whichever way its path is written."""
+    with _registry:
+        return _locks.setdefault(path.resolve(), ReadWriteLock())
+
+
+def _forget_in_child() -> None:
+    """What was in use is its parent's; none of its threads are here, so nobody would ever let go."""
+    global _pool, _registry
+    _pool = _Pool()
+    _registry = threading.Lock()
+    _locks.clear()
+
+
+_pool = _Pool()
+os.register_at_fork(before=lambda: _pool.stop_idle(), after_in_child=_forget_in_child)
+
+
 def _try_lock(descriptor: int, kind: int) -> bool:
     """Lock an open folder, unless somebody else has it; where locks do not exist, nobody has."""
     try:
@@ -255,7 +432,7 @@ def create_file(path: Path, fill: Callable[[Connection], None]) -> None:
         DiskFailed: if the disk does not take it.
     """
     try:
-        with duckdb.connect(str(path), config=dict(engine.SETTINGS)) as con:
+        with duckdb.connect(str(path), config=dict(SETTINGS)) as con:
             con.begin()
             fill(con)
             con.commit()
@@ -263,38 +440,6 @@ def create_file(path: Path, fill: Callable[[Connection], None]) -> None:
         if (failed := explain_disk(error, path)) is None:
             raise
         raise failed from error
-
-
-def insert_rows(
-    con: Connection, table: str, rows: Sequence[Mapping[str, object]], *, on_conflict: OnConflict = "ignore"
-) -> int:
-    """Insert rows by column name, all alike in one statement; columns that a row does not name get their default.
-
-    Mappings and sequences in JSON columns become canonical JSON; times are datetimes or ISO 8601 texts.
-
-    Args:
-        con: a connection of `Catalog.write`.
-        table: the table's name.
-        rows: column name -> value.
-        on_conflict: what happens to a row whose primary key exists: "ignore" it, "replace" the old one, or an "error".
-
-    Returns:
-        How many rows were inserted or replaced.
-
-    Raises:
-        BadInput: if a row has a column that the table lacks, or a value breaks one of the table's rules.
-    """
-    types = _column_types(con, table)
-    groups: dict[tuple[str, ...], list[Mapping[str, object]]] = {}
-    for row in rows:
-        groups.setdefault(tuple(row), []).append(row)
-    for name in {name for names in groups for name in names}:
-        if name not in types:
-            raise BadInput(f"The table {table} has no column {name!r}.", f"It has {', '.join(types)}.")
-    return sum(
-        _insert_alike(con, f"{_INSERT[on_conflict]} {table}", group, {name: types[name] for name in names})
-        for names, group in groups.items()
-    )
 
 
 def rows_of(answer: Connection) -> list[Row]:
@@ -306,40 +451,6 @@ def rows_of(answer: Connection) -> list[Row]:
 def error_line(error: Exception) -> str:
     """The first line of an error's text: what the reader needs, without DuckDB's picture of the statement."""
     return str(error).strip().split("\n", 1)[0].rstrip(".!")
-
-
-def _insert_alike(con: Connection, start: str, rows: Sequence[Mapping[str, object]], types: Mapping[str, str]) -> int:
-    columns = {name: _arrow_column(name, [row[name] for row in rows], kind) for name, kind in types.items()}
-    con.register("incoming_rows", pa.table(columns))
-    try:
-        counted = con.execute(f"{start} BY NAME SELECT * FROM incoming_rows").fetchone()
-    except (duckdb.ConstraintException, duckdb.ConversionException) as error:
-        raise BadInput(f"A row does not fit into a table ({start}): {error_line(error)}") from error
-    finally:
-        with suppress(duckdb.Error):  # a failed statement has aborted the transaction
-            con.unregister("incoming_rows")
-    return int(counted[0]) if counted else 0
-
-
-def _column_types(con: Connection, table: str) -> dict[str, str]:
-    try:  # `duckdb_columns()` would work out all views for it
-        described = con.execute("SELECT name, type FROM pragma_table_info(?)", [table]).fetchall()
-    except duckdb.CatalogException as error:
-        raise BadInput(f"The catalog has no table {table!r}.") from error
-    return dict(described)
-
-
-def _arrow_column(name: str, values: list[Any], kind: str) -> pa.Array:
-    try:
-        if kind == "JSON":
-            values = [value if value is None or isinstance(value, str) else canonical_json(value) for value in values]
-        if kind.startswith("TIMESTAMP"):
-            values = [datetime.fromisoformat(value) if isinstance(value, str) else value for value in values]
-        return pa.array(values, _ARROW_TYPES[kind])
-    except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
-        raise BadInput(
-            f"The column {name} cannot hold one of its values: {error}.", f"It is of type {kind}."
-        ) from error
 
 
 def _wait_from_environment() -> float:
@@ -398,5 +509,5 @@ def _locked(path: Path, wait_s: float, pid: int) -> CatalogLocked:
 def _translated_timeout(path: Path, wait_s: float) -> Generator[None]:
     try:
         yield
-    except LatchTimeoutError as error:
+    except LockTimeoutError as error:
         raise _locked(path, wait_s, os.getpid()) from error

@@ -1,4 +1,4 @@
-"""The catalog's tables: the steps that make them, what each column means, whether their files and views still stand.
+"""The catalog's tables: the steps that make them, how rows get in, what each column means, whether their files stand.
 
 The steps are ordered, one transaction each, and recorded in `schema_migrations`; they are the files `migrations/*.sql`.
 One that was released is never edited; a change is a new file at the end. The words are read from `comments.toml`, and
@@ -11,15 +11,19 @@ import math
 import re
 import tomllib
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from datetime import datetime
 from functools import cache, lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
+import duckdb
+import pyarrow as pa
 from pydantic import ValidationError
 
-from ..errors import Prerequisite
+from ..errors import BadInput, Prerequisite
 from ..schema import Manifest, Space, canonical_json, sha256_bytes, sha256_file, sql_name, sql_text
-from .connection import Catalog, Connection
+from .connection import Catalog, Connection, error_line
 
 _BOOK = """
 CREATE TABLE IF NOT EXISTS schema_migrations (
@@ -108,6 +112,87 @@ def catalog_version(con: Connection) -> int:
         return 0
     found = con.execute("SELECT max(version) FROM schema_migrations").fetchone()
     return int(found[0] or 0) if found else 0
+
+
+OnConflict = Literal["ignore", "replace", "error"]
+_ARROW_TYPES: Mapping[str, pa.DataType] = {
+    "VARCHAR": pa.string(),
+    "JSON": pa.string(),
+    "BIGINT": pa.int64(),
+    "INTEGER": pa.int32(),
+    "DOUBLE": pa.float64(),
+    "BOOLEAN": pa.bool_(),
+    "TIMESTAMP WITH TIME ZONE": pa.timestamp("us", tz="UTC"),
+    "VARCHAR[]": pa.list_(pa.string()),
+    "DOUBLE[]": pa.list_(pa.float64()),
+}
+_INSERT = {"ignore": "INSERT OR IGNORE INTO", "replace": "INSERT OR REPLACE INTO", "error": "INSERT INTO"}
+
+
+def insert_rows(
+    con: Connection, table: str, rows: Sequence[Mapping[str, object]], *, on_conflict: OnConflict = "ignore"
+) -> int:
+    """Insert rows by column name, all alike in one statement; columns that a row does not name get their default.
+
+    Mappings and sequences in JSON columns become canonical JSON; times are datetimes or ISO 8601 texts.
+
+    Args:
+        con: a connection of `Catalog.write`.
+        table: the table's name.
+        rows: column name -> value.
+        on_conflict: what happens to a row whose primary key exists: "ignore" it, "replace" the old one, or an "error".
+
+    Returns:
+        How many rows were inserted or replaced.
+
+    Raises:
+        BadInput: if a row has a column that the table lacks, or a value breaks one of the table's rules.
+    """
+    types = _column_types(con, table)
+    groups: dict[tuple[str, ...], list[Mapping[str, object]]] = {}
+    for row in rows:
+        groups.setdefault(tuple(row), []).append(row)
+    for name in {name for names in groups for name in names}:
+        if name not in types:
+            raise BadInput(f"The table {table} has no column {name!r}.", f"It has {', '.join(types)}.")
+    return sum(
+        _insert_alike(con, f"{_INSERT[on_conflict]} {table}", group, {name: types[name] for name in names})
+        for names, group in groups.items()
+    )
+
+
+def _insert_alike(con: Connection, start: str, rows: Sequence[Mapping[str, object]], types: Mapping[str, str]) -> int:
+    columns = {name: _arrow_column(name, [row[name] for row in rows], kind) for name, kind in types.items()}
+    con.register("incoming_rows", pa.table(columns))
+    try:
+        counted = con.execute(f"{start} BY NAME SELECT * FROM incoming_rows").fetchone()
+    except (duckdb.ConstraintException, duckdb.ConversionException) as error:
+        raise BadInput(f"A row does not fit into a table ({start}): {error_line(error)}") from error
+    finally:
+        with suppress(duckdb.Error):  # a failed statement has aborted the transaction
+            con.unregister("incoming_rows")
+    return int(counted[0]) if counted else 0
+
+
+def _column_types(con: Connection, table: str) -> dict[str, str]:
+    try:  # `duckdb_columns()` would work out all views for it
+        described = con.execute("SELECT name, type FROM pragma_table_info(?)", [table]).fetchall()
+    except duckdb.CatalogException as error:
+        raise BadInput(f"The catalog has no table {table!r}.") from error
+    return dict(described)
+
+
+def _arrow_column(name: str, values: list[Any], kind: str) -> pa.Array:
+    try:
+        if kind == "JSON":
+            values = [value if value is None or isinstance(value, str) else canonical_json(value) for value in values]
+        if kind.startswith("TIMESTAMP"):
+            values = [datetime.fromisoformat(value) if isinstance(value, str) else value for value in values]
+        return pa.array(values, _ARROW_TYPES[kind])
+    except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
+        raise BadInput(
+            f"The column {name} cannot hold one of its values: {error}.", f"It is of type {kind}."
+        ) from error
 
 
 AGREEMENT_SHARE = 0.05
@@ -237,7 +322,7 @@ def comment_on(names: Iterable[str] | None = None, components: Iterable[str] = (
     ]
 
 
-_INSERT = "INSERT OR REPLACE INTO shards VALUES (?, ?, ?, ?, make_timestamp_ns(?))"
+_ENTER_SHARD = "INSERT OR REPLACE INTO shards VALUES (?, ?, ?, ?, make_timestamp_ns(?))"
 
 
 class ShardRow(NamedTuple):
@@ -291,7 +376,7 @@ def inspect_shards(con: Connection, rollouts: Path) -> Inspection:
 def note_shards(con: Connection, rows: Sequence[ShardRow]) -> None:
     """Enter rows into the table."""
     if rows:
-        con.executemany(_INSERT, rows)
+        con.executemany(_ENTER_SHARD, rows)
 
 
 def suspect_shards(con: Connection, rollouts: Path) -> list[Path]:
