@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.table import Table
 from storage_scan import measure
 
-from storage.datasets.writer import StepsWriter
+from storage.datasets import StepsWriter
 from storage.queries.query import run_query
 from storage.schema import Episode, ManifestDraft, Space
 from storage.store import Store

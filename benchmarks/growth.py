@@ -34,8 +34,8 @@ from annotate.runs.plan import plan_run
 from annotate.runs.run import annotate_run
 from refine.labels.labels import labels_from_annotations
 from storage.annotations.annotations import load_annotations
+from storage.datasets import StepsWriter
 from storage.datasets.reader import iterate_episodes, read_manifest, read_steps
-from storage.datasets.writer import StepsWriter
 from storage.queries.query import run_query
 from storage.schema import Episode, ManifestDraft, Space
 from storage.store import Store

@@ -23,7 +23,7 @@ from rich.console import Console
 from rich.table import Table
 
 from storage.catalog import insert_rows
-from storage.datasets.writer import StepsWriter
+from storage.datasets import StepsWriter
 from storage.remote.pull import pull_store
 from storage.remote.push import push_store
 from storage.schema import Episode, ManifestDraft, Space, sha256_file

@@ -29,8 +29,8 @@ from flows.refinement.rounds import Round, RoundsConfig, plain_work, run_rounds
 from flows.simulation.environments import Spaces
 from refine.config import RefineConfig
 from storage.annotations.annotations import load_annotations
+from storage.datasets import StepsWriter
 from storage.datasets.reader import iterate_episodes, read_manifest
-from storage.datasets.writer import StepsWriter
 from storage.schema import Array, ManifestDraft, content_id
 from storage.store import Store
 

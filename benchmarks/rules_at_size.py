@@ -34,8 +34,8 @@ from refine.policies.mlp import MlpPolicy
 from refine.policies.rule_lists import CompiledRules
 from storage.annotations.rules import Rule, RuleList, count_decisions, insert_rule_lists
 from storage.catalog import insert_rows
+from storage.datasets import StepsWriter
 from storage.datasets.reader import read_manifest, read_steps
-from storage.datasets.writer import StepsWriter
 from storage.formulas import Term
 from storage.queries.query import run_query
 from storage.schema import Episode, ManifestDraft, Space

@@ -20,8 +20,8 @@ from rich.progress import Progress
 from rich.table import Table
 
 from storage.catalog import insert_rows
+from storage.datasets import StepsWriter
 from storage.datasets.reader import iterate_episodes, read_episode, read_steps
-from storage.datasets.writer import StepsWriter
 from storage.queries.query import run_query
 from storage.schema import Episode, Manifest, ManifestDraft, Space
 from storage.store import Store

@@ -43,8 +43,8 @@ from flows.runtime import parallel_map
 from flows.simulation import Named
 from refine.config import RefineConfig
 from refine.evaluation import OpeConfig
+from storage.datasets import StepsWriter
 from storage.datasets.reader import read_manifest
-from storage.datasets.writer import StepsWriter
 from storage.queries.query import run_query
 from storage.store import Store
 

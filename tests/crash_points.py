@@ -25,7 +25,7 @@ from typing import Any
 from toy_datasets import make_draft, make_episode
 
 from storage.catalog import Catalog, insert_rows
-from storage.datasets.writer import StepsWriter, find_finished
+from storage.datasets import StepsWriter, find_finished
 from storage.ledger.runs import append_response, iterate_responses
 from storage.policies.policies import save_policy
 from storage.store import Store

@@ -18,7 +18,7 @@ from annotate.providers.answers import ScriptedProvider, text_message
 from annotate.runs.plan import plan_run
 from annotate.runs.run import annotate_run
 from flows.labelling.annotation import LabelConfig, plan
-from storage.datasets.writer import adopt_dataset
+from storage.datasets import adopt_dataset
 from storage.errors import BadInput
 from storage.schema import Episode
 from storage.store import Store

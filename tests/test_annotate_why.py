@@ -154,7 +154,7 @@ def test_the_command_explains_a_miss(tmp_path: Path) -> None:
     from typer.testing import CliRunner
 
     from flows.cli import make_app
-    from storage.datasets.writer import adopt_dataset
+    from storage.datasets import adopt_dataset
 
     example = Path(__file__).parents[1] / "examples" / "cartpole"
     store = Store.create(tmp_path / "store")

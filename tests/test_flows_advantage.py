@@ -24,8 +24,8 @@ from flows.simulation.trust import Named, find_home
 from refine.policies.mlp import MlpPolicy
 from storage.annotations.annotations import insert_annotations, load_label_replays
 from storage.catalog import insert_rows
+from storage.datasets import StepsWriter
 from storage.datasets.reader import iterate_episodes, read_episode, read_manifest
-from storage.datasets.writer import StepsWriter
 from storage.errors import BadInput, Prerequisite
 from storage.schema import Annotation, Manifest, ManifestDraft
 from storage.store import Store

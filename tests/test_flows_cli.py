@@ -21,7 +21,7 @@ from typer.main import get_command
 from flows import cli, refinement
 from flows.refinement import ImproveConfig
 from storage.catalog.connection import WAIT_VARIABLE
-from storage.datasets.writer import adopt_dataset
+from storage.datasets import adopt_dataset
 from storage.errors import BadInput
 from storage.store import Store
 

@@ -23,8 +23,8 @@ from flows.refinement.refinement import ImproveConfig, find_opinions, improve
 from flows.refinement.relabelling import Relabelled, RelabelRound, improve_and_relabel
 from refine.labels.rule_labels import RuleLabels
 from storage.annotations.rules import resolve_ruled_dataset
+from storage.datasets import catalogued_episodes
 from storage.datasets.reader import read_manifest, read_pool, resolve_dataset
-from storage.datasets.writer import catalogued_episodes
 from storage.errors import BadInput
 from storage.policies.policies import policy_record
 from storage.store import Store

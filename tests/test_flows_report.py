@@ -24,8 +24,8 @@ from flows.reporting.facts import action_table, find_subject
 from flows.reporting.page import Written, write_report
 from flows.reporting.pictures import Take, film
 from flows.simulation.trust import Home
+from storage.datasets import read_manifest
 from storage.datasets.reader import read_episode, read_steps
-from storage.datasets.writer import read_manifest
 from storage.errors import BadInput, Prerequisite
 from storage.schema import Episode, Space
 from storage.store import Store

@@ -28,7 +28,7 @@ from annotate.providers.anthropic import AnthropicProvider
 from annotate.providers.batch import BatchServer
 from flows.cli import main
 from flows.runtime.prefect_server import Server
-from storage.datasets.writer import adopt_dataset
+from storage.datasets import adopt_dataset
 from storage.ledger.runs import read_frames
 from storage.store import Store
 

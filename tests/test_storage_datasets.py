@@ -6,8 +6,8 @@ import pytest
 from toy_datasets import make_draft, make_episode, write
 
 from storage.datasets import writer as writing
+from storage.datasets.files import StepsWriter, find_finished, register_dataset
 from storage.datasets.reader import list_datasets, read_manifest, resolve_dataset
-from storage.datasets.writer import StepsWriter, find_finished, register_dataset
 from storage.errors import BadInput, DamagedStore, Prerequisite
 from storage.schema import Manifest
 from storage.store import Store

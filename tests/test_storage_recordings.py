@@ -16,8 +16,8 @@ from d3rlpy.dataset import Episode as D3rlpyEpisode
 from d3rlpy.dataset import InfiniteBuffer, ReplayBuffer
 from toy_datasets import make_draft, make_episode, same, write
 
+from storage.datasets import StepsWriter
 from storage.datasets.reader import iterate_episodes
-from storage.datasets.writer import StepsWriter
 from storage.errors import BadInput
 from storage.importing import recordings
 from storage.importing.cells import parse_columns
@@ -111,7 +111,7 @@ def test_an_import_that_was_killed_between_shards_goes_on_where_it_was(
     whole, _, _ = take_in(Store.create(tmp_path / "other"), path)
     with monkeypatch.context() as patched:
         patched.setattr(
-            "storage.datasets.writer.shard_name", lambda number: f"steps-{number:05d}.parquet" if not number else 1 / 0
+            "storage.datasets.files.shard_name", lambda number: f"steps-{number:05d}.parquet" if not number else 1 / 0
         )
         with pytest.raises(ZeroDivisionError):
             take_in(store, path)

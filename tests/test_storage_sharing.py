@@ -21,7 +21,7 @@ from toy_datasets import make_draft, make_episode, write
 from benchmarks.object_server import KEY_ID, SECRET, s3_server
 from flows.cli import main
 from storage.catalog import insert_rows
-from storage.datasets.writer import adopt_dataset
+from storage.datasets import adopt_dataset
 from storage.errors import BadInput, DamagedStore, DiskFailed, Prerequisite, RemoteFailed
 from storage.remote import push as pushing
 from storage.remote.pull import pull_store

@@ -15,10 +15,10 @@ from hypothesis.extra import numpy as hnp
 from soak import full_or
 from toy_datasets import BOX3, make_draft, make_episode, same, write
 
+from storage.datasets import StepsWriter
 from storage.datasets.columns import encode_episodes
+from storage.datasets.files import ROW_GROUP, GrowingShard
 from storage.datasets.reader import iterate_episodes, read_episode, read_manifest, read_steps
-from storage.datasets.shards import ROW_GROUP, GrowingShard
-from storage.datasets.writer import StepsWriter
 from storage.errors import BadInput, CatalogLocked, DamagedStore, DiskFailed
 from storage.schema import Episode, ManifestDraft, Space
 from storage.store import Store
@@ -213,7 +213,7 @@ def test_what_the_disk_refuses_beside_the_caller_is_said_at_its_next_word_and_le
     with StepsWriter(store, make_draft(), shard_bytes=1) as writer:
         writer.write(make_episode(0))
         assert writer.keep() == 1
-        monkeypatch.setattr("storage.datasets.shards.sync_file", refuse)
+        monkeypatch.setattr("storage.datasets.files.sync_file", refuse)
         writer.write(make_episode(1))
         with pytest.raises(DiskFailed, match="is full"):
             writer.write(make_episode(2))

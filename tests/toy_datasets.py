@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from storage.datasets.writer import StepsWriter
+from storage.datasets import StepsWriter
 from storage.schema import Episode, Manifest, ManifestDraft, Space
 from storage.store import Store
 

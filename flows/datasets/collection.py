@@ -1,6 +1,6 @@
 """Collecting a dataset: episodes of a policy in an environment, with its card, into the store; resumable at any time.
 
-How episodes are played is `simulation/rollouts.py`; how they are written is `storage/datasets/writer.py`.
+How episodes are played is `simulation/rollouts.py`; how they are written is `storage/datasets/files.py`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Rollouts on disk: columns, shards, writers, readers and the registry of datasets."""
+"""Rollouts on disk: their columns, the files that hold them, how they are found and read, and adopted folders."""
 
 import lazy_loader
 

@@ -1,3 +1,4 @@
+from .adopt import adopt_dataset
 from .columns import (
     ENOUGH_ROWS,
     StepArrays,
@@ -10,7 +11,9 @@ from .columns import (
     is_finite,
     require_finite,
 )
+from .files import StepsWriter, check_shard, find_finished, read_manifest, read_shard, require_readable
 from .reader import (
+    catalogued_episodes,
     damaged_columns,
     episode_shifts,
     iterate_episodes,
@@ -23,8 +26,6 @@ from .reader import (
     read_steps,
     resolve_dataset,
 )
-from .shards import check_shard, read_manifest, read_shard, require_readable
-from .writer import StepsWriter, adopt_dataset, catalogued_episodes, find_finished
 
 __all__ = [
     "ENOUGH_ROWS",

@@ -1,4 +1,4 @@
-"""Episodes as Arrow columns and back, bit for bit, and checks that they fit their dataset. Files are in `shards.py`.
+"""Episodes as Arrow columns and back, bit for bit, and checks that they fit their dataset. Files are in `files.py`.
 
 An episode of T steps is T+1 rows: the last row has the final observation, a null action and a null reward. The flags
 `terminated` and `truncated` stand on row T-1, whose step ended the episode, and are false on all others.

@@ -28,7 +28,7 @@ from ..errors import BadInput, Prerequisite, did_you_mean
 from ..schema import Array, Episode, Manifest, ManifestDraft, Shard, canonical_json, content_id
 from ..store import Store
 from .columns import StepArrays, cut_episodes, decode_episodes, decode_steps, require_finite
-from .shards import read_manifest, read_shard
+from .files import read_manifest, read_shard
 
 
 @dataclass(frozen=True)
@@ -56,6 +56,25 @@ def list_datasets(store: Store) -> list[DatasetSummary]:
                FROM datasets ORDER BY created_at, dataset_id"""
         ).fetchall()
     return [DatasetSummary(*row) for row in rows]
+
+
+class CataloguedEpisode(NamedTuple):
+    """What the catalog says about an episode."""
+
+    episode_id: int
+    seed: int | None
+    length: int
+    return_: float
+
+
+def catalogued_episodes(store: Store, dataset_id: str) -> list[CataloguedEpisode]:
+    """What the catalog says about the episodes of a dataset, ascending."""
+    with store.catalog.read() as con:
+        rows = con.execute(
+            "SELECT episode_id, seed, length, return_ FROM episodes WHERE dataset_id = ? ORDER BY episode_id",
+            [dataset_id],
+        ).fetchall()
+    return [CataloguedEpisode(*row) for row in rows]
 
 
 def resolve_dataset(store: Store, name: str | None = None) -> str:

@@ -1,4 +1,4 @@
-"""Brings datasets into a store: writes their episodes, or adopts a folder of another store, and registers them.
+"""The files of a dataset, Parquet shards and a manifest: written once, registered, checked cheaply at each reading.
 
 Episodes are written beside their caller's work; a killed run goes on after its last finished shard. Shards grow in
 `rollouts/.partial-<dataset_id>/`; the finished folder gets its name in one rename and is registered.
@@ -6,44 +6,242 @@ Episodes are written beside their caller's work; a killed run goes on after its 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import TracebackType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import duckdb
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 from pydantic import ValidationError
 
 from ..catalog import Connection, insert_rows, refresh_views
 from ..disk import (
-    copy_file,
+    TEMPORARY,
     exclusive_lock,
-    parse_json,
+    gone_on_failure,
     publish_folder,
-    read_file,
-    require_inside,
+    sync_file,
+    sync_folder,
     write_whole,
     writing,
 )
 from ..errors import BadInput, DamagedStore
 from ..schema import Episode, Manifest, ManifestDraft, Shard, canonical_json, sha256_bytes, sha256_file
 from ..store import CARD, DRAFT, MANIFEST, Store
-from .columns import check_draft, check_episode, encode_episodes
-from .shards import (
-    ROW_GROUP,
-    FinishedShard,
-    GrowingShard,
-    describe_shard,
-    read_manifest,
-    read_shard,
-    require_readable,
-    shard_name,
-)
+from .columns import COLUMNS, check_draft, check_episode, encode_episodes, steps_schema
 
+ROW_GROUP = 16_384
+_FORMAT: Mapping[str, Any] = {
+    "compression": "zstd",
+    "compression_level": 1,
+    "use_dictionary": ["episode_id", "step", "terminated", "truncated", "seed"],
+    "write_statistics": ["episode_id", "step"],
+    "write_page_checksum": True,
+}
 _SUMMED = ("episode_id", "reward", "terminated", "truncated", "seed")
+_UNREADABLE = (pa.ArrowException, OSError, ValueError)
+_VERIFY = "`trajnote store verify` names everything that is damaged; restore the file or make the dataset again."
+
+
+class FinishedShard(NamedTuple):
+    """A shard on disk, with what the manifest's totals need."""
+
+    shard: Shard
+    episodes: int
+
+
+def shard_name(number: int) -> str:
+    """The file name of a dataset's n-th shard, counted from 0."""
+    return f"steps-{number:05d}.parquet"
+
+
+class GrowingShard:
+    """A shard to which rows are added, under a temporary name until it is forced to the disk and renamed.
+
+    Its bytes do not depend on the pieces in which the rows come. Numbers are stored without dictionaries, so every bit
+    pattern survives; pages have checksums.
+
+    Raises:
+        DiskFailed: if the disk refuses it, here and in every method.
+    """
+
+    def __init__(self, folder: Path, name: str, draft: ManifestDraft) -> None:
+        self._folder, self._name = folder, name
+        self._temporary = folder / (name + TEMPORARY)
+        schema = steps_schema(draft)
+        self._rest = schema.empty_table()  # too few rows for a row group
+        with self._refusable():
+            self._writer = pq.ParquetWriter(self._temporary, schema, **_FORMAT)
+
+    def add(self, table: pa.Table) -> None:
+        """Write whole row groups, and keep the rest for the next one."""
+        rows = pa.concat_tables([self._rest, table])
+        whole = len(rows) // ROW_GROUP * ROW_GROUP
+        self._write(rows.slice(0, whole))
+        self._rest = rows.slice(whole)
+
+    def finish(self) -> FinishedShard:
+        """Write the rest and give the file its name."""
+        self._write(self._rest)
+        with self._refusable():
+            self._writer.close()
+            sync_file(self._temporary)
+            self._temporary.rename(self._folder / self._name)
+            sync_folder(self._folder)
+        return describe_shard(self._folder, self._name)
+
+    def abandon(self) -> None:
+        """Delete what is there of it."""
+        with suppress(OSError):
+            self._writer.close()
+        with suppress(OSError):
+            self._temporary.unlink(missing_ok=True)
+
+    def _write(self, rows: pa.Table) -> None:
+        if len(rows):
+            with self._refusable():
+                self._writer.write_table(rows.combine_chunks(), ROW_GROUP)
+
+    @contextmanager
+    def _refusable(self) -> Generator[None]:
+        with writing(self._folder / self._name), gone_on_failure(self._temporary):
+            yield
+
+
+def describe_shard(folder: Path, name: str) -> FinishedShard:
+    """The manifest's entry for a finished file, and how many episodes it holds.
+
+    Raises:
+        DamagedStore: if the file cannot be read.
+    """
+    path = folder / name
+    ids = np.asarray(_read(path, _open(path), ["episode_id"], None)["episode_id"])
+    shard = Shard(
+        name=name,
+        sha256=sha256_file(path),
+        bytes=path.stat().st_size,
+        rows=len(ids),
+        first_episode=int(ids[0]),
+        last_episode=int(ids[-1]),
+    )
+    return FinishedShard(shard, len(np.unique(ids)))
+
+
+def read_shard(
+    store: Store,
+    manifest: Manifest,
+    shard: Shard,
+    *,
+    columns: Sequence[str] = COLUMNS,
+    episodes: tuple[int, int] | None = None,
+) -> pa.Table:
+    """The rows of a shard, after a cheap check of its size and its footer.
+
+    Args:
+        store: the store.
+        manifest: the dataset's.
+        shard: one of its shards.
+        columns: the columns wanted.
+        episodes: first and last episode wanted; only row groups with some of them are read.
+
+    Raises:
+        DamagedStore: if the file is missing or differs from what was written.
+    """
+    file = check_shard(store, manifest, shard)
+    path = store.dataset_dir(manifest.dataset_id) / shard.name
+    if episodes is None:
+        return _read(path, file, columns, None)
+    table = _read(path, file, columns, _groups(file, *episodes))
+    ids = np.asarray(table["episode_id"])
+    low, high = np.searchsorted(ids, episodes[0], "left"), np.searchsorted(ids, episodes[1], "right")
+    return table.slice(low, high - low)
+
+
+def check_shard(store: Store, manifest: Manifest, shard: Shard) -> pq.ParquetFile:
+    """Compare a shard's size, columns and number of rows with the manifest; the content is not read.
+
+    Raises:
+        DamagedStore: if they differ.
+    """
+    path = store.dataset_dir(manifest.dataset_id) / shard.name
+    if not path.is_file():
+        raise DamagedStore(f"{path} is missing.", _VERIFY)
+    if (size := path.stat().st_size) != shard.bytes:
+        raise DamagedStore(f"{path} has {size} bytes; {shard.bytes} were written.", _VERIFY)
+    file = _open(path)
+    if (rows := file.metadata.num_rows) != shard.rows:
+        raise DamagedStore(f"{path} has {rows} rows; {shard.rows} were written.", _VERIFY)
+    for column in steps_schema(manifest):
+        if column.name not in file.schema_arrow.names or file.schema_arrow.field(column.name).type != column.type:
+            raise DamagedStore(f"{path} has no column {column.name} of type {column.type}.", _VERIFY)
+    return file
+
+
+def read_manifest(store: Store, dataset_id: str) -> Manifest:
+    """Read the manifest of a dataset.
+
+    Raises:
+        BadInput: if there is no such dataset.
+        DamagedStore: if its manifest is missing or cannot be read.
+    """
+    path = store.manifest_path(dataset_id)
+    if not path.parent.is_dir():
+        raise BadInput(
+            f"There is no dataset {dataset_id!r} in {store.root}.", "List its datasets with `trajnote store list`."
+        )
+    try:
+        return Manifest.model_validate_json(path.read_bytes())
+    except (OSError, ValidationError) as error:
+        raise DamagedStore(f"{path} is missing or not a manifest.", _VERIFY) from error
+
+
+def require_readable(path: Path) -> None:
+    """Refuse a Parquet file with encrypted columns, on which Arrow would crash the whole process.
+
+    Raises:
+        BadInput: if columns are encrypted, or DuckDB, which raises where Arrow crashes, cannot tell.
+    """
+    question = "SELECT count(encryption_algorithm) FROM parquet_file_metadata(?)"
+    with TemporaryDirectory(prefix="trajnote-") as folder, duckdb.connect() as con:
+        link = Path(folder) / "rows.parquet"  # a name without characters that DuckDB would take for a pattern
+        link.symlink_to(path.resolve())
+        try:
+            found = con.execute(question, [str(link)]).fetchone()
+        except duckdb.Error as error:
+            raise BadInput(f"{path} cannot be read as Parquet: it is damaged or encrypted.") from error
+    if found and found[0]:
+        raise BadInput(f"{path} has encrypted columns.", "Write it without encryption.")
+
+
+def _open(path: Path) -> pq.ParquetFile:
+    try:
+        return pq.ParquetFile(path, page_checksum_verification=True)
+    except _UNREADABLE as error:
+        raise DamagedStore(f"{path} is not a Parquet file any more.", _VERIFY) from error
+
+
+def _read(path: Path, file: pq.ParquetFile, columns: Sequence[str], groups: Sequence[int] | None) -> pa.Table:
+    try:
+        return file.read(list(columns)) if groups is None else file.read_row_groups(list(groups), list(columns))
+    except _UNREADABLE as error:
+        raise DamagedStore(f"{path} is damaged inside: {error}.", _VERIFY) from error
+
+
+def _groups(file: pq.ParquetFile, first: int, last: int) -> list[int]:
+    """The row groups that may hold one of the episodes."""
+    found: list[int] = []
+    for group in range(file.metadata.num_row_groups):
+        bounds = file.metadata.row_group(group).column(0).statistics
+        if bounds.min <= last and first <= bounds.max:
+            found.append(group)
+    return found
 
 
 class StepsWriter:
@@ -273,25 +471,6 @@ def find_finished(store: Store, draft: ManifestDraft) -> Manifest | None:
     return manifest
 
 
-class CataloguedEpisode(NamedTuple):
-    """What the catalog says about an episode."""
-
-    episode_id: int
-    seed: int | None
-    length: int
-    return_: float
-
-
-def catalogued_episodes(store: Store, dataset_id: str) -> list[CataloguedEpisode]:
-    """What the catalog says about the episodes of a dataset, ascending."""
-    with store.catalog.read() as con:
-        rows = con.execute(
-            "SELECT episode_id, seed, length, return_ FROM episodes WHERE dataset_id = ? ORDER BY episode_id",
-            [dataset_id],
-        ).fetchall()
-    return [CataloguedEpisode(*row) for row in rows]
-
-
 def _is_registered(con: Connection, store: Store, dataset_id: str) -> bool:
     """Whether the catalog knows a dataset, which must be as it was registered."""
     found = con.execute("SELECT manifest_sha256 FROM datasets WHERE dataset_id = ?", [dataset_id]).fetchone()
@@ -340,67 +519,3 @@ def _summarise(store: Store, manifest: Manifest, shard: Shard) -> Iterator[dict[
             "truncated": bool(cut[stop - 2]),
             "shard": shard.name,
         }
-
-
-def adopt_dataset(store: Store, folder: Path) -> Manifest:
-    """Copy the folder of a dataset (`rollouts/<dataset_id>/` of any store) into a store.
-
-    A second call returns the same and copies nothing.
-
-    Args:
-        store: where it goes.
-        folder: holds `manifest.json`, the shards that it lists and the card that it names, if any.
-
-    Raises:
-        BadInput: if the folder holds no dataset, or the store has another dataset of that name.
-        DamagedStore: if a file is missing or differs from the manifest; nothing is kept then.
-    """
-    manifest = _read_manifest(folder)
-    final = store.dataset_dir(manifest.dataset_id)
-    if not final.exists():
-        _check_hashes(folder, manifest)
-        _copy(store, folder, manifest)
-    elif sha256_file(final / MANIFEST) != sha256_file(folder / MANIFEST):
-        raise BadInput(f"The store has another dataset {manifest.dataset_id}.", "Use another store.")
-    register_dataset(store, manifest)
-    return manifest
-
-
-def _read_manifest(folder: Path) -> Manifest:
-    try:
-        manifest = Manifest.model_validate(parse_json(read_file(folder / MANIFEST), str(folder / MANIFEST)))
-    except ValidationError as error:
-        raise BadInput(f"{folder} holds no dataset: {MANIFEST} is not a manifest.") from error
-    check_draft(manifest)
-    require_inside(folder)
-    strange = [shard.name for shard in manifest.shards if Path(shard.name).name != shard.name]
-    if strange:
-        raise BadInput(f"{folder / MANIFEST} lists the shard {strange[0]!r}, which is not a plain file name.")
-    return manifest
-
-
-def _check_hashes(folder: Path, manifest: Manifest) -> None:
-    for name, sha256 in _files(manifest).items():
-        path = folder / name
-        if not path.is_file():
-            raise DamagedStore(f"{path} is missing.", "Copy the whole folder.")
-        if sha256_file(path) != sha256:
-            raise DamagedStore(f"{path} differs from its manifest: its hash is another.", "Copy the folder again.")
-        if path.suffix == ".parquet":
-            require_readable(path)
-
-
-def _files(manifest: Manifest) -> dict[str, str]:
-    """Name and hash of every file of a dataset beside its manifest."""
-    card = {} if manifest.card_file_sha256 is None else {CARD: manifest.card_file_sha256}
-    return {shard.name: shard.sha256 for shard in manifest.shards} | card
-
-
-def _copy(store: Store, folder: Path, manifest: Manifest) -> None:
-    partial = store.partial_dir(manifest.dataset_id)
-    with writing(partial):
-        partial.mkdir(parents=True, exist_ok=True)
-    with exclusive_lock(partial, f"the dataset {manifest.dataset_id}"):
-        for name in (*_files(manifest), MANIFEST):
-            copy_file(folder / name, partial / name)
-        publish_folder(partial, store.dataset_dir(manifest.dataset_id))
