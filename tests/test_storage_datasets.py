@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from toy_datasets import make_draft, make_episode, write
 
-from storage.datasets import writer as writing
+from storage.datasets import files
 from storage.datasets.files import StepsWriter, find_finished, register_dataset
 from storage.datasets.reader import list_datasets, read_manifest, resolve_dataset
 from storage.errors import BadInput, DamagedStore, Prerequisite
@@ -78,7 +78,7 @@ def test_a_dataset_published_but_unknown_is_registered_by_the_same_command(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patched:
-        patched.setattr(writing, "register_new", lambda *_: 1 / 0)
+        patched.setattr(files, "register_new", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             fill(store, "one")
     assert (count(store, "datasets"), count(store, "steps")) == (0, 0)

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from toy_datasets import BOX3, PUSH, make_draft, make_episode, same, write
 
-from storage.datasets import writer as writing
+from storage.datasets import files
 from storage.datasets.reader import iterate_episodes, read_episode
 from storage.errors import BadInput
 from storage.importing.import_dataset import import_rows
@@ -171,7 +171,7 @@ def test_an_import_killed_before_the_catalog_knew_is_finished_by_the_next(
 ) -> None:
     path = parquet(tmp_path, make_rows())
     with monkeypatch.context() as patched:
-        patched.setattr(writing, "register_new", lambda *_: 1 / 0)
+        patched.setattr(files, "register_new", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             import_rows(store, path, dataset_id="mine")
     manifest = import_rows(store, path, dataset_id="mine")
