@@ -7,7 +7,7 @@ algorithm `bc` clones the logged actions beside them, as d3rlpy's own does.
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch.nn.functional import mse_loss
@@ -17,48 +17,21 @@ from .d3rlpy_setup import (
     BCConfig,
     BCImpl,
     BCModules,
-    DeviceArg,
     DiscreteBC,
     DiscreteBCConfig,
     DiscreteBCImpl,
     DiscreteBCModules,
-    Shape,
     TorchMiniBatch,
-    register_learnable,
 )
 from .losses import (
     AnnotatedFields,
     AnnotatedImpl,
     BehaviourLoss,
-    continuous_behaviour,
-    discrete_behaviour,
-    read_notes,
-    rebuild,
+    ContinuousFields,
+    ContinuousImpl,
+    DiscreteImpl,
+    register,
 )
-from .networks import ClippedPolicy
-
-
-@dataclasses.dataclass()
-class AnnotatedDiscreteBCConfig(AnnotatedFields, DiscreteBCConfig):
-    """Cloning, discrete: cross-entropy to suggestions, `stay_close * KL(pi_0 || pi)`, `improvement *` d3rlpy's own."""
-
-    def create(self, device: DeviceArg = False, enable_ddp: bool = False) -> AnnotatedDiscreteBC:
-        """The algorithm of this configuration."""
-        return AnnotatedDiscreteBC(self, device, enable_ddp)
-
-    @staticmethod
-    def get_type() -> str:
-        """Name under which d3rlpy saves and loads it."""
-        return "trajnote_discrete_bc"
-
-
-class AnnotatedDiscreteBC(DiscreteBC):
-    """See `AnnotatedDiscreteBCConfig`."""
-
-    def inner_create_impl(self, observation_shape: Shape, action_size: int) -> None:
-        """Build d3rlpy's modules, then the annotated loss around them."""
-        super().inner_create_impl(observation_shape, action_size)
-        self._impl = rebuild(self, AnnotatedDiscreteBCImpl)
 
 
 class CloningImpl(AnnotatedImpl):
@@ -86,14 +59,10 @@ class CloningImpl(AnnotatedImpl):
         raise NotImplementedError
 
 
-class AnnotatedDiscreteBCImpl(CloningImpl, DiscreteBCImpl):
+class AnnotatedDiscreteBCImpl(DiscreteImpl, CloningImpl, DiscreteBCImpl):
     """The annotated loss of a categorical policy."""
 
     _modules: DiscreteBCModules
-
-    def compute_behaviour(self, output: Any, batch: TorchMiniBatch) -> BehaviourLoss:
-        """Cross-entropy to the suggestions and divergence from the baseline."""
-        return discrete_behaviour(output.logits, read_notes(batch), self._terms.stay_close, self._ramp)
 
     def compute_own(self, output: Any, batch: TorchMiniBatch) -> torch.Tensor:
         """d3rlpy's cross-entropy to the logged actions with its penalty on logits."""
@@ -105,62 +74,29 @@ class AnnotatedDiscreteBCImpl(CloningImpl, DiscreteBCImpl):
         return self._modules.imitator
 
 
-@dataclasses.dataclass()
-class AnnotatedBCConfig(AnnotatedFields, BCConfig):
-    """Cloning, continuous: squared errors to suggestions, to the baseline's mean and to logged actions.
-
-    Args:
-        cuts: (2, m) from where on the mean is cut (PPO), below and above, in the network's units; None: it is squashed
-            (SAC, TD3).
-    """
-
-    cuts: list[list[float]] | None = None
-
-    def create(self, device: DeviceArg = False, enable_ddp: bool = False) -> AnnotatedBC:
-        """The algorithm of this configuration."""
-        return AnnotatedBC(self, device, enable_ddp)
-
-    @staticmethod
-    def get_type() -> str:
-        """Name under which d3rlpy saves and loads it."""
-        return "trajnote_bc"
-
-
-class AnnotatedBC(BC):
-    """See `AnnotatedBCConfig`."""
-
-    def inner_create_impl(self, observation_shape: Shape, action_size: int) -> None:
-        """Build d3rlpy's modules, then the annotated loss around them."""
-        super().inner_create_impl(observation_shape, action_size)
-        modules = cast("BCModules", cast("BCImpl", self._impl).modules)
-        if cast("AnnotatedBCConfig", self._config).cuts is not None:
-            modules = dataclasses.replace(modules, imitator=ClippedPolicy(modules.imitator))
-        self._impl = rebuild(self, AnnotatedBCImpl, modules=modules)
-
-
-class AnnotatedBCImpl(CloningImpl, BCImpl):
-    """The annotated loss of a deterministic policy; a cut mean has no gradient beyond the bounds, so it is not cut."""
+class AnnotatedBCImpl(ContinuousImpl, CloningImpl, BCImpl):
+    """The annotated loss of a deterministic policy."""
 
     _modules: BCModules
 
-    def compute_behaviour(self, output: Any, batch: TorchMiniBatch) -> BehaviourLoss:
-        """Squared errors to the suggestions and to the baseline's mean."""
-        return continuous_behaviour(
-            self._means(output),
-            read_notes(batch),
-            self._terms.stay_close,
-            self._ramp,
-            outlier_scale=self._terms.outlier_scale,
-            cuts=self._terms.cuts,
-        )
-
     def compute_own(self, output: Any, batch: TorchMiniBatch) -> torch.Tensor:
         """d3rlpy's squared error to the logged actions."""
-        return mse_loss(self._means(output), batch.actions)
-
-    def _means(self, output: Any) -> torch.Tensor:
-        return output.squashed_mu if self._terms.cuts is None else output.mu
+        return mse_loss(self.compute_means(output), batch.actions)
 
 
-register_learnable(AnnotatedDiscreteBCConfig)
-register_learnable(AnnotatedBCConfig)
+@register
+@dataclasses.dataclass()
+class AnnotatedDiscreteBCConfig(AnnotatedFields, DiscreteBCConfig):
+    """Cloning, discrete: cross-entropy to suggestions, `stay_close * KL(pi_0 || pi)`, `improvement *` d3rlpy's own."""
+
+    algorithm = DiscreteBC
+    implementation = AnnotatedDiscreteBCImpl
+
+
+@register
+@dataclasses.dataclass()
+class AnnotatedBCConfig(ContinuousFields, BCConfig):
+    """Cloning, continuous: squared errors to suggestions, to the baseline's mean and to logged actions."""
+
+    algorithm = BC
+    implementation = AnnotatedBCImpl

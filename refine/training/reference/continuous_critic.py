@@ -11,7 +11,7 @@ learn stays in the training; that of a refined policy is the baseline's, or fitt
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, ClassVar, cast
+from typing import Any, cast
 
 import torch
 
@@ -21,111 +21,43 @@ from .d3rlpy_setup import (
     ActionOutput,
     AWACConfig,
     AWACImpl,
-    DeviceArg,
     IQLConfig,
     IQLImpl,
     ReBRAC,
     ReBRACConfig,
     ReBRACImpl,
-    Shape,
     TD3PlusBC,
     TD3PlusBCConfig,
     TD3PlusBCImpl,
     TorchMiniBatch,
     build_gaussian_distribution,
-    register_learnable,
 )
-from .losses import ActorLoss, CriticFields, WaitingActor, continuous_behaviour, join_own, read_notes, rebuild
-from .networks import ClippedPolicy
+from .losses import ActorLoss, AnnotatedImpl, ContinuousFields, ContinuousImpl, CriticFields, join_own, register
 
 
-@dataclasses.dataclass()
-class ContinuousFields(CriticFields):
-    """Fields of a continuous actor-critic.
+class ContinuousActorImpl(ContinuousImpl):
+    """Mixin of d3rlpy's continuous actor-critics: behaviour terms beside the actor's own loss, once it may move."""
 
-    Args:
-        cuts: (2, m) from where on the mean is cut (PPO), below and above, in the network's units; None: it is squashed
-            (SAC, TD3).
-    """
-
-    cuts: list[list[float]] | None = None
-
-
-class ContinuousActorImpl(WaitingActor):
-    """Mixin of d3rlpy's continuous actor-critics: behaviour terms beside the actor's own loss."""
+    def inner_update(self, batch: TorchMiniBatch, grad_step: int) -> dict[str, float]:
+        """One step of d3rlpy's own, without the actor during the critic's start."""
+        waited = grad_step - self._terms.critic_steps
+        self.follow(max(waited, 0))
+        parent: Any = super(AnnotatedImpl, self)
+        if waited >= 0:
+            return parent.inner_update(batch, grad_step)
+        metrics = parent.update_critic(batch)
+        parent.update_critic_target()
+        return metrics
 
     def compute_actor_loss(self, batch: TorchMiniBatch, action: ActionOutput) -> ActorLoss:
         """What annotators and baseline say, and what the algorithm itself asks of its actor."""
         own = self.compute_own(batch, action)
-        cuts = self._terms.cuts
-        means = action.squashed_mu if cuts is None else action.mu  # a cut mean has no gradient beyond the bounds
-        behaviour = continuous_behaviour(
-            means,
-            read_notes(batch),
-            self._terms.stay_close,
-            self._ramp,
-            outlier_scale=self._terms.outlier_scale,
-            cuts=cuts,
-        )
-        return join_own(behaviour, own, self._terms.improvement)
+        return join_own(self.compute_behaviour(action, batch), own, self._terms.improvement)
 
     def compute_own(self, batch: TorchMiniBatch, action: ActionOutput) -> torch.Tensor:
         """d3rlpy's own loss of the actor, on logged transitions."""
         parent: Any = super()
         return parent.compute_actor_loss(batch, action).actor_loss
-
-
-class ContinuousActor:
-    """Mixin of d3rlpy's algorithms: the annotated loss, and a cut mean where the baseline has one."""
-
-    implementation: ClassVar[type[ContinuousActorImpl]]
-
-    def inner_create_impl(self, observation_shape: Shape, action_size: int) -> None:
-        """Build d3rlpy's modules, then the annotated loss around them."""
-        algorithm: Any = self
-        parent: Any = super()
-        parent.inner_create_impl(observation_shape, action_size)
-        modules = algorithm._impl.modules
-        if algorithm._config.cuts is not None:
-            names = [name for name in ("policy", "targ_policy") if hasattr(modules, name)]
-            modules = dataclasses.replace(modules, **{name: ClippedPolicy(getattr(modules, name)) for name in names})
-        algorithm._impl = rebuild(algorithm, self.implementation, modules=modules)
-
-
-@dataclasses.dataclass()
-class AnnotatedTD3PlusBCConfig(ContinuousFields, TD3PlusBCConfig):
-    """TD3+BC (Fujimoto and Gu, arXiv 2106.06860) with suggestions, staying close to the baseline.
-
-    Args:
-        clones: whether the actor's own loss is d3rlpy's, with its distance to the logged actions and `alpha`. If not,
-            it is `-Q(s, pi(s)) / mean |Q|` alone: a logged action is a noisy sample of the baseline, whose mean the
-            actor stays close to anyway.
-    """
-
-    clones: bool = False
-
-    def create(self, device: DeviceArg = False, enable_ddp: bool = False) -> AnnotatedTD3PlusBC:
-        """The algorithm of this configuration."""
-        return AnnotatedTD3PlusBC(self, device, enable_ddp)
-
-    @staticmethod
-    def get_type() -> str:
-        """Name under which d3rlpy saves and loads it."""
-        return "trajnote_td3_plus_bc"
-
-
-@dataclasses.dataclass()
-class AnnotatedReBRACConfig(ContinuousFields, ReBRACConfig):
-    """ReBRAC (Tarasov et al., arXiv 2305.09836) with suggestions, staying close to the baseline."""
-
-    def create(self, device: DeviceArg = False, enable_ddp: bool = False) -> AnnotatedReBRAC:
-        """The algorithm of this configuration."""
-        return AnnotatedReBRAC(self, device, enable_ddp)
-
-    @staticmethod
-    def get_type() -> str:
-        """Name under which d3rlpy saves and loads it."""
-        return "trajnote_rebrac"
 
 
 class AnnotatedTD3PlusBCImpl(ContinuousActorImpl, TD3PlusBCImpl):
@@ -143,50 +75,6 @@ class AnnotatedReBRACImpl(ContinuousActorImpl, ReBRACImpl):
     """d3rlpy's critic, penalised by the distance of next actions, with the annotated loss of the actor."""
 
 
-class AnnotatedTD3PlusBC(ContinuousActor, TD3PlusBC):
-    """See `AnnotatedTD3PlusBCConfig`."""
-
-    implementation = AnnotatedTD3PlusBCImpl
-
-
-class AnnotatedReBRAC(ContinuousActor, ReBRAC):
-    """See `AnnotatedReBRACConfig`."""
-
-    implementation = AnnotatedReBRACImpl
-
-
-register_learnable(AnnotatedTD3PlusBCConfig)
-register_learnable(AnnotatedReBRACConfig)
-
-
-@dataclasses.dataclass()
-class AnnotatedIQLConfig(ContinuousFields, IQLConfig):
-    """Implicit Q-learning (Kostrikov et al., arXiv 2110.06169) with suggestions, staying close to the baseline."""
-
-    def create(self, device: DeviceArg = False, enable_ddp: bool = False) -> AnnotatedIQL:
-        """The algorithm of this configuration."""
-        return AnnotatedIQL(self, device, enable_ddp)
-
-    @staticmethod
-    def get_type() -> str:
-        """Name under which d3rlpy saves and loads it."""
-        return "trajnote_iql"
-
-
-@dataclasses.dataclass()
-class AnnotatedAWACConfig(ContinuousFields, AWACConfig):
-    """Advantage-weighted actor-critic (Nair et al., arXiv 2006.09359) with suggestions, close to the baseline."""
-
-    def create(self, device: DeviceArg = False, enable_ddp: bool = False) -> AnnotatedAWAC:
-        """The algorithm of this configuration."""
-        return AnnotatedAWAC(self, device, enable_ddp)
-
-    @staticmethod
-    def get_type() -> str:
-        """Name under which d3rlpy saves and loads it."""
-        return "trajnote_awac"
-
-
 class WeightedRegressionImpl(ContinuousActorImpl):
     """Mixin of d3rlpy's actors that clone by likelihood."""
 
@@ -195,8 +83,7 @@ class WeightedRegressionImpl(ContinuousActorImpl):
 
         Without that, its gradient would be 1 / sigma^2 times the suggestions', hundreds at d3rlpy's initial widths.
         """
-        if self._terms.cuts is not None:
-            action = action._replace(squashed_mu=action.mu)  # a cut mean has no gradient beyond the bounds
+        action = action._replace(squashed_mu=self.compute_means(action))
         variance = cast("torch.Tensor", action.logstd).detach().exp().square().mean()
         return super().compute_own(batch, action) * 2 * variance / action.mu.shape[1]
 
@@ -223,17 +110,45 @@ class AnnotatedAWACImpl(WeightedRegressionImpl, AWACImpl):  # pyright: ignore[re
             return self._targ_q_func_forwarder.compute_target(batch.next_observations, actions, reduction="min")
 
 
-class AnnotatedIQL(ContinuousActor, IQL):
-    """See `AnnotatedIQLConfig`."""
+@register
+@dataclasses.dataclass()
+class AnnotatedTD3PlusBCConfig(ContinuousFields, CriticFields, TD3PlusBCConfig):
+    """TD3+BC (Fujimoto and Gu, arXiv 2106.06860) with suggestions, staying close to the baseline.
 
+    Args:
+        clones: whether the actor's own loss is d3rlpy's, with its distance to the logged actions and `alpha`. If not,
+            it is `-Q(s, pi(s)) / mean |Q|` alone: a logged action is a noisy sample of the baseline, whose mean the
+            actor stays close to anyway.
+    """
+
+    algorithm = TD3PlusBC
+    implementation = AnnotatedTD3PlusBCImpl
+
+    clones: bool = False
+
+
+@register
+@dataclasses.dataclass()
+class AnnotatedReBRACConfig(ContinuousFields, CriticFields, ReBRACConfig):
+    """ReBRAC (Tarasov et al., arXiv 2305.09836) with suggestions, staying close to the baseline."""
+
+    algorithm = ReBRAC
+    implementation = AnnotatedReBRACImpl
+
+
+@register
+@dataclasses.dataclass()
+class AnnotatedIQLConfig(ContinuousFields, CriticFields, IQLConfig):
+    """Implicit Q-learning (Kostrikov et al., arXiv 2110.06169) with suggestions, staying close to the baseline."""
+
+    algorithm = IQL
     implementation = AnnotatedIQLImpl
 
 
-class AnnotatedAWAC(ContinuousActor, AWAC):
-    """See `AnnotatedAWACConfig`."""
+@register
+@dataclasses.dataclass()
+class AnnotatedAWACConfig(ContinuousFields, CriticFields, AWACConfig):
+    """Advantage-weighted actor-critic (Nair et al., arXiv 2006.09359) with suggestions, close to the baseline."""
 
+    algorithm = AWAC
     implementation = AnnotatedAWACImpl
-
-
-register_learnable(AnnotatedIQLConfig)
-register_learnable(AnnotatedAWACConfig)

@@ -9,7 +9,7 @@ policy is the argmax of the Q function itself: a suggestion could move it only b
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, ClassVar, cast
+from typing import Any
 
 import torch
 from torch.nn.functional import huber_loss
@@ -17,7 +17,6 @@ from torch.nn.functional import huber_loss
 from .d3rlpy_setup import (
     DQN,
     CategoricalPolicy,
-    DeviceArg,
     DiscreteCQL,
     DiscreteCQLConfig,
     DiscreteCQLImpl,
@@ -35,9 +34,8 @@ from .d3rlpy_setup import (
     create_categorical_policy,
     make_encoder_field,
     make_optimizer_field,
-    register_learnable,
 )
-from .losses import ActorLoss, AnnotatedImpl, CriticFields, discrete_behaviour, join_own, read_notes, rebuild
+from .losses import ActorLoss, CriticFields, DiscreteImpl, join_own, read_notes, register
 
 
 @dataclasses.dataclass()
@@ -62,34 +60,6 @@ class ActorFields(CriticFields):
     evaluate_actor: bool = True
 
 
-@dataclasses.dataclass()
-class AnnotatedDiscreteCQLConfig(ActorFields, DiscreteCQLConfig):
-    """Conservative Q-learning (Kumar et al., arXiv 2006.04779) as the critic of a categorical actor."""
-
-    def create(self, device: DeviceArg = False, enable_ddp: bool = False) -> AnnotatedDiscreteCQL:
-        """The algorithm of this configuration."""
-        return AnnotatedDiscreteCQL(self, device, enable_ddp)
-
-    @staticmethod
-    def get_type() -> str:
-        """Name under which d3rlpy saves and loads it."""
-        return "trajnote_discrete_cql"
-
-
-@dataclasses.dataclass()
-class AnnotatedDQNConfig(ActorFields, DQNConfig):
-    """Deep Q-learning (Mnih et al., Nature 518, 2015) as the critic of a categorical actor."""
-
-    def create(self, device: DeviceArg = False, enable_ddp: bool = False) -> AnnotatedDQN:
-        """The algorithm of this configuration."""
-        return AnnotatedDQN(self, device, enable_ddp)
-
-    @staticmethod
-    def get_type() -> str:
-        """Name under which d3rlpy saves and loads it."""
-        return "trajnote_dqn"
-
-
 @dataclasses.dataclass(frozen=True)
 class ActorDQNModules(DQNModules):
     """The modules of d3rlpy's DQN and an actor."""
@@ -98,12 +68,28 @@ class ActorDQNModules(DQNModules):
     actor_optim: OptimizerWrapper
 
 
-class ActorBesideImpl(AnnotatedImpl):
+class ActorBesideImpl(DiscreteImpl):
     """Mixin of d3rlpy's Q functions: an actor beside them."""
 
     _modules: Any  # ActorDQNModules
     _q_func_forwarder: Any
     _targ_q_func_forwarder: Any
+
+    @classmethod
+    def complete(cls, modules: DQNModules, algorithm: Any, observation_shape: Shape, action_size: int) -> Any:
+        """The critic's modules and an actor."""
+        config: ActorFields = algorithm._config
+        actor = create_categorical_policy(
+            observation_shape,
+            action_size,
+            config.actor_encoder_factory,
+            device=algorithm._device,
+            enable_ddp=algorithm._enable_ddp,
+        )
+        optimizer = config.actor_optim_factory.create(
+            actor.named_modules(), lr=config.actor_learning_rate, compiled=algorithm.compiled
+        )
+        return ActorDQNModules(modules.q_funcs, modules.targ_q_funcs, modules.optim, actor, optimizer)
 
     def compute_target(self, batch: TorchMiniBatch) -> torch.Tensor:
         """Value of the next observation, (B, 1): under the actor, or as d3rlpy's own algorithm takes it."""
@@ -133,15 +119,13 @@ class ActorBesideImpl(AnnotatedImpl):
 
     def compute_actor_loss(self, batch: TorchMiniBatch) -> ActorLoss:
         """Behaviour terms minus the expected advantage over the baseline, divided by the advantages' mean size."""
-        notes = read_notes(batch)
-        logits = self._modules.actor(batch.observations).logits
+        output = self._modules.actor(batch.observations)
         with torch.no_grad():
             values = self._q_func_forwarder.compute_expected_q(batch.observations)
-            advantages = values - (notes.references.softmax(dim=1) * values).sum(dim=1, keepdim=True)
+            advantages = values - (read_notes(batch).references.softmax(dim=1) * values).sum(dim=1, keepdim=True)
             advantages /= advantages.abs().mean().clamp(min=1e-6)
-        value_loss = -(logits.softmax(dim=1) * advantages).sum(dim=1).mean()
-        behaviour = discrete_behaviour(logits, notes, self._terms.stay_close, self._ramp)
-        return join_own(behaviour, value_loss, self._terms.improvement)
+        value_loss = -(output.logits.softmax(dim=1) * advantages).sum(dim=1).mean()
+        return join_own(self.compute_behaviour(output, batch), value_loss, self._terms.improvement)
 
     def inner_predict_best_action(self, x: TorchObservation) -> torch.Tensor:
         """The actor's most likely action, (B,)."""
@@ -182,43 +166,19 @@ class AnnotatedDQNImpl(ActorBesideImpl, DQNImpl):
     _modules: ActorDQNModules  # pyright: ignore[reportIncompatibleVariableOverride]
 
 
-class ActorBeside:
-    """Mixin of d3rlpy's algorithms: builds the actor."""
+@register
+@dataclasses.dataclass()
+class AnnotatedDiscreteCQLConfig(ActorFields, DiscreteCQLConfig):
+    """Conservative Q-learning (Kumar et al., arXiv 2006.04779) as the critic of a categorical actor."""
 
-    implementation: ClassVar[type[ActorBesideImpl]]
-
-    def inner_create_impl(self, observation_shape: Shape, action_size: int) -> None:
-        """Build d3rlpy's critic, then an actor and the annotated loss around them."""
-        algorithm: Any = self
-        parent: Any = super()
-        parent.inner_create_impl(observation_shape, action_size)
-        config: ActorFields = algorithm._config
-        actor = create_categorical_policy(
-            observation_shape,
-            action_size,
-            config.actor_encoder_factory,
-            device=algorithm._device,
-            enable_ddp=algorithm._enable_ddp,
-        )
-        optimizer = config.actor_optim_factory.create(
-            actor.named_modules(), lr=config.actor_learning_rate, compiled=algorithm.compiled
-        )
-        critic = cast("DQNModules", algorithm._impl.modules)
-        modules = ActorDQNModules(critic.q_funcs, critic.targ_q_funcs, critic.optim, actor=actor, actor_optim=optimizer)
-        algorithm._impl = rebuild(algorithm, self.implementation, modules=modules)
-
-
-class AnnotatedDiscreteCQL(ActorBeside, DiscreteCQL):
-    """See `AnnotatedDiscreteCQLConfig`."""
-
+    algorithm = DiscreteCQL
     implementation = AnnotatedDiscreteCQLImpl
 
 
-class AnnotatedDQN(ActorBeside, DQN):
-    """See `AnnotatedDQNConfig`."""
+@register
+@dataclasses.dataclass()
+class AnnotatedDQNConfig(ActorFields, DQNConfig):
+    """Deep Q-learning (Mnih et al., Nature 518, 2015) as the critic of a categorical actor."""
 
+    algorithm = DQN
     implementation = AnnotatedDQNImpl
-
-
-register_learnable(AnnotatedDiscreteCQLConfig)
-register_learnable(AnnotatedDQNConfig)

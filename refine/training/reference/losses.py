@@ -14,7 +14,8 @@ import dataclasses
 import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from functools import cache
+from typing import Any, ClassVar, NoReturn, TypeVar
 
 import numpy as np
 import torch
@@ -26,16 +27,22 @@ from storage.schema import Space
 from ...policies import output_size
 from ..packing import Floats, PackedTable
 from .d3rlpy_setup import (
+    ActionOutput,
     ActionSpace,
     DatasetInfo,
+    DeviceArg,
     ImitationLoss,
+    LearnableConfig,
     ReplayBufferBase,
+    Shape,
     Signature,
     TD3PlusBCActorLoss,
     TorchMiniBatch,
     Transition,
     TransitionMiniBatch,
+    register_learnable,
 )
+from .networks import ClippedPolicy
 
 
 @dataclass(frozen=True)
@@ -54,6 +61,15 @@ class AnnotatedMiniBatch(TransitionMiniBatch):
 
     def __post_init__(self) -> None:
         """Columns of one table of float32 need no check."""
+
+
+def _refuse(why: str) -> Any:
+    """A method that d3rlpy's buffers have and a packed table cannot have."""
+
+    def refuse(*_: Any, **__: Any) -> NoReturn:
+        raise NotImplementedError(f"AnnotatedBuffer {why}.")
+
+    return refuse
 
 
 class AnnotatedBuffer(ReplayBufferBase):
@@ -107,61 +123,16 @@ class AnnotatedBuffer(ReplayBufferBase):
 
     @property
     def episodes(self) -> Sequence[Any]:
-        """Not supported: the table keeps no episodes."""
+        """None: the table keeps no episodes."""
         return ()
 
-    @property
-    def buffer(self) -> NoReturn:
-        """Not supported: the table keeps no episodes."""
-        return _refuse("has no list of transitions")
-
-    @property
-    def transition_picker(self) -> NoReturn:
-        """Not supported: the table keeps no episodes."""
-        return _refuse("has no transition picker; give scalers their values")
-
-    @property
-    def trajectory_slicer(self) -> NoReturn:
-        """Not supported: the table keeps no episodes."""
-        return _refuse("has no trajectories")
-
-    def append(self, observation: Any, action: Any, reward: Any) -> None:
-        """Refused: the buffer is built once."""
-        _refuse("cannot grow")
-
-    def append_episode(self, episode: Any) -> None:
-        """Refused: the buffer is built once."""
-        _refuse("cannot grow")
-
-    def clip_episode(self, terminated: bool) -> None:
-        """Refused: the buffer is built once."""
-        _refuse("cannot grow")
-
-    def sample_trajectory(self, length: int) -> NoReturn:
-        """Refused: transitions only."""
-        return _refuse("has no trajectories")
-
-    def sample_trajectory_batch(self, batch_size: int, length: int) -> NoReturn:
-        """Refused: transitions only."""
-        return _refuse("has no trajectories")
-
-    def dump(self, f: Any) -> None:
-        """Refused: the dataset is already on disk."""
-        _refuse("is not written; its dataset is")
-
-    @classmethod
-    def from_episode_generator(cls, *args: Any, **kwargs: Any) -> NoReturn:
-        """Refused: use `build_table`."""
-        return _refuse("is built from columns")
-
-    @classmethod
-    def load(cls, *args: Any, **kwargs: Any) -> NoReturn:
-        """Refused: use `build_table`."""
-        return _refuse("is built from columns")
-
-
-def _refuse(why: str) -> NoReturn:
-    raise NotImplementedError(f"AnnotatedBuffer {why}.")
+    buffer: Any = property(_refuse("has no list of transitions"))
+    transition_picker: Any = property(_refuse("has no transition picker; give scalers their values"))
+    trajectory_slicer: Any = property(_refuse("has no trajectories"))
+    append = append_episode = clip_episode = _refuse("cannot grow")
+    sample_trajectory = sample_trajectory_batch = _refuse("has no trajectories")
+    dump = _refuse("is not written; its dataset is")
+    from_episode_generator = load = _refuse("is built from columns; use `build_table`")
 
 
 def _describe(columns: Mapping[str, slice], space: Space) -> DatasetInfo:
@@ -290,9 +261,20 @@ def _mean_where(mask: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
     return (mask * values).sum() / mask.sum().clamp(min=1)
 
 
+Config = TypeVar("Config", bound=LearnableConfig)
+
+
+def register(config: type[Config]) -> type[Config]:
+    """Let d3rlpy save and load a configuration, as `trajnote_` and the name of its own one."""
+    name = f"trajnote_{config.get_type()}"
+    config.get_type = staticmethod(lambda: name)
+    register_learnable(config)
+    return config
+
+
 @dataclasses.dataclass()
 class AnnotatedFields:
-    """What the configuration of every annotated algorithm has besides d3rlpy's own.
+    """Mixin of d3rlpy's configurations: what every annotated algorithm is told besides d3rlpy's own.
 
     Args:
         stay_close: weight of the distance to the baseline.
@@ -301,10 +283,31 @@ class AnnotatedFields:
         outlier_scale: distance, in the network's units, beyond which a continuous suggestion loses its pull.
     """
 
+    algorithm: ClassVar[type[Any]]
+    """The d3rlpy algorithm that the configuration is one of."""
+    implementation: ClassVar[type[AnnotatedImpl]]
+    """Its losses, which derive from the implementation that the algorithm builds."""
+
     stay_close: float = 0.1
     improvement: float = 0.1
     ramp_steps: int = 0
     outlier_scale: float | None = None
+
+    def create(self, device: DeviceArg = False, enable_ddp: bool = False) -> Any:
+        """The algorithm of this configuration."""
+        return _annotate(self.algorithm)(self, device, enable_ddp)
+
+
+@dataclasses.dataclass()
+class ContinuousFields(AnnotatedFields):
+    """The same of continuous actions.
+
+    Args:
+        cuts: (2, m) from where on the mean is cut (PPO), below and above, in the network's units; None: it is squashed
+            (SAC, TD3).
+    """
+
+    cuts: list[list[float]] | None = None
 
 
 @dataclasses.dataclass()
@@ -316,6 +319,27 @@ class CriticFields(AnnotatedFields):
     """
 
     critic_steps: int = 1000
+
+
+@cache
+def _annotate(algorithm: type[Any]) -> type[Any]:
+    """A d3rlpy algorithm that builds the losses of its configuration in place of its own."""
+    return type(f"Annotated{algorithm.__name__}", (_AnnotatedAlgorithm, algorithm), {})
+
+
+class _AnnotatedAlgorithm:
+    """Mixin of d3rlpy's algorithms, which name their losses in the code that builds them and its modules at once."""
+
+    def inner_create_impl(self, observation_shape: Shape, action_size: int) -> None:
+        """Build d3rlpy's modules and losses, then the annotated losses of the same parts."""
+        algorithm: Any = self
+        parent: Any = super()
+        parent.inner_create_impl(observation_shape, action_size)
+        built, implementation = algorithm._impl, algorithm._config.implementation
+        names = inspect.signature(type(built).__init__).parameters.keys() - {"self", "compiled"}
+        parts = {name: getattr(built, f"_{name}") for name in names}
+        parts["modules"] = implementation.complete(parts["modules"], algorithm, observation_shape, action_size)
+        algorithm._impl = implementation(terms=algorithm._config, compiled=algorithm.compiled, **parts)
 
 
 class AnnotatedImpl:
@@ -331,6 +355,11 @@ class AnnotatedImpl:
         self._terms = terms
         self._ramp = 1.0
 
+    @classmethod
+    def complete(cls, modules: Any, algorithm: Any, observation_shape: Shape, action_size: int) -> Any:
+        """The modules that d3rlpy has built, with what the losses need besides them."""
+        return modules
+
     def inner_update(self, batch: TorchMiniBatch, grad_step: int) -> dict[str, float]:
         """One step of d3rlpy's own, with the suggestions' weight of that step."""
         self.follow(grad_step)
@@ -343,32 +372,36 @@ class AnnotatedImpl:
         self._ramp = min(1.0, (step + 1) / length) if length else 1.0
 
 
-class WaitingActor(AnnotatedImpl):
-    """Mixin of d3rlpy's continuous actor-critics: the actor waits until the critic has had its start."""
+class DiscreteImpl(AnnotatedImpl):
+    """The same of discrete actions."""
 
-    def inner_update(self, batch: TorchMiniBatch, grad_step: int) -> dict[str, float]:
-        """One step of d3rlpy's own, without the actor during the critic's start."""
-        waited = grad_step - self._terms.critic_steps
-        self.follow(max(waited, 0))
-        parent: Any = super(AnnotatedImpl, self)
-        if waited >= 0:
-            return parent.inner_update(batch, grad_step)
-        metrics = parent.update_critic(batch)
-        parent.update_critic_target()
-        return metrics
+    def compute_behaviour(self, output: Any, batch: TorchMiniBatch) -> BehaviourLoss:
+        """What suggestions and baseline say about a policy's output."""
+        return discrete_behaviour(output.logits, read_notes(batch), self._terms.stay_close, self._ramp)
 
 
-def rebuild(algorithm: Any, implementation: type[AnnotatedImpl], **replaced: Any) -> Any:
-    """The implementation that d3rlpy has just built, made again as an annotated one of the same parts.
+class ContinuousImpl(AnnotatedImpl):
+    """The same of continuous actions. A cut mean has no gradient beyond the bounds, so the losses see it uncut."""
 
-    d3rlpy's algorithms name their implementation's class in the code that builds it, so a subclass cannot be passed.
+    @classmethod
+    def complete(cls, modules: Any, algorithm: Any, observation_shape: Shape, action_size: int) -> Any:
+        """The same modules; the mean of their policies is cut where the baseline's is."""
+        if algorithm._config.cuts is None:
+            return modules
+        names = [name for name in ("imitator", "policy", "targ_policy") if hasattr(modules, name)]
+        return dataclasses.replace(modules, **{name: ClippedPolicy(getattr(modules, name)) for name in names})
 
-    Args:
-        algorithm: whose `inner_create_impl` of d3rlpy has run.
-        implementation: an `AnnotatedImpl` that derives from the class of what was built.
-        replaced: parts to use instead, for example `modules`.
-    """
-    built = algorithm._impl
-    names = inspect.signature(type(built).__init__).parameters.keys() - {"self", "compiled"}
-    parts = {name: getattr(built, f"_{name}") for name in names} | replaced
-    return implementation(terms=algorithm._config, compiled=algorithm.compiled, **parts)
+    def compute_means(self, output: ActionOutput) -> torch.Tensor:
+        """The mean action (B, m) in a policy's output."""
+        return output.squashed_mu if self._terms.cuts is None else output.mu
+
+    def compute_behaviour(self, output: Any, batch: TorchMiniBatch) -> BehaviourLoss:
+        """What suggestions and baseline say about a policy's output."""
+        return continuous_behaviour(
+            self.compute_means(output),
+            read_notes(batch),
+            self._terms.stay_close,
+            self._ramp,
+            outlier_scale=self._terms.outlier_scale,
+            cuts=self._terms.cuts,
+        )
