@@ -13,12 +13,12 @@ from toy_datasets import BOX3, PUSH
 from annotate.quality import placement
 from annotate.quality.models import discounted_returns, measure_consistency, measure_salience
 from annotate.quality.placement import (
-    Notes,
+    AnnotationColumns,
     clustered_error,
     measure_agreement,
     measure_calibration,
     measure_coverage,
-    place_notes,
+    place_annotations,
     same_actions,
     state_rows,
 )
@@ -113,7 +113,7 @@ def test_labels_by_a_rule_are_fit_for_training() -> None:
 
 def test_coverage_of_a_large_dataset_is_that_of_steps_drawn_by_chance(monkeypatch: pytest.MonkeyPatch) -> None:
     steps = make_steps()
-    notes = place_notes(annotate(steps, by_rule), steps, PUSH)
+    notes = place_annotations(annotate(steps, by_rule), steps, PUSH)
     whole = measure_coverage(notes, steps)
     monkeypatch.setattr(placement, "ENOUGH_ROWS", 150)
     asked: list[int] = []
@@ -209,9 +209,9 @@ def test_samples_and_models_are_compared_and_a_judge_without_agreement_is_doubte
     assert quality.calibration.sources == ("opinions", "out_of_fold")
 
 
-def placed(steps: StepArrays, confidence: list[float]) -> Notes:
+def placed(steps: StepArrays, confidence: list[float]) -> AnnotationColumns:
     notes = annotate(steps, by_rule)[: len(confidence)]
-    return place_notes([replace(n, confidence=c) for n, c in zip(notes, confidence, strict=True)], steps, PUSH)
+    return place_annotations([replace(n, confidence=c) for n, c in zip(notes, confidence, strict=True)], steps, PUSH)
 
 
 def test_calibration_is_the_agreement_in_each_bin_of_confidence() -> None:
@@ -243,7 +243,7 @@ def test_state_coverage_falls_when_labels_stay_in_one_region() -> None:
     steps = make_steps()
     spread = annotate(steps, by_rule)
     corner = [note for note in spread if steps.observation[steps.row_of(note.episode_id, note.step)][0] > 0.8]
-    everywhere, there = (measure_coverage(place_notes(notes, steps, PUSH), steps) for notes in (spread, corner))
+    everywhere, there = (measure_coverage(place_annotations(notes, steps, PUSH), steps) for notes in (spread, corner))
     assert there.states < 0.6 * everywhere.states
     assert there.states < there.states_by_chance
     assert everywhere.states == pytest.approx(everywhere.states_by_chance, abs=0.1)
@@ -253,8 +253,8 @@ def test_critical_steps_with_large_rewards_have_large_td_errors() -> None:
     steps = make_steps()
     notes = annotate(steps, by_rule, range(1, LENGTH))
     loud = [replace(note, critical=abs(steps.reward[steps.row_of(note.episode_id, note.step)]) > 1.5) for note in notes]
-    found = measure_salience(place_notes(loud, steps, PUSH), steps)
-    plain = measure_salience(place_notes(notes, steps, PUSH), steps)
+    found = measure_salience(place_annotations(loud, steps, PUSH), steps)
+    plain = measure_salience(place_annotations(notes, steps, PUSH), steps)
     assert found is not None
     assert plain is not None
     assert found.critical < plain.critical
@@ -315,10 +315,10 @@ def test_the_order_of_annotations_changes_nothing() -> None:
     steps = make_steps()
     notes = annotate(steps, by_rule)
     twins = [replace(note, annotation_id=f"t{i}") for i, note in enumerate(notes[:9])]
-    one = measure_agreement(place_notes([*notes, *twins], steps, PUSH), "a")
+    one = measure_agreement(place_annotations([*notes, *twins], steps, PUSH), "a")
     assert one.samples.pairs == 9
     scores = {
-        measure_consistency(place_notes(order, steps, PUSH)).score  # pyright: ignore[reportOptionalMemberAccess]
+        measure_consistency(place_annotations(order, steps, PUSH)).score  # pyright: ignore[reportOptionalMemberAccess]
         for order in (notes, notes[::-1])
     }
     assert len({round(score, 9) for score in scores}) == 1

@@ -15,7 +15,7 @@ from refine.training.reference.d3rlpy_setup import TorchMiniBatch, load_learnabl
 from refine.training.reference.factory import create_algorithm, network_outputs, policy_module
 from refine.training.reference.losses import (
     AnnotatedMiniBatch,
-    AnnotationColumns,
+    AnnotationTensors,
     continuous_behaviour,
     discrete_behaviour,
     read_notes,
@@ -171,12 +171,12 @@ def test_the_actor_waits_until_the_critic_has_had_its_start(head: str) -> None:
     assert moved == [False, False, False, True, True]
 
 
-def notes_for(discrete: bool) -> tuple[torch.Tensor, AnnotationColumns]:
+def notes_for(discrete: bool) -> tuple[torch.Tensor, AnnotationTensors]:
     rng = np.random.default_rng(2)
     outputs, references = (torch.tensor(rng.normal(size=(6, 3)), dtype=torch.float32) for _ in range(2))
     suggestions = rng.integers(0, 3, (6, 1)) if discrete else rng.normal(size=(6, 3))
     weights, labelled = torch.tensor([2.0, 0.5, 1, 9, 9, 9]), torch.tensor([1.0, 1, 1, 0, 0, 0])
-    return outputs, AnnotationColumns(torch.tensor(suggestions, dtype=torch.float32), weights, labelled, references)
+    return outputs, AnnotationTensors(torch.tensor(suggestions, dtype=torch.float32), weights, labelled, references)
 
 
 def test_the_discrete_loss_is_weighted_cross_entropy_and_divergence_from_the_baseline() -> None:
@@ -204,7 +204,7 @@ def test_the_continuous_loss_is_weighted_squared_error_and_distance_from_the_bas
 
 
 def test_there_is_no_error_beyond_the_bound_where_the_suggestion_lies() -> None:
-    notes = AnnotationColumns(torch.tensor([[1.0], [-1.0]]), torch.ones(2), torch.ones(2), torch.zeros(2, 1))
+    notes = AnnotationTensors(torch.tensor([[1.0], [-1.0]]), torch.ones(2), torch.ones(2), torch.zeros(2, 1))
     cuts = [[-1.0], [1.0]]
 
     def loss(first: float, second: float) -> float:
@@ -217,7 +217,7 @@ def test_there_is_no_error_beyond_the_bound_where_the_suggestion_lies() -> None:
 
 def test_nothing_pulls_a_policy_that_says_what_everybody_says() -> None:
     logits, notes = notes_for(discrete=True)
-    settled = AnnotationColumns(notes.suggestions, torch.zeros(6), notes.labelled, logits.clone())
+    settled = AnnotationTensors(notes.suggestions, torch.zeros(6), notes.labelled, logits.clone())
 
     assert float(discrete_behaviour(logits, settled, 1.0).loss) == pytest.approx(0, abs=1e-6)
 

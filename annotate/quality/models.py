@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from storage.datasets import StepArrays
 
-from .placement import Bools, Floats, Notes, clustered_error, state_rows
+from .placement import AnnotationColumns, Bools, Floats, clustered_error, state_rows
 
 Ints = NDArray[np.int64]
 
@@ -108,7 +108,7 @@ class Consistency:
     shuffled: float  # score when labels are dealt out anew among their states: what chance reaches
 
 
-def measure_consistency(notes: Notes, seed: int = 0) -> Consistency | None:
+def measure_consistency(notes: AnnotationColumns, seed: int = 0) -> Consistency | None:
     """Predict each label by a model of the other episodes' labels; None when there are too few.
 
     Discrete: softmax regression on the standardised state and its products of two (ridge 1); its trivial rival says
@@ -129,7 +129,7 @@ def measure_consistency(notes: Notes, seed: int = 0) -> Consistency | None:
     return _sum_up("explained", gains.mean(), 0.0, gains, errors < total, chance, notes)
 
 
-def _classes(notes: Notes, order: np.ndarray) -> tuple[Bools, Bools]:
+def _classes(notes: AnnotationColumns, order: np.ndarray) -> tuple[Bools, Bools]:
     """Which labels the model predicts, and which the commonest one of the other folds."""
     values, targets = np.unique(notes.classes[order], return_inverse=True)
     folds = fold_of(notes.episodes)
@@ -138,7 +138,7 @@ def _classes(notes: Notes, order: np.ndarray) -> tuple[Bools, Bools]:
     return said.argmax(axis=1) == targets, np.array(commonest)[folds] == targets
 
 
-def _numbers(notes: Notes, order: np.ndarray) -> tuple[Floats, Floats]:
+def _numbers(notes: AnnotationColumns, order: np.ndarray) -> tuple[Floats, Floats]:
     """Squared errors of the model and of the mean, (L,), each number in units of its spread."""
     targets = notes.suggested[order]
     targets = targets / np.maximum(targets.std(axis=0), 1e-9)
@@ -149,7 +149,7 @@ def _numbers(notes: Notes, order: np.ndarray) -> tuple[Floats, Floats]:
 
 
 def _sum_up(
-    measure: str, score: float, trivial: float, gains: Floats, hits: Bools, chance: float, notes: Notes
+    measure: str, score: float, trivial: float, gains: Floats, hits: Bools, chance: float, notes: AnnotationColumns
 ) -> Consistency:
     error = clustered_error(np.asarray(gains, np.float64), notes.episodes)
     return Consistency(measure, float(score), float(trivial), float(score - trivial), error, hits, chance)
@@ -172,7 +172,7 @@ class Salience:
     explained: float  # share of the return's variance that the value function explains, out of fold
 
 
-def measure_salience(notes: Notes, steps: StepArrays, gamma: float = GAMMA) -> Salience | None:
+def measure_salience(notes: AnnotationColumns, steps: StepArrays, gamma: float = GAMMA) -> Salience | None:
     """Compare critical steps with the others; None without two episodes or any critical label.
 
     advantage = G_t - V(s_t) with the discounted return G_t of the log; TD error = r_t + gamma V(s_t+1) - V(s_t), where

@@ -26,7 +26,7 @@ Bools = NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
-class Notes:
+class AnnotationColumns:
     """L annotations of one dataset, those with a suggestion, as columns."""
 
     annotations: tuple[Annotation, ...]
@@ -53,7 +53,7 @@ class Notes:
         return self.suggested[:, 0].astype(np.int64)
 
 
-def place_notes(annotations: Sequence[Annotation], steps: StepArrays, action_space: Space) -> Notes:
+def place_annotations(annotations: Sequence[Annotation], steps: StepArrays, action_space: Space) -> AnnotationColumns:
     """Put annotations beside their steps; those without a suggestion are left out.
 
     Raises:
@@ -64,7 +64,7 @@ def place_notes(annotations: Sequence[Annotation], steps: StepArrays, action_spa
     suggested = np.array([note.suggested_action for note in kept], np.float64).reshape(len(kept), action_space.size)
     logged = np.asarray(steps.action[rows], np.float64).reshape(len(kept), action_space.size)
     confidence = [np.nan if note.confidence is None else note.confidence for note in kept]
-    return Notes(
+    return AnnotationColumns(
         annotations=tuple(kept),
         rows=rows,
         states=state_rows(steps, rows),
@@ -127,7 +127,7 @@ class Coverage:
     outside: float  # share of the labels' states that lie beyond the middle 98% of all steps in some component
 
 
-def measure_coverage(notes: Notes, steps: StepArrays, seed: int = 0) -> Coverage:
+def measure_coverage(notes: AnnotationColumns, steps: StepArrays, seed: int = 0) -> Coverage:
     """Coverage of time and state space.
 
     The cells are an 8 x 8 grid over the first two principal components of the standardised states, cut at their
@@ -154,7 +154,7 @@ def measure_coverage(notes: Notes, steps: StepArrays, seed: int = 0) -> Coverage
     )
 
 
-def _tenths(notes: Notes, steps: StepArrays) -> NDArray[np.int64]:
+def _tenths(notes: AnnotationColumns, steps: StepArrays) -> NDArray[np.int64]:
     lengths = steps.lengths[np.searchsorted(steps.episodes, notes.episodes)]
     places = steps.step[notes.rows] * TENTHS // np.maximum(lengths, 1)
     return np.bincount(np.minimum(places, TENTHS - 1), minlength=TENTHS)
@@ -216,7 +216,7 @@ class Agreement:
     of_each: Floats  # (L,) share of the other opinions on its step that agree with each note, NaN where it is alone
 
 
-def measure_agreement(notes: Notes, run_id: str, seed: int = 0) -> Agreement:
+def measure_agreement(notes: AnnotationColumns, run_id: str, seed: int = 0) -> Agreement:
     """Compare notes on equal steps.
 
     Args:
@@ -271,7 +271,7 @@ class ReplayEvidence:
     of_each: Floats  # (L,) 1 better, 0 worse, NaN when equal or not replayed
 
 
-def sum_up_replays(notes: Notes, replays: Sequence[LabelReplay]) -> ReplayEvidence | None:
+def sum_up_replays(notes: AnnotationColumns, replays: Sequence[LabelReplay]) -> ReplayEvidence | None:
     """Sum up the replays of some notes; a label replayed in several ways counts with its newest measure by id order."""
     of_note = {replay.annotation_id: replay for replay in replays}
     mine = [of_note.get(note.annotation_id) for note in notes.annotations]
@@ -323,7 +323,7 @@ class Calibration:
         return tuple(self.rise)
 
 
-def measure_calibration(notes: Notes, evidence: Mapping[str, Floats]) -> Calibration:
+def measure_calibration(notes: AnnotationColumns, evidence: Mapping[str, Floats]) -> Calibration:
     """Bin labels by confidence.
 
     Args:

@@ -22,15 +22,15 @@ from .models import FEWEST, Consistency, Salience, measure_consistency, measure_
 from .placement import (
     TELLING_GAP,
     Agreement,
+    AnnotationColumns,
     Calibration,
     Coverage,
     Floats,
-    Notes,
     ReplayEvidence,
     measure_agreement,
     measure_calibration,
     measure_coverage,
-    place_notes,
+    place_annotations,
     sum_up_replays,
 )
 
@@ -77,8 +77,8 @@ def assess_run(
         replays: of the dataset's labels.
     """
     own = [note for note in annotations if note.run_id == run_id]
-    notes = place_notes(own, steps, action_space)
-    everybody = place_notes(annotations, steps, action_space)
+    notes = place_annotations(own, steps, action_space)
+    everybody = place_annotations(annotations, steps, action_space)
     agreement = measure_agreement(everybody, run_id)
     consistency, measured = measure_consistency(notes), sum_up_replays(notes, replays)
     evidence = {"opinions": _of_own(agreement.of_each, everybody, notes)}
@@ -106,12 +106,12 @@ def assess_run(
     )
 
 
-def _of_own(values: Floats, everybody: Notes, notes: Notes) -> Floats:
+def _of_own(values: Floats, everybody: AnnotationColumns, notes: AnnotationColumns) -> Floats:
     by_id = {note.annotation_id: value for note, value in zip(everybody.annotations, values, strict=True)}
     return np.array([by_id[note.annotation_id] for note in notes.annotations], np.float64)
 
 
-def _suggestions(notes: Notes) -> Mapping[str, int]:
+def _suggestions(notes: AnnotationColumns) -> Mapping[str, int]:
     if not notes.action_space.is_discrete:
         return {}
     named = (note.suggested_label or f"{value:g}" for note, value in zip(notes.annotations, notes.classes, strict=True))

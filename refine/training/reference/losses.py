@@ -149,7 +149,7 @@ def _describe(columns: Mapping[str, slice], space: Space) -> DatasetInfo:
 
 
 @dataclass(frozen=True)
-class AnnotationColumns:
+class AnnotationTensors:
     """The annotators' and the baseline's columns of one batch, as tensors."""
 
     suggestions: torch.Tensor  # (B, 1) index or (B, m), network's units
@@ -174,7 +174,7 @@ class ActorLoss(TD3PlusBCActorLoss):
     own_loss: torch.Tensor
 
 
-def read_notes(batch: TorchMiniBatch) -> AnnotationColumns:
+def read_notes(batch: TorchMiniBatch) -> AnnotationTensors:
     """Take the extra columns of a batch.
 
     Raises:
@@ -187,11 +187,11 @@ def read_notes(batch: TorchMiniBatch) -> AnnotationColumns:
         torch.from_numpy(np.ascontiguousarray(column)).to(batch.device)
         for column in (columns.suggestions, columns.weights, columns.labelled, columns.references)
     )
-    return AnnotationColumns(suggestions, weights[:, 0], labelled[:, 0], references)
+    return AnnotationTensors(suggestions, weights[:, 0], labelled[:, 0], references)
 
 
 def discrete_behaviour(
-    logits: torch.Tensor, notes: AnnotationColumns, stay_close: float, ramp: float = 1.0
+    logits: torch.Tensor, notes: AnnotationTensors, stay_close: float, ramp: float = 1.0
 ) -> BehaviourLoss:
     """Cross-entropy to the suggestions and `KL(pi_0 || pi)`.
 
@@ -209,7 +209,7 @@ def discrete_behaviour(
 
 def continuous_behaviour(
     means: torch.Tensor,
-    notes: AnnotationColumns,
+    notes: AnnotationTensors,
     stay_close: float,
     ramp: float = 1.0,
     *,
@@ -250,7 +250,7 @@ def join_own(behaviour: BehaviourLoss, own_loss: torch.Tensor, improvement: floa
 
 
 def _combine(
-    errors: torch.Tensor, distances: torch.Tensor, notes: AnnotationColumns, stay_close: float, ramp: float
+    errors: torch.Tensor, distances: torch.Tensor, notes: AnnotationTensors, stay_close: float, ramp: float
 ) -> BehaviourLoss:
     suggestion = _mean_where(notes.labelled, notes.weights * errors)
     distance = _mean_where(1 - notes.labelled, distances)
