@@ -10,7 +10,6 @@ from test_refine_fast_cloning import BETAS, Changes, baseline, changed, suggest,
 
 from refine.config import RefineConfig
 from refine.policies.mlp import Head, MlpPolicy
-from refine.training.fast.critics import FastCritic
 from refine.training.fast.engine import create_training
 from refine.training.packing import build_table
 from refine.training.reference.d3rlpy_setup import NoopAdapterFactory
@@ -33,10 +32,6 @@ def make_buffer(policy: MlpPolicy, *, shift: int = 0) -> AnnotatedBuffer:
     labels = suggest(policy, steps)
     labels.suggestions[:] = np.roll(labels.suggestions, shift, axis=0)
     return AnnotatedBuffer(build_table(steps, labels, policy, quota=16))
-
-
-def critics_of(training: Any) -> list[FastCritic]:
-    return training.critics if hasattr(training, "critics") else [training.critic]
 
 
 def train(policy: MlpPolicy, config: RefineConfig, buffer: AnnotatedBuffer, count: int) -> Any:
@@ -64,7 +59,7 @@ def test_after_many_steps_critics_and_targets_are_the_references(head: Head, cha
     policy, config = baseline(head), changed({"critic_steps": 40, **changes})
     count = full_or(200, 60)
 
-    critics = critics_of(train(policy, config, make_buffer(policy), count))
+    critics = train(policy, config, make_buffer(policy), count).critics
 
     for number, beta in enumerate(BETAS):
         modules = train_reference(policy, config, beta, count)
@@ -81,6 +76,6 @@ def test_other_suggestions_change_the_policies_and_no_critic(head: Head, changes
     one, other = (train(policy, config, make_buffer(policy, shift=shift), 5) for shift in (0, 1))
 
     assert [p.sha256 for p in one.policies()] != [p.sha256 for p in other.policies()]
-    for critic, same in zip(critics_of(one), critics_of(other), strict=True):
+    for critic, same in zip(one.critics, other.critics, strict=True):
         assert np.array_equal(critic.online.parameters, same.online.parameters)
         assert np.array_equal(critic.target.parameters, same.target.parameters)

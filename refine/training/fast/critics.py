@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -64,43 +65,33 @@ def bellman_targets(batch: Columns, next_values: Floats, gamma: float, return_sc
     return batch.rewards * (1 / return_scale) + gamma * next_values * (1 - batch.terminals)
 
 
-class FastDiscreteCQL:
+class FastActorCritic(ABC):
     """One training per beta from the same start on the same batches.
 
-    Until the actors move nothing depends on beta, so one critic learns for all.
+    Until the actors move nothing depends on beta, so one set of critics learns for all.
 
     Args:
-        start: where all actors begin; with a head of logits.
+        start: where all actors begin; with a head of logits when discrete.
         betas: weight of the distance to the start, one per training.
         config: of the reference.
-        critic: layers of the reference's Q function.
+        critics: at the start of the reference's Q functions.
         return_scale: by which rewards are divided.
     """
 
     def __init__(
-        self,
-        start: MlpPolicy,
-        betas: Sequence[float],
-        config: AnnotatedDiscreteCQLConfig,
-        critic: Layers,
-        return_scale: float,
+        self, start: MlpPolicy, betas: Sequence[float], config: Any, critics: Sequence[FastCritic], return_scale: float
     ) -> None:
-        self._start, self._betas, self._config, self._return_scale = start, betas, config, return_scale
+        self._start, self._betas, self._return_scale = start, betas, return_scale
+        self._config = config
         self._actor = FastCloning(start, betas[:1], config.actor_learning_rate)
-        self.critic = FastCritic(critic, start.activation, config.learning_rate)
+        self.critics = critics
         self._steps = 0
 
     def step(self, batch: Columns) -> None:
         """One step of every critic on one batch, and of every actor once the critics have had their start."""
         if self._steps == self._config.critic_steps:
-            self._actor = FastCloning(self._start, self._betas, self._config.actor_learning_rate)
-            self.critic.spread(len(self._betas))
-        states = self._actor.normalised(batch.observations)
-        self._learn_values(states, batch)
-        if self._steps % self._config.target_update_interval == 0:
-            self.critic.follow(1)
-        if self._steps >= self._config.critic_steps:
-            self._improve(states, batch)
+            self._spread()
+        self._learn(batch, moves=self._steps >= self._config.critic_steps)
         self._steps += 1
 
     def policies(self) -> list[MlpPolicy]:
@@ -111,28 +102,56 @@ class FastDiscreteCQL:
         """As of `FastCloning`."""
         return self._actor.diverged(observations)
 
+    def _spread(self) -> None:
+        """From one training to one per beta."""
+        self._actor = FastCloning(self._start, self._betas, self._config.actor_learning_rate)
+        for critic in self.critics:
+            critic.spread(len(self._betas))
+
+    @abstractmethod
+    def _learn(self, batch: Columns, *, moves: bool) -> None:
+        """One step of the critics, and of the actors if they move."""
+
+
+class FastDiscreteCQL(FastActorCritic):
+    """Conservative Q-learning with a categorical actor."""
+
+    _config: AnnotatedDiscreteCQLConfig
+
+    @property
+    def _critic(self) -> FastCritic:
+        return self.critics[0]
+
+    def _learn(self, batch: Columns, *, moves: bool) -> None:
+        states = self._actor.normalised(batch.observations)
+        self._learn_values(states, batch)
+        if self._steps % self._config.target_update_interval == 0:
+            self._critic.follow(1)
+        if moves:
+            self._improve(states, batch)
+
     def _learn_values(self, states: Array, batch: Columns) -> None:
         """Huber's loss of the temporal difference, and the conservative one, `logsumexp Q(s, .) - Q(s, a)`."""
         next_values = self._next_values(self._actor.normalised(batch.next_observations))
         targets = bellman_targets(batch, next_values, self._config.gamma, self._return_scale)
-        values = self.critic.online.forward(states)
+        values = self._critic.online.forward(states)
         logged = _one_hot(batch.actions, values)
         errors = (values * logged).sum(axis=1, keepdims=True) - targets
         slopes = logged * np.clip(errors, -1, 1) + self._config.alpha * (softmax(values) - logged)
-        self.critic.descend(slopes / values.shape[-1])
+        self._critic.descend(slopes / values.shape[-1])
 
     def _next_values(self, states: Array) -> Floats:
         """(E, 1, B), under the actor or, as of d3rlpy, of the critic's best action."""
-        values = self.critic.target.forward(states)
+        values = self._critic.target.forward(states)
         if self._config.evaluate_actor:
             shares: Array = softmax(self._actor.forward(states))
         else:
-            best = self.critic.online.forward(states).argmax(axis=1, keepdims=True)
+            best = self._critic.online.forward(states).argmax(axis=1, keepdims=True)
             shares = _one_hot(best, values)
         return (shares * values).sum(axis=1, keepdims=True)
 
     def _improve(self, states: Array, batch: Columns) -> None:
-        values = self.critic.online.forward(states)
+        values = self._critic.online.forward(states)
         advantages = values - (softmax(batch.references) * values).sum(axis=1, keepdims=True)
         advantages /= np.maximum(np.abs(advantages).mean(axis=(1, 2), keepdims=True), 1e-6)
         logits = self._actor.forward(states)
@@ -147,60 +166,32 @@ def _one_hot(actions: NDArray[np.generic], values: Floats) -> NDArray[np.bool_]:
     return np.arange(values.shape[1])[:, None] == actions
 
 
-class FastTD3PlusBC:
-    """One training per beta from the same start on the same batches.
+class FastTD3PlusBC(FastActorCritic):
+    """TD3+BC, or the recipe with its pair of critics.
 
-    Until the actors move nothing depends on beta, so one pair of critics learns for all. The noise on the target's
-    actions is torch's, of the same shape and in the same order as the reference draws it.
-
-    Args:
-        start: where all actors begin.
-        betas: weight of the distance to the start, one per training.
-        config: of the reference.
-        critics: layers of the reference's Q functions.
-        return_scale: by which rewards are divided.
+    The noise on the target's actions is torch's, of the same shape and in the same order as the reference draws it.
     """
 
-    def __init__(
-        self,
-        start: MlpPolicy,
-        betas: Sequence[float],
-        config: AnnotatedTD3PlusBCConfig,
-        critics: Sequence[Layers],
-        return_scale: float,
-    ) -> None:
-        self._start, self._betas, self._config, self._return_scale = start, betas, config, return_scale
-        self._actor = FastCloning(start, betas[:1], config.actor_learning_rate)
-        self._target = self._actor.networks.tiled(1)
-        self.critics = [FastCritic(layers, start.activation, config.critic_learning_rate) for layers in critics]
-        self._steps = 0
+    _config: AnnotatedTD3PlusBCConfig
 
-    def step(self, batch: Columns) -> None:
-        """One step of every critic on one batch, and of every actor once the critics have had their start."""
-        if self._steps == self._config.critic_steps:
-            self._spread()
-        states, logged = self._actor.normalised(batch.observations), self._in_network_units(batch.actions)
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self._target = self._actor.networks.tiled(1)
+
+    def _spread(self) -> None:
+        super()._spread()
+        self._target = self._target.tiled(len(self._betas))
+
+    def _learn(self, batch: Columns, *, moves: bool) -> None:
+        states = self._actor.normalised(batch.observations)
+        middle, half = action_units(self._start.action_space)
+        logged = (batch.actions - middle[:, None]) / half[:, None]
         self._learn_values(_join(states, logged), batch)
-        if self._steps >= self._config.critic_steps:
+        if moves:
             self._improve(states, logged, batch)
             follow(self._target, self._actor.networks, self._config.tau)
         for critic in self.critics:
             critic.follow(self._config.tau)
-        self._steps += 1
-
-    def policies(self) -> list[MlpPolicy]:
-        """The actors so far, in the order of the betas."""
-        return self._actor.policies()
-
-    def diverged(self, observations: Array) -> bool:
-        """As of `FastCloning`."""
-        return self._actor.diverged(observations)
-
-    def _spread(self) -> None:
-        self._actor = FastCloning(self._start, self._betas, self._config.actor_learning_rate)
-        self._target = self._target.tiled(len(self._betas))
-        for critic in self.critics:
-            critic.spread(len(self._betas))
 
     def _learn_values(self, inputs: Array, batch: Columns) -> None:
         """Squared error of the temporal difference, of each critic."""
@@ -222,7 +213,8 @@ class FastTD3PlusBC:
     def _improve(self, states: Array, logged: Array, batch: Columns) -> None:
         outputs = self._actor.forward(states)
         actions = self._actor.squashed(outputs)
-        own = self._own_slopes(states, actions, logged) * self._slopes_of_squashing(outputs, actions)
+        squashing = np.abs(outputs) <= 1 if self._start.head == "clip" else 1 - actions * actions
+        own = self._own_slopes(states, actions, logged) * squashing
         self._actor.descend(self._actor.behaviour(outputs, batch) + self._config.improvement * own)
 
     def _own_slopes(self, states: Array, actions: Floats, logged: Array) -> Array:
@@ -235,20 +227,13 @@ class FastTD3PlusBC:
         slopes = slopes[:, -actions.shape[1] :]
         return slopes + np.float32(2 / logged.size) * (actions - logged) if self._config.clones else slopes
 
-    def _slopes_of_squashing(self, outputs: Floats, actions: Floats) -> Array:
-        return np.abs(outputs) <= 1 if self._start.head == "clip" else 1 - actions * actions
-
-    def _in_network_units(self, actions: Array) -> Array:
-        middle, half = action_units(self._start.action_space)
-        return (actions - middle[:, None]) / half[:, None]
-
 
 def _join(states: Array, actions: Array) -> Array:
     """Inputs of a critic: states (n, B) above actions (m, B) or (E, m, B)."""
     return np.concatenate([np.broadcast_to(states, (*actions.shape[:-2], *states.shape)), actions], axis=-2)
 
 
-def create_with_critic(start: MlpPolicy, config: RefineConfig, return_scale: float) -> FastDiscreteCQL | FastTD3PlusBC:
+def create_with_critic(start: MlpPolicy, config: RefineConfig, return_scale: float) -> FastActorCritic:
     """A training with a critic, which starts as the reference's does: seed torch before, see `reproducible`.
 
     Raises:
@@ -256,8 +241,7 @@ def create_with_critic(start: MlpPolicy, config: RefineConfig, return_scale: flo
     """
     with quiet():
         reference: Any = create_algorithm(start, config, 0.0, return_scale=return_scale)  # its beta is not used
-    critics = [module_layers(module) for module in reference.impl.q_function]
-    betas = config.betas or ()
-    if start.action_space.is_discrete:
-        return FastDiscreteCQL(start, betas, reference.config, critics[0], return_scale)
-    return FastTD3PlusBC(start, betas, reference.config, critics, return_scale)
+    layers = [module_layers(module) for module in reference.impl.q_function]
+    critics = [FastCritic(each, start.activation, config.learning_rate) for each in layers]
+    kind = FastDiscreteCQL if start.action_space.is_discrete else FastTD3PlusBC
+    return kind(start, config.betas or (), reference.config, critics, return_scale)

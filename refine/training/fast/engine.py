@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
-from typing import Protocol
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 from threadpoolctl import ThreadpoolController
@@ -18,24 +18,14 @@ from storage.schema import Array
 
 from ...config import RefineConfig, Snapshot
 from ...policies import MlpPolicy
-from ..packing import Columns, PackedTable
+from ..packing import PackedTable
 from .cloning import FastCloning
 
+if TYPE_CHECKING:
+    from .critics import FastActorCritic
 
-class FastTraining(Protocol):
-    """One training per beta, all on the same batches."""
-
-    def step(self, batch: Columns) -> None:
-        """One step of every training on one batch."""
-        ...
-
-    def policies(self) -> list[MlpPolicy]:
-        """The policies so far, in the order of the betas."""
-        ...
-
-    def diverged(self, observations: Array) -> bool:
-        """Whether a policy is not finite, or what it says at some observations (n, N) that a network takes."""
-        ...
+FastTraining: TypeAlias = "FastCloning | FastActorCritic"
+"""One training per beta, all on the same batches."""
 
 
 def train_fast(
