@@ -1,4 +1,4 @@
-"""Makes Gymnasium environments, describes their spaces, and refuses what does not fit.
+"""Makes Gymnasium environments, describes their spaces, and refuses what does not fit, also of what they return.
 
 Episodes are played in `rollouts.py`.
 """
@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
-from typing import Any, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import gymnasium
 import numpy as np
@@ -26,11 +26,14 @@ from gymnasium.wrappers import FlattenObservation, OrderEnforcing, TimeLimit
 
 from storage.disk import parse_json, shorten
 from storage.errors import BadInput, Prerequisite, did_you_mean
-from storage.schema import MAX_ACTIONS, Space, sha256_bytes
+from storage.schema import MAX_ACTIONS, Array, Space, sha256_bytes
 
-from .complaints import describe_raised
+from .complaints import BrokenPromiseError, describe_raised
 from .flattening import Flattened, describe_flattened, flatten_observations, is_image
 from .trust import Named, find_module, first_strange
+
+if TYPE_CHECKING:
+    from refine.policies import Acts
 
 Environment: TypeAlias = gymnasium.Env[Any, Any]
 Step: TypeAlias = Callable[[Any], tuple[Any, Any, bool, bool, dict[str, Any]]]
@@ -47,6 +50,7 @@ _OBSERVATION_HINT = (
     "the rest, DtypeObservation gives them another type."
 )
 _RAM_HINT = 'Use the console\'s memory instead of its screen: --env-kwargs \'{"obs_type": "ram"}\'.'
+_RESET = "its reset does not return an observation and info, as Gymnasium's does"
 
 # module of a physics engine or emulator -> distributions that may provide it
 _ENGINES = {"Box2D": ("box2d", "box2d-py"), "mujoco": ("mujoco",), "ale_py": ("ale-py",)}
@@ -190,6 +194,88 @@ def spaces_of(environment: Environment) -> Spaces:
     observation, action = environment.observation_space, environment.action_space
     hints = _observation_hint(environment), _action_hint(action)
     return Spaces(to_space(observation, "observation", hints[0]), to_space(action, "action", hints[1]))
+
+
+def plain_observation(observation: Any, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Any:
+    """An observation as its space promises it; wider floats are rounded to the type of the space.
+
+    Raises:
+        BrokenPromiseError: for another shape, no numbers, or a number that the space's type cannot hold.
+    """
+    if not shape and observation.__class__ in (int, np.int64):
+        return observation
+    try:
+        values = np.asarray(observation)
+    except ValueError as error:
+        raise BrokenPromiseError("its observation is a list of lists of different lengths") from error
+    if values.shape != shape or values.dtype.kind not in "fiub":
+        given = f"{_short(observation)} of shape {values.shape}"
+        raise BrokenPromiseError(f"its observation is {given}; its space promises numbers of shape {shape}")
+    with np.errstate(all="ignore"):
+        cast = values.astype(dtype)
+    if dtype.kind in "iu" and not np.array_equal(cast, values):
+        raise BrokenPromiseError(f"its observation {_short(values.tolist())} is not {dtype}, as its space promises")
+    return cast
+
+
+def describe_rounding(given: Any, plain: Any) -> str:
+    """What `plain_observation` has changed, as a sentence; empty if nothing."""
+    values, kept = np.asarray(given), np.asarray(plain)
+    if values.dtype == kept.dtype or np.array_equal(values, kept):
+        return ""
+    return (
+        f"the environment gives observations as {values.dtype}, but its space promises {kept.dtype}: the policy and "
+        f"the dataset see them rounded to {kept.dtype}"
+    )
+
+
+def plain_reward(reward: Any) -> float:
+    """A reward as a float.
+
+    Raises:
+        BrokenPromiseError: for None, an array, or anything else that is not a number.
+    """
+    if isinstance(reward, float | int | np.number | np.bool_) or (
+        isinstance(reward, np.ndarray) and reward.shape == ()
+    ):
+        return float(reward)
+    shape = f" of shape {reward.shape}" if isinstance(reward, np.ndarray) else ""
+    instead = ", such as reward.item()" if isinstance(reward, np.ndarray) and reward.size == 1 else ""
+    raise BrokenPromiseError(f"its reward is {_short(reward)}{shape}; a single number is needed{instead}")
+
+
+def first_observation(result: Any) -> Any:
+    """The observation of what `reset` returned.
+
+    Raises:
+        BrokenPromiseError: when it is not a pair of an observation and info.
+    """
+    if not (isinstance(result, tuple) and len(result) == 2 and isinstance(result[1], dict)):
+        raise BrokenPromiseError(_RESET)
+    return result[0]
+
+
+def are_finite(values: Array) -> bool:
+    """Whether all numbers are finite."""
+    return values.dtype.kind != "f" or bool(np.isfinite(values).all())
+
+
+def not_finite(observation: Array, reward: Array, acts: Acts, row: int) -> tuple[int, str] | None:
+    """What of one lane's step is not finite: 0 for the step itself, 1 for the next one, and a description."""
+    for what, value, later in (
+        ("the policy's action", acts.actions[row], 0),
+        ("the policy's output", acts.outputs[row], 0),
+        ("its reward", reward, 0),
+        ("its observation", observation, 1),
+    ):
+        if not are_finite(np.asarray(value)):
+            return later, f"{what} is not finite: {_short(np.asarray(value).tolist())}"
+    return None
+
+
+def _short(value: Any) -> str:
+    text = " ".join(repr(value).split())
+    return text if len(text) <= 80 else f"{text[:80]}..."
 
 
 def _observation_hint(environment: Environment) -> str:

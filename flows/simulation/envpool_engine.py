@@ -22,9 +22,8 @@ from storage.schema import Array, Engine, Episode
 
 from .actors import Actor, choose
 from .complaints import broken
-from .environments import Environment, Spaces, look_up_spaces, make_environment, spaces_of
-from .rollout_buffer import Tape, are_finite, not_finite
-from .rollouts import Playing, acting_generator
+from .environments import Environment, Spaces, are_finite, look_up_spaces, make_environment, not_finite, spaces_of
+from .rollouts import Playing, RolloutBuffer, acting_generator
 from .trust import Named
 
 POOL = 256
@@ -141,13 +140,13 @@ class _Round:
     def __init__(self, pool: Any, playing: Playing[Actor], spaces: Spaces) -> None:
         self._pool, self._playing = pool, playing
         seeds = playing.seeds
-        self._tape = Tape(min(playing.envs, len(seeds)), *spaces)
+        self._buffer = RolloutBuffer(min(playing.envs, len(seeds)), *spaces)
         self._starts = pool.reset()[0].copy()  # first observation of every environment
         self._waiting = iter(range(len(seeds)))
-        self._ids = np.zeros(self._tape.lanes, dtype=np.int32)  # of the environment that a lane shows
-        self._firsts = np.zeros(self._tape.lanes, dtype=np.int64)  # tick of its first step
+        self._ids = np.zeros(self._buffer.lanes, dtype=np.int32)  # of the environment that a lane shows
+        self._firsts = np.zeros(self._buffer.lanes, dtype=np.int64)  # tick of its first step
         self._rngs = [acting_generator(seed) for seed in seeds]
-        self._running = np.array([lane for lane in range(self._tape.lanes) if self._begin(lane)])
+        self._running = np.array([lane for lane in range(self._buffer.lanes) if self._begin(lane)])
         self._played: dict[int, Episode] = {}
 
     def play(self) -> list[Episode]:
@@ -157,23 +156,25 @@ class _Round:
         return [self._played[place] for place in range(len(self._playing.seeds))]
 
     def _tick(self) -> None:
-        tape, running = self._tape, self._running
-        if tape.is_full:
-            tape.make_room(int(self._firsts[running].min()))
+        buffer, running = self._buffer, self._running
+        if buffer.is_full:
+            buffer.make_room(int(self._firsts[running].min()))
         ids = self._ids[running]
         rngs = [self._rngs[place] for place in ids]
-        acts = choose(self._playing.policy, tape.observations(running), self._past, mode=self._playing.mode, rngs=rngs)
-        following, rewards = tape.act(acts, running)
+        acts = choose(
+            self._playing.policy, buffer.observations(running), self._past, mode=self._playing.mode, rngs=rngs
+        )
+        following, rewards = buffer.act(acts, running)
         following[running], rewards[running], terminated, truncated, _ = self._pool.step(acts.actions, ids)
         self._check(following, rewards, acts)
-        tape.tick += 1
-        over = terminated | truncated | (tape.tick - self._firsts[running] == self._playing.max_steps)
+        buffer.tick += 1
+        over = terminated | truncated | (buffer.tick - self._firsts[running] == self._playing.max_steps)
         for place in np.flatnonzero(over):
             ended = bool(terminated[place])
             self._end(int(running[place]), ended, bool(truncated[place]) or not ended)
 
     def _past(self) -> Past:
-        return Past(self._tape.before(self._running), self._tape.tick - self._firsts[self._running])
+        return Past(self._buffer.before(self._running), self._buffer.tick - self._firsts[self._running])
 
     def _check(self, following: Array, rewards: Array, acts: Acts) -> None:
         """Refuse the first number that is not finite."""
@@ -181,7 +182,7 @@ class _Round:
             return
         for row, lane in enumerate(self._running):
             if wrong := not_finite(following[lane], rewards[lane], acts, row):
-                step = self._tape.tick - int(self._firsts[lane]) + wrong[0]
+                step = self._buffer.tick - int(self._firsts[lane]) + wrong[0]
                 raise broken(self._playing.first_id + int(self._ids[lane]), step, wrong[1])
 
     def _begin(self, lane: int) -> bool:
@@ -189,13 +190,13 @@ class _Round:
         place = next(self._waiting, None)
         if place is None:
             return False
-        self._tape.begin(lane, self._starts[place])
-        self._ids[lane], self._firsts[lane] = place, self._tape.tick
+        self._buffer.begin(lane, self._starts[place])
+        self._ids[lane], self._firsts[lane] = place, self._buffer.tick
         return True
 
     def _end(self, lane: int, terminated: bool, truncated: bool) -> None:
         place = int(self._ids[lane])
-        columns = self._tape.cut(lane, int(self._firsts[lane]))
+        columns = self._buffer.cut(lane, int(self._firsts[lane]))
         self._played[place] = Episode(
             episode_id=self._playing.first_id + place,
             seed=int(self._playing.seeds[place]),

@@ -10,25 +10,27 @@ import time
 import warnings
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any, Generic, NamedTuple, TypedDict, TypeVar
 
 import numpy as np
 
 from refine.policies import Acts, EpisodeGenerators, Mode, Past
 from storage.errors import BadInput, TrajnoteWarning
-from storage.schema import Array, Episode
+from storage.schema import Array, Episode, Space
 
 from .actors import Actor, Crowd, choose
 from .complaints import BrokenPromiseError, broken, complaint, describe_raised
-from .environments import Environment, Step, bare_step, spaces_of
-from .rollout_buffer import (
-    Tape,
+from .environments import (
+    Environment,
+    Step,
     are_finite,
+    bare_step,
     describe_rounding,
     first_observation,
     not_finite,
     plain_observation,
     plain_reward,
+    spaces_of,
 )
 from .trust import Named
 
@@ -38,6 +40,7 @@ MAKING_S = 0.05
 LONGEST = 200_000
 """The most steps of an episode that neither its environment nor `max_steps` limits."""
 _FLOATS = (float, np.float64)
+_FIRST_CAPACITY = 256
 _ACTING = 0x7261  # keeps a policy's random numbers apart from its environment's, which has the bare seed
 
 
@@ -215,6 +218,118 @@ def acting_generator(seed: int) -> np.random.Generator:
     return np.random.default_rng(np.random.SeedSequence([seed, _ACTING]))
 
 
+class Columns(TypedDict):
+    """One episode of T steps, as the fields of `storage.schema.Episode`."""
+
+    observations: Array  # (T+1, n), or (T+1,) when discrete
+    actions: Array  # (T, m), or (T,) when discrete
+    rewards: Array  # (T,) float64
+    policy_outputs: Array | None  # (T, k) float32
+
+
+class RolloutBuffer:
+    """Columns of ticks x lanes. Ticks count from 0 for ever; those before the oldest running episode are dropped.
+
+    Args:
+        lanes: environments side by side.
+        observation_space: of each of them.
+        action_space: of each of them.
+    """
+
+    def __init__(self, lanes: int, observation_space: Space, action_space: Space) -> None:
+        self.lanes, self.tick = lanes, 0
+        self._base = 0  # tick of row 0
+        self._observations = _column(_FIRST_CAPACITY + 1, lanes, observation_space)
+        self._actions = _column(_FIRST_CAPACITY, lanes, action_space)
+        self._rewards = np.zeros((_FIRST_CAPACITY, lanes), dtype=np.float64)
+        self._outputs: Array | None = None
+
+    def observations(self, slots: Array | None) -> Array:
+        """The current observations: of all lanes when `slots` is None, otherwise of those."""
+        shown = self._observations[self.tick - self._base]
+        return shown if slots is None else shown[slots]
+
+    def before(self, slots: Array | None) -> Array:
+        """The observations one tick earlier, likewise; in the first step of an episode they are of another one."""
+        shown = self._observations[max(0, self.tick - self._base - 1)]
+        return shown if slots is None else shown[slots]
+
+    def begin(self, slot: int, observation: Any) -> None:
+        """Put the first observation of a new episode into a lane.
+
+        Raises:
+            BrokenPromiseError: when it does not fit the observation space, or is not finite.
+        """
+        rows = self._observations[self.tick - self._base]
+        rows[slot] = plain_observation(observation, rows.shape[1:], rows.dtype)
+        if not are_finite(rows[slot]):
+            raise BrokenPromiseError(f"its observation is not finite: {rows[slot].tolist()}")
+
+    def act(self, acts: Acts, slots: Array | None) -> tuple[Array, Array]:
+        """Keep what the policy did at this tick.
+
+        Returns:
+            Two views by lane, to be filled with what follows: the next observations, and the rewards of this tick.
+        """
+        row = self.tick - self._base
+        where = slice(None) if slots is None else slots
+        self._actions[row][where] = acts.actions
+        if acts.outputs.shape[1]:
+            self._output_column(acts.outputs)[row][where] = acts.outputs
+        return self._observations[row + 1], self._rewards[row]
+
+    @property
+    def tick_bytes(self) -> int:
+        """Of what one tick adds."""
+        columns = (self._observations, self._actions, self._rewards, self._outputs)
+        return sum(column[0].nbytes for column in columns if column is not None)
+
+    @property
+    def is_full(self) -> bool:
+        """Whether `make_room` has to come before the next tick."""
+        return self.tick - self._base == len(self._rewards)
+
+    def make_room(self, oldest: int) -> None:
+        """Make room for more ticks, keeping everything from tick `oldest` on."""
+        used = self.tick - self._base
+        start = oldest - self._base
+        capacity = len(self._rewards) * (2 if used - start > len(self._rewards) // 2 else 1)
+        self._observations = _moved(self._observations, start, used + 1, capacity + 1)
+        self._actions = _moved(self._actions, start, used, capacity)
+        self._rewards = _moved(self._rewards, start, used, capacity)
+        if self._outputs is not None:
+            self._outputs = _moved(self._outputs, start, used, capacity)
+        self._base = oldest
+
+    def cut(self, slot: int, first: int) -> Columns:
+        """Copy out the episode that began at tick `first` in a lane and ended with the tick before this one."""
+        steps = slice(first - self._base, self.tick - self._base)
+        shown = slice(steps.start, steps.stop + 1)
+        return Columns(
+            observations=self._observations[shown, slot].copy(),
+            actions=self._actions[steps, slot].copy(),
+            rewards=self._rewards[steps, slot].copy(),
+            policy_outputs=None if self._outputs is None else self._outputs[steps, slot].copy(),
+        )
+
+    def _output_column(self, outputs: Array) -> Array:
+        if self._outputs is None:
+            self._outputs = np.zeros((*self._rewards.shape, outputs.shape[1]), dtype=np.float32)
+        return self._outputs
+
+
+def _column(ticks: int, lanes: int, space: Space) -> Array:
+    shape = (ticks, lanes) if space.is_discrete else (ticks, lanes, space.size)
+    return np.zeros(shape, dtype=space.dtype)
+
+
+def _moved(column: Array, start: int, stop: int, capacity: int) -> Array:
+    """A column of another capacity whose first rows are rows `start` to `stop` of this one."""
+    moved = np.zeros((capacity, *column.shape[1:]), dtype=column.dtype)
+    moved[: stop - start] = column[start:stop]
+    return moved
+
+
 @dataclass(slots=True, eq=False)
 class _Lane:
     """One environment and its current episode."""
@@ -246,7 +361,7 @@ class _Stage:
         self.wanted = len(seeds)  # episodes that are played; fewer once no further one is begun
         self._begun = 0
         self._failed: list[tuple[int, BadInput]] = []  # broken episodes, still to be reported
-        self._tape = Tape(len(environments), *spaces_of(environments[0]))
+        self._buffer = RolloutBuffer(len(environments), *spaces_of(environments[0]))
         lanes = [_Lane(slot, environment, *bare_step(environment)) for slot, environment in enumerate(environments)]
         self._lanes: list[_Lane] = []
         self._lanes = [lane for lane in lanes if self._start(lane)]
@@ -258,16 +373,16 @@ class _Stage:
         """One step in every lane; returns the episodes that it ended or broke, each with the index of its seed."""
         if self._failed:
             return [self._failed.pop()]
-        lanes, tape = self._lanes, self._tape
-        if tape.is_full:
-            tape.make_room(min(lane.first for lane in lanes))
+        lanes, buffer = self._lanes, self._buffer
+        if buffer.is_full:
+            buffer.make_room(min(lane.first for lane in lanes))
         if self._acting is None:
             self._acting = self._cast(policy)
-        acts = choose(self._acting, tape.observations(self._slots), self._past, mode=mode, rngs=self._generators)
-        following, rewards = tape.act(acts, self._slots)
+        acts = choose(self._acting, buffer.observations(self._slots), self._past, mode=mode, rngs=self._generators)
+        following, rewards = buffer.act(acts, self._slots)
         ended: list[tuple[_Lane, bool, bool]] = []
         failed: dict[int, tuple[int, Exception]] = {}  # slot -> step and problem
-        tick, shape, dtype = tape.tick, following.shape[1:], following.dtype
+        tick, shape, dtype = buffer.tick, following.shape[1:], following.dtype
         for lane, action in zip(lanes, acts.actions, strict=True):
             try:
                 observation, reward, terminated, truncated, _ = lane.step(action)
@@ -281,7 +396,7 @@ class _Stage:
                 failed[lane.slot] = tick - lane.first, error
         if not all(map(are_finite, (following, rewards, acts.actions, acts.outputs))):
             failed |= self._not_finite(following, rewards, acts)
-        tape.tick = tick + 1
+        buffer.tick = tick + 1
         if failed:
             ended = [each for each in ended if each[0].slot not in failed]
             self._failed += [self._drop(lane, *failed[lane.slot]) for lane in list(lanes) if lane.slot in failed]
@@ -293,15 +408,15 @@ class _Stage:
 
     def _past(self) -> Past:
         """What came before the current observations of the running lanes."""
-        steps = np.array([self._tape.tick - lane.first for lane in self._lanes], dtype=np.int64)
-        return Past(self._tape.before(self._slots), steps)
+        steps = np.array([self._buffer.tick - lane.first for lane in self._lanes], dtype=np.int64)
+        return Past(self._buffer.before(self._slots), steps)
 
     def _not_finite(self, following: Array, rewards: Array, acts: Acts) -> dict[int, tuple[int, Exception]]:
         """The lanes whose step holds such a number."""
         found: dict[int, tuple[int, Exception]] = {}
         for row, lane in enumerate(self._lanes):
             if wrong := not_finite(following[lane.slot], rewards[lane.slot], acts, row):
-                found[lane.slot] = self._tape.tick - lane.first + wrong[0], BrokenPromiseError(wrong[1])
+                found[lane.slot] = self._buffer.tick - lane.first + wrong[0], BrokenPromiseError(wrong[1])
         return found
 
     def _drop(self, lane: _Lane, step: int, error: Exception) -> tuple[int, BadInput]:
@@ -320,21 +435,21 @@ class _Stage:
         index, self._begun = self._begun, self._begun + 1
         try:
             result = lane.environment.reset(seed=int(self._seeds[index]))
-            shown = self._tape.observations(None)
-            self._tape.begin(lane.slot, self._plain(first_observation(result), shown.shape[1:], shown.dtype))
+            shown = self._buffer.observations(None)
+            self._buffer.begin(lane.slot, self._plain(first_observation(result), shown.shape[1:], shown.dtype))
         except Exception as error:  # whatever somebody's environment raises
             self.wanted = self._begun
             text = complaint(error, lane.environment.unwrapped.reset)
             self._failed.append((index, broken(self._first_id + index, 0, text, error)))
             return False
-        lane.index, lane.first = index, self._tape.tick
+        lane.index, lane.first = index, self._buffer.tick
         lane.last = lane.first + min(lane.limit, self._max_steps or min(lane.limit, LONGEST)) - 1
         return True
 
     def _progress(self) -> Progress:
         """How far the episodes are when one of them has ended."""
         running = len(self._lanes) - 1
-        return Progress(self._begun - running, running, self._tape.tick * self._tape.tick_bytes)
+        return Progress(self._begun - running, running, self._buffer.tick * self._buffer.tick_bytes)
 
     def _plain(self, observation: Any, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Any:
         """An observation in the dtype of its space; rounding is reported once."""
@@ -346,12 +461,12 @@ class _Stage:
 
     def _end(self, lane: _Lane, terminated: bool, truncated: bool) -> tuple[int, Episode | BadInput]:
         """Take the finished episode out of the buffer, and give its lane to the next seed."""
-        index, length = lane.index, self._tape.tick - lane.first
+        index, length = lane.index, self._buffer.tick - lane.first
         timed_out = length == lane.limit
         if length == LONGEST and not (terminated or truncated or timed_out or self._max_steps):
             endless = BrokenPromiseError(f"it goes on after {LONGEST:,} steps; cut it with --max-steps")
             return self._drop(lane, length - 1, endless)
-        columns = self._tape.cut(lane.slot, lane.first)
+        columns = self._buffer.cut(lane.slot, lane.first)
         self._go_on(self._lanes.index(lane))
         episode = Episode(
             episode_id=self._first_id + index,
@@ -382,4 +497,4 @@ class _Stage:
     def _list_slots(self) -> Array | None:
         """The running lanes; None when that is all of them, which spares a copy per tick."""
         slots = np.array([lane.slot for lane in self._lanes], dtype=np.intp)
-        return None if len(slots) == self._tape.lanes else slots
+        return None if len(slots) == self._buffer.lanes else slots
