@@ -14,8 +14,8 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import cache, lru_cache
+from dataclasses import dataclass, field, replace
+from functools import cache, lru_cache, reduce
 from typing import Any, NamedTuple
 
 import duckdb
@@ -58,10 +58,7 @@ class _Function(NamedTuple):
 
 
 def _greatest(*numbers: Array) -> Array:
-    largest = numbers[0]
-    for other in numbers[1:]:
-        largest = np.maximum(largest, other)
-    return largest + 0.0  # -0.0 becomes 0.0
+    return reduce(np.maximum, numbers) + 0.0  # -0.0 becomes 0.0
 
 
 def _least(*numbers: Array) -> Array:
@@ -149,7 +146,8 @@ class Expression:
     sql: str  # for DuckDB: columns quoted, numbers as doubles; never null where the columns are not, see `number_sql`
     columns: frozenset[str]  # that it reads
     is_condition: bool  # or else a number
-    _compute: Compute = field(compare=False, repr=False)
+    run: Compute = field(compare=False, repr=False)  # may warn, see `compute`
+    level: int = field(default=ATOM, compare=False, repr=False)  # how tightly its outermost sign binds
 
     def compute(self, values: Values) -> Array:
         """Its value, element by element.
@@ -162,7 +160,15 @@ class Expression:
             NaN, as a number divided by zero is infinite.
         """
         with np.errstate(all="ignore"):
-            return np.asarray(self._compute(values))
+            return np.asarray(self.run(values))
+
+    @property
+    def as_number(self) -> Expression:
+        """1 for a condition that holds, 0 for another; a number unchanged."""
+        if not self.is_condition:
+            return self
+        level = min(self.level, COMPARED)
+        return Expression(self.text, f"({self.sql})::DOUBLE", self.columns, False, _one_or_zero(self.run), level)
 
 
 def read_expression(
@@ -206,10 +212,7 @@ def read_formula(
     text: str, columns: Collection[str], *, flags: Collection[str] = (), is_canonical: bool = False
 ) -> Expression:
     """Read a number, see `read_expression`; a condition counts 1 or 0."""
-    found = read_expression(text, columns, flags=flags, is_canonical=is_canonical)
-    if not found.is_condition:
-        return found
-    return Expression(found.text, f"({found.sql})::DOUBLE", found.columns, False, _as_number(found.compute))
+    return read_expression(text, columns, flags=flags, is_canonical=is_canonical).as_number
 
 
 def _allowed(columns: Collection[str]) -> str:
@@ -225,8 +228,8 @@ def _read(text: str, columns: Sequence[str] | None, flags: frozenset[str], limit
         raise RefusedError(f"the expression has {len(text)} characters; {limit} are allowed")
     known = None if columns is None else {name.lower(): name for name in columns}
     text = text.translate(_BLANKS)
-    piece = _Reader(text, known, flags).read(parse_expression(text), MAX_DEPTH)
-    return Expression(piece.text, f"({piece.sql})", piece.columns, not piece.is_number, piece.run)
+    found = _Reader(text, known, flags).read(parse_expression(text), MAX_DEPTH)
+    return replace(found, sql=f"({found.sql})", level=ATOM)
 
 
 class _Reader:
@@ -237,7 +240,7 @@ class _Reader:
         self._columns = columns
         self._flags = flags
 
-    def read(self, node: Node, depth: int) -> Piece:
+    def read(self, node: Node, depth: int) -> Expression:
         """Rebuild a node and what is in it."""
         if depth == 0:
             raise RefusedError(f"the expression is nested more than {MAX_DEPTH} levels deep")
@@ -254,28 +257,33 @@ class _Reader:
         piece = self._text[start : start + length] if inside else self._text
         return RefusedError(f"{what} is not allowed: {quote(piece)}")
 
-    def numbers(self, nodes: Sequence[Node], depth: int) -> list[Piece]:
+    def numbers(self, nodes: Sequence[Node], depth: int) -> list[Expression]:
         """Rebuild nodes that have to be numbers; a condition becomes 1 or 0."""
-        return [as_number(self.read(node, depth)) for node in nodes]
+        return [self.read(node, depth).as_number for node in nodes]
 
-    def conditions(self, nodes: Sequence[Node], depth: int) -> list[Piece]:
+    def conditions(self, nodes: Sequence[Node], depth: int) -> list[Expression]:
         """Rebuild nodes that have to be conditions."""
         pieces = [self.read(node, depth) for node in nodes]
         for piece in pieces:
-            if piece.is_number:
+            if not piece.is_condition:
                 raise RefusedError(f"{quote(piece.text)} is a number where a condition is needed")
         return pieces
 
-    def column(self, node: Node, depth: int) -> Piece:
+    def column(self, node: Node, depth: int) -> Expression:
         """A column."""
         names = [str(name) for name in node.get("column_names", ())]
         called = ".".join(names)
         column = (called if len(names) == 1 else None) if self._columns is None else self._columns.get(called.lower())
         if column is None:
             raise RefusedError(f"there is no column {quote(called)}")
-        return name(column, is_number=column not in self._flags)
+        parts = column.split(".", 1) if column.startswith(PREVIOUS) else [column]
+        text = ".".join(part if _is_plain(part) else sql_name(part) for part in parts)
+        is_flag = column in self._flags
+        return Expression(
+            text, sql_name(column), frozenset((column,)), is_flag, lambda values: np.asarray(values[column])
+        )
 
-    def constant(self, node: Node, depth: int) -> Piece:
+    def constant(self, node: Node, depth: int) -> Expression:
         """A number."""
         literal = node.get("literal", {})
         if literal.get("kind") not in ("INTEGER", "NUMERIC"):
@@ -286,61 +294,66 @@ class _Reader:
             raise self.refuse(node, "this number") from None
         if not math.isfinite(value):
             raise self.refuse(node, "a number of this size")
-        return number(value)
+        text = str(int(value)) if value.is_integer() and abs(value) < 1e15 else repr(value)
+        sql = repr(value) if "e" in repr(value) else f"{value!r}e0"  # with an exponent DuckDB reads a double
+        level = ATOM if value >= 0 else SIGNED
+        return Expression(text, sql, frozenset(), False, lambda _: np.asarray(value), level)
 
-    def comparison(self, node: Node, depth: int) -> Piece:
+    def comparison(self, node: Node, depth: int) -> Expression:
         """Two numbers compared."""
         sign, sql, compute = _COMPARISONS.get(str(node.get("type")), ("", "", None))
         if compute is None:
             raise self.refuse(node, "this comparison")
         pieces = self.numbers([node["left"], node["right"]], depth)
-        return build(Form(f"{{}} {sign} {{}}", sql, compute), pieces, COMPARED, [SUM, SUM])
+        return _build(f"{{0}} {sign} {{1}}", sql, compute, pieces, COMPARED, [SUM, SUM])
 
-    def conjunction(self, node: Node, depth: int) -> Piece:
+    def conjunction(self, node: Node, depth: int) -> Expression:
         """AND or OR."""
         kinds = {"CONJUNCTION_AND": ("AND", AND, np.logical_and), "CONJUNCTION_OR": ("OR", OR, np.logical_or)}
         word, level, compute = kinds.get(str(node.get("type")), ("", 0, None))
         if compute is None:
             raise self.refuse(node, "this")
         pieces = self.conditions(node["children"], depth)
-        return build(Form.infix(word, len(pieces), _fold(compute)), pieces, level, [level + 1] * len(pieces))
+        form = f" {word} ".join(f"{{{place}}}" for place in range(len(pieces)))
+        return _build(form, form, lambda *parts: reduce(compute, parts), pieces, level, [level + 1] * len(pieces))
 
-    def between(self, node: Node, depth: int) -> Piece:
+    def between(self, node: Node, depth: int) -> Expression:
         """A number between two others."""
         if node.get("type") != "COMPARE_BETWEEN":
             raise self.refuse(node, "this comparison")
         pieces = self.numbers([node["input"], node["lower"], node["upper"]], depth)
         sql = "({1} - {0} <= 0e0) AND ({0} - {2} <= 0e0)"
-        form = Form("{} BETWEEN {} AND {}", sql, lambda x, low, high: (low - x <= 0) & (x - high <= 0))
-        return build(form, pieces, COMPARED, [SUM] * 3)
 
-    def operator(self, node: Node, depth: int) -> Piece:
+        def is_between(x: Array, low: Array, high: Array) -> Array:
+            return (low - x <= 0) & (x - high <= 0)
+
+        return _build("{0} BETWEEN {1} AND {2}", sql, is_between, pieces, COMPARED, [SUM] * 3)
+
+    def operator(self, node: Node, depth: int) -> Expression:
         """NOT, or IN a list of numbers."""
         children = node.get("children", ())
         if node.get("type") == "OPERATOR_NOT":
-            return build(Form("NOT {}", "NOT {0}", np.logical_not), self.conditions(children, depth), NOT, [ATOM])
+            return _build("NOT {0}", "NOT {0}", np.logical_not, self.conditions(children, depth), NOT, [ATOM])
         if node.get("type") != "COMPARE_IN" or len(children) < 2:
             raise self.refuse(node, "this operator")
         pieces = self.numbers(children, depth)
-        places = range(1, len(pieces))
-        sql = " OR ".join(f"(abs({{0}} - {{{place}}}) <= 0e0)" for place in places)
-        form = Form("{} IN (" + ", ".join("{}" for _ in places) + ")", sql, _is_among)
-        return build(form, pieces, COMPARED, [SUM] * len(pieces))
+        others = [f"{{{place}}}" for place in range(1, len(pieces))]
+        text = f"{{0}} IN ({', '.join(others)})"
+        sql = " OR ".join(f"(abs({{0}} - {other}) <= 0e0)" for other in others)
+        return _build(text, sql, _is_among, pieces, COMPARED, [SUM] * len(pieces))
 
-    def case(self, node: Node, depth: int) -> Piece:
+    def case(self, node: Node, depth: int) -> Expression:
         """CASE WHEN: the number of the first condition that holds, or else the last one, or else no value."""
         checks, last = node.get("case_checks", ()), node.get("else_expr") or {}
         whens = self.conditions([check["when_expr"] for check in checks], depth)
         open_ended = last.get("class") == "CONSTANT" and last.get("literal", {}).get("kind") == "NULL_LITERAL"
         thens = self.numbers([*(check["then_expr"] for check in checks), *([] if open_ended else [last])], depth)
-        text = "CASE" + " WHEN {} THEN {}" * len(checks) + ("" if open_ended else " ELSE {}") + " END"
-        pairs = [piece for pair in zip(whens, thens, strict=False) for piece in pair]
-        pieces = pairs if open_ended else [*pairs, thens[-1]]
-        sql = "CASE" + "".join(f" WHEN {{{2 * n}}} THEN {{{2 * n + 1}}}" for n in range(len(checks)))
-        sql += f" ELSE {_NOTHING if open_ended else f'{{{len(pairs)}}}'} END"
-        return build(Form(text, sql, _choose), pieces, ATOM, [OR] * len(pieces), is_number=True)
+        pieces = [piece for pair in zip(whens, thens, strict=False) for piece in pair] + thens[len(checks) :]
+        start = "CASE" + "".join(f" WHEN {{{2 * n}}} THEN {{{2 * n + 1}}}" for n in range(len(checks)))
+        end = "" if open_ended else f" ELSE {{{2 * len(checks)}}}"
+        return _build(f"{start}{end} END", f"{start}{end or f' ELSE {_NOTHING}'} END", _choose, pieces, ATOM)
 
-    def function(self, node: Node, depth: int) -> Piece:
+    def function(self, node: Node, depth: int) -> Expression:
         """Arithmetic, or one of the functions."""
         written = str(node.get("function_name")).lower()
         called = _ALIASES.get(written, "**" if written == "^" else written)
@@ -358,19 +371,22 @@ class _Reader:
         function = _FUNCTIONS[called]
         if not function.fewest <= len(pieces) <= function.most:
             raise self.refuse(node, f"{written} of {len(pieces)} numbers")
-        return call(called, pieces)
+        text = f"{called}({', '.join(f'{{{place}}}' for place in range(len(pieces)))})"
+        return _build(text, f"({function.sql})", function.compute, pieces, ATOM)
 
-    def _arithmetic(self, node: Node, sign: str, pieces: Sequence[Piece]) -> Piece:
+    def _arithmetic(self, node: Node, sign: str, pieces: Sequence[Expression]) -> Expression:
         if len(pieces) == 1 and sign in "+-":
-            return pieces[0] if sign == "+" else build(Form("-{}", "-{0}", np.negative), pieces, SIGNED, [ATOM])
+            return pieces[0] if sign == "+" else _build("-{0}", "-{0}", np.negative, pieces, SIGNED, [ATOM])
         if len(pieces) != 2:
             raise RefusedError(f"{sign} of {len(pieces)} numbers is not allowed")
+        form = f"{{0}} {sign} {{1}}"
         if sign != "**":
-            return join(sign, pieces, SUM if sign in "+-" else PRODUCT)
+            level = SUM if sign in "+-" else PRODUCT  # read from the left
+            return _build(form, form, _ARITHMETIC[sign], pieces, level, [level, level + 1])
         if pieces[0].level in _TWO_READINGS and not self._is_bracketed(node):
             written, one, other = _TWO_READINGS[pieces[0].level]
             raise RefusedError(f"`{written}` has two readings: write {one} or {other}")
-        return build(Form("{} ** {}", "pow({0} + 0e0, {1})", _power), pieces, POWER, [ATOM, ATOM])
+        return _build(form, "pow({0} + 0e0, {1})", _power, pieces, POWER, [ATOM, ATOM])
 
     def _is_bracketed(self, node: Node) -> bool:
         """Whether brackets stand around the first number of an operator: its text begins behind theirs."""
@@ -384,7 +400,7 @@ _TWO_READINGS: Mapping[int, tuple[str, str, str]] = {
     POWER: ("x ** 2 ** 3", "(x ** 2) ** 3", "x ** (2 ** 3)"),
 }
 """What may stand before ** in brackets only: the text, and what it may mean."""
-_READERS: Mapping[str, Callable[[_Reader, Node, int], Piece]] = {
+_READERS: Mapping[str, Callable[[_Reader, Node, int], Expression]] = {
     "COLUMN_REF": _Reader.column,
     "CONSTANT": _Reader.constant,
     "COMPARISON": _Reader.comparison,
@@ -414,93 +430,42 @@ def _is_plain(column: str) -> bool:
         return False
 
 
-@dataclass(frozen=True)
-class Piece:
-    """A part of an expression, rebuilt."""
-
-    is_number: bool  # or else true or false
-    text: str
-    sql: str
-    run: Compute
-    columns: frozenset[str] = frozenset()
-    level: int = ATOM  # how tightly its outermost sign binds
-
-
-class Form(NamedTuple):
-    """How parts are put together."""
-
-    text: str  # with one {} for each part
-    sql: str  # with {0}, {1}, ... for the parts
-    compute: Callable[..., Array]  # of the parts' values
-
-    @classmethod
-    def infix(cls, sign: str, count: int, compute: Callable[..., Array]) -> Form:
-        """Parts with a sign between them."""
-        return cls(f" {sign} ".join(["{}"] * count), f" {sign} ".join(f"{{{n}}}" for n in range(count)), compute)
-
-
-def number(value: float) -> Piece:
-    """A number; DuckDB reads it as a double."""
-    text = str(int(value)) if value.is_integer() and abs(value) < 1e15 else repr(value)
-    sql = repr(value) if "e" in repr(value) else f"{value!r}e0"  # with an exponent DuckDB reads a double
-    return Piece(True, text, sql, lambda _: np.asarray(value), level=ATOM if value >= 0 else SIGNED)
-
-
-def join(sign: str, pieces: Sequence[Piece], level: int) -> Piece:
-    """Two numbers with a sign between them; sums and products are read from the left."""
-    return build(Form.infix(sign, len(pieces), _ARITHMETIC[sign]), pieces, level, [level, level + 1])
-
-
-def build(
-    form: Form, pieces: Sequence[Piece], level: int, least: Sequence[int], *, is_number: bool | None = None
-) -> Piece:
+def _build(
+    text: str,
+    sql: str,
+    compute: Callable[..., Array],
+    parts: Sequence[Expression],
+    level: int,
+    least: Sequence[int] | None = None,
+) -> Expression:
     """Put parts together: in the text with the brackets that are needed, in SQL with all of them.
 
     Args:
-        form: how.
-        pieces: the parts.
-        level: of the whole.
-        least: for each part, the level from which on it needs no brackets.
-        is_number: whether the whole is one; by its level when None.
+        text: with {0}, {1}, ... for the parts.
+        sql: as the text; {all} are all parts, {opposites} their opposites.
+        compute: the value, of the parts' values.
+        parts: in their order.
+        level: of the whole, which says also whether it is a number.
+        least: for each part, the level from which on it needs no brackets; none needs any when None.
 
     Raises:
         RefusedError: if the SQL becomes too long.
     """
-    texts = [p.text if p.level >= enough else f"({p.text})" for p, enough in zip(pieces, least, strict=True)]
-    inner = [p.sql if p.level == ATOM else f"({p.sql})" for p in pieces]
-    return Piece(
-        level >= SUM if is_number is None else is_number,
-        form.text.format(*texts),
-        _bounded(form.sql.format(*inner)),
-        _apply(form.compute, [piece.run for piece in pieces]),
-        _columns_of(pieces),
+    enough = least or [OR] * len(parts)
+    texts = [p.text if p.level >= own else f"({p.text})" for p, own in zip(parts, enough, strict=True)]
+    inner = [part.sql if part.level == ATOM else f"({part.sql})" for part in parts]
+    written = sql.format(*inner, all=", ".join(inner), opposites=", ".join(f"-{each}" for each in inner))
+    if len(written) > _MAX_SQL:
+        raise RefusedError("the expression is nested too deeply: its parts repeat each other too often")
+    runs = [part.run for part in parts]
+    return Expression(
+        text.format(*texts),
+        written,
+        frozenset[str]().union(*(part.columns for part in parts)),
+        level < SUM,
+        lambda values: compute(*(run(values) for run in runs)),
         level,
     )
-
-
-def call(called: str, pieces: Sequence[Piece]) -> Piece:
-    """A function of numbers."""
-    function = _FUNCTIONS[called]
-    inner = [f"({piece.sql})" for piece in pieces]
-    sql = function.sql.format(*inner, all=", ".join(inner), opposites=", ".join(f"-{sql}" for sql in inner))
-    text = f"{called}({', '.join(piece.text for piece in pieces)})"
-    run = _apply(function.compute, [piece.run for piece in pieces])
-    return Piece(True, text, _bounded(f"({sql})"), run, _columns_of(pieces))
-
-
-def as_number(piece: Piece) -> Piece:
-    """1 for a condition that holds, 0 for another; a number as it is."""
-    if piece.is_number:
-        return piece
-    run = _as_number(piece.run)
-    return Piece(True, piece.text, f"({piece.sql})::DOUBLE", run, piece.columns, min(piece.level, COMPARED))
-
-
-def name(column: str, *, is_number: bool = True) -> Piece:
-    """A column, in the text without quotes where it needs none."""
-    parts = column.split(".", 1) if column.startswith(PREVIOUS) else [column]
-    text = ".".join(part if _is_plain(part) else sql_name(part) for part in parts)
-    return Piece(is_number, text, sql_name(column), lambda values: np.asarray(values[column]), frozenset((column,)))
 
 
 def number_sql(sql: str) -> str:
@@ -508,32 +473,12 @@ def number_sql(sql: str) -> str:
     return f"coalesce({sql}, {_NOTHING})"
 
 
-def _bounded(sql: str) -> str:
-    if len(sql) > _MAX_SQL:
-        raise RefusedError("the expression is nested too deeply: its parts repeat each other too often")
-    return sql
-
-
-def _apply(compute: Callable[..., Array], parts: Sequence[Compute]) -> Compute:
-    return lambda values: compute(*(part(values) for part in parts))
-
-
-def _as_number(run: Compute) -> Compute:
+def _one_or_zero(run: Compute) -> Compute:
     return lambda values: np.asarray(run(values)).astype(np.float64)
 
 
-def _fold(compute: Callable[[Array, Array], Array]) -> Callable[..., Array]:
-    def folded(*parts: Array) -> Array:
-        whole = parts[0]
-        for part in parts[1:]:
-            whole = compute(whole, part)
-        return whole
-
-    return folded
-
-
 def _is_among(x: Array, *others: Array) -> Array:
-    return _fold(np.logical_or)(*(np.abs(x - other) <= 0 for other in others))
+    return reduce(np.logical_or, (np.abs(x - other) <= 0 for other in others))
 
 
 def _choose(*parts: Array) -> Array:
@@ -543,10 +488,6 @@ def _choose(*parts: Array) -> Array:
     for place in reversed(range(pairs)):
         chosen = np.where(parts[2 * place], parts[2 * place + 1], chosen)
     return np.asarray(chosen)
-
-
-def _columns_of(pieces: Sequence[Piece]) -> frozenset[str]:
-    return frozenset[str]().union(*(piece.columns for piece in pieces))
 
 
 def parse_expression(text: str) -> Node:
