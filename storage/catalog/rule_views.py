@@ -7,7 +7,7 @@ step has no label.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import NamedTuple
@@ -20,7 +20,6 @@ from .connection import Connection
 from .tables import component_columns, same_action
 
 _CREATE = "CREATE OR REPLACE VIEW "
-_LOGGED = "observation, action, action_vector, action_name, reward"
 
 
 class StoredRule(NamedTuple):
@@ -53,7 +52,7 @@ def rule_views(con: Connection, datasets: Sequence[tuple[str, Space, Sequence[st
         datasets: id, action space and component names of each that can be shown.
     """
     shown = {name: (space, tuple(component_columns(names))) for name, space, names in datasets}
-    queries = [query for stored in _stored_lists(con, shown) if (query := _ListQuery.of(stored)).rules]
+    queries = [query for stored in _stored_lists(con, shown) if (query := _ListQuery.of(stored)).read]
     return [_ruled_steps(queries), _rule_labels(queries), _CRITICAL_STEPS]
 
 
@@ -72,12 +71,16 @@ def _stored_lists(con: Connection, shown: dict[str, tuple[Space, tuple[str, ...]
 
 
 class _ListQuery(NamedTuple):
-    """The SQL of one list: what is computed for each step, in layers, each of which may use those below it."""
+    """The SQL of one list: what is computed for each step, in layers, each of which may use those below it.
+
+    The column "rule" is the place of a rule in the list, "value 0", ... are what it says in each dimension, and "has
+    value" is whether all its formulas have one. All numbers of a rule are one branch, so that a step is looked at once
+    and not once for each dimension.
+    """
 
     dataset_id: str
     action_space: Space
-    rules: list[str]  # ids, in their order
-    read: list[tuple[StoredRule, _ReadRule]]  # the same rules
+    read: list[tuple[StoredRule, _ReadRule]]  # those that are allowed, in their order
     steps: str  # a query with the terms as columns, and what was logged
 
     @classmethod
@@ -85,68 +88,70 @@ class _ListQuery(NamedTuple):
         reader = _allowed_terms(stored)
         read = [(rule, found) for rule in stored.rules if (found := _read(rule, reader)) is not None]
         steps = scan_steps(stored.dataset_id, reader, [e for _, parts in read for e in parts.all])
-        return cls(stored.dataset_id, stored.action_space, [rule.rule_id for rule, _ in read], read, steps)
+        return cls(stored.dataset_id, stored.action_space, read, steps)
 
     @property
     def matched(self) -> str:
-        """A query with the columns "rule N", "action N" for each rule, and what was logged."""
-        read = self.read
-        formulas = {f"formula {n}.{m}": e.sql for n, (_, p) in enumerate(read) for m, e in enumerate(p.formulas) if e}
-        layers = [
-            _layer({f"rule {n}": f'"acted in" AND {parts.predicate.sql}' for n, (_, parts) in enumerate(read)}),
-            _layer(formulas),
-            _layer({f"action {n}": _action(rule, n, self.action_space) for n, (rule, _) in enumerate(read)}),
-        ]
-        scan = self.steps
-        for layer in filter(None, layers):
-            scan = layer.format(scan)
-        return scan
+        """A query with one row for each rule that matches a step; "first" is the place of the one that decides."""
+        places = range(len(self.read))
+        matches = {f"rule {n}": f'"acted in" AND {parts.predicate.sql}' for n, (_, parts) in enumerate(self.read)}
+        branches = [f'WHEN "rule {n}" THEN {n}' for n in places]
+        entries = ", ".join(f"CASE {branch} END" for branch in branches)
+        placed = {"first": f"CASE {' '.join(branches)} END", "rule": f"unnest([{entries}])"}
+        scan = _layer(_layer(self.steps, matches), placed)
+        return self._with_values(f'SELECT * FROM ({scan}) WHERE "rule" IS NOT NULL')
 
     @property
     def decided(self) -> str:
-        """A query with the place of the rule that decides as the column "first", "value 0", ... of its action.
+        """A query with one row for each step, where "rule" is null if none decides.
 
-        "has value" is whether all its formulas have one. A formula is computed in the steps where its rule decides,
-        and nowhere else: all numbers of a rule are one branch, so that a step is looked at once and not once for each
-        dimension.
+        A formula is computed in the steps where its rule decides, and nowhere else.
         """
         conditions = " ".join(f"WHEN {parts.predicate.sql} THEN {n}" for n, (_, parts) in enumerate(self.read))
+        rule = f'CASE WHEN NOT "acted in" THEN NULL {conditions} END'
+        return self._with_values(_layer(self.steps, {"rule": rule}))
+
+    def _with_values(self, scan: str) -> str:
         branches = " ".join(f"WHEN {n} THEN {self._numbers(*one)}" for n, one in enumerate(self.read))
-        scan = _layer({"first": f'CASE WHEN NOT "acted in" THEN NULL {conditions} END'}).format(self.steps)
-        scan = _layer({"values": f'CASE "first" {branches} END'}).format(scan)
+        scan = _layer(scan, {"values": f'CASE "rule" {branches} END'})
         values = {f"value {m}": f'"values"."{m}"' for m in range(self.action_space.size)}
-        scan = _layer(values).format(scan)
-        return _layer({"has value": self._has_value}).format(scan)
+        scan = _layer(scan, values)
+        undefined = [f'{self._is_computed(m)} AND NOT isfinite("value {m}")' for m in self._computed]
+        has_value = ['"rule" IS NOT NULL', *(f"NOT ({condition})" for condition in undefined)]
+        return _layer(scan, {"has value": " AND ".join(has_value)})
 
     def _numbers(self, rule: StoredRule, parts: _ReadRule) -> str:
         """SQL of what a rule says in each dimension, before it is cut; what was logged where it says nothing."""
         formulas = parts.formulas or [None] * self.action_space.size
-        said = [
-            formula.sql if formula else _said(number, m)
+        numbers = [
+            formula.sql if formula else f'"the vector"[{m + 1}]' if number is None else f"{number!r}::DOUBLE"
             for m, (number, formula) in enumerate(zip(rule.suggested_action, formulas, strict=True))
         ]
-        return "{" + ", ".join(f"'{m}': {sql}" for m, sql in enumerate(said)) + "}"
+        return "{" + ", ".join(f"'{m}': {sql}" for m, sql in enumerate(numbers)) + "}"
 
-    @property
-    def _has_value(self) -> str:
-        undefined = [f'{self._is_computed(m)} AND NOT isfinite("value {m}")' for m in self._computed]
-        return " AND ".join(['"first" IS NOT NULL', *(f"NOT ({condition})" for condition in undefined)])
-
-    @property
-    def action(self) -> str:
-        """SQL of the action of the rule that decides, where it has one."""
+    def select(self, query: str, *, decides: str) -> str:
+        """What a view shows of a query's rows; no action where a formula has no value."""
         numbers = {m: sql_name(f"value {m}") for m in range(self.action_space.size)}
         numbers |= {
             m: f"CASE WHEN {self._is_computed(m)} THEN {_cut(numbers[m], self.action_space, m)} ELSE {numbers[m]} END"
             for m in self._computed
         }
-        return f"[{', '.join(numbers.values())}]"
+        ids = ", ".join(sql_text(rule.rule_id) for rule, _ in self.read)
+        agrees = same_action(self.action_space, "suggested_action", "action_vector")
+        return f"""SELECT *, {agrees} AS agrees FROM (
+SELECT {sql_text(self.dataset_id)} AS dataset_id, episode_id, "at step" AS step, [{ids}]["rule" + 1] AS rule_id,
+    CASE WHEN "has value" THEN [{", ".join(numbers.values())}] END AS suggested_action, {decides} AS decides,
+    "the observation" AS observation, "the action" AS action, "the vector" AS action_vector, "the name" AS action_name,
+    "the reward" AS reward
+FROM (
+{query}
+))"""
 
     def _is_computed(self, place: int) -> str:
-        """SQL of whether the rule that decides has a formula in a dimension."""
+        """SQL of whether a rule has a formula in a dimension."""
         if len(self._computed[place]) == len(self.read):
             return "true"
-        return f'"first" IN ({", ".join(map(str, self._computed[place]))})'
+        return f'"rule" IN ({", ".join(map(str, self._computed[place]))})'
 
     @property
     def _computed(self) -> dict[int, list[int]]:
@@ -157,11 +162,6 @@ class _ListQuery(NamedTuple):
                 if formula is not None:
                     found.setdefault(m, []).append(n)
         return found
-
-
-def _said(number: float | None, place: int) -> str:
-    """SQL of a number of a rule without a formula there: what was logged where it says none."""
-    return f'"the vector"[{place + 1}]' if number is None else f"{number!r}::DOUBLE"
 
 
 def _allowed_terms(stored: StoredList) -> FormulaReader:
@@ -221,32 +221,14 @@ def scan_steps(dataset_id: str, reader: FormulaReader, expressions: Sequence[Exp
 FROM steps WHERE dataset_id = {sql_text(dataset_id)}"""
     for name, term in reader.terms.items():
         if name in needed:
-            scan = _layer({name: term.sql}).format(scan)
+            scan = _layer(scan, {name: term.sql})
     return scan
 
 
-def _layer(columns: dict[str, str]) -> str:
-    """A query over a query, {}, that has some columns more; empty if there are none."""
-    if not columns:
-        return ""
+def _layer(scan: str, columns: Mapping[str, str]) -> str:
+    """A query over a query, that has some columns more."""
     written = ", ".join(f"{sql} AS {sql_name(name)}" for name, sql in columns.items())
-    return "SELECT *, " + written.replace("{", "{{").replace("}", "}}") + " FROM (\n{}\n)"
-
-
-def _action(rule: StoredRule, number: int, space: Space) -> str:
-    """SQL of a rule's action, DOUBLE[]; null where one of its formulas has no value."""
-    formulas = rule.formulas or [None] * len(rule.suggested_action)
-    parts: list[str] = []
-    undefined: list[str] = []
-    for place, (said, formula) in enumerate(zip(rule.suggested_action, formulas, strict=True)):
-        if formula is not None:
-            column = sql_name(f"formula {number}.{place}")
-            parts.append(_cut(column, space, place))
-            undefined.append(f"NOT isfinite({column})")
-        else:
-            parts.append(f'"the vector"[{place + 1}]' if said is None else f"{said!r}::DOUBLE")
-    action = f"[{', '.join(parts)}]"
-    return f"CASE WHEN {' OR '.join(undefined)} THEN NULL ELSE {action} END" if undefined else action
+    return f"SELECT *, {written} FROM (\n{scan}\n)"
 
 
 def _cut(sql: str, space: Space, place: int) -> str:
@@ -254,19 +236,6 @@ def _cut(sql: str, space: Space, place: int) -> str:
     low, high = (bounds[place] if bounds else None for bounds in (space.low, space.high))
     raised = sql if low is None or low == float("-inf") else f"greatest({sql}, {low!r}::DOUBLE)"
     return raised if high is None or high == float("inf") else f"least({raised}, {high!r}::DOUBLE)"
-
-
-def _with_agreement(query: _ListQuery, select: str) -> str:
-    agrees = same_action(query.action_space, "suggested_action", "action_vector")
-    return f"SELECT *, {agrees} AS agrees FROM (\n{select}\n)"
-
-
-def _decided(query: _ListQuery) -> str:
-    """The list's steps, with the place of the rule that decides as the column "first"; null where none does."""
-    whens = " ".join(f'WHEN "rule {n}" THEN {n}' for n in range(len(query.rules)))
-    return f"""SELECT *, CASE {whens} END AS "first" FROM (
-{query.matched}
-)"""
 
 
 def count_decisions_of(stored: StoredList) -> str:
@@ -279,15 +248,11 @@ def count_decisions_of(stored: StoredList) -> str:
         stored: at least one rule; each is allowed.
     """
     query = _ListQuery.of(stored)
-    return f"""SELECT "first", count(*), count(*) FILTER (WHERE "has value") FROM (
+    return f"""SELECT "rule", count(*), count(*) FILTER (WHERE "has value") FROM (
 {query.decided}
 ) GROUP BY 1"""
 
 
-_NAMES = (
-    '"the observation" AS observation, "the action" AS action, "the vector" AS action_vector, '
-    '"the name" AS action_name, "the reward" AS reward'
-)
 _NOTHING = """SELECT NULL::VARCHAR AS dataset_id, NULL::BIGINT AS episode_id, NULL::INTEGER AS step,
     NULL::VARCHAR AS rule_id, NULL::DOUBLE[] AS suggested_action, NULL::BOOLEAN AS decides,
     NULL::DOUBLE[] AS observation, NULL::BIGINT AS action, NULL::DOUBLE[] AS action_vector,
@@ -300,42 +265,22 @@ def _ruled_steps(queries: Sequence[_ListQuery]) -> str:
     `suggested_action` is complete: where a rule leaves a dimension open, it is the logged one; it is null where a
     formula has no value. `decides` says whether the rule is the first of its list that matches the step.
     """
-    return _joined("ruled_steps", [_NOTHING, *(_with_agreement(query, _matches(query)) for query in queries)])
-
-
-def _matches(query: _ListQuery) -> str:
-    hits = [
-        f"""{{'rule_id': {sql_text(rule)}, 'said': "action {n}", 'decides': "first" = {n}}}"""
-        for n, rule in enumerate(query.rules)
-    ]
-    entries = ", ".join(f'CASE WHEN "rule {n}" THEN {hit} END' for n, hit in enumerate(hits))
-    return f"""SELECT {sql_text(query.dataset_id)} AS dataset_id, episode_id, step, hit.rule_id AS rule_id,
-    hit.said AS suggested_action, hit.decides AS decides, {_LOGGED}
-FROM (SELECT episode_id, "at step" AS step, unnest([{entries}]) AS hit, {_NAMES}
-      FROM (
-{_decided(query)}
-)) WHERE hit IS NOT NULL"""
+    return _joined("ruled_steps", [query.select(query.matched, decides='"rule" = "first"') for query in queries])
 
 
 def _rule_labels(queries: Sequence[_ListQuery]) -> str:
-    """One row per list and step where a rule decides and says something: what a refinement imitates."""
-    return _joined("rule_labels", [_NOTHING, *(_with_agreement(query, _decisions(query)) for query in queries)])
+    """One row per list and step where a rule decides and says something: what a refinement imitates.
 
-
-def _decisions(query: _ListQuery) -> str:
-    """Steps with an action; unnesting drops the others, where a condition would be computed a second time."""
-    ids = ", ".join(map(sql_text, query.rules))
-    return f"""SELECT {sql_text(query.dataset_id)} AS dataset_id, episode_id, "at step" AS step,
-    [{ids}]["first" + 1] AS rule_id, {query.action} AS suggested_action, true AS decides, {_NAMES}
-FROM (
-SELECT *, unnest(CASE WHEN "has value" THEN [true] END) AS "is there" FROM (
-{query.decided}
-))"""
+    Unnesting drops the steps without an action, where a condition would be computed a second time.
+    """
+    there = {"is there": 'unnest(CASE WHEN "has value" THEN [true] END)'}
+    selects = [query.select(_layer(query.decided, there), decides="true") for query in queries]
+    return _joined("rule_labels", selects)
 
 
 def _joined(name: str, selects: Sequence[str]) -> str:
     """A view of matches beside all that is known of their rules."""
-    matched = " UNION ALL BY NAME\n".join(selects)
+    matched = " UNION ALL BY NAME\n".join([_NOTHING, *selects])
     return f"""{_CREATE}{name} AS
 SELECT rules.* EXCLUDE (suggested_action, created_at), matched.* EXCLUDE (dataset_id, rule_id)
 FROM (
