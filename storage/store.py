@@ -7,10 +7,11 @@ import re
 import shutil
 import tempfile
 import warnings
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from .catalog import (
     Catalog,
@@ -27,6 +28,8 @@ from .catalog import (
 from .disk import TEMPORARY, exclusive_lock, sync_file, sync_folder, writing
 from .errors import BadInput, DamagedStore, DiskFailed, LeftOutWarning, Prerequisite
 
+Values = Sequence[object] | Mapping[str, object]
+"""Of the parameters of a statement, by place or by name."""
 CATALOG = "catalog.duckdb"
 MANIFEST = "manifest.json"
 DRAFT = "draft.json"
@@ -126,13 +129,20 @@ class Store:
                 store._take_away(with_root=not existed)
             raise
 
+    def select(self, question: str, values: Values = ()) -> list[Any]:
+        """The rows of an answer of the catalog.
+
+        Args:
+            question: a statement that reads.
+            values: for its parameters, by place or by name.
+        """
+        with self.catalog.read() as con:
+            return con.execute(question, values).fetchall()
+
     def is_empty(self) -> bool:
         """Whether nothing was put in: no file, and no row that lives in the catalog alone."""
-        with self.catalog.read() as con:
-            found = con.execute(
-                "SELECT (SELECT count(*) FROM datasets) + (SELECT count(*) FROM evaluations)"
-            ).fetchone()
-        return found == (0,) and not any(any((self.root / name).iterdir()) for name in _FOLDERS)
+        ((rows,),) = self.select("SELECT (SELECT count(*) FROM datasets) + (SELECT count(*) FROM evaluations)")
+        return rows == 0 and not any(any((self.root / name).iterdir()) for name in _FOLDERS)
 
     def _take_away(self, *, with_root: bool) -> None:
         for name in _FOLDERS:

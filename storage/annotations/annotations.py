@@ -17,11 +17,11 @@ import pyarrow as pa
 from ..catalog import Connection, insert_rows
 from ..datasets import episode_shifts, read_manifest
 from ..errors import BadInput
+from ..queries import select_column
 from ..schema import Annotation, Rejection, content_id
 from ..store import Store
 
 T = TypeVar("T")
-_COLUMNS = ", ".join(field.name for field in fields(Annotation))
 
 
 def insert_annotations(con: Connection, annotations: Sequence[Annotation]) -> int:
@@ -69,13 +69,14 @@ def unknown_steps(con: Connection, annotations: Sequence[Annotation]) -> list[An
     )
     con.register("annotated_keys", keys)
     try:
-        places = con.execute(
+        places = select_column(
+            con,
             """SELECT place FROM annotated_keys LEFT JOIN episodes USING (dataset_id, episode_id)
-               WHERE length IS NULL OR step NOT BETWEEN 0 AND length - 1 ORDER BY place"""
-        ).fetchall()
+               WHERE length IS NULL OR step NOT BETWEEN 0 AND length - 1 ORDER BY place""",
+        )
     finally:
         con.unregister("annotated_keys")
-    return [annotations[place] for (place,) in places]
+    return [annotations[place] for place in places]
 
 
 def load_annotations(store: Store, dataset_id: str, run_ids: Sequence[str] | None = None) -> list[Annotation]:
@@ -89,9 +90,8 @@ def load_annotations(store: Store, dataset_id: str, run_ids: Sequence[str] | Non
     Raises:
         BadInput: if there is no such run.
     """
-    rows = rows_of_runs(
-        store, "annotations", _COLUMNS, dataset_id, run_ids, order="episode_id, step, run_id, annotation_id"
-    )
+    order = "episode_id, step, run_id, annotation_id"
+    rows = rows_of_runs(store, "annotations", _columns(Annotation), dataset_id, run_ids, order=order)
     return [from_row(Annotation, row) for row in rows]
 
 
@@ -104,8 +104,7 @@ def trusted_annotations(store: Store, notes: Sequence[Annotation]) -> list[Annot
 
 def refused_ids(store: Store, column: Literal["annotation_id", "rule_id"]) -> set[str]:
     """The labels or rules that reviewers have refused."""
-    with store.catalog.read() as con:
-        rows = con.execute(f"SELECT {column} FROM refused_opinions WHERE {column} IS NOT NULL").fetchall()
+    rows = store.select(f"SELECT {column} FROM refused_opinions WHERE {column} IS NOT NULL")
     return {name for (name,) in rows}
 
 
@@ -126,7 +125,7 @@ def rows_of_runs(
         BadInput: if there is no such run.
     """
     with store.catalog.read() as con:
-        known = {run for (run,) in con.execute("SELECT run_id FROM annotation_runs").fetchall()}
+        known = set(select_column(con, "SELECT run_id FROM annotation_runs"))
         if unknown := sorted(set(run_ids or ()) - known):
             raise BadInput(
                 f"There is no annotation run {unknown[0]!r}.", f"There is {', '.join(sorted(known)) or 'none'}."
@@ -141,37 +140,27 @@ def rows_of_runs(
 
 def list_runs(store: Store, dataset_id: str) -> list[str]:
     """The ids of a dataset's annotation runs, the oldest first."""
-    with store.catalog.read() as con:
-        rows = con.execute(
-            "SELECT run_id FROM annotation_runs WHERE dataset_id = ? ORDER BY created_at, run_id", [dataset_id]
-        ).fetchall()
-    return [run_id for (run_id,) in rows]
+    question = "SELECT run_id FROM annotation_runs WHERE dataset_id = ? ORDER BY created_at, run_id"
+    return [run_id for (run_id,) in store.select(question, [dataset_id])]
 
 
 def has_rules(store: Store, run_ids: Sequence[str]) -> bool:
     """Whether any of some runs has rules."""
-    with store.catalog.read() as con:
-        found = con.execute("SELECT 1 FROM rules WHERE list_contains(?, run_id) LIMIT 1", [list(run_ids)]).fetchone()
-    return found is not None
+    return bool(store.select("SELECT 1 FROM rules WHERE list_contains(?, run_id) LIMIT 1", [list(run_ids)]))
 
 
 def list_rule_runs(store: Store, dataset_id: str) -> list[str]:
     """The ids of a dataset's runs that have rules, the oldest first."""
-    with store.catalog.read() as con:
-        rows = con.execute(
-            """SELECT run_id FROM annotation_runs WHERE dataset_id = $id AND run_id IN (SELECT run_id FROM rules)
-               ORDER BY created_at, run_id""",
-            {"id": dataset_id},
-        ).fetchall()
-    return [run_id for (run_id,) in rows]
+    question = """SELECT run_id FROM annotation_runs WHERE dataset_id = ? AND run_id IN (SELECT run_id FROM rules)
+                  ORDER BY created_at, run_id"""
+    return [run_id for (run_id,) in store.select(question, [dataset_id])]
 
 
 def count_rejections(store: Store) -> dict[str, dict[str, int]]:
     """Run -> reason -> how many labels were refused for it."""
-    with store.catalog.read() as con:
-        rows = con.execute("SELECT run_id, reason, count(*) FROM rejections GROUP BY ALL ORDER BY ALL").fetchall()
     counted: dict[str, dict[str, int]] = {}
-    for run_id, reason, count in rows:
+    question = "SELECT run_id, reason, count(*) FROM rejections GROUP BY ALL ORDER BY ALL"
+    for run_id, reason, count in store.select(question):
         counted.setdefault(run_id, {})[reason] = count
     return counted
 
@@ -179,6 +168,11 @@ def count_rejections(store: Store) -> dict[str, dict[str, int]]:
 def from_row(kind: type[T], row: Sequence[Any]) -> T:
     """A row of all fields of a dataclass, in their order; a list becomes a tuple."""
     return kind(*(tuple(value) if isinstance(value, list) else value for value in row))
+
+
+def _columns(kind: type[Any]) -> str:
+    """The names of a dataclass's fields, as columns."""
+    return ", ".join(field.name for field in fields(kind))
 
 
 @dataclass(frozen=True)
@@ -206,9 +200,7 @@ class LabelReplay:
 
 def insert_label_replays(con: Connection, replays: Sequence[LabelReplay]) -> int:
     """Insert replays; one that is there already stays unchanged. Returns how many were new."""
-    return insert_rows(
-        con, "label_replays", [vars(replay) | {"advantages": list(replay.advantages)} for replay in replays]
-    )
+    return insert_rows(con, "label_replays", [vars(replay) for replay in replays])
 
 
 def load_label_replays(store: Store, dataset_id: str, *, current: bool = False) -> list[LabelReplay]:
@@ -219,15 +211,10 @@ def load_label_replays(store: Store, dataset_id: str, *, current: bool = False) 
         dataset_id: the dataset.
         current: only those that were made in the same environment as the newest one.
     """
-    names = [field.name for field in fields(LabelReplay)]
-    columns = ", ".join(f"coalesce({name}, [])" if name == "advantages" else name for name in names)
+    columns = _columns(LabelReplay).replace("advantages", "coalesce(advantages, [])")
     table = "current_label_replays" if current else "label_replays"
-    with store.catalog.read() as con:
-        rows = con.execute(
-            f"SELECT {columns} FROM {table} WHERE dataset_id = ? ORDER BY episode_id, step, label_replay_id",
-            [dataset_id],
-        ).fetchall()
-    return [from_row(LabelReplay, row) for row in rows]
+    question = f"SELECT {columns} FROM {table} WHERE dataset_id = ? ORDER BY episode_id, step, label_replay_id"
+    return [from_row(LabelReplay, row) for row in store.select(question, [dataset_id])]
 
 
 def pool_annotations(
@@ -307,7 +294,7 @@ def enter_queue(store: Store, queue: ReviewQueue, config: Mapping[str, Any]) -> 
     row = {"queue_id": queue.queue_id, "dataset_id": queue.dataset_id, "kind": queue.kind, "config": dict(config)}
     items = [{"queue_id": queue.queue_id, "item": n} | item._asdict() for n, item in enumerate(queue.items, 1)]
     with store.catalog.write() as con:
-        if insert_rows(con, "review_queues", [row | {"run_ids": list(queue.run_ids)}]):
+        if insert_rows(con, "review_queues", [row | {"run_ids": queue.run_ids}]):
             insert_rows(con, "review_items", items)
 
 
@@ -327,15 +314,13 @@ def find_queue(con: Connection, queue_id: str) -> ReviewQueue | None:
 
 def insert_reviews(con: Connection, reviews: Sequence[Review]) -> int:
     """Insert answers; one that is there already stays unchanged. Returns how many were new."""
-    rows = [vars(review) | {"suggested_action": _as_list(review.suggested_action)} for review in reviews]
-    return insert_rows(con, "reviews", rows)
+    return insert_rows(con, "reviews", [vars(review) for review in reviews])
 
 
 def current_reviews(con: Connection, run_id: str) -> list[Review]:
     """The answers in force of one reviewer to one queue, by item."""
-    names = ", ".join(Review.__dataclass_fields__)
-    rows = con.execute(f"SELECT {names} FROM current_reviews WHERE run_id = ? ORDER BY item", [run_id]).fetchall()
-    return [from_row(Review, row) for row in rows]
+    rows = con.execute(f"SELECT {_columns(Review)} FROM current_reviews WHERE run_id = ? ORDER BY item", [run_id])
+    return [from_row(Review, row) for row in rows.fetchall()]
 
 
 def replace_labels(con: Connection, run_id: str, labels: Sequence[Annotation]) -> None:
@@ -346,12 +331,8 @@ def replace_labels(con: Connection, run_id: str, labels: Sequence[Annotation]) -
 
 def annotations_by_id(con: Connection, annotation_ids: Sequence[str]) -> dict[str, Annotation]:
     """Annotations by their id; those that are not there any more are left out."""
-    names = ", ".join(Annotation.__dataclass_fields__)
     rows = con.execute(
-        f"SELECT {names} FROM annotations WHERE annotation_id IN (SELECT unnest(?::VARCHAR[]))", [list(annotation_ids)]
+        f"SELECT {_columns(Annotation)} FROM annotations WHERE annotation_id IN (SELECT unnest(?::VARCHAR[]))",
+        [list(annotation_ids)],
     ).fetchall()
     return {note.annotation_id: note for note in (from_row(Annotation, row) for row in rows)}
-
-
-def _as_list(action: tuple[float, ...] | None) -> list[float] | None:
-    return None if action is None else list(action)

@@ -121,15 +121,10 @@ def insert_rule_lists(con: Connection, store: Store, lists: Sequence[RuleList]) 
         check_rule_list(listed, formula_reader(manifest, listed.terms, is_canonical=True))
     insert_rows(con, "rule_lists", [{name: getattr(listed, name) for name in _LIST} for listed in lists])
     insert_rows(con, "terms", [row for listed in lists for row in _term_rows(listed)])
-    inserted = insert_rows(con, "rules", [_rule_row(rule) for listed in lists for rule in listed.rules])
+    inserted = insert_rows(con, "rules", [vars(rule) for listed in lists for rule in listed.rules])
     if inserted:
         refresh_views(con, store.rollouts_dir)
     return inserted
-
-
-def _rule_row(rule: Rule) -> Mapping[str, object]:
-    formulas = None if rule.formulas is None else list(rule.formulas)
-    return vars(rule) | {"suggested_action": list(rule.suggested_action), "formulas": formulas}
 
 
 def _term_rows(listed: RuleList) -> Sequence[Mapping[str, object]]:
@@ -214,18 +209,14 @@ class Study(NamedTuple):
 
 def find_study(store: Store, run_id: str) -> Study | None:
     """The study of a run, its newest one; None if it has none yet."""
-    with store.catalog.read() as con:
-        found = con.execute(
-            """SELECT list_id, assessment FROM rule_lists WHERE run_id = ? ORDER BY created_at DESC, list_id LIMIT 1""",
-            [run_id],
-        ).fetchone()
-        if found is None:
-            return None
-        terms = con.execute(
+    question = "SELECT list_id, assessment FROM rule_lists WHERE run_id = ? ORDER BY created_at DESC, list_id LIMIT 1"
+    for list_id, assessment in store.select(question, [run_id]):
+        terms = store.select(
             "SELECT name, expression, meaning FROM terms WHERE run_id = ? AND list_id = ? ORDER BY position",
-            [run_id, found[0]],
-        ).fetchall()
-    return Study(found[1] or "", [Term(*row) for row in terms])
+            [run_id, list_id],
+        )
+        return Study(assessment or "", [Term(*row) for row in terms])
+    return None
 
 
 def find_rule_list(store: Store, name: str) -> RuleList:
@@ -327,9 +318,8 @@ def resolve_ruled_dataset(store: Store, name: str | None = None) -> str:
 
     What a refinement has collected since has none of its own.
     """
-    with store.catalog.read() as con:
-        found = con.execute(
-            """SELECT dataset_id FROM datasets WHERE dataset_id IN (SELECT dataset_id FROM rules)
-               ORDER BY created_at DESC, dataset_id DESC LIMIT 1"""
-        ).fetchone()
-    return resolve_dataset(store, name or (found[0] if found else None))
+    found = store.select(
+        """SELECT dataset_id FROM datasets WHERE dataset_id IN (SELECT dataset_id FROM rules)
+           ORDER BY created_at DESC, dataset_id DESC LIMIT 1"""
+    )
+    return resolve_dataset(store, name or (found[0][0] if found else None))

@@ -48,13 +48,12 @@ class DatasetSummary:
 
 def list_datasets(store: Store) -> list[DatasetSummary]:
     """All datasets of the catalog, oldest first."""
-    with store.catalog.read() as con:
-        rows = con.execute(
-            """SELECT dataset_id, source, env_id, policy, policy_mode, episodes, steps,
-                      (SELECT avg(return_) FROM episodes WHERE episodes.dataset_id = datasets.dataset_id),
-                      strftime(created_at, '%Y-%m-%dT%H:%M:%SZ')
-               FROM datasets ORDER BY created_at, dataset_id"""
-        ).fetchall()
+    rows = store.select(
+        """SELECT dataset_id, source, env_id, policy, policy_mode, episodes, steps,
+                  (SELECT avg(return_) FROM episodes WHERE episodes.dataset_id = datasets.dataset_id),
+                  strftime(created_at, '%Y-%m-%dT%H:%M:%SZ')
+           FROM datasets ORDER BY created_at, dataset_id"""
+    )
     return [DatasetSummary(*row) for row in rows]
 
 

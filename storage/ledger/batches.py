@@ -14,6 +14,7 @@ from datetime import datetime
 from typing import Any, Literal, NamedTuple
 
 from ..catalog import Connection, insert_rows
+from ..queries import select_column
 
 BATCH = "batch"
 """The name of the provider whose raw replies are lines of a batch's results."""
@@ -94,13 +95,10 @@ def claim_items(con: Connection, batch_id: str, items: Sequence[BatchItem], stat
     Returns:
         Those that could be had.
     """
-    rows = con.execute(
-        """UPDATE requests SET state = 'in_batch', updated_at = now()
-           WHERE request_id IN (SELECT unnest(?::VARCHAR[])) AND state IN (SELECT unnest(?::VARCHAR[]))
-           RETURNING request_id""",
-        [[item.request_id for item in items], list(states)],
-    ).fetchall()
-    had = {request_id for (request_id,) in rows}
+    question = """UPDATE requests SET state = 'in_batch', updated_at = now()
+                  WHERE request_id IN (SELECT unnest(?::VARCHAR[])) AND state IN (SELECT unnest(?::VARCHAR[]))
+                  RETURNING request_id"""
+    had = set(select_column(con, question, [[item.request_id for item in items], list(states)]))
     claimed = [{"batch_id": batch_id, **item._asdict()} for item in items if item.request_id in had]
     insert_rows(con, "batch_items", claimed, on_conflict="replace")
     con.execute("UPDATE batches SET requests = requests + ? WHERE batch_id = ?", [len(claimed), batch_id])
@@ -176,12 +174,8 @@ def end_items(con: Connection, batch_id: str, outcome: End, error: str | None, *
                 (SELECT request_id FROM batch_items WHERE batch_id <> ? AND outcome IS NULL)""",
         ["failed" if failed else "pending", error, batch_id, batch_id],
     )
-    return len(
-        con.execute(
-            "UPDATE batch_items SET outcome = ? WHERE batch_id = ? AND outcome IS NULL RETURNING request_id",
-            [outcome, batch_id],
-        ).fetchall()
-    )
+    question = "UPDATE batch_items SET outcome = ? WHERE batch_id = ? AND outcome IS NULL RETURNING request_id"
+    return len(select_column(con, question, [outcome, batch_id]))
 
 
 def refuse_batch(con: Connection, batch_id: str, error: str) -> None:
@@ -223,16 +217,16 @@ def close_batch(
 
 def note_outcomes(con: Connection, batch_id: str, outcomes: Mapping[str, str]) -> set[str]:
     """Note outcomes of items that have none, or have failed and are answered after all; which they were."""
-    rows = con.execute(
-        """UPDATE batch_items SET outcome = told.outcome
-           FROM (SELECT unnest($keys::VARCHAR[]) AS request_id, unnest($outcomes::VARCHAR[]) AS outcome) AS told
-           WHERE batch_items.batch_id = $batch AND batch_items.request_id = told.request_id
-               AND (batch_items.outcome IS NULL
-                   OR (told.outcome = 'succeeded' AND batch_items.outcome <> 'succeeded'))
+    noted = select_column(
+        con,
+        """UPDATE batch_items SET outcome = new.outcome
+           FROM (SELECT unnest($keys::VARCHAR[]) AS request_id, unnest($outcomes::VARCHAR[]) AS outcome) AS new
+           WHERE batch_items.batch_id = $batch AND batch_items.request_id = new.request_id
+               AND (batch_items.outcome IS NULL OR (new.outcome = 'succeeded' AND batch_items.outcome <> 'succeeded'))
            RETURNING batch_items.request_id""",
         {"keys": list(outcomes), "outcomes": list(outcomes.values()), "batch": batch_id},
-    ).fetchall()
-    return {request_id for (request_id,) in rows}
+    )
+    return set(noted)
 
 
 def find_batches(con: Connection, states: Collection[str], *, provider: str | None = BATCH) -> list[Batch]:
@@ -266,7 +260,8 @@ def _find(con: Connection, where: str, values: list[Any]) -> list[Batch]:
 
 def count_alike(con: Connection, batch_id: str) -> int:
     """How many other batches with exactly these requests are unknown or given up, and may turn up too."""
-    row = con.execute(
+    alike = select_column(
+        con,
         """WITH held AS (
                SELECT batch_id, state, list(request_id ORDER BY request_id) AS ids,
                    bool_or(outcome = 'released') AS freed
@@ -275,33 +270,28 @@ def count_alike(con: Connection, batch_id: str) -> int:
            SELECT count(*) FROM held WHERE batch_id <> $batch AND (state = 'intent' OR (state = 'abandoned' AND freed))
                AND ids = (SELECT ids FROM held WHERE batch_id = $batch)""",
         {"provider": BATCH, "batch": batch_id},
-    ).fetchone()
-    return int(row[0]) if row else 0
+    )
+    return alike[0]
 
 
 def remotes_of(con: Connection, account: str) -> list[str]:
     """Names of the newest batches that an account has at its server."""
-    rows = con.execute(
-        "SELECT remote_id FROM batches WHERE account = ? AND remote_id IS NOT NULL ORDER BY created_at DESC LIMIT 3",
-        [account],
-    ).fetchall()
-    return [remote_id for (remote_id,) in rows]
+    where = "account = ? AND remote_id IS NOT NULL"
+    return select_column(
+        con, f"SELECT remote_id FROM batches WHERE {where} ORDER BY created_at DESC LIMIT 3", [account]
+    )
 
 
 def known_remotes(con: Connection) -> set[str]:
     """All names of batches that the server gave us."""
-    rows = con.execute("SELECT remote_id FROM batches WHERE remote_id IS NOT NULL").fetchall()
-    return {remote_id for (remote_id,) in rows}
+    return set(select_column(con, "SELECT remote_id FROM batches WHERE remote_id IS NOT NULL"))
 
 
 def asked_elsewhere(con: Connection, batch_id: str) -> set[str]:
     """Requests that were sent in other batches and not in this one."""
-    rows = con.execute(
-        """SELECT DISTINCT request_id FROM batch_items
-           WHERE request_id NOT IN (SELECT request_id FROM batch_items WHERE batch_id = ?)""",
-        [batch_id],
-    ).fetchall()
-    return {request_id for (request_id,) in rows}
+    question = """SELECT DISTINCT request_id FROM batch_items
+                  WHERE request_id NOT IN (SELECT request_id FROM batch_items WHERE batch_id = ?)"""
+    return set(select_column(con, question, [batch_id]))
 
 
 def item_outcomes(con: Connection, batch_id: str) -> dict[str, str | None]:

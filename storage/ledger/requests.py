@@ -10,6 +10,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Literal, NamedTuple
 
 from ..catalog import Connection, insert_rows
+from ..queries import select_column
 from ..schema import RequestKind
 
 State = Literal["pending", "in_batch", "done", "failed"]
@@ -105,14 +106,12 @@ def unread_requests(con: Connection) -> list[UnreadRequest]:
 
 def read_requests(con: Connection, run_id: str) -> set[str]:
     """Requests whose counting reply a run has read."""
-    rows = con.execute(f"SELECT request_id FROM ({_READ}) WHERE run_id = ?", [run_id]).fetchall()
-    return {request_id for (request_id,) in rows}
+    return set(select_column(con, f"SELECT request_id FROM ({_READ}) WHERE run_id = ?", [run_id]))
 
 
 def answered_for(con: Connection, run_id: str) -> list[str]:
     """Requests that got a reply for a run, among them some that it does not ask any more."""
-    rows = con.execute("SELECT DISTINCT request_id FROM responses WHERE split_part(file, '/', 2) = ?", [run_id])
-    return [request_id for (request_id,) in rows.fetchall()]
+    return select_column(con, "SELECT DISTINCT request_id FROM responses WHERE split_part(file, '/', 2) = ?", [run_id])
 
 
 def reopen_failed(con: Connection, request_ids: Sequence[str]) -> None:
@@ -126,7 +125,7 @@ def reopen_failed(con: Connection, request_ids: Sequence[str]) -> None:
 
 def reopen_empty(con: Connection, run_id: str) -> int:
     """Let a run's requests be asked anew that have failed, or whose reply left no label and no rule; how many."""
-    ids = [request_id for (request_id,) in con.execute(_EMPTY, {"run": run_id}).fetchall()]
+    ids = select_column(con, _EMPTY, {"run": run_id})
     con.execute(
         f"""UPDATE run_requests SET response_id = counting.response_id FROM ({_COUNTING}) AS counting
             WHERE run_requests.request_id = counting.request_id AND run_requests.response_id IS NULL
@@ -144,12 +143,12 @@ def reopen_empty(con: Connection, run_id: str) -> int:
 
 def add_responses(con: Connection, rows: Sequence[Mapping[str, object]]) -> list[Mapping[str, object]]:
     """Enter rows of `responses`; those that were new."""
-    entered = con.execute(
+    known = select_column(
+        con,
         "SELECT response_id FROM responses WHERE response_id IN (SELECT unnest(?::VARCHAR[]))",
         [[row["response_id"] for row in rows]],
-    ).fetchall()
-    known = {response_id for (response_id,) in entered}
-    fresh = [row for row in rows if row["response_id"] not in known]
+    )
+    fresh = [row for row in rows if row["response_id"] not in set(known)]
     insert_rows(con, "responses", fresh)
     return fresh
 
@@ -268,12 +267,13 @@ def entered_replies(con: Connection) -> set[Place]:
 
 def reasons_unanswered(con: Connection, request_ids: Collection[str]) -> Counter[str]:
     """Why some requests have no answer, and how often."""
-    rows = con.execute(
+    reasons = select_column(
+        con,
         """SELECT coalesce(error, 'unknown') FROM requests
            WHERE state <> 'done' AND request_id IN (SELECT unnest(?::VARCHAR[]))""",
         [list(request_ids)],
-    ).fetchall()
-    return Counter(error for (error,) in rows)
+    )
+    return Counter(reasons)
 
 
 def tokens_taken(con: Connection, model: str) -> tuple[int, int | None, int | None, float | None]:

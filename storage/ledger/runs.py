@@ -20,6 +20,7 @@ import zstandard
 from ..catalog import Connection, insert_rows
 from ..disk import release_room, sync_folder, write_whole, writing
 from ..errors import DamagedStore, DiskFailed
+from ..queries import select_column
 from ..schema import sha256_bytes
 from ..store import Store
 
@@ -91,28 +92,21 @@ def fail_run(con: Connection, run_id: str, error: str) -> None:
 
 def is_done(con: Connection, run_id: str) -> bool:
     """Whether a run was finished earlier."""
-    found = con.execute("SELECT 1 FROM annotation_runs WHERE run_id = ? AND state = 'done'", [run_id]).fetchone()
-    return found is not None
+    return bool(select_column(con, "SELECT 1 FROM annotation_runs WHERE run_id = ? AND state = 'done'", [run_id]))
 
 
 def is_waiting(con: Connection, run_id: str) -> bool:
     """Whether a run has asked something that has no reply."""
-    found = con.execute(
-        """SELECT 1 FROM run_requests JOIN requests USING (request_id)
-           WHERE run_id = ? AND requests.state <> 'done' LIMIT 1""",
-        [run_id],
-    ).fetchone()
-    return found is not None
+    question = """SELECT 1 FROM run_requests JOIN requests USING (request_id)
+                  WHERE run_id = ? AND requests.state <> 'done' LIMIT 1"""
+    return bool(select_column(con, question, [run_id]))
 
 
 def count_waiting(con: Connection, run_ids: Sequence[str]) -> int:
     """How many requests of some runs have no reply, and have not failed."""
-    found = con.execute(
-        """SELECT count(*) FROM run_requests JOIN requests USING (request_id)
-           WHERE run_id IN (SELECT unnest(?::VARCHAR[])) AND state IN ('pending', 'in_batch')""",
-        [list(run_ids)],
-    ).fetchone()
-    return int(found[0]) if found else 0
+    question = """SELECT count(*) FROM run_requests JOIN requests USING (request_id)
+                  WHERE run_id IN (SELECT unnest(?::VARCHAR[])) AND state IN ('pending', 'in_batch')"""
+    return select_column(con, question, [list(run_ids)])[0]
 
 
 def find_answered(con: Connection, asked: Mapping[str, tuple[str, str]]) -> frozenset[str]:
@@ -122,7 +116,8 @@ def find_answered(con: Connection, asked: Mapping[str, tuple[str, str]]) -> froz
         con: a connection of the catalog.
         asked: dataset -> the hash of its manifest, and the run.
     """
-    rows = con.execute(
+    answered = select_column(
+        con,
         """SELECT dataset_id FROM (
                SELECT unnest(?::VARCHAR[]) AS dataset_id, unnest(?::VARCHAR[]) AS manifest_sha256,
                    unnest(?::VARCHAR[]) AS run_id
@@ -132,7 +127,7 @@ def find_answered(con: Connection, asked: Mapping[str, tuple[str, str]]) -> froz
            )""",
         [list(asked), [sha256 for sha256, _ in asked.values()], [run_id for _, run_id in asked.values()]],
     )
-    return frozenset(dataset_id for (dataset_id,) in rows.fetchall())
+    return frozenset(answered)
 
 
 def asked_runs(con: Connection) -> list[AskedRun]:
@@ -155,17 +150,14 @@ def open_runs(con: Connection) -> list[OpenRun]:
 
 def live_runs(con: Connection) -> list[str]:
     """Runs that are not done, or have a batch that is not finished with."""
-    rows = con.execute(
-        """SELECT run_id FROM annotation_runs WHERE state <> 'done'
-           UNION SELECT run_id FROM batches WHERE state IN ('intent', 'submitted')"""
-    )
-    return [run_id for (run_id,) in rows.fetchall()]
+    question = """SELECT run_id FROM annotation_runs WHERE state <> 'done'
+                  UNION SELECT run_id FROM batches WHERE state IN ('intent', 'submitted')"""
+    return select_column(con, question)
 
 
 def requests_of(con: Connection, run_id: str) -> set[str]:
     """The requests that a run asks."""
-    rows = con.execute("SELECT request_id FROM run_requests WHERE run_id = ?", [run_id])
-    return {request_id for (request_id,) in rows.fetchall()}
+    return set(select_column(con, "SELECT request_id FROM run_requests WHERE run_id = ?", [run_id]))
 
 
 def total_run(con: Connection, run_id: str) -> RunTotals | None:
@@ -194,17 +186,17 @@ def withdraw_suggestions(con: Connection, run_id: str, answered: Sequence[str], 
         answered: the first stage's requests that have an answer.
         wanted: the second stage's requests that follow from those answers.
     """
-    stale = con.execute(
+    stale = select_column(
+        con,
         """SELECT request_id FROM run_requests JOIN requests USING (request_id)
            WHERE run_id = $run AND kind = 'suggest' AND request_id NOT IN (SELECT unnest($now::VARCHAR[]))
                AND (episode_id, sample) IN (SELECT (episode_id, sample) FROM run_requests
                    WHERE run_id = $run AND request_id IN (SELECT unnest($first::VARCHAR[])))""",
         {"run": run_id, "now": list(wanted), "first": list(answered)},
-    ).fetchall()
+    )
     for table in ("annotations", "rejections", "run_requests"):
         con.execute(
-            f"DELETE FROM {table} WHERE run_id = ? AND request_id IN (SELECT unnest(?::VARCHAR[]))",
-            [run_id, [request_id for (request_id,) in stale]],
+            f"DELETE FROM {table} WHERE run_id = ? AND request_id IN (SELECT unnest(?::VARCHAR[]))", [run_id, stale]
         )
 
 

@@ -140,20 +140,14 @@ def record_intakes(store: Store, deployment: str, origins: Mapping[str, str]) ->
 
 def list_intakes(store: Store, deployment: str) -> dict[str, str]:
     """Origin -> dataset of all that a deployment has taken in, oldest first."""
-    with store.catalog.read() as con:
-        rows = con.execute(
-            "SELECT origin, dataset_id FROM intakes WHERE deployment = ? ORDER BY created_at, origin", [deployment]
-        ).fetchall()
-    return dict(rows)
+    question = "SELECT origin, dataset_id FROM intakes WHERE deployment = ? ORDER BY created_at, origin"
+    return dict(store.select(question, [deployment]))
 
 
 def list_collections(store: Store, deployment: str) -> list[datetime]:
     """When each collection of a deployment was entered."""
-    with store.catalog.read() as con:
-        rows = con.execute(
-            "SELECT created_at FROM intakes WHERE deployment = ? AND starts_with(origin, 'collect:')", [deployment]
-        ).fetchall()
-    return [made for (made,) in rows]
+    question = "SELECT created_at FROM intakes WHERE deployment = ? AND starts_with(origin, 'collect:')"
+    return [made for (made,) in store.select(question, [deployment])]
 
 
 def record_decision(store: Store, deployment: str, number: int, decision: Decision) -> bool:
@@ -165,40 +159,29 @@ def record_decision(store: Store, deployment: str, number: int, decision: Decisi
 
 def list_decisions(store: Store, deployment: str) -> list[Decision]:
     """A deployment's decisions, oldest first."""
-    with store.catalog.read() as con:
-        rows = con.execute(
-            "SELECT comparison_id, policy_id, previous_id, promoted, labels, reason FROM promotions "
-            "WHERE deployment = ? ORDER BY number",
-            [deployment],
-        ).fetchall()
+    columns = "comparison_id, policy_id, previous_id, promoted, labels, reason"
+    rows = store.select(f"SELECT {columns} FROM promotions WHERE deployment = ? ORDER BY number", [deployment])
     return [Decision(*row) for row in rows]
 
 
 def list_in_force(store: Store) -> list[InForce]:
     """The policy in force of every deployment with a decision; `since` its promotion, or the first decision."""
-    with store.catalog.read() as con:
-        return [InForce(*row) for row in con.execute(_IN_FORCE).fetchall()]
+    return [InForce(*row) for row in store.select(_IN_FORCE)]
 
 
 def count_labels(store: Store, dataset_ids: Sequence[str]) -> int:
     """Number of labels of some datasets, over all runs."""
-    with store.catalog.read() as con:
-        found = con.execute(f"SELECT count(*) FROM annotations WHERE {_AMONG}", [list(dataset_ids)]).fetchone()
-    return int(found[0]) if found else 0
+    ((count,),) = store.select(f"SELECT count(*) FROM annotations WHERE {_AMONG}", [list(dataset_ids)])
+    return count
 
 
 def find_labelled(store: Store, dataset_ids: Sequence[str]) -> list[str]:
     """Those of some datasets that have labels, in the same order."""
-    with store.catalog.read() as con:
-        found = con.execute(f"SELECT DISTINCT dataset_id FROM annotations WHERE {_AMONG}", [list(dataset_ids)])
-        labelled = {dataset_id for (dataset_id,) in found.fetchall()}
-    return [dataset_id for dataset_id in dataset_ids if dataset_id in labelled]
+    found = store.select(f"SELECT DISTINCT dataset_id FROM annotations WHERE {_AMONG}", [list(dataset_ids)])
+    return [dataset_id for dataset_id in dataset_ids if (dataset_id,) in found]
 
 
 def sum_dollars(store: Store, dataset_ids: Sequence[str]) -> float:
     """Dollars spent so far on runs over some datasets."""
-    with store.catalog.read() as con:
-        found = con.execute(
-            f"SELECT coalesce(sum(cost_usd), 0) FROM spending WHERE {_AMONG}", [list(dataset_ids)]
-        ).fetchone()
-    return float(found[0]) if found else 0.0
+    ((cost,),) = store.select(f"SELECT coalesce(sum(cost_usd), 0) FROM spending WHERE {_AMONG}", [list(dataset_ids)])
+    return float(cost)

@@ -88,8 +88,7 @@ def policy_record(store: Store, policy_id: str) -> dict[str, Any]:
         BadInput: if there is no such policy.
     """
     with store.catalog.read() as con:
-        found = con.execute("SELECT * FROM policies WHERE policy_id = ?", [policy_id])
-        rows = rows_of(found)
+        rows = rows_of(con.execute("SELECT * FROM policies WHERE policy_id = ?", [policy_id]))
     if not rows:
         raise BadInput(f"There is no policy {policy_id!r} in {store.root}.")
     return rows[0]
@@ -102,13 +101,8 @@ def find_policy(store: Store, policy_sha256: str) -> str | None:
         store: the store.
         policy_sha256: of the network itself, as the manifest of a dataset names it; not of the files it is kept in.
     """
-    with store.catalog.read() as con:
-        kept = con.execute(
-            """SELECT policy_id FROM policies WHERE policy_sha256 = ?
-               ORDER BY created_at, policy_id LIMIT 1""",
-            [policy_sha256],
-        ).fetchone()
-    return kept[0] if kept else None
+    question = "SELECT policy_id FROM policies WHERE policy_sha256 = ? ORDER BY created_at, policy_id LIMIT 1"
+    return next((policy_id for (policy_id,) in store.select(question, [policy_sha256])), None)
 
 
 def resolve_policy(store: Store, name: str | None = None) -> str:
@@ -118,14 +112,13 @@ def resolve_policy(store: Store, name: str | None = None) -> str:
         Prerequisite: if the store has no policy.
         BadInput: if the name fits no policy, or several.
     """
-    with store.catalog.read() as con:
-        rows = con.execute("SELECT policy_id FROM policies ORDER BY created_at, policy_id").fetchall()
-    if not rows:
+    rows = store.select("SELECT policy_id FROM policies ORDER BY created_at, policy_id")
+    known = [policy_id for (policy_id,) in rows]
+    if not known:
         named = f" {name!r}" if name else ""
         raise Prerequisite(
             f"There is no policy{named} in {store.root}: it has none.", "Make one with `trajnote refine`."
         )
-    known = [policy_id for (policy_id,) in rows]
     return known[-1] if name is None else pick(name, known, "policy")
 
 

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from ..catalog import Connection, insert_rows
 from ..errors import BadInput
+from ..queries import select_column
 from ..store import Store
 
 FIRST_SEED = 1_000_000
@@ -77,8 +78,7 @@ def _own(con: Connection, plan: Plan, named: int | None) -> Reservation | None:
 
 
 def _is_recorded(con: Connection, plan: Plan) -> bool:
-    found = con.execute("SELECT 1 FROM comparisons WHERE comparison_id = ?", [plan.comparison_id]).fetchone()
-    return found is not None
+    return bool(select_column(con, "SELECT 1 FROM comparisons WHERE comparison_id = ?", [plan.comparison_id]))
 
 
 _USES = """
@@ -111,11 +111,8 @@ def _describe_use(con: Connection, plan: Plan, first: int) -> str | None:
     """What has used one of the seeds from the first on; a gate before an evaluation, which is mostly a gate's own."""
     if _is_recorded(con, plan):
         return None
-    row = con.execute(
-        f"SELECT max(who) FROM ({_USES}) WHERE first < $end AND stop > $first",
-        {**_place(plan), "first": first, "end": first + plan.episodes},
-    ).fetchone()
-    return row[0] if row else None
+    values = {**_place(plan), "first": first, "end": first + plan.episodes}
+    return select_column(con, f"SELECT max(who) FROM ({_USES}) WHERE first < $end AND stop > $first", values)[0]
 
 
 def _place(plan: Plan) -> dict[str, object]:
@@ -130,7 +127,8 @@ def end_of_used_seeds(con: Connection, seeds: range, *, except_by: str) -> int |
         seeds: the range.
         except_by: hash of a policy whose dataset may begin with the first of these seeds.
     """
-    (found,) = con.execute(
+    ends = select_column(
+        con,
         """SELECT max(stop) FROM (
                SELECT seed + 1 AS stop FROM episodes JOIN datasets USING (dataset_id)
                WHERE seed BETWEEN $start AND $last AND NOT (policy_sha256 = $policy AND $start = (
@@ -140,15 +138,13 @@ def end_of_used_seeds(con: Connection, seeds: range, *, except_by: str) -> int |
                UNION ALL SELECT first_seed + episodes FROM reserved_seeds
                WHERE first_seed <= $last AND first_seed + episodes > $start)""",
         {"start": seeds.start, "last": seeds.stop - 1, "policy": except_by},
-    ).fetchall()[0]
-    return found
+    )
+    return ends[0]
 
 
 def is_reserved(con: Connection, env_id: str, seeds: range) -> bool:
     """Whether a gate of the environment has reserved one of the seeds, to choose, accept or report."""
-    found = con.execute(
-        """SELECT 1 FROM reserved_seeds WHERE regexp_replace(env_id, '.*:', '') = $env
-           AND first_seed < $stop AND first_seed + episodes > $start""",
-        {"env": env_id.rpartition(":")[2], "start": seeds.start, "stop": seeds.stop},
-    ).fetchone()
-    return found is not None
+    question = """SELECT 1 FROM reserved_seeds WHERE regexp_replace(env_id, '.*:', '') = $env
+                  AND first_seed < $stop AND first_seed + episodes > $start"""
+    values = {"env": env_id.rpartition(":")[2], "start": seeds.start, "stop": seeds.stop}
+    return bool(select_column(con, question, values))

@@ -21,7 +21,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import duckdb
 import pyarrow as pa
@@ -31,7 +31,7 @@ from .. import errors
 from ..catalog import Connection, Row, is_corrupt, rows_of
 from ..errors import BadInput, DamagedStore, TrajnoteError
 from ..schema import sql_name, sql_text
-from ..store import Store
+from ..store import Store, Values
 
 _OF_THE_STATEMENT = (duckdb.ProgrammingError, duckdb.DataError)
 _ALLOWED = "Allowed: SELECT, WITH, FROM, EXPLAIN, DESCRIBE, SHOW, SUMMARIZE."
@@ -203,6 +203,17 @@ def ask(con: Connection, name: str, **values: object) -> list[Row]:
         values: for its parameters, by name.
     """
     return rows_of(con.execute(_question(name), values))
+
+
+def select_column(con: Connection, question: str, values: Values = ()) -> list[Any]:
+    """The first column of an answer.
+
+    Args:
+        con: a connection to the catalog.
+        question: a statement, which may also change rows and return them.
+        values: for its parameters, by place or by name.
+    """
+    return [row[0] for row in con.execute(question, values).fetchall()]
 
 
 @cache

@@ -19,6 +19,7 @@ from ..catalog import Connection, refresh_views
 from ..disk import TEMPORARY, is_held, sync_folder
 from ..errors import BadInput
 from ..policies import deployment_lock
+from ..queries import select_column
 from ..store import Store
 
 Kind = Literal["policy", "dataset", "report", "columns", "leftover"]
@@ -123,8 +124,7 @@ def _columns(store: Store) -> Iterator[Garbage]:
 
 def _leftovers(store: Store) -> Iterator[Garbage]:
     """Old remains of killed commands, and old finished folders that the catalog does not know."""
-    with store.catalog.read() as con:
-        rows = con.execute("SELECT policy_id FROM policies UNION SELECT dataset_id FROM datasets").fetchall()
+    rows = store.select("SELECT policy_id FROM policies UNION SELECT dataset_id FROM datasets")
     known = {name for (name,) in rows}
     for folder in (store.rollouts_dir, store.policies_dir):
         for path in sorted(folder.iterdir()):
@@ -198,14 +198,14 @@ def find_kept(store: Store, keep: int, pinned: Sequence[str] = ()) -> Kept:
     reports = [path.stem for path in files]
     with store.catalog.read() as con:
         policies = _read_policies(con)
-        datasets = _names(con, "SELECT dataset_id FROM datasets ORDER BY created_at, dataset_id")
+        datasets = select_column(con, "SELECT dataset_id FROM datasets ORDER BY created_at, dataset_id")
         refined = [name for name, policy in policies.items() if policy.kind == "refined"]
         _check_pinned(pinned, {*policies, *datasets, *reports})
         in_force = con.execute(_IN_FORCE).fetchall()
         kept_reports = {*_last(reports, keep), *pinned, *(comparison for _, comparison in in_force)} & {*reports}
         roots = {*_last(refined, keep), *pinned, *(policy for policy, _ in in_force)}
         roots |= _about(con, _POLICIES_OF_COMPARISONS, kept_reports)
-        kept_datasets = {*_last(datasets, keep), *pinned, *_names(con, _NEEDED_DATASETS)}
+        kept_datasets = {*_last(datasets, keep), *pinned, *select_column(con, _NEEDED_DATASETS)}
         kept_datasets |= _about(con, _DATASETS_OF_COMPARISONS, kept_reports) | (kept_reports & {*datasets})
         kept_policies = _with_ancestors(policies, roots & policies.keys())
         kept_datasets |= {id_ for name in kept_policies for id_ in policies[name].dataset_ids}
@@ -239,10 +239,6 @@ def _with_ancestors(policies: dict[str, _Policy], roots: set[str]) -> set[str]:
 def _about(con: Connection, question: str, reports: set[str]) -> set[str]:
     """What the reports of comparisons refer to."""
     return {name for comparison, name in con.execute(question).fetchall() if comparison in reports}
-
-
-def _names(con: Connection, question: str) -> list[str]:
-    return [name for (name,) in con.execute(question).fetchall()]
 
 
 def _last(names: Sequence[str], count: int) -> Sequence[str]:

@@ -7,7 +7,6 @@ from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from ..annotations import check_rule_list, formula_reader, load_rule_lists
 from ..catalog import inspect_shards
@@ -70,9 +69,9 @@ class _Registered:
     @classmethod
     def from_catalog(cls, store: Store) -> _Registered:
         return cls(
-            dict(_rows(store, "SELECT dataset_id, manifest_sha256 FROM datasets ORDER BY dataset_id")),
-            dict(_rows(store, "SELECT policy_id, sha256 FROM policies ORDER BY policy_id")),
-            dict(_rows(store, "SELECT file, max(line) FROM responses GROUP BY file ORDER BY file")),
+            dict(store.select("SELECT dataset_id, manifest_sha256 FROM datasets ORDER BY dataset_id")),
+            dict(store.select("SELECT policy_id, sha256 FROM policies ORDER BY policy_id")),
+            dict(store.select("SELECT file, max(line) FROM responses GROUP BY file ORDER BY file")),
             is_complete=True,
         )
 
@@ -195,11 +194,10 @@ def _check_views(store: Store, dataset_id: str) -> Iterator[Damage]:
 
 
 def _check_counts(store: Store, manifest: Manifest) -> Iterator[Damage]:
-    found = _rows(
-        store,
+    found = store.select(
         """SELECT datasets.episodes, datasets.steps, count(length), coalesce(sum(length), 0)::BIGINT
            FROM datasets LEFT JOIN episodes USING (dataset_id) WHERE dataset_id = ? GROUP BY ALL""",
-        manifest.dataset_id,
+        [manifest.dataset_id],
     )
     expected = (manifest.episodes, manifest.steps) * 2
     if found and found[0] != expected:
@@ -252,16 +250,14 @@ def _check_responses(store: Store, registered: _Registered, tell: Callable[[str]
 
 
 def _check_annotations(store: Store) -> Iterator[Damage]:
-    lost = _rows(
-        store,
+    lost = store.select(
         """SELECT run_id, count(*) FROM annotations ANTI JOIN responses USING (request_id)
            WHERE request_id IS NOT NULL GROUP BY run_id ORDER BY run_id""",
     )
     for run_id, count in lost:
         problem = f"{count} annotations of run {run_id} have no raw reply"
         yield Damage("catalog.duckdb", problem, _RESTORE)
-    stray = _rows(
-        store,
+    stray = store.select(
         """SELECT dataset_id, count(*) FROM annotations LEFT JOIN episodes USING (dataset_id, episode_id)
            WHERE length IS NULL OR step >= length GROUP BY dataset_id ORDER BY dataset_id""",
     )
@@ -271,14 +267,13 @@ def _check_annotations(store: Store) -> Iterator[Damage]:
 
 
 def _check_rules(store: Store) -> Iterator[Damage]:
-    lost = _rows(
-        store,
+    lost = store.select(
         """SELECT run_id, count(*) FROM rules ANTI JOIN responses USING (request_id)
            WHERE request_id IS NOT NULL GROUP BY run_id ORDER BY run_id""",
     )
     for run_id, count in lost:
         yield Damage("catalog.duckdb", f"{count} rules of run {run_id} have no raw reply", _RESTORE)
-    for (dataset_id,) in _rows(store, "SELECT DISTINCT dataset_id FROM rules SEMI JOIN datasets USING (dataset_id)"):
+    for (dataset_id,) in store.select("SELECT DISTINCT dataset_id FROM rules SEMI JOIN datasets USING (dataset_id)"):
         manifest = read_manifest(store, dataset_id)
         for listed in load_rule_lists(store, dataset_id):
             try:
@@ -294,11 +289,6 @@ def _strangers(folder: Path, known: Container[str]) -> list[Path]:
     if not folder.is_dir():
         return []
     return sorted(path for path in folder.iterdir() if not path.name.startswith(".") and path.name not in known)
-
-
-def _rows(store: Store, sql: str, *parameters: object) -> list[Any]:
-    with store.catalog.read() as con:
-        return con.execute(sql, list(parameters)).fetchall()
 
 
 def _name(store: Store, path: Path) -> str:
