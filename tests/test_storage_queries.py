@@ -351,7 +351,7 @@ def test_an_interrupt_ends_a_question_and_leaves_nothing(
         raise KeyboardInterrupt
 
     monkeypatch.setattr(bounded.os, "fork", note)
-    monkeypatch.setattr(bounded.select, "select", interrupt)
+    monkeypatch.setattr(bounded.Pipe, "poll", interrupt)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     with pytest.raises(KeyboardInterrupt):
         run_query(filled, ENDLESS)

@@ -7,27 +7,26 @@ killed if it takes too much time or memory, or its caller is interrupted.
 
 from __future__ import annotations
 
-import json
+import multiprocessing
 import os
 import re
 import resource
-import select
 import shutil
 import signal
 import tempfile
 import threading
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
+from multiprocessing.connection import Connection as Pipe
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any
 
 import duckdb
 import pyarrow as pa
 from duckdb.sqltypes import DuckDBPyType
 
-from .. import errors
 from ..catalog import Connection, Row, is_corrupt, rows_of
 from ..errors import BadInput, DamagedStore, TrajnoteError
 from ..schema import sql_name, sql_text
@@ -48,15 +47,12 @@ _OF_ARROW = {
     *("timestamp", "timestamp_s", "timestamp_ms", "timestamp_ns"),
 }
 _WHOLE_NUMBER = pa.decimal128(38, 0)
-T = TypeVar("T")
-
-_ERROR = "error.json"
 _SLACK = 1 << 30  # bytes of address space beyond the limit, for libraries and thread stacks
 
 
 @dataclass(frozen=True)
 class Bounds:
-    """Limits of a piece of work."""
+    """Limits of a question."""
 
     timeout_s: float = 600.0
     memory_bytes: int | None = None  # None: half of the machine's
@@ -67,64 +63,53 @@ class Bounds:
         return self.memory_bytes or _machine_memory() // 2
 
 
-def run_bounded(work: Callable[[Path], None], collect: Callable[[Path], T], bounds: Bounds) -> T:
-    """Run work in a forked process, which leaves its result in a temporary folder.
-
-    Args:
-        work: runs in the process; receives the folder.
-        collect: runs in this process afterwards; receives the folder.
-        bounds: limits of the work.
-
-    Raises:
-        TrajnoteError: as the work raised it.
-        BadInput: if the work exceeded its limits.
-    """
-    folder = Path(tempfile.mkdtemp(prefix="trajnote-sql-"))
-    try:
-        _wait(_start(work, folder, bounds), folder, bounds)
-        return collect(folder)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def _start(work: Callable[[Path], None], folder: Path, bounds: Bounds) -> tuple[int, int]:
-    """Process id, and this process's end of a pipe that closes when the child ends."""
-    ours, theirs = os.pipe()  # closes there when the work ends
-    watched, held = os.pipe()  # closes here when this process ends
-    child = os.fork()
-    if child == 0:
-        os.close(ours)
-        os.close(held)
-        _work(work, folder, bounds, watched)
-    os.close(theirs)
-    os.close(watched)
-    _held[child] = held
-    return child, ours
+def _ask_apart(store: Store, sql: str, as_text: bool, bounds: Bounds) -> pa.Table:
+    """Ask in a forked process, which leaves the answer in a temporary folder and sends what has failed, or nothing."""
+    context = multiprocessing.get_context("fork")
+    with tempfile.TemporaryDirectory(prefix="trajnote-sql-", ignore_cleanup_errors=True) as folder:
+        ours, theirs = context.Pipe(duplex=False)
+        process = context.Process(target=_answer, args=(store, sql, Path(folder), as_text, bounds, theirs))
+        process.start()
+        theirs.close()
+        failure: Exception | None = BadInput(
+            f"The query took longer than {bounds.timeout_s:g} s.", "Allow more with --timeout SECONDS."
+        )
+        try:
+            if ours.poll(bounds.timeout_s):
+                failure = ours.recv()
+        except EOFError:
+            process.join()
+            code = process.exitcode or 0
+            failure = _too_much_memory(bounds, f"its process ended with {code}" if code < 0 else "")
+        finally:
+            process.kill()
+            process.join()
+            ours.close()
+        if failure is not None:
+            raise failure
+        return _collect(Path(folder))
 
 
-_held: dict[int, int] = {}
-
-
-def _work(work: Callable[[Path], None], folder: Path, bounds: Bounds, watched: int) -> NoReturn:
+def _answer(store: Store, sql: str, folder: Path, as_text: bool, bounds: Bounds, caller: Pipe) -> None:
+    failure: Exception | None = None
     try:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # the caller notices it, and ends this process
-        threading.Thread(target=_end_with_caller, args=(watched, folder), daemon=True).start()
+        threading.Thread(target=_end_with_caller, args=(folder,), daemon=True).start()
         _limit_memory(bounds.memory)
-        work(folder)
-        os._exit(0)
+        _ask(store, sql, folder, as_text, bounds)
     except TrajnoteError as error:
-        failure = {"kind": type(error).__name__, "problem": error.problem, "hint": error.hint}
-        (folder / _ERROR).write_text(json.dumps(failure))
+        failure = error
     except MemoryError:
-        (folder / _ERROR).write_text(json.dumps({"kind": "MemoryError"}))
+        failure = _too_much_memory(bounds)
     except BaseException:
-        (folder / _ERROR).write_text(json.dumps({"kind": "", "problem": traceback.format_exc()}))
-    finally:
-        os._exit(1)
+        failure = RuntimeError(traceback.format_exc())
+    caller.send(failure)
+    os._exit(0)
 
 
-def _end_with_caller(watched: int, folder: Path) -> None:
-    os.read(watched, 1)  # nothing is ever sent: returns when the other end is closed
+def _end_with_caller(folder: Path) -> None:
+    if caller := multiprocessing.parent_process():
+        caller.join()
     shutil.rmtree(folder, ignore_errors=True)
     os._exit(1)
 
@@ -138,43 +123,7 @@ def _limit_memory(memory: int) -> None:
         return  # not on this system: only DuckDB's own limit remains
 
 
-def _wait(process: tuple[int, int], folder: Path, bounds: Bounds) -> None:
-    child, ended = process
-    try:
-        is_done = bool(select.select([ended], [], [], bounds.timeout_s)[0])
-    except BaseException:
-        _end(child)
-        raise
-    finally:
-        os.close(ended)
-    if not is_done:
-        _end(child)
-        raise BadInput(f"The query took longer than {bounds.timeout_s:g} s.", "Allow more with --timeout SECONDS.")
-    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    os.close(_held.pop(child))
-    if code != 0:
-        raise _failure(folder, code, bounds)
-
-
-def _end(child: int) -> None:
-    os.kill(child, signal.SIGKILL)
-    os.waitpid(child, 0)
-    os.close(_held.pop(child))
-
-
-def _failure(folder: Path, code: int, bounds: Bounds) -> Exception:
-    path = folder / _ERROR
-    failure: dict[str, str] = json.loads(path.read_text()) if path.is_file() and path.stat().st_size else {}
-    if failure.get("kind"):
-        kind = getattr(errors, failure["kind"], None)
-        if kind is not None:
-            return kind(failure["problem"], failure["hint"])
-    if failure.get("problem"):
-        return RuntimeError(failure["problem"])
-    return too_much_memory(bounds, f"its process ended with {code}" if code < 0 else "")
-
-
-def too_much_memory(bounds: Bounds, why: str = "") -> BadInput:
+def _too_much_memory(bounds: Bounds, why: str = "") -> BadInput:
     """The error for work that exceeds its memory limit."""
     because = f" ({why})" if why else ""
     return BadInput(
@@ -244,16 +193,12 @@ def run_query(store: Store, sql: str, *, as_text: bool = False, bounds: Bounds =
             with a damaged file is left out of the views, with a `LeftOutWarning`.
     """
     _require_one_reading_statement(sql)
-
-    def ask() -> pa.Table:
-        return run_bounded(lambda folder: _ask(store, sql, folder, as_text, bounds), _collect, bounds)
-
     try:
-        return ask()
+        return _ask_apart(store, sql, as_text, bounds)
     except DamagedStore as error:
         if not store.leave_out_damaged():
             raise error if error.hint else BadInput(error.problem) from error
-    return ask()
+    return _ask_apart(store, sql, as_text, bounds)
 
 
 def _ask(store: Store, sql: str, folder: Path, as_text: bool, bounds: Bounds) -> None:
@@ -264,7 +209,7 @@ def _ask(store: Store, sql: str, folder: Path, as_text: bool, bounds: Bounds) ->
             relation = con.sql(sql)
             answer = relation.project(_columns(relation, as_text)).to_arrow_table()
         except duckdb.OutOfMemoryException as error:
-            raise too_much_memory(bounds, _one_line(error)) from error
+            raise _too_much_memory(bounds, _one_line(error)) from error
         except duckdb.Error as error:
             if is_corrupt(error):
                 raise  # the catalog says which file it is
