@@ -102,28 +102,16 @@ class Shard(Frozen):
     last_episode: int
 
 
-class ManifestDraft(Frozen):
-    """What a dataset is going to be, known before its first episode is written."""
+class Provenance(Frozen):
+    """Where rows come from, beside their spaces; each field may be unknown."""
 
-    schema_version: int = SCHEMA_VERSION
-    dataset_id: str
-    source: Literal["collect", "import"]
-    env_id: str | None = Field(description="Gymnasium id; null when the rows came without an environment")
+    env_id: str | None = None
     env_kwargs: Mapping[str, Any] = Field(default_factory=dict)
-    engine: Engine = Field(
-        default="gymnasium",
-        exclude_if=lambda engine: engine == "gymnasium",  # so that a manifest without it keeps its bytes
-        description="whose code the environment ran in; the physics of the other one may differ",
-    )
-    observation_space: Space
-    action_space: Space
     flattened_from: str | None = Field(
         default=None,
         exclude_if=lambda space: space is None,  # so that a manifest without it keeps its bytes
         description="Gymnasium's words for the observation space that was flattened; null when it was flat",
     )
-    component_names: tuple[str, ...] = Field(description="names of the observation's components, from the card")
-    action_names: tuple[str, ...] = Field(description="names of the actions (discrete) or of their dimensions (box)")
     policy: str | None = Field(default=None, description="specification of the policy that acted")
     policy_sha256: str | None = None
     policy_file_sha256: str | None = Field(
@@ -141,6 +129,24 @@ class ManifestDraft(Frozen):
         exclude_if=lambda code: not code,  # so that a manifest without it keeps its bytes
         description="sha256 of how the environment is registered, and of its modules that no version stands for",
     )
+
+
+class ManifestDraft(Provenance):
+    """What a dataset is going to be, known before its first episode is written."""
+
+    schema_version: int = SCHEMA_VERSION
+    dataset_id: str
+    source: Literal["collect", "import"]
+    env_id: str | None = Field(description="Gymnasium id; null when the rows came without an environment")
+    engine: Engine = Field(
+        default="gymnasium",
+        exclude_if=lambda engine: engine == "gymnasium",  # so that a manifest without it keeps its bytes
+        description="whose code the environment ran in; the physics of the other one may differ",
+    )
+    observation_space: Space
+    action_space: Space
+    component_names: tuple[str, ...] = Field(description="names of the observation's components, from the card")
+    action_names: tuple[str, ...] = Field(description="names of the actions (discrete) or of their dimensions (box)")
     source_sha256: str | None = Field(default=None, description="hash of the rows when they were imported")
 
 

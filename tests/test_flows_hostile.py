@@ -23,7 +23,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from soak import SOAK, every, full_or
-from toy_datasets import make_draft, make_episode, write
+from toy_datasets import import_rows, make_draft, make_episode, write
 
 from annotate.cards.cards import load_card
 from annotate.importing.labels import import_annotations
@@ -33,7 +33,6 @@ from flows import cli
 from flows.deployment.settings import read_settings
 from refine.policies.mlp import MlpPolicy
 from storage.errors import TrajnoteError
-from storage.importing.import_dataset import import_rows
 from storage.schema import Space
 from storage.store import Store
 

@@ -9,9 +9,9 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
+from toy_datasets import import_rows
 
 from storage.errors import BadInput
-from storage.importing.import_dataset import import_rows
 from storage.store import Store
 
 ROWS = 8

@@ -9,12 +9,11 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from toy_datasets import BOX3, PUSH, make_draft, make_episode, same, write
+from toy_datasets import BOX3, PUSH, import_rows, make_draft, make_episode, same, write
 
 from storage.datasets import files
 from storage.datasets.reader import iterate_episodes, read_episode
 from storage.errors import BadInput
-from storage.importing.import_dataset import import_rows
 from storage.schema import Space
 from storage.store import Store
 

@@ -14,14 +14,14 @@ import pyarrow.parquet as pq
 import pytest
 from d3rlpy.dataset import Episode as D3rlpyEpisode
 from d3rlpy.dataset import InfiniteBuffer, ReplayBuffer
-from toy_datasets import make_draft, make_episode, same, write
+from toy_datasets import import_rows, make_draft, make_episode, same, write
 
 from storage.datasets import StepsWriter
 from storage.datasets.reader import iterate_episodes
 from storage.errors import BadInput
 from storage.importing import recordings
 from storage.importing.cells import parse_columns
-from storage.importing.import_dataset import import_recording, import_rows, open_recording
+from storage.importing.import_dataset import import_recording, open_recording
 from storage.importing.row_validation import ImportReport
 from storage.schema import Episode, Manifest
 from storage.store import Store

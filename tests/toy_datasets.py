@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from storage.datasets import StepsWriter
+from storage.importing import Columns, import_recording, open_recording
 from storage.schema import Episode, Manifest, ManifestDraft, Space
 from storage.store import Store
 
@@ -48,6 +50,14 @@ def write(store: Store, draft: ManifestDraft, episodes: list[Episode], **options
         for episode in episodes[writer.episodes_done :]:
             writer.write(episode)
         return writer.finish()
+
+
+def import_rows(
+    store: Store, path: Path, *, dataset_id: str | None = None, columns: Columns | None = None, **given: Any
+) -> Manifest:
+    """Make a dataset of a file; what is given replaces what the file says."""
+    with open_recording(path, columns) as recording:
+        return import_recording(store, recording, recording.about.but(**given), dataset_id)
 
 
 def same(left: Episode, right: Episode) -> bool:

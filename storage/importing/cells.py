@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 import polars as pl
@@ -28,9 +29,6 @@ _TRUE, _FALSE = ("true", "t", "yes", "y", "1", "1.0"), ("false", "f", "no", "n",
 _FLAG_HINT = f"Allowed: {', '.join(_TRUE)}; {', '.join(_FALSE)}; in upper or lower case."
 
 
-Reader = Callable[[pa.ChunkedArray, str, str], pa.ChunkedArray]  # column, its name, its meaning -> its cells
-
-
 @dataclass
 class EpisodeNames:
     """Texts that name episodes, numbered in the order in which they appear."""
@@ -47,38 +45,35 @@ class EpisodeNames:
         return [f"episodes are numbered as their names appear: {shown}"] if self.numbers else []
 
 
-def make_reader(place: Place, names: EpisodeNames) -> Reader:
-    """What reads the cells of one piece of a file; see `read_cells`."""
-    return lambda column, name, meaning: read_cells(column, name, meaning, place=place, names=names)
+class CellReader(NamedTuple):
+    """Reads the cells of one piece of a file."""
 
+    place: Place
+    names: EpisodeNames  # so far
 
-def read_cells(
-    column: pa.ChunkedArray, name: str, meaning: str, *, place: Place, names: EpisodeNames
-) -> pa.ChunkedArray:
-    """Convert one column of a file to what it means; a column that needs no change is not copied.
+    def read(self, column: pa.ChunkedArray, name: str, meaning: str) -> pa.ChunkedArray:
+        """Convert one column of a file to what it means; a column that needs no change is not copied.
 
-    Args:
-        column: as the file has it.
-        name: of the column in the file.
-        meaning: a column of the steps schema, or `next_observation`.
-        place: gives a row's place in the file.
-        names: of the episodes so far.
+        Args:
+            column: as the file has it.
+            name: of the column in the file.
+            meaning: a column of the steps schema, or `next_observation`.
 
-    Raises:
-        BadInput: naming the place, the column and the first value that cannot be read.
-    """
-    cells = _Cells(_plain(column), name, place)
-    if pa.types.is_null(cells.column.type):
-        return cells.column
-    if meaning in FLAGS:
-        return _flags(cells)
-    if meaning == "episode_id":
-        return _ids(cells, names)
-    if meaning in ("step", "seed"):
-        return _whole(cells, may_miss=meaning == "seed")
-    if meaning in LISTS and (_is_list(cells.column.type) or _is_text_list(cells)):
-        return _lists(cells)
-    return _numbers(cells)
+        Raises:
+            BadInput: naming the place, the column and the first value that cannot be read.
+        """
+        cells = _Cells(_plain(column), name, self.place)
+        if pa.types.is_null(cells.column.type):
+            return cells.column
+        if meaning in FLAGS:
+            return _flags(cells)
+        if meaning == "episode_id":
+            return _ids(cells, self.names)
+        if meaning in ("step", "seed"):
+            return _whole(cells, may_miss=meaning == "seed")
+        if meaning in LISTS and (is_list(cells.column.type) or _is_text_list(cells)):
+            return _lists(cells)
+        return _numbers(cells)
 
 
 def same_whole(values: Array, converted: Array) -> Bools:
@@ -111,7 +106,7 @@ def _flags(cells: _Cells) -> pa.ChunkedArray:
     if _is_text(kind):
         texts = _series(cells.column).str.to_lowercase().fill_null("")
         is_true, is_false = (texts.is_in(words).to_numpy() for words in (_TRUE, _FALSE))
-    elif _is_number(kind):
+    elif is_number(kind):
         values = np.asarray(pc.fill_null(cells.column, 0))
         is_true, is_false = values == 1, values == 0
     else:
@@ -143,17 +138,22 @@ def _whole(cells: _Cells, *, may_miss: bool) -> pa.ChunkedArray:
 
 def _numbers(cells: _Cells) -> pa.ChunkedArray:
     kind = cells.column.type
-    if pa.types.is_boolean(kind):
-        return cells.column.cast(pa.uint8())
-    if pa.types.is_float16(kind):
-        return cells.column.cast(pa.float32())
-    if pa.types.is_decimal(kind):
-        return cells.column.cast(pa.float64())
     if _is_text(kind):
         return _parsed(cells)
-    if not _is_number(kind):
+    if (plain := _plain_number(kind)) is None:
         raise _wrong_type(cells, "numbers")
-    return cells.column
+    return cells.column.cast(plain)
+
+
+def _plain_number(kind: pa.DataType) -> pa.DataType | None:
+    """The type in which numbers of a type are read; None if it has no numbers."""
+    if pa.types.is_boolean(kind):
+        return pa.uint8()
+    if pa.types.is_float16(kind):
+        return pa.float32()
+    if pa.types.is_decimal(kind):
+        return pa.float64()
+    return kind if is_number(kind) else None
 
 
 def _parsed(cells: _Cells) -> pa.ChunkedArray:
@@ -186,19 +186,16 @@ def _number(text: str) -> float:
 
 def _lists(cells: _Cells) -> pa.ChunkedArray:
     """Lists of numbers, all of the same length; null where there is none."""
-    column = cells.column if _is_list(cells.column.type) else _parsed_lists(cells)
-    flat = column.combine_chunks().flatten()
-    inner = flat.type
-    if not (_is_number(inner) or pa.types.is_boolean(inner) or pa.types.is_decimal(inner) or pa.types.is_null(inner)):
+    column = cells.column if is_list(cells.column.type) else _parsed_lists(cells)
+    inner = column.type.value_type
+    plain = inner if pa.types.is_null(inner) else _plain_number(inner)
+    if plain is None:
         raise _wrong_type(cells, "lists of numbers")
     absent = np.asarray(column.is_null())
     lengths = np.asarray(pc.fill_null(pc.call_function("list_value_length", [column]), 0))
     size = int(lengths[~absent][0]) if not absent.all() else 0
     cells.require(absent | (lengths == size), f"does not have as many numbers as the first one, {size}")
-    if pa.types.is_boolean(inner) or pa.types.is_float16(inner) or pa.types.is_decimal(inner):
-        narrow = pa.uint8() if pa.types.is_boolean(inner) else pa.float32() if pa.types.is_float16(inner) else None
-        return column.cast(pa.list_(narrow or pa.float64()))
-    return column
+    return column if plain == inner else column.cast(pa.list_(plain))
 
 
 def _parsed_lists(cells: _Cells) -> pa.ChunkedArray:
@@ -248,11 +245,13 @@ def _is_text(kind: pa.DataType) -> bool:
     return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
 
 
-def _is_number(kind: pa.DataType) -> bool:
+def is_number(kind: pa.DataType) -> bool:
+    """Whether values of a type are whole or floating numbers."""
     return pa.types.is_integer(kind) or pa.types.is_floating(kind)
 
 
-def _is_list(kind: pa.DataType) -> bool:
+def is_list(kind: pa.DataType) -> bool:
+    """Whether values of a type are lists, of fixed size or not."""
     return pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
 
 
@@ -295,10 +294,10 @@ def spelled_columns(names: Sequence[str]) -> dict[str, list[str]]:
     return single | {meaning: columns for meaning, columns in lists.items() if columns}
 
 
-def list_names(columns: Columns, meaning: str) -> list[str] | None:
-    """The names that the columns of a list give its numbers; None if they give none."""
+def list_names(columns: Columns, meaning: str) -> tuple[str, ...]:
+    """The names that the columns of a list give its numbers; empty if they give none."""
     names = columns.get(meaning, ())
-    return [name.removeprefix(f"{meaning}.") for name in names] if len(names) > 1 else None
+    return tuple(name.removeprefix(f"{meaning}.") for name in names) if len(names) > 1 else ()
 
 
 def check_names(columns: Columns, there: Sequence[str]) -> None:
@@ -320,17 +319,17 @@ def check_names(columns: Columns, there: Sequence[str]) -> None:
         raise BadInput(f"The column {name!r} is missing.{near}", f"Known: {shorten(', '.join(there[:_SHOWN]), 300)}.")
 
 
-def map_columns(table: pa.Table, columns: Columns, read: Reader) -> pa.Table:
+def map_columns(table: pa.Table, columns: Columns, reader: CellReader) -> pa.Table:
     """Rename the named columns to those of the steps schema.
 
     Raises:
         BadInput: if a cell is not what its meaning needs.
     """
-    return pa.table({meaning: _join(table, meaning, names, read) for meaning, names in columns.items()})
+    return pa.table({meaning: _join(table, meaning, names, reader) for meaning, names in columns.items()})
 
 
-def _join(table: pa.Table, meaning: str, names: Sequence[str], read: Reader) -> pa.ChunkedArray | pa.Array:
-    cells = [read(table[name], name, meaning) for name in names]
+def _join(table: pa.Table, meaning: str, names: Sequence[str], reader: CellReader) -> pa.ChunkedArray | pa.Array:
+    cells = [reader.read(table[name], name, meaning) for name in names]
     first = cells[0]
     is_list = pa.types.is_nested(first.type)
     if len(names) > 1 and any(pa.types.is_nested(column.type) for column in cells):

@@ -62,25 +62,6 @@ class Reading:
         return (checked.steps for checked in self.checked(ImportReport()))
 
 
-def import_rows(
-    store: Store, path: Path, *, dataset_id: str | None = None, columns: Columns | None = None, **given: Any
-) -> Manifest:
-    """Make a dataset of a file; a second call returns the finished one.
-
-    Args:
-        store: where it goes.
-        path: as `open_recording`.
-        dataset_id: as `import_recording`.
-        columns: as `open_recording`.
-        given: fields of `About` that replace what the file says.
-
-    Raises:
-        BadInput: as `import_recording`.
-    """
-    with open_recording(path, columns) as recording:
-        return import_recording(store, recording, recording.about.but(**given), dataset_id)
-
-
 def open_recording(path: Path, columns: Columns | None = None) -> AbstractContextManager[Recording]:
     """A file of rows, to be read in a `with` block.
 
@@ -149,7 +130,8 @@ def _draft(reading: Reading, about: About, report: ImportReport) -> ManifestDraf
     first = next(reading.steps(), None)
     if first is None:
         raise BadInput("There are no rows.")
-    observations = about.observation_space or infer_box(first.observation)
+    dtype, size = str(first.observation.dtype), first.observation.shape[1]
+    observations = about.observation_space or Space(kind="box", dtype=dtype, size=size)
     actions = choose_actions(reading.steps, about.action_space, reading.choices, report)
     check_spaces(observations, actions)  # before arrays of their sizes are made
     meaning = about.policy_output or ("logits" if actions.is_discrete else "mean")
@@ -218,16 +200,10 @@ def _write(store: Store, draft: ManifestDraft, reading: Reading, card: bytes | N
 def _in_spaces(steps: StepArrays, observations: Space, actions: Space, *, exactly: bool) -> StepArrays:
     matrix = steps.action.reshape(len(steps), -1)
     converted = _convert(steps, "action", matrix, actions, exactly=exactly)
-    return StepArrays(
-        episode_id=steps.episode_id,
-        step=steps.step,
+    return replace(
+        steps,
         observation=_convert(steps, "observation", steps.observation, observations, exactly=exactly),
         action=converted[:, 0] if actions.is_discrete else converted,
-        reward=steps.reward,
-        terminated=steps.terminated,
-        truncated=steps.truncated,
-        is_final=steps.is_final,
-        policy_output=steps.policy_output,
     )
 
 
@@ -299,11 +275,6 @@ def choose_actions(rows: Rows, known: Space | None, choices: Choices, report: Im
             f"--first-action {choices.first_action}: according to the environment or the file it is {known.start}."
         )
     return known
-
-
-def infer_box(values: Array) -> Space:
-    """An unbounded box of the values' own dtype; values are (N, n)."""
-    return Space(kind="box", dtype=str(values.dtype), size=values.shape[1])
 
 
 class _Seen:

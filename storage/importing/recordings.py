@@ -7,26 +7,26 @@ from __future__ import annotations
 
 import csv
 from collections import Counter
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from pydantic import Field, ValidationError
+from pydantic import ValidationError
 
 from ..datasets import require_readable
 from ..disk import explain_full, parse_json, read_file, require_growth, require_regular
 from ..errors import BadInput
-from ..schema import Frozen, ManifestDraft, Space
-from .cells import Columns, EpisodeNames, check_names, list_names, make_reader, map_columns, read_cells, spelled_columns
+from ..schema import ManifestDraft, Provenance, Space
+from .cells import CellReader, Columns, EpisodeNames, check_names, list_names, map_columns, spelled_columns
 from .episode_ends import add_final_observation
 from .row_validation import DERIVED, OPTIONAL, REQUIRED, ImportReport
 from .text_rows import PACKED, TEXT, TextRows, text_kind
@@ -248,25 +248,13 @@ SIDECAR = ".manifest.json"
 """A text file's manifest is in a file of the same name with this suffix."""
 
 
-class About(Frozen):
+class About(Provenance):
     """What is known of a recording besides its rows; fields as in the manifest, None if unknown."""
 
-    env_id: str | None = None
-    env_kwargs: Mapping[str, Any] = Field(default_factory=dict)
     observation_space: Space | None = None
     action_space: Space | None = None
-    flattened_from: str | None = None
     component_names: tuple[str, ...] | None = None
     action_names: tuple[str, ...] | None = None
-    policy: str | None = None
-    policy_sha256: str | None = None
-    policy_file_sha256: str | None = None
-    policy_mode: Literal["greedy", "sampled"] | None = None
-    policy_output: Literal["logits", "q_values", "mean"] | None = None
-    seed: int | None = None
-    max_steps: int | None = None
-    versions: Mapping[str, str] = Field(default_factory=dict)
-    environment_code: Mapping[str, str] = Field(default_factory=dict)
 
     def but(self, **given: Any) -> About:
         """A copy in which the values given replace its own."""
@@ -297,12 +285,13 @@ def open_rows(path: Path, columns: Columns | None = None) -> Generator[Recording
     with RowFile(path) as file:
         spelled = columns or spelled_columns(file.columns)
         check_names(spelled, file.columns)
-        names = {name: list_names(spelled, name) for name in ("observation", "action")}
-        is_export = columns is None and _has_notes(path, file)
-        about = _read_about(path, file).but(
-            component_names=None if is_export else _tuple(names["observation"]),
-            action_names=None if is_export else _tuple(names["action"]),
-        )
+        about = _read_about(path, file)
+        is_export = columns is None and about is not None
+        about = about or About()
+        if not is_export:
+            about = about.but(
+                component_names=list_names(spelled, "observation"), action_names=list_names(spelled, "action")
+            )
         yield Recording(
             lambda report: _pieces(file, spelled, report), about, exactly=text_kind(path) is None, is_export=is_export
         )
@@ -329,16 +318,13 @@ def sidecar(path: Path) -> Path:
     return path.with_name(path.name + SIDECAR)
 
 
-def _has_notes(path: Path, file: RowFile) -> bool:
-    return MANIFEST_KEY.encode() in file.notes or sidecar(path).is_file()
-
-
-def _read_about(path: Path, file: RowFile) -> About:
+def _read_about(path: Path, file: RowFile) -> About | None:
+    """What the manifest says of an exported file, inside or beside it."""
     if notes := file.notes.get(MANIFEST_KEY.encode()):
         return parse_about(notes, str(path))
     if sidecar(path).is_file():
         return parse_about(read_file(sidecar(path)), str(sidecar(path)))
-    return About()
+    return None
 
 
 def _pieces(file: RowFile, columns: Columns, report: ImportReport) -> Iterator[pa.Table]:
@@ -348,7 +334,7 @@ def _pieces(file: RowFile, columns: Columns, report: ImportReport) -> Iterator[p
     columns = columns or {name: [name] for name in (*REQUIRED, *OPTIONAL, "next_observation") if name in file.columns}
     has_ids = "episode_id" in columns
     is_ordered = not has_ids or _is_ordered(file, columns)
-    batches = (map_columns(batch.table, columns, make_reader(batch.place, names)) for batch in file.batches())
+    batches = (map_columns(batch.table, columns, CellReader(batch.place, names)) for batch in file.batches())
     tables = batches if is_ordered else iter([pa.concat_tables(batches)])
     if not has_ids and is_plain:
         tables = number_episodes(tables)
@@ -375,7 +361,7 @@ def _is_ordered(file: RowFile, columns: Columns) -> bool:
     names, last = EpisodeNames(), None
     name = columns["episode_id"][0]
     for batch in file.batches([name]):
-        column = read_cells(batch.table[name], name, "episode_id", place=batch.place, names=names)
+        column = CellReader(batch.place, names).read(batch.table[name], name, "episode_id")
         if column.null_count or not batch.table.num_rows:
             return False
         values = np.asarray(column)
@@ -391,7 +377,3 @@ def _sorted(table: pa.Table) -> pa.Table:
     if any(not pa.types.is_integer(key.type) or key.null_count for key in keys):
         raise BadInput("The columns 'episode_id' and 'step' have to be whole numbers in every row.")
     return table.take(pa.array(np.lexsort([np.asarray(key) for key in keys])))
-
-
-def _tuple(names: list[str] | None) -> tuple[str, ...] | None:
-    return tuple(names) if names else None

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from ..datasets import StepArrays
 from ..errors import BadInput
 from ..schema import Array
+from .cells import is_list, is_number
 
 REQUIRED = ("episode_id", "step", "observation", "action", "reward", "terminated", "truncated")
 OPTIONAL = ("policy_output", "seed")
@@ -157,7 +158,7 @@ def _reward(rows: _Rows) -> NDArray[np.float64]:
 
 def _action(rows: _Rows) -> Array:
     kind = rows.table["action"].type
-    values = _lists(rows, "action", ~rows.is_final) if _is_list(kind) else _scalars(rows, "action")
+    values = _lists(rows, "action", ~rows.is_final) if is_list(kind) else _scalars(rows, "action")
     rows.require(rows.present("action") | rows.is_final, "the action is null")
     is_zero = (values == 0).reshape(len(values), -1).all(axis=1)
     rows.require(~rows.is_final | is_zero, "the last row of its episode has an action")
@@ -186,7 +187,7 @@ def _seeds(rows: _Rows) -> list[int | None]:
 
 def _scalars(rows: _Rows, name: str) -> Array:
     column = rows.table[name]
-    if not (pa.types.is_integer(column.type) or pa.types.is_floating(column.type)):
+    if not is_number(column.type):
         raise BadInput(f"The column {name!r} is of type {column.type}; it has to be numbers.")
     values = pc.fill_null(column, 0).to_numpy()
     rows.require(rows.finite(values), f"the {name} is not finite", "")
@@ -196,11 +197,11 @@ def _scalars(rows: _Rows, name: str) -> Array:
 def _lists(rows: _Rows, name: str, required: NDArray[np.bool_]) -> Array:
     """A column of lists as (N, size), with zeros for a null list where null is allowed."""
     column = rows.table[name].combine_chunks()
-    if not _is_list(column.type) or not _is_number(column.type.value_type):
+    if not is_list(column.type) or not is_number(column.type.value_type):
         raise BadInput(f"The column {name!r} is of type {column.type}; it has to be lists of numbers.")
     present = rows.present(name)
     rows.require(present | ~required, f"the {name} is null")
-    lengths = _lengths(column)
+    lengths = pc.call_function("list_value_length", [column]).fill_null(0).to_numpy()
     size = int(lengths[present][0])
     rows.require(~present | (lengths == size), f"the {name} has another length than {size}, the first one's", "")
     if size == 0:
@@ -212,19 +213,6 @@ def _lists(rows: _Rows, name: str, required: NDArray[np.bool_]) -> Array:
     whole[present] = flat.is_valid().to_numpy(zero_copy_only=False).reshape(-1, size) & rows.finite(values[present])
     rows.require(np.all(whole, axis=1), f"the {name} is null or not finite in places", "")
     return values
-
-
-def _lengths(column: Any) -> NDArray[np.int64]:
-    """How many numbers each list has, (N,); 0 where it is null."""
-    return pc.call_function("list_value_length", [column]).fill_null(0).to_numpy()
-
-
-def _is_list(kind: pa.DataType) -> bool:
-    return pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
-
-
-def _is_number(kind: pa.DataType) -> bool:
-    return pa.types.is_integer(kind) or pa.types.is_floating(kind)
 
 
 _NAMED = 20  # names listed in one sentence
