@@ -45,12 +45,29 @@ class Store:
 
     Args:
         root: the store's folder, absolute and without links, so that it is spelled in one way only.
-        catalog: the DuckDB file in it.
     """
 
-    def __init__(self, root: Path, catalog: Catalog) -> None:
+    def __init__(self, root: Path) -> None:
         self.root = root
-        self.catalog = catalog
+        self.catalog = Catalog(root / CATALOG)
+        self.rollouts_dir = root / ROLLOUTS
+        """One folder per dataset."""
+        self.policies_dir = root / "policies"
+        """One folder per policy."""
+        self.reports_dir = root / "reports"
+        """The HTML reports."""
+        self.trainings_dir = root / "trainings"
+        """What was trained before; it may be thrown away."""
+        self.columns_root = root / "columns"
+        """The mapped columns of large datasets; they may be thrown away."""
+        self.pools_dir = self.columns_root / ".pools"
+        """Those of several datasets as one; no dataset has its name."""
+        self.labels_dir = self.columns_root / ".labels"
+        """The labels of a large refinement, for its workers; no dataset has its name."""
+        self.tables_dir = root / "tables"
+        """Tables that were written as Parquet, for readers without the catalog."""
+        self.remotes_path = root / "remotes.json"
+        """What was pushed where, and pulled from where."""
 
     @classmethod
     def create(cls, root: Path | str) -> Store:
@@ -81,7 +98,7 @@ class Store:
         path = _folder(root)
         if not (path / CATALOG).is_file():
             raise _no_store(path)
-        store = cls(path, Catalog(path / CATALOG))
+        store = cls(path)
         _warn_of_damage(store._bring_up_to_date())
         return store
 
@@ -95,7 +112,7 @@ class Store:
         path = _folder(root)
         if not (path / CATALOG).exists() and not (path / ROLLOUTS).is_dir():
             raise _no_store(path)
-        return cls(path, Catalog(path / CATALOG))
+        return cls(path)
 
     @classmethod
     def prepare(cls, root: Path | str) -> Store:
@@ -109,7 +126,7 @@ class Store:
         with writing(path):
             for name in _FOLDERS:
                 (path / name).mkdir(parents=True, exist_ok=True)
-        return cls(path, Catalog(path / CATALOG))
+        return cls(path)
 
     @classmethod
     @contextmanager
@@ -168,48 +185,13 @@ class Store:
         _warn_of_damage(left_out)
         return True
 
-    @property
-    def rollouts_dir(self) -> Path:
-        """The folder with one folder per dataset."""
-        return self.root / ROLLOUTS
-
-    @property
-    def policies_dir(self) -> Path:
-        """The folder with one folder per policy."""
-        return self.root / "policies"
-
-    @property
-    def reports_dir(self) -> Path:
-        """The folder of the HTML reports."""
-        return self.root / "reports"
-
-    @property
-    def trainings_dir(self) -> Path:
-        """The folder of what was trained before; it may be thrown away."""
-        return self.root / "trainings"
-
     def training_path(self, training_id: str) -> Path:
         """The file of one training."""
         return self.trainings_dir / f"{_checked(training_id, 'training')}.zip"
 
-    @property
-    def columns_root(self) -> Path:
-        """The folder of the mapped columns of large datasets; it may be thrown away."""
-        return self.root / "columns"
-
     def columns_dir(self, dataset_id: str) -> Path:
         """The folder of the mapped columns of a large dataset."""
         return self.columns_root / _checked(dataset_id, "dataset")
-
-    @property
-    def pools_dir(self) -> Path:
-        """The folder of the mapped columns of several datasets as one; no dataset has its name."""
-        return self.columns_root / ".pools"
-
-    @property
-    def labels_dir(self) -> Path:
-        """The folder of the labels of a large refinement, for its workers; no dataset has its name."""
-        return self.columns_root / ".labels"
 
     def dataset_dir(self, dataset_id: str) -> Path:
         """The folder of a dataset's manifest and Parquet shards."""
@@ -238,16 +220,6 @@ class Store:
     def responses_dir(self, run_id: str) -> Path:
         """The folder of the raw replies that an annotation run received."""
         return self.root / "responses" / _checked(run_id, "run")
-
-    @property
-    def tables_dir(self) -> Path:
-        """The folder of tables that were written as Parquet, for readers without the catalog."""
-        return self.root / "tables"
-
-    @property
-    def remotes_path(self) -> Path:
-        """The file that says what was pushed where, and pulled from where."""
-        return self.root / "remotes.json"
 
     def replaced_dir(self, name: str) -> Path:
         """A folder for what a pull puts aside."""

@@ -123,7 +123,7 @@ def commands(store: Store, path: Path) -> dict[str, list[str | Path]]:
     }
 
 
-KINDS = list(commands(Store(Path(), None), Path()))  # pyright: ignore[reportArgumentType]
+KINDS = list(commands(Store(Path()), Path()))
 
 
 @pytest.mark.slow

@@ -11,11 +11,10 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
 from typing import Literal
 
-from ..catalog import Connection, refresh_views
+from ..catalog import refresh_views
 from ..disk import TEMPORARY, is_held, sync_folder
 from ..errors import BadInput
 from ..policies import deployment_lock
@@ -49,9 +48,7 @@ def find_garbage(store: Store, keep: int, pinned: Sequence[str] = ()) -> list[Ga
     Raises:
         BadInput: if a pinned id does not exist.
     """
-    kept = find_kept(store, keep, pinned)
-    old = (_old_policies(store, kept), _old_datasets(store, kept), _old_reports(store, kept))
-    return [*chain(*old), *_columns(store), *_leftovers(store)]
+    return [*_unused(store, keep, pinned), *_columns(store), *_leftovers(store)]
 
 
 def delete_garbage(store: Store, garbage: Sequence[Garbage]) -> int:
@@ -95,21 +92,6 @@ def _remove(path: Path) -> None:
     else:
         path.unlink(missing_ok=True)
     sync_folder(path.parent)
-
-
-def _old_policies(store: Store, kept: Kept) -> Iterator[Garbage]:
-    for policy_id in sorted(kept.all_policies - kept.policies):
-        yield _thing("policy", policy_id, store.policy_dir(policy_id), "refined long ago, and unused by what is kept")
-
-
-def _old_datasets(store: Store, kept: Kept) -> Iterator[Garbage]:
-    for dataset_id in sorted(kept.all_datasets - kept.datasets):
-        yield _thing("dataset", dataset_id, store.dataset_dir(dataset_id), "never annotated, and nothing refers to it")
-
-
-def _old_reports(store: Store, kept: Kept) -> Iterator[Garbage]:
-    for name in sorted(kept.all_reports - kept.reports):
-        yield _thing("report", name, store.reports_dir / f"{name}.html", "older than those kept; can be written again")
 
 
 def _columns(store: Store) -> Iterator[Garbage]:
@@ -157,95 +139,61 @@ _NEEDED_DATASETS = """
 SELECT dataset_id FROM annotations UNION SELECT dataset_id FROM run_requests UNION SELECT dataset_id FROM intakes
 """
 _POLICIES_OF_COMPARISONS = """
-SELECT comparison_id, baseline_id FROM comparisons UNION SELECT comparison_id, policy_id FROM comparisons
-UNION SELECT comparison_id, policy_id FROM refinements WHERE policy_id IS NOT NULL
+SELECT unnest([baseline_id, policy_id]) FROM comparisons WHERE comparison_id IN (SELECT unnest(?::VARCHAR[]))
+UNION SELECT policy_id FROM refinements WHERE comparison_id IN (SELECT unnest(?::VARCHAR[]))
 """
 _DATASETS_OF_COMPARISONS = """
-SELECT comparison_id, dataset_id FROM comparisons
-UNION SELECT comparison_id, unnest(also) FROM refinements
+SELECT dataset_id FROM comparisons WHERE comparison_id IN (SELECT unnest(?::VARCHAR[]))
+UNION SELECT unnest(also) FROM refinements WHERE comparison_id IN (SELECT unnest(?::VARCHAR[]))
 """
 _IN_FORCE = """
 SELECT arg_max(policy_id, number), arg_max(comparison_id, number) FROM promotions GROUP BY deployment
 """
+_WITH_ANCESTORS = """
+WITH RECURSIVE found AS (
+    SELECT policy_id, baseline_id FROM policies WHERE policy_id IN (SELECT unnest(?::VARCHAR[]))
+    UNION SELECT policies.policy_id, policies.baseline_id
+    FROM policies JOIN found ON policies.policy_id = found.baseline_id
+)
+SELECT policy_id FROM found
+"""
+_TRAINED_ON = """
+SELECT unnest(list_append(coalesce(also, []), dataset_id)) FROM policies
+WHERE policy_id IN (SELECT unnest(?::VARCHAR[]))
+"""
 _ACTED = """
-SELECT datasets.dataset_id, policy_id FROM datasets
-JOIN policies USING (policy_sha256)
+SELECT policy_id FROM datasets JOIN policies USING (policy_sha256)
+WHERE datasets.dataset_id IN (SELECT unnest(?::VARCHAR[]))
 """
 
 
-@dataclass(frozen=True)
-class Kept:
-    """Names of everything there is, and of what stays."""
-
-    all_policies: set[str]
-    policies: set[str]
-    all_datasets: set[str]
-    datasets: set[str]
-    all_reports: set[str]  # names without `.html`
-    reports: set[str]
-
-
-@dataclass(frozen=True)
-class _Policy:
-    kind: str
-    dataset_ids: frozenset[str]
-    baseline_id: str | None
-
-
-def find_kept(store: Store, keep: int, pinned: Sequence[str] = ()) -> Kept:
-    """Find what stays; arguments and errors as in `garbage.find_garbage`."""
+def _unused(store: Store, keep: int, pinned: Sequence[str]) -> Iterator[Garbage]:
+    """Policies, datasets and reports that nothing refers to that is kept; arguments and errors as in `find_garbage`."""
     files = sorted(store.reports_dir.glob("*.html"), key=lambda path: (path.stat().st_mtime, path.name))
     reports = [path.stem for path in files]
     with store.catalog.read() as con:
-        policies = _read_policies(con)
+        policies = con.execute("SELECT policy_id, kind FROM policies ORDER BY created_at, policy_id").fetchall()
+        refined = [name for name, kind in policies if kind == "refined"]
         datasets = select_column(con, "SELECT dataset_id FROM datasets ORDER BY created_at, dataset_id")
-        refined = [name for name, policy in policies.items() if policy.kind == "refined"]
-        _check_pinned(pinned, {*policies, *datasets, *reports})
+        if missing := [name for name in pinned if name not in {*dict(policies), *datasets, *reports}]:
+            raise BadInput(f"There is no policy, dataset or report {missing[0]!r} to keep.", "Give its whole name.")
         in_force = con.execute(_IN_FORCE).fetchall()
         kept_reports = {*_last(reports, keep), *pinned, *(comparison for _, comparison in in_force)} & {*reports}
+        compared = [list(kept_reports)] * 2
         roots = {*_last(refined, keep), *pinned, *(policy for policy, _ in in_force)}
-        roots |= _about(con, _POLICIES_OF_COMPARISONS, kept_reports)
-        kept_datasets = {*_last(datasets, keep), *pinned, *select_column(con, _NEEDED_DATASETS)}
-        kept_datasets |= _about(con, _DATASETS_OF_COMPARISONS, kept_reports) | (kept_reports & {*datasets})
-        kept_policies = _with_ancestors(policies, roots & policies.keys())
-        kept_datasets |= {id_ for name in kept_policies for id_ in policies[name].dataset_ids}
-        acted = {policy for dataset, policy in con.execute(_ACTED).fetchall() if dataset in kept_datasets}
-    return Kept({*policies}, kept_policies | acted, {*datasets}, kept_datasets & {*datasets}, {*reports}, kept_reports)
-
-
-def _read_policies(con: Connection) -> dict[str, _Policy]:
-    """All policies, the oldest first."""
-    rows = con.execute(
-        "SELECT policy_id, kind, baseline_id, dataset_id, also FROM policies ORDER BY created_at, policy_id"
-    ).fetchall()
-    return {
-        policy_id: _Policy(kind, frozenset(filter(None, [dataset_id, *(also or [])])), baseline_id)
-        for policy_id, kind, baseline_id, dataset_id, also in rows
-    }
-
-
-def _with_ancestors(policies: dict[str, _Policy], roots: set[str]) -> set[str]:
-    """Policies with all their ancestors."""
-    found: set[str] = set()
-    waiting = list(roots)
-    while waiting:
-        name = waiting.pop()
-        if name in policies and name not in found:
-            found.add(name)
-            waiting += [baseline] if (baseline := policies[name].baseline_id) else []
-    return found
-
-
-def _about(con: Connection, question: str, reports: set[str]) -> set[str]:
-    """What the reports of comparisons refer to."""
-    return {name for comparison, name in con.execute(question).fetchall() if comparison in reports}
+        roots |= {*select_column(con, _POLICIES_OF_COMPARISONS, compared)}
+        kept_policies = {*select_column(con, _WITH_ANCESTORS, [list(roots)])}
+        kept_datasets = {*_last(datasets, keep), *pinned, *kept_reports, *select_column(con, _NEEDED_DATASETS)}
+        kept_datasets |= {*select_column(con, _DATASETS_OF_COMPARISONS, compared)}
+        kept_datasets |= {*select_column(con, _TRAINED_ON, [list(kept_policies)])}
+        kept_policies |= {*select_column(con, _ACTED, [list(kept_datasets)])}
+    for name in sorted(dict(policies).keys() - kept_policies):
+        yield _thing("policy", name, store.policy_dir(name), "refined long ago, and unused by what is kept")
+    for name in sorted({*datasets} - kept_datasets):
+        yield _thing("dataset", name, store.dataset_dir(name), "never annotated, and nothing refers to it")
+    for name in sorted({*reports} - kept_reports):
+        yield _thing("report", name, store.reports_dir / f"{name}.html", "older than those kept; can be written again")
 
 
 def _last(names: Sequence[str], count: int) -> Sequence[str]:
     return names[-count:] if count else ()
-
-
-def _check_pinned(pinned: Sequence[str], known: set[str]) -> None:
-    for name in pinned:
-        if name not in known:
-            raise BadInput(f"There is no policy, dataset or report {name!r} to keep.", "Give its whole name.")
