@@ -132,7 +132,6 @@ MEANINGS = {
     "--policy": "a policy that acts",
     "--promote": "what may be put in force",
     "--replace": "go on where something is replaced",
-    "--run": "annotation runs",
     "--seed": "the first of the seeds",
     "--store": "the store",
     "--use": "what of the labels is learned from",

@@ -79,8 +79,18 @@ def test_an_annotation_that_leads_nowhere_is_refused(annotated: Store, changes: 
 
 @pytest.mark.slow
 def test_an_unknown_run_is_named(annotated: Store) -> None:
-    with pytest.raises(BadInput, match=r"no annotation run 'gone'. There is empty, other, run"):
+    with pytest.raises(BadInput, match=r"no annotation run 'gone'. Known: .*empty"):
         load_annotations(annotated, "d1", ["run", "gone"])
+
+
+def test_a_run_is_named_by_the_beginning_of_its_id_where_that_is_enough(annotated: Store) -> None:
+    assert load_annotations(annotated, "d1", ["ru"]) == load_annotations(annotated, "d1", ["run"])
+    with annotated.catalog.write() as con:
+        con.execute(
+            "INSERT INTO annotation_runs BY NAME SELECT * REPLACE ('rust' AS run_id) FROM annotation_runs LIMIT 1"
+        )
+    with pytest.raises(BadInput, match="'ru' is the beginning of 2 annotation run names: "):
+        load_annotations(annotated, "d1", ["ru"])
 
 
 @pytest.mark.slow

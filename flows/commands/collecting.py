@@ -17,7 +17,7 @@ from .options import (
     EnvKwargsOption,
     JsonOption,
     NewCardOption,
-    RunOption,
+    RunsOption,
     StoreOption,
     TrustOption,
     collect_options,
@@ -137,7 +137,7 @@ def export(
     with_labels: Annotated[
         bool, typer.Option("--with-labels", help="With the annotations, joined to their steps.")
     ] = False,
-    run: RunOption = None,
+    run: RunsOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Write a dataset for other programs, with its labels if wanted; `import` gives it back bit for bit."""

@@ -152,9 +152,6 @@ ReferenceOption = Annotated[
 RobustOption = Annotated[
     bool, typer.Option("--robust", help="Try other readings of the labels too, for annotators who may be wrong.")
 ]
-RunOption = Annotated[
-    list[str] | None, typer.Option("--run", help="Annotation run whose labels count; repeatable; default: all.")
-]
 RulesOption = Annotated[
     bool, typer.Option("--rules", help="Imitate corrective rules at all steps that they match, not single labels.")
 ]

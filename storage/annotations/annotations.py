@@ -15,7 +15,7 @@ from typing import Any, Literal, NamedTuple, TypeVar
 import pyarrow as pa
 
 from ..catalog import Connection, insert_rows
-from ..datasets import episode_shifts, read_manifest
+from ..datasets import episode_shifts, pick, read_manifest
 from ..errors import BadInput
 from ..queries import select_column
 from ..schema import Annotation, Rejection, content_id
@@ -85,7 +85,7 @@ def load_annotations(store: Store, dataset_id: str, run_ids: Sequence[str] | Non
     Args:
         store: the store.
         dataset_id: a dataset of it.
-        run_ids: the annotation runs wanted; all when None.
+        run_ids: the annotation runs wanted, or the beginnings of their ids; all when None.
 
     Raises:
         BadInput: if there is no such run.
@@ -118,23 +118,20 @@ def rows_of_runs(
         table: one with the columns `dataset_id` and `run_id`.
         columns: names, separated by commas.
         dataset_id: a dataset of the store.
-        run_ids: the runs wanted; all when None.
+        run_ids: the runs wanted, or the beginnings of their ids; all when None.
         order: names that they are sorted by.
 
     Raises:
-        BadInput: if there is no such run.
+        BadInput: if there is no such run, or a beginning fits several.
     """
     with store.catalog.read() as con:
-        known = set(select_column(con, "SELECT run_id FROM annotation_runs"))
-        if unknown := sorted(set(run_ids or ()) - known):
-            raise BadInput(
-                f"There is no annotation run {unknown[0]!r}.", f"There is {', '.join(sorted(known)) or 'none'}."
-            )
+        known = select_column(con, "SELECT run_id FROM annotation_runs ORDER BY created_at, run_id")
+        wanted = None if run_ids is None else [pick(name, known, "annotation run") for name in run_ids]
         return con.execute(
             f"""SELECT {columns} FROM {table}
                 WHERE dataset_id = $dataset_id AND ($run_ids IS NULL OR list_contains($run_ids, run_id))
                 ORDER BY {order}""",
-            {"dataset_id": dataset_id, "run_ids": None if run_ids is None else list(run_ids)},
+            {"dataset_id": dataset_id, "run_ids": wanted},
         ).fetchall()
 
 
