@@ -94,7 +94,7 @@ def _score_fold(
 ) -> _Fold:
     snapshots = refine(*_restrict(steps, labels, ~np.isin(steps.episodes, held_out)), baseline, config)
     asked = np.isin(steps.episode_id[labels.rows], held_out) & (labels.weights > 0)
-    exam = _chosen(labels, asked)
+    exam = labels.take(asked)
     start = as_logits(baseline, steps.observation) if baseline.head == "q_values" else baseline
     scores = [_score(policy, steps.observation[exam.rows], exam) for policy in (start, *(s.policy for s in snapshots))]
     likelihoods, agreements = np.array(scores).T
@@ -118,7 +118,7 @@ def _restrict(steps: StepArrays, labels: Labels, stays: NDArray[np.bool_]) -> tu
     if stays.all():
         return steps, labels
     rows = np.flatnonzero(np.repeat(stays, steps.lengths + 1))
-    remaining = _chosen(labels, stays[_episode_of(labels, steps)])
+    remaining = labels.take(stays[_episode_of(labels, steps)])
     potential = None if labels.potential is None else labels.potential[rows]
     return steps.at(rows), replace(remaining, rows=np.searchsorted(rows, remaining.rows), potential=potential)
 
@@ -126,13 +126,6 @@ def _restrict(steps: StepArrays, labels: Labels, stays: NDArray[np.bool_]) -> tu
 def _episode_of(labels: Labels, steps: StepArrays) -> NDArray[np.int64]:
     """The place of each label's episode, (L,)."""
     return np.searchsorted(steps.starts, labels.rows, side="right") - 1
-
-
-def _chosen(labels: Labels, chosen: NDArray[np.bool_]) -> Labels:
-    """Some of L labels."""
-    return Labels(
-        labels.rows[chosen], labels.suggestions[chosen], labels.weights[chosen], labels.implicit_rewards[chosen]
-    )
 
 
 def _score(policy: MlpPolicy, observations: Array, exam: Labels) -> tuple[float, float]:

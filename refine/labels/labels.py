@@ -7,9 +7,9 @@ refused. Placebo arms judge. Two other arms inform: `random_states` asks whether
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -41,6 +41,10 @@ class Labels:
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    def take(self, places: NDArray[Any]) -> Labels:
+        """The labels at some places, (K,) numbers or (L,) flags, without a potential, which is of all steps."""
+        return Labels(self.rows[places], self.suggestions[places], self.weights[places], self.implicit_rewards[places])
 
     def has_suggestion(self, rows: int) -> NDArray[np.bool_]:
         """Which of a dataset's N rows have a suggestion that counts, (N,); `np.unique` of many rows takes a minute."""
@@ -86,7 +90,8 @@ def labels_from_annotations(annotations: Sequence[Annotation], steps: StepArrays
     if problem is not None:
         raise _refusal(annotations[problem[0]], problem[1])
     suggested = np.array([note.suggested_action is not None for note in annotations], np.bool_)
-    return Labels(rows, _as_actions(suggestions, action_space), np.where(suggested, confidences, 0.0), rewards)
+    actions = suggestions[:, 0].astype(np.int64) if action_space.is_discrete else suggestions
+    return Labels(rows, actions, np.where(suggested, confidences, 0.0), rewards)
 
 
 def check_labels(labels: Labels, steps: StepArrays, action_space: Space) -> None:
@@ -128,41 +133,24 @@ def arm_labels(arm: Arm, labels: Labels, steps: StepArrays, action_space: Space,
     Raises:
         BadInput: for an unknown arm.
     """
-    if arm not in _MAKERS:
-        raise BadInput(f"Unknown arm {arm!r}.{did_you_mean(arm, ARMS)} Known: {', '.join(ARMS)}.")
-    return _MAKERS[arm](labels, steps, action_space, rng)
+    if arm == "labels":
+        return labels
+    if arm == "no_labels":
+        logged = np.array(steps.action[labels.rows], dtype=labels.suggestions.dtype)
+        return replace(labels, suggestions=logged, implicit_rewards=np.zeros(len(labels)))
+    if arm == "shuffled":
+        return replace(labels.take(rng.permutation(len(labels))), rows=labels.rows)
+    if arm == "random":
+        suggestions = _draw_actions(len(labels), steps, action_space, rng)
+        return replace(labels, suggestions=suggestions, implicit_rewards=rng.uniform(-1, 1, len(labels)))
+    raise BadInput(f"Unknown arm {arm!r}.{did_you_mean(arm, ARMS)} Known: {', '.join(ARMS)}.")
 
 
-def _keep(labels: Labels, steps: StepArrays, action_space: Space, rng: np.random.Generator) -> Labels:
-    return labels
-
-
-def _clone(labels: Labels, steps: StepArrays, action_space: Space, rng: np.random.Generator) -> Labels:
-    logged = np.array(steps.action[labels.rows], dtype=labels.suggestions.dtype)
-    return replace(labels, suggestions=logged, implicit_rewards=np.zeros(len(labels)))
-
-
-def _shuffle(labels: Labels, steps: StepArrays, action_space: Space, rng: np.random.Generator) -> Labels:
-    order = rng.permutation(len(labels))
-    return Labels(labels.rows, labels.suggestions[order], labels.weights[order], labels.implicit_rewards[order])
-
-
-def _randomise(labels: Labels, steps: StepArrays, action_space: Space, rng: np.random.Generator) -> Labels:
-    if action_space.is_discrete:
-        count = int(action_space.n or 1)
-        suggestions = rng.integers(action_space.start, action_space.start + count, len(labels))
-    else:
-        low, high = finite_bounds(action_space, steps)
-        suggestions = rng.uniform(low, high, (len(labels), action_space.size))
-    return replace(labels, suggestions=suggestions, implicit_rewards=rng.uniform(-1, 1, len(labels)))
-
-
-_MAKERS: dict[str, Callable[[Labels, StepArrays, Space, np.random.Generator], Labels]] = {
-    "labels": _keep,
-    "no_labels": _clone,
-    "shuffled": _shuffle,
-    "random": _randomise,
-}
+def _draw_actions(count: int, steps: StepArrays, space: Space, rng: np.random.Generator) -> Array:
+    """Uniformly random actions, (count,) when discrete, else (count, m)."""
+    if space.is_discrete:
+        return rng.integers(space.start, space.start + int(space.n or 1), count)
+    return rng.uniform(*finite_bounds(space, steps), (count, space.size))
 
 
 def finite_bounds(space: Space, steps: StepArrays) -> tuple[Array, Array]:
@@ -211,10 +199,6 @@ def _is_action(suggestions: Array, space: Space) -> NDArray[np.bool_]:
     return np.all(inside, axis=1)
 
 
-def _as_actions(suggestions: Array, space: Space) -> Array:
-    return suggestions[:, 0].astype(np.int64) if space.is_discrete else suggestions
-
-
 def _describe(space: Space) -> str:
     if space.is_discrete:
         return f"one integer from {space.start} to {space.start + int(space.n or 1) - 1} is allowed"
@@ -250,7 +234,7 @@ def label_random_states(
     logged = np.flatnonzero(~steps.is_final)
     rows = rng.choice(logged, len(labels), replace=len(labels) > len(logged))
     near = nearest_labels(rows, labels, steps, observation_space, rng)
-    return Labels(rows, labels.suggestions[near], labels.weights[near], labels.implicit_rewards[near])
+    return replace(labels.take(near), rows=rows)
 
 
 def nearest_labels(

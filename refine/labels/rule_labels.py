@@ -1,7 +1,8 @@
 """Labels that come from lists of rules: every step where a list decides has the action of the rule that does.
 
 The placebos keep what makes rules easy to learn, that like states get like actions: they change rules, not steps.
-Exchanging actions step by step would leave noise without any pattern, which is too weak an opponent.
+Exchanging actions step by step would leave noise without any pattern, which is too weak an opponent. Potentials, how
+good states are by the lists, are on one scale, and have placebos of their own.
 """
 
 from __future__ import annotations
@@ -10,29 +11,22 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from storage.annotations import Rule
 from storage.catalog import component_columns
 from storage.datasets import StepArrays
 from storage.errors import BadInput
 from storage.schema import Array, Space, sha256_bytes
 
-from ..policies import CompiledRules
+from ..policies import CompiledRules, States
 from .labels import Arm, Labels, arm_labels, check_labels, finite_bounds
-from .potentials import (
-    CHUNK,
-    find_potential,
-    permute_columns,
-    permuted_potential,
-    random_potential,
-    states_at,
-)
 
+CHUNK = 65_536  # rows whose numbers are in memory at once
 _TRIES = 100
+Potential = NDArray[np.float64]
 T = TypeVar("T")
 
 
@@ -134,18 +128,23 @@ def rule_arm_labels(
     """
     if not isinstance(labels, RuleLabels):
         return arm_labels(arm, labels, steps, space, rng)
-    if arm in _MAKERS:
-        made = _MAKERS[arm](labels, steps, space, rng, units or {})
+    units = units or {}
+    if arm == "shuffled":
+        made = _shuffle(labels, steps, space, rng)
+    elif arm == "random":
+        made = _randomise(labels, steps, space, rng)
+    elif arm == "permuted":
+        made = _permute(labels, steps, space, rng, units)
     else:
         made = arm_labels(arm, labels, steps, space, rng)
     if labels.potential is None or arm == "labels":
         return made
-    return replace(made, potential=_placebo_potential(arm, labels, steps, rng, units=units or {}, draw=draw))
+    return replace(made, potential=_placebo_potential(arm, labels, steps, rng, units=units, draw=draw))
 
 
 def _placebo_potential(
     arm: Arm, labels: RuleLabels, steps: StepArrays, rng: np.random.Generator, *, units: Mapping[str, str], draw: int
-) -> NDArray[np.float64] | None:
+) -> Potential | None:
     if labels.potential is None or arm == "no_labels":
         return None
     if arm == "random":
@@ -177,51 +176,43 @@ def rule_arm_lists(
         return _permuted(labels, units or {}, rng)
     if arm == "random":
         drawn = iter(_draw_actions(labels, steps, space, rng).tolist())
-        return tuple(
-            _with_rules(c, [replace(r, suggested_action=_open(next(drawn)), formulas=None) for r in _of(c)])
-            for c in labels.lists
-        )
+        return tuple(_say_instead(c, [(_open(next(drawn)), None) for _ in c.listed.rules]) for c in labels.lists)
     order = _exchange(labels, rng) if arm == "shuffled" and len(labels.lists) == 1 else None
     if order is None:
         return None
-    rules = _of(labels.lists[0])
-    said = [rules[int(other)] for other in order]
-    pairs = zip(rules, said, strict=True)
-    mixed = [replace(r, suggested_action=o.suggested_action, formulas=o.formulas) for r, o in pairs]
-    return (_with_rules(labels.lists[0], mixed),)
+    (compiled,) = labels.lists
+    others = [compiled.listed.rules[int(other)] for other in order]
+    return (_say_instead(compiled, [(other.suggested_action, other.formulas) for other in others]),)
 
 
-def _of(compiled: CompiledRules) -> Sequence[Rule]:
-    return compiled.listed.rules
-
-
-def _with_rules(compiled: CompiledRules, rules: Sequence[Rule]) -> CompiledRules:
-    return replace(compiled, listed=replace(compiled.listed, rules=tuple(rules)))
+def _say_instead(compiled: CompiledRules, said: Sequence[tuple[Any, Any]]) -> CompiledRules:
+    """The same list whose rules suggest other actions and formulas."""
+    pairs = zip(compiled.listed.rules, said, strict=True)
+    rules = tuple(replace(rule, suggested_action=action, formulas=formulas) for rule, (action, formulas) in pairs)
+    return replace(compiled, listed=replace(compiled.listed, rules=rules))
 
 
 def _open(action: Sequence[float]) -> tuple[float | None, ...]:
+    """An action as rules have it: None where it leaves a dimension as logged."""
     return tuple(None if np.isnan(x) else float(x) for x in action)
 
 
-def _shuffle(
-    labels: RuleLabels, steps: StepArrays, space: Space, rng: np.random.Generator, units: Mapping[str, str]
-) -> Labels:
+def _shuffle(labels: RuleLabels, steps: StepArrays, space: Space, rng: np.random.Generator) -> Labels:
     order = _exchange(labels, rng)
     if order is None:
         return arm_labels("shuffled", labels, steps, space, rng)
     weights = np.concatenate([compiled.confidences for compiled in labels.lists])
     suggestions, has_value = _suggest(labels.lists, labels.rows, order[labels.rules], steps, space)
-    return _with(labels, suggestions, np.where(has_value, weights[order][labels.rules], 0.0))
+    weights = np.where(has_value, weights[order][labels.rules], 0.0)
+    return replace(labels, suggestions=suggestions, weights=weights)
 
 
-def _randomise(
-    labels: RuleLabels, steps: StepArrays, space: Space, rng: np.random.Generator, units: Mapping[str, str]
-) -> Labels:
+def _randomise(labels: RuleLabels, steps: StepArrays, space: Space, rng: np.random.Generator) -> Labels:
     drawn = _draw_actions(labels, steps, space, rng)
     suggestions = _no_actions(len(labels), space)
     for part in (slice(start, start + CHUNK) for start in range(0, len(labels), CHUNK)):
         suggestions[part] = _filled(drawn[labels.rules[part]], labels.rows[part], steps, space)
-    return _with(labels, suggestions, labels.weights)
+    return replace(labels, suggestions=suggestions)
 
 
 def _draw_actions(labels: RuleLabels, steps: StepArrays, space: Space, rng: np.random.Generator) -> NDArray[np.float64]:
@@ -237,20 +228,12 @@ def _permute(
 ) -> Labels:
     lists = _permuted(labels, units, rng)
     suggestions, has_value = _suggest(lists, labels.rows, labels.rules, steps, space)
-    return _with(labels, suggestions, np.where(has_value, labels.weights, 0.0))
+    return replace(labels, suggestions=suggestions, weights=np.where(has_value, labels.weights, 0.0))
 
 
 def _permuted(labels: RuleLabels, units: Mapping[str, str], rng: np.random.Generator) -> tuple[CompiledRules, ...]:
     columns = permute_columns(component_columns(labels.lists[0].component_names), units, rng)
     return tuple(replace(compiled, reads=columns) for compiled in labels.lists)
-
-
-_Maker = Callable[[RuleLabels, StepArrays, Space, np.random.Generator, Mapping[str, str]], Labels]
-_MAKERS: Mapping[Arm, _Maker] = {"shuffled": _shuffle, "random": _randomise, "permuted": _permute}
-
-
-def _with(labels: RuleLabels, suggestions: Array, weights: NDArray[np.float64]) -> Labels:
-    return replace(labels, suggestions=suggestions, weights=weights)
 
 
 @dataclass
@@ -356,3 +339,119 @@ def _exchange(labels: RuleLabels, rng: np.random.Generator) -> NDArray[np.int64]
 
 def _action_text(action: Sequence[float | None], formulas: Sequence[str | None] | None) -> tuple[object, ...]:
     return tuple(text or number for number, text in zip(action, formulas or [None] * len(action), strict=True))
+
+
+Columns = Mapping[str, tuple[int, float]]
+"""For a placebo, the component that each column reads, and its factor."""
+_FEATURES = 16  # of a random potential
+_CONSTANT = 1e-9  # least spread beside the size of the values
+
+
+def find_potential(lists: Sequence[CompiledRules], steps: StepArrays) -> Potential:
+    """The mean of some lists' potentials, each with mean 0 and standard deviation 1 over the steps acted in, (N,).
+
+    Args:
+        lists: each has a potential.
+        steps: N rows, final ones included.
+
+    Returns:
+        NaN where one of them has no value.
+
+    Raises:
+        BadInput: if one is the same in all steps, or has no value in any.
+    """
+
+    def compute(compiled: CompiledRules) -> Potential:
+        rows = np.arange(len(steps))
+        return np.concatenate(_in_parts(rows, lambda part: compiled.potential(states_at(part, steps)), compiled))
+
+    return np.mean([_normalised(compute(compiled), steps, compiled) for compiled in lists], axis=0)
+
+
+def states_at(rows: NDArray[np.int64], steps: StepArrays) -> States:
+    """Rows of steps as rules see them."""
+    before = steps.observation[np.maximum(rows - 1, 0)]
+    return States(steps.observation[rows], before, steps.step[rows])
+
+
+def permute_columns(columns: Sequence[str], units: Mapping[str, str], rng: np.random.Generator) -> Columns:
+    """For each column the component that it reads, of the same unit, and a sign; none reads itself as it is.
+
+    Args:
+        columns: of the components, in their order.
+        units: of columns; one that is missing has the empty unit.
+        rng: draws.
+    """
+    read: dict[str, tuple[int, float]] = {}
+    for unit in dict.fromkeys(units.get(column, "") for column in columns):
+        alike = [place for place, column in enumerate(columns) if units.get(column, "") == unit]
+        drawn = rng.permutation(alike)
+        signs = np.where(drawn == alike, -1.0, rng.choice([-1.0, 1.0], len(alike)))
+        read |= {columns[p]: (int(q), float(sign)) for p, q, sign in zip(alike, drawn, signs, strict=True)}
+    return read
+
+
+def permuted_potential(
+    own: Potential,
+    lists: Sequence[CompiledRules],
+    steps: StepArrays,
+    units: Mapping[str, str],
+    rng: np.random.Generator,
+) -> Potential:
+    """The potential of lists that read other components; their own, with its values exchanged, where none varies."""
+    names = component_columns(lists[0].component_names)
+    for _ in range(_TRIES):
+        try:
+            columns = permute_columns(names, units, rng)
+            found = find_potential([replace(compiled, reads=columns) for compiled in lists], steps)
+        except BadInput:
+            continue
+        if not np.allclose(found, own, equal_nan=True):
+            return found
+    values, places = np.unique(own, return_inverse=True)  # like states keep like values
+    return rng.permutation(values)[places]
+
+
+def random_potential(like: Potential, steps: StepArrays, rng: np.random.Generator) -> Potential:
+    """A random smooth function of the state, with the mean and the spread of another potential.
+
+    Args:
+        like: (N,).
+        steps: N rows.
+        rng: draws; a discrete observation gets a normal number of its own.
+    """
+    if steps.observation.ndim == 1:
+        states, places = np.unique(steps.observation, return_inverse=True)
+        drawn = rng.standard_normal(len(states))[places]
+    else:
+        acted = steps.observation[~steps.is_final].astype(np.float64)
+        spread = acted.std(axis=0)
+        away = (steps.observation - acted.mean(axis=0)) / np.where(spread > _CONSTANT, spread, 1.0)
+        mixed = away @ rng.standard_normal((away.shape[1], _FEATURES)) + rng.standard_normal(_FEATURES)
+        drawn = np.tanh(mixed) @ rng.standard_normal(_FEATURES)
+    mean, size = _moments(drawn, steps)
+    wanted_mean, wanted_size = _moments(like, steps)
+    return (drawn - mean) * (wanted_size / size if size > 0 else 0.0) + wanted_mean
+
+
+def _normalised(values: Potential, steps: StepArrays, compiled: CompiledRules) -> Potential:
+    mean, size = _moments(values, steps)
+    known = values[np.isfinite(values)]
+    if len(known) and not np.isfinite(size):  # their squares are too large
+        values = values / np.abs(known).max()
+        mean, size = _moments(values, steps)
+    if not (np.isfinite(size) and size > _CONSTANT * abs(mean)):
+        raise BadInput(
+            f"The potential of the rules {compiled.listed.list_id} has no value in any step, or the same value in all.",
+            "Give another potential, or use --use A.",
+        )
+    return np.where(np.isfinite(values), (values - mean) / size, np.nan)
+
+
+def _moments(values: Potential, steps: StepArrays) -> tuple[float, float]:
+    """Mean and standard deviation over the steps acted in; NaN where no value is finite."""
+    known = values[~steps.is_final & np.isfinite(values)]
+    if not len(known):
+        return np.nan, np.nan
+    with np.errstate(over="ignore", invalid="ignore"):
+        return float(known.mean()), float(known.std())

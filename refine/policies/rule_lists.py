@@ -53,7 +53,7 @@ class CompiledRules:
     listed: RuleList
     component_names: tuple[str, ...]
     action_space: Space
-    reads: Mapping[str, tuple[int, float]] | None = None  # for a placebo, what columns read in formulas, see `values`
+    reads: Mapping[str, tuple[int, float]] | None = None  # for a placebo, what columns read but in conditions
 
     def __post_init__(self) -> None:
         for rule in self.listed.rules:
@@ -90,17 +90,12 @@ class CompiledRules:
         """
         return self._values(states, self._needed, columns)
 
-    def potential(self, states: States, columns: Mapping[str, tuple[int, float]] | None = None) -> NDArray[np.float64]:
-        """How good N states are, (N,); NaN or infinite where that has no value, and all NaN without a potential.
-
-        Args:
-            states: N of them.
-            columns: as for `values`.
-        """
+    def potential(self, states: States) -> NDArray[np.float64]:
+        """How good N states are, (N,); NaN or infinite where that has no value, and all NaN without a potential."""
         if self.listed.potential is None:
             return np.full(len(states.steps), np.nan)
         read = self._reader.formula(self.listed.potential, is_canonical=True)
-        values = self._values(states, self._reader.needs([read]), columns)
+        values = self._values(states, self._reader.needs([read]), self.reads)
         return np.array(np.broadcast_to(read.compute(values), len(states.steps)), np.float64)
 
     def _values(
