@@ -43,14 +43,6 @@ class Tokens:
     cache_read: int = 0
     output: int = 0
 
-    def __add__(self, other: Tokens) -> Tokens:
-        return Tokens(
-            self.input + other.input,
-            self.cache_write + other.cache_write,
-            self.cache_read + other.cache_read,
-            self.output + other.output,
-        )
-
 
 def estimate_tokens(text: str) -> int:
     """Tokens of a text, from its length."""
@@ -70,8 +62,8 @@ def estimate_calls(requests: Iterable[Request], labels: int) -> Tokens:
         requests: the calls.
         labels: labels that each of them asks for.
     """
-    output = ASSESSMENT_TOKENS + labels * OUTPUT_TOKENS_PER_LABEL
-    return sum((Tokens(input=estimate_input(request), output=output) for request in requests), Tokens())
+    inputs = [estimate_input(request) for request in requests]
+    return Tokens(input=sum(inputs), output=len(inputs) * (ASSESSMENT_TOKENS + labels * OUTPUT_TOKENS_PER_LABEL))
 
 
 def estimate_cached_calls(requests: Sequence[Request], labels: int) -> Tokens:

@@ -18,16 +18,15 @@ from soak import every, in_soak
 from toy_cards import CARD
 
 from annotate.ledger import budget
-from annotate.ledger.ledger import BatchConfig
-from annotate.ledger.recovery import recover
+from annotate.ledger.ledger import BatchConfig, StoredReply
+from annotate.ledger.recovery import owned_run, recover
 from annotate.prompting.requests import AnnotateConfig
 from annotate.providers.answers import ScriptedProvider
 from annotate.providers.anthropic import AnthropicProvider
 from annotate.providers.batch import BatchServer
 from annotate.runs.batch_runs import Submission, run_batches, submit
 from annotate.runs.ingestion import Ingested, ingest, poll
-from annotate.runs.plan import RunPlan, estimate_run, plan_run, read_question
-from annotate.runs.reconcile import owned_run
+from annotate.runs.plan import RunPlan, estimate_run, plan_run
 from annotate.runs.run import annotate_run
 from storage.catalog.connection import Catalog, Connection
 from storage.errors import BadInput, CatalogLocked, DamagedStore, DiskFailed, ProviderFailed, TrajnoteError
@@ -594,14 +593,14 @@ def test_no_reply_under_way_is_lost_when_the_progress_bar_fails_or_somebody_inte
 
 @pytest.mark.slow
 def test_a_reply_that_cannot_be_read_keeps_no_other_one_out(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    readings = itertools.count(1)
+    readings, genuine = itertools.count(1), StoredReply.read
 
     def read(*given: Any) -> Any:
         if next(readings) == 2:
             raise ValueError("never seen before")
-        return read_question(*given)
+        return genuine(*given)
 
-    monkeypatch.setattr("annotate.runs.run.read_question", read)
+    monkeypatch.setattr(StoredReply, "read", read)
     with pytest.raises(ValueError, match="never seen before"):
         ask_singly(bench)
     billed = sum(bench.server.billed.values())

@@ -29,7 +29,7 @@ from .ledger import (
     withdraw_second,
 )
 from .readings import digest, record_readings
-from .recovery import Note, enter_failure, leave_note, recover, settle
+from .recovery import Note, add_what_is_kept, enter_failure, leave_note, owned_run, recover, settle
 
 __all__ = [
     "GO_ON",
@@ -43,6 +43,7 @@ __all__ = [
     "StoredReply",
     "Totals",
     "add_questions",
+    "add_what_is_kept",
     "as_text",
     "claim",
     "digest",
@@ -54,6 +55,7 @@ __all__ = [
     "land_reply",
     "leave_note",
     "open_run",
+    "owned_run",
     "price_request",
     "read_places",
     "read_whole",

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager, suppress
 from datetime import datetime
 
 from pydantic import ValidationError
 
 from storage.catalog import Connection
 from storage.disk import exclusive_lock, write_whole
-from storage.errors import CatalogLocked
+from storage.errors import CatalogLocked, TrajnoteError
 from storage.ledger import (
     Batch,
     close_batch,
@@ -32,6 +32,27 @@ from ..providers import Reply
 from .ledger import MOST_ATTEMPTS, StoredReply, enter_landed, read_whole
 
 _NOTE = ".note.json"
+
+
+@contextmanager
+def owned_run(store: Store, run_id: str) -> Generator[None]:
+    """Be the only process that works on a run.
+
+    Raises:
+        CatalogLocked: if another one does.
+    """
+    folder = store.responses_dir(run_id)
+    folder.mkdir(parents=True, exist_ok=True)
+    with exclusive_lock(folder, f"the answers of {run_id}"):
+        yield
+
+
+def add_what_is_kept(error: Exception, replies: int) -> Exception:
+    """An error of ours that also says what becomes of replies that landed and could not be entered; others as is."""
+    if not isinstance(error, TrajnoteError) or not replies:
+        return error
+    kept = f"{replies} replies are on the disk, and the next `trajnote annotate` command enters them"
+    return type(error)(f"{error.problem.rstrip('.')}; {kept}.", error.hint)
 
 
 class Note(Frozen):
@@ -132,10 +153,7 @@ def _enter_note(con: Connection, note: Note) -> None:
 def _free_dead_calls(store: Store, batch: Batch) -> None:
     """Calls whose command was killed may have been answered and billed; nobody will know, so they are asked anew."""
     try:
-        with (
-            exclusive_lock(store.responses_dir(batch.run_id), f"the answers of {batch.run_id}"),
-            store.catalog.write() as con,
-        ):
+        with owned_run(store, batch.run_id), store.catalog.write() as con:
             end_items(con, batch.batch_id, "lost", "its command was killed before the reply came")
             close_batch(con, batch.batch_id, "abandoned", "its command was killed")
     except CatalogLocked:  # its command is alive, or the next one frees them

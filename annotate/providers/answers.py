@@ -23,7 +23,7 @@ from storage.errors import BadInput, LeftOutWarning
 
 from ..parsing import clean_text
 from ..prompting import Request
-from .protocol import Reply
+from .protocol import Provider, Reply
 
 _CONTENT = ("text", "reply", "message", "result")
 _SHOWN = 8
@@ -158,7 +158,7 @@ def text_message(text: str, model: str | None = "scripted") -> str:
     return json.dumps({"type": "message", "model": model, "content": blocks, "stop_reason": "end_turn"})
 
 
-class ScriptedProvider:
+class ScriptedProvider(Provider):
     """Answers with whatever a function returns.
 
     Args:
@@ -166,15 +166,10 @@ class ScriptedProvider:
     """
 
     name = "scripted"
-    recorded = False
-    paid = False
 
     def __init__(self, script: Callable[[Request], str | None]) -> None:
         self._script = script
         self.asked: list[str] = []
-
-    def prepare(self, known: Collection[str], pending: Collection[str], *, complete: bool) -> None:
-        """Anything can be answered."""
 
     def answer(self, requests: Iterable[Request]) -> Generator[Reply]:
         """One reply after the other."""
@@ -184,15 +179,29 @@ class ScriptedProvider:
             if raw is not None:
                 yield Reply(request.request_id, raw)
 
-    def late(self) -> list[Reply]:
-        """None: nothing is under way."""
-        return []
-
 
 EXPORT_COMMAND = "trajnote annotate --provider file --export requests.jsonl"
 
 
-class RecordedProvider:
+class _AnswersInFiles(Provider):
+    """Answers that somebody has written down.
+
+    Args:
+        path: that was named.
+        files: of answers as in `answers.py`.
+    """
+
+    def __init__(self, path: Path, files: Iterable[Path]) -> None:
+        self._path = path
+        self._answers = read_answers(files)
+
+    def says(self, request_id: str) -> str | None:
+        """The raw reply to a request, if there is one."""
+        answer = self._answers.get(request_id)
+        return answer.reply.raw if answer else None
+
+
+class RecordedProvider(_AnswersInFiles):
     """Replays recorded answers.
 
     Args:
@@ -205,12 +214,10 @@ class RecordedProvider:
 
     name = "recorded"
     recorded = True
-    paid = False
 
     def __init__(self, path: Path, export_command: str = EXPORT_COMMAND) -> None:
-        self._path = path
+        super().__init__(path, _answer_files(path))
         self._export_command = export_command
-        self._answers = read_answers(_answer_files(path))
 
     def prepare(self, known: Collection[str], pending: Collection[str], *, complete: bool) -> None:
         """Refuse requests that have no recorded answer.
@@ -236,15 +243,6 @@ class RecordedProvider:
             reply = self._answers[request.request_id].reply
             yield replace(reply, provenance={"recorded": True, **reply.provenance})
 
-    def says(self, request_id: str) -> str | None:
-        """The raw reply to a request, if there is one."""
-        answer = self._answers.get(request_id)
-        return answer.reply.raw if answer else None
-
-    def late(self) -> list[Reply]:
-        """None: nothing is under way."""
-        return []
-
 
 def _answer_files(path: Path) -> list[Path]:
     if not path.is_dir():
@@ -267,7 +265,7 @@ def export_requests(path: Path, requests: Iterable[Request]) -> int:
     return len(lines)
 
 
-class FileProvider:
+class FileProvider(_AnswersInFiles):
     """Answers that somebody collected in a file; questions without one stay open.
 
     Args:
@@ -278,12 +276,9 @@ class FileProvider:
     """
 
     name = "file"
-    recorded = False
-    paid = False
 
     def __init__(self, path: Path) -> None:
-        self._path = path
-        self._answers = read_answers([path])
+        super().__init__(path, [path])
 
     def prepare(self, known: Collection[str], pending: Collection[str], *, complete: bool) -> None:
         """Refuse answers to questions that this run does not ask, and warn of those without a line.
@@ -310,12 +305,3 @@ class FileProvider:
         for request in requests:
             if request.request_id in self._answers:
                 yield self._answers[request.request_id].reply
-
-    def says(self, request_id: str) -> str | None:
-        """The raw reply to a request, if there is one."""
-        answer = self._answers.get(request_id)
-        return answer.reply.raw if answer else None
-
-    def late(self) -> list[Reply]:
-        """None: nothing is under way."""
-        return []

@@ -11,7 +11,7 @@ import hashlib
 import os
 import random
 import time
-from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -30,7 +30,7 @@ from storage.errors import BadInput, Prerequisite, ProviderFailed
 
 from ..parsing import clean_text
 from ..prompting import MOST_UNSTREAMED_TOKENS, Request
-from .protocol import Reply
+from .protocol import Provider, Reply
 
 ANTHROPIC_URL = "https://api.anthropic.com"
 HOPELESS = (401, 402, 403, 404)
@@ -239,11 +239,27 @@ def pause_after(error: BaseException | None, attempt: int) -> float:
     return min(max(wait_s, 0.0), _LONGEST_WAIT_S)
 
 
+def attempt(times: int, may_pass: Callable[[BaseException], bool], sleep: Callable[[float], None]) -> Retrying:
+    """Calls a function, again while what it raises may pass; then its last error is raised.
+
+    Args:
+        times: at most.
+        may_pass: whether it makes sense to try again after an error.
+        sleep: waits as `pause_after` says.
+    """
+
+    def wait_s(state: RetryCallState) -> float:
+        return pause_after(state.outcome.exception() if state.outcome else None, state.attempt_number)
+
+    stop = stop_after_attempt(times)
+    return Retrying(retry=retry_if_exception(may_pass), wait=wait_s, stop=stop, sleep=sleep, reraise=True)
+
+
 _SILENCE = "did not answer"
 _SECONDS_PER_TOKEN = 600 / MOST_UNSTREAMED_TOKENS
 
 
-class AnthropicProvider:
+class AnthropicProvider(Provider):
     """Asks a server, several requests at a time.
 
     Args:
@@ -259,7 +275,6 @@ class AnthropicProvider:
     """
 
     name = "anthropic"
-    recorded = False
     paid = True
 
     def __init__(
@@ -278,10 +293,7 @@ class AnthropicProvider:
         self._timeout_s = timeout_s
         self._sleep = sleep
         self._late: list[Reply] = []
-        self.keep: Callable[[Reply], None] = _keep_nothing
-
-    def prepare(self, known: Collection[str], pending: Collection[str], *, complete: bool) -> None:
-        """A server says itself what it refuses."""
+        self.keep: Callable[[Reply], None] = lambda _: None  # a ledger puts its own function here
 
     def answer(self, requests: Iterable[Request]) -> Generator[Reply]:
         """Replies in the order in which they arrive; a request is taken from `requests` when it can go at once.
@@ -367,15 +379,8 @@ class AnthropicProvider:
         return reply
 
     def _ask(self, client: anthropic.Anthropic, request: Request) -> Reply:
-        attempts = Retrying(
-            retry=retry_if_exception(never_began),
-            wait=_pause,
-            stop=stop_after_attempt(self._attempts),
-            sleep=self._sleep,
-            reraise=True,
-        )
         try:
-            return attempts(self._call, client, request)
+            return attempt(self._attempts, never_began, self._sleep)(self._call, client, request)
         except anthropic.APIError as error:
             return self._explain(request, error)
         except Exception as error:  # of the libraries that find a cloud's credentials
@@ -390,7 +395,7 @@ class AnthropicProvider:
         wait_s = max(self._timeout_s, _SECONDS_PER_TOKEN * int(request.sent.get("max_tokens", 0)))
         response = client.messages.with_raw_response.create(**mark_prefix(request.sent, "5m"), timeout=patience(wait_s))
         provenance = {"date": datetime.now(UTC).isoformat(timespec="seconds"), "base_url": str(client.base_url)}
-        return Reply(request.request_id, self._hide_key(response.text()), provenance=provenance)
+        return Reply(request.request_id, hide_key(self._key, response.text()), provenance=provenance)
 
     def _explain(self, request: Request, error: anthropic.APIError) -> Reply:
         """What an error means for the request, or for all of them; it is not chained, since it may quote the key."""
@@ -410,13 +415,6 @@ class AnthropicProvider:
             return Reply(request.request_id, None, f"busy ({status}) {self._attempts} times: {said}")
         return Reply(request.request_id, None, f"outcome unknown, it may have been billed: {said}", unknown=True)
 
-    def _hide_key(self, text: str) -> str:
-        return hide_key(self._key, text)
-
-
-def _keep_nothing(reply: Reply) -> None:
-    """Without a ledger there is nobody to keep a reply for."""
-
 
 def _outcome(future: Future[Reply], request: Request) -> Reply:
     """What became of a call that was under way when its reply was not waited for any more."""
@@ -425,7 +423,3 @@ def _outcome(future: Future[Reply], request: Request) -> Reply:
         return future.result()
     said = error.problem if isinstance(error, ProviderFailed) else type(error).__name__
     return Reply(request.request_id, None, said, unknown=not isinstance(error, ProviderFailed))
-
-
-def _pause(state: RetryCallState) -> float:
-    return pause_after(state.outcome.exception() if state.outcome else None, state.attempt_number)

@@ -19,7 +19,6 @@ from urllib.parse import urljoin, urlsplit
 import anthropic
 import httpx2
 from anthropic.types.messages import MessageBatch
-from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_attempt
 
 from storage.errors import BadInput, ProviderFailed
 
@@ -27,6 +26,7 @@ from ..prompting import Request
 from .anthropic import (
     ANTHROPIC_URL,
     UNREADABLE,
+    attempt,
     connect,
     find_cloud,
     fingerprint,
@@ -43,6 +43,10 @@ MOST_BYTES = 256_000_000
 RESULTS_KEPT_DAYS = 29
 NOTHING_CREATED = (400, 401, 402, 403, 404, 413, 422, 429)
 PAGE = 100
+_TIMEOUT_S = 600.0
+"""Seconds of silence after which a call counts as lost."""
+_ATTEMPTS = 6
+"""How often something is read while the server is busy or cannot be reached."""
 _MOST_PAGES = 1_000
 _ORGANISATION = "anthropic-organization-id"
 _NAME = re.compile(r"[\w.:-]{1,200}")
@@ -97,8 +101,6 @@ class BatchServer:
 
     Args:
         base_url: Anthropic's own when None.
-        timeout_s: seconds of silence after which a call counts as lost.
-        attempts: how often something is read while the server is busy or cannot be reached.
         sleep: waits between attempts; tests pass their own.
 
     Raises:
@@ -106,14 +108,7 @@ class BatchServer:
         Prerequisite: if Anthropic is to be asked and there is no key.
     """
 
-    def __init__(
-        self,
-        base_url: str | None = None,
-        *,
-        timeout_s: float = 600.0,
-        attempts: int = 6,
-        sleep: Callable[[float], None] = time.sleep,
-    ) -> None:
+    def __init__(self, base_url: str | None = None, *, sleep: Callable[[float], None] = time.sleep) -> None:
         if (cloud := find_cloud(base_url)) is not None:
             raise BadInput(
                 f"Message Batches are not reached through {cloud}: the SDK's client of it has none.",
@@ -126,12 +121,11 @@ class BatchServer:
         self.organisation: str | None = None  # a hash of its name, once the server has said it
         self._http = anthropic.DefaultHttpxClient(
             follow_redirects=False,
-            timeout=timeout_s,
+            timeout=_TIMEOUT_S,
             verify=not is_plain,
             event_hooks={"response": [self._note_organisation]},
         )
-        self._client = connect(self._key, self.base_url, timeout_s, self._http)
-        self._attempts = attempts
+        self._client = connect(self._key, self.base_url, _TIMEOUT_S, self._http)
         self._limits: dict[str, int | None] = {}
         self.sleep = sleep
 
@@ -261,15 +255,8 @@ class BatchServer:
 
     def _read(self, ask: Callable[[], Any]) -> Any:
         """Ask for something that changes nothing, again while the server is busy or out of reach."""
-        attempts = Retrying(
-            retry=retry_if_exception(_may_pass),
-            wait=_pause,
-            stop=stop_after_attempt(self._attempts),
-            sleep=self.sleep,
-            reraise=True,
-        )
         try:
-            return attempts(ask)
+            return attempt(_ATTEMPTS, _may_pass, self.sleep)(ask)
         except anthropic.NotFoundError as error:
             raise NotThereError(self._said(error)) from None
         except anthropic.AnthropicError as error:
@@ -326,14 +313,8 @@ def _lines(pieces: Iterator[bytes]) -> Iterator[str]:
     yield rest.decode("utf-8", "replace")
 
 
-def _status(error: BaseException) -> int | None:
-    return error.status_code if isinstance(error, anthropic.APIStatusError) else None
-
-
 def _may_pass(error: BaseException) -> bool:
-    status = _status(error)
-    return isinstance(error, anthropic.APIConnectionError) or (status is not None and (status == 429 or status >= 500))
-
-
-def _pause(state: RetryCallState) -> float:
-    return pause_after(state.outcome.exception() if state.outcome else None, state.attempt_number)
+    """Whether the server is busy, or out of reach."""
+    if isinstance(error, anthropic.APIStatusError):
+        return error.status_code == 429 or error.status_code >= 500
+    return isinstance(error, anthropic.APIConnectionError)

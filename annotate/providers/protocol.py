@@ -27,12 +27,12 @@ class Reply:
 
 
 class Provider(Protocol):
-    """Answers requests."""
+    """Answers requests. A class that derives from it only says what it does otherwise."""
 
     name: str
-    recorded: bool
+    recorded: bool = False
     """Whether the answers were given earlier, so that nothing is paid for now."""
-    paid: bool
+    paid: bool = False
     """Whether each request may cost money: it is then entered before it is sent, held against the budget, and never
     asked by two commands at once."""
 
@@ -44,7 +44,6 @@ class Provider(Protocol):
             pending: those of them that `answer` will be called with.
             complete: false if more requests will follow from the answers to these.
         """
-        ...
 
     def answer(self, requests: Iterable[Request]) -> Generator[Reply]:
         """Yield at most one reply for each request; one that gets none stays pending.
@@ -55,7 +54,7 @@ class Provider(Protocol):
 
     def late(self) -> list[Reply]:
         """Replies that came in after the iterator of `answer` was given up; they are paid for, so they are kept."""
-        ...
+        return []
 
 
 @runtime_checkable

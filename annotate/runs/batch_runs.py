@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import warnings
 from collections import Counter
-from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from typing import NamedTuple
@@ -37,6 +37,7 @@ from ..ledger import (
     claim,
     explain_dear_reply,
     open_run,
+    owned_run,
     price_request,
     recover,
     refuse_over_budget,
@@ -49,13 +50,14 @@ from ..providers import (
     BatchServer,
     NothingCreatedError,
     OutcomeUnknownError,
+    Provider,
     Reply,
     ServerBusyError,
 )
 from .ingestion import Ingested, ingest
 from .plan import RunPlan, RunSummary, all_questions
-from .reconcile import is_from_here, owned_run, reconcile, tell_elsewhere
-from .run import annotate_run
+from .reconcile import is_from_here, reconcile, tell_elsewhere
+from .run import Report, annotate_run
 
 _ENVELOPE_BYTES = 500
 """What a request takes in a batch beside its canonical text: its id and the mark of the cached prefix."""
@@ -260,30 +262,20 @@ def _tell(
     )
 
 
-Report = Callable[[str, int, int | None], None]
 _PATIENCE = 20
 """Rounds in a row in which the server may be out of reach."""
 _REASONS = 5
 """Reasons said at once, at most."""
 
 
-class _Nobody:
+class _Nobody(Provider):
     """Answers nothing: what is to be known of a run that went by batches is in the store."""
 
     name = BATCH
-    recorded = False
-    paid = False
-
-    def prepare(self, known: Collection[str], pending: Collection[str], *, complete: bool) -> None:
-        """Accept any request."""
 
     def answer(self, requests: Iterable[Request]) -> Generator[Reply]:
         """No replies."""
         yield from ()
-
-    def late(self) -> list[Reply]:
-        """Nothing is under way."""
-        return []
 
 
 def run_batches(

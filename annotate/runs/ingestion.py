@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
-from storage.errors import ProviderFailed, TrajnoteError
+from storage.errors import ProviderFailed
 from storage.ledger import (
     Batch,
     close_batch,
@@ -27,6 +27,7 @@ from ..ledger import (
     GO_ON,
     BatchConfig,
     StoredReply,
+    add_what_is_kept,
     digest,
     enter_landed,
     explain_dear_reply,
@@ -130,7 +131,7 @@ def ingest(store: Store, server: BatchServer, config: BatchConfig, *, chunk: int
         if found.remote is not None and (found.ended or found.remote.vanished):
             _ingest_alone(store, server, config, found, done, chunk)
     if done.trouble is not None:
-        raise _say_kept(done.trouble, done.unentered)
+        raise add_what_is_kept(done.trouble, done.unentered)
     done.read = digest(store, done.failed)
     done.under_way = len(find_shipped(store, server, ["intent", "submitted"]))
     return done
@@ -148,13 +149,6 @@ def _ingest_alone(
             _ingest_batch(store, server, config, found, done, chunk)
         except ProviderFailed as error:
             done.failed.append(f"{found.batch_id}: {error}")
-
-
-def _say_kept(error: Exception, replies: int) -> Exception:
-    if not isinstance(error, TrajnoteError):
-        return error
-    kept = f"{replies} replies are on the disk, and the next `trajnote annotate` command enters them"
-    return type(error)(f"{error.problem.rstrip('.')}; {kept}.", error.hint)
 
 
 def _look(store: Store, server: BatchServer, batch: Batch) -> Polled:

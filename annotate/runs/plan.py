@@ -19,7 +19,7 @@ from storage.store import Store
 
 from ..cards import Card, card_sha256, check_card_against_spaces
 from ..costs import Estimate, TokenCounter, correct_by_count, correct_by_replies, estimate_requests
-from ..ledger import GO_ON, NO_BATCH, Run, StoredReply, Totals, find_replies, unanswered
+from ..ledger import GO_ON, NO_BATCH, Run, Totals, find_replies, unanswered
 from ..parsing import ParsedReply
 from ..prompting import (
     AnnotateConfig,
@@ -178,12 +178,7 @@ def second_questions(store: Store, plan: RunPlan) -> list[Question]:
 def earlier_readings(store: Store, plan: RunPlan, questions: Sequence[Question]) -> list[tuple[Question, ParsedReply]]:
     """What the store's replies to some answered questions say."""
     replies = find_replies(store, [question.request.request_id for question in questions])
-    return [(question, read_question(plan, question, replies[question.request.request_id])) for question in questions]
-
-
-def read_question(plan: RunPlan, question: Question, reply: StoredReply) -> ParsedReply:
-    """Validate a raw reply to a question."""
-    return reply.read(question, plan.card)
+    return [(question, replies[question.request.request_id].read(question, plan.card)) for question in questions]
 
 
 def estimate_run(

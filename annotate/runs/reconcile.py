@@ -12,7 +12,6 @@ from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Literal, NamedTuple
 
-from storage.disk import exclusive_lock
 from storage.errors import BadInput, CatalogLocked, ProviderFailed
 from storage.ledger import (
     Batch,
@@ -32,6 +31,7 @@ from storage.ledger import (
 )
 from storage.store import Store
 
+from ..ledger import owned_run
 from ..providers import RESULTS_KEPT_DAYS, BatchServer, BrokenOffError, NotThereError, RemoteBatch, parse_result
 
 LOOK_BACK = timedelta(hours=25)
@@ -47,19 +47,6 @@ class Found(NamedTuple):
 
     matches: list[RemoteBatch]  # those that hold its requests, the likeliest first
     is_waiting: bool  # whether one that has not ended, or cannot be read, may still turn out to be it
-
-
-@contextmanager
-def owned_run(store: Store, run_id: str) -> Generator[None]:
-    """Be the only process that works on a run.
-
-    Raises:
-        CatalogLocked: if another one does.
-    """
-    folder = store.responses_dir(run_id)
-    folder.mkdir(parents=True, exist_ok=True)
-    with exclusive_lock(folder, f"the answers of {run_id}"):
-        yield
 
 
 @contextmanager

@@ -13,7 +13,6 @@ from contextlib import closing
 from dataclasses import replace
 
 from storage.catalog import Catalog, Connection
-from storage.disk import exclusive_lock
 from storage.errors import ProviderFailed, TrajnoteError
 from storage.ledger import Place, answered_for, close_run, fail_run, is_done, live_runs, newest_replies, read_requests
 from storage.store import Store
@@ -24,6 +23,7 @@ from ..ledger import (
     Note,
     StoredReply,
     add_questions,
+    add_what_is_kept,
     as_text,
     digest,
     enter_failure,
@@ -31,6 +31,7 @@ from ..ledger import (
     land_reply,
     leave_note,
     open_run,
+    owned_run,
     read_places,
     record_readings,
     recover,
@@ -47,7 +48,6 @@ from .plan import (
     RunSummary,
     all_questions,
     earlier_readings,
-    read_question,
     second_questions,
 )
 
@@ -87,7 +87,7 @@ def annotate_run(
         CatalogLocked: if another process works on this run, or holds the catalog for long; what came back is on the
             disk, and the next command enters it.
     """
-    worker = _Worker(store, plan, provider, report or _silent, budget_usd, max_tokens=max_tokens)
+    worker = _Worker(store, plan, provider, report or (lambda *_: None), budget_usd, max_tokens=max_tokens)
     with store.catalog.read() as con:
         may_recover = bool(live_runs(con))
         was_done, pending = _stand(con, plan)
@@ -199,9 +199,7 @@ class _Worker:
         is_second = complete and self.plan.config.two_stage
         own = [question.request.request_id for question in self.questions]
         self.provider.prepare([*own, *known], list(pending), complete=complete)
-        folder = self.store.responses_dir(self.plan.run.run_id)
-        folder.mkdir(parents=True, exist_ok=True)
-        with exclusive_lock(folder, f"the answers of {self.plan.run.run_id}"):
+        with owned_run(self.store, self.plan.run.run_id):
             with self.store.catalog.write() as con:
                 open_run(con, self.plan.run, self.plan.card, self.provider.name, recorded=self.provider.recorded)
                 add_questions(con, self.plan.run, questions)
@@ -261,16 +259,12 @@ class _Worker:
             return
         if isinstance(self.provider, Threaded):
             self.provider.keep = self._keep
-        self._learn_limit(questions)
+        if questions and isinstance(self.provider, Limited):  # it says within seconds whether there is a server at all
+            limit = self.provider.output_limit(self.plan.run.model)
+            self.max_tokens = self.plan.config.cap(self.max_tokens, limit, streamed=False)
         self._ask_all(waiting)
         if self.vain and self.book and not self.book.ended:
             self._ask_all(self._open_again())
-
-    def _learn_limit(self, questions: Sequence[Question]) -> None:
-        """Find out how long replies may be, and within seconds whether there is a server at all."""
-        if questions and isinstance(self.provider, Limited):
-            limit = self.provider.output_limit(self.plan.run.model)
-            self.max_tokens = self.plan.config.cap(self.max_tokens, limit, streamed=False)
 
     def _open_again(self) -> dict[str, Question]:
         """Those whose reply held no answer, and that may be asked again: once in each command."""
@@ -280,7 +274,8 @@ class _Worker:
         return {key: vain[key] for key, standing in standings.items() if standing.is_open}
 
     def _ask_all(self, waiting: dict[str, Question]) -> None:
-        self.book = self._new_book()
+        run_id, entries = self.plan.run.run_id, self.plan.config.entries
+        self.book = BudgetedCalls(self.store, run_id, self.provider.name, entries, self.budget_usd)
         try:
             while self._ask_paid(self.book, waiting):
                 pass
@@ -311,10 +306,6 @@ class _Worker:
             self._enter_rest()
         if self.trouble is not None:
             raise self.trouble
-
-    def _new_book(self) -> BudgetedCalls:
-        plan = self.plan
-        return BudgetedCalls(self.store, plan.run.run_id, self.provider.name, plan.config.entries, self.budget_usd)
 
     def _close_book(self, book: BudgetedCalls) -> None:
         """End the book in the catalog; where that cannot be written, a note says how each call ended."""
@@ -400,13 +391,7 @@ class _Worker:
             if self.landed or self.failures or (self.book and self.book.is_halted):
                 self._enter(self.store.catalog)
         except TrajnoteError as error:
-            raise self._say_kept(error) from error
-
-    def _say_kept(self, error: TrajnoteError) -> TrajnoteError:
-        if not self.landed:
-            return error
-        kept = f"{len(self.landed)} replies are on the disk, and the next `trajnote annotate` command enters them"
-        return type(error)(f"{error.problem.rstrip('.')}; {kept}.", error.hint)
+            raise add_what_is_kept(error, len(self.landed)) from error
 
     def _enter(self, catalog: Catalog) -> None:
         """One transaction: replies, labels, rejections and the state of the requests."""
@@ -414,25 +399,18 @@ class _Worker:
         readings = [*self._read(self.landed)]
         with catalog.write() as con:
             enter_landed(con, [reply for _, reply in self.landed])
-            self._enter_failures(con)
+            for reply in self.failures:
+                enter_failure(con, self.book.batch_id if self.book else None, reply)
             record_readings(con, self.store, self.plan.run, readings)
         self.answered += sum(reading.is_answer for _, reading in readings)
         self.landed, self.failures = [], []
         if self.book and self.trouble:
             self.book.is_halted = True
 
-    def _enter_failures(self, con: Connection) -> None:
-        for reply in self.failures:
-            enter_failure(con, self.book.batch_id if self.book else None, reply)
-
     def _read(self, landed: Sequence[tuple[Question, StoredReply]]) -> Iterable[tuple[Question, ParsedReply]]:
         """What replies say; one that cannot be read stops no other one."""
         for question, reply in landed:
             try:
-                yield question, read_question(self.plan, question, reply)
+                yield question, reply.read(question, self.plan.card)
             except Exception as error:
                 self.trouble = self.trouble or error
-
-
-def _silent(description: str, done: int, total: int | None) -> None:
-    """Report no progress."""
