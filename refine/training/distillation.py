@@ -79,7 +79,10 @@ def distil(
     """
     acted = np.flatnonzero(~steps.is_final)
     if len(acted) < 10:
-        raise BadInput(f"{len(acted)} steps are too few to distil a policy from; at least 10 are needed.")
+        raise BadInput(
+            f"{len(acted)} steps are too few to distil a baseline from; at least 10 are needed.",
+            "Collect more episodes, or collect with a policy whose weights can be read, which needs no distillation.",
+        )
     lesson = _read_lesson(steps, acted, observation_space, action_space, output_kind)
     held_out = _hold_out(steps, acted)
     blank = _blank_policy(lesson.inputs[~held_out], observation_space, action_space)
