@@ -32,7 +32,7 @@ _CHUNK, _MOST = 8, 512  # whole episodes of a task: of unknown size, and at most
 _TRAVEL_BYTES, _TRAVEL_S = 16_000_000, 2.0  # about what the steps of a task may weigh, and take
 _TRIAL_S = 0.5  # seconds of playing after which it shows how long the rest would take
 _WORTH_S = 4.0  # seconds of playing from which on other processes are worth their start
-_MOST_ABREAST, _LEAST = 32, 4  # episodes of the gate's tasks, side by side in one process: more would be heard of late
+_MOST_ABREAST, _LEAST = 32, 4  # episodes of a task of the gate, side by side; more would report their progress late
 _MAKING_S = 0.5  # seconds for making environments that stay for the next tasks
 Advance = Callable[[int, int], None]
 _Summary = tuple[float, int]
@@ -88,7 +88,7 @@ def play_episodes(
         try:
             with working(_play_there, task.pieces(_CHUNK), threadsafe=True) as played:
                 yield from _unpacked(played, warn_of)
-        except _LonelyError as error:
+        except _WorkersError as error:
             raise error.__cause__ or error from None
         return
     alone = playing.envs == 1 or isinstance(playing.policy, ForeignActor)
@@ -103,12 +103,12 @@ def play_episodes(
             for episode in episodes:
                 yield episode
                 done += 1
-        except _LonelyError as error:
+        except _WorkersError as error:
             warn_of(f"{error} The other episodes are played in this process.")
             yield from _play_here(playing.after(done), None)
 
 
-class _LonelyError(TrajnoteError):
+class _WorkersError(TrajnoteError):
     """Why other processes cannot play these episodes."""
 
 
@@ -156,18 +156,18 @@ def _unpacked(played: Iterator[_Played], say: Say | None) -> Generator[Episode]:
 
     Raises:
         BadInput: as `play_episodes` does.
-        _LonelyError: when there is no such environment there, or a process died.
+        _WorkersError: when there is no such environment there, or a process died.
     """
-    heard: set[str] = set()
+    known: set[str] = set()
     with _among_processes():
         for episodes, said, failure, has_begun in played:
             yield from episodes
             for sentence in said:
-                if say is not None and sentence not in heard:
+                if say is not None and sentence not in known:
                     say(sentence)
-            heard.update(said)
+            known.update(said)
             if failure is not None:
-                raise failure if has_begun else _LonelyError(f"{failure}") from failure
+                raise failure if has_begun else _WorkersError(f"{failure}") from failure
 
 
 @contextmanager
@@ -177,7 +177,7 @@ def _among_processes() -> Generator[None]:
         yield
     except TrajnoteError as error:
         if isinstance(error.__cause__, BrokenProcessPool):
-            raise _LonelyError(error.problem) from error
+            raise _WorkersError(error.problem) from error
         raise
 
 
