@@ -15,7 +15,7 @@ from typer.main import get_command
 from typer.testing import CliRunner
 
 from flows.cli import FORMER_NAMES, make_app
-from flows.commands.options import improve_options, label_options
+from flows.commands.options import ImproveOptions, LabelOptions
 from flows.labelling import LabelConfig
 from flows.refinement import ImproveConfig
 from storage.errors import TrajnoteWarning
@@ -192,5 +192,5 @@ def test_a_former_name_of_an_option_is_the_name_of_today_with_a_warning(command:
 
 
 def test_options_that_are_not_given_say_what_the_models_say() -> None:
-    assert label_options() == LabelConfig()
-    assert improve_options() == ImproveConfig()
+    assert LabelOptions().config() == LabelConfig()
+    assert ImproveOptions().config() == ImproveConfig()

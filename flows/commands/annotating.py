@@ -3,40 +3,35 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from annotate import importing, ledger, runs
 from storage.errors import BadInput, ProviderFailed
 
+from .. import labelling, simulation
 from .options import (
     DEFAULT_STORE,
-    AnswersOption,
-    BaseUrlOption,
-    BudgetOption,
-    ConcurrencyOption,
+    AnswerOptions,
     DatasetOption,
     JsonOption,
-    MaxTokensOption,
-    ProviderOption,
+    LabelOptions,
     RunsOption,
     StoreOption,
     TrustOption,
-    label_options,
+    open_dataset,
+    open_store,
     taking,
 )
-from .output import print_json, print_lines, print_table, progress_bars
+from .output import print_json, print_lines, print_result, print_table, progress_bars
 
 if TYPE_CHECKING:
     from annotate.costs import Estimate
     from annotate.explain import Explanation
-    from annotate.importing import ReviewSummary
-    from annotate.runs import Polled, RunSummary
-
-    from ..labelling import Checkup, GoldReport, LabelConfig, Planned
 
 ExportOption = Annotated[
     Path | None, typer.Option("--export", help="file: write the unanswered requests here, and stop.")
@@ -55,10 +50,10 @@ def register(app: typer.Typer) -> None:
 
 
 @annotate_app.callback()
-@taking(config=label_options)
+@taking(config=LabelOptions)
 def annotate(
     context: typer.Context,
-    config: LabelConfig,
+    config: labelling.LabelConfig,
     store: StoreOption = DEFAULT_STORE,
     dataset: DatasetOption = None,
     export: ExportOption = None,
@@ -78,9 +73,9 @@ def annotate(
 
 
 @annotate_app.command("plan")
-@taking(config=label_options)
+@taking(config=LabelOptions)
 def annotate_plan(
-    config: LabelConfig,
+    config: labelling.LabelConfig,
     store: StoreOption = DEFAULT_STORE,
     dataset: DatasetOption = None,
     show: Annotated[
@@ -93,9 +88,9 @@ def annotate_plan(
 
 
 @annotate_app.command("run")
-@taking(config=label_options)
+@taking(config=LabelOptions)
 def annotate_run(
-    config: LabelConfig,
+    config: labelling.LabelConfig,
     store: StoreOption = DEFAULT_STORE,
     dataset: DatasetOption = None,
     export: ExportOption = None,
@@ -106,35 +101,19 @@ def annotate_run(
 
 
 @annotate_app.command("retry")
+@taking(config=AnswerOptions)
 def annotate_retry(
+    config: labelling.LabelConfig,
     run: Annotated[
         str | None,
         typer.Argument(metavar="[RUN]", help="Annotation run, or the beginning of its id; default: the newest."),
     ] = None,
-    provider: ProviderOption = "anthropic",
-    answers: AnswersOption = None,
-    base_url: BaseUrlOption = None,
-    concurrency: ConcurrencyOption = 4,
-    budget: BudgetOption = None,
-    max_tokens: MaxTokensOption = None,
     store: StoreOption = DEFAULT_STORE,
     as_json: JsonOption = False,
 ) -> None:
     """Ask again what failed, or whose reply gave no label; earlier replies are kept as evidence."""
-    from storage.store import Store
-
-    from ..labelling import LabelConfig, retry
-
-    config = LabelConfig(
-        provider=provider,
-        answers=answers,
-        base_url=base_url,
-        concurrency=concurrency,
-        budget_usd=budget,
-        max_tokens=max_tokens,
-    )
     with progress_bars() as bars:
-        summary = retry(Store.open(store), run, config, bars)
+        summary = labelling.retry(open_store(store), run, config, bars)
     print_run(summary, as_json)
 
 
@@ -150,26 +129,24 @@ def annotations_import(
     confidence in [0, 1], rationale; optional: critical, model. The file that a review saves is taken too: of several
     answers to one item the newest counts.
     """
-    from annotate.importing import ReviewSummary, import_labels
-    from storage.store import Store
-
-    summary = import_labels(Store.open(store), path)
-    if isinstance(summary, ReviewSummary):
+    summary = importing.import_labels(open_store(store), path)
+    if isinstance(summary, importing.ReviewSummary):
         _print_review(summary, as_json)
-    elif as_json:
-        print_json({"run_ids": list(summary.run_ids), "lines": summary.lines, "labels": summary.labels})
-    else:
-        already = "" if summary.labels or not summary.lines else "; they were imported before"
-        print_lines(f"{summary.labels} new labels from {summary.lines} lines{already}: {', '.join(summary.run_ids)}")
-
-
-def _print_review(summary: ReviewSummary, as_json: bool) -> None:
-    if as_json:
-        print_json(asdict(summary))
         return
+    already = "" if summary.labels or not summary.lines else "; they were imported before"
+    print_result(
+        as_json,
+        {"run_ids": list(summary.run_ids), "lines": summary.lines, "labels": summary.labels},
+        f"{summary.labels} new labels from {summary.lines} lines{already}: {', '.join(summary.run_ids)}",
+    )
+
+
+def _print_review(summary: importing.ReviewSummary, as_json: bool) -> None:
     already = "" if summary.answers else "; they were imported before"
     replaced = f", {summary.replaced} in the place of earlier ones" if summary.replaced else ""
-    print_lines(
+    print_result(
+        as_json,
+        asdict(summary),
         f"{summary.answers} new answers of {', '.join(summary.models)} from {summary.lines} lines{replaced}{already}",
         f"{summary.labels} labels: {', '.join(summary.run_ids)}",
     )
@@ -187,17 +164,14 @@ def _refuse_stray_options(context: typer.Context) -> None:
         )
 
 
-def _plan(config: LabelConfig, store: Path, dataset: str | None, *, as_json: bool, show: bool = False) -> None:
-    from storage.datasets import resolve_dataset
-    from storage.store import Store
-
-    from ..labelling import plan
-
-    opened = Store.open(store)
-    planned = plan(opened, resolve_dataset(opened, dataset), config)
-    if show and not as_json:
-        print_lines(*_prompt_lines(planned.plan.requests[0].sent), "")
-    _print_plan(planned, as_json, planned.plan.requests[0].sent if show else None)
+def _plan(
+    config: labelling.LabelConfig, store: Path, dataset: str | None, *, as_json: bool, show: bool = False
+) -> None:
+    planned = labelling.plan(*open_dataset(store, dataset), config)
+    prompt = planned.plan.requests[0].sent if show else None
+    if prompt is not None and not as_json:
+        print_lines(*_prompt_lines(prompt), "")
+    _print_plan(planned, as_json, prompt)
 
 
 def _prompt_lines(params: Mapping[str, Any]) -> list[str]:
@@ -214,29 +188,25 @@ def _texts(content: str | Sequence[Mapping[str, Any]]) -> list[str]:
     return [line for block in content for line in str(block.get("text", f"[{block['type']}]")).splitlines()]
 
 
-def _run(config: LabelConfig, store: Path, dataset: str | None, export: Path | None, *, as_json: bool) -> None:
-    from storage.datasets import resolve_dataset
-    from storage.store import Store
-
-    from ..labelling import export as write_requests
-    from ..labelling import label
-
-    opened = Store.open(store)
-    dataset_id = resolve_dataset(opened, dataset)
+def _run(
+    config: labelling.LabelConfig, store: Path, dataset: str | None, export: Path | None, *, as_json: bool
+) -> None:
+    opened, dataset_id = open_dataset(store, dataset)
     if export is not None:
-        _print_export(write_requests(opened, dataset_id, config, export), export, as_json)
+        count = labelling.export(opened, dataset_id, config, export)
+        print_result(as_json, {"requests": count, "path": str(export)}, f"{count} requests in {export}")
         return
     with progress_bars() as bars:
-        summary = label(opened, dataset_id, config, bars)
+        summary = labelling.label(opened, dataset_id, config, bars)
     print_run(summary, as_json)
 
 
-def _print_plan(planned: Planned, as_json: bool, prompt: Mapping[str, Any] | None = None) -> None:
-    estimate = planned.estimate
-    told: dict[str, Any] = {
-        "run_id": planned.plan.run.run_id,
-        "dataset_id": planned.plan.run.dataset_id,
-        "model": planned.plan.run.model,
+def _print_plan(planned: labelling.Planned, as_json: bool, prompt: Mapping[str, Any] | None = None) -> None:
+    run, estimate = planned.plan.run, planned.estimate
+    values = {
+        "run_id": run.run_id,
+        "dataset_id": run.dataset_id,
+        "model": run.model,
         "requests": estimate.requests,
         "answered": estimate.answered,
         "input_tokens": estimate.tokens.input,
@@ -249,11 +219,10 @@ def _print_plan(planned: Planned, as_json: bool, prompt: Mapping[str, Any] | Non
         "batch": estimate.batch,
         "basis": estimate.basis,
     }
-    if as_json:
-        print_json(told if prompt is None else told | {"prompt": prompt})
-        return
-    print_lines(
-        f"{told['run_id']}: {estimate.requests} requests to {told['model']}, {estimate.answered} answered before",
+    print_result(
+        as_json,
+        values if prompt is None else values | {"prompt": prompt},
+        f"{run.run_id}: {estimate.requests} requests to {run.model}, {estimate.answered} answered before",
         f"about {estimate.tokens.input} input tokens, {estimate.cached.cache_read} of them from the cache if it holds, "
         f"and {estimate.tokens.output} output tokens",
         *_dollar_lines(estimate),
@@ -273,46 +242,45 @@ def _dollar_lines(estimate: Estimate) -> list[str]:
     ]
 
 
-def _print_export(count: int, path: Path, as_json: bool) -> None:
-    if as_json:
-        print_json({"requests": count, "path": str(path)})
-    else:
-        print_lines(f"{count} requests in {path}")
-
-
-def print_run(summary: RunSummary, as_json: bool) -> None:
+def print_run(summary: runs.RunSummary, as_json: bool) -> None:
     """Print what a run has come to.
 
     Raises:
         ProviderFailed: if labels are missing because of what the server did; what was answered is kept.
     """
-    if as_json:
-        print_json(
-            {
-                "run_id": summary.run_id,
-                "dataset_id": summary.dataset_id,
-                "model": summary.model,
-                "done": summary.done,
-                "was_done": summary.was_done,
-                "episodes": summary.episodes,
-                "asked": summary.asked,
-                "answered": summary.answered,
-                "reused": summary.reused,
-                "pending": summary.pending,
-                "failed": summary.failed,
-                "labels": summary.totals.labels,
-                "rules": summary.totals.rules,
-                "rejections": summary.totals.rejections,
-                "input_tokens": summary.totals.tokens.input,
-                "output_tokens": summary.totals.tokens.output,
-                "cost_usd": summary.totals.cost_usd,
-                "estimated_usd": summary.estimated_usd,
-                "stopped": summary.stopped,
-                "errors": summary.errors,
-            }
-        )
-    else:
-        _print_summary(summary)
+    totals = summary.totals
+    gained = f"{totals.rules} rules" if totals.rules else f"{totals.labels} labels"
+    print_result(
+        as_json,
+        {
+            "run_id": summary.run_id,
+            "dataset_id": summary.dataset_id,
+            "model": summary.model,
+            "done": summary.done,
+            "was_done": summary.was_done,
+            "episodes": summary.episodes,
+            "asked": summary.asked,
+            "answered": summary.answered,
+            "reused": summary.reused,
+            "pending": summary.pending,
+            "failed": summary.failed,
+            "labels": totals.labels,
+            "rules": totals.rules,
+            "rejections": totals.rejections,
+            "input_tokens": totals.tokens.input,
+            "output_tokens": totals.tokens.output,
+            "cost_usd": totals.cost_usd,
+            "estimated_usd": summary.estimated_usd,
+            "stopped": summary.stopped,
+            "errors": summary.errors,
+        },
+        f"{summary.run_id} of {summary.dataset_id} {_state(summary)}",
+        f"{gained}, {totals.rejections} rejections from {summary.episodes} episodes; "
+        f"{summary.answered} requests answered now, {summary.reused} before, {summary.pending} open",
+        *_bill_lines(summary),
+        *((_UNDER_WAY.format(summary.under_way),) if summary.under_way else ()),
+        *((f"stopped: {summary.stopped}",) if summary.stopped and not summary.is_halted else ()),
+    )
     if summary.failure is not None:
         raise summary.failure
 
@@ -320,27 +288,15 @@ def print_run(summary: RunSummary, as_json: bool) -> None:
 _UNDER_WAY = "{} requests are under way in batches; `trajnote annotate ingest` enters their answers"
 
 
-def _print_summary(summary: RunSummary) -> None:
-    state = "was done before" if summary.was_done else "is done" if summary.done else "is open: run the command again"
-    if summary.pending and not summary.done:
-        state = "is open"
-    if summary.failure is not None and not summary.done:
-        state = "has failed"
-    print_lines(
-        f"{summary.run_id} of {summary.dataset_id} {state}",
-        f"{_gained(summary)}, {summary.totals.rejections} rejections from {summary.episodes} episodes; "
-        f"{summary.answered} requests answered now, {summary.reused} before, {summary.pending} open",
-        *_bill_lines(summary),
-        *((_UNDER_WAY.format(summary.under_way),) if summary.under_way else ()),
-        *((f"stopped: {summary.stopped}",) if summary.stopped and not summary.is_halted else ()),
-    )
+def _state(summary: runs.RunSummary) -> str:
+    if summary.done:
+        return "was done before" if summary.was_done else "is done"
+    if summary.failure is not None:
+        return "has failed"
+    return "is open" if summary.pending else "is open: run the command again"
 
 
-def _gained(summary: RunSummary) -> str:
-    return f"{summary.totals.rules} rules" if summary.totals.rules else f"{summary.totals.labels} labels"
-
-
-def _bill_lines(summary: RunSummary) -> list[str]:
+def _bill_lines(summary: runs.RunSummary) -> list[str]:
     """The bill beside what was expected when the requests were sent."""
     cost, expected = summary.totals.cost_usd, summary.estimated_usd
     if not cost:
@@ -351,30 +307,22 @@ def _bill_lines(summary: RunSummary) -> list[str]:
 
 
 @annotate_app.command("submit")
-@taking(config=label_options)
+@taking(config=LabelOptions)
 def annotate_submit(
-    config: LabelConfig,
+    config: labelling.LabelConfig,
     store: StoreOption = DEFAULT_STORE,
     dataset: DatasetOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Send what is open in Message Batches and return at once; `annotate ingest` fetches the answers."""
-    from annotate.ledger import GO_ON
-    from storage.datasets import resolve_dataset
-    from storage.store import Store
-
-    from ..labelling import submit
-
-    opened = Store.open(store)
-    sent = submit(opened, resolve_dataset(opened, dataset), config)
-    if as_json:
-        print_json(asdict(sent))
-        return
-    print_lines(
+    sent = labelling.submit(*open_dataset(store, dataset), config)
+    print_result(
+        as_json,
+        asdict(sent),
         f"{sent.run_id}: {sent.requests} requests in {len(sent.batch_ids)} new batches; "
         f"{sent.under_way} under way in all, {sent.open} still to be sent, {sent.failed} failed",
         *((f"stopped: {sent.stopped}",) if sent.stopped else ()),
-        *((GO_ON,) if sent.is_halted else ()),
+        *((ledger.GO_ON,) if sent.is_halted else ()),
         *((f"{sent.unknown} batches are unknown: `trajnote annotate poll` settles them",) if sent.unknown else ()),
         *sent.warnings,
     )
@@ -391,36 +339,25 @@ def annotate_poll(
     as_json: JsonOption = False,
 ) -> None:
     """Show how far the batches of all runs are; those whose outcome is unknown are settled first."""
-    from storage.store import Store
-
-    from ..labelling import poll
-
-    found, unknown = poll(Store.open(store), base_url, give_up=give_up or ())
-    if as_json:
-        told = [
-            {
-                "batch_id": p.batch_id,
-                "run_id": p.run_id,
-                "ended": p.ended,
-                "counts": p.remote.counts if p.remote else {},
-            }
-            for p in found
-        ]
-        print_json({"batches": told, "unknown": unknown, "warnings": [p.warning for p in found if p.warning]})
-    else:
-        _print_polled(found, unknown)
+    found, unknown = labelling.poll(open_store(store), base_url, give_up=give_up or ())
+    batches = [
+        {"batch_id": p.batch_id, "run_id": p.run_id, "ended": p.ended, "counts": p.remote.counts if p.remote else {}}
+        for p in found
+    ]
+    print_result(
+        as_json,
+        {"batches": batches, "unknown": unknown, "warnings": [p.warning for p in found if p.warning]},
+        *(line for polled in found for line in _poll_lines(polled)),
+        *unknown,
+        *(("nothing is under way",) if not found and not unknown else ()),
+    )
     _fail([polled.failure for polled in found if polled.failure])
 
 
-def _print_polled(found: Sequence[Polled], unknown: Sequence[str]) -> None:
-    for polled in found:
-        counts = ", ".join(
-            f"{count} {state}" for state, count in (polled.remote.counts if polled.remote else {}).items()
-        )
-        print_lines(f"{polled.batch_id} {'has ended' if polled.ended else 'is under way'}: {counts}")
-        if polled.warning:
-            print_lines(polled.warning)
-    print_lines(*unknown, *(("nothing is under way",) if not found and not unknown else ()))
+def _poll_lines(polled: runs.Polled) -> list[str]:
+    counts = ", ".join(f"{count} {state}" for state, count in (polled.remote.counts if polled.remote else {}).items())
+    line = f"{polled.batch_id} {'has ended' if polled.ended else 'is under way'}: {counts}"
+    return [line, polled.warning] if polled.warning else [line]
 
 
 @annotate_app.command("ingest")
@@ -428,17 +365,10 @@ def annotate_ingest(
     store: StoreOption = DEFAULT_STORE, base_url: BatchServerOption = None, as_json: JsonOption = False
 ) -> None:
     """Fetch the answers of batches that have ended, of all runs, and enter the labels."""
-    from storage.store import Store
-
-    from ..labelling import ingest
-
-    done = ingest(Store.open(store), base_url)
-    if as_json:
-        told = asdict(done)
-        print_json({name: value for name, value in told.items() if name not in ("trouble", "unentered")})
-        _fail(done.failed)
-        return
-    print_lines(
+    done = labelling.ingest(open_store(store), base_url)
+    print_result(
+        as_json,
+        {name: value for name, value in asdict(done).items() if name not in ("trouble", "unentered")},
         f"{done.batches} batches finished: {done.answered} answers, {done.returned} came back without one; "
         f"{done.read} answers read into labels; {done.under_way} batches under way",
         *(f"{count} times without an answer: {reason}" for reason, count in done.reasons.most_common(5)),
@@ -474,32 +404,26 @@ def annotate_quality(
 
     With --gold: how often suggestions and `critical` are right, with exact intervals, and which of two runs more often.
     """
-    from storage.datasets import resolve_dataset
-    from storage.store import Store
-
-    from ..labelling import as_plain, check_labels, gold_as_plain, score_against_gold
-
-    opened = Store.open(store)
     if gold:
-        scored = score_against_gold(opened, gold, dataset=dataset, runs=run)
+        scored = labelling.score_against_gold(open_store(store), gold, dataset=dataset, runs=run)
         if as_json:
-            print_json(gold_as_plain(scored))
+            print_json(labelling.gold_as_plain(scored))
         else:
             _print_gold(scored)
         return
-    dataset_id = resolve_dataset(opened, dataset)
-    found = check_labels(opened, dataset_id, run)
+    opened, dataset_id = open_dataset(store, dataset)
+    found = labelling.check_labels(opened, dataset_id, run)
     if as_json:
-        print_json({"dataset_id": dataset_id, "runs": [as_plain(checkup) for checkup in found]})
+        print_json({"dataset_id": dataset_id, "runs": [labelling.as_plain(checkup) for checkup in found]})
         return
     for checkup in found:
         _print_checkup(checkup)
 
 
 @annotate_app.command("why")
-@taking(config=label_options)
+@taking(config=LabelOptions)
 def annotate_why(
-    config: LabelConfig,
+    config: labelling.LabelConfig,
     request_id: Annotated[
         str | None, typer.Argument(metavar="[REQUEST_ID]", help="Request of the store, or the beginning of its id.")
     ] = None,
@@ -512,34 +436,31 @@ def annotate_why(
     as_json: JsonOption = False,
 ) -> None:
     """Show in which field a request differs from the nearest one in the store: why it has no answer yet."""
-    from annotate.explain import explain_misses, explain_request
-    from storage.datasets import resolve_dataset
-    from storage.store import Store
-
-    from ..labelling import plan
+    from annotate import explain  # it loads DuckDB
 
     if (request_id is None) != miss:
         raise BadInput("`annotate why` takes a request's id or --miss.", "--miss takes the options of `annotate`.")
-    opened = Store.open(store)
     if request_id is not None:
-        found, missing = [explain_request(opened, request_id)], None
+        found, missing = [explain.explain_request(open_store(store), request_id)], None
     else:
-        planned = plan(opened, resolve_dataset(opened, dataset), config).plan
-        found, missing = explain_misses(opened, planned, explanations)
-    if as_json:
-        print_json({"unanswered": missing, "explained": [asdict(each) | {"words": each.words} for each in found]})
-        return
-    if missing is not None:
-        print_lines(f"{missing} requests have no answer in {store}" + (f"; the first {len(found)}:" if found else ""))
-    for each in found:
-        _print_explanation(each)
+        opened, dataset_id = open_dataset(store, dataset)
+        planned = labelling.plan(opened, dataset_id, config).plan
+        found, missing = explain.explain_misses(opened, planned, explanations)
+    more = f"; the first {len(found)}:" if found else ""
+    print_result(
+        as_json,
+        {"unanswered": missing, "explained": [asdict(each) | {"words": each.words} for each in found]},
+        *(() if missing is None else (f"{missing} requests have no answer in {store}{more}",)),
+        *(line for each in found for line in _explanation_lines(each)),
+    )
 
 
-def _print_explanation(explanation: Explanation) -> None:
+def _explanation_lines(explanation: Explanation) -> Iterator[str]:
     about = "" if explanation.episode_id is None else f", about episode {explanation.episode_id}"
-    print_lines(f"{explanation.request_id} ({explanation.state}{about}): {explanation.words}")
+    yield f"{explanation.request_id} ({explanation.state}{about}): {explanation.words}"
     for difference in explanation.differences:
-        print_lines(f"  {difference.field}, {difference.kind}:", *(f"    {line}" for line in difference.diff))
+        yield f"  {difference.field}, {difference.kind}:"
+        yield from (f"    {line}" for line in difference.diff)
 
 
 @annotations_app.command("replay")
@@ -563,48 +484,39 @@ def annotations_replay(
 
     The table label_replays and `annotate quality` show it; no label is dropped because of it.
     """
-    from storage.datasets import resolve_dataset
-    from storage.store import Store
-
-    from ..labelling import ReplayConfig, replay_labels
-    from ..simulation import Named
-
-    config = ReplayConfig(
+    config = labelling.ReplayConfig(
         limit=limit,
-        policy=Named.of(policy),
-        env_id=Named.of(env),
+        policy=simulation.Named.of(policy),
+        env_id=simulation.Named.of(env),
         mode=mode,
         continuations=continuations,
         horizon=horizon,
     )
-    opened = Store.open(store)
+    opened, dataset_id = open_dataset(store, dataset)
     with progress_bars() as bars:
-        found = replay_labels(opened, resolve_dataset(opened, dataset), config, run_ids=run, report=bars)
-    if as_json:
-        print_json(vars(found))
-        return
-    print_lines(
+        found = labelling.replay_labels(opened, dataset_id, config, run_ids=run, report=bars)
+    lines = [
         f"{found.labels} suggestions, {found.confirmations} of them what was done; {found.replayed} replayed exactly, "
         f"{found.inexact} not, {found.fresh} of them now in {found.environment_steps} environment steps"
-    )
+    ]
     if found.advantage is not None:
-        print_lines(
+        lines.append(
             f"mean advantage {found.advantage:+.4g}: {found.better:.0%} better than the logged action, "
             f"{found.worse:.0%} worse"
         )
+    print_result(as_json, vars(found), *lines)
 
 
-def _print_gold(found: GoldReport) -> None:
-    from ..labelling import describe_gain, describe_gold, describe_rivalry, score_rows
-
-    print_lines(*describe_gold(found))
+def _print_gold(found: labelling.GoldReport) -> None:
+    print_lines(*labelling.describe_gold(found))
     for score in found.scores:
         asked = f", prompts {score.prompt_version}" if score.prompt_version else ""
-        print_table(f"{score.run_id} ({score.model}{asked}): {describe_gain(score)}", score_rows(score))
-    print_lines(*map(describe_rivalry, found.rivalries))
+        title = f"{score.run_id} ({score.model}{asked}): {labelling.describe_gain(score)}"
+        print_table(title, labelling.score_rows(score))
+    print_lines(*map(labelling.describe_rivalry, found.rivalries))
 
 
-def _print_checkup(checkup: Checkup) -> None:
+def _print_checkup(checkup: labelling.Checkup) -> None:
     quality, judgement = checkup.quality, checkup.judgement
     print_lines(f"{quality.run_id} ({quality.model}): {judgement.verdict}")
     print_lines(*(f"  {reason.standing:<9} {reason.about}: {reason.text}" for reason in judgement.reasons))

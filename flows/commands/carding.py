@@ -8,8 +8,23 @@ from typing import Annotated, Any
 
 import typer
 
-from .options import DEFAULT_STORE, CardArgument, DatasetOption, EnvKwargsOption, JsonOption, RunsOption, StoreOption
-from .output import format_of, print_json, print_lines, print_table
+from annotate import cards, importing
+from storage import annotations as annotated
+from storage import datasets
+from storage.errors import BadInput, Prerequisite
+
+from .. import simulation
+from .options import (
+    DEFAULT_STORE,
+    CardArgument,
+    DatasetOption,
+    EnvKwargsOption,
+    JsonOption,
+    RunsOption,
+    StoreOption,
+    open_dataset,
+)
+from .output import format_of, print_json, print_lines, print_result, print_rows, print_table
 
 card_app = typer.Typer(name="card", help="Environment cards: what numbers and actions mean.", no_args_is_help=True)
 
@@ -23,9 +38,6 @@ def register(app: typer.Typer) -> None:
 @card_app.command("list")
 def card_list(as_json: JsonOption = False) -> None:
     """List the packaged cards."""
-    from annotate.cards import load_card, packaged_cards
-
-    cards = [load_card(path) for path in packaged_cards()]
     rows = [
         {
             "env_id": card.env_id,
@@ -35,15 +47,12 @@ def card_list(as_json: JsonOption = False) -> None:
             "actions": len(card.actions),
             "claims": len(card.claims),
         }
-        for card in cards
+        for card in map(cards.load_card, cards.packaged_cards())
     ]
-    if as_json:
-        print_json({"cards": rows})
-    else:
-        print_table(f"{len(rows)} packaged cards", [_told(row) for row in rows])
+    print_rows(as_json, {"cards": rows}, f"{len(rows)} packaged cards", [_card_row(row) for row in rows])
 
 
-def _told(card: Mapping[str, Any]) -> dict[str, object]:
+def _card_row(card: Mapping[str, Any]) -> dict[str, object]:
     """A card's row with the arguments of its environment beside the id, for they are rare."""
     arguments = "".join(f" {name}={value}" for name, value in card["env_kwargs"].items())
     rest = {name: value for name, value in card.items() if name not in ("env_id", "env_kwargs")}
@@ -57,11 +66,7 @@ def card_show(
     as_json: JsonOption = False,
 ) -> None:
     """Show a card: what an annotator reads about an environment."""
-    from annotate.cards import load_card
-
-    from ..simulation import parse_env_kwargs
-
-    found = load_card(card, parse_env_kwargs(env_kwargs))
+    found = cards.load_card(card, simulation.parse_env_kwargs(env_kwargs))
     if as_json:
         print_json(found.model_dump(mode="json"))
         return
@@ -79,16 +84,13 @@ def card_new(
 ) -> None:
     """Draft a card from the environment's spaces and docstring; what only a person can know is marked TODO."""
     from ..cards import card_path, write_draft
-    from ..simulation import Named, parse_env_kwargs
 
     format_of(output, {".toml": "TOML"}, default="TOML")
     path = output or card_path(env_id, Path())
-    write_draft(Named(env_id), parse_env_kwargs(env_kwargs), path)
-    if as_json:
-        print_json({"env_id": env_id, "path": str(path)})
-    else:
-        named = f" --env {env_id}" if ":" in env_id else ""
-        print_lines(f"{path}: fill in what says TODO, then check it with `trajnote card check {path}{named}`")
+    write_draft(simulation.Named(env_id), simulation.parse_env_kwargs(env_kwargs), path)
+    named = f" --env {env_id}" if ":" in env_id else ""
+    line = f"{path}: fill in what says TODO, then check it with `trajnote card check {path}{named}`"
+    print_result(as_json, {"env_id": env_id, "path": str(path)}, line)
 
 
 @card_app.command("check")
@@ -101,18 +103,13 @@ def card_check(
     as_json: JsonOption = False,
 ) -> None:
     """Test every claim of a card in its environment: signs, units, bounds, rewards, terminations."""
-    from annotate.cards import load_card
-    from storage.errors import BadInput
-
     from ..cards import probe_card
-    from ..simulation import Named, parse_env_kwargs
 
-    findings = probe_card(load_card(card, parse_env_kwargs(env_kwargs)), env_id=Named.of(env))
+    loaded = cards.load_card(card, simulation.parse_env_kwargs(env_kwargs))
+    findings = probe_card(loaded, env_id=simulation.Named.of(env))
     rows = [{"held": f.held, "claim": f.claim.text, "evidence": f.evidence} for f in findings]
-    if as_json:
-        print_json({"held": sum(f.held for f in findings), "claims": len(findings), "findings": rows})
-    else:
-        print_table(f"claims of {card}", rows)
+    values = {"held": sum(f.held for f in findings), "claims": len(findings), "findings": rows}
+    print_rows(as_json, values, f"claims of {card}", rows)
     if failed := [finding.claim.text for finding in findings if not finding.held]:
         raise BadInput(
             f"{len(failed)} of {len(findings)} claims do not hold: {'; '.join(failed)}.", "Correct the card."
@@ -133,17 +130,10 @@ def rules_import(
     as_json: JsonOption = False,
 ) -> None:
     """Import rules from any source; every condition is checked first, and one bad rule rejects the file."""
-    from annotate.importing import import_rules
-    from storage.datasets import resolve_dataset
-    from storage.store import Store
-
-    opened = Store.open(store)
-    done = import_rules(opened, resolve_dataset(opened, dataset), path, model)
-    if as_json:
-        print_json(vars(done))
-    else:
-        already = "" if done.entered else "; they were imported before"
-        print_lines(f"{done.entered} new rules of {done.rules} for {done.dataset_id}{already}: {done.run_id}")
+    done = importing.import_rules(*open_dataset(store, dataset), path, model)
+    already = "" if done.entered else "; they were imported before"
+    line = f"{done.entered} new rules of {done.rules} for {done.dataset_id}{already}: {done.run_id}"
+    print_result(as_json, vars(done), line)
 
 
 @rules_app.command("list")
@@ -154,21 +144,15 @@ def rules_list(
     as_json: JsonOption = False,
 ) -> None:
     """Show for each rule how many steps it matches and decides, how far it agrees, and which rules contradict it."""
-    from storage.annotations import list_rule_runs, resolve_ruled_dataset, summarise_rules
-    from storage.datasets import pick
-    from storage.errors import Prerequisite
-    from storage.store import Store
-
-    opened = Store.open(store)
-    dataset_id = resolve_ruled_dataset(opened, dataset)
-    known = list_rule_runs(opened, dataset_id)
+    opened, dataset_id = open_dataset(store, dataset, ruled=True)
+    known = annotated.list_rule_runs(opened, dataset_id)
     if not known:
         raise Prerequisite(
             f"The dataset {dataset_id} has no rules.",
             "Ask for some with `trajnote annotate run --kind rules`, or import some with `trajnote rules import`.",
         )
-    wanted = [pick(name, known, "annotation run") for name in run] if run else known
-    found = summarise_rules(opened, dataset_id, wanted)
+    wanted = [datasets.pick(name, known, "annotation run") for name in run] if run else known
+    found = annotated.summarise_rules(opened, dataset_id, wanted)
     if as_json:
         print_json({"dataset_id": dataset_id, "run_ids": wanted, **vars(found)})
         return

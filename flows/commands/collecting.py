@@ -5,13 +5,18 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping
 from contextlib import redirect_stdout
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 import typer
 
+from storage import importing, remote
+
+from .. import datasets, simulation
 from .options import (
     DEFAULT_STORE,
+    CollectOptions,
     DatasetNameOption,
     DatasetOption,
     EnvKwargsOption,
@@ -20,13 +25,11 @@ from .options import (
     RunsOption,
     StoreOption,
     TrustOption,
-    collect_options,
+    open_dataset,
+    open_store,
     taking,
 )
-from .output import format_of, print_json, print_lines, progress_bars
-
-if TYPE_CHECKING:
-    from ..datasets import CollectConfig
+from .output import format_of, print_result, progress_bars
 
 _ExportFormat = Literal["parquet", "csv", "minari", "d3rlpy"]
 _EXPORT_ENDINGS: Mapping[str, _ExportFormat] = {
@@ -45,9 +48,9 @@ def register(app: typer.Typer) -> None:
     app.command()(replay)
 
 
-@taking(config=collect_options)
+@taking(config=CollectOptions)
 def collect(
-    config: CollectConfig,
+    config: datasets.CollectConfig,
     store: StoreOption = DEFAULT_STORE,
     card: NewCardOption = None,
     as_json: JsonOption = False,
@@ -55,14 +58,10 @@ def collect(
     """Play episodes of a policy and keep them, bit for bit and replayable; interrupted runs go on where they were."""
     from storage.store import Store
 
-    from ..datasets import gather
-
     with Store.create_for(store) as opened, progress_bars() as report, redirect_stdout(sys.stderr):
-        manifest = gather(opened, config, card=card, report=report)
-    if as_json:
-        print_json({"dataset_id": manifest.dataset_id, "episodes": manifest.episodes, "steps": manifest.steps})
-    else:
-        print_lines(f"{manifest.dataset_id}: {manifest.episodes} episodes, {manifest.steps} steps in {store}")
+        made = datasets.gather(opened, config, card=card, report=report)
+    values = {"dataset_id": made.dataset_id, "episodes": made.episodes, "steps": made.steps}
+    print_result(as_json, values, f"{made.dataset_id}: {made.episodes} episodes, {made.steps} steps in {store}")
 
 
 def import_rows(
@@ -95,32 +94,26 @@ def import_rows(
     as_json: JsonOption = False,
 ) -> None:
     """Import steps that were recorded elsewhere; everything is checked before anything is written."""
-    from storage.importing import Choices, ImportReport, parse_columns
-    from storage.remote import local_copy
     from storage.store import Store
 
-    from ..datasets import take_in
-    from ..simulation import Named, parse_env_kwargs
-
-    kwargs, columns, report = parse_env_kwargs(env_kwargs), parse_columns(column or []), ImportReport()
-    with local_copy(path) as here, Store.create_for(store) as opened:
-        manifest = take_in(
+    kwargs, columns = simulation.parse_env_kwargs(env_kwargs), importing.parse_columns(column or [])
+    report = importing.ImportReport()
+    with remote.local_copy(path) as here, Store.create_for(store) as opened:
+        made = datasets.take_in(
             opened,
             here,
             dataset_id=dataset,
-            env_id=Named.of(env),
+            env_id=simulation.Named.of(env),
             env_kwargs=kwargs,
             card=card,
             columns=columns or None,
-            choices=Choices(actions=actions, first_action=first_action, autoreset=autoreset),
+            choices=importing.Choices(actions=actions, first_action=first_action, autoreset=autoreset),
             report=report,
         )
-    said = report.sentences()
-    if as_json:
-        numbers = {"dataset_id": manifest.dataset_id, "episodes": manifest.episodes, "steps": manifest.steps}
-        print_json({**numbers, "lost": said, "report": report.as_json()})
-    else:
-        print_lines(f"{manifest.dataset_id}: {manifest.episodes} episodes, {manifest.steps} steps in {store}", *said)
+    lost = report.sentences()
+    numbers = {"dataset_id": made.dataset_id, "episodes": made.episodes, "steps": made.steps}
+    line = f"{made.dataset_id}: {made.episodes} episodes, {made.steps} steps in {store}"
+    print_result(as_json, {**numbers, "lost": lost, "report": report.as_json()}, line, *lost)
 
 
 def export(
@@ -141,19 +134,17 @@ def export(
     as_json: JsonOption = False,
 ) -> None:
     """Write a dataset for other programs, with its labels if wanted; `import` gives it back bit for bit."""
-    from storage.store import Store
-
-    from ..datasets import export_dataset
-
     form: _ExportFormat = format_of(path, _EXPORT_ENDINGS, format_)
-    done = export_dataset(Store.open(store), path, form, dataset=dataset, with_labels=with_labels, runs=run)
-    told = done.manifest
-    if as_json:
-        numbers = {"episodes": told.episodes, "steps": told.steps, "labels": done.labels}
-        print_json({"dataset_id": told.dataset_id, "path": str(path), "format": form, **numbers, "notes": done.notes})
-    else:
-        line = f"{path}: {told.episodes} episodes, {told.steps} steps, {done.labels} labels of {told.dataset_id}"
-        print_lines(line, *done.notes)
+    opened = open_store(store)
+    done = datasets.export_dataset(opened, path, form, dataset=dataset, with_labels=with_labels, runs=run)
+    about = done.manifest
+    numbers = {"episodes": about.episodes, "steps": about.steps, "labels": done.labels}
+    print_result(
+        as_json,
+        {"dataset_id": about.dataset_id, "path": str(path), "format": form, **numbers, "notes": done.notes},
+        f"{path}: {about.episodes} episodes, {about.steps} steps, {done.labels} labels of {about.dataset_id}",
+        *done.notes,
+    )
 
 
 def replay(
@@ -164,18 +155,7 @@ def replay(
     as_json: JsonOption = False,
 ) -> None:
     """Play a stored episode again from its seed and actions, and check that every bit is the same."""
-    from dataclasses import asdict
-
-    from storage.datasets import resolve_dataset
-    from storage.store import Store
-
-    from ..simulation import Named, replay_episode
-
-    opened = Store.open(store)
-    result = replay_episode(opened, resolve_dataset(opened, dataset), episode, Named.of(env))
-    if as_json:
-        print_json(asdict(result))
-    else:
-        print_lines(f"episode {episode} of {result.dataset_id}: {result.detail}")
+    result = simulation.replay_episode(*open_dataset(store, dataset), episode, simulation.Named.of(env))
+    print_result(as_json, asdict(result), f"episode {episode} of {result.dataset_id}: {result.detail}")
     if not result.exact:
         raise typer.Exit(1)

@@ -1,23 +1,28 @@
 """The options of commands, each spelled and explained once.
 
-A command that is `taking` options of a builder gets what they say as one object: what is asked and who answers, as a
-`LabelConfig`, or what is learned and how it is judged, as an `ImproveConfig`. A new option of such a kind is one
-parameter of the builder.
+A command that is `taking` options of a class gets what they say as one object: what is asked and who answers, as a
+`LabelConfig`, or what is learned and how it is judged, as an `ImproveConfig`. A new option of such a kind is one field
+of the class.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol, get_type_hints
 
 import typer
 
+from annotate import ledger, prompting
+from storage import annotations as annotated
+from storage import datasets as stored
+
+from .. import datasets, labelling, policies, refinement, simulation
+
 if TYPE_CHECKING:
-    from ..datasets import CollectConfig
-    from ..labelling import LabelConfig
-    from ..refinement import ImproveConfig
+    from storage.store import Store
 
 DEFAULT_STORE = Path("trajnote-store")
 StoreOption = Annotated[
@@ -28,9 +33,6 @@ DatasetOption = Annotated[
     str | None, typer.Option("--dataset", help="Dataset id or a unique beginning of it; default: the newest one.")
 ]
 WorkersOption = Annotated[int | None, typer.Option("--workers", min=1, help="Processes; default: one per core.")]
-ProviderOption = Annotated[
-    Literal["anthropic", "batch", "file", "recorded"], typer.Option("--provider", help="Who answers.")
-]
 ActingOption = Annotated[
     Literal["greedy", "sampled"],
     typer.Option("--mode", help="The likeliest action, or one drawn from the distribution."),
@@ -40,194 +42,53 @@ TrustOption = Annotated[
     str | None,
     typer.Option("--env", help="The dataset's environment, where it came with the data and you trust its module."),
 ]
-PolicyOption = Annotated[
-    str,
-    typer.Option(
-        "--policy",
-        help="random, policy:PATH_OR_ID, rules:LIST_ID, d3rlpy:PATH, sb3:ALGO:PATH, torch:PATH, onnx:PATH or "
-        "py:MODULE:CALLABLE. "
-        "Files of d3rlpy are pickles: load only what you trust.",
-    ),
-]
-EnvOption = Annotated[str, typer.Option("--env", help="Gymnasium id, or module:EnvId or file.py:Class of your own.")]
-EpisodesOption = Annotated[int, typer.Option("--episodes", min=1, help="How many episodes.")]
-MaxStepsOption = Annotated[int | None, typer.Option("--max-steps", min=1, help="Truncate longer episodes there.")]
-EnvsOption = Annotated[int, typer.Option("--envs", min=1, help="Environments side by side; never changes the result.")]
-EngineOption = Annotated[
-    Literal["gymnasium", "envpool"],
-    typer.Option("--engine", help="Whose code the environment runs in; envpool is faster, and its physics may differ."),
-]
-TrustFileOption = Annotated[
-    bool, typer.Option("--trust", help="sb3: let the library load the file, which runs the code in it.")
-]
-RawOption = Annotated[
-    bool, typer.Option("--no-normalisation", help="sb3: play on observations as they are, whatever lies beside it.")
-]
 DatasetNameOption = Annotated[str | None, typer.Option("--dataset", help="Name; default: made from the content.")]
-CardOption = Annotated[
-    str | None, typer.Option("--card", help="TOML card; default: the dataset's own, or else the packaged one.")
-]
 NewCardOption = Annotated[str | None, typer.Option("--card", help="TOML card that names components and actions.")]
 CardArgument = Annotated[str, typer.Argument(help="Gymnasium id, or path of a TOML card.")]
-ModelOption = Annotated[str | None, typer.Option("--model", help="Model to ask, as its server calls it.")]
-AnswersOption = Annotated[
-    Path | None, typer.Option("--answers", help="file: replies to import; recorded: file or folder of answers.")
-]
-LimitOption = Annotated[int | None, typer.Option("--limit", min=1, help="Most episodes to annotate.")]
-BaseUrlOption = Annotated[
-    str | None,
-    typer.Option(
-        "--base-url",
-        help="Server that speaks the Messages API (Ollama, LiteLLM, ...), or bedrock[:REGION], vertex[:REGION].",
-    ),
-]
-ConcurrencyOption = Annotated[int, typer.Option("--concurrency", min=1, max=64, help="Requests under way at once.")]
-BudgetOption = Annotated[
-    float | None, typer.Option("--budget", min=0.0, help="Dollars this run may cost over all its commands, at most.")
-]
-MaxTokensOption = Annotated[
-    int | None,
-    typer.Option(
-        "--max-tokens", min=256, help="Cap on a reply; default: what the server allows the model, or else 12,000."
-    ),
-]
 RunsOption = Annotated[
     list[str] | None,
     typer.Option("--run", help="Annotation run, or the beginning of its id; repeatable; default: all."),
 ]
-UseOption = Annotated[
-    Literal["A", "R", "RA"],
-    typer.Option("--use", help="A: suggestions; R: implicit rewards; RA: both (the modes of arXiv 2505.20671)."),
-]
-AlgorithmOption = Annotated[
-    Literal["recipe", "bc", "dqn", "discrete_cql", "td3_plus_bc", "iql", "awac", "rebrac"],
-    typer.Option("--algorithm", help="What learns beside the suggestions; bc and recipe for any actions."),
-]
-RewardWeightOption = Annotated[
-    float, typer.Option("--reward-weight", min=0, help="R: an implicit reward of 1 in units of the environment's.")
-]
-RewardCapOption = Annotated[
-    float | None,
-    typer.Option("--reward-cap", help="R: most that a reward may change, in root mean squares of the environment's."),
-]
-ShapingOption = Annotated[
-    Literal["additive", "potential"],
-    typer.Option("--shaping", help="R: add implicit rewards, or as potentials, which keep the best policy."),
-]
-AgreementOption = Annotated[
-    bool, typer.Option("--agreement", help="A: a label counts less where annotators of its state disagree.")
-]
-SupportOption = Annotated[
-    float,
-    typer.Option(
-        "--support", min=0, max=1, help="A: a suggestion less likely than this share of the likeliest counts less."
-    ),
-]
-RampOption = Annotated[
-    int, typer.Option("--ramp-steps", min=0, help="A: steps over which the suggestions gain their full weight.")
-]
-BetasOption = Annotated[
-    str | None,
-    typer.Option(
-        "--betas",
-        help="Weights of the distance to the baseline, with commas, one training each; default: 0.1,0.3, "
-        "and 0.03,0.1 for continuous actions.",
-    ),
-]
-SnapshotsOption = Annotated[
-    str | None,
-    typer.Option(
-        "--snapshots",
-        help="Training steps after which a candidate is kept, with commas, up to 10000; default: by the actions, "
-        "and by the share of the steps that are labelled.",
-    ),
-]
-ReferenceOption = Annotated[
-    bool,
-    typer.Option(
-        "--reference",
-        help="Train everything with d3rlpy; default: recipe, discrete_cql and td3_plus_bc without it, much faster.",
-    ),
-]
-RobustOption = Annotated[
-    bool, typer.Option("--robust", help="Try other readings of the labels too, for annotators who may be wrong.")
-]
-RulesOption = Annotated[
-    bool, typer.Option("--rules", help="Imitate corrective rules at all steps that they match, not single labels.")
-]
 BaselineOption = Annotated[
     str | None, typer.Option("--baseline", help="Another baseline than the policy that made the dataset.")
 ]
-FirstSeedOption = Annotated[
-    int | None, typer.Option(min=0, help="First of the gate's seeds; default: the first ones that nothing has used.")
-]
-SelectOption = Annotated[
-    int | None, typer.Option("--select", min=2, help="Episodes per candidate that choose among them, at most.")
-]
-AcceptOption = Annotated[
-    int | None,
-    typer.Option("--accept", min=10, help="Episodes that accept or reject the winner; by racing, at most so many."),
-]
-MethodOption = Annotated[
-    Literal["racing", "full"], typer.Option("--gate", help="racing: stop when it is clear; full: play every episode.")
-]
-ReportOption = Annotated[
-    int,
-    typer.Option("--report", min=10, help="Episodes that are reported; half as many in the mode of no verdict."),
-]
-DrawsOption = Annotated[
-    int | None,
-    typer.Option("--draws", min=2, help="Draws of each placebo, at most; default: 19, and 3 with --estimate."),
-]
-GateModeOption = Annotated[
-    Literal["greedy", "sampled"], typer.Option("--gate-mode", help="How policies act while the gate chooses.")
-]
-ExpertOption = Annotated[
-    str | None, typer.Option("--expert", help="Also the arm oracle: this policy's actions in the labelled states.")
-]
-RandomStatesOption = Annotated[
-    bool, typer.Option("--random-states", help="Also the arm random_states: other states, the annotator's own rules.")
-]
-PromoteRulesOption = Annotated[
-    bool, typer.Option("--promote-rules", help="The rules themselves may win and be put in force.")
-]
-PromoteOption = Annotated[
-    Literal["labels", "best"],
-    typer.Option("--promote", help="What may be put in force: the labels' policy, or the best accepted arm's."),
-]
-RelabelOption = Annotated[
-    int,
-    typer.Option("--relabel", min=0, help="Rounds in which the learner plays and its rules label what it played."),
-]
-EstimateOption = Annotated[
-    bool,
-    typer.Option("--estimate", help="Play nothing, estimate from logged steps; the default without an environment."),
-]
-AcceptEstimateOption = Annotated[
-    bool, typer.Option("--accept-estimate", help="Put the refined policy in force on an estimate alone.")
-]
-LogOption = Annotated[
-    Path | None, typer.Option("--log-dir", help="Folder for d3rlpy's logs of the labels' training: CSV, TensorBoard.")
-]
-TrackOption = Annotated[
-    Path | None, typer.Option("--track", help="Folder of trackio, offline: one run per comparison is entered there.")
-]
-SeedOption = Annotated[int, typer.Option("--seed", min=0, help="Seed of the training and of the placebos.")]
 
 
-def taking(**builders: Callable[..., object]) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Give a command the options of builders; it receives what each builds as its parameter of that name.
+def open_store(folder: Path) -> Store:
+    """Open the store of a command."""
+    from storage.store import Store  # DuckDB takes a while to load, and help does without it
 
-    An option of the command's own takes the place of a builder's of the same name, and the builder gets its value.
+    return Store.open(folder)
+
+
+def open_dataset(folder: Path, name: str | None, *, ruled: bool = False) -> tuple[Store, str]:
+    """Open the store of a command, and find its dataset: the one named, or the newest, among those with rules if so."""
+    find = annotated.resolve_ruled_dataset if ruled else stored.resolve_dataset
+    store = open_store(folder)
+    return store, find(store, name)
+
+
+class Options(Protocol):
+    """Options of a command as fields, each with its default."""
+
+    def config(self) -> object:
+        """What they say."""
+        ...
+
+
+def taking(**kinds: Callable[..., Options]) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command the options of classes; it receives what each says as its parameter of that name.
+
+    An option of the command's own takes the place of a class's of the same name, and the class gets its value.
     """
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
-        own, options = _parameters(command), {name: _parameters(each) for name, each in builders.items()}
-        for name in builders:
-            del own[name]
+        for name in kinds:
+            del command.__annotations__[name]  # a configuration, whose type takes long to import
+        own, options = _parameters(command), {name: _parameters(kind) for name, kind in kinds.items()}
 
         def wrapped(**given: Any) -> None:
-            built = {name: builders[name](**{each: given[each] for each in options[name]}) for name in builders}
+            built = {name: kinds[name](**{each: given[each] for each in options[name]}).config() for name in kinds}
             command(**{name: given[name] for name in own}, **built)
 
         parameters = {name: each for known in [*options.values(), own] for name, each in known.items()}
@@ -241,195 +102,316 @@ def taking(**builders: Callable[..., object]) -> Callable[[Callable[..., None]],
     return decorate
 
 
-def _parameters(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:
-    """The parameters of a function, as keywords, with their annotations as objects."""
-    configs = {"CollectConfig": object, "LabelConfig": object, "ImproveConfig": object}  # importing them takes long
-    hints = get_type_hints(function, localns=configs, include_extras=True)
-    return {
-        name: parameter.replace(annotation=hints[name], kind=inspect.Parameter.KEYWORD_ONLY)
-        for name, parameter in inspect.signature(function).parameters.items()
-    }
+def _parameters(taker: Callable[..., Any]) -> dict[str, inspect.Parameter]:
+    """The annotated parameters of a function or class, as keywords, with their annotations as objects."""
+    hints, known = get_type_hints(taker, include_extras=True), inspect.signature(taker).parameters
+    keyword = inspect.Parameter.KEYWORD_ONLY
+    return {name: known[name].replace(annotation=hints[name], kind=keyword) for name in known if name in hints}
 
 
-def collect_options(
-    env: EnvOption,
-    policy: PolicyOption,
-    episodes: EpisodesOption = 30,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of the first episode; episode i has seed + i.")] = 0,
-    mode: ActingOption = "sampled",
-    env_kwargs: EnvKwargsOption = None,
-    max_steps: MaxStepsOption = None,
-    envs: EnvsOption = 64,
-    workers: WorkersOption = None,
-    engine: EngineOption = "gymnasium",
-    dataset: DatasetNameOption = None,
-    trust: TrustFileOption = False,
-    no_normalisation: RawOption = False,
-) -> CollectConfig:
-    """What the options of collecting say."""
-    from ..datasets import CollectConfig
-    from ..policies import with_options
-    from ..simulation import Named, parse_env_kwargs
+@dataclass(frozen=True, kw_only=True)
+class CollectOptions:
+    """The options of collecting."""
 
-    return CollectConfig(
-        env_id=Named(env),
-        env_kwargs=parse_env_kwargs(env_kwargs),
-        engine=engine,
-        policy=Named(with_options(policy, trust=trust, raw=no_normalisation)),
-        mode=mode,
-        episodes=episodes,
-        seed=seed,
-        envs=envs,
-        workers=workers,
-        max_steps=max_steps,
-        dataset=dataset,
+    env: Annotated[str, typer.Option(help="Gymnasium id, or module:EnvId or file.py:Class of your own.")]
+    policy: Annotated[
+        str,
+        typer.Option(
+            help="random, policy:PATH_OR_ID, rules:LIST_ID, d3rlpy:PATH, sb3:ALGO:PATH, torch:PATH, onnx:PATH or "
+            "py:MODULE:CALLABLE. "
+            "Files of d3rlpy are pickles: load only what you trust."
+        ),
+    ]
+    episodes: Annotated[int, typer.Option(min=1, help="How many episodes.")] = 30
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the first episode; episode i has seed + i.")] = 0
+    mode: ActingOption = "sampled"
+    env_kwargs: EnvKwargsOption = None
+    max_steps: Annotated[int | None, typer.Option(min=1, help="Truncate longer episodes there.")] = None
+    envs: Annotated[int, typer.Option(min=1, help="Environments side by side; never changes the result.")] = 64
+    workers: WorkersOption = None
+    engine: Annotated[
+        Literal["gymnasium", "envpool"],
+        typer.Option(help="Whose code the environment runs in; envpool is faster, and its physics may differ."),
+    ] = "gymnasium"
+    dataset: DatasetNameOption = None
+    trust: Annotated[
+        bool, typer.Option("--trust", help="sb3: let the library load the file, which runs the code in it.")
+    ] = False
+    no_normalisation: Annotated[
+        bool, typer.Option("--no-normalisation", help="sb3: play on observations as they are, whatever lies beside it.")
+    ] = False
+
+    def config(self) -> datasets.CollectConfig:
+        """What is collected."""
+        policy = policies.with_options(self.policy, trust=self.trust, raw=self.no_normalisation)
+        return datasets.CollectConfig(
+            env_id=simulation.Named(self.env),
+            env_kwargs=simulation.parse_env_kwargs(self.env_kwargs),
+            engine=self.engine,
+            policy=simulation.Named(policy),
+            mode=self.mode,
+            episodes=self.episodes,
+            seed=self.seed,
+            envs=self.envs,
+            workers=self.workers,
+            max_steps=self.max_steps,
+            dataset=self.dataset,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnswerOptions:
+    """Who answers, and for how much."""
+
+    provider: Annotated[Literal["anthropic", "batch", "file", "recorded"], typer.Option(help="Who answers.")] = (
+        "anthropic"
     )
+    answers: Annotated[
+        Path | None, typer.Option(help="file: replies to import; recorded: file or folder of answers.")
+    ] = None
+    base_url: Annotated[
+        str | None,
+        typer.Option(
+            help="Server that speaks the Messages API (Ollama, LiteLLM, ...), or bedrock[:REGION], vertex[:REGION]."
+        ),
+    ] = None
+    concurrency: Annotated[int, typer.Option(min=1, max=64, help="Requests under way at once.")] = 4
+    budget: Annotated[
+        float | None, typer.Option(min=0.0, help="Dollars this run may cost over all its commands, at most.")
+    ] = None
+    max_tokens: Annotated[
+        int | None,
+        typer.Option(min=256, help="Cap on a reply; default: what the server allows the model, or else 12,000."),
+    ] = None
+
+    def config(self) -> labelling.LabelConfig:
+        """Who answers, for a run that knows what it asks."""
+        return self.answering()
+
+    def answering(self, **asked: Any) -> labelling.LabelConfig:
+        """Who answers, and what is asked."""
+        return labelling.LabelConfig(
+            provider=self.provider,
+            answers=self.answers,
+            base_url=self.base_url,
+            concurrency=self.concurrency,
+            budget_usd=self.budget,
+            max_tokens=self.max_tokens,
+            **asked,
+        )
 
 
-def label_options(
-    provider: ProviderOption = "anthropic",
-    model: ModelOption = None,
-    answers: AnswersOption = None,
-    labels: Annotated[int, typer.Option(min=1, help="Labels asked for per episode, one for each window.")] = 8,
-    rows: Annotated[
-        int | None, typer.Option(min=4, help="Rows of an episode's table; default: five per label.")
-    ] = None,
-    limit: LimitOption = None,
+@dataclass(frozen=True, kw_only=True)
+class LabelOptions(AnswerOptions):
+    """What is asked, and who answers."""
+
+    model: Annotated[str | None, typer.Option(help="Model to ask, as its server calls it.")] = None
+    labels: Annotated[int, typer.Option(min=1, help="Labels asked for per episode, one for each window.")] = 8
+    rows: Annotated[int | None, typer.Option(min=4, help="Rows of an episode's table; default: five per label.")] = None
+    limit: Annotated[int | None, typer.Option(min=1, help="Most episodes to annotate.")] = None
     choose: Annotated[
         Literal["first", "stratified", "novel", "failing"],
         typer.Option(
-            "--choose",
-            help="Which episodes, with --limit: the first, evenly over returns and lengths, unlike, or failing ones.",
+            help="Which episodes, with --limit: the first, evenly over returns and lengths, unlike, or failing ones."
         ),
-    ] = "first",
-    choose_seed: Annotated[int, typer.Option("--choose-seed", min=0, help="Seed of that choice.")] = 0,
+    ] = "first"
+    choose_seed: Annotated[int, typer.Option(min=0, help="Seed of that choice.")] = 0
     two_stage: Annotated[
         bool, typer.Option("--two-stage", help="Identify critical steps first, suggest actions in a second call.")
-    ] = False,
-    samples: Annotated[int, typer.Option(min=1, help="Independent answers per episode.")] = 1,
+    ] = False
+    samples: Annotated[int, typer.Option(min=1, help="Independent answers per episode.")] = 1
     frames: Annotated[
         bool, typer.Option("--frames", help="Show a picture of the critical steps in the second stage.")
-    ] = False,
+    ] = False
     study: Annotated[
         bool, typer.Option("--study", help="First ask for a playbook of the whole dataset, which every reader gets.")
-    ] = False,
-    env: TrustOption = None,
+    ] = False
+    env: TrustOption = None
     kind: Annotated[
         Literal["labels", "rules"],
-        typer.Option("--kind", help="Labels of steps, or corrective rules: conditions on the state, with an action."),
-    ] = "labels",
-    max_rules: Annotated[int, typer.Option("--max-rules", min=1, max=40, help="rules: how many to ask for.")] = 10,
-    tables: Annotated[int, typer.Option(min=1, max=50, help="rules: episodes shown, worst to best.")] = 4,
-    card: CardOption = None,
-    base_url: BaseUrlOption = None,
-    concurrency: ConcurrencyOption = 4,
-    budget: BudgetOption = None,
-    max_tokens: MaxTokensOption = None,
-    batch_size: Annotated[int, typer.Option(min=1, max=100_000, help="batch: most requests in each.")] = 1_000,
-    batches: Annotated[int, typer.Option(min=1, max=100, help="batch: under way at once.")] = 4,
+        typer.Option(help="Labels of steps, or corrective rules: conditions on the state, with an action."),
+    ] = "labels"
+    max_rules: Annotated[int, typer.Option(min=1, max=40, help="rules: how many to ask for.")] = 10
+    tables: Annotated[int, typer.Option(min=1, max=50, help="rules: episodes shown, worst to best.")] = 4
+    card: Annotated[
+        str | None, typer.Option(help="TOML card; default: the dataset's own, or else the packaged one.")
+    ] = None
+    batch_size: Annotated[int, typer.Option(min=1, max=100_000, help="batch: most requests in each.")] = 1_000
+    batches: Annotated[int, typer.Option(min=1, max=100, help="batch: under way at once.")] = 4
     retry_failed: Annotated[
         bool, typer.Option("--retry-failed", help="batch: ask again what was refused or came back too often.")
-    ] = False,
+    ] = False
     count: Annotated[
         bool, typer.Option("--count", help="plan: let the server count the tokens of some requests, for free.")
-    ] = False,
-) -> LabelConfig:
-    """What the options of asking say."""
-    from annotate.ledger import BatchConfig
-    from annotate.prompting import AnnotateConfig
+    ] = False
 
-    from ..labelling import LabelConfig
-    from ..simulation import Named
-
-    asked: dict[str, Any] = {
-        "windows": labels,
-        "rows": rows or 5 * labels,
-        "two_stage": two_stage,
-        "samples": samples,
-        "frames": frames,
-        "kind": kind,
-        "rules": max_rules,
-        "tables": tables,
-    }
-    return LabelConfig(
-        provider=provider,
-        annotate=AnnotateConfig.model_validate(asked | ({"model": model} if model else {})),
-        env_id=None if env is None else Named(env),
-        card=card,
-        study=study,
-        limit=limit,
-        select=choose,
-        select_seed=choose_seed,
-        answers=answers,
-        base_url=base_url,
-        concurrency=concurrency,
-        budget_usd=budget,
-        max_tokens=max_tokens,
-        batch=BatchConfig(size=batch_size, in_flight=batches, retry_failed=retry_failed),
-        count=count,
-    )
+    def config(self) -> labelling.LabelConfig:
+        """What is asked, and who answers."""
+        alike = ("two_stage", "samples", "frames", "kind", "tables")
+        asked = {
+            "windows": self.labels,
+            "rows": self.rows or 5 * self.labels,
+            "rules": self.max_rules,
+            **{name: getattr(self, name) for name in alike},
+            **({"model": self.model} if self.model else {}),
+        }
+        return self.answering(
+            annotate=prompting.AnnotateConfig.model_validate(asked),
+            env_id=simulation.Named.of(self.env),
+            card=self.card,
+            study=self.study,
+            limit=self.limit,
+            select=self.choose,
+            select_seed=self.choose_seed,
+            batch=ledger.BatchConfig(size=self.batch_size, in_flight=self.batches, retry_failed=self.retry_failed),
+            count=self.count,
+        )
 
 
-def improve_options(
-    use: UseOption = "A",
-    algorithm: AlgorithmOption = "recipe",
-    betas: BetasOption = None,
-    snapshots: SnapshotsOption = None,
-    shaping: ShapingOption = "additive",
-    reward_weight: RewardWeightOption = 1.0,
-    reward_cap: RewardCapOption = None,
-    agreement: AgreementOption = False,
-    support: SupportOption = 0.0,
-    ramp_steps: RampOption = 0,
-    robust: RobustOption = False,
-    reference: ReferenceOption = False,
-    seed: SeedOption = 0,
-    first_seed: FirstSeedOption = None,
-    select: SelectOption = None,
-    accept: AcceptOption = None,
-    report: ReportOption = 100,
-    draws: DrawsOption = None,
-    gate_mode: GateModeOption = "greedy",
-    gate: MethodOption = "racing",
-    expert: ExpertOption = None,
-    random_states: RandomStatesOption = False,
-    promote_rules: PromoteRulesOption = False,
-    promote: PromoteOption = "labels",
-    relabel: RelabelOption = 0,
-    log_dir: LogOption = None,
-    workers: WorkersOption = None,
-) -> ImproveConfig:
-    """What the options of a refinement say."""
-    from refine.config import RefineConfig
+@dataclass(frozen=True, kw_only=True)
+class LearnOptions:
+    """What learns from the labels."""
 
-    from ..refinement import GateConfig, ImproveConfig
-    from ..simulation import Named
+    use: Annotated[
+        Literal["A", "R", "RA"],
+        typer.Option(help="A: suggestions; R: implicit rewards; RA: both (the modes of arXiv 2505.20671)."),
+    ] = "A"
+    algorithm: Annotated[
+        Literal["recipe", "bc", "dqn", "discrete_cql", "td3_plus_bc", "iql", "awac", "rebrac"],
+        typer.Option(help="What learns beside the suggestions; bc and recipe for any actions."),
+    ] = "recipe"
+    betas: Annotated[
+        str | None,
+        typer.Option(
+            help="Weights of the distance to the baseline, with commas, one training each; default: 0.1,0.3, "
+            "and 0.03,0.1 for continuous actions."
+        ),
+    ] = None
+    snapshots: Annotated[
+        str | None,
+        typer.Option(
+            help="Training steps after which a candidate is kept, with commas, up to 10000; default: by the actions, "
+            "and by the share of the steps that are labelled."
+        ),
+    ] = None
+    shaping: Annotated[
+        Literal["additive", "potential"],
+        typer.Option(help="R: add implicit rewards, or as potentials, which keep the best policy."),
+    ] = "additive"
+    reward_weight: Annotated[
+        float, typer.Option(min=0, help="R: an implicit reward of 1 in units of the environment's.")
+    ] = 1.0
+    reward_cap: Annotated[
+        float | None, typer.Option(help="R: most that a reward may change, in root mean squares of the environment's.")
+    ] = None
+    agreement: Annotated[
+        bool, typer.Option("--agreement", help="A: a label counts less where annotators of its state disagree.")
+    ] = False
+    support: Annotated[
+        float,
+        typer.Option(min=0, max=1, help="A: a suggestion less likely than this share of the likeliest counts less."),
+    ] = 0.0
+    ramp_steps: Annotated[
+        int, typer.Option(min=0, help="A: steps over which the suggestions gain their full weight.")
+    ] = 0
+    robust: Annotated[
+        bool, typer.Option("--robust", help="Try other readings of the labels too, for annotators who may be wrong.")
+    ] = False
+    reference: Annotated[
+        bool,
+        typer.Option(
+            "--reference",
+            help="Train everything with d3rlpy; default: recipe, discrete_cql and td3_plus_bc without it, much faster.",
+        ),
+    ] = False
 
-    refine = {
-        "mode": use,
-        "algorithm": algorithm,
-        "betas": None if betas is None else betas.split(","),
-        "snapshots": None if snapshots is None else snapshots.split(","),
-        "shaping": shaping,
-        "reward_weight": reward_weight,
-        "reward_cap": reward_cap,
-        "agreement": agreement,
-        "support": support,
-        "ramp_steps": ramp_steps,
-        "robust": robust,
-        "engine": "reference" if reference else "fast",
-        "seed": seed,
-    }
-    sizes = {"first_seed": first_seed, "select": select, "accept": accept, "report": report}
-    judging = {"mode": gate_mode, "method": gate} | ({} if draws is None else {"placebo_draws": draws})
-    return ImproveConfig(
-        refine=RefineConfig.model_validate(refine),
-        gate=GateConfig.model_validate(sizes | judging),
-        random_states=random_states,
-        expert=None if expert is None else Named(expert),
-        promote_rules=promote_rules,
-        promote=promote,
-        relabel=relabel,
-        log_dir=log_dir,
-        workers=workers,
-    )
+    def learning(self) -> dict[str, Any]:
+        """What they say, as a `RefineConfig` has it."""
+        alike = ("algorithm", "shaping", "reward_weight", "reward_cap", "agreement", "support", "ramp_steps", "robust")
+        return {
+            "mode": self.use,
+            "betas": None if self.betas is None else self.betas.split(","),
+            "snapshots": None if self.snapshots is None else self.snapshots.split(","),
+            "engine": "reference" if self.reference else "fast",
+            **{name: getattr(self, name) for name in alike},
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class GateOptions:
+    """How a refinement is judged."""
+
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the training and of the placebos.")] = 0
+    first_seed: Annotated[
+        int | None,
+        typer.Option(min=0, help="First of the gate's seeds; default: the first ones that nothing has used."),
+    ] = None
+    select: Annotated[
+        int | None, typer.Option(min=2, help="Episodes per candidate that choose among them, at most.")
+    ] = None
+    accept: Annotated[
+        int | None, typer.Option(min=10, help="Episodes that accept or reject the winner; by racing, at most so many.")
+    ] = None
+    report: Annotated[
+        int, typer.Option(min=10, help="Episodes that are reported; half as many in the mode of no verdict.")
+    ] = 100
+    draws: Annotated[
+        int | None, typer.Option(min=2, help="Draws of each placebo, at most; default: 19, and 3 with --estimate.")
+    ] = None
+    gate_mode: Annotated[
+        Literal["greedy", "sampled"], typer.Option(help="How policies act while the gate chooses.")
+    ] = "greedy"
+    gate: Annotated[
+        Literal["racing", "full"], typer.Option(help="racing: stop when it is clear; full: play every episode.")
+    ] = "racing"
+    expert: Annotated[
+        str | None, typer.Option(help="Also the arm oracle: this policy's actions in the labelled states.")
+    ] = None
+    workers: WorkersOption = None
+
+    def config(self) -> refinement.ImproveConfig:
+        """A refinement, and how it is judged."""
+        return self.improving()
+
+    def improving(self, learning: Mapping[str, Any] | None = None, **others: Any) -> refinement.ImproveConfig:
+        """A refinement that is judged so; it learns as a `RefineConfig` says and differs in other fields."""
+        from refine.config import RefineConfig
+
+        sizes = {name: getattr(self, name) for name in ("first_seed", "select", "accept", "report")}
+        draws = {} if self.draws is None else {"placebo_draws": self.draws}
+        judging = {"mode": self.gate_mode, "method": self.gate, **sizes, **draws}
+        return refinement.ImproveConfig(
+            refine=RefineConfig.model_validate({"seed": self.seed, **(learning or {})}),
+            gate=refinement.GateConfig.model_validate(judging),
+            expert=simulation.Named.of(self.expert),
+            workers=self.workers,
+            **others,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImproveOptions(GateOptions, LearnOptions):
+    """What is learned, how it is judged, and what of it may be put in force."""
+
+    random_states: Annotated[
+        bool,
+        typer.Option("--random-states", help="Also the arm random_states: other states, the annotator's own rules."),
+    ] = False
+    promote_rules: Annotated[
+        bool, typer.Option("--promote-rules", help="The rules themselves may win and be put in force.")
+    ] = False
+    promote: Annotated[
+        Literal["labels", "best"],
+        typer.Option(help="What may be put in force: the labels' policy, or the best accepted arm's."),
+    ] = "labels"
+    relabel: Annotated[
+        int, typer.Option(min=0, help="Rounds in which the learner plays and its rules label what it played.")
+    ] = 0
+    log_dir: Annotated[
+        Path | None, typer.Option(help="Folder for d3rlpy's logs of the labels' training: CSV, TensorBoard.")
+    ] = None
+
+    def config(self) -> refinement.ImproveConfig:
+        """A refinement, and how it is judged."""
+        named = ("random_states", "promote_rules", "promote", "relabel", "log_dir")
+        return self.improving(self.learning(), **{name: getattr(self, name) for name in named})

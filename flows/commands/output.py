@@ -159,6 +159,25 @@ def print_lines(*lines: str) -> None:
         console.print(Text(visible(line)), soft_wrap=not console.is_terminal)
 
 
+def print_result(as_json: bool, values: Mapping[str, object], *lines: str) -> None:
+    """Print what a command has come to: values for programs, lines for people."""
+    if as_json:
+        print_json(values)
+    else:
+        print_lines(*lines)
+
+
+def print_rows(
+    as_json: bool, values: Mapping[str, object], title: str, rows: Sequence[Mapping[str, object]], *lines: str
+) -> None:
+    """Print what a command has come to: values for programs, a table and lines under it for people."""
+    if as_json:
+        print_json(values)
+    else:
+        print_table(title, rows)
+        print_lines(*lines)
+
+
 def print_json(result: Mapping[str, object]) -> None:
     """Print one JSON object on one line of standard output."""
     Console(soft_wrap=True, highlight=False).print(Text(json.dumps(strict(result), default=_plain)), soft_wrap=True)

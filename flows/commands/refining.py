@@ -2,53 +2,40 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from importlib.util import resolve_name
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from storage.errors import BadInput
+from refine import evaluation
+from storage import datasets as stored
+from storage.errors import BadInput, Prerequisite
 
+from .. import datasets, deployment, labelling, refinement, reporting, runtime, simulation
 from .options import (
     DEFAULT_STORE,
-    AcceptEstimateOption,
-    AcceptOption,
     ActingOption,
     BaselineOption,
+    CollectOptions,
     DatasetOption,
     EnvKwargsOption,
-    EstimateOption,
-    ExpertOption,
-    FirstSeedOption,
-    GateModeOption,
+    GateOptions,
+    ImproveOptions,
     JsonOption,
-    MethodOption,
-    ReportOption,
-    RulesOption,
+    LabelOptions,
     RunsOption,
-    SeedOption,
-    SelectOption,
     StoreOption,
-    TrackOption,
     TrustOption,
     WorkersOption,
-    collect_options,
-    improve_options,
-    label_options,
+    open_dataset,
     taking,
 )
-from .output import print_json, print_lines, print_table, progress_bars
+from .output import print_result, print_rows, progress_bars
 
 if TYPE_CHECKING:
     from storage.store import Store
-
-    from ..datasets import CollectConfig
-    from ..deployment import PipelineConfig
-    from ..labelling import LabelConfig
-    from ..refinement import ImproveConfig, Outcome, Overview, Relabelled
-    from ..runtime import Server
-    from ..simulation import Named
 
 
 def register(app: typer.Typer) -> None:
@@ -60,49 +47,55 @@ def register(app: typer.Typer) -> None:
     app.command()(demo)
 
 
-@taking(config=improve_options)
+@taking(config=ImproveOptions)
 def refine(
-    config: ImproveConfig,
+    config: refinement.ImproveConfig,
     store: StoreOption = DEFAULT_STORE,
     dataset: DatasetOption = None,
     run: RunsOption = None,
-    rules: RulesOption = False,
+    rules: Annotated[
+        bool,
+        typer.Option("--rules", help="Imitate corrective rules at all steps that they match, not single labels."),
+    ] = False,
     baseline: BaselineOption = None,
     env: TrustOption = None,
-    estimate: EstimateOption = False,
-    accept_estimate: AcceptEstimateOption = False,
-    track: TrackOption = None,
+    estimate: Annotated[
+        bool,
+        typer.Option(
+            "--estimate", help="Play nothing, estimate from logged steps; the default without an environment."
+        ),
+    ] = False,
+    accept_estimate: Annotated[
+        bool, typer.Option("--accept-estimate", help="Put the refined policy in force on an estimate alone.")
+    ] = False,
+    track: Annotated[
+        Path | None,
+        typer.Option("--track", help="Folder of trackio, offline: one run per comparison is entered there."),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Refine a dataset's policy with its annotations, beside all controls, and let the gate judge every arm."""
-    from storage.annotations import resolve_ruled_dataset
-    from storage.datasets import read_manifest, resolve_dataset
-    from storage.store import Store
-
-    from ..refinement import improve_and_relabel
-    from ..reporting import enter_run, load_tracker
-    from ..simulation import Named
-
-    opened, named = Store.open(store), Named.of(baseline)
-    dataset_id = (resolve_ruled_dataset if rules else resolve_dataset)(opened, dataset)
-    if estimate or read_manifest(opened, dataset_id).env_id is None:
+    opened, dataset_id = open_dataset(store, dataset, ruled=rules)
+    named = simulation.Named.of(baseline)
+    if estimate or stored.read_manifest(opened, dataset_id).env_id is None:
         _check_for_estimate(config, track)
         _appraise(opened, dataset_id, config, run, rules, baseline=named, accept=accept_estimate, as_json=as_json)
         return
     if accept_estimate:
         raise BadInput("--accept-estimate is for estimates; the simulator judges this dataset.", "Add --estimate.")
     if track is not None:
-        load_tracker(track)  # what is missing is reported before hours of work
+        reporting.load_tracker(track)  # what is missing is reported before hours of work
+    home = simulation.Named.of(env)
     with progress_bars() as bars:
-        found = improve_and_relabel(
-            opened, dataset_id, config, run_ids=run, rules=rules, baseline=named, env_id=Named.of(env), report=bars
+        found = refinement.improve_and_relabel(
+            opened, dataset_id, config, run_ids=run, rules=rules, baseline=named, env_id=home, report=bars
         )
     if track is not None:
-        enter_run(opened, found.best.outcome, config, track)
+        reporting.enter_run(opened, found.best.outcome, config, track)
     _print_relabelled(found, as_json)
 
 
-def _check_for_estimate(config: ImproveConfig, track: Path | None) -> None:
+def _check_for_estimate(config: refinement.ImproveConfig, track: Path | None) -> None:
     """Refuse what an estimate has not.
 
     Raises:
@@ -123,34 +116,35 @@ def _check_for_estimate(config: ImproveConfig, track: Path | None) -> None:
 def _appraise(
     store: Store,
     dataset_id: str,
-    config: ImproveConfig,
+    config: refinement.ImproveConfig,
     run_ids: list[str] | None,
     rules: bool,
     *,
-    baseline: Named | None,
+    baseline: simulation.Named | None,
     accept: bool,
     as_json: bool,
 ) -> None:
     """Refine without a simulator, and print what is estimated."""
-    from refine.evaluation import OpeConfig
-
-    from ..refinement import AppraiseConfig, appraise, show_estimate
-
-    asked = AppraiseConfig(
+    asked = refinement.AppraiseConfig(
         refine=config.refine,
-        ope=OpeConfig(seed=config.refine.seed),
+        ope=evaluation.OpeConfig(seed=config.refine.seed),
         mode=config.gate.mode,
         accept=accept,
         workers=config.workers,
         **({"placebo_draws": config.gate.placebo_draws} if "placebo_draws" in config.gate.model_fields_set else {}),
     )
     with progress_bars() as bars:
-        appraisal = appraise(store, dataset_id, asked, run_ids=run_ids, rules=rules, baseline=baseline, report=bars)
+        appraisal = refinement.appraise(
+            store, dataset_id, asked, run_ids=run_ids, rules=rules, baseline=baseline, report=bars
+        )
     labels = f"{len(appraisal.material.labels)} labels; ESTIMATED, not played"
-    _print(f"{dataset_id}: {labels}; baseline: {appraisal.origin.origin}", show_estimate(appraisal), as_json)
+    title = f"{dataset_id}: {labels}; baseline: {appraisal.origin.origin}"
+    _print(title, refinement.show_estimate(appraisal), as_json)
 
 
+@taking(judged=GateOptions)
 def ablate(
+    judged: refinement.ImproveConfig,
     store: StoreOption = DEFAULT_STORE,
     dataset: DatasetOption = None,
     run: RunsOption = None,
@@ -158,39 +152,20 @@ def ablate(
     env: TrustOption = None,
     use: Annotated[str, typer.Option("--use", help="Which of A, R and RA, with commas.")] = "A,R,RA",
     seeds: Annotated[int, typer.Option("--seeds", min=1, help="Training seeds, from --seed on.")] = 3,
-    expert: ExpertOption = None,
-    seed: SeedOption = 0,
-    first_seed: FirstSeedOption = None,
-    select: SelectOption = None,
-    accept: AcceptOption = None,
-    report: ReportOption = 100,
     draws: Annotated[int, typer.Option("--draws", min=2, help="Draws of each placebo and training seed.")] = 2,
-    gate_mode: GateModeOption = "greedy",
-    gate: MethodOption = "racing",
-    workers: WorkersOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Refine with suggestions, with rewards and with both, beside all arms and over several training seeds."""
-    from storage.datasets import resolve_dataset
-    from storage.store import Store
-
-    from ..refinement import AblateConfig, show_ablation
-    from ..refinement import ablate as compare
-    from ..simulation import Named
-
-    sizes = {"select": select, "accept": accept, "report": report, "placebo_draws": draws}
-    judging = {"first_seed": first_seed, "mode": gate_mode, "method": gate} | sizes
-    improve = {"refine": {"seed": seed}, "gate": judging, "workers": workers}
     chosen = {"modes": [mode.strip() for mode in use.split(",") if mode.strip()], "seeds": seeds}
-    config = AblateConfig.model_validate(chosen | {"improve": improve | {"random_states": True, "expert": expert}})
-    opened = Store.open(store)
-    dataset_id = resolve_dataset(opened, dataset)
-    named = {"baseline": Named.of(baseline), "env_id": Named.of(env)}
+    improve = judged.model_copy(update={"random_states": True})
+    config = refinement.AblateConfig.model_validate(chosen | {"improve": improve})
+    opened, dataset_id = open_dataset(store, dataset)
+    named = {"baseline": simulation.Named.of(baseline), "env_id": simulation.Named.of(env)}
     with progress_bars() as bars:
-        found = compare(opened, dataset_id, config, run_ids=run, **named, report=bars)
+        found = refinement.ablate(opened, dataset_id, config, run_ids=run, **named, report=bars)
     first = next(iter(found.outcomes.values()))
     labels = f"{first.n_labels} labels, {seeds} training seeds"
-    _print(f"{dataset_id}: {labels}; baseline: {first.baseline.origin}", show_ablation(found), as_json)
+    _print(f"{dataset_id}: {labels}; baseline: {first.baseline.origin}", refinement.show_ablation(found), as_json)
 
 
 def evaluate(
@@ -205,38 +180,29 @@ def evaluate(
     as_json: JsonOption = False,
 ) -> None:
     """Play a policy on fresh seeds: mean return with its 95% bootstrap interval."""
-    from refine.evaluation import Interval
     from storage.store import Store
 
-    from ..refinement import EvaluateConfig
-    from ..refinement import evaluate as play
-    from ..simulation import Named, parse_env_kwargs
-
-    config = EvaluateConfig(
-        policy=Named(policy),
-        env_id=Named.of(env),
-        env_kwargs=parse_env_kwargs(env_kwargs),
+    config = refinement.EvaluateConfig(
+        policy=simulation.Named(policy),
+        env_id=simulation.Named.of(env),
+        env_kwargs=simulation.parse_env_kwargs(env_kwargs),
         episodes=episodes,
         seed=seed,
         mode=mode,
         workers=workers,
     )
     with Store.create_for(store) as opened, progress_bars() as bars:
-        result = play(opened, config, bars)
-    if as_json:
-        print_json(result)
-    else:
-        print_lines(
-            f"{result['policy_id']}: {Interval(result['return'], result['low'], result['high'], episodes)} ({mode}, "
-            f"{episodes} episodes of {result['env_id']}, seeds from {seed})"
-        )
+        result = refinement.evaluate(opened, config, bars)
+    found = evaluation.Interval(result["return"], result["low"], result["high"], episodes)
+    about = f"{mode}, {episodes} episodes of {result['env_id']}, seeds from {seed}"
+    print_result(as_json, result, f"{result['policy_id']}: {found} ({about})")
 
 
-@taking(label=label_options, improve=improve_options, collect=collect_options)
+@taking(label=LabelOptions, improve=ImproveOptions, collect=CollectOptions)
 def pipeline(
-    collect: CollectConfig,
-    label: LabelConfig,
-    improve: ImproveConfig,
+    collect: datasets.CollectConfig,
+    label: labelling.LabelConfig,
+    improve: refinement.ImproveConfig,
     store: StoreOption = DEFAULT_STORE,
     seed: Annotated[int, typer.Option("--seed", min=0, help="First seed of the episodes, and of the training.")] = 0,
     rounds: Annotated[
@@ -249,43 +215,33 @@ def pipeline(
 
     It takes the options of `collect`, `annotate` and `refine`.
     """
-    from ..runtime import quieten_prefect, served, start_server
-
-    quieten_prefect()
-    server = start_server()
-    from ..deployment import PipelineConfig, pipeline_flow
-    from ..runtime import listening
-
-    config = PipelineConfig(store=store, collect=collect, label=label, improve=improve)
+    runtime.quieten_prefect()
+    server = runtime.start_server()
+    config = deployment.PipelineConfig(store=store, collect=collect, label=label, improve=improve)
     if rounds is not None:
         _go_round(config, rounds, server, as_json)
         return
-    with progress_bars() as bars, listening(bars), served(server):
-        outcome = pipeline_flow(config)
+    with progress_bars() as bars, runtime.listening(bars), runtime.served(server):
+        outcome = deployment.pipeline_flow(config)
     _print_outcome(outcome, as_json)
 
 
-def _go_round(pipeline: PipelineConfig, rounds: int, server: Server | None, as_json: bool) -> None:
+def _go_round(pipeline: deployment.PipelineConfig, rounds: int, server: runtime.Server | None, as_json: bool) -> None:
     """Run the rounds, print them, and end with the exit code of a prerequisite where answers are missing.
 
     Raises:
         Prerequisite: if a round waits for answers.
     """
-    from storage.errors import BadInput, Prerequisite
-
-    from ..deployment import rounds_flow
-    from ..refinement import RoundsConfig, show_rounds
-    from ..runtime import listening, served
-
     if pipeline.collect is None:
         raise BadInput("Rounds collect, each with another policy.")
     if pipeline.collect.dataset is not None:
         raise BadInput("Each round collects a dataset of its own, so none has this name.", "Leave --dataset out.")
     parts = {"collect": pipeline.collect, "label": pipeline.label, "improve": pipeline.improve}
-    config = RoundsConfig.model_validate({"store": pipeline.store, "rounds": rounds, **parts})
-    with progress_bars() as bars, listening(bars), served(server):
-        series = rounds_flow(config)
-    _print(f"{pipeline.collect.env_id}: {len(series.rounds)} of {rounds} rounds", show_rounds(series), as_json)
+    config = refinement.RoundsConfig.model_validate({"store": pipeline.store, "rounds": rounds, **parts})
+    with progress_bars() as bars, runtime.listening(bars), runtime.served(server):
+        series = deployment.rounds_flow(config)
+    title = f"{pipeline.collect.env_id}: {len(series.rounds)} of {rounds} rounds"
+    _print(title, refinement.show_rounds(series), as_json)
     if series.waits:
         raise Prerequisite(f"{series.ended[0].upper()}{series.ended[1:]}.", "Run the same command when they are there.")
 
@@ -296,50 +252,43 @@ def demo(
     as_json: JsonOption = False,
 ) -> None:
     """Run the shipped LunarLander example end to end, with recorded answers: no key, no network, no cost."""
-    from ..runtime import listening, start_workers
-
     if not store.exists():  # else there may be nothing to train
         parts = ("..refinement.arms", "..simulation.workers")
-        start_workers(workers, *(resolve_name(part, __package__ or "") for part in parts))
+        runtime.start_workers(workers, *(resolve_name(part, __package__ or "") for part in parts))
     from ..demo import run_demo  # takes a second, in which the workers start
 
-    with progress_bars() as bars, listening(bars):
+    with progress_bars() as bars, runtime.listening(bars):
         result = run_demo(store, workers)
     replay = result.replay
-    if as_json:
-        more = {"seconds": result.seconds, "replay_exact": replay.exact, "report": result.report}
-        _print_outcome(result.outcome, as_json, more)
-        return
-    _print_outcome(result.outcome, as_json)
-    print_lines(f"replay of episode {replay.episode_id}: {replay.detail}", f"{result.seconds:.0f} seconds")
-    print_lines(str(result.report or "a report to look at needs the extra: pip install 'trajnote[plots]'"))
+    _print_outcome(
+        result.outcome,
+        as_json,
+        {"seconds": result.seconds, "replay_exact": replay.exact, "report": result.report},
+        f"replay of episode {replay.episode_id}: {replay.detail}",
+        f"{result.seconds:.0f} seconds",
+        str(result.report or "a report to look at needs the extra: pip install 'trajnote[plots]'"),
+    )
 
 
-def _print_outcome(outcome: Outcome, as_json: bool, extra: dict[str, Any] | None = None) -> None:
-    from ..refinement import show_comparison
-
-    shown = show_comparison(outcome)
+def _print_outcome(
+    outcome: refinement.Outcome, as_json: bool, more: Mapping[str, object] | None = None, *lines: str
+) -> None:
+    shown = refinement.show_comparison(outcome)
     title = f"{outcome.dataset_id}: {outcome.n_labels} labels; baseline: {outcome.baseline.origin}"
-    _print(title, shown._replace(values={**shown.values, **(extra or {})}), as_json)
+    print_rows(as_json, {**shown.values, **(more or {})}, title, shown.rows, *shown.sentences, *lines)
 
 
-def _print_relabelled(found: Relabelled, as_json: bool) -> None:
+def _print_relabelled(found: refinement.Relabelled, as_json: bool) -> None:
     """The rounds, if there are several, and the outcome of the one that counts."""
-    from ..refinement import show_relabelling
-
     outcome = found.best.outcome
     if len(found.rounds) == 1:
         _print_outcome(outcome, as_json)
         return
-    shown = show_relabelling(found)
+    shown = refinement.show_relabelling(found)
     if not as_json:
         _print(f"{outcome.dataset_id}: {len(found.rounds) - 1} rounds of relabelling", shown, as_json)
     _print_outcome(outcome, as_json, shown.values)
 
 
-def _print(title: str, shown: Overview, as_json: bool) -> None:
-    if as_json:
-        print_json(shown.values)
-        return
-    print_table(title, shown.rows)
-    print_lines(*shown.sentences)
+def _print(title: str, shown: refinement.Overview, as_json: bool) -> None:
+    print_rows(as_json, shown.values, title, shown.rows, *shown.sentences)

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 import typer
 
-from ..runtime import quieten_prefect
+from .. import deployment as deploying
+from .. import runtime
 from .options import JsonOption
-from .output import print_json, print_lines, print_table, progress_bars
-
-if TYPE_CHECKING:
-    from ..deployment import DeploymentConfig, Night
-    from ..runtime import Report
+from .output import print_json, print_lines, print_result, print_rows, print_table, progress_bars
 
 SettingsOption = Annotated[Path, typer.Option("--settings", help="File of deployments.")]
 StoreOverride = Annotated[
@@ -35,13 +32,8 @@ def register(app: typer.Typer) -> None:
 
 def init(settings: SettingsOption = DEFAULT_SETTINGS, as_json: JsonOption = False) -> None:
     """Write a `trajnote.toml` with comments, to be edited: deployments, where rollouts come from, and when they run."""
-    from ..deployment import write_template
-
-    write_template(settings)
-    if as_json:
-        print_json({"path": str(settings)})
-    else:
-        print_lines(f"{settings}: edit it, then try it with `trajnote nightly`")
+    deploying.write_template(settings)
+    print_result(as_json, {"path": str(settings)}, f"{settings}: edit it, then try it with `trajnote nightly`")
 
 
 def nightly(
@@ -60,33 +52,28 @@ def nightly(
     """
     from storage.store import Store
 
-    from ..deployment import as_plain, describe_night, read_deployment, run_night
-
-    name, config = read_deployment(deployment, settings, store)
+    name, config = deploying.read_deployment(deployment, settings, store)
     if promote is not None:
         improve = config.improve.model_copy(update={"promote": promote})
         config = config.model_copy(update={"improve": improve})
     with progress_bars() as bars:
         if config.notify is None:
-            night = run_night(Store.create(config.store), name, config, bars)
+            night = deploying.run_night(Store.create(config.store), name, config, bars)
         else:
             night = _run_with_notices(name, config, bars)
     if as_json:
-        print_json(as_plain(night))
+        print_json(deploying.as_plain(night))
         return
-    print_lines(*describe_night(night))
+    print_lines(*deploying.describe_night(night))
     if night.rows:
         print_table("arms", night.rows)
 
 
-def _run_with_notices(name: str, config: DeploymentConfig, report: Report) -> Night:
+def _run_with_notices(name: str, config: deploying.DeploymentConfig, report: runtime.Report) -> deploying.Night:
     """Run a night beside a server of Prefect, which keeps the block that sends notices."""
-    quieten_prefect()
-    from ..deployment import run_and_notify
-    from ..runtime import served, start_server
-
-    with served(start_server(needed=False)):
-        return run_and_notify(name, config, report)
+    runtime.quieten_prefect()
+    with runtime.served(runtime.start_server(needed=False)):
+        return deploying.run_and_notify(name, config, report)
 
 
 def serve(
@@ -96,25 +83,22 @@ def serve(
 
     It starts a Prefect server of its own, with its pages, unless PREFECT_API_URL names yours.
     """
-    from ..deployment import read_settings
-
-    known = read_settings(settings, store).deployments
-    quieten_prefect()
-    from ..deployment import make_deployments, serve_deployments
-    from ..runtime import served, start_server
-
-    make_deployments(settings, store)  # a wrong schedule is refused before a server is started
+    known = deploying.read_settings(settings, store).deployments
+    runtime.quieten_prefect()
+    deploying.make_deployments(settings, store)  # a wrong schedule is refused before a server is started
     rows = [
         {"deployment": name, "cron": config.cron, "interval_s": config.interval_s, "timezone": config.timezone}
         for name, config in known.items()
     ]
-    server = start_server(schedules=True)
-    with served(server):
+    server = runtime.start_server(schedules=True)
+    with runtime.served(server):
         address = server.wait() if server else "the server that PREFECT_API_URL names"
         pages = address.removesuffix("/api") if server else None
-        if as_json:
-            print_json({"server": address, "pages": pages, "deployments": rows})
-        else:
-            print_table(f"serving with {address}; Ctrl-C ends it", rows)
-            print_lines(f"runs, logs and artifacts: {pages or 'in the pages of that server'}")
-        serve_deployments(settings, store)
+        print_rows(
+            as_json,
+            {"server": address, "pages": pages, "deployments": rows},
+            f"serving with {address}; Ctrl-C ends it",
+            rows,
+            f"runs, logs and artifacts: {pages or 'in the pages of that server'}",
+        )
+        deploying.serve_deployments(settings, store)

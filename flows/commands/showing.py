@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import csv
+import io
+import json
 import sys
 from collections.abc import Callable, Iterator
 from enum import StrEnum
@@ -9,11 +12,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
+from rich.console import Console
 
+from storage import disk, queries
 from storage.errors import BadInput
 
-from .options import DEFAULT_STORE, DatasetOption, JsonOption, StoreOption, TrustOption
-from .output import format_of, print_json, print_lines, print_table, progress_bars, strict
+from .. import labelling, reporting, simulation
+from .options import DEFAULT_STORE, DatasetOption, JsonOption, StoreOption, TrustOption, open_store
+from .output import format_of, print_json, print_lines, print_result, print_table, progress_bars, strict
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -72,20 +78,17 @@ def sql(
     First of all: datasets, steps, annotated_steps, annotations, leaderboard. Without a question this is a shell, whose
     `.tables` says what each table is; from a pipe, the question is what comes through it.
     """
-    from storage.queries import Bounds, run_query
-    from storage.store import Store
-
     form = format_of(output, _ENDINGS, format_, Format.TABLE)
     if output is not None and (form is Format.TABLE or as_json):
         raise BadInput(
             f"{output} takes rows, and {'--json' if as_json else 'a table'} is printed.",
             f"Name a file that ends in {', '.join(_ENDINGS)}." if not as_json else "Leave one of the two out.",
         )
-    bounds = Bounds(timeout, None if memory is None else int(memory * 1e9))
-    opened = Store.open(store)
+    bounds = queries.Bounds(timeout, None if memory is None else int(memory * 1e9))
+    opened = open_store(store)
 
     def answer(question: str) -> None:
-        rows = run_query(opened, question, as_text=as_json or form is not Format.PARQUET, bounds=bounds)
+        rows = queries.run_query(opened, question, as_text=as_json or form is not Format.PARQUET, bounds=bounds)
         if as_json:
             print_json({"columns": rows.column_names, "rows": list(iterate_rows(rows))})
         else:
@@ -113,17 +116,11 @@ def write_rows(rows: pa.Table, format_: Format, output: Path | None, max_rows: i
         sys.stdout.buffer.write(content)
         sys.stdout.buffer.flush()
     else:
-        from storage.disk import write_whole
-
-        write_whole(output, content)
+        disk.write_whole(output, content)
 
 
 def encode_rows(rows: pa.Table, format_: Format) -> bytes:
     """Rows as Parquet, CSV (lists, structs and maps as JSON text), or JSON lines."""
-    import csv
-    import io
-    import json
-
     if format_ is Format.PARQUET:
         import pyarrow.parquet as pq
 
@@ -142,8 +139,6 @@ def encode_rows(rows: pa.Table, format_: Format) -> bytes:
 
 
 def _csv_cell(value: object) -> object:
-    import json
-
     if isinstance(value, bool):
         return "true" if value else "false"
     return json.dumps(strict(value), ensure_ascii=False) if isinstance(value, list | dict) else value
@@ -178,8 +173,6 @@ def _unless_null(read: Callable[[Any], Any]) -> Callable[[Any], Any]:
 
 
 def _key_text(key: object) -> str:
-    import json
-
     return key if isinstance(key, str) else json.dumps(strict(key), ensure_ascii=False)
 
 
@@ -193,15 +186,9 @@ def figures(
     as_json: JsonOption = False,
 ) -> None:
     """Draw a comparison's arms with their intervals, what the gate chose from, and the board of all environments."""
-    from storage.store import Store
-
-    from ..reporting import draw_figures
-
-    files = draw_figures(Store.open(store), output, comparison=comparison, picture_format=picture_format)
-    if as_json:
-        print_json({"files": [str(file) for file in files]})
-    else:
-        print_lines(*map(str, files))
+    made = reporting.draw_figures(open_store(store), output, comparison=comparison, picture_format=picture_format)
+    files = [str(file) for file in made]
+    print_result(as_json, {"files": files}, *files)
 
 
 def report(
@@ -225,22 +212,12 @@ def report(
 
     Needs the extra `plots`. Pictures of steps are rendered in an exact replay, where the environment can be rendered.
     """
-    from storage.store import Store
-
-    from ..reporting import write_report
-    from ..simulation import Named
-
     format_of(output, {".html": "HTML", ".htm": "HTML"}, default="HTML")
-
+    opened, home = open_store(store), simulation.Named.of(env)
     with progress_bars() as bars:
-        written = write_report(
-            Store.open(store), subject, out=output, pictures=pictures, env_id=Named.of(env), report=bars
-        )
-    if as_json:
-        print_json(vars(written))
-    else:
-        about = f"{written.labels} labels, {written.episodes} episodes, {written.pictures} pictures"
-        print_lines(f"{about}, {written.bytes / 1e6:.1f} MB", str(written.path))
+        written = reporting.write_report(opened, subject, out=output, pictures=pictures, env_id=home, report=bars)
+    about = f"{written.labels} labels, {written.episodes} episodes, {written.pictures} pictures"
+    print_result(as_json, vars(written), f"{about}, {written.bytes / 1e6:.1f} MB", str(written.path))
 
 
 def review(
@@ -274,21 +251,12 @@ def review(
     It opens without a network or a server and keeps the answers in the browser; the file that it saves goes into
     `trajnote annotations import`. Needs the extra `plots`.
     """
-    from storage.store import Store
-
-    from ..labelling import prepare_queue
-    from ..reporting import write_review
-    from ..simulation import Named
-
-    opened = Store.open(store)
-    prepared = prepare_queue(opened, run, order=queue, dataset=dataset, limit=limit, seed=seed)
+    opened, home = open_store(store), simulation.Named.of(env)
+    prepared = labelling.prepare_queue(opened, run, order=queue, dataset=dataset, limit=limit, seed=seed)
     with progress_bars() as bars:
-        written = write_review(opened, prepared, out=output, pictures=pictures, env_id=Named.of(env), report=bars)
-    if as_json:
-        print_json(vars(written))
-    else:
-        about = f"{written.items} items of {written.dataset_id}, {written.pictures} pictures"
-        print_lines(f"{written.queue_id}: {about}", *written.problems, str(written.path))
+        written = reporting.write_review(opened, prepared, out=output, pictures=pictures, env_id=home, report=bars)
+    about = f"{written.items} items of {written.dataset_id}, {written.pictures} pictures"
+    print_result(as_json, vars(written), f"{written.queue_id}: {about}", *written.problems, str(written.path))
 
 
 def watch(
@@ -302,21 +270,14 @@ def watch(
 
     The catalog is read only briefly, so that other commands are not blocked. Ctrl-C ends it.
     """
-    from rich.console import Console
-
-    from storage.store import Store
-
-    from ..reporting import draw, look
-    from ..reporting import watch as keep_watching
-
-    opened = Store.open(store)
+    opened = open_store(store)
     if as_json:
-        standing = look(opened)
-        print_json(vars(standing) | {"in_flight_usd": standing.in_flight_usd})
+        status = reporting.look(opened)
+        print_json(vars(status) | {"in_flight_usd": status.in_flight_usd})
     elif once:
-        Console().print(draw(look(opened), budget))
+        Console().print(reporting.draw(reporting.look(opened), budget))
     else:
         try:
-            keep_watching(opened, Console(), every_s=every, budget_usd=budget)
+            reporting.watch(opened, Console(), every_s=every, budget_usd=budget)
         except KeyboardInterrupt:
             return

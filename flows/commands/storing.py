@@ -9,8 +9,12 @@ from typing import Annotated, Literal
 
 import typer
 
-from .options import DEFAULT_STORE, JsonOption, StoreOption
-from .output import format_of, print_json, print_lines, print_table, progress_bars
+from storage import datasets, policies, queries, remote, upkeep
+from storage.errors import DamagedStore
+
+from .. import policies as playing
+from .options import DEFAULT_STORE, JsonOption, StoreOption, open_store
+from .output import format_of, print_lines, print_result, print_rows, progress_bars
 
 UrlArgument = Annotated[str, typer.Argument(help="s3://BUCKET/FOLDER, gs://BUCKET/FOLDER or file:///FOLDER.")]
 _PolicyFormat = Literal["onnx", "sb3", "torch", "json"]
@@ -35,15 +39,10 @@ def register(app: typer.Typer) -> None:
 @store_app.command("verify")
 def store_verify(store: StoreOption = DEFAULT_STORE, as_json: JsonOption = False) -> None:
     """Hash every file again and compare it with the catalog; damaged files are named."""
-    from storage.errors import DamagedStore
     from storage.store import Store
-    from storage.upkeep import verify_store
 
-    damages = verify_store(Store.locate(store))
-    if as_json:
-        print_json({"damaged": len(damages), "damages": [str(damage) for damage in damages]})
-    else:
-        print_lines(*(str(damage) for damage in damages))
+    damages = [str(damage) for damage in upkeep.verify_store(Store.locate(store))]
+    print_result(as_json, {"damaged": len(damages), "damages": damages}, *damages)
     if damages:
         raise DamagedStore(f"{len(damages)} things in {store} are damaged.", "See the list above.")
     if not as_json:
@@ -65,47 +64,39 @@ def store_gc(
     That is refined policies, datasets without annotations, reports, and leftovers of killed commands. What a policy in
     force, an annotation or anything kept was made from is kept. Annotations and raw replies are never deleted.
     """
-    from storage.store import Store
-    from storage.upkeep import delete_garbage, find_garbage
-
-    opened = Store.open(store)
-    found = find_garbage(opened, keep, pin or ())
-    freed = delete_garbage(opened, found) if delete else 0
+    opened = open_store(store)
+    found = upkeep.find_garbage(opened, keep, pin or ())
+    freed = upkeep.delete_garbage(opened, found) if delete else 0
     rows = [{"kind": g.kind, "name": g.name, "bytes": g.bytes, "why": g.why} for g in found]
-    if as_json:
-        print_json({"deleted": delete, "bytes": sum(g.bytes for g in found), "garbage": rows})
-        return
-    print_table(f"{len(rows)} things that {store} no longer needs", rows)
-    print_lines(f"deleted, {freed} bytes" if delete else "nothing was deleted; --delete does it")
+    print_rows(
+        as_json,
+        {"deleted": delete, "bytes": sum(g.bytes for g in found), "garbage": rows},
+        f"{len(rows)} things that {store} no longer needs",
+        rows,
+        f"deleted, {freed} bytes" if delete else "nothing was deleted; --delete does it",
+    )
 
 
 @store_app.command("list")
 def store_list(store: StoreOption = DEFAULT_STORE, as_json: JsonOption = False) -> None:
     """List the store's datasets."""
-    from storage.datasets import list_datasets
-    from storage.store import Store
-
-    rows = [asdict(summary) for summary in list_datasets(Store.open(store))]
-    if as_json:
-        print_json({"store": str(store), "datasets": rows})
-    else:
-        print_table(f"datasets of {store}", rows)
+    rows = [asdict(summary) for summary in datasets.list_datasets(open_store(store))]
+    print_rows(as_json, {"store": str(store), "datasets": rows}, f"datasets of {store}", rows)
 
 
 @store_app.command("runs")
 def store_runs(store: StoreOption = DEFAULT_STORE, as_json: JsonOption = False) -> None:
     """List the store's annotation runs, those under way first: who answered, how far each is, what it cost."""
-    from storage.queries import ask
-    from storage.store import Store
-
-    with Store.open(store).catalog.read() as con:
-        rows = ask(con, "status/runs", minutes=1, limit=_EVERYTHING)
-    if as_json:
-        print_json({"store": str(store), "runs": rows})
-        return
+    with open_store(store).catalog.read() as con:
+        rows = queries.ask(con, "status/runs", minutes=1, limit=_EVERYTHING)
     shown = ("run_id", "dataset_id", "model", "state", "requests", "labels", "rejections", "cost_usd", "created_at")
-    print_table(f"annotation runs of {store}", [{name: row[name] for name in shown} for row in rows])
-    print_lines(*(f"{row['run_id']} failed: {row['error']}" for row in rows if row["error"]))
+    print_rows(
+        as_json,
+        {"store": str(store), "runs": rows},
+        f"annotation runs of {store}",
+        [{name: row[name] for name in shown} for row in rows],
+        *(f"{row['run_id']} failed: {row['error']}" for row in rows if row["error"]),
+    )
 
 
 @store_app.command("push")
@@ -125,19 +116,12 @@ def store_push(
     The annotations also land there as Parquet (`tables/`), for readers without the catalog. Credentials come from the
     usual environment variables (AWS_ACCESS_KEY_ID, AWS_ENDPOINT_URL, GOOGLE_APPLICATION_CREDENTIALS, ...).
     """
-    from storage.remote import push_store
-    from storage.store import Store
-
     with progress_bars() as report:
-        pushed = push_store(Store.open(store), url, replace=replace, check=check, progress=report)
-    if as_json:
-        print_json(asdict(pushed))
-    elif pushed.is_new:
-        print_lines(
-            f"{url}: snapshot {pushed.number}, {pushed.files} files; {pushed.sent} sent, {pushed.sent_bytes} bytes"
-        )
-    else:
-        print_lines(f"{url}: nothing new since snapshot {pushed.number}")
+        pushed = remote.push_store(open_store(store), url, replace=replace, check=check, progress=report)
+    line = f"{url}: nothing new since snapshot {pushed.number}"
+    if pushed.is_new:
+        line = f"{url}: snapshot {pushed.number}, {pushed.files} files; {pushed.sent} sent, {pushed.sent_bytes} bytes"
+    print_result(as_json, asdict(pushed), line)
 
 
 @store_app.command("pull")
@@ -156,14 +140,11 @@ def store_pull(
 
     Local work that was not pushed is replaced only with --replace, which keeps it in `replaced/`.
     """
-    from storage.remote import pull_store
-
     with progress_bars() as report:
-        pulled = pull_store(store, url, number=snapshot, replace=replace, progress=report)
-    if as_json:
-        print_json(asdict(pulled))
-        return
-    print_lines(
+        pulled = remote.pull_store(store, url, number=snapshot, replace=replace, progress=report)
+    print_result(
+        as_json,
+        asdict(pulled),
         f"{store}: snapshot {pulled.number}, {pulled.files} files; {pulled.fetched} fetched, "
         f"{pulled.fetched_bytes} bytes",
         *([f"local work that was not pushed is in {pulled.replaced}"] if pulled.replaced else []),
@@ -177,46 +158,29 @@ def store_export_annotations(
     as_json: JsonOption = False,
 ) -> None:
     """Write annotations, rejections, runs and spending as Parquet, to be read without the catalog and its lock."""
-    from storage.remote import export_tables
-    from storage.store import Store
-
-    files = export_tables(Store.open(store), folder)
-    if as_json:
-        print_json({"files": [str(file) for file in files]})
-    else:
-        print_lines(*map(str, files))
+    files = [str(file) for file in remote.export_tables(open_store(store), folder)]
+    print_result(as_json, {"files": files}, *files)
 
 
 @policy_app.command("list")
 def policy_list(store: StoreOption = DEFAULT_STORE, as_json: JsonOption = False) -> None:
     """List the store's policies, the newest first: where each comes from, what it returned, where it is in force."""
-    from storage.queries import ask
-    from storage.store import Store
-
-    with Store.open(store).catalog.read() as con:
-        rows = ask(con, "status/policies")
-    if as_json:
-        print_json({"store": str(store), "policies": rows})
-        return
+    with open_store(store).catalog.read() as con:
+        rows = queries.ask(con, "status/policies")
     shown = ("policy_id", "kind", "env_id", "dataset_id", "return_", "mode", "episodes", "in_force", "created_at")
-    print_table(f"policies of {store}", [{name: row[name] for name in shown} for row in rows])
+    table = [{name: row[name] for name in shown} for row in rows]
+    print_rows(as_json, {"store": str(store), "policies": rows}, f"policies of {store}", table)
 
 
 @policy_app.command("current")
 def policy_current(store: StoreOption = DEFAULT_STORE, as_json: JsonOption = False) -> None:
     """Show which policy each deployment has in force, since when and why, and the folder where it always is."""
-    from storage.policies import CURRENT, list_in_force
-    from storage.store import Store
-
-    opened = Store.open(store)
+    opened = open_store(store)
     rows = [
-        {**vars(known), "path": str(opened.deployment_dir(known.deployment) / CURRENT)}
-        for known in list_in_force(opened)
+        {**vars(known), "path": str(opened.deployment_dir(known.deployment) / policies.CURRENT)}
+        for known in policies.list_in_force(opened)
     ]
-    if as_json:
-        print_json({"in_force": rows})
-    else:
-        print_table(f"{len(rows)} deployments of {store} have decided", rows)
+    print_rows(as_json, {"in_force": rows}, f"{len(rows)} deployments of {store} have decided", rows)
 
 
 @policy_app.command("export")
@@ -246,23 +210,18 @@ def policy_export(
     ONNX needs the extra `onnx`: the input `observation` is (N, n) float32; `action` is the greedy action. The zip of
     Stable-Baselines3 is a copy of the original with other weights; statistics of a normalised agent come with it.
     """
-    from storage.store import Store
-
-    from ..policies import export_policy
-
-    wanted: _PolicyFormat | None = format_
     if output and output.suffix:
         named: _PolicyFormat = format_of(output, _POLICY_ENDINGS, format_)
-        wanted = named
-    written = export_policy(Store.open(store), policy, output, format=wanted, like=like)
+        format_ = named
+    written = playing.export_policy(open_store(store), policy, output, format=format_, like=like)
     found, files = written.agreement, [str(file) for file in (written.path, written.beside) if file]
-    if as_json:
-        paths = {"path": files[0], "policy_id": written.policy_id} | ({"beside": files[1]} if files[1:] else {})
-        print_json(paths | (vars(found) if found else {}))
-        return
-    if found:
-        print_lines(
+    paths = {"path": files[0], "policy_id": written.policy_id} | ({"beside": files[1]} if files[1:] else {})
+    agreement = (
+        ()
+        if found is None
+        else (
             f"{found.observations} observations: outputs differ by {found.largest_difference:.1g} at most, "
-            f"{found.actions_equal:.2%} of the actions are equal"
+            f"{found.actions_equal:.2%} of the actions are equal",
         )
-    print_lines(*files)
+    )
+    print_result(as_json, paths | (vars(found) if found else {}), *agreement, *files)
