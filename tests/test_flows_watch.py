@@ -54,6 +54,20 @@ def test_a_finished_refinement_shows_its_labels_snapshots_and_gate(judged: tuple
     assert "<b>toy</b>" in text
 
 
+def test_the_candidates_of_an_estimate_are_shown_by_their_steps_for_nothing_was_played(store: Store) -> None:
+    home: dict[str, object] = {"comparison_id": "c_1", "dataset_id": "d", "env_id": "e", "baseline_id": "b"}
+    reasons = {"reason": "nothing was played", "better_reason": "", "credit_reason": ""}
+    verdicts = {"accepted": False, "better": False, "credit": False, **reasons}
+    put(store, "comparisons", **home, **verdicts, policy_id="b", recipe="A", basis="estimated")
+    counts = {"labels": 3, "draws": 1, "accepted": 0, "episodes": 2}
+    put(store, "arms", comparison_id="c_1", arm="labels", mode="greedy", **counts, return_=1.0, low=0.0, high=2.0)
+    put(store, "refinements", refinement_id="f_1", comparison_id="c_1", dataset_id="d", arm="labels", draw=0)
+    for number, step in enumerate((30, 60)):
+        candidate = {"refinement_id": "f_1", "number": number, "policy_id": "p", "step": step, "beta": 0.1}
+        put(store, "candidates", **candidate, return_=None, chosen=step == 60)
+    assert "30  [60]" in printed(store)
+
+
 @pytest.mark.slow
 def test_labels_per_minute_are_those_of_the_last_five_minutes(store: Store) -> None:
     put(store, "annotation_runs", run_id="a_1", dataset_id="d", provider="batch", model="m")

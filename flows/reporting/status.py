@@ -194,11 +194,10 @@ def _gate(standing: StoreStatus, comparison: Row) -> list[RenderableType]:
 
 
 def _snapshots(snapshots: Sequence[Row], arm: str) -> str:
-    """Best selection return by training step; the candidate tested by the gate is in brackets."""
+    """Best selection return by training step, where it was played; the tested candidate's is in brackets."""
     own = [row for row in snapshots if row["arm"] == arm]
-    return "  ".join(
-        f"[{row['step']}: {row['best']:.0f}]" if row["chosen"] else f"{row['step']}: {row['best']:.0f}" for row in own
-    )
+    texts = [f"{row['step']}" if row["best"] is None else f"{row['step']}: {row['best']:.0f}" for row in own]
+    return "  ".join(f"[{text}]" if row["chosen"] else text for text, row in zip(texts, own, strict=True))
 
 
 def _table(title: str, rows: Sequence[dict[str, str]]) -> Table:
