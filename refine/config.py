@@ -169,11 +169,6 @@ class RefineConfig(Frozen):
                 f"The algorithm {self.algorithm} is not for {kind} actions; allowed are {', '.join(allowed)}."
             )
 
-    @model_validator(mode="after")
-    def _check_rewards_are_used(self) -> Self:
-        self._refuse_rewards_without_use()
-        return self
-
     def _refuse_rewards_without_use(self) -> None:
         if self.algorithm == "bc" and self.mode != "A":
             raise BadInput(
@@ -182,13 +177,10 @@ class RefineConfig(Frozen):
             )
 
     @model_validator(mode="after")
-    def _check_robust(self) -> Self:
+    def _check(self) -> Self:
+        self._refuse_rewards_without_use()
         if self.robust and self.mode == "R":
             raise BadInput("A robust refinement reads suggestions in several ways; mode R uses none.", "Use A or RA.")
-        return self
-
-    @model_validator(mode="after")
-    def _check_lists(self) -> Self:
         betas, snapshots = self.betas or (), self.snapshots or ()
         if not all(0 <= beta < math.inf for beta in betas):
             raise BadInput(f"betas are {betas}; finite numbers are expected, none may be negative.")

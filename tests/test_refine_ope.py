@@ -14,13 +14,15 @@ from refine.evaluation.held_out import out_of_fold
 from refine.evaluation.ope import (
     Estimate,
     OpeConfig,
-    estimate,
+    check_episodes,
+    collect_refits,
     estimated_gain,
     judge_estimated_improvement,
     judge_estimated_labels,
+    refit,
 )
 from refine.labels.labels import Labels
-from refine.policies.mlp import MlpPolicy
+from refine.policies.mlp import MlpPolicy, Mode
 from storage.datasets.columns import StepArrays
 from storage.errors import BadInput
 from storage.schema import Space
@@ -29,6 +31,13 @@ BOX = Space(kind="box", dtype="float32", size=1)
 TWO = Space(kind="discrete", dtype="int64", size=1, n=2)
 REACH = Space(kind="box", dtype="float32", size=1, low=(-1.0,), high=(1.0,))
 LENGTH, EPISODES, GAMMA = 10, 40, 0.8
+
+
+def estimate(steps: StepArrays, policies: list[MlpPolicy], config: OpeConfig, mode: Mode = "greedy") -> list[Estimate]:
+    """Estimates of policies, one refit after the other."""
+    check_episodes(steps)
+    refits = [refit(steps, policies, config, mode, number) for number in range(config.resamples)]
+    return collect_refits(steps, policies, refits)
 
 
 def chain(continuous: bool = False, terminates: bool = False) -> StepArrays:

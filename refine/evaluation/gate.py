@@ -139,15 +139,14 @@ class SeedPlan:
                     )
 
 
-def interval(returns: ArrayLike, *, confidence: float = CONFIDENCE) -> Interval:
-    """Estimate the mean return and a bootstrap interval around it.
+def interval(returns: ArrayLike) -> Interval:
+    """Estimate the mean return and a 95% bootstrap interval around it.
 
     Bias-corrected and accelerated bootstrap (Efron, "Better Bootstrap Confidence Intervals", JASA 1987) with a fixed
     generator, so equal returns give an equal interval. Where all returns are equal the interval is that value.
 
     Args:
         returns: (n,) undiscounted returns, n >= 2.
-        confidence: probability that the interval covers the true mean.
 
     Raises:
         BadInput: for fewer than two returns or one that is not finite.
@@ -156,9 +155,9 @@ def interval(returns: ArrayLike, *, confidence: float = CONFIDENCE) -> Interval:
     mean = float(values.mean())
     if np.ptp(values) <= ROUNDING * max(1.0, float(np.abs(values).max())):
         return Interval(mean, mean, mean, len(values))
-    low, high = _bootstrap(values, "BCa", confidence)
+    low, high = _bootstrap(values, "BCa")
     if not np.isfinite([low, high]).all():  # the correction fails on some samples of very few distinct values
-        low, high = _bootstrap(values, "percentile", confidence)
+        low, high = _bootstrap(values, "percentile")
     return Interval(mean, low, high, len(values))
 
 
@@ -222,28 +221,24 @@ def judge_improvement(refined: ArrayLike, baseline: ArrayLike, *, accepted: bool
     gain = paired_difference(refined, baseline)
     if not accepted:
         return Verdict("no", "the refinement was rejected, so the baseline is in force", {"baseline": gain})
-    if _is_proven(gain):
+    if gain.n >= MINIMUM_EPISODES and gain.is_above_zero:
         return Verdict("yes", f"the refined policy is better than the baseline by {gain}", {"baseline": gain})
     reason = f"the refined policy is not shown to be better than the baseline: {gain}, {_shortfall(gain)}"
     return Verdict("not shown", reason, {"baseline": gain})
 
 
-def _bootstrap(values: Returns, method: Literal["BCa", "percentile"], confidence: float) -> tuple[float, float]:
+def _bootstrap(values: Returns, method: Literal["BCa", "percentile"]) -> tuple[float, float]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a failed correction is a NaN, which the caller handles
         found: Any = scipy.stats.bootstrap(
             (values,),
             np.mean,
             method=method,
-            confidence_level=confidence,
+            confidence_level=CONFIDENCE,
             n_resamples=RESAMPLES,
             rng=np.random.default_rng(0),
         )
     return float(found.confidence_interval.low), float(found.confidence_interval.high)
-
-
-def _is_proven(difference: Interval) -> bool:
-    return difference.n >= MINIMUM_EPISODES and difference.is_above_zero
 
 
 def _shortfall(gain: Interval) -> str:
@@ -268,7 +263,7 @@ def checked_returns(returns: ArrayLike | Sequence[float]) -> Returns:
     return values
 
 
-def interval_over_seeds(returns: ArrayLike, *, confidence: float = CONFIDENCE) -> Interval:
+def interval_over_seeds(returns: ArrayLike) -> Interval:
     """Estimate the mean return over all trainings and all episodes of which a few were drawn.
 
     Every training is judged on the same episodes, so the design is crossed and both are random effects. With `MS_t`,
@@ -279,7 +274,6 @@ def interval_over_seeds(returns: ArrayLike, *, confidence: float = CONFIDENCE) -
 
     Args:
         returns: (S, E), one row per training seed, one column per episode seed.
-        confidence: probability that the interval covers the true mean.
 
     Returns:
         The interval; `n` is E. With one training, or equal ones, it is that of `gate.interval` over the episodes.
@@ -291,12 +285,12 @@ def interval_over_seeds(returns: ArrayLike, *, confidence: float = CONFIDENCE) -
     if table.ndim != 2 or not len(table):
         raise BadInput(f"Returns have shape {table.shape}; (trainings, episodes) is expected.")
     if np.ptp(table, axis=0).max() <= ROUNDING * max(1.0, float(np.abs(table).max())):
-        return interval(table[0], confidence=confidence)
+        return interval(table[0])
     if not np.isfinite(table).all():
         raise BadInput(f"{int((~np.isfinite(table)).sum())} of {table.size} returns are not finite numbers.")
     mean = float(table.mean())
     variance, freedom = _variance_of_mean(table)
-    half = float(scipy.stats.t.ppf((1 + confidence) / 2, freedom) * np.sqrt(variance))
+    half = float(scipy.stats.t.ppf((1 + CONFIDENCE) / 2, freedom) * np.sqrt(variance))
     return Interval(mean, mean - half, mean + half, table.shape[1])
 
 
@@ -402,23 +396,10 @@ def interval_over_draws(returns: ArrayLike, draws: int) -> Interval:
         BadInput: if fewer than two draws have a part.
     """
     values = checked_returns(returns)
-    return interval_of_means([float(values[part].mean()) for part in deal(len(values), draws)], len(values))
-
-
-def interval_of_means(means: Sequence[float], episodes: int) -> Interval:
-    """Student's t over the means of draws that were played on different seeds.
-
-    Args:
-        means: one per draw.
-        episodes: behind them.
-
-    Raises:
-        BadInput: for fewer than two draws.
-    """
-    values = checked_returns(means)
-    half = float(scipy.stats.t.ppf((1 + CONFIDENCE) / 2, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values)))
-    mean = float(values.mean())
-    return Interval(mean, mean - half, mean + half, episodes)
+    means = checked_returns([float(values[part].mean()) for part in deal(len(values), draws)])
+    half = float(scipy.stats.t.ppf((1 + CONFIDENCE) / 2, len(means) - 1) * means.std(ddof=1) / np.sqrt(len(means)))
+    mean = float(means.mean())
+    return Interval(mean, mean - half, mean + half, len(values))
 
 
 def judge_labels(ranks: Sequence[Rank], leads: Mapping[str, Interval], *, accepted: bool = True) -> Verdict:

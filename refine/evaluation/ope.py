@@ -20,7 +20,8 @@ from storage.datasets import ENOUGH_ROWS, StepArrays, choose_rows
 from storage.errors import BadInput
 from storage.schema import Array, Frozen
 
-from ..policies import MlpPolicy, Mode, action_units, network_inputs
+from ..policies import MlpPolicy, Mode, network_inputs
+from ..training import in_network_units
 from .gate import CONFIDENCE, Interval, Verdict
 
 Floats = NDArray[np.float64]
@@ -129,20 +130,6 @@ _ACTION_SAMPLES = 4  # next actions per step of a continuous policy that is draw
 _CHUNK = 65_536  # observations per call of a policy; bounds the memory
 _OUTLIER = 5.0  # standard deviations at which an input is cut
 _LINEAR = 0.1  # size of the plain inputs beside the random features
-
-
-def estimate(
-    steps: StepArrays, policies: Sequence[MlpPolicy], config: OpeConfig | None = None, *, mode: Mode = "greedy"
-) -> list[Estimate]:
-    """Estimate policies in this process; see `refit` for the method.
-
-    Raises:
-        BadInput: for fewer than 5 episodes.
-    """
-    config = config or OpeConfig()
-    check_episodes(steps)
-    refits = [refit(steps, policies, config, mode, number) for number in range(config.resamples)]
-    return collect_refits(steps, policies, refits)
 
 
 def check_episodes(steps: StepArrays) -> None:
@@ -256,18 +243,17 @@ def _evaluate(steps: StepArrays, policy: MlpPolicy, log: _Log, config: OpeConfig
         logged = _one_hot(steps.action[log.rows] - policy.action_space.start, int(policy.action_space.n or 1))
         features = _spread(_features(log, log.inputs(log.rows)), logged)
     else:
-        features = _features(log, log.inputs(log.rows), _in_units(steps.action[log.rows], policy))
+        features = _features(log, log.inputs(log.rows), in_network_units(steps.action[log.rows], policy.action_space))
     expected = _expected_features(log, steps, policy, following, mode)
     weighted = features * log.weights[:, None]
     matrix = weighted.T @ (features - discounts[:, None] * expected)
     matrix[np.diag_indices_from(matrix)] += config.ridge * log.weights.sum() / matrix.shape[0]
     solution = np.linalg.solve(matrix, weighted.T @ steps.reward[log.rows])
-    parts = (log.starts[start : start + _CHUNK] for start in range(0, len(log.starts), _CHUNK))
-    first = np.concatenate([_expected_features(log, steps, policy, part, mode) @ solution for part in parts])
+    first = _in_chunks(lambda rows: _expected_features(log, steps, policy, rows, mode) @ solution, log.starts)
     return float(np.average(np.clip(first, *log.bounds), weights=log.start_weights))
 
 
-def _features(log: _Log, inputs: Floats, actions: Floats | None = None) -> Floats:
+def _features(log: _Log, inputs: Floats, actions: Array | None = None) -> Floats:
     """Random cosines, a constant, and the plain inputs, (B, D + 1 + n)."""
     inputs = inputs if actions is None else np.concatenate([inputs, actions], axis=1)
     cosines = np.cos(inputs @ log.directions + log.phases) * np.sqrt(2 / len(log.phases))
@@ -284,17 +270,13 @@ def _expected_features(log: _Log, steps: StepArrays, policy: MlpPolicy, rows: ND
     if policy.action_space.is_discrete:
         return _spread(_features(log, log.inputs(rows)), _chances(policy, steps.observation[rows], mode))
     draws = _ACTION_SAMPLES if mode == "sampled" and policy.is_stochastic else 1
-    rng = np.random.default_rng(0)
-    found = [
-        _features(log, log.inputs(rows), _in_units(_act(policy, steps.observation[rows], mode, rng), policy))
-        for _ in range(draws)
-    ]
-    return np.mean(found, axis=0)
+    rng, seen = np.random.default_rng(0), steps.observation[rows]
 
+    def act(chunk: Array) -> Array:
+        return policy.act(chunk, mode=mode, rngs=[rng] * len(chunk)).actions
 
-def _in_units(actions: Array, policy: MlpPolicy) -> Floats:
-    middle, half = action_units(policy.action_space)
-    return ((actions - middle) / half).astype(np.float64)
+    actions = (in_network_units(_in_chunks(act, seen), policy.action_space) for _ in range(draws))
+    return np.mean([_features(log, log.inputs(rows), drawn) for drawn in actions], axis=0)
 
 
 def _one_hot(actions: Array, count: int) -> Floats:
@@ -303,21 +285,17 @@ def _one_hot(actions: Array, count: int) -> Floats:
 
 def _chances(policy: MlpPolicy, observations: Array, mode: Mode) -> Floats:
     """Probability of every discrete action, (B, k)."""
-    outputs = _outputs(policy, observations).astype(np.float64)
+    outputs = _in_chunks(policy.forward, observations).astype(np.float64)
     if mode == "greedy" or not policy.is_stochastic:
         return _one_hot(outputs.argmax(axis=1), outputs.shape[1])
     weights = np.exp(outputs - outputs.max(axis=1, keepdims=True))
     return weights / weights.sum(axis=1, keepdims=True)
 
 
-def _act(policy: MlpPolicy, observations: Array, mode: Mode, rng: np.random.Generator) -> Array:
-    chunks = [observations[start : start + _CHUNK] for start in range(0, len(observations), _CHUNK)]
-    return np.concatenate([policy.act(chunk, mode=mode, rngs=[rng] * len(chunk)).actions for chunk in chunks])
-
-
-def _outputs(policy: MlpPolicy, observations: Array) -> Array:
+def _in_chunks(ask: Callable[[Array], Array], observations: Array) -> Array:
+    """What a policy says, of so many observations at a time."""
     chunks = range(0, len(observations), _CHUNK)
-    return np.concatenate([policy.forward(observations[start : start + _CHUNK]) for start in chunks])
+    return np.concatenate([ask(observations[start : start + _CHUNK]) for start in chunks])
 
 
 def _support(steps: StepArrays, policy: MlpPolicy) -> float:
@@ -325,5 +303,5 @@ def _support(steps: StepArrays, policy: MlpPolicy) -> float:
     if not policy.action_space.is_discrete:
         return float("nan")
     rows = choose_rows(np.flatnonzero(~steps.is_final), ENOUGH_ROWS)
-    chosen = _outputs(policy, steps.observation[rows]).argmax(axis=1) + policy.action_space.start
+    chosen = _in_chunks(policy.forward, steps.observation[rows]).argmax(axis=1) + policy.action_space.start
     return float(np.mean(chosen == steps.action[rows]))

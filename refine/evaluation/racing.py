@@ -123,7 +123,9 @@ def decide_early(differences: ArrayLike, *, most: int, worst: float, error: floa
         return Decision(True, f"accepted: {sentence}, all of it above zero", gain)
     if len(values) == most:
         return Decision(False, f"rejected: {sentence}, which does not exclude zero", gain)
-    if _upper_limit(values) < _smallest_provable(values, most, error):
+    spread = values.std(ddof=1)
+    upper_limit = values.mean() + scipy.stats.norm.ppf(HOPE) * spread / np.sqrt(len(values))
+    if upper_limit < _deviations(error) * spread / np.sqrt(most):  # what the whole test would prove with `POWER`
         return Decision(False, f"rejected: {sentence}, too little to be proven by the others", gain)
     if len(values) >= SAME and not values.any():
         return Decision(False, f"rejected: {sentence}; it returned what the baseline did in every one of them", gain)
@@ -243,15 +245,6 @@ def _draw_weights(count: int) -> Returns:
     """Dirichlet(1, ..., 1) weights, (RESAMPLES, count); the same ones each time, so equal numbers get equal bounds."""
     drawn = np.random.default_rng(0).standard_exponential((RESAMPLES, count))
     return drawn / drawn.sum(axis=1, keepdims=True)
-
-
-def _upper_limit(values: Returns) -> float:
-    return float(values.mean() + scipy.stats.norm.ppf(HOPE) * values.std(ddof=1) / np.sqrt(len(values)))
-
-
-def _smallest_provable(values: Returns, most: int, error: float) -> float:
-    """The gain that `most` episodes of this spread would prove with probability `POWER`."""
-    return float(_deviations(error) * values.std(ddof=1) / np.sqrt(most))
 
 
 def _deviations(error: float) -> float:

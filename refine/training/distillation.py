@@ -21,6 +21,7 @@ from storage.errors import BadInput
 from storage.schema import Array, Space
 
 from ..policies import MlpPolicy, OutputKind, action_bounds, action_units, input_size, network_inputs, output_size
+from .packing import in_network_units, mean_lead
 from .reference import read_weights, reproducible
 
 HIDDEN = (64, 64)
@@ -109,15 +110,13 @@ def _read_lesson(
     if kind == "mean":
         return _Lesson(inputs, _in_units(outputs, actions), "policy_output")
     if kind == "q_values":
-        outputs = outputs / max(float(np.mean(outputs.max(axis=1) - outputs.mean(axis=1))), 1e-6)
+        outputs = outputs / mean_lead(outputs)
     return _Lesson(inputs, softmax(outputs.astype(np.float64), axis=1).astype(np.float32), "policy_output")
 
 
 def _in_units(actions: Array, space: Space) -> Array:
     """Continuous actions, cut to the bounds as the environment got them, in the network's units."""
-    low, high = action_bounds(space)
-    middle, half = action_units(space)
-    return ((np.clip(actions, low, high) - middle) / half).astype(np.float32)
+    return in_network_units(np.clip(actions, *action_bounds(space)), space).astype(np.float32)
 
 
 def _hold_out(steps: StepArrays, acted: NDArray[np.int64]) -> NDArray[np.bool_]:

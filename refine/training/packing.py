@@ -56,11 +56,14 @@ def as_logits(policy: MlpPolicy, observations: Array) -> MlpPolicy:
         policy: with a head of Q values.
         observations: (N, n) over which the lead is averaged.
     """
-    values = policy.forward(observations)
-    lead = float(np.mean(values.max(axis=1) - values.mean(axis=1)))
-    factor = np.float32(1.0 / max(lead, 1e-6))
+    factor = np.float32(1.0 / mean_lead(policy.forward(observations)))
     weights = (*policy.weights[:-1], policy.weights[-1] * factor)
     return replace(policy, weights=weights, biases=(*policy.biases[:-1], policy.biases[-1] * factor), head="logits")
+
+
+def mean_lead(values: Array) -> float:
+    """How far the best of some Q values (N, k) is ahead of their average, in the mean; never 0."""
+    return max(float(np.mean(values.max(axis=1) - values.mean(axis=1))), 1e-6)
 
 
 def cutting_bounds(space: Space) -> tuple[Array, Array]:
@@ -112,7 +115,6 @@ class PackedTable:
         annotated: number of annotated rows, which come after them.
         quota: annotated rows in every batch, sampled with replacement.
         action_space: of the actions.
-        seed: of the sampling.
         labellings: of several that speak of the same annotated rows, suggestions (D, m, annotated) and weights
             (D, 1, annotated) of each; None: the columns of the table are all there is.
     """
@@ -126,7 +128,6 @@ class PackedTable:
         annotated: int,
         quota: int,
         action_space: Space,
-        seed: int = 0,
         labellings: tuple[Floats, Floats] | None = None,
     ) -> None:
         self.take, self.columns, self.action_space = take, columns, action_space
@@ -134,7 +135,7 @@ class PackedTable:
         self._plain = plain
         self._annotated = annotated
         self._quota = quota
-        self.reseed(seed)
+        self.reseed(0)
 
     def __len__(self) -> int:
         """Rows; a step with several labels is several rows."""
@@ -216,7 +217,7 @@ def build_table(
     rows = np.concatenate([plain, labels.rows[counting]])
     notes = _notes(labels, counting, suggestions, space=baseline.action_space)
     readers = _readers(steps, rewards, baseline)
-    columns = _lay_out(_widths(baseline))
+    columns = _lay_out(baseline)
 
     def pack(places: Rows) -> Floats:
         packed = np.zeros((len(places), columns["references"].stop), np.float32)
@@ -278,6 +279,10 @@ def _readers(
             actions[final] = baseline.act(steps.observation[rows[final]]).actions
         return actions
 
+    def refer(rows: Rows) -> Array:
+        outputs = baseline.forward(steps.observation.take(rows, axis=0))
+        return outputs if baseline.action_space.is_discrete else in_network_units(outputs, baseline.action_space)
+
     return {
         "observations": observe,
         "actions": act,
@@ -285,18 +290,19 @@ def _readers(
         "terminals": lambda rows: steps.terminated[rows, None],
         "next_observations": lambda rows: observe(rows + 1),
         "next_actions": lambda rows: act(rows + 1),
-        "references": lambda rows: _references(baseline, steps.observation.take(rows, axis=0)),
+        "references": refer,
     }
 
 
-def _widths(baseline: MlpPolicy) -> dict[str, int]:
-    """Numbers in each column of the table, in their order."""
+def _lay_out(baseline: MlpPolicy) -> dict[str, slice]:
+    """Where the numbers of each column are in the table, one after the other."""
     seen = input_size(baseline.observation_space)
     done = 1 if baseline.action_space.is_discrete else baseline.action_space.size
-    logged = {"observations": seen, "actions": done, "rewards": 1, "terminals": 1}
-    logged |= {"next_observations": seen, "next_actions": done}
-    said = {"suggestions": done, "weights": 1, "labelled": 1}
-    return {**logged, **said, "references": output_size(baseline.action_space)}
+    widths = {"observations": seen, "actions": done, "rewards": 1, "terminals": 1}
+    widths |= {"next_observations": seen, "next_actions": done}
+    widths |= {"suggestions": done, "weights": 1, "labelled": 1, "references": output_size(baseline.action_space)}
+    ends = accumulate(widths.values())
+    return {name: slice(end - width, end) for (name, width), end in zip(widths.items(), ends, strict=True)}
 
 
 def _notes(labels: Labels, counting: Rows, counted: bool, *, space: Space) -> dict[str, Callable[[Rows], Array]]:
@@ -312,14 +318,3 @@ def _notes(labels: Labels, counting: Rows, counted: bool, *, space: Space) -> di
         "weights": lambda places: weights[places, None] / size,
         "labelled": lambda places: (weights[places, None] > 0) & counted,
     }
-
-
-def _references(baseline: MlpPolicy, observations: Array) -> Array:
-    outputs = baseline.forward(observations)
-    return outputs if baseline.action_space.is_discrete else in_network_units(outputs, baseline.action_space)
-
-
-def _lay_out(widths: dict[str, int]) -> dict[str, slice]:
-    """Where each block's columns are in the table, one block after the other."""
-    ends = accumulate(widths.values())
-    return {name: slice(end - width, end) for (name, width), end in zip(widths.items(), ends, strict=True)}
