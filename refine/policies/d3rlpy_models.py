@@ -6,8 +6,9 @@ A `.d3` file is a pickle: loading one runs whatever is in it, so load only what 
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import d3rlpy
 import numpy as np
@@ -27,16 +28,9 @@ from storage.errors import BadInput
 from storage.schema import Array, Space
 
 from .mlp import Head, MlpPolicy, action_bounds
-from .sb3_models import Dense, NotAnMlpError, read_dense
+from .sb3_models import Network, NotAnMlpError, read_modules
 
 _SNAPSHOT = re.compile(r"model_(\d+)\.d3")
-
-
-class _Normalisation(NamedTuple):
-    """`x = (observation - shift) / scale`."""
-
-    shift: Array | None  # (n,)
-    scale: Array | None  # (n,)
 
 
 def find_learnable(path: Path) -> Path:
@@ -85,61 +79,57 @@ def from_d3rlpy(algo: Any, observation_space: Space, action_space: Space) -> Mlp
     """
     if observation_space.is_discrete:
         raise NotAnMlpError("d3rlpy takes a discrete observation as a number, not as one input per value.")
-    dense, head = _read_policy(algo.impl)
-    if head == "tanh":
+    network = _read_policy(algo.impl)
+    if network.head == "tanh":
         _check_bounds(algo.action_scaler, action_space)
-    return MlpPolicy(
-        observation_space,
-        action_space,
-        *dense,
-        head=head,
-        **_read_scaler(algo.observation_scaler, observation_space.size)._asdict(),
-    )
+    shift, scale = _read_scaler(algo.observation_scaler, observation_space.size)
+    return replace(network.to_policy(observation_space, action_space), shift=shift, scale=scale)
 
 
-def _read_policy(impl: Any) -> tuple[Dense, Head]:
+def _read_policy(impl: Any) -> Network:
     """The network behind `predict`, recognised by the method that computes it, which subclasses share."""
     method, modules = type(impl).inner_predict_best_action, impl.modules
     if method is DQNImpl.inner_predict_best_action:
-        return _read_q_function(modules.q_funcs), "q_values"
+        return _read_q_function(modules.q_funcs)
     if method is DiscreteBCImpl.inner_predict_best_action:
-        return _read_head(modules.imitator, "_fc"), "logits"
+        return _read_head(modules.imitator, "logits", "_fc")
     if method is DiscreteSACImpl.inner_predict_best_action:
-        return _read_head(modules.policy, "_fc"), "logits"
+        return _read_head(modules.policy, "logits", "_fc")
     if method is BCImpl.inner_predict_best_action:
-        return _read_head(modules.imitator, "_fc", "_mu"), "tanh"
+        return _read_head(modules.imitator, "tanh", "_fc", "_mu")
     if method is DDPGBaseImpl.inner_predict_best_action:
-        return _read_head(modules.policy, "_fc", "_mu"), "tanh"
+        return _read_head(modules.policy, "tanh", "_fc", "_mu")
     raise NotAnMlpError(f"The greedy action of a {type(impl).__name__} is not the output of one network.")
 
 
-def _read_q_function(functions: Any) -> Dense:
+def _read_q_function(functions: Any) -> Network:
     if len(functions) != 1 or not isinstance(functions[0], DiscreteMeanQFunction):
         kinds = ", ".join(type(function).__name__ for function in functions)
         raise NotAnMlpError(f"Its Q functions are {kinds}; one with a plain mean is portable.")
-    return _read_head(functions[0], "_fc")
+    return _read_head(functions[0], "q_values", "_fc")
 
 
-def _read_head(network: Any, *names: str) -> Dense:
+def _read_head(network: Any, head: Head, *names: str) -> Network:
     """An encoder of plain layers and the last layer, whichever of the names that has."""
     last = next((getattr(network, name) for name in names if hasattr(network, name)), None)
     encoder = getattr(network, "_encoder", None)
     if last is None or not hasattr(encoder, "_layers"):
         raise NotAnMlpError(f"A {type(network).__name__} with a {type(encoder).__name__} is not portable.")
-    return read_dense(getattr(encoder, "_layers"), last)  # noqa: B009  (private names of d3rlpy)
+    return read_modules(getattr(encoder, "_layers"), last, head=head)  # noqa: B009  (private names of d3rlpy)
 
 
-def _read_scaler(scaler: Any, size: int) -> _Normalisation:
+def _read_scaler(scaler: Any, size: int) -> tuple[Array | None, Array | None]:
+    """Shift and scale (n,) of `x = (observation - shift) / scale`."""
     if scaler is None:
-        return _Normalisation(None, None)
+        return None, None
     if isinstance(scaler, StandardObservationScaler):
         mean, std = np.asarray(scaler.mean), np.asarray(scaler.std)
-        return _Normalisation(np.broadcast_to(mean, size), np.broadcast_to(std + scaler.eps, size))
+        return np.broadcast_to(mean, size), np.broadcast_to(std + scaler.eps, size)
     if isinstance(scaler, MinMaxObservationScaler):
         low, high = np.asarray(scaler.minimum), np.asarray(scaler.maximum)
-        return _Normalisation(np.broadcast_to((low + high) / 2, size), np.broadcast_to((high - low) / 2, size))
+        return np.broadcast_to((low + high) / 2, size), np.broadcast_to((high - low) / 2, size)
     if isinstance(scaler, PixelObservationScaler):
-        return _Normalisation(None, np.full(size, 255.0))
+        return None, np.full(size, 255.0)
     raise NotAnMlpError(f"A {type(scaler).__name__} is not portable.")
 
 

@@ -20,12 +20,11 @@ from storage.disk import shorten
 from storage.errors import BadInput
 from storage.schema import Array, Space
 
-from .mlp import Activation, Head, MlpPolicy
+from .mlp import Head, MlpPolicy
 
 # Stable-Baselines3 and d3rlpy both try to import the old gym, which would print a page about its end
 gym_notices.notices.clear()
 
-_ACTIVATIONS: dict[type[nn.Module], Activation] = {nn.Tanh: "tanh", nn.ReLU: "relu"}
 _INERT = (nn.Flatten, nn.Identity, nn.Dropout)  # they change nothing when a policy acts
 _LIBRARIES = ("stable_baselines3.", "sb3_contrib.")
 _EXTRACTORS = ("FlattenExtractor", "CombinedExtractor")  # what they compute of flat observations is to join them
@@ -38,14 +37,6 @@ _LAYER = re.compile(r"(?:(\d{1,4})\.)?(weight|bias)")
 
 class NotAnMlpError(BadInput):
     """A policy that acts, but is no perceptron of the portable kind."""
-
-
-class Dense(NamedTuple):
-    """The layers of a perceptron."""
-
-    weights: tuple[Array, ...]  # (in, out) each
-    biases: tuple[Array, ...]  # (out,) each
-    activation: Activation
 
 
 Tensors = Mapping[str, Array]
@@ -285,7 +276,7 @@ def _mean_of_quantiles(weight: Array, bias: Array, action_space: Space) -> tuple
     )
 
 
-def read_dense(*modules: nn.Module) -> Dense:
+def read_modules(*modules: nn.Module, head: Head) -> Network:
     """Read linear layers with one activation between each two.
 
     Raises:
@@ -296,12 +287,11 @@ def read_dense(*modules: nn.Module) -> Dense:
     others = [type(leaf) for leaf in leaves if not isinstance(leaf, nn.Linear)]
     kinds = set(others) or {nn.Tanh}
     alternates = all(isinstance(leaf, nn.Linear) == (place % 2 == 0) for place, leaf in enumerate(leaves))
-    if len(kinds) != 1 or not kinds <= _ACTIVATIONS.keys() or not alternates or len(linears) != len(others) + 1:
+    if len(kinds) != 1 or not kinds <= {nn.Tanh, nn.ReLU} or not alternates or len(linears) != len(others) + 1:
         layers = ", ".join(type(leaf).__name__ for leaf in leaves)
         raise NotAnMlpError(f"Its layers are {layers}; linear ones with tanh or ReLU between them are portable.")
-    weights = tuple(to_array(linear.weight).T for linear in linears)
-    biases = tuple(_bias(linear) for linear in linears)
-    return Dense(weights, biases, _ACTIVATIONS[kinds.pop()])
+    layers = [(to_array(linear.weight), _bias(linear)) for linear in linears]
+    return Network(layers, kinds.pop().__name__, head, None, None)
 
 
 def to_array(tensor: torch.Tensor) -> Array:

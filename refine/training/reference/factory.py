@@ -5,9 +5,8 @@ from __future__ import annotations
 import importlib.util
 import math
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any, cast
@@ -73,10 +72,29 @@ def create_algorithm(baseline: MlpPolicy, config: RefineConfig, beta: float, *, 
     }
     if baseline.head == "clip":
         fields["cuts"] = [bounds.tolist() for bounds in cutting_bounds(baseline.action_space)]
-    build = _actor_critic if config.has_critic else _cloning
-    algorithm = cast("Algorithm", build(fields, baseline, config, return_scale).create())
+    if config.has_critic:
+        critic_fields = {
+            "gamma": config.gamma,
+            "critic_steps": config.critic_steps,
+            "improvement": config.improvement,
+            "reward_scaler": MultiplyRewardScaler(1.0 / return_scale),
+            "actor_learning_rate": config.learning_rate,
+            "actor_encoder_factory": encoder_of(baseline),
+        }
+        described = _actor_critic(fields | critic_fields, baseline, config)
+    else:
+        fields |= {
+            "learning_rate": config.learning_rate,
+            "encoder_factory": encoder_of(baseline),
+            "improvement": config.improvement if config.algorithm == "bc" else 0.0,
+        }
+        described = (AnnotatedDiscreteBCConfig if baseline.action_space.is_discrete else AnnotatedBCConfig)(**fields)
+    algorithm = cast("Algorithm", described.create())
     algorithm.create_impl((baseline.input_size,), output_size(baseline.action_space))
-    _start_at(algorithm, baseline)
+    load_weights(policy_module(algorithm), baseline)
+    target = cast("Any", algorithm.impl).modules.get_torch_modules().get("targ_policy")
+    if target is not None:
+        load_weights(target, baseline)
     return algorithm
 
 
@@ -106,50 +124,24 @@ def network_outputs(algorithm: Algorithm, observations: Array, baseline: MlpPoli
         return (output.mu if baseline.head == "clip" else output.squashed_mu).numpy() * half + middle
 
 
-def _cloning(fields: dict[str, Any], baseline: MlpPolicy, config: RefineConfig, return_scale: float) -> LearnableConfig:
-    fields |= {
-        "learning_rate": config.learning_rate,
-        "encoder_factory": encoder_of(baseline),
-        "improvement": config.improvement if config.algorithm == "bc" else 0.0,
-    }
-    return AnnotatedDiscreteBCConfig(**fields) if baseline.action_space.is_discrete else AnnotatedBCConfig(**fields)
-
-
-def _actor_critic(
-    fields: dict[str, Any], baseline: MlpPolicy, config: RefineConfig, return_scale: float
-) -> LearnableConfig:
-    fields |= {
-        "gamma": config.gamma,
-        "critic_steps": config.critic_steps,
-        "improvement": config.improvement,
-        "reward_scaler": MultiplyRewardScaler(1.0 / return_scale),
-        "actor_learning_rate": config.learning_rate,
-        "actor_encoder_factory": encoder_of(baseline),
-    }
+def _actor_critic(fields: dict[str, Any], baseline: MlpPolicy, config: RefineConfig) -> LearnableConfig:
+    """The d3rlpy algorithm with a critic that a configuration asks for."""
+    encoder = encoder_of(baseline)
     if baseline.action_space.is_discrete:
-        return _discrete_critic(fields, baseline, config)
+        fields |= {
+            "learning_rate": config.learning_rate,
+            "encoder_factory": encoder,
+            "target_update_interval": TARGET_INTERVAL,
+            "evaluate_actor": config.algorithm == "recipe",
+        }
+        if config.algorithm == "dqn":
+            return AnnotatedDQNConfig(**fields)
+        return AnnotatedDiscreteCQLConfig(**fields, alpha=CONSERVATISM if config.algorithm == "recipe" else 1.0)
     if not np.isfinite(action_bounds(baseline.action_space)).all():
         raise BadInput(
             f"Mode {config.mode} of {config.algorithm} needs bounded actions.",
             "Use mode A of recipe or bc, or give the action space bounds.",
         )
-    return _continuous_critic(fields, baseline, config)
-
-
-def _discrete_critic(fields: dict[str, Any], baseline: MlpPolicy, config: RefineConfig) -> LearnableConfig:
-    fields |= {
-        "learning_rate": config.learning_rate,
-        "encoder_factory": encoder_of(baseline),
-        "target_update_interval": TARGET_INTERVAL,
-        "evaluate_actor": config.algorithm == "recipe",
-    }
-    if config.algorithm == "dqn":
-        return AnnotatedDQNConfig(**fields)
-    return AnnotatedDiscreteCQLConfig(**fields, alpha=CONSERVATISM if config.algorithm == "recipe" else 1.0)
-
-
-def _continuous_critic(fields: dict[str, Any], baseline: MlpPolicy, config: RefineConfig) -> LearnableConfig:
-    encoder = encoder_of(baseline)
     fields |= {"critic_learning_rate": config.learning_rate, "critic_encoder_factory": encoder}
     if config.algorithm == "iql":
         return AnnotatedIQLConfig(**fields, value_encoder_factory=encoder)
@@ -159,13 +151,6 @@ def _continuous_critic(fields: dict[str, Any], baseline: MlpPolicy, config: Refi
     if config.algorithm == "rebrac":
         return AnnotatedReBRACConfig(**fields)
     return AnnotatedTD3PlusBCConfig(**fields, clones=config.algorithm == "td3_plus_bc")
-
-
-def _start_at(algorithm: Algorithm, baseline: MlpPolicy) -> None:
-    load_weights(policy_module(algorithm), baseline)
-    target = cast("Any", algorithm.impl).modules.get_torch_modules().get("targ_policy")
-    if target is not None:
-        load_weights(target, baseline)
 
 
 EXPORT_TOLERANCE = 1e-5
@@ -201,8 +186,7 @@ def train_reference(
         with reproducible(config.seed), quiet():
             table.reseed(config.seed)
             algorithm = create_algorithm(start, config, beta, return_scale=return_scale)
-            logger = training_logger(log_dir, f"labels-beta-{beta:g}")
-            stops = _train(algorithm, table, config.snapshots or (), waiting=config.waiting, tick=tick, logger=logger)
+            stops = _train(algorithm, table, config, tick, _logger(log_dir), f"labels-beta-{beta:g}")
             found += [Snapshot(_export(algorithm, start, probe, step), step, beta) for step in stops]
     return found
 
@@ -210,20 +194,20 @@ def train_reference(
 def _train(
     algorithm: Algorithm,
     table: PackedTable,
-    stops: Sequence[int],
-    *,
-    waiting: int,
+    config: RefineConfig,
     tick: Callable[..., None],
-    logger: TrainingLogger,
+    logger: LoggerAdapterFactory,
+    name: str,
 ) -> Iterator[int]:
-    """Train from stop to stop, yielding each; a critic gets its `waiting` steps before the first."""
+    """Train from stop to stop, yielding each; a critic gets its steps before the first. Logs add the time to `name`."""
+    stops, waiting = cast("tuple[int, ...]", config.snapshots), config.waiting
     length = math.gcd(waiting, *stops)  # d3rlpy trains whole epochs only, and logs once in each
     epochs = algorithm.fitter(
         AnnotatedBuffer(table),
         n_steps=waiting + stops[-1],
         n_steps_per_epoch=length,
-        experiment_name=logger.name,
-        logger_adapter=logger.factory,
+        experiment_name=name,
+        logger_adapter=logger,
         save_interval=waiting + stops[-1] + 1,  # of whole models: never
         show_progress=False,
         callback=tick,
@@ -231,14 +215,10 @@ def _train(
     done = -waiting
     for step in stops:
         with _refusing_divergence(step):
-            _consume(islice(epochs, (step - done) // length))
+            deque(islice(epochs, (step - done) // length), maxlen=0)
         done = step
         yield step
-    _consume(epochs)  # there are none left; the logger is closed
-
-
-def _consume(epochs: Iterable[object]) -> None:
-    deque(epochs, maxlen=0)
+    deque(epochs, maxlen=0)  # there are none left; the logger is closed
 
 
 def _export(algorithm: Algorithm, start: MlpPolicy, probe: Array, step: int) -> MlpPolicy:
@@ -269,24 +249,11 @@ def _refusing_divergence(step: int) -> Generator[None]:
         ) from error
 
 
-@dataclass(frozen=True)
-class TrainingLogger:
-    """Where one training is logged."""
-
-    factory: LoggerAdapterFactory
-    name: str  # d3rlpy appends the time
-
-
-def training_logger(log_dir: Path | None, name: str) -> TrainingLogger:
-    """The logger of one training.
-
-    Args:
-        log_dir: `NAME_TIME/*.csv` and `runs/NAME_TIME` go there; None logs nothing.
-        name: of the training.
-    """
+def _logger(log_dir: Path | None) -> LoggerAdapterFactory:
+    """Logs trainings NAME as `NAME_TIME/*.csv` and `runs/NAME_TIME` of a folder; None logs nothing."""
     if log_dir is None:
-        return TrainingLogger(NoopAdapterFactory(), name)
+        return NoopAdapterFactory()
     factories: list[LoggerAdapterFactory] = [FileAdapterFactory(str(log_dir))]
     if importlib.util.find_spec("tensorboardX"):
         factories.append(TensorboardAdapterFactory(str(log_dir)))
-    return TrainingLogger(CombineAdapterFactory(factories), name)
+    return CombineAdapterFactory(factories)
