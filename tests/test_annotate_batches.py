@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 from anthropic_server import KEY, AnthropicServer, answer_text
+from scripted import ScriptedProvider
 from soak import every, in_soak
 from toy_cards import CARD
 
@@ -21,7 +22,6 @@ from annotate.ledger import budget
 from annotate.ledger.ledger import BatchConfig, StoredReply
 from annotate.ledger.recovery import owned_run, recover
 from annotate.prompting.requests import AnnotateConfig
-from annotate.providers.answers import ScriptedProvider
 from annotate.providers.anthropic import AnthropicProvider
 from annotate.providers.batch import BatchServer
 from annotate.runs.batch_runs import Submission, run_batches, submit

@@ -7,12 +7,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from scripted import ScriptedProvider
 from small_disk import SmallDisk, mounted
 from test_annotate_run import answer, dump, plan
 from toy_datasets import make_draft, make_episode, write
 
 from annotate.prompting.requests import Request
-from annotate.providers.answers import ScriptedProvider
 from annotate.runs.run import annotate_run
 from storage.errors import DiskFailed
 from storage.store import Store

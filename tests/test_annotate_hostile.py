@@ -11,15 +11,15 @@ import pytest
 from hostile_replies import BIDI, HONEST, STEPS, Hostile, body, corpus, label, message
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scripted import ScriptedProvider, read_reply
 from soak import full_or
 from store_state import ask, raw_reply
 from toy_cards import CARD
 from toy_datasets import make_draft, make_episode, write
 
 from annotate.cards.cards import Action
-from annotate.parsing.replies import MAX_RATIONALE, MAX_RAW, ParsedReply, find_in_reply, read_reply
+from annotate.parsing.replies import MAX_RATIONALE, MAX_RAW, ParsedReply, find_in_reply
 from annotate.prompting.requests import AnnotateConfig
-from annotate.providers.answers import ScriptedProvider
 from annotate.runs.plan import plan_run
 from annotate.runs.run import annotate_run
 from storage.ledger.runs import append_response, iterate_responses

@@ -7,11 +7,12 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
+from scripted import ScriptedProvider
 from store_state import ask
 from toy_cards import CARD
 
 from annotate.prompting.requests import AnnotateConfig, Request
-from annotate.providers.answers import ScriptedProvider, text_message
+from annotate.providers.answers import text_message
 from annotate.runs.plan import RunSummary, plan_run
 from annotate.runs.run import annotate_run
 from flows.labelling.quality import check_labels

@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scripted import read_reply
 from soak import full_or
 
 from annotate.cards.cards import Action, load_card
-from annotate.parsing.replies import ParsedReply, read_reply
+from annotate.parsing.replies import ParsedReply
 
 CARD = load_card("CartPole-v1")
 THRUST = (

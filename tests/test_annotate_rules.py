@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scripted import ScriptedProvider, read_rules
 from soak import full_or
 from store_state import ask, raw_reply
 from toy_cards import CARD
@@ -21,11 +22,10 @@ from annotate.importing.rules import import_rules
 from annotate.ledger.ledger import add_questions, enter_landed, land_reply, open_run
 from annotate.ledger.readings import digest
 from annotate.parsing.replies import ParsedReply
-from annotate.parsing.rules import read_rules
 from annotate.prompting.rendering import prompt_version
 from annotate.prompting.requests import AnnotateConfig, Request, reply_schema
 from annotate.prompting.selection import spread_by_return
-from annotate.providers.answers import FileProvider, ScriptedProvider, export_requests, text_message
+from annotate.providers.answers import FileProvider, export_requests, text_message
 from annotate.runs.plan import RunPlan, estimate_run, plan_run
 from annotate.runs.run import annotate_run
 from storage.annotations.rules import Rule, load_rule_lists

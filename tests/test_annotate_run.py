@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from scripted import ScriptedProvider
 from soak import every
 from store_state import ask, raw_reply
 from toy_cards import CARD
@@ -20,7 +21,7 @@ from toy_datasets import make_draft, make_episode, write
 from annotate.ledger import ledger
 from annotate.ledger.ledger import MOST_ATTEMPTS, add_questions, open_run
 from annotate.prompting.requests import AnnotateConfig, Request
-from annotate.providers.answers import FileProvider, RecordedProvider, ScriptedProvider, export_requests, text_message
+from annotate.providers.answers import FileProvider, RecordedProvider, export_requests, text_message
 from annotate.providers.protocol import Reply
 from annotate.runs.plan import RunPlan, RunSummary, all_questions, estimate_run, plan_run, unanswered_requests
 from annotate.runs.run import annotate_run

@@ -9,12 +9,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from scripted import ScriptedProvider
 from toy_datasets import make_draft, make_episode, write
 
 from annotate.cards.cards import Action, Card, Component
 from annotate.prompting.requests import AnnotateConfig
 from annotate.prompting.selection import METHODS, Method, select_episodes
-from annotate.providers.answers import ScriptedProvider, text_message
+from annotate.providers.answers import text_message
 from annotate.runs.plan import plan_run
 from annotate.runs.run import annotate_run
 from flows.labelling.annotation import LabelConfig, plan

@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from scripted import ScriptedProvider
 from toy_cards import CARD
 from toy_datasets import make_draft, make_episode, write
 
 from annotate.cards.cards import Action, Card, Component
 from annotate.explain import Explanation, compare_parts, explain_misses, explain_request, parts_of
 from annotate.prompting.requests import AnnotateConfig
-from annotate.providers.answers import ScriptedProvider, text_message
+from annotate.providers.answers import text_message
 from annotate.runs.plan import RunPlan, plan_run
 from annotate.runs.run import annotate_run
 from storage.errors import BadInput

@@ -9,9 +9,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from scripted import ScriptedProvider
 
 from annotate.prompting.requests import AnnotateConfig, Request
-from annotate.providers.answers import ScriptedProvider, text_message
+from annotate.providers.answers import text_message
 from annotate.runs.run import annotate_run
 from flows.datasets.collection import CollectConfig, collect
 from flows.labelling.annotation import LabelConfig, plan

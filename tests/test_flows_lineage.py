@@ -7,12 +7,13 @@ import json
 from pathlib import Path
 
 import pytest
+from scripted import ScriptedProvider
 from store_state import ask, raw_reply
 from toy_environment import CARD, answers_of, gather_toys, make_baseline, small_config
 
 from annotate.cards.cards import load_card
 from annotate.prompting.requests import AnnotateConfig
-from annotate.providers.answers import ScriptedProvider, text_message
+from annotate.providers.answers import text_message
 from annotate.runs.plan import plan_run
 from annotate.runs.run import annotate_run
 from flows.datasets.recordings import take_in

@@ -297,11 +297,11 @@ def read_nothing(found: Found) -> ParsedReply | None:
     )
 
 
-def read_reply(raw: str, kind: Kind, card: Card, steps: Collection[int]) -> ParsedReply:
-    """Validate a reply.
+def read_labels(reply: Found, kind: Kind, card: Card, steps: Collection[int]) -> ParsedReply:
+    """Validate the entries of a reply.
 
     Args:
-        raw: the message as it came.
+        reply: from `find_in_reply`.
         kind: what was asked.
         card: the legal actions.
         steps: the steps that the request showed; a label may name no other.
@@ -309,11 +309,6 @@ def read_reply(raw: str, kind: Kind, card: Card, steps: Collection[int]) -> Pars
     Returns:
         The labels that keep every rule, at most one for each step, and what was refused. It never raises.
     """
-    return read_labels(find_in_reply(raw, kind), kind, card, steps)
-
-
-def read_labels(reply: Found, kind: Kind, card: Card, steps: Collection[int]) -> ParsedReply:
-    """Validate the entries of a reply, see `read_reply`."""
     if (nothing := read_nothing(reply)) is not None:
         return nothing
     labels: dict[int, Label] = {}

@@ -25,7 +25,6 @@ from .replies import (
     Refused,
     ReplyProblem,
     clean_text,
-    find_in_reply,
     read_action,
     read_field,
     read_nothing,
@@ -44,28 +43,23 @@ MAX_LABEL = 200
 """Characters of a formula that are kept as the name of an action."""
 
 
-def read_rule_reply(found: Found, kind: Kind, card: Card) -> ParsedReply:
-    """Validate the entries of a reply that gives rules, see `read_rules`, or that gives a study."""
-    return _read_study(found, card) if kind == "study" else _read_found(found, card)
-
-
-def read_rules(raw: str, card: Card) -> ParsedReply:
-    """Validate a reply that gives rules.
+def read_rule_reply(reply: Found, kind: Kind, card: Card) -> ParsedReply:
+    """Validate the entries of a reply that gives rules, or a study: an assessment and terms without rules.
 
     Args:
-        raw: the message as it came.
+        reply: from `find_in_reply`.
+        kind: `rules` or `study`.
         card: the columns and the legal actions.
 
     Returns:
         The rules that are allowed, each condition at most once, the terms, and what was refused. It never raises.
     """
-    return _read_found(find_in_reply(raw, "rules"), card)
-
-
-def _read_found(reply: Found, card: Card) -> ParsedReply:
     if (nothing := read_nothing(reply)) is not None:
         return nothing
     found, refused = reply.entries, refuse_whole(reply)
+    if kind == "study":
+        terms, _ = _read_terms(found.entries, card, refused)
+        return ParsedReply(reply.message, found.assessment, (), tuple(refused), terms=terms)
     terms, reader = _read_terms(found.whole.get("terms"), card, refused)
     rules: dict[str, ProposedRule] = {}
 
@@ -78,15 +72,6 @@ def _read_found(reply: Found, card: Card) -> ParsedReply:
     refused += take_each(reply, MAX_RULES, take)
     potential = _read_potential(found.whole.get("potential"), reader, refused)
     return ParsedReply(reply.message, found.assessment, (), tuple(refused), tuple(rules.values()), terms, potential)
-
-
-def _read_study(reply: Found, card: Card) -> ParsedReply:
-    """A study: an assessment and terms, without rules."""
-    if (nothing := read_nothing(reply)) is not None:
-        return nothing
-    found, refused = reply.entries, refuse_whole(reply)
-    terms, _ = _read_terms(found.entries, card, refused)
-    return ParsedReply(reply.message, found.assessment, (), tuple(refused), terms=terms)
 
 
 def formula_reader(card: Card) -> FormulaReader:

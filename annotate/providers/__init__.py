@@ -1,4 +1,4 @@
-"""Who answers requests: a file, a recording, a server, or a function; all speak the protocol of `protocol.py`."""
+"""Who answers requests: a file, a recording, or a server."""
 
 import lazy_loader
 

@@ -1,4 +1,4 @@
-"""Who answers without a server: a file for anybody, answers recorded earlier, or a function for tests and trials.
+"""Who answers without a server: a file for anybody, or answers recorded earlier.
 
 Exported questions are requests of Anthropic's Message Batches, so they can be sent. A line of answers is one of
 - a result line of Anthropic's Message Batches: `{"custom_id": ID, "result": {"type": "succeeded", "message": {...}}}`,
@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Callable, Collection, Generator, Iterable, Mapping
+from collections.abc import Collection, Generator, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -156,28 +156,6 @@ def text_message(text: str, model: str | None = "scripted") -> str:
     """A Messages API reply with one text block, as JSON."""
     blocks = [{"type": "text", "text": text}]
     return json.dumps({"type": "message", "model": model, "content": blocks, "stop_reason": "end_turn"})
-
-
-class ScriptedProvider(Provider):
-    """Answers with whatever a function returns.
-
-    Args:
-        script: from a request to the raw reply; None leaves the request unanswered, an exception passes through.
-    """
-
-    name = "scripted"
-
-    def __init__(self, script: Callable[[Request], str | None]) -> None:
-        self._script = script
-        self.asked: list[str] = []
-
-    def answer(self, requests: Iterable[Request]) -> Generator[Reply]:
-        """One reply after the other."""
-        for request in requests:
-            self.asked.append(request.request_id)
-            raw = self._script(request)
-            if raw is not None:
-                yield Reply(request.request_id, raw)
 
 
 EXPORT_COMMAND = "trajnote annotate --provider file --export requests.jsonl"
