@@ -57,7 +57,7 @@ def test_a_study_is_asked_first_and_stands_in_the_shared_prefix_of_all_episodes(
     write_answer(answers, requests, {"study": STUDY})
     answered = config.model_copy(update={"answers": answers})
     studied = label(toys, "d1", answered)
-    assert (studied.done, studied.answered) == (True, 1)
+    assert (studied.done, studied.answered, studied.is_study) == (True, 1, True)
     assert export(toys, "d1", config, requests) == 5
     systems = {json.loads(line)["params"]["system"] for line in requests.read_text().splitlines()}
     assert len(systems) == 1
@@ -65,7 +65,8 @@ def test_a_study_is_asked_first_and_stands_in_the_shared_prefix_of_all_episodes(
         "Push right while x is small.\nQuantities to work out:\n- lead = x + 0.5 * y: where it will be" in systems.pop()
     )
     write_answer(answers, requests, {"labels": labels})
-    assert label(toys, "d1", answered).done
+    answered_labels = label(toys, "d1", answered)
+    assert (answered_labels.done, answered_labels.is_study) == (True, False)
     kinds = run_query(toys, "SELECT kind, count(*) AS n FROM requests GROUP BY ALL ORDER BY ALL").to_pylist()
     assert kinds == [{"kind": "mark", "n": 5}, {"kind": "study", "n": 1}]
     with pytest.raises(BadInput, match="A study comes before labels of single steps; rules are asked for"):

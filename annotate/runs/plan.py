@@ -302,6 +302,7 @@ class RunSummary:
     totals: Totals  # labels, rejections, tokens and dollars of the whole run
     under_way: int = 0  # of those, how many are in batches
     is_halted: bool = False  # it was stopped by what the server did, not by the budget
+    is_study: bool = False  # it asked about the dataset; the questions about its episodes come next
 
     @property
     def failure(self) -> ProviderFailed | None:

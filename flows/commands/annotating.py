@@ -272,6 +272,7 @@ def print_run(summary: runs.RunSummary, as_json: bool) -> None:
             "cost_usd": totals.cost_usd,
             "estimated_usd": summary.estimated_usd,
             "stopped": summary.stopped,
+            "is_study": summary.is_study,
             "errors": summary.errors,
         },
         f"{summary.run_id} of {summary.dataset_id} {_state(summary)}",
@@ -279,12 +280,14 @@ def print_run(summary: runs.RunSummary, as_json: bool) -> None:
         f"{summary.answered} requests answered now, {summary.reused} before, {summary.pending} open",
         *_bill_lines(summary),
         *((_UNDER_WAY.format(summary.under_way),) if summary.under_way else ()),
+        *((_EPISODES_NEXT,) if summary.is_study and summary.done else ()),
         *((f"stopped: {summary.stopped}",) if summary.stopped and not summary.is_halted else ()),
     )
     if summary.failure is not None:
         raise summary.failure
 
 
+_EPISODES_NEXT = "the study is answered; the requests about the episodes come next: run this again with --export"
 _UNDER_WAY = "{} requests are under way in batches; `trajnote annotate ingest` enters their answers"
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -77,7 +77,7 @@ def label(store: Store, dataset_id: str, config: LabelConfig, report: Report = s
     made = write_questions(store, dataset_id, config)
     if not made.is_study:
         return _answer(store, made, provider, config, report)
-    studied = _answer(store, made, provider, config, report)
+    studied = replace(_answer(store, made, provider, config, report), is_study=True)
     if not studied.done or config.provider == "file":  # whose answers to the episodes cannot be there yet
         return studied
     left = None if config.budget_usd is None else max(0.0, config.budget_usd - (studied.totals.cost_usd or 0.0))
