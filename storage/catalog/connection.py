@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import random
 import re
 import threading
 import time
@@ -88,7 +89,7 @@ class Catalog:
         if lock.is_mine:
             yield lock.held
             return
-        with self._turn(exclusive=False), self._connected(read_only=True) as con:
+        with lock.shared(self.wait_s), self._connected(read_only=True) as con:
             yield con
 
     @contextmanager
@@ -109,7 +110,7 @@ class Catalog:
         if lock.is_mine and lock.is_writing:
             yield lock.held
             return
-        with self._turn(exclusive=True), self._connected(read_only=False) as con:
+        with lock.exclusive(self.wait_s), self._connected(read_only=False) as con:
             lock.held, lock.is_writing = con, True
             con.begin()
             try:
@@ -132,23 +133,12 @@ class Catalog:
             CatalogLocked, DamagedStore: as for `read`.
         """
         lock = lock_of(self.path)
-        with self._turn(exclusive=True), self._connected(read_only=True, is_shared=False) as con:
+        with lock.exclusive(self.wait_s), self._connected(read_only=True, is_shared=False) as con:
             lock.held = con
             try:
                 yield con
             finally:
                 lock.held = None
-
-    @contextmanager
-    def _turn(self, *, exclusive: bool) -> Generator[None]:
-        lock = lock_of(self.path)
-        with _translated_timeout(self.path, self.wait_s):
-            turn = lock.exclusive(self.wait_s) if exclusive else lock.shared(self.wait_s)
-            turn.__enter__()
-        try:
-            yield
-        finally:
-            turn.__exit__(None, None, None)
 
     @contextmanager
     def _connected(self, *, read_only: bool, is_shared: bool = True) -> Generator[Connection]:
@@ -214,15 +204,14 @@ class Catalog:
     def _wait_for(self, connect: Callable[[], Connection]) -> Connection:
         if not self.path.is_file():
             raise DamagedStore(f"The catalog {self.path} is missing.", "Restore it from a backup of the store.")
-        try:
-            return connect()
-        except duckdb.Error as error:
-            if not _is_locked(error):
-                raise _explain(error, self.path, self.wait_s) from error
-        try:
-            return _retry(connect, self.wait_s)
-        except duckdb.Error as error:
-            raise _explain(error, self.path, self.wait_s) from error
+        end = time.monotonic() + self.wait_s
+        while True:
+            try:
+                return connect()
+            except duckdb.Error as error:
+                if not _is_locked(error) or time.monotonic() >= end:
+                    raise _explain(error, self.path, self.wait_s) from error
+            time.sleep(random.uniform(0.02, 0.2))
 
 
 @dataclass
@@ -317,14 +306,11 @@ class _Pool:
                 self._idle.pop().root.close()
 
 
-class LockTimeoutError(Exception):
-    """Another thread of this process did not finish in time."""
-
-
 class ReadWriteLock:
     """Many readers or one writer; a waiting writer goes before new readers, a thread may nest its own reads."""
 
-    def __init__(self) -> None:
+    def __init__(self, path: Path) -> None:
+        self._path = path
         self._free = threading.Condition()
         self._readers: dict[int, int] = {}
         self._writer: int | None = None
@@ -342,13 +328,13 @@ class ReadWriteLock:
         """Read together with other readers.
 
         Raises:
-            LockTimeoutError: after `wait_s` seconds behind a writer.
+            CatalogLocked: after `wait_s` seconds behind a writer.
         """
         me = threading.get_ident()
         with self._free:
             nested = me in self._readers
             if not self._free.wait_for(lambda: self._writer is None and (nested or not self._waiting), wait_s):
-                raise LockTimeoutError
+                raise _locked(self._path, wait_s, os.getpid())
             self._readers[me] = self._readers.get(me, 0) + 1
         try:
             yield
@@ -364,7 +350,7 @@ class ReadWriteLock:
         """Be alone.
 
         Raises:
-            LockTimeoutError: after `wait_s` seconds behind other threads.
+            CatalogLocked: after `wait_s` seconds behind other threads.
             RuntimeError: if this thread already reads or writes: it would wait for itself.
         """
         me = threading.get_ident()
@@ -374,7 +360,7 @@ class ReadWriteLock:
             self._waiting += 1
             try:
                 if not self._free.wait_for(lambda: self._writer is None and not self._readers, wait_s):
-                    raise LockTimeoutError
+                    raise _locked(self._path, wait_s, os.getpid())
                 self._writer = me
             finally:
                 self._waiting -= 1
@@ -394,7 +380,7 @@ _registry = threading.Lock()
 def lock_of(path: Path) -> ReadWriteLock:
     """The one lock of a file in this process, whichever way its path is written."""
     with _registry:
-        return _locks.setdefault(path.resolve(), ReadWriteLock())
+        return _locks.setdefault(path.resolve(), ReadWriteLock(path))
 
 
 def _forget_in_child() -> None:
@@ -464,15 +450,6 @@ def _wait_from_environment() -> float:
     return wait_s
 
 
-def _retry(connect: Callable[[], Connection], wait_s: float) -> Connection:
-    """Try again and again while somebody else has the file open."""
-    from tenacity import Retrying, retry_if_exception, stop_after_delay, wait_random  # seldom needed, slow to import
-
-    stop = stop_after_delay(wait_s)
-    attempts = Retrying(retry=retry_if_exception(_is_locked), wait=wait_random(0.02, 0.2), stop=stop, reraise=True)
-    return attempts(connect)
-
-
 def _is_locked(error: BaseException) -> bool:
     return isinstance(error, duckdb.Error) and any(text in str(error) for text in _LOCKED)
 
@@ -503,11 +480,3 @@ def _locked(path: Path, wait_s: float, pid: int) -> CatalogLocked:
         f"The catalog {path} is in use by {who}; waited {wait_s:g} s.",
         f"Wait until it has finished (`ps {pid}` shows it), then run this again; {WAIT_VARIABLE}=SECONDS waits longer.",
     )
-
-
-@contextmanager
-def _translated_timeout(path: Path, wait_s: float) -> Generator[None]:
-    try:
-        yield
-    except LockTimeoutError as error:
-        raise _locked(path, wait_s, os.getpid()) from error
