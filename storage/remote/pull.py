@@ -6,7 +6,6 @@ Files come first, each under a temporary name until its hash is right; the catal
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -17,7 +16,7 @@ from ..errors import DamagedStore, Prerequisite
 from ..policies import link_current, list_in_force
 from ..schema import sha256_file
 from ..store import CATALOG, Store
-from .push import AT_ONCE, Progress
+from .push import AT_ONCE, Progress, no_progress
 from .remote import Remote
 from .snapshots import (
     Remembered,
@@ -79,7 +78,7 @@ def pull_store(
     snapshot = _find(remote, number)
     store = Store.prepare(root)
     with exclusive_lock(store.root, "a snapshot of the store"), writing(store.root):
-        return _pull(store, remote, snapshot, replace, progress or (lambda what, done, total: None))
+        return _pull(store, remote, snapshot, replace, progress or no_progress)
 
 
 def _find(remote: Remote, number: int | None) -> Snapshot:
@@ -100,7 +99,8 @@ def _pull(store: Store, remote: Remote, snapshot: Snapshot, replace: bool, progr
     aside = _put_aside(store, difference) if is_own else None
     _fetch_files(store, remote, difference.missing, memory, progress)
     if difference.catalog_is_old:
-        _fetch_catalog(store, remote, snapshot, difference.digests)
+        new = _fetch(remote, snapshot.catalog, store.catalog.path)
+        install_catalog(store.catalog, new, difference.digests)
     _finish(store, remote, snapshot, memory)
     fetched = [*difference.missing.values(), *([snapshot.catalog] if difference.catalog_is_old else [])]
     size = sum(file.bytes for file in fetched)
@@ -108,7 +108,10 @@ def _pull(store: Store, remote: Remote, snapshot: Snapshot, replace: bool, progr
 
 
 def _compare(store: Store, snapshot: Snapshot, memory: Remembered, seen: Seen | None) -> _Difference:
-    digests = _digests(store)
+    digests = None
+    if store.catalog.path.exists():
+        with store.catalog.read() as con:
+            digests = digest_tables(con)
     at_last = seen.tables if seen else {}
     there = at_last if seen and seen.snapshot_id == snapshot.snapshot_id else snapshot.tables
     own_tables: list[str] = []
@@ -125,13 +128,6 @@ def _compare(store: Store, snapshot: Snapshot, memory: Remembered, seen: Seen | 
             if here and (seen is None or seen.files.get(name) != here):
                 own_files.append(name)
     return _Difference(digests, own_tables, own_files, missing, digests != there)
-
-
-def _digests(store: Store) -> dict[str, str] | None:
-    if not store.catalog.path.exists():
-        return None
-    with store.catalog.read() as con:
-        return digest_tables(con)
 
 
 _HINT = (
@@ -174,12 +170,8 @@ def _fetch_files(
     with ThreadPoolExecutor(AT_ONCE) as pool:
         for done, _ in enumerate(pool.map(fetch, missing.items()), 1):
             progress("pull", done, len(missing))
-    for folder in _folders(store, missing):
+    for folder in sorted({store.lasting_path(name).parent for name in missing}):
         sync_folder(folder)
-
-
-def _folders(store: Store, missing: dict[str, RemoteFile]) -> Iterator[Path]:
-    yield from sorted({store.lasting_path(name).parent for name in missing})
 
 
 def _fetch(remote: Remote, file: RemoteFile, path: Path) -> Path:
@@ -195,10 +187,6 @@ def _fetch(remote: Remote, file: RemoteFile, path: Path) -> Path:
         )
     sync_file(temporary)
     return temporary
-
-
-def _fetch_catalog(store: Store, remote: Remote, snapshot: Snapshot, expected: dict[str, str] | None) -> None:
-    install_catalog(store.catalog, _fetch(remote, snapshot.catalog, store.catalog.path), expected)
 
 
 def _finish(store: Store, remote: Remote, snapshot: Snapshot, memory: Remembered) -> None:

@@ -88,7 +88,7 @@ def push_store(
         exclusive_lock(store.root, "a snapshot of the store"),
         tempfile.TemporaryDirectory(prefix="trajnote-push-") as folder,
     ):
-        return _Push(store, remote, Path(folder), progress or _silent).run(replace, check)
+        return _Push(store, remote, Path(folder), progress or no_progress).run(replace, check)
 
 
 class _Push:
@@ -165,7 +165,17 @@ class _Push:
                 missing[name] = file
                 self.progress("push", done, len(missing))
         sent = {name: file for name, file in missing.items() if name != CATALOG}
-        return missing, self._snapshot(files | sent, outgoing)
+        snapshot = Snapshot(
+            number=self.taken + 1,
+            snapshot_id=uuid.uuid4().hex,
+            host=platform.node(),
+            created_at=datetime.now(UTC).isoformat(timespec="seconds"),
+            catalog_version=outgoing.version,
+            tables=outgoing.digests,
+            catalog=outgoing.catalog,
+            files=files | sent,
+        )
+        return missing, snapshot
 
     def _send_file(self, paths: Mapping[str, Path], item: tuple[str, RemoteFile]) -> tuple[str, RemoteFile]:
         """Send a file, again if it has grown meanwhile, as raw replies do."""
@@ -177,18 +187,6 @@ class _Push:
             self.remote.remove(file.object)
             file = now
         raise CatalogLocked(f"{name} changes faster than it can be sent.", "Push again when nothing writes to it.")
-
-    def _snapshot(self, files: dict[str, RemoteFile], outgoing: _Outgoing) -> Snapshot:
-        return Snapshot(
-            number=self.taken + 1,
-            snapshot_id=uuid.uuid4().hex,
-            host=platform.node(),
-            created_at=datetime.now(UTC).isoformat(timespec="seconds"),
-            catalog_version=outgoing.version,
-            tables=outgoing.digests,
-            catalog=outgoing.catalog,
-            files=files,
-        )
 
     def _done(self, snapshot: Snapshot, outgoing: _Outgoing, sent: Mapping[str, RemoteFile]) -> Pushed:
         self.memory.seen[self.remote.url] = Seen.of(snapshot, outgoing.digests)
@@ -212,5 +210,5 @@ def _pull_first(url: str) -> str:
     )
 
 
-def _silent(what: str, done: int, total: int) -> None:
-    pass
+def no_progress(what: str, done: int, total: int) -> None:
+    """Tell nobody."""

@@ -174,7 +174,8 @@ def local_copy(place: str) -> Generator[Path]:
             raise BadInput(f"{path} does not exist.", "Name a file of rows, or the folder of a dataset.")
         yield path
         return
-    names = list(Remote(place).sizes())
+    remote = Remote(place)
+    names = list(remote.sizes())
     if not names:
         raise BadInput(f"{place} does not exist.", "Name a file of rows, or the folder of a dataset.")
     folder_url, _, last = place.rstrip("/").rpartition("/")
@@ -183,12 +184,8 @@ def local_copy(place: str) -> Generator[Path]:
         if names == [""]:  # a single file
             Remote(folder_url).fetch(last, target)
         else:
-            _fetch_folder(Remote(place), names, target)
+            for name in names:
+                path = target / _OBJECT.sub("", name)
+                path.parent.mkdir(parents=True, exist_ok=True)
+                remote.fetch(name, path)
         yield target
-
-
-def _fetch_folder(remote: Remote, names: list[str], target: Path) -> None:
-    for name in names:
-        path = target / _OBJECT.sub("", name)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        remote.fetch(name, path)

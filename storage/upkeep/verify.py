@@ -16,7 +16,7 @@ from ..errors import BadInput, DamagedStore, LeftOutWarning, Prerequisite, Trajn
 from ..ledger import read_frames
 from ..policies import RECORD, files_sha256, is_record, read_folder
 from ..schema import Manifest, Shard, sha256_file
-from ..store import Store
+from ..store import CATALOG, Store
 
 _RESTORE = "Restore it from a backup."
 _DELETE = "Delete its folder: it is made again when needed."
@@ -94,11 +94,11 @@ def _check_catalog(store: Store) -> Iterator[Damage]:
                 con.execute(f'SELECT bit_xor(hash(rows)) FROM "{table}" AS rows').fetchall()
     except DamagedStore as error:
         problem = error.problem.replace(f"{store.root}/", "").rstrip(".")
-        yield Damage(store.catalog.path.name, problem, _RESTORE)
+        yield Damage(CATALOG, problem, _RESTORE)
     except Prerequisite as error:
         is_there = store.catalog.path.is_file()
         yield Damage(
-            store.catalog.path.name,
+            CATALOG,
             error.problem.rstrip(".") if is_there else "the catalog is missing",
             error.hint if is_there else _RESTORE,
         )
@@ -202,7 +202,7 @@ def _check_counts(store: Store, manifest: Manifest) -> Iterator[Damage]:
     expected = (manifest.episodes, manifest.steps) * 2
     if found and found[0] != expected:
         yield Damage(
-            "catalog.duckdb",
+            CATALOG,
             f"dataset {manifest.dataset_id} has episodes and steps {found[0]} in the tables datasets and episodes, "
             f"{expected} in its manifest",
             _RESTORE,
@@ -249,39 +249,35 @@ def _check_responses(store: Store, registered: _Registered, tell: Callable[[str]
             yield Damage(file, f"the file ends after line {whole[file]}; line {last} was written", _RESTORE)
 
 
-def _check_annotations(store: Store) -> Iterator[Damage]:
+def _check_origin(store: Store, table: str) -> Iterator[Damage]:
     lost = store.select(
-        """SELECT run_id, count(*) FROM annotations ANTI JOIN responses USING (request_id)
-           WHERE request_id IS NOT NULL GROUP BY run_id ORDER BY run_id""",
+        f"""SELECT run_id, count(*) FROM {table} ANTI JOIN responses USING (request_id)
+            WHERE request_id IS NOT NULL GROUP BY run_id ORDER BY run_id"""
     )
     for run_id, count in lost:
-        problem = f"{count} annotations of run {run_id} have no raw reply"
-        yield Damage("catalog.duckdb", problem, _RESTORE)
+        yield Damage(CATALOG, f"{count} {table} of run {run_id} have no raw reply", _RESTORE)
+
+
+def _check_annotations(store: Store) -> Iterator[Damage]:
+    yield from _check_origin(store, "annotations")
     stray = store.select(
         """SELECT dataset_id, count(*) FROM annotations LEFT JOIN episodes USING (dataset_id, episode_id)
            WHERE length IS NULL OR step >= length GROUP BY dataset_id ORDER BY dataset_id""",
     )
     for dataset_id, count in stray:
         problem = f"{count} annotations of dataset {dataset_id} are of steps that do not exist"
-        yield Damage("catalog.duckdb", problem, _RESTORE)
+        yield Damage(CATALOG, problem, _RESTORE)
 
 
 def _check_rules(store: Store) -> Iterator[Damage]:
-    lost = store.select(
-        """SELECT run_id, count(*) FROM rules ANTI JOIN responses USING (request_id)
-           WHERE request_id IS NOT NULL GROUP BY run_id ORDER BY run_id""",
-    )
-    for run_id, count in lost:
-        yield Damage("catalog.duckdb", f"{count} rules of run {run_id} have no raw reply", _RESTORE)
+    yield from _check_origin(store, "rules")
     for (dataset_id,) in store.select("SELECT DISTINCT dataset_id FROM rules SEMI JOIN datasets USING (dataset_id)"):
         manifest = read_manifest(store, dataset_id)
         for listed in load_rule_lists(store, dataset_id):
             try:
                 check_rule_list(listed, formula_reader(manifest, listed.terms, is_canonical=True))
             except BadInput as refused:
-                yield Damage(
-                    "catalog.duckdb", f"the list of rules {listed.list_id}: {refused.problem.rstrip('.')}", _RESTORE
-                )
+                yield Damage(CATALOG, f"the list of rules {listed.list_id}: {refused.problem.rstrip('.')}", _RESTORE)
 
 
 def _strangers(folder: Path, known: Container[str]) -> list[Path]:
