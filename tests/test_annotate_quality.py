@@ -84,7 +84,7 @@ def annotate(steps: StepArrays, say: Say, places: range = range(1, LENGTH, 4), *
         )
         for episode in range(EPISODES)
         for step in places
-        for row in [steps.row_of(episode, step)]
+        for row in [*steps.rows_of([episode], [step])]
     ]
 
 
@@ -242,7 +242,7 @@ def test_confidence_that_misleads_is_doubtful() -> None:
 def test_state_coverage_falls_when_labels_stay_in_one_region() -> None:
     steps = make_steps()
     spread = annotate(steps, by_rule)
-    corner = [note for note in spread if steps.observation[steps.row_of(note.episode_id, note.step)][0] > 0.8]
+    corner = [note for note in spread if steps.observation[steps.rows_of([note.episode_id], [note.step])[0]][0] > 0.8]
     everywhere, there = (measure_coverage(place_annotations(notes, steps, PUSH), steps) for notes in (spread, corner))
     assert there.states < 0.6 * everywhere.states
     assert there.states < there.states_by_chance
@@ -252,7 +252,10 @@ def test_state_coverage_falls_when_labels_stay_in_one_region() -> None:
 def test_critical_steps_with_large_rewards_have_large_td_errors() -> None:
     steps = make_steps()
     notes = annotate(steps, by_rule, range(1, LENGTH))
-    loud = [replace(note, critical=abs(steps.reward[steps.row_of(note.episode_id, note.step)]) > 1.5) for note in notes]
+    loud = [
+        replace(note, critical=abs(steps.reward[steps.rows_of([note.episode_id], [note.step])[0]]) > 1.5)
+        for note in notes
+    ]
     found = measure_salience(place_annotations(loud, steps, PUSH), steps)
     plain = measure_salience(place_annotations(notes, steps, PUSH), steps)
     assert found is not None

@@ -50,7 +50,7 @@ def test_rows_and_labels_of_two_datasets_are_those_of_each(two: Store) -> None:
     notes = pool_annotations(two, ["a", "b"])
     assert [(note.episode_id, note.step) for note in notes] == [(3, 4), (4, 1), (5, 0)]
     rows = pool.rows_of([note.episode_id for note in notes], [note.step for note in notes])
-    expected = [first.row_of(3, 4), len(first) + second.row_of(0, 1), len(first) + second.row_of(1, 0)]
+    expected = [*first.rows_of([3], [4]), *(len(first) + second.rows_of([0, 1], [1, 0]))]
     assert rows.tolist() == expected
 
 

@@ -136,16 +136,16 @@ def test_flat_columns_have_final_rows_with_zeros(store: Store) -> None:
     assert rows.reward[rows.is_final].tolist() == [0, 0]
     assert rows.action[rows.is_final].tolist() == [0, 0]
     assert rows.observation.dtype == np.float32
-    assert rows.row_of(4, 2) == 5
+    assert rows.rows_of([4], [2]) == [5]
     assert rows.rows_of([4, 0], [0, 1]).tolist() == [3, 1]
-    assert read_steps(store, "d1", episode_ids=[4]).row_of(4, 1) == 1
+    assert read_steps(store, "d1", episode_ids=[4]).rows_of([4], [1]) == [1]
 
 
 @pytest.mark.parametrize(("episode_id", "step"), [(1, 0), (5, 0), (-1, 0), (0, 3), (0, -1)])
 def test_unknown_steps_are_refused(store: Store, episode_id: int, step: int) -> None:
     write(store, make_draft(), [make_episode(i, length=2) for i in (0, 4)])
     with pytest.raises(BadInput, match=r"no (episode|step)"):
-        read_steps(store, "d1").row_of(episode_id, step)
+        read_steps(store, "d1").rows_of([episode_id], [step])
 
 
 @pytest.mark.slow

@@ -92,14 +92,6 @@ class StepArrays:
         some: dict[str, Any] = {name: None if column is None else column[rows] for name, column in columns.items()}
         return StepArrays(**some)
 
-    def row_of(self, episode_id: int, step: int) -> int:
-        """The row of one step.
-
-        Raises:
-            BadInput: if there is no such episode or step.
-        """
-        return int(self.rows_of([episode_id], [step])[0])
-
     def rows_of(
         self, episode_ids: Sequence[int] | NDArray[np.integer[Any]], steps: Sequence[int] | NDArray[np.integer[Any]]
     ) -> NDArray[np.int64]:
@@ -150,15 +142,16 @@ def encode_episodes(episodes: Sequence[Episode], draft: ManifestDraft) -> pa.Tab
     is_final[ends - 1] = True
     steps = np.concatenate([np.arange(length + 1, dtype=np.int32) for length in lengths])
     observations = np.concatenate([episode.observations for episode in episodes])
+    outputs = [episode.policy_outputs for episode in episodes if episode.policy_outputs is not None]
     columns = {
         "episode_id": pa.array(np.repeat([episode.episode_id for episode in episodes], lengths + 1), pa.int64()),
         "step": pa.array(steps),
         "observation": _lists(observations, draft.observation_space.size, None),
-        "action": _actions(episodes, draft.action_space, is_final),
+        "action": _spread([episode.actions for episode in episodes], is_final),
         "reward": _spread([episode.rewards for episode in episodes], is_final),
         "terminated": _flags([episode.terminated for episode in episodes], ends),
         "truncated": _flags([episode.truncated for episode in episodes], ends),
-        "policy_output": _outputs(episodes, draft, is_final),
+        "policy_output": _spread(outputs, is_final) if outputs else pa.nulls(len(is_final), pa.list_(pa.float32())),
         "seed": pa.array([episode.seed for episode in episodes], pa.int64()).take(
             pa.array(np.repeat(np.arange(len(episodes)), lengths + 1))
         ),
@@ -197,7 +190,18 @@ def cut_episodes(rows: StepArrays, seeds: Sequence[int | None], draft: ManifestD
         draft: the dataset's manifest, for its spaces.
     """
     for start, length, seed in zip(rows.starts, rows.lengths, seeds, strict=True):
-        yield _cut(rows, int(start), int(length), seed, draft)
+        acted = slice(start, start + length)
+        observations = rows.observation[start : start + length + 1]
+        yield Episode(
+            episode_id=int(rows.episode_id[start]),
+            seed=seed,
+            observations=observations[:, 0] if draft.observation_space.is_discrete else observations,
+            actions=rows.action[acted],
+            rewards=rows.reward[acted],
+            terminated=bool(rows.terminated[acted][-1]),
+            truncated=bool(rows.truncated[acted][-1]),
+            policy_outputs=None if rows.policy_output is None else rows.policy_output[acted],
+        )
 
 
 def output_size(draft: ManifestDraft) -> int:
@@ -208,21 +212,6 @@ def output_size(draft: ManifestDraft) -> int:
 
 def _arrow_type(space: Space) -> pa.DataType:
     return pa.int64() if space.is_discrete else pa.from_numpy_dtype(np.dtype(space.dtype))
-
-
-def _cut(rows: StepArrays, start: int, length: int, seed: int | None, draft: ManifestDraft) -> Episode:
-    acted = slice(start, start + length)
-    observations = rows.observation[start : start + length + 1]
-    return Episode(
-        episode_id=int(rows.episode_id[start]),
-        seed=seed,
-        observations=observations[:, 0] if draft.observation_space.is_discrete else observations,
-        actions=rows.action[acted],
-        rewards=rows.reward[acted],
-        terminated=bool(rows.terminated[acted][-1]),
-        truncated=bool(rows.truncated[acted][-1]),
-        policy_outputs=None if rows.policy_output is None else rows.policy_output[acted],
-    )
 
 
 def _allocate(rows: int, draft: ManifestDraft) -> StepArrays:
@@ -253,29 +242,12 @@ def _fill(rows: StepArrays, place: slice, table: pa.Table) -> None:
         _fill_lists(rows.policy_output[place], table["policy_output"])
 
 
-def _actions(episodes: Sequence[Episode], space: Space, is_final: Array) -> pa.Array:
-    if space.is_discrete:
-        return _spread([episode.actions for episode in episodes], is_final)
-    values = np.zeros((len(is_final), space.size), space.dtype)
-    values[~is_final] = np.concatenate([episode.actions for episode in episodes])
-    return _lists(values, space.size, is_final)
-
-
-def _outputs(episodes: Sequence[Episode], draft: ManifestDraft, is_final: Array) -> pa.Array:
-    if draft.policy_output is None:
-        return pa.nulls(len(is_final), pa.list_(pa.float32()))
-    values = np.zeros((len(is_final), output_size(draft)), np.float32)
-    outputs = [episode.policy_outputs for episode in episodes if episode.policy_outputs is not None]
-    values[~is_final] = np.concatenate(outputs)
-    return _lists(values, output_size(draft), is_final)
-
-
 def _spread(parts: Sequence[Array], is_final: Array) -> pa.Array:
-    """Values of the steps, (sum of T,), over all rows; null on the final ones."""
+    """Values of the steps, (sum of T,) or (sum of T, k), over all rows; null on the final ones."""
     joined = np.concatenate(parts)
-    values = np.zeros(len(is_final), joined.dtype)
+    values = np.zeros((len(is_final), *joined.shape[1:]), joined.dtype)
     values[~is_final] = joined
-    return pa.array(values, mask=is_final)
+    return pa.array(values, mask=is_final) if joined.ndim == 1 else _lists(values, joined.shape[1], is_final)
 
 
 def _flags(flags: Sequence[bool], ends: Array) -> pa.Array:
