@@ -30,7 +30,7 @@ from refine.policies.mlp import MlpPolicy
 from storage.annotations.annotations import insert_annotations
 from storage.catalog import insert_rows
 from storage.datasets.reader import iterate_episodes
-from storage.ledger.runs import append_response
+from storage.ledger.runs import append_responses
 from storage.schema import Annotation, Manifest
 from storage.store import Store
 
@@ -144,7 +144,7 @@ def reply(store: Store, manifest: Manifest, notes: list[Annotation]) -> None:
         ]
         text = json.dumps({"assessment": RATIONALE, "labels": said})
         record = {"request_id": f"r_{episode_id}", "raw": json.dumps({"content": [{"type": "text", "text": text}]})}
-        file, line = append_response(store, RUN, record)
+        ((file, line),) = append_responses(store, RUN, [record])
         rows.append({"response_id": f"x_{episode_id}", "request_id": f"r_{episode_id}", "file": file, "line": line})
     with store.catalog.write() as con:
         insert_rows(con, "responses", rows)

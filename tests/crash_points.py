@@ -22,11 +22,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from store_state import append_response
 from toy_datasets import make_draft, make_episode
 
 from storage.catalog import Catalog, insert_rows
 from storage.datasets import StepsWriter, find_finished
-from storage.ledger.runs import append_response, iterate_responses
+from storage.ledger.runs import iterate_responses
 from storage.policies.policies import save_policy
 from storage.store import Store
 

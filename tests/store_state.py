@@ -5,10 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from storage.ledger.runs import iterate_responses, read_frames
+from storage.ledger.runs import append_responses, iterate_responses, read_frames
 from storage.store import Store
 
 TIMELY = (("datasets", "manifest_sha256"), ("view_marks", "made_from"))  # of when, and of where, a store was made
@@ -29,6 +30,11 @@ def ask(store: Store, sql: str, *values: object) -> list[Any]:
     """The rows that answer a question to the catalog."""
     with store.catalog.read() as con:
         return con.execute(sql, list(values)).fetchall()
+
+
+def append_response(store: Store, run_id: str, record: Mapping[str, Any]) -> tuple[str, int]:
+    """Put one raw reply on the disk; where it lies: the file and the line."""
+    return append_responses(store, run_id, [record])[0]
 
 
 def raw_reply(store: Store, request_id: str) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scripted import ScriptedProvider, read_reply
 from soak import full_or
-from store_state import ask, raw_reply
+from store_state import append_response, ask, raw_reply
 from toy_cards import CARD
 from toy_datasets import make_draft, make_episode, write
 
@@ -22,7 +22,7 @@ from annotate.parsing.replies import MAX_RATIONALE, MAX_RAW, ParsedReply, find_i
 from annotate.prompting.requests import AnnotateConfig
 from annotate.runs.plan import plan_run
 from annotate.runs.run import annotate_run
-from storage.ledger.runs import append_response, iterate_responses
+from storage.ledger.runs import iterate_responses
 from storage.store import Store
 from storage.upkeep.verify import verify_store
 

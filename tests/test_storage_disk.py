@@ -15,12 +15,13 @@ import pytest
 from crash_points import SCENARIOS, state_of
 from small_disk import SmallDisk, mounted
 from soak import SOAK, every
+from store_state import append_response
 
 from storage.catalog import insert_rows
 from storage.disk.atomic import ROOM_BYTES, copy_file, explain_disk, hold_room, refused_file, release_room, write_whole
 from storage.errors import BadInput, DiskFailed
 from storage.importing.recordings import RowFile
-from storage.ledger.runs import append_response, iterate_responses
+from storage.ledger.runs import iterate_responses
 from storage.queries.query import run_query
 from storage.store import Store
 from storage.upkeep.verify import verify_store

@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from store_state import raw_reply
+from store_state import append_response, raw_reply
 
 from storage.catalog import insert_rows
 from storage.errors import DamagedStore
 from storage.ledger import runs
-from storage.ledger.runs import append_response, iterate_responses, read_frames
+from storage.ledger.runs import iterate_responses, read_frames
 from storage.store import Store
 
 

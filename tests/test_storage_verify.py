@@ -6,13 +6,12 @@ from pathlib import Path
 
 import pytest
 from soak import every
-from store_state import lend
+from store_state import append_response, lend
 from toy_datasets import make_draft, make_episode, write
 
 from storage.annotations.annotations import insert_annotations
 from storage.catalog import insert_rows
 from storage.errors import DamagedStore
-from storage.ledger.runs import append_response
 from storage.policies.policies import save_policy
 from storage.schema import Annotation
 from storage.store import Store

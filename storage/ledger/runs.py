@@ -230,11 +230,6 @@ class Frames(NamedTuple):
         return [number for number, line in enumerate(self.lines, 1) if line is None]
 
 
-def append_response(store: Store, run_id: str, record: Mapping[str, Any]) -> tuple[str, int]:
-    """Put one raw reply on the disk; when this returns, it is there. See `append_responses`."""
-    return append_responses(store, run_id, [record])[0]
-
-
 def append_responses(store: Store, run_id: str, records: Sequence[Mapping[str, Any]]) -> list[tuple[str, int]]:
     """Put raw replies on the disk; when this returns, they are all there.
 

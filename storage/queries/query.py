@@ -16,7 +16,6 @@ import signal
 import tempfile
 import threading
 import traceback
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from multiprocessing.connection import Connection as Pipe
@@ -206,7 +205,7 @@ def _ask(store: Store, sql: str, folder: Path, as_text: bool, bounds: Bounds) ->
         _set_bounds(con, folder, bounds)
         shards = _shut_in(con, store.rollouts_dir)
         try:
-            relation = con.sql(sql)
+            relation = con.sql(sql).project("*")  # which gives equal names a number
             answer = relation.project(_columns(relation, as_text)).to_arrow_table()
         except duckdb.OutOfMemoryException as error:
             raise _too_much_memory(bounds, _one_line(error)) from error
@@ -231,28 +230,13 @@ def _collect(folder: Path) -> pa.Table:
 
 
 def _columns(relation: duckdb.DuckDBPyRelation, as_text: bool) -> str:
-    """The columns of an answer with unique names, in types that Arrow, or a text file, has a form for."""
+    """The columns of an answer in types that Arrow, or a text file, has a form for."""
     columns: list[str] = []
-    names = unique_names(relation.columns)
-    for place, (name, kind) in enumerate(zip(names, relation.types, strict=True), 1):
+    for place, (name, kind) in enumerate(zip(relation.columns, relation.types, strict=True), 1):
         wanted = _plain_type(kind, as_text)
         value = f"#{place}" if wanted == str(kind) else f"CAST(#{place} AS {wanted})"
         columns.append(f"{value} AS {sql_name(name)}")
     return ", ".join(columns)
-
-
-def unique_names(names: Sequence[str]) -> list[str]:
-    """Unique names of columns, ignoring case: the second `a` becomes `a_1`, as in DuckDB."""
-    seen: dict[str, int] = {}
-    found: list[str] = []
-    for name in names:
-        chosen = name
-        while chosen.lower() in seen:
-            chosen = f"{name}_{seen[name.lower()]}"
-            seen[name.lower()] += 1
-        seen[chosen.lower()] = 1
-        found.append(chosen)
-    return found
 
 
 def _plain_type(kind: DuckDBPyType, as_text: bool) -> str:
