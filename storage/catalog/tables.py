@@ -79,14 +79,10 @@ def _apply(catalog: Catalog, step: Migration, migrations: tuple[Migration, ...])
     with catalog.write() as con:
         if step not in _pending(con, catalog, migrations):
             return False
-        _take(con, step)
+        con.execute(_BOOK)
+        step.apply(con)
+        con.execute(_ENTER, [step.version, step.name])
         return True
-
-
-def _take(con: Connection, step: Migration) -> None:
-    con.execute(_BOOK)
-    step.apply(con)
-    con.execute(_ENTER, [step.version, step.name])
 
 
 def _pending(con: Connection, catalog: Catalog, migrations: tuple[Migration, ...]) -> list[Migration]:
@@ -110,8 +106,8 @@ def catalog_version(con: Connection) -> int:
     there = con.execute("SELECT 1 FROM duckdb_tables() WHERE table_name = 'schema_migrations'").fetchone()
     if there is None:
         return 0
-    found = con.execute("SELECT max(version) FROM schema_migrations").fetchone()
-    return int(found[0] or 0) if found else 0
+    ((version,),) = con.execute("SELECT max(version) FROM schema_migrations").fetchall()
+    return version or 0
 
 
 OnConflict = Literal["ignore", "replace", "error"]

@@ -64,7 +64,6 @@ class _Dataset:
 
     dataset_id: str
     files: list[Path]
-    observation_space: Space
     action_space: Space
     component_names: list[str]
     action_names: list[str]
@@ -167,7 +166,7 @@ def _components(everything: Sequence[_Dataset], damaged: Container[str]) -> list
 
 def _datasets(con: Connection, rollouts: Path, found: Inspection) -> list[_Dataset]:
     rows = con.execute(
-        """SELECT dataset_id, observation_space, action_space, component_names, action_names,
+        """SELECT dataset_id, action_space, component_names, action_names,
                to_json([observation_space::VARCHAR, action_space::VARCHAR, component_names::VARCHAR,
                    action_names::VARCHAR, policy_output, if(steps + episodes > ?, dataset_id, '')])
            FROM datasets ORDER BY created_at, dataset_id""",
@@ -178,14 +177,13 @@ def _datasets(con: Connection, rollouts: Path, found: Inspection) -> list[_Datas
         _Dataset(
             dataset_id=dataset_id,
             files=[rollouts / dataset_id / shard for shard in found.shards.get(dataset_id, ())],
-            observation_space=space(observation_space),
             action_space=space(action_space),
             component_names=component_names,
             action_names=action_names,
             actions=action_space,
             kind=kind,
         )
-        for dataset_id, observation_space, action_space, component_names, action_names, kind in rows
+        for dataset_id, action_space, component_names, action_names, kind in rows
     ]
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from datetime import datetime
 from typing import Any, Literal, NamedTuple
 
@@ -21,10 +21,6 @@ BATCH = "batch"
 End = Literal["refused", "released", "lost", "missing", "unknown"]
 """How an item ends without a result: nothing was created, nothing was found, results vanished, they lack it, or nobody
 knows. All but the first may have been billed and count with the most they can have cost."""
-
-_COLUMNS = (
-    "batch_id, run_id, base_url, remote_id, state, requests, marker, unsure_since, submitted_at, account, organisation"
-)
 
 
 @dataclass(frozen=True)
@@ -254,7 +250,8 @@ def find_holding(con: Connection, request_ids: Collection[str]) -> list[Batch]:
 
 
 def _find(con: Connection, where: str, values: list[Any]) -> list[Batch]:
-    rows = con.execute(f"SELECT {_COLUMNS} FROM batches WHERE {where} ORDER BY created_at, batch_id", values)
+    columns = ", ".join(field.name for field in fields(Batch))
+    rows = con.execute(f"SELECT {columns} FROM batches WHERE {where} ORDER BY created_at, batch_id", values)
     return [Batch(*row) for row in rows.fetchall()]
 
 

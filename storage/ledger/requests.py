@@ -211,22 +211,22 @@ def mark_read(con: Connection, run_id: str, request_ids: Sequence[str]) -> dict[
     Returns:
         Request -> reply, where that reply corrects an earlier one.
     """
-    told: dict[str, object] = {"run": run_id, "ids": list(request_ids)}
+    values: dict[str, object] = {"run": run_id, "ids": list(request_ids)}
     counting = con.execute(
         f"""SELECT request_id, counting.response_id, corrections, run_requests.response_id
             FROM ({_COUNTING}) AS counting JOIN run_requests USING (request_id)
             WHERE run_id = $run AND request_id IN (SELECT unnest($ids::VARCHAR[]))""",
-        told,
+        values,
     ).fetchall()
     changed = [(request_id, new) for request_id, new, _, old in counting if new != old]
-    told["ids"] = [request_id for request_id, _ in changed]
+    values["ids"] = [request_id for request_id, _ in changed]
     for table, named in _READINGS.items():
-        con.execute(f"DELETE FROM {table} WHERE run_id = $run AND {named} IN (SELECT unnest($ids::VARCHAR[]))", told)
+        con.execute(f"DELETE FROM {table} WHERE run_id = $run AND {named} IN (SELECT unnest($ids::VARCHAR[]))", values)
     con.execute(
-        """UPDATE run_requests SET response_id = told.response_id
-           FROM (SELECT unnest($ids::VARCHAR[]) AS request_id, unnest($responses::VARCHAR[]) AS response_id) AS told
-           WHERE run_requests.run_id = $run AND run_requests.request_id = told.request_id""",
-        told | {"responses": [response_id for _, response_id in changed]},
+        """UPDATE run_requests SET response_id = new.response_id
+           FROM (SELECT unnest($ids::VARCHAR[]) AS request_id, unnest($responses::VARCHAR[]) AS response_id) AS new
+           WHERE run_requests.run_id = $run AND run_requests.request_id = new.request_id""",
+        values | {"responses": [response_id for _, response_id in changed]},
     )
     return {request_id: new for request_id, new, corrections, _ in counting if corrections}
 
@@ -243,26 +243,21 @@ def mark_read_in_vain(con: Connection, run_id: str, request_ids: Sequence[str]) 
 
 def counting_replies(con: Connection, request_ids: Sequence[str]) -> set[Place]:
     """Where the replies lie that count for some requests, whichever run they were for."""
-    rows = con.execute(
-        f"SELECT file, line FROM ({_COUNTING}) WHERE request_id IN (SELECT unnest(?::VARCHAR[]))", [list(request_ids)]
-    ).fetchall()
-    return {(file, line) for file, line in rows}
+    question = f"SELECT file, line FROM ({_COUNTING}) WHERE request_id IN (SELECT unnest(?::VARCHAR[]))"
+    return set(con.execute(question, [list(request_ids)]).fetchall())
 
 
 def newest_replies(con: Connection, provider: str, request_ids: Sequence[str]) -> set[Place]:
     """Where the replies lie that came last from a provider, whether or not they hold an answer."""
-    rows = con.execute(
-        """SELECT file, line FROM responses
-           WHERE provider = ? AND request_id IN (SELECT unnest(?::VARCHAR[]))
-           QUALIFY row_number() OVER (PARTITION BY request_id ORDER BY received_at DESC, response_id DESC) = 1""",
-        [provider, list(request_ids)],
-    ).fetchall()
-    return {(file, line) for file, line in rows}
+    question = """SELECT file, line FROM responses
+                  WHERE provider = ? AND request_id IN (SELECT unnest(?::VARCHAR[]))
+                  QUALIFY row_number() OVER (PARTITION BY request_id ORDER BY received_at DESC, response_id DESC) = 1"""
+    return set(con.execute(question, [provider, list(request_ids)]).fetchall())
 
 
 def entered_replies(con: Connection) -> set[Place]:
     """Where all replies lie that were entered."""
-    return {(file, line) for file, line in con.execute("SELECT file, line FROM responses").fetchall()}
+    return set(con.execute("SELECT file, line FROM responses").fetchall())
 
 
 def reasons_unanswered(con: Connection, request_ids: Collection[str]) -> Counter[str]:
