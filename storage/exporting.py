@@ -172,7 +172,8 @@ def _label(note: Annotation) -> dict[str, Any]:
 def _spell_out(table: pa.Table, manifest: Manifest) -> pl.DataFrame:
     """Lists as columns of their numbers; narrow floats as doubles, whose text is exact."""
     columns: dict[str, pa.Array | pa.ChunkedArray] = {}
-    outputs = [str(place) for place in range(_width(table, "policy_output"))]
+    kind = table["policy_output"].type
+    outputs = [str(place) for place in range(kind.list_size if pa.types.is_fixed_size_list(kind) else 0)]
     names = {"observation": manifest.component_names, "action": manifest.action_names, "policy_output": outputs}
     for name in table.column_names:
         if name == "annotations":
@@ -192,11 +193,6 @@ def _parts(column: pa.ChunkedArray, names: Sequence[str]) -> Iterator[tuple[str,
     wide = values.astype(np.float64) if values.dtype.kind == "f" else values
     for place, name in enumerate(names):
         yield name, pa.array(wide[:, place], mask=absent)
-
-
-def _width(table: pa.Table, name: str) -> int:
-    kind = table[name].type
-    return kind.list_size if pa.types.is_fixed_size_list(kind) else 0
 
 
 @contextmanager

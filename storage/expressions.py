@@ -167,8 +167,13 @@ class Expression:
         """1 for a condition that holds, 0 for another; a number unchanged."""
         if not self.is_condition:
             return self
-        level = min(self.level, COMPARED)
-        return Expression(self.text, f"({self.sql})::DOUBLE", self.columns, False, _one_or_zero(self.run), level)
+        return replace(
+            self,
+            sql=f"({self.sql})::DOUBLE",
+            is_condition=False,
+            run=lambda values: np.asarray(self.run(values)).astype(np.float64),
+            level=min(self.level, COMPARED),
+        )
 
 
 def read_expression(
@@ -473,10 +478,6 @@ def number_sql(sql: str) -> str:
     return f"coalesce({sql}, {_NOTHING})"
 
 
-def _one_or_zero(run: Compute) -> Compute:
-    return lambda values: np.asarray(run(values)).astype(np.float64)
-
-
 def _is_among(x: Array, *others: Array) -> Array:
     return reduce(np.logical_or, (np.abs(x - other) <= 0 for other in others))
 
@@ -504,7 +505,8 @@ def parse_expression(text: str) -> Node:
         raise RefusedError(f"the expression has the character {odd!a}")
     tree = _tree(f"{BEFORE}{text}")
     if tree.get("error"):
-        raise RefusedError(f"{quote(text)} is no expression: {_first_line(tree.get('error_message'))}")
+        message = str(tree.get("error_message") or "it cannot be parsed").strip().split("\n", 1)[0][:200]
+        raise RefusedError(f"{quote(text)} is no expression: {message}")
     statements = tree["statements"]
     expressions = statements[0]["node"].get("select_list", [])
     plain = len(statements) == len(expressions) == 1 and _skeleton(tree) == _bare_skeleton()
@@ -557,7 +559,3 @@ def quote(text: str) -> str:
     """A piece of an expression, for a message."""
     shown = text if len(text) <= 80 else f"{text[:79]}…"
     return f"`{shown}`"
-
-
-def _first_line(message: object) -> str:
-    return str(message or "it cannot be parsed").strip().split("\n", 1)[0][:200]

@@ -326,16 +326,13 @@ def _refuse_foreign(path: Path) -> None:
     if path.is_file():
         raise BadInput(f"{path} is a file, not a folder.", "Name a new or empty folder with --store.")
     if path.is_dir() and not (path / CATALOG).exists():
-        strangers = sorted(item.name for item in path.iterdir() if not _belongs(item.name))
-        if strangers:
+        own = (*_FOLDERS, "columns", "remotes.json", "replaced")
+        names = sorted(item.name for item in path.iterdir())
+        if strangers := [name for name in names if name not in own and not name.startswith(CATALOG)]:
             raise BadInput(
                 f"{path} is not a store: it holds {', '.join(strangers[:3])}.",
                 "Name a new or empty folder with --store.",
             )
-
-
-def _belongs(name: str) -> bool:
-    return name in (*_FOLDERS, "columns", "remotes.json", "replaced") or name.startswith(CATALOG)
 
 
 def _create_catalog(path: Path) -> bool:

@@ -42,7 +42,7 @@ class StoredList:
     rules: Sequence[StoredRule]
 
 
-def rule_views(con: Connection, datasets: Sequence[tuple[str, Space, Sequence[str]]]) -> list[str]:
+def rule_views(con: Connection, datasets: Sequence[tuple[str, Space, Sequence[str]]]) -> Sequence[str]:
     """Statements that make the views of rules.
 
     What is not allowed any more, in a catalog that was changed another way, matches nothing.
@@ -51,6 +51,8 @@ def rule_views(con: Connection, datasets: Sequence[tuple[str, Space, Sequence[st
         con: a connection of the catalog.
         datasets: id, action space and component names of each that can be shown.
     """
+    if con.execute("SELECT 1 FROM rules LIMIT 1").fetchone() is None:
+        return NO_RULES
     shown = {name: (space, tuple(component_columns(names))) for name, space, names in datasets}
     queries = [query for stored in _stored_lists(con, shown) if (query := _ListQuery.of(stored)).read]
     return [_ruled_steps(queries), _rule_labels(queries), _CRITICAL_STEPS]

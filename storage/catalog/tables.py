@@ -461,12 +461,7 @@ def look_at_views(con: Connection, rollouts: Path) -> ViewState:
         con: a connection of the catalog.
         rollouts: the absolute folder with one folder per dataset.
     """
-    found, (marks, rules) = inspect_shards(con, rollouts), _marks(con)
-    return ViewState(found, marks, _mark_of_all(rollouts, found, rules))
-
-
-def _marks(con: Connection) -> tuple[Mapping[str, str], str | None]:
-    """What each view was made from, by its name, and a hash of all rules."""
+    found = inspect_shards(con, rollouts)
     ((marks, rules),) = con.execute(
         """SELECT (SELECT map(list(subject), list(made_from)) FROM view_marks),
                md5(concat_ws(';',
@@ -475,13 +470,9 @@ def _marks(con: Connection) -> tuple[Mapping[str, str], str | None]:
                    (SELECT string_agg(concat_ws(' ', term_id, name, expression), ';' ORDER BY term_id) FROM terms)))
         """
     ).fetchall()
-    return marks or {}, rules
-
-
-def _mark_of_all(rollouts: Path, found: Inspection, rules: str | None) -> str:
-    """What tells whether the views are those that would be made now."""
     shown = [(name, manifest_sha256, name in found.damaged) for name, manifest_sha256 in found.datasets]
-    return mark_of(made_by(), canonical_json([str(rollouts) if shown else "", shown, rules]))
+    now = mark_of(made_by(), canonical_json([str(rollouts) if shown else "", shown, rules]))
+    return ViewState(found, marks or {}, now)
 
 
 def mark_of(*texts: str) -> str:

@@ -104,7 +104,9 @@ class StepArrays:
         place = np.searchsorted(self.episodes, wanted)
         known = np.append(self.episodes, -1)  # one past the end, so every place can be looked up
         if (wrong := np.flatnonzero((known[place] != wanted) | (wanted < 0))).size:
-            raise BadInput(f"There is no episode {wanted[wrong[0]]} here.", _range("Episodes", self.episodes))
+            ids = self.episodes
+            known_ids = f"Episodes run from {ids[0]} to {ids[-1]}." if len(ids) else ""
+            raise BadInput(f"There is no episode {wanted[wrong[0]]} here.", known_ids)
         if (wrong := np.flatnonzero((within < 0) | (within > self.lengths[place]))).size:
             episode_id, step, length = wanted[wrong[0]], within[wrong[0]], self.lengths[place[wrong[0]]]
             raise BadInput(f"Episode {episode_id} has no step {step}.", f"Its steps run from 0 to {length - 1}.")
@@ -276,10 +278,6 @@ def _fill_lists(out: Array, column: pa.ChunkedArray) -> None:
         values = pc.fill_null(values, 0) if values.null_count else values
         out[done : done + len(chunk)] = values.to_numpy().reshape(-1, size)
         done += len(chunk)
-
-
-def _range(what: str, ids: NDArray[np.int64]) -> str:
-    return f"{what} run from {ids[0]} to {ids[-1]}." if len(ids) else ""
 
 
 _MAX_START = 1 << 53

@@ -352,7 +352,10 @@ class StepsWriter:
             self._shards = _finished_shards(self._folder)
         self.episodes_done = sum(finished.episodes for finished in self._shards)
         self._last = self._shards[-1].shard.last_episode if self._shards else -1
-        _remove_others(self._folder, {DRAFT, *(finished.shard.name for finished in self._shards)})
+        kept = {DRAFT, *(finished.shard.name for finished in self._shards)}
+        for path in list(self._folder.iterdir()):
+            if path.name not in kept:
+                path.unlink()
         if not self._shards:
             write_whole(draft, text)
 
@@ -407,12 +410,6 @@ def _finished_shards(folder: Path) -> list[FinishedShard]:
     return found
 
 
-def _remove_others(folder: Path, kept: set[str]) -> None:
-    for path in list(folder.iterdir()):
-        if path.name not in kept:
-            path.unlink()
-
-
 def _size(episode: Episode) -> int:
     outputs = episode.policy_outputs
     arrays = episode.observations.nbytes + episode.actions.nbytes + episode.rewards.nbytes
@@ -435,7 +432,7 @@ def register_dataset(store: Store, manifest: Manifest) -> None:
 
 def register_new(store: Store, manifest: Manifest) -> None:
     """As `register_dataset`, in one transaction for a dataset that was published just now."""
-    episodes = list(_episode_rows(store, manifest))
+    episodes = [row for shard in manifest.shards for row in _summarise(store, manifest, shard)]
     row = _dataset_row(manifest, sha256_file(store.manifest_path(manifest.dataset_id)))
     with store.catalog.write() as con:
         if not _is_registered(con, store, manifest.dataset_id):
@@ -495,11 +492,6 @@ def _dataset_row(manifest: Manifest, manifest_sha256: str) -> dict[str, object]:
     row: dict[str, object] = {name: getattr(manifest, name) for name in copied.split()}
     spaces = {name: canonical_json(getattr(manifest, name)) for name in ("observation_space", "action_space")}
     return row | spaces | {"env_kwargs": canonical_json(manifest.env_kwargs), "manifest_sha256": manifest_sha256}
-
-
-def _episode_rows(store: Store, manifest: Manifest) -> Iterator[dict[str, object]]:
-    for shard in manifest.shards:
-        yield from _summarise(store, manifest, shard)
 
 
 def _summarise(store: Store, manifest: Manifest, shard: Shard) -> Iterator[dict[str, object]]:

@@ -49,7 +49,10 @@ def check_rows(table: pa.Table, *, finite: bool = True) -> CheckedRows:
     Raises:
         BadInput: for the first broken rule, with the episode and the step.
     """
-    _check_columns(table)
+    if missing := [name for name in REQUIRED if name not in table.column_names]:
+        raise BadInput(f"The column {missing[0]!r} is missing.", f"Needed: {', '.join(REQUIRED)}.")
+    if not table.num_rows:
+        raise BadInput("There are no rows.")
     ids = _whole(table["episode_id"], "episode_id")
     numbers = _whole(table["step"], "step")
     order = np.lexsort((numbers, ids))
@@ -93,13 +96,6 @@ class _Rows:
     def present(self, name: str) -> NDArray[np.bool_]:
         """Where a column is not null."""
         return self.table[name].is_valid().to_numpy()
-
-
-def _check_columns(table: pa.Table) -> None:
-    if missing := [name for name in REQUIRED if name not in table.column_names]:
-        raise BadInput(f"The column {missing[0]!r} is missing.", f"Needed: {', '.join(REQUIRED)}.")
-    if not table.num_rows:
-        raise BadInput("There are no rows.")
 
 
 def _whole(column: pa.ChunkedArray, name: str) -> NDArray[np.int64]:
@@ -299,7 +295,11 @@ class ImportReport:
         if self.given_up:
             kept = self.rows - self.given_up
             said.append(f"rows read: {self.rows}, kept: {kept}, given up: {self.given_up}")
-        left = [f"{kind} left out: {_listed(names)}" for kind, names in self.left_out.items()]
+        left = [
+            f"{kind} left out: {', '.join(names[:_NAMED])}"
+            + (f" and {len(names) - _NAMED} more" if len(names) > _NAMED else "")
+            for kind, names in self.left_out.items()
+        ]
         return [*self.decided, *said, *left, *(f"warning: {text}" for text in self.warnings)]
 
     def as_json(self) -> dict[str, Any]:
@@ -316,8 +316,3 @@ class ImportReport:
             "left_out": self.left_out,
             "warnings": self.warnings,
         }
-
-
-def _listed(names: list[str]) -> str:
-    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
-    return ", ".join(names[:_NAMED]) + more

@@ -88,7 +88,8 @@ class TextRows:
             self._check_records(len(names))
             raise
         self._settle_types(comma)
-        self._check_last(names)
+        if pl.scan_parquet(self.parquet).select(pl.col(names[-1]).is_null().any()).collect().item():
+            self._check_records(len(names))  # a row that is too short has no value in the last columns
 
     def _header(self) -> list[str]:
         """The names of the columns; the separator is the most frequent one of the first line."""
@@ -151,11 +152,6 @@ class TextRows:
                 "decimal comma.",
                 "Write all of them with a point.",
             )
-
-    def _check_last(self, names: list[str]) -> None:
-        """A row that is too short has no value in the last columns."""
-        if pl.scan_parquet(self.parquet).select(pl.col(names[-1]).is_null().any()).collect().item():
-            self._check_records(len(names))
 
     def _check_records(self, width: int) -> None:
         for line, cells in self._records():

@@ -249,7 +249,8 @@ def append_responses(store: Store, run_id: str, records: Sequence[Mapping[str, A
     folder = store.responses_dir(run_id)
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    frames = [_frame(record) for record in records]
+    compressor = zstandard.ZstdCompressor(level=3, write_checksum=True)
+    frames = [compressor.compress(_json_line(record)) for record in records]
     with _appending:
         try:
             path, first = _append(folder, frames)
@@ -291,7 +292,8 @@ def read_frames(path: Path) -> Frames:
     while place < len(content):
         stop, line = _read_frame(content, place)
         if line is None:
-            place = _next_frame(content, place + 1)
+            found = bytes(content[place + 1 :]).find(_MAGIC)
+            place = len(content) if found < 0 else place + 1 + found
             continue
         if place > end:  # something unreadable lies between two whole lines
             lines.append(None)
@@ -306,10 +308,6 @@ def _json_line(record: Mapping[str, Any]) -> bytes:
         return f"{json.dumps(record, ensure_ascii=False, separators=(',', ':'))}\n".encode()
     except UnicodeEncodeError:
         return f"{json.dumps(record, separators=(',', ':'))}\n".encode()
-
-
-def _frame(record: Mapping[str, Any]) -> bytes:
-    return zstandard.ZstdCompressor(level=3, write_checksum=True).compress(_json_line(record))
 
 
 def _append(folder: Path, frames: Sequence[bytes]) -> tuple[Path, int]:
@@ -381,8 +379,3 @@ def _read_frame(content: memoryview, start: int) -> tuple[int, bytes | None]:
     if not decoder.eof:
         return start, None
     return place - len(decoder.unused_data), b"".join(parts)
-
-
-def _next_frame(content: memoryview, start: int) -> int:
-    found = bytes(content[start:]).find(_MAGIC)
-    return len(content) if found < 0 else start + found

@@ -47,12 +47,14 @@ def deployment_lock(store: Store, deployment: str) -> Generator[str | None]:
         try:
             stack.enter_context(exclusive_lock(folder, f"the deployment {deployment}"))
         except CatalogLocked as error:
+            began = _began(marker)
             raise AlreadyRunning(
-                f"The deployment {deployment} is running already{_described(marker)}.",
+                f"The deployment {deployment} is running already{f', since {began}' if began else ''}.",
                 "This run has done nothing; new input goes to that run or the next one.",
             ) from error
         killed = _began(marker)
-        write_whole(marker, json.dumps({"pid": os.getpid(), "began": _now()}).encode())
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        write_whole(marker, json.dumps({"pid": os.getpid(), "began": now}).encode())
         try:
             yield killed
         finally:
@@ -82,15 +84,6 @@ def _began(marker: Path) -> str | None:
         return None
     except (ValueError, KeyError, TypeError):
         return "at an unknown time"
-
-
-def _described(marker: Path) -> str:
-    began = _began(marker)
-    return f", since {began}" if began else ""
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 _IN_FORCE = """

@@ -143,13 +143,10 @@ def is_record(store: Store, policy_id: str, *, is_registered: bool) -> bool:
         row = policy_record(store, policy_id) if is_registered else None
     except (OSError, ValueError, RecursionError):
         return False
-    return isinstance(record, dict) and (row is None or _says_the_same(cast(dict[str, Any], record), row))
-
-
-def _says_the_same(record: dict[str, Any], row: dict[str, Any]) -> bool:
-    """The columns of type JSON are text in the row."""
-    pairs = [(value, row.get(name)) for name, value in record.items()]
-    return all(value == kept or canonical_json(value) == kept for value, kept in pairs)
+    if not isinstance(record, dict):
+        return False
+    pairs = [(value, (row or {}).get(name)) for name, value in cast(dict[str, Any], record).items()]
+    return row is None or all(kept in (value, canonical_json(value)) for value, kept in pairs)  # JSON is text there
 
 
 def _publish(store: Store, policy_id: str, files: Mapping[str, bytes]) -> None:

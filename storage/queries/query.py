@@ -86,7 +86,8 @@ def _ask_apart(store: Store, sql: str, as_text: bool, bounds: Bounds) -> pa.Tabl
             ours.close()
         if failure is not None:
             raise failure
-        return _collect(Path(folder))
+        with pa.memory_map(str(Path(folder) / _ANSWER)) as file:
+            return _with_plain_sums(pa.ipc.open_file(file).read_all())
 
 
 def _answer(store: Store, sql: str, folder: Path, as_text: bool, bounds: Bounds, caller: Pipe) -> None:
@@ -222,11 +223,6 @@ def _set_bounds(con: Connection, folder: Path, bounds: Bounds) -> None:
     con.execute(f"SET temp_directory = '{folder / 'spilled'}'")
     con.execute(f"SET max_temp_directory_size = '{room} B'")
     con.execute(f"SET memory_limit = '{bounds.memory} B'")
-
-
-def _collect(folder: Path) -> pa.Table:
-    with pa.memory_map(str(folder / _ANSWER)) as file:
-        return _with_plain_sums(pa.ipc.open_file(file).read_all())
 
 
 def _columns(relation: duckdb.DuckDBPyRelation, as_text: bool) -> str:

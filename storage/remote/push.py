@@ -126,7 +126,9 @@ class _Push:
         """Copy the catalog first, so that every file that it names exists when files are listed."""
         with self.store.catalog.read() as con:
             digests, version = digest_tables(con), catalog_version(con)
-            is_same = self.newest is not None and digests == self._known(self.newest)
+            # another version of DuckDB may have hashed the snapshot's tables otherwise than this one
+            known = self.seen if self.newest and self._has_seen(self.newest) else self.newest
+            is_same = known is not None and digests == known.tables
             if self.newest and is_same and not copy_always:
                 tables = [] if are_published(self.remote, self.newest) else write_tables(con, self.folder)
                 return _Outgoing(digests, version, True, self.newest.catalog, None, tables)
@@ -135,10 +137,6 @@ class _Push:
             tables = write_tables(con, self.folder)
         catalog = RemoteFile.of(f"catalog/{CATALOG}", sha256_file(copy), copy.stat().st_size)
         return _Outgoing(digests, version, is_same, catalog, copy, tables)
-
-    def _known(self, snapshot: Snapshot) -> dict[str, str]:
-        """The digests of a snapshot's tables; another version of DuckDB may hash them differently."""
-        return self.seen.tables if self.seen and self._has_seen(snapshot) else snapshot.tables
 
     def _has_seen(self, snapshot: Snapshot) -> bool:
         return self.seen is not None and self.seen.snapshot_id == snapshot.snapshot_id

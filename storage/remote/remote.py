@@ -59,7 +59,9 @@ class Remote:
         """Name -> bytes of all files below the folder: one listing, a thousand names a call."""
         with self._translated():
             found = self._files.find(self._root, detail=True)
-        return {_below(path, self._root): int(info["size"]) for path, info in found.items()}
+        root = self._root.removeprefix("/")
+        names = {path: path.removeprefix("/").removeprefix(root).removeprefix("/") for path in found}
+        return {names[path]: int(info["size"]) for path, info in found.items()}
 
     def read(self, name: str) -> bytes | None:
         """The content of a small file; None if it does not exist."""
@@ -138,10 +140,6 @@ def _scheme(url: str) -> str:
             "The URL has one of @ ? # *.", "Put credentials into environment variables, such as AWS_ACCESS_KEY_ID."
         )
     return scheme
-
-
-def _below(path: str, root: str) -> str:
-    return path.removeprefix("/").removeprefix(root.removeprefix("/")).removeprefix("/")
 
 
 def _without_secrets(text: str) -> str:

@@ -64,7 +64,7 @@ def delete_garbage(store: Store, garbage: Sequence[Garbage]) -> int:
     if strange := [item.name for item in garbage if not item.path.is_relative_to(store.root)]:
         raise BadInput(f"{strange[0]} is not in {store.root}.")
     with ExitStack() as stack:
-        for folder in _deployments(store):
+        for folder in sorted(path for path in store.root.glob("deployments/*") if path.is_dir()):
             stack.enter_context(deployment_lock(store, folder.name))
         doomed = [item for item in garbage if item.kind != "columns" or not is_held(item.path)]
         for item in doomed:
@@ -128,11 +128,6 @@ def _is_settled(path: Path) -> bool:
 def _thing(kind: Kind, name: str, path: Path, why: str) -> Garbage:
     files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
     return Garbage(kind, name, path, sum(file.stat().st_size for file in files), why)
-
-
-def _deployments(store: Store) -> list[Path]:
-    folder = store.root / "deployments"
-    return sorted(path for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
 
 
 _NEEDED_DATASETS = """
