@@ -76,7 +76,7 @@ def _name_of_today(word: str, names: Mapping[str, str]) -> str:
     option, equals, value = word.partition("=")
     if option not in names:
         return word
-    warnings.warn(f"{option} is called {names[option]} now.", TrajnoteWarning, stacklevel=2)
+    warnings.warn(f"{option} is now called {names[option]}.", TrajnoteWarning, stacklevel=2)
     return f"{names[option]}{equals}{value}"
 
 
@@ -105,10 +105,10 @@ def _print_version(wanted: bool) -> None:
 
 def _anywhere(
     show_version: Annotated[
-        bool, typer.Option("--version", is_eager=True, callback=_print_version, help="Print the version, and stop.")
+        bool, typer.Option("--version", is_eager=True, callback=_print_version, help="Print the version and stop.")
     ] = False,
     traceback: Annotated[  # `main` takes it out of the arguments; here it is for the help
-        bool, typer.Option("--traceback", help="Show where an error came from; it may stand anywhere.")
+        bool, typer.Option("--traceback", help="Show the traceback of an error; may be anywhere in a command.")
     ] = False,
 ) -> None:
     pass
@@ -129,7 +129,7 @@ def main() -> None:
             raise
         _fail(*described)
     if code == INTERRUPTED:
-        _fail("interrupted: run the same command again and it goes on", INTERRUPTED)
+        _fail("interrupted: run the same command again to resume", INTERRUPTED)
     sys.exit(code)
 
 
@@ -153,7 +153,7 @@ def _describe_usage(error: _UsageError) -> tuple[str, int]:
     if choice := re.search(r"'([^']*)' is not one of ('.*')\.$", said):
         said += did_you_mean(choice[1], re.findall(r"'([^']*)'", choice[2]))
     path = error.ctx.command_path if error.ctx else "trajnote"
-    return f"error: {said} `{path} --help` shows what there is.", error.exit_code
+    return f"error: {said} See `{path} --help`.", error.exit_code
 
 
 def _describe(error: Exception) -> tuple[str, int] | None:
@@ -168,11 +168,14 @@ def _describe(error: Exception) -> tuple[str, int] | None:
         if failed is not None or file is not None:
             return f"error: {failed or f'{file}: {error.strerror}.'}", (failed or BadInput).exit_code
     if isinstance(error, MemoryError):
-        return "error: This takes more memory than there is. Ask for less at a time.", BadInput.exit_code
+        return "error: Not enough memory. Process less at a time, or use a machine with more.", BadInput.exit_code
     if isinstance(error, ValidationError):
         return f"error: {_first_problem(error)}", BadInput.exit_code
     if raised_at(error):
-        return f"error: Your own code raised {describe_raised(error)}. --traceback shows all of it.", BadInput.exit_code
+        return (
+            f"error: Your code raised {describe_raised(error)}. Add --traceback for the full traceback.",
+            BadInput.exit_code,
+        )
     return None
 
 

@@ -38,7 +38,7 @@ from storage.store import Store
 
 END = -1  # the number of the instant before a command's process ends
 LAST = (END, signal.SIGKILL)
-LINE = "interrupted: run the same command again and it goes on"
+LINE = "interrupted: run the same command again to resume"
 refine_config.DISCRETE_DEFAULTS = {"betas": (0.1,), "snapshots": (5, 10)}  # seconds of training show nothing more
 refine_config.LATE_SNAPSHOTS = (5, 10)
 

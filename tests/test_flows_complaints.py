@@ -181,7 +181,7 @@ def test_any_other_error_of_the_users_code_is_a_line_too(
     exec(compile("def broken(**_):\n    return {}[0]\n", str(mines), "exec"), namespace)
     monkeypatch.setattr(cli, "make_app", lambda *_: namespace["broken"])
     assert run("collect", monkeypatch) == 2
-    assert "error: Your own code raised KeyError: 0 (mines.py:2). --traceback shows all of it." in (
+    assert "error: Your code raised KeyError: 0 (mines.py:2). Add --traceback for the full traceback." in (
         " ".join(capsys.readouterr().err.split())
     )
 

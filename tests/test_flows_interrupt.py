@@ -16,7 +16,7 @@ from soak import SOAK, full_or, in_soak
 
 TESTS = Path(__file__).parent
 PROGRAM = TESTS / "interrupted_commands.py"
-LINE = "interrupted: run the same command again and it goes on"
+LINE = "interrupted: run the same command again to resume"
 KILLS, INTERRUPTS = full_or(6, 1), full_or(3, 1)
 COMMANDS = ["collect", "import", "annotate", "annotations", "evaluate", "refine"]
 TRIED = COMMANDS if SOAK else ["annotate"]

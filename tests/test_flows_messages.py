@@ -185,7 +185,7 @@ def test_what_is_written_goes_to_the_output() -> None:
 @pytest.mark.parametrize(("command", "names"), FORMER_NAMES.items())
 def test_a_former_name_of_an_option_is_the_name_of_today_with_a_warning(command: str, names: dict[str, str]) -> None:
     for former, today in names.items():
-        with pytest.warns(TrajnoteWarning, match=f"{former} is called {today} now"):
+        with pytest.warns(TrajnoteWarning, match=f"{former} is now called {today}"):
             said = CliRunner().invoke(make_app(), [*command.split(), former, "x", "--help"])
         assert said.exit_code == 0
         assert f"{today} " in said.output

@@ -150,4 +150,4 @@ def test_too_little_memory_is_one_sentence(capsys: pytest.CaptureFixture[str], m
     with pytest.raises(SystemExit) as leaving:
         cli.main()
     assert leaving.value.code == 2
-    assert capsys.readouterr().err == "error: This takes more memory than there is. Ask for less at a time.\n"
+    assert capsys.readouterr().err == "error: Not enough memory. Process less at a time, or use a machine with more.\n"

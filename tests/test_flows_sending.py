@@ -98,7 +98,7 @@ def test_a_budget_of_nothing_sends_nothing(desk: Desk) -> None:
 
 
 def test_options_before_a_command_are_refused(desk: Desk) -> None:
-    with pytest.raises(BadInput, match="--limit stands before the command plan"):
+    with pytest.raises(BadInput, match="Before the command plan: --limit"):
         CliRunner().invoke(make_app(), ["annotate", "--limit", "3", "plan"], catch_exceptions=False)
 
 

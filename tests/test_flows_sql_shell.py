@@ -77,7 +77,7 @@ def test_the_shell_answers_completes_explains_and_remembers(empty_store: Path, t
     assert "annotated_steps" in shell.ask("SELECT count(*) FROM annotated_s\t;\n")
     assert "error: A query only reads" in shell.ask("DROP TABLE rules;\n")
     assert "error:" in shell.ask("SELECT nothing;\n")
-    assert "There is no .nonsense" in shell.ask(".nonsense\n")
+    assert "There is no command .nonsense" in shell.ask(".nonsense\n")
     shell.ask("SELECT 1\n", until="...> ")
     shell.interrupt()
     shell.ask(".quit\n", until="no more is said")

@@ -37,10 +37,10 @@ ExportOption = Annotated[
     Path | None, typer.Option("--export", help="file: write the unanswered requests here, and stop.")
 ]
 BatchServerOption = Annotated[
-    str | None, typer.Option("--base-url", help="Server that has Message Batches; default: Anthropic's.")
+    str | None, typer.Option("--base-url", help="Server with Message Batches; default: Anthropic's.")
 ]
 annotate_app = typer.Typer(name="annotate", invoke_without_command=True, subcommand_metavar="[COMMAND]")
-annotations_app = typer.Typer(name="annotations", help="Labels that exist already.", no_args_is_help=True)
+annotations_app = typer.Typer(name="annotations", help="Import and replay labels.", no_args_is_help=True)
 
 
 def register(app: typer.Typer) -> None:
@@ -57,10 +57,10 @@ def annotate(
     store: StoreOption = DEFAULT_STORE,
     dataset: DatasetOption = None,
     export: ExportOption = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show questions and cost; send nothing.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show requests and cost; send nothing.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Ask a language model for critical steps, better actions and grades; run again, it asks only what is open.
+    """Ask a language model for critical steps, better actions and grades; a rerun asks only what is open.
 
     Without a command this is `annotate run`.
     """
@@ -79,7 +79,7 @@ def annotate_plan(
     store: StoreOption = DEFAULT_STORE,
     dataset: DatasetOption = None,
     show: Annotated[
-        bool, typer.Option("--show", help="Print the first request in full: all that a reader gets.")
+        bool, typer.Option("--show", help="Print the first request in full, as the model gets it.")
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -106,7 +106,7 @@ def annotate_retry(
     config: labelling.LabelConfig,
     run: Annotated[
         str | None,
-        typer.Argument(metavar="[RUN]", help="Annotation run, or the beginning of its id; default: the newest."),
+        typer.Argument(metavar="[RUN]", help="Annotation run id, or a unique prefix; default: the newest."),
     ] = None,
     store: StoreOption = DEFAULT_STORE,
     as_json: JsonOption = False,
@@ -126,7 +126,7 @@ def annotations_import(
     """Import labels from any source; every line is checked first, and one bad line rejects the file.
 
     Fields: dataset_id, episode_id, step, suggested_action (number, list or name), implicit_reward in [-1, 1],
-    confidence in [0, 1], rationale; optional: critical, model. The file that a review saves is taken too: of several
+    confidence in [0, 1], rationale; optional: critical, model. Files saved by a review can be imported too: of several
     answers to one item the newest counts.
     """
     summary = importing.import_labels(open_store(store), path)
@@ -143,7 +143,7 @@ def annotations_import(
 
 def _print_review(summary: importing.ReviewSummary, as_json: bool) -> None:
     already = "" if summary.answers else "; they were imported before"
-    replaced = f", {summary.replaced} in the place of earlier ones" if summary.replaced else ""
+    replaced = f", {summary.replaced} replacing earlier ones" if summary.replaced else ""
     print_result(
         as_json,
         asdict(summary),
@@ -159,7 +159,7 @@ def _refuse_stray_options(context: typer.Context) -> None:
     if stray:
         options = " and ".join(f"--{name.replace('_', '-')}" for name in stray)
         raise BadInput(
-            f"{options} stands before the command {context.invoked_subcommand}.",
+            f"Before the command {context.invoked_subcommand}: {options}.",
             f"Write options after it: `trajnote annotate {context.invoked_subcommand} {options} ...`.",
         )
 
@@ -223,10 +223,10 @@ def _print_plan(planned: labelling.Planned, as_json: bool, prompt: Mapping[str, 
         as_json,
         values if prompt is None else values | {"prompt": prompt},
         f"{run.run_id}: {estimate.requests} requests to {run.model}, {estimate.answered} answered before",
-        f"about {estimate.tokens.input} input tokens, {estimate.cached.cache_read} of them from the cache if it holds, "
+        f"about {estimate.tokens.input} input tokens, {estimate.cached.cache_read} of them from the server's cache, "
         f"and {estimate.tokens.output} output tokens",
         *_dollar_lines(estimate),
-        f"how good: {estimate.basis}",
+        f"basis: {estimate.basis}",
         "nothing was sent",
     )
 
@@ -237,8 +237,8 @@ def _dollar_lines(estimate: Estimate) -> list[str]:
     what = "in batches, at their discount" if estimate.batch else "in single calls; --provider batch costs about half"
     return [
         f"about ${estimate.cached_usd:.2f} to ${estimate.cost_usd:.2f} {what}",
-        f"at most ${estimate.worst_usd:.2f}: a token a byte, and replies of {estimate.longest_reply:,} tokens, which "
-        "--max-tokens sets (a run without it allows what the server does); --budget caps it lower",
+        f"at most ${estimate.worst_usd:.2f}, at one token per byte and replies of {estimate.longest_reply:,} tokens, "
+        "which --max-tokens sets (default: what the server allows); --budget caps it lower",
     ]
 
 
@@ -337,11 +337,11 @@ def annotate_poll(
     base_url: BatchServerOption = None,
     give_up: Annotated[
         list[str] | None,
-        typer.Option(help="Batch that cannot be settled without its key: it is counted, and asked again."),
+        typer.Option(help="Give up a batch that this key cannot see: count its cost, and ask its requests again."),
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Show how far the batches of all runs are; those whose outcome is unknown are settled first."""
+    """Show the progress of the batches of all runs; those whose outcome is unknown are settled first."""
     found, unknown = labelling.poll(open_store(store), base_url, give_up=give_up or ())
     batches = [
         {"batch_id": p.batch_id, "run_id": p.run_id, "ended": p.ended, "counts": p.remote.counts if p.remote else {}}
@@ -384,7 +384,8 @@ def _fail(failures: Sequence[str]) -> None:
     """What went wrong with single batches, when the others have been handled."""
     if failures:
         raise ProviderFailed(
-            f"{len(failures)} could not be handled: {'; '.join(failures[:3])}.", "All others were; run it again later."
+            f"Batches that could not be handled ({len(failures)}): {'; '.join(failures[:3])}.",
+            "All others were; run this again later.",
         )
 
 
@@ -398,14 +399,14 @@ def annotate_quality(
         typer.Option(
             "--gold",
             metavar="RUN|READER",
-            help="Judge by the labels of this run, which a trusted reader made; repeatable: several readers.",
+            help="Judge by the labels of this run or reader, a gold set; repeatable for several readers.",
         ),
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Judge labels before training: coverage, consistency, calibration, agreement; a verdict with its reasons.
 
-    With --gold: how often suggestions and `critical` are right, with exact intervals, and which of two runs more often.
+    With --gold: how often suggestions and `critical` are right, with exact intervals, and how runs compare.
     """
     if gold:
         scored = labelling.score_against_gold(open_store(store), gold, dataset=dataset, runs=run)
@@ -428,12 +429,14 @@ def annotate_quality(
 def annotate_why(
     config: labelling.LabelConfig,
     request_id: Annotated[
-        str | None, typer.Argument(metavar="[REQUEST_ID]", help="Request of the store, or the beginning of its id.")
+        str | None, typer.Argument(metavar="[REQUEST_ID]", help="Request id, or a unique prefix.")
     ] = None,
     miss: Annotated[
-        bool, typer.Option("--miss", help="Explain what a run with these options would have to ask anew.")
+        bool, typer.Option("--miss", help="Explain which requests a run with these options would still have to ask.")
     ] = False,
-    explanations: Annotated[int, typer.Option("--explanations", min=1, help="How many at most, with --miss.")] = 3,
+    explanations: Annotated[
+        int, typer.Option("--explanations", min=1, help="With --miss: explain at most so many requests.")
+    ] = 3,
     store: StoreOption = DEFAULT_STORE,
     dataset: DatasetOption = None,
     as_json: JsonOption = False,
@@ -471,21 +474,26 @@ def annotations_replay(
     store: StoreOption = DEFAULT_STORE,
     dataset: DatasetOption = None,
     run: RunsOption = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Labels at most, drawn by a fixed shuffle.")] = None,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="Replay at most so many labels, drawn with a fixed seed.")
+    ] = None,
     policy: Annotated[
         str | None, typer.Option("--policy", help="Policy that continues; default: the one that made the dataset.")
     ] = None,
     mode: Annotated[
-        Literal["greedy", "sampled"] | None, typer.Option("--mode", help="How it acts; default: as in the dataset.")
+        Literal["greedy", "sampled"] | None,
+        typer.Option("--mode", help="How that policy acts; default: as in the dataset."),
     ] = None,
-    continuations: Annotated[int, typer.Option(min=1, help="Pairs per label, where the policy acts by chance.")] = 4,
-    horizon: Annotated[int | None, typer.Option(min=1, help="Steps of a continuation at most.")] = None,
+    continuations: Annotated[
+        int, typer.Option(min=1, help="Pairs of continuations per label, if the policy samples its actions.")
+    ] = 4,
+    horizon: Annotated[int | None, typer.Option(min=1, help="Steps of a continuation, at most.")] = None,
     env: TrustOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Measure the advantage of each suggestion: take it once from its exact state, then let the policy continue.
 
-    The table label_replays and `annotate quality` show it; no label is dropped because of it.
+    Results are in the table label_replays and in `annotate quality`; no label is dropped because of them.
     """
     config = labelling.ReplayConfig(
         limit=limit,
@@ -499,8 +507,8 @@ def annotations_replay(
     with progress_bars() as bars:
         found = labelling.replay_labels(opened, dataset_id, config, run_ids=run, report=bars)
     lines = [
-        f"{found.labels} suggestions, {found.confirmations} of them what was done; {found.replayed} replayed exactly, "
-        f"{found.inexact} not, {found.fresh} of them now in {found.environment_steps} environment steps"
+        f"{found.labels} suggestions, {found.confirmations} of them the logged action; {found.replayed} replayed "
+        f"exactly, {found.inexact} not, {found.fresh} of them now in {found.environment_steps} environment steps"
     ]
     if found.advantage is not None:
         lines.append(

@@ -82,14 +82,14 @@ def card_new(
     env_kwargs: EnvKwargsOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Draft a card from the environment's spaces and docstring; what only a person can know is marked TODO."""
+    """Draft a card from the environment's spaces and docstring; what only you can know is marked TODO."""
     from ..cards import card_path, write_draft
 
     format_of(output, {".toml": "TOML"}, default="TOML")
     path = output or card_path(env_id, Path())
     write_draft(simulation.Named(env_id), simulation.parse_env_kwargs(env_kwargs), path)
     named = f" --env {env_id}" if ":" in env_id else ""
-    line = f"{path}: fill in what says TODO, then check it with `trajnote card check {path}{named}`"
+    line = f"{path}: replace every TODO, then check it with `trajnote card check {path}{named}`"
     print_result(as_json, {"env_id": env_id, "path": str(path)}, line)
 
 
@@ -98,7 +98,7 @@ def card_check(
     card: CardArgument,
     env_kwargs: EnvKwargsOption = None,
     env: Annotated[
-        str | None, typer.Option("--env", help="The environment, where a card names module:EnvId and you trust it.")
+        str | None, typer.Option("--env", help="The environment, if the card names module:EnvId and you trust it.")
     ] = None,
     as_json: JsonOption = False,
 ) -> None:

@@ -55,7 +55,7 @@ def collect(
     card: NewCardOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Play episodes of a policy and keep them, bit for bit and replayable; interrupted runs go on where they were."""
+    """Play episodes of a policy and store them, replayable bit for bit; an interrupted run resumes where it stopped."""
     from storage.store import Store
 
     with Store.create_for(store) as opened, progress_bars() as report, redirect_stdout(sys.stderr):
@@ -78,18 +78,18 @@ def import_rows(
     card: NewCardOption = None,
     column: Annotated[
         list[str] | None,
-        typer.Option("--column", help="What columns of a plain file mean: observation=x,y or reward=r; repeatable."),
+        typer.Option("--column", help="Meaning of columns, such as observation=x,y or reward=r; repeatable."),
     ] = None,
     actions: Annotated[
         Literal["discrete", "continuous"] | None,
-        typer.Option("--actions", help="What actions are where the file does not say; default: by their type."),
+        typer.Option("--actions", help="Kind of actions, if the file does not say; default: by their type."),
     ] = None,
     first_action: Annotated[
-        int | None, typer.Option("--first-action", help="Smallest of the discrete actions, if it is not 0.")
+        int | None, typer.Option("--first-action", help="Smallest discrete action, if not 0.")
     ] = None,
     autoreset: Annotated[
         Literal["drop", "keep"] | None,
-        typer.Option("--autoreset", help="Leave out, or keep, rows in which a vector environment reset itself."),
+        typer.Option("--autoreset", help="Drop or keep rows in which a vector environment reset itself."),
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -122,18 +122,18 @@ def export(
         _ExportFormat | None,
         typer.Option(
             "--format",
-            help="d3rlpy (.h5) is what ReplayBuffer.load reads; minari needs its extra; default: by the file's name.",
+            help="d3rlpy (.h5) is for ReplayBuffer.load; minari needs its extra; default: by the file's name.",
         ),
     ] = None,
     store: StoreOption = DEFAULT_STORE,
     dataset: DatasetOption = None,
     with_labels: Annotated[
-        bool, typer.Option("--with-labels", help="With the annotations, joined to their steps.")
+        bool, typer.Option("--with-labels", help="Include the annotations, joined to their steps.")
     ] = False,
     run: RunsOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Write a dataset for other programs, with its labels if wanted; `import` gives it back bit for bit."""
+    """Write a dataset for other programs, with its labels if wanted; `import` restores it bit for bit."""
     form: _ExportFormat = format_of(path, _EXPORT_ENDINGS, format_)
     opened = open_store(store)
     done = datasets.export_dataset(opened, path, form, dataset=dataset, with_labels=with_labels, runs=run)

@@ -30,27 +30,29 @@ StoreOption = Annotated[
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line of standard output.")]
 DatasetOption = Annotated[
-    str | None, typer.Option("--dataset", help="Dataset id or a unique beginning of it; default: the newest one.")
+    str | None, typer.Option("--dataset", help="Dataset id or a unique prefix of it; default: the newest.")
 ]
 WorkersOption = Annotated[int | None, typer.Option("--workers", min=1, help="Processes; default: one per core.")]
 ActingOption = Annotated[
     Literal["greedy", "sampled"],
-    typer.Option("--mode", help="The likeliest action, or one drawn from the distribution."),
+    typer.Option("--mode", help="Take the likeliest action, or one drawn from the distribution."),
 ]
 EnvKwargsOption = Annotated[str | None, typer.Option("--env-kwargs", help="Arguments of gymnasium.make, as JSON.")]
 TrustOption = Annotated[
     str | None,
-    typer.Option("--env", help="The dataset's environment, where it came with the data and you trust its module."),
+    typer.Option("--env", help="The dataset's environment, if only the data name it and you trust its module."),
 ]
-DatasetNameOption = Annotated[str | None, typer.Option("--dataset", help="Name; default: made from the content.")]
+DatasetNameOption = Annotated[
+    str | None, typer.Option("--dataset", help="Name of the dataset; default: made from its content.")
+]
 NewCardOption = Annotated[str | None, typer.Option("--card", help="TOML card that names components and actions.")]
 CardArgument = Annotated[str, typer.Argument(help="Gymnasium id, or path of a TOML card.")]
 RunsOption = Annotated[
     list[str] | None,
-    typer.Option("--run", help="Annotation run, or the beginning of its id; repeatable; default: all."),
+    typer.Option("--run", help="Annotation run id, or a unique prefix; repeatable; default: all."),
 ]
 BaselineOption = Annotated[
-    str | None, typer.Option("--baseline", help="Another baseline than the policy that made the dataset.")
+    str | None, typer.Option("--baseline", help="Baseline; default: the policy that made the dataset.")
 ]
 
 
@@ -113,7 +115,7 @@ def _parameters(taker: Callable[..., Any]) -> dict[str, inspect.Parameter]:
 class CollectOptions:
     """The options of collecting."""
 
-    env: Annotated[str, typer.Option(help="Gymnasium id, or module:EnvId or file.py:Class of your own.")]
+    env: Annotated[str, typer.Option(help="Gymnasium id, or your own module:EnvId or file.py:Class.")]
     policy: Annotated[
         str,
         typer.Option(
@@ -126,19 +128,20 @@ class CollectOptions:
     seed: Annotated[int, typer.Option(min=0, help="Seed of the first episode; episode i has seed + i.")] = 0
     mode: ActingOption = "sampled"
     env_kwargs: EnvKwargsOption = None
-    max_steps: Annotated[int | None, typer.Option(min=1, help="Truncate longer episodes there.")] = None
-    envs: Annotated[int, typer.Option(min=1, help="Environments side by side; never changes the result.")] = 64
+    max_steps: Annotated[int | None, typer.Option(min=1, help="Truncate episodes after so many steps.")] = None
+    envs: Annotated[int, typer.Option(min=1, help="Environments played side by side; does not change the result.")] = 64
     workers: WorkersOption = None
     engine: Annotated[
         Literal["gymnasium", "envpool"],
-        typer.Option(help="Whose code the environment runs in; envpool is faster, and its physics may differ."),
+        typer.Option(help="What runs the environment; envpool is faster, and its physics may differ."),
     ] = "gymnasium"
     dataset: DatasetNameOption = None
     trust: Annotated[
         bool, typer.Option("--trust", help="sb3: let the library load the file, which runs the code in it.")
     ] = False
     no_normalisation: Annotated[
-        bool, typer.Option("--no-normalisation", help="sb3: play on observations as they are, whatever lies beside it.")
+        bool,
+        typer.Option("--no-normalisation", help="sb3: use raw observations, even if statistics lie beside the file."),
     ] = False
 
     def config(self) -> datasets.CollectConfig:
@@ -175,13 +178,15 @@ class AnswerOptions:
             help="Server that speaks the Messages API (Ollama, LiteLLM, ...), or bedrock[:REGION], vertex[:REGION]."
         ),
     ] = None
-    concurrency: Annotated[int, typer.Option(min=1, max=64, help="Requests under way at once.")] = 4
+    concurrency: Annotated[int, typer.Option(min=1, max=64, help="Requests in flight at once.")] = 4
     budget: Annotated[
-        float | None, typer.Option(min=0.0, help="Dollars this run may cost over all its commands, at most.")
+        float | None, typer.Option(min=0.0, help="Cap in dollars for this run, over all its commands.")
     ] = None
     max_tokens: Annotated[
         int | None,
-        typer.Option(min=256, help="Cap on a reply; default: what the server allows the model, or else 12,000."),
+        typer.Option(
+            min=256, help="Tokens of a reply at most; default: what the server allows the model, else 12,000."
+        ),
     ] = None
 
     def config(self) -> labelling.LabelConfig:
@@ -205,44 +210,45 @@ class AnswerOptions:
 class LabelOptions(AnswerOptions):
     """What is asked, and who answers."""
 
-    model: Annotated[str | None, typer.Option(help="Model to ask, as its server calls it.")] = None
+    model: Annotated[str | None, typer.Option(help="Model to ask, by its name on the server.")] = None
     labels: Annotated[int, typer.Option(min=1, help="Labels asked for per episode, one for each window.")] = 8
     rows: Annotated[int | None, typer.Option(min=4, help="Rows of an episode's table; default: five per label.")] = None
-    limit: Annotated[int | None, typer.Option(min=1, help="Most episodes to annotate.")] = None
+    limit: Annotated[int | None, typer.Option(min=1, help="Annotate at most so many episodes.")] = None
     choose: Annotated[
         Literal["first", "stratified", "novel", "failing"],
         typer.Option(
-            help="Which episodes, with --limit: the first, evenly over returns and lengths, unlike, or failing ones."
+            help="Episodes, with --limit: the first, evenly by return and length, most dissimilar, or failing."
         ),
     ] = "first"
     choose_seed: Annotated[int, typer.Option(min=0, help="Seed of that choice.")] = 0
     two_stage: Annotated[
-        bool, typer.Option("--two-stage", help="Identify critical steps first, suggest actions in a second call.")
+        bool,
+        typer.Option("--two-stage", help="Identify critical steps first, and suggest actions in a second request."),
     ] = False
     samples: Annotated[int, typer.Option(min=1, help="Independent answers per episode.")] = 1
     frames: Annotated[
         bool, typer.Option("--frames", help="Show a picture of the critical steps in the second stage.")
     ] = False
     study: Annotated[
-        bool, typer.Option("--study", help="First ask for a playbook of the whole dataset, which every reader gets.")
+        bool, typer.Option("--study", help="First ask for a playbook of the whole dataset, shown in every request.")
     ] = False
     env: TrustOption = None
     kind: Annotated[
         Literal["labels", "rules"],
-        typer.Option(help="Labels of steps, or corrective rules: conditions on the state, with an action."),
+        typer.Option(help="Ask for labels of steps, or for corrective rules: conditions on the state, with an action."),
     ] = "labels"
     max_rules: Annotated[int, typer.Option(min=1, max=40, help="rules: how many to ask for.")] = 10
     tables: Annotated[int, typer.Option(min=1, max=50, help="rules: episodes shown, worst to best.")] = 4
-    card: Annotated[
-        str | None, typer.Option(help="TOML card; default: the dataset's own, or else the packaged one.")
-    ] = None
-    batch_size: Annotated[int, typer.Option(min=1, max=100_000, help="batch: most requests in each.")] = 1_000
-    batches: Annotated[int, typer.Option(min=1, max=100, help="batch: under way at once.")] = 4
+    card: Annotated[str | None, typer.Option(help="TOML card; default: the dataset's own, else the packaged one.")] = (
+        None
+    )
+    batch_size: Annotated[int, typer.Option(min=1, max=100_000, help="batch: requests per batch, at most.")] = 1_000
+    batches: Annotated[int, typer.Option(min=1, max=100, help="batch: batches in flight at once.")] = 4
     retry_failed: Annotated[
-        bool, typer.Option("--retry-failed", help="batch: ask again what was refused or came back too often.")
+        bool, typer.Option("--retry-failed", help="batch: ask again requests that have failed.")
     ] = False
     count: Annotated[
-        bool, typer.Option("--count", help="plan: let the server count the tokens of some requests, for free.")
+        bool, typer.Option("--count", help="plan: let the server count the tokens of some requests, which is free.")
     ] = False
 
     def config(self) -> labelling.LabelConfig:
@@ -278,50 +284,51 @@ class LearnOptions:
     ] = "A"
     algorithm: Annotated[
         Literal["recipe", "bc", "dqn", "discrete_cql", "td3_plus_bc", "iql", "awac", "rebrac"],
-        typer.Option(help="What learns beside the suggestions; bc and recipe for any actions."),
+        typer.Option(help="What the policy learns beside the suggestions; recipe and bc fit any actions."),
     ] = "recipe"
     betas: Annotated[
         str | None,
         typer.Option(
-            help="Weights of the distance to the baseline, with commas, one training each; default: 0.1,0.3, "
-            "and 0.03,0.1 for continuous actions."
+            help="Weights of the distance to the baseline, comma-separated, one training each; default: 0.1,0.3, "
+            "or 0.03,0.1 for continuous actions."
         ),
     ] = None
     snapshots: Annotated[
         str | None,
         typer.Option(
-            help="Training steps after which a candidate is kept, with commas, up to 10000; default: by the actions, "
-            "and by the share of the steps that are labelled."
+            help="Training steps after which a candidate is kept, comma-separated, up to 10000; the default depends on "
+            "the actions and on the share of labelled steps."
         ),
     ] = None
     shaping: Annotated[
         Literal["additive", "potential"],
-        typer.Option(help="R: add implicit rewards, or as potentials, which keep the best policy."),
+        typer.Option(help="R: add implicit rewards, or differences of a potential, which keep the best policy."),
     ] = "additive"
-    reward_weight: Annotated[
-        float, typer.Option(min=0, help="R: an implicit reward of 1 in units of the environment's.")
-    ] = 1.0
+    reward_weight: Annotated[float, typer.Option(min=0, help="R: what an implicit reward of 1 adds to a reward.")] = 1.0
     reward_cap: Annotated[
-        float | None, typer.Option(help="R: most that a reward may change, in root mean squares of the environment's.")
+        float | None,
+        typer.Option(help="R: cap on what is added to a reward, in root mean squares of the environment's."),
     ] = None
     agreement: Annotated[
-        bool, typer.Option("--agreement", help="A: a label counts less where annotators of its state disagree.")
+        bool, typer.Option("--agreement", help="A: give labels less weight where annotators of the state disagree.")
     ] = False
     support: Annotated[
         float,
-        typer.Option(min=0, max=1, help="A: a suggestion less likely than this share of the likeliest counts less."),
+        typer.Option(
+            min=0, max=1, help="A: give suggestions less likely than this share of the likeliest less weight."
+        ),
     ] = 0.0
     ramp_steps: Annotated[
-        int, typer.Option(min=0, help="A: steps over which the suggestions gain their full weight.")
+        int, typer.Option(min=0, help="A: training steps until the suggestions have their full weight.")
     ] = 0
     robust: Annotated[
-        bool, typer.Option("--robust", help="Try other readings of the labels too, for annotators who may be wrong.")
+        bool, typer.Option("--robust", help="Also try other readings of the labels, in case the annotator is wrong.")
     ] = False
     reference: Annotated[
         bool,
         typer.Option(
             "--reference",
-            help="Train everything with d3rlpy; default: recipe, discrete_cql and td3_plus_bc without it, much faster.",
+            help="Train everything with d3rlpy; by default recipe, discrete_cql and td3_plus_bc use a faster engine.",
         ),
     ] = False
 
@@ -344,28 +351,28 @@ class GateOptions:
     seed: Annotated[int, typer.Option(min=0, help="Seed of the training and of the placebos.")] = 0
     first_seed: Annotated[
         int | None,
-        typer.Option(min=0, help="First of the gate's seeds; default: the first ones that nothing has used."),
+        typer.Option(min=0, help="First of the gate's seeds; default: the first unused ones."),
     ] = None
     select: Annotated[
-        int | None, typer.Option(min=2, help="Episodes per candidate that choose among them, at most.")
+        int | None, typer.Option(min=2, help="Episodes per candidate for choosing the winner, at most.")
     ] = None
     accept: Annotated[
-        int | None, typer.Option(min=10, help="Episodes that accept or reject the winner; by racing, at most so many.")
+        int | None, typer.Option(min=10, help="Episodes for accepting or rejecting the winner; with racing, at most.")
     ] = None
     report: Annotated[
-        int, typer.Option(min=10, help="Episodes that are reported; half as many in the mode of no verdict.")
+        int, typer.Option(min=10, help="Episodes that are reported; half as many in the mode without a verdict.")
     ] = 100
     draws: Annotated[
-        int | None, typer.Option(min=2, help="Draws of each placebo, at most; default: 19, and 3 with --estimate.")
+        int | None, typer.Option(min=2, help="Draws of each placebo, at most; default: 19, or 3 with --estimate.")
     ] = None
     gate_mode: Annotated[
-        Literal["greedy", "sampled"], typer.Option(help="How policies act while the gate chooses.")
+        Literal["greedy", "sampled"], typer.Option(help="How policies act while the gate chooses and decides.")
     ] = "greedy"
     gate: Annotated[
-        Literal["racing", "full"], typer.Option(help="racing: stop when it is clear; full: play every episode.")
+        Literal["racing", "full"], typer.Option(help="racing: stop when the result is clear; full: play every episode.")
     ] = "racing"
     expert: Annotated[
-        str | None, typer.Option(help="Also the arm oracle: this policy's actions in the labelled states.")
+        str | None, typer.Option(help="Add the arm oracle: this policy's actions in the labelled states.")
     ] = None
     workers: WorkersOption = None
 
@@ -395,17 +402,17 @@ class ImproveOptions(GateOptions, LearnOptions):
 
     random_states: Annotated[
         bool,
-        typer.Option("--random-states", help="Also the arm random_states: other states, the annotator's own rules."),
+        typer.Option("--random-states", help="Add the arm random_states: random states, each with the nearest label."),
     ] = False
     promote_rules: Annotated[
-        bool, typer.Option("--promote-rules", help="The rules themselves may win and be put in force.")
+        bool, typer.Option("--promote-rules", help="Let the rules themselves win and be put in force.")
     ] = False
     promote: Annotated[
         Literal["labels", "best"],
         typer.Option(help="What may be put in force: the labels' policy, or the best accepted arm's."),
     ] = "labels"
     relabel: Annotated[
-        int, typer.Option(min=0, help="Rounds in which the learner plays and its rules label what it played.")
+        int, typer.Option(min=0, help="Rounds in which the learner plays and the rules label its steps.")
     ] = 0
     log_dir: Annotated[
         Path | None, typer.Option(help="Folder for d3rlpy's logs of the labels' training: CSV, TensorBoard.")

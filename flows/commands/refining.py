@@ -55,14 +55,16 @@ def refine(
     run: RunsOption = None,
     rules: Annotated[
         bool,
-        typer.Option("--rules", help="Imitate corrective rules at all steps that they match, not single labels."),
+        typer.Option(
+            "--rules", help="Imitate corrective rules at all steps that they match, instead of single labels."
+        ),
     ] = False,
     baseline: BaselineOption = None,
     env: TrustOption = None,
     estimate: Annotated[
         bool,
         typer.Option(
-            "--estimate", help="Play nothing, estimate from logged steps; the default without an environment."
+            "--estimate", help="Play nothing and estimate from logged steps; the default without an environment."
         ),
     ] = False,
     accept_estimate: Annotated[
@@ -70,11 +72,11 @@ def refine(
     ] = False,
     track: Annotated[
         Path | None,
-        typer.Option("--track", help="Folder of trackio, offline: one run per comparison is entered there."),
+        typer.Option("--track", help="Folder of trackio, offline, that gets one run per comparison."),
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Refine a dataset's policy with its annotations, beside all controls, and let the gate judge every arm."""
+    """Refine a dataset's policy with its annotations, beside placebos, and let the gate judge every arm."""
     opened, dataset_id = open_dataset(store, dataset, ruled=rules)
     named = simulation.Named.of(baseline)
     if estimate or stored.read_manifest(opened, dataset_id).env_id is None:
@@ -102,7 +104,7 @@ def _check_for_estimate(config: refinement.ImproveConfig, track: Path | None) ->
         BadInput: saying which option to leave out.
     """
     if config.expert or config.random_states:
-        raise BadInput("An estimate has no arms beside the placebos.", "Leave --expert and --random-states out.")
+        raise BadInput("An estimate has no reference arms.", "Leave --expert and --random-states out.")
     if config.promote_rules:
         raise BadInput("An estimate puts no rules in force.", "Leave --promote-rules out.")
     if config.promote == "best":
@@ -150,12 +152,12 @@ def ablate(
     run: RunsOption = None,
     baseline: BaselineOption = None,
     env: TrustOption = None,
-    use: Annotated[str, typer.Option("--use", help="Which of A, R and RA, with commas.")] = "A,R,RA",
+    use: Annotated[str, typer.Option("--use", help="Which of A, R and RA, comma-separated.")] = "A,R,RA",
     seeds: Annotated[int, typer.Option("--seeds", min=1, help="Training seeds, from --seed on.")] = 3,
-    draws: Annotated[int, typer.Option("--draws", min=2, help="Draws of each placebo and training seed.")] = 2,
+    draws: Annotated[int, typer.Option("--draws", min=2, help="Draws of each placebo per training seed.")] = 2,
     as_json: JsonOption = False,
 ) -> None:
-    """Refine with suggestions, with rewards and with both, beside all arms and over several training seeds."""
+    """Refine with suggestions, with rewards and with both, beside all arms, over several training seeds."""
     chosen = {"modes": [mode.strip() for mode in use.split(",") if mode.strip()], "seeds": seeds}
     improve = judged.model_copy(update={"random_states": True})
     config = refinement.AblateConfig.model_validate(chosen | {"improve": improve})
@@ -171,7 +173,9 @@ def ablate(
 def evaluate(
     policy: Annotated[str, typer.Argument(help="Policy id of the store, or a specification as for collect --policy.")],
     store: StoreOption = DEFAULT_STORE,
-    env: Annotated[str | None, typer.Option("--env", help="Gymnasium id; default: the one the policy is for.")] = None,
+    env: Annotated[
+        str | None, typer.Option("--env", help="Gymnasium id; default: the policy's own environment.")
+    ] = None,
     env_kwargs: EnvKwargsOption = None,
     episodes: Annotated[int, typer.Option(min=2, help="How many episodes.")] = 100,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the first episode.")] = 5_000_000,
@@ -211,7 +215,7 @@ def pipeline(
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Collect, annotate, refine and judge in one Prefect flow; each step resumes what an interruption left.
+    """Collect, annotate, refine and judge in one Prefect flow; after an interruption each step resumes.
 
     It takes the options of `collect`, `annotate` and `refine`.
     """
@@ -233,9 +237,9 @@ def _go_round(pipeline: deployment.PipelineConfig, rounds: int, server: runtime.
         Prerequisite: if a round waits for answers.
     """
     if pipeline.collect is None:
-        raise BadInput("Rounds collect, each with another policy.")
+        raise BadInput("--rounds needs a collection: each round collects with another policy.")
     if pipeline.collect.dataset is not None:
-        raise BadInput("Each round collects a dataset of its own, so none has this name.", "Leave --dataset out.")
+        raise BadInput("Each round of --rounds collects a new dataset, so --dataset cannot name it.", "Leave it out.")
     parts = {"collect": pipeline.collect, "label": pipeline.label, "improve": pipeline.improve}
     config = refinement.RoundsConfig.model_validate({"store": pipeline.store, "rounds": rounds, **parts})
     with progress_bars() as bars, runtime.listening(bars), runtime.served(server):
@@ -266,7 +270,7 @@ def demo(
         {"seconds": result.seconds, "replay_exact": replay.exact, "report": result.report},
         f"replay of episode {replay.episode_id}: {replay.detail}",
         f"{result.seconds:.0f} seconds",
-        str(result.report or "a report to look at needs the extra: pip install 'trajnote[plots]'"),
+        str(result.report or "for a report, install the extra: pip install 'trajnote[plots]'"),
     )
 
 

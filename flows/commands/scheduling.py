@@ -15,10 +15,10 @@ from .output import print_json, print_lines, print_result, print_rows, print_tab
 SettingsOption = Annotated[Path, typer.Option("--settings", help="File of deployments.")]
 StoreOverride = Annotated[
     Path | None,
-    typer.Option("--store", envvar="TRAJNOTE_STORE", help="Folder of the store, in place of what the file says."),
+    typer.Option("--store", envvar="TRAJNOTE_STORE", help="Folder of the store, instead of the one in the settings."),
 ]
 NameArgument = Annotated[
-    str | None, typer.Argument(help="Name of the deployment; may be left out where there is only one.")
+    str | None, typer.Argument(help="Name of the deployment; may be left out if there is only one.")
 ]
 DEFAULT_SETTINGS = Path("trajnote.toml")
 
@@ -31,7 +31,7 @@ def register(app: typer.Typer) -> None:
 
 
 def init(settings: SettingsOption = DEFAULT_SETTINGS, as_json: JsonOption = False) -> None:
-    """Write a `trajnote.toml` with comments, to be edited: deployments, where rollouts come from, and when they run."""
+    """Write a commented `trajnote.toml` to edit: deployments, where their rollouts come from, and when they run."""
     deploying.write_template(settings)
     print_result(as_json, {"path": str(settings)}, f"{settings}: edit it, then try it with `trajnote nightly`")
 
@@ -41,13 +41,14 @@ def nightly(
     settings: SettingsOption = DEFAULT_SETTINGS,
     store: StoreOverride = None,
     promote: Annotated[
-        Literal["labels", "best"] | None, typer.Option("--promote", help="In place of the one in the settings.")
+        Literal["labels", "best"] | None,
+        typer.Option("--promote", help="What may be put in force, instead of what the settings say."),
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Run a deployment once: import what is new, annotate, enter the answers, refine, promote or keep.
+    """Run a deployment once: import what is new, annotate, refine, and promote or keep the policy in force.
 
-    It does what a served deployment does, without a schedule. A night that was killed is finished, and nothing is done
+    It does what a served deployment does, without a schedule. It finishes a night that was killed, and does nothing
     twice.
     """
     from storage.store import Store
@@ -79,7 +80,7 @@ def _run_with_notices(name: str, config: deploying.DeploymentConfig, report: run
 def serve(
     settings: SettingsOption = DEFAULT_SETTINGS, store: StoreOverride = None, as_json: JsonOption = False
 ) -> None:
-    """Run the deployments of `trajnote.toml` on this machine, each at its time, until interrupted.
+    """Run the deployments of `trajnote.toml` on this machine, each at its scheduled time, until interrupted.
 
     It starts a Prefect server of its own, with its pages, unless PREFECT_API_URL names yours.
     """
@@ -99,6 +100,6 @@ def serve(
             {"server": address, "pages": pages, "deployments": rows},
             f"serving with {address}; Ctrl-C ends it",
             rows,
-            f"runs, logs and artifacts: {pages or 'in the pages of that server'}",
+            f"runs, logs and artifacts: {pages or 'in the web interface of that server'}",
         )
         deploying.serve_deployments(settings, store)

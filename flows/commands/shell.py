@@ -28,10 +28,10 @@ _KEYWORDS = (
     *("WITH", "AS", "AND", "OR", "NOT", "IS NULL", "DESCRIBE", "SUMMARIZE", "count", "avg", "min", "max", "sum"),
 )
 _HELP = (
-    "SELECT ... ;           a question ends with a semicolon, and may have several lines",
-    ".tables                the tables and views, with one line on each",
-    ".columns TABLE         the columns of one, with one line on each",
-    ".help, .quit           this, and the end (also Ctrl-D)",
+    "SELECT ... ;           run a query; it ends with a semicolon and may have several lines",
+    ".tables                list the tables and views, with one line on each",
+    ".columns TABLE         list the columns of one, with one line on each",
+    ".help, .quit           show this; leave the shell (also Ctrl-D)",
 )
 
 
@@ -42,7 +42,7 @@ def run_shell(store: Store, answer: Callable[[str], None]) -> None:
         store: what is asked.
         answer: prints the answer to one statement.
     """
-    print_lines(f"{store.root}: nothing can be changed. `.tables` shows what there is, `.help` the rest.")
+    print_lines(f"{store.root}: read only. `.tables` lists the tables, `.help` the other commands.")
     history = _prepare(store)
     while (said := _read_statement()) is not None:
         with suppress(OSError):
@@ -111,7 +111,7 @@ def _obey(said: str, answer: Callable[[str], None]) -> None:
     elif word in (".columns", ".schema"):
         _print_columns(rest.strip())
     elif said.startswith("."):
-        print_lines(*(() if word == ".help" else (f"There is no {word}.",)), *_HELP)
+        print_lines(*(() if word == ".help" else (f"There is no command {word}.",)), *_HELP)
     elif said:
         answer(said)
 
@@ -119,14 +119,14 @@ def _obey(said: str, answer: Callable[[str], None]) -> None:
 def print_tables() -> None:
     """Print all tables and views with one line on each, those that matter first at the beginning."""
     rows = [{"name": each.name, "what it is": each.about} for each in described_tables()]
-    print_table("first", rows[:_FIRST])
-    print_table("and", rows[_FIRST:])
+    print_table("start with these", rows[:_FIRST])
+    print_table("all others", rows[_FIRST:])
 
 
 def _print_columns(name: str) -> None:
     tables = {each.name: each for each in described_tables()}
     if name not in tables:
-        print_lines(f"There is no table {name!r}.{did_you_mean(name, tables)} `.tables` shows all.")
+        print_lines(f"There is no table {name!r}.{did_you_mean(name, tables)} `.tables` lists all.")
         return
     print_lines(tables[name].about)
     print_table(name, [{"column": column, "what it is": words} for column, words in tables[name].columns.items()])

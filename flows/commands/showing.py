@@ -56,32 +56,33 @@ def sql(
     query: Annotated[
         str | None,
         typer.Argument(
-            help="One reading statement: SELECT, WITH, DESCRIBE, SHOW, SUMMARIZE, EXPLAIN; without one, a shell asks."
+            help="One read-only statement: SELECT, WITH, DESCRIBE, SHOW, SUMMARIZE, EXPLAIN; default: open a shell."
         ),
     ] = None,
     store: StoreOption = DEFAULT_STORE,
     format_: Annotated[
-        Format | None, typer.Option("--format", help="Form of the rows; default: by the file's name, or else a table.")
+        Format | None, typer.Option("--format", help="Format of the rows; default: by the file's name, else a table.")
     ] = None,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="File to write, .csv, .jsonl or .parquet; default: print.")
     ] = None,
-    timeout: Annotated[float, typer.Option("--timeout", min=0.1, help="Longest time in seconds.")] = 600.0,
+    timeout: Annotated[float, typer.Option("--timeout", min=0.1, help="Time limit in seconds.")] = 600.0,
     memory: Annotated[
-        float | None, typer.Option("--memory", min=0.1, help="Most memory in gigabytes; default: half of all.")
+        float | None,
+        typer.Option("--memory", min=0.1, help="Memory limit in gigabytes; default: half of the machine's."),
     ] = None,
-    max_rows: Annotated[int, typer.Option("--max-rows", min=1, help="Most rows of a printed table.")] = 1_000,
+    max_rows: Annotated[int, typer.Option("--max-rows", min=1, help="Print at most so many rows.")] = 1_000,
     as_json: JsonOption = False,
 ) -> None:
     """Query the catalog and the steps; nothing can be changed.
 
-    First of all: datasets, steps, annotated_steps, annotations, leaderboard. Without a question this is a shell, whose
-    `.tables` says what each table is; from a pipe, the question is what comes through it.
+    Start with datasets, steps, annotated_steps, annotations, leaderboard. Without a query this opens a shell, whose
+    `.tables` explains each table; with a pipe, the query is read from standard input.
     """
     form = format_of(output, _ENDINGS, format_, Format.TABLE)
     if output is not None and (form is Format.TABLE or as_json):
         raise BadInput(
-            f"{output} takes rows, and {'--json' if as_json else 'a table'} is printed.",
+            f"--output {output} does not go with {'--json' if as_json else '--format table'}.",
             f"Name a file that ends in {', '.join(_ENDINGS)}." if not as_json else "Leave one of the two out.",
         )
     bounds = queries.Bounds(timeout, None if memory is None else int(memory * 1e9))
@@ -178,11 +179,13 @@ def _key_text(key: object) -> str:
 
 def figures(
     store: StoreOption = DEFAULT_STORE,
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the pictures; made if missing.")] = Path(),
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the pictures; made if missing.")] = Path(),
     comparison: Annotated[
-        str | None, typer.Option("--comparison", help="Comparison id or its beginning; default: the newest one.")
+        str | None, typer.Option("--comparison", help="Comparison id, or a unique prefix; default: the newest.")
     ] = None,
-    picture_format: Annotated[Literal["svg", "pdf", "png"], typer.Option("--format", help="Kind of picture.")] = "svg",
+    picture_format: Annotated[
+        Literal["svg", "pdf", "png"], typer.Option("--format", help="Format of the pictures.")
+    ] = "svg",
     as_json: JsonOption = False,
 ) -> None:
     """Draw a comparison's arms with their intervals, what the gate chose from, and the board of all environments."""
@@ -196,7 +199,7 @@ def report(
         str | None,
         typer.Argument(
             metavar="[REFINEMENT|COMPARISON|RUN|DATASET]",
-            help="Id of what it is about, or a unique beginning; default: the newest comparison.",
+            help="Id of a comparison, refinement, run or dataset, or a unique prefix; default: the newest comparison.",
             show_default=False,
         ),
     ] = None,
@@ -204,7 +207,7 @@ def report(
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="File; default: reports/ID.html of the store.")
     ] = None,
-    pictures: Annotated[int, typer.Option(min=0, help="Rendered steps at most; 0 for none.")] = 1_600,
+    pictures: Annotated[int, typer.Option(min=0, help="Render at most so many steps; 0 for none.")] = 1_600,
     env: TrustOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -223,24 +226,22 @@ def report(
 def review(
     run: Annotated[
         str | None,
-        typer.Argument(
-            metavar="[RUN]", help="Annotation run, or the beginning of its id; default: all of the dataset."
-        ),
+        typer.Argument(metavar="[RUN]", help="Annotation run id, or a unique prefix; default: all of the dataset."),
     ] = None,
     queue: Annotated[
         Literal["disagreements", "stratified", "gold", "rules"],
         typer.Option(
             "--queue",
-            help="Contradicted labels and corrections first; all kinds in turn; a blind gold set, at random; rules.",
+            help="What to show: contradicted labels first; labels of all kinds in turn; states for a gold set; rules.",
         ),
     ] = "disagreements",
-    limit: Annotated[int, typer.Option("--limit", min=1, max=2_000, help="Items at most.")] = 100,
-    seed: Annotated[int, typer.Option("--seed", min=0, help="Of what is left to chance.")] = 0,
+    limit: Annotated[int, typer.Option("--limit", min=1, max=2_000, help="Show at most so many items.")] = 100,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of the random choices.")] = 0,
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", help="File: .html, and .jsonl or .txt for gold; default: in the store."),
+        typer.Option("--output", "-o", help="File: .html, or .jsonl or .txt for gold; default: in the store."),
     ] = None,
-    pictures: Annotated[int, typer.Option(min=0, help="Rendered steps at most; 0 for none.")] = 900,
+    pictures: Annotated[int, typer.Option(min=0, help="Render at most so many steps; 0 for none.")] = 900,
     dataset: DatasetOption = None,
     env: TrustOption = None,
     store: StoreOption = DEFAULT_STORE,
@@ -261,9 +262,9 @@ def review(
 
 def watch(
     store: StoreOption = DEFAULT_STORE,
-    once: Annotated[bool, typer.Option("--once", help="Look once, print, and stop.")] = False,
-    every: Annotated[float, typer.Option(min=0.2, help="Seconds between two looks.")] = 2.0,
-    budget: Annotated[float | None, typer.Option(min=0, help="Cap in dollars to show the spending against.")] = None,
+    once: Annotated[bool, typer.Option("--once", help="Print once and stop.")] = False,
+    every: Annotated[float, typer.Option(min=0.2, help="Seconds between two updates.")] = 2.0,
+    budget: Annotated[float | None, typer.Option(min=0, help="Budget in dollars to compare the spending with.")] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Show what is under way: runs, requests, batches, dollars, labels per minute, candidates, the gate.

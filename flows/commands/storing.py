@@ -38,13 +38,13 @@ def register(app: typer.Typer) -> None:
 
 @store_app.command("verify")
 def store_verify(store: StoreOption = DEFAULT_STORE, as_json: JsonOption = False) -> None:
-    """Hash every file again and compare it with the catalog; damaged files are named."""
+    """Hash every file again, compare it with the catalog, and name damaged files."""
     from storage.store import Store
 
     damages = [str(damage) for damage in upkeep.verify_store(Store.locate(store))]
     print_result(as_json, {"damaged": len(damages), "damages": damages}, *damages)
     if damages:
-        raise DamagedStore(f"{len(damages)} things in {store} are damaged.", "See the list above.")
+        raise DamagedStore(f"{len(damages)} files in {store} are damaged or missing.", "See the list above.")
     if not as_json:
         print_lines(f"{store}: every file is what was written.")
 
@@ -52,17 +52,17 @@ def store_verify(store: StoreOption = DEFAULT_STORE, as_json: JsonOption = False
 @store_app.command("gc")
 def store_gc(
     store: StoreOption = DEFAULT_STORE,
-    keep: Annotated[int, typer.Option("--keep", min=0, help="How many of the newest of each kind to keep.")] = 10,
+    keep: Annotated[int, typer.Option("--keep", min=0, help="Keep so many of the newest of each kind.")] = 10,
     pin: Annotated[
         list[str] | None, typer.Option("--pin", help="Policy, dataset or report to keep; repeatable.")
     ] = None,
-    delete: Annotated[bool, typer.Option("--delete", help="Delete what is shown, not only show it.")] = False,
+    delete: Annotated[bool, typer.Option("--delete", help="Delete what is shown.")] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Show what the store no longer needs, and delete it only with --delete.
 
-    That is refined policies, datasets without annotations, reports, and leftovers of killed commands. What a policy in
-    force, an annotation or anything kept was made from is kept. Annotations and raw replies are never deleted.
+    That is old refined policies, datasets without annotations, reports, and leftovers of killed commands. Whatever a
+    policy in force, an annotation or anything kept was made from stays. Annotations and raw replies are never deleted.
     """
     opened = open_store(store)
     found = upkeep.find_garbage(opened, keep, pin or ())
@@ -71,7 +71,7 @@ def store_gc(
     print_rows(
         as_json,
         {"deleted": delete, "bytes": sum(g.bytes for g in found), "garbage": rows},
-        f"{len(rows)} things that {store} no longer needs",
+        f"{len(rows)} items that {store} no longer needs",
         rows,
         f"deleted, {freed} bytes" if delete else "nothing was deleted; --delete does it",
     )
@@ -86,7 +86,7 @@ def store_list(store: StoreOption = DEFAULT_STORE, as_json: JsonOption = False) 
 
 @store_app.command("runs")
 def store_runs(store: StoreOption = DEFAULT_STORE, as_json: JsonOption = False) -> None:
-    """List the store's annotation runs, those under way first: who answered, how far each is, what it cost."""
+    """List the store's annotation runs, unfinished ones first: who answered, progress, cost."""
     with open_store(store).catalog.read() as con:
         rows = queries.ask(con, "status/runs", minutes=1, limit=_EVERYTHING)
     shown = ("run_id", "dataset_id", "model", "state", "requests", "labels", "rejections", "cost_usd", "created_at")
@@ -104,7 +104,7 @@ def store_push(
     url: UrlArgument,
     store: StoreOption = DEFAULT_STORE,
     replace: Annotated[
-        bool, typer.Option("--replace", help="Push even above a snapshot that this store has not seen.")
+        bool, typer.Option("--replace", help="Push even if there is a newer snapshot that this store has not seen.")
     ] = False,
     check: Annotated[
         bool, typer.Option("--check", help="Also check that every file is still there, and send what is missing.")
@@ -129,14 +129,14 @@ def store_pull(
     url: UrlArgument,
     store: StoreOption = DEFAULT_STORE,
     snapshot: Annotated[
-        int | None, typer.Option("--snapshot", min=1, help="Number of the snapshot; default: the newest one.")
+        int | None, typer.Option("--snapshot", min=1, help="Number of the snapshot; default: the newest.")
     ] = None,
     replace: Annotated[
         bool, typer.Option("--replace", help="Move local work that was not pushed to `replaced/`.")
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Bring a new folder, or an older store, to a pushed snapshot; every file is checked against its hash.
+    """Fetch a pushed snapshot into a new folder or an older store; every file is checked against its hash.
 
     Local work that was not pushed is replaced only with --replace, which keeps it in `replaced/`.
     """
@@ -153,7 +153,7 @@ def store_pull(
 
 @store_app.command("export-annotations")
 def store_export_annotations(
-    folder: Annotated[Path | None, typer.Argument(help="Where to; default: `tables` in the store.")] = None,
+    folder: Annotated[Path | None, typer.Argument(help="Folder to write to; default: `tables` in the store.")] = None,
     store: StoreOption = DEFAULT_STORE,
     as_json: JsonOption = False,
 ) -> None:
@@ -164,7 +164,7 @@ def store_export_annotations(
 
 @policy_app.command("list")
 def policy_list(store: StoreOption = DEFAULT_STORE, as_json: JsonOption = False) -> None:
-    """List the store's policies, the newest first: where each comes from, what it returned, where it is in force."""
+    """List the store's policies, the newest first: origin, return, and where each is in force."""
     with open_store(store).catalog.read() as con:
         rows = queries.ask(con, "status/policies")
     shown = ("policy_id", "kind", "env_id", "dataset_id", "return_", "mode", "episodes", "in_force", "created_at")
@@ -174,41 +174,42 @@ def policy_list(store: StoreOption = DEFAULT_STORE, as_json: JsonOption = False)
 
 @policy_app.command("current")
 def policy_current(store: StoreOption = DEFAULT_STORE, as_json: JsonOption = False) -> None:
-    """Show which policy each deployment has in force, since when and why, and the folder where it always is."""
+    """Show which policy each deployment has in force, since when and why, and the path that always leads to it."""
     opened = open_store(store)
     rows = [
         {**vars(known), "path": str(opened.deployment_dir(known.deployment) / policies.CURRENT)}
         for known in policies.list_in_force(opened)
     ]
-    print_rows(as_json, {"in_force": rows}, f"{len(rows)} deployments of {store} have decided", rows)
+    print_rows(as_json, {"in_force": rows}, f"{len(rows)} deployments of {store} with a decision", rows)
 
 
 @policy_app.command("export")
 def policy_export(
     policy: Annotated[
-        str | None, typer.Argument(help="Policy id of the store, or a unique beginning; default: the newest.")
+        str | None, typer.Argument(help="Policy id of the store, or a unique prefix; default: the newest.")
     ] = None,
     store: StoreOption = DEFAULT_STORE,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="File; default: ID.onnx, .zip, .pt or .json here.")
+        Path | None,
+        typer.Option("--output", "-o", help="File; default: ID.onnx, .zip, .pt or .json in the current folder."),
     ] = None,
     format_: Annotated[
         _PolicyFormat | None,
         typer.Option(
             "--format",
             help="ONNX; a zip of Stable-Baselines3; a state_dict of torch with its JSON; one JSON that policy:FILE "
-            "plays; default: by the file's name, or else onnx, and json for rules.",
+            "plays; default: by the file's name, else onnx, or json for rules.",
         ),
     ] = None,
     like: Annotated[
-        Path | None, typer.Option("--like", help="sb3: the zip that it was refined from; a copy of it is written.")
+        Path | None, typer.Option("--like", help="sb3: the zip that the policy was refined from, to write a copy of.")
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Write a policy for other programs, as ONNX, for Stable-Baselines3 or torch, or as JSON; what is new is checked.
+    """Write a policy for other programs, as ONNX, for Stable-Baselines3 or torch, or as JSON, and check what it does.
 
     ONNX needs the extra `onnx`: the input `observation` is (N, n) float32; `action` is the greedy action. The zip of
-    Stable-Baselines3 is a copy of the original with other weights; statistics of a normalised agent come with it.
+    Stable-Baselines3 is a copy of the original with new weights; statistics of a normalised agent come with it.
     """
     if output and output.suffix:
         named: _PolicyFormat = format_of(output, _POLICY_ENDINGS, format_)
