@@ -18,7 +18,6 @@ from .parsing import clean_text
 from .prompting import Request
 from .runs import RunPlan, unanswered_requests
 
-Kind = Literal["changed", "only here", "only there"]
 _DIFF_LINES = 6
 _LINE = 160
 _HEADING = re.compile(r"^#{1,2} (.+)$", re.MULTILINE)
@@ -44,7 +43,7 @@ class FieldDifference:
     """One part of a request that another one has otherwise."""
 
     field: str  # for example `system: Components of the state`
-    kind: Kind
+    kind: Literal["changed", "only here", "only there"]
     meaning: str  # what it comes from, in words
     diff: tuple[str, ...]  # lines that begin with - (the other request) or + (this one)
 
@@ -68,7 +67,12 @@ def compare_parts(mine: Mapping[str, str], other: Mapping[str, str]) -> list[Fie
     """What this request says otherwise than the other one, in the order of its parts."""
     names = [*mine, *(name for name in other if name not in mine)]
     return [
-        FieldDifference(name, _kind(name, mine, other), _meaning(name), _diff(other.get(name, ""), mine.get(name, "")))
+        FieldDifference(
+            name,
+            "changed" if name in mine and name in other else "only here" if name in mine else "only there",
+            _meaning(name),
+            _diff(other.get(name, ""), mine.get(name, "")),
+        )
         for name in names
         if mine.get(name) != other.get(name)
     ]
@@ -115,12 +119,6 @@ def _text_of(system: Any) -> str:
     if isinstance(system, list):
         return "\n".join(str(block.get("text", "")) for block in system if isinstance(block, dict))
     return str(system)
-
-
-def _kind(
-    name: str, mine: Mapping[str, str], other: Mapping[str, str]
-) -> Literal["changed", "only here", "only there"]:
-    return "changed" if name in mine and name in other else "only here" if name in mine else "only there"
 
 
 def _meaning(name: str) -> str:

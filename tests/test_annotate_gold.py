@@ -8,8 +8,7 @@ from dataclasses import replace
 import pytest
 from scipy import stats
 
-from annotate.quality.gold import GoldScore, GoldSet, Opinion, Stratum, compare_runs, read_gold, score_run
-from annotate.quality.shares import Rate
+from annotate.quality.gold import GoldScore, GoldSet, Opinion, Rate, Stratum, compare_runs, read_gold, score_run
 from storage.errors import BadInput
 from storage.schema import Space
 

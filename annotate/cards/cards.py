@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
@@ -232,8 +232,8 @@ def check_card_against_spaces(card: Card, observation_space: Space, action_space
     Raises:
         BadInput: naming what differs: counts, kind or bounds.
     """
-    problem = _observation_mismatch(card, observation_space) or _action_mismatch(card, action_space)
-    if problem:
+    problem = next(_mismatches(card, observation_space, action_space), None)
+    if problem is not None:
         raise BadInput(f"The card of {card.env_id} does not fit the environment: {problem}.", "Correct the card.")
 
 
@@ -273,7 +273,9 @@ def parse_card(content: bytes, where: str, *, with_claims: bool = True) -> Card:
     try:
         return Card.model_validate(fields)
     except ValidationError as error:
-        raise BadInput(f"{where}: {_first_problem(error)}.") from error
+        first, *others = error.errors(include_url=False)
+        more = f"; and {len(others)} more" if others else ""
+        raise BadInput(f"{where}: {describe_invalid(first)}{more}.") from error
 
 
 def _placeholders(value: object, place: str = "") -> Iterable[str]:
@@ -285,11 +287,6 @@ def _placeholders(value: object, place: str = "") -> Iterable[str]:
             yield from _placeholders(inner, f"{place}[{index}]")
     elif isinstance(value, str) and PLACEHOLDER in value:
         yield place
-
-
-def _first_problem(error: ValidationError) -> str:
-    first, *others = error.errors(include_url=False)
-    return describe_invalid(first) + (f"; and {len(others)} more" if others else "")
 
 
 def _packaged(env_id: str) -> dict[Path, Card]:
@@ -334,31 +331,22 @@ def _no_card(env_id: str, env_kwargs: Mapping[str, Any] | None) -> str:
     return f"No card for {env_id!r}.{did_you_mean(env_id, known)} Known: {', '.join(known)}."
 
 
-def _observation_mismatch(card: Card, space: Space) -> str:
+def _mismatches(card: Card, observation_space: Space, action_space: Space) -> Iterator[str]:
+    """What differs between a card and the spaces of its environment, in words."""
     names = shorten(", ".join(card.component_names))
-    if len(card.components) != space.size:
-        return f"it has {len(card.components)} components ({names}), an observation has {space.size}"
-    return ""
-
-
-def _action_mismatch(card: Card, space: Space) -> str:
-    names = shorten(", ".join(card.action_names))
-    if card.is_discrete != space.is_discrete:
-        kinds = ("discrete", "continuous") if card.is_discrete else ("continuous", "discrete")
-        return f"its actions ({names}) are {kinds[0]}, the environment's are {kinds[1]}"
-    count = (space.n or 0) if space.is_discrete else space.size
+    if len(card.components) != observation_space.size:
+        yield f"it has {len(card.components)} components ({names}), an observation has {observation_space.size}"
+    names, is_discrete = shorten(", ".join(card.action_names)), action_space.is_discrete
+    if card.is_discrete != is_discrete:
+        kinds = ("continuous", "discrete") if is_discrete else ("discrete", "continuous")
+        yield f"its actions ({names}) are {kinds[0]}, the environment's are {kinds[1]}"
+        return
+    count = (action_space.n or 0) if is_discrete else action_space.size
     if len(card.actions) != count:
-        return f"it has {len(card.actions)} actions ({names}), the environment has {count}"
-    if not space.is_discrete:
-        return _bounds_mismatch(card, space)
-    return ""
-
-
-def _bounds_mismatch(card: Card, space: Space) -> str:
-    for action, low, high in zip(card.actions, space.low or (), space.high or (), strict=False):
+        yield f"it has {len(card.actions)} actions ({names}), the environment has {count}"
+    for action, low, high in zip(card.actions, action_space.low or (), action_space.high or (), strict=False):
         if not (_close(action.low, low) and _close(action.high, high)):
-            return f"{action.name} goes from {action.low} to {action.high}, in the environment from {low} to {high}"
-    return ""
+            yield f"{action.name} goes from {action.low} to {action.high}, in the environment from {low} to {high}"
 
 
 def _close(mine: float | None, theirs: float) -> bool:

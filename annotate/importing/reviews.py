@@ -204,17 +204,14 @@ def _item_of(row: ReviewRow, queue: ReviewQueue) -> ReviewItem:
 
 def _check_verdict(row: ReviewRow, queue: ReviewQueue) -> None:
     if row.verdict not in _ALLOWED[queue.kind]:
-        raise ValueError(f"verdict {row.verdict!r} does not answer a {queue.kind} queue; {_allowed(queue.kind)} do")
+        allowed = ", ".join(_ALLOWED[queue.kind])
+        raise ValueError(f"verdict {row.verdict!r} does not answer a {queue.kind} queue; {allowed} do")
     if row.verdict == "correct" and row.suggested_action is None:
         raise ValueError("the verdict 'correct' needs suggested_action, the better action")
     if row.verdict not in ("correct", "answer") and row.suggested_action is not None:
         raise ValueError(f"the verdict {row.verdict!r} takes no suggested_action")
     if row.verdict == "answer" and row.suggested_action is None and row.critical is None:
         raise ValueError("it has neither suggested_action nor critical, nor the verdict 'unsure'")
-
-
-def _allowed(kind: QueueKind) -> str:
-    return ", ".join(_ALLOWED[kind])
 
 
 def _time_of(row: ReviewRow, now: datetime) -> datetime:
@@ -274,6 +271,7 @@ def _label_of(review: Review, judged: Annotation | None) -> Annotation | None:
         grade = judged.implicit_reward if action is None else None
     if (action is None and grade is None and review.critical is None) or review.episode_id is None:
         return None
+    critical = (judged is None or judged.critical) if review.critical is None else review.critical
     return Annotation(
         annotation_id=content_id("n_", [review.run_id, review.item]),
         run_id=review.run_id,
@@ -281,7 +279,7 @@ def _label_of(review: Review, judged: Annotation | None) -> Annotation | None:
         dataset_id=review.dataset_id,
         episode_id=review.episode_id,
         step=review.step or 0,
-        critical=_first(review.critical, judged.critical if judged else None, True),
+        critical=critical,
         suggested_action=action,
         suggested_label=name,
         implicit_reward=grade,
@@ -290,7 +288,3 @@ def _label_of(review: Review, judged: Annotation | None) -> Annotation | None:
         model=review.model,
         prompt_version=None,
     )
-
-
-def _first(*said: bool | None) -> bool:
-    return next(each for each in said if each is not None)

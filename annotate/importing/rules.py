@@ -99,8 +99,11 @@ def import_rules(store: Store, dataset_id: str, path: Path, model: str | None = 
     terms, reader = _read_terms(written.get("terms"), formula_reader(manifest), problems)
     rules = _read_rules(entries, manifest, reader, problems)
     potential = _read_potential(written.get("potential"), reader, problems)
-    assessment = _read_assessment(written.get("assessment"), problems)
+    assessment = written.get("assessment")
+    if not isinstance(assessment, str | None):
+        problems.add("assessment", ValueError(f"it is {assessment!r}, and not a text"))
     problems.refuse(path, len(entries))
+    assessment = None if assessment is None else clean_text(assessment, MAX_ASSESSMENT)
     return _write(store, manifest, clean_text(model or DEFAULT_MODEL, 200), _Read(rules, terms, assessment, potential))
 
 
@@ -231,13 +234,6 @@ def _read_rules(
     return list(read.values())
 
 
-def _read_assessment(text: object, problems: _Problems) -> str | None:
-    if not isinstance(text, str | None):
-        problems.add("assessment", ValueError(f"it is {text!r}, and not a text"))
-        return None
-    return None if text is None else clean_text(text, MAX_ASSESSMENT)
-
-
 def _read_potential(text: object, reader: FormulaReader, problems: _Problems) -> str | None:
     if text is None:
         return None
@@ -289,7 +285,8 @@ def _read_action(
     if isinstance(action, str) and not space.is_discrete and len(names) == 1:
         action = [action]
     if not isinstance(action, list):
-        return _plain_action(action, manifest)
+        whole, label = read_import_action(action, manifest)
+        return whole, None, label
     computed = [reader.formula(part).text if isinstance(part, str) else None for part in action]
     numbers = [None if isinstance(part, str) else part for part in action]
     if not any(computed):
@@ -301,11 +298,6 @@ def _read_action(
     given = {name: part for name, text, x in parts if (part := text or x) is not None}
     said = label_vector(list(given), list(given.values()), [2] * len(given))
     return tuple(numbers), tuple(computed), clean_text(said, MAX_LABEL)
-
-
-def _plain_action(action: float | str, manifest: Manifest) -> tuple[tuple[float | None, ...], None, str]:
-    whole, label = read_import_action(action, manifest)
-    return whole, None, label
 
 
 def _partial_action(action: Sequence[float | None], manifest: Manifest) -> tuple[tuple[float | None, ...], None, str]:
@@ -332,17 +324,17 @@ def _check_numbers(action: Sequence[float | None], manifest: Manifest) -> None:
 def _read_file(path: Path) -> Mapping[str, Any]:
     """The object that a file holds, with its list of rules."""
     text = read_text(path, limit=MAX_BYTES)
-    readers = {".json": _json_entries, ".toml": _toml_entries, ".csv": _csv_entries}
+    readers = {
+        ".json": lambda: _rules_of(decode_json(text)),
+        ".toml": lambda: _rules_of(decode_toml(text)),
+        ".csv": lambda: {"rules": _csv_entries(text)},
+    }
     if path.suffix.lower() not in readers:
         raise BadInput(f"{path} does not end in .json, .toml or .csv.", "Name a file of rules.")
     try:
-        return readers[path.suffix.lower()](text)
+        return readers[path.suffix.lower()]()
     except (ValueError, csv.Error) as error:
         raise BadInput(f"{path} cannot be read as {path.suffix[1:].upper()}: {error}.", "Correct the file.") from error
-
-
-def _json_entries(text: str) -> Mapping[str, Any]:
-    return _rules_of(decode_json(text))
 
 
 def _rules_of(value: object) -> Mapping[str, Any]:
@@ -354,11 +346,7 @@ def _rules_of(value: object) -> Mapping[str, Any]:
     return whole
 
 
-def _toml_entries(text: str) -> Mapping[str, Any]:
-    return _rules_of(decode_toml(text))
-
-
-def _csv_entries(text: str) -> Mapping[str, Any]:
+def _csv_entries(text: str) -> list[dict[str, object]]:
     """Cells are text; numbers and lists in them are read as JSON, and empty ones are left out."""
     read = ("suggested_action", "confidence", "critical")
     rows = csv.DictReader(text.splitlines(), strict=True)
@@ -367,7 +355,7 @@ def _csv_entries(text: str) -> Mapping[str, Any]:
         if None in row:
             raise ValueError(f"line {rows.line_num} has more cells than the first line")
         found.append({k: _cell(v) if k in read else v for k, v in row.items() if v})
-    return {"rules": found}
+    return found
 
 
 def _cell(text: str) -> object:

@@ -103,10 +103,14 @@ class BudgetedCalls:
         """
         self.stopped, self.is_halted = None, False
         for request in requests:
-            if self.ended is not None:
+            if self.ended is not None or self.is_halted:
                 return
-            claimed = not self.is_halted and self._claim(request)
-            if self.stopped is not None or self.is_halted:
+            try:
+                claimed = self._enter_call(request)
+            except CatalogLocked:
+                self.is_halted = True
+                return
+            if self.stopped is not None:
                 return
             if claimed:
                 self.sent.add(request.request_id)
@@ -127,13 +131,6 @@ class BudgetedCalls:
     def release_room(self) -> None:
         """Give up the room that was held for replies; none is under way any more."""
         release_room(self._folder)
-
-    def _claim(self, request: Request) -> bool:
-        try:
-            return self._enter_call(request)
-        except CatalogLocked:
-            self.is_halted = True
-            return False
 
     def _enter_call(self, request: Request) -> bool:
         hold_room(self._folder)

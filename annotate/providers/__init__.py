@@ -1,4 +1,4 @@
-"""Who answers requests: a file, a recording, or a server."""
+"""Who answers requests: a file, a recording, or a server; all derive from the class in `protocol.py`."""
 
 import lazy_loader
 

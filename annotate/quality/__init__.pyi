@@ -1,6 +1,19 @@
-from .gold import GoldBin, GoldScore, GoldSet, Opinion, Place, Rivalry, Stratum, compare_runs, read_gold, score_run
+from .gold import (
+    Estimated,
+    GoldBin,
+    GoldScore,
+    GoldSet,
+    Opinion,
+    Paired,
+    Place,
+    Rate,
+    Rivalry,
+    Stratum,
+    compare_runs,
+    read_gold,
+    score_run,
+)
 from .placement import EDGES, Bin, same_actions
-from .shares import Estimated, Paired, Rate
 from .verdict import Judgement, Quality, assess_run, judge
 
 __all__ = [

@@ -2,7 +2,8 @@
 
 A gold set is what a trusted reader says of some states. A suggestion is right where it is the reader's action: equal
 when discrete, else each number within 5% of its range, as the views say. "No better action" is the action that was
-done. A state counts once for each annotator, whatever the number of its samples there: by most of them.
+done. A state counts once for each annotator, whatever the number of its samples there: by most of them. Shares of few
+cases have their intervals, and tests of which of two sides is right more often are exact.
 """
 
 from __future__ import annotations
@@ -11,20 +12,100 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations, pairwise
+from typing import NamedTuple
 
 import numpy as np
+import scipy  # its parts are loaded when they are used, which takes a second
 
 from storage.errors import BadInput
 from storage.schema import Array, Space
 
 from .placement import EDGES, Bools, Floats, action_extent, same_actions
-from .shares import CONFIDENCE, SIGNIFICANT, Estimated, Paired, Rate, order_of
 from .verdict import FEW_LABELS
 
 _DRAWS = 4_000  # from a posterior
+CONFIDENCE = 0.95
+SIGNIFICANT = 0.05
+_TINY = 1e-9
 
 Place = tuple[int, int]
 """Episode and step."""
+
+
+class Rate(NamedTuple):
+    """A share of some cases with its exact interval (Clopper and Pearson, Biometrika 1934)."""
+
+    hits: int
+    n: int
+    share: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, cases: Iterable[bool]) -> Rate | None:
+        """The share of the true ones; None without a case."""
+        known = list(cases)
+        return cls.counted(sum(known), len(known)) if known else None
+
+    @classmethod
+    def counted(cls, hits: int, n: int) -> Rate:
+        """The share of `hits` among `n` > 0 cases."""
+        interval = scipy.stats.binomtest(hits, n).proportion_ci(CONFIDENCE, "exact")
+        return cls(hits, n, hits / n, float(interval.low), float(interval.high))
+
+
+class Estimated(NamedTuple):
+    """A share that is no plain count, with a 95% interval, and the states behind it."""
+
+    share: float
+    low: float
+    high: float
+    n: int  # states
+    positive: int  # of them: the higher side of an order, or those that the reader calls critical
+
+
+class Paired(NamedTuple):
+    """Two sides judged on the same states, and the exact McNemar test of their difference."""
+
+    states: int
+    both: int
+    only_first: int
+    only_second: int
+    neither: int
+    p: float
+
+    @classmethod
+    def of(cls, cases: Sequence[tuple[bool, bool]]) -> Paired:
+        """Of (first is right, second is right) on each state."""
+        counted = Counter(cases)
+        first, second = counted[True, False], counted[False, True]
+        p = float(scipy.stats.binomtest(min(first, second), first + second).pvalue) if first + second else 1.0
+        return cls(len(cases), counted[True, True], first, second, counted[False, False], p)
+
+
+def order_of(high: Sequence[float], low: Sequence[float]) -> Estimated | None:
+    """Probability that one of the first numbers is above one of the second, ties half; None without both.
+
+    The interval is Newcombe's score interval (Statistics in Medicine 2006, method 5), which holds for few states too.
+    """
+    if not high or not low:
+        return None
+    one, other = np.array(high)[:, None], np.array(low)[None, :]
+    share = float(((one > other) + 0.5 * (one == other)).mean())
+    pairs, extra = len(high) * len(low), (len(high) + len(low)) / 2 - 1
+    z = float(scipy.stats.norm.ppf((1 + CONFIDENCE) / 2))
+
+    def beyond(true: float) -> float:
+        spread = true * (1 - true) * (1 + extra * (1 - true) / (2 - true) + extra * true / (1 + true)) / pairs
+        return (true - share) ** 2 - z**2 * spread
+
+    def end(edge: float) -> float:
+        if abs(edge - share) <= _TINY:
+            return edge
+        inside = share + _TINY * (1 if edge > share else -1)
+        return float(scipy.optimize.root_scalar(beyond, bracket=sorted((edge, inside)), method="brentq").root)
+
+    return Estimated(share, end(0.0), end(1.0), len(high) + len(low), len(high))
 
 
 @dataclass(frozen=True)

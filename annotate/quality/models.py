@@ -26,17 +26,11 @@ WIDEST_PAIRED = 12
 RIDGE = 1.0
 
 
-def features_of(states: Floats, reference: Floats | None = None) -> Floats:
-    """Standardised states, their products and a constant, (L, f).
-
-    Args:
-        states: (L, n).
-        reference: (N, n) states whose mean and spread are the units; `states` themselves when None.
-    """
-    source = states if reference is None else reference
-    spread = source.std(axis=0)
+def features_of(states: Floats) -> Floats:
+    """Standardised states (L, n), their products and a constant, (L, f)."""
+    spread = states.std(axis=0)
     kept = spread > 1e-9
-    z = np.clip((states[:, kept] - source[:, kept].mean(axis=0)) / spread[kept], -5, 5)
+    z = np.clip((states[:, kept] - states[:, kept].mean(axis=0)) / spread[kept], -5, 5)
     first, second = np.triu_indices(z.shape[1]) if z.shape[1] <= WIDEST_PAIRED else (np.arange(z.shape[1]),) * 2
     return np.concatenate([np.ones((len(z), 1)), z, z[:, first] * z[:, second]], axis=1)
 
@@ -108,7 +102,7 @@ class Consistency:
     shuffled: float  # score when labels are dealt out anew among their states: what chance reaches
 
 
-def measure_consistency(notes: AnnotationColumns, seed: int = 0) -> Consistency | None:
+def measure_consistency(notes: AnnotationColumns) -> Consistency | None:
     """Predict each label by a model of the other episodes' labels; None when there are too few.
 
     Discrete: softmax regression on the standardised state and its products of two (ridge 1); its trivial rival says
@@ -116,7 +110,7 @@ def measure_consistency(notes: AnnotationColumns, seed: int = 0) -> Consistency 
     """
     if len(notes) < FEWEST or len(np.unique(notes.episodes)) < 2:
         return None
-    order = np.random.default_rng(seed).permutation(len(notes))
+    order = np.random.default_rng(0).permutation(len(notes))
     if notes.action_space.is_discrete:
         hits, trivial = _classes(notes, np.arange(len(notes)))
         chance = float(_classes(notes, order)[0].mean())
@@ -172,7 +166,7 @@ class Salience:
     explained: float  # share of the return's variance that the value function explains, out of fold
 
 
-def measure_salience(notes: AnnotationColumns, steps: StepArrays, gamma: float = GAMMA) -> Salience | None:
+def measure_salience(notes: AnnotationColumns, steps: StepArrays) -> Salience | None:
     """Compare critical steps with the others; None without two episodes or any critical label.
 
     advantage = G_t - V(s_t) with the discounted return G_t of the log; TD error = r_t + gamma V(s_t+1) - V(s_t), where
@@ -181,12 +175,12 @@ def measure_salience(notes: AnnotationColumns, steps: StepArrays, gamma: float =
     rows = notes.rows[notes.critical]
     if not len(rows) or len(steps.episodes) < 2 or len(steps) > MOST_ROWS:
         return None
-    returns = discounted_returns(steps, gamma)
+    returns = discounted_returns(steps, GAMMA)
     values = _fitted_values(steps, returns)
     acted = ~steps.is_final
     following = np.append(values[1:], 0.0) * ~steps.terminated
     advantages = np.abs(returns - values)
-    errors = np.abs(steps.reward + gamma * following - values)
+    errors = np.abs(steps.reward + GAMMA * following - values)
     inside = acted & np.isin(steps.episode_id, notes.episodes)
     ranks = _ranks_within_episodes(errors, steps, acted)[rows]
     return Salience(
@@ -226,8 +220,6 @@ def _ranks_within_episodes(sizes: Floats, steps: StepArrays, acted: Bools) -> Fl
     """The mid-rank of each step among those of its episode, in (0, 1), (N,)."""
     ranks: NDArray[np.float64] = np.full(len(steps), np.nan)
     for start, length in zip(steps.starts.tolist(), steps.lengths.tolist(), strict=True):
-        part = sizes[start : start + length]
-        below = np.searchsorted(np.sort(part), part, side="left")
-        upto = np.searchsorted(np.sort(part), part, side="right")
-        ranks[start : start + length] = (below + upto) / 2 / max(length, 1)
+        part = slice(start, start + length)
+        ranks[part] = (scipy.stats.rankdata(sizes[part]) - 0.5) / max(length, 1)
     return np.where(acted, ranks, np.nan)

@@ -127,7 +127,7 @@ class Coverage:
     outside: float  # share of the labels' states that lie beyond the middle 98% of all steps in some component
 
 
-def measure_coverage(notes: AnnotationColumns, steps: StepArrays, seed: int = 0) -> Coverage:
+def measure_coverage(notes: AnnotationColumns, steps: StepArrays) -> Coverage:
     """Coverage of time and state space.
 
     The cells are an 8 x 8 grid over the first two principal components of the standardised states, cut at their
@@ -140,7 +140,7 @@ def measure_coverage(notes: AnnotationColumns, steps: StepArrays, seed: int = 0)
     states = state_rows(steps, acted)
     cells = _cells(states)
     counts = np.bincount(cells[np.searchsorted(acted, chosen)], minlength=CELLS_PER_AXIS**2)
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     places = np.searchsorted(acted, notes.rows)
     drawn = [rng.choice(len(acted), min(len(notes), len(acted)), replace=False) for _ in range(_DRAWS)]
     return Coverage(
@@ -216,13 +216,12 @@ class Agreement:
     of_each: Floats  # (L,) share of the other opinions on its step that agree with each note, NaN where it is alone
 
 
-def measure_agreement(notes: AnnotationColumns, run_id: str, seed: int = 0) -> Agreement:
+def measure_agreement(notes: AnnotationColumns, run_id: str) -> Agreement:
     """Compare notes on equal steps.
 
     Args:
         notes: of all runs of a dataset.
         run_id: pairs count in which at least one note is of this run.
-        seed: of the exchange that gives agreement by chance.
     """
     own = [note.run_id == run_id for note in notes.annotations]
     by_step: dict[int, dict[str, int]] = defaultdict(dict)
@@ -234,7 +233,7 @@ def measure_agreement(notes: AnnotationColumns, run_id: str, seed: int = 0) -> A
     found = [pair for pairs in alike for pair in pairs if own[pair[0]] or own[pair[1]]]
     pairs = np.array(found, np.int64).reshape(-1, 2)
     agree = same_actions(notes.suggested[pairs[:, 0]], notes.suggested[pairs[:, 1]], notes.action_space)
-    shuffled = np.random.default_rng(seed).permutation(len(notes))
+    shuffled = np.random.default_rng(0).permutation(len(notes))
     chance = same_actions(notes.suggested[pairs[:, 0]], notes.suggested[shuffled[pairs[:, 1]]], notes.action_space)
     counts, agreed = np.zeros(len(notes)), np.zeros(len(notes))
     for side in (0, 1):
@@ -334,9 +333,10 @@ def measure_calibration(notes: AnnotationColumns, evidence: Mapping[str, Floats]
     comparable = {
         source: values for source, values in evidence.items() if np.count_nonzero(given & np.isfinite(values)) >= 2
     }
+    places = np.where(given, np.digitize(notes.confidence, EDGES[1:-1]), -1)
     bins = tuple(
-        _bin(low, high, notes.confidence, given & _within(notes.confidence, low, high), comparable)
-        for low, high in pairwise(EDGES)
+        _bin(low, high, notes.confidence, places == number, comparable)
+        for number, (low, high) in enumerate(pairwise(EDGES))
     )
     filled = tuple(found for found in bins if found.labels)
     return Calibration(
@@ -344,10 +344,6 @@ def measure_calibration(notes: AnnotationColumns, evidence: Mapping[str, Floats]
         rise={source: _rise(notes.confidence, values, given) for source, values in comparable.items()},
         errors={source: _error(filled, source) for source in comparable},
     )
-
-
-def _within(confidence: Floats, low: float, high: float) -> Bools:
-    return (confidence >= low) & ((confidence < high) | ((high == EDGES[-1]) & (confidence <= high)))
 
 
 def _bin(low: float, high: float, confidence: Floats, inside: Bools, evidence: Mapping[str, Floats]) -> Bin:
