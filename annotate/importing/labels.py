@@ -19,13 +19,13 @@ from pydantic_core import ErrorDetails
 
 from storage.annotations import insert_annotations
 from storage.datasets import catalogued_episodes, list_datasets, read_manifest
-from storage.disk import UnreadableError, decode_json, describe_invalid, read_lines, shorten
+from storage.disk import describe_invalid, read_lines, shorten
 from storage.errors import BadInput
 from storage.ledger import enter_imported_run
 from storage.schema import Annotation, Frozen, Manifest, content_id
 from storage.store import Store
 
-from ..parsing import MAX_RATIONALE, clean_text
+from ..parsing import MAX_RATIONALE, clean_text, read_object
 from ..prompting import label_vector
 
 DEFAULT_MODEL = "imported"
@@ -195,13 +195,7 @@ def parse_line(text: str, kind: type[R]) -> R:
     Raises:
         ValueError: saying what is wrong with it.
     """
-    try:
-        value = decode_json(text)
-    except UnreadableError as error:
-        raise ValueError(f"it is not JSON: {error}") from None
-    if not isinstance(value, dict):
-        raise ValueError("it is not a JSON object")
-    return validated(kind, value)
+    return validated(kind, read_object(text))
 
 
 def validated(kind: type[R], entry: Mapping[str, object]) -> R:

@@ -29,13 +29,13 @@ from storage.annotations import (
 )
 from storage.catalog import Connection
 from storage.datasets import read_manifest
-from storage.disk import UnreadableError, decode_json, read_lines
+from storage.disk import read_lines
 from storage.errors import BadInput
 from storage.ledger import enter_imported_run
 from storage.schema import Annotation, Frozen, Manifest, content_id
 from storage.store import Store
 
-from ..parsing import MAX_RATIONALE, clean_text
+from ..parsing import MAX_RATIONALE, clean_text, read_object
 from .labels import ImportSummary, import_annotations, parse_line, read_import_action, refuse_bad_lines
 
 _AHEAD = timedelta(days=1)  # of this machine's clock, which may be wrong too
@@ -103,10 +103,9 @@ def import_labels(store: Store, path: Path) -> ImportSummary | ReviewSummary:
 
 def _has_queue(line: str) -> bool:
     try:
-        value = decode_json(line)
-    except UnreadableError:
+        return "queue" in read_object(line)
+    except ValueError:
         return False
-    return isinstance(value, dict) and "queue" in value
 
 
 def import_reviews(store: Store, path: Path) -> ReviewSummary:

@@ -106,99 +106,122 @@ def record_readings(con: Connection, store: Store, run: Run, read: Sequence[tupl
     """
     answered = [question.request.request_id for question, reading in read if reading.is_answer]
     vain = [question.request.request_id for question, reading in read if not reading.is_answer]
-    salts = {request_id: (response_id,) for request_id, response_id in mark_read(con, run.run_id, answered).items()}
+    corrections = mark_read(con, run.run_id, answered)
     mark_read_in_vain(con, run.run_id, vain)
-    notes = [
-        note
-        for question, reading in read
-        if question.request.kind != "identify"
-        for note in _annotations(run, question, reading, salts.get(question.request.request_id, ()))
-    ]
-    insert_annotations(con, notes)
-    settled = [
-        _settle(con, store, _rule_list(run, question, reading, salts.get(question.request.request_id, ())))
-        for question, reading in read
-    ]
+    sources = [_Source(run, asked, reading, corrections.get(asked.request.request_id)) for asked, reading in read]
+    insert_annotations(con, [label for source in sources for label in source.list_labels()])
+    settled = [_settle(con, store, source.list_rules()) for source in sources]
     lists = [
         found.listed
-        for (question, reading), found in zip(read, settled, strict=True)
-        if found.listed.rules or found.listed.terms or (question.request.kind == "study" and reading.is_answer)
+        for source, found in zip(sources, settled, strict=True)
+        if found.listed.rules or found.listed.terms or source.is_study
     ]
     if lists:
         insert_rule_lists(con, store, lists)
     refused: dict[str, list[Rejection]] = {}
-    for (question, reading), found in zip(read, settled, strict=True):
-        model = reading.message.model or run.model
-        salt = salts.get(question.request.request_id, ())
-        every = (*reading.refused, *found.refused)
-        refused.setdefault(model, []).extend(_rejections(run, question, every, salt))
+    for source, found in zip(sources, settled, strict=True):
+        refused.setdefault(source.model, []).extend(source.list_rejections(found.refused))
     for model, rejections in refused.items():
         if rejections:
             insert_rejections(con, rejections, model=model, prompt_version=run.prompt_version)
 
 
-def _annotations(run: Run, question: Question, reading: ParsedReply, salt: Sequence[str]) -> list[Annotation]:
-    request_id, episode_id = question.request.request_id, question.episode_id
-    if episode_id is None:
-        return []
-    return [
-        Annotation(
-            annotation_id=content_id("n_", [run.run_id, request_id, episode_id, label.step, *salt]),
-            run_id=run.run_id,
-            request_id=request_id,
-            dataset_id=run.dataset_id,
-            episode_id=episode_id,
-            step=label.step,
-            critical=label.critical,
-            suggested_action=None if label.action is None else tuple(x + run.first_action for x in label.action),
-            suggested_label=label.action_label,
-            implicit_reward=label.implicit_reward,
-            confidence=label.confidence,
-            rationale=label.rationale,
-            model=reading.message.model or run.model,
-            prompt_version=run.prompt_version,
+class _Source(NamedTuple):
+    """What a reply says, and where rows that are made of it come from."""
+
+    run: Run
+    question: Question
+    reading: ParsedReply
+    corrects: str | None  # its id, where it corrects an earlier reply, so that its rows have other ids
+
+    @property
+    def model(self) -> str:
+        """The model that answered."""
+        return self.reading.message.model or self.run.model
+
+    @property
+    def is_study(self) -> bool:
+        """Whether it answers a study, which is kept even if it names no term."""
+        return self.question.request.kind == "study" and self.reading.is_answer
+
+    @property
+    def _place(self) -> dict[str, str]:
+        request_id = self.question.request.request_id
+        return {"run_id": self.run.run_id, "request_id": request_id, "dataset_id": self.run.dataset_id}
+
+    @property
+    def _author(self) -> dict[str, str]:
+        return {"model": self.model, "prompt_version": self.run.prompt_version}
+
+    def _name(self, prefix: str, *parts: object) -> str:
+        salt = () if self.corrects is None else (self.corrects,)
+        return content_id(prefix, [self.run.run_id, self.question.request.request_id, *parts, *salt])
+
+    def list_labels(self) -> list[Annotation]:
+        """Its labels, as rows; steps that it only marks for a second stage are none."""
+        episode_id, first = self.question.episode_id, self.run.first_action
+        if episode_id is None or self.question.request.kind == "identify":
+            return []
+        return [
+            Annotation(
+                **self._place,
+                **self._author,
+                annotation_id=self._name("n_", episode_id, label.step),
+                episode_id=episode_id,
+                step=label.step,
+                critical=label.critical,
+                suggested_action=None if label.action is None else tuple(x + first for x in label.action),
+                suggested_label=label.action_label,
+                implicit_reward=label.implicit_reward,
+                confidence=label.confidence,
+                rationale=label.rationale,
+            )
+            for label in self.reading.labels
+        ]
+
+    def list_rules(self) -> RuleList:
+        """Its list of rules, as rows; an empty one where none were asked for."""
+        rules = [
+            Rule(
+                **self._place,
+                **self._author,
+                rule_id=self._name("u_", rule.predicate),
+                position=rule.position,
+                predicate=rule.predicate,
+                suggested_action=tuple(None if x is None else x + self.run.first_action for x in rule.action),
+                suggested_label=rule.action_label,
+                confidence=rule.confidence,
+                rationale=rule.rationale,
+                formulas=rule.formulas,
+                critical=rule.critical,
+            )
+            for rule in self.reading.rules
+        ]
+        return RuleList(
+            **self._place,
+            **self._author,
+            list_id=self.question.request.request_id,
+            rules=tuple(rules),
+            terms=self.reading.terms,
+            assessment=self.reading.assessment,
+            potential=self.reading.potential,
+            parent_id=self.run.config.get("parent"),
         )
-        for label in reading.labels
-    ]
 
-
-def _rule_list(run: Run, question: Question, reading: ParsedReply, salt: Sequence[str]) -> RuleList:
-    return RuleList(
-        list_id=question.request.request_id,
-        run_id=run.run_id,
-        request_id=question.request.request_id,
-        dataset_id=run.dataset_id,
-        model=reading.message.model or run.model,
-        prompt_version=run.prompt_version,
-        rules=_rules(run, question, reading, salt),
-        terms=reading.terms,
-        assessment=reading.assessment,
-        potential=reading.potential,
-        parent_id=run.config.get("parent"),
-    )
-
-
-def _rules(run: Run, question: Question, reading: ParsedReply, salt: Sequence[str]) -> tuple[Rule, ...]:
-    request_id = question.request.request_id
-    return tuple(
-        Rule(
-            rule_id=content_id("u_", [run.run_id, request_id, rule.predicate, *salt]),
-            run_id=run.run_id,
-            request_id=request_id,
-            dataset_id=run.dataset_id,
-            position=rule.position,
-            predicate=rule.predicate,
-            suggested_action=tuple(None if x is None else x + run.first_action for x in rule.action),
-            suggested_label=rule.action_label,
-            confidence=rule.confidence,
-            rationale=rule.rationale,
-            model=reading.message.model or run.model,
-            prompt_version=run.prompt_version,
-            formulas=rule.formulas,
-            critical=rule.critical,
-        )
-        for rule in reading.rules
-    )
+    def list_rejections(self, more: Sequence[Refused]) -> list[Rejection]:
+        """What was refused of it when it was read, and what is refused beside that, as rows."""
+        return [
+            Rejection(
+                **self._place,
+                rejection_id=self._name("x_", refused.position, refused.reason),
+                episode_id=self.question.episode_id,
+                step=refused.step,
+                reason=refused.reason,
+                detail=refused.detail,
+                raw=refused.raw,
+            )
+            for refused in (*self.reading.refused, *more)
+        ]
 
 
 class _Settled(NamedTuple):
@@ -237,21 +260,3 @@ def _settle(con: Connection, store: Store, listed: RuleList) -> _Settled:
 def _refuse_rule(rule: Rule) -> Refused:
     problem = ReplyProblem("no_value", "its formula has no value in any step where it decides")
     return refuse_entry(rule.position, {"predicate": rule.predicate, "formulas": list(rule.formulas or ())}, problem)
-
-
-def _rejections(run: Run, question: Question, every: Sequence[Refused], salt: Sequence[str]) -> list[Rejection]:
-    request_id = question.request.request_id
-    return [
-        Rejection(
-            rejection_id=content_id("x_", [run.run_id, request_id, refused.position, refused.reason, *salt]),
-            run_id=run.run_id,
-            request_id=request_id,
-            dataset_id=run.dataset_id,
-            episode_id=question.episode_id,
-            step=refused.step,
-            reason=refused.reason,
-            detail=refused.detail,
-            raw=refused.raw,
-        )
-        for refused in every
-    ]

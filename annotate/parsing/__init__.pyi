@@ -8,6 +8,7 @@ from .replies import (
     find_in_reply,
     read_labels,
     read_message,
+    read_object,
     refuse_entry,
     refuse_reply,
 )
@@ -25,6 +26,7 @@ __all__ = [
     "formula_reader",
     "read_labels",
     "read_message",
+    "read_object",
     "read_rule_reply",
     "refuse_entry",
     "refuse_reply",

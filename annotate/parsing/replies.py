@@ -151,6 +151,21 @@ def clean_text(text: str, limit: int) -> str:
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
+def read_object(text: str) -> dict[str, Any]:
+    """The JSON object in a line of a file.
+
+    Raises:
+        ValueError: saying what it is instead.
+    """
+    try:
+        value = decode_json(text)
+    except UnreadableError as error:
+        raise ValueError(f"it is not JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise ValueError("it is not a JSON object")
+    return value
+
+
 def _parse(text: str) -> Any:
     try:
         return decode_json(text)

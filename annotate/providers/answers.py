@@ -18,10 +18,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from storage.disk import UnreadableError, decode_json, read_lines, write_whole
+from storage.disk import read_lines, write_whole
 from storage.errors import BadInput, LeftOutWarning
 
-from ..parsing import clean_text
+from ..parsing import clean_text, read_object
 from ..prompting import Request
 from .protocol import Provider, Reply
 
@@ -73,20 +73,16 @@ def parse_answer(text: str) -> Reply:
     Raises:
         ValueError: saying what is wrong with it.
     """
-    try:
-        line = decode_json(text)
-    except UnreadableError as error:
-        raise ValueError(f"it is not JSON: {error}") from None
-    return _read_line(line)
+    return _read_line(read_object(text))
 
 
 def parse_result(text: str) -> Reply | None:
     """One line of a batch's results as a message or an error; None for a line that names no request."""
     try:
-        line = decode_json(text)
-    except UnreadableError:
+        line = read_object(text)
+    except ValueError:
         return None
-    if not isinstance(line, dict) or not isinstance(line.get("custom_id"), str):
+    if not isinstance(line.get("custom_id"), str):
         return None
     try:
         return replace(_read_line(line), request_id=line["custom_id"])
@@ -94,9 +90,7 @@ def parse_result(text: str) -> Reply | None:
         return Reply(line["custom_id"], None, f"unknown: {error}")
 
 
-def _read_line(line: Any) -> Reply:
-    if not isinstance(line, dict):
-        raise ValueError("it is not a JSON object")
+def _read_line(line: Mapping[str, Any]) -> Reply:
     request_id = line.get("request_id", line.get("custom_id"))
     if not isinstance(request_id, str) or not request_id:
         raise ValueError("it has no request_id or custom_id")
