@@ -234,10 +234,10 @@ def _explain_miss(store: Store, request: Request, episode_id: int | None) -> Exp
 
 def _explain(mine: EnteredRequest, others: Sequence[EnteredRequest]) -> Explanation:
     parts = parts_of(json.loads(mine.body))
-    near = [(distance(parts, told), other, told) for other in others for told in [parts_of(json.loads(other.body))]]
+    near = [(distance(parts, found), other, found) for other in others for found in [parts_of(json.loads(other.body))]]
     if not near:
         return Explanation(mine.request_id, mine.episode_id, mine.state, None, None, None, ())
-    _, nearest, told = min(near, key=lambda each: (each[0], each[1].request_id))
+    _, nearest, nearest_parts = min(near, key=lambda each: (each[0], each[1].request_id))
     return Explanation(
         request_id=mine.request_id,
         episode_id=mine.episode_id,
@@ -245,5 +245,5 @@ def _explain(mine: EnteredRequest, others: Sequence[EnteredRequest]) -> Explanat
         relative=nearest.request_id,
         relative_state=nearest.state,
         relative_run=nearest.run_id,
-        differences=tuple(compare_parts(parts, told)),
+        differences=tuple(compare_parts(parts, nearest_parts)),
     )

@@ -562,11 +562,11 @@ def test_a_state_dict_and_its_json_are_the_policy(store: Store, tmp_path: Path) 
 def test_spaces_of_the_old_gym_are_read_from_their_texts() -> None:
     _, action = spaces(True)
     old = {":type:": "<class 'gym.spaces.box.Box'>", "shape": [3], "low": "[-2. -1.  0.]", "high": "[2. 3. 1.]"}
-    assert files.said_space(old, action) == action
-    other = files.said_space({**old, "high": "[2. 3. 5.]"}, action)
+    assert files.recorded_space(old, action) == action
+    other = files.recorded_space({**old, "high": "[2. 3. 5.]"}, action)
     assert other.high == (2.0, 3.0, 5.0)
     discrete = {":type:": "<class 'gymnasium.spaces.discrete.Discrete'>", "n": "4", "start": "0"}
-    assert files.said_space(discrete, action).n == 4
+    assert files.recorded_space(discrete, action).n == 4
 
 
 def test_a_folder_means_its_only_zip(tmp_path: Path) -> None:

@@ -227,9 +227,9 @@ class BatchServer:
     def _results_url(self, batch: RemoteBatch) -> str:
         """Where the results are, at this server and nowhere else: the key goes to no other host."""
         own = f"{self.base_url}/v1/messages/batches/{batch.remote_id}/results"
-        told = urljoin(own, batch.results_url or own)
-        here, there = urlsplit(self.base_url), urlsplit(told)
-        return told if (there.scheme, there.netloc) == (here.scheme, here.netloc) else own
+        named = urljoin(own, batch.results_url or own)
+        here, there = urlsplit(self.base_url), urlsplit(named)
+        return named if (there.scheme, there.netloc) == (here.scheme, here.netloc) else own
 
     def _list(self, after: str | None) -> tuple[list[RemoteBatch], bool]:
         """A page of batches, and whether there are more."""

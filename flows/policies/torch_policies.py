@@ -79,7 +79,7 @@ def open_sb3(spec: Named, spaces: Spaces) -> Policy:
             normalised and has no statistics beside it.
         Prerequisite: when a library that `+trust` needs is not installed.
     """
-    from refine.policies import NotAnMlpError, find_layout, from_tensors, said_space
+    from refine.policies import NotAnMlpError, find_layout, from_tensors, recorded_space
 
     name = parse_sb3(spec)
     statistics = None if name.raw else find_normalisation(name.file)
@@ -88,7 +88,7 @@ def open_sb3(spec: Named, spaces: Spaces) -> Policy:
     saved = _read(spec, name)
     with _about(spec, name):
         find_layout(saved.tensors, saved.facts, name.algorithm)
-    said = [said_space(described, ours) for described, ours in zip(saved.spaces, spaces, strict=True)]
+    said = [recorded_space(described, ours) for described, ours in zip(saved.spaces, spaces, strict=True)]
     check_spaces(spec, Spaces(*said), spaces)
     try:
         network = from_tensors(saved.tensors, saved.facts, name.algorithm, *spaces)
@@ -239,12 +239,12 @@ def _trusted(spec: str) -> str:
 
 def _refuse_unusable(spec: str, saved: SavedModel) -> None:
     """Refuse what remembers or sees images, which no library's loading would change."""
-    from refine.policies import said_shape
+    from refine.policies import recorded_shape
 
     named = saved.facts.policy_class
     if "recurrent" in named.lower() or any("lstm" in tensor for tensor in saved.tensors):
         refuse_memory(spec, named or "lstm")
-    shape = said_shape(saved.spaces[0])
+    shape = recorded_shape(saved.spaces[0])
     if "Cnn" in named or (shape is not None and len(shape) == 3):
         refuse_image_shape(spec, shape or (0, 0, 0))
 

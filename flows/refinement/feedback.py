@@ -14,7 +14,7 @@ import numpy as np
 from annotate.prompting import Copied, Measured, PlayedList, describe_feedback, with_action_indices
 from annotate.quality import same_actions
 from refine.evaluation import interval
-from refine.policies import CompiledRules, Past, Said, States
+from refine.policies import CompiledRules, Past, RuleDecisions, States
 from storage.annotations import load_rule_lists
 from storage.datasets import iterate_episodes, read_manifest
 from storage.errors import Prerequisite
@@ -150,7 +150,7 @@ def _measure(episodes: Sequence[Episode]) -> Measured:
     return Measured(estimate.mean, estimate.low, estimate.high)
 
 
-def _alike(compiled: CompiledRules, actor: Actor, heard: Iterable[tuple[Episode, Said]]) -> list[float | None]:
+def _alike(compiled: CompiledRules, actor: Actor, heard: Iterable[tuple[Episode, RuleDecisions]]) -> list[float | None]:
     """For each rule the share of steps in which an actor does as it says, of those where it says something.
 
     Args:

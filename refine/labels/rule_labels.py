@@ -250,11 +250,11 @@ def _ask(compiled: CompiledRules, first: int, rows: NDArray[np.int64], steps: St
     """Ask a list, whose rules are counted from `first`, about rows of steps; each is looked at once."""
 
     def ask(part: NDArray[np.int64]) -> _Part:
-        said = compiled.say(states_at(part, steps))
-        there = np.flatnonzero(said.has_value)
+        decisions = compiled.say(states_at(part, steps))
+        there = np.flatnonzero(decisions.has_value)
         found = part[there]
-        suggestions = _filled(said.actions[there], found, steps, space)
-        return _Part(int(np.count_nonzero(said.rules >= 0)), found, said.rules[there] + first, suggestions)
+        suggestions = _filled(decisions.actions[there], found, steps, space)
+        return _Part(int(np.count_nonzero(decisions.rules >= 0)), found, decisions.rules[there] + first, suggestions)
 
     return _in_parts(rows, ask, compiled)
 

@@ -18,9 +18,9 @@ from .mlp import (
     stand_abreast,
 )
 from .onnx_export import Agreement, export_onnx
-from .rule_lists import RULES_FORMAT, CompiledRules, RulePolicy, Said, States
+from .rule_lists import RULES_FORMAT, CompiledRules, RuleDecisions, RulePolicy, States
 from .sb3_export import write_like, write_torch
-from .sb3_files import SavedModel, find_statistics, read_model, said_shape, said_space, says_normalised
+from .sb3_files import SavedModel, find_statistics, read_model, recorded_shape, recorded_space, says_normalised
 from .sb3_models import (
     Network,
     NotAnMlpError,
@@ -51,8 +51,8 @@ __all__ = [
     "NotAnMlpError",
     "OutputKind",
     "Past",
+    "RuleDecisions",
     "RulePolicy",
-    "Said",
     "SavedModel",
     "States",
     "Statistics",
@@ -75,8 +75,8 @@ __all__ = [
     "read_plain_network",
     "read_state",
     "read_statistics",
-    "said_shape",
-    "said_space",
+    "recorded_shape",
+    "recorded_space",
     "says_normalised",
     "stand_abreast",
     "use_one_thread",

@@ -34,7 +34,7 @@ class States(NamedTuple):
     steps: NDArray[np.integer[Any]]  # (N,) number of the step
 
 
-class Said(NamedTuple):
+class RuleDecisions(NamedTuple):
     """What a list says in N states."""
 
     rules: NDArray[np.int64]  # (N,) the rule that decides; -1: none
@@ -64,12 +64,12 @@ class CompiledRules:
         """A list, to be asked about the environment of a dataset; raises as the class does."""
         return cls(listed, tuple(manifest.component_names), manifest.action_space)
 
-    def say(self, states: States) -> Said:
+    def say(self, states: States) -> RuleDecisions:
         """Ask it in some states."""
         values = self.values(states)
         rules = self.decide(values)
         actions, has_value = self.act(rules, values if self.reads is None else self.values(states, self.reads))
-        return Said(rules, actions, has_value)
+        return RuleDecisions(rules, actions, has_value)
 
     def check(self) -> None:
         """Read every expression.
@@ -255,8 +255,8 @@ class RulePolicy:
         states = States(observations, *(past or Past(observations, np.zeros(count, np.int64))))
         actions = np.full((count, self.baseline.action_space.size), np.nan)
         for compiled in reversed(self.lists):
-            said = compiled.say(states)
-            actions = np.where(said.has_value[:, None], said.actions, actions)
+            decisions = compiled.say(states)
+            actions = np.where(decisions.has_value[:, None], decisions.actions, actions)
         self._fill(actions, observations, mode, rngs)
         is_discrete = self.baseline.action_space.is_discrete
         legal = actions[:, 0].astype(np.int64) if is_discrete else actions.astype(self.baseline.action_space.dtype)
@@ -284,10 +284,10 @@ class RulePolicy:
             DamagedStore: when a file is missing, cannot be read, or is no such policy.
         """
         try:
-            told = decode_json(files[SPEC_FILE])
-            network = MlpPolicy.from_files({**files, SPEC_FILE: json.dumps(told["baseline"]).encode()})
-            lists = tuple(_decode_list(entry, network.action_space) for entry in told["lists"])
-            made, expected = cls(lists, network, spec), told["sha256"]
+            written = decode_json(files[SPEC_FILE])
+            network = MlpPolicy.from_files({**files, SPEC_FILE: json.dumps(written["baseline"]).encode()})
+            lists = tuple(_decode_list(entry, network.action_space) for entry in written["lists"])
+            made, expected = cls(lists, network, spec), written["sha256"]
             for compiled in lists:
                 compiled.check()
         except (UnreadableError, KeyError, TypeError, ValueError, BadInput) as error:
@@ -320,8 +320,8 @@ def _decode_list(entry: Mapping[str, Any], space: Space) -> CompiledRules:
     )
 
 
-def _decode_rule(told: Mapping[str, Any]) -> Rule:
-    fields = dict(told)
+def _decode_rule(entry: Mapping[str, Any]) -> Rule:
+    fields = dict(entry)
     fields["suggested_action"] = tuple(fields["suggested_action"])
     fields["formulas"] = None if fields["formulas"] is None else tuple(fields["formulas"])
     return Rule(**fields)

@@ -196,7 +196,7 @@ def _class_of(described: Mapping[str, Any]) -> str:
     return f"{module}.{texts[1]}" if texts[:1] == [module] and len(texts) > 1 else f"{module}."
 
 
-def said_space(described: Mapping[str, Any], ours: Space) -> Space:
+def recorded_space(described: Mapping[str, Any], ours: Space) -> Space:
     """The space that a zip says its model was made for, as far as it is readable; else the environment's.
 
     Bounds are printed with eight digits: near enough to the environment's, they are those.
@@ -211,21 +211,21 @@ def said_space(described: Mapping[str, Any], ours: Space) -> Space:
             count, start = int(described["n"]), int(described.get("start", 0))
             return Space(kind="discrete", dtype="int64", size=1, n=count, start=start)
         if kind == "Box":
-            return _said_box(described, ours)
+            return _recorded_box(described, ours)
     except (KeyError, TypeError, ValueError, OverflowError):
         pass
     return ours
 
 
-def said_shape(described: Mapping[str, Any]) -> tuple[int, ...] | None:
+def recorded_shape(described: Mapping[str, Any]) -> tuple[int, ...] | None:
     """The shape of a space, if it is readable."""
     shape = described.get("_shape", described.get("shape"))
     is_shape = isinstance(shape, list) and all(isinstance(length, int) for length in shape)
     return tuple(shape) if is_shape else None
 
 
-def _said_box(described: Mapping[str, Any], ours: Space) -> Space:
-    shape = said_shape(described)
+def _recorded_box(described: Mapping[str, Any], ours: Space) -> Space:
+    shape = recorded_shape(described)
     if shape is None:
         return ours
     size = int(np.prod(shape))
