@@ -11,8 +11,10 @@ import warnings
 from collections.abc import Mapping
 from importlib import import_module
 from importlib.metadata import version
+from keyword import iskeyword
 from pathlib import Path
 from traceback import print_exception
+from types import ModuleType
 from typing import Annotated, Any, NoReturn, Protocol, runtime_checkable
 
 import typer
@@ -92,9 +94,18 @@ def make_app(word: str | None = None) -> typer.Typer:
     )
     app.callback()(_anywhere)
     modules = {name: module for words in COMMANDS.values() for name, module in words.items()}
-    for module in [modules[word]] if word in modules else dict.fromkeys(modules.values()):
-        import_module(f".commands.{module}", __package__).register(app)
+    for name, module in modules.items():
+        if word not in modules or module == modules[word]:
+            _add_command(app, name, import_module(f".commands.{module}", __package__))
     return app
+
+
+def _add_command(app: typer.Typer, word: str, module: ModuleType) -> None:
+    """Add what a module has for a word: a group of commands, or a function (`import_`, for Python has `import`)."""
+    if hasattr(module, f"{word}_app"):
+        app.add_typer(getattr(module, f"{word}_app"))
+    else:
+        app.command(word)(getattr(module, f"{word}_" if iskeyword(word) else word))
 
 
 def _print_version(wanted: bool) -> None:
@@ -170,7 +181,8 @@ def _describe(error: Exception) -> tuple[str, int] | None:
     if isinstance(error, MemoryError):
         return "error: Not enough memory. Process less at a time, or use a machine with more.", BadInput.exit_code
     if isinstance(error, ValidationError):
-        return f"error: {_first_problem(error)}", BadInput.exit_code
+        first = error.errors(include_url=False)[0]  # its field, the value received, and what is allowed
+        return f"error: {describe_invalid(first)}", BadInput.exit_code
     if raised_at(error):
         return (
             f"error: Your code raised {describe_raised(error)}. Add --traceback for the full traceback.",
@@ -191,11 +203,6 @@ def _fail(line: str, exit_code: int) -> NoReturn:
     if line:
         Console(stderr=True, soft_wrap=True).print(Text(visible(" ".join(line.split())), style="red"))
     sys.exit(exit_code)
-
-
-def _first_problem(error: ValidationError) -> str:
-    """The first field that does not fit, the value received, and what is allowed."""
-    return describe_invalid(error.errors(include_url=False)[0])
 
 
 if __name__ == "__main__":

@@ -43,12 +43,6 @@ annotate_app = typer.Typer(name="annotate", invoke_without_command=True, subcomm
 annotations_app = typer.Typer(name="annotations", help="Import and replay labels.", no_args_is_help=True)
 
 
-def register(app: typer.Typer) -> None:
-    """Add this group's commands."""
-    app.add_typer(annotate_app)
-    app.add_typer(annotations_app)
-
-
 @annotate_app.callback()
 @taking(config=LabelOptions)
 def annotate(

@@ -29,12 +29,6 @@ from .output import format_of, print_json, print_lines, print_result, print_rows
 card_app = typer.Typer(name="card", help="Environment cards: what numbers and actions mean.", no_args_is_help=True)
 
 
-def register(app: typer.Typer) -> None:
-    """Add this group's commands."""
-    app.add_typer(card_app)
-    app.add_typer(rules_app)
-
-
 @card_app.command("list")
 def card_list(as_json: JsonOption = False) -> None:
     """List the packaged cards."""

@@ -40,14 +40,6 @@ _EXPORT_ENDINGS: Mapping[str, _ExportFormat] = {
 }
 
 
-def register(app: typer.Typer) -> None:
-    """Add this group's commands."""
-    app.command()(collect)
-    app.command("import")(import_rows)
-    app.command()(export)
-    app.command()(replay)
-
-
 @taking(config=CollectOptions)
 def collect(
     config: datasets.CollectConfig,
@@ -64,7 +56,7 @@ def collect(
     print_result(as_json, values, f"{made.dataset_id}: {made.episodes} episodes, {made.steps} steps in {store}")
 
 
-def import_rows(
+def import_(
     path: Annotated[
         str,
         typer.Argument(

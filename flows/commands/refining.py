@@ -38,15 +38,6 @@ if TYPE_CHECKING:
     from storage.store import Store
 
 
-def register(app: typer.Typer) -> None:
-    """Add this group's commands."""
-    app.command()(refine)
-    app.command()(ablate)
-    app.command()(evaluate)
-    app.command()(pipeline)
-    app.command()(demo)
-
-
 @taking(config=ImproveOptions)
 def refine(
     config: refinement.ImproveConfig,

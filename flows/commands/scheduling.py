@@ -23,13 +23,6 @@ NameArgument = Annotated[
 DEFAULT_SETTINGS = Path("trajnote.toml")
 
 
-def register(app: typer.Typer) -> None:
-    """Add this group's commands."""
-    app.command()(init)
-    app.command()(nightly)
-    app.command()(serve)
-
-
 def init(settings: SettingsOption = DEFAULT_SETTINGS, as_json: JsonOption = False) -> None:
     """Write a commented `trajnote.toml` to edit: deployments, where their rollouts come from, and when they run."""
     deploying.write_template(settings)

@@ -25,15 +25,6 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 
-def register(app: typer.Typer) -> None:
-    """Add this group's commands."""
-    app.command()(sql)
-    app.command()(figures)
-    app.command()(report)
-    app.command()(review)
-    app.command()(watch)
-
-
 class Format(StrEnum):
     """How rows are written."""
 

@@ -30,12 +30,6 @@ policy_app = typer.Typer(name="policy", help="Policies of the store.", no_args_i
 store_app = typer.Typer(name="store", help="Look after the store's files.", no_args_is_help=True)
 
 
-def register(app: typer.Typer) -> None:
-    """Add this group's commands."""
-    app.add_typer(store_app)
-    app.add_typer(policy_app)
-
-
 @store_app.command("verify")
 def store_verify(store: StoreOption = DEFAULT_STORE, as_json: JsonOption = False) -> None:
     """Hash every file again, compare it with the catalog, and name damaged files."""
