@@ -105,7 +105,8 @@ def ablate(
     for seed in config.training_seeds:
         for mode in config.modes:
             named = _named(report, f"{mode}, seed {seed}")
-            one = _one(config.improve, mode, seed)
+            refine = config.improve.refine.model_copy(update={"mode": mode, "seed": seed})
+            one = config.improve.model_copy(update={"refine": refine})
             found = improve(
                 store,
                 dataset_id,
@@ -122,10 +123,6 @@ def ablate(
     ablation = Ablation(_name(dataset_id, outcomes), outcomes, arms, verdicts)
     _record(store, dataset_id, ablation)
     return ablation
-
-
-def _one(config: ImproveConfig, mode: TrainingMode, seed: int) -> ImproveConfig:
-    return config.model_copy(update={"refine": config.refine.model_copy(update={"mode": mode, "seed": seed})})
 
 
 def _of(outcomes: Mapping[tuple[TrainingMode, int], Outcome], mode: TrainingMode) -> list[Outcome]:

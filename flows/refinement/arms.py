@@ -35,10 +35,11 @@ from refine.policies import MlpPolicy, Mode, RulePolicy
 from storage.datasets import ENOUGH_ROWS, StepArrays, read_manifest, read_pool
 from storage.disk import Hold, decode_json, map_arrays, share_arrays
 from storage.errors import BadInput, DamagedStore
-from storage.policies import load_training, save_training
+from storage.policies import load_training, note_training, save_training
 from storage.schema import content_id, sha256_bytes
 from storage.store import Store
 
+from ..runtime import Report
 from .evaluator import Candidate, Returns
 
 AnyArm = Arm | ReferenceArm | Literal["rules_played"]
@@ -189,6 +190,12 @@ def train_draws(material: Material, draws: Sequence[ArmDraw]) -> list[list[Snaps
     return refine_each(steps, labels, material.baseline, material.config, log_dir=log_dir)
 
 
+def tell_trained(store: Store, report: Report, done: int, total: int) -> None:
+    """Show and note how many draws are trained."""
+    report("train the arms", done, total)
+    note_training(store, done, total)
+
+
 def read_once(store: Store, dataset_ids: Sequence[str]) -> StepArrays:
     """The rows of datasets as `read_pool` has them; what this process has read last is not read again.
 
@@ -270,12 +277,8 @@ def _files_of(files: Mapping[str, bytes], number: int) -> dict[str, bytes]:
 
 
 def _training_id(material: Material, draw: ArmDraw) -> str:
-    return content_id("t_", [material.content_id, draw.arm, draw.number, _reference_of(material, draw), _learner()])
-
-
-def _reference_of(material: Material, draw: ArmDraw) -> str | None:
-    """What an arm depends on besides what all arms share."""
-    return material.oracle.sha256 if draw.arm == "oracle" and material.oracle else None
+    expert = material.oracle.sha256 if draw.arm == "oracle" and material.oracle else None
+    return content_id("t_", [material.content_id, draw.arm, draw.number, expert, _learner()])
 
 
 @lru_cache

@@ -47,7 +47,7 @@ from refine.evaluation import (
 from refine.labels import ReferenceArm
 from refine.policies import Mode
 from storage.errors import BadInput
-from storage.policies import FIRST_SEED, note_training
+from storage.policies import FIRST_SEED
 from storage.schema import Frozen
 
 from ..runtime import Report, core_count, parallel_map, silent
@@ -71,6 +71,7 @@ from .arms import (
     play_fields,
     rank_entries,
     rules_of,
+    tell_trained,
     train_draws,
 )
 from .evaluator import Candidate, Evaluator, Purpose, Returns
@@ -133,17 +134,23 @@ class GateConfig(Frozen):
         return seeds if mode == self.mode else seeds[: max(10, len(seeds) // 2)]
 
 
-@dataclass(frozen=True)
-class Trial:
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """The gate's result for one field of candidates."""
+
+    selection: Sequence[float]  # mean return of each candidate on the selection seeds that it played
+    episodes: Sequence[int]  # selection seeds that each candidate played
+    winner: int  # index of the candidate that was tested
+    decision: Decision
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trial(Finding):
     """One arm after the gate, or one draw of chance, which does not pass it."""
 
     draw: ArmDraw
     candidates: Sequence[Candidate]
     snapshots: Sequence[Snapshot]  # of the same order; rules that may be put in force come after them
-    selection: Sequence[float]  # mean return of each candidate on the selection seeds that it played
-    episodes: Sequence[int]  # selection seeds that each candidate played
-    winner: int  # index of the candidate that was tested
-    decision: Decision
     kept: Candidate  # the winner if it was accepted, else the baseline
     reported: Candidate  # plays the report seeds: what is kept, and of a draw of chance its best, though untested
     common: float | None = None  # mean return over candidates on the common episodes; of what is ranked
@@ -293,12 +300,10 @@ class ComparisonPlan:
         return {} if rules is None else {RULES_PLAYED: Candidate.of(rules, "rules")}
 
     def _field(self, draw: ArmDraw, snapshots: Sequence[Snapshot]) -> list[Candidate]:
-        return [*(Candidate.of(snapshot.policy, "refined") for snapshot in snapshots), *self._rules_of(draw)]
-
-    def _rules_of(self, draw: ArmDraw) -> list[Candidate]:
-        """The rules of a draw as one more of its candidates, if they may be put in force."""
+        """The candidates of a draw; its rules are one more of them, if they may be put in force."""
         rules = rules_of(self.material, draw) if self.promote_rules else None
-        return [] if rules is None else [Candidate.of(rules, "rules")]
+        refined = [Candidate.of(snapshot.policy, "refined") for snapshot in snapshots]
+        return refined if rules is None else [*refined, Candidate.of(rules, "rules")]
 
     def check(self) -> None:
         """Check what can be checked before anything is trained.
@@ -327,17 +332,13 @@ class ComparisonPlan:
         known = {draw: found for draw in draws if (found := find_candidates(store, self.material, draw)) is not None}
         groups = _deal([draw for draw in draws if draw not in known], workers or core_count(), self.material.together)
         with closing(parallel_map(train, groups, workers)) as arriving:
-            self._tell_trained(len(known), len(draws))
+            tell_trained(store, self.report, len(known), len(draws))
             for group, trained in zip(groups, arriving, strict=True):
                 for draw, snapshots in zip(group, trained, strict=True):
                     keep_candidates(store, self.material, draw, snapshots)
                     known[draw] = snapshots
-                self._tell_trained(len(known), len(draws))
+                tell_trained(store, self.report, len(known), len(draws))
         self._trained.update(known)
-
-    def _tell_trained(self, done: int, total: int) -> None:
-        self.report("train the arms", done, total)
-        note_training(self.judge.store, done, total)
 
     def _judge(
         self,
@@ -351,13 +352,10 @@ class ComparisonPlan:
         found = try_fields(play, self.baseline, fields, gate.seeds, gate.method, gate.error_rate)
         return [
             Trial(
+                **vars(finding),
                 draw=draw,
                 candidates=candidates,
                 snapshots=snapshots,
-                selection=finding.selection,
-                episodes=finding.episodes,
-                winner=finding.winner,
-                decision=finding.decision,
                 kept=kept,
                 reported=candidates[0] if draw.arm == RULES_PLAYED else kept,  # rules inform in any case
             )
@@ -465,7 +463,8 @@ class ComparisonPlan:
         ranks: Sequence[Rank],
         chosen: int,
     ) -> Comparison:
-        decision, arms, promoted = trials[0].decision, _arms_of(trials), trials[chosen]
+        decision, promoted = trials[0].decision, trials[chosen]
+        arms = dict.fromkeys(trial.draw.arm for trial in trials)
         judged = greedy if sampled is None or self.gate.mode == "greedy" else sampled
         leads = {
             arm: pair_with_labels(judged["labels"] if arm == "no_labels" else alike["labels"], alike[arm], draws)
@@ -505,10 +504,6 @@ def _deal(draws: Sequence[ArmDraw], workers: int, most: int) -> list[list[ArmDra
     return [list(draws[turn::groups]) for turn in range(groups)]
 
 
-def _arms_of(trials: Sequence[Trial]) -> list[str]:
-    return list(dict.fromkeys(trial.draw.arm for trial in trials))
-
-
 def _interval_of(returns: Returns, draws: int) -> Interval:
     """Over episodes, or over the draws that shared them."""
     return interval(returns) if draws < 2 else interval_over_draws(returns, draws)
@@ -517,16 +512,6 @@ def _interval_of(returns: Returns, draws: int) -> Interval:
 Method = Literal["racing", "full"]
 Play = Callable[[Sequence[Candidate], range, Purpose], list[Returns]]
 """Returns of the contestants on the seeds, (S,) each."""
-
-
-@dataclass(frozen=True)
-class Finding:
-    """The gate's result for one field."""
-
-    selection: Sequence[float]  # mean return of each candidate on the selection seeds that it played
-    episodes: Sequence[int]  # selection seeds that each candidate played
-    winner: int  # index of the candidate that was tested
-    decision: Decision
 
 
 def try_fields(
@@ -582,14 +567,14 @@ class _Racers:
     """The state of one field in the race."""
 
     candidates: Sequence[Candidate]
-    returns: list[Returns]  # of each candidate, so far
-    alive: list[int]
+    returns: list[Returns] = field(init=False)  # of each candidate, so far
+    alive: list[int] = field(init=False)
     differences: Returns = field(default_factory=lambda: np.empty(0))  # of the winner from the baseline, so far
     decision: Decision | None = None
 
-    @classmethod
-    def of(cls, candidates: Sequence[Candidate]) -> _Racers:
-        return cls(candidates, [np.empty(0) for _ in candidates], list(range(len(candidates))))
+    def __post_init__(self) -> None:
+        self.returns = [np.empty(0) for _ in self.candidates]
+        self.alive = list(range(len(self.candidates)))
 
     @property
     def winner(self) -> Candidate:
@@ -603,13 +588,14 @@ class _Racers:
         if self.decision is None:
             raise RuntimeError("The race is not over.")
         means = [float(returns.mean()) for returns in self.returns]
-        return Finding(means, [len(returns) for returns in self.returns], self.alive[0], self.decision)
+        counts = [len(returns) for returns in self.returns]
+        return Finding(selection=means, episodes=counts, winner=self.alive[0], decision=self.decision)
 
 
 def _race(
     play: Play, baseline: Candidate, fields: Sequence[Sequence[Candidate]], plan: SeedPlan, error: float
 ) -> list[Finding]:
-    racers = [_Racers.of(candidates) for candidates in fields]
+    racers = [_Racers(candidates) for candidates in fields]
     _halve(play, racers, plan.select)
     (before,) = play([baseline], plan.select, "select")
     worst = [each.worst_difference(before) for each in racers]

@@ -32,16 +32,16 @@ from refine.evaluation import (
 from refine.policies import MlpPolicy, Mode
 from storage.datasets import read_manifest
 from storage.errors import BadInput
-from storage.policies import note_training, save_policy
+from storage.policies import save_policy
 from storage.schema import Array, Frozen, content_id
 from storage.store import Store
 
 from ..policies import Baseline, record_baseline
 from ..runtime import Report, parallel_map, silent
 from ..simulation import Named
-from .arms import PLACEBOS, ArmDraw, Material, labels_of, list_draws, read_once, train_draws
+from .arms import PLACEBOS, ArmDraw, Material, labels_of, list_draws, read_once, tell_trained, train_draws
 from .evaluator import Candidate
-from .lineage import insert_all, learner_versions, refinement_id, training_columns, verdict_columns
+from .lineage import arm_row, insert_all, learner_versions, refinement_id, training_columns, verdict_columns
 from .refinement import gather_material
 
 if TYPE_CHECKING:
@@ -100,7 +100,7 @@ def appraise(
         arm: [trial.estimate for trial in trials if trial.draw.arm == arm] for arm in PLACEBOS if arm in found_arms
     }
     appraisal = Appraisal(
-        comparison_id=_appraisal_id(material, config),
+        comparison_id=content_id("c_", [material.content_id, config.model_copy(update={"workers": None})]),
         dataset_id=dataset_id,
         config=config,
         material=material,
@@ -126,19 +126,14 @@ class _Kept(NamedTuple):
 
 def train_arms(material: Material, draws: Sequence[ArmDraw], config: AppraiseConfig, report: Report) -> list[_Kept]:
     """Train every draw on all labels, and once per fold to choose among its candidates."""
-    work = partial(train_and_score, material, config.folds)
+    work, store = partial(train_and_score, material, config.folds), Store.locate(material.store_root)
     kept: list[_Kept] = []
     with closing(parallel_map(work, draws, config.workers)) as arriving:
-        _tell_trained(material, report, 0, len(draws))
+        tell_trained(store, report, 0, len(draws))
         for snapshots, consistency in arriving:
             kept.append(_Kept(snapshots, consistency))
-            _tell_trained(material, report, len(kept), len(draws))
+            tell_trained(store, report, len(kept), len(draws))
     return kept
-
-
-def _tell_trained(material: Material, report: Report, done: int, total: int) -> None:
-    report("train the arms", done, total)
-    note_training(Store.locate(material.store_root), done, total)
 
 
 def train_and_score(material: Material, folds: int, draw: ArmDraw) -> tuple[list[Snapshot], Consistency]:
@@ -220,6 +215,11 @@ class TrialEstimate:
         """The chosen candidate."""
         return self.snapshots[self.consistency.best]
 
+    @property
+    def candidate(self) -> Candidate:
+        """The chosen candidate, as it would be played."""
+        return Candidate.of(self.winner.policy, "refined")
+
 
 @dataclass(frozen=True)
 class ArmEstimate:
@@ -258,7 +258,7 @@ class Appraisal:
     @property
     def candidate(self) -> Candidate:
         """The refined policy, which the store keeps whatever its estimate."""
-        return Candidate.of(self.trials[0].winner.policy, "refined")
+        return self.trials[0].candidate
 
     @property
     def accepted(self) -> bool:
@@ -311,16 +311,11 @@ def _record(store: Store, appraisal: Appraisal) -> None:
     insert_all(
         store,
         comparisons=[row],
-        arms=_arm_rows(appraisal),
+        arms=[_arm_row(appraisal, arm) | {"comparison_id": comparison_id} for arm in appraisal.arms],
         estimates=_estimate_rows(appraisal, baseline_id),
         refinements=[_refinement_row(appraisal, trial, about) for trial in appraisal.trials],
         candidates=[row for trial in appraisal.trials for row in _candidate_rows(comparison_id, trial)],
     )
-
-
-def _appraisal_id(material: Material, config: AppraiseConfig) -> str:
-    """The id of an appraisal, made from everything that decides it."""
-    return content_id("c_", [material.content_id, config.model_copy(update={"workers": None})])
 
 
 def _save_candidate(store: Store, appraisal: Appraisal, home: dict[str, Any]) -> None:
@@ -345,26 +340,13 @@ def _settings(appraisal: Appraisal) -> dict[str, Any]:
     return {"refine": appraisal.material.config.model_dump(mode="json"), "gate": gate, "estimate": estimate}
 
 
-def _arm_rows(appraisal: Appraisal) -> list[dict[str, Any]]:
-    return [
-        {
-            "comparison_id": appraisal.comparison_id,
-            "arm": arm.arm,
-            "mode": appraisal.config.mode,
-            "labels": arm.labels,
-            "draws": arm.draws,
-            "accepted": int(appraisal.accepted and arm.arm == "labels"),
-            "episodes": arm.return_.n,
-            "return_": arm.return_.mean,
-            "low": arm.return_.low,
-            "high": arm.return_.high,
-        }
-        for arm in appraisal.arms
-    ]
+def _arm_row(appraisal: Appraisal, arm: ArmEstimate) -> dict[str, Any]:
+    accepted = int(appraisal.accepted and arm.arm == "labels")
+    return arm_row(arm.arm, appraisal.config.mode, arm.labels, arm.draws, accepted, arm.return_)
 
 
 def _estimate_rows(appraisal: Appraisal, baseline_id: str) -> list[dict[str, Any]]:
-    chosen = [(trial.draw.name, _refined_id(trial)) for trial in appraisal.trials]
+    chosen = [(trial.draw.name, trial.candidate.policy_id) for trial in appraisal.trials]
     named = [("baseline", baseline_id), *chosen]
     found = [appraisal.baseline, *(trial.estimate for trial in appraisal.trials)]
     return [
@@ -387,10 +369,6 @@ def _estimate_rows(appraisal: Appraisal, baseline_id: str) -> list[dict[str, Any
     ]
 
 
-def _refined_id(trial: TrialEstimate) -> str:
-    return Candidate.of(trial.winner.policy, "refined").policy_id
-
-
 def _refinement_row(appraisal: Appraisal, trial: TrialEstimate, about: Mapping[str, str]) -> dict[str, Any]:
     own = trial.draw.arm == "labels"
     accepted = own and appraisal.accepted
@@ -399,7 +377,7 @@ def _refinement_row(appraisal: Appraisal, trial: TrialEstimate, about: Mapping[s
         **training_columns(appraisal.material, trial.draw, about, appraisal.run_ids),
         "config": config | ({"warnings": list(appraisal.warnings)} if own and appraisal.warnings else {}),
         "accepted": accepted,
-        "policy_id": _refined_id(trial) if accepted else appraisal.baseline_id,
+        "policy_id": trial.candidate.policy_id if accepted else appraisal.baseline_id,
         "reason": appraisal.reason if own else trial.improvement.reason,
     }
 

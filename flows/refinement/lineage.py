@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from refine.evaluation import ERROR_RATE, Verdict
+from refine.evaluation import ERROR_RATE, Interval, Verdict
 from refine.policies import MlpPolicy, RulePolicy
 from storage.catalog import insert_rows
 from storage.policies import save_policy
@@ -234,21 +234,26 @@ def _judged_arms(contest: ComparisonPlan, comparison: Comparison) -> list[Row]:
     return found
 
 
-def arm_rows(arms: Sequence[ArmResult]) -> list[dict[str, Any]]:
+def arm_rows(arms: Sequence[ArmResult]) -> list[Row]:
     """One row per arm and way of acting: how many draws, how many accepted, and the return with its interval."""
     return [
-        {
-            "arm": arm.arm,
-            "mode": mode,
-            "labels": arm.labels,
-            "draws": arm.draws,
-            "accepted": arm.accepted,
-            "episodes": returns.n,
-            "return_": returns.mean,
-            "low": returns.low,
-            "high": returns.high,
-        }
+        arm_row(arm.arm, mode, arm.labels, arm.draws, arm.accepted, returns)
         for arm in arms
         for mode, returns in (("greedy", arm.greedy), ("sampled", arm.sampled))
         if returns is not None
     ]
+
+
+def arm_row(arm: str, mode: str, labels: int, draws: int, accepted: int, returns: Interval) -> Row:
+    """One arm in one way of acting, its returns played or estimated."""
+    return {
+        "arm": arm,
+        "mode": mode,
+        "labels": labels,
+        "draws": draws,
+        "accepted": accepted,
+        "episodes": returns.n,
+        "return_": returns.mean,
+        "low": returns.low,
+        "high": returns.high,
+    }

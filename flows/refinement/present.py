@@ -291,7 +291,7 @@ def _relabelled_row(made: RelabelRound) -> dict[str, object]:
         "labels": made.outcome.n_labels,
         "greedy [95%]": short(refined.greedy),
         "sampled [95%]": short(refined.sampled) if refined.sampled else "",
-        "accepted": _yes(made.accepted),
+        "accepted": "yes" if made.accepted else "no",
         "steps": "" if steps is None else f"{steps:,}",
     }
 
@@ -312,7 +312,3 @@ def _sentences_of_lists(series: Series) -> list[str]:
         f"best list: {best.list_id}, of round {series.best.number}: {best.played} played, {best.refined} imitated",
         f"environment steps of the feedback: {steps:,}",
     ]
-
-
-def _yes(holds: bool) -> str:
-    return "yes" if holds else "no"

@@ -163,18 +163,18 @@ def _check_use_of_rules(config: ImproveConfig, opinions: LabelSource) -> None:
 
 
 def _plan(material: Material, judge: Evaluator, config: ImproveConfig, report: Report) -> ComparisonPlan:
-    """The comparison, its error shared among the arms that may win; its seeds are not chosen yet."""
+    """The comparison; its seeds are not chosen yet.
+
+    Of several arms that compete each has a part of the error, so that all of them together err no more often than one.
+    """
     contest = ComparisonPlan(
         material, judge, config.gate, report, config.references, config.promote_rules, config.promote
     )
-    contest = replace(contest, gate=_share_error(config.gate, len(contest.competing)))
+    if (arms := len(contest.competing)) > 1:
+        gate = config.gate.model_copy(update={"error_rate": config.gate.error_rate / arms})
+        contest = replace(contest, gate=gate)
     contest.check()
     return contest
-
-
-def _share_error(gate: GateConfig, arms: int) -> GateConfig:
-    """The gate of each of several arms that compete, so that all of them together err no more often than one."""
-    return gate if arms == 1 else gate.model_copy(update={"error_rate": gate.error_rate / arms})
 
 
 def starting_at(gate: GateConfig, first_seed: int) -> GateConfig:
@@ -241,7 +241,8 @@ def gather_material(
     material = Material(
         store.root, dataset_id, labels, start.policy, recipe, oracle, tuple(also), start.policy_id, units
     )
-    warnings = (*find_warnings(steps, labels, recipe), *((start.warning,) if start.warning else ()))
+    drowned = () if recipe.mode == "A" else relabel(steps, labels, recipe).warnings
+    warnings = (*drowned, *((start.warning,) if start.warning else ()))
     return Gathered(material, start, opinions, warnings)
 
 
@@ -254,13 +255,8 @@ def find_units(store: Store, manifest: Manifest) -> dict[str, str]:
     return {column: known[name] for column, name in named if name in known}
 
 
-def find_warnings(steps: StepArrays, labels: Labels, recipe: RefineConfig) -> tuple[str, ...]:
-    """Warnings about the labels: whether implicit rewards drown the environment's, whether a potential has gaps."""
-    return () if recipe.mode == "A" else relabel(steps, labels, recipe).warnings
-
-
 def _home_of(store: Store, manifest: Manifest, named: Named | None) -> Home:
-    """The evaluator of a refinement: the dataset's environment, with a warning if it has changed."""
+    """The environment of a dataset, if its spaces are still those that were logged."""
     if manifest.env_id is None:
         raise BadInput(
             f"The dataset {manifest.dataset_id} has no environment, so nothing can judge a refinement.",

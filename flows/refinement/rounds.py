@@ -107,9 +107,7 @@ def run_rounds(config: RoundsConfig, work: Work | None = None) -> Series:
     for number in range(1, config.rounds + 1):
         planned = plan_round(config, number, policy)
         dataset_id = work.collect(config.store, planned.collect, planned.label.card)
-        waiting = _export_open(planned, dataset_id, number)
-        run_ids = [] if waiting else [work.label(config.store, dataset_id, planned.label)]
-        waiting = waiting or _count_open(planned, dataset_id, run_ids, number)
+        run_ids, waiting = _ask(planned, work, dataset_id, number)
         if waiting:
             return Series(done, waiting, waits=True)
         outcome = work.improve(config.store, dataset_id, run_ids, planned.improve)
@@ -127,9 +125,7 @@ def _run_feedback(config: RoundsConfig, work: Work) -> Series:
     dataset_id = work.collect(config.store, config.collect, config.label.card)
     for number in range(1, config.rounds + 1):
         planned = _with_feedback(plan_round(config, number, config.collect.policy), done)
-        waiting = _export_open(planned, dataset_id, number)
-        run_ids = [] if waiting else [work.label(config.store, dataset_id, planned.label)]
-        waiting = waiting or _count_open(planned, dataset_id, run_ids, number)
+        run_ids, waiting = _ask(planned, work, dataset_id, number)
         if waiting:
             return Series(done, waiting, waits=True)
         store = Store.open(config.store)
@@ -204,7 +200,7 @@ def plain_work() -> Work:
 
 def plan_round(config: RoundsConfig, number: int, policy: Named) -> RoundsConfig:
     """The settings of one round: the series' own, with the round's seeds, policy, episodes and files."""
-    before, size = number - 1, len(_gate_seeds(config, 1))
+    before, size = number - 1, len(config.improve.gate.seeds.whole)
     asked = config.label.model_copy(update={"select": config.select}) if before else config.label
     if asked.provider == "file" and asked.answers is not None:
         asked = asked.model_copy(update={"answers": asked.answers / f"round-{number}-answers.jsonl"})
@@ -227,11 +223,9 @@ def check_seeds(config: RoundsConfig) -> None:
     Raises:
         BadInput: naming the two uses.
     """
-    first = config.collect.seed
-    uses = {"the datasets": range(first, first + config.rounds * config.collect.episodes)}
-    start, size = config.improve.gate.seeds.select.start, len(_gate_seeds(config, 1))
-    uses["the gates"] = range(start, start + config.rounds * size)
-    datasets, gates = uses["the datasets"], uses["the gates"]
+    first, judged = config.collect.seed, config.improve.gate.seeds.whole
+    datasets = range(first, first + config.rounds * config.collect.episodes)
+    gates = range(judged.start, judged.start + config.rounds * len(judged))
     if datasets.start < gates.stop and gates.start < datasets.stop:
         raise BadInput(
             f"{config.rounds} rounds collect with the seeds {datasets.start} to {datasets.stop - 1} and judge with"
@@ -242,29 +236,22 @@ def check_seeds(config: RoundsConfig) -> None:
         raise BadInput("Each round has its own dataset, so one name cannot serve all.", "Leave the name out.")
 
 
-def _gate_seeds(config: RoundsConfig, number: int) -> range:
-    """All seeds of one round's gate."""
-    first = config.improve.gate.seeds.whole
-    return range(first.start + (number - 1) * len(first), first.start + number * len(first))
+def _ask(planned: RoundsConfig, work: Work, dataset_id: str, number: int) -> tuple[list[str], str]:
+    """The annotation run of a round, and what it waits for, if anything.
 
-
-def _export_open(planned: RoundsConfig, dataset_id: str, number: int) -> str:
-    """With the file provider and no answers yet: write the requests, and say where the answers are expected."""
+    With the file provider and no answers yet, the requests are written, and nothing is asked.
+    """
     asked = planned.label
-    if asked.provider != "file" or asked.answers is None or asked.answers.exists():
-        return ""
-    return _ask_by_file(planned, dataset_id, number)
-
-
-def _count_open(planned: RoundsConfig, dataset_id: str, run_ids: Sequence[str], number: int) -> str:
-    """Say what a run waits for; None if all is answered."""
+    if asked.provider == "file" and asked.answers is not None and not asked.answers.exists():
+        return [], _ask_by_file(planned, dataset_id, number)
+    run_ids = [work.label(planned.store, dataset_id, asked)]
     with Store.open(planned.store).catalog.read() as con:
         waiting = count_waiting(con, run_ids)
     if not waiting:
-        return ""
-    if planned.label.provider == "file":
-        return _ask_by_file(planned, dataset_id, number)
-    return f"round {number} waits for {waiting} answers"
+        return run_ids, ""
+    if asked.provider == "file":
+        return run_ids, _ask_by_file(planned, dataset_id, number)
+    return run_ids, f"round {number} waits for {waiting} answers"
 
 
 def _ask_by_file(planned: RoundsConfig, dataset_id: str, number: int) -> str:
