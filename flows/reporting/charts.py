@@ -61,33 +61,23 @@ def draw_all(
         `specs` by name; `states`, `components` and `axes`, the two components shown first, for the plane of states.
     """
     axes = first_axes(states, components)
+    greedy = {row["arm"]: row["return_"] for row in facts.arms if row["mode"] == "greedy"}
     with debug_mode(False):  # Altair would check every part of every chart against its schema; a test checks them
-        charts = _chart_all(facts, labels, checkups, components, states, axes)
+        charts: dict[str, Chart] = {"timeline": timeline_chart(components)}
+        if facts.arms:
+            score = "estimated return, not played" if facts.estimated else "mean return"
+            charts["arms"] = arms_chart(facts.arms, score)
+        if facts.candidates:
+            level = None if facts.estimated else greedy.get("baseline")
+            score = "log-likelihood of held-out labels" if facts.estimated else "mean return, selection seeds"
+            charts["candidates"] = candidates_chart(facts.candidates, level, score)
+        if labels:
+            charts["positions"] = positions_chart(position_rows(labels))
+            charts["confidence"] = confidence_chart(confidence_rows(labels, checkups))
+            across, up = ({**components[place], "place": place} for place in axes)
+            charts["states"] = states_chart(across, up, states)
         specs = {name: chart.to_dict(validate=False) for name, chart in charts.items()}
     return {"specs": specs, "states": states, "components": components, "axes": axes}
-
-
-def _chart_all(
-    facts: Facts,
-    labels: Sequence[Row],
-    checkups: Sequence[Checkup],
-    components: Sequence[Row],
-    states: Sequence[Row],
-    axes: tuple[int, int],
-) -> dict[str, Chart]:
-    greedy = {row["arm"]: row["return_"] for row in facts.arms if row["mode"] == "greedy"}
-    specs: dict[str, Chart] = {"timeline": timeline_chart(components)}
-    if facts.arms:
-        specs["arms"] = arms_chart(facts.arms, "estimated return, not played" if facts.estimated else "mean return")
-    if facts.candidates:
-        level = None if facts.estimated else greedy.get("baseline")
-        specs["candidates"] = candidates_chart(facts.candidates, level, _score_name(facts.estimated))
-    if labels:
-        specs["positions"] = positions_chart(position_rows(labels))
-        specs["confidence"] = confidence_chart(confidence_rows(labels, checkups))
-        across, up = ({**components[place], "place": place} for place in axes)
-        specs["states"] = states_chart(across, up, states)
-    return specs
 
 
 def first_axes(states: Sequence[Row], components: Sequence[Row]) -> tuple[int, int]:
@@ -135,10 +125,6 @@ def arms_chart(arms: Sequence[Row], return_name: str = "mean return") -> Chart:
         tooltip=tip,
     )
     return _wide(alt.layer(intervals, points), _ROW_HEIGHT * len(order) * (1.25 if len(modes) > 1 else 1))
-
-
-def _score_name(estimated: bool) -> str:
-    return "log-likelihood of held-out labels" if estimated else "mean return, selection seeds"
 
 
 def candidates_chart(candidates: Sequence[Row], baseline: float | None, score: str) -> Chart:

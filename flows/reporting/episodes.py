@@ -161,7 +161,7 @@ def _add_pictures(home: Home, scenes: Sequence[_Scene], limits: Limits, report: 
         takes.append(Take(home, scene.episode, steps))
         if scene.rematch is not None:
             takes.append(_rematch_take(takes[-1], scene.rematch, each))
-    films = _reported(film_all(takes), len(takes), report)
+    films = film_all(takes, report=report)
     for scene in filmed:
         scene.film = next(films)
         if scene.rematch is not None:
@@ -178,12 +178,6 @@ def _add_pictures(home: Home, scenes: Sequence[_Scene], limits: Limits, report: 
 def _rematch_take(take: Take, rematch: Episode, count: int) -> Take:
     """The same steps of the other policy's episode, while it lasts, and its end."""
     return replace(take, episode=rematch, steps=choose_steps(len(rematch), sorted(take.steps), count))
-
-
-def _reported(films: Iterator[Film], total: int, report: Report) -> Iterator[Film]:
-    for done, film in enumerate(films, 1):
-        report("take pictures", done, total)
-        yield film
 
 
 def _pack_all(store: Store, manifest: Manifest, scenes: Sequence[_Scene]) -> Iterator[Entry]:
@@ -207,8 +201,7 @@ def _pack(
     def tell(episode: Episode, film: Film, wanted: Sequence[int]) -> Row:
         grid = choose_grid(len(episode), {*film.pictures, *wanted}, points)
         columns = columns_of(episode, grid, components, action_names)
-        pictures = {str(step): base64.b64encode(data).decode() for step, data in sorted(film.pictures.items())}
-        return columns | {"pictures": pictures} | summarise_end(episode)
+        return columns | {"pictures": film.encoded} | summarise_end(episode)
 
     used = {label["request_id"] for label in scene.labels} & replies.keys()
     content = {

@@ -6,15 +6,19 @@ Everything drawn is in the catalog already; the HTML report is in `page.py`.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
+
+import lazy_loader
 
 from storage.disk import write_whole
 from storage.errors import Prerequisite
 from storage.queries import Row, ask
 from storage.store import Store
 
+alt: Any = lazy_loader.load("altair")
+vl_convert: Any = lazy_loader.load("vl_convert")
 PictureFormat = Literal["svg", "pdf", "png"]
 
 # Okabe and Ito's colours, distinguishable with any kind of colour blindness.
@@ -54,6 +58,8 @@ def draw_figures(
         Prerequisite: if there is no such comparison, or the extra `plots` is not installed.
     """
     found = _find(store, comparison)
+    if not find_spec("altair") or not find_spec("vl_convert"):
+        raise Prerequisite("Pictures need Altair and vl-convert.", "pip install 'trajnote[plots]'")
     subject = f"{found['env_id']}, {found['dataset_id']}" if found["env_id"] else found["dataset_id"]
     with store.catalog.read() as con:
         arms = ask(con, "figures/arms", comparison=found["comparison_id"])
@@ -80,31 +86,29 @@ def _find(store: Store, comparison: str | None) -> Row:
 
 def _draw_arms(rows: Sequence[dict[str, Any]], subject: str, estimated: bool) -> Any:
     """Mean returns as points on their intervals, one row per arm, greedy and sampled side by side."""
-    alt = _altair()
     words = "Mean return on the report seeds" if not estimated else "Estimated discounted return, not played"
     return (
-        _intervals(alt, rows)
+        _intervals(rows)
         .facet(column=alt.Column("mode:N", title=None))
-        .properties(title=_title(alt, f"{words}, 95% bootstrap intervals", subject))
+        .properties(title=_title(f"{words}, 95% bootstrap intervals", subject))
     )
 
 
 def _draw_board(rows: Sequence[dict[str, Any]]) -> Any:
     """The newest comparison of every environment, greedy, each with returns on an axis of its own."""
-    alt = _altair()
-    title = _title(alt, "Mean greedy return on the report seeds, 95% bootstrap intervals", "newest comparisons")
+    title = _title("Mean greedy return on the report seeds, 95% bootstrap intervals", "newest comparisons")
     return (
-        _intervals(alt, rows)
+        _intervals(rows)
         .facet(row=alt.Row("env_id:N", title=None))
         .resolve_scale(x="independent")
         .properties(title=title)
     )
 
 
-def _intervals(alt: Any, rows: Sequence[dict[str, Any]]) -> Any:
+def _intervals(rows: Sequence[dict[str, Any]]) -> Any:
     shared = alt.Chart(alt.Data(values=list(rows))).encode(
         y=alt.Y("arm:N", sort=list(_COLOURS), title=None),
-        color=alt.Color("arm:N", scale=_scale(alt, rows), legend=None),
+        color=alt.Color("arm:N", scale=_scale(rows), legend=None),
     )
     intervals = shared.mark_rule(strokeWidth=2).encode(
         x=alt.X("low:Q", title="return per episode (sum of rewards)", scale=alt.Scale(zero=False)), x2="high:Q"
@@ -118,7 +122,6 @@ def _draw_candidates(rows: Sequence[dict[str, Any]], subject: str, estimated: bo
 
     The annotator's labels are drawn last and at full strength, the other arms thin and pale behind them.
     """
-    alt = _altair()
     rows = sorted(rows, key=lambda row: row["arm"] == _OWN)
     score = "log-likelihood of held-out labels" if estimated else "mean return on the selection seeds"
     title = (
@@ -127,39 +130,38 @@ def _draw_candidates(rows: Sequence[dict[str, Any]], subject: str, estimated: bo
     shared = alt.Chart(alt.Data(values=list(rows))).encode(
         x=alt.X("step:Q", title="optimizer steps of the refinement"),
         y=alt.Y("return_:Q", title=score),
-        color=alt.Color("arm:N", scale=_scale(alt, rows), title="arm"),
+        color=alt.Color("arm:N", scale=_scale(rows), title="arm"),
     )
     dashes = alt.StrokeDash("beta:N", title="beta", legend=alt.Legend(symbolType="stroke", symbolSize=400))
-    own_or = partial(_own_or, alt)
     lines = shared.mark_line().encode(
-        detail="refinement_id:N", strokeDash=dashes, strokeWidth=own_or(2, 1), opacity=own_or(1, _PALE)
+        detail="refinement_id:N", strokeDash=dashes, strokeWidth=_own_or(2, 1), opacity=_own_or(1, _PALE)
     )
     counts = sorted({row["episodes"] for row in rows if row["episodes"]})
-    points = shared.mark_point(filled=True, size=25).encode(opacity=own_or(1, _PALE))
+    points = shared.mark_point(filled=True, size=25).encode(opacity=_own_or(1, _PALE))
     if counts:  # the area of a point is the number of episodes that its mean rests on
         scale = alt.Scale(domain=[0, counts[-1]], range=[0, 60])
         points = points.encode(
             size=alt.Size("episodes:Q", scale=scale, legend=alt.Legend(title="episodes", values=counts))
         )
     rings = shared.transform_filter("datum.chosen").mark_point(size=160, strokeWidth=2)
-    chosen = rings.encode(opacity=own_or(1, 2 * _PALE))
+    chosen = rings.encode(opacity=_own_or(1, 2 * _PALE))
     return alt.layer(lines, points, chosen).properties(
         width=2 * _WIDTH,
         height=_CURVE_HEIGHT,
-        title=_title(alt, title, subject),
+        title=_title(title, subject),
     )
 
 
-def _own_or(alt: Any, own: float, other: float) -> Any:
+def _own_or(own: float, other: float) -> Any:
     """One value for the annotator's labels, another for the other arms."""
     return alt.condition(f"datum.arm === '{_OWN}'", alt.value(own), alt.value(other))
 
 
-def _title(alt: Any, text: str, subject: str) -> Any:
+def _title(text: str, subject: str) -> Any:
     return alt.TitleParams(text, subtitle=subject, anchor="start")
 
 
-def _scale(alt: Any, rows: Sequence[dict[str, Any]]) -> Any:
+def _scale(rows: Sequence[dict[str, Any]]) -> Any:
     """The colours of the arms that occur, so that a legend shows no others."""
     present = {row["arm"] for row in rows}
     shown = {arm: colour for arm, colour in _COLOURS.items() if arm in present}
@@ -167,10 +169,6 @@ def _scale(alt: Any, rows: Sequence[dict[str, Any]]) -> Any:
 
 
 def _write(chart: Any, path: Path, picture_format: PictureFormat) -> Path:
-    try:
-        import vl_convert
-    except ImportError as error:
-        raise _missing() from error
     specification = chart.configure(background="white").to_json()
     if picture_format == "svg":
         content = vl_convert.vegalite_to_svg(specification).encode()
@@ -180,15 +178,3 @@ def _write(chart: Any, path: Path, picture_format: PictureFormat) -> Path:
         content = vl_convert.vegalite_to_png(specification, scale=_PNG_SCALE)
     write_whole(path, content)
     return path
-
-
-def _altair() -> Any:
-    try:
-        import altair
-    except ImportError as error:
-        raise _missing() from error
-    return altair
-
-
-def _missing() -> Prerequisite:
-    return Prerequisite("Pictures need Altair and vl-convert.", "pip install 'trajnote[plots]'")

@@ -155,16 +155,16 @@ def configuration_tables(facts: Facts) -> list[Settings]:
         _in_words("How the policy was trained", config.get("refine"), RefineConfig),
         _in_words("How the gate judged it", config.get("gate"), GateConfig),
         _in_words("How returns were estimated", estimate, AppraiseConfig, OpeConfig),
-        *(_in_words(_asked_title(run), read_object(run["config"]), AnnotateConfig) for run in facts.runs),
+        *(
+            _in_words(f"What {run['model'] or 'the annotator'} was asked ({run['run_id']})", asked, AnnotateConfig)
+            for run in facts.runs
+            for asked in [read_object(run["config"])]
+        ),
         _in_words("Where the agent acted", facts_of),
         _in_words("Versions when the episodes were collected", dict(manifest.versions)),
         _in_words("Hashes of the environment's code", dict(manifest.environment_code)),
     ]
     return [table for table in tables if table.chosen or table.usual]
-
-
-def _asked_title(run: Row) -> str:
-    return f"What {run['model'] or 'the annotator'} was asked ({run['run_id']})"
 
 
 def _in_words(title: str, config: Mapping[str, Any] | None, *classes: type[BaseModel]) -> Settings:

@@ -150,36 +150,47 @@ def render_page(story: Mapping[str, Any], charts: Mapping[str, Any], viewer: Vie
         viewer: the episodes.
         library: JavaScript of Vega-Lite.
     """
-    scripts = [library, *((TEMPLATES / name).read_text(encoding="utf-8") for name in _SCRIPTS)]
+    scripts = [library, *read_parts(_SCRIPTS)]
     listed = {
         "components": viewer.components,
         "episodes": [entry.summary for entry in viewer.entries],
         "opponent": viewer.opponent.policy_id if viewer.opponent else None,
     }
-    return (
-        page_environment()
-        .get_template("report.html")
-        .render(
-            story=story,
-            viewer=viewer,
-            policy=content_policy(scripts),
-            style=Markup((TEMPLATES / "report.css").read_text(encoding="utf-8")),
-            scripts=[Markup(script) for script in scripts],
-            charts_json=Markup(script_json(charts)),
-            viewer_json=Markup(script_json(listed)),
-        )
-    )
+    known = {"story": story, "viewer": viewer}
+    return fill_page("report", ["report.css"], scripts, {"charts_json": charts, "viewer_json": listed}, known)
 
 
-def page_environment() -> Environment:
-    """Jinja that escapes everything and makes deceptive characters visible."""
-    return Environment(
+def read_parts(names: Sequence[str]) -> list[str]:
+    """The texts of files beside the templates: styles or scripts."""
+    return [(TEMPLATES / name).read_text(encoding="utf-8") for name in names]
+
+
+def fill_page(
+    name: str, styles: Sequence[str], scripts: Sequence[str], data: Mapping[str, Any], known: Mapping[str, Any]
+) -> str:
+    """Fill a template; Jinja escapes everything and makes deceptive characters visible.
+
+    Args:
+        name: of the template, without its ending.
+        styles: names of style sheets.
+        scripts: JavaScript; nothing else may run in the page.
+        data: for the scripts, by the name in the template.
+        known: what the template shows.
+    """
+    environment = Environment(
         loader=FileSystemLoader(TEMPLATES),
         autoescape=True,
         finalize=_finalize,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
+    )
+    return environment.get_template(f"{name}.html").render(
+        policy=content_policy(scripts),
+        style=Markup("\n".join(read_parts(styles))),
+        scripts=[Markup(script) for script in scripts],
+        **{part: Markup(script_json(value)) for part, value in data.items()},
+        **known,
     )
 
 

@@ -5,6 +5,7 @@ A picture of any state but the logged one would mislead, so filming stops at the
 
 from __future__ import annotations
 
+import base64
 import io
 import os
 from collections.abc import Collection, Generator, Mapping, Sequence
@@ -17,7 +18,7 @@ from PIL import Image
 from storage.errors import TrajnoteError
 from storage.schema import Array, Episode
 
-from ..runtime import PROCESSES, core_count, parallel_map
+from ..runtime import PROCESSES, Report, core_count, parallel_map, silent
 from ..simulation import Environment, EnvironmentMaker, Home, describe_raised, logged_action
 
 WIDTH = 240
@@ -43,6 +44,11 @@ class Film:
     pictures: Mapping[int, bytes]  # step -> WebP of the state in which that step's action was chosen
     problem: str | None = None  # why some or all are missing
 
+    @property
+    def encoded(self) -> dict[str, str]:
+        """The pictures as base64, by step, as a page's JSON has them."""
+        return {str(step): base64.b64encode(data).decode() for step, data in sorted(self.pictures.items())}
+
 
 def choose_steps(length: int, labelled: Sequence[int], count: int) -> frozenset[int]:
     """Choose steps to picture: labelled ones first, then the end and the start, their neighbours, and regular ones.
@@ -58,7 +64,7 @@ def choose_steps(length: int, labelled: Sequence[int], count: int) -> frozenset[
     return frozenset(list(dict.fromkeys([*_thinned(inside, count), length, 0, *around, *regular]))[:count])
 
 
-def film_all(takes: Sequence[Take], workers: int | None = None) -> Generator[Film]:
+def film_all(takes: Sequence[Take], workers: int | None = None, *, report: Report = silent) -> Generator[Film]:
     """Film several episodes, in other processes, since a graphics library may crash its process.
 
     Yields:
@@ -68,9 +74,12 @@ def film_all(takes: Sequence[Take], workers: int | None = None) -> Generator[Fil
     try:
         for finished in parallel_map(film, takes, max(2, workers or core_count()), runner=PROCESSES):
             done += 1
+            report("take pictures", done, len(takes))
             yield finished
     except TrajnoteError as error:
-        yield from [Film({}, f"the pictures could not be made: {error.problem.rstrip('.')}")] * (len(takes) - done)
+        for missing in range(done + 1, len(takes) + 1):
+            report("take pictures", missing, len(takes))
+            yield Film({}, f"the pictures could not be made: {error.problem.rstrip('.')}")
 
 
 def film(take: Take) -> Film:

@@ -6,7 +6,6 @@ lines (`annotate/importing/reviews.py`).
 
 from __future__ import annotations
 
-import base64
 import json
 import re
 from collections import defaultdict
@@ -15,7 +14,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
-from markupsafe import Markup
 
 from annotate.cards import Card, card_at_hand
 from annotate.prompting import render_rows, with_action_indices
@@ -31,8 +29,7 @@ from ..labelling import Prepared
 from ..runtime import Report, silent
 from ..simulation import Named, find_home
 from .episodes import pack, summarise_end
-from .facts import script_json
-from .page import TEMPLATES, content_policy, page_environment
+from .page import fill_page, read_parts
 from .pictures import Film, Take, action_words, film_all, short_numbers
 
 AROUND = 25
@@ -161,10 +158,7 @@ def _filmed(
         for name, steps in wanted.items()
         if episodes[name].seed is not None
     ]
-    films: dict[int, Film] = {}
-    for done, (take, film) in enumerate(zip(takes, film_all(takes), strict=True), 1):
-        films[take.episode.episode_id] = film
-        report("take pictures", done, len(takes))
+    films = {take.episode.episode_id: film for take, film in zip(takes, film_all(takes, report=report), strict=True)}
     problems = list(dict.fromkeys(f"Some pictures are missing: {f.problem}." for f in films.values() if f.problem))
     return [[_with_film(scene, films) for scene in found] for found in scenes], problems
 
@@ -187,24 +181,10 @@ def _page(
         pack({"scenes": [_tell(scene, manifest, shown) for scene in found], "claim": _claim(prepared, place)})
         for place, found in enumerate(scenes)
     ]
-    scripts = [(TEMPLATES / name).read_text(encoding="utf-8") for name in _SCRIPTS]
-    styles = [(TEMPLATES / name).read_text(encoding="utf-8") for name in ("report.css", "review.css")]
     about = _about(prepared, manifest, card, shown)
-    page = (
-        page_environment()
-        .get_template("review.html")
-        .render(
-            about=about,
-            card=card,
-            problems=problems,
-            packs=packs,
-            policy=content_policy(scripts),
-            style=Markup("\n".join(styles)),
-            scripts=[Markup(script) for script in scripts],
-            about_json=Markup(script_json(about)),
-        )
-    )
-    return seal(page.encode())
+    known = {"about": about, "card": card, "problems": problems, "packs": packs}
+    styles = ["report.css", "review.css"]
+    return seal(fill_page("review", styles, read_parts(_SCRIPTS), {"about_json": about}, known).encode())
 
 
 def _about(prepared: Prepared, manifest: Manifest, card: Card | None, shown: Sequence[int]) -> Row:
@@ -265,7 +245,7 @@ def _tell(scene: _Scene, manifest: Manifest, shown: Sequence[int]) -> Row:
         "g": short_numbers(earned[steps]),
         "c": [_plain(observations[steps, place]) for place in shown],
         "a": [action_words(indices, int(step), names) for step in steps],
-        "pictures": {str(step): base64.b64encode(data).decode() for step, data in sorted(scene.film.pictures.items())},
+        "pictures": scene.film.encoded,
         "acted": None if episode.actions.ndim == 1 else _plain(episode.actions[scene.step]),
         "suggested_values": None if episode.actions.ndim == 1 else scene.suggested,
     }

@@ -177,7 +177,7 @@ def _evaluation(row: Row) -> dict[str, str]:
 
 
 def _gate(standing: StoreStatus, comparison: Row) -> list[RenderableType]:
-    better, credit = _yes(comparison["better"]), comparison["credit"]
+    better, credit = "yes" if comparison["better"] else "not shown", comparison["credit"]
     arms = [
         {
             "arm": row["arm"].replace("_", " "),
@@ -216,7 +216,3 @@ def _age(seconds: float) -> str:
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
-
-
-def _yes(holds: bool) -> str:
-    return "yes" if holds else "not shown"
