@@ -37,7 +37,7 @@ from storage.importing import (
     table_of,
     unreadable,
 )
-from storage.schema import MAX_COMPONENTS, Array, Episode, Manifest, Space, canonical_json
+from storage.schema import MAX_COMPONENTS, Episode, Manifest, Space, canonical_json
 
 from ..simulation import (
     ALLOWED,
@@ -231,11 +231,12 @@ def _total(counts: Any) -> int:
 
 
 def _tables(storage: Any, report: ImportReport) -> Iterator[Any]:
-    numbers = range(storage.total_episodes)
+    numbers, space = range(storage.total_episodes), storage.metadata["observation_space"]
+    is_flat = not _is_nested(space)
     report.rows = int(storage.total_steps)
     for episode, metadata in zip(storage.get_episodes(numbers), storage.get_episode_metadata(numbers), strict=True):
         length = len(episode["rewards"])
-        observations = _flat(storage.metadata["observation_space"], episode["observations"])
+        observations = np.asarray(episode["observations"]) if is_flat else flatten_rows(space, episode["observations"])
         others: dict[str, Any] = {
             "terminated": np.asarray(episode["terminations"]),
             "truncated": np.asarray(episode["truncations"]),
@@ -250,10 +251,6 @@ def _tables(storage: Any, report: ImportReport) -> Iterator[Any]:
         ids = np.full(length, metadata.get("episode_id", episode["id"]), np.int64)
         table = table_of(ids, observations[:-1], np.asarray(episode["actions"]), episode["rewards"], **others)
         yield add_final_observation(table, report)
-
-
-def _flat(space: spaces.Space[Any], observations: Any) -> Array:
-    return flatten_rows(space, observations) if _is_nested(space) else np.asarray(observations)
 
 
 def _is_nested(space: spaces.Space[Any]) -> bool:

@@ -85,12 +85,6 @@ def publish(key: str, summary: Summary) -> None:
         _LOG.warning("no artifact was left: %s", error)
 
 
-def log_warnings(warnings: Sequence[str]) -> None:
-    """Enter warnings into the log of the flow run that goes on now."""
-    for warning in warnings:
-        get_run_logger().warning("%s", warning)
-
-
 def as_markdown(summary: Summary) -> str:
     """A heading and a list; what comes from files and models is text, never markup."""
     lines = [f"- {_escape(line)}" for line in summary.lines]
@@ -328,7 +322,8 @@ def nightly_flow(deployment: str | None = None, settings: Path = SETTINGS, store
         night = run_and_notify(name, config, listener())
     except AlreadyRunning as error:
         return Completed(name=SKIPPED, message=str(error))  # pyright: ignore[reportReturnType] -- Prefect takes states
-    log_warnings(night.warnings)
+    for warning in night.warnings:
+        get_run_logger().warning("%s", warning)
     publish(f"nightly-{name}", summarise_night(night))
     return as_plain(night)
 

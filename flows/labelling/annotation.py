@@ -15,7 +15,7 @@ from pydantic import Field
 
 from annotate import providers, runs
 from annotate.cards import Card, load_card, own_card, packaged_card
-from annotate.costs import Estimate, TokenCounter
+from annotate.costs import Estimate
 from annotate.ledger import BatchConfig
 from annotate.prompting import AnnotateConfig, Method, render_playbook
 from annotate.providers import FileProvider, Provider, RecordedProvider, export_requests
@@ -57,9 +57,9 @@ def plan(store: Store, dataset_id: str, config: LabelConfig) -> Planned:
         BadInput: if there is no such dataset or card, or they do not fit each other.
     """
     made = write_questions(store, dataset_id, config)
-    estimate = estimate_run(
-        store, made, batch=config.provider == "batch", count=_counter(config), max_tokens=config.max_tokens
-    )
+    count = providers.AnthropicProvider(base_url=config.base_url).count_tokens if config.count else None
+    is_batch = config.provider == "batch"
+    estimate = estimate_run(store, made, batch=is_batch, count=count, max_tokens=config.max_tokens)
     return Planned(made, estimate)
 
 
@@ -209,11 +209,6 @@ def make_provider(config: LabelConfig) -> Provider:
             "Name it with --answers; requests are written with --provider file --export FILE.",
         )
     return FileProvider(config.answers) if config.provider == "file" else RecordedProvider(config.answers)
-
-
-def _counter(config: LabelConfig) -> TokenCounter | None:
-    """What counts tokens, if that is asked for."""
-    return providers.AnthropicProvider(base_url=config.base_url).count_tokens if config.count else None
 
 
 ProviderName = Literal["anthropic", "batch", "file", "recorded"]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, is_dataclass, replace
+from dataclasses import dataclass, is_dataclass, replace
 from itertools import combinations
 from typing import Any
 
@@ -15,13 +15,11 @@ import numpy as np
 
 from annotate.quality import (
     Estimated,
-    GoldBin,
     GoldScore,
     GoldSet,
     Judgement,
     Opinion,
     Paired,
-    Place,
     Quality,
     Rate,
     Rivalry,
@@ -86,15 +84,16 @@ def check_labels(store: Store, dataset_id: str, run_ids: Sequence[str] | None = 
 
 def as_plain(checkup: Checkup) -> dict[str, Any]:
     """A checkup as JSON can say it: arrays of single labels left out, null where nothing was measured."""
-    plain = {field.name: _plain(getattr(checkup.quality, field.name)) for field in fields(Quality)}
     judgement = checkup.judgement
-    return plain | {"verdict": judgement.verdict, "reasons": [_plain(reason) for reason in judgement.reasons]}
+    reasons = [_plain(reason) for reason in judgement.reasons]
+    return {**_plain(checkup.quality), "verdict": judgement.verdict, "reasons": reasons}
 
 
-def _plain(value: object) -> Any:
+def _plain(value: Any) -> Any:
+    if isinstance(value, Rate | Estimated | Paired):
+        return value._asdict()
     if is_dataclass(value) and not isinstance(value, type):
-        named = {field.name: getattr(value, field.name) for field in fields(value)}
-        return {name: _plain(item) for name, item in named.items() if not isinstance(item, np.ndarray)}
+        return {name: _plain(item) for name, item in vars(value).items() if not isinstance(item, np.ndarray)}
     if isinstance(value, Mapping):
         return {str(name): _plain(item) for name, item in value.items()}
     if isinstance(value, list | tuple):
@@ -231,12 +230,10 @@ def _read_set(store: Store, dataset_id: str, gold: Sequence[str], reviews: Seque
         rows = ask(con, "quality/opinions", dataset=dataset_id, runs=list(gold), episodes=None, steps=None)
         strata = ask(con, "quality/strata", queue=queues.pop()) if is_random else []
     answers = _as_reviewed([_opinion(row) for row in rows], reviews)
-    drawn = [Stratum(frozenset(map(_place, row["places"])), row["size"]) for row in strata]
+    drawn = [
+        Stratum(frozenset((episode_id, step) for episode_id, step in row["places"]), row["size"]) for row in strata
+    ]
     return read_gold(answers, space, refused=_verdicts(reviews), strata=drawn)
-
-
-def _place(place: Sequence[int]) -> Place:
-    return place[0], place[1]
 
 
 def _as_reviewed(answers: Sequence[Opinion], reviews: Sequence[Row]) -> list[Opinion]:
@@ -386,7 +383,6 @@ def describe_rivalry(rivalry: Rivalry) -> str:
 def gold_as_plain(found: GoldReport) -> dict[str, Any]:
     """A report as JSON can say it."""
     gold = found.gold
-    between = None if gold.between is None else gold.between._asdict()
     return {
         "dataset_id": found.dataset_id,
         "gold": {
@@ -394,20 +390,10 @@ def gold_as_plain(found: GoldReport) -> dict[str, Any]:
             "readers": gold.readers,
             "states": gold.answered,
             "contested": gold.contested,
-            "agreement": between,
+            "agreement": _plain(gold.between),
             "is_random": bool(gold.strata),
         },
-        "runs": [{name: _plain_score(value) for name, value in vars(score).items()} for score in found.scores],
-        "pairs": [{name: _plain_score(value) for name, value in vars(rivalry).items()} for rivalry in found.rivalries],
+        "runs": [_plain(score) for score in found.scores],
+        "pairs": [_plain(rivalry) for rivalry in found.rivalries],
         "remarks": list(found.remarks),
     }
-
-
-def _plain_score(value: Any) -> Any:
-    if isinstance(value, Rate | Estimated | Paired):
-        return value._asdict()
-    if isinstance(value, GoldBin):
-        return {name: _plain_score(item) for name, item in vars(value).items()}
-    if isinstance(value, Mapping):
-        return {str(name): _plain_score(item) for name, item in value.items()}
-    return [_plain_score(item) for item in value] if isinstance(value, tuple) else value

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NoReturn
@@ -137,11 +137,20 @@ def _ask_onnx(spec: str, spaces: Spaces) -> Foreign:
     head: Head = "clip" if not spaces.action.is_discrete else "q_values" if target.name == "q_values" else "logits"
     decide = decision(head, spaces.action)
 
-    def respond(observation: Array, mode: Mode, rng: np.random.Generator | None) -> Answer:
+    def outputs_of(observation: Array) -> Array:
         outputs = run(observation)
         if outputs.shape != (1, decide.input_size):
             raise BadInput(f"{spec} returned shape {outputs.shape}; (1, {decide.input_size}) is expected.")
-        acts = decide.act(outputs, mode=mode, rngs=[rng] if rng else None)
+        return outputs
+
+    return deciding(decide, outputs_of)
+
+
+def deciding(decide: MlpPolicy, outputs_of: Callable[[Array], Array]) -> Foreign:
+    """A policy whose network is elsewhere: what it does with the outputs, (1, k), for an observation."""
+
+    def respond(observation: Array, mode: Mode, rng: np.random.Generator | None) -> Answer:
+        acts = decide.act(outputs_of(observation), mode=mode, rngs=[rng] if rng else None)
         return Answer(acts.actions, acts.outputs)
 
     return Foreign(respond, decide.output_kind, ("greedy", "sampled") if decide.is_stochastic else ("greedy",))

@@ -179,7 +179,11 @@ def is_portable(name: str) -> bool:
 def _open_portable(spec: str, name: str, spaces: Spaces, store: Store | None) -> Policy:
     folder = Path(name).expanduser()
     if is_portable(name):
-        files = _unpack(folder) if folder.is_file() else _read_folder(folder)
+        files = (
+            _unpack(folder)
+            if folder.is_file()
+            else {file.name: file.read_bytes() for file in folder.iterdir() if file.is_file()}
+        )
     elif store is not None and "/" not in name:
         with store.catalog.read():
             files = policy_files(store, resolve_policy(store, name))
@@ -214,10 +218,6 @@ def _pack(files: Mapping[str, bytes]) -> bytes:
     """The files of a policy as one JSON."""
     told = decode_json(files[SPEC_FILE]) | {_WEIGHTS: b64encode(files[WEIGHTS_FILE]).decode()}
     return (json.dumps(told, indent=2, sort_keys=True) + "\n").encode()
-
-
-def _read_folder(folder: Path) -> dict[str, bytes]:
-    return {file.name: file.read_bytes() for file in sorted(folder.iterdir()) if file.is_file()}
 
 
 def _unpack(path: Path) -> dict[str, bytes]:

@@ -23,7 +23,18 @@ from storage.errors import BadInput
 from storage.schema import Array, canonical_json, sha256_file
 
 from ..simulation import Answer, Foreign, ForeignActor, Named, NetworkActor, Policy, Spaces, check_spaces, to_space
-from .external import RAW, TRUST, decision, find_extra, find_file, find_zip, probe, refuse_image_shape, refuse_memory
+from .external import (
+    RAW,
+    TRUST,
+    deciding,
+    decision,
+    find_extra,
+    find_file,
+    find_zip,
+    probe,
+    refuse_image_shape,
+    refuse_memory,
+)
 
 if TYPE_CHECKING:
     from refine.policies import Network, SavedModel, Statistics
@@ -223,13 +234,11 @@ def ask_network(network: Network, spaces: Spaces, statistics: Statistics | None 
     use_one_thread()
     decide = replace(decision(network.head, spaces.action), log_std=network.log_std, output_limit=network.output_limit)
 
-    def respond(observation: Array, mode: Mode, rng: np.random.Generator | None) -> Answer:
+    def outputs_of(observation: Array) -> Array:
         seen = observation if statistics is None else statistics.normalise(observation)
-        outputs = network.outputs(network_inputs(seen, spaces.observation))
-        acts = decide.act(outputs, mode=mode, rngs=[rng] if rng else None)
-        return Answer(acts.actions, acts.outputs)
+        return network.outputs(network_inputs(seen, spaces.observation))
 
-    return Foreign(respond, decide.output_kind, ("greedy", "sampled") if decide.is_stochastic else ("greedy",))
+    return deciding(decide, outputs_of)
 
 
 def _trusted(spec: str) -> str:

@@ -113,7 +113,9 @@ def train_baseline(
     network, stopped = _to_network(model, spaces), f"the budget of {config.timesteps} steps is used up"
     for network in _train(model, config, spaces):
         evaluations.append(_evaluate(network, model.num_timesteps, config))
-        report(_describe(evaluations[-1]), model.num_timesteps, config.timesteps)
+        last = evaluations[-1]
+        line = f"{last.timesteps} steps: greedy {last.greedy:.4g}, sampled {last.sampled:.4g}"
+        report(line, model.num_timesteps, config.timesteps)
         if checkpoints:
             _write_checkpoint(out, network, evaluations[-1], model if keep_zip else None)
         if is_plateau([evaluation.greedy for evaluation in evaluations], config.patience, config.tolerance):
@@ -124,7 +126,7 @@ def train_baseline(
         evaluations=tuple(evaluations),
         stopped=stopped,
         policy_sha256=network.sha256,
-        versions=versions | _trainer_versions(),
+        versions=versions | {name: importlib.metadata.version(name) for name in ("stable-baselines3", "torch")},
     )
     _write(out, network, training, model if keep_zip else None)
     return training
@@ -183,10 +185,6 @@ def _evaluate(network: MlpPolicy, timesteps: int, config: TrainConfig) -> Evalua
     return Evaluation(timesteps=timesteps, greedy=greedy, sampled=sampled)
 
 
-def _describe(evaluation: Evaluation) -> str:
-    return f"{evaluation.timesteps} steps: greedy {evaluation.greedy:.4g}, sampled {evaluation.sampled:.4g}"
-
-
 def _write(out: Path, network: MlpPolicy, training: Training, model: Any | None) -> None:
     _write_network(out, network, model)
     write_whole(out / TRAINING_LOG, (training.model_dump_json(indent=2) + "\n").encode())
@@ -209,10 +207,6 @@ def _write_network(folder: Path, network: MlpPolicy, model: Any | None) -> None:
 def _read_log(out: Path) -> Training | None:
     log = out / TRAINING_LOG
     return Training.model_validate_json(log.read_bytes()) if log.is_file() else None
-
-
-def _trainer_versions() -> dict[str, str]:
-    return {name: importlib.metadata.version(name) for name in ("stable-baselines3", "torch")}
 
 
 def _main(
