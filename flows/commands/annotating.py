@@ -170,8 +170,8 @@ def _plan(
 
 def _prompt_lines(params: Mapping[str, Any]) -> list[str]:
     """A request as a reader meets it: what is said to whom, and the rest of its parameters."""
-    said = [("system", params["system"]), *((each["role"], each["content"]) for each in params["messages"])]
-    lines = [line for who, content in said for line in (f"--- {who}", *_texts(content))]
+    parts = [("system", params["system"]), *((each["role"], each["content"]) for each in params["messages"])]
+    lines = [line for who, content in parts for line in (f"--- {who}", *_texts(content))]
     rest = {name: value for name, value in params.items() if name not in ("system", "messages")}
     return [*lines, "--- parameters", json.dumps(rest)]
 

@@ -62,20 +62,20 @@ def take_in(
         return _remember(store, manifest, env_id, env_kwargs)
     opened = open_minari(path) if path.is_dir() else open_recording(path, columns)
     with opened as recording:
-        said = recording.about
-        id_, kwargs = (env_id, env_kwargs or {}) if env_id else (said.env_id, said.env_kwargs)
+        recorded = recording.about
+        id_, kwargs = (env_id, env_kwargs or {}) if env_id else (recorded.env_id, recorded.env_kwargs)
         spaces = look_up_spaces(env_id, env_kwargs) if env_id else None
-        is_wanted = named or env_id or not said.component_names or said.flattened_from
+        is_wanted = named or env_id or not recorded.component_names or recorded.flattened_from
         fitting = fit_card(named, id_, kwargs, spaces) if is_wanted else Fitting()
         flattened = look_up_flattened(env_id, env_kwargs) if env_id else None
-        about = said.but(
+        about = recorded.but(
             env_id=env_id,
             env_kwargs=env_kwargs,
             observation_space=spaces.observation if spaces else None,
             action_space=spaces.action if spaces else None,
             flattened_from=flattened.space if flattened else None,
             component_names=fitting.component_names
-            or (flattened.names if flattened and not said.component_names else None),
+            or (flattened.names if flattened and not recorded.component_names else None),
             action_names=fitting.action_names,
         )
         manifest = import_recording(

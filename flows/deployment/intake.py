@@ -99,15 +99,15 @@ def _empty_inbox(
         origin = f"file:{memory.hash_drop(path)}"
         if origin in known:
             continue
-        said = ImportReport()
+        report = ImportReport()
         env_id, env_kwargs, card = config.env_id, config.env_kwargs, config.label.card
         try:
-            manifest = take_in(store, path, env_id=env_id, env_kwargs=env_kwargs, card=card, report=said)
+            manifest = take_in(store, path, env_id=env_id, env_kwargs=env_kwargs, card=card, report=report)
         except (BadInput, DamagedStore) as error:
             found.refused[path.name] = str(error)
         else:
             found.datasets += record_intakes(store, deployment, {origin: manifest.dataset_id})
-            found.notes += [f"{path.name}: {sentence}" for sentence in said.sentences()]
+            found.notes += [f"{path.name}: {sentence}" for sentence in report.sentences()]
 
 
 def _drops(inbox: Path) -> Iterator[Path]:

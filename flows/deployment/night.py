@@ -80,22 +80,22 @@ def run_night(store: Store, deployment: str, config: DeploymentConfig, report: R
         TrajnoteError: whatever its steps raise; what they have done stays, and the next night goes on from there.
     """
     started = time.monotonic()
-    with deployment_lock(store, deployment) as killed, running_on(config.runner), _hearing() as heard:
+    with deployment_lock(store, deployment) as killed, running_on(config.runner), _hearing() as texts:
         night = _Night(store, deployment, config, report).run()
-    notes = tuple(dict.fromkeys([*night.notes, *heard]))
+    notes = tuple(dict.fromkeys([*night.notes, *texts]))
     return replace(night, killed=killed, notes=notes, seconds=time.monotonic() - started)
 
 
 @contextmanager
 def _hearing() -> Generator[list[str]]:
     """The texts of the project's own warnings inside the block, complete once it has ended."""
-    heard: list[str] = []
+    texts: list[str] = []
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", TrajnoteWarning)
-        yield heard
+        yield texts
     for warning in caught:
         if issubclass(warning.category, TrajnoteWarning):
-            heard.append(str(warning.message))
+            texts.append(str(warning.message))
         else:
             warnings.showwarning(warning.message, warning.category, warning.filename, warning.lineno)
 

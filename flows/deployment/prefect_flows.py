@@ -121,14 +121,14 @@ def summarise_dataset(store: Store, dataset_id: str) -> Summary:
     returns = interval([episode.return_ for episode in episodes]) if len(episodes) > 1 else episodes[0].return_
     steps = sum(episode.length for episode in episodes)
     counted: dict[str, object] = {"dataset": dataset_id, "episodes": len(episodes), "steps": steps}
-    said = f"{len(episodes)} episodes, {steps} steps, return {returns}"
-    return Summary(f"dataset {dataset_id}", [said], [counted | {"return [95%]": returns}])
+    line = f"{len(episodes)} episodes, {steps} steps, return {returns}"
+    return Summary(f"dataset {dataset_id}", [line], [counted | {"return [95%]": returns}])
 
 
 def summarise_labels(summary: RunSummary) -> Summary:
     """An annotation run: requests, labels and dollars."""
     dollars = summary.totals.cost_usd
-    told: dict[str, object] = {
+    row: dict[str, object] = {
         "run": summary.run_id,
         "dataset": summary.dataset_id,
         "model": summary.model,
@@ -143,7 +143,7 @@ def summarise_labels(summary: RunSummary) -> Summary:
         f"{summary.answered} requests answered now, {summary.reused} before, {summary.pending} open",
         f"${dollars or 0:.4f}" + (f", stopped: {summary.stopped}" if summary.stopped else ""),
     ]
-    return Summary(f"labels of {summary.dataset_id}", lines, [told])
+    return Summary(f"labels of {summary.dataset_id}", lines, [row])
 
 
 def summarise_outcome(outcome: Outcome) -> Summary:

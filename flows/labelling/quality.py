@@ -138,14 +138,14 @@ def score_against_gold(
         reviews = ask(con, "quality/reviews", runs=trusted)
     found = _read_set(store, dataset_id, trusted, reviews, space)
     opinions = _opinions(store, dataset_id, judged, found)
-    shared = {run_id: said for run_id in judged if (said := opinions.get(run_id))}
+    shared = {run_id: own for run_id in judged if (own := opinions.get(run_id))}
     if not shared or (runs is not None and len(shared) < len(judged)):
         _refuse_strangers(found, [run_id for run_id in judged if run_id not in shared])
     rivals = [compare_runs(one, other, found, space) for one, other in combinations(shared.values(), 2)]
     return GoldReport(
         dataset_id=dataset_id,
         gold=found,
-        scores=tuple(score_run(said, found, space) for said in shared.values()),
+        scores=tuple(score_run(own, found, space) for own in shared.values()),
         rivalries=tuple(rivalry for rivalry in rivals if rivalry is not None),
         remarks=tuple(_remarks(found, reviews, known, space)),
     )
@@ -238,10 +238,10 @@ def _read_set(store: Store, dataset_id: str, gold: Sequence[str], reviews: Seque
 
 def _as_reviewed(answers: Sequence[Opinion], reviews: Sequence[Row]) -> list[Opinion]:
     """Answers of reviews say of `critical` only what the reader said, and a refusal alone is an answer, too."""
-    said = {(row["run_id"], row["episode_id"], row["step"]): row["critical"] for row in reviews}
+    known = {(row["run_id"], row["episode_id"], row["step"]): row["critical"] for row in reviews}
     reviewed = {row["run_id"] for row in reviews}
     kept = [
-        replace(answer, critical=said.get((answer.run_id, *answer.place))) if answer.run_id in reviewed else answer
+        replace(answer, critical=known.get((answer.run_id, *answer.place))) if answer.run_id in reviewed else answer
         for answer in answers
     ]
     there = {(answer.run_id, *answer.place) for answer in answers}
@@ -297,25 +297,25 @@ def _refuse_strangers(gold: GoldSet, runs: Sequence[str]) -> None:
 def _remarks(gold: GoldSet, reviews: Sequence[Row], known: Mapping[str, Row], space: Space) -> list[str]:
     """What a reader of the numbers has to know, a line each; a run without any usable answer is not spoken of."""
     reviews = [row for row in reviews if row["run_id"] in gold.run_ids]
-    said: list[str] = []
+    remarks: list[str] = []
     if unsure := sum(row["verdict"] == "unsure" for row in reviews):
-        said.append(f"{unsure} states are left out, of which a reader is unsure")
+        remarks.append(f"{unsure} states are left out, of which a reader is unsure")
     if any(row["kind"] == "labels" for row in reviews):
-        said.append("a reader saw the suggestions before answering, which favours them")
+        remarks.append("a reader saw the suggestions before answering, which favours them")
     if gold.contested:
-        said.append(f"{gold.contested} states have no verdict, since the readers' answers differ")
+        remarks.append(f"{gold.contested} states have no verdict, since the readers' answers differ")
     if gold.unusable:
-        said.append(f"{gold.unusable} answers hold an action that is not finite; they are left out")
+        remarks.append(f"{gold.unusable} answers hold an action that is not finite; they are left out")
     readers = [str(known[run_id]["model"]) for run_id in gold.run_ids]
     for reader in sorted({reader for reader in readers if readers.count(reader) > 1}):
-        said.append(f"{reader} has {readers.count(reader)} of the gold runs; that is one reader, not several")
+        remarks.append(f"{reader} has {readers.count(reader)} of the gold runs; that is one reader, not several")
     if not space.is_discrete:
-        said.append("right means that each number lies within 5% of its range of the reader's")
+        remarks.append("right means that each number lies within 5% of its range of the reader's")
     if all(state.critical is None for state in gold.states.values()):
-        said.append("the gold set tells no critical states from others, so nothing is said of them")
+        remarks.append("the gold set tells no critical states from others, so nothing is said of them")
     elif not gold.strata:
-        said.append("the gold set is not known to be random: `critical` is looked for among labelled states only")
-    return said
+        remarks.append("the gold set is not known to be random: `critical` is looked for among labelled states only")
+    return remarks
 
 
 def score_rows(score: GoldScore) -> list[dict[str, object]]:

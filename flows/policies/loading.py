@@ -163,10 +163,10 @@ def read_policy(files: Mapping[str, bytes], spec: str) -> MlpPolicy | RulePolicy
         DamagedStore: when a file is missing, cannot be read, or is no policy.
     """
     try:
-        told = decode_json(files.get(SPEC_FILE, b"null"))
+        described = decode_json(files.get(SPEC_FILE, b"null"))
     except UnreadableError:
-        told = None  # the network says what is wrong
-    is_rules = isinstance(told, dict) and told.get("format") == RULES_FORMAT
+        described = None  # the network says what is wrong
+    is_rules = isinstance(described, dict) and described.get("format") == RULES_FORMAT
     return RulePolicy.from_files(files, spec) if is_rules else MlpPolicy.from_files(files)
 
 
@@ -216,20 +216,20 @@ _WEIGHTS = "weights"  # key of an exported JSON
 
 def _pack(files: Mapping[str, bytes]) -> bytes:
     """The files of a policy as one JSON."""
-    told = decode_json(files[SPEC_FILE]) | {_WEIGHTS: b64encode(files[WEIGHTS_FILE]).decode()}
-    return (json.dumps(told, indent=2, sort_keys=True) + "\n").encode()
+    content = decode_json(files[SPEC_FILE]) | {_WEIGHTS: b64encode(files[WEIGHTS_FILE]).decode()}
+    return (json.dumps(content, indent=2, sort_keys=True) + "\n").encode()
 
 
 def _unpack(path: Path) -> dict[str, bytes]:
     """The files of a policy from one JSON."""
     try:
-        told = decode_json(read_file(path))
-        weights = b64decode(told.pop(_WEIGHTS), validate=True)
+        content = decode_json(read_file(path))
+        weights = b64decode(content.pop(_WEIGHTS), validate=True)
     except (UnreadableError, AttributeError, KeyError, TypeError, ValueError) as error:
         raise BadInput(
             f"{path} is not a policy.", "Name a file that `trajnote policy export --format json` wrote."
         ) from error
-    return {SPEC_FILE: json.dumps(told).encode(), WEIGHTS_FILE: weights}
+    return {SPEC_FILE: json.dumps(content).encode(), WEIGHTS_FILE: weights}
 
 
 @dataclass(frozen=True)
@@ -279,8 +279,8 @@ def export_policy(
     if format == "torch":
         from refine.policies import write_torch
 
-        content, said = write_torch(network)
-        write_whole(path.with_suffix(".json"), said)
+        content, described = write_torch(network)
+        write_whole(path.with_suffix(".json"), described)
         write_whole(path, content)
         return ExportedPolicy(policy_id, path, None, path.with_suffix(".json"))
     content, agreement = export_onnx(network, _seen(store, policy_id))

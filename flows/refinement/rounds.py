@@ -171,8 +171,8 @@ def _with_feedback(planned: RoundsConfig, done: Sequence[Round]) -> RoundsConfig
     last = done[-1].version if done else None
     if last is None:
         return planned
-    told = {"feedback": last.text, "parent": last.list_id}
-    asked: dict[str, object] = {"annotate": planned.label.annotate.model_copy(update=told)}
+    shown = {"feedback": last.text, "parent": last.list_id}
+    asked: dict[str, object] = {"annotate": planned.label.annotate.model_copy(update=shown)}
     if planned.label.budget_usd is not None:
         asked["budget_usd"] = max(0.0, planned.label.budget_usd - _spent(planned.store, done))
     return planned.model_copy(update={"label": planned.label.model_copy(update=asked)})

@@ -255,8 +255,8 @@ def _author(run: Row) -> str:
 
 def _day(run: Row, end: str) -> str:
     """The day on which a run's first or last reply was written, as its provenance says, or else when it came."""
-    said = str(read_object(run[f"{end}_provenance"]).get("date") or "")[:10]
-    return said or when(run[f"{end}_received"] or run["created_at"])[:10]
+    date = str(read_object(run[f"{end}_provenance"]).get("date") or "")[:10]
+    return date or when(run[f"{end}_received"] or run["created_at"])[:10]
 
 
 def list_commands(facts: Facts) -> list[str]:

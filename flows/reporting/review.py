@@ -129,7 +129,7 @@ def _scenes(store: Store, prepared: Prepared, manifest: Manifest) -> list[list[_
         found += [(row["episode_id"], row["step"], row["suggested_action"]) for row in rows]
     wanted = sorted({episode_id for found in places for episode_id, _, _ in found})
     episodes = {e.episode_id: e for e in iterate_episodes(store, manifest.dataset_id, wanted)}
-    return [[_Scene(episodes[name], step, said) for name, step, said in found] for found in places]
+    return [[_Scene(episodes[name], step, action) for name, step, action in found] for found in places]
 
 
 def _filmed(
