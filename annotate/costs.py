@@ -145,7 +145,7 @@ def find_excess(request: Request, model: str | None, usage: Mapping[str, int] | 
         return None
     paid = price(model or request.model, tokens)
     if paid is not None and paid > expected * 1.000001:
-        return f"{model} answered in place of {request.model}, for ${paid:.4f} in place of ${expected:.4f}"
+        return f"{model} answered instead of {request.model}, for ${paid:.4f} instead of ${expected:.4f}"
     sent = tokens.input + tokens.cache_write + tokens.cache_read
     if sent > most.cache_write or tokens.output > most.output:
         return (

@@ -204,7 +204,7 @@ def explain_request(store: Store, request_id: str) -> Explanation:
     with store.catalog.read() as con:
         found = find_requests(con, request_id)
         if len(found) != 1:
-            problem = "is the beginning of several requests" if found else "is no request of this store"
+            problem = "is a prefix of several requests" if found else "is not a request of this store"
             raise BadInput(f"{request_id!r} {problem}.", "`trajnote sql 'SELECT request_id FROM requests'` lists them.")
         (mine,) = found
         others = similar_requests(con, mine.kind, mine.episode_id, answered=False, limit=MOST_CANDIDATES)

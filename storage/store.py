@@ -302,7 +302,7 @@ def _no_store(path: Path) -> DamagedStore | Prerequisite:
 def _folder(root: Path | str) -> Path:
     if re.match(r"[a-z][a-z0-9]+:/", str(root)):
         raise BadInput(
-            f"{root} is a URL, and a store is worked on in a local folder.",
+            f"{root} is a URL, but a store has to be a local folder.",
             "`trajnote store pull URL --store FOLDER` brings it here, `trajnote store push URL` takes it back.",
         )
     return Path(root).expanduser().resolve()

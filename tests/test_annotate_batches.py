@@ -314,10 +314,10 @@ def test_results_about_to_vanish_are_warned_of_and_gone_ones_have_failed(bench: 
     bench.submit(limit=1)
     bench.server.skew_s += 23 * 86400
     found, _ = poll(bench.store, bench.client, bench.config)
-    assert "its results vanish on" in (found[0].warning or "")
+    assert "its results are deleted on" in (found[0].warning or "")
     for made in bench.server.batches.values():
         made.archived = True
-    assert "thrown its results away" in bench.ingest().warnings[0]
+    assert "deleted its results" in bench.ingest().warnings[0]
     assert (bench.states(), bench.outcomes()) == ({"failed": 1}, {"lost": 1})
     lost, spent = bench.rows("SELECT lost_usd, cost_usd FROM spending")[0]
     assert lost > 0 == spent

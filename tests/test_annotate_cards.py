@@ -149,11 +149,11 @@ def test_a_card_with_todos_is_refused_with_the_list_of_what_remains(tmp_path: Pa
         ('meaning = "nothing"', 'meaning = "nothing"\nlow = 0.0', "actions[0]: a continuous dimension has both"),
         ('meaning = "nothing"', 'meaning = "nothing"\nlow = 0.0\nhigh = 1.0', "either every action has low and high"),
         ('meaning = "nothing"', 'meaning = "nothing"\nlow = 1.0\nhigh = 0.0', "low = 1.0 is not below high = 0.0"),
-        ('component = "v"', 'component = "w"', "claims[0]: 'w' is none of x, v"),
-        ('versus = "stay"', 'versus = "pull"', "claims[0]: 'pull' is none of stay, push"),
+        ('component = "v"', 'component = "w"', "claims[0]: 'w' is not one of x, v"),
+        ('versus = "stay"', 'versus = "pull"', "claims[0]: 'pull' is not one of stay, push"),
         ('versus = "stay"', "versus = 0.0", "give either action and versus (names), or dimension"),
         ('effect = "increases"', 'effect = "improves"', "claims[0].effect.effect: Input should be 'increases'"),
-        ('effect = "increases"', 'effect = "increases"\nwhen = "next_x > 0"', "'next_x' is none of x, v"),
+        ('effect = "increases"', 'effect = "increases"\nwhen = "next_x > 0"', "'next_x' is not one of x, v"),
         ('effect = "increases"', 'effect = "increases"\nwhen = "x >"', "`x >` is no expression"),
         ('kind = "effect"', 'kind = "opinion"', "claims[0]: Input tag 'opinion'"),
     ],
@@ -166,7 +166,7 @@ def test_a_mistake_in_a_card_is_one_line_that_names_file_and_field(tmp_path: Pat
 @pytest.mark.parametrize(
     ("event", "expected"),
     [
-        ('component = "w"\nkind = "change"', "events[0].component: 'w' is none of x, v"),
+        ('component = "w"\nkind = "change"', "events[0].component: 'w' is not one of x, v"),
         ('component = "v"\nkind = "crosses"', "events[0]: `crosses` needs a value"),
         ('component = "v"\nkind = "change"\nvalue = 1.0', "events[0]: `crosses` needs a value, `change` has none"),
     ],

@@ -94,7 +94,7 @@ def test_secrets_that_a_cloud_repeats_are_hidden(server: Server) -> None:
 
 @pytest.mark.parametrize("cloud", ["bedrock", "vertex:us-east5"])
 def test_a_cloud_has_no_message_batches_and_says_so(cloud: str) -> None:
-    with pytest.raises(BadInput, match=r"Batches are not reached through (bedrock|vertex).*--provider anthropic"):
+    with pytest.raises(BadInput, match=r"Batches are not available through (bedrock|vertex).*--provider anthropic"):
         BatchServer(cloud)
 
 

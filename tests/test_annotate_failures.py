@@ -265,7 +265,7 @@ def test_a_done_run_needs_no_server(desk: Desk) -> None:
 def test_many_requests_in_vain_end_the_command(desk: Desk) -> None:
     desk.server.shape = lambda _: b"<html>"
     assert desk.ask("--samples", "20", "--concurrency", "1") == 6
-    assert "nothing more is asked: 10 requests in a row brought no answer" in desk.said
+    assert "no further request is sent: 10 requests in a row brought no answer" in desk.said
     assert len(desk.server.bodies) == 10
 
 
@@ -276,7 +276,7 @@ def test_a_request_that_is_never_answered_fails_and_retry_asks_it_anew(desk: Des
         assert desk.ask() == 6
     assert desk.count("state", "requests") == {"failed": 4}
     assert len(desk.server.bodies) == 4 * MOST_ATTEMPTS
-    assert "`trajnote annotate retry` asks those anew" in desk.said
+    assert "`trajnote annotate retry` asks again those" in desk.said
     desk.server.shape = lambda message: message
     assert desk.call("annotate", "retry", "--base-url", desk.server.url) == 0
     assert (desk.out["labels"], desk.out["done"]) == (4, True)
@@ -374,7 +374,7 @@ def test_a_batch_is_capped_by_the_limit_of_the_model_and_the_budget_knows(desk: 
 EXCESSES: dict[str, tuple[Callable[[Message], Message], str]] = {
     "a dearer model": (
         lambda message: message | {"model": "claude-opus-4-1"},
-        "claude-opus-4-1 answered in place of claude-haiku-4-5",
+        "claude-opus-4-1 answered instead of claude-haiku-4-5",
     ),
     "more output": (
         lambda message: message | {"usage": {"input_tokens": 10, "output_tokens": 5_000_000}},

@@ -137,10 +137,10 @@ def test_two_reviewers_of_one_queue_are_two_runs(toys: Store, queue: ReviewQueue
         ({"step": 77}, "not 77"),
         ({"dataset_id": "d2"}, "has dataset_id d1, not d2"),
         ({"verdict": "fine"}, "verdict: Input should be 'accept', 'correct'"),
-        ({"verdict": "answer"}, "verdict 'answer' does not answer a labels queue; accept, correct, reject"),
+        ({"verdict": "answer"}, "verdict 'answer' does not answer a labels queue; allowed: accept, correct, reject"),
         ({"verdict": "correct"}, "the verdict 'correct' needs suggested_action"),
         ({"suggested_action": 1}, "the verdict 'accept' takes no suggested_action"),
-        ({"verdict": "correct", "suggested_action": "up"}, "'up' is none of the actions left, right"),
+        ({"verdict": "correct", "suggested_action": "up"}, "'up' is not one of the actions left, right"),
         ({"rationale": "x" * 1_001}, "rationale: String should have at most 1000 characters"),
         ({"model": ""}, "model: String should have at least 1 character"),
         ({"answered_at": "yesterday"}, "answered_at 'yesterday' is not a time like"),
@@ -169,7 +169,7 @@ def test_an_answer_to_another_stores_queue_is_refused_in_one_line(toys: Store, t
 
 
 def test_an_item_answered_twice_in_one_file_is_refused(toys: Store, queue: ReviewQueue, tmp_path: Path) -> None:
-    with pytest.raises(BadInput, match=r"line 2: human:ann has answered item 1 in line 1"):
+    with pytest.raises(BadInput, match=r"line 2: human:ann has already answered item 1 in line 1"):
         import_labels(toys, save(tmp_path, line(queue, 1, "accept"), line(queue, 1, "reject")))
 
 
@@ -189,7 +189,7 @@ def test_a_gold_answer_says_an_action_or_criticality_or_both(toys: Store, tmp_pa
     assert (summary.answers, summary.labels) == (3, 2)
     with pytest.raises(BadInput, match="neither suggested_action nor critical"):
         import_labels(toys, save(tmp_path, line(queue, 4, "answer")))
-    with pytest.raises(BadInput, match="does not answer a gold queue; answer, unsure, withdrawn do"):
+    with pytest.raises(BadInput, match="does not answer a gold queue; allowed: answer, unsure, withdrawn"):
         import_labels(toys, save(tmp_path, line(queue, 4, "accept")))
 
 

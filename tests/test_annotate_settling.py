@@ -100,7 +100,7 @@ def test_what_is_given_up_counts_at_its_worst_price_until_it_is_found(
     assert bench.submit(budget_usd=worst + 0.5 * worst_of(bench)).requests == 0
     bench.client = own
     done = bench.ingest()
-    assert f"{batch_id} was given up and is there after all" in done.warnings
+    assert f"{batch_id} was given up, but exists after all" in done.warnings
     cost, under_way, lost = dollars(bench)
     assert (done.answered, bench.states(), under_way, lost) == (6, {"done": 6}, 0.0, 0.0)
     assert 0 < cost < worst
@@ -120,7 +120,7 @@ def test_a_batch_that_the_list_shows_too_late_is_adopted_and_both_purchases_coun
     single = dollars(bench)[0]
     bench.server.skew_s += 3601
     done = bench.ingest()
-    assert any("is there after all" in said for said in done.warnings)
+    assert any("exists after all" in said for said in done.warnings)
     assert dollars(bench) == (pytest.approx(2 * single), 0.0, 0.0)
     assert bench.rows("SELECT count(*) FROM responses") == [(12,)]
     assert bench.rows("SELECT count(*), count(DISTINCT (episode_id, step)) FROM annotations") == [(6, 6)]
@@ -142,7 +142,7 @@ def test_results_that_name_what_nobody_asked_are_taken_without_it(bench: Bench) 
     bench.server.plan_fault("results", "foreign", "foreign")
     done = bench.ingest()
     assert (done.answered, done.batches, bench.states("batches")) == (6, 1, {"ingested": 1})
-    assert any("1 requests that it did not ask, such as nobody-asked" in said for said in done.warnings)
+    assert any("1 requests that are not in the batch, such as nobody-asked" in said for said in done.warnings)
 
 
 @pytest.mark.slow
@@ -311,7 +311,7 @@ def test_a_run_says_why_it_waits_and_each_reason_once(bench: Bench) -> None:  # 
     words = [
         str(warning.message) for warning in said if warning.category is TrajnoteWarning
     ]  # other tests' sockets warn too
-    assert any("is not shown by the server now" in word for word in words)
+    assert any("is not listed by the server now" in word for word in words)
     assert any("status 404" in word for word in words)
     assert len(words) <= 5
 

@@ -126,9 +126,9 @@ def test_a_request_of_the_store_is_compared_with_the_others(asked: Store) -> Non
 
 @pytest.mark.slow
 def test_unknown_and_ambiguous_ids_are_refused(asked: Store) -> None:
-    with pytest.raises(BadInput, match="is no request of this store"):
+    with pytest.raises(BadInput, match="is not a request of this store"):
         explain_request(asked, "r_nothing")
-    with pytest.raises(BadInput, match="beginning of several"):
+    with pytest.raises(BadInput, match="prefix of several"):
         explain_request(asked, "r_")
 
 

@@ -78,7 +78,7 @@ def test_another_policy_can_be_named_if_its_weights_can_be_read(store: Store, tm
     spec = f"policy:{save_folder(other, tmp_path / 'other')}"
     found = find(store, manifest, spec)
     assert (found.policy.sha256, found.origin) == (other.sha256, f"{spec}, its own weights")
-    with pytest.raises(BadInput, match=r"random has no weights that can be read exactly, .* are not its own"):
+    with pytest.raises(BadInput, match=r"random has no weights that can be read exactly, .* was not collected with it"):
         find(store, manifest, "random")
     with pytest.raises(BadInput, match="There is no folder"):
         find(store, manifest, "policy:./nowhere")

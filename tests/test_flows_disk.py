@@ -28,7 +28,7 @@ def test_an_error_of_the_operating_system_is_one_line_and_exit_code_8(
     (line,) = capsys.readouterr().err.splitlines()
     assert left.value.code == 8
     assert line.startswith(f"error: {store.root / 'reports'} cannot be written: the disk is full (")
-    assert line.endswith("then run the same command again: it goes on, and nothing is lost.")
+    assert line.endswith("then run the same command again: it resumes, and nothing is lost.")
 
 
 @pytest.mark.parametrize(

@@ -140,7 +140,7 @@ def test_a_file_that_exists_is_left_as_it_is(tmp_path: Path):
     path = card_path("ALE/Pong-v5", tmp_path)
     assert path.name == "ale-pong-v5.toml"
     path.write_text("mine")
-    with pytest.raises(BadInput, match="exists already and was not changed"):
+    with pytest.raises(BadInput, match="already exists and was not changed"):
         write_draft("CartPole-v1", {}, path)
     assert path.read_text() == "mine"
 

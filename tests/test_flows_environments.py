@@ -100,7 +100,9 @@ def test_an_unknown_id_names_the_near_ones(env_id: str, near: str) -> None:
     ],
 )
 def test_an_id_of_yesterday_is_refused_in_one_line_with_that_of_today(env_id: str, today: str) -> None:
-    with pytest.raises(BadInput, match=f"{env_id} is gone; the nearest of today is {today}.*--env {today}") as refused:
+    with pytest.raises(
+        BadInput, match=f"{env_id} no longer exists; the nearest current one is {today}.*--env {today}"
+    ) as refused:
         make_environment(Named(env_id))
     assert "\n" not in str(refused.value)
 

@@ -450,6 +450,6 @@ def test_the_commands_say_what_they_did(store: Store, tmp_path: Path) -> None:
     done = CliRunner().invoke(make_app(), ["import", str(tmp_path / "plain.csv"), *columns, "--store", str(store.root)])
     assert done.stdout.splitlines()[0].endswith(f": 1 episodes, 2 steps in {store.root}")
     assert (
-        "episodes truncated: the observation after their last step is not in the file, that step was given up: 1"
+        "episodes truncated: the observation after their last step is not in the file, so it was dropped: 1"
         in done.stdout
     )

@@ -164,7 +164,7 @@ def test_an_environment_that_is_not_what_it_was_is_refused(
 def test_a_baseline_for_other_spaces_or_without_weights_or_steps_is_refused(toys: Store, tmp_path: Path) -> None:
     reach = save_folder(make_baseline(REACH), tmp_path / "reach")
     refuse(toys, "was made for an action space with kind box; the environment has discrete", baseline=f"policy:{reach}")
-    refuse(toys, "random has no weights.*steps of toy-environment.* are not its own", baseline="random")
+    refuse(toys, "random has no weights.*toy-environment.* was not collected with it", baseline="random")
 
 
 @pytest.mark.slow

@@ -128,7 +128,7 @@ def test_three_nights_over_a_growing_inbox_ask_only_what_is_new_and_promote_only
 
     same = world.run()
     assert (same.took_in, same.asked, same.new_labels, same.comparison_id) == ([], 0, 0, None)
-    assert same.decision == "kept: 0 new labels since the last refinement, 90 make another one"
+    assert same.decision == "kept: 0 new labels since the last refinement; 90 are needed for another one"
     assert same.policy_id == first.policy_id
 
     world.drop(1)
@@ -214,7 +214,7 @@ def test_what_an_import_gave_up_and_left_out_is_noted(store: Store, tmp_path: Pa
     found = take_in_new(store, "toy", config)
     assert len(found.datasets) == 1
     assert "a.csv: columns left out: battery" in found.notes
-    assert "a.csv: rows read: 3, kept: 2, given up: 1" in found.notes
+    assert "a.csv: rows read: 3, kept: 2, dropped: 1" in found.notes
     assert take_in_new(store, "toy", config).notes == []
 
 
@@ -268,7 +268,7 @@ def test_a_second_run_of_the_same_deployment_ends_at_once_with_words_and_a_code_
     store = Store.create(world.folder / "store")
     with deployment_lock(store, "toy") as killed:
         assert killed is None
-        with pytest.raises(AlreadyRunning, match="The deployment toy is running already, since 20") as refused:
+        with pytest.raises(AlreadyRunning, match="The deployment toy is already running, since 20") as refused:
             world.run()
         assert refused.value.exit_code == 7
         with deployment_lock(store, "another"):

@@ -90,7 +90,9 @@ def test_the_interface_of_old_environments_is_explained(store: Store, name: str,
 
 def test_an_episode_without_end_is_named(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rollouts, "LONGEST", 50)
-    with pytest.raises(BadInput, match="Episode 0, step 49: it goes on after 50 steps; cut it with --max-steps"):
+    with pytest.raises(
+        BadInput, match="Episode 0, step 49: it has not ended after 50 steps; truncate it with --max-steps"
+    ):
         collect(store, config("Never"))
     assert collect(store, config("Never", max_steps=60, episodes=2)).steps == 120
 

@@ -161,7 +161,7 @@ def test_only_one_list_of_rules_can_be_put_in_force(judged: Judged, tmp_path: Pa
     names = read_manifest(store, dataset_id).component_names
     (tmp_path / "more.json").write_text(json.dumps([RIGHT[3]]).replace("obs_1", names[1]))
     import_rules(store, dataset_id, tmp_path / "more.json", "another person")
-    with pytest.raises(BadInput, match="One list of rules can be put in force; 2 are refined with"):
+    with pytest.raises(BadInput, match="Only one list of rules can be put in force; this refinement uses 2"):
         improve(store, dataset_id, config, rules=True)
 
 

@@ -86,7 +86,7 @@ def test_readers_work_on_a_store_that_cannot_be_written(closed: Path, tmp_path: 
     codes, said, errors = read(closed, [*READERS, ["collect", "--env", "CartPole-v1", "--policy", "random"]], tmp_path)
     assert codes == [0] * len(READERS) + [8], errors
     assert '"rows": [{"labels": 159}]' in said
-    assert "The replay is not noted" in errors
+    assert "The replay is not recorded" in errors
     assert "Traceback" not in errors
 
 

@@ -167,7 +167,7 @@ def test_without_a_name_the_newest_dataset_with_rules_is_meant(made: Made) -> No
 def test_labels_of_single_steps_are_not_relabelled(made: Made, tmp_path: Path) -> None:
     store = Store.open(shutil.copytree(made.store.root, tmp_path / "store"))
     import_annotations(store, write_labels(store, made.dataset_id, tmp_path / "labels", env_id=REACH))
-    with pytest.raises(BadInput, match="Labels of single steps say nothing of new steps"):
+    with pytest.raises(BadInput, match="Labels of single steps say nothing about new steps"):
         improve_and_relabel(store, made.dataset_id, config())
 
 

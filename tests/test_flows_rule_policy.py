@@ -225,7 +225,7 @@ def test_what_cannot_be_played_is_refused_in_one_line(pendulum: Store) -> None:
     name = Named(f"rules:{list_id(pendulum)}")
     with pytest.raises(BadInput, match="There is no rule list 'nothing'"):
         load_policy(Named("rules:nothing"), look_up_spaces(Named("Pendulum-v1")), pendulum)
-    with pytest.raises(BadInput, match="a list of rules in a store, and there is none here"):
+    with pytest.raises(BadInput, match="a list of rules in a store, but no store was given"):
         load_policy(name, look_up_spaces(Named("Pendulum-v1")))
     with pytest.raises(BadInput, match=f"{name} was made for an observation space with size 3"):
         load_policy(name, look_up_spaces(Named("CartPole-v1")), pendulum)

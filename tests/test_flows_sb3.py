@@ -515,7 +515,7 @@ def test_an_exported_policy_takes_its_statistics_along(store: Store, tmp_path: P
     again = load_policy(Named(f"sb3:A2C:{out}"), spaces(True))
     np.testing.assert_array_equal(again.act(seen(50)).actions, network.act(seen(50)).actions)
     normalising(True, clip_obs=3.0).save(str(tmp_path / "vecnormalize.pkl"))
-    with pytest.raises(BadInput, match="normalises its observations otherwise"):
+    with pytest.raises(BadInput, match="normalises its observations differently"):
         export_policy(store, policy_id, tmp_path / "b.zip", format="sb3", like=tmp_path / "model.zip")
     assert not (tmp_path / "b.zip").exists()
 

@@ -115,9 +115,7 @@ def test_a_beginning_that_fits_no_dataset_is_a_warning_of_every_night(
         "flows.deployment.prefect_flows.get_run_logger",
         lambda: SimpleNamespace(warning=lambda *said: logged.append(said)),
     )
-    warning = (
-        f"no dataset of {settings.parent / 'elsewhere'} has a name that begins with 'tyo-', which `datasets` names"
-    )
+    warning = f"no dataset of {settings.parent / 'elsewhere'} has a name with the prefix 'tyo-', which `datasets` lists"
     for _ in range(2):
         night = nightly_flow(settings=settings, store=settings.parent / "elsewhere")
         assert night["warnings"] == [warning]
@@ -136,7 +134,7 @@ def test_a_run_beside_another_one_ends_as_skipped_and_says_so(settings: Path) ->
         assert nightly_flow(settings=settings) is None
     state = latest_run().state
     assert (state.type.value, state.name) == ("COMPLETED", "Skipped")
-    assert "The deployment nightly is running already" in (state.message or "")
+    assert "The deployment nightly is already running" in (state.message or "")
 
 
 @pytest.mark.slow

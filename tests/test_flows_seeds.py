@@ -130,7 +130,7 @@ def test_seeds_that_a_person_names_are_honoured_and_their_use_before_is_said_in_
     assert (named.first_seed, named.warnings) == (2_000_000, ())
     assert refine(toys, 0).first_seed == 2_000_000  # its own
     (said,) = refine(toys, 1, first_seed=2_000_005).warnings
-    assert said.startswith("another gate had used some of the seeds 2000005 to 2000026 before")
+    assert said.startswith("another gate has already used some of the seeds 2000005 to 2000026")
     assert refine(toys, 1, first_seed=2_000_005).warnings == (said,)
     fresh = refine(toys, 1)
     assert (fresh.first_seed, fresh.warnings) == (1_000_000, ())

@@ -68,10 +68,13 @@ def test_the_store_is_that_of_the_option_then_of_the_variable_then_of_the_file(
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ('[deployments.a]\ninbox = "in"\nrefine_atfer = 3\n', r"a\.refine_atfer is no key; allowed are store, env_id"),
+        (
+            '[deployments.a]\ninbox = "in"\nrefine_atfer = 3\n',
+            r"a\.refine_atfer is not a known key; allowed are store, env_id",
+        ),
         (
             SMALL + "[deployments.a.improve.gate]\nselct = 3\n",
-            r"selct is no key; allowed are first_seed, method, select",
+            r"selct is not a known key; allowed are first_seed, method, select",
         ),
         (SMALL + "refine_after = 0\n", r"a\.refine_after: Input should be greater than or equal to 1 \(received 0\)"),
         ('[deployments.a]\nenv_id = "CartPole-v1"\n', "a deployment needs rollouts"),

@@ -136,7 +136,7 @@ def test_an_episode_that_fails_elsewhere_is_told_in_the_same_words_after_all_bef
     [
         ("OnlyHere-v0", "Unknown environment 'OnlyHere-v0'"),
         ("CartPole-v1", "Other processes find another CartPole-v1"),
-        (MORTAL, "A process died in the middle of its work"),
+        (MORTAL, "A worker process died"),
     ],
 )
 def test_where_other_processes_cannot_play_this_one_does(

@@ -89,7 +89,7 @@ def test_a_run_is_named_by_the_beginning_of_its_id_where_that_is_enough(annotate
         con.execute(
             "INSERT INTO annotation_runs BY NAME SELECT * REPLACE ('rust' AS run_id) FROM annotation_runs LIMIT 1"
         )
-    with pytest.raises(BadInput, match="'ru' is the beginning of 2 annotation run names: "):
+    with pytest.raises(BadInput, match="'ru' is a prefix of 2 annotation run names: "):
         load_annotations(annotated, "d1", ["ru"])
 
 

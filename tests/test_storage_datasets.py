@@ -53,7 +53,7 @@ def test_a_dataset_is_found_by_the_beginning_of_its_name(store: Store) -> None:
     fill(store, "d_aa", "d_ab", "d_a")
     assert resolve_dataset(store, "d_aa") == "d_aa"
     assert resolve_dataset(store, "d_a") == "d_a"  # a whole name wins over a beginning
-    for name, message in (("d_", "beginning of 3 dataset names"), ("x", "no dataset 'x'"), ("", "no dataset ''")):
+    for name, message in (("d_", "prefix of 3 dataset names"), ("x", "no dataset 'x'"), ("", "no dataset ''")):
         with pytest.raises(BadInput, match=message):
             resolve_dataset(store, name)
 

@@ -75,7 +75,7 @@ def test_policies_are_found_by_the_beginning_of_their_name(store: Store) -> None
         "p_aa",
         "p_ab",
     )
-    with pytest.raises(BadInput, match="beginning of 2 policy names: p_aa, p_ab"):
+    with pytest.raises(BadInput, match="prefix of 2 policy names: p_aa, p_ab"):
         resolve_policy(store, "p_")
     with pytest.raises(BadInput, match="no policy 'z'"):
         resolve_policy(store, "z")

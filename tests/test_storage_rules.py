@@ -285,7 +285,7 @@ def test_terms_have_names_of_their_own_and_read_earlier_ones_only(terms: list[Te
 
 def test_a_list_of_rules_is_found_by_the_beginning_of_its_id(toys: Store) -> None:
     enter(toys, rule("x < 0"), rule("y < 0", run_id="runner"))
-    with pytest.raises(BadInput, match="'ru' is the beginning of 2 rule list names"):
+    with pytest.raises(BadInput, match="'ru' is a prefix of 2 rule list names"):
         find_rule_list(toys, "ru")
     with pytest.raises(BadInput, match="There is no rule list 'z'"):
         find_rule_list(toys, "z")

@@ -107,9 +107,9 @@ def test_of_two_machines_the_second_one_is_told_and_loses_nothing(filled: Store,
     annotate(filled, "here", 1)
     annotate(other, "there", 2)
     push_store(other, folder)
-    with pytest.raises(Prerequisite, match=r"has snapshot 2 .*the last one that it knows is 1"):
+    with pytest.raises(Prerequisite, match=r"has snapshot 2 .*the last one that it has seen is 1"):
         push_store(filled, folder)
-    with pytest.raises(Prerequisite, match="work of its own since snapshot 1: the table annotations"):
+    with pytest.raises(Prerequisite, match="work that was not pushed since snapshot 1: the table annotations"):
         pull_store(filled.root, folder)
     assert notes_of(filled) == ["here", "n1"]
     pulled = pull_store(filled.root, folder, replace=True)

@@ -139,7 +139,7 @@ def test_lists_may_be_written_into_a_cell(store: Store, tmp_path: Path) -> None:
         (replaced(("2.118", "nan")), r"Episode 0, step 1: the reward is not finite"),
         (replaced(("2.118,false", "2.118")), r"line 3: 6 values; the header has 7 columns"),
         (replaced(("2.118,false", "2.118,false,")), r"line 3: 8 values; the header has 7 columns"),
-        (replaced(("step", "x")), "line 1: the column 'x' is there twice"),
+        (replaced(("step", "x")), "line 1: the column 'x' occurs twice"),
         (replaced(("0,1,0.25", "0,1,[0.25]")), r"line 3, column 'x': '\[0.25\]' is not a number"),
         (PLAIN.splitlines()[0], "There are no rows"),
         ("", "f.csv cannot be read: empty"),
@@ -340,8 +340,8 @@ def test_choices_that_contradict_the_actions_are_refused(
             None,
             "although all are whole numbers from 0 to 2; --actions discrete reads",
         ),
-        ([1.0, 2.0, -0.0], {"actions": "discrete"}, (0, 3), "given up"),
-        ([1, 2, 0], {"actions": "continuous"}, None, "given up"),
+        ([1.0, 2.0, -0.0], {"actions": "discrete"}, (0, 3), "dropped"),
+        ([1, 2, 0], {"actions": "continuous"}, None, "dropped"),
     ],
 )
 def test_what_was_decided_about_actions_is_said(

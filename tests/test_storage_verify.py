@@ -73,7 +73,7 @@ def test_a_healthy_store_has_no_damage_and_every_file_is_read(full: Store) -> No
     ("harm", "file", "problem"),
     every(
         [
-            (flip, "rollouts/d1/steps-00001.parquet", "sha256|not a Parquet|no column"),
+            (flip, "rollouts/d1/steps-00001.parquet", "sha256|no longer a Parquet|no column"),
             (lambda path: flip(path, 300), "rollouts/d1/steps-00001.parquet", "the content has sha256"),
             (cut, "rollouts/d1/steps-00001.parquet", "bytes; .* were written"),
             (remove, "rollouts/d1/steps-00000.parquet", "is missing"),

@@ -131,7 +131,7 @@ class Card(Frozen):
         for index, event in enumerate(self.events):
             if event.component not in self.component_names:
                 known = shorten(", ".join(self.component_names))
-                raise ValueError(f"events[{index}].component: {event.component!r} is none of {known}")
+                raise ValueError(f"events[{index}].component: {event.component!r} is not one of {known}")
         for index, claim in enumerate(self.claims):
             if problem := unknown_name(claim, self.component_names, self.action_names):
                 raise ValueError(f"claims[{index}]: {problem}")
@@ -194,7 +194,9 @@ def own_card_file(store: Store, manifest: Manifest) -> CardFile | None:
     path = store.card_path(manifest.dataset_id)
     content = read_file(path, limit=MAX_CARD_BYTES) if path.exists() else b""
     if sha256_bytes(content) != manifest.card_file_sha256:
-        raise DamagedStore(f"{path} is not what was written.", "Restore it from a backup, or name a card with --card.")
+        raise DamagedStore(
+            f"{path} has changed since it was written.", "Restore it from a backup, or name a card with --card."
+        )
     return CardFile(parse_card(content, str(path)), content)
 
 

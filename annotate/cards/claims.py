@@ -199,4 +199,4 @@ def _stray(expression: str | None, known: Sequence[str]) -> str:
 
 
 def _unknown(names: Iterable[str], known: Sequence[str]) -> str:
-    return next((f"{name!r} is none of {', '.join(known)}" for name in names if name not in known), "")
+    return next((f"{name!r} is not one of {', '.join(known)}" for name in names if name not in known), "")

@@ -79,7 +79,7 @@ class _Datasets:
 
     def manifest(self, dataset_id: str) -> Manifest:
         if dataset_id not in self._known:
-            raise ValueError(f"there is no dataset {dataset_id!r}; there is {', '.join(sorted(self._known)) or 'none'}")
+            raise ValueError(f"there is no dataset {dataset_id!r}; known: {', '.join(sorted(self._known)) or 'none'}")
         if dataset_id not in self._manifests:
             self._manifests[dataset_id] = read_manifest(self._store, dataset_id)
         return self._manifests[dataset_id]
@@ -90,7 +90,7 @@ class _Datasets:
             episodes = catalogued_episodes(self._store, row.dataset_id)
             lengths = self._lengths[row.dataset_id] = {episode.episode_id: episode.length for episode in episodes}
         if row.episode_id not in lengths:
-            raise ValueError(f"there is no episode {row.episode_id}; there are {min(lengths)} to {max(lengths)}")
+            raise ValueError(f"there is no episode {row.episode_id}; known: {min(lengths)} to {max(lengths)}")
         if row.step >= lengths[row.episode_id]:
             raise ValueError(
                 f"there is no step {row.step} in episode {row.episode_id}; its actions are at steps 0 to "
@@ -160,7 +160,9 @@ def _read_line(text: str, number: int, datasets: _Datasets, batch: _Batch) -> No
     model = clean_text(row.model or DEFAULT_MODEL, 200)
     key = (row.dataset_id, model, row.episode_id, row.step)
     if key in batch.seen:
-        raise ValueError(f"{model} has labelled step {row.step} of episode {row.episode_id} in line {batch.seen[key]}")
+        raise ValueError(
+            f"{model} has already labelled step {row.step} of episode {row.episode_id} in line {batch.seen[key]}"
+        )
     batch.seen[key] = number
     batch.labels.setdefault((row.dataset_id, model), []).append(
         {
@@ -230,7 +232,9 @@ def read_import_action(action: float | list[float] | str, manifest: Manifest) ->
     space, names = manifest.action_space, manifest.action_names
     if isinstance(action, str):
         if not space.is_discrete or action not in names:
-            raise ValueError(f"suggested_action {clean_text(action, 60)!r} is none of the actions {', '.join(names)}")
+            raise ValueError(
+                f"suggested_action {clean_text(action, 60)!r} is not one of the actions {', '.join(names)}"
+            )
         return (float(space.start + names.index(action)),), action
     values = tuple(float(x) for x in (action if isinstance(action, list) else [action]))
     if len(values) != space.size:

@@ -165,7 +165,7 @@ def _read_row(row: ReviewRow, number: int, batch: _Batch, now: datetime) -> None
     model = clean_text(row.model, 200)
     run_id = content_id("i_", [queue.dataset_id, model, queue.queue_id])
     if (run_id, row.item) in batch.seen:
-        raise ValueError(f"{model} has answered item {row.item} in line {batch.seen[run_id, row.item]}")
+        raise ValueError(f"{model} has already answered item {row.item} in line {batch.seen[run_id, row.item]}")
     batch.seen[run_id, row.item] = number
     said: list[Any] = [run_id, row.item, row.verdict, row.critical, action, row.rationale, row.answered_at]
     review = Review(
@@ -204,7 +204,7 @@ def _item_of(row: ReviewRow, queue: ReviewQueue) -> ReviewItem:
 def _check_verdict(row: ReviewRow, queue: ReviewQueue) -> None:
     if row.verdict not in _ALLOWED[queue.kind]:
         allowed = ", ".join(_ALLOWED[queue.kind])
-        raise ValueError(f"verdict {row.verdict!r} does not answer a {queue.kind} queue; {allowed} do")
+        raise ValueError(f"verdict {row.verdict!r} does not answer a {queue.kind} queue; allowed: {allowed}")
     if row.verdict == "correct" and row.suggested_action is None:
         raise ValueError("the verdict 'correct' needs suggested_action, the better action")
     if row.verdict not in ("correct", "answer") and row.suggested_action is not None:

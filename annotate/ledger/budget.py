@@ -24,8 +24,8 @@ SHORT_WAIT_S = 1.0
 """Seconds to wait for the catalog while replies are under way; the full wait is for when none is."""
 NO_BATCH = "no further batch is sent"
 GO_ON = (
-    "Name the model that answers with --model; or see to the server, and ask the others with --provider anthropic, one "
-    "by one, up to the first that costs more than it can."
+    "Name the model that answers with --model; or check the server, and ask the others with --provider anthropic, one "
+    "by one, which stops at the first that costs too much."
 )
 """What to do when a batch has cost more than it can, which ends all batches of its run."""
 
@@ -61,9 +61,9 @@ def explain_dear_reply(con: Connection, run_id: str) -> str | None:
     for asked, model, tokens, cost, worst in dear_replies(con, run_id):
         expected = None if None in tokens else price(asked, Tokens(*(count or 0 for count in tokens)), batch=True)
         if cost is not None and expected is not None and cost > expected * 1.000001:
-            return f"{model} answered in place of {asked}, for ${cost:.4f} in place of ${expected:.4f}"
+            return f"{model} answered instead of {asked}, for ${cost:.4f} instead of ${expected:.4f}"
         if cost is not None and worst is not None and cost > worst:
-            return f"a reply was billed with ${cost:.4f}, where its request can cost ${worst:.4f} at most"
+            return f"a reply was billed at ${cost:.4f}, but its request can cost ${worst:.4f} at most"
     return None
 
 
@@ -169,12 +169,12 @@ def refuse_over_budget(spent: float, asked: Sequence[Priced], budget_usd: float 
         if priced.worst_usd is None:
             raise BadInput(
                 f"The model {priced.request.model} has no known list price, so a budget cannot be kept.",
-                "Leave --budget away for a model of your own, or name a model with a price.",
+                "Leave --budget out for a model of your own, or name a model with a price.",
             )
         dollars += priced.worst_usd
     if spent + dollars <= budget_usd:
         return None
     return (
-        f"the budget of ${budget_usd:.2f} ends here: ${spent:.4f} are spent or under way, "
+        f"the budget of ${budget_usd:.2f} ends here: ${spent:.4f} are spent or in flight, "
         f"the next {len(asked)} cost ${dollars:.4f} at most"
     )

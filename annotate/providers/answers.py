@@ -131,7 +131,7 @@ def _batch_result(request_id: str, result: Any, provenance: Mapping[str, Any]) -
         return Reply(
             request_id, None, f"{kind} {detail}"[:1000], final="invalid_request" in detail, provenance=provenance
         )
-    raise ValueError("its result is none of succeeded (with a message), errored, canceled and expired")
+    raise ValueError("its result is not one of succeeded (with a message), errored, canceled and expired")
 
 
 def _plain(value: Any) -> str | float | bool | None:
@@ -267,7 +267,7 @@ class FileProvider(_AnswersInFiles):
         if missing := sorted(key for key in pending if key not in self._answers):
             warnings.warn(
                 f"{self._path} has no line for {len(missing)} requests: {join_some(missing)}. They stay open; the same "
-                "command with --export FILE in place of --answers writes them.",
+                "command with --export FILE instead of --answers writes them.",
                 LeftOutWarning,
                 stacklevel=2,
             )

@@ -78,7 +78,7 @@ def read_key(base_url: str | None) -> SecretStr:
         _check_url(base_url, secret)
     if not secret.isascii() or any(character <= " " or character == "\x7f" for character in secret):
         raise Prerequisite(
-            "ANTHROPIC_API_KEY has a blank, a line break or another character that no key has.", "Set it anew."
+            "ANTHROPIC_API_KEY has a space, a line break or another character that no key has.", "Set it again."
         )
     if secret:
         return SecretStr(secret)
@@ -349,7 +349,7 @@ class AnthropicProvider(Provider):
                 ]
         except anthropic.AnthropicError as error:
             said = own_words(self._key, error)
-            raise ProviderFailed(f"The server did not count tokens: {said}.", "Leave --count away.") from None
+            raise ProviderFailed(f"The server did not count tokens: {said}.", "Leave --count out.") from None
 
     def _connect(self) -> anthropic.Anthropic:
         return connect(self._key, self._base_url, self._timeout_s)

@@ -111,7 +111,7 @@ class BatchServer:
     def __init__(self, base_url: str | None = None, *, sleep: Callable[[float], None] = time.sleep) -> None:
         if (cloud := find_cloud(base_url)) is not None:
             raise BadInput(
-                f"Message Batches are not reached through {cloud}: the SDK's client of it has none.",
+                f"Message Batches are not available through {cloud}: the SDK's client for it has none.",
                 "Use --provider anthropic there, which asks one request at a time.",
             )
         self._key = read_key(base_url)
@@ -176,7 +176,7 @@ class BatchServer:
                 raise NothingCreatedError(self._said(error), pause_after(error, 1)) from None
             raise OutcomeUnknownError(self._said(error)) from None
         except UNREADABLE:
-            raise OutcomeUnknownError("the server's answer is not one about a batch") from None
+            raise OutcomeUnknownError("the server's answer is not about a batch") from None
 
     def newer_than(self, marker: datetime) -> list[RemoteBatch]:
         """Batches created at or after a time of the server's clock, the newest first.
@@ -222,7 +222,7 @@ class BatchServer:
         except httpx2.HTTPError as error:
             raise BrokenOffError(f"results of {batch.remote_id}: {type(error).__name__}") from error
         except (httpx2.InvalidURL, ValueError) as error:
-            raise NotThereError(f"results of {batch.remote_id}: their address is none") from error
+            raise NotThereError(f"results of {batch.remote_id}: their URL is invalid") from error
 
     def _results_url(self, batch: RemoteBatch) -> str:
         """Where the results are, at this server and nowhere else: the key goes to no other host."""
@@ -265,7 +265,7 @@ class BatchServer:
                 raise ServerBusyError(said, "Run the same command again later; nothing was lost.") from None
             raise ProviderFailed(said, "Check the key and --base-url.") from None
         except UNREADABLE:
-            raise ProviderFailed("The server's answer is not one about batches.", "Check --base-url.") from None
+            raise ProviderFailed("The server's answer is not about batches.", "Check --base-url.") from None
 
     def _said(self, error: Exception) -> str:
         """What a server said, without the key; the error itself, which may have it, is never chained."""

@@ -184,7 +184,7 @@ def _rejections(quality: Quality) -> Iterator[Reason]:
     said = ", ".join(f"{reason} {count}" for reason, count in sorted(quality.rejections.items()))
     if total:
         standing: Standing = "doubtful" if share > MOST_REJECTED else "note"
-        yield Reason(standing, "rejections", f"{total} pieces of replies were refused ({share:.0%}): {said}")
+        yield Reason(standing, "rejections", f"{total} entries of replies were rejected ({share:.0%}): {said}")
 
 
 def _coverage(quality: Quality) -> Iterator[Reason]:
@@ -192,7 +192,7 @@ def _coverage(quality: Quality) -> Iterator[Reason]:
     if found is None:
         return
     even = found.evenness >= LEAST_EVENNESS
-    spread = "spread over the whole of their episodes" if even else "bunched in a part of their episodes"
+    spread = "spread over the whole of their episodes" if even else "concentrated in a part of their episodes"
     yield Reason(
         "good" if even else "doubtful", "time", f"labels are {spread} (evenness {found.evenness:.2f} of 1 over tenths)"
     )
@@ -209,13 +209,13 @@ def _consistency(quality: Quality) -> Iterator[Reason]:
     if found is None:
         return
     what = "are predicted" if found.measure == "accuracy" else "of their variance is explained"
-    rival = f"the commonest action {found.trivial:.0%}" if found.measure == "accuracy" else "their mean none"
+    rival = f"the most common action {found.trivial:.0%}" if found.measure == "accuracy" else "their mean none"
     numbers = (
         f"{found.score:.0%} {what} by a small model of the other episodes' labels, {rival}, "
         f"exchanged labels {found.shuffled:.0%}"
     )
     if found.lift > SURE * found.standard_error:
-        yield Reason("good", "consistency", f"like states have like labels: {numbers}")
+        yield Reason("good", "consistency", f"similar states have similar labels: {numbers}")
     else:
         yield Reason("bad", "consistency", f"labels do not follow from the states: {numbers}")
 
@@ -254,7 +254,7 @@ def _opinions(quality: Quality) -> Iterator[Reason]:
 def _calibration(quality: Quality) -> Iterator[Reason]:
     found = quality.calibration
     if found is None or not found.rise:
-        yield Reason("note", "confidence", "there is nothing to compare the labels' confidence with")
+        yield Reason("note", "confidence", "nothing to compare the labels' confidence with")
         return
     for source, rise in found.rise.items():
         telling = "is worth a weight" if rise > TELLING_GAP else "says nothing" if rise > -TELLING_GAP else "misleads"
@@ -282,7 +282,7 @@ def _salience(quality: Quality) -> Iterator[Reason]:
         return
     explained = max(0.0, found.explained)
     if explained < TELLING_FIT:
-        text = f"the fitted value function explains {explained:.0%} of the returns: no word on criticality"
+        text = f"the fitted value function explains {explained:.0%} of the returns: too little to judge criticality"
     else:
         apart = found.td_rank - 0.5
         sure = abs(apart) > SURE * found.rank_error

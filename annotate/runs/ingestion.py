@@ -159,7 +159,7 @@ def _look(store: Store, server: BatchServer, batch: Batch) -> Polled:
         remote = server.retrieve(remote_id)
         warning = _warn(batch.batch_id, remote, server.now()) if remote.ended else None
     except NotThereError as error:
-        warning = f"{batch.batch_id} is not shown by the server now: {error}"
+        warning = f"{batch.batch_id} is not listed by the server now: {error}"
         if not is_from_here(store, server, batch):
             warning = tell_elsewhere(server, batch)
     except ServerBusyError as error:
@@ -173,10 +173,12 @@ def _look(store: Store, server: BatchServer, batch: Batch) -> Polled:
 def _warn(batch_id: str, remote: RemoteBatch, now: datetime) -> str | None:
     vanishes = remote.created_at + timedelta(days=RESULTS_KEPT_DAYS)
     if remote.vanished:
-        return f"{batch_id}: the server has thrown its results away, {RESULTS_KEPT_DAYS} days after it was made"
+        return f"{batch_id}: the server has deleted its results, {RESULTS_KEPT_DAYS} days after the batch was made"
     if vanishes - now > timedelta(days=WARN_DAYS):
         return None
-    return f"{batch_id}: its results vanish on {vanishes:%Y-%m-%d %H:%M} UTC; `trajnote annotate ingest` fetches them"
+    return (
+        f"{batch_id}: its results are deleted on {vanishes:%Y-%m-%d %H:%M} UTC; `trajnote annotate ingest` fetches them"
+    )
 
 
 def _ingest_batch(
@@ -194,11 +196,11 @@ def _ingest_batch(
         for replies in results.chunks(server.results(found.remote), chunk):
             _take(store, found, replies, config.attempts, done)
     except (NotThereError, BrokenOffError) as error:
-        done.warnings.append(f"{found.batch_id}: {error}; the next ingest goes on")
+        done.warnings.append(f"{found.batch_id}: {error}; the next ingest continues")
         return
     if results.foreign:
         done.warnings.append(
-            f"{found.batch_id}: its results name {len(results.foreign)} requests that it did not ask, "
+            f"{found.batch_id}: its results name {len(results.foreign)} requests that are not in the batch, "
             f"such as {clean_text(min(results.foreign), 80)}; they are left out"
         )
     if done.trouble is None:

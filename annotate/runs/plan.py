@@ -143,8 +143,8 @@ def plan_again(store: Store, name: str | None, render: Callable[[str], FrameSour
     questions = tuple(question for question in plan.questions if question.request.request_id in asked)
     if plan.run.run_id != run_id or not questions:
         raise BadInput(
-            f"The prompt or the data of the run {run_id} have changed since it asked.",
-            "`trajnote annotate run` asks with those of today.",
+            f"The prompt or the data of the run {run_id} have changed since its requests were sent.",
+            "`trajnote annotate run` asks with the current ones.",
         )
     return replace(plan, questions=questions)
 
@@ -264,7 +264,7 @@ _REASONS = 4
 
 _ADVICE = (
     ("413", "Ask for less in each request: fewer --rows, --labels or, for rules, --tables."),
-    ("--max-tokens", "What is answered is kept: with a larger --max-tokens only the others are asked again."),
+    ("--max-tokens", "Answers are kept: with a larger --max-tokens only the other requests are asked again."),
     ("stream", "Requests are sent without streaming: name a server, or a proxy before it, that answers in one piece."),
 )
 """What to do about a reason, by a word that stands in it."""
@@ -277,8 +277,8 @@ def advise(errors: Iterable[str], failed: int, stopped: str | None = None) -> st
     found = [advice for word, advice in _ADVICE if any(word in error for error in errors)]
     if found:
         return " ".join(found)
-    again = " `trajnote annotate retry` asks those anew that have failed." if failed else ""
-    return f"What is answered is kept; the same command asks the others again.{again}"
+    again = " `trajnote annotate retry` asks again those that have failed." if failed else ""
+    return f"Answers are kept; the same command asks the other requests again.{again}"
 
 
 @dataclass(frozen=True)

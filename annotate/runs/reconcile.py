@@ -158,7 +158,7 @@ def _settle(store: Store, server: BatchServer, batch_id: str, grace: timedelta) 
     with store.catalog.write() as con:
         end_items(con, batch_id, "released", None)
         close_batch(con, batch_id, "abandoned", "the server never showed it")
-    return [f"{batch_id} is given up: the server's list does not show it; it counts with the most it can have cost"]
+    return [f"{batch_id} is given up: the server's list does not show it; it counts at its worst price"]
 
 
 def _adopt_late(store: Store, server: BatchServer) -> list[str]:
@@ -194,7 +194,7 @@ def _adopt_one_late(store: Store, server: BatchServer, batch: Batch, listed: Seq
         ]
         return _add_twins(store, batch, twins)
     matches = _find_late(store, server, batch, listed)
-    return [f"{batch.batch_id} was given up and is there after all", *_adopt(store, batch, matches)] if matches else []
+    return [f"{batch.batch_id} was given up, but exists after all", *_adopt(store, batch, matches)] if matches else []
 
 
 def _find_late(store: Store, server: BatchServer, batch: Batch, listed: Sequence[RemoteBatch]) -> list[RemoteBatch]:

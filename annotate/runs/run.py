@@ -361,9 +361,9 @@ class _Worker:
             return
         excess = find_excess(request, found.message.model, found.message.usage) if found else None
         if excess:
-            self.book.ended = f"nothing more is asked: {excess}"
+            self.book.ended = f"no further request is sent: {excess}"
         elif self.in_a_row >= MOST_IN_A_ROW:
-            self.book.ended = f"nothing more is asked: {self.in_a_row} requests in a row brought no answer"
+            self.book.ended = f"no further request is sent: {self.in_a_row} requests in a row brought no answer"
 
     def _take_late(self, waiting: dict[str, Question]) -> None:
         """Take what came in after the provider was left, each on its own."""

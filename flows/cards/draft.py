@@ -79,7 +79,7 @@ def write_draft(env_id: Named, env_kwargs: Mapping[str, Any], path: Path) -> Non
         BadInput: if the file exists (it is not changed), or there is no such environment, or no such folder.
     """
     if path.exists():
-        raise BadInput(f"{path} exists already and was not changed.", "Name another file, or remove this one first.")
+        raise BadInput(f"{path} already exists and was not changed.", "Name another file, or remove this one first.")
     write_whole(path, draft_card(env_id, env_kwargs).encode())
 
 
@@ -218,9 +218,7 @@ def _toml(value: object) -> str:
             pairs = cast("dict[str, object]", value).items()
             return f"{{ {', '.join(f'{_toml(key)} = {_toml(inner)}' for key, inner in pairs)} }}"
         case _:
-            raise BadInput(
-                f"A card cannot hold {value!r}; arguments are numbers, texts, truth values and lists of them."
-            )
+            raise BadInput(f"A card cannot hold {value!r}; arguments are numbers, strings, booleans and lists of them.")
 
 
 @dataclass(frozen=True)

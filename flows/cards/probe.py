@@ -306,7 +306,7 @@ class Twins:
         if moment is None or again is None:
             return None
         if not np.array_equal(moment, again):
-            raise BadInput("The environment cannot be replayed: one seed and one course of actions gave two states.")
+            raise BadInput("The environment cannot be replayed: the same seed and actions led to two different states.")
         observation: Any = moment
         for _ in range(steps):
             observation, _, terminated, truncated, _ = self._env.step(_native(self._env, action))

@@ -49,14 +49,12 @@ def format_of(
     if named is not None and meant is not None and meant != named:
         fitting = " or ".join(ending for ending, form in endings.items() if form == named)
         raise BadInput(
-            f"{path} is the name of a file of {meant}, and --format is {named}.",
+            f"{path} has the ending of {meant}, but --format is {named}.",
             f"Leave --format out, or name a file that ends in {fitting}." if fitting else "Name another file.",
         )
     form = named or meant or (None if path and path.suffix else default)
     if form is None:
-        raise BadInput(
-            f"The name {path} does not say which format is wanted.", f"Endings that do: {', '.join(endings)}."
-        )
+        raise BadInput(f"The name {path} does not say which format to use.", f"Endings that do: {', '.join(endings)}.")
     return form
 
 

@@ -337,7 +337,7 @@ def warn_if_not_kept(manifest: Manifest, named: CardFile | None) -> None:
         return
     kept = "no card" if manifest.card_file_sha256 is None else "another card"
     warnings.warn(
-        f"The dataset {manifest.dataset_id} keeps {kept}; the card given now is used only where --card names it again.",
+        f"The dataset {manifest.dataset_id} keeps {kept}; the card given now is used only if --card names it again.",
         LeftOutWarning,
         stacklevel=3,
     )

@@ -134,7 +134,7 @@ def export_dataset(
             raise BadInput(f"{path} is a folder.", "Name a file.")
         notes = EXPORTS[format_](store, dataset_id, labels, path) or notes
     elif path.exists():
-        raise BadInput(f"{path} exists.", "A Minari dataset is a folder of its own; name another one.")
+        raise BadInput(f"{path} already exists.", "Name a new folder for the Minari dataset.")
     else:
         write_minari(manifest, iterate_episodes(store, dataset_id), labels, path)
     return Exported(manifest, sum(map(len, labels.values())) if labels else 0, notes)

@@ -126,7 +126,7 @@ class _Night:
         self.night.took_in, self.night.refused = intake.datasets, intake.refused
         self._note(*intake.notes)
         self.night.warnings = [
-            f"no dataset of {self.store.root} has a name that begins with {prefix!r}, which `datasets` names"
+            f"no dataset of {self.store.root} has a name with the prefix {prefix!r}, which `datasets` lists"
             for prefix in intake.unmatched
         ]
         try:
@@ -225,7 +225,7 @@ class _Night:
             return config.model_copy(update={"answers": answers})
         waiting = export(self.store, dataset_id, config, requests)
         self.night.waiting += waiting
-        self._note(f"{waiting} requests wait in {requests} for answers in {answers}")
+        self._note(f"{waiting} requests in {requests} wait for answers in {answers}")
         return None
 
     def _decide(self) -> list[Decision]:
@@ -240,7 +240,9 @@ class _Night:
             new, datasets, decisions = self._new_labels()
         if new < self.config.refine_after:
             wanted = self.config.refine_after
-            self.night.decision = f"kept: {new} new labels since the last refinement, {wanted} make another one"
+            self.night.decision = (
+                f"kept: {new} new labels since the last refinement; {wanted} are needed for another one"
+            )
             return decisions
         gate = self.config.improve.gate
         before = acting_policy(decisions)
@@ -331,10 +333,10 @@ def as_plain(night: Night) -> dict[str, Any]:
 
 def describe_night(night: Night) -> list[str]:
     """What a night has done, in lines."""
-    began = f"the night that began {night.killed} was killed; this one goes on from there"
+    began = f"the night that began {night.killed} was killed; this one resumes it"
     return [
         *((began,) if night.killed else ()),
-        f"took in {len(night.took_in)} datasets" + (f": {', '.join(night.took_in)}" if night.took_in else ""),
+        f"imported {len(night.took_in)} datasets" + (f": {', '.join(night.took_in)}" if night.took_in else ""),
         *(f"warning: {warning}" for warning in night.warnings),
         *(f"refused {name}: {reason}" for name, reason in night.refused.items()),
         f"asked {night.asked} requests, {night.answered} answered, {night.waiting} waiting; "

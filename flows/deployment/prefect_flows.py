@@ -82,7 +82,7 @@ def publish(key: str, summary: Summary) -> None:
             rows = [{name: _cell(value) for name, value in row.items()} for row in summary.rows]
             create_table_artifact(rows, key=f"{name}-table", description=summary.title)
     except (PrefectException, OSError, RuntimeError) as error:
-        _LOG.warning("no artifact was left: %s", error)
+        _LOG.warning("no artifact was written: %s", error)
 
 
 def as_markdown(summary: Summary) -> str:
@@ -196,7 +196,7 @@ def notify(block: str | None, subject: str, body: str) -> str | None:
             _wait(loaded.notify(body, subject))
             return None
         if not hasattr(loaded, "call"):
-            return f"the notice was not delivered: the block {block} can neither notify nor call"
+            return f"the notice was not delivered: the block {block} has neither `notify` nor `call`"
         answer = _wait(loaded.call({"subject": subject, "text": f"{subject}\n{body}"}))
         status = getattr(answer, "status_code", 200)
         return None if status < 400 else f"the notice was not delivered: {block} was answered with {status}"

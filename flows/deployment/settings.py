@@ -192,7 +192,7 @@ def _describe(problem: ErrorDetails) -> str:
         place = ".".join(str(part) for part in problem["loc"])
         allowed = _keys_beside(problem["loc"])
         near = did_you_mean(str(problem["loc"][-1]), allowed)
-        return f"{place} is no key; allowed are {', '.join(allowed)}{near and '.'}{near}"
+        return f"{place} is not a known key; allowed are {', '.join(allowed)}{near and '.'}{near}"
     return describe_invalid(problem)
 
 

@@ -200,7 +200,10 @@ def make_provider(config: LabelConfig) -> Provider:
         Prerequisite: if it needs a key or a file that was not given.
     """
     if config.provider == "batch":
-        raise BadInput("Batches are not answered one by one.", "Use --provider anthropic, or `trajnote annotate run`.")
+        raise BadInput(
+            "--provider batch cannot answer requests one by one.",
+            "Use --provider anthropic, or `trajnote annotate run`.",
+        )
     if config.provider == "anthropic":
         return providers.AnthropicProvider(base_url=config.base_url, concurrency=config.concurrency)
     if config.answers is None:

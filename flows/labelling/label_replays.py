@@ -160,7 +160,7 @@ def _continuing_policy(store: Store, manifest: Manifest, config: ReplayConfig) -
         policy = None
     if policy is None or policy.sha256 != manifest.policy_sha256:
         raise Prerequisite(
-            f"The policy that made {manifest.dataset_id} ({manifest.policy}) is not at hand.", "Name it with --policy."
+            f"The policy that made {manifest.dataset_id} ({manifest.policy}) was not found.", "Name it with --policy."
         )
     return policy
 

@@ -70,7 +70,7 @@ def check_labels(store: Store, dataset_id: str, run_ids: Sequence[str] | None = 
     wanted = [run_id for run_id in named if run_id not in ruled]
     if not wanted:
         raise Prerequisite(
-            f"{', '.join(named)} of {dataset_id} gave rules, not labels.", "`trajnote rules list` says what rules do."
+            f"{', '.join(named)} of {dataset_id} gave rules, not labels.", "`trajnote rules list` shows what rules do."
         )
     annotations, replays = load_annotations(store, dataset_id), load_label_replays(store, dataset_id, current=True)
     steps, space = read_steps(store, dataset_id), read_manifest(store, dataset_id).action_space
@@ -299,22 +299,22 @@ def _remarks(gold: GoldSet, reviews: Sequence[Row], known: Mapping[str, Row], sp
     reviews = [row for row in reviews if row["run_id"] in gold.run_ids]
     remarks: list[str] = []
     if unsure := sum(row["verdict"] == "unsure" for row in reviews):
-        remarks.append(f"{unsure} states are left out, of which a reader is unsure")
+        remarks.append(f"{unsure} states are left out, because a reader is unsure")
     if any(row["kind"] == "labels" for row in reviews):
         remarks.append("a reader saw the suggestions before answering, which favours them")
     if gold.contested:
-        remarks.append(f"{gold.contested} states have no verdict, since the readers' answers differ")
+        remarks.append(f"{gold.contested} states have no verdict, because the readers' answers differ")
     if gold.unusable:
         remarks.append(f"{gold.unusable} answers hold an action that is not finite; they are left out")
     readers = [str(known[run_id]["model"]) for run_id in gold.run_ids]
     for reader in sorted({reader for reader in readers if readers.count(reader) > 1}):
-        remarks.append(f"{reader} has {readers.count(reader)} of the gold runs; that is one reader, not several")
+        remarks.append(f"{reader} has {readers.count(reader)} of the gold runs, which count as one reader")
     if not space.is_discrete:
-        remarks.append("right means that each number lies within 5% of its range of the reader's")
+        remarks.append("a suggestion is right if each number differs from the reader's by at most 5% of its range")
     if all(state.critical is None for state in gold.states.values()):
-        remarks.append("the gold set tells no critical states from others, so nothing is said of them")
+        remarks.append("the gold set marks no critical states, so `critical` is not judged")
     elif not gold.strata:
-        remarks.append("the gold set is not known to be random: `critical` is looked for among labelled states only")
+        remarks.append("the gold set may not be random, so the recall of `critical` is among labelled states only")
     return remarks
 
 

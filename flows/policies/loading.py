@@ -144,7 +144,7 @@ def _refuse_unnamed(spec: str) -> None:
     if not isinstance(spec, Named):
         raise BadInput(
             f"The policy {spec!r} was not named by the user; it is not loaded.",
-            "If you trust it, name it with an option.",
+            "If you trust it, name it with an option, such as --policy or --baseline.",
         )
 
 
@@ -198,7 +198,7 @@ def _open_portable(spec: str, name: str, spaces: Spaces, store: Store | None) ->
 
 def _open_rules(spec: str, name: str, spaces: Spaces, store: Store | None) -> Policy:
     if store is None:
-        raise BadInput(f"{spec} is a list of rules in a store, and there is none here.", "Name the store with --store.")
+        raise BadInput(f"{spec} is a list of rules in a store, but no store was given.", "Name the store with --store.")
     trusted = trusted_rules(store, [find_rule_list(store, name)])
     if not trusted:
         raise BadInput(f"Reviewers have refused all rules of {spec}.", "Their answers are in the view current_reviews.")
@@ -372,8 +372,8 @@ def _load_other(spec: Named, spaces: Spaces, store: Store, manifest: Manifest) -
     policy = load_policy(spec, spaces, store, file_sha256=known)
     if not isinstance(policy, NetworkActor) and policy.sha256 != manifest.policy_sha256:
         raise BadInput(
-            f"{spec} has no weights that can be read exactly, and the steps of {manifest.dataset_id} are not its own.",
-            "Collect a dataset with it; refining that one distils it.",
+            f"{spec} has no weights that can be read exactly, and {manifest.dataset_id} was not collected with it.",
+            "Collect a dataset with it: refining that dataset distils it.",
         )
     return policy
 

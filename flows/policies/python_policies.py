@@ -70,7 +70,7 @@ def _ask_py(spec: str, spaces: Spaces) -> Foreign:
     act = getattr(asked, "act", None) or getattr(asked, "predict", None) or asked
     if hasattr(asked, "reset") and act is not asked:
         warnings.warn(
-            f"{spec} has a reset, which is never called: it has to act by the observation alone", TrajnoteWarning, 2
+            f"{spec} has a reset, which is never called: a policy acts by the observation alone", TrajnoteWarning, 2
         )
     place = f" ({defined_at(act)})" if defined_at(act) else ""
     if not _takes_mode(act):

@@ -77,7 +77,7 @@ def parse_sb3(spec: str) -> Sb3Name:
     if algorithm.upper() not in LIBRARIES or not path or not set(options) <= {TRUST, RAW}:
         raise BadInput(
             f"{spec!r} is not sb3:ALGO:PATH with ALGO one of {', '.join(LIBRARIES)}, "
-            f"and after it, if at all, +{TRUST} or +{RAW}."
+            f"optionally followed by +{TRUST} or +{RAW}."
         )
     return Sb3Name(algorithm.upper(), find_zip(spec), TRUST in options, RAW in options)
 
@@ -126,7 +126,7 @@ def find_normalisation(file: Path) -> Statistics | None:
         raise BadInput(
             f"{said} says that the observations of {file.name} were normalised, and there is no vecnormalize.pkl "
             "beside it; without it the policy acts on other numbers than it learnt from.",
-            "Put it beside the zip, or insist with --no-normalisation (sb3:ALGO+no-normalisation:PATH).",
+            "Put it beside the zip, or use --no-normalisation (sb3:ALGO+no-normalisation:PATH).",
         )
     return None
 
@@ -143,7 +143,7 @@ def normalised(network: MlpPolicy, statistics: Statistics | None, file: Path) ->
         raise BadInput(
             f"The vecnormalize.pkl of {file} has statistics of {statistics.mean.size} numbers; "
             f"the policy takes {network.input_size}.",
-            "Put its own beside it, or insist with --no-normalisation.",
+            "Put the right one beside it, or use --no-normalisation.",
         )
     return replace(network, shift=statistics.mean, scale=statistics.scale, input_limit=statistics.limit)
 
@@ -187,7 +187,7 @@ def _statistics_of(network: MlpPolicy, like: Path) -> bytes | None:
     original = normalised(plain, read_statistics(found) if found else None, like)
     if original.sha256 != network.sha256:
         raise BadInput(
-            f"The policy normalises its observations otherwise than {found or like} says, so the copy would act "
+            f"The policy normalises its observations differently from {found or like}, so the copy would act "
             "on other numbers.",
             "Put the vecnormalize.pkl that it began with beside the zip.",
         )
@@ -360,7 +360,7 @@ def parse_torch(spec: str) -> TorchName:
             said["raw"] = True
         elif key not in _KEYS or not value or value not in allowed.get(key, (value,)):
             known = ", ".join(f"{key}={'|'.join(values)}" for key, values in allowed.items())
-            raise BadInput(f"{spec!r} has the option {option!r}; allowed: {known}, net=BEGINNING and {RAW}.")
+            raise BadInput(f"{spec!r} has the option {option!r}; allowed: {known}, net=PREFIX and {RAW}.")
         else:
             said[key] = value
     return TorchName(find_file(path, spec), said)

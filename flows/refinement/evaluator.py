@@ -333,7 +333,7 @@ def _warn_of_a_gate(store: Store, env_id: str, seeds: range) -> None:
         if is_reserved(con, env_id, seeds):
             warnings.warn(
                 f"A gate has chosen or judged policies on some of the seeds {seeds.start} to {seeds.stop - 1}, so the"
-                " number may flatter; without --seed, evaluate plays seeds that no gate uses.",
+                " return may be too good; without --seed, evaluate plays seeds that no gate uses.",
                 UsedSeedsWarning,
                 stacklevel=3,
             )

@@ -86,7 +86,7 @@ def measure_version(
     manifest = read_manifest(store, dataset_id)
     lists = load_rule_lists(store, dataset_id, [run_id])
     if not lists:
-        raise Prerequisite(f"The run {run_id} gave no rule that is allowed.", "The table `rejections` says why.")
+        raise Prerequisite(f"The run {run_id} gave no valid rule.", "The table `rejections` says why.")
     listed = lists[0]
     home = find_home(store, manifest, env_id)
     own = load_policy(Named(f"rules:{listed.list_id}"), look_up_spaces(*home), store)

@@ -154,10 +154,10 @@ def improve(
 
 def _check_use_of_rules(config: ImproveConfig, opinions: LabelSource) -> None:
     if opinions.lists and config.random_states:
-        raise BadInput("Rules cover all states that they match, so no others are left to compare with.")
+        raise BadInput("Rules cover all states that they match, so --random-states has no others to compare with.")
     if config.promote_rules and len(opinions.lists) != 1:
         raise BadInput(
-            f"One list of rules can be put in force; {len(opinions.lists)} are refined with.",
+            f"Only one list of rules can be put in force; this refinement uses {len(opinions.lists)}.",
             "Name the run of one list with --run." if opinions.lists else "Refine with --rules.",
         )
 
@@ -196,8 +196,8 @@ def _reserve(contest: ComparisonPlan, named: int | None, start: int) -> tuple[in
         return found.first_seed, ()
     last = found.first_seed + size - 1
     return found.first_seed, (
-        f"{found.used_before} had used some of the seeds {found.first_seed} to {last} before, so these verdicts may"
-        " flatter; without --first-seed the gate takes seeds that nothing has used",
+        f"{found.used_before} has already used some of the seeds {found.first_seed} to {last}, so these verdicts may"
+        " be too good; without --first-seed the gate takes unused seeds",
     )
 
 
@@ -362,7 +362,8 @@ def _nothing(dataset_id: str, run_ids: Sequence[str] | None, *, rules: bool, has
     if rules:
         return Prerequisite(
             f"The dataset {dataset_id} has no rules{asked}.",
-            "Run `trajnote annotate run --kind rules` or `trajnote rules import` first; refused ones do not count.",
+            "Run `trajnote annotate run --kind rules` or `trajnote rules import` first; rules that reviewers refuse do "
+            "not count.",
         )
     hint = "It has rules: refine with --rules, or run `trajnote annotate` for labels." if has_rules else ""
     return Prerequisite(

@@ -124,10 +124,10 @@ def improve_and_relabel(
 
 def _check(store: Store, datasets: Sequence[str], config: ImproveConfig, origins: Origins) -> None:
     if read_manifest(store, datasets[0]).env_id is None:
-        raise BadInput(f"The dataset {datasets[0]} has no environment, so no learner can play.", "Omit --relabel.")
+        raise BadInput(f"The dataset {datasets[0]} has no environment, so no learner can play.", "Leave --relabel out.")
     run_ids, rules = origins.get("run_ids"), origins.get("rules", False)
     if not find_opinions(store, datasets, run_ids, config.refine.mode, rules=rules).lists:
-        raise BadInput("Labels of single steps say nothing of new steps, so nothing is relabelled.", "Add --rules.")
+        raise BadInput("Labels of single steps say nothing about new steps, so nothing is relabelled.", "Add --rules.")
 
 
 def _for_round(config: ImproveConfig, number: int) -> ImproveConfig:

@@ -160,7 +160,7 @@ def _end_without_rules(done: Sequence[Round], number: int, run_ids: Sequence[str
     Raises:
         Prerequisite: if it was the first.
     """
-    problem, hint = f"the run {', '.join(run_ids)} gave no rule that is allowed", "The table `rejections` says why."
+    problem, hint = f"the run {', '.join(run_ids)} gave no valid rule", "The table `rejections` says why."
     if not done:
         raise Prerequisite(f"{problem[0].upper()}{problem[1:]}.", hint)
     return Series(done, f"round {number} gained nothing: {problem}. {hint.rstrip('.')}")
@@ -233,7 +233,7 @@ def check_seeds(config: RoundsConfig) -> None:
             "Choose another first seed, or fewer rounds.",
         )
     if config.collect.dataset is not None:
-        raise BadInput("Each round has its own dataset, so one name cannot serve all.", "Leave the name out.")
+        raise BadInput("Each round has its own dataset, so they cannot share one name.", "Leave the name out.")
 
 
 def _ask(planned: RoundsConfig, work: Work, dataset_id: str, number: int) -> tuple[list[str], str]:

@@ -109,7 +109,7 @@ class Server:
         except (URLError, OSError, ValueError) as error:
             raise TrajnoteError(
                 f"Prefect's server did not start: {error}.",
-                "Set PREFECT_API_URL to a server that runs, or try `prefect server start`.",
+                "Set PREFECT_API_URL to a running server, or try `prefect server start`.",
             ) from error
 
 

@@ -201,9 +201,7 @@ class _Processes:
         """A process that died takes the others along."""
         if not isinstance(error, BrokenProcessPool):
             return None
-        return TrajnoteError(
-            "A process died in the middle of its work, perhaps for lack of memory.", "Run it again with --workers 1."
-        )
+        return TrajnoteError("A worker process died, perhaps for lack of memory.", "Run this again with --workers 1.")
 
     def end(self) -> None:
         """End the processes at once."""

@@ -188,5 +188,5 @@ def _knock(address: str | None) -> None:
 def _died(cluster: str, error: Exception) -> TrajnoteError:
     words = " ".join(str(error).split())[:200]
     return TrajnoteError(
-        f"{cluster} lost the workers that did this: {words}.", "Look for a lack of memory, or use --workers 1."
+        f"{cluster} lost the workers of this task: {words}.", "Check their memory, or use --workers 1."
     )

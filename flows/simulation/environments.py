@@ -486,8 +486,8 @@ def _of_yesterday(env_id: str, name: str) -> BadInput | None:
         return None
     today = f"{env_id.removesuffix(name)}{match[1]}-v{max(newer)}"
     return BadInput(
-        f"{env_id} is gone; the nearest of today is {today}, in which returns may differ.",
-        f"If you want that one, name it with --env {today}.",
+        f"{env_id} no longer exists; the nearest current one is {today}, in which returns may differ.",
+        f"To use that one, name it with --env {today}.",
     )
 
 

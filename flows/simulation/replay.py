@@ -193,7 +193,7 @@ def _record(store: Store, replay: Replay) -> None:
         with store.catalog.write() as con:
             insert_rows(con, "replays", [row])
     except DiskFailed as error:  # a store that can only be read
-        warnings.warn(f"The replay is not noted: {error.problem}", LeftOutWarning, stacklevel=2)
+        warnings.warn(f"The replay is not recorded: {error.problem}", LeftOutWarning, stacklevel=2)
 
 
 LANES = 16

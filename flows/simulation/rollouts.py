@@ -464,7 +464,7 @@ class _Stage:
         index, length = lane.index, self._buffer.tick - lane.first
         timed_out = length == lane.limit
         if length == LONGEST and not (terminated or truncated or timed_out or self._max_steps):
-            endless = BrokenPromiseError(f"it goes on after {LONGEST:,} steps; cut it with --max-steps")
+            endless = BrokenPromiseError(f"it has not ended after {LONGEST:,} steps; truncate it with --max-steps")
             return self._drop(lane, length - 1, endless)
         columns = self._buffer.cut(lane.slot, lane.first)
         self._go_on(self._lanes.index(lane))

@@ -100,12 +100,12 @@ def admit(what: str, env_id: str, env_kwargs: Mapping[str, Any], named: Named | 
         raise BadInput(f"{what} is of the environment {env_id!r}, not of {str(named)!r}.", "Leave --env out.")
     if named is None and ":" in env_id:
         raise Prerequisite(
-            f"{what} names the environment {env_id!r}; that came with the data, and its module is not imported.",
+            f"{what} names the environment {env_id!r}, which came with the data, so its module is not imported.",
             f"If you trust it, name it with --env {spelled(env_id)}, or as env_id in trajnote.toml.",
         )
     if (strange := first_strange(env_kwargs)) is not None:
         raise Prerequisite(
-            f"{what} names the environment {env_id!r} with {strange!r} = {env_kwargs[strange]!r}; that came with the "
+            f"{what} names the environment {env_id!r} with {strange!r} = {env_kwargs[strange]!r}, which came with the "
             "data, may be a file or code, and is not used.",
             "If you trust it, import it with --env and --env-kwargs.",
         )

@@ -206,7 +206,9 @@ def _bare(error: TrajnoteError) -> TrajnoteError:
 def _require_home(task: _Task) -> None:
     env_id, env_kwargs = task.playing.env_id, task.playing.env_kwargs
     if task.home is not None and look_up_fingerprint(env_id, env_kwargs).sha256 != task.home:
-        raise BadInput(f"Other processes find another {env_id}: its code has changed, or was changed here alone.")
+        raise BadInput(
+            f"Other processes find another {env_id}: its code has changed, or was changed in this process only."
+        )
 
 
 class _Share(NamedTuple):

@@ -124,7 +124,7 @@ def read_plain_network(
         raise BadInput(
             f"{known.program} normalises observations by statistics that this file does not have; without them the "
             "policy acts on other numbers than it learnt from.",
-            "If yours did not, insist with +no-normalisation.",
+            "If yours did not, add +no-normalisation.",
         )
     names = _names_of(tensors, known, net, (input_size(observation_space), output_size(action_space)))
     layers = [(tensors[f"{name}.weight"], _bias(tensors, name)) for name in names]
@@ -161,7 +161,7 @@ def _names_of(tensors: Tensors, known: Known | None, net: str | None, sizes: tup
         found = "; ".join(f"{prefix or 'no prefix'}: {_widths(tensors, names)}" for prefix, names in groups.items())
         raise BadInput(
             f"{len(fitting)} networks in it take {sizes[0]} numbers and give {sizes[1]}; it has {shorten(found)}.",
-            "Name what the layers that act begin with: torch+net=actor:FILE.",
+            "Name the prefix of the layers that act: torch+net=actor:FILE.",
         )
     return _checked(tensors, fitting[0], sizes)
 

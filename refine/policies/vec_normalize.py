@@ -131,7 +131,7 @@ def read_statistics(path: Path) -> Statistics | None:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise BadInput(
             f"{path} is not read as the statistics of a VecNormalize: {shorten(reason, 200)}.",
-            "Restore it, or insist with --no-normalisation on observations as they are.",
+            "Restore it, or use raw observations with --no-normalisation.",
         ) from error
     except (MemoryError, OverflowError, RecursionError) as error:
         raise BadInput(f"{path} claims more than such a file can hold: {type(error).__name__}.") from error

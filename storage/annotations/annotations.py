@@ -36,7 +36,7 @@ def insert_annotations(con: Connection, annotations: Sequence[Annotation]) -> in
     if stray := unknown_steps(con, annotations):
         first = stray[0]
         raise BadInput(
-            f"{len(stray)} annotations speak of steps that do not exist, the first of dataset {first.dataset_id!r}, "
+            f"{len(stray)} annotations are about steps that do not exist, the first in dataset {first.dataset_id!r}, "
             f"episode {first.episode_id}, step {first.step}.",
             "An episode of T steps has steps 0 to T-1; `trajnote sql` on the table episodes shows them.",
         )

@@ -33,7 +33,7 @@ def adopt_dataset(store: Store, folder: Path) -> Manifest:
         _check_hashes(folder, manifest)
         _copy(store, folder, manifest)
     elif sha256_file(final / MANIFEST) != sha256_file(folder / MANIFEST):
-        raise BadInput(f"The store has another dataset {manifest.dataset_id}.", "Use another store.")
+        raise BadInput(f"The store already has a different dataset {manifest.dataset_id}.", "Use another store.")
     register_dataset(store, manifest)
     return manifest
 
@@ -57,7 +57,7 @@ def _check_hashes(folder: Path, manifest: Manifest) -> None:
         if not path.is_file():
             raise DamagedStore(f"{path} is missing.", "Copy the whole folder.")
         if sha256_file(path) != sha256:
-            raise DamagedStore(f"{path} differs from its manifest: its hash is another.", "Copy the folder again.")
+            raise DamagedStore(f"{path} differs from its manifest: the hashes are not equal.", "Copy the folder again.")
         if path.suffix == ".parquet":
             require_readable(path)
 

@@ -224,7 +224,7 @@ def _open(path: Path) -> pq.ParquetFile:
     try:
         return pq.ParquetFile(path, page_checksum_verification=True)
     except _UNREADABLE as error:
-        raise DamagedStore(f"{path} is not a Parquet file any more.", _VERIFY) from error
+        raise DamagedStore(f"{path} is no longer a Parquet file.", _VERIFY) from error
 
 
 def _read(path: Path, file: pq.ParquetFile, columns: Sequence[str], groups: Sequence[int] | None) -> pa.Table:

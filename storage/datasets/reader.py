@@ -101,7 +101,7 @@ def pick(name: str, known: list[str], kind: str) -> str:
     if len(fitting) == 1:
         return fitting[0]
     if fitting:
-        raise BadInput(f"{name!r} is the beginning of {len(fitting)} {kind} names: {', '.join(fitting[:5])}.")
+        raise BadInput(f"{name!r} is a prefix of {len(fitting)} {kind} names: {', '.join(fitting[:5])}.")
     near = did_you_mean(name, known)
     raise BadInput(f"There is no {kind} {name!r}.{near}", f"Known: {', '.join(known[-5:])}." if known else "")
 
@@ -209,7 +209,7 @@ def _check_alike(manifests: Sequence[Manifest]) -> None:
         for name in _ALIKE:
             if canonical_json(getattr(other, name)) != canonical_json(getattr(first, name)):
                 raise BadInput(
-                    f"The datasets {first.dataset_id} and {other.dataset_id} differ in {name}, so they are not one.",
+                    f"The datasets {first.dataset_id} and {other.dataset_id} differ in {name}: they cannot be pooled.",
                     "Give each its own deployment.",
                 )
 

@@ -229,7 +229,7 @@ def share_arrays(folder: Path, arrays: Mapping[str, Array]) -> Hold:
         return Hold(folder)
 
 
-_AGAIN = "then run the same command again: it goes on, and nothing is lost"
+_AGAIN = "then run the same command again: it resumes, and nothing is lost"
 _FULL = f"Make room, {_AGAIN}."
 _CLOSED = f"Allow writing there, or use another store with --store, {_AGAIN}."
 _AWAY = f"Check that the disk is mounted and responds, {_AGAIN}."

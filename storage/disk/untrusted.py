@@ -339,7 +339,7 @@ def _check_strings(value: object, text: str | bytes) -> None:
         return
     found = json.dumps(value, ensure_ascii=False)
     if _SURROGATE.search(found) or "\\u0000" in found:
-        raise UnreadableError("it holds a character that no text may have (half a pair, or NUL)")
+        raise UnreadableError("it has a character that is not allowed in text (a lone surrogate, or NUL)")
 
 
 def _place(text: bytes, position: int) -> str:

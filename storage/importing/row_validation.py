@@ -268,7 +268,7 @@ class ImportReport:
         if self.rows != self.steps + self.finals + self.given_up:
             raise BadInput(
                 f"{self.rows} rows were read, but {self.steps} steps and {self.finals} final rows kept and "
-                f"{self.given_up} given up; nothing is imported.",
+                f"{self.given_up} dropped; nothing is imported.",
                 "Keep the rows of an episode together, or add the columns episode_id and step.",
             )
 
@@ -283,9 +283,9 @@ class ImportReport:
     def sentences(self) -> list[str]:
         """One sentence for each thing that was decided, given up or left out, or may be wrong."""
         counted = {
-            "terminated: their final observation is not in the file, the one before is repeated": self.repeated,
-            "truncated: the observation after their last step is not in the file, that step was given up": self.dropped,
-            "of one step, truncated, given up: the observation after that step is not in the file": self.vanished,
+            "terminated: their final observation is not in the file, so the last one is repeated": self.repeated,
+            "truncated: the observation after their last step is not in the file, so it was dropped": self.dropped,
+            "of one step, truncated, dropped: the observation after that step is not in the file": self.vanished,
             "without a flag at their end: they count as truncated": self.stopped,
         }
         said = [f"episodes {what}: {count}" for what, count in counted.items() if count]
@@ -294,7 +294,7 @@ class ImportReport:
             said.append(f"rows in which the environment reset itself, left out: {self.resets}")
         if self.given_up:
             kept = self.rows - self.given_up
-            said.append(f"rows read: {self.rows}, kept: {kept}, given up: {self.given_up}")
+            said.append(f"rows read: {self.rows}, kept: {kept}, dropped: {self.given_up}")
         left = [
             f"{kind} left out: {', '.join(names[:_NAMED])}"
             + (f" and {len(names) - _NAMED} more" if len(names) > _NAMED else "")

@@ -101,7 +101,7 @@ class TextRows:
         self._separator = max(_SEPARATORS, key=text.count)
         names = [name.strip() for name in next(csv.reader([text], delimiter=self._separator), [])]
         if twice := sorted(name for name, count in Counter(names).items() if name and count > 1):
-            raise BadInput(f"{self._path}, line 1: the column {twice[0]!r} is there twice.", "Rename one of them.")
+            raise BadInput(f"{self._path}, line 1: the column {twice[0]!r} occurs twice.", "Rename one of them.")
         if self._separator != ",":
             self.notes.append(f"columns are separated by {self._separator!r}")
         return [name or f"unnamed column {number}" for number, name in enumerate(names, start=1)]

@@ -49,7 +49,7 @@ def deployment_lock(store: Store, deployment: str) -> Generator[str | None]:
         except CatalogLocked as error:
             began = _began(marker)
             raise AlreadyRunning(
-                f"The deployment {deployment} is running already{f', since {began}' if began else ''}.",
+                f"The deployment {deployment} is already running{f', since {began}' if began else ''}.",
                 "This run has done nothing; new input goes to that run or the next one.",
             ) from error
         killed = _began(marker)

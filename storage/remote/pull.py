@@ -140,7 +140,7 @@ def _own_work(store: Store, difference: _Difference, seen: Seen | None) -> str:
     since = f" since snapshot {seen.number}" if seen else ""
     names = [*(f"the table {name}" for name in difference.own_tables), *difference.own_files]
     more = f" and {len(names) - 4} more" if len(names) > 4 else ""
-    return f"{store.root} has work of its own{since}: {', '.join(names[:4])}{more}."
+    return f"{store.root} has local work that was not pushed{since}: {', '.join(names[:4])}{more}."
 
 
 def _put_aside(store: Store, difference: _Difference) -> Path:

@@ -144,7 +144,7 @@ class _Push:
     def _refuse_unseen(self, outgoing: _Outgoing) -> None:
         if self.newest is None or self._has_seen(self.newest) or outgoing.is_same:
             return
-        known = f"the last one that it knows is {self.seen.number}" if self.seen else "it knows no snapshot of it"
+        known = f"the last one that it has seen is {self.seen.number}" if self.seen else "it has seen none"
         raise Prerequisite(
             f"{self.remote.url} has {self.newest.described}, which this store has not seen: {known}.",
             _pull_first(self.remote.url),
@@ -204,7 +204,7 @@ class _Push:
 def _pull_first(url: str) -> str:
     return (
         f"Get it with `trajnote store pull {url}` (--store FOLDER keeps it apart from this store); or "
-        "push above it with --replace, and it stays readable under its number."
+        "push with --replace, and that snapshot stays readable under its number."
     )
 
 

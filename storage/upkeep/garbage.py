@@ -183,11 +183,13 @@ def _unused(store: Store, keep: int, pinned: Sequence[str]) -> Iterator[Garbage]
         kept_datasets |= {*select_column(con, _TRAINED_ON, [list(kept_policies)])}
         kept_policies |= {*select_column(con, _ACTED, [list(kept_datasets)])}
     for name in sorted(dict(policies).keys() - kept_policies):
-        yield _thing("policy", name, store.policy_dir(name), "refined long ago, and unused by what is kept")
+        yield _thing("policy", name, store.policy_dir(name), "an old refined policy that nothing kept depends on")
     for name in sorted({*datasets} - kept_datasets):
-        yield _thing("dataset", name, store.dataset_dir(name), "never annotated, and nothing refers to it")
+        yield _thing("dataset", name, store.dataset_dir(name), "never annotated, and nothing depends on it")
     for name in sorted({*reports} - kept_reports):
-        yield _thing("report", name, store.reports_dir / f"{name}.html", "older than those kept; can be written again")
+        yield _thing(
+            "report", name, store.reports_dir / f"{name}.html", "older than those kept, and can be written again"
+        )
 
 
 def _last(names: Sequence[str], count: int) -> Sequence[str]:

@@ -206,7 +206,7 @@ class _FileCheck:
             wrong = inspect_shards(con, self._store.rollouts_dir).damaged.get(dataset_id)
         if wrong:
             problem = f"the dataset is left out of the views `steps` and `annotated_steps`: {wrong}"
-            yield self._damage(self._store.dataset_dir(dataset_id), problem, "It is back once its files are.")
+            yield self._damage(self._store.dataset_dir(dataset_id), problem, "It returns once its files are restored.")
 
     def _counts(self, manifest: Manifest) -> Iterator[Damage]:
         found = self._store.select(
