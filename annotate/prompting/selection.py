@@ -68,10 +68,6 @@ def spread_by_return(episodes: Sequence[Episode], count: int) -> list[Episode]:
     return [ranked[last * place // (count - 1)] for place in range(count)]
 
 
-def _first(episodes: Sequence[Episode], rng: np.random.Generator) -> list[int]:
-    return list(range(len(episodes)))
-
-
 def _stratified(episodes: Sequence[Episode], rng: np.random.Generator) -> list[int]:
     """Take one of each stratum in turn; three strata that follow each other differ in return and in length."""
     strata = [rng.permutation(cell).tolist() for cell in _strata(episodes)]
@@ -131,7 +127,7 @@ def _places(episodes: Sequence[Episode]) -> NDArray[np.float64]:
 
 
 _ORDERS: Mapping[str, Callable[[Sequence[Episode], np.random.Generator], list[int]]] = {
-    "first": _first,
+    "first": lambda episodes, _: list(range(len(episodes))),
     "stratified": _stratified,
     "novel": _novel,
     "failing": _failing,

@@ -105,18 +105,12 @@ def _read_cloud_secrets(cloud: str) -> SecretStr:
     return SecretStr("\n".join(filter(None, (os.environ.get(name) for name in _SECRETS))) or "none")
 
 
-def _connect_cloud(cloud: str, region: str | None, timeout_s: float) -> anthropic.Anthropic:
+def _connect_cloud(cloud: str, region: str | None, **options: Any) -> anthropic.Anthropic:
     """The SDK's own client of a cloud, whose part that asks messages is that of `anthropic.Anthropic`.
 
     Raises:
         Prerequisite: if it knows no region.
     """
-    options: dict[str, Any] = {
-        "max_retries": 0,
-        "timeout": patience(timeout_s),
-        "open_telemetry": False,
-        "http_client": anthropic.DefaultHttpxClient(follow_redirects=False),
-    }
     sdk: Any = anthropic
     try:
         return (
@@ -153,17 +147,16 @@ def connect(
     key: SecretStr, base_url: str | None, timeout_s: float, http: httpx2.Client | None = None
 ) -> anthropic.Anthropic:
     """A client that repeats nothing by itself and follows no redirect, for a redirect would carry the key away."""
-    if (cloud := find_cloud(base_url)) is not None:
-        return _connect_cloud(cloud, (base_url or "").partition(":")[2] or None, timeout_s)
     is_plain = (base_url or "").startswith("http://")  # no certificates are needed, and they take a while to load
-    return anthropic.Anthropic(
-        api_key=key.get_secret_value(),
-        base_url=base_url,
-        max_retries=0,
-        timeout=patience(timeout_s),
-        open_telemetry=False,
-        http_client=http or anthropic.DefaultHttpxClient(follow_redirects=False, verify=not is_plain),
-    )
+    options: dict[str, Any] = {
+        "max_retries": 0,
+        "timeout": patience(timeout_s),
+        "open_telemetry": False,
+        "http_client": http or anthropic.DefaultHttpxClient(follow_redirects=False, verify=not is_plain),
+    }
+    if (cloud := find_cloud(base_url)) is not None:
+        return _connect_cloud(cloud, (base_url or "").partition(":")[2] or None, **options)
+    return anthropic.Anthropic(api_key=key.get_secret_value(), base_url=base_url, **options)
 
 
 def fingerprint(kind: str, base_url: str, secret: str) -> str:

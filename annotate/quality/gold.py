@@ -18,7 +18,7 @@ import numpy as np
 import scipy  # its parts are loaded when they are used, which takes a second
 
 from storage.errors import BadInput
-from storage.schema import Array, Space
+from storage.schema import Space
 
 from .placement import EDGES, Bools, Floats, action_extent, same_actions
 from .verdict import FEW_LABELS
@@ -246,7 +246,11 @@ def read_gold(
     usable = [opinion for opinion in opinions if opinion.suggested is None or np.isfinite(opinion.suggested).all()]
     by_place = _by_place(usable)
     actions = {place: _actions(found) for place, found in by_place.items()}
-    several = {place: _all_agree(found, space) for place, found in actions.items() if len(found) > 1}
+    several = {
+        place: all(_same(one, other, space) for one, other in combinations(found, 2))
+        for place, found in actions.items()
+        if len(found) > 1
+    }
     varied = len({opinion.critical for opinion in usable}) > 1
     states = {
         place: GoldState(
@@ -282,10 +286,6 @@ def _actions(answers: Sequence[Opinion]) -> list[tuple[float, ...]]:
     """The actions that answers name for one state, in their order."""
     named = [answer.suggested or (answer.logged if (answer.grade or 0) > 0 else None) for answer in answers]
     return [action for action in named if action is not None]
-
-
-def _all_agree(actions: Sequence[tuple[float, ...]], space: Space) -> bool:
-    return all(_same(one, other, space) for one, other in combinations(actions, 2))
 
 
 def _same(left: Sequence[float], right: Sequence[float], space: Space) -> bool:
@@ -386,12 +386,9 @@ def _nearer(sample: Opinion, state: GoldState, space: Space) -> bool | None:
     if sample.suggested is None or state.action is None:
         return None
     extent = action_extent(space, np.array([state.action], np.float64))[0]
-    own, theirs = (_distance(action, state.action, extent) for action in (sample.suggested, state.logged))
+    actions = np.array([sample.suggested, state.logged], np.float64)
+    own, theirs = np.mean(np.abs(actions - state.action) / extent, axis=1).tolist()
     return None if own == theirs or not np.isfinite(own) else own < theirs
-
-
-def _distance(left: Sequence[float], right: Sequence[float], extent: Array) -> float:
-    return float(np.mean(np.abs(np.subtract(left, right)) / extent))
 
 
 def _by_most(values: Iterable[bool | None]) -> bool | None:
@@ -438,7 +435,8 @@ def _found_anywhere(called: Sequence[_Judged], gold: GoldSet) -> Estimated | Non
     there, hits, drawn = np.zeros(_DRAWS + 1), np.zeros(_DRAWS + 1), 0  # the first is the sample itself
     critical = 0
     for stratum in gold.strata:
-        states = {place: flag for place in stratum.places if (flag := _is_critical(gold, place)) is not None}
+        known = {place: gold.states[place].critical for place in stratum.places & gold.states.keys()}
+        states = {place: flag for place, flag in known.items() if flag is not None}
         if not states:
             continue
         found = sum(flag and said.get(place, False) for place, flag in states.items())
@@ -462,11 +460,6 @@ def _posterior(counts: Floats, possible: Bools, rng: np.random.Generator) -> Flo
     shares = np.zeros((_DRAWS, len(counts)))
     shares[:, possible] = rng.dirichlet(counts[possible] + 0.5, _DRAWS)
     return shares
-
-
-def _is_critical(gold: GoldSet, place: Place) -> bool | None:
-    state = gold.states.get(place)
-    return None if state is None else state.critical
 
 
 def _verdict(judged: Sequence[_Judged], gain: Paired | None) -> str:

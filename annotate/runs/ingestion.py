@@ -69,11 +69,6 @@ class Polled:
         """Whether results can be fetched."""
         return self.remote is not None and self.remote.ended
 
-    @property
-    def ended_at(self) -> datetime | None:
-        """When the server had finished it."""
-        return self.remote.ended_at if self.remote else None
-
 
 @dataclass
 class Ingested:
@@ -217,7 +212,7 @@ def _finish(store: Store, found: Polled, results: _Results, done: Ingested) -> N
         return
     with store.catalog.write() as con:
         end_items(con, found.batch_id, "missing", "the results of its batch do not name it")
-        close_batch(con, found.batch_id, "ingested", None, found.ended_at)
+        close_batch(con, found.batch_id, "ingested", None, found.remote.ended_at if found.remote else None)
     if missing:
         done.warnings.append(f"{found.batch_id}: {len(missing)} of its requests have no result, by the server's count")
     with store.catalog.read() as con:

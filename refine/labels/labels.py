@@ -84,8 +84,10 @@ def labels_from_annotations(annotations: Sequence[Annotation], steps: StepArrays
             if len(note.suggested_action) != action_space.size:
                 raise _refusal(note, f"suggests {list(note.suggested_action)}; {_describe(action_space)}")
             suggestions[index] = note.suggested_action
-    confidences = np.array([_default(note.confidence, 1.0) for note in annotations], np.float64)
-    rewards = np.array([_default(note.implicit_reward, 0.0) for note in annotations], np.float64)
+    confidences = np.array([1.0 if note.confidence is None else note.confidence for note in annotations], np.float64)
+    rewards = np.array(
+        [0.0 if note.implicit_reward is None else note.implicit_reward for note in annotations], np.float64
+    )
     problem = _first_problem(rows, suggestions, confidences, rewards, steps=steps, space=action_space)
     if problem is not None:
         raise _refusal(annotations[problem[0]], problem[1])
@@ -204,10 +206,6 @@ def _describe(space: Space) -> str:
         return f"one integer from {space.start} to {space.start + int(space.n or 1) - 1} is allowed"
     low, high = (bounds.tolist() for bounds in action_bounds(space))
     return f"{space.size} numbers from {low} to {high} are allowed"
-
-
-def _default(value: float | None, default: float) -> float:
-    return default if value is None else value
 
 
 ReferenceArm = Literal["random_states", "oracle"]

@@ -140,7 +140,7 @@ class MlpPolicy:
     def __post_init__(self) -> None:
         for name in ("weights", "biases"):
             object.__setattr__(self, name, tuple(_frozen(array) for array in getattr(self, name)))
-        for name in ("shift", "scale", "log_std"):
+        for name in _BESIDE:
             value = getattr(self, name)
             object.__setattr__(self, name, None if value is None else _frozen(value))
         problem = next(_problems(self), None)
@@ -398,8 +398,7 @@ def _array_problems(policy: MlpPolicy) -> Iterator[str]:
 def _arrays_of(policy: MlpPolicy) -> dict[str, Array]:
     arrays = {f"weight_{layer}": weight for layer, weight in enumerate(policy.weights)}
     arrays |= {f"bias_{layer}": bias for layer, bias in enumerate(policy.biases)}
-    extra = {"shift": policy.shift, "scale": policy.scale, "log_std": policy.log_std}
-    return arrays | {name: array for name, array in extra.items() if array is not None}
+    return arrays | {name: getattr(policy, name) for name in _BESIDE if getattr(policy, name) is not None}
 
 
 def _describe(policy: MlpPolicy) -> dict[str, Any]:
@@ -430,9 +429,7 @@ def _build(description: Mapping[str, Any], arrays: Mapping[str, Array]) -> MlpPo
         biases=tuple(arrays[f"bias_{layer}"] for layer in layers),
         activation=description["activation"],
         head=description["head"],
-        shift=arrays.get("shift"),
-        scale=arrays.get("scale"),
-        log_std=arrays.get("log_std"),
+        **{name: arrays.get(name) for name in _BESIDE},
         **{name: description.get(name) for name in _LIMITS},
     )
 
@@ -480,7 +477,10 @@ def decode_network(files: Mapping[str, bytes]) -> tuple[dict[str, Any], dict[str
             raise DamagedStore(f"The policy has no {name}; its files are {sorted(files)}.", RESTORE)
     spec = _read_spec(files[SPEC_FILE])
     _check_hash(WEIGHTS_FILE, hashlib.sha256(files[WEIGHTS_FILE]).hexdigest(), spec.get("weights_sha256"))
-    arrays = _read_arrays(files[WEIGHTS_FILE])
+    try:
+        arrays = read_arrays(files[WEIGHTS_FILE])
+    except UnreadableError as error:
+        raise DamagedStore(f"{WEIGHTS_FILE} cannot be read: {error}.", RESTORE) from error
     try:
         found = hash_network(spec["description"], arrays)
     except ValueError as error:  # NaN, which no description has
@@ -506,13 +506,6 @@ def _read_spec(text: bytes) -> dict[str, Any]:
     if found not in known:
         raise DamagedStore(f"{SPEC_FILE} has format {found}; this version reads {known[-1]}.", RESTORE)
     return cast("dict[str, Any]", spec)
-
-
-def _read_arrays(content: bytes) -> dict[str, Array]:
-    try:
-        return read_arrays(content)
-    except UnreadableError as error:
-        raise DamagedStore(f"{WEIGHTS_FILE} cannot be read: {error}.", RESTORE) from error
 
 
 _AHEAD = 64  # numbers that a row draws at once; a call of a generator costs as much as forty more numbers

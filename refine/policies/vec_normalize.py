@@ -75,14 +75,10 @@ class Record:
         """Keep an item of a dictionary."""
         self.items[key] = value
 
-    def append(self, item: Any) -> None:
-        """Keep nothing of a list."""
+    def append(self, items: Any) -> None:
+        """Keep nothing of a list, or of a set."""
 
-    def extend(self, items: Any) -> None:
-        """Keep nothing of a list."""
-
-    def add(self, item: Any) -> None:
-        """Keep nothing of a set."""
+    extend = add = append
 
 
 class _Unpickler(pickle.Unpickler):

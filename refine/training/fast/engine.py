@@ -118,7 +118,10 @@ def train_together(
     """
     done = -config.waiting
     for stop in config.snapshots or ():
-        with _one_thread(), np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+        with (
+            _libraries().limit(limits=1, user_api="blas"),
+            np.errstate(all="ignore"),
+        ):
             for _ in range(done, stop):
                 training.step(table.sample_columns(config.batch_size))
                 for _ in config.betas or ():
@@ -128,10 +131,6 @@ def train_together(
             raise BadInput(f"The training diverged before step {stop}.", "Choose a lower learning rate.")
         done = stop
         yield stop, training.policies()
-
-
-def _one_thread() -> AbstractContextManager[object]:
-    return _libraries().limit(limits=1, user_api="blas")
 
 
 @lru_cache
