@@ -270,8 +270,8 @@ def correct_by_count(asked: Sequence[Request], count: TokenCounter) -> Correctio
     if not some:
         return GUESS
     ratio = sum(count(some)) / sum(map(estimate_input, some))
-    said = f"input is counted by the server in {len(some)} of {len(asked)} requests and scaled for the others"
-    return Correction(ratio, 1.0, f"{said}; output is guessed from the labels asked for, without a model's thinking")
+    basis = f"input is counted by the server in {len(some)} of {len(asked)} requests and scaled for the others"
+    return Correction(ratio, 1.0, f"{basis}; output is guessed from the labels asked for, without a model's thinking")
 
 
 def _correct(tokens: Tokens, known: Correction) -> Tokens:

@@ -176,19 +176,13 @@ def locate_card(source: str | Path, env_kwargs: Mapping[str, Any] | None = None)
     return _locate_packaged(source, env_kwargs)
 
 
-def own_card(store: Store, manifest: Manifest) -> Card | None:
+def own_card(store: Store, manifest: Manifest) -> CardFile | None:
     """The card that a dataset keeps, since it was named when the dataset was made; None if it keeps none.
 
     Raises:
         DamagedStore: if the file is not what was written.
         BadInput: if it is no card.
     """
-    found = own_card_file(store, manifest)
-    return None if found is None else found.card
-
-
-def own_card_file(store: Store, manifest: Manifest) -> CardFile | None:
-    """As `own_card`, with the bytes of its file."""
     if manifest.card_file_sha256 is None:
         return None
     path = store.card_path(manifest.dataset_id)
@@ -224,8 +218,9 @@ def card_at_hand(store: Store, manifest: Manifest) -> Card | None:
     Raises:
         DamagedStore, BadInput: as `own_card` does.
     """
-    own = own_card(store, manifest)
-    return find_card(manifest.env_id, manifest.env_kwargs) if own is None and manifest.env_id is not None else own
+    if (own := own_card(store, manifest)) is not None:
+        return own.card
+    return None if manifest.env_id is None else find_card(manifest.env_id, manifest.env_kwargs)
 
 
 def check_card_against_spaces(card: Card, observation_space: Space, action_space: Space) -> None:

@@ -167,9 +167,9 @@ def _read_row(row: ReviewRow, number: int, batch: _Batch, now: datetime) -> None
     if (run_id, row.item) in batch.seen:
         raise ValueError(f"{model} has already answered item {row.item} in line {batch.seen[run_id, row.item]}")
     batch.seen[run_id, row.item] = number
-    said: list[Any] = [run_id, row.item, row.verdict, row.critical, action, row.rationale, row.answered_at]
+    content: list[Any] = [run_id, row.item, row.verdict, row.critical, action, row.rationale, row.answered_at]
     review = Review(
-        review_id=content_id("r_", said if row.answered_at else [*said, now.isoformat()]),
+        review_id=content_id("r_", content if row.answered_at else [*content, now.isoformat()]),
         run_id=run_id,
         queue_id=queue.queue_id,
         item=row.item,
@@ -191,13 +191,13 @@ def _item_of(row: ReviewRow, queue: ReviewQueue) -> ReviewItem:
     if row.item > len(queue.items):
         raise ValueError(f"there is no item {row.item}; the queue {queue.queue_id} has {len(queue.items)}")
     item = queue.items[row.item - 1]
-    for name, said, known in (
+    for name, given, known in (
         ("dataset_id", row.dataset_id, queue.dataset_id),
         ("episode_id", row.episode_id, item.episode_id),
         ("step", row.step, item.step),
     ):
-        if said is not None and said != known:
-            raise ValueError(f"item {row.item} of {queue.queue_id} has {name} {known}, not {said}")
+        if given is not None and given != known:
+            raise ValueError(f"item {row.item} of {queue.queue_id} has {name} {known}, not {given}")
     return item
 
 

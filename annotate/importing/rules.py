@@ -111,13 +111,13 @@ def import_rules(store: Store, dataset_id: str, path: Path, model: str | None = 
 class _Problems:
     """What cannot be used of a file, and what is allowed in place of the first such expression."""
 
-    said: list[str] = field(default_factory=list[str])
+    problems: list[str] = field(default_factory=list[str])
     allowed: str = ""
 
     def add(self, place: str, error: ValueError | BadInput) -> None:
         """Note what is wrong in a place."""
         is_refused = isinstance(error, BadInput)
-        self.said.append(f"{place}: {(error.problem if is_refused else str(error)).rstrip('.')}")
+        self.problems.append(f"{place}: {(error.problem if is_refused else str(error)).rstrip('.')}")
         self.allowed = self.allowed or (error.hint if is_refused else "")
 
     def refuse(self, path: Path, rules: int) -> None:
@@ -126,13 +126,13 @@ class _Problems:
         Raises:
             BadInput: listing all of it.
         """
-        if not self.said:
+        if not self.problems:
             return
-        count = len(self.said)
-        all_rules = all(problem.startswith("rule ") for problem in self.said)
+        count = len(self.problems)
+        all_rules = all(problem.startswith("rule ") for problem in self.problems)
         what = f"{count} of {rules} rules" if all_rules else f"{count} part{'s' * (count > 1)}"
         raise BadInput(
-            f"{path}: {what} cannot be used: {'; '.join(self.said)}.",
+            f"{path}: {what} cannot be used: {'; '.join(self.problems)}.",
             f"{self.allowed} Correct or remove them; nothing was written.".strip(),
         )
 
@@ -296,8 +296,8 @@ def _read_action(
     _check_numbers(numbers, manifest)
     parts = zip(names, computed, numbers, strict=True)
     given = {name: part for name, text, x in parts if (part := text or x) is not None}
-    said = label_vector(list(given), list(given.values()), [2] * len(given))
-    return tuple(numbers), tuple(computed), clean_text(said, MAX_LABEL)
+    label = label_vector(list(given), list(given.values()), [2] * len(given))
+    return tuple(numbers), tuple(computed), clean_text(label, MAX_LABEL)
 
 
 def _partial_action(action: Sequence[float | None], manifest: Manifest) -> tuple[tuple[float | None, ...], None, str]:

@@ -214,8 +214,8 @@ class StoredReply(Frozen):
     def answer(self) -> Reply:
         """It as a message or an error."""
         if self._answer is None:
-            said = parse_result(self.raw) if self.is_result_line else Reply(self.request_id, self.raw)
-            self._answer = said or Reply(self.request_id, None, "unknown: it is not a line of results")
+            answer = parse_result(self.raw) if self.is_result_line else Reply(self.request_id, self.raw)
+            self._answer = answer or Reply(self.request_id, None, "unknown: it is not a line of results")
         return self._answer
 
     @property
@@ -301,8 +301,8 @@ def _take_landed(
     taken = [reply for key, reply in first.items() if key in fresh]
     if answers := [reply for reply in taken if reply.answer.raw is not None]:
         _record_replies(con, answers, most_attempts)
-    for said in (reply.answer for reply in taken if reply.answer.raw is None):
-        mark_unanswered(con, said.request_id, said.error, most_attempts, in_batch=True, final=said.final)
+    for answer in (reply.answer for reply in taken if reply.answer.raw is None):
+        mark_unanswered(con, answer.request_id, answer.error, most_attempts, in_batch=True, final=answer.final)
     return taken
 
 

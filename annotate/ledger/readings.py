@@ -41,6 +41,7 @@ from ..prompting import Question, Request
 from .ledger import Run, find_replies
 
 _CHUNK = 50
+_NO_VALUE = ReplyProblem("no_value", "its formula has no value in any step where it decides")
 
 
 def digest(store: Store, failed: list[str] | None = None) -> int:
@@ -241,7 +242,10 @@ def _settle(con: Connection, store: Store, listed: RuleList) -> _Settled:
     manifest, refused = read_manifest(store, listed.dataset_id), list[Refused]()
     decided = count_decisions(con, listed, manifest)
     while idle := [rule for rule, found in zip(listed.rules, decided, strict=True) if found.steps and not found.valued]:
-        refused += [_refuse_rule(rule) for rule in idle]
+        refused += [
+            refuse_entry(rule.position, {"predicate": rule.predicate, "formulas": list(rule.formulas or ())}, _NO_VALUE)
+            for rule in idle
+        ]
         listed = replace(listed, rules=tuple(rule for rule in listed.rules if rule not in idle))
         decided = count_decisions(con, listed, manifest)
     if not any(found.steps for found in decided):
@@ -255,8 +259,3 @@ def _settle(con: Connection, store: Store, listed: RuleList) -> _Settled:
         refused.append(refuse_reply(ReplyProblem("illegal_potential", constant), listed.potential))
         listed = replace(listed, potential=None)
     return _Settled(listed, tuple(refused))
-
-
-def _refuse_rule(rule: Rule) -> Refused:
-    problem = ReplyProblem("no_value", "its formula has no value in any step where it decides")
-    return refuse_entry(rule.position, {"predicate": rule.predicate, "formulas": list(rule.formulas or ())}, problem)

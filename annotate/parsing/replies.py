@@ -139,10 +139,10 @@ def find_entries(text: str, key: str) -> Entries:
         return _entries_of_broken_text(text, key)
     found = objects[-1]
     assessment = found.get("assessment")
-    said = clean_text(assessment, 4000) if isinstance(assessment, str) else ""
+    words = clean_text(assessment, 4000) if isinstance(assessment, str) else ""
     if not isinstance(found[key], list):
-        return Entries([], said, ReplyProblem("wrong_type", f"{key} is not a list"))
-    return Entries(found[key], said, None, found)
+        return Entries([], words, ReplyProblem("wrong_type", f"{key} is not a list"))
+    return Entries(found[key], words, None, found)
 
 
 def clean_text(text: str, limit: int) -> str:

@@ -129,7 +129,7 @@ def _read_potential(text: object, reader: FormulaReader, refused: list[Refused])
 def _read_entry(position: int, entry: Entry, card: Card, reader: FormulaReader) -> ProposedRule:
     if not isinstance(entry, dict):
         raise BrokenError("wrong_type", f"a {type(entry).__name__} in place of an object")
-    said = read_rule_action(read_field(entry, "suggested_action"), card, reader)
+    suggestion = read_rule_action(read_field(entry, "suggested_action"), card, reader)
     critical = entry.get("critical")
     if not isinstance(critical, bool | None):
         raise BrokenError("wrong_type", f"critical is {show(critical)}; true or false is allowed")
@@ -137,10 +137,10 @@ def _read_entry(position: int, entry: Entry, card: Card, reader: FormulaReader) 
         position,
         _read_predicate(entry, reader),
         read_rationale(entry),
-        said.action,
-        said.label,
+        suggestion.action,
+        suggestion.label,
         confidence=read_number(entry, "confidence", 0, 1),
-        formulas=said.formulas,
+        formulas=suggestion.formulas,
         critical=critical,
     )
 
@@ -172,13 +172,13 @@ def read_rule_action(action: object, card: Card, reader: FormulaReader) -> RuleA
 
 def _read_dimension(action: Mapping[str, Any], dimension: Action, reader: FormulaReader) -> float | str | None:
     """A number, the canonical text of a formula, or None; a formula that reads nothing is a number."""
-    said = action.get(dimension.name)
-    if said is None:
+    value = action.get(dimension.name)
+    if value is None:
         return None
-    if not isinstance(said, str):
+    if not isinstance(value, str):
         return read_number(action, dimension.name, dimension.low, dimension.high, "illegal_action")
     try:
-        formula = reader.formula(said)
+        formula = reader.formula(value)
     except BadInput as error:
         raise BrokenError("illegal_formula", f"{dimension.name}: {error.problem.rstrip('.')}") from None
     if not reader.is_constant(formula):

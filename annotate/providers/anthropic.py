@@ -180,8 +180,8 @@ def own_words(key: SecretStr, error: Exception) -> str:
     """What a server said, in its own sentence where its answer has one; a bounded line without the key."""
     body = getattr(error, "body", None)
     inner = body.get("error", body) if isinstance(body, dict) else None
-    said = inner.get("message") if isinstance(inner, dict) else inner
-    plain = said if isinstance(said, str) and said.strip() else getattr(error, "message", None) or str(error)
+    message = inner.get("message") if isinstance(inner, dict) else inner
+    plain = message if isinstance(message, str) and message.strip() else getattr(error, "message", None) or str(error)
     return clean_text(hide_key(key, str(plain)), 300).rstrip(".") or type(error).__name__
 
 
@@ -197,9 +197,9 @@ def learn_limit(client: anthropic.Anthropic, model: str) -> int | None:
     try:
         limit = quick.models.retrieve(model).max_tokens
     except anthropic.APIConnectionError as error:
-        said = "it does not answer" if isinstance(error, anthropic.APITimeoutError) else str(error.__cause__ or error)
+        reason = "it does not answer" if isinstance(error, anthropic.APITimeoutError) else str(error.__cause__ or error)
         raise ProviderFailed(
-            f"The server {client.base_url} cannot be reached: {clean_text(said, 200)}.",
+            f"The server {client.base_url} cannot be reached: {clean_text(reason, 200)}.",
             "Check --base-url and the network; nothing was sent.",
         ) from None
     except (anthropic.AnthropicError, *UNREADABLE):
@@ -341,8 +341,8 @@ class AnthropicProvider(Provider):
                     for request in requests
                 ]
         except anthropic.AnthropicError as error:
-            said = own_words(self._key, error)
-            raise ProviderFailed(f"The server did not count tokens: {said}.", "Leave --count out.") from None
+            message = own_words(self._key, error)
+            raise ProviderFailed(f"The server did not count tokens: {message}.", "Leave --count out.") from None
 
     def _connect(self) -> anthropic.Anthropic:
         return connect(self._key, self._base_url, self._timeout_s)
@@ -393,20 +393,20 @@ class AnthropicProvider(Provider):
     def _explain(self, request: Request, error: anthropic.APIError) -> Reply:
         """What an error means for the request, or for all of them; it is not chained, since it may quote the key."""
         status = error.status_code if isinstance(error, anthropic.APIStatusError) else None
-        said = _SILENCE if isinstance(error, anthropic.APITimeoutError) else own_words(self._key, error)
+        message = _SILENCE if isinstance(error, anthropic.APITimeoutError) else own_words(self._key, error)
         if status in HOPELESS:
             raise ProviderFailed(
-                f"The server refused: {said}.", "Check the key, the model's name and --base-url."
+                f"The server refused: {message}.", "Check the key, the model's name and --base-url."
             ) from None
         if status is None and never_began(error):
             raise ProviderFailed(
-                f"The server cannot be reached: {said}.", "Check --base-url and the network; run again."
+                f"The server cannot be reached: {message}.", "Check --base-url and the network; run again."
             ) from None
         if status in REFUSED:
-            return Reply(request.request_id, None, f"refused ({status}): {said}", final=True)
+            return Reply(request.request_id, None, f"refused ({status}): {message}", final=True)
         if status in BUSY:
-            return Reply(request.request_id, None, f"busy ({status}) {self._attempts} times: {said}")
-        return Reply(request.request_id, None, f"outcome unknown, it may have been billed: {said}", unknown=True)
+            return Reply(request.request_id, None, f"busy ({status}) {self._attempts} times: {message}")
+        return Reply(request.request_id, None, f"outcome unknown, it may have been billed: {message}", unknown=True)
 
 
 def _outcome(future: Future[Reply], request: Request) -> Reply:
@@ -414,5 +414,5 @@ def _outcome(future: Future[Reply], request: Request) -> Reply:
     error = future.exception()
     if error is None:
         return future.result()
-    said = error.problem if isinstance(error, ProviderFailed) else type(error).__name__
-    return Reply(request.request_id, None, said, unknown=not isinstance(error, ProviderFailed))
+    message = error.problem if isinstance(error, ProviderFailed) else type(error).__name__
+    return Reply(request.request_id, None, message, unknown=not isinstance(error, ProviderFailed))

@@ -167,10 +167,12 @@ class BatchServer:
         try:
             return _remote(self._client.messages.batches.create(requests=body))
         except anthropic.APIStatusError as error:
-            said = self._said(error)
+            problem = self._said(error)
             if error.status_code in NOTHING_CREATED:
-                raise NothingCreatedError(said, pause_after(error, 1) if error.status_code == 429 else None) from None
-            raise OutcomeUnknownError(said) from None
+                raise NothingCreatedError(
+                    problem, pause_after(error, 1) if error.status_code == 429 else None
+                ) from None
+            raise OutcomeUnknownError(problem) from None
         except anthropic.AnthropicError as error:
             if never_began(error):
                 raise NothingCreatedError(self._said(error), pause_after(error, 1)) from None
@@ -260,10 +262,10 @@ class BatchServer:
         except anthropic.NotFoundError as error:
             raise NotThereError(self._said(error)) from None
         except anthropic.AnthropicError as error:
-            said = f"The server did not answer: {self._said(error)}."
+            problem = f"The server did not answer: {self._said(error)}."
             if _may_pass(error):
-                raise ServerBusyError(said, "Run the same command again later; nothing was lost.") from None
-            raise ProviderFailed(said, "Check the key and --base-url.") from None
+                raise ServerBusyError(problem, "Run the same command again later; nothing was lost.") from None
+            raise ProviderFailed(problem, "Check the key and --base-url.") from None
         except UNREADABLE:
             raise ProviderFailed("The server's answer is not about batches.", "Check --base-url.") from None
 

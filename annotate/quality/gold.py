@@ -430,7 +430,7 @@ def _found_anywhere(called: Sequence[_Judged], gold: GoldSet) -> Estimated | Non
     The interval is the posterior's, with half a case before each kind of state (critical and found, critical and
     missed, neither); nothing can be found in a stratum where the annotator says nothing.
     """
-    said = {state.place: bool(state.critical) for state in called}
+    called_critical = {state.place: bool(state.critical) for state in called}
     rng = np.random.default_rng(0)
     there, hits, drawn = np.zeros(_DRAWS + 1), np.zeros(_DRAWS + 1), 0  # the first is the sample itself
     critical = 0
@@ -439,10 +439,10 @@ def _found_anywhere(called: Sequence[_Judged], gold: GoldSet) -> Estimated | Non
         states = {place: flag for place, flag in known.items() if flag is not None}
         if not states:
             continue
-        found = sum(flag and said.get(place, False) for place, flag in states.items())
+        found = sum(flag and called_critical.get(place, False) for place, flag in states.items())
         missed = sum(states.values()) - found
         counts = np.array([found, missed, len(states) - found - missed], np.float64)
-        possible = np.array([bool(said.keys() & states.keys()), True, True])
+        possible = np.array([bool(called_critical.keys() & states.keys()), True, True])
         shares = np.vstack([counts / len(states), _posterior(counts, possible, rng)])
         hits += stratum.size * shares[:, 0]
         there += stratum.size * (shares[:, 0] + shares[:, 1])

@@ -65,9 +65,9 @@ def fit_classes(classes: int) -> Callable[[Floats, Floats | Ints], Callable[[Flo
 
         def loss(flat: Floats) -> tuple[float, Floats]:
             weights = flat.reshape(shape)
-            said = scipy.special.log_softmax(features @ weights, axis=1)
-            gradient = features.T @ (np.exp(said) - hot) + RIDGE * weights
-            return float(-(said * hot).sum() + RIDGE / 2 * (weights**2).sum()), gradient.ravel()
+            log_shares = scipy.special.log_softmax(features @ weights, axis=1)
+            gradient = features.T @ (np.exp(log_shares) - hot) + RIDGE * weights
+            return float(-(log_shares * hot).sum() + RIDGE / 2 * (weights**2).sum()), gradient.ravel()
 
         start, limits = np.zeros(shape).ravel(), {"maxiter": 200}
         found = scipy.optimize.minimize(loss, start, jac=True, method="L-BFGS-B", options=limits)
@@ -127,9 +127,9 @@ def _classes(notes: AnnotationColumns, order: np.ndarray) -> tuple[Bools, Bools]
     """Which labels the model predicts, and which the commonest one of the other folds."""
     values, targets = np.unique(notes.classes[order], return_inverse=True)
     folds = fold_of(notes.episodes)
-    said = predict_out_of_fold(features_of(notes.states), targets, folds, fit_classes(len(values)))
+    predicted = predict_out_of_fold(features_of(notes.states), targets, folds, fit_classes(len(values)))
     commonest = [np.bincount(targets[folds != fold], minlength=len(values)).argmax() for fold in range(folds.max() + 1)]
-    return said.argmax(axis=1) == targets, np.array(commonest)[folds] == targets
+    return predicted.argmax(axis=1) == targets, np.array(commonest)[folds] == targets
 
 
 def _numbers(notes: AnnotationColumns, order: np.ndarray) -> tuple[Floats, Floats]:
@@ -137,9 +137,9 @@ def _numbers(notes: AnnotationColumns, order: np.ndarray) -> tuple[Floats, Float
     targets = notes.suggested[order]
     targets = targets / np.maximum(targets.std(axis=0), 1e-9)
     folds = fold_of(notes.episodes)
-    said = predict_out_of_fold(features_of(notes.states), targets, folds, fit_numbers)
+    predicted = predict_out_of_fold(features_of(notes.states), targets, folds, fit_numbers)
     means = np.array([targets[folds != fold].mean(axis=0) for fold in range(folds.max() + 1)])[folds]
-    return ((said - targets) ** 2).sum(axis=1), np.maximum(((means - targets) ** 2).sum(axis=1), 1e-12)
+    return ((predicted - targets) ** 2).sum(axis=1), np.maximum(((means - targets) ** 2).sum(axis=1), 1e-12)
 
 
 def _sum_up(

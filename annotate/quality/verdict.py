@@ -181,10 +181,10 @@ def _amount(quality: Quality) -> Iterator[Reason]:
 def _rejections(quality: Quality) -> Iterator[Reason]:
     total = sum(quality.rejections.values())
     share = total / max(1, total + quality.labels)
-    said = ", ".join(f"{reason} {count}" for reason, count in sorted(quality.rejections.items()))
+    reasons = ", ".join(f"{reason} {count}" for reason, count in sorted(quality.rejections.items()))
     if total:
         standing: Standing = "doubtful" if share > MOST_REJECTED else "note"
-        yield Reason(standing, "rejections", f"{total} entries of replies were rejected ({share:.0%}): {said}")
+        yield Reason(standing, "rejections", f"{total} entries of replies were rejected ({share:.0%}): {reasons}")
 
 
 def _coverage(quality: Quality) -> Iterator[Reason]:
@@ -263,17 +263,16 @@ def _calibration(quality: Quality) -> Iterator[Reason]:
         yield Reason(
             standing,
             "confidence",
-            f"confidence {telling}: {_source(source)} is {abs(rise):.0%} {side} among the "
+            f"confidence {telling}: {_SOURCES[source]} is {abs(rise):.0%} {side} among the "
             f"more confident half (calibration error {found.errors[source]:.2f})",
         )
 
 
-def _source(source: str) -> str:
-    return {
-        "opinions": "agreement with other opinions",
-        "out_of_fold": "the share predicted from other episodes",
-        "replays": "the share that did better in replays",
-    }[source]
+_SOURCES = {
+    "opinions": "agreement with other opinions",
+    "out_of_fold": "the share predicted from other episodes",
+    "replays": "the share that did better in replays",
+}
 
 
 def _salience(quality: Quality) -> Iterator[Reason]:

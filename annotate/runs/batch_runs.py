@@ -382,8 +382,8 @@ def _refuse_to_wait_in_vain(store: Store, plan: RunPlan, server: BatchServer) ->
         holding = find_holding(con, asked)
     elsewhere = [batch for batch in holding if not is_from_here(store, server, batch)]
     if elsewhere and len(elsewhere) == len(holding):
-        said = "; ".join(tell_elsewhere(server, batch) for batch in elsewhere[:_REASONS])
-        raise Prerequisite(f"{len(elsewhere)} batches were sent to another server or with another key.", f"{said}.")
+        places = "; ".join(tell_elsewhere(server, batch) for batch in elsewhere[:_REASONS])
+        raise Prerequisite(f"{len(elsewhere)} batches were sent to another server or with another key.", f"{places}.")
 
 
 def _states(store: Store, plan: RunPlan) -> Counter[str]:

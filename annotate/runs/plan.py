@@ -313,6 +313,6 @@ class RunSummary:
         if len(self.errors) > _REASONS:
             reasons.append(f"and {len(self.errors) - _REASONS} other reasons")
         missing = f"{self.errors.total()} of {self.pending + self.reused + self.answered} requests have no answer"
-        said = [f"{missing}: {'; '.join(reasons)}"] if reasons else []
-        problem = "; ".join([self.stopped, *said] if self.is_halted and self.stopped else said)
+        problems = [f"{missing}: {'; '.join(reasons)}"] if reasons else []
+        problem = "; ".join([self.stopped, *problems] if self.is_halted and self.stopped else problems)
         return ProviderFailed(f"{problem}.", advise(self.errors, self.failed, self.stopped))

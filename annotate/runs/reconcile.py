@@ -78,14 +78,14 @@ def reconcile(store: Store, server: BatchServer, grace_s: float) -> list[str]:
     Returns:
         What remains unknown, and what was found out, in words.
     """
-    said: list[str] = []
+    findings: list[str] = []
     for batch in find_shipped(store, server, ["intent"]):
         with if_free(store, batch.run_id) as is_mine:
             if is_mine:
-                said += _settle(store, server, batch.batch_id, timedelta(seconds=grace_s))
+                findings += _settle(store, server, batch.batch_id, timedelta(seconds=grace_s))
             else:
-                said.append(f"{batch.batch_id} belongs to a run that another process works on")
-    return [*said, *_adopt_late(store, server)]
+                findings.append(f"{batch.batch_id} belongs to a run that another process works on")
+    return [*findings, *_adopt_late(store, server)]
 
 
 def give_up(store: Store, batch_id: str) -> int:
@@ -177,12 +177,12 @@ def _adopt_late(store: Store, server: BatchServer) -> list[str]:
     if not late and not lately:
         return []
     listed = server.newer_than(min(batch.marker or now for batch in [*late, *lately]) - LOOK_BACK)
-    said: list[str] = []
+    findings: list[str] = []
     for batch in [*late, *lately]:
         with if_free(store, batch.run_id) as is_mine:
             if is_mine:
-                said += _adopt_one_late(store, server, batch, listed)
-    return said
+                findings += _adopt_one_late(store, server, batch, listed)
+    return findings
 
 
 def _adopt_one_late(store: Store, server: BatchServer, batch: Batch, listed: Sequence[RemoteBatch]) -> list[str]:

@@ -277,7 +277,7 @@ def card_of(store: Store, dataset_id: str, card: str | None = None) -> Card:
     if card is not None:
         return load_card(card)
     if (own := own_card(store, manifest)) is not None:
-        return own
+        return own.card
     if manifest.env_id is None:
         raise BadInput(f"The dataset {dataset_id} has no environment.", "Name its card with --card FILE.toml.")
     return packaged_card(manifest.env_id, manifest.env_kwargs)

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Unpack
 
-from annotate.cards import own_card_file
+from annotate.cards import own_card
 from refine.policies import MlpPolicy, RulePolicy
 from storage.catalog import Connection
 from storage.datasets import read_manifest
@@ -151,7 +151,7 @@ def _play_learner(store: Store, made: RelabelRound, gate: GateConfig, env_id: Na
         workers=None,
         rename=True,
     )
-    card = own_card_file(store, manifest)
+    card = own_card(store, manifest)
     played = collect(
         store,
         config,

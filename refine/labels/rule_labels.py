@@ -185,9 +185,9 @@ def rule_arm_lists(
     return (_say_instead(compiled, [(other.suggested_action, other.formulas) for other in others]),)
 
 
-def _say_instead(compiled: CompiledRules, said: Sequence[tuple[Any, Any]]) -> CompiledRules:
+def _say_instead(compiled: CompiledRules, suggested: Sequence[tuple[Any, Any]]) -> CompiledRules:
     """The same list whose rules suggest other actions and formulas."""
-    pairs = zip(compiled.listed.rules, said, strict=True)
+    pairs = zip(compiled.listed.rules, suggested, strict=True)
     rules = tuple(replace(rule, suggested_action=action, formulas=formulas) for rule, (action, formulas) in pairs)
     return replace(compiled, listed=replace(compiled.listed, rules=rules))
 
@@ -328,11 +328,11 @@ def _filled(actions: NDArray[np.float64], rows: NDArray[np.int64], steps: StepAr
 def _exchange(labels: RuleLabels, rng: np.random.Generator) -> NDArray[np.int64] | None:
     """A random order of the rules that decide anywhere, in which not all keep their action; None if there is none."""
     used = np.unique(labels.rules)
-    said = [_action_text(rule.suggested_action, rule.formulas) for c in labels.lists for rule in c.listed.rules]
-    order = np.arange(len(said))
+    suggested = [_action_text(rule.suggested_action, rule.formulas) for c in labels.lists for rule in c.listed.rules]
+    order = np.arange(len(suggested))
     for _ in range(_TRIES):
         order[used] = rng.permutation(used)
-        if any(said[int(rule)] != said[int(other)] for rule, other in enumerate(order)):
+        if any(suggested[int(rule)] != suggested[int(other)] for rule, other in enumerate(order)):
             return order
     return None
 

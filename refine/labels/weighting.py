@@ -145,13 +145,13 @@ def keep(labels: Labels, wanted: NDArray[np.bool_]) -> Labels:
 
 
 def _suspect_actions(labels: Labels, policy: MlpPolicy) -> Iterator[LabelHypothesis]:
-    start, said = policy.action_space.start, labels.suggestions
-    counts = np.bincount(said[labels.weights > 0] - start, minlength=int(policy.action_space.n or 1))
+    start, suggested = policy.action_space.start, labels.suggestions
+    counts = np.bincount(suggested[labels.weights > 0] - start, minlength=int(policy.action_space.n or 1))
     suspects = sorted(int(index) + start for index in np.argsort(-counts, kind="stable")[:MOST_ACTIONS])
     for action in suspects:
-        yield LabelHypothesis(f"without action {action}", keep(labels, said != action))
+        yield LabelHypothesis(f"without action {action}", keep(labels, suggested != action))
     for one, other in itertools.combinations(suspects, 2):
-        exchanged = np.where(said == one, other, np.where(said == other, one, said))
+        exchanged = np.where(suggested == one, other, np.where(suggested == other, one, suggested))
         yield LabelHypothesis(f"actions {one} and {other} exchanged", replace(labels, suggestions=exchanged))
 
 

@@ -224,11 +224,11 @@ class MlpPolicy:
     def to_json(self) -> bytes:
         """What decides its actions beside the weights, for readers of other files of them."""
         beside = {name: array.tolist() for name, array in _arrays_of(self).items() if name in _BESIDE}
-        said = _describe(self) | beside | {"sha256": self.sha256}
-        return (json.dumps(said, indent=2, sort_keys=True, allow_nan=False) + "\n").encode()
+        description = _describe(self) | beside | {"sha256": self.sha256}
+        return (json.dumps(description, indent=2, sort_keys=True, allow_nan=False) + "\n").encode()
 
     @classmethod
-    def from_json(cls, said: Mapping[str, Any], layers: Sequence[tuple[Array, Array]]) -> MlpPolicy:
+    def from_json(cls, description: Mapping[str, Any], layers: Sequence[tuple[Array, Array]]) -> MlpPolicy:
         """Put together what `to_json` wrote and layers (out, in) and (out,) of another file.
 
         Raises:
@@ -236,12 +236,12 @@ class MlpPolicy:
         """
         arrays = {f"weight_{place}": weight.T for place, (weight, _) in enumerate(layers)}
         arrays |= {f"bias_{place}": bias for place, (_, bias) in enumerate(layers)}
-        arrays |= {name: np.asarray(said[name], np.float32) for name in _BESIDE if name in said}
+        arrays |= {name: np.asarray(description[name], np.float32) for name in _BESIDE if name in description}
         try:
-            policy = _build(said, arrays)
+            policy = _build(description, arrays)
         except (KeyError, TypeError, ValueError) as error:
             raise BadInput(f"It does not describe a policy: {' '.join(str(error).split())}.") from error
-        if policy.sha256 != said.get("sha256"):
+        if policy.sha256 != description.get("sha256"):
             raise BadInput("Its weights are not those of the policy that it describes.")
         return policy
 

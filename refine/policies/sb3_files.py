@@ -231,10 +231,10 @@ def _recorded_box(described: Mapping[str, Any], ours: Space) -> Space:
     size = int(np.prod(shape))
     fields: dict[str, Any] = {}
     for name in ("low", "high"):
-        said = [float(number) for number in _NUMBER.findall(str(described.get(name)))]
+        bounds = [float(number) for number in _NUMBER.findall(str(described.get(name)))]
         own = getattr(ours, name)
-        near = own is not None and len(said) == len(own) and np.allclose(said, own, rtol=1e-4, atol=1e-6)
-        fields[name] = own if near or len(said) != size else tuple(said)
+        near = own is not None and len(bounds) == len(own) and np.allclose(bounds, own, rtol=1e-4, atol=1e-6)
+        fields[name] = own if near or len(bounds) != size else tuple(bounds)
     return Space(kind="box", dtype=ours.dtype, size=size, **fields)
 
 

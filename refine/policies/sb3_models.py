@@ -230,16 +230,16 @@ def _read_layers(tensors: Tensors, layout: Layout) -> Iterator[tuple[Array, Arra
 
 
 def _activation(facts: Facts, layout: Layout) -> str:
-    said = _class_name(facts.policy_kwargs.get("activation_fn")) or f"torch.nn.{layout.activation}"
-    name = said.rpartition(".")[2]
-    if not said.startswith("torch.nn.") or name not in ("Tanh", "ReLU", *_OTHER_ACTIVATIONS):
-        raise NotAnMlpError(f"Its activation is {shorten(said)}; known: Tanh, ReLU, {', '.join(_OTHER_ACTIVATIONS)}.")
+    named = _class_name(facts.policy_kwargs.get("activation_fn")) or f"torch.nn.{layout.activation}"
+    name = named.rpartition(".")[2]
+    if not named.startswith("torch.nn.") or name not in ("Tanh", "ReLU", *_OTHER_ACTIVATIONS):
+        raise NotAnMlpError(f"Its activation is {shorten(named)}; known: Tanh, ReLU, {', '.join(_OTHER_ACTIVATIONS)}.")
     return name
 
 
-def _class_name(said: object) -> str:
+def _class_name(described: object) -> str:
     """`a.b.C` of `<class 'a.b.C'>`; empty if nothing is said."""
-    return "" if said is None else re.sub(r"^<class '(.*)'>$", r"\1", str(said))
+    return "" if described is None else re.sub(r"^<class '(.*)'>$", r"\1", str(described))
 
 
 def _head(facts: Facts, layout: Layout, action_space: Space) -> Head:
@@ -258,10 +258,10 @@ def _output_limit(tensors: Tensors, facts: Facts, layout: Layout) -> float | Non
     """Under gSDE the mean of a squashed Gaussian is cut before it is squashed."""
     if layout is not _SQUASHED or "actor.mu.0.weight" not in tensors:
         return None
-    said = facts.policy_kwargs.get("clip_mean", 2.0)
-    if not isinstance(said, int | float):
-        raise BadInput(f"Its clip_mean is {shorten(repr(said))}; a number is expected.")
-    return float(said)
+    limit = facts.policy_kwargs.get("clip_mean", 2.0)
+    if not isinstance(limit, int | float):
+        raise BadInput(f"Its clip_mean is {shorten(repr(limit))}; a number is expected.")
+    return float(limit)
 
 
 def _mean_of_quantiles(weight: Array, bias: Array, action_space: Space) -> tuple[Array, Array]:

@@ -75,15 +75,15 @@ def _read_safetensors(content: bytes, path: Path) -> Tensors:
         raise BadInput(f"{path} is not a safetensors file: its header has {length:,} bytes.")
     try:
         header = decode_json(content[8 : 8 + length])
-        tensors = {name: _tensor(content[8 + length :], said) for name, said in header.items() if name[:2] != "__"}
+        tensors = {name: _tensor(content[8 + length :], entry) for name, entry in header.items() if name[:2] != "__"}
     except (UnreadableError, AttributeError, KeyError, TypeError, ValueError) as error:
         reason = shorten(" ".join(str(error).split()))
         raise BadInput(f"{path} is not a safetensors file: {reason or type(error).__name__}.") from error
     return tensors
 
 
-def _tensor(numbers: bytes, said: Mapping[str, object]) -> Array:
-    kind, shape, (start, end) = str(said["dtype"]), tuple(said["shape"]), said["data_offsets"]  # pyright: ignore
+def _tensor(numbers: bytes, entry: Mapping[str, object]) -> Array:
+    kind, shape, (start, end) = str(entry["dtype"]), tuple(entry["shape"]), entry["data_offsets"]  # pyright: ignore
     if kind not in _SAFE_TYPES:
         raise ValueError(f"a tensor has type {shorten(kind)}; {', '.join(_SAFE_TYPES)} are read")
     dtype = np.dtype(_SAFE_TYPES[kind])

@@ -90,8 +90,8 @@ def distil(
     with reproducible(seed):
         module = _fit(lesson, ~held_out, blank, np.random.default_rng(seed), training_steps)
     policy = _with_spread(read_weights(module, blank), steps, acted, lesson)
-    said = policy.forward(steps.observation[acted[held_out]])
-    agreement = _agreement(said, lesson.targets[held_out], action_space)
+    outputs = policy.forward(steps.observation[acted[held_out]])
+    agreement = _agreement(outputs, lesson.targets[held_out], action_space)
     return Distilled(policy, agreement, lesson.source, int(held_out.sum()))
 
 
@@ -176,8 +176,8 @@ def _with_spread(policy: MlpPolicy, steps: StepArrays, acted: NDArray[np.int64],
     return replace(policy, log_std=np.log(spread)) if (spread > 1e-4).all() else policy
 
 
-def _agreement(said: Array, targets: Array, space: Space) -> float:
+def _agreement(outputs: Array, targets: Array, space: Space) -> float:
     if space.is_discrete:
-        return float(np.mean(said.argmax(axis=1) == targets.argmax(axis=1)))
-    errors = np.square(_in_units(said, space) - targets).sum()
+        return float(np.mean(outputs.argmax(axis=1) == targets.argmax(axis=1)))
+    errors = np.square(_in_units(outputs, space) - targets).sum()
     return max(0.0, 1.0 - float(errors / max(np.square(targets - targets.mean(axis=0)).sum(), 1e-12)))
