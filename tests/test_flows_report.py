@@ -256,10 +256,10 @@ def test_actions_are_counted_by_value_under_the_names_of_the_runs_card(store: St
 def test_a_reader_of_the_page_alone_learns_who_wrote_the_notes_and_when(page: str) -> None:
     told = " ".join(re.sub(r"<[^>]+>", " ", text_of(page)[text_of(page).index('id="notes"') :]).split())
     assert "12 episodes of report_world:Shown-v0, played by policy:" in told
-    assert "A note in the margin is about one step of one episode" in told
+    assert "A label is a note on one step of one episode" in told
     today = datetime.now(UTC).date()
     days = {str(today), str(today - timedelta(days=1))}
-    written = re.search(r"wrote 84 notes on (\S+), from answers that were recorded earlier", told)
+    written = re.search(r"wrote 84 labels on (\S+), in answers that were recorded earlier", told)
     assert written
     assert written[1] in days
     assert "All of them played the same new episodes; judged on " in told
@@ -289,7 +289,7 @@ def test_rules_and_labels_from_elsewhere_are_reproduced_by_their_own_imports(sto
     )
     assert "trajnote annotations import LABELS.jsonl --store &#34;$STORE&#34;" in joined
     assert "1 rules by somebody, made elsewhere and imported on " in page
-    assert "96 notes by imported, made elsewhere and imported on " in page
+    assert "96 labels by imported, made elsewhere and imported on " in page
 
 
 def counted(logged: int, suggested: int | None) -> dict[str, Any]:

@@ -162,7 +162,7 @@ def test_the_commands_can_be_copied(own_visit: Visit) -> None:
     own_visit.page.locator("[data-copy]").click()
     own_visit.page.wait_for_selector("#copied:not(:empty)")
     said = own_visit.page.locator("#copied").inner_text()
-    assert said in ("Copied.", "Marked; press Ctrl+C, or ⌘C on a Mac.")
+    assert said in ("Copied.", "Selected; press Ctrl+C, or ⌘C on a Mac.")
     if said == "Copied.":
         return
     assert "trajnote collect" in own_visit.page.evaluate("getSelection().toString()")
@@ -196,7 +196,7 @@ def test_rollouts_without_labels_open_without_a_complaint_too(browser: Any, stor
     plain = Visit(browser, write_report(store, pictures=0).path.as_uri(), 1440, "light")
     assert plain.complaints == []
     assert plain.at() == ("0", "0")
-    assert plain.page.locator("#margin").inner_text() == "No notes on this episode."
+    assert plain.page.locator("#margin").inner_text() == "No labels in this episode."
     plain.context.close()
 
 

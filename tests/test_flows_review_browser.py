@@ -235,7 +235,7 @@ def test_a_name_that_is_none_is_refused(desk: Desk) -> None:
     desk.press("a", "s")
     desk.page.keyboard.insert_text("<script>")
     desk.page.keyboard.press("Enter")
-    assert "make a name" in desk.page.locator("#name-problem").inner_text()
+    assert "spaces and . _ - only" in desk.page.locator("#name-problem").inner_text()
     assert desk.page.locator("#saving").evaluate("dialog => dialog.open")
 
 

@@ -151,7 +151,7 @@ def test_a_run_that_failed_is_shown_as_failed_with_its_reason_or_without(store: 
 def test_arms_that_are_being_trained_are_counted_until_all_are_or_the_process_is_gone(store: Store) -> None:
     assert look(store).training is None
     note_training(store, 3, 40)
-    assert "refinement under way: 3 of 40 arms trained, the last 0 s ago" in printed(store)
+    assert "refinement in progress: 3 of 40 arms trained, the last 0 s ago" in printed(store)
     note = store.trainings_dir / "under-way.json"
     note.write_text(note.read_text().replace(str(os.getpid()), "999999999"))
     assert look(store).training is None

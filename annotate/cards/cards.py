@@ -98,7 +98,7 @@ class Card(Frozen):
         min_length=1, max_length=MAX_CARD_NAMES, description="discrete actions, or the dimensions, in their order"
     )
     events: tuple[Event, ...] = Field(default=(), description="what makes a step worth a row of the table")
-    claims: tuple[Claim, ...] = Field(default=(), description="what a machine can check of all this")
+    claims: tuple[Claim, ...] = Field(default=(), description="statements about all this that `card check` can test")
 
     @property
     def component_names(self) -> tuple[str, ...]:

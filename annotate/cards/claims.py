@@ -74,7 +74,7 @@ class EffectClaim(_Claim):
     dimension: str | None = Field(default=None, description="name of a dimension of a continuous action")
     value: float | None = Field(default=None, description="the dimension's value; the others are 0")
     versus: str | float = Field(description="the action or value it is compared with")
-    component: str = Field(description="the component whose difference is looked at")
+    component: str = Field(description="the component whose difference is tested")
     effect: Literal["increases", "decreases", "keeps"] = Field(description="`keeps`: makes no difference at all")
     steps: int = Field(default=1, ge=1, le=100, description="steps for which the action is held")
     when: Expression | None = Field(default=None, description="starting states that count (components only)")
@@ -96,9 +96,9 @@ class RangeClaim(_Claim):
     """A component stays within bounds, or takes only certain values, on everything that was visited."""
 
     kind: Literal["range"]
-    component: str = Field(description="the component that is looked at")
-    low: float | None = Field(default=None, description="smallest value that it may have")
-    high: float | None = Field(default=None, description="largest value that it may have")
+    component: str = Field(description="the component that is tested")
+    low: float | None = Field(default=None, description="smallest allowed value")
+    high: float | None = Field(default=None, description="largest allowed value")
     values: tuple[float, ...] | None = Field(default=None, description="all values that occur; each must occur")
 
     @model_validator(mode="after")

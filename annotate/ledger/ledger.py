@@ -167,12 +167,12 @@ class BatchConfig(Frozen):
     """How requests travel in Message Batches."""
 
     size: int = Field(default=1_000, ge=1, le=MOST_REQUESTS, description="requests in a batch, at most")
-    in_flight: int = Field(default=4, ge=1, le=100, description="batches of a run under way at once")
+    in_flight: int = Field(default=4, ge=1, le=100, description="batches of a run in flight at once")
     grace_s: float = Field(
         default=180.0, ge=0, description="seconds that a lost batch has to show up on the server's list; 120 or more"
     )
-    attempts: int = Field(default=MOST_ATTEMPTS, ge=1, description="how often a request may come back unanswered")
-    retry_failed: bool = Field(default=False, description="ask again what was refused or came back too often")
+    attempts: int = Field(default=MOST_ATTEMPTS, ge=1, description="how often a request may return without an answer")
+    retry_failed: bool = Field(default=False, description="ask again requests that have failed")
 
 
 class StoredReply(Frozen):

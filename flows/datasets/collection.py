@@ -59,18 +59,18 @@ class CollectConfig(Frozen):
 
     env_id: Named = Field(description="Gymnasium id, or module:EnvId")
     env_kwargs: Mapping[str, Any] = Field(default_factory=dict, description="arguments of gymnasium.make")
-    engine: Engine = Field(
-        default="gymnasium", description="whose code the environment runs in; recorded in the manifest"
-    )
+    engine: Engine = Field(default="gymnasium", description="what runs the environment; recorded in the manifest")
     policy: Named = Field(description="what acts, as `load_policy` names it")
     mode: Mode = Field(default="greedy", description="greedy, or sampled from the policy's distribution")
     episodes: int = Field(default=30, ge=1, description="how many; 30 cover what a stuck policy keeps doing")
     seed: int = Field(default=0, ge=0, description="seed of the first episode; episode i has seed + i")
-    envs: int = Field(default=ENVIRONMENTS, ge=1, description="environments side by side; changes the speed only")
-    workers: int | None = Field(
-        default=1, ge=1, description="processes, where episodes take long; one per core when None; never the result"
+    envs: int = Field(
+        default=ENVIRONMENTS, ge=1, description="environments played side by side; changes the speed only"
     )
-    max_steps: int | None = Field(default=None, ge=1, description="cut longer episodes there; None: never")
+    workers: int | None = Field(
+        default=1, ge=1, description="processes, if episodes take long; None: one per core; does not change the result"
+    )
+    max_steps: int | None = Field(default=None, ge=1, description="truncate episodes after so many steps; None: never")
     dataset: str | None = Field(default=None, description="name of the dataset; None: made from its content")
     rename: bool = Field(
         default=False, description="take a further name where a dataset of that one was made in another environment"

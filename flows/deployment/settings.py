@@ -32,36 +32,40 @@ _ZONE_ERRORS = (KeyError, ValueError, OSError)
 class CollectPlan(Frozen):
     """New episodes of the policy in force, once in each period."""
 
-    policy: Named = Field(description="what acts until a policy is promoted, as `trajnote collect --policy` names it")
-    episodes: int = Field(default=20, ge=1, description="how many in each period")
+    policy: Named = Field(description="policy that acts until one is promoted, as in `trajnote collect --policy`")
+    episodes: int = Field(default=20, ge=1, description="number of episodes in each period")
     per: Literal["hour", "day", "week"] = Field(default="day", description="the period, in the deployment's time zone")
     mode: Mode = Field(default="sampled", description="greedy, or sampled from the policy's distribution")
-    seed: int = Field(default=0, ge=0, description="seed of the very first episode; each one after it has the next")
-    max_steps: int | None = Field(default=None, ge=1, description="cut longer episodes there; null: never")
+    seed: int = Field(default=0, ge=0, description="seed of the very first episode; each further one has the next seed")
+    max_steps: int | None = Field(default=None, ge=1, description="truncate episodes after so many steps; null: never")
 
 
 class DeploymentConfig(Frozen):
     """One deployment: where its rollouts come from, who labels them, when it refines, and when it runs."""
 
     store: Path = Field(default=Path("trajnote-store"), description="folder of the store")
-    env_id: Named | None = Field(default=None, description="environment of what is collected or taken from the inbox")
+    env_id: Named | None = Field(
+        default=None, description="environment of collected episodes and of files in the inbox"
+    )
     env_kwargs: Mapping[str, Any] = Field(default_factory=dict, description="arguments of gymnasium.make")
     inbox: Path | None = Field(default=None, description="folder into which files of rows are dropped")
-    datasets: tuple[str, ...] = Field(default=(), description="datasets of the store, by the beginning of their names")
+    datasets: tuple[str, ...] = Field(default=(), description="datasets of the store, by prefixes of their names")
     collect: CollectPlan | None = Field(default=None, description="new episodes to play")
-    label: LabelConfig = Field(default_factory=LabelConfig, description="who labels, as the options of annotate")
+    label: LabelConfig = Field(
+        default_factory=LabelConfig, description="who labels: the options of `trajnote annotate`"
+    )
     improve: ImproveConfig = Field(default_factory=ImproveConfig, description="refinement and gate")
     baseline: Named | None = Field(
-        default=None, description="what the first refinement starts from; the policy of the newest dataset when null"
+        default=None, description="baseline of the first refinement; null: the policy of the newest dataset"
     )
-    refine_after: int = Field(default=100, ge=1, description="new labels that are worth another refinement")
+    refine_after: int = Field(default=100, ge=1, description="new labels needed for another refinement")
     report: bool = Field(default=True, description="write the HTML report of a refinement, if its extra is installed")
     pictures: int = Field(default=200, ge=0, description="pictures of single steps in that report")
     cron: str | None = Field(default=None, description="when it runs, for example `0 2 * * *`")
-    interval_s: float | None = Field(default=None, gt=0, description="or how many seconds after each other")
+    interval_s: float | None = Field(default=None, gt=0, description="or the seconds from one run to the next")
     timezone: str = Field(default="UTC", description="of the schedule and of the periods, for example Europe/Paris")
     runner: str | None = Field(
-        default=None, description="where work is shared out to: processes, threads, dask[:ADDRESS] or ray[:ADDRESS]"
+        default=None, description="where work runs: processes, threads, dask[:ADDRESS] or ray[:ADDRESS]"
     )
     notify: str | None = Field(
         default=None, description="a Prefect block, `type/name`, that sends notices of failures and promotions"

@@ -222,28 +222,28 @@ class LabelConfig(Frozen):
 
     provider: ProviderName = Field(default="anthropic", description="who answers")
     annotate: AnnotateConfig = Field(default_factory=AnnotateConfig)
-    env_id: Named | None = Field(
-        default=None, description="environment of frames, where the user has to name the dataset's own"
-    )
+    env_id: Named | None = Field(default=None, description="environment of frames, if the user has to name it")
     card: str | None = Field(
-        default=None, description="path of a card; when null the dataset's own, or else the environment's packaged one"
+        default=None, description="path of a card; null: the dataset's own, else the packaged one of the environment"
     )
     study: bool = Field(
-        default=False, description="have the dataset studied first, for a playbook that all readers get"
+        default=False, description="ask for a playbook of the dataset first, which every request then contains"
     )
-    limit: int | None = Field(default=None, ge=1, description="annotate only so many episodes")
+    limit: int | None = Field(default=None, ge=1, description="annotate at most so many episodes")
     select: Method = Field(default="first", description="which ones: first, stratified, novel or failing")
     select_seed: int = Field(default=0, ge=0, description="seed of that choice")
     answers: Path | None = Field(default=None, description="file: replies to import; recorded: file or folder")
     base_url: str | None = Field(default=None, description="server that speaks the Messages API; Anthropic's when null")
-    concurrency: int = Field(default=4, ge=1, le=64, description="requests under way at once")
-    count: bool = Field(default=False, description="have the server count the tokens of some requests for a plan")
-    budget_usd: float | None = Field(default=None, ge=0, description="dollars a run may cost over all its commands")
+    concurrency: int = Field(default=4, ge=1, le=64, description="requests in flight at once")
+    count: bool = Field(default=False, description="let the server count the tokens of some requests for a plan")
+    budget_usd: float | None = Field(default=None, ge=0, description="cap in dollars for a run, over all its commands")
     max_tokens: int | None = Field(
-        default=None, ge=256, description="cap on a reply; what the server allows the model when null, or else 12,000"
+        default=None,
+        ge=256,
+        description="tokens of a reply at most; null: what the server allows the model, else 12,000",
     )
     batch: BatchConfig = Field(default_factory=BatchConfig, description="size and number of batches")
-    poll_s: float = Field(default=30.0, gt=0, description="seconds between two looks at batches under way")
+    poll_s: float = Field(default=30.0, gt=0, description="seconds between two looks at batches in flight")
 
 
 def write_questions(store: Store, dataset_id: str, config: LabelConfig) -> RunPlan:

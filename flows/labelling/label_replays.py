@@ -51,12 +51,16 @@ BATCH = 16  # labels that are entered together, so that an interruption costs li
 class ReplayConfig(Frozen):
     """Which labels are replayed, and how the policy goes on."""
 
-    limit: int | None = Field(default=None, ge=1, description="labels at most, drawn by a fixed shuffle; all when null")
-    policy: Named | None = Field(default=None, description="who goes on; the policy that made the dataset when null")
-    env_id: Named | None = Field(default=None, description="the dataset's environment, where the user has to name it")
-    mode: Mode | None = Field(default=None, description="how it acts; as in the dataset when null")
-    continuations: int = Field(default=4, ge=1, le=1000, description="pairs for each label, where it acts by chance")
-    horizon: int | None = Field(default=None, ge=1, description="steps of a continuation at most; to its end when null")
+    limit: int | None = Field(
+        default=None, ge=1, description="replay at most so many labels, drawn with a fixed seed; null: all"
+    )
+    policy: Named | None = Field(default=None, description="policy that continues; null: the one that made the dataset")
+    env_id: Named | None = Field(default=None, description="the dataset's environment, if the user has to name it")
+    mode: Mode | None = Field(default=None, description="how that policy acts; null: as in the dataset")
+    continuations: int = Field(
+        default=4, ge=1, le=1000, description="pairs of continuations for each label, if the policy samples its actions"
+    )
+    horizon: int | None = Field(default=None, ge=1, description="steps of a continuation at most; null: to its end")
 
 
 @dataclass(frozen=True)

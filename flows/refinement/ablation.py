@@ -31,7 +31,8 @@ class AblateConfig(Frozen):
     """One ablation: modes, training seeds, and the refinement that they vary."""
 
     improve: ImproveConfig = Field(
-        default_factory=lambda: ImproveConfig(random_states=True), description="each refinement; its mode is replaced"
+        default_factory=lambda: ImproveConfig(random_states=True),
+        description="configuration of each refinement; its mode is replaced",
     )
     modes: tuple[TrainingMode, ...] = Field(default=("A", "R", "RA"), min_length=1, description="the rows of the table")
     seeds: int = Field(default=3, ge=1, description="training seeds, from the refinement's own on")

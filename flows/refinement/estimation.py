@@ -197,7 +197,9 @@ class AppraiseConfig(Frozen):
     mode: Mode = Field(default="greedy", description="how policies act in the estimate")
     placebo_draws: int = Field(default=3, ge=2, description="draws of each arm of chance")
     accept: bool = Field(default=False, description="put the policy in force on the estimate alone")
-    workers: int | None = Field(default=None, ge=1, description="processes; one per core when null; never the result")
+    workers: int | None = Field(
+        default=None, ge=1, description="processes; null: one per core; does not change the result"
+    )
 
 
 @dataclass(frozen=True)

@@ -45,7 +45,9 @@ class ImproveConfig(Frozen):
 
     refine: RefineConfig = Field(default_factory=RefineConfig)
     gate: GateConfig = Field(default_factory=GateConfig)
-    random_states: bool = Field(default=False, description="also the arm of other states with the annotator's rules")
+    random_states: bool = Field(
+        default=False, description="add the arm random_states: random states, each with the nearest label"
+    )
     expert: Named | None = Field(default=None, description="policy whose actions are the arm oracle; null: no such arm")
     promote_rules: bool = Field(default=False, description="rules, played, are one more candidate of their arm")
     promote: Promote = Field(
@@ -57,7 +59,9 @@ class ImproveConfig(Frozen):
         default=0, ge=0, description="rounds in which the learner plays and its rules label what it plays"
     )
     log_dir: Path | None = Field(default=None, description="folder for d3rlpy's logs of the labels' training")
-    workers: int | None = Field(default=None, ge=1, description="processes; one per core when null; never the result")
+    workers: int | None = Field(
+        default=None, ge=1, description="processes; null: one per core; does not change the result"
+    )
 
     @property
     def references(self) -> list[ReferenceArm]:

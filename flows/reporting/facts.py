@@ -360,7 +360,7 @@ _ARM_NAMES = {
     "shuffled": "shuffled labels",
     "random": "random suggestions",
     "permuted": "formulas that read other components",
-    "random_states": "random states, same rules",
+    "random_states": "random states, nearest labels",
     "oracle": "an expert's actions",
     "rules_played": "the rules themselves, played",
 }

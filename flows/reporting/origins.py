@@ -214,34 +214,34 @@ def tell_origin(facts: Facts) -> list[tuple[str, list[str]]]:
     parts = [("The episodes", [episodes]), ("Who wrote, and when", [_author(run) for run in runs])]
     if any(run["labels"] for run in runs):
         note = (
-            "A note in the margin is about one step of one episode: the action to take there, a grade of the action "
+            "A label is a note on one step of one episode: the action to take there, a grade of the action "
             "that was taken (−1 to 1), whether the step is critical, a confidence, and the reason in words."
         )
-        parts.insert(1, ("A note", [note]))
+        parts.insert(1, ("A label", [note]))
     if any(run["rules"] for run in runs):
         rule = (
-            "A rule is a condition on the state with the action to take where it holds; so each step that matches "
-            "has a note, made by the rule."
+            "A rule is a condition on the state with the action to take where it holds; it gives a label to each step "
+            "that matches."
         )
         parts.insert(len(parts) - 1, ("A rule", [rule]))
     if facts.comparison is not None:
-        parts.append(("What for", [_purpose(facts.estimated, facts.comparison)]))
+        parts.append(("Purpose", [_purpose(facts.estimated, facts.comparison)]))
     return parts
 
 
 def _purpose(estimated: bool, comparison: Row) -> str:
     judged = "were estimated from the episodes" if estimated else "played the same new episodes"
     return (
-        "The refined policy starts from the weights that played the episodes and is trained to follow the notes. The "
-        "other arms get the same training with notes that mean nothing, or none, to see whether it is the notes that "
+        "The refined policy starts from the weights that played the episodes and is trained to follow the labels. The "
+        "other arms get the same training with meaningless labels, or none, to show whether it is the labels that "
         f"help. All of them {judged}; judged on {when(comparison['created_at'])}."
     )
 
 
 def _author(run: Row) -> str:
     """Who made a run's notes, how many, and on which days."""
-    wrote = [f"{run[what]} {name}" for what, name in (("labels", "notes"), ("rules", "rules")) if run[what]]
-    made = " and ".join(wrote) or "nothing that was kept"
+    wrote = [f"{run[what]} {name}" for what, name in (("labels", "labels"), ("rules", "rules")) if run[what]]
+    made = " and ".join(wrote) or "nothing that was stored"
     name = run["model"] or "an unknown annotator"
     if name.startswith(PERSON):
         return f"{name.removeprefix(PERSON)}, a person, wrote {made}; entered on {when(run['created_at'])[:10]}."
@@ -249,7 +249,7 @@ def _author(run: Row) -> str:
         return f"{made} by {name}, made elsewhere and imported on {when(run['created_at'])[:10]}."
     days = sorted({_day(run, end) for end in ("first", "last")})
     day = " to ".join(days)
-    kept = ", from answers that were recorded earlier and are read again here" if run["recorded"] else ""
+    kept = ", in answers that were recorded earlier" if run["recorded"] else ""
     return f"The language model {name} read the episodes as tables of numbers and wrote {made} on {day}{kept}."
 
 

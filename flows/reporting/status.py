@@ -95,7 +95,7 @@ def watch(store: Store, console: Console, *, every_s: float = 2.0, budget_usd: f
                 shown = draw(look(store), budget_usd)
                 live.update(shown, refresh=True)
             except CatalogLocked:
-                busy = Text("the catalog is being written; this was the last look", style="dim")
+                busy = Text("another process is writing the catalog; this is the last status", style="dim")
                 live.update(Group(shown, busy), refresh=True)
 
 
@@ -105,7 +105,7 @@ def draw(standing: StoreStatus, budget_usd: float | None = None) -> RenderableTy
     if standing.runs:
         parts.append(_table("annotation runs", [_run(row) for row in standing.runs]))
         parts += [
-            Text(visible(f"{row['run_id']} failed: {row['error'] or 'its last command says no more'}"), style="red")
+            Text(visible(f"{row['run_id']} failed: {row['error'] or 'no reason was recorded'}"), style="red")
             for row in standing.runs
             if row["error"] or row["state"] == "failed"
         ]
@@ -113,10 +113,10 @@ def draw(standing: StoreStatus, budget_usd: float | None = None) -> RenderableTy
         parts.append(_table("batches in flight", [_batch(row) for row in standing.batches]))
     if standing.training:
         done, total, seconds = (standing.training[name] for name in ("done", "total", "seconds"))
-        parts.append(Text(f"refinement under way: {done} of {total} arms trained, the last {_age(seconds)} ago"))
+        parts.append(Text(f"refinement in progress: {done} of {total} arms trained, the last {_age(seconds)} ago"))
     if standing.evaluations:
         parts.append(
-            _table("refinement under way: episodes played", [_evaluation(row) for row in standing.evaluations])
+            _table("refinement in progress: episodes played", [_evaluation(row) for row in standing.evaluations])
         )
     if standing.comparison is not None:
         parts += _gate(standing, standing.comparison)

@@ -8,7 +8,7 @@ async function copy(place) {
     return "Copied.";
   } catch {
     getSelection().selectAllChildren(place);
-    return "Marked; press Ctrl+C, or ⌘C on a Mac.";
+    return "Selected; press Ctrl+C, or ⌘C on a Mac.";
   }
 }
 

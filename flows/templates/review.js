@@ -20,7 +20,7 @@ function persist() {
   try {
     localStorage.setItem(place, JSON.stringify({ version: 1, at, answers, history, saved, name, seen }));
   } catch {
-    warn("This browser keeps nothing for this page: save before you close it.");
+    warn("This browser cannot store answers for this page: save before you close it.");
   }
 }
 
@@ -29,7 +29,7 @@ function restore() {
   try {
     kept = JSON.parse(localStorage.getItem(place));
   } catch {
-    warn("What this browser had kept for this queue cannot be read; the review starts anew.");
+    warn("The answers that this browser stored for this queue cannot be read; the review starts again.");
   }
   if (kept?.version !== 1) return 0;
   state.answers = Object.fromEntries(Object.entries(kept.answers ?? {}).map(([item, answer]) => [item, checked(item, answer)]).filter(([, answer]) => answer));
@@ -133,7 +133,7 @@ function undo() {
   if (!last) return say("There is nothing to undo.");
   put(last.item, last.before);
   persist();
-  say(`${last.item}: taken back`);
+  say(`${last.item}: undone`);
   return openItem(last.item - 1);
 }
 
@@ -192,7 +192,7 @@ byId("saving-form").addEventListener("submit", (event) => {
   const name = byId("name").value.trim();
   if (!isName(name)) {
     event.preventDefault();
-    byId("name-problem").textContent = "Letters, digits, spaces and . _ - make a name.";
+    byId("name-problem").textContent = "A name has letters, digits, spaces and . _ - only.";
     return;
   }
   byId("name-problem").textContent = "";
@@ -590,7 +590,7 @@ const EXPLAINED = [
   ...(isGold ? [] : [["a", "accept the suggestion"], ["c", "correct it: choose another action"], ["x", "reject it"], ["r", "show the reason"]]),
   ["u", "unsure"],
   ...(about.discrete ? [["1 … 9", "this action is best"]] : isGold ? [["c", "give the numbers"]] : []),
-  ...(about.kind === "rules" ? [["[ ]", "another step of the rule"]] : [["l", "what was logged is best"], ["y n", "critical, not critical"]]),
+  ...(about.kind === "rules" ? [["[ ]", "another step of the rule"]] : [["l", "the logged action is best"], ["y n", "critical, not critical"]]),
   ["← →", "step through time; with Shift five steps"], ["Home", "back to the step in question"], ["↑ ↓", "previous, next item (also k j)"],
   ["e", "write a note; Esc leaves it"], ["z", "undo"], ["⌫", "clear the answer"], ["s", "save"],
 ];
@@ -652,4 +652,4 @@ byId("keys").append(...EXPLAINED.flatMap(([key, words]) => {
 
 const restored = restore();
 if (total) await openItem(state.at);
-if (restored) say(`${restored} answers of an earlier visit are here again.`);
+if (restored) say(`${restored} answers of an earlier visit were restored.`);

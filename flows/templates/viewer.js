@@ -168,7 +168,7 @@ async function start() {
   function nothingSaid() {
     const steps = state.episode.notes.map((note) => note.step);
     const next = steps.filter((value) => value > step()).sort((a, b) => a - b)[0];
-    const text = !steps.length ? "No notes on this episode." : next === undefined ? "No note on this step." : `No note on this step; the next one is on step ${next}.`;
+    const text = !steps.length ? "No labels in this episode." : next === undefined ? "No label on this step." : `No label on this step; the next one is on step ${next}.`;
     return element("p", text);
   }
 
@@ -177,7 +177,7 @@ async function start() {
     made.className = "card";
     const change = element("p");
     change.className = "change";
-    const words = { confirms: "confirms", corrects: "corrects to", none: "suggests nothing beside" };
+    const words = { confirms: "confirms", corrects: "corrects to", none: "suggests nothing instead of" };
     const verb = element("span", `${words[stance(note)]} `);
     verb.className = stance(note);
     if (stance(note) === "corrects") change.append(element("b", note.logged), " ", verb, element("b", note.suggested ?? "–"));
@@ -235,7 +235,7 @@ async function start() {
       chip.type = "button";
       chip.value = String(at);
       chip.className = kind;
-      chip.setAttribute("aria-label", `note on step ${at}, ${kind}`);
+      chip.setAttribute("aria-label", `label on step ${at}, ${kind}`);
       chip.addEventListener("click", () => goTo(nearest(at)));
       return chip;
     }));
@@ -243,7 +243,7 @@ async function start() {
 
   function listEpisodes() {
     byId("episode").append(...listed.episodes.map((row, place) => {
-      const notes = row.labels ? ` · ${row.labels} notes` : "";
+      const notes = row.labels ? ` · ${row.labels} labels` : "";
       const after = row.rematch === null ? "" : ` → ${number(row.rematch, 0)}`;
       return new Option(`${row.id} · return ${number(row.return, 0)}${after} · ${row.length} steps${notes}`, String(place));
     }));
