@@ -82,27 +82,28 @@ _RULE = tuple(field.name for field in fields(Rule))
 _LIST = tuple(field.name for field in fields(RuleList) if field.name not in ("rules", "terms"))
 
 
-def formula_reader(manifest: Manifest, terms: Sequence[Term] = (), *, is_canonical: bool = False) -> FormulaReader:
-    """Reads expressions about a dataset: its components are called as in `annotated_steps`.
-
-    Raises:
-        BadInput: naming a term that is not allowed.
-    """
-    return FormulaReader.of(component_columns(manifest.component_names), terms, is_canonical=is_canonical)
+def formula_reader(manifest: Manifest) -> FormulaReader:
+    """Reads expressions about a dataset: its components are called as in `annotated_steps`."""
+    return FormulaReader.of(component_columns(manifest.component_names), ())
 
 
-def check_rule_list(listed: RuleList, reader: FormulaReader) -> None:
+def check_rule_list(listed: RuleList, manifest: Manifest) -> FormulaReader:
     """Check that every stored expression of a list is allowed.
+
+    Returns:
+        What reads them.
 
     Raises:
         BadInput: quoting what is not.
     """
+    reader = FormulaReader.of(component_columns(manifest.component_names), listed.terms, is_canonical=True)
     for rule in listed.rules:
         reader.predicate(rule.predicate, is_canonical=True)
         for formula in filter(None, rule.formulas or ()):
             reader.formula(formula, is_canonical=True)
     if listed.potential is not None:
         reader.formula(listed.potential, is_canonical=True)
+    return reader
 
 
 def insert_rule_lists(con: Connection, store: Store, lists: Sequence[RuleList]) -> int:
@@ -117,8 +118,7 @@ def insert_rule_lists(con: Connection, store: Store, lists: Sequence[RuleList]) 
     if not lists:
         return 0
     for listed in lists:
-        manifest = read_manifest(store, listed.dataset_id)
-        check_rule_list(listed, formula_reader(manifest, listed.terms, is_canonical=True))
+        check_rule_list(listed, read_manifest(store, listed.dataset_id))
     insert_rows(con, "rule_lists", [{name: getattr(listed, name) for name in _LIST} for listed in lists])
     insert_rows(con, "terms", [row for listed in lists for row in _term_rows(listed)])
     inserted = insert_rows(con, "rules", [vars(rule) for listed in lists for rule in listed.rules])
@@ -150,8 +150,7 @@ def count_decisions(con: Connection, listed: RuleList, manifest: Manifest) -> li
     Raises:
         BadInput: if an expression is not allowed.
     """
-    reader = formula_reader(manifest, listed.terms, is_canonical=True)
-    check_rule_list(listed, reader)
+    reader = check_rule_list(listed, manifest)
     if not listed.rules:
         return []
     rules = [StoredRule(r.rule_id, r.predicate, r.suggested_action, r.formulas) for r in listed.rules]
@@ -162,7 +161,7 @@ def count_decisions(con: Connection, listed: RuleList, manifest: Manifest) -> li
 
 def varies(con: Connection, listed: RuleList, manifest: Manifest) -> bool:
     """Whether the potential of a list has more than one value in its dataset."""
-    reader = formula_reader(manifest, listed.terms, is_canonical=True)
+    reader = check_rule_list(listed, manifest)
     potential = reader.formula(listed.potential or "0", is_canonical=True)
     scan = scan_steps(manifest.dataset_id, reader, [potential])
     values = f'SELECT {potential.sql} AS value FROM ({scan}) WHERE "acted in"'

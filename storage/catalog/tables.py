@@ -12,6 +12,7 @@ import re
 import tomllib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import fields
 from datetime import datetime
 from functools import cache, lru_cache
 from pathlib import Path
@@ -22,7 +23,7 @@ import pyarrow as pa
 from pydantic import ValidationError
 
 from ..errors import BadInput, Prerequisite
-from ..schema import Manifest, Space, canonical_json, sha256_bytes, sha256_file, sql_name, sql_text
+from ..schema import Annotation, Manifest, Space, canonical_json, sha256_bytes, sha256_file, sql_name, sql_text
 from .connection import Catalog, Connection, error_line
 
 _BOOK = """
@@ -209,21 +210,8 @@ STEP_TYPES = {
     "seed": "BIGINT",
 }
 KEY_TYPES = {"dataset_id": "VARCHAR", "episode_id": "BIGINT", "step": "INTEGER"}
-NOTE_TYPES = {
-    "annotation_id": "VARCHAR",
-    "run_id": "VARCHAR",
-    "request_id": "VARCHAR",
-    **KEY_TYPES,
-    "critical": "BOOLEAN",
-    "suggested_action": "DOUBLE[]",
-    "suggested_label": "VARCHAR",
-    "implicit_reward": "DOUBLE",
-    "confidence": "DOUBLE",
-    "rationale": "VARCHAR",
-    "model": "VARCHAR",
-    "prompt_version": "VARCHAR",
-    "created_at": "TIMESTAMPTZ",
-}
+NOTE_COLUMNS = (*(field.name for field in fields(Annotation)), "created_at")
+"""Of the table `annotations`."""
 JOINED_TYPES = {"agrees": "BOOLEAN", "return_": "DOUBLE", "length": "INTEGER"}
 
 
@@ -232,7 +220,7 @@ def component_columns(names: Sequence[str]) -> list[str]:
 
     A name becomes an SQL identifier; one that is a column of the view already gets the prefix `obs_`.
     """
-    taken = {*NOTE_TYPES, *STEP_TYPES, *JOINED_TYPES}
+    taken = {*NOTE_COLUMNS, *STEP_TYPES, *JOINED_TYPES}
     columns: list[str] = []
     for name in names[:MAX_NAMED_COMPONENTS] if len(names) <= MAX_NAMED_COMPONENTS else []:
         plain = re.sub(r"\W+", "_", name)

@@ -19,7 +19,7 @@ from .rule_views import rule_views
 from .tables import (
     JOINED_TYPES,
     KEY_TYPES,
-    NOTE_TYPES,
+    NOTE_COLUMNS,
     STEP_TYPES,
     Inspection,
     comment_on,
@@ -32,22 +32,6 @@ from .tables import (
 )
 
 _CREATE, _CREATE_MACRO = "CREATE OR REPLACE VIEW ", "CREATE OR REPLACE MACRO "
-_VOTED_TYPES = {**KEY_TYPES, "majority_action": "DOUBLE[]", "majority_label": "VARCHAR"}
-_TALLY_TYPES = _VOTED_TYPES | {"opinions": "BIGINT", "majority_share": "DOUBLE", "agreement": "DOUBLE"}
-_VOTE_TYPES = {"annotation_id": "VARCHAR", "opinion": "VARCHAR", **_VOTED_TYPES, "with_majority": "BOOLEAN"}
-_PAIR_TYPES = {
-    **KEY_TYPES,
-    "annotation_id": "VARCHAR",
-    "run_id": "VARCHAR",
-    "model": "VARCHAR",
-    "confidence": "DOUBLE",
-    "opinion": "VARCHAR",
-    "other_id": "VARCHAR",
-    "other_run_id": "VARCHAR",
-    "other_model": "VARCHAR",
-    "other_opinion": "VARCHAR",
-    "agree": "BOOLEAN",
-}
 _OPINION = "coalesce({0}.request_id, {0}.annotation_id)"  # a reply that two runs share is one opinion
 _SMALL = 100_000
 """Rows that a dataset has at most to be read together with its likes, in one scan: many datasets are small ones."""
@@ -87,6 +71,10 @@ class _Spoken(NamedTuple):
     own: str  # SQL of which labels these are
     dataset_id: str  # SQL of the column
     keys: str  # what a step is named by among them
+
+
+_NOBODY = _Spoken(Space(kind="discrete", dtype="int64", size=1), "false", "dataset_id", "dataset_id, episode_id, step")
+"""What gives a view of labels its columns while there is no dataset."""
 
 
 def temporary_views(con: Connection, rollouts: Path, found: Inspection) -> str:
@@ -140,11 +128,11 @@ def _views(con: Connection, everything: Sequence[_Dataset], damaged: Container[s
     """The statement that makes each view, and each macro below them, by its name, each after what it needs."""
     datasets = [dataset for dataset in everything if dataset.dataset_id not in damaged]
     scans = _scan_together(datasets)
-    noted = _no_rows(NOTE_TYPES | STEP_TYPES | JOINED_TYPES)
+    noted = _no_rows(STEP_TYPES | JOINED_TYPES, NOTE_COLUMNS, "annotations")
     statements = [
         _view("steps", [_no_rows(KEY_TYPES | STEP_TYPES), *map(_steps_of, scans)]),
         _view("annotated_steps", [noted, *map(_annotated_steps_of, scans)]),
-        *_opinion_views(_speak_alike(everything)),
+        *_opinion_views(_speak_alike(everything) or [_NOBODY]),
         *rule_views(con, [(d.dataset_id, d.action_space, d.component_names) for d in datasets]),
         *map(_read_view, _SUMMARIES),
     ]
@@ -250,7 +238,7 @@ def _paths(datasets: Sequence[_Dataset]) -> str:
 
 def _annotated_steps_of(scan: _Scan) -> str:
     """Values are made of the rows that have an annotation only: they are computed above the join, not below it."""
-    notes = ", ".join(f"notes.{name}" for name in NOTE_TYPES)
+    notes = ", ".join(f"notes.{name}" for name in NOTE_COLUMNS)
     dataset, columns = scan.like, _step_columns(scan.like)
     steps = ", ".join(f"{value} AS {name}" for name, value in columns.items())
     components = "".join(
@@ -281,14 +269,11 @@ def _opinion_views(spoken: Sequence[_Spoken]) -> list[str]:
     Args:
         spoken: the labels of all datasets, by action space.
     """
-    pairs = [_no_rows(_PAIR_TYPES), *map(_pairs, spoken)]
-    tallies = [_no_rows(_TALLY_TYPES), *((_count if said.space.is_discrete else _measure)(said) for said in spoken)]
-    votes = [_no_rows(_VOTE_TYPES), *map(_votes, spoken)]
     return [
-        _view("opinion_pairs", pairs),
-        _view("tallies", tallies),
+        _view("opinion_pairs", [_pairs(labels) for labels in spoken]),
+        _view("tallies", [(_count if labels.space.is_discrete else _measure)(labels) for labels in spoken]),
         _read_view("majorities"),
-        _view("majority_votes", votes),
+        _view("majority_votes", [_votes(labels) for labels in spoken]),
     ]
 
 
@@ -364,6 +349,7 @@ def _view(name: str, selects: Sequence[str]) -> str:
     return f"{_CREATE}{name} AS\n" + "\nUNION ALL BY NAME\n".join(selects)
 
 
-def _no_rows(types: Mapping[str, str]) -> str:
-    """What gives a view its columns while there is no dataset."""
-    return "SELECT " + ", ".join(f"NULL::{kind} AS {name}" for name, kind in types.items()) + " WHERE false"
+def _no_rows(types: Mapping[str, str], columns: Sequence[str] = (), table: str = "(SELECT 1)") -> str:
+    """What gives a view its columns while there is no dataset: some of a table, and others of these types."""
+    selected = [*columns, *(f"NULL::{kind} AS {name}" for name, kind in types.items())]
+    return f"SELECT {', '.join(selected)} FROM {table} WHERE false"

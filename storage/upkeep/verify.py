@@ -8,7 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..annotations import check_rule_list, formula_reader, load_rule_lists
+from ..annotations import check_rule_list, load_rule_lists
 from ..catalog import inspect_shards
 from ..datasets import check_shard, damaged_columns, list_pools, read_manifest
 from ..disk import is_sealed
@@ -259,6 +259,6 @@ def _check_rules(store: Store) -> Iterator[Damage]:
         manifest = read_manifest(store, dataset_id)
         for listed in load_rule_lists(store, dataset_id):
             try:
-                check_rule_list(listed, formula_reader(manifest, listed.terms, is_canonical=True))
+                check_rule_list(listed, manifest)
             except BadInput as refused:
                 yield Damage(CATALOG, f"the list of rules {listed.list_id}: {refused.problem.rstrip('.')}", _RESTORE)
