@@ -171,28 +171,19 @@ def _label(note: Annotation) -> dict[str, Any]:
 
 def _spell_out(table: pa.Table, manifest: Manifest) -> pl.DataFrame:
     """Lists as columns of their numbers; narrow floats as doubles, whose text is exact."""
-    columns: dict[str, pa.Array | pa.ChunkedArray] = {}
-    kind = table["policy_output"].type
-    outputs = [str(place) for place in range(kind.list_size if pa.types.is_fixed_size_list(kind) else 0)]
-    names = {"observation": manifest.component_names, "action": manifest.action_names, "policy_output": outputs}
-    for name in table.column_names:
+    frame = pl.DataFrame(pl.from_arrow(table))
+    columns: list[pl.Expr | pl.Series] = []
+    for name, kind in frame.schema.items():
         if name == "annotations":
-            columns[name] = pa.array([canonical_json(notes) for notes in table[name].to_pylist()])
-        elif pa.types.is_nested(table[name].type):
-            columns |= {f"{name}.{part}": values for part, values in _parts(table[name], names[name])}
-        else:
-            columns[name] = table[name]
-    return pl.DataFrame(pl.from_arrow(pa.table(columns)))
-
-
-def _parts(column: pa.ChunkedArray, names: Sequence[str]) -> Iterator[tuple[str, pa.Array]]:
-    absent = np.asarray(column.is_null())
-    values = np.zeros((len(column), len(names)), column.type.value_type.to_pandas_dtype())
-    if not absent.all():
-        values[~absent] = np.asarray(column.drop_null().combine_chunks().flatten()).reshape(-1, len(names))
-    wide = values.astype(np.float64) if values.dtype.kind == "f" else values
-    for place, name in enumerate(names):
-        yield name, pa.array(wide[:, place], mask=absent)
+            columns.append(pl.Series(name, [canonical_json(notes) for notes in table[name].to_pylist()], pl.String))
+        elif isinstance(kind, pl.Array):
+            given = {"observation": manifest.component_names, "action": manifest.action_names}
+            for place, part in enumerate(given.get(name, range(kind.size))):
+                cell = pl.col(name).arr.get(place).alias(f"{name}.{part}")
+                columns.append(cell.cast(pl.Float64) if kind.inner.is_float() else cell)
+        elif not kind.is_nested():
+            columns.append(pl.col(name))
+    return frame.select(columns)
 
 
 @contextmanager

@@ -202,7 +202,10 @@ def number_episodes(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
     """Rows without an episode's number get one; a row with a flag is the last one of its episode."""
     done = 0
     for table in tables:
-        ends = _any_flag(table)
+        flags = [table[name].cast(pa.bool_()) for name in ("terminated", "truncated") if name in table.column_names]
+        ends = np.zeros(table.num_rows, np.bool_)
+        for flag in flags:
+            ends |= np.asarray(pc.fill_null(flag, False))
         ids = done + np.cumsum(np.append(0, ends[:-1])) if len(ends) else np.zeros(0, np.int64)
         done = int(ids[-1] + ends[-1]) if len(ends) else done
         yield table.append_column("episode_id", pa.array(ids.astype(np.int64)))
@@ -224,12 +227,6 @@ def unreadable(path: Path, error: Exception) -> BadInput:
     """What is said of a file that cannot be read, in one line."""
     lines = str(error).splitlines()
     return BadInput(f"{path} cannot be read: {lines[0] if lines else type(error).__name__}.")
-
-
-def _any_flag(table: pa.Table) -> np.ndarray:
-    flags = [name for name in ("terminated", "truncated") if name in table.column_names]
-    columns = [np.asarray(pc.fill_null(table[name].cast(pa.bool_()), False)) for name in flags]
-    return np.any(columns, axis=0) if columns else np.zeros(table.num_rows, np.bool_)
 
 
 def _last_start(table: pa.Table) -> int:

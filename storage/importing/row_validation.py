@@ -146,8 +146,6 @@ def _flag(rows: _Rows, name: str) -> NDArray[np.bool_]:
 
 def _reward(rows: _Rows) -> NDArray[np.float64]:
     rewards = _scalars(rows, "reward").astype(np.float64)
-    rows.require(rows.present("reward") | rows.is_final, "the reward is null")
-    rows.require(rows.finite(rewards), "the reward is not finite", "")
     rows.require(~rows.is_final | (rewards == 0), "the final row has a reward")
     return rewards
 
@@ -155,7 +153,6 @@ def _reward(rows: _Rows) -> NDArray[np.float64]:
 def _action(rows: _Rows) -> Array:
     kind = rows.table["action"].type
     values = _lists(rows, "action", ~rows.is_final) if is_list(kind) else _scalars(rows, "action")
-    rows.require(rows.present("action") | rows.is_final, "the action is null")
     is_zero = (values == 0).reshape(len(values), -1).all(axis=1)
     rows.require(~rows.is_final | is_zero, "the last row of its episode has an action")
     return values
@@ -185,6 +182,7 @@ def _scalars(rows: _Rows, name: str) -> Array:
     column = rows.table[name]
     if not is_number(column.type):
         raise BadInput(f"The column {name!r} is of type {column.type}; it has to be numbers.")
+    rows.require(rows.present(name) | rows.is_final, f"the {name} is null")
     values = pc.fill_null(column, 0).to_numpy()
     rows.require(rows.finite(values), f"the {name} is not finite", "")
     return values
