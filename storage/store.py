@@ -147,12 +147,7 @@ class Store:
             raise
 
     def select(self, question: str, values: Values = ()) -> list[Any]:
-        """The rows of an answer of the catalog.
-
-        Args:
-            question: a statement that reads.
-            values: for its parameters, by place or by name.
-        """
+        """The rows of an answer of the catalog."""
         with self.catalog.read() as con:
             return con.execute(question, values).fetchall()
 

@@ -9,7 +9,6 @@ from collections import namedtuple
 from dataclasses import fields
 from pathlib import Path
 
-import numpy as np
 import pytest
 from soak import every
 from toy_datasets import make_draft, make_episode, same, write
@@ -107,7 +106,6 @@ def test_a_damaged_shard_is_told_and_leaves_no_columns(large: Store) -> None:
 
 @pytest.mark.slow
 def test_a_few_episodes_are_read_from_the_shards(large: Store) -> None:
-    assert np.array_equal(read_steps(large, "d1", episode_ids=[3]).reward[:-1], EPISODES[3].rewards)
     assert same(steps.read_episode(large, "d1", 3), EPISODES[3])
     assert not large.columns_root.exists()
 

@@ -138,7 +138,6 @@ def test_flat_columns_have_final_rows_with_zeros(store: Store) -> None:
     assert rows.observation.dtype == np.float32
     assert rows.rows_of([4], [2]) == [5]
     assert rows.rows_of([4, 0], [0, 1]).tolist() == [3, 1]
-    assert read_steps(store, "d1", episode_ids=[4]).rows_of([4], [1]) == [1]
 
 
 @pytest.mark.parametrize(("episode_id", "step"), [(1, 0), (5, 0), (-1, 0), (0, 3), (0, -1)])

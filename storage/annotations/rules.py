@@ -291,12 +291,7 @@ class RuleSummary:
 
 
 def summarise_rules(store: Store, dataset_id: str, run_ids: Sequence[str]) -> RuleSummary:
-    """Coverage, agreement and conflicts of the rules of some runs.
-
-    Args:
-        store: the store.
-        dataset_id: a dataset of it.
-        run_ids: annotation runs.
+    """Coverage, agreement and conflicts of the rules of some runs in a dataset.
 
     Returns:
         Agreement with the logged action and with labels of single steps is over the steps where a rule decides. Two

@@ -48,7 +48,7 @@ def rule_views(con: Connection, datasets: Sequence[tuple[str, Space, Sequence[st
     What is not allowed any more, in a catalog that was changed another way, matches nothing.
 
     Args:
-        con: a connection of the catalog.
+        con: a connection to the catalog.
         datasets: id, action space and component names of each that can be shown.
     """
     if con.execute("SELECT 1 FROM rules LIMIT 1").fetchone() is None:
@@ -202,11 +202,6 @@ def scan_steps(dataset_id: str, reader: FormulaReader, expressions: Sequence[Exp
 
     "acted in" is false in the final rows, which nothing may be said of. They stay: rows that are left out would make
     DuckDB compute everything above by way of an index of the others, which takes longer than to compute them, too.
-
-    Args:
-        dataset_id: the dataset.
-        reader: of a list of rules.
-        expressions: of that list.
     """
     needed = reader.needs(expressions)
     named = {column: number_sql(f"observation[{place}]::DOUBLE") for place, column in enumerate(reader.columns, 1)}

@@ -2,7 +2,8 @@
 
 The steps are ordered, one transaction each, and recorded in `schema_migrations`; they are the files `migrations/*.sql`.
 One that was released is never edited; a change is a new file at the end. The words are read from `comments.toml`, and
-written as the catalog's comments. Views are made in `views.py`.
+written as the catalog's comments. Views are made in `views.py`. `rollouts` is the absolute folder with one folder per
+dataset.
 """
 
 from __future__ import annotations
@@ -333,10 +334,6 @@ def inspect_shards(con: Connection, rollouts: Path) -> Inspection:
 
     All of a file is compared when its time has changed since that was last done; otherwise it is not opened, so that
     what is old costs a look into its folder only. What changed without another time is found when a question meets it.
-
-    Args:
-        con: a connection of the catalog.
-        rollouts: the absolute folder with one folder per dataset.
     """
     known = _known_rows(con)
     shards: dict[str, list[str]] = {}
@@ -364,14 +361,9 @@ def note_shards(con: Connection, rows: Sequence[ShardRow]) -> None:
 
 
 def suspect_shards(con: Connection, rollouts: Path) -> list[Path]:
-    """Compare all of every file, whatever its time; those that are damaged are compared again at each opening.
+    """The damaged files: all of every file is compared, whatever its time.
 
-    Args:
-        con: a connection of `Catalog.write`.
-        rollouts: the absolute folder with one folder per dataset.
-
-    Returns:
-        The damaged files.
+    Those that are damaged are compared again at each opening, which is noted in the catalog.
     """
     paths = {rollouts / row.dataset_id / row.shard: row for rows in _known_rows(con).values() for row in rows}
     found = [path for path, row in paths.items() if not path.is_file() or sha256_file(path) != row.sha256]
@@ -444,10 +436,6 @@ def look_at_views(con: Connection, rollouts: Path) -> ViewState:
     """Whether the views fit the datasets that are registered, their files, and the place where the store lies now.
 
     Nothing is made for that: the table `view_marks` says what the views were made from.
-
-    Args:
-        con: a connection of the catalog.
-        rollouts: the absolute folder with one folder per dataset.
     """
     found = inspect_shards(con, rollouts)
     ((marks, rules),) = con.execute(

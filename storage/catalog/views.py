@@ -78,13 +78,7 @@ _NOBODY = _Spoken(Space(kind="discrete", dtype="int64", size=1), "false", "datas
 
 
 def temporary_views(con: Connection, rollouts: Path, found: Inspection) -> str:
-    """Statements that make the views for one connection alone, where the catalog cannot be written and they do not fit.
-
-    Args:
-        con: a connection of the catalog.
-        rollouts: the absolute folder with one folder per dataset.
-        found: what there is in it.
-    """
+    """Statements that make the views for one connection alone, where they do not fit and cannot be written."""
     script = ";\n".join(_views(con, _datasets(con, rollouts, found), found.damaged).values())
     for start in (_CREATE, _CREATE_MACRO):
         script = script.replace(start, start.replace("REPLACE", "REPLACE TEMP"))

@@ -184,13 +184,7 @@ def decode_episodes(table: pa.Table, draft: ManifestDraft) -> Iterator[Episode]:
 
 
 def cut_episodes(rows: StepArrays, seeds: Sequence[int | None], draft: ManifestDraft) -> Iterator[Episode]:
-    """Flat columns as episodes, in the order of the rows.
-
-    Args:
-        rows: whole episodes.
-        seeds: one per episode.
-        draft: the dataset's manifest, for its spaces.
-    """
+    """Flat columns of whole episodes, and a seed for each, as episodes in the order of the rows."""
     for start, length, seed in zip(rows.starts, rows.lengths, seeds, strict=True):
         acted = slice(start, start + length)
         observations = rows.observation[start : start + length + 1]

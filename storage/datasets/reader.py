@@ -68,12 +68,8 @@ class CataloguedEpisode(NamedTuple):
 
 def catalogued_episodes(store: Store, dataset_id: str) -> list[CataloguedEpisode]:
     """What the catalog says about the episodes of a dataset, ascending."""
-    with store.catalog.read() as con:
-        rows = con.execute(
-            "SELECT episode_id, seed, length, return_ FROM episodes WHERE dataset_id = ? ORDER BY episode_id",
-            [dataset_id],
-        ).fetchall()
-    return [CataloguedEpisode(*row) for row in rows]
+    question = "SELECT episode_id, seed, length, return_ FROM episodes WHERE dataset_id = ? ORDER BY episode_id"
+    return [CataloguedEpisode(*row) for row in store.select(question, [dataset_id])]
 
 
 def resolve_dataset(store: Store, name: str | None = None) -> str:
@@ -129,13 +125,17 @@ def iterate_episodes(store: Store, dataset_id: str, episode_ids: Sequence[int] |
         DamagedStore: if a shard is damaged.
     """
     manifest = read_manifest(store, dataset_id)
+    if episode_ids is None:
+        for shard in manifest.shards:
+            yield from decode_episodes(read_shard(store, manifest, shard), manifest)
+        return
     for shard, wanted in _plan(manifest, episode_ids):
-        episodes = decode_episodes(_read_wanted(store, manifest, shard, wanted), manifest)
-        if wanted is None:
-            yield from episodes
-        else:
-            found = {episode.episode_id: episode for episode in episodes}
-            yield from (found[episode_id] for episode_id in wanted)
+        table = read_shard(store, manifest, shard, episodes=(min(wanted), max(wanted)))
+        asked = table.filter(pa.array(np.isin(np.asarray(table["episode_id"]), wanted)))
+        found = {episode.episode_id: episode for episode in decode_episodes(asked, manifest)}
+        if missing := set(wanted) - found.keys():
+            raise _unknown(min(missing), [shard])
+        yield from (found[episode_id] for episode_id in wanted)
 
 
 def list_episodes(store: Store, dataset_id: str) -> list[Episode]:
@@ -150,19 +150,14 @@ def list_episodes(store: Store, dataset_id: str) -> list[Episode]:
     return list(iterate_episodes(store, dataset_id) if mapped is None else cut_episodes(*mapped, manifest))
 
 
-def read_steps(store: Store, dataset_id: str, *, episode_ids: Sequence[int] | None = None) -> StepArrays:
-    """Rows of a dataset as flat columns, episodes ascending, each once; all rows of a large dataset are mapped.
+def read_steps(store: Store, dataset_id: str) -> StepArrays:
+    """Rows of a dataset as flat columns, episodes ascending; those of a large dataset are mapped.
 
     Raises:
-        BadInput: if there is no such dataset or episode.
+        BadInput: if there is no such dataset.
         DamagedStore: if a shard is damaged.
     """
-    manifest = read_manifest(store, dataset_id)
-    if episode_ids is None:
-        return _read_all(store, [manifest])
-    plan = _plan(manifest, sorted(set(episode_ids)))
-    tables = [_read_wanted(store, manifest, shard, wanted) for shard, wanted in plan]
-    return decode_steps(tables, sum(table.num_rows for table in tables), manifest)
+    return _read_all(store, [read_manifest(store, dataset_id)])
 
 
 _ALIKE = ("env_id", "env_kwargs", "observation_space", "action_space", "component_names", "action_names")
@@ -235,11 +230,8 @@ def _draft(manifests: Sequence[Manifest]) -> ManifestDraft:
     return manifests[0] if has_outputs else manifests[0].model_copy(update={"policy_output": None})
 
 
-def _plan(manifest: Manifest, episode_ids: Sequence[int] | None) -> Iterator[tuple[Shard, list[int] | None]]:
+def _plan(manifest: Manifest, episode_ids: Sequence[int]) -> Iterator[tuple[Shard, list[int]]]:
     """Which episodes to take from which shard; consecutive episodes of one shard are read together."""
-    if episode_ids is None:
-        yield from ((shard, None) for shard in manifest.shards)
-        return
     shards = manifest.shards
     ids = [int(episode_id) for episode_id in episode_ids]
     places = [bisect_left(shards, episode_id, key=lambda shard: shard.last_episode) for episode_id in ids]
@@ -247,16 +239,6 @@ def _plan(manifest: Manifest, episode_ids: Sequence[int] | None) -> Iterator[tup
         raise _unknown(ids[places.index(len(shards))], shards)
     for place, pairs in groupby(zip(places, ids, strict=True), key=itemgetter(0)):
         yield shards[place], [episode_id for _, episode_id in pairs]
-
-
-def _read_wanted(store: Store, manifest: Manifest, shard: Shard, wanted: list[int] | None) -> pa.Table:
-    if wanted is None:
-        return read_shard(store, manifest, shard)
-    table = read_shard(store, manifest, shard, episodes=(min(wanted), max(wanted)))
-    ids = np.asarray(table["episode_id"])
-    if missing := np.setdiff1d(wanted, ids).tolist():
-        raise _unknown(missing[0], [shard])
-    return table.filter(pa.array(np.isin(ids, wanted)))
 
 
 def _unknown(episode_id: int, shards: Sequence[Shard]) -> BadInput:

@@ -289,12 +289,7 @@ def disk_failed(error: OSError, path: Path) -> DiskFailed:
 
 
 def explain_disk(error: Exception, path: Path) -> DiskFailed | None:
-    """The message for an error of the disk, also one that a library reports as text; None for others.
-
-    Args:
-        error: what was raised.
-        path: what was being written.
-    """
+    """The message for an error of the disk while a path was written, also from a library's text; None for others."""
     code = error.errno if isinstance(error, OSError) and error.errno else _code_in(str(error))
     return None if code is None or code in _NOT_OF_DISKS else _failed(code, os.strerror(code), path)
 

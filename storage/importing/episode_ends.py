@@ -303,13 +303,7 @@ def refuse_or_warn(finding: Finding | None, report: ImportReport) -> None:
 
 
 def without_reset(episode: Episode, kinds: Mapping[int, Kind], report: ImportReport) -> Episode | None:
-    """An episode without its reset; None if nothing remains.
-
-    Args:
-        episode: as it was recorded.
-        kinds: episode id -> kind of reset.
-        report: counted up.
-    """
+    """An episode without its reset, of the kind that its id has; None if nothing remains."""
     kind = kinds.get(episode.episode_id)
     if kind is None:
         return episode

@@ -155,13 +155,7 @@ def ask(con: Connection, name: str, **values: object) -> list[Row]:
 
 
 def select_column(con: Connection, question: str, values: Values = ()) -> list[Any]:
-    """The first column of an answer.
-
-    Args:
-        con: a connection to the catalog.
-        question: a statement, which may also change rows and return them.
-        values: for its parameters, by place or by name.
-    """
+    """The first column of an answer; a statement may also change rows and return them."""
     return [row[0] for row in con.execute(question, values).fetchall()]
 
 

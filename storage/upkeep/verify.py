@@ -73,13 +73,7 @@ def _check_catalog(store: Store) -> Iterator[Damage]:
 
 
 class _FileCheck:
-    """Compares files with what the catalog knows of them; without a catalog, with what lies beside them.
-
-    Args:
-        store: the store.
-        tell: called with the name of each file before it is read.
-        is_readable: whether the catalog can be asked.
-    """
+    """Compares files with what the catalog knows of them or, if it cannot be read, with what lies beside them."""
 
     def __init__(self, store: Store, tell: Callable[[str], None], is_readable: bool) -> None:
         self._store, self._tell, self._is_readable = store, tell, is_readable
