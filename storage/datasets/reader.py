@@ -21,7 +21,6 @@ from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 
 from ..disk import UnreadableError, decode_json, exclusive_lock, map_arrays, publish_arrays
 from ..errors import BadInput, Prerequisite, did_you_mean
@@ -316,8 +315,8 @@ def damaged_columns(store: Store, manifests: Sequence[Manifest]) -> list[Path]:
         return [folder]
     wrong: set[str] = set()
     places = dict.fromkeys(found, 0)
-    for part, seeds in _parts(store, manifests):
-        for name, column in {**_columns(part), _SEEDS: seeds}.items():
+    for part in _parts(store, manifests):
+        for name, column in part.items():
             start, places[name] = places[name], places[name] + len(column)
             if found[name][start : places[name]].tobytes() != column.tobytes():
                 wrong.add(name)
@@ -326,9 +325,8 @@ def damaged_columns(store: Store, manifests: Sequence[Manifest]) -> list[Path]:
 
 def _open_columns(folder: Path, manifests: Sequence[Manifest]) -> dict[str, Array] | None:
     """The columns of a folder; None if one is missing or has a wrong type or size."""
-    rows = _rows(manifests)
-    expected = {name: (column.dtype, (rows, *column.shape[1:])) for name, column in _empty(manifests).items()}
-    expected[_SEEDS] = (np.dtype(np.int64), (sum(manifest.episodes for manifest in manifests),))
+    lengths = _lengths(manifests)
+    expected = {name: (empty.dtype, (lengths[name], *empty.shape[1:])) for name, empty in _empty(manifests).items()}
     try:
         found = map_arrays(folder, expected)
     except (OSError, ValueError, EOFError):
@@ -337,7 +335,14 @@ def _open_columns(folder: Path, manifests: Sequence[Manifest]) -> dict[str, Arra
 
 
 def _empty(manifests: Sequence[Manifest]) -> dict[str, Array]:
-    return _columns(decode_steps([], 0, _draft(manifests)))
+    """Columns without rows."""
+    return {**_columns(decode_steps([], 0, _draft(manifests))), _SEEDS: np.zeros(0, np.int64)}
+
+
+def _lengths(manifests: Sequence[Manifest]) -> dict[str, int]:
+    """Rows of each column."""
+    episodes = sum(manifest.episodes for manifest in manifests)
+    return dict.fromkeys(_NAMES, _rows(manifests)) | {_SEEDS: episodes}
 
 
 def _folder(store: Store, manifests: Sequence[Manifest]) -> Path:
@@ -362,20 +367,17 @@ def _write(store: Store, manifests: Sequence[Manifest], folder: Path) -> bool:
     """Write the columns shard by shard, in place of those of another pool; False if there is no space for them."""
     for other in folder.parent.iterdir() if len(manifests) > 1 else ():
         shutil.rmtree(other, ignore_errors=True)
-    empty = _empty(manifests)
-    row_bytes = sum(column.itemsize * math.prod(column.shape[1:]) for column in empty.values())
-    rows = _rows(manifests)
-    if shutil.disk_usage(folder.parent).free < _ROOM * rows * row_bytes:
+    empty, lengths = _empty(manifests), _lengths(manifests)
+    size = sum(lengths[name] * column.itemsize * math.prod(column.shape[1:]) for name, column in empty.items())
+    if shutil.disk_usage(folder.parent).free < _ROOM * size:
         return False
-    lengths = dict.fromkeys(empty, rows) | {_SEEDS: sum(manifest.episodes for manifest in manifests)}
-    parts = ({**_columns(part), _SEEDS: seeds} for part, seeds in _parts(store, manifests))
     members = {_MEMBERS: canonical_json([manifest.dataset_id for manifest in manifests]).encode()}
-    publish_arrays(folder, empty | {_SEEDS: np.zeros(0, np.int64)}, lengths, parts, members if manifests[1:] else {})
+    publish_arrays(folder, empty, lengths, _parts(store, manifests), members if manifests[1:] else {})
     return True
 
 
-def _parts(store: Store, manifests: Sequence[Manifest]) -> Iterator[tuple[StepArrays, NDArray[np.int64]]]:
-    """Each shard's rows, and the seeds of its episodes."""
+def _parts(store: Store, manifests: Sequence[Manifest]) -> Iterator[dict[str, Array]]:
+    """The columns of each shard."""
     draft = _draft(manifests)
     for manifest, shift in zip(manifests, episode_shifts(manifests), strict=True):
         for shard in manifest.shards:
@@ -383,7 +385,7 @@ def _parts(store: Store, manifests: Sequence[Manifest]) -> Iterator[tuple[StepAr
             rows = decode_steps([table], table.num_rows, draft)
             rows.episode_id[:] += shift
             seeds = table["seed"].take(pa.array(rows.starts)).fill_null(_UNKNOWN_SEED)
-            yield rows, seeds.to_numpy()
+            yield {**_columns(rows), _SEEDS: seeds.to_numpy()}
 
 
 def _columns(rows: StepArrays) -> dict[str, Array]:
