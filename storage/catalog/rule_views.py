@@ -42,7 +42,7 @@ class StoredList:
     rules: Sequence[StoredRule]
 
 
-def rule_views(con: Connection, datasets: Sequence[tuple[str, Space, Sequence[str]]]) -> Sequence[str]:
+def rule_views(con: Connection, datasets: Sequence[tuple[str, Space, Sequence[str]]]) -> list[str]:
     """Statements that make the views of rules.
 
     What is not allowed any more, in a catalog that was changed another way, matches nothing.
@@ -51,11 +51,9 @@ def rule_views(con: Connection, datasets: Sequence[tuple[str, Space, Sequence[st
         con: a connection to the catalog.
         datasets: id, action space and component names of each that can be shown.
     """
-    if con.execute("SELECT 1 FROM rules LIMIT 1").fetchone() is None:
-        return NO_RULES
     shown = {name: (space, tuple(component_columns(names))) for name, space, names in datasets}
     queries = [query for stored in _stored_lists(con, shown) if (query := _ListQuery.of(stored)).read]
-    return [_ruled_steps(queries), _rule_labels(queries), _CRITICAL_STEPS]
+    return [_ruled_steps(queries), _rule_labels(queries)]
 
 
 def _stored_lists(con: Connection, shown: dict[str, tuple[Space, tuple[str, ...]]]) -> Iterator[StoredList]:
@@ -283,14 +281,3 @@ SELECT rules.* EXCLUDE (suggested_action, created_at), matched.* EXCLUDE (datase
 FROM (
 {matched}
 ) AS matched JOIN rules USING (dataset_id, rule_id)"""
-
-
-_CRITICAL_STEPS = f"""{_CREATE}critical_steps AS
-SELECT dataset_id, episode_id, step, run_id, annotation_id, NULL::VARCHAR AS rule_id, suggested_action, suggested_label,
-    confidence, rationale, model
-FROM annotations WHERE critical
-UNION ALL BY NAME
-SELECT dataset_id, episode_id, step, run_id, rule_id, suggested_action, suggested_label, confidence, rationale, model
-FROM rule_labels WHERE critical"""
-NO_RULES: Sequence[str] = (_ruled_steps(()), _rule_labels(()), _CRITICAL_STEPS)
-"""The views where there is no rule."""

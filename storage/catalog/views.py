@@ -36,7 +36,7 @@ _OPINION = "coalesce({0}.request_id, {0}.annotation_id)"  # a reply that two run
 _SMALL = 100_000
 """Rows that a dataset has at most to be read together with its likes, in one scan: many datasets are small ones."""
 _SUMMARIES = (
-    *("label_agreement", "current_label_replays", "current_reviews", "refused_opinions"),
+    *("critical_steps", "label_agreement", "current_label_replays", "current_reviews", "refused_opinions"),
     *("spending", "label_quality", "annotator_scores", "leaderboard"),
 )
 _FOLDER = Path(__file__).parent / "views"

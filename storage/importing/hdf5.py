@@ -101,7 +101,10 @@ class _Arrays:
     def __init__(self, path: Path, file: File) -> None:
         self.path = path
         self._file = file
-        self.notes = _read_notes(path, file)
+        notes = file.attrs.get(MANIFEST_KEY)
+        if not isinstance(notes, str | bytes | None):
+            raise BadInput(f"{path}: its attribute {MANIFEST_KEY!r} is not a text.", "Export the dataset again.")
+        self.notes = notes  # the manifest that an exported file carries
 
     @property
     def names(self) -> set[str]:
@@ -166,16 +169,6 @@ class _Arrays:
 
 
 _EXPECTED = "It has to be a D4RL file (observations, actions, rewards, terminals) or a dump of d3rlpy's ReplayBuffer."
-
-
-def _read_notes(path: Path, file: File) -> str | bytes | None:
-    """The manifest that an exported file carries."""
-    if MANIFEST_KEY not in file.attrs:
-        return None
-    notes = file.attrs[MANIFEST_KEY]
-    if not isinstance(notes, str | bytes):
-        raise BadInput(f"{path}: its attribute {MANIFEST_KEY!r} is not a text.", "Export the dataset again.")
-    return notes
 
 
 def _check_link(path: Path, group: File, name: str) -> Any:

@@ -152,7 +152,6 @@ def _without_resets(reading: Reading, draft: ManifestDraft, report: ImportReport
         return reading
     signs = ResetSigns(limit=sys.maxsize)
     for episode in _episodes(reading, draft, ImportReport()):
-        check_episode(episode, draft)
         signs.see(episode)
     return replace(reading, resets=resets_to_drop(signs, report))
 
@@ -161,7 +160,6 @@ def _check_and_hash(reading: Reading, draft: ManifestDraft, report: ImportReport
     digest, signs = hashlib.sha256(), ResetSigns()
     last = -1
     for episode in _episodes(reading, draft, report):
-        check_episode(episode, draft)
         if episode.episode_id <= last:
             raise BadInput(f"Episode {episode.episode_id} follows episode {last}; ids have to ascend.")
         last = episode.episode_id
@@ -186,6 +184,7 @@ def _episodes(reading: Reading, draft: ManifestDraft, report: ImportReport) -> I
         fitted = _in_spaces(steps, draft.observation_space, draft.action_space, exactly=reading.recording.exactly)
         for episode in cut_episodes(fitted, seeds, draft):
             if (kept := without_reset(episode, reading.resets, report)) is not None:
+                check_episode(kept, draft)
                 yield kept
 
 
