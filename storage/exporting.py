@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 
 from .annotations import load_annotations
 from .datasets import iterate_episodes, read_manifest, read_shard
-from .disk import TEMPORARY, sync_file, sync_folder, write_whole, writing
+from .disk import TEMPORARY, sync_to_disk, write_whole, writing
 from .importing import MANIFEST_KEY, sidecar
 from .schema import Annotation, Array, Episode, Manifest, Space, canonical_json
 from .store import Store
@@ -193,9 +193,9 @@ def _replacing(path: Path) -> Generator[Path]:
     try:
         yield temporary
         with writing(path):
-            sync_file(temporary)
+            sync_to_disk(temporary)
             temporary.replace(path)
-            sync_folder(path.parent)
+            sync_to_disk(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -25,7 +25,7 @@ from .catalog import (
     suspect_shards,
     temporary_views,
 )
-from .disk import TEMPORARY, exclusive_lock, sync_file, sync_folder, writing
+from .disk import TEMPORARY, exclusive_lock, sync_to_disk, writing
 from .errors import BadInput, DamagedStore, DiskFailed, LeftOutWarning, Prerequisite
 
 Values = Sequence[object] | Mapping[str, object]
@@ -341,9 +341,9 @@ def _create_catalog(path: Path) -> bool:
         if path.exists():
             return False
         new.write_bytes(_new_catalog())
-        sync_file(new)
+        sync_to_disk(new)
         new.rename(path)
-        sync_folder(path.parent)
+        sync_to_disk(path.parent)
         return True
 
 

@@ -212,7 +212,7 @@ def test_what_the_disk_refuses_beside_the_caller_is_said_at_its_next_word_and_le
     with StepsWriter(store, make_draft(), shard_bytes=1) as writer:
         writer.write(make_episode(0))
         assert writer.keep() == 1
-        monkeypatch.setattr("storage.datasets.files.sync_file", refuse)
+        monkeypatch.setattr("storage.datasets.files.sync_to_disk", refuse)
         writer.write(make_episode(1))
         with pytest.raises(DiskFailed, match="is full"):
             writer.write(make_episode(2))

@@ -20,7 +20,7 @@ import gymnasium
 import numpy as np
 from gymnasium import spaces
 
-from storage.disk import parse_json, publish_folder, read_file, require_inside, sync_file
+from storage.disk import parse_json, publish_folder, read_file, require_inside, sync_to_disk
 from storage.errors import BadInput, Prerequisite
 from storage.exporting import Labels
 from storage.importing import (
@@ -110,7 +110,7 @@ def write_minari(manifest: Manifest, episodes: Iterable[Episode], labels: Labels
     try:
         _fill(partial / "data", manifest, _buffers(episodes, labels, ids), ids)
         for path in (partial / "data").iterdir():
-            sync_file(path)
+            sync_to_disk(path)
         publish_folder(partial, folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)

@@ -1,6 +1,7 @@
 from .adopt import adopt_dataset
 from .columns import (
     ENOUGH_ROWS,
+    SeededSteps,
     StepArrays,
     check_action_space,
     check_draft,
@@ -29,6 +30,7 @@ from .reader import (
 
 __all__ = [
     "ENOUGH_ROWS",
+    "SeededSteps",
     "StepArrays",
     "StepsWriter",
     "adopt_dataset",

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -111,6 +111,13 @@ class StepArrays:
             episode_id, step, length = wanted[wrong[0]], within[wrong[0]], self.lengths[place[wrong[0]]]
             raise BadInput(f"Episode {episode_id} has no step {step}.", f"Its steps run from 0 to {length - 1}.")
         return self.starts[place] + within
+
+
+class SeededSteps(NamedTuple):
+    """Rows, and the seed of each of their episodes."""
+
+    rows: StepArrays
+    seeds: list[int | None]
 
 
 def steps_schema(draft: ManifestDraft) -> pa.Schema:

@@ -26,8 +26,7 @@ from ..disk import (
     exclusive_lock,
     gone_on_failure,
     publish_folder,
-    sync_file,
-    sync_folder,
+    sync_to_disk,
     write_whole,
     writing,
 )
@@ -91,9 +90,9 @@ class GrowingShard:
         self._write(self._rest)
         with self._refusable():
             self._writer.close()
-            sync_file(self._temporary)
+            sync_to_disk(self._temporary)
             self._temporary.rename(self._folder / self._name)
-            sync_folder(self._folder)
+            sync_to_disk(self._folder)
         return describe_shard(self._folder, self._name)
 
     def abandon(self) -> None:

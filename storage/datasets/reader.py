@@ -26,7 +26,7 @@ from ..disk import UnreadableError, decode_json, exclusive_lock, map_arrays, pub
 from ..errors import BadInput, Prerequisite, did_you_mean
 from ..schema import Array, Episode, Manifest, ManifestDraft, Shard, canonical_json, content_id
 from ..store import Store
-from .columns import StepArrays, cut_episodes, decode_episodes, decode_steps, require_finite
+from .columns import SeededSteps, StepArrays, cut_episodes, decode_episodes, decode_steps, require_finite
 from .files import read_manifest, read_shard
 
 
@@ -260,14 +260,7 @@ def is_large(manifests: Sequence[Manifest]) -> bool:
     return _rows(manifests) >= MAPPED_ROWS
 
 
-class Mapped(NamedTuple):
-    """A memory-mapped dataset or pool."""
-
-    rows: StepArrays  # of read-only columns
-    seeds: list[int | None]  # of each episode
-
-
-def map_columns(store: Store, manifests: Sequence[Manifest]) -> Mapped | None:
+def map_columns(store: Store, manifests: Sequence[Manifest]) -> SeededSteps | None:
     """All rows of a dataset or a pool as read-only columns on disk, which are written first if missing.
 
     Args:
@@ -286,7 +279,7 @@ def map_columns(store: Store, manifests: Sequence[Manifest]) -> Mapped | None:
             return None
         if (found := _open_columns(folder, manifests)) is not None:
             rows = StepArrays(**{name: found.get(name) for name in _NAMES})  # pyright: ignore[reportArgumentType]
-            return Mapped(rows, [None if seed == _UNKNOWN_SEED else seed for seed in found[_SEEDS].tolist()])
+            return SeededSteps(rows, [None if seed == _UNKNOWN_SEED else seed for seed in found[_SEEDS].tolist()])
         with suppress(FileNotFoundError):
             shutil.rmtree(folder)  # damaged, and only a copy
     return None

@@ -36,7 +36,7 @@ def write_whole(path: Path, content: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
-        sync_folder(path.parent)
+        sync_to_disk(path.parent)
 
 
 @contextmanager
@@ -50,18 +50,13 @@ def gone_on_failure(temporary: Path) -> Generator[None]:
         raise
 
 
-def sync_file(path: Path) -> None:
-    """Force a file's content to the disk."""
+def sync_to_disk(path: Path) -> None:
+    """Force a file's content, or the names in a folder, to the disk, so that a rename survives a power cut."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def sync_folder(path: Path) -> None:
-    """Force a folder's names to the disk, so that a rename survives a power cut."""
-    sync_file(path)
 
 
 def publish_folder(partial: Path, final: Path) -> None:
@@ -72,9 +67,9 @@ def publish_folder(partial: Path, final: Path) -> None:
         FileExistsError: if the name is taken by anything but an empty folder.
     """
     with writing(final):
-        sync_folder(partial)
+        sync_to_disk(partial)
         is_free = _renamed(partial, final)
-        sync_folder(final.parent)
+        sync_to_disk(final.parent)
     if not is_free:
         raise FileExistsError(str(final))
 

@@ -20,6 +20,7 @@ import pyarrow as pa
 from pydantic import Field
 
 from ..datasets import (
+    SeededSteps,
     StepArrays,
     StepsWriter,
     check_action_space,
@@ -38,7 +39,7 @@ from .cells import Columns, same_whole
 from .episode_ends import Autoreset, Kind, ResetSigns, refuse_or_warn, resets_to_drop, without_reset
 from .hdf5 import open_hdf5
 from .recordings import About, Recording, open_rows
-from .row_validation import CheckedRows, ImportReport, check_rows
+from .row_validation import ImportReport, check_rows
 
 HDF5 = (".h5", ".hdf5")
 _UNFORESEEN = (pa.ArrowException, ValueError, LookupError, TypeError, OverflowError, MemoryError)
@@ -52,14 +53,14 @@ class Reading:
     choices: Choices
     resets: Mapping[int, Kind] = field(default_factory=dict[int, Kind])  # left out, by episode
 
-    def checked(self, report: ImportReport) -> Iterator[CheckedRows]:
+    def checked(self, report: ImportReport) -> Iterator[SeededSteps]:
         """Its rows, piece by piece, each checked; an export may hold numbers that are not finite."""
         for table in self.recording.tables(report):
             yield check_rows(table, finite=not self.recording.is_export)
 
     def steps(self) -> Iterator[StepArrays]:
         """The same, for a look at them."""
-        return (checked.steps for checked in self.checked(ImportReport()))
+        return (checked.rows for checked in self.checked(ImportReport()))
 
 
 def open_recording(path: Path, columns: Columns | None = None) -> AbstractContextManager[Recording]:

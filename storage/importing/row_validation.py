@@ -7,14 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from ..datasets import StepArrays
+from ..datasets import SeededSteps, StepArrays
 from ..errors import BadInput
 from ..schema import Array
 from .cells import is_list, is_number
@@ -31,15 +31,8 @@ _FORMAT = (
 )
 
 
-class CheckedRows(NamedTuple):
-    """Rows that keep every rule: episodes ascending, steps contiguous, flags on row T-1, final rows zero."""
-
-    steps: StepArrays
-    seeds: list[int | None]  # one per episode
-
-
-def check_rows(table: pa.Table, *, finite: bool = True) -> CheckedRows:
-    """Sort rows in any order into whole episodes, and check them.
+def check_rows(table: pa.Table, *, finite: bool = True) -> SeededSteps:
+    """Sort rows in any order into whole episodes, and check them: episodes ascend, steps are contiguous.
 
     Args:
         table: columns as in the steps schema; lists may be of fixed or variable size, numbers of any width;
@@ -71,7 +64,7 @@ def check_rows(table: pa.Table, *, finite: bool = True) -> CheckedRows:
         is_final=final,
         policy_output=_policy_output(rows),
     )
-    return CheckedRows(steps, _seeds(rows))
+    return SeededSteps(steps, _seeds(rows))
 
 
 class _Rows:

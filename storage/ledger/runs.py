@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import zstandard
 
 from ..catalog import Connection, insert_rows
-from ..disk import release_room, sync_folder, write_whole, writing
+from ..disk import release_room, sync_to_disk, write_whole, writing
 from ..errors import DamagedStore, DiskFailed
 from ..queries import select_column
 from ..schema import sha256_bytes
@@ -324,8 +324,8 @@ def _append(folder: Path, frames: Sequence[bytes]) -> tuple[Path, int]:
         finally:
             os.close(descriptor)
         if is_new:
-            sync_folder(folder)
-            sync_folder(folder.parent)
+            sync_to_disk(folder)
+            sync_to_disk(folder.parent)
     return path, lines + 1
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from ..catalog import insert_rows
-from ..disk import exclusive_lock, sync_folder, write_whole, writing
+from ..disk import exclusive_lock, sync_to_disk, write_whole, writing
 from ..errors import CatalogLocked, TrajnoteError
 from ..store import Store
 
@@ -72,7 +72,7 @@ def link_current(store: Store, deployment: str, policy_id: str) -> Path:
             new.unlink(missing_ok=True)
             new.symlink_to(target, target_is_directory=True)
             new.replace(link)
-            sync_folder(folder)
+            sync_to_disk(folder)
     return link
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from ..disk import TEMPORARY, exclusive_lock, sync_file, sync_folder, writing
+from ..disk import TEMPORARY, exclusive_lock, sync_to_disk, writing
 from ..errors import DamagedStore, Prerequisite
 from ..policies import link_current, list_in_force
 from ..schema import sha256_file
@@ -171,7 +171,7 @@ def _fetch_files(
         for done, _ in enumerate(pool.map(fetch, missing.items()), 1):
             progress("pull", done, len(missing))
     for folder in sorted({store.lasting_path(name).parent for name in missing}):
-        sync_folder(folder)
+        sync_to_disk(folder)
 
 
 def _fetch(remote: Remote, file: RemoteFile, path: Path) -> Path:
@@ -185,7 +185,7 @@ def _fetch(remote: Remote, file: RemoteFile, path: Path) -> Path:
             f"{file.sha256[:16]}....",
             "Delete it there, then `trajnote store push --check` from a store that has it; or pull an older snapshot.",
         )
-    sync_file(temporary)
+    sync_to_disk(temporary)
     return temporary
 
 

@@ -14,7 +14,7 @@ from pathlib import Path, PurePosixPath
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ..catalog import MIGRATIONS, Catalog, Connection
-from ..disk import TEMPORARY, sync_file, sync_folder, write_whole, writing
+from ..disk import TEMPORARY, sync_to_disk, write_whole, writing
 from ..errors import CatalogLocked, Prerequisite
 from ..schema import canonical_json, sha256_file, sql_text
 from ..store import Store
@@ -141,7 +141,7 @@ def install_catalog(catalog: Catalog, new: Path, expected: dict[str, str] | None
             if digest_tables(con) != expected or catalog.path.with_name(f"{catalog.path.name}.wal").exists():
                 raise CatalogLocked(f"{catalog.path} was changed meanwhile.", "Nothing was replaced; run this again.")
             new.replace(catalog.path)
-    sync_folder(catalog.path.parent)
+    sync_to_disk(catalog.path.parent)
 
 
 def _name(number: int) -> str:
@@ -233,9 +233,9 @@ def write_tables(con: Connection, folder: Path) -> list[Path]:
         temporary = path.with_name(f"{path.name}{TEMPORARY}")
         con.execute(f"COPY ({query}) TO {sql_text(str(temporary))} (FORMAT parquet, COMPRESSION zstd)")
         with writing(path):
-            sync_file(temporary)
+            sync_to_disk(temporary)
             written.append(temporary.replace(path))
-            sync_folder(folder)
+            sync_to_disk(folder)
     return written
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Literal
 
 from ..catalog import refresh_views
-from ..disk import TEMPORARY, is_held, sync_folder
+from ..disk import TEMPORARY, is_held, sync_to_disk
 from ..errors import BadInput
 from ..policies import deployment_lock
 from ..queries import select_column
@@ -91,7 +91,7 @@ def _remove(path: Path) -> None:
         shutil.rmtree(doomed)
     else:
         path.unlink(missing_ok=True)
-    sync_folder(path.parent)
+    sync_to_disk(path.parent)
 
 
 def _columns(store: Store) -> Iterator[Garbage]:
