@@ -1,4 +1,4 @@
-"""Labels from anybody: a person, a controller, another program. All lines are checked before the first one is entered.
+"""Labels from any source: a person, a controller, another program. All lines are checked before any is entered.
 
 A line is a JSON object with `dataset_id`, `episode_id`, `step`, and `suggested_action` (a number, a list, or the name
 of an action) or `implicit_reward` or both; `confidence`, `rationale`, `critical` and `model` may be left out.

@@ -1,4 +1,4 @@
-"""Rules from anybody: a person, another program. All of them are checked before the first one is entered.
+"""Rules from any source: a person, another program. All of them are checked before the first one is entered.
 
 The file is JSON (a list of rules, or an object with `rules` and perhaps `terms`, `assessment` and `potential`, as a
 reply gives them), TOML (tables `[[rules]]` and `[[terms]]`) or CSV with a header. A rule has `predicate` and

@@ -1,4 +1,4 @@
-"""What small models say that are fitted on other episodes than they are used on: consistency, and critical steps.
+"""Predictions of small models that are fitted on other episodes: consistency, and critical steps.
 
 Random labels cannot be predicted, whatever the model; labels by a rule can, which does not say whether the rule is
 good. The value function behind the TD errors is a ridge regression of the discounted return on the standardised state,

@@ -1,4 +1,4 @@
-"""Annotation runs: planned, asked one by one or in batches, taken up again after a crash."""
+"""Annotation runs: planned, asked one by one or in batches, resumed after a crash."""
 
 import lazy_loader
 

@@ -1,4 +1,4 @@
-"""Batches of which nobody knows whether the server has them: adopted from its list, or given up after a grace period.
+"""Batches whose creation was not confirmed: adopted from the server's list, or given up after a grace period.
 
 A batch of the server is ours if nobody has claimed it, it is not much older than ours, and its results name all our
 requests and none that this store asked elsewhere. What another account sent is adopted if it is found, and never given

@@ -1,4 +1,4 @@
-"""What is new for a deployment, and what it need not look at again.
+"""What is new for a deployment, and what it has already seen.
 
 New are files dropped into its inbox, datasets of its store, and episodes that are due. Each is taken in once: a file by
 its content, a dataset by its name, a collection once in a period. Nothing is asked about them here.

@@ -1,4 +1,4 @@
-"""Rounds of feedback: an annotator betters its own list of rules, shown what came of it; the best version counts.
+"""Rounds of feedback: an annotator improves its own list of rules, shown how it did; the best version counts.
 
 Each version is a row of `rule_lists` with its parent. It is played as it stands on seeds of its own, refined with all
 controls, and shown to the annotator again, as long as that gains something.

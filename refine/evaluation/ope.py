@@ -27,7 +27,7 @@ from .gate import CONFIDENCE, Interval, Verdict
 Floats = NDArray[np.float64]
 CAVEAT = (
     "an estimate from logged steps, not played; its intervals cover the chance of which episodes were logged,"
-    " not the error for actions that nobody logged"
+    " not the error for actions that were never logged"
 )
 
 

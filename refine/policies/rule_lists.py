@@ -1,4 +1,4 @@
-"""What a list of rules says in some states, computed by NumPy: for labels, for placebos, and for playing.
+"""What a list of rules gives in a batch of states, computed by NumPy: for labels, for placebos, and for playing.
 
 The views of the catalog (`storage/catalog/rule_views.py`) say the same of stored steps in SQL.
 """
