@@ -2,8 +2,10 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import html
 import json
 import re
+import shlex
 import zlib
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -14,10 +16,12 @@ import numpy as np
 import pytest
 from report_world import HOSTILE, SHOWN, make_judged_store
 from toy_environment import CARD, TOY, gather_toys, right_actions, write_answers, write_labels
+from typer.main import get_command
 
 from annotate.importing.labels import import_annotations
 from annotate.importing.rules import import_rules
 from annotate.prompting.requests import AnnotateConfig
+from flows.cli import make_app
 from flows.labelling.annotation import LabelConfig, label
 from flows.refinement.refinement import Outcome
 from flows.reporting.facts import action_table, find_subject
@@ -152,6 +156,13 @@ def test_the_commands_to_reproduce_it_are_those_of_the_command_line(judged: tupl
     assert "--select 10 --accept 20" in joined
     assert "&#39;&lt;b&gt;toy&lt;/b&gt;&#39;" in commands[1]
     assert commands[1].rstrip().endswith(f"trajnote report {judged[1].comparison_id} --store &#34;$STORE&#34;")
+    for line in html.unescape(joined).splitlines()[1:]:
+        words = shlex.split(line)[1:]
+        command: Any = get_command(make_app(words[0]))
+        while words[0] in getattr(command, "commands", {}):
+            command = command.commands[words.pop(0)]
+        known = {option for parameter in command.params for option in parameter.opts}
+        assert {word for word in words if word.startswith("--")} <= known
 
 
 @pytest.mark.slow

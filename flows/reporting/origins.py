@@ -298,7 +298,7 @@ def _annotate(run: Row, dataset_id: str) -> str:
         "model": run["model"],
         "labels": asked.get("windows"),
         "kind": asked.get("kind"),
-        "rules": asked.get("rules"),
+        "max-rules": asked.get("rules"),
         "tables": asked.get("tables"),
         "rows": asked.get("rows"),
         "samples": asked["samples"] if asked.get("samples", 1) != 1 else None,
@@ -320,7 +320,7 @@ def _refine(refinement: Row, dataset_id: str) -> str:
     learner, gate = config.get("refine", {}), config.get("gate", {})
     options: dict[str, Any] = {
         "dataset": dataset_id,
-        "mode": learner.get("mode"),
+        "use": learner.get("mode"),
         "seed": learner.get("seed"),
         "first-seed": gate.get("first_seed"),
         "select": gate.get("select"),
