@@ -84,7 +84,6 @@ def improve_and_relabel(
     dataset_id: str,
     config: ImproveConfig,
     *,
-    also: Sequence[str] = (),
     report: Report = silent,
     **origins: Unpack[Origins],
 ) -> Relabelled:
@@ -96,7 +95,6 @@ def improve_and_relabel(
         store: the store.
         dataset_id: a dataset that was collected in a Gymnasium environment, with rules.
         config: each refinement, and how many rounds follow the first.
-        also: as for `improve`.
         report: shown the progress.
         origins: as for `improve`; every round starts from the same baseline.
 
@@ -104,7 +102,7 @@ def improve_and_relabel(
         Prerequisite, BadInput: as `improve` does.
         BadInput: if relabelling is asked for with labels of single steps.
     """
-    datasets = (dataset_id, *also)
+    datasets: tuple[str, ...] = (dataset_id,)
     if config.relabel:
         _check(store, datasets, config, origins)
     done: list[RelabelRound] = []

@@ -35,18 +35,10 @@ MAX_COMPONENTS = 12
 """The most components of an observation that the viewer draws."""
 _NUMBERS = 3_600_000  # of all timelines together: about 9 MB when packed
 _MOST_POINTS, _FEWEST_POINTS = 1_001, 60
-_UNLABELLED = 60  # shown of a dataset without labels
+_EPISODES, _UNLABELLED = 1_500, 60  # shown of a dataset with labels, and of one without
+_REMATCHES = 60  # episodes that the other policy plays too
 MAX_CHARACTERS = 20_000
 """Of one reply on a page; the file has all of it."""
-
-
-@dataclass(frozen=True)
-class Limits:
-    """Size limits of the viewer."""
-
-    episodes: int = 1_500
-    rematches: int = 60
-    pictures: int = 2_000  # about 1.5 kB each
 
 
 @dataclass(frozen=True)
@@ -84,7 +76,7 @@ def build_viewer(
     store: Store,
     facts: Facts,
     labels: Sequence[Row],
-    limits: Limits,
+    pictures: int,
     *,
     units: Mapping[str, str],
     env_id: Named | None = None,
@@ -96,7 +88,7 @@ def build_viewer(
         store: the store.
         facts: of the subject.
         labels: of the subject, see `labels.load_labels`.
-        limits: on size.
+        pictures: pictures of single steps at most, about 1.5 kB each.
         units: of each named component, if known.
         env_id: the dataset's environment, if the user has to name it.
         report: shown the progress.
@@ -106,7 +98,7 @@ def build_viewer(
     for label in labels:
         by_episode[label["episode_id"]].append(label)
     wanted = sorted(by_episode) or list(range(min(manifest.episodes, _UNLABELLED)))
-    chosen = wanted[: limits.episodes]
+    chosen = wanted[:_EPISODES]
     scenes = [
         _Scene(episode, by_episode[episode.episode_id])
         for episode in iterate_episodes(store, manifest.dataset_id, chosen)
@@ -116,11 +108,11 @@ def build_viewer(
     try:
         home = find_home(store, manifest, env_id)
     except TrajnoteError as error:
-        problems += [f"There are no pictures. {error.problem}"] if opponent is not None or limits.pictures else []
+        problems += [f"There are no pictures. {error.problem}"] if opponent is not None or pictures else []
     else:
         if opponent is not None:
-            problems += _add_rematches(store, manifest, home, opponent, scenes[: limits.rematches])
-        problems += _add_pictures(home, scenes, limits, report)
+            problems += _add_rematches(store, manifest, home, opponent, scenes[:_REMATCHES])
+        problems += _add_pictures(home, scenes, pictures, report)
     names = manifest.component_names[:MAX_COMPONENTS]
     return Viewer(
         components=[{"name": name, "unit": units.get(name, "")} for name in names],
@@ -147,13 +139,13 @@ def _add_rematches(
     return []
 
 
-def _add_pictures(home: Home, scenes: Sequence[_Scene], limits: Limits, report: Report) -> list[str]:
+def _add_pictures(home: Home, scenes: Sequence[_Scene], pictures: int, report: Report) -> list[str]:
     """Film as many scenes as the limit allows; returns why some failed."""
-    if not limits.pictures:
+    if not pictures:
         return []
-    filmed = [scene for scene in scenes if scene.episode.seed is not None][: max(1, limits.pictures // 8)]
+    filmed = [scene for scene in scenes if scene.episode.seed is not None][: max(1, pictures // 8)]
     episodes = [e for scene in filmed for e in (scene.episode, scene.rematch) if e is not None]
-    each = limits.pictures // max(1, len(episodes))
+    each = pictures // max(1, len(episodes))
     takes: list[Take] = []
     for scene in filmed:
         labelled = sorted({label["step"] for label in scene.labels})
@@ -161,7 +153,7 @@ def _add_pictures(home: Home, scenes: Sequence[_Scene], limits: Limits, report: 
         takes.append(Take(home, scene.episode, steps))
         if scene.rematch is not None:
             takes.append(_rematch_take(takes[-1], scene.rematch, each))
-    films = film_all(takes, report=report)
+    films = film_all(takes, report)
     for scene in filmed:
         scene.film = next(films)
         if scene.rematch is not None:

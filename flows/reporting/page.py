@@ -121,9 +121,8 @@ def write_report(
         visited = sample_states(store, about.dataset_id) if found else []
         checkups = check_labels(store, about.dataset_id, about.run_ids) if found else []
         gold = score_by_readers(store, about.dataset_id, about.run_ids)
-    limits = episodes.Limits(pictures=pictures)
     viewer = episodes.build_viewer(
-        store, known, found, limits, units=units_shown(store, known), env_id=env_id, report=report
+        store, known, found, pictures, units=units_shown(store, known), env_id=env_id, report=report
     )
     states = state_rows(found, visited, len(viewer.components), _STATES)
     context = tell(known, found, checkups, gold)

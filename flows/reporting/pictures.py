@@ -18,7 +18,7 @@ from PIL import Image
 from storage.errors import TrajnoteError
 from storage.schema import Array, Episode
 
-from ..runtime import PROCESSES, Report, core_count, parallel_map, silent
+from ..runtime import PROCESSES, Report, core_count, parallel_map
 from ..simulation import Environment, EnvironmentMaker, Home, describe_raised, logged_action
 
 WIDTH = 240
@@ -64,7 +64,7 @@ def choose_steps(length: int, labelled: Sequence[int], count: int) -> frozenset[
     return frozenset(list(dict.fromkeys([*_thinned(inside, count), length, 0, *around, *regular]))[:count])
 
 
-def film_all(takes: Sequence[Take], workers: int | None = None, *, report: Report = silent) -> Generator[Film]:
+def film_all(takes: Sequence[Take], report: Report) -> Generator[Film]:
     """Film several episodes, in other processes, since a graphics library may crash its process.
 
     Yields:
@@ -72,7 +72,7 @@ def film_all(takes: Sequence[Take], workers: int | None = None, *, report: Repor
     """
     done = 0
     try:
-        for finished in parallel_map(film, takes, max(2, workers or core_count()), runner=PROCESSES):
+        for finished in parallel_map(film, takes, max(2, core_count()), runner=PROCESSES):
             done += 1
             report("take pictures", done, len(takes))
             yield finished

@@ -158,7 +158,7 @@ def _filmed(
         for name, steps in wanted.items()
         if episodes[name].seed is not None
     ]
-    films = {take.episode.episode_id: film for take, film in zip(takes, film_all(takes, report=report), strict=True)}
+    films = {take.episode.episode_id: film for take, film in zip(takes, film_all(takes, report), strict=True)}
     problems = list(dict.fromkeys(f"Some pictures are missing: {f.problem}." for f in films.values() if f.problem))
     return [[_with_film(scene, films) for scene in found] for found in scenes], problems
 

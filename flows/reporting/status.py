@@ -26,6 +26,7 @@ from storage.store import Store
 
 RATE_MINUTES = 5
 """Window for labels per minute."""
+_RUNS = 8  # shown at most
 _PATIENCE_S = 2.0  # a missed look costs little: the next one comes soon
 _NUMBERS = ("requests", "answered", "open", "sent", "failed", "labels", "$", "policies")
 _WIDE = ("snapshots", "model", "environment")  # these may break into lines
@@ -52,12 +53,8 @@ class StoreStatus:
         return sum(row["worst_usd"] or 0.0 for row in self.batches)
 
 
-def look(store: Store, *, limit: int = 8) -> StoreStatus:
+def look(store: Store) -> StoreStatus:
     """Query the status.
-
-    Args:
-        store: the store.
-        limit: annotation runs at most.
 
     Raises:
         CatalogLocked: if another process writes for longer than two seconds; the next look may succeed.
@@ -68,7 +65,7 @@ def look(store: Store, *, limit: int = 8) -> StoreStatus:
         return StoreStatus(
             at=datetime.now(UTC),
             **ask(con, "status/totals")[0],
-            runs=ask(con, "status/runs", minutes=RATE_MINUTES, limit=limit),
+            runs=ask(con, "status/runs", minutes=RATE_MINUTES, limit=_RUNS),
             batches=ask(con, "status/batches"),
             training=find_training(store),
             evaluations=ask(con, "status/evaluations"),
