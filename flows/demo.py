@@ -17,11 +17,11 @@ from storage.schema import Manifest
 from storage.store import Store
 
 from .labelling import LabelConfig, label_some
-from .policies import load_policy, record_baseline
+from .policies import load_policy, record_actor
 from .refinement import GateConfig, ImproveConfig, Outcome, improve
 from .reporting import write_report
 from .runtime import listener
-from .simulation import Named, NetworkActor, Replay, Spaces, replay_episode
+from .simulation import Named, Replay, Spaces, replay_episode
 
 EXAMPLE = Path(__file__).resolve().parent.parent / "examples" / "lunarlander"
 RECORDED_MODEL = "claude"
@@ -70,13 +70,5 @@ def take_example(store: Store, folder: Path) -> Manifest:
     """Take an example's dataset and its baseline into a store."""
     manifest = adopt_dataset(store, folder / "rollouts")
     spaces = Spaces(manifest.observation_space, manifest.action_space)
-    baseline = load_policy(Named(f"policy:{folder / 'baseline'}"), spaces, store)
-    if isinstance(baseline, NetworkActor):
-        record_baseline(
-            store,
-            baseline.network,
-            env_id=str(manifest.env_id),
-            dataset_id=manifest.dataset_id,
-            origin=f"{baseline.spec}, its own weights",
-        )
+    record_actor(store, load_policy(Named(f"policy:{folder / 'baseline'}"), spaces, store), manifest)
     return manifest

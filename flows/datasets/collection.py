@@ -20,14 +20,13 @@ from storage.errors import BadInput, ChangedEnvironmentWarning, LeftOutWarning
 from storage.schema import Engine, Episode, Frozen, Manifest, ManifestDraft, content_id, sha256_bytes
 from storage.store import DRAFT, Store
 
-from ..policies import hash_policy_file, load_policy, record_baseline
+from ..policies import hash_policy_file, load_policy, record_actor
 from ..runtime import Report, silent
 from ..simulation import (
     ENGINES,
     ENVIRONMENTS,
     Fingerprint,
     Named,
-    NetworkActor,
     Playing,
     Policy,
     Spaces,
@@ -94,15 +93,7 @@ def gather(store: Store, config: CollectConfig, *, card: str | None = None, repo
     fitting = fit_card(named, config.env_id, config.env_kwargs, spaces)
     manifest = collect(store, config, report, **fitting._asdict())
     warn_if_not_kept(manifest, named)
-    policy = load_policy(config.policy, spaces, store)
-    if isinstance(policy, NetworkActor):
-        record_baseline(
-            store,
-            policy.network,
-            env_id=config.env_id,
-            dataset_id=manifest.dataset_id,
-            origin=f"{policy.spec}, its own weights",
-        )
+    record_actor(store, load_policy(config.policy, spaces, store), manifest)
     return manifest
 
 

@@ -22,12 +22,12 @@ from annotate.quality import same_actions
 from refine.policies import Mode, RulePolicy
 from storage.annotations import LabelReplay, insert_label_replays, list_runs, load_annotations, load_label_replays
 from storage.datasets import iterate_episodes, pick, read_manifest
-from storage.errors import BadInput, Prerequisite, TrajnoteError
+from storage.errors import BadInput, Prerequisite
 from storage.policies import insert_environment
 from storage.schema import Annotation, Episode, Frozen, Manifest, content_id
 from storage.store import Store
 
-from ..policies import find_recorded_baseline, load_policy
+from ..policies import find_recorded_baseline, load_own, load_policy
 from ..runtime import Report, parallel_map, silent, workers_if_chosen
 from ..simulation import (
     Branch,
@@ -158,11 +158,8 @@ def _continuing_policy(store: Store, manifest: Manifest, config: ReplayConfig) -
     own = own_policy(store, manifest)
     if own is None and manifest.policy is not None:
         raise Prerequisite(not_loaded(manifest), "If you trust it, name it with --policy.")
-    try:
-        policy = load_policy(own, spaces, store, file_sha256=manifest.policy_file_sha256) if own else None
-    except TrajnoteError:
-        policy = None
-    if policy is None or policy.sha256 != manifest.policy_sha256:
+    policy = load_own(own, store, manifest, spaces)
+    if policy is None:
         raise Prerequisite(
             f"The policy that made {manifest.dataset_id} ({manifest.policy}) was not found.", "Name it with --policy."
         )

@@ -6,7 +6,9 @@ from .loading import (
     find_recorded_baseline,
     hash_policy_file,
     is_portable,
+    load_own,
     load_policy,
+    record_actor,
     record_baseline,
     with_options,
 )
@@ -19,7 +21,9 @@ __all__ = [
     "find_recorded_baseline",
     "hash_policy_file",
     "is_portable",
+    "load_own",
     "load_policy",
+    "record_actor",
     "record_baseline",
     "with_options",
 ]

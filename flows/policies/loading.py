@@ -340,7 +340,7 @@ def _find(store: Store, manifest: Manifest, steps: StepArrays, spec: Named | Non
     if isinstance(kept, RulePolicy):
         return _distilled_if_needed(kept, manifest, steps)
     own, warning = _find_own(store, manifest)
-    found = _distilled_if_needed(_load_own(own, store, manifest, spaces), manifest, steps)
+    found = _distilled_if_needed(load_own(own, store, manifest, spaces), manifest, steps)
     return replace(found, warning=warning)
 
 
@@ -378,7 +378,7 @@ def _load_other(spec: Named, spaces: Spaces, store: Store, manifest: Manifest) -
     return policy
 
 
-def _load_own(spec: Named | None, store: Store, manifest: Manifest, spaces: Spaces) -> Policy | None:
+def load_own(spec: Named | None, store: Store, manifest: Manifest, spaces: Spaces) -> Policy | None:
     """The policy that the user collected with, if it is still there and still the same."""
     if spec is None:
         return None
@@ -419,6 +419,13 @@ def record_baseline(store: Store, policy: MlpPolicy, *, env_id: str | None, data
         record = {"kind": "baseline", "env_id": env_id, "dataset_id": dataset_id, "config": config}
         save_policy(store, policy_id, policy.to_files(), record)
     return policy_id
+
+
+def record_actor(store: Store, policy: Policy, manifest: Manifest) -> None:
+    """Keep the policy that made a dataset for refinements to start from, if it is a network."""
+    if isinstance(policy, NetworkActor):
+        env_id, dataset_id, origin = manifest.env_id, manifest.dataset_id, f"{policy.spec}, its own weights"
+        record_baseline(store, policy.network, env_id=env_id, dataset_id=dataset_id, origin=origin)
 
 
 def find_recorded_baseline(store: Store, sha256: str) -> MlpPolicy | RulePolicy | None:

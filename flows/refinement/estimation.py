@@ -32,7 +32,6 @@ from refine.evaluation import (
 from refine.policies import MlpPolicy, Mode
 from storage.datasets import read_manifest
 from storage.errors import BadInput
-from storage.policies import save_policy
 from storage.schema import Array, Frozen, content_id
 from storage.store import Store
 
@@ -41,7 +40,7 @@ from ..runtime import Report, parallel_map, silent
 from ..simulation import Named
 from .arms import PLACEBOS, ArmDraw, Material, labels_of, list_draws, read_once, tell_trained, train_draws
 from .evaluator import Candidate
-from .lineage import arm_row, insert_all, learner_versions, refinement_id, training_columns, verdict_columns
+from .lineage import arm_row, insert_all, refinement_id, save_refined, training_columns, verdict_columns
 from .refinement import gather_material
 
 if TYPE_CHECKING:
@@ -321,18 +320,10 @@ def _record(store: Store, appraisal: Appraisal) -> None:
 
 
 def _save_candidate(store: Store, appraisal: Appraisal, home: dict[str, Any]) -> None:
-    winner, candidate = appraisal.trials[0].winner, appraisal.candidate
-    config = {
-        "arm": "labels",
-        "basis": "estimated",
-        "step": winner.step,
-        "beta": winner.beta,
-        **_settings(appraisal),
-        "versions": learner_versions(),
-        "policy_sha256": candidate.sha256,
-    }
-    record = {**home, "kind": "refined", "run_ids": list(appraisal.run_ids), "config": config}
-    save_policy(store, candidate.policy_id, winner.policy.to_files(), record)
+    winner = appraisal.trials[0].winner
+    chosen = {"arm": "labels", "basis": "estimated", "step": winner.step, "beta": winner.beta}
+    about = {**home, "run_ids": list(appraisal.run_ids)}
+    save_refined(store, appraisal.candidate, about, {**chosen, **_settings(appraisal)})
 
 
 def _settings(appraisal: Appraisal) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from ..policies import record_baseline
 if TYPE_CHECKING:
     from .arms import ArmDraw, Material
     from .comparison import ArmResult, Comparison, ComparisonPlan, Trial
+    from .evaluator import Candidate
 
 Row = dict[str, Any]
 
@@ -67,7 +68,7 @@ def record_comparison(
         record_baseline(store, material.baseline, **home, origin=origin)
         for trial in comparison.trials:
             if trial.decision.accepted:
-                _save_refined(contest, trial, run_ids)
+                _save_accepted(contest, trial, run_ids)
         insert_all(
             store,
             comparisons=[row],
@@ -139,28 +140,39 @@ def name_plan(contest: ComparisonPlan) -> str:
     return content_id("g_", [contest.material.content_id, gate, contest.promote_rules, place])
 
 
-def _save_refined(contest: ComparisonPlan, trial: Trial, run_ids: Sequence[str]) -> None:
-    material, kept = contest.material, trial.kept.actor
-    if not isinstance(kept, MlpPolicy | RulePolicy):
-        raise TypeError(f"The store does not keep the policy {trial.kept.policy_id}.")
-    record: dict[str, Any] = {
-        "kind": "refined",
+def _save_accepted(contest: ComparisonPlan, trial: Trial, run_ids: Sequence[str]) -> None:
+    material = contest.material
+    about = {
         "env_id": contest.judge.env_id,
         "dataset_id": material.dataset_id,
         "baseline_id": contest.baseline.policy_id,
         "run_ids": list(run_ids),
-        "config": {
-            "arm": trial.draw.arm,
-            "draw": trial.draw.number,
-            **training_of(trial),
-            "refine": material.config.model_dump(mode="json"),
-            "gate": contest.gate.model_dump(mode="json"),
-            "versions": learner_versions(),
-            "policy_sha256": trial.kept.sha256,
-            **_further_datasets(contest),
-        },
     }
-    save_policy(contest.judge.store, trial.kept.policy_id, kept.to_files(), record)
+    config = {
+        "arm": trial.draw.arm,
+        "draw": trial.draw.number,
+        **training_of(trial),
+        "refine": material.config.model_dump(mode="json"),
+        "gate": contest.gate.model_dump(mode="json"),
+        **_further_datasets(contest),
+    }
+    save_refined(contest.judge.store, trial.kept, about, config)
+
+
+def save_refined(store: Store, refined: Candidate, about: Row, config: Row) -> None:
+    """Keep a refined policy.
+
+    Args:
+        store: where it is kept.
+        refined: the policy.
+        about: its environment, dataset and baseline, and the annotation runs if known.
+        config: how it was trained; versions and its hash are added.
+    """
+    if not isinstance(refined.actor, MlpPolicy | RulePolicy):
+        raise TypeError(f"The store does not keep the policy {refined.policy_id}.")
+    versions = {name: importlib.metadata.version(name) for name in ("d3rlpy", "torch", "numpy")}
+    made = {**config, "versions": versions, "policy_sha256": refined.sha256}
+    save_policy(store, refined.policy_id, refined.actor.to_files(), {**about, "kind": "refined", "config": made})
 
 
 def training_of(trial: Trial) -> Row:
@@ -174,11 +186,6 @@ def training_of(trial: Trial) -> Row:
 def _further_datasets(contest: ComparisonPlan) -> dict[str, list[str]]:
     """The datasets after the first one, if any."""
     return {"also": list(contest.material.also)} if contest.material.also else {}
-
-
-def learner_versions() -> dict[str, str]:
-    """Versions of the libraries that trained a policy."""
-    return {name: importlib.metadata.version(name) for name in ("d3rlpy", "torch", "numpy")}
 
 
 def _refinement(

@@ -12,11 +12,10 @@ from dataclasses import dataclass, replace
 from typing import Unpack
 
 from annotate.cards import own_card
-from refine.policies import MlpPolicy, RulePolicy
 from storage.catalog import Connection
 from storage.datasets import read_manifest
 from storage.errors import BadInput
-from storage.policies import count_played_steps, end_of_used_seeds, save_policy
+from storage.policies import count_played_steps, end_of_used_seeds
 from storage.schema import Manifest
 from storage.store import Store
 
@@ -25,7 +24,7 @@ from ..runtime import Report, silent
 from ..simulation import Named, find_home
 from .comparison import GateConfig, Trial
 from .evaluator import Candidate
-from .lineage import learner_versions, training_of
+from .lineage import save_refined, training_of
 from .refinement import ImproveConfig, Origins, Outcome, find_opinions, improve, starting_at
 
 _FIRST_SEED, _SEEDS = 1 << 24, 1 << 30
@@ -163,26 +162,16 @@ def _play_learner(store: Store, made: RelabelRound, gate: GateConfig, env_id: Na
 
 def _keep(store: Store, made: RelabelRound, manifest: Manifest) -> Named:
     """Keep the tested policy in the store, where an accepted one is already, and name it."""
-    tested, outcome = made.tested, made.outcome
-    if not isinstance(tested.actor, MlpPolicy | RulePolicy):
-        raise TypeError(f"The store does not keep the policy {tested.policy_id}.")
     if not made.accepted:
-        config = {
-            "arm": "labels",
-            "tried": outcome.comparison_id,
-            **training_of(made.trial),
-            "versions": learner_versions(),
-            "policy_sha256": tested.sha256,
-        }
-        record = {
-            "kind": "refined",
+        about = {
             "env_id": manifest.env_id,
             "dataset_id": manifest.dataset_id,
-            "baseline_id": outcome.baseline_id,
-            "config": config | ({"also": list(made.dataset_ids[1:])} if made.number else {}),
+            "baseline_id": made.outcome.baseline_id,
         }
-        save_policy(store, tested.policy_id, tested.actor.to_files(), record)
-    return Named(f"policy:{tested.policy_id}")
+        config = {"arm": "labels", "tried": made.outcome.comparison_id, **training_of(made.trial)}
+        also = {"also": list(made.dataset_ids[1:])} if made.number else {}
+        save_refined(store, made.tested, about, config | also)
+    return Named(f"policy:{made.tested.policy_id}")
 
 
 def _free_seed(store: Store, made: RelabelRound, gate: GateConfig, episodes: int) -> int:
