@@ -61,7 +61,7 @@ def test_a_gathering_that_was_killed_before_its_policy_was_kept_keeps_it_the_nex
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr("flows.datasets.collection.record_baseline", None)
+        patch.setattr("flows.datasets.collection.record_actor", None)
         with pytest.raises(TypeError):
             gather(store, config(tmp_path))
     assert counts_of(store)["policies"] == 0

@@ -110,9 +110,8 @@ class _Asked:
     def _ask(self, observation: Array, batched: bool) -> Any:
         given = observation.copy() if batched else observation[0].copy()
         answer = _call(self._spec, lambda: self._function(given))
-        has_state = (
-            isinstance(answer, tuple) and len(answer) == 2 and answer[1] is None
-        )  # as `predict` of other libraries
+        # as `predict` of other libraries
+        has_state = isinstance(answer, tuple) and len(answer) == 2 and answer[1] is None
         return answer[0] if has_state else answer
 
     def _try(self, observation: Array) -> bool:

@@ -137,9 +137,7 @@ def train_arms(material: Material, draws: Sequence[ArmDraw], config: AppraiseCon
 
 def train_and_score(material: Material, folds: int, draw: ArmDraw) -> tuple[list[Snapshot], Consistency]:
     """Candidates of one draw, and how well each predicts labels that its training has not seen."""
-    from refine.evaluation import (
-        out_of_fold,  # takes seconds: d3rlpy and torch, which only training processes need
-    )
+    from refine.evaluation import out_of_fold  # d3rlpy and torch take seconds, and only training needs them
 
     steps = read_once(Store.locate(material.store_root), material.dataset_ids)
     labels = labels_of(material, draw, steps)

@@ -37,17 +37,8 @@ AROUND = 25
 MAX_SHOWN = 24
 """The most components of an observation on a page."""
 _WIDTH = 400  # pixels of a picture
-_LOOKS = (
-    0,
-    5,
-    -5,
-    10,
-    -10,
-    2,
-    -2,
-    20,
-    -20,
-)  # steps from the one in question that are pictured, if there is room
+_LOOKS = (0, 5, -5, 10, -10, 2, -2, 20, -20)
+"""Steps from the one in question that are pictured, if there is room."""
 _ROWS = (*range(-5, 6), *(sign * step for sign in (-1, 1) for step in (8, 12, 20, 40)))  # of the text of a state
 _SCRIPTS = ("theme.js", "review.js")
 
