@@ -221,43 +221,38 @@ def _finish(store: Store, found: Polled, results: _Results, done: Ingested) -> N
     done.batches += 1
 
 
+@dataclass
 class _Results:
     """The results of one batch, sorted: messages can be taken as they come, failures when all lines were read.
 
     A server may name a request twice, in whatever order; then the message counts, for it was paid for.
-
-    Args:
-        found: the batch.
-        outcomes: the requests of the batch, and what became of each before.
-        landed: hashes of its lines that are on the disk already.
     """
 
-    def __init__(self, found: Polled, outcomes: Mapping[str, str | None], landed: set[str]) -> None:
-        self._found = found
-        self._outcomes = outcomes
-        self._known = landed
-        self.seen: set[str] = set()  # all that the results name
-        self._failures: list[StoredReply] = []
+    found: Polled
+    outcomes: Mapping[str, str | None]  # the requests of the batch, and what became of each before
+    landed: set[str]  # hashes of its lines that are on the disk already
+    seen: set[str] = field(default_factory=set[str])  # all that the results name
+    failures: list[StoredReply] = field(default_factory=list[StoredReply])
 
     @property
     def foreign(self) -> set[str]:
         """What the results name and the batch did not ask."""
-        return self.seen - self._outcomes.keys()
+        return self.seen - self.outcomes.keys()
 
     @property
     def missing(self) -> set[str]:
         """Requests without any result."""
-        return {key for key, outcome in self._outcomes.items() if outcome is None} - self.seen
+        return {key for key, outcome in self.outcomes.items() if outcome is None} - self.seen
 
     @property
     def unread(self) -> set[str]:
         """Requests without a message that the results do not name; one that failed before may have one after all."""
-        return {key for key, outcome in self._outcomes.items() if outcome != "succeeded"} - self.seen
+        return {key for key, outcome in self.outcomes.items() if outcome != "succeeded"} - self.seen
 
     def chunks(self, lines: Iterable[str], size: int) -> Iterator[list[StoredReply]]:
         """Results that are new, in parts of at most `size`, of which each names a request once."""
         yield from filter(None, _parts(self._messages(lines), size))
-        yield from filter(None, _parts(self._failures, size))
+        yield from filter(None, _parts(self.failures, size))
 
     def _messages(self, lines: Iterable[str]) -> Iterator[StoredReply]:
         for line in lines:
@@ -265,14 +260,14 @@ class _Results:
                 continue
             self.seen.add(answer.request_id)
             mark = _hash(line)
-            if answer.request_id not in self._outcomes or mark in self._known:
+            if answer.request_id not in self.outcomes or mark in self.landed:
                 continue
-            self._known.add(mark)
-            reply = StoredReply.from_result(self._found.batch_id, self._found.remote_id, line, answer)
+            self.landed.add(mark)
+            reply = StoredReply.from_result(self.found.batch_id, self.found.remote_id, line, answer)
             if answer.raw is not None:
                 yield reply
             else:
-                self._failures.append(reply)
+                self.failures.append(reply)
 
 
 def _parts(replies: Iterable[StoredReply], size: int) -> Iterator[list[StoredReply]]:

@@ -10,7 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Sequence, Set
 from contextlib import closing
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 
 from storage.catalog import Catalog, Connection
 from storage.errors import ProviderFailed, TrajnoteError
@@ -87,7 +87,7 @@ def annotate_run(
         CatalogLocked: if another process works on this run, or holds the catalog for long; what came back is on the
             disk, and the next command enters it.
     """
-    worker = _Worker(store, plan, provider, report or (lambda *_: None), budget_usd, max_tokens=max_tokens)
+    worker = _Worker(store, plan, provider, report or (lambda *_: None), budget_usd, max_tokens)
     with store.catalog.read() as con:
         may_recover = bool(live_runs(con))
         was_done, pending = _stand(con, plan)
@@ -110,37 +110,30 @@ def _stand(con: Connection, plan: RunPlan) -> tuple[bool, Collection[str]]:
     return is_done(con, plan.run.run_id), unanswered(con, plan.questions)
 
 
+@dataclass
 class _Worker:
     """Carries one command through its rounds: one for a plain run, two for a run in two stages."""
 
-    def __init__(
-        self,
-        store: Store,
-        plan: RunPlan,
-        provider: Provider,
-        report: Report,
-        budget_usd: float | None,
-        *,
-        max_tokens: int | None,
-    ) -> None:
-        self.store = store
-        self.plan = plan
-        self.provider = provider
-        self.report = report
-        self.budget_usd = budget_usd
-        self.max_tokens = max_tokens
-        self.is_correcting = False
-        self.book: BudgetedCalls | None = None
-        self.questions: list[Question] = []
-        self.asked = 0
-        self.answered = 0
-        self.kept: dict[str, StoredReply] = {}  # landed by the threads that received them, and not yet taken
-        self.landed: list[tuple[Question, StoredReply]] = []  # on the disk, and not yet in the catalog
-        self.failures: list[Reply] = []  # what came back without a message, and is not yet in the catalog
-        self.vain: dict[str, Question] = {}  # those whose reply in this command holds no answer
-        self.in_a_row = 0  # requests, up to now, that brought none
-        self.trouble: Exception | None = None  # the first thing that went wrong with a single reply
-        self.entered_at = time.monotonic()
+    store: Store
+    plan: RunPlan
+    provider: Provider
+    report: Report
+    budget_usd: float | None
+    max_tokens: int | None
+    is_correcting: bool = False
+    book: BudgetedCalls | None = None
+    questions: list[Question] = field(default_factory=list[Question])
+    asked: int = 0
+    answered: int = 0
+    kept: dict[str, StoredReply] = field(default_factory=dict[str, StoredReply])
+    """Landed by the threads that received them, and not yet taken."""
+    landed: list[tuple[Question, StoredReply]] = field(default_factory=list[tuple[Question, StoredReply]])
+    """On the disk, and not yet in the catalog."""
+    failures: list[Reply] = field(default_factory=list[Reply])  # came back without a message; not yet in the catalog
+    vain: dict[str, Question] = field(default_factory=dict[str, Question])  # whose reply in this command has no answer
+    in_a_row: int = 0  # requests, up to now, that brought none
+    trouble: Exception | None = None  # the first thing that went wrong with a single reply
+    entered_at: float = field(default_factory=time.monotonic)
 
     def work(self, pending: Collection[str]) -> RunSummary:
         """Both rounds, then the run is closed if nothing is open; its state after that.

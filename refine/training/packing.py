@@ -6,7 +6,7 @@ A trained network's actions lie between -1 and 1; a policy's layers are put into
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import accumulate
 from typing import NamedTuple
@@ -105,41 +105,27 @@ class Columns(NamedTuple):
     references: Floats  # (k, B)
 
 
+@dataclass(eq=False)
 class PackedTable:
-    """Packed transitions, of which a fixed number per batch are annotated ones.
+    """Packed transitions, of which a fixed number per batch are annotated ones."""
 
-    Args:
-        take: what rows (B,) of the table hold, (B, width) float32.
-        plain: number of rows that are not annotated, the first ones.
-        columns: name of a field of `Columns` -> its columns of the table.
-        annotated: number of annotated rows, which come after them.
-        quota: annotated rows in every batch, sampled with replacement.
-        action_space: of the actions.
-        labellings: of several that speak of the same annotated rows, suggestions (D, m, annotated) and weights
-            (D, 1, annotated) of each; None: the columns of the table are all there is.
-    """
+    take: Callable[[Rows], Floats]  # what rows (B,) of the table hold, (B, width)
+    columns: Mapping[str, slice]  # name of a field of `Columns` -> its columns of the table
+    plain: int  # rows that are not annotated, the first ones
+    annotated: int  # annotated rows, which come after them
+    quota: int  # annotated rows in every batch, sampled with replacement
+    action_space: Space
+    labellings: tuple[Floats, Floats] | None = None
+    """Of several that speak of the same annotated rows, suggestions (D, m, annotated) and weights (D, 1, annotated) of
+    each; None: the columns of the table are all there is."""
 
-    def __init__(
-        self,
-        take: Callable[[Rows], Floats],
-        columns: Mapping[str, slice],
-        *,
-        plain: int,
-        annotated: int,
-        quota: int,
-        action_space: Space,
-        labellings: tuple[Floats, Floats] | None = None,
-    ) -> None:
-        self.take, self.columns, self.action_space = take, columns, action_space
-        self._labellings = labellings
-        self._plain = plain
-        self._annotated = annotated
-        self._quota = quota
+    def __post_init__(self) -> None:
+        """Seed the sampling."""
         self.reseed(0)
 
     def __len__(self) -> int:
         """Rows; a step with several labels is several rows."""
-        return self._plain + self._annotated
+        return self.plain + self.annotated
 
     def reseed(self, seed: int) -> None:
         """Start the sampling anew."""
@@ -150,27 +136,27 @@ class PackedTable:
         rows = self.sample_rows(batch_size)
         packed = np.ascontiguousarray(self.take(rows).T)
         batch = Columns(**{name: packed[columns] for name, columns in self.columns.items()})
-        if self._labellings is None:
+        if self.labellings is None:
             return batch
-        suggestions, weights = (self._spread(notes, rows) for notes in self._labellings)
+        suggestions, weights = (self._spread(notes, rows) for notes in self.labellings)
         return batch._replace(suggestions=suggestions, weights=weights)
 
     def _spread(self, notes: Floats, rows: Rows) -> Floats:
         """Notes (D, m, annotated) at the rows (B,) of a batch, (D, m, B); 0 where a row is not annotated."""
-        annotated = np.flatnonzero(rows >= self._plain)
+        annotated = np.flatnonzero(rows >= self.plain)
         found = np.zeros((*notes.shape[:2], len(rows)), np.float32)
-        found[..., annotated] = notes[..., rows[annotated] - self._plain]
+        found[..., annotated] = notes[..., rows[annotated] - self.plain]
         return found
 
     def sample_rows(self, batch_size: int) -> Rows:
         """The rows (B,) of such a batch."""
-        quota = min(self._quota, batch_size) if self._annotated else 0
-        quota = quota if self._plain else batch_size
+        quota = min(self.quota, batch_size) if self.annotated else 0
+        quota = quota if self.plain else batch_size
         rows = np.empty(batch_size, np.int64)
         if quota:
-            rows[:quota] = self._rng.integers(self._plain, len(self), quota)
+            rows[:quota] = self._rng.integers(self.plain, len(self), quota)
         if quota < batch_size:
-            rows[quota:] = self._rng.integers(0, self._plain, batch_size - quota)
+            rows[quota:] = self._rng.integers(0, self.plain, batch_size - quota)
         return rows
 
 
