@@ -70,35 +70,21 @@ def out_of_fold(
         _score_fold(steps, labels, baseline, config, held_out=order[fold :: min(folds, len(order))])
         for fold in range(min(folds, len(order)))
     ]
-    weights = np.array([fold.weight for fold in scored])
-    likelihoods, agreements = (
-        np.sum([fold.weight * getattr(fold, name) for fold in scored], axis=0) / weights.sum()
-        for name in ("likelihoods", "agreements")
-    )
-    held_out = sum(fold.labels for fold in scored)
-    return Consistency(likelihoods[1:], agreements[1:], float(likelihoods[0]), held_out)
-
-
-@dataclass(frozen=True)
-class _Fold:
-    """Scores on one fold, the baseline's first."""
-
-    likelihoods: Floats
-    agreements: Floats
-    weight: float
-    labels: int
+    weights = [exam.weights.sum() for _, exam in scored]
+    likelihoods, agreements = np.average([scores for scores, _ in scored], axis=0, weights=weights)
+    return Consistency(likelihoods[1:], agreements[1:], float(likelihoods[0]), sum(len(exam) for _, exam in scored))
 
 
 def _score_fold(
     steps: StepArrays, labels: Labels, baseline: MlpPolicy, config: RefineConfig, *, held_out: NDArray[np.int64]
-) -> _Fold:
+) -> tuple[Floats, Labels]:
+    """Likelihoods and agreements (2, candidates + 1), the baseline's first, and the labels that were asked for."""
     snapshots = refine(*_restrict(steps, labels, ~np.isin(steps.episodes, held_out)), baseline, config)
     asked = np.isin(steps.episode_id[labels.rows], held_out) & (labels.weights > 0)
     exam = labels.take(asked)
     start = as_logits(baseline, steps.observation) if baseline.head == "q_values" else baseline
     scores = [_score(policy, steps.observation[exam.rows], exam) for policy in (start, *(s.policy for s in snapshots))]
-    likelihoods, agreements = np.array(scores).T
-    return _Fold(likelihoods, agreements, float(exam.weights.sum()), len(exam))
+    return np.array(scores).T, exam
 
 
 def _choose_episodes(steps: StepArrays, labels: Labels) -> NDArray[np.bool_]:
