@@ -29,7 +29,7 @@ lint: .venv/installed
 	$(BIN)/basedpyright
 	$(BIN)/lint-imports
 
-# The quick circle for whoever works here: lint, types and contracts beside the tests that are not marked slow.
+# A quick check while working: lint, types and contracts beside the tests that are not marked slow.
 check: .venv/installed
 	$(MAKE) --no-print-directory --jobs=2 --output-sync=target lint quick
 
@@ -53,7 +53,7 @@ tests: .venv/installed
 pytest:
 	$(PYTEST)
 
-# All tests with every kill and every case of the long checks: before a release, and where what they hold was changed.
+# All tests with every kill and every case of the long checks: before a release, and after a change to what they cover.
 soak: .venv/installed
 	TRAJNOTE_SOAK=1 $(PYTEST) --timeout=1800
 

@@ -381,7 +381,7 @@ def _read_own(file: Path) -> MlpPolicy | None:
     try:
         layers = [(tensors[f"{place}.weight"], tensors[f"{place}.bias"]) for place in places]
     except KeyError as error:
-        raise BadInput(f"{file} has no tensor {error}, which {beside} speaks of.") from error
+        raise BadInput(f"{file} has no tensor {error}, which {beside} names.") from error
     return MlpPolicy.from_json(said, layers)
 
 
