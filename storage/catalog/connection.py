@@ -145,7 +145,11 @@ class Catalog:
         con = self.connect(read_only) if is_shared else self._start()
         failed = True
         try:
-            self._prepare(con, read_only=read_only)
+            con.execute("SET TimeZone = 'UTC'")
+            con.execute("SET python_enable_replacements = false")
+            con.execute("SET enable_progress_bar = false")  # it would be printed among the rows of a long question
+            if self.session and read_only:
+                con.execute(self.session)
             yield con
             failed = False
         except duckdb.Error as error:
@@ -157,13 +161,6 @@ class Catalog:
                 _pool.release(self.path, con, failed=failed)
             else:
                 con.close()
-
-    def _prepare(self, con: Connection, *, read_only: bool = True) -> None:
-        con.execute("SET TimeZone = 'UTC'")
-        con.execute("SET python_enable_replacements = false")
-        con.execute("SET enable_progress_bar = false")  # it would be printed among the rows of a long question
-        if self.session and read_only:
-            con.execute(self.session)
 
     def connect(self, read_only: bool) -> Connection:
         """The process's connection to the file, once no other process holds it."""

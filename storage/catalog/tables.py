@@ -74,17 +74,15 @@ def migrate(catalog: Catalog, migrations: tuple[Migration, ...] = MIGRATIONS) ->
     """
     with catalog.read() as con:
         pending = _pending(con, catalog, migrations)
-    return [step for step in pending if _apply(catalog, step, migrations)]
-
-
-def _apply(catalog: Catalog, step: Migration, migrations: tuple[Migration, ...]) -> bool:
-    with catalog.write() as con:
-        if step not in _pending(con, catalog, migrations):
-            return False
-        con.execute(_BOOK)
-        step.apply(con)
-        con.execute(_ENTER, [step.version, step.name])
-        return True
+    applied: list[Migration] = []
+    for step in pending:
+        with catalog.write() as con:
+            if step in _pending(con, catalog, migrations):
+                con.execute(_BOOK)
+                step.apply(con)
+                con.execute(_ENTER, [step.version, step.name])
+                applied.append(step)
+    return applied
 
 
 def _pending(con: Connection, catalog: Catalog, migrations: tuple[Migration, ...]) -> list[Migration]:

@@ -105,17 +105,13 @@ def refresh_views(con: Connection, rollouts: Path) -> Mapping[str, str]:
     marks = {name: mark_of(made_by(), sql) for name, sql in views.items()}
     marks |= {"tables": made_by(), "all": state.now}
     changed = {name: mark for name, mark in marks.items() if state.marks.get(name) != mark}
-    _make(con, [sql for name, sql in views.items() if name in changed], changed, _components(datasets, found.damaged))
-    return found.damaged
-
-
-def _make(con: Connection, views: Sequence[str], marks: Mapping[str, str], components: Sequence[str]) -> None:
-    """Make views, write the comments of what was changed, and note what it was made from."""
-    comments = comment_on(None if "tables" in marks else marks, components)
-    noted = ", ".join(f"({sql_text(name)}, {sql_text(mark)})" for name, mark in marks.items())
-    written = [f"INSERT OR REPLACE INTO view_marks VALUES {noted}"] if marks else []
+    made = [sql for name, sql in views.items() if name in changed]
+    comments = comment_on(None if "tables" in changed else changed, _components(datasets, found.damaged))
+    noted = ", ".join(f"({sql_text(name)}, {sql_text(mark)})" for name, mark in changed.items())
+    written = [f"INSERT OR REPLACE INTO view_marks VALUES {noted}"] if changed else []
     plain = ("PRAGMA disable_optimizer", "PRAGMA enable_optimizer")  # it has nothing to do here, and takes its time
-    con.execute(";\n".join([plain[0], *views, *comments, *written, plain[1]]))
+    con.execute(";\n".join([plain[0], *made, *comments, *written, plain[1]]))
+    return found.damaged
 
 
 def _views(con: Connection, everything: Sequence[_Dataset], damaged: Container[str]) -> dict[str, str]:

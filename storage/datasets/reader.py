@@ -273,10 +273,13 @@ def map_columns(store: Store, manifests: Sequence[Manifest]) -> SeededSteps | No
     Raises:
         DamagedStore: if a shard is damaged.
     """
+    folder = _folder(store, manifests)
     for _ in range(2):
-        folder = _find_folder(store, manifests)
-        if folder is None:
-            return None
+        if not folder.is_dir():
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            with exclusive_lock(folder.parent, f"the columns of {manifests[0].dataset_id}", wait=True):
+                if not folder.is_dir() and not _write(store, manifests, folder):
+                    return None
         if (found := _open_columns(folder, manifests)) is not None:
             rows = StepArrays(**{name: found.get(name) for name in _NAMES})  # pyright: ignore[reportArgumentType]
             return SeededSteps(rows, [None if seed == _UNKNOWN_SEED else seed for seed in found[_SEEDS].tolist()])
@@ -344,16 +347,6 @@ def _folder(store: Store, manifests: Sequence[Manifest]) -> Path:
     if len(manifests) == 1:
         return store.columns_dir(manifests[0].dataset_id) / content_id("", content[0])
     return store.pools_dir / content_id("", content)
-
-
-def _find_folder(store: Store, manifests: Sequence[Manifest]) -> Path | None:
-    folder = _folder(store, manifests)
-    if not folder.is_dir():
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with exclusive_lock(folder.parent, f"the columns of {manifests[0].dataset_id}", wait=True):
-            if not folder.is_dir() and not _write(store, manifests, folder):
-                return None
-    return folder
 
 
 def _write(store: Store, manifests: Sequence[Manifest], folder: Path) -> bool:

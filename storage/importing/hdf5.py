@@ -221,17 +221,16 @@ def _check_group(path: Path, root: File) -> None:
                 raise BadInput(f"{path} holds more than {MAX_OBJECTS:,} arrays and groups.", "Split the dataset.")
             item = _check_link(path, group, name)
             if isinstance(item, h5py.Dataset):
-                is_text = h5py.check_string_dtype(item.dtype) is not None
-                _check_text(path, item) if is_text else _check_array(path, str(item.name), item)
+                if h5py.check_string_dtype(item.dtype) is None:
+                    _check_array(path, str(item.name), item)
+                    continue
+                where = f"{path}: {item.name!r}"
+                if item.is_virtual or item.external:
+                    raise BadInput(f"{where} keeps its texts in another file.", "Write them into the file itself.")
+                require_growth(where, item.size * item.dtype.itemsize, item.id.get_storage_size())
             elif isinstance(item, h5py.Group) and hash(item) not in seen:
                 seen.add(hash(item))
                 groups.append(item)
-
-
-def _check_text(path: Path, array: Any) -> None:
-    if array.is_virtual or array.external:
-        raise BadInput(f"{path}: {array.name!r} keeps its texts in another file.", "Write them into the file itself.")
-    require_growth(f"{path}: {array.name!r}", array.size * array.dtype.itemsize, array.id.get_storage_size())
 
 
 def _reader(arrays: _Arrays, about: About) -> Callable[[ImportReport], Iterator[pa.Table]]:

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import sys
-from collections.abc import Callable, Generator, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -108,23 +108,22 @@ def import_recording(
     """
     report = report or ImportReport()
     reading = Reading(recording, choices or Choices())
-    with _refusing():
+    try:
         draft = _draft(reading, about, report)
         check_draft(draft)
         reading = _without_resets(reading, draft, report)
         draft = draft.model_copy(update={"source_sha256": _check_and_hash(reading, draft, report)})
+    except _UNFORESEEN as error:  # it is blamed on the rows, so that a night goes on with the next file
+        reason = shorten(" ".join(str(error).split()), 300) or "no reason given"
+        raise BadInput(f"The rows cannot be used: {reason} ({type(error).__name__}).") from error
     draft = draft.model_copy(update={"dataset_id": dataset_id or content_id("d_", draft)})
-    return find_finished(store, draft) or _write(store, draft, reading, card)
-
-
-@contextmanager
-def _refusing() -> Generator[None]:
-    """Any unexpected error is blamed on the rows, so that a night goes on with the next file."""
-    try:
-        yield
-    except _UNFORESEEN as error:
-        said = shorten(" ".join(str(error).split()), 300) or "no reason given"
-        raise BadInput(f"The rows cannot be used: {said} ({type(error).__name__}).") from error
+    if finished := find_finished(store, draft):
+        return finished
+    with StepsWriter(store, draft, card=card) as writer:
+        for number, episode in enumerate(_episodes(reading, draft, ImportReport())):
+            if number >= writer.episodes_done:
+                writer.write(episode)
+        return writer.finish()
 
 
 def _draft(reading: Reading, about: About, report: ImportReport) -> ManifestDraft:
@@ -187,14 +186,6 @@ def _episodes(reading: Reading, draft: ManifestDraft, report: ImportReport) -> I
             if (kept := without_reset(episode, reading.resets, report)) is not None:
                 check_episode(kept, draft)
                 yield kept
-
-
-def _write(store: Store, draft: ManifestDraft, reading: Reading, card: bytes | None) -> Manifest:
-    with StepsWriter(store, draft, card=card) as writer:
-        for number, episode in enumerate(_episodes(reading, draft, ImportReport())):
-            if number >= writer.episodes_done:
-                writer.write(episode)
-        return writer.finish()
 
 
 def _in_spaces(steps: StepArrays, observations: Space, actions: Space, *, exactly: bool) -> StepArrays:

@@ -342,10 +342,6 @@ def _pieces(file: RowFile, columns: Columns, report: ImportReport) -> Iterator[p
         else:
             report.finals += len(set(piece["episode_id"].to_pylist()))
             yield piece
-    _report_file(file, columns, names, report)
-
-
-def _report_file(file: RowFile, columns: Columns, names: EpisodeNames, report: ImportReport) -> None:
     used = {name for group in columns.values() for name in group}
     report.rows = file.rows
     report.leave_out("columns", (name for name in file.columns if name not in used and name not in DERIVED))

@@ -169,7 +169,11 @@ class TextRows:
         try:
             pl.scan_ndjson(self._plain, infer_schema_length=None).sink_parquet(self.parquet)
         except (pl.exceptions.PolarsError, pa.ArrowException):
-            self._check_lines()
+            kinds: dict[str, str] = {}
+            with self._plain.open("rb") as file:
+                for number, line in enumerate(file, start=1):
+                    if line.strip():
+                        _check_line(line, f"{self._path}, line {number}", kinds)
             raise
 
     def _check_levels(self) -> None:
@@ -185,14 +189,6 @@ class TextRows:
                         raise BadInput(
                             f"{self._path}, line {number}: {error}.", "Each line has to be a JSON object."
                         ) from error
-
-    def _check_lines(self) -> None:
-        """Refuse the first line that is not a JSON object."""
-        kinds: dict[str, str] = {}
-        with self._plain.open("rb") as file:
-            for number, line in enumerate(file, start=1):
-                if line.strip():
-                    _check_line(line, f"{self._path}, line {number}", kinds)
 
 
 def _check_line(line: bytes, place: str, kinds: dict[str, str]) -> None:

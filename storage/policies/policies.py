@@ -245,7 +245,11 @@ def save_training(store: Store, training_id: str, files: Mapping[str, bytes], *,
     with exclusive_lock(folder, "a training", wait=True):
         for leftover in folder.glob(f"*{TEMPORARY}"):  # of a killed command: this process has the lock
             leftover.unlink()
-        write_whole(store.training_path(training_id), _pack(files))
+        packed = io.BytesIO()
+        with zipfile.ZipFile(packed, "w") as archive:
+            for name, content in files.items():
+                archive.writestr(zipfile.ZipInfo(name), content)
+        write_whole(store.training_path(training_id), packed.getvalue())
         _drop_oldest(folder, limit)
 
 
@@ -286,14 +290,6 @@ def find_training(store: Store) -> dict[str, float] | None:
         return {"done": note["done"], "total": note["total"], "seconds": age}
     except (OSError, ValueError, KeyError, TypeError):
         return None
-
-
-def _pack(files: Mapping[str, bytes]) -> bytes:
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w") as archive:
-        for name, content in files.items():
-            archive.writestr(zipfile.ZipInfo(name), content)
-    return buffer.getvalue()
 
 
 def _drop_oldest(folder: Path, limit: int) -> None:

@@ -95,25 +95,25 @@ def _remove(path: Path) -> None:
 
 
 def _columns(store: Store) -> Iterator[Garbage]:
-    labels = store.labels_dir.iterdir() if store.labels_dir.is_dir() else []
-    for path in sorted(labels):
-        if _is_settled(path):
-            yield _thing("columns", path.name, path, "labels of a refinement that has ended; made again when needed")
-    for path in sorted(store.columns_root.iterdir()) if store.columns_root.is_dir() else []:
-        if path != store.labels_dir and _is_settled(path):
-            yield _thing("columns", path.name, path, "a copy of a large dataset's shards; made again when needed")
+    folders = {
+        store.labels_dir: "labels of a refinement that has ended; made again when needed",
+        store.columns_root: "a copy of a large dataset's shards; made again when needed",
+    }
+    for folder, why in folders.items():
+        for path in sorted(folder.glob("*")):
+            if path != store.labels_dir and _is_settled(path):
+                yield _thing("columns", path.name, path, why)
 
 
 def _leftovers(store: Store) -> Iterator[Garbage]:
     """Old remains of killed commands, and old finished folders that the catalog does not know."""
     rows = store.select("SELECT policy_id FROM policies UNION SELECT dataset_id FROM datasets")
     known = {name for (name,) in rows}
-    for folder in (store.rollouts_dir, store.policies_dir):
-        for path in sorted(folder.iterdir()):
-            if path.is_dir() and path.name not in known and _is_settled(path):
-                yield _thing("leftover", path.name, path, "left by a command that was killed")
-    for path in sorted(store.root.rglob(f"*{TEMPORARY}")):
-        if path.is_file() and _is_settled(path):
+    folders = [*sorted(store.rollouts_dir.iterdir()), *sorted(store.policies_dir.iterdir())]
+    unknown = [path for path in folders if path.is_dir() and path.name not in known]
+    unfinished = [path for path in sorted(store.root.rglob(f"*{TEMPORARY}")) if path.is_file()]
+    for path in (*unknown, *unfinished):
+        if _is_settled(path):
             yield _thing("leftover", path.name, path, "left by a command that was killed")
 
 
