@@ -87,7 +87,8 @@ class _ListQuery(NamedTuple):
     def of(cls, stored: StoredList) -> _ListQuery:
         reader = _allowed_terms(stored)
         read = [(rule, found) for rule in stored.rules if (found := _read(rule, reader)) is not None]
-        steps = scan_steps(stored.dataset_id, reader, [e for _, parts in read for e in parts.all])
+        expressions = [e for _, parts in read for e in (parts.predicate, *parts.formulas) if e is not None]
+        steps = scan_steps(stored.dataset_id, reader, expressions)
         return cls(stored.dataset_id, stored.action_space, read, steps)
 
     @property
@@ -179,11 +180,6 @@ class _ReadRule(NamedTuple):
 
     predicate: Expression
     formulas: Sequence[Expression | None]
-
-    @property
-    def all(self) -> list[Expression]:
-        """Those that are there."""
-        return [self.predicate, *filter(None, self.formulas)]
 
 
 def _read(rule: StoredRule, reader: FormulaReader) -> _ReadRule | None:

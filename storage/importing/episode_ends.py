@@ -222,7 +222,10 @@ class ResetSigns:
         begun, ended, finals = self._chained()
         if not begun or 2 * len(begun) < len(self.seen) - 1:
             return None
-        chain = _log_chance(len(self.seen) - 1, len(begun), self._collision() * finals)
+        count = self.observations.total()
+        pairs = sum(times * (times - 1) for times in self.observations.values()) / 2
+        collision = (pairs + 1) / (count * (count - 1) / 2 + 2)  # probability that two rows have equal observations
+        chain = _log_chance(len(self.seen) - 1, len(begun), collision * finals)
         paid = all(each.first_reward == 0 for each in begun)
         telling = self._rewards(begun) + self._jumps([each.jumps[0] for each in begun]) if paid else 0.0
         if telling < _TELLING:
@@ -263,12 +266,6 @@ class ResetSigns:
     def likely_rows(self) -> frozenset[int]:
         """Episodes whose first row may be a reset, each judged alone."""
         return _ids([each for each in self._chained()[0] if each.first_reward == 0] or self._leaping())
-
-    def _collision(self) -> float:
-        """Probability that two rows have equal observations."""
-        count = self.observations.total()
-        pairs = sum(times * (times - 1) for times in self.observations.values()) / 2
-        return (pairs + 1) / (count * (count - 1) / 2 + 2)
 
     def _rewards(self, begun: Sequence[_Seen]) -> float:
         """Log of the chance that so many rewards are 0."""

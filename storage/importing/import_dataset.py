@@ -281,7 +281,10 @@ class _Seen:
             self.dtype, self.size = actions.dtype, actions.shape[1]
             whole = np.all(np.isfinite(actions) & (actions == np.floor(actions)), axis=1)
             self.is_whole = bool(whole.all())
-            self._note_fraction(steps, actions, whole)
+            if not self.is_whole:
+                row = np.flatnonzero(~steps.is_final)[np.argmin(whole)]
+                place = f"Episode {steps.episode_id[row]}, step {steps.step[row]}"
+                self.fraction = f"{place}: the action {actions[np.argmin(whole)].tolist()} is not whole"
             if not self.is_whole or self.size > 1:
                 break
             found = np.unique(actions.astype(np.int64))
@@ -292,12 +295,6 @@ class _Seen:
             )
             if len(self.values) <= MAX_ACTIONS:
                 self.values.update(found.tolist())
-
-    def _note_fraction(self, steps: StepArrays, actions: Array, whole: Array) -> None:
-        if not whole.all():
-            row = np.flatnonzero(~steps.is_final)[np.argmin(whole)]
-            place = f"Episode {steps.episode_id[row]}, step {steps.step[row]}"
-            self.fraction = f"{place}: the action {actions[np.argmin(whole)].tolist()} is not whole"
 
     @property
     def span(self) -> str:

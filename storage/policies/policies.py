@@ -52,16 +52,12 @@ def save_policy(store: Store, policy_id: str, files: Mapping[str, bytes], record
         _publish(store, policy_id, {**files, RECORD: canonical_json(record).encode()})
     if files_sha256(read_folder(final)) != sha256:
         raise BadInput(f"Another policy is named {policy_id!r}.", "Give the new one another name.")
-    with store.catalog.write() as con:
-        insert_rows(con, "policies", [{**record, **_lineage(record), "policy_id": policy_id, "sha256": sha256}])
-    return sha256
-
-
-def _lineage(record: Mapping[str, object]) -> dict[str, object]:
-    """What a policy's configuration says about where it comes from, as columns that questions ask for."""
     config = record.get("config")
     known = cast(Mapping[str, object], config) if isinstance(config, Mapping) else {}
-    return {name: known.get(name) for name in ("policy_sha256", "also")}
+    lineage = {name: known.get(name) for name in ("policy_sha256", "also")}  # columns that questions ask for
+    with store.catalog.write() as con:
+        insert_rows(con, "policies", [{**record, **lineage, "policy_id": policy_id, "sha256": sha256}])
+    return sha256
 
 
 def policy_files(store: Store, policy_id: str) -> dict[str, bytes]:

@@ -75,18 +75,13 @@ def pull_store(
         CatalogLocked: if the catalog is in use, or another push or pull of this store is under way.
     """
     remote = Remote(url)
-    snapshot = _find(remote, number)
+    snapshot = find_newest(remote)[0] if number is None else read_snapshot(remote, number)
+    if snapshot is None:
+        which = "no snapshot" if number is None else f"no snapshot {number}"
+        raise Prerequisite(f"There is {which} in {remote.url}.", f"Make one with `trajnote store push {remote.url}`.")
     store = Store.prepare(root)
     with exclusive_lock(store.root, "a snapshot of the store"), writing(store.root):
         return _pull(store, remote, snapshot, replace, progress or no_progress)
-
-
-def _find(remote: Remote, number: int | None) -> Snapshot:
-    found = find_newest(remote)[0] if number is None else read_snapshot(remote, number)
-    if found is None:
-        which = "no snapshot" if number is None else f"no snapshot {number}"
-        raise Prerequisite(f"There is {which} in {remote.url}.", f"Make one with `trajnote store push {remote.url}`.")
-    return found
 
 
 def _pull(store: Store, remote: Remote, snapshot: Snapshot, replace: bool, progress: Progress) -> Pulled:

@@ -78,16 +78,24 @@ def find_newest(remote: Remote) -> tuple[Snapshot | None, int]:
 
 
 def read_snapshot(remote: Remote, number: int) -> Snapshot | None:
-    """One snapshot; None if there is none of that number, or it is not whole."""
+    """One snapshot; None if there is none of that number, or it is not whole.
+
+    Raises:
+        Prerequisite: if it was written by a newer trajnote.
+    """
     for pause_s in (0.0, 0.2):  # it may be being written
         time.sleep(pause_s)
         content = remote.read(_name(number))
         if content is None:
             return None
         try:
-            return _checked(Snapshot.model_validate_json(content), remote)
+            found = Snapshot.model_validate_json(content)
         except ValidationError:
             continue
+        if found.format > FORMAT or found.catalog_version > MIGRATIONS[-1].version:
+            problem = f"{remote.url} has {found.described}, written by a newer trajnote."
+            raise Prerequisite(problem, "Upgrade trajnote on this machine.")
+        return found
     return None
 
 
@@ -146,14 +154,6 @@ def install_catalog(catalog: Catalog, new: Path, expected: dict[str, str] | None
 
 def _name(number: int) -> str:
     return f"{_FOLDER}/{number:08d}.json"
-
-
-def _checked(snapshot: Snapshot, remote: Remote) -> Snapshot:
-    if snapshot.format > FORMAT or snapshot.catalog_version > MIGRATIONS[-1].version:
-        raise Prerequisite(
-            f"{remote.url} has {snapshot.described}, written by a newer trajnote.", "Upgrade trajnote on this machine."
-        )
-    return snapshot
 
 
 class Seen(BaseModel):
