@@ -82,10 +82,7 @@ def unknown_steps(con: Connection, annotations: Sequence[Annotation]) -> list[An
 def load_annotations(store: Store, dataset_id: str, run_ids: Sequence[str] | None = None) -> list[Annotation]:
     """The annotations of a dataset, by episode, step, run and id.
 
-    Args:
-        store: the store.
-        dataset_id: a dataset of it.
-        run_ids: the annotation runs wanted, or the beginnings of their ids; all when None.
+    `run_ids` are those of the runs wanted, or their beginnings; None: all.
 
     Raises:
         BadInput: if there is no such run.

@@ -170,12 +170,9 @@ def varies(con: Connection, listed: RuleList, manifest: Manifest) -> bool:
 
 
 def load_rule_lists(store: Store, dataset_id: str, run_ids: Sequence[str] | None = None) -> list[RuleList]:
-    """The lists of rules of a dataset, those of one run after each other; lists without a rule are left out.
+    """The lists of rules of a dataset, run by run; lists without a rule are left out.
 
-    Args:
-        store: the store.
-        dataset_id: a dataset of it.
-        run_ids: the annotation runs wanted; all when None.
+    `run_ids` are those of the runs wanted, or their beginnings; None: all.
 
     Raises:
         BadInput: if there is no such run.

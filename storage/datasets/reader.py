@@ -112,12 +112,7 @@ def read_episode(store: Store, dataset_id: str, episode_id: int) -> Episode:
 
 
 def iterate_episodes(store: Store, dataset_id: str, episode_ids: Sequence[int] | None = None) -> Iterator[Episode]:
-    """Yield episodes, with one shard in memory at a time.
-
-    Args:
-        store: the store.
-        dataset_id: of the store.
-        episode_ids: the episodes wanted, in this order; all, ascending, when None.
+    """Yield the episodes wanted, in their order, or (None) all, ascending; one shard is in memory at a time.
 
     Raises:
         BadInput: if there is no such dataset or episode.
@@ -261,11 +256,7 @@ def is_large(manifests: Sequence[Manifest]) -> bool:
 
 
 def map_columns(store: Store, manifests: Sequence[Manifest]) -> SeededSteps | None:
-    """All rows of a dataset or a pool as read-only columns on disk, which are written first if missing.
-
-    Args:
-        store: the store.
-        manifests: of datasets of it, in the order of their rows.
+    """All rows of datasets, in this order, as read-only columns on disk, which are written first if missing.
 
     Returns:
         The columns and the seeds; None if the disk has no space for them.
