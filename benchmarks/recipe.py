@@ -29,7 +29,7 @@ from annotate.prompting import AnnotateConfig
 from flows.datasets import CollectConfig, gather
 from flows.demo import RECORDED_MODEL
 from flows.labelling import LabelConfig, label
-from flows.refinement.refinement import find_opinions
+from flows.refinement.refinement import find_labels
 from flows.simulation import Named
 from refine.config import CONTINUOUS_DEFAULTS, DISCRETE_DEFAULTS, RefineConfig
 from refine.labels import Labels
@@ -117,7 +117,7 @@ def set_case(folder: Path, name: str, lists: Path | None, report: int) -> Case:
     else:
         asked = AnnotateConfig(model=RECORDED_MODEL, kind="rules")
         label(store, dataset_id, LabelConfig(provider="recorded", answers=example / "rules.jsonl", annotate=asked))
-    opinions = find_opinions(store, [dataset_id], None, "A", rules=True)
+    opinions = find_labels(store, [dataset_id], None, "A", rules=True)
     labels = opinions.labels(read_manifest(store, dataset_id), steps, "A")
     return Case(scene, steps, labels, report)
 

@@ -37,7 +37,7 @@ from benchmarks.growth import Script, draft, episode
 from flows.labelling.quality import check_labels
 from flows.refinement.arms import ArmDraw, Material, list_draws, train_draws
 from flows.refinement.comparison import GateConfig
-from flows.refinement.estimation import AppraiseConfig, appraise, refit_number, train_and_score
+from flows.refinement.estimation import EstimateConfig, estimate_refinement, refit_number, train_and_score
 from flows.refinement.refinement import ImproveConfig, gather_material, improve
 from flows.runtime import parallel_map
 from flows.simulation import Named
@@ -112,8 +112,8 @@ def refine(root: Path, names: Sequence[str], _: int) -> None:
 
 def estimate(root: Path, names: Sequence[str], _: int) -> None:
     """All arms, without a simulator; more folds and refits would take longer, not more memory."""
-    store, config = Store.open(root), AppraiseConfig(refine=SHORT, folds=2, placebo_draws=2, ope=OpeConfig(resamples=5))
-    found = appraise(store, names[0], config, also=names[1:], baseline=Named(f"policy:{BASELINE}"))
+    store, config = Store.open(root), EstimateConfig(refine=SHORT, folds=2, placebo_draws=2, ope=OpeConfig(resamples=5))
+    found = estimate_refinement(store, names[0], config, also=names[1:], baseline=Named(f"policy:{BASELINE}"))
     print(f"{len(found.trials)} refinements, {found.baseline.episodes:,} episodes", flush=True)
 
 

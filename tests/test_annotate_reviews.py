@@ -13,7 +13,7 @@ from toy_datasets import make_draft, make_episode, write
 from annotate.importing.labels import import_annotations
 from annotate.importing.reviews import ReviewSummary, import_labels
 from flows.labelling.queues import Order, prepare_queue
-from flows.refinement.refinement import find_opinions
+from flows.refinement.refinement import find_labels
 from storage.annotations.annotations import ReviewItem, ReviewQueue, enter_queue, load_annotations
 from storage.errors import BadInput
 from storage.store import Store
@@ -88,15 +88,15 @@ def test_verdicts_become_labels_of_the_reviewer_and_refusals_become_none(
 def test_nothing_is_trained_on_what_reviewers_refuse_or_leave_open(
     toys: Store, queue: ReviewQueue, tmp_path: Path
 ) -> None:
-    before = len(find_opinions(toys, ["d1"], None, "A", rules=False).notes)
+    before = len(find_labels(toys, ["d1"], None, "A", rules=False).notes)
     lines = [line(queue, 1, "reject", critical=True), line(queue, 2, "correct", suggested_action=1)]
     take(toys, save(tmp_path, *lines))
-    notes = find_opinions(toys, ["d1"], None, "A", rules=False).notes
+    notes = find_labels(toys, ["d1"], None, "A", rules=False).notes
     assert (before, len(notes)) == (6, 5)
     refused = {item.annotation_id for item in queue.items[:2]}
     assert refused.isdisjoint(note.annotation_id for note in notes)
     take(toys, save(tmp_path, line(queue, 1, "accept", model="human:bob")))
-    assert len(find_opinions(toys, ["d1"], None, "A", rules=False).notes) == 7
+    assert len(find_labels(toys, ["d1"], None, "A", rules=False).notes) == 7
 
 
 def test_the_same_file_twice_adds_nothing(toys: Store, queue: ReviewQueue, tmp_path: Path) -> None:

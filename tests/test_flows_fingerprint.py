@@ -137,7 +137,7 @@ def test_the_gate_remembers_for_one_code_only_and_a_comparison_is_named_by_it(
         material = SimpleNamespace(oracle=None, content_id="m_1")
         judge = judging.Evaluator(store, PAYING, {})
         contest: Any = SimpleNamespace(
-            material=material, gate=GateConfig(), references=(), judge=judge, promote_rules=False, promote="labels"
+            material=material, gate=GateConfig(), references=(), evaluator=judge, promote_rules=False, promote="labels"
         )
         return lineage.name_comparison(contest)
 

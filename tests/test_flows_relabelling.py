@@ -19,7 +19,7 @@ from flows.datasets import collection
 from flows.refinement import comparison as contest
 from flows.refinement import evaluator as judging
 from flows.refinement.present import show_relabelling
-from flows.refinement.refinement import ImproveConfig, find_opinions, improve
+from flows.refinement.refinement import ImproveConfig, find_labels, improve
 from flows.refinement.relabelling import Relabelled, RelabelRound, improve_and_relabel
 from refine.labels.rule_labels import RuleLabels
 from storage.annotations.rules import resolve_ruled_dataset
@@ -76,7 +76,7 @@ def test_the_second_round_learns_also_from_what_the_learner_played_labelled_by_t
     assert (new.episodes, new.policy_mode, new.component_names) == (12, "sampled", old.component_names)
     assert new.policy == f"policy:{first.tested.policy_id}"
     steps = read_pool(made.store, second.dataset_ids)
-    labels = find_opinions(made.store, second.dataset_ids, None, "A", rules=True).labels(old, steps, "A")
+    labels = find_labels(made.store, second.dataset_ids, None, "A", rules=True).labels(old, steps, "A")
     assert isinstance(labels, RuleLabels)
     assert labels.rows.tolist() == np.flatnonzero(~steps.is_final).tolist()
     assert np.allclose(labels.suggestions[:, 0], 1.5 * steps.observation[labels.rows, 0])
@@ -151,11 +151,11 @@ def test_equal_lists_of_several_datasets_count_once(made: Made, tmp_path: Path) 
     store = Store.open(shutil.copytree(made.store.root, tmp_path / "store"))
     datasets = made.found.rounds[1].dataset_ids
     import_rules(store, datasets[1], made.law, "another person")
-    assert len(find_opinions(store, datasets, None, "A", rules=True).lists) == 1
+    assert len(find_labels(store, datasets, None, "A", rules=True).lists) == 1
     x = read_manifest(store, datasets[1]).component_names[0]
     (tmp_path / "more.json").write_text(json.dumps([{"predicate": f"{x} > 0", "suggested_action": [1.0]}]))
     import_rules(store, datasets[1], tmp_path / "more.json", "another person")
-    assert len(find_opinions(store, datasets, None, "A", rules=True).lists) == 2
+    assert len(find_labels(store, datasets, None, "A", rules=True).lists) == 2
 
 
 def test_without_a_name_the_newest_dataset_with_rules_is_meant(made: Made) -> None:

@@ -14,7 +14,7 @@ from toy_environment import REACH, gather_toys, small_config, write_labels
 from annotate.importing.labels import import_annotations
 from annotate.importing.rules import import_rules
 from flows import cli
-from flows.refinement.refinement import find_opinions, improve
+from flows.refinement.refinement import find_labels, improve
 from flows.reporting.page import write_report
 from refine.labels.rule_labels import RuleLabels
 from storage.datasets.reader import read_manifest, read_steps
@@ -93,19 +93,19 @@ def test_a_run_of_rules_is_taken_by_its_name_and_never_mixed_with_labels(toys: S
     name, rule_run = dataset(toys), one(toys, "SELECT run_id FROM rules")
     steps = read_steps(toys, name)
     with pytest.raises(Prerequisite, match="It has rules: refine with --rules"):
-        find_opinions(toys, [name], None, "A", rules=False)
-    found = find_opinions(toys, [name], [rule_run], "A", rules=False)
+        find_labels(toys, [name], None, "A", rules=False)
+    found = find_labels(toys, [name], [rule_run], "A", rules=False)
     labels = found.labels(read_manifest(toys, name), steps, "A")
     assert isinstance(labels, RuleLabels)
     assert (len(labels), found.run_ids) == (96, [rule_run])
     import_annotations(toys, write_labels(toys, name, tmp_path / "labels"))
-    assert find_opinions(toys, [name], None, "A", rules=False).lists == []
-    assert find_opinions(toys, [name], None, "A", rules=True).notes == []
+    assert find_labels(toys, [name], None, "A", rules=False).lists == []
+    assert find_labels(toys, [name], None, "A", rules=True).notes == []
     both = [rule_run, one(toys, "SELECT run_id FROM annotations")]
     with pytest.raises(BadInput, match="labels of single steps and rules"):
-        find_opinions(toys, [name], both, "A", rules=False)
+        find_labels(toys, [name], both, "A", rules=False)
     with pytest.raises(BadInput, match=f"The rules {rule_run} have no potential, which is what mode R learns from"):
-        find_opinions(toys, [name], None, "R", rules=True)
+        find_labels(toys, [name], None, "R", rules=True)
 
 
 @pytest.mark.slow
@@ -116,7 +116,7 @@ def test_mode_r_learns_from_a_potential_beside_its_placebos(toys: Store, tmp_pat
     (tmp_path / "law.json").write_text(json.dumps(law))
     run_id = import_rules(toys, name, tmp_path / "law.json", "a person").run_id
     with pytest.raises(BadInput, match="have no potential"):
-        find_opinions(toys, [name], None, "R", rules=True)
+        find_labels(toys, [name], None, "R", rules=True)
     outcome = improve(toys, name, small_config(mode="R", critic_steps=50, snapshots=(50,)), run_ids=[run_id])
     arms = {arm.arm: arm.greedy.mean for arm in outcome.comparison.arms}
     assert arms.keys() == {"baseline", "labels", "no_labels", "shuffled", "random", "rules_played"}

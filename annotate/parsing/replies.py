@@ -49,7 +49,7 @@ class Message:
     model: str | None = None
     stop_reason: str | None = None
     usage: Mapping[str, int] | None = None
-    trouble: ReplyProblem | None = None
+    problem: ReplyProblem | None = None
 
 
 _LIMIT = ReplyProblem("max_tokens", "the reply was cut at the limit of its tokens; raise it with --max-tokens")
@@ -69,7 +69,7 @@ class Entries(NamedTuple):
 
     entries: Sequence[Entry]
     assessment: str
-    trouble: ReplyProblem | None
+    problem: ReplyProblem | None
     whole: Mapping[str, Any] = MappingProxyType({})  # the object that holds the list; empty where it is broken
 
 
@@ -91,11 +91,11 @@ def find_answer(raw: str, key: str, body: Mapping[str, Any] | None = None) -> Fo
         body: its JSON, where that was parsed already.
     """
     message = _read_body(_parse(raw) if body is None else body)
-    if message.trouble and message.trouble.reason != "too_long":
-        return Found(raw, message, Entries([], "", None), message.trouble)
+    if message.problem and message.problem.reason != "too_long":
+        return Found(raw, message, Entries([], "", None), message.problem)
     entries = find_entries(message.text, key)
-    is_answer = bool(entries.entries) or entries.trouble is None
-    return Found(raw, message, entries, None if is_answer else message.trouble or entries.trouble)
+    is_answer = bool(entries.entries) or entries.problem is None
+    return Found(raw, message, entries, None if is_answer else message.problem or entries.problem)
 
 
 def read_message(raw: str) -> Message:
@@ -113,10 +113,10 @@ def read_message(raw: str) -> Message:
 
 def _read_body(body: Any) -> Message:
     if not isinstance(body, Mapping):
-        return Message("", trouble=ReplyProblem("not_a_message", "the reply is not a JSON object"))
+        return Message("", problem=ReplyProblem("not_a_message", "the reply is not a JSON object"))
     error = body.get("error")
     if error is not None:
-        return Message("", trouble=ReplyProblem("error_reply", clean_text(_error_text(error), 300)))
+        return Message("", problem=ReplyProblem("error_reply", clean_text(_error_text(error), 300)))
     stop_reason = body.get("stop_reason")
     text = "".join(_texts(body.get("content")))
     return Message(
@@ -124,7 +124,7 @@ def _read_body(body: Any) -> Message:
         model=_string(body.get("model")),
         stop_reason=_string(stop_reason),
         usage=_usage(body.get("usage")),
-        trouble=_stop_trouble(stop_reason, text),
+        problem=_stop_problem(stop_reason, text),
     )
 
 
@@ -132,7 +132,7 @@ def find_entries(text: str, key: str) -> Entries:
     """Find the object that holds a list under `key`.
 
     Prose and code fences around it are passed over; of several objects the last one counts, as a model's final word. If
-    none is complete, the complete entries of a broken one are taken, and the trouble says so; of one that is cut, none.
+    none is complete, the complete entries of a broken one are taken, and the problem says so; of one that is cut, none.
     """
     objects = list(_objects_with(text, key))
     if not objects:
@@ -192,7 +192,7 @@ def _texts(content: Any) -> Iterator[str]:
             yield f"\n{json.dumps(block['input'])}"
 
 
-def _stop_trouble(stop_reason: Any, text: str) -> ReplyProblem | None:
+def _stop_problem(stop_reason: Any, text: str) -> ReplyProblem | None:
     if stop_reason == "refusal":
         return ReplyProblem("refusal", clean_text(text, 500) or "the model refused")
     if isinstance(stop_reason, str) and stop_reason in _CUT:
@@ -339,9 +339,9 @@ def read_labels(reply: Found, kind: Kind, card: Card, steps: Collection[int]) ->
 
 
 def refuse_whole(reply: Found) -> list[Refused]:
-    """What is wrong with the reply as a whole, the first trouble only; its entries may be sound."""
-    troubles = (reply.message.trouble, reply.entries.trouble)
-    return [refuse_reply(trouble, reply.message.text) for trouble in troubles if trouble][:1]
+    """What is wrong with the reply as a whole, the first problem only; its entries may be sound."""
+    problems = (reply.message.problem, reply.entries.problem)
+    return [refuse_reply(problem, reply.message.text) for problem in problems if problem][:1]
 
 
 def take_each(reply: Found, most: int, take: Callable[[int, Entry], None]) -> list[Refused]:
@@ -360,10 +360,10 @@ def take_each(reply: Found, most: int, take: Callable[[int, Entry], None]) -> li
         try:
             take(position, entry)
         except BrokenError as broken:
-            refused.append(refuse_entry(position, entry, broken.trouble))
+            refused.append(refuse_entry(position, entry, broken.problem))
     if len(entries) > most:
-        trouble = ReplyProblem("too_many", f"{len(entries)} entries, {most} are read")
-        refused.append(refuse_reply(trouble, reply.message.text))
+        problem = ReplyProblem("too_many", f"{len(entries)} entries, {most} are read")
+        refused.append(refuse_reply(problem, reply.message.text))
     return refused
 
 
@@ -433,25 +433,25 @@ class Refused:
 
 
 class BrokenError(Exception):
-    """A rule is broken; carries the trouble to where the entry is known."""
+    """A rule is broken; carries the problem to where the entry is known."""
 
     def __init__(self, reason: str, detail: str) -> None:
         super().__init__(reason)
-        self.trouble = ReplyProblem(reason, detail)
+        self.problem = ReplyProblem(reason, detail)
 
 
-def refuse_reply(trouble: ReplyProblem, raw: str) -> Refused:
+def refuse_reply(problem: ReplyProblem, raw: str) -> Refused:
     """A reply as a whole that breaks a rule."""
-    return Refused(-1, None, trouble.reason, trouble.detail, clean_text(raw, MAX_RAW))
+    return Refused(-1, None, problem.reason, problem.detail, clean_text(raw, MAX_RAW))
 
 
-def refuse_entry(position: int, entry: Entry, trouble: ReplyProblem) -> Refused:
+def refuse_entry(position: int, entry: Entry, problem: ReplyProblem) -> Refused:
     """An entry that breaks a rule."""
     try:
         raw = json.dumps(entry, ensure_ascii=False)
     except (ValueError, RecursionError):
         raw = "not printable"
-    return Refused(position, _step_if_any(entry), *trouble, clean_text(raw, MAX_RAW))
+    return Refused(position, _step_if_any(entry), *problem, clean_text(raw, MAX_RAW))
 
 
 def _step_if_any(entry: Entry) -> int | None:

@@ -89,7 +89,7 @@ def _read_terms(entries: object, card: Card, refused: list[Refused]) -> tuple[tu
             term, reader = _read_term(entry, reader)
             terms.append(term)
         except BrokenError as broken:
-            refused.append(refuse_entry(position, entry, broken.trouble))
+            refused.append(refuse_entry(position, entry, broken.problem))
     if entries is not None and given is not entries:
         refused.append(refuse_reply(ReplyProblem("wrong_type", "terms is not a list"), show(entries)))
     return tuple(terms), reader
@@ -122,7 +122,7 @@ def _read_potential(text: object, reader: FormulaReader, refused: list[Refused])
     except BadInput as error:
         refused.append(refuse_reply(ReplyProblem("illegal_potential", error.problem.rstrip(".")), show(text)))
     except BrokenError as broken:
-        refused.append(refuse_reply(broken.trouble, show(text)))
+        refused.append(refuse_reply(broken.problem, show(text)))
     return None
 
 

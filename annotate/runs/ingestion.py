@@ -82,7 +82,7 @@ class Ingested:
     read: int = 0  # replies that became labels and rejections
     warnings: list[str] = field(default_factory=list)
     failed: list[str] = field(default_factory=list)  # batches and runs that could not be handled, and why
-    trouble: Exception | None = None  # why replies that landed could not be entered
+    problem: Exception | None = None  # why replies that landed could not be entered
     unentered: int = 0  # those replies
 
 
@@ -125,8 +125,8 @@ def ingest(store: Store, server: BatchServer, config: BatchConfig, *, chunk: int
     for found in polled:
         if found.remote is not None and (found.ended or found.remote.vanished):
             _ingest_alone(store, server, config, found, done, chunk)
-    if done.trouble is not None:
-        raise add_what_is_kept(done.trouble, done.unentered)
+    if done.problem is not None:
+        raise add_what_is_kept(done.problem, done.unentered)
     done.read = digest(store, done.failed)
     done.under_way = len(find_shipped(store, server, ["intent", "submitted"]))
     return done
@@ -198,7 +198,7 @@ def _ingest_batch(
             f"{found.batch_id}: its results name {len(results.foreign)} requests that are not in the batch, "
             f"such as {clean_text(min(results.foreign), 80)}; they are left out"
         )
-    if done.trouble is None:
+    if done.problem is None:
         _finish(store, found, results, done)
 
 
@@ -297,12 +297,12 @@ def _lines_landed(store: Store, found: Polled) -> set[str]:
 def _take(store: Store, found: Polled, replies: Sequence[StoredReply], attempts: int, done: Ingested) -> None:
     """Land some results, then enter them; where the catalog cannot be written, the next command enters them."""
     landed = land(store, found.run_id, replies)
-    if done.trouble is None:
+    if done.problem is None:
         try:
             _enter(store, found, landed, attempts, done)
         except Exception as error:
-            done.trouble = error
-    if done.trouble is not None:
+            done.problem = error
+    if done.problem is not None:
         done.unentered += len(landed)
 
 

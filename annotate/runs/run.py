@@ -132,7 +132,7 @@ class _Worker:
     failures: list[Reply] = field(default_factory=list[Reply])  # came back without a message; not yet in the catalog
     vain: dict[str, Question] = field(default_factory=dict[str, Question])  # whose reply in this command has no answer
     in_a_row: int = 0  # requests, up to now, that brought none
-    trouble: Exception | None = None  # the first thing that went wrong with a single reply
+    problem: Exception | None = None  # the first thing that went wrong with a single reply
     entered_at: float = field(default_factory=time.monotonic)
 
     def work(self, pending: Collection[str]) -> RunSummary:
@@ -297,8 +297,8 @@ class _Worker:
         finally:
             self._take_late(waiting)
             self._enter_rest()
-        if self.trouble is not None:
-            raise self.trouble
+        if self.problem is not None:
+            raise self.problem
 
     def _close_book(self, book: BudgetedCalls) -> None:
         """End the book in the catalog; where that cannot be written, a note says how each call ended."""
@@ -364,7 +364,7 @@ class _Worker:
             try:
                 self._take(reply, waiting)
             except Exception as error:
-                self.trouble = self.trouble or error
+                self.problem = self.problem or error
         for request_id in [key for key in self.kept if key in waiting]:  # the provider was left before it was asked
             self.landed.append((waiting.pop(request_id), self.kept.pop(request_id)))
 
@@ -397,7 +397,7 @@ class _Worker:
             record_readings(con, self.store, self.plan.run, readings)
         self.answered += sum(reading.is_answer for _, reading in readings)
         self.landed, self.failures = [], []
-        if self.book and self.trouble:
+        if self.book and self.problem:
             self.book.is_halted = True
 
     def _read(self, landed: Sequence[tuple[Question, StoredReply]]) -> Iterable[tuple[Question, ParsedReply]]:
@@ -406,4 +406,4 @@ class _Worker:
             try:
                 yield question, reply.read(question, self.plan.card)
             except Exception as error:
-                self.trouble = self.trouble or error
+                self.problem = self.problem or error

@@ -23,7 +23,7 @@ from flows.refinement.arms import (
     read_once,
     train_draws,
 )
-from flows.refinement.refinement import find_opinions, find_units
+from flows.refinement.refinement import find_labels, find_units
 from flows.simulation import Named
 from refine.config import RefineConfig
 from refine.evaluation.gate import CONFIDENCE, paired_difference
@@ -143,7 +143,7 @@ def gather_material(scene: Scene, seed: int, also: Sequence[str] = ()) -> Materi
     store, manifest = Store.open(scene.store_root), scene.manifest
     datasets = (manifest.dataset_id, *also)
     steps = read_once(store, datasets)
-    labels = find_opinions(store, datasets, [scene.rules_run], "A", rules=True).labels(manifest, steps, "A")
+    labels = find_labels(store, datasets, [scene.rules_run], "A", rules=True).labels(manifest, steps, "A")
     dense = covers_most_steps(labels, steps)
     config = RefineConfig(seed=seed).completed(manifest.action_space, dense=dense)
     units = find_units(store, manifest) if isinstance(labels, RuleLabels) and labels.has_formulas else {}

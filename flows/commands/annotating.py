@@ -365,7 +365,7 @@ def annotate_ingest(
     done = labelling.ingest(open_store(store), base_url)
     print_result(
         as_json,
-        {name: value for name, value in asdict(done).items() if name not in ("trouble", "unentered")},
+        {name: value for name, value in asdict(done).items() if name not in ("problem", "unentered")},
         f"{done.batches} batches finished: {done.answered} answers, {done.returned} came back without one; "
         f"{done.read} answers read into labels; {done.under_way} batches under way",
         *(f"{count} times without an answer: {reason}" for reason, count in done.reasons.most_common(5)),

@@ -72,7 +72,7 @@ def refine(
     named = simulation.Named.of(baseline)
     if estimate or stored.read_manifest(opened, dataset_id).env_id is None:
         _check_for_estimate(config, track)
-        _appraise(opened, dataset_id, config, run, rules, baseline=named, accept=accept_estimate, as_json=as_json)
+        _estimate(opened, dataset_id, config, run, rules, baseline=named, accept=accept_estimate, as_json=as_json)
         return
     if accept_estimate:
         raise BadInput("--accept-estimate is for estimates; the simulator judges this dataset.", "Add --estimate.")
@@ -106,7 +106,7 @@ def _check_for_estimate(config: refinement.ImproveConfig, track: Path | None) ->
         raise BadInput("An estimate is neither logged nor tracked.", "Leave --log-dir and --track out.")
 
 
-def _appraise(
+def _estimate(
     store: Store,
     dataset_id: str,
     config: refinement.ImproveConfig,
@@ -118,7 +118,7 @@ def _appraise(
     as_json: bool,
 ) -> None:
     """Refine without a simulator, and print what is estimated."""
-    asked = refinement.AppraiseConfig(
+    asked = refinement.EstimateConfig(
         refine=config.refine,
         ope=evaluation.OpeConfig(seed=config.refine.seed),
         mode=config.gate.mode,
@@ -127,12 +127,12 @@ def _appraise(
         **({"placebo_draws": config.gate.placebo_draws} if "placebo_draws" in config.gate.model_fields_set else {}),
     )
     with progress_bars() as bars:
-        appraisal = refinement.appraise(
+        estimated = refinement.estimate_refinement(
             store, dataset_id, asked, run_ids=run_ids, rules=rules, baseline=baseline, report=bars
         )
-    labels = f"{len(appraisal.material.labels)} labels; ESTIMATED, not played"
-    title = f"{dataset_id}: {labels}; baseline: {appraisal.origin.origin}"
-    _print(title, refinement.show_estimate(appraisal), as_json)
+    labels = f"{len(estimated.material.labels)} labels; ESTIMATED, not played"
+    title = f"{dataset_id}: {labels}; baseline: {estimated.origin.origin}"
+    _print(title, refinement.show_estimate(estimated), as_json)
 
 
 @taking(judged=GateOptions)

@@ -1,7 +1,7 @@
 from .ablation import AblateConfig, ablate
 from .arms import CHANCE
 from .comparison import GateConfig
-from .estimation import AppraiseConfig, appraise
+from .estimation import EstimateConfig, estimate_refinement
 from .evaluator import EvaluateConfig, evaluate
 from .present import Overview, arm_title, show_ablation, show_comparison, show_estimate, show_relabelling, show_rounds
 from .refinement import ImproveConfig, Outcome, improve
@@ -11,7 +11,7 @@ from .rounds import RoundsConfig, Series, Work, run_rounds
 __all__ = [
     "CHANCE",
     "AblateConfig",
-    "AppraiseConfig",
+    "EstimateConfig",
     "EvaluateConfig",
     "GateConfig",
     "ImproveConfig",
@@ -22,8 +22,8 @@ __all__ = [
     "Series",
     "Work",
     "ablate",
-    "appraise",
     "arm_title",
+    "estimate_refinement",
     "evaluate",
     "improve",
     "improve_and_relabel",

@@ -222,7 +222,7 @@ class ComparisonPlan:
 
     Args:
         material: dataset, labels, baseline and the refinement's configuration.
-        judge: plays episodes and remembers them.
+        evaluator: plays episodes and remembers them.
         gate: how much evidence is asked for.
         report: shown the progress.
         references: arms that only inform, outside the verdicts.
@@ -231,7 +231,7 @@ class ComparisonPlan:
     """
 
     material: Material
-    judge: Evaluator
+    evaluator: Evaluator
     gate: GateConfig
     report: Report = silent
     references: Sequence[ReferenceArm] = ()
@@ -328,7 +328,7 @@ class ComparisonPlan:
 
     def _train_new(self, draws: Sequence[ArmDraw]) -> None:
         """Train draws, or find them in the cache; some at once in one thread of one process."""
-        store, train, workers = self.judge.store, partial(train_draws, self.material), self.judge.workers
+        store, train, workers = self.evaluator.store, partial(train_draws, self.material), self.evaluator.workers
         known = {draw: found for draw in draws if (found := find_candidates(store, self.material, draw)) is not None}
         groups = _deal([draw for draw in draws if draw not in known], workers or core_count(), self.material.together)
         with closing(parallel_map(train, groups, workers)) as arriving:
@@ -372,8 +372,8 @@ class ComparisonPlan:
         looks = list_looks(len(seeds)) if self.gate.method == "racing" else [len(seeds)]
         most = max(trials[n].decision.gain.n for n in accepted)
         parts = [seeds[begin:end] for begin, end in itertools.pairwise([0, *looks]) if end <= most]
-        contestants = [trials[n].kept for n in accepted]
-        played = [self._returns(contestants, part, "accept", mode=self.gate.mode) for part in parts]
+        candidates = [trials[n].kept for n in accepted]
+        played = [self._returns(candidates, part, "accept", mode=self.gate.mode) for part in parts]
         means = [float(np.concatenate(returns).mean()) for returns in zip(*played, strict=True)]
         return accepted[int(np.argmax(means))]
 
@@ -394,8 +394,8 @@ class ComparisonPlan:
             for entrant, common, returns in zip(entrants, ranked, tried, strict=True)
         ]
 
-    def _play_common(self, contestants: Sequence[Candidate], seeds: range, mode: Mode) -> list[Returns]:
-        return self._returns(contestants, seeds, "select", mode=mode)
+    def _play_common(self, candidates: Sequence[Candidate], seeds: range, mode: Mode) -> list[Returns]:
+        return self._returns(candidates, seeds, "select", mode=mode)
 
     def _untested(self, entry: Entry) -> Trial:
         """A draw of chance as a trial: it leaves the baseline in force."""
@@ -424,9 +424,9 @@ class ComparisonPlan:
         seeds = self.gate.report_seeds(mode)
         shares = list(self._share_seeds(trials, len(seeds)))
         also = [own.winner or self.baseline] if mode == self.gate.mode else []
-        contestants = [*whole.values(), *(share.policy for share in shares), *also]
+        candidates = [*whole.values(), *(share.policy for share in shares), *also]
         each = [*[seeds] * len(whole), *(seeds[share.part] for share in shares), *[seeds] * len(also)]
-        played = iter(self._returns(contestants, each, "report", mode=mode))
+        played = iter(self._returns(candidates, each, "report", mode=mode))
         found = {arm: next(played) for arm in whole}
         for arm in dict.fromkeys(trial.draw.arm for trial in trials if trial.draw.arm in CHANCE):
             found[arm] = found["baseline"].copy()  # what a draw that is no better leaves in force
@@ -448,11 +448,11 @@ class ComparisonPlan:
         return {**judged, "labels": returns}
 
     def _returns(
-        self, contestants: Sequence[Candidate], seeds: range | Sequence[range], purpose: Purpose, *, mode: Mode
+        self, candidates: Sequence[Candidate], seeds: range | Sequence[range], purpose: Purpose, *, mode: Mode
     ) -> list[Returns]:
         words = {"select": "choose a candidate", "accept": "accept or reject", "report": f"report, {mode}"}
         advance: Callable[[int, int], None] = lambda done, total: self.report(words[purpose], done, total)  # noqa: E731
-        return self.judge.returns(contestants, seeds, mode=mode, purpose=purpose, advance=advance)
+        return self.evaluator.returns(candidates, seeds, mode=mode, purpose=purpose, advance=advance)
 
     def _conclude(
         self,
@@ -511,7 +511,7 @@ def _interval_of(returns: Returns, draws: int) -> Interval:
 
 Method = Literal["racing", "full"]
 Play = Callable[[Sequence[Candidate], range, Purpose], list[Returns]]
-"""Returns of the contestants on the seeds, (S,) each."""
+"""Returns of the candidates on the seeds, (S,) each."""
 
 
 def try_fields(

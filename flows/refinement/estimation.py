@@ -47,17 +47,17 @@ if TYPE_CHECKING:
     from refine.evaluation import Consistency
 
 
-def appraise(
+def estimate_refinement(
     store: Store,
     dataset_id: str,
-    config: AppraiseConfig,
+    config: EstimateConfig,
     *,
     run_ids: Sequence[str] | None = None,
     rules: bool = False,
     baseline: Named | None = None,
     also: Sequence[str] = (),
     report: Report = silent,
-) -> Appraisal:
+) -> EstimatedRefinement:
     """Refine with a dataset's annotations and the controls, and estimate every arm from the logged steps.
 
     Args:
@@ -98,13 +98,13 @@ def appraise(
     placebos = {
         arm: [trial.estimate for trial in trials if trial.draw.arm == arm] for arm in PLACEBOS if arm in found_arms
     }
-    appraisal = Appraisal(
+    estimated = EstimatedRefinement(
         comparison_id=content_id("c_", [material.content_id, config.model_copy(update={"workers": None})]),
         dataset_id=dataset_id,
         config=config,
         material=material,
         origin=found.baseline,
-        run_ids=found.opinions.run_ids,
+        run_ids=found.source.run_ids,
         baseline=estimates[0],
         arms=_pool(trials, estimates[0], len(material.labels)),
         improvement=trials[0].improvement,
@@ -112,8 +112,8 @@ def appraise(
         warnings=found.warnings,
         trials=trials,
     )
-    _record(store, appraisal)
-    return appraisal
+    _record(store, estimated)
+    return estimated
 
 
 class _Kept(NamedTuple):
@@ -123,7 +123,7 @@ class _Kept(NamedTuple):
     consistency: Consistency
 
 
-def train_arms(material: Material, draws: Sequence[ArmDraw], config: AppraiseConfig, report: Report) -> list[_Kept]:
+def train_arms(material: Material, draws: Sequence[ArmDraw], config: EstimateConfig, report: Report) -> list[_Kept]:
     """Train every draw on all labels, and once per fold to choose among its candidates."""
     work, store = partial(train_and_score, material, config.folds), Store.locate(material.store_root)
     kept: list[_Kept] = []
@@ -146,7 +146,7 @@ def train_and_score(material: Material, folds: int, draw: ArmDraw) -> tuple[list
 
 
 def _refit_all(
-    material: Material, policies: Sequence[MlpPolicy], config: AppraiseConfig, report: Report
+    material: Material, policies: Sequence[MlpPolicy], config: EstimateConfig, report: Report
 ) -> list[Array]:
     work = partial(refit_number, material, policies, config.ope, config.mode)
     refits: list[Array] = []
@@ -185,7 +185,7 @@ def _pool(trials: Sequence[TrialEstimate], baseline: Estimate, labels: int) -> l
     return arms
 
 
-class AppraiseConfig(Frozen):
+class EstimateConfig(Frozen):
     """One refinement with its controls, judged by an estimate."""
 
     refine: RefineConfig = Field(default_factory=RefineConfig)
@@ -233,12 +233,12 @@ class ArmEstimate:
 
 
 @dataclass(frozen=True)
-class Appraisal:
+class EstimatedRefinement:
     """The result; `improvement` and `credit` are claims about estimates, not about played episodes."""
 
     comparison_id: str
     dataset_id: str
-    config: AppraiseConfig
+    config: EstimateConfig
     material: Material
     origin: Baseline
     run_ids: Sequence[str]
@@ -284,71 +284,71 @@ class Appraisal:
         return self.material.baseline_id or Candidate.of(self.material.baseline, "baseline").policy_id
 
 
-def _record(store: Store, appraisal: Appraisal) -> None:
+def _record(store: Store, estimated: EstimatedRefinement) -> None:
     """Write the baseline, the refined policy and every arm's estimate into the store.
 
     Such a comparison has `basis = 'estimated'` and rows in `estimates`, never in `evaluations`.
     """
-    material, comparison_id = appraisal.material, appraisal.comparison_id
+    material, comparison_id = estimated.material, estimated.comparison_id
     home: dict[str, Any] = {
         "env_id": read_manifest(store, material.dataset_id).env_id,
         "dataset_id": material.dataset_id,
     }
-    baseline_id = record_baseline(store, material.baseline, **home, origin=appraisal.origin.origin)
+    baseline_id = record_baseline(store, material.baseline, **home, origin=estimated.origin.origin)
     about = {"comparison_id": comparison_id, "baseline_id": baseline_id}
-    _save_candidate(store, appraisal, {**home, "baseline_id": baseline_id})
+    _save_candidate(store, estimated, {**home, "baseline_id": baseline_id})
     row = {
         **home,
         **about,
-        **verdict_columns(appraisal.improvement, appraisal.credit),
-        "policy_id": appraisal.policy_id,
+        **verdict_columns(estimated.improvement, estimated.credit),
+        "policy_id": estimated.policy_id,
         "recipe": material.config.mode,
-        "accepted": appraisal.accepted,
-        "reason": appraisal.reason,
+        "accepted": estimated.accepted,
+        "reason": estimated.reason,
         "basis": "estimated",
     }
     insert_all(
         store,
         comparisons=[row],
-        arms=[_arm_row(appraisal, arm) | {"comparison_id": comparison_id} for arm in appraisal.arms],
-        estimates=_estimate_rows(appraisal, baseline_id),
-        refinements=[_refinement_row(appraisal, trial, about) for trial in appraisal.trials],
-        candidates=[row for trial in appraisal.trials for row in _candidate_rows(comparison_id, trial)],
+        arms=[_arm_row(estimated, arm) | {"comparison_id": comparison_id} for arm in estimated.arms],
+        estimates=_estimate_rows(estimated, baseline_id),
+        refinements=[_refinement_row(estimated, trial, about) for trial in estimated.trials],
+        candidates=[row for trial in estimated.trials for row in _candidate_rows(comparison_id, trial)],
     )
 
 
-def _save_candidate(store: Store, appraisal: Appraisal, home: dict[str, Any]) -> None:
-    winner = appraisal.trials[0].winner
+def _save_candidate(store: Store, estimated: EstimatedRefinement, home: dict[str, Any]) -> None:
+    winner = estimated.trials[0].winner
     chosen = {"arm": "labels", "basis": "estimated", "step": winner.step, "beta": winner.beta}
-    about = {**home, "run_ids": list(appraisal.run_ids)}
-    save_refined(store, appraisal.candidate, about, {**chosen, **_settings(appraisal)})
+    about = {**home, "run_ids": list(estimated.run_ids)}
+    save_refined(store, estimated.candidate, about, {**chosen, **_settings(estimated)})
 
 
-def _settings(appraisal: Appraisal) -> dict[str, Any]:
-    config = appraisal.config
+def _settings(estimated: EstimatedRefinement) -> dict[str, Any]:
+    config = estimated.config
     gate = {"mode": config.mode, "placebo_draws": config.placebo_draws}
     estimate = {"folds": config.folds, "accept": config.accept, **config.ope.model_dump(mode="json")}
-    return {"refine": appraisal.material.config.model_dump(mode="json"), "gate": gate, "estimate": estimate}
+    return {"refine": estimated.material.config.model_dump(mode="json"), "gate": gate, "estimate": estimate}
 
 
-def _arm_row(appraisal: Appraisal, arm: ArmEstimate) -> dict[str, Any]:
-    accepted = int(appraisal.accepted and arm.arm == "labels")
-    return arm_row(arm.arm, appraisal.config.mode, arm.labels, arm.draws, accepted, arm.return_)
+def _arm_row(estimated: EstimatedRefinement, arm: ArmEstimate) -> dict[str, Any]:
+    accepted = int(estimated.accepted and arm.arm == "labels")
+    return arm_row(arm.arm, estimated.config.mode, arm.labels, arm.draws, accepted, arm.return_)
 
 
-def _estimate_rows(appraisal: Appraisal, baseline_id: str) -> list[dict[str, Any]]:
-    chosen = [(trial.draw.name, trial.candidate.policy_id) for trial in appraisal.trials]
+def _estimate_rows(estimated: EstimatedRefinement, baseline_id: str) -> list[dict[str, Any]]:
+    chosen = [(trial.draw.name, trial.candidate.policy_id) for trial in estimated.trials]
     named = [("baseline", baseline_id), *chosen]
-    found = [appraisal.baseline, *(trial.estimate for trial in appraisal.trials)]
+    found = [estimated.baseline, *(trial.estimate for trial in estimated.trials)]
     return [
         {
-            "estimate_id": content_id("s_", [appraisal.comparison_id, name]),
-            "comparison_id": appraisal.comparison_id,
+            "estimate_id": content_id("s_", [estimated.comparison_id, name]),
+            "comparison_id": estimated.comparison_id,
             "policy_id": policy_id,
-            "dataset_id": appraisal.dataset_id,
-            "method": appraisal.method,
-            "mode": appraisal.config.mode,
-            "gamma": appraisal.config.ope.gamma,
+            "dataset_id": estimated.dataset_id,
+            "method": estimated.method,
+            "mode": estimated.config.mode,
+            "gamma": estimated.config.ope.gamma,
             "episodes": estimate.episodes,
             "refits": estimate.refits.tolist(),
             "return_": estimate.value,
@@ -360,16 +360,16 @@ def _estimate_rows(appraisal: Appraisal, baseline_id: str) -> list[dict[str, Any
     ]
 
 
-def _refinement_row(appraisal: Appraisal, trial: TrialEstimate, about: Mapping[str, str]) -> dict[str, Any]:
+def _refinement_row(estimated: EstimatedRefinement, trial: TrialEstimate, about: Mapping[str, str]) -> dict[str, Any]:
     own = trial.draw.arm == "labels"
-    accepted = own and appraisal.accepted
-    config = {**_settings(appraisal), "basis": "estimated", "draw": trial.draw.number}
+    accepted = own and estimated.accepted
+    config = {**_settings(estimated), "basis": "estimated", "draw": trial.draw.number}
     return {
-        **training_columns(appraisal.material, trial.draw, about, appraisal.run_ids),
-        "config": config | ({"warnings": list(appraisal.warnings)} if own and appraisal.warnings else {}),
+        **training_columns(estimated.material, trial.draw, about, estimated.run_ids),
+        "config": config | ({"warnings": list(estimated.warnings)} if own and estimated.warnings else {}),
         "accepted": accepted,
-        "policy_id": trial.candidate.policy_id if accepted else appraisal.baseline_id,
-        "reason": appraisal.reason if own else trial.improvement.reason,
+        "policy_id": trial.candidate.policy_id if accepted else estimated.baseline_id,
+        "reason": estimated.reason if own else trial.improvement.reason,
     }
 
 

@@ -148,28 +148,28 @@ class Evaluator:
 
     def returns(
         self,
-        contestants: Sequence[Candidate],
+        candidates: Sequence[Candidate],
         seeds: range | Sequence[range],
         *,
         mode: Mode,
         purpose: Purpose,
         advance: Callable[[int, int], None] = lambda done, total: None,
     ) -> list[Returns]:
-        """Undiscounted returns, one (S,) array per contestant, of one episode per seed.
+        """Undiscounted returns, one (S,) array per candidate, of one episode per seed.
 
         Args:
-            contestants: the policies; equal ones are played once.
-            seeds: the episodes, the same for all, so that returns are paired; or those of each contestant.
+            candidates: the policies; equal ones are played once.
+            seeds: the episodes, the same for all, so that returns are paired; or those of each candidate.
             mode: `greedy` or `sampled`.
             purpose: what the seeds are for, for the catalog.
             advance: called with episodes done and episodes in all.
         """
-        each = [seeds] * len(contestants) if isinstance(seeds, range) else list(seeds)
-        ids = [self._evaluation_id(*asked, mode) for asked in zip(contestants, each, strict=True)]
+        each = [seeds] * len(candidates) if isinstance(seeds, range) else list(seeds)
+        ids = [self._evaluation_id(*asked, mode) for asked in zip(candidates, each, strict=True)]
         known = self._memory.returns
         if unread := [id_ for id_, part in zip(ids, each, strict=True) if not self._memory.covers(part)]:
             self._recall([id_ for id_ in unread if id_ not in known])
-        asked = zip(ids, zip(contestants, each, strict=True), strict=True)
+        asked = zip(ids, zip(candidates, each, strict=True), strict=True)
         find = self._memory.find
         missing = {id_: (who, part) for id_, (who, part) in asked if not find(id_, who.sha256, part, mode)}
         if missing:
@@ -184,14 +184,14 @@ class Evaluator:
         advance: Callable[[int, int], None],
     ) -> None:
         """Play what is not in the catalog yet; finished episodes are kept on an interrupt."""
-        actors, lengths = [contestant.actor for contestant, _ in missing.values()], list[int]()
+        actors, lengths = [candidate.actor for candidate, _ in missing.values()], list[int]()
         each = [seeds for _, seeds in missing.values()]
         play = partial(play_policies, self.env_id, self.env_kwargs, actors, each, mode, self.workers)
         began = time.monotonic()
         try:
             with closing(play(max_steps=self.max_steps, advance=advance, lengths=lengths)) as played:
-                for (id_, (contestant, seeds)), returns in zip(missing.items(), played, strict=True):
-                    row = self._row(id_, contestant, returns, seeds, mode=mode, purpose=purpose)
+                for (id_, (candidate, seeds)), returns in zip(missing.items(), played, strict=True):
+                    row = self._row(id_, candidate, returns, seeds, mode=mode, purpose=purpose)
                     began = self._remember(id_, returns, row | {"steps": sum(lengths)}, began)
                     lengths.clear()
         finally:
@@ -222,17 +222,17 @@ class Evaluator:
                 stacklevel=2,
             )
 
-    def _evaluation_id(self, contestant: Candidate, seeds: range, mode: Mode) -> str:
+    def _evaluation_id(self, candidate: Candidate, seeds: range, mode: Mode) -> str:
         place = [self.env_id, dict(self.env_kwargs), self.fingerprint.sha256, self.max_steps]
-        return content_id("e_", [contestant.sha256, place, mode, seeds.start, len(seeds)], 24)
+        return content_id("e_", [candidate.sha256, place, mode, seeds.start, len(seeds)], 24)
 
     def _row(
-        self, id_: str, contestant: Candidate, returns: Returns, seeds: range, *, mode: Mode, purpose: Purpose
+        self, id_: str, candidate: Candidate, returns: Returns, seeds: range, *, mode: Mode, purpose: Purpose
     ) -> dict[str, Any]:
         estimate = interval(returns)
         return {
             "evaluation_id": id_,
-            "policy_id": contestant.policy_id,
+            "policy_id": candidate.policy_id,
             "env_id": self.env_id,
             "env_kwargs": dict(self.env_kwargs),
             "environment_sha256": self.fingerprint.sha256,
@@ -304,20 +304,20 @@ def evaluate(store: Store, config: EvaluateConfig, report: Report = silent) -> d
     spec, home = _resolve(store, config)
     policy = load_policy(spec, look_up_spaces(home.env_id, home.env_kwargs), store)
     mode = check_mode(policy, config.mode)
-    contestant = Candidate(spec.removeprefix("policy:"), policy.sha256, policy)
-    judge = Evaluator(store, home.env_id, home.env_kwargs, config.workers, home.max_steps)
+    candidate = Candidate(spec.removeprefix("policy:"), policy.sha256, policy)
+    evaluator = Evaluator(store, home.env_id, home.env_kwargs, config.workers, home.max_steps)
     seeds = range(config.seed, config.seed + config.episodes)
     _warn_of_a_gate(store, home.env_id, seeds)
-    (returns,) = judge.returns(
-        [contestant],
+    (returns,) = evaluator.returns(
+        [candidate],
         seeds,
         mode=mode,
         purpose="evaluate",
-        advance=lambda done, total: report(f"play {contestant.policy_id}", done, total),
+        advance=lambda done, total: report(f"play {candidate.policy_id}", done, total),
     )
     estimate = interval(returns)
     return {
-        "policy_id": contestant.policy_id,
+        "policy_id": candidate.policy_id,
         "env_id": home.env_id,
         "mode": mode,
         "episodes": config.episodes,

@@ -28,7 +28,7 @@ Row = dict[str, Any]
 
 
 def record_comparison(
-    contest: ComparisonPlan,
+    plan: ComparisonPlan,
     comparison: Comparison,
     run_ids: Sequence[str],
     origin: str,
@@ -38,7 +38,7 @@ def record_comparison(
     """Write the accepted policies, every arm's refinement and what was played last into the store.
 
     Args:
-        contest: what was asked.
+        plan: what was asked.
         comparison: what came of it.
         run_ids: the annotation runs whose labels were used.
         origin: where the baseline's weights came from, as text.
@@ -47,10 +47,10 @@ def record_comparison(
     Returns:
         The comparison's id, made from its content.
     """
-    store, material = contest.judge.store, contest.material
-    comparison_id = name_comparison(contest)
-    home = {"env_id": contest.judge.env_id, "dataset_id": material.dataset_id}
-    about = {"comparison_id": comparison_id, "baseline_id": contest.baseline.policy_id}
+    store, material = plan.evaluator.store, plan.material
+    comparison_id = name_comparison(plan)
+    home = {"env_id": plan.evaluator.env_id, "dataset_id": material.dataset_id}
+    about = {"comparison_id": comparison_id, "baseline_id": plan.baseline.policy_id}
     row = {
         **home,
         **about,
@@ -59,25 +59,25 @@ def record_comparison(
         "recipe": material.config.name,
         "accepted": comparison.accepted,
         "promoted_arm": comparison.arm,
-        "gate_mode": contest.gate.mode,
+        "gate_mode": plan.gate.mode,
         "reason": comparison.promoted.decision.reason,
-        "environment_sha256": contest.judge.fingerprint.sha256,
+        "environment_sha256": plan.evaluator.fingerprint.sha256,
     }
 
     def write() -> None:
         record_baseline(store, material.baseline, **home, origin=origin)
         for trial in comparison.trials:
             if trial.decision.accepted:
-                _save_accepted(contest, trial, run_ids)
+                _save_accepted(plan, trial, run_ids)
         insert_all(
             store,
             comparisons=[row],
-            arms=[arm | {"comparison_id": comparison_id} for arm in _judged_arms(contest, comparison)],
-            refinements=[_refinement(contest, trial, about, run_ids, warnings) for trial in comparison.trials],
+            arms=[arm | {"comparison_id": comparison_id} for arm in _judged_arms(plan, comparison)],
+            refinements=[_refinement(plan, trial, about, run_ids, warnings) for trial in comparison.trials],
             candidates=[row for trial in comparison.trials for row in _candidates(comparison_id, trial)],
         )
 
-    contest.judge.commit(write)
+    plan.evaluator.commit(write)
     return comparison_id
 
 
@@ -122,30 +122,30 @@ def training_columns(material: Material, draw: ArmDraw, about: Mapping[str, str]
     }
 
 
-def name_comparison(contest: ComparisonPlan) -> str:
+def name_comparison(plan: ComparisonPlan) -> str:
     """The id of a comparison, from its settings and environment, and from reference arms and their expert, if any."""
-    oracle = contest.material.oracle
-    references = [*contest.references, oracle.sha256 if oracle else None] if contest.references else []
-    references += ["rules_promoted"] if contest.promote_rules else []
-    references += ["best"] if contest.promote == "best" else []
-    usual = {"error_rate"} if contest.gate.error_rate == ERROR_RATE else None  # such ids are older than the field
-    gate = contest.gate.model_dump(exclude=usual)
-    return content_id("c_", [contest.material.content_id, gate, *references, contest.judge.fingerprint.sha256])
+    oracle = plan.material.oracle
+    references = [*plan.references, oracle.sha256 if oracle else None] if plan.references else []
+    references += ["rules_promoted"] if plan.promote_rules else []
+    references += ["best"] if plan.promote == "best" else []
+    usual = {"error_rate"} if plan.gate.error_rate == ERROR_RATE else None  # such ids are older than the field
+    gate = plan.gate.model_dump(exclude=usual)
+    return content_id("c_", [plan.material.content_id, gate, *references, plan.evaluator.fingerprint.sha256])
 
 
-def name_plan(contest: ComparisonPlan) -> str:
+def name_plan(plan: ComparisonPlan) -> str:
     """The id of what decides which policy a comparison accepts, but the seeds; more placebos are no other plan."""
-    judge, gate = contest.judge, contest.gate.model_dump(exclude={"first_seed", "placebo_draws"})
-    place = [judge.env_id, dict(judge.env_kwargs), judge.max_steps]
-    return content_id("g_", [contest.material.content_id, gate, contest.promote_rules, place])
+    evaluator, gate = plan.evaluator, plan.gate.model_dump(exclude={"first_seed", "placebo_draws"})
+    place = [evaluator.env_id, dict(evaluator.env_kwargs), evaluator.max_steps]
+    return content_id("g_", [plan.material.content_id, gate, plan.promote_rules, place])
 
 
-def _save_accepted(contest: ComparisonPlan, trial: Trial, run_ids: Sequence[str]) -> None:
-    material = contest.material
+def _save_accepted(plan: ComparisonPlan, trial: Trial, run_ids: Sequence[str]) -> None:
+    material = plan.material
     about = {
-        "env_id": contest.judge.env_id,
+        "env_id": plan.evaluator.env_id,
         "dataset_id": material.dataset_id,
-        "baseline_id": contest.baseline.policy_id,
+        "baseline_id": plan.baseline.policy_id,
         "run_ids": list(run_ids),
     }
     config = {
@@ -153,10 +153,10 @@ def _save_accepted(contest: ComparisonPlan, trial: Trial, run_ids: Sequence[str]
         "draw": trial.draw.number,
         **training_of(trial),
         "refine": material.config.model_dump(mode="json"),
-        "gate": contest.gate.model_dump(mode="json"),
-        **_further_datasets(contest),
+        "gate": plan.gate.model_dump(mode="json"),
+        **_further_datasets(plan),
     }
-    save_refined(contest.judge.store, trial.kept, about, config)
+    save_refined(plan.evaluator.store, trial.kept, about, config)
 
 
 def save_refined(store: Store, refined: Candidate, about: Row, config: Row) -> None:
@@ -183,24 +183,24 @@ def training_of(trial: Trial) -> Row:
     return {"step": winner.step, "beta": winner.beta, "reading": winner.reading}
 
 
-def _further_datasets(contest: ComparisonPlan) -> dict[str, list[str]]:
+def _further_datasets(plan: ComparisonPlan) -> dict[str, list[str]]:
     """The datasets after the first one, if any."""
-    return {"also": list(contest.material.also)} if contest.material.also else {}
+    return {"also": list(plan.material.also)} if plan.material.also else {}
 
 
 def _refinement(
-    contest: ComparisonPlan, trial: Trial, about: Mapping[str, str], run_ids: Sequence[str], warnings: Sequence[str]
+    plan: ComparisonPlan, trial: Trial, about: Mapping[str, str], run_ids: Sequence[str], warnings: Sequence[str]
 ) -> Row:
-    material, own = contest.material, trial.draw.arm == "labels"
+    material, own = plan.material, trial.draw.arm == "labels"
     expert = material.oracle.spec if material.oracle and trial.draw.arm == "oracle" else None
     return {
         **training_columns(material, trial.draw, about, run_ids),
         "config": {
             "refine": material.config,
-            "gate": contest.gate,
+            "gate": plan.gate,
             "draw": trial.draw.number,
             **({"expert": expert} if expert else {}),
-            **_further_datasets(contest),
+            **_further_datasets(plan),
             **({"warnings": list(warnings)} if own and warnings else {}),
             **({} if trial.common is None else {"common": trial.common}),
         },
@@ -231,12 +231,12 @@ def _candidates(comparison_id: str, trial: Trial) -> list[Row]:
     ]
 
 
-def _judged_arms(contest: ComparisonPlan, comparison: Comparison) -> list[Row]:
+def _judged_arms(plan: ComparisonPlan, comparison: Comparison) -> list[Row]:
     """The arms, with how far the labels lead each of them in the gate's mode."""
     leads = {**comparison.improvement.differences, **comparison.credit.differences}
     found = arm_rows(comparison.arms)
     for row in found:
-        if row["mode"] == contest.gate.mode and (lead := leads.get(row["arm"])):
+        if row["mode"] == plan.gate.mode and (lead := leads.get(row["arm"])):
             row |= {"lead": lead.mean, "lead_low": lead.low, "lead_high": lead.high}
     return found
 

@@ -10,7 +10,7 @@ from refine.evaluation import Interval
 if TYPE_CHECKING:
     from .ablation import Ablation, PooledArm, PooledVerdict
     from .comparison import ArmResult, Comparison
-    from .estimation import Appraisal, ArmEstimate
+    from .estimation import ArmEstimate, EstimatedRefinement
     from .feedback import Version
     from .refinement import Outcome
     from .relabelling import Relabelled, RelabelRound
@@ -77,34 +77,34 @@ def _whose(comparison: Comparison) -> str:
     return f" ({arm_title(comparison.arm or 'baseline')}; {others} compete)"
 
 
-def show_estimate(appraisal: Appraisal) -> Overview:
+def show_estimate(estimated: EstimatedRefinement) -> Overview:
     """The estimate of each arm and its basis; every form says that it is an estimate."""
     from refine.evaluation import CAVEAT
 
-    trial = appraisal.trials[0]
+    trial = estimated.trials[0]
     consistency, winner = trial.consistency, trial.winner
     sentences = [
         f"ESTIMATE: {CAVEAT}",
-        f"return: discounted by {appraisal.config.ope.gamma:g} per step, {appraisal.config.mode};"
+        f"return: discounted by {estimated.config.ope.gamma:g} per step, {estimated.config.mode};"
         " same action: share of logged steps at which the policy would do what was logged",
         f"chosen: {winner.name}, which predicts held-out labels best: log-likelihood"
         f" {consistency.likelihoods[consistency.best]:.2f} (the baseline: {consistency.baseline:.2f})",
-        f"estimated better than the baseline? {appraisal.improvement.answer}: {appraisal.improvement.reason}",
-        f"did the labels do it, as far as estimates go? {appraisal.credit.answer}: {appraisal.credit.reason}",
-        appraisal.reason,
-        f"in force: {appraisal.policy_id}; kept for a trial: {appraisal.candidate.policy_id}",
-        *(f"warning: {warning}" for warning in appraisal.warnings),
+        f"estimated better than the baseline? {estimated.improvement.answer}: {estimated.improvement.reason}",
+        f"did the labels do it, as far as estimates go? {estimated.credit.answer}: {estimated.credit.reason}",
+        estimated.reason,
+        f"in force: {estimated.policy_id}; kept for a trial: {estimated.candidate.policy_id}",
+        *(f"warning: {warning}" for warning in estimated.warnings),
     ]
     values = {
         "basis": "estimated",
-        "method": appraisal.method,
+        "method": estimated.method,
         "caveat": CAVEAT,
-        "gamma": appraisal.config.ope.gamma,
-        "mode": appraisal.config.mode,
-        "estimates": {arm_title(arm.arm): _plain_estimate(arm) for arm in appraisal.arms},
-        "estimated_better_than_baseline": appraisal.improvement.holds,
-        "labels_estimated_to_have_done_it": appraisal.credit.holds,
-        "verdicts": [appraisal.improvement.reason, appraisal.credit.reason],
+        "gamma": estimated.config.ope.gamma,
+        "mode": estimated.config.mode,
+        "estimates": {arm_title(arm.arm): _plain_estimate(arm) for arm in estimated.arms},
+        "estimated_better_than_baseline": estimated.improvement.holds,
+        "labels_estimated_to_have_done_it": estimated.credit.holds,
+        "verdicts": [estimated.improvement.reason, estimated.credit.reason],
         "chosen": {
             "step": winner.step,
             "beta": winner.beta,
@@ -112,17 +112,17 @@ def show_estimate(appraisal: Appraisal) -> Overview:
             "agreement": float(consistency.agreements[consistency.best]),
             "baseline_consistency": consistency.baseline,
         },
-        "accepted": appraisal.accepted,
-        "reason": appraisal.reason,
-        "warnings": list(appraisal.warnings),
-        "n_labels": len(appraisal.material.labels),
-        "policy_id": appraisal.policy_id,
-        "candidate_id": appraisal.candidate.policy_id,
-        "comparison_id": appraisal.comparison_id,
-        "dataset_id": appraisal.dataset_id,
-        "baseline_origin": appraisal.origin.origin,
+        "accepted": estimated.accepted,
+        "reason": estimated.reason,
+        "warnings": list(estimated.warnings),
+        "n_labels": len(estimated.material.labels),
+        "policy_id": estimated.policy_id,
+        "candidate_id": estimated.candidate.policy_id,
+        "comparison_id": estimated.comparison_id,
+        "dataset_id": estimated.dataset_id,
+        "baseline_origin": estimated.origin.origin,
     }
-    return Overview([_estimate_row(arm) for arm in appraisal.arms], sentences, values)
+    return Overview([_estimate_row(arm) for arm in estimated.arms], sentences, values)
 
 
 def show_ablation(ablation: Ablation) -> Overview:

@@ -129,21 +129,21 @@ def improve(
     named = config.gate.first_seed if reserved is None else reserved
     if named is not None:
         _refuse_shared_seeds(store, (dataset_id, *also), starting_at(config.gate, named))
-    material, start, opinions, warnings = gather_material(
+    material, start, source, warnings = gather_material(
         store, manifest, config.refine, run_ids, rules=rules, also=also, baseline=baseline, expert=config.expert
     )
-    _check_use_of_rules(config, opinions)
-    judge = Evaluator(store, *home, config.workers, manifest.max_steps)
-    changes = (_warn_of_changes(judge, read_manifest(store, each)) for each in (dataset_id, *also))
+    _check_use_of_rules(config, source)
+    evaluator = Evaluator(store, *home, config.workers, manifest.max_steps)
+    changes = (_warn_of_changes(evaluator, read_manifest(store, each)) for each in (dataset_id, *also))
     warnings += tuple(filter(None, changes))
-    contest = _plan(replace(material, log_dir=config.log_dir), judge, config, report)
+    plan = _plan(replace(material, log_dir=config.log_dir), evaluator, config, report)
     if reserved is None:
-        reserved, reused = _reserve(contest, config.gate.first_seed, search_from)
+        reserved, reused = _reserve(plan, config.gate.first_seed, search_from)
         warnings += reused
-    contest = replace(contest, gate=starting_at(contest.gate, reserved))
-    with judge.session(contest.gate.seeds.whole):
-        comparison = contest.run()
-        comparison_id = record_comparison(contest, comparison, opinions.run_ids, start.origin, warnings=warnings)
+    plan = replace(plan, gate=starting_at(plan.gate, reserved))
+    with evaluator.session(plan.gate.seeds.whole):
+        comparison = plan.run()
+        comparison_id = record_comparison(plan, comparison, source.run_ids, start.origin, warnings=warnings)
     return Outcome(
         comparison_id,
         dataset_id,
@@ -151,34 +151,34 @@ def improve(
         comparison,
         len(material.labels),
         warnings,
-        contest.baseline.policy_id,
+        plan.baseline.policy_id,
         reserved,
     )
 
 
-def _check_use_of_rules(config: ImproveConfig, opinions: LabelSource) -> None:
-    if opinions.lists and config.random_states:
+def _check_use_of_rules(config: ImproveConfig, source: LabelSource) -> None:
+    if source.lists and config.random_states:
         raise BadInput("Rules cover all states that they match, so --random-states has no others to compare with.")
-    if config.promote_rules and len(opinions.lists) != 1:
+    if config.promote_rules and len(source.lists) != 1:
         raise BadInput(
-            f"Only one list of rules can be put in force; this refinement uses {len(opinions.lists)}.",
-            "Name the run of one list with --run." if opinions.lists else "Refine with --rules.",
+            f"Only one list of rules can be put in force; this refinement uses {len(source.lists)}.",
+            "Name the run of one list with --run." if source.lists else "Refine with --rules.",
         )
 
 
-def _plan(material: Material, judge: Evaluator, config: ImproveConfig, report: Report) -> ComparisonPlan:
+def _plan(material: Material, evaluator: Evaluator, config: ImproveConfig, report: Report) -> ComparisonPlan:
     """The comparison; its seeds are not chosen yet.
 
     Of several arms that compete each has a part of the error, so that all of them together err no more often than one.
     """
-    contest = ComparisonPlan(
-        material, judge, config.gate, report, config.references, config.promote_rules, config.promote
+    plan = ComparisonPlan(
+        material, evaluator, config.gate, report, config.references, config.promote_rules, config.promote
     )
-    if (arms := len(contest.competing)) > 1:
+    if (arms := len(plan.competing)) > 1:
         gate = config.gate.model_copy(update={"error_rate": config.gate.error_rate / arms})
-        contest = replace(contest, gate=gate)
-    contest.check()
-    return contest
+        plan = replace(plan, gate=gate)
+    plan.check()
+    return plan
 
 
 def starting_at(gate: GateConfig, first_seed: int) -> GateConfig:
@@ -186,16 +186,16 @@ def starting_at(gate: GateConfig, first_seed: int) -> GateConfig:
     return gate.model_copy(update={"first_seed": first_seed})
 
 
-def _reserve(contest: ComparisonPlan, named: int | None, start: int) -> tuple[int, tuple[str, ...]]:
+def _reserve(plan: ComparisonPlan, named: int | None, start: int) -> tuple[int, tuple[str, ...]]:
     """The first seed of a comparison, and a warning if its seeds were named and had been used before."""
-    judge, material = contest.judge, contest.material
-    seeds = contest.gate.seeds.whole
+    evaluator, material = plan.evaluator, plan.material
+    seeds = plan.gate.seeds.whole
     size = len(seeds)
-    first = starting_at(contest.gate, seeds.start)
-    plan = Plan(
-        name_plan(contest), judge.env_id, size, material.dataset_ids, name_comparison(replace(contest, gate=first))
+    first = starting_at(plan.gate, seeds.start)
+    wanted = Plan(
+        name_plan(plan), evaluator.env_id, size, material.dataset_ids, name_comparison(replace(plan, gate=first))
     )
-    found = reserve_seeds(judge.store, plan, named=named, start=start)
+    found = reserve_seeds(evaluator.store, wanted, named=named, start=start)
     if found.used_before is None:
         return found.first_seed, ()
     last = found.first_seed + size - 1
@@ -210,7 +210,7 @@ class Gathered(NamedTuple):
 
     material: Material
     baseline: Baseline
-    opinions: LabelSource
+    source: LabelSource
     warnings: tuple[str, ...]
 
 
@@ -234,11 +234,11 @@ def gather_material(
     dataset_id = manifest.dataset_id
     datasets = (dataset_id, *also)
     with store.catalog.read():
-        opinions = find_opinions(store, datasets, run_ids, config.mode, rules=rules)
+        source = find_labels(store, datasets, run_ids, config.mode, rules=rules)
         start = find_collecting_weights(store, manifest) if baseline is None else None
     steps = read_once(store, datasets)
     start = start or find_baseline(store, manifest, read_steps(store, dataset_id) if also else steps, baseline)
-    labels = opinions.labels(manifest, steps, config.mode)
+    labels = source.labels(manifest, steps, config.mode)
     recipe = config.completed(manifest.action_space, dense=covers_most_steps(labels, steps))
     oracle = ask_expert(expert, labels, steps, manifest, store) if expert else None
     units = find_units(store, manifest) if isinstance(labels, RuleLabels) and labels.has_formulas else {}
@@ -247,7 +247,7 @@ def gather_material(
     )
     drowned = () if recipe.mode == "A" else relabel(steps, labels, recipe).warnings
     warnings = (*drowned, *((start.warning,) if start.warning else ()))
-    return Gathered(material, start, opinions, warnings)
+    return Gathered(material, start, source, warnings)
 
 
 def find_units(store: Store, manifest: Manifest) -> dict[str, str]:
@@ -272,13 +272,13 @@ def _home_of(store: Store, manifest: Manifest, named: Named | None) -> Home:
     return home
 
 
-def _warn_of_changes(judge: Evaluator, manifest: Manifest) -> str:
+def _warn_of_changes(evaluator: Evaluator, manifest: Manifest) -> str:
     """A warning for a dataset whose environment has other code by now; empty if it is the same."""
     if manifest.source == "import":
         return ""
-    changes = "; ".join(judge.fingerprint.changes_since({}, manifest.environment_code))
+    changes = "; ".join(evaluator.fingerprint.changes_since({}, manifest.environment_code))
     return (
-        f"{manifest.dataset_id} was collected in another {judge.env_id} than the one that judges now ({changes})"
+        f"{manifest.dataset_id} was collected in another {evaluator.env_id} than the one that judges now ({changes})"
         if changes
         else ""
     )
@@ -314,7 +314,7 @@ class LabelSource:
         return labels_from_rules(lists, steps, manifest.action_space, shaped=mode != "A")
 
 
-def find_opinions(
+def find_labels(
     store: Store, datasets: Sequence[str], run_ids: Sequence[str] | None, mode: TrainingMode, *, rules: bool
 ) -> LabelSource:
     """The annotations of some runs, or their rules, if asked for or if the named runs have nothing else.

@@ -25,7 +25,7 @@ from ..simulation import Named, find_home
 from .comparison import GateConfig, Trial
 from .evaluator import Candidate
 from .lineage import save_refined, training_of
-from .refinement import ImproveConfig, Origins, Outcome, find_opinions, improve, starting_at
+from .refinement import ImproveConfig, Origins, Outcome, find_labels, improve, starting_at
 
 _FIRST_SEED, _SEEDS = 1 << 24, 1 << 30
 """Rounds draw their seeds from a range of this size, far beyond those that datasets and gates begin with."""
@@ -123,7 +123,7 @@ def _check(store: Store, datasets: Sequence[str], config: ImproveConfig, origins
     if read_manifest(store, datasets[0]).env_id is None:
         raise BadInput(f"The dataset {datasets[0]} has no environment, so no learner can play.", "Leave --relabel out.")
     run_ids, rules = origins.get("run_ids"), origins.get("rules", False)
-    if not find_opinions(store, datasets, run_ids, config.refine.mode, rules=rules).lists:
+    if not find_labels(store, datasets, run_ids, config.refine.mode, rules=rules).lists:
         raise BadInput("Labels of single steps say nothing about new steps, so nothing is relabelled.", "Add --rules.")
 
 

@@ -17,7 +17,7 @@ from refine.evaluation import OpeConfig
 from storage.schema import Manifest
 
 from ..labelling import PERSON
-from ..refinement import AppraiseConfig, GateConfig
+from ..refinement import EstimateConfig, GateConfig
 from .facts import Facts, Row, number, read_object, when
 
 
@@ -154,7 +154,7 @@ def configuration_tables(facts: Facts) -> list[Settings]:
     tables = [
         _in_words("How the policy was trained", config.get("refine"), RefineConfig),
         _in_words("How the gate judged it", config.get("gate"), GateConfig),
-        _in_words("How returns were estimated", estimate, AppraiseConfig, OpeConfig),
+        _in_words("How returns were estimated", estimate, EstimateConfig, OpeConfig),
         *(
             _in_words(f"What {run['model'] or 'the annotator'} was asked ({run['run_id']})", asked, AnnotateConfig)
             for run in facts.runs

@@ -96,41 +96,41 @@ def watch(store: Store, console: Console, *, every_s: float = 2.0, budget_usd: f
                 live.update(Group(shown, busy), refresh=True)
 
 
-def draw(standing: StoreStatus, budget_usd: float | None = None) -> RenderableType:
+def draw(status: StoreStatus, budget_usd: float | None = None) -> RenderableType:
     """The status as tables and lines; names are untrusted, so nothing in them is read as markup."""
-    parts: list[RenderableType] = [_head(standing, budget_usd)]
-    if standing.runs:
-        parts.append(_table("annotation runs", [_run(row) for row in standing.runs]))
+    parts: list[RenderableType] = [_head(status, budget_usd)]
+    if status.runs:
+        parts.append(_table("annotation runs", [_run(row) for row in status.runs]))
         parts += [
             Text(visible(f"{row['run_id']} failed: {row['error'] or 'no reason was recorded'}"), style="red")
-            for row in standing.runs
+            for row in status.runs
             if row["error"] or row["state"] == "failed"
         ]
-    if standing.batches:
-        parts.append(_table("batches in flight", [_batch(row) for row in standing.batches]))
-    if standing.training:
-        done, total, seconds = (standing.training[name] for name in ("done", "total", "seconds"))
+    if status.batches:
+        parts.append(_table("batches in flight", [_batch(row) for row in status.batches]))
+    if status.training:
+        done, total, seconds = (status.training[name] for name in ("done", "total", "seconds"))
         parts.append(Text(f"refinement in progress: {done} of {total} arms trained, the last {_age(seconds)} ago"))
-    if standing.evaluations:
+    if status.evaluations:
         parts.append(
-            _table("refinement in progress: episodes played", [_evaluation(row) for row in standing.evaluations])
+            _table("refinement in progress: episodes played", [_evaluation(row) for row in status.evaluations])
         )
-    if standing.comparison is not None:
-        parts += _gate(standing, standing.comparison)
+    if status.comparison is not None:
+        parts += _gate(status, status.comparison)
     if len(parts) == 1:
         parts.append(Text("Nothing has been annotated or refined here yet."))
     return Group(*parts)
 
 
-def _head(standing: StoreStatus, budget_usd: float | None) -> Text:
-    spent, flying = standing.spent_usd, standing.in_flight_usd
-    line = Text(f"{standing.at:%H:%M:%S} UTC   {standing.datasets} datasets   spent ${spent:.2f}", style="bold")
+def _head(status: StoreStatus, budget_usd: float | None) -> Text:
+    spent, flying = status.spent_usd, status.in_flight_usd
+    line = Text(f"{status.at:%H:%M:%S} UTC   {status.datasets} datasets   spent ${spent:.2f}", style="bold")
     if flying:
         line.append(f", at most ${flying:.2f} in flight")
     if budget_usd is not None:
         used = (spent + flying) / budget_usd if budget_usd else 1.0
         line.append(f", cap ${budget_usd:.2f} ({used:.0%})", style="bold red" if used >= 1 else "bold")
-    rate = sum(row["labels_per_minute"] for row in standing.runs)
+    rate = sum(row["labels_per_minute"] for row in status.runs)
     line.append(f"   {rate:.1f} labels/min (last {RATE_MINUTES} min)")
     return line
 
@@ -173,7 +173,7 @@ def _evaluation(row: Row) -> dict[str, str]:
     }
 
 
-def _gate(standing: StoreStatus, comparison: Row) -> list[RenderableType]:
+def _gate(status: StoreStatus, comparison: Row) -> list[RenderableType]:
     better, credit = "yes" if comparison["better"] else "not shown", comparison["credit"]
     arms = [
         {
@@ -181,9 +181,9 @@ def _gate(standing: StoreStatus, comparison: Row) -> list[RenderableType]:
             "labels": str(row["labels"]),
             "gate": f"{row['accepted']} of {row['draws']}" if row["draws"] else "",
             "return [95%]": str(Interval(row["return_"], row["low"], row["high"], row["episodes"])),
-            "snapshots": _snapshots(standing.snapshots, row["arm"]),
+            "snapshots": _snapshots(status.snapshots, row["arm"]),
         }
-        for row in standing.arms
+        for row in status.arms
     ]
     title = f"last comparison {comparison['comparison_id']}, {comparison['env_id']}"
     verdicts = f"better than the baseline: {better}; the labels did it: {credit}"
