@@ -101,10 +101,10 @@ def export_d3rlpy(store: Store, dataset_id: str, labels: Labels | None, path: Pa
             guess.see(dumped["actions"])
             for name, values in dumped.items():
                 file[f"{name}_{number}"] = values
-        said = guess.correction(manifest.action_space, path)
-        if said:
-            file.attrs["how_to_load"] = said[-1]
-    return said
+        correction = guess.correction(manifest.action_space, path)
+        if correction:
+            file.attrs["how_to_load"] = correction[-1]
+    return correction
 
 
 class _D3rlpyGuess:

@@ -64,7 +64,7 @@ class _Scan(NamedTuple):
     files: str  # SQL of the table of all their rows
 
 
-class _Spoken(NamedTuple):
+class _LabelGroup(NamedTuple):
     """The labels of all datasets with one action space."""
 
     space: Space
@@ -73,7 +73,9 @@ class _Spoken(NamedTuple):
     keys: str  # what a step is named by among them
 
 
-_NOBODY = _Spoken(Space(kind="discrete", dtype="int64", size=1), "false", "dataset_id", "dataset_id, episode_id, step")
+_NO_LABELS = _LabelGroup(
+    Space(kind="discrete", dtype="int64", size=1), "false", "dataset_id", "dataset_id, episode_id, step"
+)
 """What gives a view of labels its columns while there is no dataset."""
 
 
@@ -122,7 +124,7 @@ def _views(con: Connection, everything: Sequence[_Dataset], damaged: Container[s
     statements = [
         _view("steps", [_no_rows(KEY_TYPES | STEP_TYPES), *map(_steps_of, scans)]),
         _view("annotated_steps", [noted, *map(_annotated_steps_of, scans)]),
-        *_opinion_views(_speak_alike(everything) or [_NOBODY]),
+        *_opinion_views(_label_groups(everything) or [_NO_LABELS]),
         *rule_views(con, [(d.dataset_id, d.action_space, d.component_names) for d in datasets]),
         *map(_read_view, _SUMMARIES),
     ]
@@ -175,18 +177,18 @@ def _scan_together(datasets: Sequence[_Dataset]) -> list[_Scan]:
     return scans
 
 
-def _speak_alike(datasets: Sequence[_Dataset]) -> list[_Spoken]:
+def _label_groups(datasets: Sequence[_Dataset]) -> list[_LabelGroup]:
     """One part of a view for all datasets with one action space; one that is alone needs no join, and no key."""
-    spoken: list[_Spoken] = []
+    groups: list[_LabelGroup] = []
     for alike in _grouped(datasets, lambda dataset: dataset.actions):
         space, one = alike[0].action_space, sql_text(alike[0].dataset_id)
         if len(alike) == 1:
-            spoken.append(_Spoken(space, f"dataset_id = {one}", one, "episode_id, step"))
+            groups.append(_LabelGroup(space, f"dataset_id = {one}", one, "episode_id, step"))
             continue
         actions = sql_text(alike[0].actions)
         own = f"dataset_id IN (SELECT dataset_id FROM datasets WHERE action_space::VARCHAR = {actions})"
-        spoken.append(_Spoken(space, own, "dataset_id", "dataset_id, episode_id, step"))
-    return spoken
+        groups.append(_LabelGroup(space, own, "dataset_id", "dataset_id, episode_id, step"))
+    return groups
 
 
 def _grouped(datasets: Sequence[_Dataset], key: Callable[[_Dataset], str]) -> list[list[_Dataset]]:
@@ -245,7 +247,7 @@ JOIN {scan.name}() AS logged
 JOIN episodes ON episodes.dataset_id = notes.dataset_id AND episodes.episode_id = notes.episode_id"""
 
 
-def _opinion_views(spoken: Sequence[_Spoken]) -> list[str]:
+def _opinion_views(groups: Sequence[_LabelGroup]) -> list[str]:
     """Statements that make the views of opinions, in an order in which each finds what it needs.
 
     - `opinion_pairs`: each two suggestions for one step, in both orders, and whether they agree.
@@ -257,52 +259,52 @@ def _opinion_views(spoken: Sequence[_Spoken]) -> list[str]:
     - `label_agreement`: one row per annotated step, which is what people query.
 
     Args:
-        spoken: the labels of all datasets, by action space.
+        groups: the labels of all datasets, by action space.
     """
     return [
-        _view("opinion_pairs", [_pairs(labels) for labels in spoken]),
-        _view("tallies", [(_count if labels.space.is_discrete else _measure)(labels) for labels in spoken]),
+        _view("opinion_pairs", [_pairs(labels) for labels in groups]),
+        _view("tallies", [(_count if labels.space.is_discrete else _measure)(labels) for labels in groups]),
         _read_view("majorities"),
-        _view("majority_votes", [_votes(labels) for labels in spoken]),
+        _view("majority_votes", [_votes(labels) for labels in groups]),
     ]
 
 
-def _pairs(said: _Spoken) -> str:
-    agree = same_action(said.space, "one.suggested_action", "other.suggested_action")
+def _pairs(group: _LabelGroup) -> str:
+    agree = same_action(group.space, "one.suggested_action", "other.suggested_action")
     return f"""SELECT dataset_id, episode_id, step, one.annotation_id, one.run_id, one.model, one.confidence,
     {_OPINION.format("one")} AS opinion, other.annotation_id AS other_id, other.run_id AS other_run_id,
     other.model AS other_model, {_OPINION.format("other")} AS other_opinion, {agree} AS agree
 FROM annotations AS one JOIN annotations AS other USING (dataset_id, episode_id, step)
-WHERE {said.own} AND {_OPINION.format("one")} <> {_OPINION.format("other")}
+WHERE {group.own} AND {_OPINION.format("one")} <> {_OPINION.format("other")}
     AND one.suggested_action IS NOT NULL AND other.suggested_action IS NOT NULL"""
 
 
-def _count(said: _Spoken) -> str:
+def _count(group: _LabelGroup) -> str:
     """Tallies of discrete actions: votes are counted, so no opinion is compared with another one."""
-    return f"""SELECT {said.dataset_id} AS dataset_id, episode_id, step, [best.said] AS majority_action,
+    return f"""SELECT {group.dataset_id} AS dataset_id, episode_id, step, [best.number] AS majority_action,
     best.label AS majority_label, opinions::BIGINT AS opinions, most / opinions AS majority_share,
     pairs / nullif(opinions * (opinions - 1), 0) AS agreement
 FROM (
-    SELECT {said.keys}, sum(votes) AS opinions, max(votes) AS most, sum(votes * (votes - 1)) AS pairs,
-        arg_max({{said: said, label: label}}, (votes, confidence, -said)) AS best
+    SELECT {group.keys}, sum(votes) AS opinions, max(votes) AS most, sum(votes * (votes - 1)) AS pairs,
+        arg_max({{number: number, label: label}}, (votes, confidence, -number)) AS best
     FROM (
-        SELECT {said.keys}, said, any_value(label) AS label, count(*) AS votes, sum(confidence) AS confidence
+        SELECT {group.keys}, number, any_value(label) AS label, count(*) AS votes, sum(confidence) AS confidence
         FROM (
-            SELECT {said.keys}, suggested_action[1] AS said, hash({_OPINION.format("annotations")}) AS opinion,
+            SELECT {group.keys}, suggested_action[1] AS number, hash({_OPINION.format("annotations")}) AS opinion,
                 any_value(suggested_label) AS label, any_value(coalesce(confidence, 1)) AS confidence
-            FROM annotations WHERE {said.own} AND suggested_action IS NOT NULL
-            GROUP BY {said.keys}, suggested_action[1], opinion
-        ) GROUP BY {said.keys}, said
-    ) GROUP BY {said.keys}
+            FROM annotations WHERE {group.own} AND suggested_action IS NOT NULL
+            GROUP BY {group.keys}, suggested_action[1], opinion
+        ) GROUP BY {group.keys}, number
+    ) GROUP BY {group.keys}
 )"""
 
 
-def _measure(said: _Spoken) -> str:
+def _measure(group: _LabelGroup) -> str:
     """Tallies of continuous actions: medians, and what lies within the tolerance of the median or of each other."""
-    opinion, own, keys, space = _OPINION.format("annotations"), f"WHERE {said.own}", said.keys, said.space
+    opinion, own, keys, space = _OPINION.format("annotations"), f"WHERE {group.own}", group.keys, group.space
     medians = ", ".join(f"median(suggested_action[{place}])" for place in range(1, space.size + 1))
     agree = same_action(space, "suggested_action", "majority_action")
-    return f"""SELECT {said.dataset_id} AS dataset_id, episode_id, step, majority_action,
+    return f"""SELECT {group.dataset_id} AS dataset_id, episode_id, step, majority_action,
     NULL::VARCHAR AS majority_label, opinions, majority_share, agreement
 FROM (
     SELECT {keys}, any_value(majority_action) AS majority_action, count(*) AS opinions,
@@ -321,13 +323,13 @@ FROM (
 ) USING ({keys})"""
 
 
-def _votes(said: _Spoken) -> str:
-    agree = same_action(said.space, "annotations.suggested_action", "majorities.majority_action")
+def _votes(group: _LabelGroup) -> str:
+    agree = same_action(group.space, "annotations.suggested_action", "majorities.majority_action")
     opinion = _OPINION.format("annotations")
     return f"""SELECT annotations.annotation_id, {opinion} AS opinion, dataset_id, episode_id, step, majority_action,
     majority_label, {agree} AS with_majority
 FROM annotations JOIN majorities USING (dataset_id, episode_id, step)
-WHERE {said.own} AND suggested_action IS NOT NULL"""
+WHERE {group.own} AND suggested_action IS NOT NULL"""
 
 
 @cache

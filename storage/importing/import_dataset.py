@@ -135,13 +135,13 @@ def _draft(reading: Reading, about: About, report: ImportReport) -> ManifestDraf
     actions = choose_actions(reading.steps, about.action_space, reading.choices, report)
     check_spaces(observations, actions)  # before arrays of their sizes are made
     meaning = about.policy_output or ("logits" if actions.is_discrete else "mean")
-    told = about.but(
+    known = about.but(
         observation_space=observations,
         action_space=actions,
         component_names=about.component_names or _numbered("o", observations.size),
         action_names=about.action_names or _numbered("a", actions.n or actions.size),
     )
-    fields: dict[str, Any] = {name: getattr(told, name) for name in About.model_fields}
+    fields: dict[str, Any] = {name: getattr(known, name) for name in About.model_fields}
     fields["policy_output"] = None if first.policy_output is None else meaning
     return ManifestDraft(dataset_id="unnamed", source="import", **fields)
 

@@ -302,12 +302,12 @@ def parse_about(text: str | bytes, where: str) -> About:
     """
     try:
         found = parse_json(text, f"The manifest in {where}", "Export the dataset again.")
-        told = ManifestDraft.model_validate(
+        draft = ManifestDraft.model_validate(
             {name: value for name, value in found.items() if name in ManifestDraft.model_fields}
         )
     except (AttributeError, ValidationError) as error:
         raise BadInput(f"The text in {where} is not a manifest.", "Export the dataset again.") from error
-    return About(**{name: getattr(told, name) for name in About.model_fields})
+    return About(**{name: getattr(draft, name) for name in About.model_fields})
 
 
 def sidecar(path: Path) -> Path:

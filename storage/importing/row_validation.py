@@ -279,19 +279,21 @@ class ImportReport:
             "of one step, truncated, dropped: the observation after that step is not in the file": self.vanished,
             "without a flag at their end: they count as truncated": self.stopped,
         }
-        said = [f"episodes {what}: {count}" for what, count in counted.items() if count]
-        said += [f"rows without {name}, which counts as false there: {rows}" for name, rows in self.empty_flags.items()]
+        lines = [f"episodes {what}: {count}" for what, count in counted.items() if count]
+        lines += [
+            f"rows without {name}, which counts as false there: {rows}" for name, rows in self.empty_flags.items()
+        ]
         if self.resets:
-            said.append(f"rows in which the environment reset itself, left out: {self.resets}")
+            lines.append(f"rows in which the environment reset itself, left out: {self.resets}")
         if self.given_up:
             kept = self.rows - self.given_up
-            said.append(f"rows read: {self.rows}, kept: {kept}, dropped: {self.given_up}")
+            lines.append(f"rows read: {self.rows}, kept: {kept}, dropped: {self.given_up}")
         left = [
             f"{kind} left out: {', '.join(names[:_NAMED])}"
             + (f" and {len(names) - _NAMED} more" if len(names) > _NAMED else "")
             for kind, names in self.left_out.items()
         ]
-        return [*self.decided, *said, *left, *(f"warning: {text}" for text in self.warnings)]
+        return [*self.decided, *lines, *left, *(f"warning: {text}" for text in self.warnings)]
 
     def as_json(self) -> dict[str, Any]:
         """The same for JSON."""
