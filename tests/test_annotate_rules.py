@@ -340,7 +340,12 @@ def test_one_bad_rule_keeps_all_of_them_out(toys: Store, tmp_path: Path) -> None
         import_rules(toys, "d1", tmp_path / "bad.json")
     said = str(refused.value)
     assert "5 of 6 rules cannot be used: rule 2: the expression has a second statement (;)" in said
-    for part in ("rule 3: suggested_action 'up' is none", "rule 4: `x < 0` has a rule", "rule 5: ", "rule 6: colour"):
+    for part in (
+        "rule 3: suggested_action 'up' is not one of",
+        "rule 4: `x < 0` has a rule",
+        "rule 5: ",
+        "rule 6: colour",
+    ):
         assert part in said
     assert ask(toys, "SELECT count(*) FROM rules") == ask(toys, "SELECT count(*) FROM annotation_runs") == [(0,)]
 
