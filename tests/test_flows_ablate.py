@@ -14,7 +14,7 @@ from toy_environment import TOY, gather_toys, right_actions, small_config, write
 
 from annotate.importing.labels import import_annotations
 from flows.refinement import ablation as ablating
-from flows.refinement import comparison as contest
+from flows.refinement import comparison as comparing
 from flows.refinement import evaluator as judging
 from flows.refinement.ablation import AblateConfig, Ablation, ablate
 from flows.refinement.present import show_ablation, show_comparison
@@ -131,7 +131,7 @@ def test_an_interrupted_ablation_goes_on_and_ends_as_one_that_was_not(
     short = configure(modes=("A",), seeds=1)
     expected = show_ablation(ablate(smooth, dataset(smooth), short)).values
     with monkeypatch.context() as patch:
-        patch.setattr(contest, "keep_candidates", interrupt_after(6, contest.keep_candidates))
+        patch.setattr(comparing, "keep_candidates", interrupt_after(6, comparing.keep_candidates))
         with pytest.raises(KeyboardInterrupt):
             ablate(rough, dataset(rough), short)
     trained = count_trainings(monkeypatch)
@@ -155,13 +155,13 @@ def interrupt_after(count: int, work: Callable[..., None]) -> Callable[..., None
 def count_trainings(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The draws that are really trained from now on."""
     trained: list[str] = []
-    train = contest.train_draws
+    train = comparing.train_draws
 
     def counted(material: Any, draws: Any) -> Any:
         trained.extend(draw.name for draw in draws)
         return train(material, draws)
 
-    monkeypatch.setattr(contest, "train_draws", counted)
+    monkeypatch.setattr(comparing, "train_draws", counted)
     return trained
 
 

@@ -136,10 +136,10 @@ def test_the_gate_remembers_for_one_code_only_and_a_comparison_is_named_by_it(
     def name() -> str:
         material = SimpleNamespace(oracle=None, content_id="m_1")
         judge = judging.Evaluator(store, PAYING, {})
-        contest: Any = SimpleNamespace(
+        plan: Any = SimpleNamespace(
             material=material, gate=GateConfig(), references=(), evaluator=judge, promote_rules=False, promote="labels"
         )
-        return lineage.name_comparison(contest)
+        return lineage.name_comparison(plan)
 
     first = name()
     assert [returns(), returns(), name() == first] == [5.0, 5.0, True]

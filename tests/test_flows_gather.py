@@ -169,7 +169,7 @@ def test_a_card_that_is_not_what_was_written_is_damage(change: str, problem: str
     path = store.card_path(manifest.dataset_id)
     path.write_text(CARD.replace("east", "west")) if change == "edit" else path.unlink()
     assert [problem in damage.problem for damage in verify_store(store)] == [True]
-    with pytest.raises(DamagedStore, match=r"card\.toml is not what was written.*--card"):
+    with pytest.raises(DamagedStore, match=r"card\.toml is missing or has changed since it was written.*--card"):
         write_questions(store, manifest.dataset_id, LabelConfig(provider="file"))
     other = Store.create(tmp_path / "other")
     with pytest.raises(DamagedStore, match=r"card\.toml (is|differs)"):

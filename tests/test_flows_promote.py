@@ -17,7 +17,7 @@ from annotate.importing.labels import import_annotations
 from annotate.importing.rules import import_rules
 from flows.cli import make_app
 from flows.deployment.night import decide
-from flows.refinement import comparison as contest
+from flows.refinement import comparison as comparing
 from flows.refinement.evaluator import EvaluateConfig, evaluate
 from flows.refinement.present import show_comparison
 from flows.refinement.refinement import Outcome, improve
@@ -66,11 +66,11 @@ def right_policy() -> Any:
 def clones_well(monkeypatch: pytest.MonkeyPatch) -> None:
     """Plain cloning makes a perfect policy, all else the baseline."""
 
-    def train(material: contest.Material, draws: Sequence[contest.ArmDraw]) -> list[list[Snapshot]]:
+    def train(material: comparing.Material, draws: Sequence[comparing.ArmDraw]) -> list[list[Snapshot]]:
         policies = [right_policy() if draw.arm == "no_labels" else material.baseline for draw in draws]
         return [[Snapshot(policy, 10, 0.1, "mode")] for policy in policies]
 
-    monkeypatch.setattr(contest, "train_draws", train)
+    monkeypatch.setattr(comparing, "train_draws", train)
 
 
 def refine(store: Store, **changes: Any) -> Outcome:

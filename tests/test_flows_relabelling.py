@@ -16,7 +16,7 @@ from annotate.importing.labels import import_annotations
 from annotate.importing.rules import import_rules
 from flows import cli
 from flows.datasets import collection
-from flows.refinement import comparison as contest
+from flows.refinement import comparison as comparing
 from flows.refinement import evaluator as judging
 from flows.refinement.present import show_relabelling
 from flows.refinement.refinement import ImproveConfig, find_labels, improve
@@ -83,7 +83,7 @@ def test_the_second_round_learns_also_from_what_the_learner_played_labelled_by_t
 
 
 def test_a_second_run_plays_trains_and_writes_nothing(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
-    for module, name in ((judging, "play_policies"), (collection, "_play"), (contest, "keep_candidates")):
+    for module, name in ((judging, "play_policies"), (collection, "_play"), (comparing, "keep_candidates")):
         monkeypatch.setattr(module, name, None)  # playing or training anything would fail
     before = [count(made.store, name) for name in ("datasets", "evaluations", "comparisons", "policies")]
     again = improve_and_relabel(made.store, made.dataset_id, config(), rules=True)

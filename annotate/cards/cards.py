@@ -189,7 +189,8 @@ def own_card(store: Store, manifest: Manifest) -> CardFile | None:
     content = read_file(path, limit=MAX_CARD_BYTES) if path.exists() else b""
     if sha256_bytes(content) != manifest.card_file_sha256:
         raise DamagedStore(
-            f"{path} has changed since it was written.", "Restore it from a backup, or name a card with --card."
+            f"{path} is missing or has changed since it was written.",
+            "Restore it from a backup, or name a card with --card.",
         )
     return CardFile(parse_card(content, str(path)), content)
 

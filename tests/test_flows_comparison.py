@@ -1,4 +1,4 @@
-"""The contest on worlds whose best policies are known: right labels are credited, labels of chance are not."""
+"""The comparison on worlds whose best policies are known: right labels are credited, labels of chance are not."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ LABELS = 96
 NAMES = ["labels", "no_labels", *(f"{arm} {n}" for arm in ("shuffled", "random") for n in (1, 2, 3))]
 
 
-def make_contest(
+def make_plan(
     folder: Path, env_id: str = TOY, answer: Any = "right", *, head: Head | None = None, **changes: Any
 ) -> ComparisonPlan:
     store = Store.create(folder / "store")
@@ -51,12 +51,12 @@ Judged = Callable[[str], tuple[ComparisonPlan, Comparison]]
 
 @pytest.fixture(scope="module")
 def judged(tmp_path_factory: pytest.TempPathFactory) -> Judged:
-    """A contest with right labels, and what came of it; run once per environment."""
+    """A comparison with right labels, and what came of it; run once per environment."""
 
     @cache
     def run(env_id: str) -> tuple[ComparisonPlan, Comparison]:
-        contest = make_contest(tmp_path_factory.mktemp("contest"), env_id, gate={"placebo_draws": 19})
-        return contest, contest.run()
+        plan = make_plan(tmp_path_factory.mktemp("plan"), env_id, gate={"placebo_draws": 19})
+        return plan, plan.run()
 
     return run
 
@@ -103,22 +103,22 @@ def test_right_labels_lead_to_a_better_policy_and_earn_both_verdicts(
 def test_labels_of_chance_are_rejected_and_leave_the_baseline_in_force_with_a_reason(
     tmp_path: Path, env_id: str
 ) -> None:
-    contest = make_contest(tmp_path, env_id, "chance")
-    comparison = contest.run()
+    plan = make_plan(tmp_path, env_id, "chance")
+    comparison = plan.run()
     arms = by_arm(comparison)
     assert not comparison.decision.accepted
     assert comparison.decision.reason.startswith("rejected: the best candidate's gain on the acceptance seeds is ")
     assert not comparison.improvement.holds
     assert not comparison.credit.holds
-    assert comparison.policy_id == contest.baseline.policy_id
+    assert comparison.policy_id == plan.baseline.policy_id
     assert arms["labels"].greedy == arms["baseline"].greedy
     assert comparison.improvement.reason == "the refinement was rejected, so the baseline is in force"
 
 
 @pytest.mark.slow
 def test_in_full_every_candidate_plays_every_selection_seed_and_only_the_best_is_tested(tmp_path: Path) -> None:
-    contest = make_contest(tmp_path, gate={"method": "full"})
-    comparison = contest.run()
+    plan = make_plan(tmp_path, gate={"method": "full"})
+    comparison = plan.run()
     tested, drawn = comparison.trials[:2], comparison.trials[2:]
     for trial in tested:
         assert [(s.beta, s.step) for s in trial.snapshots] == [(0.1, 40), (0.1, 120)]
@@ -126,9 +126,9 @@ def test_in_full_every_candidate_plays_every_selection_seed_and_only_the_best_is
         assert trial.episodes == [10, 10]
     for trial in drawn:
         assert not trial.decision.accepted
-        assert trial.kept == contest.baseline
+        assert trial.kept == plan.baseline
         assert trial.episodes == [2, 2]
-    with contest.judge.store.catalog.read() as con:
+    with plan.evaluator.store.catalog.read() as con:
         uses = con.execute(
             """SELECT purpose, mode, first_seed, episodes, count(*) FROM evaluations
                WHERE purpose != 'report' GROUP BY ALL ORDER BY first_seed, mode, episodes"""
@@ -137,12 +137,12 @@ def test_in_full_every_candidate_plays_every_selection_seed_and_only_the_best_is
             """SELECT mode, min(first_seed), max(first_seed + episodes), max(episodes) FROM evaluations
                WHERE purpose = 'report' GROUP BY mode ORDER BY mode"""
         ).fetchall()
-    first = contest.gate.seeds.select.start
+    first = plan.gate.seeds.select.start
     each, every = (
         {c.policy_id for trial in trials for c in trial.candidates} for trials in (tested, comparison.trials)
     )
     winners = {trial.candidates[trial.winner].policy_id for trial in tested}
-    ranked = every - {c.policy_id for c in tested[1].candidates} | {contest.baseline.policy_id}
+    ranked = every - {c.policy_id for c in tested[1].candidates} | {plan.baseline.policy_id}
     assert uses == [
         ("select", "greedy", first, 2, len(ranked - each)),  # the others have played these seeds
         ("select", "greedy", first, 10, len(each)),
@@ -164,37 +164,37 @@ def count_repeats(store: Store) -> int:
 
 @pytest.mark.slow
 def test_a_race_keeps_each_purpose_on_its_own_seeds_and_remembers_every_stage(tmp_path: Path) -> None:
-    contest = make_contest(tmp_path, gate={"method": "racing"})
-    comparison = contest.run()
-    with contest.judge.store.catalog.read() as con:
+    plan = make_plan(tmp_path, gate={"method": "racing"})
+    comparison = plan.run()
+    with plan.evaluator.store.catalog.read() as con:
         uses = con.execute(
             """SELECT DISTINCT purpose, first_seed, episodes FROM evaluations
                WHERE purpose != 'report' ORDER BY first_seed, episodes"""
         ).fetchall()
         played = con.execute("SELECT count(*) FROM evaluations").fetchone()
-    first = contest.gate.seeds.select.start
+    first = plan.gate.seeds.select.start
     assert uses[:4] == [("select", first, 2), ("select", first, 4), ("select", first, 10), ("accept", first + 10, 12)]
     assert {trial.decision.gain.n for trial in comparison.trials[:2]} <= {12, 20}
-    assert count_repeats(contest.judge.store) == 0
-    again = contest.run()
-    with contest.judge.store.catalog.read() as con:
+    assert count_repeats(plan.evaluator.store) == 0
+    again = plan.run()
+    with plan.evaluator.store.catalog.read() as con:
         assert con.execute("SELECT count(*) FROM evaluations").fetchone() == played
     assert [trial.decision for trial in again.trials] == [trial.decision for trial in comparison.trials]
 
 
 @pytest.mark.slow
 def test_draws_share_the_report_seeds_and_the_interval_is_over_draws(judged: Judged) -> None:
-    contest, comparison = judged(REACH)
-    with contest.judge.store.catalog.read() as con:
+    plan, comparison = judged(REACH)
+    with plan.evaluator.store.catalog.read() as con:
         played = con.execute(
             "SELECT policy_id, first_seed, returns FROM evaluations WHERE purpose = 'report' AND mode = 'greedy'"
         ).fetchall()
     returns = {(policy_id, seed): values for policy_id, seed, values in played}
     drawn = [trial.reported.policy_id for trial in comparison.trials if trial.draw.arm == "shuffled"]
-    parts, report = deal(30, 19), contest.gate.seeds.report
-    before = returns[contest.baseline.policy_id, report.start]
+    parts, report = deal(30, 19), plan.gate.seeds.report
+    before = returns[plan.baseline.policy_id, report.start]
     shared = [
-        before[part] if policy_id == contest.baseline.policy_id else returns[policy_id, report[part].start]
+        before[part] if policy_id == plan.baseline.policy_id else returns[policy_id, report[part].start]
         for policy_id, part in zip(drawn, parts, strict=False)
     ]
     assert len(shared) == 15  # of two episodes each
@@ -205,7 +205,7 @@ def test_draws_share_the_report_seeds_and_the_interval_is_over_draws(judged: Jud
 def test_relabelled_rewards_go_through_the_same_gate_and_claim_nothing_that_plain_learning_does_too(
     tmp_path: Path,
 ) -> None:
-    comparison = make_contest(tmp_path, REACH, mode="R").run()
+    comparison = make_plan(tmp_path, REACH, mode="R").run()
     arms = by_arm(comparison)
     assert [trial.draw.name for trial in comparison.trials[:2]] == NAMES[:2]
     assert {trial.draw.name for trial in comparison.trials} == set(NAMES)
@@ -217,7 +217,7 @@ def test_relabelled_rewards_go_through_the_same_gate_and_claim_nothing_that_plai
 
 @pytest.mark.slow
 def test_suggestions_and_relabelled_rewards_together_go_through_the_same_gate(tmp_path: Path) -> None:
-    comparison = make_contest(tmp_path, mode="RA").run()
+    comparison = make_plan(tmp_path, mode="RA").run()
     assert [trial.draw.name for trial in comparison.trials[:2]] == NAMES[:2]
     assert {trial.draw.name for trial in comparison.trials} == set(NAMES)
     assert comparison.improvement.holds
@@ -226,7 +226,7 @@ def test_suggestions_and_relabelled_rewards_together_go_through_the_same_gate(tm
 
 @pytest.mark.slow
 def test_a_gate_that_draws_actions_judges_what_it_drew(tmp_path: Path) -> None:
-    comparison = make_contest(tmp_path, gate={"mode": "sampled"}).run()
+    comparison = make_plan(tmp_path, gate={"mode": "sampled"}).run()
     arms = by_arm(comparison)
     gain = comparison.improvement.differences["baseline"]
     assert comparison.decision.accepted
@@ -236,10 +236,10 @@ def test_a_gate_that_draws_actions_judges_what_it_drew(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_baseline_of_q_values_is_refined_greedily_and_never_drawn_from(tmp_path: Path) -> None:
-    contest = make_contest(tmp_path, head="q_values")
-    comparison = contest.run()
+    plan = make_plan(tmp_path, head="q_values")
+    comparison = plan.run()
     assert comparison.improvement.holds
     assert {arm.sampled for arm in comparison.arms} == {None}
-    drawing = ComparisonPlan(contest.material, contest.judge, contest.gate.model_copy(update={"mode": "sampled"}))
+    drawing = ComparisonPlan(plan.material, plan.evaluator, plan.gate.model_copy(update={"mode": "sampled"}))
     with pytest.raises(BadInput, match=r"q_values without a distribution.*--gate-mode greedy"):
         drawing.run()

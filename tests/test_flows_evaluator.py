@@ -1,4 +1,4 @@
-"""The judge: right returns, each question played once, and nothing lost by an interruption."""
+"""The evaluator: right returns, each question played once, and nothing lost by an interruption."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def played(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return counts
 
 
-def contestants(count: int = 4) -> list[Candidate]:
+def candidates(count: int = 4) -> list[Candidate]:
     """Policies that push in one direction for ever, each in its own."""
     base = make_baseline()
     spaces = base.observation_space, base.action_space
@@ -48,9 +48,9 @@ def contestants(count: int = 4) -> list[Candidate]:
 
 
 def test_returns_are_those_of_the_episodes_and_their_row_says_how_they_were_played(store: Store) -> None:
-    east, north = contestants(2)
-    judge = Evaluator(store, TOY, {}, workers=1)
-    found = judge.returns([east, north], SEEDS, mode="sampled", purpose="accept")
+    east, north = candidates(2)
+    evaluator = Evaluator(store, TOY, {}, workers=1)
+    found = evaluator.returns([east, north], SEEDS, mode="sampled", purpose="accept")
     for contestant, returns in zip((east, north), found, strict=True):
         expected = returns_of(partial(make_environment, TOY), contestant.actor, SEEDS, mode="sampled")
         assert returns.tobytes() == expected.tobytes()
@@ -64,16 +64,16 @@ def test_returns_are_those_of_the_episodes_and_their_row_says_how_they_were_play
 
 @pytest.mark.slow
 def test_equal_questions_are_played_once_and_different_ones_are_not_confused(store: Store, played: list[int]) -> None:
-    east, north = contestants(2)
-    judge = Evaluator(store, TOY, {}, workers=1)
-    first = judge.returns([east, north, east], SEEDS, mode="greedy", purpose="select")
+    east, north = candidates(2)
+    evaluator = Evaluator(store, TOY, {}, workers=1)
+    first = evaluator.returns([east, north, east], SEEDS, mode="greedy", purpose="select")
     assert played == [2]
     assert first[0].tobytes() == first[2].tobytes()
-    again = judge.returns([north, east], SEEDS, mode="greedy", purpose="report")
+    again = evaluator.returns([north, east], SEEDS, mode="greedy", purpose="report")
     assert played == [2]
     assert [returns.tolist() for returns in again] == [first[1].tolist(), first[0].tolist()]
-    judge.returns([east], range(501, 511), mode="greedy", purpose="select")
-    judge.returns([east], SEEDS, mode="sampled", purpose="select")
+    evaluator.returns([east], range(501, 511), mode="greedy", purpose="select")
+    evaluator.returns([east], SEEDS, mode="sampled", purpose="select")
     Evaluator(store, TOY, {}, workers=1, max_steps=3).returns([east], SEEDS, mode="greedy", purpose="select")
     Evaluator(store, TOY, {"max_episode_steps": 5}, workers=1).returns([east], SEEDS, mode="greedy", purpose="select")
     assert played == [2, 1, 1, 1, 1]
@@ -81,19 +81,19 @@ def test_equal_questions_are_played_once_and_different_ones_are_not_confused(sto
 
 
 def test_some_seeds_of_what_was_played_are_not_played_again(store: Store, played: list[int]) -> None:
-    judge = Evaluator(store, TOY, {}, workers=1)
+    evaluator = Evaluator(store, TOY, {}, workers=1)
     for _ in range(2):
-        whole = judge.returns(contestants(2), SEEDS, mode="sampled", purpose="select")
-        part = judge.returns(contestants(2), SEEDS[3:5], mode="sampled", purpose="select")
+        whole = evaluator.returns(candidates(2), SEEDS, mode="sampled", purpose="select")
+        part = evaluator.returns(candidates(2), SEEDS[3:5], mode="sampled", purpose="select")
         assert [returns.tolist() for returns in part] == [returns[3:5].tolist() for returns in whole]
         assert played == [2]
-        judge = Evaluator(store, TOY, {}, workers=1)
-    judge.returns(contestants(2), SEEDS[3:5], mode="greedy", purpose="select")
+        evaluator = Evaluator(store, TOY, {}, workers=1)
+    evaluator.returns(candidates(2), SEEDS[3:5], mode="greedy", purpose="select")
     assert played == [2, 2]
 
 
 def test_a_policy_that_was_played_under_another_name_is_not_played_again(store: Store, played: list[int]) -> None:
-    (east,) = contestants(1)
+    (east,) = candidates(1)
     how = {"mode": "greedy", "purpose": "evaluate"}
     first = Evaluator(store, TOY, {}, workers=1).returns([replace(east, policy_id="a/folder")], SEEDS, **how)
     again = Evaluator(store, TOY, {}, workers=1).returns([east], SEEDS, **how)
@@ -114,10 +114,10 @@ def test_a_session_reads_once_what_was_played_before_and_writes_once_what_it_pla
     monkeypatch.setattr(store.catalog, "connect", spy)
 
     def play(other: range = SEEDS[:0]) -> None:
-        judge = Evaluator(store, TOY, {}, workers=1)
-        with judge.session(SEEDS):
+        evaluator = Evaluator(store, TOY, {}, workers=1)
+        with evaluator.session(SEEDS):
             for seeds in filter(None, (SEEDS[:4], SEEDS[4:], other)):
-                judge.returns(contestants(2), seeds, mode="greedy", purpose="select")
+                evaluator.returns(candidates(2), seeds, mode="greedy", purpose="select")
 
     play()
     assert (played, opened) == ([2, 2], [True, False])
@@ -130,9 +130,9 @@ def test_a_session_reads_once_what_was_played_before_and_writes_once_what_it_pla
 
 
 def test_an_endless_environment_is_cut_where_the_dataset_was(store: Store) -> None:
-    (east,) = contestants(1)
-    judge = Evaluator(store, Named("toy_environment:ToyEndless-v0"), {}, workers=1, max_steps=20)
-    (returns,) = judge.returns([east], range(2), mode="greedy", purpose="select")
+    (east,) = candidates(1)
+    evaluator = Evaluator(store, Named("toy_environment:ToyEndless-v0"), {}, workers=1, max_steps=20)
+    (returns,) = evaluator.returns([east], range(2), mode="greedy", purpose="select")
     assert np.all((returns >= 0) & (returns <= 20))
 
 
@@ -140,7 +140,7 @@ def test_an_endless_environment_is_cut_where_the_dataset_was(store: Store) -> No
 def test_policies_that_were_played_before_an_interruption_are_not_played_again(
     store: Store, played: list[int], pause: float
 ) -> None:
-    four, judge = contestants(), Evaluator(store, TOY, {}, workers=1, commit_s=pause)
+    four, evaluator = candidates(), Evaluator(store, TOY, {}, workers=1, commit_s=pause)
 
     def interrupt(done: int, total: int) -> None:
         assert total == 40
@@ -148,10 +148,10 @@ def test_policies_that_were_played_before_an_interruption_are_not_played_again(
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        judge.returns(four, SEEDS, mode="greedy", purpose="select", advance=interrupt)
+        evaluator.returns(four, SEEDS, mode="greedy", purpose="select", advance=interrupt)
     assert len(ask(store, "SELECT 1 FROM evaluations")) == 2
     told: list[tuple[int, int]] = []
-    found = judge.returns(four, SEEDS, mode="greedy", purpose="select", advance=lambda *line: told.append(line))
+    found = evaluator.returns(four, SEEDS, mode="greedy", purpose="select", advance=lambda *line: told.append(line))
     assert played == [4, 2]
     assert told[-1] == (20, 20)
     assert told == sorted(told)
