@@ -7,7 +7,7 @@ import re
 import shutil
 import tempfile
 import warnings
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -16,6 +16,7 @@ from typing import Any
 from .catalog import (
     Catalog,
     Connection,
+    Values,
     create_file,
     create_tables,
     is_newest,
@@ -28,8 +29,6 @@ from .catalog import (
 from .disk import TEMPORARY, exclusive_lock, sync_to_disk, writing
 from .errors import BadInput, DamagedStore, DiskFailed, LeftOutWarning, Prerequisite
 
-Values = Sequence[object] | Mapping[str, object]
-"""Of the parameters of a statement, by place or by name."""
 CATALOG = "catalog.duckdb"
 MANIFEST = "manifest.json"
 DRAFT = "draft.json"

@@ -19,8 +19,8 @@ from soak import every, in_soak
 from toy_cards import CARD
 
 from annotate.ledger import budget
-from annotate.ledger.ledger import BatchConfig, StoredReply
-from annotate.ledger.recovery import owned_run, recover
+from annotate.ledger.ledger import BatchConfig, StoredReply, owned_run
+from annotate.ledger.recovery import recover
 from annotate.prompting.requests import AnnotateConfig
 from annotate.providers.anthropic import AnthropicProvider
 from annotate.providers.batch import BatchServer

@@ -12,6 +12,7 @@ import grimp
 import pytest
 
 import storage.queries.query
+from benchmarks.ways import GOALS, ways
 from storage.store import Store
 
 ROOT = Path(__file__).parents[1]
@@ -167,3 +168,10 @@ def test_no_modules_name_each_other_in_a_circle():
     graph = grimp.build_graph(*ROOMS, cache_dir=None)
     named = {module: graph.find_modules_directly_imported_by(module) for module in graph.modules}
     assert len(list(TopologicalSorter(named).static_order())) == len(graph.modules) > len(ROOMS)
+
+
+@pytest.mark.slow
+def test_the_ways_of_short_commands_stay_short(tmp_path: Path):
+    """How many modules take part; a refinement and a night are measured by the benchmark."""
+    for command, (ran, _) in ways(ROOT, tmp_path, 20, ["collect", "annotate run"]).items():
+        assert len(ran) <= GOALS[command][0], f"{command} runs {', '.join(ran)}"

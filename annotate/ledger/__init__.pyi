@@ -22,6 +22,7 @@ from .ledger import (
     land,
     land_reply,
     open_run,
+    owned_run,
     read_places,
     read_whole,
     sum_run,
@@ -29,7 +30,7 @@ from .ledger import (
     withdraw_second,
 )
 from .readings import digest, record_readings
-from .recovery import Note, add_what_is_kept, enter_failure, leave_note, owned_run, recover, settle
+from .recovery import Note, add_what_is_kept, enter_failure, leave_note, recover, settle
 
 __all__ = [
     "GO_ON",

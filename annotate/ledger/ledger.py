@@ -7,8 +7,8 @@ says about steps is in `readings.py`; requests under way and their prices are in
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence, Set
-from contextlib import suppress
+from collections.abc import Generator, Iterable, Mapping, Sequence, Set
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -16,6 +16,7 @@ from typing import Any
 from pydantic import Field, PrivateAttr
 
 from storage.catalog import Connection, insert_rows
+from storage.disk import exclusive_lock
 from storage.errors import DamagedStore
 from storage.ledger import (
     BATCH,
@@ -88,6 +89,19 @@ class Totals:
     cost_usd: float
     rules: int = 0
     estimated_usd: float | None = None  # what the answered requests were expected to cost when they were sent
+
+
+@contextmanager
+def owned_run(store: Store, run_id: str) -> Generator[None]:
+    """Be the only process that works on a run.
+
+    Raises:
+        CatalogLocked: if another one does.
+    """
+    folder = store.responses_dir(run_id)
+    folder.mkdir(parents=True, exist_ok=True)
+    with exclusive_lock(folder, f"the answers of {run_id}"):
+        yield
 
 
 def open_run(con: Connection, run: Run, card: Card, provider: str, *, recorded: bool) -> None:

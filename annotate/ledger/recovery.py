@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
+from contextlib import suppress
 from datetime import datetime
 
 from pydantic import ValidationError
 
 from storage.catalog import Connection
-from storage.disk import exclusive_lock, write_whole
+from storage.disk import write_whole
 from storage.errors import CatalogLocked, TrajnoteError
 from storage.ledger import (
     Batch,
@@ -29,22 +29,9 @@ from storage.schema import Frozen
 from storage.store import Store
 
 from ..providers import Reply
-from .ledger import MOST_ATTEMPTS, StoredReply, enter_landed, read_whole
+from .ledger import MOST_ATTEMPTS, StoredReply, enter_landed, owned_run, read_whole
 
 _NOTE = ".note.json"
-
-
-@contextmanager
-def owned_run(store: Store, run_id: str) -> Generator[None]:
-    """Be the only process that works on a run.
-
-    Raises:
-        CatalogLocked: if another one does.
-    """
-    folder = store.responses_dir(run_id)
-    folder.mkdir(parents=True, exist_ok=True)
-    with exclusive_lock(folder, f"the answers of {run_id}"):
-        yield
 
 
 def add_what_is_kept(error: Exception, replies: int) -> Exception:

@@ -11,7 +11,7 @@ from .batch import (
     RemoteBatch,
     ServerBusyError,
 )
-from .protocol import Limited, Provider, Reply, Threaded, Written
+from .protocol import Late, Limited, Provider, Reply, Threaded, Written
 
 __all__ = [
     "MOST_BYTES",
@@ -20,6 +20,7 @@ __all__ = [
     "BatchServer",
     "BrokenOffError",
     "FileProvider",
+    "Late",
     "Limited",
     "NotThereError",
     "NothingCreatedError",

@@ -52,10 +52,6 @@ class Provider(Protocol):
         """
         ...
 
-    def late(self) -> list[Reply]:
-        """Replies that came in after the iterator of `answer` was given up; they are paid for, so they are kept."""
-        return []
-
 
 @runtime_checkable
 class Threaded(Protocol):
@@ -63,6 +59,15 @@ class Threaded(Protocol):
 
     keep: Callable[[Reply], None]
     """Called with each reply in the thread that received it, so that it is on the disk whatever the others do."""
+
+
+@runtime_checkable
+class Late(Protocol):
+    """A provider to which replies may come after the iterator of `answer` was given up."""
+
+    def late(self) -> list[Reply]:
+        """Those replies, once; they are paid for, so they are kept."""
+        ...
 
 
 @runtime_checkable

@@ -42,7 +42,7 @@ from ..ledger import (
 )
 from ..parsing import ParsedReply
 from ..prompting import Question, Request
-from ..providers import Limited, Provider, Reply, Threaded, Written
+from ..providers import Late, Limited, Provider, Reply, Threaded, Written
 from .plan import (
     RunPlan,
     RunSummary,
@@ -360,7 +360,7 @@ class _Worker:
 
     def _take_late(self, waiting: dict[str, Question]) -> None:
         """Take what came in after the provider was left, each on its own."""
-        for reply in self.provider.late():
+        for reply in self.provider.late() if isinstance(self.provider, Late) else ():
             try:
                 self._take(reply, waiting)
             except Exception as error:

@@ -14,10 +14,9 @@ from typing import Any, Literal, NamedTuple, TypeVar
 
 import pyarrow as pa
 
-from ..catalog import Connection, insert_rows
+from ..catalog import Connection, insert_rows, select_column
 from ..datasets import episode_shifts, pick, read_manifest
 from ..errors import BadInput
-from ..queries import select_column
 from ..schema import Annotation, Rejection, content_id
 from ..store import Store
 

@@ -1,4 +1,4 @@
-from .connection import Catalog, Connection, Row, create_file, is_corrupt, rows_of
+from .connection import Catalog, Connection, Row, Values, create_file, is_corrupt, rows_of, select_column
 from .rule_views import StoredList, StoredRule, count_decisions_of, scan_steps
 from .tables import (
     AGREEMENT_SHARE,
@@ -27,6 +27,7 @@ __all__ = [
     "Row",
     "StoredList",
     "StoredRule",
+    "Values",
     "catalog_version",
     "component_columns",
     "count_decisions_of",
@@ -43,6 +44,7 @@ __all__ = [
     "rows_of",
     "same_action",
     "scan_steps",
+    "select_column",
     "suspect_shards",
     "temporary_views",
 ]

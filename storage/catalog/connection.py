@@ -16,7 +16,7 @@ import random
 import re
 import threading
 import time
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -32,6 +32,8 @@ from ..schema import sql_text
 Connection = duckdb.DuckDBPyConnection
 Row = dict[str, Any]
 """A row by the names of its columns."""
+Values = Sequence[object] | Mapping[str, object]
+"""Of the parameters of a statement, by their order or by their names."""
 
 WAIT_VARIABLE = "TRAJNOTE_LOCK_WAIT"
 DEFAULT_WAIT_S = 30.0
@@ -429,6 +431,11 @@ def rows_of(answer: Connection) -> list[Row]:
     """All rows of an executed statement, each as a dictionary by column."""
     names = [column[0] for column in answer.description or ()]
     return [dict(zip(names, row, strict=True)) for row in answer.fetchall()]
+
+
+def select_column(con: Connection, question: str, values: Values = ()) -> list[Any]:
+    """The first column of an answer; a statement may also change rows and return them."""
+    return [row[0] for row in con.execute(question, values).fetchall()]
 
 
 def error_line(error: Exception) -> str:

@@ -277,3 +277,7 @@ SELECT rules.* EXCLUDE (suggested_action, created_at), matched.* EXCLUDE (datase
 FROM (
 {matched}
 ) AS matched JOIN rules USING (dataset_id, rule_id)"""
+
+
+WITHOUT_RULES = (_ruled_steps(()), _rule_labels(()))
+"""The views of rules in a catalog without any, as `rule_views` makes them."""

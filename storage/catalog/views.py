@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from ..schema import Space, sql_name, sql_text
 from .connection import Connection
-from .rule_views import rule_views
+from .rule_views import WITHOUT_RULES, rule_views
 from .tables import (
     JOINED_TYPES,
     KEY_TYPES,
@@ -125,11 +125,17 @@ def _views(con: Connection, everything: Sequence[_Dataset], damaged: Container[s
         _view("steps", [_no_rows(KEY_TYPES | STEP_TYPES), *map(_steps_of, scans)]),
         _view("annotated_steps", [noted, *map(_annotated_steps_of, scans)]),
         *_opinion_views(_label_groups(everything) or [_NO_LABELS]),
-        *rule_views(con, [(d.dataset_id, d.action_space, d.component_names) for d in datasets]),
+        *_rule_views(con, datasets),
         *map(_read_view, _SUMMARIES),
     ]
     macros = {scan.name: f"{_CREATE_MACRO}{scan.name}() AS TABLE SELECT * FROM {scan.files}" for scan in scans}
     return macros | {sql.removeprefix(_CREATE).split(" ", 1)[0]: sql for sql in statements}
+
+
+def _rule_views(con: Connection, datasets: Sequence[_Dataset]) -> Sequence[str]:
+    if con.execute("SELECT 1 FROM rules LIMIT 1").fetchone() is None:
+        return WITHOUT_RULES
+    return rule_views(con, [(d.dataset_id, d.action_space, d.component_names) for d in datasets])
 
 
 def _components(everything: Sequence[_Dataset], damaged: Container[str]) -> list[str]:

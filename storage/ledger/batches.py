@@ -13,8 +13,7 @@ from dataclasses import dataclass, fields
 from datetime import datetime
 from typing import Any, Literal, NamedTuple
 
-from ..catalog import Connection, insert_rows
-from ..queries import select_column
+from ..catalog import Connection, insert_rows, select_column
 
 BATCH = "batch"
 """The name of the provider whose raw replies are lines of a batch's results."""

@@ -9,8 +9,7 @@ from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from typing import Literal, NamedTuple
 
-from ..catalog import Connection, insert_rows
-from ..queries import select_column
+from ..catalog import Connection, insert_rows, select_column
 from ..schema import RequestKind
 
 State = Literal["pending", "in_batch", "done", "failed"]

@@ -17,10 +17,9 @@ from typing import Any, NamedTuple
 
 import zstandard
 
-from ..catalog import Connection, insert_rows
+from ..catalog import Connection, insert_rows, select_column
 from ..disk import release_room, sync_to_disk, write_whole, writing
 from ..errors import DamagedStore, DiskFailed
-from ..queries import select_column
 from ..schema import sha256_bytes
 from ..store import Store
 

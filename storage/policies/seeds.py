@@ -9,9 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from ..catalog import Connection, insert_rows
+from ..catalog import Connection, insert_rows, select_column
 from ..errors import BadInput
-from ..queries import select_column
 from ..store import Store
 
 FIRST_SEED = 1_000_000

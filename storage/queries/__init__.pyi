@@ -1,3 +1,3 @@
-from .query import Bounds, Row, ask, run_query, select_column
+from .query import Bounds, Row, ask, run_query
 
-__all__ = ["Bounds", "Row", "ask", "run_query", "select_column"]
+__all__ = ["Bounds", "Row", "ask", "run_query"]

@@ -20,7 +20,6 @@ from dataclasses import dataclass
 from functools import cache
 from multiprocessing.connection import Connection as Pipe
 from pathlib import Path
-from typing import Any
 
 import duckdb
 import pyarrow as pa
@@ -29,7 +28,7 @@ from duckdb.sqltypes import DuckDBPyType
 from ..catalog import Connection, Row, is_corrupt, rows_of
 from ..errors import BadInput, DamagedStore, TrajnoteError
 from ..schema import sql_name, sql_text
-from ..store import Store, Values
+from ..store import Store
 
 _OF_THE_STATEMENT = (duckdb.ProgrammingError, duckdb.DataError)
 _ALLOWED = "Allowed: SELECT, WITH, FROM, EXPLAIN, DESCRIBE, SHOW, SUMMARIZE."
@@ -152,11 +151,6 @@ def ask(con: Connection, name: str, **values: object) -> list[Row]:
         values: for its parameters, by name.
     """
     return rows_of(con.execute(_question(name), values))
-
-
-def select_column(con: Connection, question: str, values: Values = ()) -> list[Any]:
-    """The first column of an answer; a statement may also change rows and return them."""
-    return [row[0] for row in con.execute(question, values).fetchall()]
 
 
 @cache

@@ -14,11 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from ..catalog import refresh_views
+from ..catalog import refresh_views, select_column
 from ..disk import TEMPORARY, is_held, sync_to_disk
 from ..errors import BadInput
 from ..policies import deployment_lock
-from ..queries import select_column
 from ..store import Store
 
 Kind = Literal["policy", "dataset", "report", "columns", "leftover"]

@@ -9,13 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..annotations import check_rule_list, load_rule_lists
-from ..catalog import inspect_shards
+from ..catalog import inspect_shards, select_column
 from ..datasets import check_shard, damaged_columns, list_pools, read_manifest
 from ..disk import is_sealed
 from ..errors import BadInput, DamagedStore, LeftOutWarning, Prerequisite, TrajnoteError
 from ..ledger import read_frames
 from ..policies import RECORD, files_sha256, is_record, read_folder
-from ..queries import select_column
 from ..schema import Manifest, Shard, sha256_file
 from ..store import CATALOG, Store
 
