@@ -44,10 +44,10 @@ annotations_app = typer.Typer(name="annotations", help="Import and replay labels
 
 
 @annotate_app.callback()
-@taking(config=LabelOptions)
+@taking(options=LabelOptions)
 def annotate(
     context: typer.Context,
-    config: labelling.LabelConfig,
+    options: LabelOptions,
     store: StoreOption = DEFAULT_STORE,
     dataset: DatasetOption = None,
     export: ExportOption = None,
@@ -61,9 +61,9 @@ def annotate(
     if context.invoked_subcommand is not None:
         _refuse_stray_options(context)
     elif dry_run:
-        _plan(config, store, dataset, as_json=as_json)
+        _plan(options.config(), store, dataset, as_json=as_json)
     else:
-        _run(config, store, dataset, export, as_json=as_json)
+        _run(options.config(), store, dataset, export, as_json=as_json)
 
 
 @annotate_app.command("plan")

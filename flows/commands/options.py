@@ -81,16 +81,18 @@ class Options(Protocol):
 def taking(**kinds: Callable[..., Options]) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Give a command the options of classes; it receives what each says as its parameter of that name.
 
-    An option of the command's own takes the place of a class's of the same name, and the class gets its value.
+    A parameter that is annotated with the class receives the options themselves. An option of the command's own takes
+    the place of a class's of the same name, and the class gets its value.
     """
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
-        for name in kinds:
-            del command.__annotations__[name]  # a configuration, whose type takes long to import
+        # what is not a class of options is a configuration, whose type takes long to import
+        unread = {name for name, kind in kinds.items() if command.__annotations__.pop(name) == kind.__name__}
         own, options = _parameters(command), {name: _parameters(kind) for name, kind in kinds.items()}
 
         def wrapped(**given: Any) -> None:
-            built = {name: kinds[name](**{each: given[each] for each in options[name]}).config() for name in kinds}
+            taken = {name: kinds[name](**{each: given[each] for each in options[name]}) for name in kinds}
+            built = {name: each if name in unread else each.config() for name, each in taken.items()}
             command(**{name: given[name] for name in own}, **built)
 
         parameters = {name: each for known in [*options.values(), own] for name, each in known.items()}
