@@ -40,8 +40,8 @@ def shared(monkeypatch: pytest.MonkeyPatch) -> Generator[list[int]]:
 
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parents[1])]))
     monkeypatch.setattr(flows.simulation.workers, "working", spy)
-    monkeypatch.setattr(flows.simulation.workers, "_TRIAL_S", 0.0)
-    monkeypatch.setattr(flows.simulation.workers, "_WORTH_S", 0.0)
+    monkeypatch.setattr(flows.simulation.workers, "TRIAL_S", 0.0)
+    monkeypatch.setattr(flows.simulation.workers, "WORTH_S", 0.0)
     yield tasks
     shutdown_workers()
 
@@ -167,7 +167,7 @@ def test_one_environment_one_worker_and_external_code_stay_in_one_process(
 
 def test_few_episodes_are_over_before_others_would_have_started(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(flows.simulation.workers, "working", lambda *_, **__: pytest.fail("others start"))
-    monkeypatch.setattr(flows.simulation.workers, "_TRIAL_S", 1e9)
+    monkeypatch.setattr(flows.simulation.workers, "TRIAL_S", 1e9)
     config = CollectConfig(env_id="CartPole-v1", policy="random", episodes=12, envs=3, workers=2)
     assert collect(store, config).episodes == 12
 

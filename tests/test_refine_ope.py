@@ -131,7 +131,7 @@ class Counted(np.ndarray):
 def test_an_estimate_from_a_large_log_never_reads_all_of_its_states_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     steps = chain()
     monkeypatch.setattr(ope, "ENOUGH_ROWS", 50)
-    monkeypatch.setattr(ope, "_CHUNK", 16)
+    monkeypatch.setattr(ope, "CHUNK", 16)
     monkeypatch.setattr(Counted, "most", 0)
     counted = replace(steps, observation=steps.observation.view(Counted))
     (right,) = estimate(counted, [always((0.0, 5.0))], CONFIG.model_copy(update={"transitions": 100}))

@@ -30,10 +30,12 @@ from .trust import Named
 
 _CHUNK, _MOST = 8, 512  # whole episodes of a task: of unknown size, and at most
 _TRAVEL_BYTES, _TRAVEL_S = 16_000_000, 2.0  # about what the steps of a task may weigh, and take
-_TRIAL_S = 0.5  # seconds of playing after which it shows how long the rest would take
-_WORTH_S = 4.0  # seconds of playing from which on other processes are worth their start
 _MOST_ABREAST, _LEAST = 32, 4  # episodes of a task of the gate, side by side; more would report their progress late
 _MAKING_S = 0.5  # seconds for making environments that stay for the next tasks
+TRIAL_S = 0.5
+"""Seconds of playing after which it shows how long the rest would take."""
+WORTH_S = 4.0
+"""Seconds of playing from which on other processes are worth their start."""
 Advance = Callable[[int, int], None]
 _Summary = tuple[float, int]
 """Return and steps of an episode."""
@@ -123,7 +125,7 @@ class _Trial:
 
     def __init__(self, task: _Task, workers: int, stack: ExitStack) -> None:
         self._task, self._workers, self._stack = task, workers, stack
-        self._patience = (0.0, _TRIAL_S) if are_waiting(workers) else (_TRIAL_S, _WORTH_S)
+        self._patience = (0.0, TRIAL_S) if are_waiting(workers) else (TRIAL_S, WORTH_S)
         self._start = time.monotonic()
         self._played: Iterator[_Played] = iter(())
 

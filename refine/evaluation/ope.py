@@ -127,7 +127,7 @@ def _next_draw(draws: Sequence[Estimate]) -> float:
 MINIMUM_EPISODES = 5
 """Resampling fewer episodes than this says nothing about the next ones."""
 _ACTION_SAMPLES = 4  # next actions per step of a continuous policy that is drawn from
-_CHUNK = 65_536  # observations per call of a policy; bounds the memory
+CHUNK = 65_536  # observations per call of a policy; bounds the memory
 _OUTLIER = 5.0  # standard deviations at which an input is cut
 _LINEAR = 0.1  # size of the plain inputs beside the random features
 
@@ -294,8 +294,8 @@ def _chances(policy: MlpPolicy, observations: Array, mode: Mode) -> Floats:
 
 def _in_chunks(ask: Callable[[Array], Array], observations: Array) -> Array:
     """What a policy says, of so many observations at a time."""
-    chunks = range(0, len(observations), _CHUNK)
-    return np.concatenate([ask(observations[start : start + _CHUNK]) for start in chunks])
+    chunks = range(0, len(observations), CHUNK)
+    return np.concatenate([ask(observations[start : start + CHUNK]) for start in chunks])
 
 
 def _support(steps: StepArrays, policy: MlpPolicy) -> float:
