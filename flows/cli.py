@@ -158,13 +158,13 @@ def _describe_usage(error: _UsageError) -> tuple[str, int]:
     """What does not fit, what was meant perhaps, and where the help is; only the code where the help was just shown."""
     if type(error).__name__ == "NoArgsIsHelpError":
         return "", error.exit_code
-    said = error.format_message().replace("Value error, ", "").rstrip(".")
-    said = re.sub(r" \(Possible options: (.*)\)$", lambda found: f". Did you mean {found[1]}?", said)
-    said += "" if said.endswith("?") else "."
-    if choice := re.search(r"'([^']*)' is not one of ('.*')\.$", said):
-        said += did_you_mean(choice[1], re.findall(r"'([^']*)'", choice[2]))
+    text = error.format_message().replace("Value error, ", "").rstrip(".")
+    text = re.sub(r" \(Possible options: (.*)\)$", lambda found: f". Did you mean {found[1]}?", text)
+    text += "" if text.endswith("?") else "."
+    if choice := re.search(r"'([^']*)' is not one of ('.*')\.$", text):
+        text += did_you_mean(choice[1], re.findall(r"'([^']*)'", choice[2]))
     path = error.ctx.command_path if error.ctx else "trajnote"
-    return f"error: {said} See `{path} --help`.", error.exit_code
+    return f"error: {text} See `{path} --help`.", error.exit_code
 
 
 def _describe(error: Exception) -> tuple[str, int] | None:

@@ -258,7 +258,7 @@ class ComparisonPlan:
         """Train, select, accept and report every arm.
 
         Episodes are remembered, so running it again plays nothing twice and ends the same. It runs inside a session of
-        its judge with all of its seeds, so that the catalog is opened rarely.
+        its evaluator with all of its seeds, so that the catalog is opened rarely.
 
         Raises:
             BadInput: as `check` does.

@@ -99,13 +99,13 @@ def measure_version(
     episodes = {name: _play(manifest, home, actor, report, name) for name, actor in actors.items()}
     returns = {name: _measure(played) for name, played in episodes.items()}
     compiled = CompiledRules.of(listed, manifest)
-    heard = [(episode, compiled.say(_states(episode))) for episode in episodes["the list"]]
+    decided = [(episode, compiled.say(_states(episode))) for episode in episodes["the list"]]
     logged = ((episode, compiled.say(_states(episode))) for episode in iterate_episodes(store, dataset_id))
-    shares = (_alike(compiled, actors["refined"], each) for each in (logged, heard))
+    shares = (_alike(compiled, actors["refined"], each) for each in (logged, decided))
     shown = PlayedList(
         listed,
         [with_action_indices(episode, manifest.action_space.start) for episode in episodes["the list"]],
-        [said.rules for _, said in heard],
+        [decisions.rules for _, decisions in decided],
         [Copied(*pair) for pair in zip(*shares, strict=True)],
         returns["the list"],
         returns["baseline"],
@@ -150,22 +150,24 @@ def _measure(episodes: Sequence[Episode]) -> Measured:
     return Measured(estimate.mean, estimate.low, estimate.high)
 
 
-def _alike(compiled: CompiledRules, actor: Actor, heard: Iterable[tuple[Episode, RuleDecisions]]) -> list[float | None]:
+def _alike(
+    compiled: CompiledRules, actor: Actor, decided: Iterable[tuple[Episode, RuleDecisions]]
+) -> list[float | None]:
     """For each rule the share of steps in which an actor does as it says, of those where it says something.
 
     Args:
         compiled: the rules.
         actor: compared with them.
-        heard: episodes, and what the rules say in their steps.
+        decided: episodes, and what the rules say in their steps.
     """
     counts = np.zeros((len(compiled.listed.rules), 2), np.int64)
-    for episode, said in heard:
+    for episode, decisions in decided:
         states = _states(episode)
         acts = choose(actor, states.observations, lambda states=states: Past(states.previous, states.steps))
-        acted = np.asarray(acts.actions, np.float64).reshape(said.actions.shape)
-        wanted = np.where(np.isnan(said.actions), acted, said.actions)  # a dimension left open agrees
+        acted = np.asarray(acts.actions, np.float64).reshape(decisions.actions.shape)
+        wanted = np.where(np.isnan(decisions.actions), acted, decisions.actions)  # a dimension left open agrees
         same = same_actions(acted, wanted, compiled.action_space)
-        np.add.at(counts, (said.rules[said.has_value], same[said.has_value].astype(np.int64)), 1)
+        np.add.at(counts, (decisions.rules[decisions.has_value], same[decisions.has_value].astype(np.int64)), 1)
     return [float(count[1] / count.sum()) if count.any() else None for count in counts]
 
 
