@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import multiprocessing
 import os
 import tempfile
 from decimal import Decimal
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import pyarrow as pa
@@ -232,6 +234,11 @@ def test_a_dataset_whose_shard_is_damaged_after_the_store_was_opened_is_left_out
         run_query(store, f"FROM '{path}'")
 
 
+def test_the_worker_of_a_pool_may_ask(filled: Store) -> None:
+    with multiprocessing.get_context("fork").Pool(1) as pool:
+        assert pool.apply(run_query, (filled, "SELECT 1 AS a")).to_pylist() == [{"a": 1}]
+
+
 @pytest.mark.slow
 def test_a_question_leaves_the_catalog_usable(store: Store) -> None:
     fill(store)
@@ -351,7 +358,7 @@ def test_an_interrupt_ends_a_question_and_leaves_nothing(
         raise KeyboardInterrupt
 
     monkeypatch.setattr(bounded.os, "fork", note)
-    monkeypatch.setattr(bounded.Pipe, "poll", interrupt)
+    monkeypatch.setattr(Connection, "poll", interrupt)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     with pytest.raises(KeyboardInterrupt):
         run_query(filled, ENDLESS)

@@ -18,8 +18,8 @@ import threading
 import traceback
 from dataclasses import dataclass
 from functools import cache
-from multiprocessing.connection import Connection as Pipe
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import duckdb
 import pyarrow as pa
@@ -29,6 +29,9 @@ from ..catalog import Connection, Row, is_corrupt, rows_of
 from ..errors import BadInput, DamagedStore, TrajnoteError
 from ..schema import sql_name, sql_text
 from ..store import Store
+
+if TYPE_CHECKING:
+    from multiprocessing.connection import PipeConnection
 
 _OF_THE_STATEMENT = (duckdb.ProgrammingError, duckdb.DataError)
 _ALLOWED = "Allowed: SELECT, WITH, FROM, EXPLAIN, DESCRIBE, SHOW, SUMMARIZE."
@@ -62,38 +65,65 @@ class Bounds:
 
 
 def _ask_apart(store: Store, sql: str, as_text: bool, bounds: Bounds) -> pa.Table:
-    """Ask in a forked process, which leaves the answer in a temporary folder and sends what has failed, or nothing."""
-    context = multiprocessing.get_context("fork")
+    """Ask in a forked process, which leaves the answer in a temporary folder and sends what has failed, or nothing.
+
+    It is not a `multiprocessing.Process`: the worker of a pool may not start one.
+    """
     with tempfile.TemporaryDirectory(prefix="trajnote-sql-", ignore_cleanup_errors=True) as folder:
-        ours, theirs = context.Pipe(duplex=False)
-        process = context.Process(target=_answer, args=(store, sql, Path(folder), as_text, bounds, theirs))
-        process.start()
-        theirs.close()
-        failure: Exception | None = BadInput(
-            f"The query took longer than {bounds.timeout_s:g} s.", "Allow more with --timeout SECONDS."
-        )
-        try:
-            if ours.poll(bounds.timeout_s):
-                failure = ours.recv()
-        except EOFError:
-            process.join()
-            code = process.exitcode or 0
-            failure = _too_much_memory(bounds, f"its process ended with {code}" if code < 0 else "")
-        finally:
-            process.kill()
-            process.join()
+        ours, theirs = multiprocessing.Pipe(duplex=False)
+        watched, held = multiprocessing.Pipe(duplex=False)  # closes when this process ends
+        child = os.fork()
+        if child == 0:
             ours.close()
+            held.close()
+            _answer(store, sql, Path(folder), as_text, bounds, theirs, watched)
+        theirs.close()
+        watched.close()
+        with ours, held:
+            failure = _find_failure(child, ours, bounds)
         if failure is not None:
             raise failure
         with pa.memory_map(str(Path(folder) / _ANSWER)) as file:
             return _with_plain_sums(pa.ipc.open_file(file).read_all())
 
 
-def _answer(store: Store, sql: str, folder: Path, as_text: bool, bounds: Bounds, caller: Pipe) -> None:
+def _find_failure(child: int, ours: PipeConnection[Any, Any], bounds: Bounds) -> Exception | None:
+    """What has failed, if anything; the process has ended then, by itself or by force."""
+    try:
+        if ours.poll(bounds.timeout_s):
+            failure: Exception | None = ours.recv()
+        else:
+            failure = BadInput(
+                f"The query took longer than {bounds.timeout_s:g} s.", "Allow more with --timeout SECONDS."
+            )
+    except EOFError:
+        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        return _too_much_memory(bounds, f"its process ended with {code}" if code < 0 else "")
+    except BaseException:
+        _end(child)
+        raise
+    _end(child)
+    return failure
+
+
+def _end(child: int) -> None:
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+
+
+def _answer(
+    store: Store,
+    sql: str,
+    folder: Path,
+    as_text: bool,
+    bounds: Bounds,
+    caller: PipeConnection[Any, Any],
+    watched: PipeConnection[Any, Any],
+) -> NoReturn:
     failure: Exception | None = None
     try:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # the caller notices it, and ends this process
-        threading.Thread(target=_end_with_caller, args=(folder,), daemon=True).start()
+        threading.Thread(target=_end_with_caller, args=(watched, folder), daemon=True).start()
         _limit_memory(bounds.memory)
         _ask(store, sql, folder, as_text, bounds)
     except TrajnoteError as error:
@@ -102,13 +132,14 @@ def _answer(store: Store, sql: str, folder: Path, as_text: bool, bounds: Bounds,
         failure = _too_much_memory(bounds)
     except BaseException:
         failure = RuntimeError(traceback.format_exc())
-    caller.send(failure)
-    os._exit(0)
+    try:
+        caller.send(failure)
+    finally:
+        os._exit(0)
 
 
-def _end_with_caller(folder: Path) -> None:
-    if caller := multiprocessing.parent_process():
-        caller.join()
+def _end_with_caller(watched: PipeConnection[Any, Any], folder: Path) -> None:
+    watched.poll(None)  # nothing is ever sent: returns when the other end is closed
     shutil.rmtree(folder, ignore_errors=True)
     os._exit(1)
 
